@@ -1,0 +1,1 @@
+"""The router: HTTP, text and scheduling in one process that never imports torch."""
