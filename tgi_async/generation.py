@@ -1,0 +1,73 @@
+"""One generation, as the API asks for it and as it comes back.
+
+The API layer builds a `GenerationRequest` of token ids and gets a `Generation`: an asynchronous
+iterator over what has been emitted since it last looked. It never sees steps, rows or blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from msgspec import Struct
+
+from tgi_async.wire.messages import Sampling
+
+FinishReason = Literal["length", "eos_token", "stop_sequence"]
+
+
+class GenerationRequest(Struct, frozen=True):
+    """What to generate.
+
+    `max_new_tokens` None means: up to the longest sequence the server allows. The engine raises
+    `errors.ValidationError` for a request that can never fit.
+    """
+
+    prompt: list[int]
+    sampling: Sampling
+    client: str = ""
+    """Whom fairness is owed to: (API key, peer address)."""
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    include_stop: bool = True
+    """Whether the text ends with the stop sequence (TGI) or right before it (OpenAI)."""
+    ignore_eos: bool = False
+    """Go on past the end-of-sequence token, for measurements of fixed length."""
+    prompt_logprobs: bool = False
+
+
+class TopToken(NamedTuple):
+    id: int
+    text: str
+    logprob: float
+    special: bool
+
+
+class Token(NamedTuple):
+    """An emitted token. The texts of a generation's tokens concatenate to its whole text.
+
+    `text` is what the token adds to it: empty while a character is incomplete or might become a
+    stop sequence that is to be cut off, and for a special token, unless it is the last one and
+    something was still held back.
+    """
+
+    id: int
+    text: str
+    logprob: float | None
+    special: bool
+    top: tuple[TopToken, ...] = ()
+
+
+class Timings(Struct):
+    """Seconds, on the engine's monotonic clock."""
+
+    queued: float = 0.0
+    """Between submission and the first step that computed anything."""
+    inference: float = 0.0
+    """Between that step and the end."""
+
+
+class Emitted(NamedTuple):
+    """What came since the last look. `finish_reason` is set on the last one."""
+
+    tokens: list[Token]
+    finish_reason: FinishReason | None

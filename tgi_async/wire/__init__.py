@@ -1,0 +1,1 @@
+"""The wire between the router and its workers: MessagePack frames over ZeroMQ."""

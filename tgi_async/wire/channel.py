@@ -1,0 +1,101 @@
+"""ZeroMQ sockets between the router and the workers of one incarnation.
+
+Each rank pulls steps from a socket of its own; all ranks push replies to one. The sockets are
+`ipc://` files in a folder that only this user can enter. A new incarnation of the workers gets new
+sockets, so that no frame of a dead one can reach it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from tgi_async.wire.codec import MAX_FRAME_BYTES, to_router_codec, to_worker_codec
+from tgi_async.wire.messages import ToRouter, ToWorker
+
+HIGH_WATER = 64
+"""Frames that may wait in a socket: far more than the steps that are ever in flight."""
+
+
+def _address(folder: Path, name: str) -> str:
+    return f"ipc://{folder / name}"
+
+
+def _configure(socket: zmq.Socket[Any] | zmq.asyncio.Socket) -> None:
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
+    socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+
+
+class RouterChannel:
+    """The router's end. `folder` must exist and be private (mode 0700)."""
+
+    def __init__(self, folder: Path, incarnation: int, world_size: int) -> None:
+        self._codec_out = to_worker_codec()
+        self._codec_in = to_router_codec()
+        self._context = zmq.asyncio.Context()
+        self._replies = self._context.socket(zmq.PULL)
+        _configure(self._replies)
+        self._replies.bind(_address(folder, f"replies-{incarnation}"))
+        # Sending never waits, so it needs no asynchronous socket.
+        self._sync: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(self._context)
+        self._steps: list[zmq.Socket[Any]] = []
+        for rank in range(world_size):
+            socket = self._sync.socket(zmq.PUSH)
+            _configure(socket)
+            # Connecting before the worker binds lets frames wait for it.
+            socket.connect(_address(folder, f"steps-{incarnation}-{rank}"))
+            self._steps.append(socket)
+
+    def send(self, message: ToWorker) -> None:
+        """The same frame to every rank. Raises zmq.Again where a rank does not read any more."""
+        frame = self._codec_out.encode(message)
+        for socket in self._steps:
+            socket.send(frame, zmq.NOBLOCK)
+
+    async def receive(self) -> ToRouter:
+        """The next reply. Raises WireError for anything outside the schema."""
+        frame: bytes = await self._replies.recv()
+        return self._codec_in.decode(frame)
+
+    def close(self) -> None:
+        for socket in self._steps:
+            socket.close()
+        self._replies.close()
+        self._context.term()
+
+
+class WorkerChannel:
+    """A worker's end."""
+
+    def __init__(self, folder: Path, incarnation: int, rank: int) -> None:
+        self._codec_in = to_worker_codec()
+        self._codec_out = to_router_codec()
+        self._context = zmq.Context()
+        self._steps = self._context.socket(zmq.PULL)
+        _configure(self._steps)
+        self._steps.bind(_address(folder, f"steps-{incarnation}-{rank}"))
+        self._replies = self._context.socket(zmq.PUSH)
+        _configure(self._replies)
+        self._replies.connect(_address(folder, f"replies-{incarnation}"))
+
+    def receive(self, wait: bool = True) -> ToWorker | None:
+        """The next frame; None if there is none and `wait` is false."""
+        try:
+            return self._codec_in.decode(self._steps.recv(0 if wait else zmq.NOBLOCK))
+        except zmq.Again:
+            return None
+
+    def send(self, message: ToRouter) -> None:
+        self._replies.send(self._codec_out.encode(message))
+
+    def close(self) -> None:
+        """Wait up to a second for what was sent to leave."""
+        self._replies.setsockopt(zmq.LINGER, 1000)
+        self._steps.close()
+        self._replies.close()
+        self._context.term()

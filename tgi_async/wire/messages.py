@@ -1,0 +1,197 @@
+"""What the router and a worker say to each other.
+
+The schema is closed: every frame is one of the structs below, as a MessagePack array whose first
+item is the type's tag, and anything else is refused by the typed decoder (`wire.codec`). There are
+no extension types, no object hooks and no pickle.
+
+The router owns every decision. A worker keeps a *persistent batch*, a table of rows, and each
+`Step` carries only what changed in it: rows released, rows admitted, blocks granted, and how many
+tokens each row computes. Prefill, chunk and decode are the same thing with different counts. A
+decode row's input is the token that the worker itself sampled in the step before, so the router can
+send step N+1 before the tokens of step N have come back.
+
+Token ids and block ids are non-negative integers below 2**31.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+Id = Annotated[int, Meta(ge=0, lt=2**31)]
+Count = Annotated[int, Meta(ge=0, lt=2**31)]
+Seed = Annotated[int, Meta(ge=0)]
+"""Unsigned 64 bits, which is all that MessagePack can carry."""
+
+
+class Frame(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Common settings of every struct that crosses the wire."""
+
+
+class Sampling(Frame, frozen=True):
+    """How one row turns logits into a token.
+
+    Random numbers are a function of (seed, choice, position, purpose), never of the batch.
+    Values that change nothing: temperature 1, top_k 0, top_p 1, typical_p 1, repetition_penalty 1,
+    frequency_penalty 0.
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: Count = 0
+    top_p: float = 1.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    watermark: bool = False
+    seed: Seed = 0
+    choice: Count = 0
+    logprobs: bool = False
+    """Whether the log-probability of each sampled token is wanted."""
+    top_n_tokens: Count = 0
+    """How many of the likeliest tokens to report at each position, besides the sampled one."""
+
+
+class Admit(Frame, frozen=True):
+    """A row enters the persistent batch.
+
+    `tokens` are the prompt and, after a preemption or a worker's death, what was already emitted.
+    The first `n_cached` of them are in `blocks` already (a prefix-cache hit).
+    """
+
+    row: Count
+    tokens: list[Id]
+    n_prompt: Count
+    n_cached: Count
+    blocks: list[Id]
+    sampling: Sampling
+    prompt_logprobs: bool = False
+
+
+class Grow(Frame, frozen=True):
+    """Blocks appended to a row's block table before this step runs."""
+
+    row: Count
+    blocks: list[Id]
+
+
+class Run(Frame, frozen=True):
+    """A row's part of a step: it computes its next `n` tokens.
+
+    The row samples when these are the last of its known tokens.
+    """
+
+    row: Count
+    n: Annotated[int, Meta(ge=1, lt=2**31)]
+
+
+class Start(Frame, frozen=True, tag="start"):
+    """First frame to a worker: load this model and report how many blocks fit."""
+
+    model_path: str
+    dtype: str
+    block_size: Count
+    n_blocks: Count
+    """Blocks to allocate; 0 lets the worker find how many fit."""
+    kv_cache_memory: Annotated[int, Meta(ge=0)]
+    """Bytes the KV cache may take; 0 lets the worker choose. Ignored when n_blocks is given."""
+    max_rows: Count
+    max_batch_prefill_tokens: Count
+    """0 lets the worker choose what suits its device."""
+    max_total_tokens: Count
+    """Longest sequence a row may hold; 0: the model's own limit."""
+    trust_remote_code: bool = False
+    rank: Count = 0
+    world_size: Count = 1
+
+
+class Step(Frame, frozen=True, tag="step"):
+    """One forward pass. Applied in the order release, admit, grow, run."""
+
+    step: Count
+    release: list[Count]
+    admit: list[Admit]
+    grow: list[Grow]
+    run: list[Run]
+
+
+class Stop(Frame, frozen=True, tag="stop"):
+    """Finish what is queued and exit with status 0."""
+
+
+class Loading(Frame, frozen=True, tag="loading"):
+    """A worker's start-up went on to a new phase, or ended one."""
+
+    phase: str
+    seconds: float
+    """Duration of the phase that ended; 0 when it has just begun."""
+    detail: str = ""
+
+
+class Ready(Frame, frozen=True, tag="ready"):
+    """The worker is warm."""
+
+    n_blocks: Count
+    block_size: Count
+    max_total_tokens: Count
+    """Longest sequence the model itself takes."""
+    max_batch_prefill_tokens: Count
+    """Most prefill tokens in a step: what was asked for, or what suits the device."""
+    device: str
+    eos_token_ids: list[Id]
+    vocab_size: Count
+    kv_cache_bytes: Annotated[int, Meta(ge=0)]
+    weight_bytes: Annotated[int, Meta(ge=0)]
+    notes: list[str]
+    """What a person should know about this start, e.g. a fallback taken."""
+
+
+class Refused(Frame, frozen=True, tag="refused"):
+    """The worker cannot serve this model, says why and what to do, and exits."""
+
+    message: str
+
+
+class TopToken(Frame, frozen=True):
+    id: Id
+    logprob: float
+
+
+class Sampled(Frame, frozen=True):
+    """What one row of a step produced."""
+
+    row: Count
+    token: Id
+    logprob: float | None = None
+    top: list[TopToken] = []
+
+
+class PromptLogprobs(Frame, frozen=True):
+    """Log-probabilities of prompt tokens `start`, `start + 1`, ... given what is before each."""
+
+    row: Count
+    start: Count
+    logprobs: list[float]
+
+
+class RowError(Frame, frozen=True):
+    """This row failed, alone; the router ends its request and releases it."""
+
+    row: Count
+    message: str
+
+
+class StepDone(Frame, frozen=True, tag="done"):
+    """The results of one step. Rows that were in mid-prefill do not appear in `sampled`."""
+
+    step: Count
+    sampled: list[Sampled]
+    prompt_logprobs: list[PromptLogprobs]
+    errors: list[RowError]
+    forward_seconds: float
+    sample_seconds: float
+
+
+ToWorker = Start | Step | Stop
+ToRouter = Loading | Ready | Refused | StepDone
