@@ -1,0 +1,1 @@
+"""The deterministic core: no I/O, no clock, no randomness, no asyncio."""

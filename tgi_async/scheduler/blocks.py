@@ -1,0 +1,215 @@
+"""Paged blocks and the prefix cache: who holds which block of the KV cache.
+
+The pool is `n_blocks` blocks of `block_size` tokens. Each block is in exactly one of three places:
+free, used (at least one block table holds it), or cached (no table holds it, but its content can
+still be hit; evicted least recently used first).
+
+The prefix cache is a tree of full blocks. A node stands for "these tokens after that parent", and
+is found by exact equality of (parent, token ids), so a hit is proved by its tokens and never by a
+hash alone. A node's id is never used twice: what hung under an evicted node can not be reached
+through a new one. A node is *pending* while the block table that means to compute it is running,
+and *ready*, with a block, once the step that filled that block was acknowledged.
+
+Paging is vLLM's (arXiv 2309.06180); sharing between running requests is RadixAttention's
+(arXiv 2312.07104) at the granularity of a block.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+ROOT = 0
+
+
+class Node:
+    """A full block of tokens behind its parent."""
+
+    __slots__ = ("block", "id", "owner", "parent", "tokens")
+
+    def __init__(self, id: int, parent: int, tokens: tuple[int, ...], owner: BlockTable) -> None:
+        self.id = id
+        self.parent = parent
+        self.tokens = tokens
+        self.block: int | None = None
+        self.owner: BlockTable | None = owner
+        """Who is computing it; None once it is ready or given up."""
+
+
+class BlockTable:
+    """The blocks of one admitted request, in order of position."""
+
+    __slots__ = ("blocks", "last_step", "lineage", "n_committed", "n_computed", "pending")
+
+    def __init__(self, blocks: list[int], lineage: int, n_computed: int) -> None:
+        self.blocks = blocks
+        self.lineage = lineage
+        """Id of the node of the last full block whose content is known to be computed."""
+        self.n_committed = len(blocks)
+        """How many leading blocks have a node of the tree as their content."""
+        self.n_computed = n_computed
+        """Positions whose keys and values are known to be in the blocks."""
+        self.pending: list[Node] = []
+        self.last_step = 0
+        """The last step that may touch these blocks."""
+
+
+class Match(NamedTuple):
+    """What the cache holds of a prompt."""
+
+    hits: list[Node]
+    computing: Node | None
+    """The next node, if a running request is computing it just now."""
+
+
+class BlockManager:
+    """Grants, shares, caches and frees blocks. Callers never ask for more than `n_available`."""
+
+    def __init__(self, n_blocks: int, block_size: int) -> None:
+        if n_blocks < 1 or block_size < 1:
+            raise ValueError(
+                f"a pool needs at least one block of one token, got {n_blocks} of {block_size}"
+            )
+        self.n_blocks = n_blocks
+        self.block_size = block_size
+        self._next_id = ROOT + 1
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all content and all tables, as when the worker that held them has died."""
+        self._free = list(range(self.n_blocks - 1, -1, -1))
+        self._references = [0] * self.n_blocks
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        self._node_of: list[Node | None] = [None] * self.n_blocks
+        self._tree: dict[tuple[int, tuple[int, ...]], Node] = {}
+
+    @property
+    def n_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def n_cached(self) -> int:
+        return len(self._cached)
+
+    @property
+    def n_available(self) -> int:
+        """Blocks that can be granted now: free ones, and cached ones after eviction."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def n_used(self) -> int:
+        return self.n_blocks - self.n_available
+
+    def references(self, block: int) -> int:
+        """How many tables hold this block."""
+        return self._references[block]
+
+    def n_exclusive(self, table: BlockTable) -> int:
+        """Blocks that become available when this table is closed."""
+        references = self._references
+        return sum(references[block] == 1 for block in table.blocks)
+
+    def match(self, keys: list[tuple[int, ...]]) -> Match:
+        """Walk the tree along full blocks of tokens. The caller leaves out what it must compute."""
+        hits: list[Node] = []
+        parent = ROOT
+        for tokens in keys:
+            node = self._tree.get((parent, tokens))
+            if node is None:
+                break
+            if node.block is None:
+                return Match(hits, node)
+            hits.append(node)
+            parent = node.id
+        return Match(hits, None)
+
+    def n_taken(self, hits: list[Node]) -> int:
+        """How many of these hits are not held by anybody, and so use up availability."""
+        return sum(self._references[node.block] == 0 for node in hits if node.block is not None)
+
+    def open(self, hits: list[Node], keys: list[tuple[int, ...]]) -> BlockTable:
+        """A table that shares the hits, and announces the rest of `keys` as being computed.
+
+        `keys` are the full blocks of everything the request will compute at once, hits first.
+        """
+        blocks = []
+        parent = ROOT
+        for node in hits:
+            assert node.block is not None
+            self._hold(node.block)
+            blocks.append(node.block)
+            parent = node.id
+        table = BlockTable(blocks, parent, len(blocks) * self.block_size)
+        for tokens in keys[len(hits) :]:
+            found = self._tree.get((parent, tokens))
+            if found is None:
+                found = self._add(parent, tokens, table)
+                table.pending.append(found)
+            parent = found.id
+        return table
+
+    def grow(self, table: BlockTable, n: int) -> list[int]:
+        """Grant `n` blocks, evicting cached content where none is free."""
+        granted = []
+        for _ in range(n):
+            if self._free:
+                block = self._free.pop()
+            else:
+                block, _ = self._cached.popitem(last=False)
+                node = self._node_of[block]
+                assert node is not None
+                del self._tree[node.parent, node.tokens]
+                self._node_of[block] = None
+            self._references[block] = 1
+            granted.append(block)
+        table.blocks += granted
+        return granted
+
+    def commit(self, table: BlockTable, keys: list[tuple[int, ...]]) -> None:
+        """Put the table's full computed blocks, whose tokens are `keys`, into the tree.
+
+        Where another table was first with the same content, this one's copy stays its own.
+        """
+        n_full = min(table.n_computed // self.block_size, len(keys))
+        for index in range(table.n_committed, n_full):
+            tokens = keys[index]
+            node = self._tree.get((table.lineage, tokens))
+            if node is None:
+                node = self._add(table.lineage, tokens, table)
+            if node.block is None:
+                block = table.blocks[index]
+                node.block = block
+                node.owner = None
+                self._node_of[block] = node
+            table.lineage = node.id
+        table.n_committed = max(table.n_committed, n_full)
+
+    def close(self, table: BlockTable) -> None:
+        """Give the blocks back; what is in the tree stays cached, its deepest block evicted first.
+
+        What the table announced but did not compute is taken out of the tree.
+        """
+        for node in table.pending:
+            if node.owner is table:
+                node.owner = None
+                del self._tree[node.parent, node.tokens]
+        table.pending = []
+        for block in reversed(table.blocks):
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                if self._node_of[block] is None:
+                    self._free.append(block)
+                else:
+                    self._cached[block] = None
+        table.blocks = []
+
+    def _hold(self, block: int) -> None:
+        if self._references[block] == 0:
+            del self._cached[block]
+        self._references[block] += 1
+
+    def _add(self, parent: int, tokens: tuple[int, ...], owner: BlockTable) -> Node:
+        node = Node(self._next_id, parent, tokens, owner)
+        self._next_id += 1
+        self._tree[parent, tokens] = node
+        return node

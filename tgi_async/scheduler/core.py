@@ -1,0 +1,420 @@
+"""The scheduler's core: what runs in the next step.
+
+Deterministic, and alone: no I/O, no clock, no randomness, no asyncio. The engine around it calls
+`submit`, `plan`, `complete`, `finish` and `reset`, sends the steps it plans to the workers in
+order, and hands back their results in the same order.
+
+A step is `{row: n tokens}`; prefill, chunk and decode differ only in their counts. Each plan first
+gives every decoding row its token, then spends the prefill budget on the row that is in
+mid-prefill, then on new admissions. At most one row is left in mid-prefill.
+
+**One step ahead.** Up to `lookahead` steps are planned before the results of the ones before have
+come back. A sampled token that is still in flight counts as one token of unknown value. Frees wait:
+the table of a request that ended or was preempted is closed once the last step that may touch its
+blocks is acknowledged.
+
+**No stall.** Each plan leaves enough blocks available for every decoding row to go on for one more
+step; where it cannot, it preempts the latest arrivals now, so that their blocks are back in time.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from typing import NamedTuple
+
+from tgi_async.errors import ValidationError
+from tgi_async.generation import FinishReason
+from tgi_async.scheduler.blocks import BlockManager, BlockTable
+from tgi_async.scheduler.fairness import INPUT_COST, OUTPUT_COST, WaitingQueue
+from tgi_async.scheduler.request import (
+    Event,
+    FailedEvent,
+    PromptEvent,
+    Request,
+    Status,
+    TokenEvent,
+)
+from tgi_async.wire.messages import Admit, Grow, Run, Sampled, Step, StepDone
+
+
+class Budget(NamedTuple):
+    """The limits that the core keeps."""
+
+    n_blocks: int
+    block_size: int
+    max_rows: int
+    max_batch_prefill_tokens: int
+    """Most prefill tokens in a step."""
+    max_total_tokens: int
+    """Most tokens of a request, prompt and output."""
+    overcommit: float = 4.0
+    """How many times the pool the running requests may grow to, should all reach their limits."""
+    lookahead: int = 1
+    """Steps planned before the results of the ones before are known."""
+
+
+class Plan(NamedTuple):
+    """A step to send, and what it is made of."""
+
+    step: Step
+    admitted: list[Request]
+    n_prefill_tokens: int
+    n_decodes: int
+
+
+class _Part(NamedTuple):
+    """A row's part of a step in flight. The table tells this admission from a later one."""
+
+    request: Request
+    table: BlockTable
+    row: int
+    end: int
+    """Positions computed once the step is done."""
+    samples: bool
+
+
+class _InFlight(NamedTuple):
+    step: int
+    parts: list[_Part]
+
+
+class _Draft:
+    """A step being planned."""
+
+    def __init__(self, step: int, prefill_budget: int) -> None:
+        self.step = step
+        self.left = prefill_budget
+        """Prefill tokens that may still be given out."""
+        self.spare = 0
+        """Blocks beyond what the running rows need for this step and the next."""
+        self.run: list[Run] = []
+        self.grow: list[Grow] = []
+        self.admit: list[Admit] = []
+        self.admitted: list[Request] = []
+        self.parts: list[_Part] = []
+
+
+class UnexpectedResult(Exception):
+    """A worker's reply does not fit the step that was sent."""
+
+
+class Core:
+    """Waiting queue, running batch, blocks and budgets."""
+
+    def __init__(self, budget: Budget) -> None:
+        if budget.lookahead not in (0, 1):
+            raise ValueError(f"lookahead is 0 or 1, got {budget.lookahead}")
+        if min(budget.max_rows, budget.max_batch_prefill_tokens) < 1:
+            raise ValueError(f"a step needs at least one row and one prefill token, got {budget}")
+        self.budget = budget
+        self.blocks = BlockManager(budget.n_blocks, budget.block_size)
+        self.waiting = WaitingQueue()
+        self.running: list[Request] = []
+        """In order of arrival."""
+        self.n_preemptions = 0
+        self.n_hit_tokens = 0
+        self._free_rows = list(range(budget.max_rows - 1, -1, -1))
+        self._release: list[int] = []
+        self._in_flight: deque[_InFlight] = deque()
+        self._closing: list[BlockTable] = []
+        """Tables that nobody holds, waiting for the steps in flight that may touch them."""
+        self._last_step = 0
+        self._acknowledged = 0
+        self._arrivals = 0
+        self._committed_tokens = 0
+        """Prompt and most output tokens of all running requests."""
+
+    # -- events ---------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> None:
+        """A new request. Raises ValidationError, by name of the limit, if it can never fit."""
+        budget = self.budget
+        total = request.n_prompt + request.max_new_tokens
+        if not request.n_prompt or request.max_new_tokens < 1:
+            raise ValidationError(
+                "a request needs at least one prompt token and one token to generate. "
+                f"Given: {request.n_prompt} and {request.max_new_tokens}"
+            )
+        if total > budget.max_total_tokens:
+            raise ValidationError(
+                f"`inputs` tokens + `max_new_tokens` must be <= {budget.max_total_tokens}. Given: "
+                f"{request.n_prompt} `inputs` tokens and {request.max_new_tokens} `max_new_tokens`"
+            )
+        if self._n_blocks(request.limit) > budget.n_blocks:
+            raise ValidationError(
+                f"`inputs` tokens + `max_new_tokens` must fit in the KV cache of "
+                f"{budget.n_blocks * budget.block_size} tokens (`max_batch_total_tokens`). Given: "
+                f"{request.n_prompt} `inputs` tokens and {request.max_new_tokens} `max_new_tokens`"
+            )
+        self._arrivals += 1
+        request.arrival = self._arrivals
+        self.waiting.add(request)
+
+    def finish(self, request: Request) -> None:
+        """The request is over: its client left, or a stop sequence appeared. Idempotent."""
+        if request.status is Status.ENDED:
+            return
+        if request.status is Status.WAITING:
+            self.waiting.remove(request)
+        else:
+            self._leave(request)
+        request.status = Status.ENDED
+        self.waiting.ended(request)
+
+    def reset(self) -> None:
+        """The worker died: everything running is preempted, and what was in flight is lost."""
+        self._in_flight.clear()
+        self._acknowledged = self._last_step
+        self._closing.clear()
+        self._release.clear()
+        self.blocks.reset()
+        for request in reversed(self.running):
+            self._requeue(request)
+        for request in self.waiting:
+            request.n_in_flight = 0
+            request.waits_for = None
+        self.running.clear()
+        self._committed_tokens = 0
+        self._free_rows = list(range(self.budget.max_rows - 1, -1, -1))
+
+    def complete(self, done: StepDone) -> list[Event]:
+        """The oldest step in flight is done. Raises UnexpectedResult if this is not its result."""
+        if not self._in_flight or self._in_flight[0].step != done.step:
+            raise UnexpectedResult(f"step {done.step} is not the one awaited")
+        parts = self._in_flight.popleft().parts
+        self._acknowledged = done.step
+        sampled = {one.row: one for one in done.sampled}
+        events: list[Event] = []
+        failed: dict[int, str] = {error.row: error.message for error in done.errors}
+        owners = {part.row: part for part in parts} if failed or done.prompt_logprobs else {}
+        for scored in done.prompt_logprobs:
+            part = owners.get(scored.row)
+            if part is None:
+                raise UnexpectedResult(f"row {scored.row} is not in step {done.step}")
+            if part.request.status is not Status.ENDED:
+                events.append(PromptEvent(part.request, scored.start, scored.logprobs))
+        for part in parts:
+            if part.row in failed:
+                self._fail(part, failed[part.row], events)
+            else:
+                self._acknowledge(part, sampled, events)
+        self._close_tables()
+        return events
+
+    # -- planning -------------------------------------------------------------------------------
+
+    def plan(self) -> Plan | None:
+        """The next step, or None while there is nothing to run or too much in flight."""
+        if len(self._in_flight) > self.budget.lookahead:
+            return None
+        draft = _Draft(self._last_step + 1, self.budget.max_batch_prefill_tokens)
+        preempted = self._reserve(draft)
+        prefilling: Request | None = None
+        for request in self.running:
+            if request.n_planned < request.prefill_end:
+                prefilling = request
+            elif request.n_planned < request.limit:
+                self._schedule(request, 1, draft)
+        n_decodes = len(draft.run)
+        if prefilling is not None:
+            self._prefill(prefilling, draft)
+        while (
+            draft.left > 0
+            and not preempted
+            and (prefilling is None or prefilling.n_planned == prefilling.prefill_end)
+        ):
+            prefilling = self._admit(draft)
+            if prefilling is None:
+                break
+        if not draft.run:
+            return None
+        self._last_step = draft.step
+        self._in_flight.append(_InFlight(draft.step, draft.parts))
+        step = Step(draft.step, self._release, draft.admit, draft.grow, draft.run)
+        self._release = []
+        n_prefill = self.budget.max_batch_prefill_tokens - draft.left
+        return Plan(step, draft.admitted, n_prefill, n_decodes)
+
+    def _reserve(self, draft: _Draft) -> bool:
+        """Keep blocks for one token of every running row in this step and in the next.
+
+        Preempts the latest arrivals where they are not to be had; true if it did. The oldest is
+        never preempted: what it can ever need was checked to fit when it was submitted.
+        """
+        preempted = False
+        while True:
+            needed = sum(self._short(request, request.n_planned + 2) for request in self.running)
+            draft.spare = self.blocks.n_available - needed
+            if draft.spare >= 0 or len(self.running) < 2:
+                return preempted
+            # What waits to be closed is back before the next step is planned.
+            if draft.spare + sum(map(self.blocks.n_exclusive, self._closing)) >= 0:
+                return preempted
+            self._preempt(self.running[-1])
+            preempted = True
+
+    def _prefill(self, request: Request, draft: _Draft) -> None:
+        """Schedule as much of a row's prefill as budget and blocks allow, at least one token."""
+        start = request.n_planned
+        n = min(request.prefill_end - start, draft.left)
+        reserved = self._short(request, start + 2)
+        if self._short(request, start + n + 1) > reserved + draft.spare:
+            assert request.table is not None
+            granted = len(request.table.blocks) + reserved + max(draft.spare, 0)
+            n = max(1, min(n, granted * self.budget.block_size - 1 - start))
+        draft.spare -= self._short(request, start + n + 1) - reserved
+        draft.left -= n
+        self._schedule(request, n, draft)
+
+    def _admit(self, draft: _Draft) -> Request | None:
+        """Admit the head of the queue, if its row, its known tokens and its limit fit."""
+        if not self._free_rows:
+            return None
+        request = self.waiting.head()
+        if request is None or request.n_in_flight:
+            return None
+        if request.waits_for is not None and request.waits_for.owner is not None:
+            return None
+        committed = self._committed_tokens + request.n_prompt + request.max_new_tokens
+        pool = self.budget.n_blocks * self.budget.block_size
+        if self.running and committed > self.budget.overcommit * pool:
+            return None
+        known = len(request.tokens)
+        scored = request.prompt_logprobs and request.n_emitted == 0
+        keys = request.block_keys(self.budget.block_size)
+        # The last known token is always computed: its logits are what is wanted.
+        match = self.blocks.match([] if scored else keys[: (known - 1) // self.budget.block_size])
+        request.waits_for = match.computing
+        if match.computing is not None:
+            return None
+        taken = self.blocks.n_taken(match.hits)
+        fresh = self._n_blocks(min(known + 1, request.limit)) - len(match.hits)
+        if taken + fresh > draft.spare:
+            return None
+
+        self.waiting.remove(request)
+        request.status = Status.RUNNING
+        request.row = self._free_rows.pop()
+        request.table = table = self.blocks.open(match.hits, [] if scored else keys)
+        n_cached = request.n_planned = table.n_computed
+        request.prefill_end = known
+        insort(self.running, request, key=lambda other: other.arrival)
+        self._committed_tokens = committed
+        self.n_hit_tokens += n_cached
+        if not request.charged:
+            request.charged = True
+            self.waiting.charge(request.client, INPUT_COST * (request.n_prompt - n_cached))
+        draft.spare -= taken + self._short(request, n_cached + 2)
+        n_grown = len(draft.grow)
+        self._prefill(request, draft)
+        del draft.grow[n_grown:]
+        draft.admitted.append(request)
+        draft.admit.append(
+            Admit(
+                row=request.row,
+                tokens=list(request.tokens),
+                n_prompt=request.n_prompt,
+                n_cached=n_cached,
+                blocks=list(table.blocks),
+                sampling=request.sampling,
+                prompt_logprobs=scored,
+            )
+        )
+        return request
+
+    def _schedule(self, request: Request, n: int, draft: _Draft) -> None:
+        """Put `n` tokens of a running request into the step, and grant the blocks they need."""
+        table = request.table
+        assert table is not None
+        end = request.n_planned + n
+        short = self._n_blocks(end) - len(table.blocks)
+        if short > 0:
+            draft.grow.append(Grow(request.row, self.blocks.grow(table, short)))
+        samples = end >= request.prefill_end
+        request.n_planned = end
+        request.n_in_flight += samples
+        table.last_step = draft.step
+        draft.run.append(Run(request.row, n))
+        draft.parts.append(_Part(request, table, request.row, end, samples))
+
+    # -- results --------------------------------------------------------------------------------
+
+    def _acknowledge(self, part: _Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
+        request, table = part.request, part.table
+        table.n_computed = part.end
+        if part.end // self.budget.block_size > table.n_committed:
+            self.blocks.commit(table, request.block_keys(self.budget.block_size))
+        if not part.samples:
+            return
+        request.n_in_flight -= 1
+        if request.status is Status.ENDED:
+            return
+        one = sampled.get(part.row)
+        if one is None:
+            raise UnexpectedResult(f"row {part.row} has no token in its step")
+        request.tokens.append(one.token)
+        self.waiting.charge(request.client, OUTPUT_COST)
+        reason: FinishReason | None = None
+        if request.n_emitted == request.max_new_tokens:
+            reason = "length"
+        elif one.token in request.stop_ids:
+            reason = "eos_token"
+        events.append(TokenEvent(request, one, reason))
+        if reason is not None:
+            self.finish(request)
+
+    def _fail(self, part: _Part, message: str, events: list[Event]) -> None:
+        request = part.request
+        request.n_in_flight -= part.samples
+        if request.status is not Status.ENDED:
+            events.append(FailedEvent(request, message))
+            self.finish(request)
+
+    # -- rows and tables ------------------------------------------------------------------------
+
+    def _preempt(self, request: Request) -> None:
+        """Give a request's blocks back; it will be computed again from its known tokens."""
+        self.n_preemptions += 1
+        self._leave(request)
+        self._requeue(request)
+
+    def _requeue(self, request: Request) -> None:
+        request.status = Status.WAITING
+        request.table = None
+        request.row = -1
+        request.n_planned = 0
+        self.waiting.put_back(request)
+
+    def _leave(self, request: Request) -> None:
+        """Take a request out of the running batch."""
+        table = request.table
+        assert table is not None
+        self.running.remove(request)
+        self._release.append(request.row)
+        self._free_rows.append(request.row)
+        self._committed_tokens -= request.n_prompt + request.max_new_tokens
+        request.table = None
+        if table.last_step > self._acknowledged:
+            self._closing.append(table)
+        else:
+            self.blocks.close(table)
+
+    def _close_tables(self) -> None:
+        """Free what waited for the steps that have been acknowledged by now."""
+        still = []
+        for table in self._closing:
+            if table.last_step > self._acknowledged:
+                still.append(table)
+            else:
+                self.blocks.close(table)
+        self._closing = still
+
+    def _n_blocks(self, n_tokens: int) -> int:
+        return -(-n_tokens // self.budget.block_size)
+
+    def _short(self, request: Request, end: int) -> int:
+        """Blocks that a row lacks to compute its positions before `end`, or all it ever will."""
+        assert request.table is not None
+        needed = self._n_blocks(min(end, request.limit))
+        return max(0, needed - len(request.table.blocks))

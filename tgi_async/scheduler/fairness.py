@@ -1,0 +1,129 @@
+"""The waiting queue: Virtual Token Counter between clients, first come first served within one.
+
+After "Fairness in Serving Large Language Models" (OSDI 2024, arXiv 2401.00588). Each client has a
+counter of the service it received: `INPUT_COST` a prompt token computed for it, `OUTPUT_COST` a
+token emitted. The queued client with the least counter is served first. A client that was idle is
+lifted when it queues again, so that it can not save up service it did not ask for.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from tgi_async.scheduler.request import Request
+
+INPUT_COST = 1
+OUTPUT_COST = 2
+
+MAX_IDLE_CLIENTS = 4096
+"""Idle clients whose counters are remembered; the least counters are forgotten first."""
+
+
+class WaitingQueue:
+    """Requests that are not running, by client."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, OrderedDict[int, Request]] = {}
+        self._counters: dict[str, int] = {}
+        self._live: dict[str, int] = {}
+        """Live requests of each client, waiting or running."""
+        self._last_left = ""
+        """The client that left the queue last."""
+        self._floor = 0
+        """What a client is lifted to at least when no client is queued."""
+        self._n_waiting = 0
+
+    def __len__(self) -> int:
+        return self._n_waiting
+
+    def __iter__(self) -> Iterator[Request]:
+        for queue in self._queues.values():
+            yield from queue.values()
+
+    def counter(self, client: str) -> int | None:
+        """Service received; None for a client that is not remembered."""
+        return self._counters.get(client)
+
+    @property
+    def queued_clients(self) -> list[str]:
+        return list(self._queues)
+
+    def add(self, request: Request) -> None:
+        """A new request queues behind its client's others."""
+        self._live[request.client] = self._live.get(request.client, 0) + 1
+        self._queue_of(request.client)[request.id] = request
+        self._n_waiting += 1
+
+    def put_back(self, request: Request) -> None:
+        """A preempted request queues before its client's others: it came before them."""
+        queue = self._queue_of(request.client)
+        queue[request.id] = request
+        queue.move_to_end(request.id, last=False)
+        self._n_waiting += 1
+
+    def head(self) -> Request | None:
+        """The first request of the queued client with the least counter."""
+        best: Request | None = None
+        best_counter = 0
+        for client, queue in self._queues.items():
+            counter = self._counters[client]
+            if best is None or counter <= best_counter:
+                first = next(iter(queue.values()))
+                if best is None or (counter, first.arrival) < (best_counter, best.arrival):
+                    best, best_counter = first, counter
+        return best
+
+    def remove(self, request: Request) -> None:
+        """The request leaves the queue, to run or because it ended."""
+        queue = self._queues[request.client]
+        del queue[request.id]
+        self._n_waiting -= 1
+        if not queue:
+            del self._queues[request.client]
+            self._last_left = request.client
+
+    def charge(self, client: str, cost: int) -> None:
+        """Service received by a client that has a live request."""
+        self._counters[client] += cost
+
+    def ended(self, request: Request) -> None:
+        """A request of this client is over; it is neither waiting nor running any more."""
+        client = request.client
+        self._live[client] -= 1
+        if self._live[client]:
+            return
+        del self._live[client]
+        if not self._live:
+            # Nobody waits for anything, so nobody is owed anything: all start level again.
+            self._floor = max(self._floor, *self._counters.values())
+            self._counters.clear()
+        elif self._counters[client] <= self._level():
+            self._floor = max(self._floor, self._counters.pop(client))
+        elif len(self._counters) > MAX_IDLE_CLIENTS + len(self._live):
+            self._forget()
+
+    def _queue_of(self, client: str) -> OrderedDict[int, Request]:
+        queue = self._queues.get(client)
+        if queue is None:
+            lifted = max(self._counters.get(client, 0), self._level())
+            self._counters[client] = lifted
+            queue = self._queues[client] = OrderedDict()
+        return queue
+
+    def _level(self) -> int:
+        """What a client is lifted to when it queues again."""
+        if self._queues:
+            return min(self._counters[client] for client in self._queues)
+        return max(self._floor, self._counters.get(self._last_left, 0))
+
+    def _forget(self) -> None:
+        level = self._level()
+        idle = sorted(
+            (counter, client)
+            for client, counter in self._counters.items()
+            if client not in self._live
+        )
+        for index, (counter, client) in enumerate(idle):
+            if counter <= level or index < len(idle) // 2:
+                del self._counters[client]

@@ -1,0 +1,122 @@
+"""One request as the scheduler sees it."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from tgi_async.generation import FinishReason
+from tgi_async.scheduler.blocks import BlockTable, Node
+from tgi_async.wire.messages import Sampled, Sampling
+
+
+class Status(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class Request:
+    """Tokens known, tokens planned, and the blocks that hold them.
+
+    Three counts grow along the sequence, `n_computed <= n_planned <= length`: `length` counts the
+    known tokens and the `n_in_flight` sampled ones that have not come back yet, `n_planned` the
+    positions that some step sent has computed or will, the table's `n_computed` those acknowledged.
+    """
+
+    __slots__ = (
+        "arrival",
+        "charged",
+        "client",
+        "id",
+        "keys",
+        "max_new_tokens",
+        "n_in_flight",
+        "n_planned",
+        "n_prompt",
+        "prefill_end",
+        "prompt_logprobs",
+        "row",
+        "sampling",
+        "status",
+        "stop_ids",
+        "table",
+        "tokens",
+        "waits_for",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        prompt: list[int],
+        max_new_tokens: int,
+        *,
+        client: str = "",
+        sampling: Sampling | None = None,
+        stop_ids: frozenset[int] = frozenset(),
+        prompt_logprobs: bool = False,
+    ) -> None:
+        self.id = id
+        self.client = client
+        self.sampling = sampling or Sampling()
+        self.stop_ids = stop_ids
+        self.prompt_logprobs = prompt_logprobs
+        """These need every prompt position computed, so they take no hits."""
+        self.max_new_tokens = max_new_tokens
+        self.n_prompt = len(prompt)
+        self.tokens = list(prompt)
+        self.keys: list[tuple[int, ...]] = []
+        """The tokens of each full block, made once."""
+
+        self.status = Status.WAITING
+        self.arrival = 0
+        self.charged = False
+        self.table: BlockTable | None = None
+        self.row = -1
+        self.n_planned = 0
+        self.n_in_flight = 0
+        self.prefill_end = 0
+        """Known tokens at admission: computing them is prefill, what follows is decode."""
+        self.waits_for: Node | None = None
+
+    @property
+    def n_emitted(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def limit(self) -> int:
+        """Most positions this request can ever compute: its last token is never an input."""
+        return self.n_prompt + self.max_new_tokens - 1
+
+    def block_keys(self, block_size: int) -> list[tuple[int, ...]]:
+        """The tokens of each full block of the known tokens."""
+        keys = self.keys
+        for start in range(len(keys) * block_size, len(self.tokens) - block_size + 1, block_size):
+            keys.append(tuple(self.tokens[start : start + block_size]))
+        return keys
+
+
+class TokenEvent(NamedTuple):
+    """A request emitted a token, its last one if `finish_reason` is set."""
+
+    request: Request
+    sampled: Sampled
+    finish_reason: FinishReason | None
+
+
+class PromptEvent(NamedTuple):
+    """Log-probabilities of prompt tokens from `start` on."""
+
+    request: Request
+    start: int
+    logprobs: list[float]
+
+
+class FailedEvent(NamedTuple):
+    """A request failed, alone."""
+
+    request: Request
+    message: str
+
+
+Event = TokenEvent | PromptEvent | FailedEvent
