@@ -1,0 +1,152 @@
+"""Worker processes: started, watched and ended together.
+
+One `WorkerGroup` is one incarnation of the ranks. It is never repaired: when any rank dies, the
+whole group is killed and the engine launches the next incarnation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from tgi_async.errors import StartError
+from tgi_async.wire.channel import RouterChannel
+from tgi_async.wire.codec import WireError
+from tgi_async.wire.messages import Loading, Ready, Refused, Start, Step, StepDone, Stop
+
+WORKER = (sys.executable, "-m", "workers")
+
+ENVIRONMENT = {
+    # OpenMP threads that spin between parallel regions starve the router on a small machine, and
+    # make a step up to 40 times slower on a busy one. Read when torch is imported.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+class WorkerDied(Exception):
+    """The workers are gone, or do not speak the wire any more; the message says which."""
+
+
+class WorkerGroup:
+    """One incarnation of the workers, one process a rank."""
+
+    def __init__(
+        self,
+        folder: Path,
+        incarnation: int,
+        world_size: int = 1,
+        command: tuple[str, ...] = WORKER,
+    ) -> None:
+        self._folder = folder
+        self._incarnation = incarnation
+        self._world_size = world_size
+        self._command = command
+        self._channel = RouterChannel(folder, incarnation, world_size)
+        self._processes: list[asyncio.subprocess.Process] = []
+        self._exits: list[asyncio.Task[int]] = []
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    async def launch(self, start: Start, on_loading: Callable[[Loading], None]) -> Ready:
+        """Start every rank and wait until all are warm.
+
+        Raises StartError if the worker refuses the model, WorkerDied if a rank dies meanwhile.
+        """
+        for rank in range(self._world_size):
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                f"--folder={self._folder}",
+                f"--incarnation={self._incarnation}",
+                f"--rank={rank}",
+                stdin=asyncio.subprocess.DEVNULL,
+                env=os.environ | {k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()},
+            )
+            self._processes.append(process)
+            self._exits.append(asyncio.create_task(process.wait()))
+        self._send(msgspec.structs.replace(start, world_size=self._world_size))
+        ready: list[Ready] = []
+        while len(ready) < self._world_size:
+            message = await self._receive()
+            if isinstance(message, Loading):
+                on_loading(message)
+            elif isinstance(message, Ready):
+                ready.append(message)
+            elif isinstance(message, Refused):
+                raise StartError(message.message)
+            else:
+                raise WorkerDied("a worker sent a result before it was ready")
+        return min(ready, key=lambda one: one.n_blocks)
+
+    def send(self, step: Step) -> None:
+        """Raises WorkerDied where a worker does not take steps any more."""
+        self._send(step)
+
+    async def receive(self) -> StepDone:
+        """The next result. Raises WorkerDied when a rank has died or sent something else."""
+        message = await self._receive()
+        if not isinstance(message, StepDone):
+            raise WorkerDied(f"a worker sent {type(message).__name__} instead of a result")
+        return message
+
+    async def stop(self, grace: float) -> None:
+        """Let the workers finish what is queued and exit; kill those that take longer."""
+        with contextlib.suppress(WorkerDied):
+            self._send(Stop())
+        if self._exits:
+            await asyncio.wait(self._exits, timeout=grace)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """End every rank at once, and wait until they are gone."""
+        for process in self._processes:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGKILL)
+        if self._exits:
+            await asyncio.wait(self._exits)
+        self._channel.close()
+
+    def _send(self, message: Start | Step | Stop) -> None:
+        try:
+            self._channel.send(message)
+        except (zmq.ZMQError, WireError) as error:
+            raise WorkerDied(f"a worker takes no more steps: {error}") from error
+
+    async def _receive(self) -> Loading | Ready | Refused | StepDone:
+        reply = asyncio.ensure_future(self._channel.receive())
+        done, _ = await asyncio.wait({reply, *self._exits}, return_when=asyncio.FIRST_COMPLETED)
+        if reply not in done:
+            # A last word, such as Refused, may have been sent just before the exit.
+            await asyncio.wait({reply}, timeout=0.5)
+        if reply.done():
+            try:
+                return reply.result()
+            except WireError as error:
+                raise WorkerDied(f"a worker sent a frame outside the wire: {error}") from error
+        reply.cancel()
+        raise WorkerDied(self._epitaph())
+
+    def _epitaph(self) -> str:
+        for rank, task in enumerate(self._exits):
+            if task.done():
+                status = task.result()
+                how = (
+                    f"was killed by {signal.Signals(-status).name}"
+                    if status < 0
+                    else f"exited with status {status}"
+                )
+                return f"worker {rank} {how}"
+        return "a worker is gone"
