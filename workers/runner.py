@@ -1,0 +1,216 @@
+"""One step: build the packed batch, run the model, sample.
+
+All tokens of a step travel as one packed sequence [1, T]: one token of each decoding row first,
+then the prefill chunks. Only the positions that are sampled, or whose prompt log-probabilities are
+wanted, go through the language-model head.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tgi_async.wire.messages import PromptLogprobs, RowError, Run, Sampled, Step, StepDone
+from workers.attention.cache import PagedCache
+from workers.attention.context import AttentionContext, Prefill
+from workers.sampling import Sampler, SamplerOutput
+from workers.table import RowTable
+
+SCORED_AT_ONCE = 64
+"""Prompt positions scored at once, which bounds the float32 copies of their logits."""
+
+
+class Model(Protocol):
+    """A causal language model over packed tokens."""
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        logit_positions: torch.Tensor,
+        context: AttentionContext,
+    ) -> torch.Tensor:
+        """Logits [len(logit_positions), vocabulary] of int64 [T] ids at int64 [T] positions."""
+        ...
+
+
+@dataclass(slots=True)
+class Launched:
+    """A step whose results may still be on their way on the device."""
+
+    step: int
+    outputs: list[tuple[list[int], SamplerOutput]] = field(default_factory=list)
+    """Rows that sampled, and what; more than one entry only where rows had to run alone."""
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+    errors: list[RowError] = field(default_factory=list)
+    forward_seconds: float = 0.0
+    sample_seconds: float = 0.0
+
+
+class Runner:
+    """Executes steps in order. Raises KeyError for a step about rows that it does not have."""
+
+    def __init__(self, model: Model, table: RowTable, cache: PagedCache, sampler: Sampler) -> None:
+        self._model = model
+        self._table = table
+        self._cache = cache
+        self._sampler = sampler
+
+    def launch(self, step: Step) -> Launched:
+        """Run a step. Its failure is the failure of the rows that fail when they run alone."""
+        table = self._table
+        for row in step.release:
+            table.release(row)
+            self._sampler.release(row)
+        for admit in step.admit:
+            table.admit(admit)
+            self._sampler.admit(admit.row, admit.sampling, admit.tokens)
+        for grow in step.grow:
+            table.grow(grow)
+        launched = Launched(step.step)
+        runs = [run for run in step.run if not table[run.row].failed]
+        if runs:
+            self._run_together(runs, launched)
+        return launched
+
+    def collect(self, launched: Launched) -> StepDone:
+        """Wait for a step's results, and put them as the router wants them."""
+        sampled: list[Sampled] = []
+        errors = launched.errors
+        for rows, output in launched.outputs:
+            tokens, broken = output.to_wire(rows)
+            sampled += tokens
+            errors += broken
+        for error in errors:
+            self._table[error.row].failed = True
+        return StepDone(
+            launched.step,
+            sampled,
+            launched.prompt_logprobs,
+            errors,
+            launched.forward_seconds,
+            launched.sample_seconds,
+        )
+
+    def _run_together(self, runs: list[Run], launched: Launched) -> None:
+        """Run a batch; where it fails as a whole, each row alone, to find the one that does."""
+        try:
+            self._run(runs, launched)
+        except torch.AcceleratorError:
+            raise  # the device itself is lost, and every row with it
+        except RuntimeError as error:
+            if len(runs) > 1:
+                for run in runs:
+                    self._run_together([run], launched)
+                return
+            row = runs[0].row
+            self._table[row].failed = True
+            launched.errors.append(RowError(row, str(error)))
+
+    @torch.inference_mode()
+    def _run(self, runs: list[Run], launched: Launched) -> None:
+        began = time.perf_counter()
+        table, device = self._table, self._table.last_tokens.device
+        decodes = [run.row for run in runs if not table[run.row].prefilling]
+        chunks = [run for run in runs if table[run.row].prefilling]
+        n_decode = len(decodes)
+
+        ids, positions, slots, prefills = [], [], [], []
+        if decodes:
+            at = np.asarray(decodes)
+            where = np.fromiter((table[row].n_computed for row in decodes), np.int64, n_decode)
+            positions.append(where)
+            slots.append(self._slots(at, where))
+        sampling = list(decodes)
+        sampled_at = list(range(n_decode))
+        scored: list[tuple[Run, int]] = []
+        start = n_decode
+        for run in chunks:
+            row = table[run.row]
+            end = row.n_computed + run.n
+            ids.append(row.tokens[row.n_computed : end])
+            where = np.arange(row.n_computed, end)
+            positions.append(where)
+            slots.append(self._slots(np.asarray(run.row), where))
+            blocks = torch.from_numpy(table.block_tables[run.row, : row.n_blocks])
+            prefills.append(Prefill(start, run.n, end, blocks))
+            if row.scored and row.n_computed < row.n_prompt - 1:
+                scored.append((run, start))
+            start += run.n
+            if end == len(row.tokens):
+                sampling.append(run.row)
+                sampled_at.append(start - 1)
+
+        input_ids = table.last_tokens.new_empty(start)
+        if decodes:
+            input_ids[:n_decode] = table.last_tokens[torch.from_numpy(at).to(device)]
+        if ids:
+            input_ids[n_decode:] = torch.from_numpy(np.concatenate(ids)).to(device)
+        context = AttentionContext(
+            cache=self._cache,
+            slot_mapping=torch.from_numpy(np.concatenate(slots)),
+            n_decode=n_decode,
+            decode_block_tables=self._decode_tables(decodes),
+            decode_lengths=torch.from_numpy((positions[0] + 1).astype(np.int32))
+            if decodes
+            else torch.empty(0, dtype=torch.int32),
+            prefills=prefills,
+        )
+        wanted = np.asarray(
+            sampled_at + [i for run, at in scored for i in range(at, at + run.n)], np.int64
+        )
+        logits = self._model(
+            input_ids,
+            torch.from_numpy(np.concatenate(positions)).to(device),
+            torch.from_numpy(wanted).to(device),
+            context,
+        )
+        forwarded = time.perf_counter()
+
+        launched.prompt_logprobs += self._score(scored, logits[len(sampled_at) :])
+        if sampling:
+            lengths = [table[row].length for row in sampling]
+            output = self._sampler.sample(sampling, lengths, logits[: len(sampled_at)])
+            table.last_tokens[torch.tensor(sampling, device=device)] = output.tokens
+            launched.outputs.append((sampling, output))
+        for run in runs:
+            table[run.row].n_computed += run.n
+        for sampled in sampling:
+            table[sampled].length += 1
+        launched.forward_seconds += forwarded - began
+        launched.sample_seconds += time.perf_counter() - forwarded
+
+    def _slots(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the keys and values of these positions go, as block * block_size + offset."""
+        size = self._table.block_size
+        blocks = self._table.block_tables[rows, positions // size].astype(np.int64)
+        return blocks * size + positions % size
+
+    def _decode_tables(self, rows: list[int]) -> torch.Tensor:
+        table = self._table
+        longest = max((table[row].n_blocks for row in rows), default=0)
+        return torch.from_numpy(np.ascontiguousarray(table.block_tables[rows, :longest]))
+
+    def _score(self, scored: list[tuple[Run, int]], logits: torch.Tensor) -> list[PromptLogprobs]:
+        """Log-probabilities of the prompt tokens that follow the positions of each scored chunk."""
+        found = []
+        offset = 0
+        for run, _ in scored:
+            row = self._table[run.row]
+            first = row.n_computed + 1
+            n = min(run.n, row.n_prompt - first)
+            following = torch.from_numpy(row.tokens[first : first + n]).to(logits.device)
+            logprobs: list[float] = []
+            for begin in range(0, n, SCORED_AT_ONCE):
+                end = min(n, begin + SCORED_AT_ONCE)
+                scores = logits[offset + begin : offset + end].float().log_softmax(-1)
+                chosen = scores.gather(1, following[begin:end, None])
+                logprobs += chosen[:, 0].tolist()
+            found.append(PromptLogprobs(run.row, first, logprobs))
+            offset += run.n
+        return found

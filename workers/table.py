@@ -1,0 +1,69 @@
+"""The persistent batch: what a worker remembers of each row between steps.
+
+The router sends differences (rows admitted and released, blocks granted); everything else, such as
+the token a row just sampled, never leaves the worker's device before the next step needs it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tgi_async.wire.messages import Admit, Grow
+
+
+class Row:
+    """One running request. Its first tokens are known on the host, the sampled ones are not."""
+
+    __slots__ = ("failed", "length", "n_blocks", "n_computed", "n_prompt", "scored", "tokens")
+
+    def __init__(self, admit: Admit) -> None:
+        self.tokens = np.asarray(admit.tokens, np.int64)
+        self.n_prompt = admit.n_prompt
+        self.n_computed = admit.n_cached
+        self.length = len(admit.tokens)
+        """Tokens so far, sampled ones included."""
+        self.n_blocks = 0
+        self.scored = admit.prompt_logprobs
+        self.failed = False
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether tokens known on the host are still to be computed."""
+        return self.n_computed < len(self.tokens)
+
+
+class RowTable:
+    """Rows by number, their block tables, and the last sampled token of each."""
+
+    def __init__(
+        self, max_rows: int, max_total_tokens: int, block_size: int, device: torch.device
+    ) -> None:
+        self.block_size = block_size
+        max_blocks = -(-max_total_tokens // block_size)
+        self.block_tables = np.zeros((max_rows, max_blocks), np.int32)
+        self.last_tokens = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self._rows: list[Row | None] = [None] * max_rows
+
+    def __getitem__(self, row: int) -> Row:
+        """Raises KeyError for a row that is not in the batch."""
+        found = self._rows[row] if row < len(self._rows) else None
+        if found is None:
+            raise KeyError(f"row {row} is not in the batch")
+        return found
+
+    def admit(self, admit: Admit) -> None:
+        self._rows[admit.row] = Row(admit)
+        self._append(admit.row, admit.blocks)
+
+    def grow(self, grow: Grow) -> None:
+        self._append(grow.row, grow.blocks)
+
+    def release(self, row: int) -> None:
+        self._rows[row] = None
+
+    def _append(self, row: int, blocks: list[int]) -> None:
+        state = self[row]
+        end = state.n_blocks + len(blocks)
+        self.block_tables[row, state.n_blocks : end] = blocks
+        state.n_blocks = end

@@ -1,0 +1,208 @@
+"""The worker process: receive a step, run it, reply.
+
+On a GPU the next step is launched before the results of the one before are fetched, so that the
+device never waits for the host; on a CPU there is nothing to overlap within one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from tgi_async.wire.channel import WorkerChannel
+from tgi_async.wire.messages import (
+    Admit,
+    Loading,
+    Ready,
+    Refused,
+    Run,
+    Sampling,
+    Start,
+    Step,
+    Stop,
+)
+from workers import memory
+from workers.attention.cache import PagedCache
+from workers.models.transformers_path import TransformersModel, Unsupported
+from workers.runner import Launched, Runner
+from workers.sampling import Sampler
+from workers.table import RowTable
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+CPU_BLOCK_SIZE = 16
+CPU_PREFILL_TOKENS = 512
+"""Prefill tokens of a step where none are asked for: about a third of a second on two cores."""
+CUDA_PREFILL_TOKENS = 4096
+
+
+class Worker:
+    """One rank."""
+
+    def __init__(self, channel: WorkerChannel) -> None:
+        self._channel = channel
+
+    def run(self) -> None:
+        """Load the model and serve steps until told to stop."""
+        start = self._channel.receive()
+        if not isinstance(start, Start):
+            raise RuntimeError(f"expected Start as the first frame, got {type(start).__name__}")
+        try:
+            runner, device = self._load(start)
+        except (Unsupported, ValueError, OSError) as error:
+            self._channel.send(Refused(f"{start.model_path} can not be served: {error}"))
+            return
+        self._serve(runner, overlap=device.type == "cuda")
+
+    def _load(self, start: Start) -> tuple[Runner, torch.device]:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        notes = []
+        dtype = DTYPES[start.dtype or "bfloat16"]
+        if device.type == "cpu" and dtype is torch.float16:
+            dtype = torch.bfloat16
+            notes.append("float16 has no fast CPU kernels: serving in bfloat16")
+        prefill_tokens = start.max_batch_prefill_tokens or (
+            CPU_PREFILL_TOKENS if device.type == "cpu" else CUDA_PREFILL_TOKENS
+        )
+        with self._phase("loading weights", f"{dtype}".removeprefix("torch.")):
+            model = TransformersModel(
+                Path(start.model_path), dtype, device, start.trust_remote_code
+            )
+        shape = model.shape
+        longest = min(shape.max_total_tokens, start.max_total_tokens or shape.max_total_tokens)
+        block_size = start.block_size or CPU_BLOCK_SIZE
+
+        def build(n_blocks: int) -> Runner:
+            cache = PagedCache(
+                shape.n_layers,
+                n_blocks,
+                block_size,
+                shape.n_kv_heads,
+                shape.head_dim,
+                dtype,
+                device,
+            )
+            table = RowTable(start.max_rows, longest, block_size, device)
+            return Runner(model, table, cache, Sampler(start.max_rows, shape.vocab_size, device))
+
+        with self._phase("warming up", f"{start.max_rows} rows, {prefill_tokens} prefill tokens"):
+            prefill_tokens = min(prefill_tokens, longest)
+            _warm_up(build, start.max_rows, prefill_tokens, block_size)
+        per_block = PagedCache.bytes_per_block(
+            shape.n_layers, block_size, shape.n_kv_heads, shape.head_dim, dtype
+        )
+        n_blocks = (
+            start.n_blocks or (start.kv_cache_memory or memory.for_cache(device)) // per_block
+        )
+        if n_blocks < 1:
+            raise Unsupported(
+                f"no block of the KV cache ({per_block} bytes) fits in the memory that is left"
+            )
+        runner = build(n_blocks)
+        self._channel.send(
+            Ready(
+                n_blocks=n_blocks,
+                block_size=block_size,
+                max_total_tokens=longest,
+                max_batch_prefill_tokens=prefill_tokens,
+                device=str(device),
+                eos_token_ids=shape.eos_token_ids,
+                vocab_size=shape.vocab_size,
+                kv_cache_bytes=n_blocks * per_block,
+                weight_bytes=model.weight_bytes,
+                notes=notes + model.notes,
+            )
+        )
+        return runner, device
+
+    @contextmanager
+    def _phase(self, name: str, detail: str = "") -> Iterator[None]:
+        began = time.perf_counter()
+        self._channel.send(Loading(name, 0.0, detail))
+        yield
+        self._channel.send(Loading(name, time.perf_counter() - began, detail))
+
+    def _serve(self, runner: Runner, overlap: bool) -> None:
+        launched: Launched | None = None
+        while True:
+            message = self._channel.receive(wait=launched is None)
+            if message is None:
+                assert launched is not None
+                self._channel.send(runner.collect(launched))
+                launched = None
+                continue
+            if isinstance(message, Stop):
+                return
+            if not isinstance(message, Step):
+                raise RuntimeError(f"expected a step, got {type(message).__name__}")
+            previous, launched = launched, runner.launch(message)
+            if previous is not None:
+                self._channel.send(runner.collect(previous))
+            if not overlap:
+                self._channel.send(runner.collect(launched))
+                launched = None
+
+
+def _warm_up(
+    build: Callable[[int], Runner], max_rows: int, prefill_tokens: int, block_size: int
+) -> None:
+    """Run the worst admitted shape: a full prefill budget beside a full batch of decodes."""
+    n_prefill_blocks = -(-prefill_tokens // block_size)
+    n_decode = max_rows - 1
+    runner = build(n_prefill_blocks + max(1, n_decode))
+    greedy = Sampling()
+    prompt = [0] * prefill_tokens
+    blocks = list(range(n_decode, n_decode + n_prefill_blocks))
+    short = [Admit(row, [0], 1, 0, [row], greedy) for row in range(n_decode)]
+    if short:
+        runner.launch(Step(1, [], short, [], [Run(row, 1) for row in range(n_decode)]))
+    wide = Admit(n_decode, prompt, prefill_tokens, 0, blocks, greedy)
+    decodes = [Run(row, 1) for row in range(n_decode)] if block_size > 1 else []
+    launched = runner.launch(Step(2, [], [wide], [], [*decodes, Run(n_decode, prefill_tokens)]))
+    done = runner.collect(launched)
+    if done.errors:
+        raise Unsupported(f"the model does not run: {done.errors[0].message}")
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the router dies; poll where the kernel can not."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="where the sockets are")
+    parser.add_argument("--incarnation", type=int, required=True)
+    parser.add_argument("--rank", type=int, required=True)
+    arguments = parser.parse_args()
+    die_with_parent()
+    # A Ctrl-C goes to the whole process group; when to stop is the router's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel = WorkerChannel(arguments.folder, arguments.incarnation, arguments.rank)
+    try:
+        Worker(channel).run()
+    finally:
+        channel.close()
