@@ -15,11 +15,17 @@ import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
-from tgi_async.errors import GenerationError, IncompleteGeneration, ServerError, StartError
+from tgi_async.errors import (
+    GenerationError,
+    IncompleteGeneration,
+    ServerError,
+    StartError,
+    Unhealthy,
+)
 from tgi_async.generation import (
     Emitted,
     FinishReason,
@@ -46,12 +52,30 @@ class TokenNames(Decoder, Protocol):
     def token_text(self, id: int) -> str: ...
 
 
-class StepObserver(Protocol):
-    """Who is told about steps, for metrics."""
+class StepMetrics(Protocol):
+    """Who counts steps."""
 
-    def step_planned(self, n_prefill_tokens: int, n_decodes: int, n_admitted: int) -> None: ...
+    def admitted(self, n_cached: int) -> None: ...
 
-    def step_done(self, done: StepDone, seconds: float) -> None: ...
+    def step_sent(self, *, n_prefill_tokens: int, n_admitted: int, n_decode: int) -> None: ...
+
+    def step(
+        self,
+        *,
+        n_prefill_tokens: int,
+        seconds: float,
+        forward_seconds: float,
+        sample_seconds: float,
+    ) -> None: ...
+
+    def step_lost(self, *, n_prefill_tokens: int) -> None: ...
+
+
+class _Sent(NamedTuple):
+    """A step whose result has not come back."""
+
+    at: float
+    n_prefill_tokens: int
 
 
 class Generation:
@@ -141,7 +165,6 @@ class Engine:
         *,
         tokenizer: TokenNames,
         start: Start,
-        observer: StepObserver,
         world_size: int = 1,
         command: tuple[str, ...] = WORKER,
         overcommit: float = 4.0,
@@ -150,7 +173,6 @@ class Engine:
     ) -> None:
         self._tokenizer = tokenizer
         self._start = start
-        self._observer = observer
         self._world_size = world_size
         self._command = command
         self._overcommit = overcommit
@@ -165,9 +187,7 @@ class Engine:
         self._serving = False
         self._stopping = False
         self._pump_scheduled = False
-        self._sent: dict[int, float] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._sent: dict[int, _Sent] = {}
         self._task: asyncio.Task[None] | None = None
         self.worker_restarts = 0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -176,7 +196,7 @@ class Engine:
     # -- life -----------------------------------------------------------------------------------
 
     async def launch(self, on_loading: Callable[[Loading], None]) -> Ready:
-        """Start the workers, and serve. Raises StartError."""
+        """Start the workers and find the limits. Raises StartError."""
         try:
             ready = await self._launch_group(on_loading)
         except WorkerDied as error:
@@ -211,18 +231,17 @@ class Engine:
             )
         )
         self._stop_ids = frozenset(ready.eos_token_ids)
-        self._serving = True
-        self._task = asyncio.create_task(self._serve())
         return ready
 
-    async def drain(self, grace: float) -> bool:
-        """Take no more requests, and wait for the live ones; false if some were left."""
+    def serve(self, metrics: StepMetrics) -> None:
+        """Begin to take requests, once launched."""
+        self._metrics = metrics
+        self._serving = True
+        self._task = asyncio.create_task(self._serve())
+
+    def refuse(self) -> None:
+        """Take no more requests; the live ones go on."""
         self._stopping = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), grace)
-        except TimeoutError:
-            return False
-        return True
 
     async def stop(self, grace: float) -> None:
         """End the workers; what still lives gets an IncompleteGeneration."""
@@ -243,6 +262,11 @@ class Engine:
     def ready(self) -> bool:
         """Whether workers are there to make progress."""
         return self._serving and not self._stopping
+
+    @property
+    def max_total_tokens(self) -> int:
+        """Longest request that the model and the cache allow."""
+        return self.core.budget.max_total_tokens
 
     @property
     def n_running(self) -> int:
@@ -270,9 +294,9 @@ class Engine:
         return sum(request.n_planned for request in self.core.running)
 
     def submit(self, request: GenerationRequest) -> Generation:
-        """Queue a request. Raises ValidationError if it can never fit."""
+        """Queue a request. Raises ValidationError if it can never fit, Unhealthy when stopping."""
         if self._stopping:
-            raise IncompleteGeneration("The server is shutting down")
+            raise Unhealthy("The server is shutting down")
         longest = self.core.budget.max_total_tokens
         self._last_id += 1
         queued = Request(
@@ -288,7 +312,6 @@ class Engine:
         text = TextStream(self._tokenizer, request.prompt, request.stop, request.include_stop)
         generation = Generation(self, queued, text)
         self._generations[queued.id] = generation
-        self._idle.clear()
         self._schedule_pump()
         return generation
 
@@ -296,7 +319,6 @@ class Engine:
         """The client left."""
         if self._generations.pop(request.id, None) is not None:
             self.core.finish(request)
-            self._note_idle()
             self._schedule_pump()
 
     def now(self) -> float:
@@ -329,8 +351,14 @@ class Engine:
         while True:
             done = await self._group.receive()
             self._deaths = 0
-            self._observer.step_done(done, self.now() - self._sent.pop(done.step, self.now()))
             self._complete(done)
+            sent = self._sent.pop(done.step)
+            self._metrics.step(
+                n_prefill_tokens=sent.n_prefill_tokens,
+                seconds=self.now() - sent.at,
+                forward_seconds=done.forward_seconds,
+                sample_seconds=done.sample_seconds,
+            )
             self._pump()
 
     async def _recover(self, reason: str) -> None:
@@ -342,6 +370,8 @@ class Engine:
         log.error("%s; starting it again, %d requests will be replayed", reason, live)
         assert self._group is not None
         await self._group.kill()
+        for sent in self._sent.values():
+            self._metrics.step_lost(n_prefill_tokens=sent.n_prefill_tokens)
         self._sent.clear()
         self.core.reset()
         if self._deaths >= MAX_DEATHS:
@@ -395,8 +425,14 @@ class Engine:
                 generation = self._generations.get(request.id)
                 if generation is not None and not generation.timings.queued:
                     generation._begin(now)
-            self._sent[plan.step.step] = now
-            self._observer.step_planned(plan.n_prefill_tokens, plan.n_decodes, len(plan.admitted))
+            for admit in plan.step.admit:
+                self._metrics.admitted(admit.n_cached)
+            self._sent[plan.step.step] = _Sent(now, plan.n_prefill_tokens)
+            self._metrics.step_sent(
+                n_prefill_tokens=plan.n_prefill_tokens,
+                n_admitted=len(plan.admitted),
+                n_decode=plan.n_decodes,
+            )
             self._group.send(plan.step)
 
     def _complete(self, done: StepDone) -> None:
@@ -410,7 +446,6 @@ class Engine:
                 generation._score_prompt(event.start, event.logprobs)
             elif isinstance(event, FailedEvent):
                 self._end(event.request)._fail(GenerationError(event.message))
-        self._note_idle()
 
     def _emit(self, generation: Generation, event: TokenEvent) -> None:
         sampled, reason = event.sampled, event.finish_reason
@@ -440,11 +475,6 @@ class Engine:
             self.core.finish(generation._request)
             generation._fail(error)
         self._generations.clear()
-        self._note_idle()
-
-    def _note_idle(self) -> None:
-        if not self._generations:
-            self._idle.set()
 
 
 def _log_loading(loading: Loading) -> None:

@@ -19,7 +19,9 @@ INCOMPLETE = "\ufffd"
 class Decoder(Protocol):
     """The part of a tokenizer that is needed here."""
 
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str: ...
+    def decode(self, ids: list[int]) -> str:
+        """Their text, without special tokens."""
+        ...
 
     def is_special(self, id: int) -> bool: ...
 

@@ -1,0 +1,79 @@
+"""The commands `tgi-async` and `text-generation-launcher`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+
+from tgi_async.errors import StartError
+from tgi_async.settings import add_arguments, resolve
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`tgi-async serve | download-weights | env`."""
+    parser = argparse.ArgumentParser(
+        prog="tgi-async", description="Serve open language models, with TGI's face."
+    )
+    parser.add_argument("--version", action="version", version=metadata.version("tgi-async"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve a model")
+    add_arguments(serve)
+    download = commands.add_parser(
+        "download-weights", help="fetch and convert a model, without serving it", add_help=False
+    )
+    download.add_argument("rest", nargs=argparse.REMAINDER)
+    commands.add_parser("env", help="print versions and hardware, for a bug report")
+    given, unknown = parser.parse_known_args(arguments)
+    if given.command == "download-weights":
+        return subprocess.call(
+            [sys.executable, "-m", "workers.models.prepare", *given.rest, *unknown]
+        )
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)} (see `tgi-async --help`)")
+    if given.command == "env":
+        return _print_environment()
+    return _serve(given)
+
+
+def launcher_main(arguments: list[str] | None = None) -> int:
+    """`text-generation-launcher`: `tgi-async serve` under TGI's name."""
+    parser = argparse.ArgumentParser(
+        prog="text-generation-launcher",
+        description="tgi-async under the name and with the flags of Text Generation Inference.",
+    )
+    parser.add_argument("-e", "--env", action="store_true", help="print versions and hardware")
+    add_arguments(parser)
+    given = parser.parse_args(arguments)
+    return _print_environment() if given.env else _serve(given)
+
+
+def _serve(given: argparse.Namespace) -> int:
+    # Imported late, so that `--help` and a wrong flag answer at once.
+    from tgi_async.launcher import serve
+
+    try:
+        return serve(resolve(vars(given), os.environ))
+    except StartError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return error.exit_status
+
+
+def _print_environment() -> int:
+    print(f"tgi-async: {metadata.version('tgi-async')}")
+    print(f"python: {platform.python_version()} on {platform.platform()}")
+    print(f"cpus: {os.cpu_count()}")
+    for package in ("torch", "transformers", "tokenizers", "huggingface_hub", "flash-attn"):
+        try:
+            print(f"{package}: {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            print(f"{package}: not installed")
+    try:
+        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+        print(found.stdout.strip())
+    except (OSError, subprocess.CalledProcessError):
+        print("gpu: none")
+    return 0
