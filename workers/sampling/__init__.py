@@ -1,0 +1,11 @@
+"""Logits in, tokens out: the sampler, vectorized over the rows of the persistent batch.
+
+Order of processing, as in TGI: watermark, repetition penalty, frequency penalty, then for rows that
+sample: temperature, top-k, top-p, typical-p. A token is a function of the request and its logits,
+never of which other rows share the batch.
+"""
+
+from workers.sampling.output import SamplerOutput, TopTokens
+from workers.sampling.sampler import Sampler
+
+__all__ = ["Sampler", "SamplerOutput", "TopTokens"]

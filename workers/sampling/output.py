@@ -1,0 +1,72 @@
+"""What a sampled step leaves on the device until it is sent."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tgi_async.wire.messages import RowError, Sampled, TopToken
+
+
+class TopTokens(NamedTuple):
+    """The likeliest tokens of each of B rows, best first."""
+
+    ids: Tensor
+    """int64 [B, N]"""
+    logprobs: Tensor
+    """float32 [B, N]"""
+    counts: Tensor
+    """int64 [B]: how many of the N belong to the row"""
+
+
+class SamplerOutput(NamedTuple):
+    """The tokens of B rows, all on the device; nothing here has waited for it."""
+
+    tokens: Tensor
+    """int64 [B]. Where a row's logits are broken, some valid token id."""
+    maxima: Tensor
+    """[B], the largest processed logit of each row; not finite where the logits are broken."""
+    logprobs: Tensor | None
+    """float32 [B], or None if no row wants them."""
+    wanted: NDArray[np.bool_]
+    """On the host, [B]: the rows whose entry of `logprobs` means something."""
+    top: TopTokens | None
+    """None if no row wants any."""
+
+    def to_wire(self, rows: list[int]) -> tuple[list[Sampled], list[RowError]]:
+        """The same for the router, for the rows that were sampled; waits for the device.
+
+        A row whose logits hold NaN or +inf, or nothing but -inf, gives an error instead of a token.
+        """
+        tokens = self.tokens.tolist()
+        maxima = self.maxima.tolist()
+        logprobs = [None] * len(rows) if self.logprobs is None else self.logprobs.tolist()
+        tops: list[list[TopToken]] = [[]] * len(rows) if self.top is None else _lists(self.top)
+        sampled, errors = [], []
+        for i, row in enumerate(rows):
+            if math.isfinite(maxima[i]):
+                logprob = logprobs[i] if self.wanted[i] else None
+                sampled.append(Sampled(row, tokens[i], logprob, tops[i]))
+            else:
+                errors.append(RowError(row, _broken(maxima[i])))
+        return sampled, errors
+
+
+def _lists(top: TopTokens) -> list[list[TopToken]]:
+    lines = zip(top.ids.tolist(), top.logprobs.tolist(), top.counts.tolist(), strict=True)
+    return [
+        [TopToken(*pair) for pair in zip(ids[:count], logprobs[:count], strict=True)]
+        for ids, logprobs, count in lines
+    ]
+
+
+def _broken(largest: float) -> str:
+    return (
+        f"the model's logits for the next token are not usable: the largest is {largest}, where a "
+        "finite number is needed. The numbers overflowed or the weights are damaged; try "
+        "--dtype float32, or other weights"
+    )

@@ -1,0 +1,71 @@
+"""What each row of the persistent batch asks of the sampler, as arrays on the host."""
+
+from __future__ import annotations
+
+from enum import IntFlag
+
+import numpy as np
+
+from tgi_async.wire.messages import Sampling
+
+
+class Needs(IntFlag):
+    """What a row needs besides an argmax."""
+
+    DRAW = 1
+    TRUNCATION = 2
+    LOGPROB = 4
+    TOP = 8
+    PENALTY = 16
+    WATERMARK = 32
+
+
+class Parameters:
+    """One entry a row in every array.
+
+    A row that does not sample ignores temperature, top_k, top_p and typical_p, as transformers'
+    greedy search does.
+    """
+
+    def __init__(self, max_rows: int, vocab_size: int) -> None:
+        self._vocab_size = vocab_size
+        self.needs = np.zeros(max_rows, np.uint8)
+        self.temperature = np.ones(max_rows, np.float32)
+        self.top_k = np.full(max_rows, vocab_size, np.int64)
+        """The vocabulary's size where all are kept."""
+        self.top_p = np.ones(max_rows, np.float64)
+        self.typical_p = np.ones(max_rows, np.float64)
+        self.top_n = np.zeros(max_rows, np.int64)
+        self.seed = np.zeros(max_rows, np.uint64)
+        self.choice = np.zeros(max_rows, np.uint64)
+
+    def set(self, row: int, sampling: Sampling) -> Needs:
+        """Take over `sampling` for `row`, and say what it comes to."""
+        # The neutral values, for a row that does not sample.
+        drawn = sampling if sampling.do_sample else Sampling()
+        self.temperature[row] = drawn.temperature
+        self.top_k[row] = min(drawn.top_k or self._vocab_size, self._vocab_size)
+        self.top_p[row] = drawn.top_p
+        self.typical_p[row] = drawn.typical_p
+        self.top_n[row] = min(sampling.top_n_tokens, self._vocab_size)
+        self.seed[row] = sampling.seed
+        self.choice[row] = sampling.choice
+
+        needs = Needs(0)
+        if sampling.do_sample:
+            needs |= Needs.DRAW
+        if self.top_k[row] < self._vocab_size or drawn.top_p < 1 or drawn.typical_p < 1:
+            needs |= Needs.TRUNCATION
+        if sampling.logprobs:
+            needs |= Needs.LOGPROB
+        if sampling.top_n_tokens:
+            needs |= Needs.TOP
+        if sampling.repetition_penalty != 1 or sampling.frequency_penalty != 0:
+            needs |= Needs.PENALTY
+        if sampling.watermark:
+            needs |= Needs.WATERMARK
+        self.needs[row] = needs
+        return needs
+
+    def clear(self, row: int) -> None:
+        self.needs[row] = 0

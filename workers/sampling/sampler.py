@@ -1,0 +1,253 @@
+"""The sampler: which processing each row needs, and only that.
+
+A step of plain greedy rows is one argmax. Each further thing (penalties, log-probabilities, draws,
+truncation, top tokens) is computed for the rows that ask for it, together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tgi_async.wire.messages import RowError, Sampled, Sampling
+from workers.sampling.candidates import candidates
+from workers.sampling.output import SamplerOutput, TopTokens
+from workers.sampling.parameters import Needs, Parameters
+from workers.sampling.penalties import Penalties
+from workers.sampling.random import Purpose, uniform
+from workers.sampling.transfer import send
+from workers.sampling.truncation import UNIT, Drawn, Limits, draw, invert
+from workers.sampling.watermark import Watermark
+
+CANDIDATES = 256
+"""How many of the likeliest tokens are looked at before the whole vocabulary is sorted."""
+
+SCORES_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
+"""How many scores are cumulated or sorted at once, some 60 bytes each: on the CPU few, for the
+cache; elsewhere many, for few launches."""
+
+Index = NDArray[np.int64]
+
+
+class _Chosen(NamedTuple):
+    tokens: Tensor
+    logprobs: Tensor
+    top: TopTokens | None
+
+
+class Sampler:
+    """The sampling state of every row of the persistent batch."""
+
+    def __init__(self, max_rows: int, vocab_size: int, device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._device = device
+        self._lines_at_once = max(1, SCORES_AT_ONCE[device.type] // vocab_size)
+        self._parameters = Parameters(max_rows, vocab_size)
+        self._penalties = Penalties(max_rows, device)
+        self._watermark = Watermark(max_rows, device)
+
+    def admit(self, row: int, sampling: Sampling, tokens: Sequence[int]) -> None:
+        """`row` enters with `tokens`, its prompt and what it has already emitted; at least one."""
+        needs = self._parameters.set(row, sampling)
+        if needs & Needs.PENALTY:
+            self._penalties.admit(
+                row, sampling.repetition_penalty, sampling.frequency_penalty, tokens
+            )
+        if needs & Needs.WATERMARK:
+            self._watermark.admit(row, tokens)
+
+    def release(self, row: int) -> None:
+        """`row` leaves the batch."""
+        self._parameters.clear(row)
+
+    def sample(self, rows: list[int], positions: list[int], logits: Tensor) -> SamplerOutput:
+        """The next token of each of `rows`, none of which occurs twice.
+
+        `logits` is [B, V] in the model's dtype and is left as it is; `positions[i]` is the number
+        of tokens before the one sampled for `rows[i]`. Greedy steps, with or without
+        log-probabilities, never wait for the device. Truncation and top tokens ask it once whether
+        the candidates sufficed.
+        """
+        at = np.asarray(rows, np.int64)
+        needs = self._parameters.needs[at]
+        wanted = (needs & Needs.LOGPROB) != 0
+        if not needs.any():
+            # torch.argmax of bfloat16 takes five times as long on the CPU.
+            maxima, tokens = logits.max(-1)
+            return SamplerOutput(tokens, maxima, None, wanted, None)
+
+        places = np.asarray(positions, np.int64)
+        marked = np.flatnonzero(needs & Needs.WATERMARK)
+        penalized = np.flatnonzero(needs & Needs.PENALTY)
+        scores = logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        if marked.size:
+            self._watermark.apply(scores, marked, at[marked])
+        if penalized.size:
+            self._penalties.apply(scores, penalized, at[penalized], places[penalized])
+
+        maxima, tokens = scores.max(-1)
+        output = SamplerOutput(tokens, maxima, None, wanted, None)
+        beyond = np.flatnonzero(needs & (Needs.DRAW | Needs.LOGPROB | Needs.TOP))
+        if beyond.size == len(at):
+            chosen = self._choose(scores, tokens, maxima, at, places)
+            output = output._replace(
+                tokens=chosen.tokens,
+                logprobs=chosen.logprobs if wanted.any() else None,
+                top=chosen.top,
+            )
+        elif beyond.size:
+            some = self._send(beyond)
+            chosen = self._choose(
+                scores[some], tokens[some], maxima[some], at[beyond], places[beyond]
+            )
+            output = _scattered(output, some, chosen)
+
+        if penalized.size:
+            self._penalties.record(at[penalized], output.tokens[self._send(penalized)])
+        if marked.size:
+            self._watermark.record(at[marked], output.tokens[self._send(marked)])
+        return output
+
+    def to_wire(
+        self, rows: list[int], output: SamplerOutput
+    ) -> tuple[list[Sampled], list[RowError]]:
+        """`SamplerOutput.to_wire`: the only place that waits for a step's results."""
+        return output.to_wire(rows)
+
+    def _choose(
+        self, scores: Tensor, best: Tensor, peaks: Tensor, rows: Index, places: Index
+    ) -> _Chosen:
+        """Tokens, log-probabilities and top tokens of n rows that each need some of these.
+
+        `scores` (float32 [n, V]) are processed up to temperature, and used up; `best` and `peaks`
+        are their argmax and maximum.
+        """
+        parameters = self._parameters
+        needs = parameters.needs[rows]
+        truncated = (needs & Needs.TRUNCATION) != 0
+        # The largest score becomes 0, so that no temperature, however low, overflows.
+        scores -= peaks[:, None]
+        temperature = parameters.temperature[rows]
+        if (temperature != 1).any():
+            scores /= self._send(temperature)[:, None]
+        uniforms = self._uniforms(rows, places, needs)
+
+        tokens = best.clone()
+        log_totals = torch.zeros(len(rows), dtype=torch.float64, device=self._device)
+        # The sum over the vocabulary; what is left of a row after top-k is summed there.
+        summed = np.flatnonzero(~truncated | (parameters.top_k[rows] == self._vocab_size))
+        if summed.size:
+            some = self._send(summed)
+            # softmax sums a line in one fixed order, where sum() and logsumexp() add up a lone
+            # line in another order than one among others.
+            probs = (scores if summed.size == len(rows) else scores[some]).softmax(-1)
+            log_totals[some] = -probs.gather(1, best[some][:, None])[:, 0].double().log()
+            plain = ((needs & Needs.DRAW) != 0) & ~truncated
+            if plain.any():
+                if not plain[summed].all():
+                    probs = probs[self._send(np.flatnonzero(plain[summed]))]
+                some = self._send(np.flatnonzero(plain))
+                n = self._lines_at_once
+                for part, to in zip(torch.split(probs, n), torch.split(some, n), strict=True):
+                    cumulative = part.mul_(UNIT).long().cumsum(1)
+                    tokens[to] = invert(cumulative, uniforms[to])[:, 0]
+        logprobs = (scores.gather(1, tokens[:, None])[:, 0] - log_totals).float()
+
+        ordered = np.flatnonzero(needs & (Needs.TRUNCATION | Needs.TOP))
+        if not ordered.size:
+            return _Chosen(tokens, logprobs, None)
+        some = self._send(ordered)
+        if ordered.size < len(rows):
+            scores, log_totals, uniforms = scores[some], log_totals[some], uniforms[some]
+        drawn = self._draw(scores, log_totals, uniforms, rows[ordered], truncated[ordered])
+        cut = np.flatnonzero(truncated[ordered])
+        if cut.size:
+            some_cut, to = self._send(cut), self._send(ordered[cut])
+            tokens[to] = drawn.tokens[some_cut]
+            logprobs[to] = drawn.logprobs[some_cut]
+        if not (needs & Needs.TOP).any():
+            return _Chosen(tokens, logprobs, None)
+        top = TopTokens(drawn.top_ids, drawn.top_logprobs, drawn.top_counts)
+        return _Chosen(tokens, logprobs, _spread(top, some, len(rows)))
+
+    def _draw(
+        self, scores: Tensor, log_totals: Tensor, uniforms: Tensor, rows: Index, truncated: Index
+    ) -> Drawn:
+        """`truncation.draw` from few candidates, then from all for the rows that need more."""
+        parameters = self._parameters
+        limits = Limits(
+            truncates=self._send(truncated),
+            top_k=self._send(parameters.top_k[rows]),
+            top_p=self._send(parameters.top_p[rows]),
+            typical_p=self._send(parameters.typical_p[rows]),
+            top_n=self._send(parameters.top_n[rows]),
+            log_total=log_totals,
+        )
+        typical = bool((parameters.typical_p[rows] < 1).any())
+        most_top = int(parameters.top_n[rows].max())
+        width = min(self._vocab_size, max(CANDIDATES, 2 * most_top))
+        drawn = draw(
+            candidates(scores, width),
+            limits,
+            uniforms,
+            self._vocab_size,
+            typical=typical,
+            most_top=most_top,
+        )
+        incomplete = (~drawn.complete).nonzero()[:, 0]
+        for again in torch.split(incomplete, self._lines_at_once):
+            full = draw(
+                candidates(scores[again], self._vocab_size),
+                limits.select(again),
+                uniforms[again],
+                self._vocab_size,
+                typical=typical,
+                most_top=most_top,
+            )
+            for some, all_of_them in zip(drawn, full, strict=True):
+                some[again] = all_of_them
+        return drawn
+
+    def _uniforms(self, rows: Index, places: Index, needs: NDArray[np.uint8]) -> Tensor:
+        """float64 [n], what each row draws at its place."""
+        if not (needs & Needs.DRAW).any():
+            return torch.zeros(len(rows), dtype=torch.float64, device=self._device)
+        parameters = self._parameters
+        return self._send(
+            uniform(
+                parameters.seed[rows],
+                parameters.choice[rows],
+                places.astype(np.uint64),
+                Purpose.TOKEN,
+            )
+        )
+
+    def _send(self, array: NDArray[np.generic]) -> Tensor:
+        return send(array, self._device)
+
+
+def _scattered(output: SamplerOutput, some: Tensor, chosen: _Chosen) -> SamplerOutput:
+    """`output`, with what was chosen for the lines `some` of it."""
+    n = len(output.tokens)
+    logprobs = None
+    if output.wanted.any():
+        logprobs = chosen.logprobs.new_zeros(n).index_copy(0, some, chosen.logprobs)
+    return output._replace(
+        tokens=output.tokens.index_copy(0, some, chosen.tokens),
+        logprobs=logprobs,
+        top=None if chosen.top is None else _spread(chosen.top, some, n),
+    )
+
+
+def _spread(top: TopTokens, some: Tensor, n: int) -> TopTokens:
+    """`top` as the lines `some` of n; the others report nothing."""
+    if len(some) == n:
+        return top
+    return TopTokens(
+        *(part.new_zeros((n, *part.shape[1:])).index_copy(0, some, part) for part in top)
+    )

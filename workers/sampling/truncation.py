@@ -1,0 +1,152 @@
+"""Top-k, top-p and typical-p on ordered candidates, the draw among what they keep, the top tokens.
+
+Probabilities are integers here, in units of 2**-40 of the likeliest token's. Integers add up to the
+same sum in any order, so neither the batch, nor the device, nor how many candidates were looked at
+can move a boundary. 2**18 tokens of full weight stay far below 2**63.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from workers.sampling.candidates import Candidates
+
+UNIT = 2.0**40
+
+
+class Limits(NamedTuple):
+    """What each of n rows keeps. Values that keep all: top_k V, top_p 1, typical_p 1."""
+
+    truncates: Tensor
+    """bool [n]; the others are here for their top tokens only."""
+    top_k: Tensor
+    """int64 [n], 1 to V"""
+    top_p: Tensor
+    """float64 [n], in (0, 1]"""
+    typical_p: Tensor
+    """float64 [n], in (0, 1]"""
+    top_n: Tensor
+    """int64 [n]: how many tokens to report"""
+    log_total: Tensor
+    """float64 [n]: log of the sum of exp(score) over the whole vocabulary, the largest score being
+    0. Read only where top_k keeps all."""
+
+    def select(self, rows: Tensor) -> Limits:
+        return Limits(*(limit[rows] for limit in self))
+
+
+class Drawn(NamedTuple):
+    """A token for each of n rows, and what is known of the distribution it came from."""
+
+    tokens: Tensor
+    """int64 [n]"""
+    logprobs: Tensor
+    """float32 [n]"""
+    top_ids: Tensor
+    """int64 [n, N]"""
+    top_logprobs: Tensor
+    """float32 [n, N]"""
+    top_counts: Tensor
+    """int64 [n]: how many of the N are to be reported"""
+    complete: Tensor
+    """bool [n]: whether the candidates held all that this row needed"""
+
+
+def draw(
+    found: Candidates,
+    limits: Limits,
+    uniforms: Tensor,
+    vocab_size: int,
+    *,
+    typical: bool,
+    most_top: int,
+) -> Drawn:
+    """Draw by inverting the cumulative distribution, in the order of the candidates.
+
+    Scores are processed up to temperature, the row's largest being 0. `uniforms` is float64 [n] in
+    [0, 1), `most_top` the largest of `limits.top_n` and at most the candidates' number. Where
+    `complete` is false the row's values are worthless: ask again with more candidates. `typical`
+    says whether any row has a typical_p below 1.
+    """
+    width = found.ids.shape[1]
+    scores = found.scores.double()
+    weights = (scores.exp() * UNIT).round().long()
+    by_k, kept = _keep_top_k_and_p(found.scores, weights, limits, vocab_size)
+
+    # The last candidate that matters: all of top-k, for top-p takes its share of them; otherwise
+    # all of top-p. One that ties with the edge may lack some of its peers.
+    needed = torch.where(limits.top_k < vocab_size, by_k.sum(1), kept.sum(1))
+    reach = torch.where(limits.truncates, needed, limits.top_n).clamp(1, width) - 1
+    complete = found.scores.gather(1, reach[:, None])[:, 0] > found.scores[:, -1]
+    if width == vocab_size:
+        complete = torch.ones_like(complete)
+
+    if typical:
+        kept = _keep_typical(scores, torch.where(kept, weights, 0), kept, limits.typical_p)
+    cumulative = torch.where(kept, weights, 0).cumsum(1)
+    total = cumulative[:, -1]
+    pick = invert(cumulative, uniforms)
+    log_total = torch.where(limits.truncates, (total / UNIT).log(), limits.log_total)
+    logprobs = scores - log_total[:, None]
+
+    if typical:
+        # A stable sort brings what is kept to the front and leaves its order.
+        front = (~kept).byte().argsort(dim=1, stable=True)[:, :most_top]
+    else:
+        front = torch.arange(most_top, device=kept.device).expand(len(kept), -1)
+    return Drawn(
+        tokens=found.ids.gather(1, pick)[:, 0],
+        logprobs=logprobs.gather(1, pick)[:, 0].float(),
+        top_ids=found.ids.gather(1, front),
+        top_logprobs=logprobs.gather(1, front).float(),
+        top_counts=torch.minimum(kept.sum(1), limits.top_n),
+        complete=complete,
+    )
+
+
+def invert(cumulative: Tensor, uniforms: Tensor) -> Tensor:
+    """Index [n, 1] of the first entry above `uniforms` (float64 [n]) of each line's total.
+
+    `cumulative` is int64 [n, C]. An entry of no weight is never the first above anything.
+    """
+    total = cumulative[:, -1]
+    target = torch.minimum((uniforms * total).long(), total - 1)
+    picked = torch.searchsorted(cumulative, target[:, None], right=True)
+    # Only a line of NaN, which is reported as an error, can point past its end.
+    return picked.clamp(max=cumulative.shape[1] - 1)
+
+
+def _keep_top_k_and_p(
+    scores: Tensor, weights: Tensor, limits: Limits, vocab_size: int
+) -> tuple[Tensor, Tensor]:
+    """Masks of what top-k and what both keep, bool [n, C]: always leading parts of each line."""
+    kth = limits.top_k.clamp(max=scores.shape[1])[:, None] - 1
+    # As in transformers, tokens that tie with the k-th are kept.
+    by_k = (scores >= scores.gather(1, kth)) & (scores > -torch.inf)
+    within = (weights * by_k).cumsum(1)
+    everything = (limits.log_total.exp() * UNIT).long()
+    total = torch.where(limits.top_k < vocab_size, within[:, -1], everything)
+    # A token is kept while the mass before it is under top_p, so the first always is.
+    bound = (limits.top_p * total).ceil().long()
+    bound = torch.where(limits.top_p < 1, bound, torch.iinfo(torch.int64).max)
+    return by_k, by_k & (within - weights < bound[:, None])
+
+
+def _keep_typical(scores: Tensor, weights: Tensor, kept: Tensor, typical_p: Tensor) -> Tensor:
+    """Of `kept`, the tokens whose surprise is nearest the entropy (arXiv 2202.00666).
+
+    With the normalizer cancelled, |-log p - H| is the distance of a score from the mean score.
+    """
+    mass = weights.sum(1)
+    sums = torch.where(kept, weights * scores, 0.0).round().long().sum(1)
+    distance = (scores - (sums / mass)[:, None]).abs().masked_fill(~kept, torch.inf)
+    nearest = distance.argsort(dim=1, stable=True)
+    within = weights.gather(1, nearest).cumsum(1)
+    bound = (typical_p * mass).ceil().long()
+    # As in transformers: up to and with the first that reaches the mass, and what ties with it.
+    last = (within < bound[:, None]).sum(1, keepdim=True).clamp(max=scores.shape[1] - 1)
+    limit = distance.gather(1, nearest.gather(1, last))
+    return kept & ((distance <= limit) | (typical_p >= 1)[:, None])

@@ -1,0 +1,67 @@
+"""The green-list watermark of Kirchenbauer et al. (arXiv 2301.10226), its soft form.
+
+The token before seeds a split of the vocabulary; the logits of the green part are raised by DELTA.
+The paper draws a permutation per step and takes its first gamma * V tokens. Here a token is green
+when a hash of (HASH_KEY, previous token, token) falls under gamma: the same test statistic holds
+(each token is green with probability gamma, independently), it needs no generator state and it is
+the same on every device. A detector must use `green` below; it is not TGI's or the authors' list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from workers.sampling.transfer import send
+
+GAMMA = 0.5
+DELTA = 2.0
+HASH_KEY = 15485863
+
+# 2**32 over the golden ratio, which spreads neighbouring ids, and MurmurHash3's two factors.
+_SPREAD, _FIRST, _SECOND = (
+    word - 2**32 if word >= 2**31 else word for word in (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35)
+)
+
+
+def green(previous: Tensor, vocab_size: int) -> Tensor:
+    """Which tokens are green after each of `previous` (int64 [n]): bool [n, vocab_size]."""
+    seeds = _mix((previous * HASH_KEY).int())
+    tokens = torch.arange(vocab_size, dtype=torch.int32, device=previous.device) * _SPREAD
+    return _mix(tokens[None, :] + seeds[:, None]) < int(GAMMA * 2**32) - 2**31
+
+
+class Watermark:
+    """The last token of each watermarked row, kept on the device."""
+
+    def __init__(self, max_rows: int, device: torch.device) -> None:
+        self._device = device
+        self._last = torch.zeros(max_rows, dtype=torch.int64, device=device)
+
+    def admit(self, row: int, tokens: Sequence[int]) -> None:
+        """`row` starts over after the context `tokens`, which must not be empty."""
+        self._last[row] = tokens[-1]
+
+    def apply(self, scores: Tensor, index: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        """Raise the green tokens of lines `index` (rows `rows`) of float32 [B, V] in place."""
+        raised = green(self._last[send(rows, self._device)], scores.shape[1])
+        scores.index_add_(0, send(index, self._device), raised.to(scores.dtype), alpha=DELTA)
+
+    def record(self, rows: NDArray[np.int64], tokens: Tensor) -> None:
+        """Take each row's sampled token (int64 [len(rows)], on the device)."""
+        self._last[send(rows, self._device)] = tokens
+
+
+def _mix(words: Tensor) -> Tensor:
+    """MurmurHash3's 32-bit finalizer, in place, on int32, whose products wrap around."""
+    # The masks make the shifts logical ones.
+    words ^= (words >> 16) & 0xFFFF
+    words *= _FIRST
+    words ^= (words >> 13) & 0x7FFFF
+    words *= _SECOND
+    words ^= (words >> 16) & 0xFFFF
+    return words
