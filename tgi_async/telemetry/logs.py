@@ -14,7 +14,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         moment = time.gmtime(record.created)
         line = {
-            "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", moment) + f".{record.msecs:06.2f}Z",
+            "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", moment) + f".{int(record.msecs):03d}Z",
             "level": record.levelname,
             "message": record.getMessage(),
             "target": record.name,

@@ -1,8 +1,8 @@
 """From token ids to text, one at a time: detokenization and stop sequences.
 
 Detokenizing is not a concatenation: a character can span tokens, and some decoders treat the first
-token unlike the others. So the new text is the difference of two decodings that share a few tokens
-of context, as in TGI and vLLM, and half a character is never emitted.
+token unlike the others. So the new text is what a decoding of the latest tokens, with a few before
+them, shows beyond what it showed already. Half a character is never emitted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ CONTEXT_TOKENS = 5
 """Prompt tokens that the first decoding sees."""
 MAX_CHARACTER_TOKENS = 4
 """A UTF-8 character is at most four bytes, and a token at least one."""
+MOST_TOKENS = 32
+"""Tokens decoded at once at most, however long the text goes on without a whole character."""
 INCOMPLETE = "\ufffd"
 
 
@@ -31,37 +33,67 @@ class Detokenizer:
 
     def __init__(self, decoder: Decoder, prompt: list[int]) -> None:
         self._decoder = decoder
-        self._ids = [id for id in prompt[-CONTEXT_TOKENS:] if not decoder.is_special(id)]
-        self._emitted = len(self._ids)
-        """How many of `_ids` are in text that was emitted, or in the prompt."""
-        self._context = decoder.decode(self._ids)
+        self._ids = _whole_characters(
+            decoder, [id for id in prompt[-CONTEXT_TOKENS:] if not decoder.is_special(id)]
+        )
+        """The latest tokens, from one that begins with a character where there is such a one."""
+        self._n_context = len(self._ids)
+        """How many of them came before the last whole character was emitted."""
+        self._n_shown = len(decoder.decode(self._ids))
+        """Characters of their text that were emitted, or are the prompt's."""
+        self._n_held = 0
+        """Tokens since anything was emitted."""
 
     def push(self, id: int) -> str:
         """The text that this token completes."""
         if self._decoder.is_special(id):
             return ""
         self._ids.append(id)
+        self._n_held += 1
         text = self._decoder.decode(self._ids)
-        if not text.endswith(INCOMPLETE):
-            return self._emit(text, len(self._ids))
-        complete = len(self._ids) - (MAX_CHARACTER_TOKENS - 1)
-        if complete > self._emitted:
-            # Tokens this far back are not part of a character that may still be completed.
-            return self._emit(self._decoder.decode(self._ids[:complete]), complete)
-        return ""
+        whole = not text.endswith(INCOMPLETE)
+        # Only the last character can still change, and only if it is incomplete ...
+        end = len(text) if whole else len(text) - 1
+        new = text[self._n_shown : end]
+        if not whole and INCOMPLETE in new and self._n_held < MAX_CHARACTER_TOKENS:
+            # ... except that byte-fallback decoders show each byte of a half character like that.
+            return ""
+        if new:
+            self._n_held = 0
+            self._n_shown = end
+        if whole and new:
+            self._forget(self._n_context)
+            self._n_shown = len(self._decoder.decode(self._ids))
+            self._n_context = len(self._ids)
+        elif len(self._ids) > MOST_TOKENS:
+            # No token ended with a character for so long that one is cut: what the first bytes
+            # become then is shown already, and what is not shown yet is at the very end.
+            n_left = len(text) - self._n_shown
+            self._forget(MOST_TOKENS // 2)
+            self._n_shown = max(0, len(self._decoder.decode(self._ids)) - n_left)
+        return new
 
     def flush(self) -> str:
         """What was held back, as it is: nothing follows any more."""
-        if self._emitted == len(self._ids):
-            return ""
-        return self._emit(self._decoder.decode(self._ids), len(self._ids))
-
-    def _emit(self, text: str, n_ids: int) -> str:
-        new = text[len(self._context) :]
-        self._ids = self._ids[self._emitted :]
-        self._emitted = n_ids - self._emitted
-        self._context = self._decoder.decode(self._ids[: self._emitted])
+        text = self._decoder.decode(self._ids)
+        new = text[self._n_shown :]
+        self._n_shown = len(text)
         return new
+
+    def _forget(self, n: int) -> None:
+        self._ids = self._ids[n:]
+        self._n_context = max(0, self._n_context - n)
+
+
+def _whole_characters(decoder: Decoder, ids: list[int]) -> list[int]:
+    """`ids`, without the end of a character whose beginning was cut off, if that is how it starts.
+
+    A byte-fallback decoder shows all bytes in a row as incomplete if the first ones are.
+    """
+    for start in range(min(len(ids), MAX_CHARACTER_TOKENS)):
+        if not decoder.decode(ids[start:]).startswith(INCOMPLETE):
+            return ids[start:]
+    return ids
 
 
 class TextStream:
@@ -111,10 +143,11 @@ class TextStream:
             self._seen = window[-(self._longest - 1) :] if self._longest > 1 else ""
             return text, False
         window = self._held + text
-        start = min((at for stop in self._stop if (at := window.find(stop)) >= 0), default=-1)
-        if start >= 0:
+        found = [(at + len(stop), at) for stop in self._stop if (at := window.find(stop)) >= 0]
+        if found:
+            # The first to be complete, however the text is cut into tokens.
             self._held = ""
-            return window[:start], True
+            return window[: min(found)[1]], True
         keep = self._longest_beginning(window)
         self._held = window[len(window) - keep :]
         return window[: len(window) - keep], False

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+
+from tests.api.fake_engine import FakeEngine
+from tests.api.tiny_tokenizer import tiny_tokenizer
+from tests.api.waiting import until
+from tgi_async.api.app import create_app
+from tgi_async.telemetry.metrics import Metrics
+from tgi_async.text.chat import ChatTemplate
+from tgi_async.text.tokenizer import Tokenizer
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass
+class Settings:
+    """Limits small enough that tests reach them."""
+
+    model_id: str = "tiny/model"
+    revision: str | None = "abc123"
+    model_pipeline_tag: str | None = None
+    max_concurrent_requests: int = 4
+    max_best_of: int = 3
+    max_stop_sequences: int = 2
+    max_top_n_tokens: int = 5
+    max_input_tokens: int = 100
+    max_total_tokens: int = 128
+    max_client_batch_size: int = 3
+    validation_workers: int = 2
+    payload_limit: int = 10_000
+    api_key: str | None = None
+    cors_allow_origin: tuple[str, ...] = ()
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings()
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def chat_template() -> ChatTemplate | None:
+    return ChatTemplate(CHATML, {})
+
+
+@pytest.fixture
+def tokenizer() -> Tokenizer:
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def app(
+    settings: Settings,
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
+    chat_template: ChatTemplate | None,
+) -> Starlette:
+    metrics = Metrics(
+        max_input_tokens=settings.max_input_tokens, max_total_tokens=settings.max_total_tokens
+    )
+    return create_app(
+        engine=engine,
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        limits=settings,
+        metrics=metrics,
+        compute_type="test-machine",
+    )
+
+
+@pytest.fixture
+async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
+    """Talks to the application in this process."""
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://tiny") as client:
+        yield client
+
+
+@pytest.fixture
+async def address(app: Starlette) -> AsyncIterator[tuple[str, int]]:
+    """Host and port of a real server."""
+    config = uvicorn.Config(app, port=0, log_level="warning", access_log=False)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    yield server.servers[0].sockets[0].getsockname()[:2]
+    server.should_exit = True
+    await serving
+
+
+@pytest.fixture
+async def live(address: tuple[str, int]) -> AsyncIterator[httpx.AsyncClient]:
+    """Talks to a real server."""
+    url = f"http://{address[0]}:{address[1]}"
+    async with httpx.AsyncClient(base_url=url) as client:
+        yield client
+
+
+class Api:
+    """Shorthand for requests and what comes back."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.client = client
+
+    async def generate(self, inputs: str = "Hi", **parameters: Any) -> httpx.Response:
+        body = {"inputs": inputs, "parameters": parameters}
+        return await self.client.post("/generate", json=body)
+
+    async def generate_stream(self, inputs: str = "Hi", **parameters: Any) -> httpx.Response:
+        body = {"inputs": inputs, "parameters": parameters}
+        return await self.client.post("/generate_stream", json=body)
+
+    async def chat(self, text: str = "Hi", **fields: Any) -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": text}], **fields}
+        return await self.client.post("/v1/chat/completions", json=body)
+
+    async def complete(self, prompt: str | list[str] = "Hi", **fields: Any) -> httpx.Response:
+        return await self.client.post("/v1/completions", json={"prompt": prompt, **fields})
+
+    async def metric(self, name: str) -> float:
+        text = (await self.client.get("/metrics")).text
+        for line in text.splitlines():
+            if line.startswith(name + " "):
+                return float(line.split()[-1])
+        return 0.0
+
+
+@pytest.fixture
+def api(client: httpx.AsyncClient) -> Api:
+    return Api(client)
+
+
+def events_of(response: httpx.Response) -> list[Any]:
+    """Payloads of a stream of server-sent events; `[DONE]` stays a text."""
+    pieces = response.text.split("\n\n")
+    assert pieces.pop() == "", "a stream ends with an empty line"
+    payloads = []
+    for piece in pieces:
+        assert piece.startswith("data: ")
+        payload = piece.removeprefix("data: ")
+        payloads.append(payload if payload == "[DONE]" else json.loads(payload))
+    return payloads
+
+
+@pytest.fixture
+def events() -> Any:
+    return events_of

@@ -1,0 +1,99 @@
+"""An engine that emits what a test tells it to, and remembers what was asked of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from tgi_async.errors import ServerError
+from tgi_async.generation import (
+    Emitted,
+    FinishReason,
+    GenerationRequest,
+    Timings,
+    Token,
+    TopToken,
+)
+
+EOS = Token(257, "", -0.5, True)
+"""`<|im_end|>` of the tiny tokenizer; as in the engine, it adds no text."""
+
+
+def words(*texts: str) -> list[Token]:
+    """Ordinary tokens with these texts."""
+    return [Token(place, text, -0.25, False) for place, text in enumerate(texts)]
+
+
+class FakeGeneration:
+    """Emits one batch of tokens after another; waits for `go` before the batch `wait_before`."""
+
+    def __init__(self, engine: FakeEngine, request: GenerationRequest) -> None:
+        self._engine = engine
+        self._request = request
+        self._batches = list(engine.batches_of(request))
+        self.place = 0
+        self.seed = request.sampling.seed
+        self.timings = Timings(queued=0.5, inference=2.0)
+        self.prompt_logprobs: list[float | None] = [None] + [-1.0] * (len(request.prompt) - 1)
+        self.cancelled = False
+        self.done = False
+
+    def __aiter__(self) -> AsyncIterator[Emitted]:
+        return self
+
+    async def __anext__(self) -> Emitted:
+        if self.place == len(self._batches):
+            raise StopAsyncIteration
+        await asyncio.sleep(0)  # as a real one does, which waits for a step
+        if self.place == self._engine.wait_before:
+            self._engine.waiting.set()
+            await self._engine.go.wait()
+        if self.place == self._engine.fail_before and self._engine.error is not None:
+            raise self._engine.error
+        tokens = self._batches[self.place]
+        self.place += 1
+        self.done = self.place == len(self._batches)
+        return Emitted(tokens, self._engine.finish_reason if self.done else None)
+
+    def cancel(self) -> None:
+        if not self.done:
+            self.cancelled = True
+
+
+class FakeEngine:
+    """`batches` are the tokens of each look; `refusal` is raised by `submit`."""
+
+    def __init__(self) -> None:
+        self.ready = True
+        self.n_running = 3
+        self.n_waiting = 2
+        self.used_blocks = 7
+        self.cached_blocks = 4
+        self.n_blocks = 64
+        self.resident_tokens = 99
+        self.worker_restarts = 1
+        self.batches: list[list[Token]] = [words("Hel"), words("lo", " there"), [EOS]]
+        self.batches_by_choice: dict[int, list[list[Token]]] = {}
+        self.finish_reason: FinishReason = "eos_token"
+        self.refusal: ServerError | None = None
+        self.error: ServerError | None = None
+        self.fail_before = -1
+        self.wait_before = -1
+        self.waiting = asyncio.Event()
+        self.go = asyncio.Event()
+        self.requests: list[GenerationRequest] = []
+        self.generations: list[FakeGeneration] = []
+
+    def batches_of(self, request: GenerationRequest) -> list[list[Token]]:
+        return self.batches_by_choice.get(request.sampling.choice, self.batches)
+
+    def submit(self, request: GenerationRequest) -> FakeGeneration:
+        if self.refusal is not None:
+            raise self.refusal
+        self.requests.append(request)
+        generation = FakeGeneration(self, request)
+        self.generations.append(generation)
+        return generation
+
+
+__all__ = ["EOS", "FakeEngine", "FakeGeneration", "TopToken", "words"]

@@ -1,0 +1,96 @@
+"""What is wrong with a body is answered in plain text, and no more of it is read than allowed."""
+
+from __future__ import annotations
+
+import pytest
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"inputs": "Hi"} more',
+        b"\xef\xbb\xbf{}",
+        b'{"inputs": "\xff"}',
+        b'{"inputs": "\\ud800"}',
+        b'{"inputs": "\\udc00 text"}',
+        b'{"inputs": "Hi", "x": ' + b"[" * 4000 + b"]" * 4000 + b"}",
+    ],
+)
+async def test_what_is_not_json_is_a_400(client, engine, body):
+    response = await client.post("/generate", content=body, headers=JSON)
+    assert response.status_code == 400
+    assert response.headers["content-type"].startswith("text/plain")
+    assert response.text.startswith("Failed to parse the request body as JSON: ")
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        (b"[]", "Expected `object`"),
+        (b"{}", "Object missing required field `inputs`"),
+        (b'{"inputs": 1}', "inputs: Expected `str`"),
+        (b'{"inputs": null}', "inputs: Expected `str`"),
+        (b'{"inputs": "Hi", "parameters": []}', "parameters: Expected"),
+        (b'{"inputs": "Hi", "parameters": {"details": "yes"}}', "parameters.details: Expected"),
+    ],
+)
+async def test_what_has_the_wrong_type_is_a_422_that_names_the_place(client, body, place):
+    response = await client.post("/generate", content=body, headers=JSON)
+    assert response.status_code == 422
+    assert response.text.startswith(
+        f"Failed to deserialize the JSON body into the target type: {place}"
+    )
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "", "application/x-www-form-urlencoded"])
+async def test_what_is_not_declared_as_json_is_a_415(client, content_type):
+    headers = {"content-type": content_type}
+    response = await client.post("/generate", content=b'{"inputs":"Hi"}', headers=headers)
+    assert response.status_code == 415
+    assert response.text == "Expected request with `Content-Type: application/json`"
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json; charset=utf-8", "Application/JSON", "application/x+json"]
+)
+async def test_json_may_be_declared_in_several_ways(client, content_type):
+    headers = {"content-type": content_type}
+    response = await client.post("/generate", content=b'{"inputs":"Hi"}', headers=headers)
+    assert response.status_code == 200
+
+
+async def test_a_body_over_the_limit_is_a_413(client, settings):
+    body = b'{"inputs": "' + b"a" * settings.payload_limit + b'"}'
+    response = await client.post("/generate", content=body, headers=JSON)
+    assert response.status_code == 413
+    assert response.text == "Failed to buffer the request body: length limit exceeded"
+
+
+async def test_a_body_of_the_limit_is_read(client, settings):
+    body = b'{"inputs": "Hi"}'.ljust(settings.payload_limit)
+    assert (await client.post("/generate", content=body, headers=JSON)).status_code == 200
+
+
+async def test_a_chunked_body_is_given_up_at_the_limit(live, settings):
+    sent = 0
+
+    async def endless():
+        nonlocal sent
+        while sent < 1000:
+            sent += 1
+            yield b" " * settings.payload_limit
+
+    response = await live.post("/generate", content=endless(), headers=JSON)
+    assert response.status_code == 413
+
+
+async def test_a_surrogate_pair_is_one_character(client, engine):
+    body = b'{"inputs": "\\ud83d\\ude00"}'
+    response = await client.post("/generate", content=body, headers=JSON)
+    assert response.headers["x-compute-characters"] == "1"
+    assert len(engine.requests[0].prompt) == 4

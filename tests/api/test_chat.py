@@ -1,0 +1,256 @@
+"""`/v1/chat/completions`."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.api.fake_engine import EOS, words
+from tgi_async.errors import GenerationError
+from tgi_async.generation import Token, TopToken
+
+
+async def test_answers_as_openai_does(api, engine):
+    body = (await api.chat("Hi")).json()
+    assert body["object"] == "chat.completion"
+    assert body["id"].startswith("chatcmpl-")
+    assert body["model"] == "tiny/model"
+    assert body["system_fingerprint"].endswith("-native")
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "message": {"content": "Hello there", "role": "assistant"},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    n_prompt = len(engine.requests[0].prompt)
+    assert body["usage"] == {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": 4,
+        "total_tokens": n_prompt + 4,
+    }
+
+
+async def test_the_prompt_is_the_rendered_template_and_nothing_added(api, engine, tokenizer):
+    await api.chat("Hi")
+    rendered = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert engine.requests[0].prompt == tokenizer.encode(rendered, add_special_tokens=False)
+
+
+async def test_stop_text_is_cut_off(api, engine):
+    await api.chat("Hi", stop="END")
+    assert not engine.requests[0].include_stop
+    assert engine.requests[0].stop == ("END",)
+
+
+async def test_ids_are_unique(api):
+    assert (await api.chat("Hi")).json()["id"] != (await api.chat("Hi")).json()["id"]
+
+
+@pytest.mark.parametrize(
+    ("named", "shown"), [("gpt-4", "gpt-4"), ("tgi", "tiny/model"), (None, "tiny/model")]
+)
+async def test_any_model_name_is_accepted_and_shown(api, named, shown):
+    assert (await api.chat("Hi", model=named)).json()["model"] == shown
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"), [("eos_token", "stop"), ("stop_sequence", "stop"), ("length", "length")]
+)
+async def test_finish_reasons_are_openais(api, engine, reason, shown):
+    engine.finish_reason = reason
+    assert (await api.chat("Hi")).json()["choices"][0]["finish_reason"] == shown
+
+
+async def test_samples_by_default_and_is_greedy_at_temperature_0(api, engine):
+    await api.chat("Hi")
+    await api.chat("Hi", temperature=0, top_p=0.9, top_k=5)
+    assert [request.sampling.do_sample for request in engine.requests] == [True, False]
+    assert engine.requests[1].sampling.top_p == 1.0
+
+
+@pytest.mark.parametrize(
+    "off", [{"top_p": 1}, {"top_k": -1}, {"top_k": 0}, {"typical_p": 1.0}, {"min_p": 0}, {"n": 1}]
+)
+async def test_values_that_turn_a_parameter_off_are_accepted(api, engine, off):
+    assert (await api.chat("Hi", **off)).status_code == 200
+    sampling = engine.requests[0].sampling
+    assert (sampling.top_p, sampling.top_k, sampling.typical_p) == (1.0, 0, 1.0)
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+async def test_max_tokens_has_two_names(api, engine, field):
+    await api.chat("Hi", **{field: 3})
+    assert engine.requests[0].max_new_tokens == 3
+
+
+async def test_extra_sampling_parameters_arrive(api, engine):
+    await api.chat(
+        "Hi", top_k=4, repetition_penalty=1.2, ignore_eos=True, seed=5, frequency_penalty=0.5
+    )
+    [request] = engine.requests
+    assert request.ignore_eos
+    assert (request.sampling.top_k, request.sampling.repetition_penalty) == (4, 1.2)
+    assert (request.sampling.seed, request.sampling.frequency_penalty) == (5, 0.5)
+
+
+async def test_fields_without_effect_here_are_ignored(api):
+    response = await api.chat(
+        "Hi", user="me", metadata={}, store=False, parallel_tool_calls=True, stream_options=None
+    )
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"response_format": {"type": "json_object"}},
+        {"logit_bias": {"5": 1.0}},
+        {"presence_penalty": 0.5},
+        {"min_p": 0.1},
+        {"n": 2},
+    ],
+)
+async def test_what_is_not_built_is_refused_by_name(api, engine, fields):
+    response = await api.chat("Hi", **fields)
+    assert response.status_code == 422
+    assert response.json()["error_type"] == "validation"
+    assert f"`{next(iter(fields))}`" in response.json()["error"]
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": []},
+        {"tools": [{}], "tool_choice": "none"},
+        {"response_format": {"type": "text"}},
+        {"response_format": None},
+        {"logit_bias": {}},
+        {"presence_penalty": 0.0},
+    ],
+)
+async def test_what_asks_for_nothing_unbuilt_is_accepted(api, fields):
+    assert (await api.chat("Hi", **fields)).status_code == 200
+
+
+async def test_text_parts_are_joined(client, engine, tokenizer):
+    parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+    body = {"messages": [{"role": "user", "content": parts}]}
+    assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    assert "user\nHello<" in tokenizer.decode(engine.requests[0].prompt, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ({"role": "user", "content": None}, "`messages[0].content` must be a text"),
+        ({"role": "user"}, "`messages[0].content` must be a text"),
+        (
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}],
+            },
+            "`messages[0].content` holds an image",
+        ),
+        (
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "0"}]},
+            "`messages[0].tool_calls` is not supported",
+        ),
+    ],
+)
+async def test_messages_that_cannot_be_shown_are_refused(client, message, told):
+    response = await client.post("/v1/chat/completions", json={"messages": [message]})
+    assert response.status_code == 422
+    assert told in response.json()["error"]
+
+
+async def test_an_assistant_message_at_the_end_is_continued(client, engine, tokenizer):
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well, "}]
+    await client.post("/v1/chat/completions", json={"messages": messages})
+    prompt = tokenizer.decode(engine.requests[0].prompt, skip_special_tokens=False)
+    assert prompt.endswith("<|im_start|>assistant\nWell,")
+
+
+class TestWithoutTemplate:
+    @pytest.fixture
+    def chat_template(self):
+        return None
+
+    async def test_chat_is_refused(self, api):
+        response = await api.chat("Hi")
+        assert response.status_code == 422
+        assert response.json() == {
+            "error": "Template error: template not found",
+            "error_type": "template_error",
+        }
+
+
+async def test_logprobs(api, engine):
+    engine.batches = [[Token(1, "a", -0.1, False, (TopToken(2, "b", -0.2, False),))]]
+    response = await api.chat("Hi", logprobs=True, top_logprobs=1)
+    assert response.json()["choices"][0]["logprobs"] == {
+        "content": [
+            {"token": "a", "logprob": -0.1, "top_logprobs": [{"token": "b", "logprob": -0.2}]}
+        ]
+    }
+    assert engine.requests[0].sampling.logprobs
+
+
+async def test_stream_has_chunks_and_done(api, events):
+    response = await api.chat("Hi", stream=True)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *chunks, done = events(response)
+    assert done == "[DONE]"
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta["content"] for delta in deltas) == "Hello there"
+    assert {delta["role"] for delta in deltas} == {"assistant"}
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+    assert reasons == [None, None, "stop"]
+    assert all(chunk["usage"] is None for chunk in chunks)
+
+
+async def test_stream_has_usage_in_an_extra_chunk_where_asked(api, events):
+    response = await api.chat("Hi", stream=True, stream_options={"include_usage": True})
+    *_, last, done = events(response)
+    assert done == "[DONE]"
+    assert last["choices"] == []
+    assert last["usage"]["completion_tokens"] == 4
+
+
+async def test_stream_has_logprobs_of_all_tokens_that_came_together(api, engine, events):
+    engine.batches = [words("a", "b")]
+    [chunk, _] = events(await api.chat("Hi", stream=True, logprobs=True))
+    content = chunk["choices"][0]["logprobs"]["content"]
+    assert [entry["token"] for entry in content] == ["a", "b"]
+
+
+async def test_text_held_back_for_a_stop_sequence_that_never_came_is_kept(api, engine, events):
+    engine.batches = [[*words("a"), EOS._replace(text=" EN")]]
+    assert (await api.chat("Hi")).json()["choices"][0]["message"]["content"] == "a EN"
+    [chunk, _] = events(await api.chat("Hi", stream=True))
+    assert chunk["choices"][0]["delta"]["content"] == "a EN"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"), [({"temperature": -1}, 422), ({"max_tokens": 0}, 422)]
+)
+async def test_errors_before_a_stream_have_their_status(api, fields, status):
+    response = await api.chat("Hi", stream=True, **fields)
+    assert response.status_code == status
+    assert response.json()["error_type"] == "validation"
+
+
+async def test_a_failure_within_a_stream_is_an_event_before_done(api, engine, events):
+    engine.error, engine.fail_before = GenerationError("no luck"), 1
+    *_, failure, done = events(await api.chat("Hi", stream=True))
+    assert done == "[DONE]"
+    assert failure == {
+        "error": {
+            "message": "Request failed during generation: Server error: no luck",
+            "http_status_code": 424,
+        }
+    }

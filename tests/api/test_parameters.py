@@ -1,0 +1,204 @@
+"""Every rule on parameters, with TGI's words, order and status."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"best_of": 4, "do_sample": True}, "`best_of` must be > 0 and <= 3. Given: 4"),
+        ({"best_of": 2}, "you must use sampling when `best_of` is > 1"),
+        (
+            {"best_of": 2, "do_sample": True, "seed": 1},
+            "`seed` must not be set when `best_of` > 1",
+        ),
+        ({"temperature": 0}, "`temperature` must be strictly positive"),
+        ({"temperature": 1e30}, "`temperature` must be <= 1000.0. Given: 1e+30"),
+        ({"repetition_penalty": 0}, "`repetition_penalty` must be strictly positive"),
+        (
+            {"repetition_penalty": 1e-9},
+            "`repetition_penalty` must be >= 0.01 and <= 100.0. Given: 1e-09",
+        ),
+        ({"frequency_penalty": 2.1}, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
+        ({"top_p": 1.0}, "`top_p` must be > 0.0 and < 1.0"),
+        ({"top_p": 0.0}, "`top_p` must be > 0.0 and < 1.0"),
+        ({"typical_p": 1.0}, "`typical_p` must be > 0.0 and < 1.0"),
+        ({"top_k": 0}, "`top_k` must be strictly positive"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
+        ({"stop": ["a", "b", "c"]}, "`stop` supports up to 2 stop sequences. Given: 3"),
+        ({"stop": [""]}, "`stop` sequences cannot be empty"),
+        ({"seed": 2**64}, "`seed` must be >= 0 and < 2**64"),
+        ({"seed": 10**4000}, "`seed` must be >= 0 and < 2**64"),
+        ({"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
+        ({"truncate": 0}, "`truncate` must be strictly positive and less than 100. Given: 0"),
+        ({"truncate": 101}, "`truncate` must be strictly positive and less than 100. Given: 101"),
+        (
+            {"max_new_tokens": 127},
+            "`inputs` tokens + `max_new_tokens` must be <= 128. "
+            "Given: 2 `inputs` tokens and 127 `max_new_tokens`",
+        ),
+        (
+            {"grammar": {"type": "regex", "value": "a"}},
+            "`grammar` is not supported by this version of the server. Remove it from the request",
+        ),
+        (
+            {"adapter_id": "mine"},
+            "`adapter_id` is not supported by this version of the server. "
+            "Remove it from the request",
+        ),
+    ],
+)
+async def test_a_broken_rule_is_told_in_its_words(api, engine, parameters, message):
+    response = await api.generate("Hi", **parameters)
+    assert response.status_code == 422
+    assert response.json() == {
+        "error": f"Input validation error: {message}",
+        "error_type": "validation",
+    }
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("", "`inputs` cannot be empty"),
+        ("a" * 101, "`inputs` must have less than 100 tokens. Given: 101"),
+    ],
+)
+async def test_a_prompt_that_does_not_fit_is_refused(api, inputs, message):
+    response = await api.generate(inputs, max_new_tokens=1)
+    assert response.status_code == 422
+    assert response.json()["error"] == f"Input validation error: {message}"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"temperature": 1e-30},
+        {"repetition_penalty": 0.01},
+        {"frequency_penalty": -2.0},
+        {"top_p": 0.999},
+        {"typical_p": 0.001},
+        {"top_k": 2**31 - 1},
+        {"max_new_tokens": 126},
+        {"stop": None},
+        {"seed": 0},
+        {"seed": 2**64 - 1, "do_sample": True},
+        {"top_n_tokens": 5},
+        {"truncate": 100},
+        {"best_of": None},
+        {"unknown_to_us": {"deep": [1]}},
+    ],
+)
+async def test_values_at_their_limits_are_accepted(api, parameters):
+    assert (await api.generate("Hi", **parameters)).status_code == 200
+
+
+async def test_the_first_broken_rule_wins(api):
+    response = await api.generate("", top_k=0, temperature=0, max_new_tokens=0)
+    assert response.json()["error"].endswith("`temperature` must be strictly positive")
+
+
+async def test_a_prompt_of_the_longest_length_is_accepted(api):
+    assert (await api.generate("a" * 100, max_new_tokens=28)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"max_new_tokens": -1},
+        {"max_new_tokens": 2**32},
+        {"max_new_tokens": 1.5},
+        {"top_k": 2**31},
+        {"seed": -1},
+        {"best_of": "two"},
+        {"temperature": "hot"},
+        {"do_sample": 1},
+        {"stop": [1]},
+        {"top_n_tokens": -1},
+    ],
+)
+async def test_a_number_out_of_its_type_is_a_422_in_plain_text(api, parameters):
+    response = await api.generate("Hi", **parameters)
+    assert response.status_code == 422
+    assert response.headers["content-type"].startswith("text/plain")
+    [name] = parameters
+    assert response.text.startswith(
+        f"Failed to deserialize the JSON body into the target type: parameters.{name}"
+    )
+
+
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity"])
+async def test_a_number_that_is_none_is_not_json(client, literal):
+    body = '{"inputs": "Hi", "parameters": {"temperature": %s}}' % literal  # noqa: UP031
+    headers = {"content-type": "application/json"}
+    response = await client.post("/generate", content=body, headers=headers)
+    assert response.status_code == 400
+
+
+async def test_a_float_that_overflows_is_refused(client):
+    body = '{"inputs": "Hi", "parameters": {"temperature": 1e999}}'
+    headers = {"content-type": "application/json"}
+    response = await client.post("/generate", content=body, headers=headers)
+    assert response.status_code == 422
+
+
+async def test_best_of_is_refused_where_it_is_turned_off(api, settings):
+    settings.max_best_of = 1
+    response = await api.generate("Hi", best_of=2, do_sample=True)
+    assert response.json()["error"].endswith("`best_of` != 1 is not allowed for this endpoint")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"best_of": 2}, "`best_of` != 1 is not supported when streaming tokens"),
+        ({"best_of": 0}, "`best_of` != 1 is not supported when streaming tokens"),
+        (
+            {"decoder_input_details": True},
+            "`decoder_input_details` == true is not supported when streaming tokens",
+        ),
+    ],
+)
+async def test_what_a_stream_cannot_have(api, events, parameters, message):
+    [event] = events(await api.generate_stream("Hi", **parameters))
+    assert event["error"] == f"Input validation error: {message}"
+
+
+async def test_more_new_tokens_than_there_is_room_end_at_the_room(api, engine, settings):
+    """TGI admits what has room for 1024 new tokens, whatever is asked beyond that."""
+    settings.max_input_tokens, settings.max_total_tokens = 1000, 2000
+    await api.generate("a" * 900, max_new_tokens=1500)
+    assert engine.requests[0].max_new_tokens == 1100
+
+
+async def test_max_new_tokens_beyond_1024_is_exact(api, engine, settings):
+    settings.max_input_tokens, settings.max_total_tokens = 1000, 4000
+    await api.generate("Hi", max_new_tokens=1500)
+    assert engine.requests[0].max_new_tokens == 1500
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sampled"),
+    [
+        ({}, False),
+        ({"temperature": 1.0}, False),
+        ({"temperature": 0.5}, True),
+        ({"top_k": 3}, True),
+        ({"top_p": 0.5}, True),
+        ({"typical_p": 0.5}, True),
+        ({"do_sample": True}, True),
+    ],
+)
+async def test_a_value_that_changes_the_distribution_means_sampling(
+    api, engine, parameters, sampled
+):
+    await api.generate("Hi", **parameters)
+    assert engine.requests[0].sampling.do_sample is sampled
+
+
+async def test_a_tiny_temperature_is_raised_to_one_that_divides_safely(api, engine):
+    await api.generate("Hi", temperature=1e-300)
+    assert engine.requests[0].sampling.temperature == 1e-6

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests.telemetry.test_instruments import samples
+from tgi_async.telemetry.metrics import Metrics
+
+IDLE = SimpleNamespace(
+    n_running=0,
+    n_waiting=0,
+    used_blocks=0,
+    cached_blocks=0,
+    n_blocks=8,
+    resident_tokens=0,
+    worker_restarts=0,
+)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(max_input_tokens=1000, max_total_tokens=2000)
+
+
+def read(metrics: Metrics) -> dict[tuple[str, str], float]:
+    return samples(metrics.expose(IDLE).decode())
+
+
+def test_what_the_dashboards_ask_for_is_there_before_the_first_request(metrics):
+    text = metrics.expose(IDLE).decode()
+    for name in (
+        "tgi_request_count",
+        "tgi_request_success",
+        "tgi_queue_size",
+        "tgi_batch_current_size",
+        "tgi_batch_current_max_tokens",
+        "tgi_request_queue_duration_bucket",
+        "tgi_request_duration_bucket",
+        "tgi_request_mean_time_per_token_duration_bucket",
+        "tgi_request_input_length_bucket",
+        "tgi_request_generated_tokens_bucket",
+        "tgi_request_skipped_tokens_bucket",
+    ):
+        assert f"\n{name}" in text
+
+
+def test_no_name_ends_in_total(metrics):
+    metrics.request_received()
+    assert not [name for name, _ in read(metrics) if name.endswith("_total")]
+
+
+def test_buckets_are_those_of_tgi(metrics):
+    values = read(metrics)
+    durations = [label for name, label in values if name == "tgi_request_duration_bucket"]
+    assert len(durations) == 36
+    assert float(durations[0]) == pytest.approx(0.00015)
+    assert float(durations[34]) == pytest.approx(145.6, rel=1e-3)
+    inputs = [label for name, label in values if name == "tgi_request_input_length_bucket"]
+    assert inputs[:2] == ["10", "20"]
+    assert inputs[-2:] == ["1000", "+Inf"]
+    assert len([1 for name, _ in values if name == "tgi_batch_next_size_bucket"]) == 1025
+
+
+def test_a_request_from_arrival_to_answer(metrics):
+    metrics.request_received()
+    metrics.request_validated(0.25, 30, 100)
+    metrics.admitted(16)
+    metrics.request_generated(0.5, 2.0, 4)
+    metrics.request_succeeded(3.0)
+    values = read(metrics)
+    assert values["tgi_request_count", ""] == 1
+    assert values["tgi_request_success", ""] == 1
+    assert values["tgi_request_validation_duration_sum", ""] == 0.25
+    assert values["tgi_request_input_length_sum", ""] == 30
+    assert values["tgi_request_max_new_tokens_sum", ""] == 100
+    assert values["tgi_request_skipped_tokens_sum", ""] == 16
+    assert values["tgi_request_queue_duration_sum", ""] == 0.5
+    assert values["tgi_request_inference_duration_sum", ""] == 2
+    assert values["tgi_request_generated_tokens_sum", ""] == 4
+    assert values["tgi_request_mean_time_per_token_duration_sum", ""] == 0.5
+    assert values["tgi_request_duration_sum", ""] == 3
+
+
+def test_a_generation_without_tokens_has_no_time_per_token(metrics):
+    metrics.request_generated(0.5, 2.0, 0)
+    assert read(metrics)["tgi_request_mean_time_per_token_duration_count", ""] == 0
+
+
+def test_failures_are_told_apart(metrics):
+    metrics.request_failed("dropped")
+    metrics.request_failed("overloaded")
+    metrics.request_failed("dropped")
+    values = read(metrics)
+    assert values["tgi_request_failure", "dropped"] == 2
+    assert values["tgi_request_failure", "overloaded"] == 1
+
+
+def test_a_step_with_prompt_tokens_is_a_prefill(metrics):
+    metrics.step_sent(n_prefill_tokens=9, n_admitted=2, n_decode=3)
+    metrics.step(n_prefill_tokens=9, seconds=0.5, forward_seconds=0.25, sample_seconds=0.125)
+    metrics.step_sent(n_prefill_tokens=0, n_admitted=0, n_decode=5)
+    metrics.step_lost(n_prefill_tokens=0)
+    values = read(metrics)
+    assert values["tgi_batch_inference_count", "prefill"] == 1
+    assert values["tgi_batch_inference_success", "prefill"] == 1
+    assert values["tgi_batch_inference_duration_sum", "prefill"] == 0.5
+    assert values["tgi_batch_forward_duration_sum", "prefill"] == 0.25
+    assert values["tgi_batch_decode_duration_sum", "prefill"] == 0.125
+    assert values["tgi_batch_inference_count", "decode"] == 1
+    assert values["tgi_batch_inference_failure", "decode"] == 1
+    assert values["tgi_batch_next_size_sum", ""] == 2
+
+
+@pytest.mark.parametrize(("n_admitted", "n_decode", "joined"), [(1, 1, 1), (1, 0, 0), (0, 1, 0)])
+def test_joining_needs_some_that_run_and_some_that_come(metrics, n_admitted, n_decode, joined):
+    metrics.step_sent(n_prefill_tokens=1, n_admitted=n_admitted, n_decode=n_decode)
+    assert read(metrics).get(("tgi_batch_concat", "chunking"), 0) == joined

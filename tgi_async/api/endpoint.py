@@ -1,0 +1,107 @@
+"""The ASGI side of a route that takes JSON: body in, handler run, client watched.
+
+While the handler works, the connection is watched. A client that goes away, at whatever moment,
+cancels the handler, and the handler's `finally` clauses give back permits and blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from tgi_async.api.body import BodyRefused, decode_json, read_json_body
+from tgi_async.api.exchange import Exchange
+from tgi_async.api.service import Service
+from tgi_async.errors import ServerError
+
+T = TypeVar("T")
+Handler = Callable[[Service, T, Exchange], Awaitable[None]]
+log = logging.getLogger(__name__)
+
+
+class Endpoint(Generic[T]):
+    """An ASGI application for one route.
+
+    `counted`: whether its requests are in `tgi_request_*` (the generating routes are).
+    """
+
+    def __init__(
+        self, service: Service, handler: Handler[T], body_type: type[T], *, counted: bool = True
+    ) -> None:
+        self._service = service
+        self._handler = handler
+        self._decoder = msgspec.json.Decoder(body_type)
+        self._counted = counted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, send)
+        try:
+            raw = await read_json_body(scope, receive, self._service.limits.payload_limit)
+            body = decode_json(self._decoder, raw)
+        except ClientDisconnect:
+            return
+        except BodyRefused as refused:
+            await _reply_text(exchange, refused)
+            return
+        work = asyncio.create_task(self._work(body, exchange))
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            while not work.done():
+                wait = max(exchange.seconds_to_keep_alive(), 0.0)
+                await asyncio.wait((work, gone), timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+                if gone.done() and not exchange.finished:
+                    return
+                if exchange.finished:
+                    await work
+                else:
+                    await exchange.keep_alive()
+        finally:
+            work.cancel()
+            gone.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _work(self, body: T, exchange: Exchange) -> None:
+        count = self._service.metrics if self._counted else None
+        if count:
+            count.request_received()
+        try:
+            await self._handler(self._service, body, exchange)
+            if count:
+                count.request_succeeded(time.monotonic() - exchange.started)
+        except asyncio.CancelledError:
+            if count:
+                count.request_failed("dropped")
+            raise
+        except BodyRefused as refused:
+            if count:
+                count.request_failed("validation")
+            await _reply_text(exchange, refused)
+        except ServerError as error:
+            if count:
+                count.request_failed(error.failure)
+            await exchange.fail(error)
+        except Exception:
+            log.exception("A request failed because of an error in the server")
+            if count:
+                count.request_failed("generation")
+            await exchange.fail(ServerError("Internal server error"))
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _reply_text(exchange: Exchange, refused: BodyRefused) -> None:
+    await exchange.reply(
+        refused.text.encode(),
+        status=refused.status,
+        content_type=b"text/plain; charset=utf-8",
+    )

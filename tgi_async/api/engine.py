@@ -1,0 +1,47 @@
+"""What the API needs of the engine. The engine satisfies these as it is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from tgi_async.generation import Emitted, GenerationRequest, Timings
+from tgi_async.telemetry.metrics import Gauges
+
+
+class Generation(Protocol):
+    """One running generation: an asynchronous iterator over what it has emitted.
+
+    The last `Emitted` has a `finish_reason` and at least one token. `__anext__` may be cancelled at
+    any time. It raises `errors.ServerError` (GenerationError, IncompleteGeneration) when the
+    generation fails.
+    """
+
+    @property
+    def timings(self) -> Timings:
+        """Complete at the end."""
+
+    @property
+    def prompt_logprobs(self) -> list[float | None]:
+        """One for each prompt token (None for the first), complete with the first emitted token."""
+
+    def __aiter__(self) -> AsyncIterator[Emitted]: ...
+
+    def cancel(self) -> None:
+        """Give up; frees its blocks at once. Does nothing when it has ended already."""
+
+
+class Engine(Gauges, Protocol):
+    """Takes generations, and says how it is."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker is there and makes progress."""
+
+    def submit(self, request: GenerationRequest) -> Generation:
+        """Queue a request.
+
+        Raises:
+            ValidationError: it can never fit.
+            Unhealthy: the engine is stopping.
+        """

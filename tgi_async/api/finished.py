@@ -1,0 +1,71 @@
+"""A generation that has ended, and the headers and details told of it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tgi_async.api.engine import Generation
+from tgi_async.generation import FinishReason, Timings, Token
+
+
+class Finished(NamedTuple):
+    """All that one generation emitted."""
+
+    tokens: list[Token]
+    text: str
+    finish_reason: FinishReason
+    prompt_logprobs: list[float | None]
+    timings: Timings
+
+    @property
+    def mean_logprob(self) -> float:
+        """What `best_of` compares."""
+        return math.fsum(token.logprob or 0.0 for token in self.tokens) / max(len(self.tokens), 1)
+
+
+async def collect(generation: Generation) -> Finished:
+    """Wait for the end of a generation; whatever happens, it does not run on afterwards.
+
+    Raises:
+        ServerError: it failed.
+    """
+    tokens: list[Token] = []
+    finish_reason: FinishReason = "length"
+    try:
+        async for emitted in generation:
+            tokens += emitted.tokens
+            if emitted.finish_reason is not None:
+                finish_reason = emitted.finish_reason
+    finally:
+        generation.cancel()
+    return Finished(
+        tokens,
+        text_of(tokens),
+        finish_reason,
+        generation.prompt_logprobs,
+        generation.timings,
+    )
+
+
+async def collect_all(generations: Sequence[Generation]) -> list[Finished]:
+    """Wait for all of them; the first failure ends the others.
+
+    Raises:
+        ServerError: that of the first that failed.
+    """
+    if len(generations) == 1:
+        return [await collect(generations[0])]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(collect(generation)) for generation in generations]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def text_of(tokens: Sequence[Token]) -> str:
+    """The text that tokens add. A special one adds none, but may release what was held back."""
+    return "".join([token.text for token in tokens])

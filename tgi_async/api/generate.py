@@ -1,0 +1,155 @@
+"""`/generate`, `/generate_stream` and `/`, TGI's own routes."""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from tgi_async.api.exchange import ErrorBody, Exchange, encode, event
+from tgi_async.api.finished import collect_all, text_of
+from tgi_async.api.generate_details import DetailsWriter
+from tgi_async.api.parameters import GenerateParameters, check_best_of, check_streamed
+from tgi_async.api.schemas.generate import (
+    CompatGenerateRequest,
+    GenerateRequest,
+    GenerateResponse,
+    PrefillToken,
+    StreamDetails,
+    StreamResponse,
+)
+from tgi_async.api.service import Service
+from tgi_async.api.timing import reply_headers, stream_headers
+from tgi_async.errors import IncompleteGeneration, ServerError
+from tgi_async.generation import Emitted, GenerationRequest
+
+
+async def generate(service: Service, body: GenerateRequest, exchange: Exchange) -> None:
+    """One JSON object."""
+    await _reply(service, body.inputs, body.given, exchange, as_list=False)
+
+
+async def generate_stream(service: Service, body: GenerateRequest, exchange: Exchange) -> None:
+    """A stream of token events."""
+    await _stream(service, body.inputs, body.given, exchange)
+
+
+async def compat_generate(
+    service: Service, body: CompatGenerateRequest, exchange: Exchange
+) -> None:
+    """`/`: a stream, or a list of one object. Here the prompt belongs to the text by default."""
+    parameters = body.given
+    if parameters.return_full_text is None:
+        tag = service.limits.model_pipeline_tag
+        parameters = structs.replace(
+            parameters, return_full_text=tag is None or tag == "text-generation"
+        )
+    if body.stream:
+        await _stream(service, body.inputs, parameters, exchange)
+    else:
+        await _reply(service, body.inputs, parameters, exchange, as_list=True)
+
+
+async def _reply(
+    service: Service,
+    inputs: str,
+    parameters: GenerateParameters,
+    exchange: Exchange,
+    *,
+    as_list: bool,
+) -> None:
+    check_best_of(parameters, service.limits)
+    best_of = parameters.best_of or 1
+    wants_details = parameters.details or parameters.decoder_input_details
+    prefill: list[PrefillToken] = []
+    with service.permits.take(best_of):
+        request = await service.request(
+            inputs, parameters, exchange, logprobs=wants_details or best_of > 1, include_stop=True
+        )
+        writer = DetailsWriter(service.tokenizer, request)
+        finished = await collect_all(service.submit_choices(request, best_of))
+        for one in finished:
+            service.account(one.timings, len(one.tokens))
+        if parameters.decoder_input_details:
+            prefill = await service.in_pool(writer.prefill, finished[0])
+    best, *others = sorted(finished, key=lambda one: one.mean_logprob, reverse=True)
+    shown = inputs if parameters.return_full_text else ""
+    response = GenerateResponse(shown + best.text)
+    if wants_details:
+        details = writer.details(best, others, prefill, shown)
+        response = GenerateResponse(shown + best.text, details)
+    headers = reply_headers(
+        exchange, service.compute_type, len(inputs), [request], [best.timings], len(best.tokens)
+    )
+    await exchange.reply(encode([response] if as_list else response), headers=headers)
+
+
+async def _stream(
+    service: Service, inputs: str, parameters: GenerateParameters, exchange: Exchange
+) -> None:
+    # TGI's streams begin before anything is checked: its clients look for errors in events.
+    await exchange.open_stream(stream_headers(service.compute_type, len(inputs)), _error_event)
+    check_streamed(parameters)
+    with service.permits.take():
+        request = await service.request(
+            inputs, parameters, exchange, logprobs=True, include_stop=True
+        )
+        generation = service.submit(request)
+        events = _TokenEvents(service, request, parameters, inputs)
+        try:
+            async for emitted in generation:
+                encoded = events.encode(emitted)
+                if emitted.finish_reason is None:
+                    await exchange.write(encoded)
+        finally:
+            generation.cancel()
+        service.account(generation.timings, events.n_tokens)
+    await exchange.close(encoded)
+
+
+class _TokenEvents:
+    """Turns what a generation emits into events, one for each token."""
+
+    def __init__(
+        self,
+        service: Service,
+        request: GenerationRequest,
+        parameters: GenerateParameters,
+        inputs: str,
+    ) -> None:
+        self._writer = DetailsWriter(service.tokenizer, request)
+        self._request = request
+        self._details = parameters.details
+        self._with_top_tokens = bool(parameters.top_n_tokens)
+        self._texts = [inputs] if parameters.return_full_text else []
+        self.n_tokens = 0
+
+    def encode(self, emitted: Emitted) -> bytes:
+        """All events of `emitted` as one piece."""
+        self._texts.append(text_of(emitted.tokens))
+        pieces: list[bytes] = []
+        ending = len(emitted.tokens) if emitted.finish_reason is not None else 0
+        for place, token in enumerate(emitted.tokens, start=1):
+            self.n_tokens += 1
+            response = StreamResponse(index=self.n_tokens, token=self._writer.token(token))
+            if self._with_top_tokens:
+                response = structs.replace(response, top_tokens=self._writer.top_tokens(token))
+            if place == ending:
+                response = self._last(response, emitted)
+            pieces.append(event(response))
+        return b"".join(pieces)
+
+    def _last(self, response: StreamResponse, emitted: Emitted) -> StreamResponse:
+        details = None
+        if self._details and emitted.finish_reason is not None:
+            details = StreamDetails(
+                finish_reason=emitted.finish_reason,
+                generated_tokens=self.n_tokens,
+                seed=self._writer.seed,
+                input_length=len(self._request.prompt),
+            )
+        return structs.replace(response, generated_text="".join(self._texts), details=details)
+
+
+def _error_event(error: ServerError) -> bytes:
+    if isinstance(error, IncompleteGeneration):
+        return event(ErrorBody(f"{error} stream", f"{error.error_type}_stream"))
+    return event(ErrorBody(str(error), error.error_type))

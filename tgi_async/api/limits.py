@@ -1,0 +1,55 @@
+"""The settings that the API reads. The server's settings object satisfies this as it is."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Limits(Protocol):
+    """Read-only settings. Counts are of requests, sequences or tokens; sizes are in bytes."""
+
+    @property
+    def model_id(self) -> str: ...
+
+    @property
+    def revision(self) -> str | None: ...
+
+    @property
+    def model_pipeline_tag(self) -> str | None: ...
+
+    @property
+    def max_concurrent_requests(self) -> int: ...
+
+    @property
+    def max_best_of(self) -> int: ...
+
+    @property
+    def max_stop_sequences(self) -> int: ...
+
+    @property
+    def max_top_n_tokens(self) -> int: ...
+
+    @property
+    def max_input_tokens(self) -> int: ...
+
+    @property
+    def max_total_tokens(self) -> int: ...
+
+    @property
+    def max_client_batch_size(self) -> int:
+        """Most prompts in one `/v1/completions` body."""
+
+    @property
+    def validation_workers(self) -> int:
+        """Threads that tokenize and render chat templates."""
+
+    @property
+    def payload_limit(self) -> int:
+        """Largest request body, in bytes."""
+
+    @property
+    def api_key(self) -> str | None: ...
+
+    @property
+    def cors_allow_origin(self) -> tuple[str, ...]:
+        """Origins that browsers may call from; empty: any."""

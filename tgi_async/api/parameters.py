@@ -1,0 +1,218 @@
+"""Generation parameters: the schema, its validation in TGI's order and words, and what comes of it.
+
+The OpenAI routes build the same struct from their own fields, so every rule is here once.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from tgi_async.api.limits import Limits
+from tgi_async.errors import ValidationError
+from tgi_async.wire.messages import Sampling
+
+I32 = Annotated[int, Meta(ge=-(2**31), lt=2**31)]
+U32 = Annotated[int, Meta(ge=0, lt=2**32)]
+U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Unsigned = Annotated[int, Meta(ge=0)]
+
+ADMITTED_NEW_TOKENS = 1024
+"""TGI admits a request that has room for this many new tokens, even if it asks for more, and ends
+it with `length` where the room ends."""
+
+MIN_TEMPERATURE = 1e-6
+"""Below this, dividing logits by the temperature overflows and changes no choice any more."""
+
+MAX_TEMPERATURE = 1000.0
+PENALTY_RANGE = (0.01, 100.0)
+
+
+class GenerateParameters(Struct, frozen=True, kw_only=True):
+    """`parameters` of `/generate`. `stop` may also be one string or null, as OpenAI clients do."""
+
+    best_of: U63 | None = None
+    temperature: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    top_k: I32 | None = None
+    top_p: float | None = None
+    typical_p: float | None = None
+    do_sample: bool = False
+    max_new_tokens: U32 | None = None
+    return_full_text: bool | None = None
+    stop: list[str] | str | None = None
+    truncate: U63 | None = None
+    watermark: bool = False
+    details: bool = False
+    decoder_input_details: bool = False
+    seed: Unsigned | None = None
+    top_n_tokens: U32 | None = None
+    ignore_eos: bool = False
+    grammar: Any = None
+    adapter_id: str | None = None
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the caller asked for sampling, be it by a parameter that only sampling has."""
+        warpers = (self.temperature, self.top_k, self.top_p, self.typical_p)
+        return self.do_sample or any(value is not None for value in warpers)
+
+    @property
+    def stop_sequences(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def refuse_unbuilt(**fields: object) -> None:
+    """Refuse fields that this version does not act upon, unless their value asks for nothing.
+
+    Raises:
+        ValidationError: naming the first one.
+    """
+    for name, value in fields.items():
+        if value:
+            raise ValidationError(
+                f"`{name}` is not supported by this version of the server. "
+                "Remove it from the request"
+            )
+
+
+def check_best_of(parameters: GenerateParameters, limits: Limits) -> None:
+    """The rules on `best_of` that need no permit; `best_of` 0 counts as 1."""
+    best_of = parameters.best_of or 1
+    if best_of == 1:
+        return
+    if limits.max_best_of == 1:
+        raise ValidationError("`best_of` != 1 is not allowed for this endpoint")
+    if best_of > limits.max_best_of:
+        raise ValidationError(
+            f"`best_of` must be > 0 and <= {limits.max_best_of}. Given: {best_of}"
+        )
+
+
+def check_streamed(parameters: GenerateParameters) -> None:
+    """What a stream cannot have."""
+    if parameters.best_of not in (None, 1):
+        raise ValidationError("`best_of` != 1 is not supported when streaming tokens")
+    if parameters.decoder_input_details:
+        raise ValidationError(
+            "`decoder_input_details` == true is not supported when streaming tokens"
+        )
+
+
+def check(parameters: GenerateParameters, limits: Limits) -> None:
+    """Every rule that needs no tokens, in TGI's order.
+
+    Raises:
+        ValidationError: for the first rule that is broken.
+    """
+    p = parameters
+    refuse_unbuilt(grammar=p.grammar, adapter_id=p.adapter_id)
+    if (p.best_of or 1) > 1 and not p.sampled:
+        raise ValidationError("you must use sampling when `best_of` is > 1")
+    _check_warpers(p)
+    if p.max_new_tokens == 0:
+        raise ValidationError("`max_new_tokens` must be strictly positive")
+    stop = p.stop_sequences
+    if len(stop) > limits.max_stop_sequences:
+        raise ValidationError(
+            f"`stop` supports up to {limits.max_stop_sequences} stop sequences. Given: {len(stop)}"
+        )
+    if "" in stop:
+        raise ValidationError("`stop` sequences cannot be empty")
+    if p.seed is not None:
+        if (p.best_of or 1) > 1:
+            raise ValidationError("`seed` must not be set when `best_of` > 1")
+        if p.seed >= 2**64:
+            # Not shown: it may have thousands of digits.
+            raise ValidationError("`seed` must be >= 0 and < 2**64")
+    if p.top_n_tokens is not None and p.top_n_tokens > limits.max_top_n_tokens:
+        raise ValidationError(
+            f"`top_n_tokens` must be >= 0 and <= {limits.max_top_n_tokens}. Given: {p.top_n_tokens}"
+        )
+
+
+def _check_warpers(p: GenerateParameters) -> None:
+    if p.temperature is not None:
+        if p.temperature <= 0:
+            raise ValidationError("`temperature` must be strictly positive")
+        if p.temperature > MAX_TEMPERATURE:
+            raise ValidationError(
+                f"`temperature` must be <= {MAX_TEMPERATURE}. Given: {p.temperature}"
+            )
+    if p.repetition_penalty is not None:
+        if p.repetition_penalty <= 0:
+            raise ValidationError("`repetition_penalty` must be strictly positive")
+        least, most = PENALTY_RANGE
+        if not least <= p.repetition_penalty <= most:
+            raise ValidationError(
+                f"`repetition_penalty` must be >= {least} and <= {most}. "
+                f"Given: {p.repetition_penalty}"
+            )
+    if p.frequency_penalty is not None and not -2.0 <= p.frequency_penalty <= 2.0:
+        raise ValidationError("`frequency_penalty` must be >= -2.0 and <= 2.0")
+    if p.top_p is not None and not 0.0 < p.top_p < 1.0:
+        raise ValidationError("`top_p` must be > 0.0 and < 1.0")
+    if p.typical_p is not None and not 0.0 < p.typical_p < 1.0:
+        raise ValidationError("`typical_p` must be > 0.0 and < 1.0")
+    if p.top_k is not None and p.top_k <= 0:
+        raise ValidationError("`top_k` must be strictly positive")
+
+
+def check_text(text: str, truncate: int | None, limits: Limits) -> None:
+    """The rules on the prompt's text, before it is tokenized."""
+    if not text:
+        raise ValidationError("`inputs` cannot be empty")
+    if truncate is not None and not 0 < truncate <= limits.max_input_tokens:
+        raise ValidationError(
+            f"`truncate` must be strictly positive and less than {limits.max_input_tokens}. "
+            f"Given: {truncate}"
+        )
+
+
+def fit(n_prompt: int, max_new_tokens: int | None, limits: Limits) -> int:
+    """How many new tokens a prompt of `n_prompt` tokens gets.
+
+    Raises:
+        ValidationError: it does not fit.
+    """
+    room = max(0, limits.max_total_tokens - n_prompt)
+    admitted = min(room if max_new_tokens is None else max_new_tokens, ADMITTED_NEW_TOKENS)
+    if n_prompt + admitted > limits.max_total_tokens:
+        raise ValidationError(
+            f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
+            f"Given: {n_prompt} `inputs` tokens and {admitted} `max_new_tokens`"
+        )
+    if n_prompt > limits.max_input_tokens:
+        raise ValidationError(
+            f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {n_prompt}"
+        )
+    return room if max_new_tokens is None else min(max_new_tokens, room)
+
+
+def sampling_of(parameters: GenerateParameters, *, logprobs: bool) -> Sampling:
+    """How a row samples. A request without a seed gets a random one here.
+
+    Like TGI's, this samples as soon as a value is set that changes the distribution, and is greedy
+    for `do_sample` false with a temperature of exactly 1.
+    """
+    p = parameters
+    temperature = 1.0 if p.temperature is None else max(p.temperature, MIN_TEMPERATURE)
+    warped = (p.top_k, p.top_p, p.typical_p) != (None, None, None)
+    return Sampling(
+        do_sample=p.do_sample or temperature != 1.0 or warped,
+        temperature=temperature,
+        top_k=p.top_k or 0,
+        top_p=1.0 if p.top_p is None else p.top_p,
+        typical_p=1.0 if p.typical_p is None else p.typical_p,
+        repetition_penalty=1.0 if p.repetition_penalty is None else p.repetition_penalty,
+        frequency_penalty=p.frequency_penalty or 0.0,
+        watermark=p.watermark,
+        seed=secrets.randbits(64) if p.seed is None else p.seed,
+        logprobs=logprobs,
+        top_n_tokens=p.top_n_tokens or 0,
+    )

@@ -1,0 +1,50 @@
+"""The `x-*` headers that tell a client what its request took, in TGI's units."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from tgi_async.api.exchange import Exchange, HeaderList
+from tgi_async.generation import GenerationRequest, Timings
+
+
+def stream_headers(compute_type: str, n_characters: int) -> HeaderList:
+    """What is known when a stream begins. Characters are Unicode characters of the prompts."""
+    return [
+        (b"x-compute-type", compute_type.encode()),
+        (b"x-compute-characters", str(n_characters).encode()),
+    ]
+
+
+def reply_headers(
+    exchange: Exchange,
+    compute_type: str,
+    n_characters: int,
+    requests: Sequence[GenerationRequest],
+    timings: Sequence[Timings],
+    n_generated: int,
+) -> HeaderList:
+    """What is known at the end: `x-compute-time` in seconds, other times in milliseconds.
+
+    Where there are several prompts, queue and inference time are sums over them.
+    """
+    total = time.monotonic() - exchange.started
+    inference = sum(timing.inference for timing in timings)
+    counts = {
+        b"x-prompt-tokens": sum(len(request.prompt) for request in requests),
+        b"x-generated-tokens": n_generated,
+    }
+    seconds = {
+        b"x-total-time": total,
+        b"x-validation-time": exchange.validation_seconds,
+        b"x-queue-time": sum(timing.queued for timing in timings),
+        b"x-inference-time": inference,
+        b"x-time-per-token": inference / max(n_generated, 1),
+    }
+    return [
+        *stream_headers(compute_type, n_characters),
+        (b"x-compute-time", f"{total:.6f}".encode()),
+        *((name, str(count).encode()) for name, count in counts.items()),
+        *((name, str(int(value * 1000)).encode()) for name, value in seconds.items()),
+    ]

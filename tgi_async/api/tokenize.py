@@ -1,0 +1,25 @@
+"""`/tokenize`."""
+
+from __future__ import annotations
+
+from tgi_async.api.exchange import Exchange, encode
+from tgi_async.api.parameters import check_text
+from tgi_async.api.schemas.generate import GenerateRequest, SimpleToken
+from tgi_async.api.service import Service
+
+
+async def tokenize(service: Service, body: GenerateRequest, exchange: Exchange) -> None:
+    """The tokens of `inputs`, special ones added; parameters change nothing, as in TGI."""
+    check_text(body.inputs, None, service.limits)
+    with service.tokenize_permits.take():
+        encoded = await service.in_pool(_encoded_tokens, service, body.inputs)
+    await exchange.reply(encoded)
+
+
+def _encoded_tokens(service: Service, text: str) -> bytes:
+    return encode(
+        [
+            SimpleToken(span.id, text[span.start : span.stop], span.start, span.stop)
+            for span in service.tokenizer.spans(text)
+        ]
+    )

@@ -1,0 +1,161 @@
+"""A model's tokenizer: text to token ids and back, through the `tokenizers` library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tokenizers
+
+from tgi_async.errors import StartError, ValidationError
+
+SPECIAL_TOKEN_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+class Span(NamedTuple):
+    """A token and the characters of the text that it stands for, `start` up to `stop`."""
+
+    id: int
+    start: int
+    stop: int
+
+
+class Tokenizer:
+    """Thread-safe: encoding and decoding change nothing here.
+
+    `special_tokens` maps names such as `eos_token` to texts, as the model's configuration has them;
+    chat templates see them under these names. `special_ids` are the tokens that are not text.
+    """
+
+    def __init__(
+        self, inner: tokenizers.Tokenizer, special_tokens: Mapping[str, str] | None = None
+    ) -> None:
+        # A tokenizer.json may hold the truncation and padding that its training used.
+        inner.no_truncation()
+        inner.no_padding()
+        self._inner = inner
+        self.special_tokens = dict(special_tokens or {})
+        self.vocab_size: int = inner.get_vocab_size(with_added_tokens=True)
+        self._special_texts: dict[int, str] = {
+            id: added.content
+            for id, added in inner.get_added_tokens_decoder().items()
+            if added.special
+        }
+        self.special_ids = frozenset(self._special_texts)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Tokenizer:
+        """Read `tokenizer.json`, and the special tokens' names from `tokenizer_config.json`.
+
+        Raises:
+            StartError: `tokenizer.json` is missing or cannot be read.
+        """
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise StartError(
+                f"The model folder {folder} has no tokenizer.json. "
+                "Give a model that has one, or prepare it with `tgi-async download-weights`"
+            )
+        try:
+            inner = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise StartError(f"The tokenizer in {file} cannot be read: {error}") from error
+        return cls(inner, special_tokens_of(read_config(folder)))
+
+    @property
+    def bos_token(self) -> str | None:
+        return self.special_tokens.get("bos_token")
+
+    @property
+    def eos_token(self) -> str | None:
+        return self.special_tokens.get("eos_token")
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. Names of special tokens in it become those tokens, as in TGI.
+
+        Raises:
+            ValidationError: `text` cannot be tokenized.
+        """
+        ids: list[int] = self._encoding(text, add_special_tokens).ids
+        return ids
+
+    def spans(self, text: str) -> list[Span]:
+        """Tokens with the places in `text`; those that the tokenizer added have empty ones.
+
+        Raises:
+            ValidationError: `text` cannot be tokenized.
+        """
+        encoding = self._encoding(text, add_special_tokens=True)
+        return [Span(id, *place) for id, place in zip(encoding.ids, encoding.offsets, strict=True)]
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids; bytes that are no whole character become U+FFFD."""
+        text: str = self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token_text(self, id: int) -> str:
+        """Text of one token taken alone; a special token's name; empty for an unknown id."""
+        special = self._special_texts.get(id)
+        return self.decode([id]) if special is None else special
+
+    def is_special(self, id: int) -> bool:
+        """Whether this token is a mark and not text."""
+        return id in self.special_ids
+
+    def _encoding(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
+        try:
+            return self._inner.encode(text, add_special_tokens=add_special_tokens)
+        except Exception as error:  # the library raises bare Exception
+            raise ValidationError(f"tokenizer error: {_fault_of(text) or error}") from error
+
+
+def _fault_of(text: str) -> str | None:
+    """Why `text` is none that the library takes: what it says itself does not help."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return (
+            f"the text is not valid Unicode at character {error.start} (a lone surrogate). "
+            "Send whole characters"
+        )
+    return None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`, or nothing where there is none.
+
+    Raises:
+        StartError: it is there and cannot be read.
+    """
+    file = folder / "tokenizer_config.json"
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise StartError(f"{file} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise StartError(f"{file} must hold a JSON object, and holds {type(config).__name__}")
+    return config
+
+
+def special_tokens_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Special tokens by name; a configuration has each as a text or as an added token's fields."""
+    found: dict[str, str] = {}
+    for name in SPECIAL_TOKEN_NAMES:
+        value = config.get(name)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            found[name] = value
+    return found
