@@ -1,0 +1,245 @@
+"""Paged attention on a CPU against plain attention, sequence by sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from workers.attention.cache import PagedCache
+from workers.attention.context import AttentionContext, Prefill
+from workers.attention.cpu import CpuAttention
+from workers.attention.gather import attend_gathered
+from workers.attention.kernel import Kernel
+
+Attend = Callable[..., torch.Tensor]
+
+
+@pytest.fixture(params=["kernel", "gather"], scope="module")
+def attend(request: pytest.FixtureRequest) -> Attend:
+    return Kernel() if request.param == "kernel" else attend_gathered
+
+
+@dataclass
+class Shape:
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    head_dim: int = 32
+    block_size: int = 16
+    dtype: torch.dtype = torch.float32
+
+
+def plain(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int, softcap: float
+) -> torch.Tensor:
+    """Eager attention of one sequence in float32: q [n, n_heads, dim] are the last n positions of
+    k, v [length, n_kv_heads, dim]."""
+    n, length = q.shape[0], k.shape[0]
+    k, v = (x.float().repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+    scores = torch.einsum("nhd,lhd->hnl", q.float(), k) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    ahead = torch.arange(length) - torch.arange(length - n, length)[:, None]
+    scores = scores.masked_fill(ahead > 0, float("-inf"))
+    if window:
+        scores = scores.masked_fill(ahead <= -window, float("-inf"))
+    return torch.einsum("hnl,lhd->nhd", scores.softmax(dim=-1), v)
+
+
+def largest_difference(
+    attend: Attend,
+    shape: Shape,
+    decodes: list[int],
+    prefills: list[tuple[int, int]],
+    *,
+    window: int = 0,
+    softcap: float = 0.0,
+    spread: float = 1.0,
+) -> float:
+    """Of one mixed batch from plain attention. `decodes` are context lengths; `prefills` are
+    (chunk, length after it). The cache's unwritten slots hold NaN; blocks lie in random order."""
+    generator = torch.Generator().manual_seed(len(decodes) + 7 * len(prefills) + shape.block_size)
+    bs, dim = shape.block_size, shape.head_dim
+    lengths = decodes + [length for _, length in prefills]
+    new = [1] * len(decodes) + [n for n, _ in prefills]
+    n_blocks = [-(-length // bs) for length in lengths]
+    cache = PagedCache(2, sum(n_blocks) + 1, bs, shape.n_kv_heads, dim, shape.dtype)
+    for pool in cache.keys + cache.values:
+        pool.fill_(float("nan"))
+    order = (1 + torch.randperm(sum(n_blocks), generator=generator)).to(torch.int32)
+    tables = list(order.split(n_blocks))
+
+    def normal(*size: int) -> torch.Tensor:
+        return (spread * torch.randn(*size, generator=generator)).to(shape.dtype)
+
+    q, k, v, slots = [], [], [], []
+    for table, length, n in zip(tables, lengths, new, strict=True):
+        keys, values = (normal(length, shape.n_kv_heads, dim) for _ in range(2))
+        at = torch.arange(length)
+        slot = table.long()[at // bs] * bs + at % bs
+        before = slot[: length - n]
+        cache.keys[1][before // bs, :, before % bs] = keys[: length - n]
+        cache.values[1][before // bs, :, before % bs] = values[: length - n]
+        q.append(normal(n, shape.n_heads, dim))
+        k.append(keys)
+        v.append(values)
+        slots.append(slot[length - n :])
+    n_decode, widest = len(decodes), max(n_blocks[: len(decodes)], default=0)
+    padded = torch.zeros(n_decode, widest, dtype=torch.int32)
+    for row, table in enumerate(tables[:n_decode]):
+        padded[row, : len(table)] = table
+    chunks: list[Prefill] = []
+    for (n, length), table in zip(prefills, tables[n_decode:], strict=True):
+        chunks.append(Prefill(n_decode + sum(c.n for c in chunks), n, length, table))
+    context = AttentionContext(
+        cache,
+        torch.cat(slots),
+        n_decode,
+        padded,
+        torch.tensor(decodes, dtype=torch.int32),
+        chunks,
+    )
+
+    def packed(tensors: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(tensors)[None].transpose(1, 2)
+
+    new_k, new_v = (
+        packed([x[-n:] for x, n in zip(tensors, new, strict=True)]) for tensors in (k, v)
+    )
+    scale = dim**-0.5
+    out = attend(packed(q), new_k, new_v, 1, context, scale, window, softcap)
+    expected = [plain(*qkv, scale, window, softcap) for qkv in zip(q, k, v, strict=True)]
+    assert out.shape == (1, sum(new), shape.n_heads, dim)
+    assert out.dtype == shape.dtype
+    return float((out[0].float() - torch.cat(expected)).abs().max())
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 16, 32])
+@pytest.mark.parametrize(
+    ("n_heads", "n_kv_heads", "head_dim"),
+    [(9, 3, 64), (4, 4, 32), (8, 1, 80), (6, 2, 128), (14, 2, 48), (71, 1, 16)],
+)
+def test_a_mixed_batch_equals_each_sequence_alone(
+    attend: Attend, n_heads: int, n_kv_heads: int, head_dim: int, block_size: int
+) -> None:
+    if n_heads == 71 and isinstance(attend, Kernel):
+        n_heads = 64
+    shape = Shape(n_heads, n_kv_heads, head_dim, block_size)
+    difference = largest_difference(
+        attend, shape, [1, 15, 16, 17, 127, 128, 129, 300], [(1, 1), (40, 40), (33, 190), (1, 65)]
+    )
+    assert difference < 2e-6
+
+
+@pytest.mark.parametrize("decodes", [[], [5], [1500, 3]])
+def test_prefill_alone_and_decode_alone(attend: Attend, decodes: list[int]) -> None:
+    prefills = [] if decodes else [(200, 1400)]
+    assert largest_difference(attend, Shape(), decodes, prefills) < 2e-6
+
+
+@pytest.mark.parametrize("window", [1, 7, 64, 128, 5000])
+def test_a_sliding_window_hides_what_is_further_back(attend: Attend, window: int) -> None:
+    decodes, prefills = [1, 64, 65, 200, 400], [(70, 70), (70, 300)]
+    assert largest_difference(attend, Shape(), decodes, prefills, window=window) < 2e-6
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
+def test_softcap_bounds_the_scores(attend: Attend, spread: float) -> None:
+    difference = largest_difference(
+        attend, Shape(), [1, 130], [(20, 50)], softcap=20.0, spread=spread
+    )
+    assert difference < 1e-5 * max(spread, 1.0)
+
+
+def test_scores_far_apart_do_not_overflow(attend: Attend) -> None:
+    assert largest_difference(attend, Shape(), [1, 300], [(50, 200)], spread=30.0) < 0.05
+
+
+def test_bfloat16_is_within_its_own_error(attend: Attend) -> None:
+    shape = Shape(9, 3, 64, 16, torch.bfloat16)
+    assert largest_difference(attend, shape, [1, 64, 700], [(64, 64), (40, 400)]) < 0.02
+
+
+def test_a_decode_row_does_not_depend_on_its_batch() -> None:
+    kernel = Kernel()
+    generator = torch.Generator().manual_seed(3)
+    cache = PagedCache(1, 64, 16, 2, 32, torch.float32)
+    for pool in cache.keys + cache.values:
+        pool.normal_(generator=generator)
+    q, k, v = (torch.randn(1, h, 4, 32, generator=generator) for h in (6, 2, 2))
+    tables = torch.arange(64, dtype=torch.int32).reshape(4, 16)
+    lengths = torch.tensor([250, 130, 17, 256], dtype=torch.int32)
+    slots = tables.long()[torch.arange(4), (lengths - 1) // 16] * 16 + (lengths - 1) % 16
+    args = (0, 1.0, 0, 0.0)
+
+    def run(rows: slice) -> torch.Tensor:
+        n = len(range(4)[rows])
+        context = AttentionContext(cache, slots[rows], n, tables[rows], lengths[rows])
+        return kernel(q[:, :, rows], k[:, :, rows], v[:, :, rows], args[0], context, *args[1:])
+
+    together = run(slice(0, 4))
+    for row in range(4):
+        assert torch.equal(run(slice(row, row + 1)), together[:, row : row + 1])
+
+
+class Module(torch.nn.Module):
+    layer_idx = 0
+    is_causal = True
+
+
+@pytest.fixture
+def one_token() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, AttentionContext]:
+    cache = PagedCache(1, 1, 16, 2, 32, torch.float32)
+    zero = torch.zeros(1, dtype=torch.int64)
+    row = torch.zeros(1, 1, dtype=torch.int32)
+    context = AttentionContext(cache, zero, 1, row, torch.ones(1, dtype=torch.int32))
+    q, k, v = (torch.randn(1, h, 1, 32) for h in (4, 2, 2))
+    return q, k, v, context
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("s_aux", torch.zeros(4)), ("position_bias", torch.zeros(1)), ("dropout", 0.1)],
+)
+def test_what_it_would_have_to_ignore_is_refused_by_name(
+    one_token: tuple[torch.Tensor, torch.Tensor, torch.Tensor, AttentionContext],
+    name: str,
+    value: Any,
+) -> None:
+    q, k, v, context = one_token
+    attention = CpuAttention(4, 2, 32, torch.float32)
+    with pytest.raises(ValueError, match=name):
+        attention(Module(), q, k, v, None, tgi_ctx=context, **{name: value})
+    with pytest.raises(ValueError, match="attention_mask"):
+        attention(Module(), q, k, v, torch.zeros(1), tgi_ctx=context)
+    with pytest.raises(ValueError, match="is_causal"):
+        attention(Module(), q, k, v, None, tgi_ctx=context, is_causal=False)
+
+
+def test_what_changes_nothing_is_let_through(
+    one_token: tuple[torch.Tensor, torch.Tensor, torch.Tensor, AttentionContext],
+) -> None:
+    q, k, v, context = one_token
+    out, weights = CpuAttention(4, 2, 32, torch.float32)(
+        Module(),
+        q,
+        k,
+        v,
+        None,
+        tgi_ctx=context,
+        position_ids=torch.zeros(1, 1),
+        use_cache=False,
+        output_attentions=False,
+        s_aux=None,
+    )
+    assert weights is None
+    torch.testing.assert_close(out, v.repeat_interleave(2, dim=1).transpose(1, 2))
+
+
+def test_a_shape_that_is_not_the_kernels_is_served_and_said() -> None:
+    (note,) = CpuAttention(4, 2, 20, torch.float32).notes
+    assert "head dims up to 512 in steps of 16, not 20" in note
+    assert CpuAttention(4, 2, 32, torch.float32).notes == []

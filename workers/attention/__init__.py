@@ -1,0 +1,1 @@
+"""Paged attention, one backend for each kind of device, behind transformers' AttentionInterface."""

@@ -1,0 +1,513 @@
+/* Paged attention on a CPU.
+ *
+ * One call does one layer of one forward pass: it scatters the new keys and values into the paged
+ * pools, then attends. Work comes as spans. A span is some consecutive positions of one sequence
+ * and the block table of that sequence; a decode row is a span of one position.
+ *
+ * A span's context is cut into parts of PART tokens. A task takes one key-value head and one part
+ * of a decode row, or several parts of a prompt, and reads each block once for all the queries that
+ * share the head. Parts begin at multiples of PART, whatever the batch and the number of threads,
+ * and are combined in order, so that a decode row's result does not depend on what else is in the
+ * batch.
+ *
+ * Pools are [n_blocks, n_kv_heads, block_size, dim], float32 or bfloat16; everything is computed in
+ * float32. `dim` is a multiple of 16. Vectors are the compiler's own and as wide as the machine's
+ * widest, 16 lanes or 8, for wider ones are taken apart badly.
+ */
+#include <math.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#ifdef __AVX512F__
+#define LANES 16
+#define WIDE 4 /* vectors of the head that are weighed together: as many as registers allow */
+#else
+#define LANES 8
+#define WIDE 2
+#endif
+#define PART 128 /* tokens of context, a multiple of LANES */
+#define QUERIES 64 /* most query vectors (positions times grouped heads) of a span; see kernel.py */
+#define MAX_DIM 512 /* see kernel.py */
+/* Up to these, one thread is done sooner than others would be awake. */
+#define WRITE_ALONE 256  /* tokens written */
+#define ATTEND_ALONE 1e6 /* multiply-adds */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
+typedef uint16_t half __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+
+/* Mirrored by kernel.py; all fields are 64 bits wide. Strides and dims count elements. */
+typedef struct {
+    void *keys, *values; /* pools */
+    const void *q, *k, *v;
+    void *out;            /* [n_tokens, n_heads, dim] */
+    const int64_t *slots; /* [n_tokens] block * block_size + offset */
+    const int64_t *spans; /* [n_spans, 4] first packed token, positions, context length, table */
+    int64_t q_token, q_head, k_token, k_head, v_token, v_head;
+    int64_t n_tokens, n_spans, n_heads, n_kv_heads, dim, block_size;
+    int64_t window; /* 0: all of the context */
+    int64_t bf16, n_threads;
+    double scale, softcap; /* softcap 0: none */
+} call;
+
+typedef struct {
+    int64_t start, n, length;
+    const int32_t *table;
+    int64_t n_queries, first_token; /* of the context, for the first position */
+    int64_t first_part, n_parts, parts_per_task;
+    int64_t first_task, n_tasks; /* n_tasks for each key-value head */
+    float *results;              /* [n_tasks, n_kv_heads, n_queries, 2 + dim] */
+    int32_t *unfinished;         /* [n_kv_heads] tasks */
+    int last;
+} span;
+
+/* These grow and stay, for each calling thread: fresh pages cost more than a layer's attention. */
+static __thread void *kept_spans, *kept_results;
+static __thread size_t spans_size, results_size;
+
+static void *grow(void *old, size_t *have, size_t want) {
+    if (want <= *have) return old;
+    free(old);
+    void *fresh = NULL;
+    *have = 0;
+    if (posix_memalign(&fresh, 64, want)) return NULL;
+    *have = want;
+    return fresh;
+}
+
+INLINE vec load(const void *pool, int64_t at, const int bf16) {
+    if (!bf16) return *(const vec *)((const float *)pool + at);
+    const uint16_t *from = (const uint16_t *)pool + at;
+#ifdef __AVX512F__ /* one instruction where GCC 12 makes three of the conversion */
+    const __m256i narrow = _mm256_loadu_si256((const void *)from);
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
+#else
+    return (vec)(__builtin_convertvector(*(const half *)from, uvec) << 16);
+#endif
+}
+
+INLINE void store(void *out, int64_t at, float x, const int bf16) {
+    if (!bf16) {
+        ((float *)out)[at] = x;
+        return;
+    }
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
+    ((uint16_t *)out)[at] = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)rounded;
+}
+
+/* exp within 2 units in the last place for x <= 0; 0 below the smallest normal number.
+ * Range reduction and polynomial are those of Cephes' expf. */
+INLINE float exp_negative(float x) {
+    float clamped = x < -87.0f ? -87.0f : x;
+    float shifted = clamped * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer */
+    float n = shifted - 12582912.0f;
+    float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t bits = ((int32_t)n + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return x < -87.0f ? 0.0f : p * power;
+}
+
+/* Cephes' tanhf. */
+INLINE float tanh_of(float x) {
+    float a = fabsf(x), z = x * x;
+    float e = exp_negative(-2.0f * a);
+    float large = (1.0f - e) / (1.0f + e);
+    float p = -5.70498872745e-3f;
+    p = p * z + 2.06390887954e-2f;
+    p = p * z - 5.37397155531e-2f;
+    p = p * z + 1.33314422036e-1f;
+    p = p * z - 3.33332819422e-1f;
+    return a < 0.625f ? p * z * x + x : copysignf(large, x);
+}
+
+/* Which lanes of two vectors to take: the even or the odd runs of 1, 2, 4 or 8 lanes, from each
+ * vector in turn; or the lower or the upper halves, lane by lane. */
+#if LANES == 16
+#define EVEN1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
+#define ODD1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
+#define EVEN2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define ODD2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#define EVEN4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
+#define ODD4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
+#define EVEN8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define ODD8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+#define LOWER 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define UPPER 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#else
+#define EVEN1 0, 8, 2, 10, 4, 12, 6, 14
+#define ODD1 1, 9, 3, 11, 5, 13, 7, 15
+#define EVEN2 0, 1, 8, 9, 4, 5, 12, 13
+#define ODD2 2, 3, 10, 11, 6, 7, 14, 15
+#define EVEN4 0, 1, 2, 3, 8, 9, 10, 11
+#define ODD4 4, 5, 6, 7, 12, 13, 14, 15
+#define LOWER 0, 8, 1, 9, 2, 10, 3, 11
+#define UPPER 4, 12, 5, 13, 6, 14, 7, 15
+#endif
+#define HALVE(N, EVEN, ODD)          \
+    for (int i = 0; i < (N) / 2; i++) \
+        x[i] = SHUFFLE(x[2 * i], x[2 * i + 1], EVEN) + SHUFFLE(x[2 * i], x[2 * i + 1], ODD);
+
+/* The sums of LANES vectors, in the lanes of one: a tree of pairwise sums. */
+INLINE vec sum_each(vec *x) {
+    HALVE(LANES, EVEN1, ODD1)
+    HALVE(LANES / 2, EVEN2, ODD2)
+    HALVE(LANES / 4, EVEN4, ODD4)
+#if LANES == 16
+    HALVE(LANES / 8, EVEN8, ODD8)
+#endif
+    return x[0];
+}
+
+/* Few queries: dot products along the key, for `nq` queries and LANES tokens. */
+INLINE void score_along(const void *keys, const int64_t *at, const float *q, int64_t dim,
+                        float (*scores)[PART], const int nq, const int bf16) {
+    vec x[4][LANES];
+    for (int t = 0; t < LANES; t++) {
+        vec sum[4] = {{0}};
+        for (int64_t d = 0; d < dim; d += LANES) {
+            vec key = load(keys, at[t] + d, bf16);
+            for (int i = 0; i < nq; i++) sum[i] += *(const vec *)(q + i * dim + d) * key;
+        }
+        for (int i = 0; i < nq; i++) x[i][t] = sum[i];
+    }
+    for (int i = 0; i < nq; i++) *(vec *)scores[i] = sum_each(x[i]);
+}
+
+INLINE void interleave(const vec *x, vec *y) {
+    for (int i = 0; i < LANES / 2; i++) {
+        y[2 * i] = SHUFFLE(x[i], x[i + LANES / 2], LOWER);
+        y[2 * i + 1] = SHUFFLE(x[i], x[i + LANES / 2], UPPER);
+    }
+}
+
+/* Many queries: LANES keys turned on their side, `turned` [dim, LANES], a lane for each token. */
+INLINE void turn(const void *keys, const int64_t *at, int64_t dim, vec *turned, const int bf16) {
+    for (int64_t d = 0; d < dim; d += LANES) {
+        vec x[LANES], y[LANES];
+        for (int t = 0; t < LANES; t++) x[t] = load(keys, at[t] + d, bf16);
+        /* Each pass rotates the index bits (vector, lane) by one; half of the bits transpose. */
+        interleave(x, y);
+        interleave(y, x);
+#if LANES == 16
+        interleave(x, y);
+        interleave(y, turned + d);
+#else
+        interleave(x, turned + d);
+#endif
+    }
+}
+
+INLINE void score_across(const vec *turned, const float *q, int64_t dim, float (*scores)[PART],
+                         const int nq) {
+    vec sum[8] = {{0}};
+    for (int64_t d = 0; d < dim; d++)
+        for (int i = 0; i < nq; i++) sum[i] += q[i * dim + d] * turned[d];
+    for (int i = 0; i < nq; i++) *(vec *)scores[i] = sum[i];
+}
+
+/* Blocks lie anywhere in memory, so the hardware does not foresee them. */
+INLINE void prefetch(const void *pool, int64_t at, int64_t dim, const int bf16) {
+    const int size = bf16 ? 2 : 4;
+    for (int64_t line = 0; line < dim * size; line += 64)
+        __builtin_prefetch((const char *)pool + at * size + line);
+}
+
+/* acc[i] = sum over t of p[i][t] * value[t], for `nq` queries and `nv` vectors of the head at d.
+ * Meanwhile the `n_next` keys at `next` are fetched. */
+INLINE void weigh(const call *c, const int64_t *at, int n, const int64_t *next, int n_next,
+                  const float (*p)[PART], int64_t dim, int64_t d, float *acc, const int nq,
+                  const int nv, const int bf16) {
+    vec sum[4][WIDE] = {{{0}}};
+    for (int t = 0; t < n; t++) {
+        if (t < n_next) prefetch(c->keys, next[t], dim, bf16);
+        for (int j = 0; j < nv; j++) {
+            vec value = load(c->values, at[t] + d + j * LANES, bf16);
+            for (int i = 0; i < nq; i++) sum[i][j] += p[i][t] * value;
+        }
+    }
+    for (int i = 0; i < nq; i++)
+        for (int j = 0; j < nv; j++) *(vec *)(acc + i * dim + d + j * LANES) = sum[i][j];
+}
+
+/* The inner loops want the number of queries as a constant. */
+#define FOR_CONSTANT(nq, F) \
+    switch (nq) { case 1: F(1); break; case 2: F(2); break; case 3: F(3); break; default: F(4); }
+
+/* One part of the context: scores, their maximum and exponentials, the weighted sum of values.
+ * `at` [n padded to LANES]: where each token is in the pools. Query i sees [low[i], high[i]) of
+ * them. Out: m and l [nq], acc [nq, dim]. Values are fetched under the scores, the next part's keys
+ * under the weighing, so that memory is never idle. */
+INLINE void attend(const call *c, const int64_t *at, int n, const int64_t *next, int n_next,
+                   const float *q, int nq, const int *low, const int *high, float *m, float *l,
+                   float *acc, const int64_t dim, const int bf16) {
+    float scores[QUERIES][PART] __attribute__((aligned(64)));
+    const float cap = (float)c->softcap;
+    vec turned[MAX_DIM] __attribute__((aligned(64)));
+
+    for (int t = 0; t < n; t += LANES) {
+        int i = 0;
+        for (int j = t; j < t + LANES; j++) prefetch(c->values, at[j], dim, bf16);
+        if (nq >= 8) {
+            turn(c->keys, at + t, dim, turned, bf16);
+            for (; i + 8 <= nq; i += 8)
+                score_across(turned, q + i * dim, dim, (void *)&scores[i][t], 8);
+        }
+        for (; i < nq; i += 4) {
+#define ALONG(N) score_along(c->keys, at + t, q + i * dim, dim, (void *)&scores[i][t], N, bf16)
+            FOR_CONSTANT(nq - i, ALONG)
+        }
+    }
+    for (int i = 0; i < nq; i++) {
+        float *s = scores[i], top = -INFINITY, sum = 0.0f;
+        if (cap != 0.0f)
+            for (int t = 0; t < n; t++) s[t] = cap * tanh_of(s[t] / cap);
+#pragma omp simd reduction(max : top)
+        for (int t = low[i]; t < high[i]; t++) top = s[t] > top ? s[t] : top;
+#pragma omp simd reduction(+ : sum)
+        for (int t = low[i]; t < high[i]; t++) sum += s[t] = exp_negative(s[t] - top);
+        for (int t = 0; t < low[i]; t++) s[t] = 0.0f;
+        for (int t = high[i] > low[i] ? high[i] : low[i]; t < n; t++) s[t] = 0.0f;
+        m[i] = top;
+        l[i] = sum;
+    }
+    for (int i = 0; i < nq; i += 4) {
+        int64_t d = 0;
+#define WEIGH(N, V) \
+    weigh(c, at, n, next, i + d ? 0 : n_next, (void *)scores[i], dim, d, acc + i * dim, N, V, bf16)
+#define WEIGH_WIDE(N) WEIGH(N, WIDE)
+#define WEIGH_ONE(N) WEIGH(N, 1)
+        for (; d + WIDE * LANES <= dim; d += WIDE * LANES) FOR_CONSTANT(nq - i, WEIGH_WIDE)
+        for (; d < dim; d += LANES) FOR_CONSTANT(nq - i, WEIGH_ONE)
+    }
+}
+
+/* Where the tokens [from, to) of a span's context are in the pools, for one key-value head. */
+static void locate(const call *c, const span *s, int64_t head, int64_t from, int64_t to,
+                   int64_t *at) {
+    int64_t block = from / c->block_size, offset = from % c->block_size;
+    for (int64_t t = from; t < to; block++, offset = 0) {
+        int64_t base = (s->table[block] * c->n_kv_heads + head) * c->block_size;
+        for (; offset < c->block_size && t < to; offset++, t++) *at++ = (base + offset) * c->dim;
+    }
+    for (int64_t last = at[-1], t = to - from; t % LANES; t++) *at++ = last;
+}
+
+INLINE int64_t first_seen(const call *c, int64_t position) {
+    return c->window && position >= c->window ? position - c->window + 1 : 0;
+}
+
+static void write_kv(const call *c, int64_t token) {
+    const int size = c->bf16 ? 2 : 4;
+    const int64_t block = c->slots[token] / c->block_size, offset = c->slots[token] % c->block_size;
+    for (int64_t h = 0; h < c->n_kv_heads; h++) {
+        int64_t at = ((block * c->n_kv_heads + h) * c->block_size + offset) * c->dim;
+        memcpy((char *)c->keys + at * size,
+               (const char *)c->k + (token * c->k_token + h * c->k_head) * size, c->dim * size);
+        memcpy((char *)c->values + at * size,
+               (const char *)c->v + (token * c->v_token + h * c->v_head) * size, c->dim * size);
+    }
+}
+
+/* The query vectors of a span, scaled; those that share a position are neighbours. */
+INLINE void gather_queries(const call *c, const span *s, int64_t head, float *q, const int bf16) {
+    const int64_t group = c->n_heads / c->n_kv_heads;
+    for (int64_t p = 0; p < s->n; p++)
+        for (int64_t g = 0; g < group; g++, q += c->dim) {
+            int64_t from = (s->start + p) * c->q_token + (head * group + g) * c->q_head;
+            for (int64_t d = 0; d < c->dim; d += LANES)
+                *(vec *)(q + d) = load(c->q, from + d, bf16) * (float)c->scale;
+        }
+}
+
+/* Adds the result of a later part, (m2, l2, acc2), to that of the parts before it. */
+static void merge(int64_t nq, int64_t dim, float *m, float *l, float *acc, const float *m2,
+                  const float *l2, const float *acc2) {
+    for (int64_t i = 0; i < nq; i++) {
+        if (l2[i] == 0.0f) continue; /* nothing seen there */
+        float top = m[i] > m2[i] ? m[i] : m2[i];
+        float before = l[i] == 0.0f ? 0.0f : expf(m[i] - top), after = expf(m2[i] - top);
+        m[i] = top;
+        l[i] = l[i] * before + l2[i] * after;
+        for (int64_t d = i * dim; d < (i + 1) * dim; d++)
+            acc[d] = acc[d] * before + acc2[d] * after;
+    }
+}
+
+INLINE void finish(const call *c, const span *s, int64_t head, const int bf16) {
+    const int64_t nq = s->n_queries, dim = c->dim, size = nq * (2 + dim);
+    const int64_t group = c->n_heads / c->n_kv_heads;
+    float *m = s->results + head * size, *l = m + nq, *acc = l + nq;
+    for (int64_t i = 1; i < s->n_tasks; i++) {
+        const float *later = m + i * c->n_kv_heads * size;
+        merge(nq, dim, m, l, acc, later, later + nq, later + 2 * nq);
+    }
+    for (int64_t i = 0; i < nq; i++) {
+        int64_t to = ((s->start + i / group) * c->n_heads + head * group + i % group) * dim;
+        float share = 1.0f / l[i];
+        for (int64_t d = 0; d < dim; d++) store(c->out, to + d, acc[i * dim + d] * share, bf16);
+    }
+}
+
+/* The first and the end token of a part of a span. */
+INLINE void bounds(const span *s, int64_t part, int64_t *from, int64_t *to) {
+    *from = (s->first_part + part) * PART, *to = *from + PART;
+    if (*from < s->first_token) *from = s->first_token;
+    if (*to > s->length) *to = s->length;
+}
+
+/* Where the tokens are that this thread attends to next; their number, 0 if that is not known. */
+static int foresee(const call *c, const span *s, int64_t task, int64_t part, int go_on,
+                   int64_t *next) {
+    int64_t from, to;
+    if (part + 1 < s->n_parts && (part + 1) % s->parts_per_task) {
+        part++;
+    } else if (!go_on) {
+        return 0;
+    } else if (++task < s->n_tasks * c->n_kv_heads) {
+        part = task / c->n_kv_heads * s->parts_per_task;
+    } else if (s->last) {
+        return 0;
+    } else {
+        s++;
+        task = part = 0;
+    }
+    bounds(s, part, &from, &to);
+    locate(c, s, task % c->n_kv_heads, from, to, next);
+    return (int)(to - from);
+}
+
+/* `go_on`: this thread takes the following task too. */
+INLINE void run_task(const call *c, const span *s, int64_t task, int go_on, const int64_t dim,
+                     const int bf16) {
+    const int64_t head = task % c->n_kv_heads, run = task / c->n_kv_heads;
+    const int64_t nq = s->n_queries, group = c->n_heads / c->n_kv_heads;
+    float q[QUERIES * MAX_DIM] __attribute__((aligned(64)));
+    float later[QUERIES * (2 + MAX_DIM)] __attribute__((aligned(64)));
+    float *m = s->results + task * nq * (2 + dim), *l = m + nq, *acc = l + nq;
+    float *m2 = later, *l2 = m2 + nq, *acc2 = l2 + nq;
+
+    gather_queries(c, s, head, q, bf16);
+    for (int64_t i = 0; i < s->parts_per_task; i++) {
+        int64_t part = run * s->parts_per_task + i, from, to, at[PART], next[PART];
+        if (part == s->n_parts) break;
+        bounds(s, part, &from, &to);
+        locate(c, s, head, from, to, at);
+        int low[QUERIES], high[QUERIES];
+        for (int64_t j = 0; j < nq; j++) {
+            int64_t position = s->length - s->n + j / group, seen = first_seen(c, position);
+            int64_t begin = seen > from ? seen : from, end = position < to ? position + 1 : to;
+            low[j] = (int)((begin < to ? begin : to) - from);
+            high[j] = (int)((end > from ? end : from) - from);
+        }
+        int n_next = foresee(c, s, task, part, go_on, next);
+        attend(c, at, (int)(to - from), next, n_next, q, (int)nq, low, high, i ? m2 : m, i ? l2 : l,
+               i ? acc2 : acc, dim, bf16);
+        if (i) merge(nq, dim, m, l, acc, m2, l2, acc2);
+    }
+    if (__atomic_sub_fetch(s->unfinished + head, 1, __ATOMIC_ACQ_REL) == 0)
+        finish(c, s, head, bf16);
+}
+
+/* Loops over a head's vectors are unrolled for the common dims. */
+#define TASK(NAME, DIM, BF16) \
+    static void NAME(const call *c, const span *s, int64_t task, int go_on) { \
+        run_task(c, s, task, go_on, DIM, BF16);                               \
+    }
+TASK(task_f32, c->dim, 0)
+TASK(task_f32_64, 64, 0)
+TASK(task_f32_128, 128, 0)
+TASK(task_bf16, c->dim, 1)
+TASK(task_bf16_64, 64, 1)
+TASK(task_bf16_128, 128, 1)
+
+/* Divides the spans into tasks; their number, or -1 without memory. `work`: multiply-adds. */
+static int64_t plan(const call *c, span **planned, double *work) {
+    const size_t bytes = c->n_spans * (sizeof(span) + c->n_kv_heads * sizeof(int32_t));
+    span *spans = kept_spans = grow(kept_spans, &spans_size, bytes);
+    if (!spans) return -1;
+    int32_t *unfinished = (int32_t *)(spans + c->n_spans);
+    int64_t n_tasks = 0, n_results = 0;
+    *work = 0;
+    for (int64_t i = 0; i < c->n_spans; i++) {
+        const int64_t *given = c->spans + 4 * i;
+        span *s = spans + i;
+        s->start = given[0], s->n = given[1], s->length = given[2];
+        s->table = (const int32_t *)(intptr_t)given[3];
+        s->n_queries = s->n * (c->n_heads / c->n_kv_heads);
+        s->first_token = first_seen(c, s->length - s->n);
+        s->first_part = s->first_token / PART;
+        s->n_parts = (s->length + PART - 1) / PART - s->first_part;
+        /* A decode row is spread as widely as can be; a prompt has more and bigger tasks. */
+        s->parts_per_task = s->n == 1 ? 1 : 8;
+        s->first_task = n_tasks;
+        s->n_tasks = (s->n_parts + s->parts_per_task - 1) / s->parts_per_task;
+        s->last = i == c->n_spans - 1;
+        s->unfinished = unfinished + i * c->n_kv_heads;
+        for (int64_t h = 0; h < c->n_kv_heads; h++) s->unfinished[h] = (int32_t)s->n_tasks;
+        n_tasks += s->n_tasks * c->n_kv_heads;
+        n_results += s->n_tasks * c->n_kv_heads * s->n_queries * (2 + c->dim);
+        *work += 2.0 * (s->length - s->first_token) * s->n * c->n_heads * c->dim;
+    }
+    kept_results = grow(kept_results, &results_size, n_results * sizeof(float));
+    if (!kept_results) return -1;
+    float *results = kept_results;
+    for (int64_t i = 0; i < c->n_spans; i++) {
+        spans[i].results = results;
+        results += spans[i].n_tasks * c->n_kv_heads * spans[i].n_queries * (2 + c->dim);
+    }
+    *planned = spans;
+    return n_tasks;
+}
+
+/* 0, or 1 where there was no memory for the intermediate results. */
+int paged_attention(const call *c) {
+    void (*run)(const call *, const span *, int64_t, int) =
+        c->dim == 64    ? (c->bf16 ? task_bf16_64 : task_f32_64)
+        : c->dim == 128 ? (c->bf16 ? task_bf16_128 : task_f32_128)
+                        : (c->bf16 ? task_bf16 : task_f32);
+    span *spans;
+    double work;
+    const int64_t n_tasks = plan(c, &spans, &work);
+    if (n_tasks < 0) return 1;
+    /* A thread takes tasks that lie side by side in memory, but not so many that others idle. */
+    int64_t chunk = n_tasks / (8 * c->n_threads);
+    chunk = chunk > c->n_kv_heads ? chunk / c->n_kv_heads * c->n_kv_heads : chunk ? chunk : 1;
+#pragma omp parallel for num_threads(c->n_threads) if (c->n_tokens > WRITE_ALONE)
+    for (int64_t t = 0; t < c->n_tokens; t++) write_kv(c, t);
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(c->n_threads) if (work > ATTEND_ALONE)
+    for (int64_t task = 0; task < n_tasks; task++) {
+        int64_t low = 0, high = c->n_spans; /* the last span that begins at or before this task */
+        while (high - low > 1) {
+            int64_t middle = (low + high) / 2;
+            if (spans[middle].first_task <= task)
+                low = middle;
+            else
+                high = middle;
+        }
+        run(c, spans + low, task - spans[low].first_task, (task + 1) % chunk != 0);
+    }
+    return 0;
+}
