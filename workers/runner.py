@@ -19,7 +19,7 @@ from tgi_async.wire.messages import PromptLogprobs, RowError, Run, Sampled, Step
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.sampling import Sampler, SamplerOutput
-from workers.table import RowTable
+from workers.table import Row, RowTable
 
 SCORED_AT_ONCE = 64
 """Prompt positions scored at once, which bounds the float32 copies of their logits."""
@@ -44,6 +44,8 @@ class Launched:
     """A step whose results may still be on their way on the device."""
 
     step: int
+    rows: dict[int, Row]
+    """What the step is about. Its row numbers may be others' by the time it is collected."""
     outputs: list[tuple[list[int], SamplerOutput]] = field(default_factory=list)
     """Rows that sampled, and what; more than one entry only where rows had to run alone."""
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
@@ -69,11 +71,15 @@ class Runner:
             self._sampler.release(row)
         for admit in step.admit:
             table.admit(admit)
-            self._sampler.admit(admit.row, admit.sampling, admit.tokens)
+            self._sampler.admit(admit.row, admit.sampling, admit.tokens, admit.n_prompt)
         for grow in step.grow:
             table.grow(grow)
-        launched = Launched(step.step)
+        launched = Launched(step.step, {run.row: table[run.row] for run in step.run})
         runs = [run for run in step.run if not table[run.row].failed]
+        if len(runs) < len(step.run):
+            # Planned before the router knew; every row of a step gets a token or an error.
+            failed = [row for row, state in launched.rows.items() if state.failed]
+            launched.errors += [RowError(row, "it failed in an earlier step") for row in failed]
         if runs:
             self._run_together(runs, launched)
         return launched
@@ -87,7 +93,7 @@ class Runner:
             sampled += tokens
             errors += broken
         for error in errors:
-            self._table[error.row].failed = True
+            launched.rows[error.row].failed = True
         return StepDone(
             launched.step,
             sampled,

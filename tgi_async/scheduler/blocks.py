@@ -39,7 +39,15 @@ class Node:
 class BlockTable:
     """The blocks of one admitted request, in order of position."""
 
-    __slots__ = ("blocks", "last_step", "lineage", "n_committed", "n_computed", "pending")
+    __slots__ = (
+        "blocks",
+        "failed",
+        "last_step",
+        "lineage",
+        "n_committed",
+        "n_computed",
+        "pending",
+    )
 
     def __init__(self, blocks: list[int], lineage: int, n_computed: int) -> None:
         self.blocks = blocks
@@ -52,6 +60,8 @@ class BlockTable:
         self.pending: list[Node] = []
         self.last_step = 0
         """The last step that may touch these blocks."""
+        self.failed = False
+        """A step of this table failed: what later ones put in the blocks is not to be cached."""
 
 
 class Match(NamedTuple):
@@ -72,6 +82,9 @@ class BlockManager:
             )
         self.n_blocks = n_blocks
         self.block_size = block_size
+        self.n_shared = 0
+        """How often a block that can be hit came to be held: with each, what a waiting prompt needs
+        falls by one block at most, and it never falls otherwise."""
         self._next_id = ROOT + 1
         self.reset()
 
@@ -181,6 +194,7 @@ class BlockManager:
                 node.block = block
                 node.owner = None
                 self._node_of[block] = node
+                self.n_shared += 1
             table.lineage = node.id
         table.n_committed = max(table.n_committed, n_full)
 
@@ -206,6 +220,7 @@ class BlockManager:
     def _hold(self, block: int) -> None:
         if self._references[block] == 0:
             del self._cached[block]
+            self.n_shared += 1
         self._references[block] += 1
 
     def _add(self, parent: int, tokens: tuple[int, ...], owner: BlockTable) -> Node:

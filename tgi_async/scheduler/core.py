@@ -35,7 +35,15 @@ from tgi_async.scheduler.request import (
     Status,
     TokenEvent,
 )
-from tgi_async.wire.messages import Admit, Grow, Run, Sampled, Step, StepDone
+from tgi_async.wire.messages import (
+    Admit,
+    Grow,
+    PromptLogprobs,
+    Run,
+    Sampled,
+    Step,
+    StepDone,
+)
 
 
 class Budget(NamedTuple):
@@ -97,6 +105,22 @@ class _Draft:
 
 class UnexpectedResult(Exception):
     """A worker's reply does not fit the step that was sent."""
+
+
+def _check_result(
+    done: StepDone, parts: list[_Part], sampled: dict[int, Sampled], failed: dict[int, str]
+) -> None:
+    """Every row that samples has a token or an error, and no other row has anything."""
+    rows = {part.row for part in parts}
+    sampling = {part.row for part in parts if part.samples}
+    if len(sampled) != len(done.sampled):
+        raise UnexpectedResult(f"a row has two tokens in step {done.step}")
+    if lacking := sampling - sampled.keys() - failed.keys():
+        raise UnexpectedResult(f"rows {sorted(lacking)} have no token in step {done.step}")
+    if extra := sampled.keys() - sampling - failed.keys():
+        raise UnexpectedResult(f"rows {sorted(extra)} do not sample in step {done.step}")
+    if strange := (failed.keys() | {one.row for one in done.prompt_logprobs}) - rows:
+        raise UnexpectedResult(f"rows {sorted(strange)} are not in step {done.step}")
 
 
 class Core:
@@ -179,21 +203,23 @@ class Core:
         self._free_rows = list(range(self.budget.max_rows - 1, -1, -1))
 
     def complete(self, done: StepDone) -> list[Event]:
-        """The oldest step in flight is done. Raises UnexpectedResult if this is not its result."""
+        """The oldest step in flight is done.
+
+        Raises UnexpectedResult, and changes nothing, if this is not its result.
+        """
         if not self._in_flight or self._in_flight[0].step != done.step:
             raise UnexpectedResult(f"step {done.step} is not the one awaited")
-        parts = self._in_flight.popleft().parts
-        self._acknowledged = done.step
+        parts = self._in_flight[0].parts
         sampled = {one.row: one for one in done.sampled}
+        failed = {error.row: error.message for error in done.errors}
+        _check_result(done, parts, sampled, failed)
+        self._in_flight.popleft()
+        self._acknowledged = done.step
         events: list[Event] = []
-        failed: dict[int, str] = {error.row: error.message for error in done.errors}
-        owners = {part.row: part for part in parts} if failed or done.prompt_logprobs else {}
-        for scored in done.prompt_logprobs:
-            part = owners.get(scored.row)
-            if part is None:
-                raise UnexpectedResult(f"row {scored.row} is not in step {done.step}")
-            if part.request.status is not Status.ENDED:
-                events.append(PromptEvent(part.request, scored.start, scored.logprobs))
+        if done.prompt_logprobs:
+            requests = {part.row: part.request for part in parts}
+            for scored in done.prompt_logprobs:
+                self._score(requests[scored.row], scored, events)
         for part in parts:
             if part.row in failed:
                 self._fail(part, failed[part.row], events)
@@ -259,9 +285,11 @@ class Core:
         start = request.n_planned
         n = min(request.prefill_end - start, draft.left)
         reserved = self._short(request, start + 2)
-        if self._short(request, start + n + 1) > reserved + draft.spare:
+        # Where spare is negative, closing tables owe it, and not all that is reserved is there yet.
+        room = max(0, reserved + draft.spare)
+        if self._short(request, start + n + 1) > room:
             assert request.table is not None
-            granted = len(request.table.blocks) + reserved + max(draft.spare, 0)
+            granted = len(request.table.blocks) + room
             n = max(1, min(n, granted * self.budget.block_size - 1 - start))
         draft.spare -= self._short(request, start + n + 1) - reserved
         draft.left -= n
@@ -280,6 +308,8 @@ class Core:
         pool = self.budget.n_blocks * self.budget.block_size
         if self.running and committed > self.budget.overcommit * pool:
             return None
+        if request.lacking - self.blocks.n_shared > draft.spare:
+            return None
         known = len(request.tokens)
         scored = request.prompt_logprobs and request.n_emitted == 0
         keys = request.block_keys(self.budget.block_size)
@@ -291,10 +321,13 @@ class Core:
         taken = self.blocks.n_taken(match.hits)
         fresh = self._n_blocks(min(known + 1, request.limit)) - len(match.hits)
         if taken + fresh > draft.spare:
+            # Walking a long prompt again costs more than a step: not before it can have changed.
+            request.lacking = taken + fresh + self.blocks.n_shared
             return None
 
         self.waiting.remove(request)
         request.status = Status.RUNNING
+        request.lacking = 0
         request.row = self._free_rows.pop()
         request.table = table = self.blocks.open(match.hits, [] if scored else keys)
         n_cached = request.n_planned = table.n_computed
@@ -343,16 +376,14 @@ class Core:
     def _acknowledge(self, part: _Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
         request, table = part.request, part.table
         table.n_computed = part.end
-        if part.end // self.budget.block_size > table.n_committed:
+        if part.end // self.budget.block_size > table.n_committed and not table.failed:
             self.blocks.commit(table, request.block_keys(self.budget.block_size))
         if not part.samples:
             return
         request.n_in_flight -= 1
         if request.status is Status.ENDED:
             return
-        one = sampled.get(part.row)
-        if one is None:
-            raise UnexpectedResult(f"row {part.row} has no token in its step")
+        one = sampled[part.row]
         request.tokens.append(one.token)
         self.waiting.charge(request.client, OUTPUT_COST)
         reason: FinishReason | None = None
@@ -364,9 +395,17 @@ class Core:
         if reason is not None:
             self.finish(request)
 
+    def _score(self, request: Request, scored: PromptLogprobs, events: list[Event]) -> None:
+        """A prefill that was preempted is computed again: what was told is not told twice."""
+        n_told = max(0, request.n_scored - scored.start)
+        if request.status is not Status.ENDED and n_told < len(scored.logprobs):
+            request.n_scored = scored.start + len(scored.logprobs)
+            events.append(PromptEvent(request, scored.start + n_told, scored.logprobs[n_told:]))
+
     def _fail(self, part: _Part, message: str, events: list[Event]) -> None:
         request = part.request
         request.n_in_flight -= part.samples
+        part.table.failed = True
         if request.status is not Status.ENDED:
             events.append(FailedEvent(request, message))
             self.finish(request)

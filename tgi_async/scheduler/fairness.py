@@ -4,6 +4,23 @@ After "Fairness in Serving Large Language Models" (OSDI 2024, arXiv 2401.00588).
 counter of the service it received: `INPUT_COST` a prompt token computed for it, `OUTPUT_COST` a
 token emitted. The queued client with the least counter is served first. A client that was idle is
 lifted when it queues again, so that it can not save up service it did not ask for.
+
+**The bound that holds.** Let M be the most prompt and output tokens of the requests running at
+once (`overcommit` times the pool, or one request that fills it), R the rows, and
+U = OUTPUT_COST * (M + R). The counters of two queued clients are at most U apart, and two clients
+that are queued over the same span receive service that differs by at most 2U. For when a client's
+request was last admitted, its counter was the least, and the least never falls; all it was charged
+since is that prompt and what its running requests emitted. This is the paper's argument with its
+max(wp * L, wq * M), whose first term is never the greater here. What is outside the paper:
+
+- A prompt is charged when it is admitted, though its chunks are computed over many steps: a client
+  is ahead by at most one prompt, which M counts.
+- Tokens found in the prefix cache are free: counters measure what was computed, not what was asked.
+- A preempted request is queued by its client's counter, which is lifted if nothing else of that
+  client was queued. What is computed again is free, so the bound is on new work only. A token that
+  was in flight is charged after its row was given up: hence R.
+- The idle are forgotten when all are idle, or beyond `MAX_IDLE_CLIENTS`. They come back at no less
+  than the least counter of the queued, so the bound holds; what they were ahead is forgiven.
 """
 
 from __future__ import annotations

@@ -30,10 +30,12 @@ class Request:
         "client",
         "id",
         "keys",
+        "lacking",
         "max_new_tokens",
         "n_in_flight",
         "n_planned",
         "n_prompt",
+        "n_scored",
         "prefill_end",
         "prompt_logprobs",
         "row",
@@ -75,9 +77,13 @@ class Request:
         self.row = -1
         self.n_planned = 0
         self.n_in_flight = 0
+        self.n_scored = 0
+        """Prompt positions before this have been told their log-probabilities."""
         self.prefill_end = 0
         """Known tokens at admission: computing them is prefill, what follows is decode."""
         self.waits_for: Node | None = None
+        self.lacking = 0
+        """Blocks it needed when it last did not fit, plus `BlockManager.n_shared` of that time."""
 
     @property
     def n_emitted(self) -> int:

@@ -46,7 +46,7 @@ class Codec(Generic[T]):
             raise WireError(f"expected wire version {VERSION}, got {bytes(frame[:1])!r}")
         try:
             return self._decoder.decode(memoryview(frame)[1:])
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise WireError(str(error)) from None
 
 

@@ -1,0 +1,191 @@
+"""What the scheduler's core costs, alone: microseconds a step, however long the texts are.
+
+    python benchmarks/step_cost.py --requests 256 --lengths 64 8192 --json
+
+`plan` makes a step of one decode for every running request, one step ahead; `complete` accounts its
+result. `long prompt` is one plan that admits a prompt whose prefix is all in the cache, and one
+plan while such a prompt waits because it does not fit. No worker, no sockets: tokens are made up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from statistics import median, quantiles
+from time import perf_counter
+
+import msgspec
+
+from tgi_async.scheduler.core import Budget, Core
+from tgi_async.scheduler.request import Request
+from tgi_async.wire.messages import Sampled, Step, StepDone
+
+BLOCK_SIZE = 16
+
+
+class Cost(msgspec.Struct):
+    """Microseconds."""
+
+    median: float
+    p99: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.0f} ({self.p99:.0f})"
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Cost:
+        return cls(round(median(seconds) * 1e6, 1), round(quantiles(seconds, n=100)[98] * 1e6, 1))
+
+
+class Decodes(msgspec.Struct):
+    requests: int
+    length: int
+    plan: Cost
+    complete: Cost
+    step: Cost
+
+
+class LongPrompt(msgspec.Struct):
+    tokens: int
+    admits: Cost
+    """A plan that admits it, all but its last block a hit."""
+    waits: Cost
+    """A plan while it waits for blocks. Only the first of them walks the cache: that is the p99."""
+
+
+class MadeUpWorker:
+    """Knows which rows sample, and gives them any token."""
+
+    def __init__(self) -> None:
+        self.left: dict[int, int] = {}
+        """Known tokens of each row that are not computed yet."""
+
+    def execute(self, step: Step) -> StepDone:
+        for admit in step.admit:
+            self.left[admit.row] = len(admit.tokens) - admit.n_cached
+        sampled = []
+        for run in step.run:
+            self.left[run.row] -= run.n
+            if self.left[run.row] == 0:
+                self.left[run.row] = 1
+                sampled.append(Sampled(run.row, (step.step * 7919 + run.row) % 32000))
+        return StepDone(step.step, sampled, [], [], 0.0, 0.0)
+
+
+def prompt(number: int, length: int) -> list[int]:
+    return [(number * 104729 + position * 31) % 32000 for position in range(length)]
+
+
+def run(core: Core, worker: MadeUpWorker) -> None:
+    """Plan a step and account its result."""
+    plan = core.plan()
+    assert plan is not None
+    core.complete(worker.execute(plan.step))
+
+
+def measure_decodes(n_requests: int, length: int, n_steps: int) -> Decodes:
+    n_prefill = max(8192, length)
+    # The first admitted decode while the last are prefilled.
+    n_new = n_steps + 8 + n_requests * length // n_prefill
+    most = length + n_new
+    core = Core(
+        Budget(
+            n_blocks=n_requests * (most // BLOCK_SIZE + 2),
+            block_size=BLOCK_SIZE,
+            max_rows=n_requests,
+            max_batch_prefill_tokens=n_prefill,
+            max_total_tokens=most,
+        )
+    )
+    worker = MadeUpWorker()
+    for number in range(n_requests):
+        core.submit(Request(number, prompt(number, length), n_new, client=str(number % 16)))
+    while core.waiting:
+        run(core, worker)
+    plans: list[float] = []
+    completes: list[float] = []
+    gc.collect()
+    gc.freeze()
+    ahead = core.plan()
+    for _ in range(n_steps):
+        start = perf_counter()
+        plan = core.plan()
+        plans.append(perf_counter() - start)
+        assert ahead is not None
+        assert plan is not None
+        assert len(plan.step.run) == n_requests
+        done = worker.execute(ahead.step)
+        start = perf_counter()
+        core.complete(done)
+        completes.append(perf_counter() - start)
+        ahead = plan
+    steps = [one + other for one, other in zip(plans, completes, strict=True)]
+    return Decodes(n_requests, length, Cost.of(plans), Cost.of(completes), Cost.of(steps))
+
+
+def measure_long_prompt(length: int, n_plans: int = 20) -> LongPrompt:
+    core = Core(
+        Budget(
+            n_blocks=length // BLOCK_SIZE + 4,
+            block_size=BLOCK_SIZE,
+            max_rows=4,
+            max_batch_prefill_tokens=length,
+            max_total_tokens=length + 64,
+        )
+    )
+    worker = MadeUpWorker()
+    admissions = []
+    core.submit(Request(0, prompt(0, length), 1))
+    run(core, worker)
+    for number in range(1, 1 + n_plans):
+        core.submit(Request(number, prompt(0, length), 1))
+        start = perf_counter()
+        plan = core.plan()
+        admissions.append(perf_counter() - start)
+        assert plan is not None
+        assert plan.n_prefill_tokens <= BLOCK_SIZE
+        core.complete(worker.execute(plan.step))
+    core.submit(Request(-1, prompt(1, 100), n_plans + 1))
+    run(core, worker)
+    core.submit(Request(-2, prompt(0, length), 1))
+    waits = []
+    for _ in range(n_plans):
+        start = perf_counter()
+        plan = core.plan()
+        waits.append(perf_counter() - start)
+        assert plan is not None
+        assert not plan.admitted
+        core.complete(worker.execute(plan.step))
+    return LongPrompt(length, Cost.of(admissions), Cost.of(waits))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What the scheduler's core costs, alone.")
+    parser.add_argument("--requests", type=int, default=256, help="running decodes")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[64, 8192], help="tokens of each")
+    parser.add_argument("--steps", type=int, default=500, help="steps measured for each length")
+    parser.add_argument(
+        "--long-prompt", type=int, default=100_000, help="tokens of the long prompt"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    given = parser.parse_args()
+    decodes = [measure_decodes(given.requests, length, given.steps) for length in given.lengths]
+    long_prompt = measure_long_prompt(given.long_prompt)
+    if given.json:
+        report = {"unit": "microseconds", "decodes": decodes, "long_prompt": long_prompt}
+        print(msgspec.json.encode(report).decode())
+        return
+    print("microseconds, median (99th percentile)")
+    for one in decodes:
+        print(
+            f"{one.requests} decodes of {one.length} tokens: "
+            f"plan {one.plan}, complete {one.complete}, step {one.step}"
+        )
+    print(
+        f"prompt of {long_prompt.tokens} tokens in the cache: "
+        f"plan that admits it {long_prompt.admits}, plan while it waits {long_prompt.waits}"
+    )
+
+
+if __name__ == "__main__":
+    main()

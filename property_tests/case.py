@@ -1,0 +1,46 @@
+"""What a client and a worker know of a request, apart from what the core says of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from property_tests.model import undisturbed
+from tgi_async.scheduler.request import Request
+from tgi_async.wire.messages import Admit, Step
+
+
+class Case:
+    """A request, and what its client has seen of it."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.prompt = list(request.tokens)
+        self.due = undisturbed(self.prompt, request.max_new_tokens, request.stop_ids)
+        self.emitted: list[int] = []
+        self.scored: list[float] = []
+        self.ended = False
+        self.n_in_flight = 0
+        """Parts of steps in flight."""
+        self.admitted = False
+
+    @property
+    def known(self) -> list[int]:
+        return self.prompt + self.emitted
+
+
+class Row:
+    """What the steps sent so far say about a row."""
+
+    def __init__(self, case: Case, admit: Admit) -> None:
+        self.case = case
+        self.blocks = list(admit.blocks)
+        self.prefill_end = len(admit.tokens)
+        self.n_planned = admit.n_cached
+        self.limit = len(case.prompt) + case.request.max_new_tokens - 1
+
+
+class Sent(NamedTuple):
+    step: Step
+    cases: dict[int, Case]
+    blocks: set[int]
+    """What this step may touch."""

@@ -1,0 +1,351 @@
+"""A core, a model worker, and every invariant checked after every event.
+
+The state machines, the random walks and the planted bugs all drive a core through this class, so
+that they share the same checks. A `Violation` names the invariant that broke:
+
+P1 to P6: paged blocks. S1 to S8: batching. E1, E2, E5: fairness. They are told where they are
+checked, in `invariants`, `ledger`, `model` and here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+from property_tests.case import Case, Row, Sent
+from property_tests.invariants import (
+    check_batch,
+    check_places,
+    check_tables,
+    check_tree,
+    check_work_conserved,
+)
+from property_tests.ledger import Ledger
+from property_tests.model import (
+    History,
+    ModelWorker,
+    Outcome,
+    Slot,
+    prompt_logprob,
+    require,
+)
+from tgi_async.errors import ValidationError
+from tgi_async.scheduler.core import Budget, Core, Plan
+from tgi_async.scheduler.fairness import OUTPUT_COST
+from tgi_async.scheduler.request import (
+    FailedEvent,
+    PromptEvent,
+    Request,
+    Status,
+    TokenEvent,
+)
+from tgi_async.wire.messages import Admit, Step
+
+
+def largest_difference(budget: Budget) -> float:
+    """U, as `tgi_async.scheduler.fairness` derives it."""
+    pool = budget.n_blocks * budget.block_size
+    admitted = max(budget.overcommit * pool, pool + 1)
+    return OUTPUT_COST * (admitted + budget.max_rows)
+
+
+class CheckedCore:
+    """Drives a core; each method is an event. Raises `Violation` where an invariant breaks."""
+
+    def __init__(self, budget: Budget, core_type: type[Core] = Core) -> None:
+        self.budget = budget
+        self.core = core_type(budget)
+        self.worker = ModelWorker(budget.block_size)
+        self.ledger = Ledger(largest_difference(budget))
+        self.live: dict[int, Case] = {}
+        self.sent: deque[Sent] = deque()
+        self.rows: dict[int, Row] = {}
+        self.acknowledged: dict[Slot, History] = {}
+        """The worker's memory as far as its replies prove it."""
+        self.lawful: set[History] = set()
+        """Every prefix that is made of prompt tokens and emitted tokens only."""
+        self.reached: Counter[str] = Counter()
+        self._n_submitted = 0
+
+    # -- events ---------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        client: str,
+        prompt: list[int],
+        max_new_tokens: int,
+        *,
+        stop_ids: frozenset[int] = frozenset(),
+        prompt_logprobs: bool = False,
+    ) -> None:
+        self._n_submitted += 1
+        request = Request(
+            self._n_submitted,
+            prompt,
+            max_new_tokens,
+            client=client,
+            stop_ids=stop_ids,
+            prompt_logprobs=prompt_logprobs,
+        )
+        limit = len(prompt) + max_new_tokens
+        pool = self.budget.n_blocks * self.budget.block_size
+        fits = (
+            bool(prompt)
+            and max_new_tokens >= 1
+            and limit <= self.budget.max_total_tokens
+            and limit - 1 <= pool
+        )
+        try:
+            self.core.submit(request)
+        except ValidationError as error:
+            require(not fits, "S5", f"{limit} tokens fit, but: {error}")
+            named = "one token" if not prompt or max_new_tokens < 1 else "max_new_tokens"
+            require(named in str(error), "S5", f"the limit is not named: {error}")
+            self.reached["rejection"] += 1
+        else:
+            require(fits, "S5", f"{limit} tokens can never fit")
+            case = self.live[request.id] = Case(request)
+            self.ledger.submit(request)
+            for end in range(len(prompt) + 1):
+                self.lawful.add(tuple(prompt[:end]))
+            self.reached["prompt log-probabilities"] += prompt_logprobs
+            self.reached["submission"] += 1
+            require(case.request.status is Status.WAITING, "S4", "not waiting")
+        self.check()
+
+    def plan(self) -> bool:
+        """True if a step was planned."""
+        before = list(self.core.running)
+        cached = set(self.core.blocks._cached)
+        may_plan = len(self.sent) <= self.budget.lookahead
+        plan = self.core.plan()
+        preempted = [one for one in reversed(before) if one.status is Status.WAITING]
+        for request in preempted:
+            require(request is not before[0], "S4", "the oldest running request was preempted")
+            self.ledger.put_back(request)
+        self.reached["preemption"] += len(preempted)
+        if plan is None:
+            self._check_idle()
+        else:
+            self._check_step(plan, cached)
+        self._check_waiting(plan, may_plan and not preempted)
+        self.check()
+        return plan is not None
+
+    def complete(self, failing: frozenset[int] = frozenset()) -> bool:
+        """The oldest step in flight comes back; these of its rows failed. False without one."""
+        if not self.sent:
+            return False
+        sent = self.sent.popleft()
+        failing &= frozenset(sent.cases)
+        outcome = self.worker.execute(sent.step, failing)
+        for case in sent.cases.values():
+            case.n_in_flight -= 1
+        for write in outcome.writes:
+            if write.row in failing:
+                self.acknowledged.pop(write.slot, None)
+            else:
+                self.acknowledged[write.slot] = write.history
+        self._check_events(sent, outcome, failing)
+        self.check()
+        return True
+
+    def finish(self, case: Case) -> None:
+        """The client left, or a stop sequence appeared."""
+        request = case.request
+        self.reached["abort in flight"] += case.n_in_flight > 0
+        self.reached["abort while waiting"] += request.status is Status.WAITING
+        self.core.finish(request)
+        self._end(case)
+        self.core.finish(request)
+        require(request.status is Status.ENDED, "S7", f"{request.id} goes on")
+        self.check()
+
+    def die(self) -> None:
+        """The worker dies, with all its memory and all that was in flight."""
+        running = list(self.core.running)
+        self.reached["death"] += 1
+        self.reached["replay"] += sum(bool(one.n_emitted) for one in running)
+        self.reached["death with a step in flight"] += bool(self.sent)
+        self.core.reset()
+        for request in reversed(running):
+            self.ledger.put_back(request)
+        self.worker = ModelWorker(self.budget.block_size)
+        self.sent.clear()
+        self.rows.clear()
+        self.acknowledged.clear()
+        for case in self.live.values():
+            case.n_in_flight = 0
+        self.check()
+
+    def drain(self) -> None:
+        """Without new requests, every live one ends in finitely many steps, and all comes back."""
+        left = sum(one.request.limit + 2 for one in self.live.values())
+        for _ in range(10 + left * (len(self.live) + 2)):
+            while self.plan():
+                pass
+            if not self.complete():
+                break
+        require(not self.live, "S4", f"{len(self.live)} requests never end")
+        require(not self.core.running and not self.core.waiting, "S4", "something is left")
+        self.check()
+        blocks = self.core.blocks
+        require(blocks.n_used == 0, "P6", f"{blocks.n_used} blocks are still used")
+        for block in range(blocks.n_blocks):
+            require(blocks.references(block) == 0, "P6", f"block {block} is still referenced")
+
+    # -- checks of one event --------------------------------------------------------------------
+
+    def _check_idle(self) -> None:
+        if not self.sent:
+            require(not self.live, "S3", "nothing runs, though something waits or runs")
+        if len(self.sent) <= self.budget.lookahead:
+            for row in self.rows.values():
+                going = row.case.request.status is Status.RUNNING
+                require(not going or row.n_planned >= row.limit, "S2", "a row was stalled")
+
+    def _check_waiting(self, plan: Plan | None, conserving: bool) -> None:
+        head = self.core.waiting.head()
+        if head is not None and head.waits_for is not None and head.waits_for.owner is not None:
+            self.reached["wait for a computing prefix"] += 1
+        if conserving:
+            used = plan.n_prefill_tokens if plan else 0
+            check_work_conserved(self.core, self.budget.max_batch_prefill_tokens - used)
+
+    def _check_step(self, plan: Plan, cached: set[int]) -> None:
+        step = plan.step
+        require(len(self.sent) <= self.budget.lookahead, "S1", "too many steps in flight")
+        for number in step.release:
+            require(number in self.rows, "S8", f"row {number} is released but not there")
+            del self.rows[number]
+        going_on = set(self.rows)
+        granted: list[int] = []
+        require(len(step.admit) == len(plan.admitted), "S4", "admissions and rows differ")
+        for admit, request in zip(step.admit, plan.admitted, strict=True):
+            granted += self._check_admission(admit, request)
+        for grow in step.grow:
+            require(grow.row in self.rows, "S8", f"row {grow.row} grows but is not there")
+            self.rows[grow.row].blocks += grow.blocks
+            granted += grow.blocks
+        for block in granted:
+            touched = any(block in sent.blocks for sent in self.sent)
+            require(not touched, "P6", f"block {block} is granted, a step in flight touches it")
+        self.reached["eviction"] += sum(block in cached for block in granted)
+        n_prefill, n_decodes = self._check_runs(step, going_on)
+        require(plan.n_prefill_tokens == n_prefill, "S1", "prefill tokens are miscounted")
+        require(plan.n_decodes == n_decodes, "S1", "decodes are miscounted")
+        require(len(self.rows) <= self.budget.max_rows, "S1", f"{len(self.rows)} rows")
+        self.reached["prefill beside decodes"] += bool(n_prefill and n_decodes)
+        cases = {run.row: self.rows[run.row].case for run in step.run}
+        for case in cases.values():
+            case.n_in_flight += 1
+        blocks = {block for run in step.run for block in self.rows[run.row].blocks}
+        self.sent.append(Sent(step, cases, blocks))
+
+    def _check_admission(self, admit: Admit, request: Request) -> list[int]:
+        """Returns the blocks that are not hits."""
+        case = self.live.get(request.id)
+        require(case is not None, "S8", f"{request.id} is admitted after its end")
+        assert case is not None
+        require(admit.row not in self.rows, "S1", f"row {admit.row} is taken")
+        require(admit.tokens == case.known, "S6", f"admitted with {admit.tokens}")
+        require(admit.n_prompt == len(case.prompt), "S6", "n_prompt")
+        require(admit.n_cached < len(admit.tokens), "P3", "a hit covers the whole prompt")
+        scored = case.request.prompt_logprobs and not case.emitted
+        require(admit.prompt_logprobs == scored, "S6", "prompt log-probabilities")
+        require(not (scored and admit.n_cached), "S6", "a hit hides prompt log-probabilities")
+        for position in range(admit.n_cached):
+            index, offset = divmod(position, self.budget.block_size)
+            seen = self.acknowledged.get((admit.blocks[index], offset))
+            due = tuple(admit.tokens[: position + 1])
+            require(seen == due, "P5", f"the hit at {position} is {seen}, not {due}")
+        first, case.admitted = not case.admitted, True
+        self.ledger.admit(request, len(case.prompt) - admit.n_cached if first else 0)
+        self.reached["prefix hit"] += admit.n_cached > 0
+        self.reached["hit of generated tokens"] += admit.n_cached > admit.n_prompt
+        self.reached["readmission"] += not first
+        self.rows[admit.row] = Row(case, admit)
+        return admit.blocks[admit.n_cached // self.budget.block_size :]
+
+    def _check_runs(self, step: Step, going_on: set[int]) -> tuple[int, int]:
+        n_prefill = n_decodes = 0
+        ran: set[int] = set()
+        for run in step.run:
+            require(run.row in self.rows, "S8", f"row {run.row} runs but is not there")
+            require(run.row not in ran, "S1", f"row {run.row} runs twice")
+            ran.add(run.row)
+            row = self.rows[run.row]
+            require(not row.case.ended, "S8", f"{row.case.request.id} runs after its end")
+            if row.n_planned >= row.prefill_end:
+                n_decodes += 1
+                require(run.n == 1, "S2", f"a decode of {run.n} tokens")
+            else:
+                n_prefill += run.n
+                require(row.n_planned + run.n <= row.prefill_end, "S1", "a chunk is too long")
+            row.n_planned += run.n
+            require(row.n_planned <= row.limit, "S8", "a token beyond the request's end")
+            needed = -(-row.n_planned // self.budget.block_size)
+            require(len(row.blocks) == needed, "P4", f"{len(row.blocks)} blocks, not {needed}")
+        require(n_prefill <= self.budget.max_batch_prefill_tokens, "S1", f"{n_prefill} prefill")
+        for number in going_on - ran:
+            row = self.rows[number]
+            require(row.n_planned >= row.limit, "S2", f"row {number} is stalled")
+        return n_prefill, n_decodes
+
+    def _check_events(self, sent: Sent, outcome: Outcome, failing: frozenset[int]) -> None:
+        due = {one.row: one for one in outcome.done.sampled}
+        awaited = {row for row in due if not sent.cases[row].ended}
+        self.reached["dropped token"] += len(due) - len(awaited)
+        doomed = {sent.cases[row].request.id for row in failing if not sent.cases[row].ended}
+        for event in self.core.complete(outcome.done):
+            case = self.live.get(event.request.id)
+            require(case is not None, "S7", f"{event.request.id} has an event after its end")
+            assert case is not None
+            if isinstance(event, TokenEvent):
+                awaited.discard(event.sampled.row)
+                self._check_token(case, event)
+            elif isinstance(event, PromptEvent):
+                require(event.start == len(case.scored) + 1, "S6", f"scored from {event.start}")
+                case.scored += event.logprobs
+            elif isinstance(event, FailedEvent):
+                require(case.request.id in doomed, "S7", "failed, though its row did not")
+                doomed.remove(case.request.id)
+                self.reached["row error"] += 1
+                self._end(case)
+        require(not awaited, "S6", f"the tokens of rows {awaited} are lost")
+        require(not doomed, "S7", f"the failures of {doomed} are lost")
+
+    def _check_token(self, case: Case, event: TokenEvent) -> None:
+        case.emitted.append(event.sampled.token)
+        emitted, due = case.emitted, case.due
+        require(emitted == due[: len(emitted)], "S6", f"emitted {emitted}, not {due}")
+        self.lawful.add(tuple(case.known))
+        self.ledger.emit(case.request)
+        done = len(emitted) == len(due)
+        require(done == (event.finish_reason is not None), "S7", f"{event.finish_reason}")
+        if not done:
+            return
+        cut = emitted[-1] in case.request.stop_ids and len(emitted) < case.request.max_new_tokens
+        require(event.finish_reason == ("eos_token" if cut else "length"), "S7", "wrong reason")
+        self.reached["stop token"] += cut
+        if case.request.prompt_logprobs:
+            prompt = tuple(case.prompt)
+            scores = [prompt_logprob(prompt[:end]) for end in range(2, len(prompt) + 1)]
+            require(case.scored == scores, "S6", "prompt log-probabilities are wrong")
+        self._end(case)
+
+    def _end(self, case: Case) -> None:
+        require(not case.ended, "S7", f"{case.request.id} ended twice")
+        case.ended = True
+        del self.live[case.request.id]
+        self.ledger.end(case.request)
+
+    # -- checks of the whole state --------------------------------------------------------------
+
+    def check(self) -> None:
+        core = self.core
+        check_places(core.blocks)
+        tables = [one.table for one in core.running if one.table is not None]
+        self.reached["shared block"] += check_tables(core.blocks, tables + core._closing)
+        check_tree(core.blocks, self.acknowledged, self.lawful)
+        check_batch(core, set(self.live))
+        self.ledger.check(core.waiting)

@@ -1,0 +1,116 @@
+"""The block manager alone, under any order of opening, growing, computing and closing tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import ClassVar
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from property_tests.invariants import check_places, check_tables, check_tree
+from property_tests.model import History, Slot
+from tgi_async.scheduler.blocks import BlockManager, BlockTable
+
+TOKENS = st.integers(0, 2)
+
+
+class Sequence:
+    """A table, and the tokens that are to be in it."""
+
+    def __init__(self, table: BlockTable, tokens: list[int]) -> None:
+        self.table = table
+        self.tokens = tokens
+
+
+class BlockMachine(RuleBasedStateMachine):
+    reached: ClassVar[Counter[str]] = Counter()
+
+    @initialize(n_blocks=st.integers(1, 10), block_size=st.integers(1, 4))
+    def start(self, n_blocks: int, block_size: int) -> None:
+        self.blocks = BlockManager(n_blocks, block_size)
+        self.sequences: list[Sequence] = []
+        self.memory: dict[Slot, History] = {}
+        self.lawful: set[History] = set()
+
+    @rule(tokens=st.lists(TOKENS, min_size=1, max_size=24), announces=st.booleans())
+    def open(self, tokens: list[int], announces: bool) -> None:
+        keys = self._keys(tokens)
+        match = self.blocks.match(keys[: (len(tokens) - 1) // self.blocks.block_size])
+        hits = match.hits if announces else []
+        fresh = -(-len(tokens) // self.blocks.block_size) - len(hits)
+        if self.blocks.n_taken(hits) + fresh > self.blocks.n_available:
+            return
+        self.reached["wait"] += match.computing is not None
+        self.reached["hit"] += len(hits)
+        table = self.blocks.open(hits, keys if announces else [])
+        granted = self.blocks.grow(table, fresh)
+        self.reached["eviction"] += sum((block, 0) in self.memory for block in granted)
+        for block in granted:
+            for offset in range(self.blocks.block_size):
+                self.memory.pop((block, offset), None)
+        for end in range(len(tokens) + 1):
+            self.lawful.add(tuple(tokens[:end]))
+        self.sequences.append(Sequence(table, tokens))
+
+    @precondition(lambda self: self.sequences)
+    @rule(which=st.integers(0, 9), n=st.integers(1, 9))
+    def compute(self, which: int, n: int) -> None:
+        sequence = self.sequences[which % len(self.sequences)]
+        table, tokens = sequence.table, sequence.tokens
+        end = min(table.n_computed + n, len(tokens))
+        for position in range(table.n_computed, end):
+            index, offset = divmod(position, self.blocks.block_size)
+            self.memory[table.blocks[index], offset] = tuple(tokens[: position + 1])
+        table.n_computed = end
+        self.blocks.commit(table, self._keys(tokens))
+
+    @precondition(lambda self: self.sequences)
+    @rule(which=st.integers(0, 9))
+    def close(self, which: int) -> None:
+        self.blocks.close(self.sequences.pop(which % len(self.sequences)).table)
+
+    @rule(happens=st.sampled_from((False, False, False, True)))
+    def forget_all(self, happens: bool) -> None:
+        if happens:
+            self.blocks.reset()
+            self.sequences.clear()
+            self.memory.clear()
+
+    @invariant()
+    def all_is_in_its_place(self) -> None:
+        if not hasattr(self, "blocks"):
+            return
+        check_places(self.blocks)
+        tables = [sequence.table for sequence in self.sequences]
+        self.reached["sharing"] += check_tables(self.blocks, tables)
+        check_tree(self.blocks, self.memory, self.lawful)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "blocks"):
+            return
+        for sequence in self.sequences:
+            self.blocks.close(sequence.table)
+        self.sequences.clear()
+        self.all_is_in_its_place()
+        assert self.blocks.n_used == 0
+
+    def _keys(self, tokens: list[int]) -> list[tuple[int, ...]]:
+        size = self.blocks.block_size
+        return [
+            tuple(tokens[start : start + size]) for start in range(0, len(tokens) - size + 1, size)
+        ]
+
+
+def test_blocks_are_in_one_place_and_hold_what_their_tokens_say() -> None:
+    BlockMachine.reached.clear()
+    run_state_machine_as_test(BlockMachine, settings=settings())
+    assert all(BlockMachine.reached[name] for name in ("hit", "wait", "eviction", "sharing"))

@@ -1,0 +1,163 @@
+"""The scheduler's core under any order of events, on pools that are soon full.
+
+Two ways through the same checks: a state machine, which hypothesis shrinks to the few events that
+matter, and seeded random walks, which are longer and so get deeper. Both say what they reached.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import ClassVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from property_tests.checked import CheckedCore
+from property_tests.model import EOS, VOCABULARY
+from property_tests.walk import CLIENTS, walk
+from tgi_async.scheduler.core import Budget
+
+WHAT_IT_IS_ABOUT = (
+    "abort in flight",
+    "abort while waiting",
+    "death with a step in flight",
+    "dropped token",
+    "eviction",
+    "hit of generated tokens",
+    "preemption",
+    "prefill beside decodes",
+    "prefix hit",
+    "prompt log-probabilities",
+    "readmission",
+    "rejection",
+    "replay",
+    "row error",
+    "shared block",
+    "stop token",
+    "wait for a computing prefix",
+)
+
+
+@st.composite
+def budgets(draw: st.DrawFn) -> Budget:
+    block_size = draw(st.integers(1, 4))
+    n_blocks = draw(st.integers(3, 10))
+    return Budget(
+        n_blocks=n_blocks,
+        block_size=block_size,
+        max_rows=draw(st.integers(1, 5)),
+        max_batch_prefill_tokens=draw(st.integers(1, 9)),
+        max_total_tokens=draw(st.integers(3, n_blocks * block_size + 2)),
+        overcommit=draw(st.sampled_from((1.0, 1.5, 4.0))),
+        lookahead=draw(st.integers(0, 1)),
+    )
+
+
+class CoreMachine(RuleBasedStateMachine):
+    reached: ClassVar[Counter[str]] = Counter()
+
+    @initialize(
+        budget=budgets(), stem=st.lists(st.integers(0, VOCABULARY - 1), min_size=8, max_size=20)
+    )
+    def start(self, budget: Budget, stem: list[int]) -> None:
+        self.checked = CheckedCore(budget)
+        self.stem = stem
+
+    @rule(
+        client=st.sampled_from(CLIENTS),
+        shared=st.integers(0, 20),
+        tail=st.lists(st.integers(0, VOCABULARY - 1), max_size=4),
+        n=st.integers(1, 12),
+        stops=st.booleans(),
+        scored=st.sampled_from((False, False, False, True)),
+    )
+    def submit(
+        self, client: str, shared: int, tail: list[int], n: int, stops: bool, scored: bool
+    ) -> None:
+        self.checked.submit(
+            client,
+            self.stem[:shared] + tail,
+            n,
+            stop_ids=frozenset((EOS,)) if stops else frozenset(),
+            prompt_logprobs=scored,
+        )
+
+    @rule(
+        clients=st.lists(st.sampled_from(CLIENTS), min_size=2, max_size=4),
+        shared=st.integers(4, 20),
+        n=st.integers(1, 6),
+    )
+    def submit_a_crowd(self, clients: list[str], shared: int, n: int) -> None:
+        """The same prefix, at once."""
+        for token, client in enumerate(clients):
+            self.checked.submit(client, [*self.stem[:shared], token], n)
+
+    @rule()
+    def plan(self) -> None:
+        self.checked.plan()
+
+    @rule()
+    def complete(self) -> None:
+        self.checked.complete()
+
+    @rule(n=st.integers(1, 8))
+    def go_on(self, n: int) -> None:
+        """A busy engine: plans as far ahead as it may, then takes a result."""
+        for _ in range(n):
+            while self.checked.plan():
+                pass
+            self.checked.complete()
+
+    @precondition(lambda self: self.checked.sent)
+    @rule(which=st.integers(0, 4))
+    def complete_with_an_error(self, which: int) -> None:
+        rows = sorted(self.checked.sent[0].cases)
+        self.checked.complete(frozenset((rows[which % len(rows)],)))
+
+    @precondition(lambda self: self.checked.live)
+    @rule(which=st.integers(0, 7))
+    def finish(self, which: int) -> None:
+        live = list(self.checked.live.values())
+        self.checked.finish(live[which % len(live)])
+
+    @precondition(lambda self: self.checked.live)
+    @rule()
+    def die(self) -> None:
+        self.checked.die()
+
+    def teardown(self) -> None:
+        if hasattr(self, "checked"):
+            self.checked.drain()
+            CoreMachine.reached += self.checked.reached
+
+
+def test_every_invariant_holds_after_every_event() -> None:
+    CoreMachine.reached.clear()
+    run_state_machine_as_test(
+        CoreMachine, settings=settings(max_examples=3 * settings().max_examples)
+    )
+    missed = [name for name in WHAT_IT_IS_ABOUT if not CoreMachine.reached[name]]
+    assert not missed, CoreMachine.reached
+
+
+def test_random_walks_hold_and_reach_what_they_are_about() -> None:
+    reached: Counter[str] = Counter()
+    for seed in range(1000, 1150):
+        reached += walk(seed, n_events=500)
+    missed = [name for name in WHAT_IT_IS_ABOUT if reached[name] < 20]
+    assert not missed, reached
+
+
+@pytest.mark.full
+@pytest.mark.timeout(7200)
+def test_many_random_walks_hold() -> None:
+    for seed in range(100_000, 104_000):
+        walk(seed, n_events=1000)

@@ -1,0 +1,372 @@
+"""The properties catch what they are for: each bug planted here is found, by name of the invariant.
+
+Every bug is a core with one small thing wrong, sent on the same random walks as the right one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+
+from property_tests.model import Violation
+from property_tests.walk import walk
+from tgi_async.generation import FinishReason
+from tgi_async.scheduler.blocks import BlockManager, BlockTable, Match, Node
+from tgi_async.scheduler.core import Budget, Core, _Draft, _Part
+from tgi_async.scheduler.fairness import WaitingQueue
+from tgi_async.scheduler.request import Event, PromptEvent, Request, Status, TokenEvent
+from tgi_async.wire.messages import PromptLogprobs, Sampled
+
+N_WALKS = 200
+N_EVENTS = 300
+
+Key = tuple[int, ...]
+
+
+def with_blocks(blocks_type: type[BlockManager]) -> type[Core]:
+    class WithBlocks(Core):
+        def __init__(self, budget: Budget) -> None:
+            super().__init__(budget)
+            self.blocks = blocks_type(budget.n_blocks, budget.block_size)
+
+    return WithBlocks
+
+
+def with_queue(queue_type: type[WaitingQueue]) -> type[Core]:
+    class WithQueue(Core):
+        def __init__(self, budget: Budget) -> None:
+            super().__init__(budget)
+            self.waiting = queue_type()
+
+    return WithQueue
+
+
+# -- blocks -------------------------------------------------------------------------------------
+
+
+class FreesTwice(BlockManager):
+    def close(self, table: BlockTable) -> None:
+        n_free = self.n_free
+        super().close(table)
+        if self.n_free > n_free:
+            self._free.append(self._free[-1])
+
+
+class ForgetsToCount(BlockManager):
+    """A hit on a block that somebody holds does not count as one more holder."""
+
+    def _hold(self, block: int) -> None:
+        if self._references[block] == 0:
+            super()._hold(block)
+
+
+class LeaksOnClose(BlockManager):
+    """The last block of a table that holds several is forgotten."""
+
+    def close(self, table: BlockTable) -> None:
+        if len(table.blocks) > 1:
+            table.blocks.pop()
+        super().close(table)
+
+
+class ProvesByHash(BlockManager):
+    def match(self, keys: list[Key]) -> Match:
+        hits: list[Node] = []
+        parent = 0
+        for tokens in keys:
+            alike = (
+                node
+                for (above, of_node), node in self._tree.items()
+                if above == parent
+                and sum(of_node) % 3 == sum(tokens) % 3
+                and node.block is not None
+            )
+            node = next(alike, None)
+            if node is None:
+                break
+            hits.append(node)
+            parent = node.id
+        return Match(hits, None)
+
+
+class EvictsWithoutForgetting(BlockManager):
+    """An evicted block can still be hit."""
+
+    def grow(self, table: BlockTable, n: int) -> list[int]:
+        tree = dict(self._tree)
+        granted = super().grow(table, n)
+        self._tree = tree
+        return granted
+
+
+class NeverLooksAgain(BlockManager):
+    """A prompt that did not fit is not matched again when more of it can be hit."""
+
+    @property
+    def n_shared(self) -> int:
+        return 0
+
+    @n_shared.setter
+    def n_shared(self, value: int) -> None:
+        pass
+
+
+class CachesWhatIsPlanned(Core):
+    """A block can be hit as soon as the step that will fill it is planned."""
+
+    def _schedule(self, request: Request, n: int, draft: _Draft) -> None:
+        super()._schedule(request, n, draft)
+        assert request.table is not None
+        known = min(request.n_planned, len(request.tokens))
+        request.table.n_computed = max(request.table.n_computed, known)
+        self.blocks.commit(request.table, request.block_keys(self.budget.block_size))
+
+
+class CachesWhatFailed(Core):
+    def _fail(self, part: _Part, message: str, events: list[Event]) -> None:
+        super()._fail(part, message, events)
+        part.table.failed = False
+
+
+class Unsliced(list[Key]):
+    """Hands out the whole where its head is asked for."""
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice) and index.start is None:
+            return list(self)
+        return super().__getitem__(index)
+
+
+class HitsTheWholePrompt(Core):
+    def submit(self, request: Request) -> None:
+        request.keys = Unsliced()
+        super().submit(request)
+
+
+class FreesAtOnce(Core):
+    """A table is closed though a step in flight still touches its blocks."""
+
+    def _leave(self, request: Request) -> None:
+        super()._leave(request)
+        while self._closing:
+            self.blocks.close(self._closing.pop())
+
+
+class ForgetsDeferredFrees(Core):
+    def _close_tables(self) -> None:
+        self._closing.clear()
+
+
+class GrantsTooMuch(Core):
+    def _schedule(self, request: Request, n: int, draft: _Draft) -> None:
+        super()._schedule(request, n, draft)
+        assert request.table is not None
+        if self.blocks.n_free and draft.grow and draft.grow[-1].row == request.row:
+            draft.grow[-1].blocks.extend(self.blocks.grow(request.table, 1))
+
+
+# -- batching -----------------------------------------------------------------------------------
+
+
+class ExceedsThePrefillBudget(Core):
+    def __init__(self, budget: Budget) -> None:
+        one_more = budget.max_batch_prefill_tokens + 1
+        super().__init__(budget._replace(max_batch_prefill_tokens=one_more))
+
+
+class StallsDecodes(Core):
+    """A decode waits while others prefill."""
+
+    def _schedule(self, request: Request, n: int, draft: _Draft) -> None:
+        prefills = any(one.n_planned < one.prefill_end for one in self.running)
+        if prefills and request.n_planned >= request.prefill_end:
+            return
+        super()._schedule(request, n, draft)
+
+
+class IdlesBesideWork(Core):
+    """Admits only into an empty batch."""
+
+    def _admit(self, draft: _Draft) -> Request | None:
+        return None if self.running else super()._admit(draft)
+
+
+class WaitsForTheDead(Core):
+    """After a death, a request still waits for a prefix that nobody computes any more."""
+
+    def reset(self) -> None:
+        waits = {request: request.waits_for for request in self.waiting}
+        super().reset()
+        for request, node in waits.items():
+            request.waits_for = node
+
+
+class PreemptsTheOldest(Core):
+    def _preempt(self, request: Request) -> None:
+        super()._preempt(self.running[0])
+
+
+class AdmitsWhatNeverFits(Core):
+    def submit(self, request: Request) -> None:
+        budget = self.budget
+        self.budget = budget._replace(max_total_tokens=budget.max_total_tokens + 1)
+        super().submit(request)
+        self.budget = budget
+
+
+class LosesATokenWhenPreempted(Core):
+    def _preempt(self, request: Request) -> None:
+        super()._preempt(request)
+        if request.n_emitted:
+            request.tokens.pop()
+
+
+class LosesAbortsOfWaiting(Core):
+    def finish(self, request: Request) -> None:
+        if request.status is not Status.WAITING:
+            super().finish(request)
+        else:
+            request.status = Status.ENDED
+
+
+class LosesRequestsOnDeath(Core):
+    def reset(self) -> None:
+        del self.running[1:]
+        super().reset()
+
+
+class EmitsDroppedTokens(Core):
+    def _acknowledge(self, part: _Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
+        ended = part.request.status is Status.ENDED
+        super()._acknowledge(part, sampled, events)
+        if ended and part.samples:
+            events.append(TokenEvent(part.request, sampled[part.row], None))
+
+
+class CachesDroppedTokens(Core):
+    def _acknowledge(self, part: _Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
+        if part.request.status is Status.ENDED and part.samples:
+            part.request.tokens.append(sampled[part.row].token)
+        super()._acknowledge(part, sampled, events)
+
+
+class EndsTwice(Core):
+    def _acknowledge(self, part: _Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
+        super()._acknowledge(part, sampled, events)
+        reason: FinishReason = "length"
+        if part.request.status is Status.ENDED and events and events[-1].request is part.request:
+            events.append(TokenEvent(part.request, sampled[part.row], reason))
+
+
+class ScoresPromptsTwice(Core):
+    def _score(self, request: Request, scored: PromptLogprobs, events: list[Event]) -> None:
+        if request.status is not Status.ENDED:
+            events.append(PromptEvent(request, scored.start, scored.logprobs))
+
+
+# -- fairness -----------------------------------------------------------------------------------
+
+
+class ForgetsTheLift(WaitingQueue):
+    def _level(self) -> int:
+        return 0
+
+
+class ServesInOrderOfArrival(WaitingQueue):
+    """First come, first served between clients, too."""
+
+    def head(self) -> Request | None:
+        firsts = (next(iter(queue.values())) for queue in self._queues.values())
+        return min(firsts, key=lambda request: request.arrival, default=None)
+
+
+class OvertakesInAClient(WaitingQueue):
+    def head(self) -> Request | None:
+        first = super().head()
+        if first is None:
+            return None
+        return min(self._queues[first.client].values(), key=lambda one: (one.n_prompt, one.arrival))
+
+
+class PutsBackBehind(WaitingQueue):
+    """A preempted request loses its place."""
+
+    def put_back(self, request: Request) -> None:
+        super().put_back(request)
+        self._queues[request.client].move_to_end(request.id)
+
+
+class ChargesReplays(Core):
+    def _requeue(self, request: Request) -> None:
+        super()._requeue(request)
+        request.charged = False
+
+
+class ChargesDroppedTokens(Core):
+    def _acknowledge(self, part: _Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
+        ended = part.request.status is Status.ENDED
+        super()._acknowledge(part, sampled, events)
+        if ended and part.samples and self.waiting.counter(part.request.client) is not None:
+            self.waiting.charge(part.request.client, 2)
+
+
+class Planted(NamedTuple):
+    bug: type[Core]
+    found_by: str
+
+
+PLANTED = {
+    "a block is freed twice": Planted(with_blocks(FreesTwice), "P1"),
+    "a holder is not counted": Planted(with_blocks(ForgetsToCount), "P2"),
+    "a block leaks when a table is closed": Planted(with_blocks(LeaksOnClose), "P2"),
+    "a hit is proved by its hash alone": Planted(with_blocks(ProvesByHash), "P5"),
+    "an evicted block is hit": Planted(with_blocks(EvictsWithoutForgetting), "P5"),
+    "a block is hit before it is computed": Planted(CachesWhatIsPlanned, "P5"),
+    "a block of a failed row is hit": Planted(CachesWhatFailed, "P5"),
+    "a hit covers the whole prompt": Planted(HitsTheWholePrompt, "P3"),
+    "a free is not deferred": Planted(FreesAtOnce, "P6"),
+    "a deferred free is forgotten": Planted(ForgetsDeferredFrees, "P2"),
+    "a block is granted too early": Planted(GrantsTooMuch, "P4"),
+    "the prefill budget is off by one": Planted(ExceedsThePrefillBudget, "S1"),
+    "a prefill stalls decodes": Planted(StallsDecodes, "S2"),
+    "the batch idles beside work": Planted(IdlesBesideWork, "S3"),
+    "a prompt is not matched again": Planted(with_blocks(NeverLooksAgain), "S3"),
+    "a request waits for a dead worker": Planted(WaitsForTheDead, "S3"),
+    "the oldest request is preempted": Planted(PreemptsTheOldest, "S4"),
+    "a request that never fits is admitted": Planted(AdmitsWhatNeverFits, "S5"),
+    "a preemption loses a token": Planted(LosesATokenWhenPreempted, "S6"),
+    "prompt log-probabilities come twice": Planted(ScoresPromptsTwice, "S6"),
+    "an abort is lost": Planted(LosesAbortsOfWaiting, "S7"),
+    "a death loses requests": Planted(LosesRequestsOnDeath, "S7"),
+    "a dropped token is emitted": Planted(EmitsDroppedTokens, "S7"),
+    "a request ends twice": Planted(EndsTwice, "S7"),
+    "a dropped token is cached": Planted(CachesDroppedTokens, "S8"),
+    "clients are served in order of arrival": Planted(with_queue(ServesInOrderOfArrival), "E1"),
+    "a request overtakes within its client": Planted(with_queue(OvertakesInAClient), "S4"),
+    "a preempted request loses its place": Planted(with_queue(PutsBackBehind), "S4"),
+    "a lift is forgotten": Planted(with_queue(ForgetsTheLift), "E5"),
+    "a replay is charged": Planted(ChargesReplays, "E5"),
+    "a dropped token is charged": Planted(ChargesDroppedTokens, "E5"),
+}
+
+
+def first_violation(core_type: type[Core]) -> Violation | None:
+    for seed in range(N_WALKS):
+        try:
+            walk(seed, N_EVENTS, core_type)
+        except Violation as violation:
+            return violation
+    return None
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_the_properties_catch_it_when(name: str) -> None:
+    bug, found_by = PLANTED[name]
+    violation = first_violation(bug)
+    assert violation is not None
+    assert violation.invariant == found_by, str(violation)
+
+
+def test_the_same_walks_find_nothing_in_the_core_itself() -> None:
+    assert first_violation(Core) is None

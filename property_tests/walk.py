@@ -1,0 +1,71 @@
+"""Random walks through a checked core: the same seed takes the same way on any machine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+from property_tests.checked import CheckedCore
+from property_tests.model import EOS, VOCABULARY
+from tgi_async.scheduler.core import Budget, Core
+
+CLIENTS = ("ann", "bob", "eve")
+
+
+def random_budget(random: Random) -> Budget:
+    """A pool of blocks that is soon full."""
+    block_size = random.randint(1, 4)
+    n_blocks = random.randint(3, 12)
+    return Budget(
+        n_blocks=n_blocks,
+        block_size=block_size,
+        max_rows=random.randint(1, 5),
+        max_batch_prefill_tokens=random.randint(1, 9),
+        max_total_tokens=random.randint(4, n_blocks * block_size + 2),
+        overcommit=random.choice((1.0, 1.5, 4.0)),
+        lookahead=random.randint(0, 1),
+    )
+
+
+def walk(seed: int, n_events: int, core_type: type[Core] = Core) -> Counter[str]:
+    """Returns what was reached. Raises `Violation` where an invariant breaks."""
+    random = Random(seed)
+    checked = CheckedCore(random_budget(random), core_type)
+    stems = [[random.randrange(VOCABULARY) for _ in range(16)] for _ in range(2)]
+    submits = random.choice((0.03, 0.1, 0.3))
+    deaths = random.choice((0.0, 0.002, 0.02))
+    failures = random.choice((0.0, 0.0, 0.05))
+    for _ in range(n_events):
+        dice = random.random()
+        if dice < submits:
+            _submit(checked, random, stems)
+        elif dice < submits + 0.03 and checked.live:
+            checked.finish(random.choice(list(checked.live.values())))
+        elif dice < submits + 0.03 + deaths:
+            checked.die()
+        elif random.random() < 0.5:
+            checked.plan()
+        else:
+            fails = random.random() < failures
+            row = random.randrange(checked.budget.max_rows)
+            checked.complete(frozenset((row,)) if fails else frozenset())
+    checked.drain()
+    return checked.reached
+
+
+def _submit(checked: CheckedCore, random: Random, stems: list[list[int]]) -> None:
+    most = checked.budget.max_total_tokens
+    stem = random.choice(stems)[: random.choice((0, 4, 8, 12, 16))]
+    tail = [random.randrange(VOCABULARY) for _ in range(random.randint(0, 3))]
+    prompt = stem + tail
+    n = random.randint(1, 8)
+    if random.random() < 0.95:
+        prompt = prompt[: random.randint(1, most - 1)] or [EOS]
+        n = random.randint(1, most - len(prompt))
+    checked.submit(
+        random.choice(CLIENTS),
+        prompt,
+        n,
+        stop_ids=frozenset((EOS,)) if random.random() < 0.3 else frozenset(),
+        prompt_logprobs=random.random() < 0.1,
+    )
