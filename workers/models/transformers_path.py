@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from workers.attention import registry
 from workers.attention.context import AttentionContext
+from workers.layers.linear import replace_linears
 
 
 class Unsupported(Exception):
@@ -61,10 +62,8 @@ class TransformersModel:
             )
         model = model.to(device)  # type: ignore[arg-type]
         self.module = model.eval().requires_grad_(False)
-
-    @property
-    def weight_bytes(self) -> int:
-        return sum(parameter.nbytes for parameter in self.module.parameters())
+        self.weight_bytes = sum(one.nbytes for one in self.module.parameters())
+        self.notes += replace_linears(self.module)
 
     def __call__(
         self,

@@ -1,0 +1,74 @@
+"""C sources become libraries, once; where they cannot, the message says why."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from workers import native
+
+NEEDS_COMPILER = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler"
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TGI_ASYNC_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kernels"
+
+
+def source(folder: Path, text: str) -> Path:
+    path = folder / "answer.c"
+    path.write_text(text)
+    return path
+
+
+@NEEDS_COMPILER
+def test_a_source_is_compiled_once(tmp_path: Path, cache: Path) -> None:
+    path = source(tmp_path, "int answer(void) { return 42; }")
+    assert native.load(path).answer() == 42
+    (built,) = cache.iterdir()
+    before = built.stat().st_mtime_ns
+    assert native.load(path).answer() == 42
+    assert built.stat().st_mtime_ns == before
+
+
+@NEEDS_COMPILER
+def test_a_changed_source_is_compiled_anew(tmp_path: Path, cache: Path) -> None:
+    native.load(source(tmp_path, "int answer(void) { return 42; }"))
+    assert native.load(source(tmp_path, "int answer(void) { return 43; }")).answer() == 43
+    assert len(list(cache.iterdir())) == 2
+
+
+@NEEDS_COMPILER
+def test_the_compilers_error_is_passed_on(tmp_path: Path, cache: Path) -> None:
+    path = source(tmp_path, '#warning "first"\n#error "this processor is too old"\n')
+    with pytest.raises(native.NativeUnavailable, match=r"failed with status 1.*too old"):
+        native.load(path)
+    assert list(cache.iterdir()) == []
+
+
+@NEEDS_COMPILER
+def test_a_broken_library_in_the_cache_is_told_of(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = source(tmp_path, "int answer(void) { return 42; }")
+    native.load(path)
+    (built,) = cache.iterdir()
+    broken = tmp_path / "broken" / "kernels" / built.name
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"not a library")
+    monkeypatch.setenv("TGI_ASYNC_CACHE", str(tmp_path / "broken"))
+    with pytest.raises(native.NativeUnavailable, match=r"the compiled answer\.c cannot be used"):
+        native.load(path)
+
+
+def test_without_a_compiler_the_message_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(native.NativeUnavailable, match=r"no C compiler .* Install one"):
+        native.load(source(tmp_path, "int answer(void) { return 42; }"))

@@ -1,0 +1,1 @@
+"""The layers of a model, in the form that a device runs them fastest."""
