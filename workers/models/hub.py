@@ -18,12 +18,17 @@ from workers.models.progress import reports, say, size
 
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "vocab.txt", "merges.txt"]
 
-UNWANTED = ["*/*", "consolidated*", "*.bin.index.json"]
-"""Everything in a subfolder (other formats, training state) and second copies of the weights."""
-
 PICKLED = ["pytorch_model*.bin"]
 
 CODE = ["*.py"]
+
+UNWANTED = [
+    *(f"*/{pattern}" for pattern in WANTED + PICKLED + CODE if pattern != "*.jinja"),
+    "consolidated*",
+    "*.bin.index.json",
+]
+"""What is in subfolders (other formats, training state), but for additional chat templates, and
+second copies of the weights."""
 
 
 def download(
