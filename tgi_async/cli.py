@@ -22,18 +22,13 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve a model")
     add_arguments(serve)
-    download = commands.add_parser(
-        "download-weights", help="fetch and convert a model, without serving it", add_help=False
-    )
-    download.add_argument("rest", nargs=argparse.REMAINDER)
+    commands.add_parser("download-weights", help="fetch and convert a model, without serving it")
     commands.add_parser("env", help="print versions and hardware, for a bug report")
-    given, unknown = parser.parse_known_args(arguments)
-    if given.command == "download-weights":
-        return subprocess.call(
-            [sys.executable, "-m", "workers.models.prepare", *given.rest, *unknown]
-        )
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)} (see `tgi-async --help`)")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["download-weights"]:
+        # Its arguments are the other program's, which has a parser of its own.
+        return _call("workers.models.prepare", arguments[1:])
+    given = parser.parse_args(arguments)
     if given.command == "env":
         return _print_environment()
     return _serve(given)
@@ -60,6 +55,15 @@ def _serve(given: argparse.Namespace) -> int:
     except StartError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+
+
+def _call(module: str, arguments: list[str]) -> int:
+    try:
+        return subprocess.call([sys.executable, "-m", module, *arguments])
+    except KeyboardInterrupt:
+        return 130
 
 
 def _print_environment() -> int:

@@ -25,6 +25,7 @@ from tgi_async.errors import (
     ServerError,
     StartError,
     Unhealthy,
+    ValidationError,
 )
 from tgi_async.generation import (
     Emitted,
@@ -43,7 +44,7 @@ from tgi_async.wire.messages import Loading, Ready, Sampled, Start, StepDone
 log = logging.getLogger(__name__)
 
 MAX_DEATHS = 3
-"""Deaths of the workers without a finished step between them, after which live requests fail."""
+"""Deaths of the workers with no token between them, after which live requests fail."""
 
 
 class TokenNames(Decoder, Protocol):
@@ -89,7 +90,7 @@ class Generation:
     ) -> None:
         self.seed = request.sampling.seed
         self.timings = Timings()
-        self.prompt_logprobs: list[float | None] = []
+        self.prompt_logprobs: list[float | None] = [None] if request.prompt_logprobs else []
         self._engine = engine
         self._request = request
         self._text = text
@@ -120,24 +121,18 @@ class Generation:
                 self._waiter = None
         tokens, self._buffer = self._buffer, []
         reason, self._finish_reason = self._finish_reason, None
-        self._exhausted = reason is not None
+        self._exhausted = self._exhausted or reason is not None
         return Emitted(tokens, reason)
 
     def cancel(self) -> None:
         """End the generation and free its blocks. Idempotent, and harmless after the end."""
         self._exhausted = True
         self._engine.cancel(self._request)
+        self._wake()
 
     def _begin(self, now: float) -> None:
         self._started = now
         self.timings.queued = now - self._submitted
-
-    def _score_prompt(self, start: int, logprobs: list[float]) -> None:
-        # After a replay the same positions are scored again; what was there first stays.
-        known = self.prompt_logprobs or [None]
-        if start <= len(known):
-            known.extend(logprobs[len(known) - start :])
-        self.prompt_logprobs = known
 
     def _push(self, token: Token) -> None:
         self._buffer.append(token)
@@ -215,6 +210,7 @@ class Engine:
         self._start = msgspec.structs.replace(
             self._start,
             n_blocks=n_blocks,
+            block_size=ready.block_size,
             max_batch_prefill_tokens=ready.max_batch_prefill_tokens,
         )
         pool = n_blocks * ready.block_size
@@ -231,6 +227,7 @@ class Engine:
             )
         )
         self._stop_ids = frozenset(ready.eos_token_ids)
+        self._vocab_size = ready.vocab_size
         return ready
 
     def serve(self, metrics: StepMetrics) -> None:
@@ -294,15 +291,27 @@ class Engine:
         return sum(request.n_planned for request in self.core.running)
 
     def submit(self, request: GenerationRequest) -> Generation:
-        """Queue a request. Raises ValidationError if it can never fit, Unhealthy when stopping."""
+        """Queue a request.
+
+        Raises ValidationError if it can never fit, Unhealthy when stopping or gone for good.
+        """
         if self._stopping:
             raise Unhealthy("The server is shutting down")
-        longest = self.core.budget.max_total_tokens
+        if self.failed.done():
+            raise Unhealthy("The model worker is gone for good")
+        if (largest := max(request.prompt, default=0)) >= self._vocab_size:
+            raise ValidationError(
+                f"`inputs` has the token {largest}, and the model knows those below "
+                f"{self._vocab_size}: its tokenizer has more tokens than the model"
+            )
+        wanted = request.max_new_tokens
+        if wanted is None:
+            wanted = max(1, self.core.budget.max_total_tokens - len(request.prompt))
         self._last_id += 1
         queued = Request(
             self._last_id,
             request.prompt,
-            request.max_new_tokens or max(1, longest - len(request.prompt)),
+            wanted,
             client=request.client,
             sampling=request.sampling,
             stop_ids=frozenset() if request.ignore_eos else self._stop_ids,
@@ -335,14 +344,16 @@ class Engine:
                     await self._recover(str(error))
         except (StartError, WorkerDied) as error:
             log.error("the model worker can not be brought back: %s", error)
-            self._fail_all(GenerationError(str(error)))
-            if not self.failed.done():
-                self.failed.set_exception(error)
+            self._give_up(error, str(error))
         except Exception as error:
             log.exception("the engine failed")
-            self._fail_all(GenerationError("the engine failed"))
-            if not self.failed.done():
-                self.failed.set_exception(error)
+            self._give_up(error, "the engine failed")
+
+    def _give_up(self, error: Exception, message: str) -> None:
+        self._serving = False
+        self.failed.set_exception(error)
+        self.failed.exception()  # looked at, should nobody else do so
+        self._fail_all(GenerationError(message))
 
     async def _serve_group(self) -> None:
         """Receive results until the workers die."""
@@ -350,8 +361,8 @@ class Engine:
         self._pump()
         while True:
             done = await self._group.receive()
-            self._deaths = 0
-            self._complete(done)
+            if self._complete(done):
+                self._deaths = 0
             sent = self._sent.pop(done.step)
             self._metrics.step(
                 n_prefill_tokens=sent.n_prefill_tokens,
@@ -380,12 +391,16 @@ class Engine:
             self._deaths = 0
         for attempt in range(1, MAX_DEATHS + 1):
             try:
-                await self._launch_group(_log_loading)
+                ready = await self._launch_group(_log_loading)
                 break
             except WorkerDied as error:
                 if attempt == MAX_DEATHS:
                     raise
                 log.error("%s while loading (attempt %d of %d)", error, attempt, MAX_DEATHS)
+        if ready.n_blocks < self.n_blocks:
+            raise StartError(
+                f"it came back with {ready.n_blocks} blocks of KV cache and had {self.n_blocks}"
+            )
         self._serving = True
         log.info("the worker is back")
 
@@ -411,9 +426,11 @@ class Engine:
         self._pump_scheduled = False
         try:
             self._pump()
-        except WorkerDied:
-            # The task that waits for results sees the same death, and recovers from it.
-            log.debug("a worker took no step", exc_info=True)
+        except WorkerDied as error:
+            # The task that waits for results sees this death, and recovers from it.
+            log.error("%s", error)
+            assert self._group is not None
+            self._group.end()
 
     def _pump(self) -> None:
         """Send steps while the core plans any."""
@@ -435,17 +452,20 @@ class Engine:
             )
             self._group.send(plan.step)
 
-    def _complete(self, done: StepDone) -> None:
-        for event in self.core.complete(done):
+    def _complete(self, done: StepDone) -> bool:
+        """Tell the requests what a step brought them. True if it brought anything."""
+        events = self.core.complete(done)
+        for event in events:
             generation = self._generations.get(event.request.id)
             if generation is None:
                 continue
             if isinstance(event, TokenEvent):
                 self._emit(generation, event)
             elif isinstance(event, PromptEvent):
-                generation._score_prompt(event.start, event.logprobs)
+                generation.prompt_logprobs += event.logprobs
             elif isinstance(event, FailedEvent):
                 self._end(event.request)._fail(GenerationError(event.message))
+        return bool(events)
 
     def _emit(self, generation: Generation, event: TokenEvent) -> None:
         sampled, reason = event.sampled, event.finish_reason

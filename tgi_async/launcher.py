@@ -11,22 +11,20 @@ import contextlib
 import gc
 import json
 import logging
-import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import uvicorn
 import uvloop
 
 from tgi_async.api.app import create_app
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
+from tgi_async.listener import bind, listen, on_signals, open_queue
 from tgi_async.settings import Settings
+from tgi_async.supervisor import WORKER
 from tgi_async.telemetry import logs
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
@@ -66,27 +64,51 @@ class Limits:
     payload_limit: int
     api_key: str | None
     cors_allow_origin: tuple[str, ...]
+    strict_tgi: bool = False
+    kserve: bool = False
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, with signals left to the launcher."""
+def serve(
+    settings: Settings, *, prepare: tuple[str, ...] = PREPARE, worker: tuple[str, ...] = WORKER
+) -> int:
+    """Serve until told to stop. Returns the exit status; raises StartError.
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def serve(settings: Settings) -> int:
-    """Serve until told to stop. Returns the exit status; raises StartError."""
+    `prepare` and `worker` are the commands of the processes that prepare and run the model.
+    """
     logs.configure(settings.json_output)
-    return uvloop.run(_serve(settings))
+    return uvloop.run(_serve(settings, prepare, worker))
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, prepare: tuple[str, ...], worker: tuple[str, ...]) -> int:
+    main = asyncio.current_task()
+    assert main is not None
+    stopped: list[str] = []
+
+    def stop(name: str) -> None:
+        if not stopped:
+            stopped.append(name)
+            main.cancel()
+
+    on_signals(stop)
+    try:
+        # Bound before anything slow, so that a port in use is known at once.
+        with contextlib.closing(bind(settings.hostname, settings.port)) as listener:
+            return await _serve_on(listener, settings, prepare, worker)
+    except asyncio.CancelledError:
+        if not stopped:
+            raise
+        log.info("%s: stopped before it was ready", stopped[0])
+        return 0
+
+
+async def _serve_on(
+    listener: socket.socket,
+    settings: Settings,
+    prepare: tuple[str, ...],
+    worker: tuple[str, ...],
+) -> int:
     began = time.perf_counter()
-    # Bound before anything slow, so that a port in use is known at once; it accepts nobody yet.
-    listener = _bind(settings)
-    prepared = await _prepare(settings)
+    prepared = await _prepare(settings, prepare)
     tokenizer = Tokenizer.from_folder(prepared.path)
     chat_template = ChatTemplate.from_folder(prepared.path, tokenizer.special_tokens)
     log.info("serving %s from %s", prepared.model_id, prepared.path)
@@ -103,6 +125,7 @@ async def _serve(settings: Settings) -> int:
             max_total_tokens=settings.max_total_tokens or 0,
             trust_remote_code=settings.trust_remote_code,
         ),
+        command=worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,
     )
     try:
@@ -119,76 +142,19 @@ async def _serve(settings: Settings) -> int:
             limits=limits,
             metrics=metrics,
         )
+        open_queue(listener)
         _welcome(settings, ready, limits, listener, time.perf_counter() - began)
-        return await _listen(app, engine, listener, settings.graceful_termination_timeout)
+        # What lives now lives as long as the server: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        return await listen(app, engine, listener, settings.graceful_termination_timeout)
     finally:
         await engine.stop(WORKER_EXIT_SECONDS)
-        listener.close()
 
 
-async def _listen(app: Any, engine: Engine, listener: socket.socket, grace: int) -> int:
-    """Answer requests until a signal, or until the workers can not be brought back."""
-    config = uvicorn.Config(
-        app,
-        loop="none",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        backlog=2048,
-        timeout_graceful_shutdown=grace,
-    )
-    server = _Server(config)
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-
-    def stop(name: str) -> None:
-        if stopping.is_set():
-            log.warning("%s again: stopping now", name)
-            server.force_exit = True
-        log.info("%s: no new requests; live ones get up to %d s", name, grace)
-        engine.refuse()
-        stopping.set()
-        server.should_exit = True
-
-    for one in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(one, stop, one.name)
-    # What lives now lives as long as the server: the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    await asyncio.wait({serving, engine.failed}, return_when=asyncio.FIRST_COMPLETED)
-    if serving.done():
-        await serving
-        return 0 if stopping.is_set() else 1
-    log.error("stopping: the model worker is gone for good")
-    server.should_exit = True
-    await asyncio.wait({serving}, timeout=WORKER_EXIT_SECONDS)
-    engine.failed.exception()
-    return 1
-
-
-def _bind(settings: Settings) -> socket.socket:
-    host, port = settings.hostname, settings.port
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise StartError(
-            f"Can not listen on {host} port {port}: {error.strerror}. Choose another with "
-            "--hostname and --port."
-        ) from error
-    return listener
-
-
-async def _prepare(settings: Settings) -> Prepared:
+async def _prepare(settings: Settings, prepare: tuple[str, ...]) -> Prepared:
     """Raises StartError; the reason was already printed by the process that found it."""
-    command = list(PREPARE)
+    command = list(prepare)
     if settings.model_id is not None:
         command.append(settings.model_id)
     if settings.revision is not None:
@@ -198,7 +164,12 @@ async def _prepare(settings: Settings) -> Prepared:
     if settings.trust_remote_code:
         command.append("--trust-remote-code")
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    output, _ = await process.communicate()
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     if process.returncode:
         raise StartError("The model is not ready to be served; the reason is above.")
     found = json.loads(output)
@@ -266,7 +237,7 @@ def _welcome(
         ready.max_batch_prefill_tokens,
     )
     host, port = listener.getsockname()[:2]
-    shown = "localhost" if host in ("0.0.0.0", "::") else host
+    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     key = " -H 'Authorization: Bearer ...'" if settings.api_key else ""
     log.info("ready in %.1f s on http://%s:%d. Try:", seconds, shown, port)
     log.info(

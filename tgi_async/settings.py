@@ -249,6 +249,8 @@ def _parse(source: str, raw: str | Sequence[str], meta: Mapping[str, Any]) -> An
         if not least <= number <= most:
             raise StartError(f"{source} must be from {least} to {most}. Given: {number}.")
         return number
+    if not raw:
+        raise StartError(f"{source} must not be empty. Leave it out, or give it a value.")
     if meta["choices"] and raw not in meta["choices"]:
         raise StartError(f"{source} must be one of {', '.join(meta['choices'])}. Given: {raw!r}.")
     return raw

@@ -39,6 +39,8 @@ ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
 }
 
+LAST_WORD_SECONDS = 0.5
+
 
 class WorkerDied(Exception):
     """The workers are gone, or do not speak the wire any more; the message says which."""
@@ -72,16 +74,7 @@ class WorkerGroup:
         Raises StartError if the worker refuses the model, WorkerDied if a rank dies meanwhile.
         """
         for rank in range(self._world_size):
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                f"--folder={self._folder}",
-                f"--incarnation={self._incarnation}",
-                f"--rank={rank}",
-                stdin=asyncio.subprocess.DEVNULL,
-                env=os.environ | {k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()},
-            )
-            self._processes.append(process)
-            self._exits.append(asyncio.create_task(process.wait()))
+            await self._spawn(rank)
         self._send(msgspec.structs.replace(start, world_size=self._world_size))
         ready: list[Ready] = []
         while len(ready) < self._world_size:
@@ -115,15 +108,37 @@ class WorkerGroup:
             await asyncio.wait(self._exits, timeout=grace)
         await self.kill()
 
-    async def kill(self) -> None:
-        """End every rank at once, and wait until they are gone."""
+    def end(self) -> None:
+        """Kill every rank; `receive` notices."""
         for process in self._processes:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signal.SIGKILL)
+
+    async def kill(self) -> None:
+        """End every rank at once, and wait until they are gone."""
+        self.end()
         if self._exits:
             await asyncio.wait(self._exits)
         self._channel.close()
+
+    async def _spawn(self, rank: int) -> None:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                f"--folder={self._folder}",
+                f"--incarnation={self._incarnation}",
+                f"--rank={rank}",
+                f"--router={os.getpid()}",
+                stdin=asyncio.subprocess.DEVNULL,
+                env=os.environ | {k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()},
+                # Of its own, so that a Ctrl-C in the terminal reaches the router alone.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise WorkerDied(f"worker {rank} can not be started: {error}") from error
+        self._processes.append(process)
+        self._exits.append(asyncio.create_task(process.wait()))
 
     def _send(self, message: Start | Step | Stop) -> None:
         try:
@@ -133,17 +148,21 @@ class WorkerGroup:
 
     async def _receive(self) -> Loading | Ready | Refused | StepDone:
         reply = asyncio.ensure_future(self._channel.receive())
-        done, _ = await asyncio.wait({reply, *self._exits}, return_when=asyncio.FIRST_COMPLETED)
-        if reply not in done:
-            # A last word, such as Refused, may have been sent just before the exit.
-            await asyncio.wait({reply}, timeout=0.5)
-        if reply.done():
-            try:
+        try:
+            await asyncio.wait({reply, *self._exits}, return_when=asyncio.FIRST_COMPLETED)
+            if not reply.done() and self._left_in_order():
+                # A last word, such as Refused, may have been sent just before the exit.
+                await asyncio.wait({reply}, timeout=LAST_WORD_SECONDS)
+            if reply.done():
                 return reply.result()
-            except WireError as error:
-                raise WorkerDied(f"a worker sent a frame outside the wire: {error}") from error
-        reply.cancel()
+        except WireError as error:
+            raise WorkerDied(f"a worker sent a frame outside the wire: {error}") from error
+        finally:
+            reply.cancel()
         raise WorkerDied(self._epitaph())
+
+    def _left_in_order(self) -> bool:
+        return any(task.done() and task.result() == 0 for task in self._exits)
 
     def _epitaph(self) -> str:
         for rank, task in enumerate(self._exits):

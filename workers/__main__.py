@@ -1,5 +1,35 @@
 """`python -m workers`: one worker process, started by the router."""
 
-from workers.worker import main
+from __future__ import annotations
 
-main()
+import argparse
+import signal
+from pathlib import Path
+
+from tgi_async.wire.channel import WorkerChannel
+from workers.lifeline import die_with_parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="where the sockets are")
+    parser.add_argument("--incarnation", type=int, required=True)
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--router", type=int, required=True, help="process that started this one")
+    arguments = parser.parse_args()
+    die_with_parent(arguments.router)
+    # When to stop is the router's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    channel = WorkerChannel(arguments.folder, arguments.incarnation, arguments.rank)
+    try:
+        # Takes seconds: torch. The lines above must not wait for it.
+        from workers.worker import Worker
+
+        Worker(channel).run()
+    finally:
+        channel.close()
+
+
+if __name__ == "__main__":
+    main()

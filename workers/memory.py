@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
 CPU_MOST = 4 * 2**30
 CPU_SHARE = 3
 """On a CPU the cache takes at most one part in CPU_SHARE of what is free, and CPU_MOST bytes."""
@@ -15,12 +18,15 @@ CUDA_SHARE = 0.9
 
 def available_on_cpu() -> int:
     """Bytes that can still be had: of the machine, or of this process's cgroup if that is less."""
-    lines = Path("/proc/meminfo").read_text().splitlines() if _linux() else []
-    fields = dict(line.split(":", 1) for line in lines)
-    free = int(fields["MemAvailable"].split()[0]) * 1024 if fields else CPU_MOST * CPU_SHARE
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
-        free = min(free, max(0, int(most) - int(used.read_text())))
+    free = CPU_MOST * CPU_SHARE
+    if MEMINFO.exists():
+        free = int(_fields(MEMINFO.read_text(), ":")["MemAvailable"].split()[0]) * 1024
+    limit = CGROUP / "memory.max"
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        used = int((CGROUP / "memory.current").read_text())
+        # The kernel counts files that were read as used, and drops them when it needs the memory.
+        files = int(_fields((CGROUP / "memory.stat").read_text(), " ")["inactive_file"])
+        free = min(free, max(0, int(most) - used + files))
     return free
 
 
@@ -33,5 +39,6 @@ def for_cache(device: torch.device) -> int:
     return min(CPU_MOST, available_on_cpu() // CPU_SHARE)
 
 
-def _linux() -> bool:
-    return Path("/proc/meminfo").exists()
+def _fields(text: str, separator: str) -> dict[str, str]:
+    lines = (line.partition(separator) for line in text.splitlines())
+    return {name: value.strip() for name, _, value in lines}

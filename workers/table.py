@@ -65,5 +65,9 @@ class RowTable:
     def _append(self, row: int, blocks: list[int]) -> None:
         state = self[row]
         end = state.n_blocks + len(blocks)
+        if end > self.block_tables.shape[1]:
+            raise ValueError(
+                f"row {row} was given {end} blocks and can have {self.block_tables.shape[1]}"
+            )
         self.block_tables[row, state.n_blocks : end] = blocks
         state.n_blocks = end

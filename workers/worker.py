@@ -6,12 +6,6 @@ device never waits for the host; on a CPU there is nothing to overlap within one
 
 from __future__ import annotations
 
-import argparse
-import ctypes
-import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,7 +99,8 @@ class Worker:
         )
         if n_blocks < 1:
             raise Unsupported(
-                f"no block of the KV cache ({per_block} bytes) fits in the memory that is left"
+                f"no block of the KV cache ({per_block} bytes) fits in the memory that is left; "
+                "free some, or give it more with --kv-cache-memory"
             )
         runner = build(n_blocks)
         self._channel.send(
@@ -141,6 +136,8 @@ class Worker:
                 launched = None
                 continue
             if isinstance(message, Stop):
+                if launched is not None:
+                    self._channel.send(runner.collect(launched))
                 return
             if not isinstance(message, Step):
                 raise RuntimeError(f"expected a step, got {type(message).__name__}")
@@ -171,38 +168,3 @@ def _warm_up(
     done = runner.collect(launched)
     if done.errors:
         raise Unsupported(f"the model does not run: {done.errors[0].message}")
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when the router dies; poll where the kernel can not."""
-    parent = os.getppid()
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-        return
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="where the sockets are")
-    parser.add_argument("--incarnation", type=int, required=True)
-    parser.add_argument("--rank", type=int, required=True)
-    arguments = parser.parse_args()
-    die_with_parent()
-    # A Ctrl-C goes to the whole process group; when to stop is the router's decision.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    channel = WorkerChannel(arguments.folder, arguments.incarnation, arguments.rank)
-    try:
-        Worker(channel).run()
-    finally:
-        channel.close()

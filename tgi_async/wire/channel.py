@@ -13,6 +13,7 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
+from tgi_async.errors import StartError
 from tgi_async.wire.codec import MAX_FRAME_BYTES, to_router_codec, to_worker_codec
 from tgi_async.wire.messages import ToRouter, ToWorker
 
@@ -32,7 +33,10 @@ def _configure(socket: zmq.Socket[Any] | zmq.asyncio.Socket) -> None:
 
 
 class RouterChannel:
-    """The router's end. `folder` must exist and be private (mode 0700)."""
+    """The router's end. `folder` must exist and be private (mode 0700).
+
+    Raises StartError where no socket can be made in `folder`.
+    """
 
     def __init__(self, folder: Path, incarnation: int, world_size: int) -> None:
         self._codec_out = to_worker_codec()
@@ -40,7 +44,15 @@ class RouterChannel:
         self._context = zmq.asyncio.Context()
         self._replies = self._context.socket(zmq.PULL)
         _configure(self._replies)
-        self._replies.bind(_address(folder, f"replies-{incarnation}"))
+        try:
+            self._replies.bind(_address(folder, f"replies-{incarnation}"))
+        except zmq.ZMQError as error:
+            self._replies.close()
+            self._context.term()
+            raise StartError(
+                f"No socket for the workers can be made in {folder}: {error}. Set TMPDIR to a "
+                "folder that can be written and has a short path."
+            ) from error
         # Sending never waits, so it needs no asynchronous socket.
         self._sync: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(self._context)
         self._steps: list[zmq.Socket[Any]] = []

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tgi_async import cli
+from tgi_async.cli import launcher_main, main
+from tgi_async.errors import StartError
+from tgi_async.settings import Settings
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """What `serve` was called with; it is not run."""
+    found: list[Settings] = []
+
+    def serve(settings: Settings) -> int:
+        found.append(settings)
+        return 0
+
+    for name in ("PORT", "MODEL_ID", "HOSTNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("tgi_async.launcher.serve", serve)
+    return found
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `tgi-async`."""
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("tgi-async")), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | environment,
+    )
+
+
+def test_both_names_serve_with_the_same_flags(served: list[Settings]) -> None:
+    assert main(["serve", "--port", "81", "--model-id", "a/b"]) == 0
+    assert launcher_main(["--port", "81", "--model-id", "a/b"]) == 0
+    assert served == [Settings(port=81, model_id="a/b")] * 2
+
+
+def test_variables_count(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_ID", "a/b")
+    assert launcher_main([]) == 0
+    assert served[0].model_id == "a/b"
+
+
+@pytest.mark.parametrize("run", [main, launcher_main])
+def test_an_unknown_flag_is_named(
+    run: object, served: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["serve"] * (run is main) + ["--no-such-flag", "7"]
+    with pytest.raises(SystemExit) as stopped:
+        run(arguments)  # type: ignore[operator]
+    assert stopped.value.code == 2
+    assert "--no-such-flag" in capsys.readouterr().err
+    assert served == []
+
+
+def test_an_error_at_start_is_one_line_and_its_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve(settings: Settings) -> int:
+        raise StartError("it is not to be")
+
+    monkeypatch.setattr("tgi_async.launcher.serve", serve)
+    assert main(["serve"]) == 1
+    assert capsys.readouterr().err == "Error: it is not to be\n"
+
+
+def test_what_is_not_built_is_refused_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--quantize", "awq"]) == 1
+    assert "--quantize asks for quantization, which is not built yet" in capsys.readouterr().err
+
+
+def test_the_environment_is_told_for_a_bug_report(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env"]) == 0
+    told = capsys.readouterr().out
+    assert launcher_main(["--env"]) == 0
+    assert capsys.readouterr().out == told
+    for name in ("tgi-async: ", "python: ", "torch: ", "tokenizers: "):
+        assert name in told
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a/b", "--revision", "main"],
+        ["--revision", "main", "a/b"],
+        ["--auto-convert", "a/b"],
+        ["--help"],
+        [],
+    ],
+)
+def test_download_weights_hands_its_arguments_on_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    called: list[list[str]] = []
+    monkeypatch.setattr(cli.subprocess, "call", lambda command: called.append(command) or 5)
+    assert main(["download-weights", *arguments]) == 5
+    assert called == [[sys.executable, "-m", "workers.models.prepare", *arguments]]
+
+
+def test_an_interrupted_download_has_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(command: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.subprocess, "call", interrupt)
+    assert main(["download-weights"]) == 130
+
+
+def test_an_unknown_model_folder_is_one_message(tmp_path: Path) -> None:
+    found = command("serve", "--port", "0", "--model-id", str(tmp_path / "no" / "model"))
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr
+    assert f"the model folder {tmp_path}/no/model does not exist" in found.stderr
+    assert "the reason is above" in found.stderr
+
+
+def test_a_folder_without_a_model_is_one_message(tmp_path: Path) -> None:
+    found = command("serve", "--port", "0", MODEL_ID=str(tmp_path))
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr
+    assert "has no config.json" in found.stderr
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out[0].isdigit()
+
+
+def test_without_a_command_the_commands_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "COMMAND" in capsys.readouterr().err

@@ -1,0 +1,333 @@
+"""Steps of the runner against transformers' own forward of each sequence alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tests.workers.tiny_llama import VOCABULARY, save_tiny_llama
+from tgi_async.wire.messages import Admit, Grow, Run, Sampling, Step, StepDone
+from workers.attention.cache import PagedCache
+from workers.attention.context import AttentionContext
+from workers.models.transformers_path import TransformersModel
+from workers.runner import Runner
+from workers.sampling import Sampler
+from workers.table import RowTable
+
+CPU = torch.device("cpu")
+BLOCK_SIZE = 4
+N_BLOCKS = 60
+LONG = [3 + 7 * i % 90 for i in range(30)]
+SHORT = [11, 12, 13]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> TransformersModel:
+    return TransformersModel(folder, torch.float32, CPU, trust_remote_code=False)
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+class Wrapped:
+    """A model, and one of its tokens that it can not stand."""
+
+    def __init__(self, inner: TransformersModel, hated: int = 96) -> None:
+        self.inner = inner
+        self.hated = hated
+        self.n_forwards = 0
+
+    def __call__(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        at: torch.Tensor,
+        context: AttentionContext,
+    ) -> torch.Tensor:
+        self.n_forwards += 1
+        return self.inner(ids, positions, at, context)
+
+
+class Raising(Wrapped):
+    """It fails as a whole if the token is in the batch."""
+
+    def __call__(self, ids: torch.Tensor, *others: Any) -> torch.Tensor:
+        if (ids == self.hated).any():
+            raise RuntimeError("out of registers")
+        return super().__call__(ids, *others)
+
+
+class Spoiling(Wrapped):
+    """Its logits after the token are no numbers."""
+
+    def __call__(
+        self, ids: torch.Tensor, positions: torch.Tensor, at: torch.Tensor, *others: Any
+    ) -> torch.Tensor:
+        logits = super().__call__(ids, positions, at, *others)
+        logits[ids[at] == self.hated] = float("nan")
+        return logits
+
+
+class Batch:
+    """A runner, and blocks for its rows."""
+
+    def __init__(self, model: Any) -> None:
+        cache = PagedCache(2, N_BLOCKS, BLOCK_SIZE, 2, 16, torch.float32, CPU)
+        for pool in (*cache.keys, *cache.values):
+            pool.fill_(float("nan"))  # what nobody wrote must not matter
+        table = RowTable(6, 128, BLOCK_SIZE, CPU)
+        self.runner = Runner(model, table, cache, Sampler(6, VOCABULARY, CPU))
+        self._free = [int(block) for block in torch.randperm(N_BLOCKS)]
+        self._n_steps = 0
+
+    def admit(self, row: int, tokens: list[int], **options: Any) -> Admit:
+        blocks = [self._free.pop() for _ in range(-(-(len(tokens) + 20) // BLOCK_SIZE))]
+        options = {"n_cached": 0, "sampling": Sampling(), "n_prompt": len(tokens)} | options
+        return Admit(row=row, tokens=tokens, blocks=blocks, **options)
+
+    def step(
+        self, run: dict[int, int], *admit: Admit, release: tuple[int, ...] = (), grow: Any = ()
+    ) -> StepDone:
+        self._n_steps += 1
+        runs = [Run(row, n) for row, n in run.items()]
+        step = Step(self._n_steps, list(release), list(admit), list(grow), runs)
+        done = self.runner.collect(self.runner.launch(step))
+        assert done.step == self._n_steps
+        return done
+
+
+def tokens_of(done: StepDone) -> dict[int, int]:
+    return {one.row: one.token for one in done.sampled}
+
+
+@torch.inference_mode()
+def greedy(reference: PreTrainedModel, prompt: list[int], n: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(n):
+        ids.append(int(reference(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@torch.inference_mode()
+def logprobs(reference: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """float32 [len(ids) - 1]: of each token after the first, given those before it."""
+    scores = reference(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    return scores[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+
+
+def test_mixed_batches_say_what_each_sequence_says_alone(
+    model: TransformersModel, reference: PreTrainedModel
+) -> None:
+    batch = Batch(model)
+    found: dict[int, list[int]] = {0: [], 1: [], 2: []}
+
+    def step(run: dict[int, int], *admit: Admit) -> None:
+        for row, token in tokens_of(batch.step(run, *admit)).items():
+            found[row].append(token)
+
+    step({0: 3}, batch.admit(0, SHORT))
+    step({0: 1, 1: 7}, batch.admit(1, LONG))  # a decode beside a chunk that does not sample
+    step({0: 1, 1: 22, 2: 1}, batch.admit(2, LONG[::-1]))
+    step({0: 1, 1: 1, 2: 29})  # its chunk ends just there: this row samples, the others decode
+    for _ in range(6):
+        step({2: 1, 0: 1, 1: 1})
+    assert found == {
+        0: greedy(reference, SHORT, 10),
+        1: greedy(reference, LONG, 7),
+        2: greedy(reference, LONG[::-1], 7),
+    }
+
+
+def test_logits_equal_those_of_transformers(
+    model: TransformersModel, reference: PreTrainedModel
+) -> None:
+    batch = Batch(model)
+    sampling = Sampling(logprobs=True, top_n_tokens=5)
+    first = batch.step(
+        {0: 30, 1: 3}, batch.admit(0, LONG, sampling=sampling), batch.admit(1, SHORT)
+    )
+    second = batch.step({1: 1, 0: 1})
+    ids = LONG
+    for done in (first, second):
+        one = next(one for one in done.sampled if one.row == 0)
+        with torch.inference_mode():
+            scores = reference(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        assert one.logprob == pytest.approx(float(scores.max()), abs=1e-4)
+        assert [top.id for top in one.top] == scores.topk(5).indices.tolist()
+        ids = [*ids, one.token]
+        assert next(one for one in done.sampled if one.row == 1).logprob is None
+
+
+def test_a_replay_of_prompt_and_emitted_tokens_goes_on_the_same(
+    model: TransformersModel, reference: PreTrainedModel
+) -> None:
+    expected = greedy(reference, SHORT, 8)
+    batch = Batch(model)
+    replay = batch.admit(4, SHORT + expected[:5], n_prompt=3)
+    found = [tokens_of(batch.step({4: 8}, replay))[4]]
+    found += [tokens_of(batch.step({4: 1}))[4] for _ in range(2)]
+    assert found == expected[5:]
+
+
+def test_a_prefix_hit_reads_what_another_row_wrote(
+    model: TransformersModel, reference: PreTrainedModel
+) -> None:
+    batch = Batch(model)
+    writer = batch.admit(0, LONG)
+    batch.step({0: 30}, writer)
+    reader = batch.admit(1, LONG[:20] + SHORT, n_cached=20)
+    reader.blocks[:5] = writer.blocks[:5]
+    done = batch.step({0: 1, 1: 3}, reader)
+    assert tokens_of(done)[1] == greedy(reference, LONG[:20] + SHORT, 1)[0]
+
+
+def test_a_released_row_can_be_another_request_in_the_same_step(
+    model: TransformersModel, reference: PreTrainedModel
+) -> None:
+    batch = Batch(model)
+    batch.step({0: 30}, batch.admit(0, LONG))
+    done = batch.step({0: 3}, batch.admit(0, SHORT), release=(0,))
+    assert tokens_of(done) == {0: greedy(reference, SHORT, 1)[0]}
+
+
+def test_a_row_grows_into_new_blocks(model: TransformersModel, reference: PreTrainedModel) -> None:
+    batch = Batch(model)
+    admit = batch.admit(0, SHORT)
+    short = Admit(0, SHORT, 3, 0, admit.blocks[:1], Sampling())
+    found = [tokens_of(batch.step({0: 3}, short))[0], tokens_of(batch.step({0: 1}))[0]]
+    for block in admit.blocks[1:3]:
+        found.append(tokens_of(batch.step({0: 1}, grow=[Grow(0, [block])]))[0])
+        found += [tokens_of(batch.step({0: 1}))[0] for _ in range(3)]
+    assert found == greedy(reference, SHORT, 10)
+
+
+@pytest.mark.parametrize("chunks", [[30], [1, 29], [29, 1], [7, 9, 14]])
+def test_prompt_logprobs_are_those_of_the_whole_forward(
+    model: TransformersModel, reference: PreTrainedModel, chunks: list[int]
+) -> None:
+    batch = Batch(model)
+    batch.step({1: 3}, batch.admit(1, SHORT))
+    found: list[float] = []
+    admit = [batch.admit(0, LONG, prompt_logprobs=True)]
+    for n in chunks:
+        done = batch.step({1: 1, 0: n}, *admit)
+        for part in done.prompt_logprobs:
+            assert (part.row, part.start) == (0, 1 + len(found))
+            found += part.logprobs
+        admit = []
+    assert tokens_of(done)[0] == greedy(reference, LONG, 1)[0]
+    torch.testing.assert_close(torch.tensor(found), logprobs(reference, LONG), atol=1e-4, rtol=1e-4)
+    assert batch.step({0: 1}).prompt_logprobs == []
+
+
+def test_many_prompt_positions_are_scored_in_parts(
+    model: TransformersModel, reference: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.runner.SCORED_AT_ONCE", 8)
+    batch = Batch(model)
+    both = [batch.admit(row, LONG[row:], prompt_logprobs=True) for row in (0, 1)]
+    done = batch.step({0: 30, 1: 29}, *both)
+    for part in done.prompt_logprobs:
+        expected = logprobs(reference, LONG[part.row :])
+        torch.testing.assert_close(torch.tensor(part.logprobs), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_prompt_of_one_token_has_nothing_to_score(model: TransformersModel) -> None:
+    batch = Batch(model)
+    done = batch.step({0: 1}, batch.admit(0, [3], prompt_logprobs=True))
+    assert done.prompt_logprobs == []
+    assert len(done.sampled) == 1
+
+
+def test_a_row_that_makes_the_model_fail_fails_alone(
+    model: TransformersModel, reference: PreTrainedModel
+) -> None:
+    raising = Raising(model)
+    batch = Batch(raising)
+    batch.step({0: 3}, batch.admit(0, SHORT))
+    rows = [batch.admit(1, LONG), batch.admit(2, [96, 1])]
+    done = batch.step({0: 1, 1: 30, 2: 2}, *rows)
+    assert [(error.row, error.message) for error in done.errors] == [(2, "out of registers")]
+    assert tokens_of(done) == {
+        0: greedy(reference, SHORT, 2)[1],
+        1: greedy(reference, LONG, 1)[0],
+    }
+    # The router did not know yet when it sent the next step.
+    n_forwards = raising.n_forwards
+    done = batch.step({0: 1, 1: 1, 2: 1})
+    assert [error.row for error in done.errors] == [2]
+    assert tokens_of(done) == {0: greedy(reference, SHORT, 3)[2], 1: greedy(reference, LONG, 2)[1]}
+    assert raising.n_forwards == n_forwards + 1
+    done = batch.step({0: 1, 2: 3}, batch.admit(2, SHORT), release=(2,))
+    assert done.errors == []
+    assert tokens_of(done)[2] == greedy(reference, SHORT, 1)[0]
+
+
+def test_a_step_of_failed_rows_alone_has_only_their_errors(model: TransformersModel) -> None:
+    batch = Batch(Raising(model))
+    assert len(batch.step({0: 2}, batch.admit(0, [96, 1])).errors) == 1
+    done = batch.step({0: 1})
+    assert (len(done.errors), done.sampled) == (1, [])
+
+
+def test_logits_that_are_no_numbers_fail_their_row_alone(
+    model: TransformersModel, reference: PreTrainedModel
+) -> None:
+    batch = Batch(Spoiling(model))
+    done = batch.step({0: 3, 1: 2}, batch.admit(0, SHORT), batch.admit(1, [1, 96]))
+    assert [error.row for error in done.errors] == [1]
+    assert "not usable" in done.errors[0].message
+    assert tokens_of(done) == {0: greedy(reference, SHORT, 1)[0]}
+    done = batch.step({0: 1, 1: 1})
+    assert [error.row for error in done.errors] == [1]
+    assert tokens_of(done) == {0: greedy(reference, SHORT, 2)[1]}
+
+
+def test_an_error_found_late_is_not_that_of_the_next_request_in_the_row(
+    model: TransformersModel, reference: PreTrainedModel
+) -> None:
+    batch = Batch(Spoiling(model))
+    runner = batch.runner
+    first = runner.launch(Step(1, [], [batch.admit(0, [1, 96])], [], [Run(0, 2)]))
+    second = runner.launch(Step(2, [0], [batch.admit(0, SHORT)], [], [Run(0, 3)]))
+    assert [error.row for error in runner.collect(first).errors] == [0]
+    assert tokens_of(runner.collect(second)) == {0: greedy(reference, SHORT, 1)[0]}
+    third = runner.collect(runner.launch(Step(3, [], [], [], [Run(0, 1)])))
+    assert third.errors == []
+    assert tokens_of(third) == {0: greedy(reference, SHORT, 2)[1]}
+
+
+def test_a_lost_device_is_not_one_rows_fault(model: TransformersModel) -> None:
+    class Lost:
+        def __call__(self, *given: Any) -> torch.Tensor:
+            raise torch.AcceleratorError("the device is gone")
+
+    batch = Batch(Lost())
+    with pytest.raises(torch.AcceleratorError):
+        batch.step({0: 3}, batch.admit(0, SHORT))
+
+
+@pytest.mark.parametrize("step", [{"run": {3: 1}}, {"run": {}, "grow": [Grow(3, [1])]}])
+def test_a_step_about_a_row_that_is_not_there_is_an_error(
+    model: TransformersModel, step: dict[str, Any]
+) -> None:
+    with pytest.raises(KeyError, match="row 3 is not in the batch"):
+        Batch(model).step(**step)
+
+
+def test_times_are_told(model: TransformersModel) -> None:
+    batch = Batch(model)
+    done = batch.step({0: 30}, batch.admit(0, LONG))
+    assert done.forward_seconds > 0
+    assert done.sample_seconds > 0

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.workers.tiny_llama import EOS, VOCABULARY, save_tiny_llama
+from tgi_async.wire.messages import (
+    Admit,
+    Loading,
+    Ready,
+    Refused,
+    Run,
+    Sampling,
+    Start,
+    Step,
+    StepDone,
+    Stop,
+    ToRouter,
+    ToWorker,
+)
+from workers.attention.cache import PagedCache
+from workers.runner import Runner
+from workers.worker import Worker
+
+PROMPT = [11, 12, 13]
+BYTES_PER_BLOCK = 2 * 2 * 16 * 2 * 16 * 4
+"""Keys and values, layers, positions, heads, numbers a head, bytes."""
+
+
+class Channel:
+    """Hands a worker its frames, and keeps what it says.
+
+    `None` among the frames: nothing has come yet when the worker looks.
+    """
+
+    def __init__(self, frames: Sequence[ToWorker | None]) -> None:
+        self._frames = list(frames)
+        self.sent: list[ToRouter] = []
+        self.sent_before: list[int] = []
+        """How many results had been sent when each frame was read."""
+
+    def receive(self, wait: bool = True) -> ToWorker | None:
+        while self._frames[0] is None and wait:
+            self._frames.pop(0)
+        self.sent_before.append(len(self.results))
+        return self._frames.pop(0)
+
+    def send(self, message: ToRouter) -> None:
+        self.sent.append(message)
+
+    @property
+    def results(self) -> list[StepDone]:
+        return [one for one in self.sent if isinstance(one, StepDone)]
+
+    @property
+    def ready(self) -> Ready:
+        (found,) = (one for one in self.sent if isinstance(one, Ready))
+        return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def edited(folder: Path, tmp_path: Path) -> Any:
+    """The model with another config."""
+
+    def edit(**changes: Any) -> Path:
+        for file in folder.iterdir():
+            (tmp_path / file.name).symlink_to(file)
+        config = json.loads((folder / "config.json").read_text()) | changes
+        (tmp_path / "config.json").unlink()
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return tmp_path
+
+    return edit
+
+
+def start(folder: Path, **changes: Any) -> Start:
+    fields: dict[str, Any] = {
+        "model_path": str(folder),
+        "dtype": "float32",
+        "block_size": 0,
+        "n_blocks": 20,
+        "kv_cache_memory": 0,
+        "max_rows": 4,
+        "max_batch_prefill_tokens": 0,
+        "max_total_tokens": 0,
+    }
+    return Start(**fields | changes)
+
+
+def run(*frames: ToWorker | None) -> Channel:
+    channel = Channel(frames)
+    Worker(channel).run()  # type: ignore[arg-type]
+    return channel
+
+
+def refusal(folder: Path, **changes: Any) -> str:
+    channel = run(start(folder, **changes))
+    last = channel.sent[-1]
+    assert isinstance(last, Refused), last
+    return last.message
+
+
+def steps(n: int) -> list[Step]:
+    """Prefill of a prompt, then decodes."""
+    admit = Admit(0, PROMPT, 3, 0, [4, 2], Sampling())
+    first = Step(1, [], [admit], [], [Run(0, 3)])
+    return [first, *(Step(number, [], [], [], [Run(0, 1)]) for number in range(2, n + 1))]
+
+
+def greedy(folder: Path, n: int) -> list[int]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = list(PROMPT)
+    with torch.inference_mode():
+        for _ in range(n):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[3:]
+
+
+def test_it_loads_says_what_it_has_and_serves_until_told_to_stop(folder: Path) -> None:
+    channel = run(start(folder), *steps(6), Stop())
+    loading = [one for one in channel.sent if isinstance(one, Loading)]
+    assert [(one.phase, one.seconds > 0) for one in loading] == [
+        ("loading weights", False),
+        ("loading weights", True),
+        ("warming up", False),
+        ("warming up", True),
+    ]
+    ready = channel.ready
+    assert (ready.n_blocks, ready.block_size, ready.max_total_tokens) == (20, 16, 128)
+    assert ready.max_batch_prefill_tokens == 128
+    assert (ready.device, ready.vocab_size) == ("cpu", VOCABULARY)
+    assert tuple(ready.eos_token_ids) == EOS
+    assert ready.kv_cache_bytes == 20 * BYTES_PER_BLOCK
+    assert ready.weight_bytes > 4 * VOCABULARY * 64
+    assert [one.sampled[0].token for one in channel.results] == greedy(folder, 6)
+
+
+def test_on_a_cpu_each_step_is_answered_before_the_next_is_read(folder: Path) -> None:
+    channel = run(start(folder), *steps(3), Stop())
+    assert channel.sent_before == [0, 0, 1, 2, 3]
+
+
+class RunnerOf:
+    """The runner that a worker builds, without the worker."""
+
+    def __init__(self, folder: Path, channel: Channel) -> None:
+        self.worker = Worker(channel)  # type: ignore[arg-type]
+        self.runner, _ = self.worker._load(start(folder))
+
+
+@pytest.mark.parametrize("quiet", [0, 1, 3])
+def test_on_a_gpu_the_next_step_is_launched_before_the_last_is_fetched(
+    folder: Path, quiet: int
+) -> None:
+    frames: list[ToWorker | None] = list(steps(4))
+    frames.insert(quiet, None)
+    channel = Channel([*frames, Stop()])
+    made = RunnerOf(folder, channel)
+    made.worker._serve(made.runner, overlap=True)
+    assert [one.step for one in channel.results] == [1, 2, 3, 4]
+    assert [one.sampled[0].token for one in channel.results] == greedy(folder, 4)
+    if not quiet:
+        assert channel.sent_before == [0, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({"kv_cache_memory": 7 * BYTES_PER_BLOCK + 5, "n_blocks": 0}, {"n_blocks": 7}),
+        ({"n_blocks": 9, "kv_cache_memory": 1}, {"n_blocks": 9}),
+        ({"block_size": 8}, {"block_size": 8}),
+        ({"max_total_tokens": 50}, {"max_total_tokens": 50, "max_batch_prefill_tokens": 50}),
+        ({"max_total_tokens": 5000}, {"max_total_tokens": 128}),
+        ({"max_batch_prefill_tokens": 7}, {"max_batch_prefill_tokens": 7}),
+        ({"max_rows": 1, "max_batch_prefill_tokens": 1}, {"max_batch_prefill_tokens": 1}),
+    ],
+)
+def test_what_is_asked_for_is_what_there_is(
+    folder: Path, asked: dict[str, int], found: dict[str, int]
+) -> None:
+    ready = run(start(folder, **asked), *steps(2), Stop()).ready
+    assert {name: getattr(ready, name) for name in found} == found
+
+
+def test_the_cache_fills_a_share_of_the_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.memory.for_cache", lambda device: 11 * BYTES_PER_BLOCK)
+    assert run(start(folder, n_blocks=0), Stop()).ready.n_blocks == 11
+
+
+def test_the_warm_up_is_the_worst_admitted_shape(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[list[Run]] = []
+    launch = Runner.launch
+
+    def seen(self: Runner, step: Step) -> Any:
+        shapes.append(step.run)
+        return launch(self, step)
+
+    monkeypatch.setattr(Runner, "launch", seen)
+    run(start(folder, max_batch_prefill_tokens=40), Stop())
+    assert shapes[-1] == [Run(0, 1), Run(1, 1), Run(2, 1), Run(3, 40)]
+
+
+def test_bfloat16_is_the_default_and_stands_in_for_float16(folder: Path) -> None:
+    ready = run(start(folder, dtype=""), *steps(2), Stop()).ready
+    assert not any("float16" in note.split() for note in ready.notes)
+    ready = run(start(folder, dtype="float16"), *steps(2), Stop()).ready
+    assert any("serving in bfloat16" in note for note in ready.notes)
+    assert ready.kv_cache_bytes == 20 * BYTES_PER_BLOCK // 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "weights are quantized"),
+        ({"model_type": "no_such_model"}, "does not know this model"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
+    ],
+)
+def test_a_config_that_can_not_be_served_is_refused(
+    edited: Any, changes: dict[str, Any], reason: str
+) -> None:
+    folder = edited(**changes)
+    message = refusal(folder)
+    assert message.startswith(f"{folder} can not be served: ")
+    assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "reason"),
+    [
+        ("t5", {}, "t5 is an encoder-decoder model"),
+        ("llava", {}, "llava takes images"),
+    ],
+)
+def test_another_kind_of_model_is_refused(
+    tmp_path: Path, kind: str, changes: dict[str, Any], reason: str
+) -> None:
+    AutoConfig.for_model(kind, **changes).save_pretrained(tmp_path)
+    assert reason in refusal(tmp_path)
+
+
+def test_a_folder_without_weights_or_config_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert str(tmp_path / "nowhere") in refusal(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    assert "model.safetensors" in refusal(tmp_path)
+
+
+def test_a_cache_of_no_block_is_refused(folder: Path) -> None:
+    message = refusal(folder, n_blocks=0, kv_cache_memory=BYTES_PER_BLOCK - 1)
+    assert f"no block of the KV cache ({BYTES_PER_BLOCK} bytes)" in message
+    assert PagedCache.bytes_per_block(2, 16, 2, 16, torch.float32) == BYTES_PER_BLOCK
+
+
+def test_weights_that_are_no_numbers_are_refused(folder: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path)
+    assert "the model does not run" in refusal(tmp_path)
+
+
+def test_the_first_frame_must_be_a_start(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match="expected Start as the first frame, got Stop"):
+        run(Stop())
+
+
+def test_a_second_start_is_an_error(folder: Path) -> None:
+    with pytest.raises(RuntimeError, match="expected a step, got Start"):
+        run(start(folder), start(folder))
