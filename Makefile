@@ -9,13 +9,17 @@ ARGS ?=
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: serve test test-full soak check format clean
+.PHONY: serve test test-clients test-full soak check format clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tgi-async serve --port $(PORT) $(if $(MODEL_ID),--model-id $(MODEL_ID)) $(ARGS)
 
 test: $(VENV)/.dev check
 	HYPOTHESIS_PROFILE=ci $(BIN)/pytest -m "not full and not soak"
+
+# Unmodified clients; the first run makes an environment for each in .cache/clients.
+test-clients: $(VENV)/.dev
+	$(BIN)/pytest tests/clients
 
 test-full: $(VENV)/.dev check
 	HYPOTHESIS_PROFILE=full $(BIN)/pytest -m "not soak" --timeout 3600

@@ -32,7 +32,9 @@ class Steps:
     def admitted(self, n_cached: int) -> None:
         self.n_cached.append(n_cached)
 
-    def step_sent(self, *, n_prefill_tokens: int, n_admitted: int, n_decode: int) -> None:
+    def step_sent(
+        self, *, n_prefill_tokens: int, n_admitted: int, n_decode: int, plan_seconds: float
+    ) -> None:
         self.events.append("sent")
         self.prefills.append(n_prefill_tokens)
 
@@ -43,6 +45,7 @@ class Steps:
         seconds: float,
         forward_seconds: float,
         sample_seconds: float,
+        results_seconds: float,
     ) -> None:
         self.events.append("done")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -38,6 +39,7 @@ from tgi_async.generation import (
 from tgi_async.scheduler.core import Budget, Core, UnexpectedResult
 from tgi_async.scheduler.request import FailedEvent, PromptEvent, Request, TokenEvent
 from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup
+from tgi_async.telemetry import record
 from tgi_async.text.stream import Decoder, TextStream
 from tgi_async.wire.messages import Loading, Ready, Sampled, Start, StepDone
 
@@ -58,7 +60,9 @@ class StepMetrics(Protocol):
 
     def admitted(self, n_cached: int) -> None: ...
 
-    def step_sent(self, *, n_prefill_tokens: int, n_admitted: int, n_decode: int) -> None: ...
+    def step_sent(
+        self, *, n_prefill_tokens: int, n_admitted: int, n_decode: int, plan_seconds: float
+    ) -> None: ...
 
     def step(
         self,
@@ -67,6 +71,7 @@ class StepMetrics(Protocol):
         seconds: float,
         forward_seconds: float,
         sample_seconds: float,
+        results_seconds: float,
     ) -> None: ...
 
     def step_lost(self, *, n_prefill_tokens: int) -> None: ...
@@ -94,6 +99,7 @@ class Generation:
         self._engine = engine
         self._request = request
         self._text = text
+        self._record = record.current()
         self._submitted = self._started = engine.now()
         self._buffer: list[Token] = []
         self._finish_reason: FinishReason | None = None
@@ -140,6 +146,8 @@ class Generation:
 
     def _finish(self, reason: FinishReason, now: float) -> None:
         self._finish_reason = reason
+        if self._record is not None:
+            self._record.finish_reasons.append(reason)
         self.timings.inference = now - self._started
         self._wake()
 
@@ -321,6 +329,8 @@ class Engine:
         text = TextStream(self._tokenizer, request.prompt, request.stop, request.include_stop)
         generation = Generation(self, queued, text)
         self._generations[queued.id] = generation
+        if (seen := record.current()) is not None:
+            seen.requests.append(request)
         self._schedule_pump()
         return generation
 
@@ -361,12 +371,14 @@ class Engine:
         self._pump()
         while True:
             done = await self._group.receive()
+            received = time.perf_counter()
             if self._complete(done):
                 self._deaths = 0
             sent = self._sent.pop(done.step)
             self._metrics.step(
                 n_prefill_tokens=sent.n_prefill_tokens,
                 seconds=self.now() - sent.at,
+                results_seconds=time.perf_counter() - received,
                 forward_seconds=done.forward_seconds,
                 sample_seconds=done.sample_seconds,
             )
@@ -436,7 +448,12 @@ class Engine:
         """Send steps while the core plans any."""
         if not self._serving or self._group is None:
             return
-        while (plan := self.core.plan()) is not None:
+        while True:
+            began = time.perf_counter()
+            plan = self.core.plan()
+            if plan is None:
+                return
+            plan_seconds = time.perf_counter() - began
             now = self.now()
             for request in plan.admitted:
                 generation = self._generations.get(request.id)
@@ -449,6 +466,7 @@ class Engine:
                 n_prefill_tokens=plan.n_prefill_tokens,
                 n_admitted=len(plan.admitted),
                 n_decode=plan.n_decodes,
+                plan_seconds=plan_seconds,
             )
             self._group.send(plan.step)
 

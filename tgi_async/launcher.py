@@ -28,6 +28,7 @@ from tgi_async.supervisor import WORKER
 from tgi_async.telemetry import logs
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
+from tgi_async.text.sampling_defaults import SamplingDefaults
 from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Loading, Ready, Start
 
@@ -64,6 +65,7 @@ class Limits:
     payload_limit: int
     api_key: str | None
     cors_allow_origin: tuple[str, ...]
+    sampling_defaults: SamplingDefaults
     strict_tgi: bool = False
     kserve: bool = False
 
@@ -194,6 +196,7 @@ def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
         model_id=prepared.model_id,
         revision=prepared.revision,
         model_pipeline_tag="text-generation",
+        sampling_defaults=SamplingDefaults.from_folder(prepared.path),
         max_concurrent_requests=settings.max_concurrent_requests,
         max_best_of=settings.max_best_of,
         max_stop_sequences=settings.max_stop_sequences,

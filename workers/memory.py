@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import torch
@@ -42,3 +43,10 @@ def for_cache(device: torch.device) -> int:
 def _fields(text: str, separator: str) -> dict[str, str]:
     lines = (line.partition(separator) for line in text.splitlines())
     return {name: value.strip() for name, _, value in lines}
+
+
+def give_back() -> None:
+    """Return freed memory to the system, as after loading: the allocator is set to keep it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, others need it not
+    if trim is not None:
+        trim(0)

@@ -17,7 +17,11 @@ from pathlib import Path
 
 from workers.models.cache import cache_root
 
-FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+FLAGS = (
+    *("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
+    "-fopenmp-simd",  # only what says how a loop may be vectorized: no OpenMP threads
+    "-fPIC",
+)
 
 
 class NativeUnavailable(Exception):

@@ -102,6 +102,7 @@ class Worker:
                 f"no block of the KV cache ({per_block} bytes) fits in the memory that is left; "
                 "free some, or give it more with --kv-cache-memory"
             )
+        memory.give_back()
         runner = build(n_blocks)
         self._channel.send(
             Ready(

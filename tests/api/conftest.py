@@ -17,12 +17,15 @@ from tests.api.waiting import until
 from tgi_async.api.app import create_app
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
+from tgi_async.text.sampling_defaults import SamplingDefaults
 from tgi_async.text.tokenizer import Tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+NO_ADVICE = SamplingDefaults()
 
 
 @dataclass
@@ -43,6 +46,9 @@ class Settings:
     payload_limit: int = 10_000
     api_key: str | None = None
     cors_allow_origin: tuple[str, ...] = ()
+    sampling_defaults: SamplingDefaults = NO_ADVICE
+    strict_tgi: bool = False
+    kserve: bool = False
 
 
 @pytest.fixture

@@ -24,6 +24,11 @@ async def test_another_method_is_an_empty_405(client, method, path):
     assert (response.status_code, response.content) == (405, b"")
 
 
+async def test_a_405_names_the_methods_of_the_path(client):
+    assert (await client.put("/")).headers["allow"] == "GET, HEAD, POST"
+    assert (await client.get("/generate")).headers["allow"] == "POST"
+
+
 async def test_browsers_may_call_from_anywhere_by_default(client):
     headers = {
         "origin": "https://page.example",

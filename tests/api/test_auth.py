@@ -44,3 +44,19 @@ async def test_the_operators_routes_need_no_key(client, path):
 async def test_a_body_is_not_read_before_the_key_is_known(client):
     response = await client.post("/generate", content=b"{", headers={"content-type": "text/plain"})
     assert response.status_code == 401
+
+
+class TestStrict:
+    @pytest.fixture(autouse=True)
+    def strict(self, settings):
+        settings.strict_tgi = True
+
+    @pytest.mark.parametrize("key", ["Sécret", "sécret", "SÉCRET"])
+    async def test_the_key_may_be_in_any_case(self, client, key):
+        headers = {"authorization": f"bearer {key}".encode()}
+        assert (await client.post("/generate", json=BODY, headers=headers)).status_code == 200
+
+    @pytest.mark.parametrize("key", [b"secret", b"\xff", b"S\xe9cret"])
+    async def test_another_key_is_a_401(self, client, key):
+        headers = {"authorization": b"bearer " + key}
+        assert (await client.post("/generate", json=BODY, headers=headers)).status_code == 401

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+
+from tgi_async.api import body as body_module
 
 JSON = {"content-type": "application/json"}
 
@@ -94,3 +98,27 @@ async def test_a_surrogate_pair_is_one_character(client, engine):
     response = await client.post("/generate", content=body, headers=JSON)
     assert response.headers["x-compute-characters"] == "1"
     assert len(engine.requests[0].prompt) == 4
+
+
+@pytest.mark.parametrize("length", ["99999999999", "9" * 25])
+async def test_a_body_that_is_declared_too_long_is_not_waited_for(client, length):
+    headers = {**JSON, "content-length": length}
+    response = await client.post("/generate", content=b"{}", headers=headers)
+    assert response.status_code == 413
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_a_408_and_the_connection_ends(
+    address, engine, monkeypatch
+):
+    monkeypatch.setattr(body_module, "BODY_SECONDS", 0.05)
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(
+        b"POST /generate HTTP/1.1\r\nhost: tiny\r\ncontent-type: application/json\r\n"
+        b'content-length: 16\r\n\r\n{"inputs": '
+    )
+    async with asyncio.timeout(10):
+        answer = (await reader.read()).decode()
+    writer.close()
+    assert answer.startswith("HTTP/1.1 408 ")
+    assert answer.endswith("The request body did not arrive within 0.05 seconds")
+    assert engine.requests == []

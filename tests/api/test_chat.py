@@ -7,6 +7,7 @@ import pytest
 from tests.api.fake_engine import EOS, words
 from tgi_async.errors import GenerationError
 from tgi_async.generation import Token, TopToken
+from tgi_async.text.sampling_defaults import SamplingDefaults
 
 
 async def test_answers_as_openai_does(api, engine):
@@ -69,6 +70,32 @@ async def test_samples_by_default_and_is_greedy_at_temperature_0(api, engine):
     assert engine.requests[1].sampling.top_p == 1.0
 
 
+class TestWithAdviceOfTheModelsMakers:
+    @pytest.fixture
+    def settings(self, settings):
+        settings.sampling_defaults = SamplingDefaults(temperature=0.2, top_p=0.9, top_k=20)
+        return settings
+
+    async def test_what_a_request_leaves_open_is_as_they_recommend(self, api, engine):
+        await api.chat("Hi", top_p=0.5)
+        sampling = engine.requests[0].sampling
+        assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.2, 0.5, 20)
+
+    async def test_a_request_can_turn_it_off(self, api, engine):
+        await api.chat("Hi", temperature=1, top_p=1, top_k=-1)
+        sampling = engine.requests[0].sampling
+        assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 1.0, 0)
+
+    async def test_greedy_stays_greedy(self, api, engine):
+        await api.chat("Hi", temperature=0)
+        assert not engine.requests[0].sampling.do_sample
+
+    async def test_as_tgi_it_is_not_followed(self, api, engine, settings):
+        settings.strict_tgi = True
+        await api.chat("Hi")
+        assert engine.requests[0].sampling.temperature == 1.0
+
+
 @pytest.mark.parametrize(
     "off", [{"top_p": 1}, {"top_k": -1}, {"top_k": 0}, {"typical_p": 1.0}, {"min_p": 0}, {"n": 1}]
 )
@@ -85,13 +112,12 @@ async def test_max_tokens_has_two_names(api, engine, field):
 
 
 async def test_extra_sampling_parameters_arrive(api, engine):
-    await api.chat(
-        "Hi", top_k=4, repetition_penalty=1.2, ignore_eos=True, seed=5, frequency_penalty=0.5
-    )
+    await api.chat("Hi", top_k=4, repetition_penalty=1.2, ignore_eos=True, seed=5, min_p=0.05)
     [request] = engine.requests
     assert request.ignore_eos
     assert (request.sampling.top_k, request.sampling.repetition_penalty) == (4, 1.2)
-    assert (request.sampling.seed, request.sampling.frequency_penalty) == (5, 0.5)
+    assert request.sampling.min_p == 0.05
+    assert request.sampling.seed == 5
 
 
 async def test_fields_without_effect_here_are_ignored(api):
@@ -106,10 +132,7 @@ async def test_fields_without_effect_here_are_ignored(api):
     [
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
         {"response_format": {"type": "json_object"}},
-        {"logit_bias": {"5": 1.0}},
-        {"presence_penalty": 0.5},
-        {"min_p": 0.1},
-        {"n": 2},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
     ],
 )
 async def test_what_is_not_built_is_refused_by_name(api, engine, fields):
@@ -128,7 +151,7 @@ async def test_what_is_not_built_is_refused_by_name(api, engine, fields):
         {"response_format": {"type": "text"}},
         {"response_format": None},
         {"logit_bias": {}},
-        {"presence_penalty": 0.0},
+        {"logit_bias": []},
     ],
 )
 async def test_what_asks_for_nothing_unbuilt_is_accepted(api, fields):
@@ -153,10 +176,6 @@ async def test_text_parts_are_joined(client, engine, tokenizer):
                 "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}],
             },
             "`messages[0].content` holds an image",
-        ),
-        (
-            {"role": "assistant", "content": None, "tool_calls": [{"id": "0"}]},
-            "`messages[0].tool_calls` is not supported",
         ),
     ],
 )
@@ -192,10 +211,54 @@ async def test_logprobs(api, engine):
     response = await api.chat("Hi", logprobs=True, top_logprobs=1)
     assert response.json()["choices"][0]["logprobs"] == {
         "content": [
-            {"token": "a", "logprob": -0.1, "top_logprobs": [{"token": "b", "logprob": -0.2}]}
+            {
+                "token": "a",
+                "logprob": -0.1,
+                "bytes": [97],
+                "top_logprobs": [{"token": "b", "logprob": -0.2, "bytes": [98]}],
+            }
         ]
     }
     assert engine.requests[0].sampling.logprobs
+
+
+async def test_top_tokens_are_not_computed_where_no_log_probabilities_are_told(api, engine):
+    await api.chat("Hi", top_logprobs=2)
+    assert engine.requests[0].sampling.top_n_tokens == 0
+
+
+async def test_a_special_token_among_logprobs_has_its_name(api, engine):
+    engine.batches = [[EOS]]
+    body = (await api.chat("Hi", logprobs=True)).json()
+    [entry] = body["choices"][0]["logprobs"]["content"]
+    assert entry["token"] == "<|im_end|>"
+    assert bytes(entry["bytes"]).decode() == "<|im_end|>"
+
+
+async def test_n_choices_are_answered_in_order(api, engine):
+    engine.batches_by_choice = {0: [words("a")], 1: [words("b"), words("c")]}
+    body = (await api.chat("Hi", n=2, seed=3)).json()
+    texts = [choice["message"]["content"] for choice in body["choices"]]
+    assert texts == ["a", "bc"]
+    assert [choice["index"] for choice in body["choices"]] == [0, 1]
+    assert {request.sampling.seed for request in engine.requests} == {3}
+    n_prompt = len(engine.requests[0].prompt)
+    assert body["usage"]["prompt_tokens"] == n_prompt
+    assert body["usage"]["completion_tokens"] == 3
+
+
+async def test_n_choices_of_a_stream_have_their_index(api, engine, events):
+    engine.batches_by_choice = {0: [words("a")], 1: [words("b"), words("c"), words("d")]}
+    options = {"include_usage": True}
+    response = await api.chat("Hi", n=2, stream=True, stream_options=options)
+    *chunks, usage, done = events(response)
+    assert done == "[DONE]"
+    assert usage["usage"]["completion_tokens"] == 4
+    for index, text in enumerate(("a", "bcd")):
+        choices = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == index]
+        assert "".join(choice["delta"]["content"] for choice in choices) == text
+        ends = [choice["finish_reason"] for choice in choices]
+        assert ends == [None] * (len(choices) - 1) + ["stop"]
 
 
 async def test_stream_has_chunks_and_done(api, events):

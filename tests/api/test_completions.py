@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.api.fake_engine import EOS, words
 from tgi_async.errors import GenerationError
+from tgi_async.generation import Token, TopToken
 
 
 async def test_answers_as_openai_does(api, engine):
@@ -26,6 +28,37 @@ async def test_several_prompts_have_a_choice_each_in_order(api, engine):
     assert [len(request.prompt) for request in engine.requests] == [1, 2, 3]
     assert body["usage"]["prompt_tokens"] == 6
     assert body["usage"]["completion_tokens"] == 12
+
+
+async def test_a_prompt_may_be_token_ids(api, engine):
+    body = (await api.complete([72, 105], echo=True)).json()
+    assert engine.requests[0].prompt == [72, 105]
+    assert len(body["choices"]) == 1
+    assert body["usage"]["prompt_tokens"] == 2
+
+
+async def test_several_prompts_may_be_token_ids(api, engine, tokenizer):
+    ids = [tokenizer.encode("Hi"), [257, *tokenizer.encode("é")]]
+    response = await api.complete(ids, echo=True)
+    assert [request.prompt for request in engine.requests] == ids
+    texts = [choice["text"] for choice in response.json()["choices"]]
+    assert texts == ["HiHello there", "<|im_end|>éHello there"]
+    assert response.headers["x-compute-characters"] == str(2 + len("<|im_end|>é"))
+
+
+@pytest.mark.parametrize(
+    "prompt", [["Hi", 5], [5, [6]], ["Hi", [5]], [-1], [2**31], [[True]], [1.5], [[[1]]], [None]]
+)
+async def test_a_prompt_that_is_neither_is_refused(api, engine, prompt):
+    response = await api.complete(prompt)
+    assert response.status_code == 422
+    assert response.text.startswith("Failed to deserialize the JSON body into the target type: ")
+    assert engine.requests == []
+
+
+async def test_no_token_ids_are_no_prompt(api):
+    response = await api.complete([[]])
+    assert response.json()["error"].endswith("`inputs` cannot be empty")
 
 
 async def test_too_many_prompts_are_refused(api):
@@ -52,26 +85,179 @@ async def test_suffix_is_refused(api):
     }
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"echo": True},
-        {"logprobs": 1},
-        {"n": 2},
-        {"best_of": 2},
-        {"logit_bias": {"1": 2}},
-        {"presence_penalty": 1},
-    ],
-)
-async def test_what_is_not_built_is_refused_by_name(api, fields):
-    response = await api.complete("Hi", **fields)
-    assert response.status_code == 422
-    assert f"`{next(iter(fields))}`" in response.json()["error"]
-
-
 @pytest.mark.parametrize("fields", [{"echo": False}, {"logprobs": None}, {"n": 1}, {"best_of": 1}])
-async def test_what_asks_for_nothing_unbuilt_is_accepted(api, fields):
+async def test_what_asks_for_nothing_is_accepted(api, fields):
     assert (await api.complete("Hi", **fields)).status_code == 200
+
+
+async def test_n_choices_of_each_prompt_are_numbered_through(api, engine):
+    engine.batches_by_choice = {0: [words("x")], 1: [words("y")]}
+    body = (await api.complete(["a", "bb"], n=2)).json()
+    assert [(one["index"], one["text"]) for one in body["choices"]] == [
+        (0, "x"),
+        (1, "y"),
+        (2, "x"),
+        (3, "y"),
+    ]
+    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+
+
+async def test_n_choices_take_a_permit_each(api):
+    assert (await api.complete(["a", "b"], n=2)).status_code == 200
+    assert (await api.complete(["a", "b"], n=3)).status_code == 429
+
+
+class TestBestOf:
+    @pytest.fixture(autouse=True)
+    def three_choices(self, engine):
+        engine.batches_by_choice = {
+            choice: [[Token(1, f"{choice}", logprob, False)]]
+            for choice, logprob in enumerate([-3.0, -1.0, -2.0])
+        }
+
+    async def test_the_likeliest_ones_are_told(self, api, engine):
+        body = (await api.complete("Hi", n=2, best_of=3)).json()
+        assert [(one["index"], one["text"]) for one in body["choices"]] == [(0, "1"), (1, "2")]
+        assert all(request.sampling.logprobs for request in engine.requests)
+        assert body["choices"][0]["logprobs"] is None
+        assert body["usage"]["completion_tokens"] == 3
+
+    async def test_as_many_as_are_told_stay_in_their_order(self, api):
+        body = (await api.complete("Hi", n=3, best_of=3)).json()
+        assert [one["text"] for one in body["choices"]] == ["0", "1", "2"]
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"n": 2, "best_of": 1}, "`best_of` must be >= `n`, which is 2, and <= 3. Given: 1"),
+            ({"best_of": 4}, "`best_of` must be >= `n`, which is 1, and <= 3. Given: 4"),
+            (
+                {"best_of": 2, "stream": True},
+                "`best_of` != `n` is not supported when streaming tokens",
+            ),
+        ],
+    )
+    async def test_what_cannot_be_is_refused(self, api, engine, fields, message):
+        response = await api.complete("Hi", **fields)
+        assert response.status_code == 422
+        assert response.json()["error"] == f"Input validation error: {message}"
+        assert engine.requests == []
+
+
+TOLD = [
+    [Token(1, "ab", -0.1, False, (TopToken(1, "ab", -0.1, False), TopToken(2, "x", -2.0, False)))],
+    [Token(3, "", -0.2, False, (TopToken(4, "\ufffd", -0.3, False),))],
+    [Token(5, "é", -0.4, False), EOS],
+]
+
+
+async def test_logprobs_are_openais_lists(api, engine):
+    engine.batches = TOLD
+    body = (await api.complete("Hi", logprobs=2)).json()
+    assert body["choices"][0]["text"] == "abé"
+    assert body["choices"][0]["logprobs"] == {
+        "tokens": ["ab", "", "é", "<|im_end|>"],
+        "token_logprobs": [-0.1, -0.2, -0.4, -0.5],
+        "top_logprobs": [
+            {"ab": -0.1, "x": -2.0},
+            {"": -0.2, "\ufffd": -0.3},
+            {"é": -0.4},
+            {"<|im_end|>": -0.5},
+        ],
+        "text_offset": [0, 2, 2, 3],
+    }
+    sampling = engine.requests[0].sampling
+    assert (sampling.logprobs, sampling.top_n_tokens) == (True, 2)
+
+
+async def test_logprobs_of_a_stream_go_on_where_the_last_chunk_ended(api, engine, events):
+    engine.batches = TOLD
+    *chunks, _ = events(await api.complete("Hi", logprobs=0, stream=True))
+    offsets = [chunk["choices"][0]["logprobs"]["text_offset"] for chunk in chunks]
+    assert offsets == [[0], [2], [2, 3]]
+
+
+async def test_more_logprobs_than_allowed_are_refused(api):
+    response = await api.complete("Hi", logprobs=6)
+    assert response.status_code == 422
+    assert "must be >= 0 and <= 5. Given: 6" in response.json()["error"]
+
+
+async def test_echo_puts_the_prompt_before_the_text(api, engine):
+    body = (await api.complete(["Hi", "Oh"], echo=True)).json()
+    assert [one["text"] for one in body["choices"]] == ["HiHello there", "OhHello there"]
+    assert not engine.requests[0].prompt_logprobs
+
+
+async def test_echo_with_logprobs_tells_those_of_the_prompt(api, engine):
+    engine.batches = [words("!")]
+    prompt = "é <|im_end|>?"
+    body = (await api.complete(prompt, echo=True, logprobs=0)).json()
+    assert engine.requests[0].prompt_logprobs
+    [choice] = body["choices"]
+    assert choice["text"] == prompt + "!"
+    # One token a byte: the first half of the character adds nothing to the text.
+    assert choice["logprobs"] == {
+        "tokens": ["", "é", " ", "<|im_end|>", "?", "!"],
+        "token_logprobs": [None, -1.0, -1.0, -1.0, -1.0, -0.25],
+        "top_logprobs": [None, None, None, None, None, {"!": -0.25}],
+        "text_offset": [0, 0, 1, 2, 12, 13],
+    }
+
+
+async def test_echo_in_a_stream_comes_with_the_first_chunk(api, events):
+    *chunks, _ = events(await api.complete("Hi", echo=True, logprobs=1, stream=True))
+    texts = [chunk["choices"][0]["text"] for chunk in chunks]
+    assert texts == ["HiHel", "lo there", ""]
+    tokens = [chunk["choices"][0]["logprobs"]["tokens"] for chunk in chunks]
+    assert tokens == [["H", "i", "Hel"], ["lo", " there"], ["<|im_end|>"]]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_echo_without_new_tokens_scores_the_prompt(api, engine, events, stream):
+    engine.batches, engine.finish_reason = [words("x")], "length"
+    response = await api.complete("Hi", echo=True, logprobs=0, max_tokens=0, stream=stream)
+    body = events(response)[0] if stream else response.json()
+    [choice] = body["choices"]
+    assert choice["text"] == "Hi"
+    assert choice["logprobs"]["tokens"] == ["H", "i"]
+    assert choice["logprobs"]["token_logprobs"] == [None, -1.0]
+    assert choice["finish_reason"] == "length"
+    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 0, "total_tokens": 2}
+    assert engine.requests[0].max_new_tokens == 1
+
+
+async def test_no_new_tokens_without_echo_are_refused(api):
+    response = await api.complete("Hi", max_tokens=0)
+    assert response.json()["error"].endswith("`max_new_tokens` must be strictly positive")
+
+
+class TestStrictTgi:
+    @pytest.fixture(autouse=True)
+    def strict(self, settings):
+        settings.strict_tgi = True
+
+    async def test_fields_that_tgi_ignores_do_nothing(self, api, engine):
+        ignored = {"n": 2, "best_of": 9, "echo": True, "logprobs": 2, "presence_penalty": 9}
+        ignored |= {"logit_bias": {"1": 1}, "min_p": 0.5, "top_k": 3}
+        body = (await api.complete("Hi", **ignored, frequency_penalty=0.5)).json()
+        [choice] = body["choices"]
+        assert (choice["text"], choice["logprobs"]) == ("Hello there", None)
+        [request] = engine.requests
+        assert request.include_stop
+        sampling = request.sampling
+        assert (sampling.frequency_penalty, sampling.output_frequency_penalty) == (0.5, 0.0)
+        assert (sampling.top_k, sampling.min_p, sampling.biased_ids) == (0, 0.0, [])
+        assert sampling.output_presence_penalty == 0.0
+
+    @pytest.mark.parametrize("reason", ["eos_token", "stop_sequence", "length"])
+    async def test_finish_reasons_of_a_stream_are_the_engines(self, api, engine, events, reason):
+        engine.finish_reason = reason
+        options = {"include_usage": True}
+        *chunks, _ = events(await api.complete("Hi", stream=True, stream_options=options))
+        reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+        assert reasons == ["", "", reason]
+        assert "usage" in chunks[-1]
 
 
 async def test_stream_ends_each_prompt_with_its_reason_and_usage(api, events):

@@ -1,4 +1,4 @@
-"""`/health`, `/info`, `/v1/models` and `/metrics`."""
+"""`/health`, `/ping`, `/info`, `/v1/models` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 
-@pytest.mark.parametrize("path", ["/health", "/"])
+@pytest.mark.parametrize("path", ["/health", "/ping", "/"])
 async def test_health_is_empty_where_all_is_well(client, path):
     response = await client.get(path)
     assert (response.status_code, response.content) == (200, b"")
 
 
-@pytest.mark.parametrize("path", ["/health", "/"])
+@pytest.mark.parametrize("path", ["/health", "/ping", "/"])
 async def test_health_without_a_worker_says_when_to_ask_again(client, engine, path):
     engine.ready = False
     response = await client.get(path)

@@ -1,147 +1,161 @@
 from __future__ import annotations
 
+import io
 import json
-from datetime import datetime
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from tgi_async.errors import TemplateError
+from tgi_async.errors import TemplateError, ValidationError
+from tgi_async.text import chat_process
 from tgi_async.text.chat import ChatTemplate
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+HI = [{"role": "user", "content": "Hi"}]
+NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
 
-def user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
+@pytest.fixture
+def make():
+    """Makes templates that are closed in the end."""
+    made: list[ChatTemplate] = []
+
+    def make(source: str, **options) -> ChatTemplate:
+        made.append(ChatTemplate(source, {"bos_token": "<s>"}, **options))
+        return made[-1]
+
+    yield make
+    for template in made:
+        template.close()
 
 
-def assistant(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
+def test_renders(make):
+    template = make("{{ bos_token }}{{ messages[0].content }}{{ tools }}{{ tone }}")
+    said = [{"role": "user", "content": "\n\u2028“Hi”\0"}]
+    assert template.render(said, tools=[1], variables={"tone": 2}) == "<s>\n\u2028“Hi”\0[1]2"
 
 
-def render(source: str, *messages: dict[str, str]) -> str:
-    special_tokens = {"bos_token": "<s>", "eos_token": "</s>"}
-    return ChatTemplate(source, special_tokens).render(messages or [user("Hi")])
+def test_errors_are_those_of_the_renderer(make):
+    template = make("{{ raise_exception('no') }}")
+    with pytest.raises(TemplateError) as refused:
+        template.render(HI)
+    assert str(refused.value) == "Template error: syntax error: no (in <string>:1)"
+    with pytest.raises(ValidationError, match=r"^Input validation error: `chat_template_kwargs.x`"):
+        template.render(HI, variables={"x": 1})
 
 
-def test_ends_where_the_assistant_begins():
-    assert render(CHATML) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-
-
-@pytest.mark.parametrize("said", ["Well", "assistant", "user", "Hi", "Well  \n"])
-def test_an_assistants_message_at_the_end_is_continued(said):
-    prompt = render(CHATML, user("Hi"), assistant(said))
-    assert prompt.endswith(f"<|im_start|>assistant\n{said.rstrip()}")
-    assert prompt.count("<|im_end|>") == 1
-
-
-def test_an_empty_assistants_message_at_the_end_is_an_ordinary_one():
-    prompt = render(CHATML, user("Hi"), assistant(""))
-    assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
-
-
-def test_a_template_that_hides_the_last_message_cannot_continue_it():
-    with pytest.raises(TemplateError, match="End with a user message"):
-        render("{{ messages[0].content }}", user("Hi"), assistant("Well"))
-
-
-def test_special_tokens_are_variables():
-    assert render("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}") == "<s>Hi</s>"
-
-
-def test_blocks_leave_no_blank_lines_as_in_transformers():
-    assert render("{% if true %}\n  {% if true %}\nx\n  {% endif %}\n{% endif %}\n") == "x\n"
-
-
-def test_loops_can_break():
-    assert (
-        render("{% for n in range(9) %}{% if n == 2 %}{% break %}{% endif %}{{ n }}{% endfor %}")
-        == "01"
-    )
-
-
-def test_json_is_not_escaped_for_html():
-    assert render('{{ {"a": "<é>"} | tojson }}') == '{"a": "<é>"}'
-    assert render('{{ {"b": 1, "a": 2} | tojson(indent=1, sort_keys=true) }}') == (
-        '{\n "a": 2,\n "b": 1\n}'
-    )
-
-
-def test_text_is_not_escaped_for_html():
-    assert render("{{ messages[0].content }}", user("<b>&")) == "<b>&"
-
-
-def test_the_marks_of_training_change_nothing():
-    assert render("a{% generation %}b{{ bos_token }}{% endgeneration %}c") == "ab<s>c"
-
-
-def test_the_date_is_there():
-    assert render("{{ strftime_now('%Y') }}") in {str(datetime.now().year)}
-
-
-def test_tools_and_documents_are_none():
-    assert render("{% if tools is none and documents is none %}none{% endif %}") == "none"
-
-
-def test_a_text_in_a_message_is_not_a_template():
-    assert render("{{ messages[0].content }}", user("{{ 1 + 1 }}")) == "{{ 1 + 1 }}"
-
-
-def test_a_template_can_refuse_in_its_own_words():
-    with pytest.raises(TemplateError, match="Template error: roles must alternate"):
-        render("{{ raise_exception('roles must alternate') }}")
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ messages[7].content }}",
-        "{{ 1 / 0 }}",
-        "{{ ''.__class__.__mro__ }}",
-        "{{ messages.append(1) }}",
-        "{{ 'a' + 1 }}",
-        "{% for n in range(10 ** 9) %}{% endfor %}",
-    ],
-)
-def test_what_goes_wrong_within_is_a_template_error(source):
-    with pytest.raises(TemplateError):
-        render(source)
-
-
-def test_a_template_that_cannot_be_compiled_is_an_error_of_requests():
-    template = ChatTemplate("{% if %}", {})
+def test_a_template_that_cannot_be_compiled_is_an_error_of_requests(make):
     with pytest.raises(TemplateError, match="syntax error"):
-        template.render([user("Hi")])
-
-
-def test_a_file_of_its_own_goes_first(tmp_path):
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "config"}))
-    (tmp_path / "chat_template.jinja").write_text("file")
-    assert ChatTemplate.from_folder(tmp_path, {}).render([user("Hi")]) == "file"
+        make("{% if %}").render(HI)
 
 
 @pytest.mark.parametrize(
-    "entry",
+    "endless",
     [
-        "one",
-        [{"name": "tool_use", "template": "two"}, {"name": "default", "template": "one"}],
+        pytest.param(NESTED, id="loop"),
+        pytest.param("{% set n = messages | length %}{{ (9 * n) ** (9 ** (9 * n)) }}", id="step"),
     ],
 )
-def test_the_configuration_may_have_one_or_several(tmp_path, entry):
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": entry}))
-    assert ChatTemplate.from_folder(tmp_path, {}).render([user("Hi")]) == "one"
+def test_what_takes_too_long_is_ended_and_the_next_is_served(make, endless):
+    source = "{% if messages | length > 9 %}" + endless + "{% endif %}ok"
+    template = make(source, n_processes=1, seconds=0.2)
+    with pytest.raises(TemplateError, match=r"more than 0\.2 seconds.*Send fewer or shorter"):
+        template.render(HI * 10)
+    assert template.render(HI) == "ok"
 
 
-@pytest.mark.parametrize(
-    "config", [{}, {"chat_template": None}, {"chat_template": [{"name": "rag", "template": "x"}]}]
-)
-def test_a_model_may_have_none(tmp_path, config):
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+def test_compiling_is_bounded_too(make):
+    template = make("{{ 9 ** (9 ** 9) }}", seconds=0.2)
+    for _ in range(2):
+        with pytest.raises(TemplateError, match="seconds of processor time"):
+            template.render(HI)
+
+
+def test_memory_is_bounded(make):
+    template = make("{{ ('a' * (10 ** messages | length)) | length }}")
+    with pytest.raises(TemplateError, match="MemoryError"):
+        template.render(HI * 11)
+    assert template.render(HI * 3) == "1000"
+
+
+def test_the_prompt_is_bounded(make):
+    with pytest.raises(TemplateError, match="the prompt is longer than 33554432 characters"):
+        make("{{ 'a' * 40000000 }}").render(HI)
+
+
+def test_a_process_that_died_is_replaced(make):
+    template = make("ok", n_processes=1)
+    template.render(HI)
+    [process] = template._processes
+    os.kill(process._running.pid, signal.SIGKILL)
+    process._running.wait()
+    assert template.render(HI) == "ok"
+
+
+def test_nested_too_deep_is_an_error_of_the_request(make):
+    nested: list = []
+    for _ in range(100_000):
+        nested = [nested]
+    template = make("ok")
+    with pytest.raises(TemplateError, match="the messages cannot be shown"):
+        template.render(HI, documents=nested)
+    assert template.render(HI) == "ok"
+
+
+def test_many_threads_share_few_processes(make):
+    template = make("{{ messages[0].content }}", n_processes=2)
+    texts = [str(n) for n in range(50)]
+    with ThreadPoolExecutor(8) as threads:
+        rendered = threads.map(
+            lambda text: template.render([{"role": "u", "content": text}]), texts
+        )
+        assert list(rendered) == texts
+
+
+def test_one_process_is_enough_without_a_crowd(make):
+    template = make("ok", n_processes=3)
+    for _ in range(3):
+        template.render(HI)
+    assert sum(process._running is not None for process in template._processes) == 1
+
+
+def test_secrets_of_the_environment_are_not_passed_on(make, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    template = make("ok", n_processes=1)
+    template.render(HI)
+    environment = Path(f"/proc/{template._processes[0]._running.pid}/environ")
+    if not environment.exists():
+        pytest.skip("no /proc here")
+    assert b"HF_TOKEN" not in environment.read_bytes()
+
+
+@pytest.mark.parametrize("end", ["close", "forget"])
+def test_the_process_ends_with_the_template(end):
+    template = ChatTemplate("ok", {}, n_processes=1)
+    template.render(HI)
+    running = template._processes[0]._running
+    if end == "close":
+        template.close()
+    del template
+    assert running.poll() is not None
+
+
+def test_the_process_ends_when_its_input_does():
+    """So that it never outlives the server, however that ends."""
+    start = {"templates": {"default": "ok"}, "special_tokens": {}, "seconds": 1.0}
+    job = {"messages": HI}
+    requests = io.BytesIO(b"".join(json.dumps(line).encode() + b"\n" for line in (start, job)))
+    replies = io.BytesIO()
+    chat_process.serve(requests, replies)
+    assert json.loads(replies.getvalue()) == {"text": "ok"}
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+
+
+def test_templates_of_a_folder(tmp_path):
     assert ChatTemplate.from_folder(tmp_path, {}) is None
-
-
-def test_no_configuration_is_no_template(tmp_path):
-    assert ChatTemplate.from_folder(tmp_path, {}) is None
+    (tmp_path / "chat_template.jinja").write_text("{{ eos_token }}")
+    template = ChatTemplate.from_folder(tmp_path, {"eos_token": "</s>"})
+    assert template.render(HI) == "</s>"
+    template.close()

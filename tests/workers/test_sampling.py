@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from msgspec import structs
 from transformers import (
     LogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
@@ -48,6 +49,27 @@ MIXED = [
         logprobs=True,
         top_n_tokens=2,
     ),
+    Sampling(do_sample=True, min_p=0.1, seed=7, logprobs=True, top_n_tokens=3),
+    Sampling(output_frequency_penalty=0.4, output_presence_penalty=0.8, logprobs=True),
+    Sampling(biased_ids=[3, 999, V], biases=[4.0, -100.0, 1.0], top_n_tokens=2),
+    Sampling(do_sample=True, temperature=0.7, model_logprobs=True, logprobs=True, seed=8),
+    Sampling(repetition_penalty=1.5, model_logprobs=True, top_n_tokens=7),
+    Sampling(
+        do_sample=True,
+        temperature=1.3,
+        top_p=0.9,
+        typical_p=0.9,
+        min_p=0.01,
+        repetition_penalty=1.1,
+        output_frequency_penalty=0.5,
+        output_presence_penalty=-0.5,
+        biased_ids=list(range(300)),
+        biases=[0.5] * 300,
+        model_logprobs=True,
+        seed=9,
+        logprobs=True,
+        top_n_tokens=5,
+    ),
 ]
 
 
@@ -59,7 +81,7 @@ def logits_of(n: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torc
 def batch(samplings: list[Sampling], prompt: list[int] = PROMPT) -> Sampler:
     made = Sampler(len(samplings), V, CPU)
     for row, sampling in enumerate(samplings):
-        made.admit(row, sampling, prompt)
+        made.admit(row, sampling, prompt, len(PROMPT))
     return made
 
 
@@ -259,6 +281,58 @@ def test_a_repetition_penalty_covers_the_tokens_just_sampled() -> None:
     made = batch([Sampling(repetition_penalty=1.5)])
     tokens = [step(made, [0], position, logits)[0][0].token for position in range(4, 7)]
     assert tokens == [50, 60, 70]
+
+
+def test_openais_penalties_and_biases_are_those_of_a_plain_implementation() -> None:
+    asked = Sampling(
+        output_frequency_penalty=0.9,
+        output_presence_penalty=0.4,
+        biased_ids=[17, 5, 200],
+        biases=[3.0, -100.0, 1.5],
+        logprobs=True,
+    )
+    made = batch([asked])
+    output: list[int] = []
+    for position in range(4, 40):
+        logits = logits_of(1, position % 3)
+        expected = logits.double()[0]
+        for token in set(output):
+            expected[token] -= output.count(token) * 0.9 + 0.4
+        for token, bias in zip(asked.biased_ids, asked.biases, strict=True):
+            expected[token] += bias
+        (one,), _ = step(made, [0], position, logits)
+        assert one.token == expected.argmax()
+        assert one.logprob == pytest.approx(expected.log_softmax(0).max().item(), abs=1e-5)
+        output.append(one.token)
+    assert len(set(output)) > 3
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Sampling(),
+        Sampling(do_sample=True, seed=1),
+        Sampling(do_sample=True, seed=1, temperature=1.7),
+        Sampling(do_sample=True, seed=1, top_k=3, top_p=0.5, typical_p=0.9, min_p=0.01),
+        Sampling(repetition_penalty=2.0),
+        Sampling(watermark=True),
+        Sampling(biased_ids=[8], biases=[100.0]),
+    ],
+)
+@pytest.mark.parametrize("top_n", [0, 6])
+def test_log_probabilities_of_the_model_are_before_all_processing(
+    asked: Sampling, top_n: int
+) -> None:
+    logits = logits_of(1)
+    expected = logits.log_softmax(1)[0]
+    processed = only(asked, logits)
+    told = {"logprobs": True, "top_n_tokens": top_n, "model_logprobs": True}
+    found = only(structs.replace(asked, **told), logits)
+    assert found.token == processed.token
+    assert found.logprob == pytest.approx(expected[found.token].item(), abs=1e-5)
+    values, ids = expected.topk(top_n)
+    assert [one.id for one in found.top] == ids.tolist()
+    assert [one.logprob for one in found.top] == pytest.approx(values.tolist(), abs=1e-5)
 
 
 def test_a_watermark_follows_the_token_before() -> None:

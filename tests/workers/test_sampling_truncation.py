@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import (
     LogitsProcessor,
+    MinPLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
@@ -32,6 +33,7 @@ def drawn(
     top_k: int = V,
     top_p: float = 1.0,
     typical_p: float = 1.0,
+    min_p: float = 0.0,
     width: int = V,
     top_n: int = V,
     uniforms: torch.Tensor | None = None,
@@ -42,6 +44,7 @@ def drawn(
         top_k=torch.full((n,), top_k),
         top_p=torch.full((n,), top_p, dtype=torch.float64),
         typical_p=torch.full((n,), typical_p, dtype=torch.float64),
+        min_score=torch.full((n,), min_p, dtype=torch.float64).log(),
         top_n=torch.full((n,), top_n),
         log_total=scores.double().logsumexp(1),
     )
@@ -74,6 +77,20 @@ def assert_same_distribution(found: Drawn, expected: torch.Tensor) -> None:
         )
         token = found.tokens[i]
         torch.testing.assert_close(found.logprobs[i], expected[i, token], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("min_p", [0.001, 0.1, 0.9, 1.0])
+def test_min_p_is_that_of_transformers(min_p: float) -> None:
+    scores = scores_of(20)
+    expected = transformers_logprobs(scores, [MinPLogitsWarper(min_p)])
+    assert_same_distribution(drawn(scores, min_p=min_p), expected)
+
+
+def test_min_p_comes_after_top_p_and_before_typical_p() -> None:
+    scores = scores_of(20)
+    warpers = [TopPLogitsWarper(0.9), MinPLogitsWarper(0.05), TypicalLogitsWarper(0.5)]
+    found = drawn(scores, top_p=0.9, min_p=0.05, typical_p=0.5)
+    assert_same_distribution(found, transformers_logprobs(scores, warpers))
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 50, V - 1])

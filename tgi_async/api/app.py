@@ -1,12 +1,11 @@
-"""The HTTP application: which route is whose, who may call it, from where."""
+"""The HTTP application: its routes, from where browsers may call them, what it says of others."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,28 +13,16 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.routing import Match
 
-from tgi_async.api.auth import RequireKey
-from tgi_async.api.chat import chat
-from tgi_async.api.completions import completions
-from tgi_async.api.endpoint import Endpoint, Handler
 from tgi_async.api.engine import Engine
-from tgi_async.api.generate import compat_generate, generate, generate_stream
 from tgi_async.api.limits import Limits
-from tgi_async.api.operations import Operations
 from tgi_async.api.permits import Permits
-from tgi_async.api.schemas.chat import ChatRequest
-from tgi_async.api.schemas.completions import CompletionRequest
-from tgi_async.api.schemas.generate import CompatGenerateRequest, GenerateRequest
+from tgi_async.api.routes import routes
 from tgi_async.api.service import Service
-from tgi_async.api.tokenize import tokenize
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
-
-T = TypeVar("T")
 
 
 def create_app(
@@ -51,6 +38,9 @@ def create_app(
 
     `compute_type` is what `x-compute-type` says, e.g. `1-nvidia-h200`; by default the environment
     variable COMPUTE_TYPE, or `cpu`.
+
+    Raises:
+        StartError: an environment variable that names a route does not hold a path.
     """
     service = Service(
         engine=engine,
@@ -64,30 +54,15 @@ def create_app(
         pool=ThreadPoolExecutor(limits.validation_workers, thread_name_prefix="text"),
     )
 
-    def endpoint(handler: Handler[T], body_type: type[T], *, counted: bool = True) -> ASGIApp:
-        inner = Endpoint(service, handler, body_type, counted=counted)
-        return RequireKey(inner, limits.api_key) if limits.api_key else inner
-
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         service.pool.shutdown(wait=False, cancel_futures=True)
+        if chat_template is not None:
+            chat_template.close()
 
-    operations = Operations(service)
     app = Starlette(
-        routes=[
-            _post("/v1/chat/completions", endpoint(chat, ChatRequest)),
-            _post("/v1/completions", endpoint(completions, CompletionRequest)),
-            _post("/generate_stream", endpoint(generate_stream, GenerateRequest)),
-            _post("/generate", endpoint(generate, GenerateRequest)),
-            _post("/", endpoint(compat_generate, CompatGenerateRequest)),
-            _post("/tokenize", endpoint(tokenize, GenerateRequest, counted=False)),
-            Route("/", operations.health),
-            Route("/health", operations.health),
-            Route("/info", operations.info),
-            Route("/v1/models", operations.models),
-            Route("/metrics", operations.metrics),
-        ],
+        routes=routes(service, os.environ),
         middleware=[
             Middleware(
                 CORSMiddleware,
@@ -104,12 +79,17 @@ def create_app(
     return app
 
 
-def _post(path: str, app: ASGIApp) -> Route:
-    return Route(path, app, methods=["POST"])
-
-
 async def _empty(request: Request, error: Exception) -> Response:
-    """404 and 405 have no body."""
+    """404 and 405 have no body; a 405 names the methods of all routes of the path."""
     if not isinstance(error, HTTPException):
         raise error
-    return Response(status_code=error.status_code, headers=error.headers)
+    headers = {}
+    if error.status_code == 405:
+        headers["allow"] = ", ".join(sorted(set(_methods(request))))
+    return Response(status_code=error.status_code, headers=headers)
+
+
+def _methods(request: Request) -> Iterator[str]:
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            yield from route.methods

@@ -6,7 +6,9 @@ what TGI's HTTP framework does, and clients of TGI may look at it.
 
 from __future__ import annotations
 
-from typing import TypeVar
+import asyncio
+from collections.abc import Mapping
+from typing import Generic, TypeVar
 
 import msgspec
 from starlette.datastructures import Headers
@@ -14,6 +16,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 T = TypeVar("T")
+BODY_SECONDS = 60.0
+"""A body that is not there by then is given up: a client that sends a byte now and then would keep
+what it has sent in memory for ever."""
 
 
 class BodyRefused(Exception):
@@ -34,7 +39,8 @@ async def read_json_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The whole body, of at most `limit` bytes; nothing beyond the limit is kept.
 
     Raises:
-        BodyRefused: 415 when it is not declared as JSON, 413 when it is too long.
+        BodyRefused: 415 when it is not declared as JSON, 413 when it is too long, 408 when it does
+            not arrive within BODY_SECONDS.
         ClientDisconnect: the client went away first.
     """
     headers = Headers(scope=scope)
@@ -42,8 +48,18 @@ async def read_json_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         raise BodyRefused(415, "Expected request with `Content-Type: application/json`")
     declared = headers.get("content-length", "")
     too_long = BodyRefused(413, "Failed to buffer the request body: length limit exceeded")
-    if declared.isdecimal() and int(declared) > limit:
+    # Longer digits than this are no number a limit could have, and slow to read as one.
+    if declared.isdecimal() and (len(declared) > 20 or int(declared) > limit):
         raise too_long
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _read(receive, limit, too_long)
+    except TimeoutError:
+        reason = f"The request body did not arrive within {BODY_SECONDS:g} seconds"
+        raise BodyRefused(408, reason) from None
+
+
+async def _read(receive: Receive, limit: int, too_long: BodyRefused) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -74,6 +90,41 @@ def decode_json(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise BodyRefused.of_wrong_type(f"{place}: {reason}" if place else reason) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BodyRefused(400, f"Failed to parse the request body as JSON: {error}") from None
+
+
+class Shapes(Generic[T]):
+    """Bodies of several types, told apart by a field that one of them requires.
+
+    As in TGI, the first type that a body fits is taken, so a wrong field may be passed over where
+    the body has the fields of another type too.
+    """
+
+    def __init__(self, types: Mapping[str, type[T]]) -> None:
+        self._decoders = {name: msgspec.json.Decoder(one) for name, one in types.items()}
+
+    def decode(self, body: bytes) -> T:
+        """Decode `body`.
+
+        Raises:
+            BodyRefused: it fits none; the text is about the type that it comes closest to.
+        """
+        refusals: dict[str, BodyRefused] = {}
+        for name, decoder in self._decoders.items():
+            try:
+                return decode_json(decoder, body)
+            except BodyRefused as refused:
+                if refused.status == 400:
+                    raise
+                refusals[name] = refused
+        given = decode_json(_FIELDS, body)
+        for name in refusals:
+            if name in given:
+                raise refusals[name]
+        names = ", ".join(f"`{name}`" for name in self._decoders)
+        raise BodyRefused.of_wrong_type(f"Object has none of the fields {names}")
+
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def _is_json(content_type: str) -> bool:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from tgi_async.api.body import BodyRefused
-from tgi_async.api.engine import Generation
-from tgi_async.api.exchange import DONE, Exchange, encode, event
-from tgi_async.api.finished import collect_all, text_of
-from tgi_async.api.parameters import refuse_unbuilt
+from tgi_async.api.completion_logprobs import LogprobsWriter, Piece, pieces_of
+from tgi_async.api.exchange import Exchange, encode, event
+from tgi_async.api.finished import Finished, collect_all, text_of
+from tgi_async.api.openai import errors_told, finish_reason_of, stream_choices
 from tgi_async.api.schemas.completions import Completion, CompletionChoice, CompletionRequest
-from tgi_async.api.schemas.openai import (
-    Usage,
-    error_event,
-    finish_reason_of,
-    now,
-    unique_id,
-)
-from tgi_async.api.service import Service
-from tgi_async.api.timing import reply_headers, stream_headers
-from tgi_async.errors import ServerError, ValidationError
-from tgi_async.generation import GenerationRequest
+from tgi_async.api.schemas.openai import Usage, now, unique_id
+from tgi_async.api.service import Service, choices_of
+from tgi_async.api.timing import reply_headers
+from tgi_async.errors import ServerError
+from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
+
+Prompt = str | list[int]
+"""A text, or token ids."""
 
 
 class SuffixNotSupported(ServerError):
@@ -43,34 +39,41 @@ class TooManyPrompts(ServerError):
 
 
 async def completions(service: Service, body: CompletionRequest, exchange: Exchange) -> None:
-    """A completion of each prompt, whole or as one stream in which they take turns."""
+    """Completions of each prompt, whole or as one stream in which they take turns."""
+    async with errors_told(service, exchange, bool(body.stream)):
+        await _complete(service, body, exchange)
+
+
+async def _complete(service: Service, body: CompletionRequest, exchange: Exchange) -> None:
+    if service.limits.strict_tgi:
+        body = body.as_tgi_reads_it()
     prompts = _prompts(service, body)
-    parameters = body.parameters(body.max_tokens)
-    n_characters = sum(map(len, prompts))
-    with service.permits.take(len(prompts)):
-        requests = [
-            await service.request(prompt, parameters, exchange, logprobs=False, include_stop=False)
-            for prompt in prompts
-        ]
-        generations = service.submit_all(requests)
-        answer = _Answer(service, requests)
+    n_each = body.n_generated(service.limits)
+    body.check_own()
+    with service.permits.take(len(prompts) * n_each):
+        requests = [await _request(service, body, prompt, exchange) for prompt in prompts]
+        texts = [await _text_of(service, prompt) for prompt in prompts]
+        n_characters = sum(map(len, texts))
+        scored: list[list[Piece]] = []
+        if body.echo and body.n_logprobs is not None:
+            scored = [
+                await service.in_pool(pieces_of, service.tokenizer, text, request.prompt)
+                for text, request in zip(texts, requests, strict=True)
+            ]
+        generations = service.submit_all(
+            [each for request in requests for each in choices_of(request, n_each)]
+        )
+        answer = _Answer(service, body, texts, requests, scored)
         if body.stream:
-            head = stream_headers(service.compute_type, n_characters)
-            try:
-                await exchange.open_stream(head, error_event)
-                await _stream(service, exchange, generations, answer, body.include_usage)
-            finally:
-                for generation in generations:
-                    generation.cancel()
+
+            def events(index: int, emitted: Emitted) -> bytes:
+                return answer.events(index, emitted, generations[index].prompt_logprobs)
+
+            await stream_choices(
+                service, exchange, generations, n_characters, events, answer.ending
+            )
             return
         finished = await collect_all(generations)
-    n_generated = sum(len(one.tokens) for one in finished)
-    choices = [
-        CompletionChoice(
-            index=index, text=one.text, finish_reason=finish_reason_of(one.finish_reason)
-        )
-        for index, one in enumerate(finished)
-    ]
     for one in finished:
         service.account(one.timings, len(one.tokens))
     headers = reply_headers(
@@ -79,69 +82,137 @@ async def completions(service: Service, body: CompletionRequest, exchange: Excha
         n_characters,
         requests,
         [one.timings for one in finished],
-        n_generated,
+        sum(len(one.tokens) for one in finished),
     )
-    reply = answer.completion(choices, answer.usage(n_generated))
-    await exchange.reply(encode(reply), headers=headers)
+    await exchange.reply(encode(answer.whole(finished)), headers=headers)
 
 
-async def _stream(
-    service: Service,
-    exchange: Exchange,
-    generations: Sequence[Generation],
-    answer: _Answer,
-    include_usage: bool,
-) -> None:
-    """Write the chunks of all generations as they come; the first failure ends the stream.
-
-    Usage is in the last chunk of each prompt, as in TGI, or once at the end, where OpenAI's
-    `include_usage` asks for it.
-    """
-
-    async def follow(index: int, generation: Generation) -> int:
-        n_generated = 0
-        async for emitted in generation:
-            n_generated += len(emitted.tokens)
-            reason = emitted.finish_reason
-            choice = CompletionChoice(
-                index=index,
-                text=text_of(emitted.tokens),
-                finish_reason=None if reason is None else finish_reason_of(reason),
-            )
-            ends = reason is not None and not include_usage
-            usage = answer.usage_of(index, n_generated) if ends else UNSET
-            await exchange.write(event(answer.completion([choice], usage)))
-        service.account(generation.timings, n_generated)
-        return n_generated
-
-    if len(generations) == 1:
-        n_generated = await follow(0, generations[0])
-    else:
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(follow(index, generation))
-                    for index, generation in enumerate(generations)
-                ]
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        n_generated = sum(task.result() for task in tasks)
-    last = event(answer.completion([], answer.usage(n_generated))) if include_usage else b""
-    await exchange.close(last + DONE)
+async def _request(
+    service: Service, body: CompletionRequest, prompt: Prompt, exchange: Exchange
+) -> GenerationRequest:
+    # Scoring a prompt is a generation of one token, which is not told.
+    max_new_tokens = 1 if body.scores_only else body.max_tokens
+    n_logprobs = body.n_logprobs
+    strict = service.limits.strict_tgi
+    request = await service.request(
+        prompt,
+        body.parameters(service.limits, max_new_tokens, n_logprobs),
+        exchange,
+        logprobs=n_logprobs is not None or (body.best_of or 1) > 1,
+        include_stop=strict,
+    )
+    if strict:
+        return request
+    request = body.completed(request, logprobs=request.sampling.logprobs)
+    return structs.replace(request, prompt_logprobs=bool(body.echo) and n_logprobs is not None)
 
 
 class _Answer:
-    """Builds the reply, or the chunks of it, to one request."""
+    """Builds the reply, or the chunks of it, to one request.
 
-    def __init__(self, service: Service, requests: Sequence[GenerationRequest]) -> None:
+    Choices are numbered through: those of the first prompt, of the second, and so on. `scored` has
+    the prompts in pieces where their log-probabilities are told.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        body: CompletionRequest,
+        texts: Sequence[str],
+        requests: Sequence[GenerationRequest],
+        scored: Sequence[Sequence[Piece]],
+    ) -> None:
         self._id = unique_id("cmpl")
         self._created = now()
         self._model = service.limits.model_id
         self._fingerprint = service.fingerprint
+        self._strict = service.limits.strict_tgi
+        self._body = body
+        self._n = body.n_choices(service.limits)
+        self._echoed = texts if body.echo else [""] * len(texts)
+        self._scored = scored
         self._n_prompt = [len(request.prompt) for request in requests]
+        self._n_streamed = [0] * (self._n * len(texts))
+        self._writers = [
+            LogprobsWriter(service.tokenizer, len(self._echoed[index // self._n]))
+            for index in range(len(self._n_streamed))
+        ]
 
-    def completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType) -> Completion:
-        """A whole reply, or a chunk of a stream."""
+    def whole(self, finished: Sequence[Finished]) -> Completion:
+        """The whole reply; of each prompt's completions, the best ones."""
+        n_each = len(finished) // len(self._n_prompt)
+        told: list[Finished] = []
+        for start in range(0, len(finished), n_each):
+            group = finished[start : start + n_each]
+            if n_each > self._n:
+                group = sorted(group, key=lambda one: one.mean_logprob, reverse=True)[: self._n]
+            told += group
+        choices = [
+            self._choice(index, one.tokens, one.finish_reason, one.prompt_logprobs)
+            for index, one in enumerate(told)
+        ]
+        return self._completion(choices, self._usage([len(one.tokens) for one in finished]))
+
+    def events(
+        self, index: int, emitted: Emitted, prompt_logprobs: Sequence[float | None]
+    ) -> bytes:
+        """One chunk for all tokens that came together.
+
+        Usage is in the last chunk of each choice, as in TGI, unless OpenAI's `include_usage` asks
+        for it once at the end.
+        """
+        first = not self._n_streamed[index]
+        self._n_streamed[index] += len(emitted.tokens)
+        choice = self._choice(
+            index, emitted.tokens, emitted.finish_reason, prompt_logprobs, first=first
+        )
+        usage: Usage | UnsetType = UNSET
+        if emitted.finish_reason is not None and not self._body.include_usage:
+            n_generated = 0 if self._body.scores_only else self._n_streamed[index]
+            usage = Usage.of(self._n_prompt[index // self._n], n_generated)
+        return event(self._completion([choice], usage))
+
+    def ending(self) -> bytes:
+        """The extra chunk that `stream_options.include_usage` asks for."""
+        if not self._body.include_usage:
+            return b""
+        return event(self._completion([], self._usage(self._n_streamed)))
+
+    def _choice(
+        self,
+        index: int,
+        tokens: Sequence[Token],
+        reason: FinishReason | None,
+        prompt_logprobs: Sequence[float | None],
+        *,
+        first: bool = True,
+    ) -> CompletionChoice:
+        """A choice, or a part of it: the `first` one has the prompt, if that is echoed."""
+        if self._body.scores_only:
+            tokens, reason = (), reason and "length"
+        logprobs = None
+        place = index // self._n
+        if self._body.n_logprobs is not None:
+            pieces = self._scored[place] if first and self._scored else ()
+            logprobs = self._writers[index].write(tokens, pieces, prompt_logprobs)
+        return CompletionChoice(
+            index=index,
+            text=(self._echoed[place] if first else "") + text_of(tokens),
+            logprobs=logprobs,
+            finish_reason=self._reason(reason),
+        )
+
+    def _reason(self, reason: FinishReason | None) -> str | None:
+        if self._strict and self._body.stream:
+            return reason or ""
+        return reason and finish_reason_of(reason, strict_tgi=self._strict)
+
+    def _usage(self, n_generated: Sequence[int]) -> Usage:
+        """Of all prompts and all that was generated for them."""
+        n_told = 0 if self._body.scores_only else sum(n_generated)
+        return Usage.of(sum(self._n_prompt), n_told)
+
+    def _completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType) -> Completion:
         return Completion(
             id=self._id,
             created=self._created,
@@ -151,16 +222,8 @@ class _Answer:
             usage=usage,
         )
 
-    def usage(self, n_generated: int) -> Usage:
-        """Of all prompts."""
-        return Usage.of(sum(self._n_prompt), n_generated)
 
-    def usage_of(self, index: int, n_generated: int) -> Usage:
-        """Of one prompt."""
-        return Usage.of(self._n_prompt[index], n_generated)
-
-
-def _prompts(service: Service, body: CompletionRequest) -> list[str]:
+def _prompts(service: Service, body: CompletionRequest) -> list[Prompt]:
     if body.prompt == []:
         raise BodyRefused.of_wrong_type(
             "prompt: Empty array detected. Do not use an empty array for the prompt."
@@ -169,12 +232,28 @@ def _prompts(service: Service, body: CompletionRequest) -> list[str]:
         raise SuffixNotSupported(
             "Suffix is not supported and can be achieved by preprocessing the prompt."
         )
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    prompts = _told_apart(body.prompt)
     most = service.limits.max_client_batch_size
     if len(prompts) > most:
         raise TooManyPrompts(f"Number of prompts exceeds the maximum allowed batch size of {most}")
-    body.check_built()
-    refuse_unbuilt(echo=body.echo, logprobs=body.logprobs)
-    if body.best_of not in (None, 1):
-        raise ValidationError(f"`best_of` must be 1 in this route. Given: {body.best_of}")
     return prompts
+
+
+def _told_apart(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
+    if isinstance(prompt, str):
+        return [prompt]
+    ids = [one for one in prompt if isinstance(one, int)]
+    if len(ids) == len(prompt):
+        return [ids]
+    prompts = [one for one in prompt if not isinstance(one, int)]
+    if ids or len(set(map(type, prompts))) > 1:
+        raise BodyRefused.of_wrong_type(
+            "prompt: expected a text, a list of texts, a list of token ids, or a list of such lists"
+        )
+    return prompts
+
+
+async def _text_of(service: Service, prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return await service.in_pool(service.tokenizer.decode, prompt, skip_special_tokens=False)

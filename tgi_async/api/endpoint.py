@@ -12,12 +12,11 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-import msgspec
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from tgi_async.api.body import BodyRefused, decode_json, read_json_body
-from tgi_async.api.exchange import Exchange
+from tgi_async.api.body import BodyRefused, read_json_body
+from tgi_async.api.exchange import Exchange, HeaderList
 from tgi_async.api.service import Service
 from tgi_async.errors import ServerError
 
@@ -29,22 +28,28 @@ log = logging.getLogger(__name__)
 class Endpoint(Generic[T]):
     """An ASGI application for one route.
 
-    `counted`: whether its requests are in `tgi_request_*` (the generating routes are).
+    `decode` makes the handler's input of a body, or raises BodyRefused. `counted`: whether its
+    requests are in `tgi_request_*` (the generating routes are).
     """
 
     def __init__(
-        self, service: Service, handler: Handler[T], body_type: type[T], *, counted: bool = True
+        self,
+        service: Service,
+        handler: Handler[T],
+        decode: Callable[[bytes], T],
+        *,
+        counted: bool = True,
     ) -> None:
         self._service = service
         self._handler = handler
-        self._decoder = msgspec.json.Decoder(body_type)
+        self._decode = decode
         self._counted = counted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, send)
         try:
             raw = await read_json_body(scope, receive, self._service.limits.payload_limit)
-            body = decode_json(self._decoder, raw)
+            body = self._decode(raw)
         except ClientDisconnect:
             return
         except BodyRefused as refused:
@@ -100,8 +105,11 @@ async def _disconnected(receive: Receive) -> None:
 
 
 async def _reply_text(exchange: Exchange, refused: BodyRefused) -> None:
+    # The rest of a body that came too late would arrive as the beginning of another request.
+    headers: HeaderList = [(b"connection", b"close")] if refused.status == 408 else []
     await exchange.reply(
         refused.text.encode(),
         status=refused.status,
         content_type=b"text/plain; charset=utf-8",
+        headers=headers,
     )

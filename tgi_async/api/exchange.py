@@ -123,3 +123,23 @@ class Exchange:
         """Send a comment if the stream has been silent for long enough."""
         if self.streaming and not self.finished and self.seconds_to_keep_alive() <= 0:
             await self.write(b":\n\n")
+
+
+class Captured(Exchange):
+    """Keeps the whole reply of another route's handler, for routes that are made of others."""
+
+    def __init__(self, outer: Exchange) -> None:
+        super().__init__({"client": (outer.peer, 0)}, outer._send)
+        self.body = b""
+
+    async def reply(
+        self,
+        body: bytes,
+        *,
+        status: int = 200,
+        content_type: bytes = b"application/json",
+        headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Keep the body."""
+        self.finished = True
+        self.body = body

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Coroutine, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from tgi_async.api.engine import Generation
 from tgi_async.generation import FinishReason, Timings, Token
+
+T = TypeVar("T")
 
 
 class Finished(NamedTuple):
@@ -56,11 +58,16 @@ async def collect_all(generations: Sequence[Generation]) -> list[Finished]:
     Raises:
         ServerError: that of the first that failed.
     """
-    if len(generations) == 1:
-        return [await collect(generations[0])]
+    return await together([collect(generation) for generation in generations])
+
+
+async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all; the first failure ends the others and is raised by itself."""
+    if len(work) == 1:
+        return [await work[0]]
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(collect(generation)) for generation in generations]
+            tasks = [group.create_task(one) for one in work]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return [task.result() for task in tasks]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from tgi_async.text.sampling_defaults import SamplingDefaults
+
 
 class Limits(Protocol):
     """Read-only settings. Counts are of requests, sequences or tokens; sizes are in bytes."""
@@ -53,3 +55,15 @@ class Limits(Protocol):
     @property
     def cors_allow_origin(self) -> tuple[str, ...]:
         """Origins that browsers may call from; empty: any."""
+
+    @property
+    def sampling_defaults(self) -> SamplingDefaults:
+        """What the OpenAI routes use for parameters that a request leaves open."""
+
+    @property
+    def strict_tgi(self) -> bool:
+        """Whether to behave as TGI does where this server is otherwise different on purpose."""
+
+    @property
+    def kserve(self) -> bool:
+        """Whether the routes of KServe's V2 protocol are there."""

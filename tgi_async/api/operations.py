@@ -1,4 +1,4 @@
-"""The routes of an operator: `/health`, `/info`, `/v1/models`, `/metrics`."""
+"""The routes of an operator: `/health`, `/ping`, `/info`, `/v1/models`, `/metrics`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,12 @@ class Operations:
 
     async def health(self, request: Request) -> Response:
         """Empty 200, or 503 while there is no worker to serve."""
-        if self._service.engine.ready:
-            return Response()
-        unhealthy = Unhealthy()
-        return Response(
-            encode(ErrorBody(str(unhealthy), unhealthy.error_type)),
-            status_code=unhealthy.status,
-            headers={"retry-after": str(RETRY_AFTER_SECONDS)},
-            media_type="application/json",
-        )
+        return Response() if self._service.engine.ready else unhealthy_response()
 
     async def info(self, request: Request) -> Response:
         """What is served, and within which limits."""
         limits = self._service.limits
-        return _json(
+        return json_response(
             Info(
                 model_id=limits.model_id,
                 model_sha=limits.revision,
@@ -53,7 +45,7 @@ class Operations:
     async def models(self, request: Request) -> Response:
         """The one model."""
         model_id = self._service.limits.model_id
-        return _json(ModelsInfo([ModelInfo(id=model_id, owned_by=model_id)]))
+        return json_response(ModelsInfo([ModelInfo(id=model_id, owned_by=model_id)]))
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus text."""
@@ -63,5 +55,17 @@ class Operations:
         )
 
 
-def _json(body: object) -> Response:
+def unhealthy_response() -> Response:
+    """A 503 that says when to ask again."""
+    unhealthy = Unhealthy()
+    return Response(
+        encode(ErrorBody(str(unhealthy), unhealthy.error_type)),
+        status_code=unhealthy.status,
+        headers={"retry-after": str(RETRY_AFTER_SECONDS)},
+        media_type="application/json",
+    )
+
+
+def json_response(body: object) -> Response:
+    """A 200 with this body."""
     return Response(encode(body), media_type="application/json")

@@ -31,7 +31,10 @@ PENALTY_RANGE = (0.01, 100.0)
 
 
 class GenerateParameters(Struct, frozen=True, kw_only=True):
-    """`parameters` of `/generate`. `stop` may also be one string or null, as OpenAI clients do."""
+    """`parameters` of `/generate`. `stop` may also be one string or null, as OpenAI clients do.
+
+    `min_p` and `ignore_eos` are not TGI's.
+    """
 
     best_of: U63 | None = None
     temperature: float | None = None
@@ -40,6 +43,7 @@ class GenerateParameters(Struct, frozen=True, kw_only=True):
     top_k: I32 | None = None
     top_p: float | None = None
     typical_p: float | None = None
+    min_p: float | None = None
     do_sample: bool = False
     max_new_tokens: U32 | None = None
     return_full_text: bool | None = None
@@ -58,7 +62,7 @@ class GenerateParameters(Struct, frozen=True, kw_only=True):
     def sampled(self) -> bool:
         """Whether the caller asked for sampling, be it by a parameter that only sampling has."""
         warpers = (self.temperature, self.top_k, self.top_p, self.typical_p)
-        return self.do_sample or any(value is not None for value in warpers)
+        return self.do_sample or bool(self.min_p) or any(value is not None for value in warpers)
 
     @property
     def stop_sequences(self) -> tuple[str, ...]:
@@ -153,14 +157,21 @@ def _check_warpers(p: GenerateParameters) -> None:
                 f"`repetition_penalty` must be >= {least} and <= {most}. "
                 f"Given: {p.repetition_penalty}"
             )
-    if p.frequency_penalty is not None and not -2.0 <= p.frequency_penalty <= 2.0:
-        raise ValidationError("`frequency_penalty` must be >= -2.0 and <= 2.0")
+    check_additive_penalty("frequency_penalty", p.frequency_penalty)
     if p.top_p is not None and not 0.0 < p.top_p < 1.0:
         raise ValidationError("`top_p` must be > 0.0 and < 1.0")
     if p.typical_p is not None and not 0.0 < p.typical_p < 1.0:
         raise ValidationError("`typical_p` must be > 0.0 and < 1.0")
     if p.top_k is not None and p.top_k <= 0:
         raise ValidationError("`top_k` must be strictly positive")
+    if p.min_p is not None and not 0.0 <= p.min_p <= 1.0:
+        raise ValidationError(f"`min_p` must be >= 0.0 and <= 1.0. Given: {p.min_p}")
+
+
+def check_additive_penalty(name: str, value: float | None) -> None:
+    """The range of the penalties that are subtracted from a logit."""
+    if value is not None and not -2.0 <= value <= 2.0:
+        raise ValidationError(f"`{name}` must be >= -2.0 and <= 2.0")
 
 
 def check_text(text: str, truncate: int | None, limits: Limits) -> None:
@@ -202,13 +213,14 @@ def sampling_of(parameters: GenerateParameters, *, logprobs: bool) -> Sampling:
     """
     p = parameters
     temperature = 1.0 if p.temperature is None else max(p.temperature, MIN_TEMPERATURE)
-    warped = (p.top_k, p.top_p, p.typical_p) != (None, None, None)
+    warped = bool(p.min_p) or (p.top_k, p.top_p, p.typical_p) != (None, None, None)
     return Sampling(
         do_sample=p.do_sample or temperature != 1.0 or warped,
         temperature=temperature,
         top_k=p.top_k or 0,
         top_p=1.0 if p.top_p is None else p.top_p,
         typical_p=1.0 if p.typical_p is None else p.typical_p,
+        min_p=p.min_p or 0.0,
         repetition_penalty=1.0 if p.repetition_penalty is None else p.repetition_penalty,
         frequency_penalty=p.frequency_penalty or 0.0,
         watermark=p.watermark,

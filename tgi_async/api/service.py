@@ -59,7 +59,7 @@ class Service:
 
     async def request(
         self,
-        text: str,
+        prompt: str | list[int],
         parameters: GenerateParameters,
         exchange: Exchange,
         *,
@@ -67,7 +67,7 @@ class Service:
         include_stop: bool,
         add_special_tokens: bool = True,
     ) -> GenerationRequest:
-        """Validate and tokenize.
+        """Validate, and tokenize what is not tokenized yet.
 
         `truncate` keeps the last tokens. Fairness is owed to the peer's address alone: there is
         one API key, and a key that nobody checks is free text.
@@ -76,10 +76,11 @@ class Service:
             ValidationError: the first rule that is broken, in TGI's order.
         """
         check(parameters, self.limits)
-        check_text(text, parameters.truncate, self.limits)
-        prompt = await self.in_pool(
-            self.tokenizer.encode, text, add_special_tokens=add_special_tokens
-        )
+        if isinstance(prompt, str):
+            check_text(prompt, parameters.truncate, self.limits)
+            prompt = await self.in_pool(
+                self.tokenizer.encode, prompt, add_special_tokens=add_special_tokens
+            )
         if parameters.truncate is not None:
             prompt = prompt[-parameters.truncate :]
         max_new_tokens = fit(len(prompt), parameters.max_new_tokens, self.limits)
@@ -112,12 +113,7 @@ class Service:
         Raises:
             ServerError: one was refused; none of them runs then.
         """
-        return self.submit_all(
-            [
-                structs.replace(request, sampling=structs.replace(request.sampling, choice=choice))
-                for choice in range(n)
-            ]
-        )
+        return self.submit_all(choices_of(request, n))
 
     def submit_all(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Queue all of them, or none.
@@ -138,3 +134,11 @@ class Service:
     def account(self, timings: Timings, n_generated: int) -> None:
         """Record a generation that ended by itself."""
         self.metrics.request_generated(timings.queued, timings.inference, n_generated)
+
+
+def choices_of(request: GenerationRequest, n: int) -> list[GenerationRequest]:
+    """`n` requests that differ in their random numbers only."""
+    return [
+        structs.replace(request, sampling=structs.replace(request.sampling, choice=choice))
+        for choice in range(n)
+    ]

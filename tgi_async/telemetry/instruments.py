@@ -15,13 +15,18 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class Counter:
-    """Counts up, for each value of one label, or as a whole when `label` is None."""
+    """Counts up, for each value of one label, or as a whole when `label` is None.
 
-    def __init__(self, name: str, documentation: str, label: str | None = None) -> None:
+    The `known` values of the label are there from the start, at 0, so that a rate sees the first.
+    """
+
+    def __init__(
+        self, name: str, documentation: str, label: str | None = None, known: Iterable[str] = ()
+    ) -> None:
         self._name = name
         self._head = _head(name, documentation, "counter")
         self._label = label
-        self._values: dict[str, int] = {} if label else {"": 0}
+        self._values: dict[str, int] = dict.fromkeys(known if label else ("",), 0)
 
     def add(self, n: int = 1, label: str = "") -> None:
         """Count `n` more, under this value of the label."""

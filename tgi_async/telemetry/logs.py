@@ -1,4 +1,7 @@
-"""Logs: one line an event, for people or as JSON."""
+"""Logs: one line an event, for people or as JSON.
+
+The line of a request carries its `RequestRecord` as `request`.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,59 @@ import logging
 import sys
 import time
 
+from tgi_async.telemetry.record import RequestRecord, duration
+
+LEVELS = {
+    "trace": logging.DEBUG,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "off": logging.CRITICAL + 1,
+}
+COLORS = {"DEBUG": 34, "INFO": 32, "WARNING": 33, "ERROR": 31, "CRITICAL": 31}
+"""Of the level's name, as ANSI numbers."""
+
+
+def level_of(text: str) -> int | None:
+    """The level that a text names, or None if it names none.
+
+    TGI's filters are lists such as `info,text_generation_router=debug`. What they say of single
+    parts of TGI has no meaning here; the level for all is what counts.
+    """
+    parts = [part.strip().lower() for part in text.split(",")]
+    plain = [part for part in parts if "=" not in part]
+    if any(part not in LEVELS for part in plain):
+        return None
+    return LEVELS[plain[-1]] if plain else logging.INFO
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people: time, level, message, and what a request took."""
+
+    def __init__(self, *, colorize: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+        self._colorize = colorize
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = super().formatMessage(record)
+        seen = _request_of(record)
+        if seen is not None:
+            line += f" {_shown(seen)}"
+        if self._colorize:
+            color = COLORS.get(record.levelname, 0)
+            painted = f"\x1b[{color}m{record.levelname}\x1b[0m"
+            line = line.replace(record.levelname, painted, 1)
+        return line
+
 
 class JsonFormatter(logging.Formatter):
-    """A JSON object a line, with TGI's field names."""
+    """A JSON object a line, with TGI's field names; a request's fields are in `span`, as there."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.gmtime(record.created)
-        line = {
+        line: dict[str, object] = {
             "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S", moment) + f".{int(record.msecs):03d}Z",
             "level": record.levelname,
             "message": record.getMessage(),
@@ -21,17 +70,44 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
+        seen = _request_of(record)
+        if seen is not None:
+            span = {"name": seen.name, **seen.tgi_fields()}
+            line |= {
+                "status": seen.status,
+                "input_tokens": seen.n_prompt,
+                "generated_tokens": seen.n_generated,
+                "span": span,
+                "spans": [span],
+            }
         return json.dumps(line)
 
 
-def configure(json_output: bool) -> None:
-    """Send everything from INFO on to stderr."""
+def configure(json_output: bool, level: str = "info", colorize: bool | None = None) -> None:
+    """Send everything from `level` on to stderr. `colorize` None: where that is a terminal."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        JsonFormatter()
-        if json_output
-        else logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
-    )
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    if colorize is None:
+        colorize = sys.stderr.isatty()
+    handler.setFormatter(JsonFormatter() if json_output else TextFormatter(colorize=colorize))
+    logging.basicConfig(level=level_of(level), handlers=[handler], force=True)
     # The launcher says itself when the server starts and stops.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+def _request_of(record: logging.LogRecord) -> RequestRecord | None:
+    return getattr(record, "request", None)
+
+
+def _shown(seen: RequestRecord) -> str:
+    parts = [seen.name, f"tokens={seen.n_prompt}+{seen.n_generated}"]
+    if seen.status is not None:
+        parts.insert(1, str(seen.status))
+    times = {"total_time": seen.total}
+    if seen.succeeded:
+        times |= {
+            "validation_time": seen.validation,
+            "queue_time": seen.queued,
+            "inference_time": seen.inference,
+            "time_per_token": seen.time_per_token,
+        }
+    return " ".join([*parts, *(f"{name}={duration(value)}" for name, value in times.items())])

@@ -1,15 +1,22 @@
 """Metrics under TGI's names (its dashboards work unchanged), and some of our own.
 
-TGI's `tgi_batch_filter_duration`, `tgi_batch_concat_duration` and `tgi_batch_next_size` describe
-batches that are built, merged and filtered. Here there is one persistent batch, so that only the
-last one has a meaning: how many requests entered it in one step.
+TGI builds batches, merges and filters them, and times that. Here there is one persistent batch.
+What its names stand for here is the work of the router at the same moments: `next_size` requests
+entered in one step, `concat_duration` is what planning a step took in which they joined running
+ones, and `filter_duration` what it took to hand on the results of a step and let go of the requests
+that ended with it. docs/metrics.md lists them all.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from tgi_async.telemetry import record
 from tgi_async.telemetry.instruments import Counter, Histogram, gauge
+
+FAILURES = ("validation", "overloaded", "template", "incomplete", "generation", "dropped")
+"""Values of `err`: `ServerError.failure`, and `dropped` for a client that left."""
+METHODS = ("prefill", "decode")
 
 DURATION_BOUNDS = [0.0001 * 1.5**k for k in range(1, 36)]
 """Seconds, 0.00015 to 145.6."""
@@ -44,14 +51,20 @@ class Metrics:
     """All that is counted and timed. Times are in seconds.
 
     `max_input_tokens` and `max_total_tokens` are split into 100 buckets for the token histograms.
+    `max_batch_total_tokens` is the size of the KV cache; 0 where nobody knows it.
     """
 
-    def __init__(self, *, max_input_tokens: int, max_total_tokens: int) -> None:
+    def __init__(
+        self, *, max_input_tokens: int, max_total_tokens: int, max_batch_total_tokens: int = 0
+    ) -> None:
+        self._max_batch_total_tokens = max_batch_total_tokens
         inputs = [max_input_tokens / 100 * k for k in range(1, 101)]
         totals = [max_total_tokens / 100 * k for k in range(1, 101)]
         self._count = Counter("tgi_request_count", "Requests received")
         self._success = Counter("tgi_request_success", "Requests answered")
-        self._failure = Counter("tgi_request_failure", "Requests that failed, by cause", "err")
+        self._failure = Counter(
+            "tgi_request_failure", "Requests that failed, by cause", "err", FAILURES
+        )
         self._duration = _duration("tgi_request_duration", "Whole time of a request")
         self._validation = _duration(
             "tgi_request_validation_duration", "Validation, chat template and tokenization"
@@ -73,17 +86,30 @@ class Metrics:
         self._max_new = Histogram(
             "tgi_request_max_new_tokens", "Most tokens that a request may generate", totals
         )
-        self._step_count = Counter("tgi_batch_inference_count", "Steps sent", "method")
-        self._step_success = Counter("tgi_batch_inference_success", "Steps done", "method")
-        self._step_failure = Counter("tgi_batch_inference_failure", "Steps lost", "method")
+        self._step_count = Counter("tgi_batch_inference_count", "Steps sent", "method", METHODS)
+        self._step_success = Counter("tgi_batch_inference_success", "Steps done", "method", METHODS)
+        self._step_failure = Counter("tgi_batch_inference_failure", "Steps lost", "method", METHODS)
         self._concat = Counter(
-            "tgi_batch_concat", "Steps in which requests joined running ones", "reason"
+            "tgi_batch_concat",
+            "Steps in which requests joined running ones",
+            "reason",
+            ("chunking",),
         )
         self._step_duration = _duration(
             "tgi_batch_inference_duration", "From sending a step to its result", "method"
         )
         self._forward = _duration("tgi_batch_forward_duration", "Forward pass", "method")
         self._decode = _duration("tgi_batch_decode_duration", "Sampling", "method")
+        self._filter = _duration(
+            "tgi_batch_filter_duration",
+            "Router time to hand on the results of a step and let go of ended requests",
+            "method",
+        )
+        self._concat_duration = _duration(
+            "tgi_batch_concat_duration",
+            "Router time to plan a step in which requests joined running ones",
+            "method",
+        )
         self._next_size = Histogram(
             "tgi_batch_next_size", "Requests that entered in one step", range(1, 1025)
         )
@@ -91,12 +117,16 @@ class Metrics:
     def request_received(self) -> None:
         """A body was read and understood."""
         self._count.add()
+        if (seen := record.current()) is not None:
+            seen.received()
 
     def request_validated(self, seconds: float, n_prompt: int, max_new_tokens: int) -> None:
         """A prompt was found admissible."""
         self._validation.observe(seconds)
         self._input_length.observe(n_prompt)
         self._max_new.observe(max_new_tokens)
+        if (seen := record.current()) is not None:
+            seen.validated(seconds, n_prompt)
 
     def request_generated(self, queued: float, inference: float, n_generated: int) -> None:
         """A generation ended by itself."""
@@ -105,22 +135,30 @@ class Metrics:
         self._generated.observe(n_generated)
         if n_generated:
             self._per_token.observe(inference / n_generated)
+        if (seen := record.current()) is not None:
+            seen.generated(queued, inference, n_generated)
 
     def request_succeeded(self, seconds: float) -> None:
         """A reply was sent to its end."""
         self._success.add()
         self._duration.observe(seconds)
+        if (seen := record.current()) is not None:
+            seen.succeeded = True
 
     def request_failed(self, err: str) -> None:
-        """A request ended with an error; `err` is `ServerError.failure` or `dropped`."""
+        """A request ended with an error; `err` is one of FAILURES."""
         self._failure.add(label=err)
+        if (seen := record.current()) is not None:
+            seen.failure = err
 
     def admitted(self, n_cached: int) -> None:
         """A request entered the running batch; `n_cached` prompt tokens came from the cache."""
         self._skipped.observe(n_cached)
 
-    def step_sent(self, *, n_prefill_tokens: int, n_admitted: int, n_decode: int) -> None:
-        """A step was sent to the workers.
+    def step_sent(
+        self, *, n_prefill_tokens: int, n_admitted: int, n_decode: int, plan_seconds: float
+    ) -> None:
+        """A step was planned, which took `plan_seconds`, and sent to the workers.
 
         `n_admitted` requests entered in it; `n_decode` of its rows were running before.
         """
@@ -129,6 +167,8 @@ class Metrics:
             self._next_size.observe(n_admitted)
             if n_decode:
                 self._concat.add(label="chunking")
+                # TGI has this label only.
+                self._concat_duration.observe(plan_seconds, "decode")
 
     def step(
         self,
@@ -137,13 +177,18 @@ class Metrics:
         seconds: float,
         forward_seconds: float,
         sample_seconds: float,
+        results_seconds: float,
     ) -> None:
-        """A step's result came; `seconds` is the time since it was sent."""
+        """A step's result came, `seconds` after it was sent.
+
+        To hand it on took the router `results_seconds`.
+        """
         method = _method(n_prefill_tokens)
         self._step_success.add(label=method)
         self._step_duration.observe(seconds, method)
         self._forward.observe(forward_seconds, method)
         self._decode.observe(sample_seconds, method)
+        self._filter.observe(results_seconds, method)
 
     def step_lost(self, *, n_prefill_tokens: int) -> None:
         """A step will have no result: its worker died."""
@@ -152,26 +197,32 @@ class Metrics:
     def expose(self, now: Gauges) -> bytes:
         """Everything, in the Prometheus text format."""
         parts = [line for instrument in self._instruments() for line in instrument.lines()]
-        parts += [
-            gauge("tgi_queue_size", "Requests that wait for admission", now.n_waiting),
-            gauge("tgi_batch_current_size", "Requests in the running batch", now.n_running),
-            gauge(
-                "tgi_batch_current_max_tokens", "Tokens of the running batch", now.resident_tokens
-            ),
-            gauge("tgi_async_used_blocks", "KV cache blocks of running requests", now.used_blocks),
-            gauge(
-                "tgi_async_cached_blocks",
-                "KV cache blocks kept for their prefix",
-                now.cached_blocks,
-            ),
-            gauge("tgi_async_total_blocks", "KV cache blocks", now.n_blocks),
-            gauge(
-                "tgi_async_worker_restarts",
-                "Times that a worker was restarted",
-                now.worker_restarts,
-            ),
-        ]
+        parts += [gauge(name, text, value) for name, text, value in self._gauges(now)]
         return "".join(parts).encode()
+
+    def _gauges(self, now: Gauges) -> list[tuple[str, str, float]]:
+        used = now.used_blocks / now.n_blocks if now.n_blocks else 0.0
+        return [
+            ("tgi_queue_size", "Requests that wait for admission", now.n_waiting),
+            ("tgi_batch_current_size", "Requests in the running batch", now.n_running),
+            (
+                "tgi_batch_current_max_tokens",
+                "Tokens of the running batch, in the KV cache or on their way to it",
+                now.resident_tokens,
+            ),
+            (
+                "tgi_batch_max_total_tokens",
+                "Most tokens that the running batch can have: the size of the KV cache",
+                self._max_batch_total_tokens,
+            ),
+            ("tgi_async_requests_waiting", "Requests that wait for admission", now.n_waiting),
+            ("tgi_async_requests_running", "Requests in the running batch", now.n_running),
+            ("tgi_async_kv_cache_usage", "Share of the KV cache in use, from 0 to 1", used),
+            ("tgi_async_used_blocks", "KV cache blocks of running requests", now.used_blocks),
+            ("tgi_async_cached_blocks", "KV cache blocks kept for their prefix", now.cached_blocks),
+            ("tgi_async_total_blocks", "KV cache blocks", now.n_blocks),
+            ("tgi_async_worker_restarts", "Restarts of a worker", now.worker_restarts),
+        ]
 
     def _instruments(self) -> list[Counter | Histogram]:
         return [value for value in vars(self).values() if isinstance(value, Counter | Histogram)]

@@ -1,144 +1,186 @@
-"""Chat templates: messages to the text of a prompt, as transformers renders them.
+"""Chat templates: messages to the text of a prompt, in processes that can be ended.
 
-A template comes with a model, so it is code by strangers: it runs in jinja2's immutable sandbox.
+The server itself never compiles or runs a template: see `tgi_async.text.chat_process`.
 """
 
 from __future__ import annotations
 
 import json
-import secrets
+import os
+import queue
+import signal
+import subprocess
+import sys
+import weakref
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tgi_async.errors import TemplateError, ValidationError
+from tgi_async.text.chat_files import read_templates
+from tgi_async.text.chat_forms import Message
 
-from tgi_async.errors import TemplateError
-from tgi_async.text.tokenizer import read_config
-
-Message = dict[str, str]
-"""`role` and `content`, and perhaps `name` and `tool_call_id`."""
+COMMAND = (sys.executable, "-m", "tgi_async.text.chat_process")
+VARIABLES = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ")
+"""Of the environment; its secrets are not a template's business."""
 
 
 class ChatTemplate:
-    """A compiled template. Thread-safe.
+    """The templates of one model. Thread-safe.
 
-    `special_tokens` are variables of the template, by names such as `bos_token`. A template that
-    cannot be compiled is an error of the requests that need it, not of the start.
+    `templates` is the source of the only one, or sources by name. `special_tokens` are variables of
+    the template, by names such as `bos_token`. A template that cannot be compiled is an error of
+    the requests that need it, not of the start.
+
+    At most `n_processes` render at once; one that took more than `seconds` of processor time is
+    ended, with its request alone. They are started when first needed.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        self._variables = dict(special_tokens)
-        # Marks where the last message ends when it is to be continued. Random, so that no message
-        # can hold it.
-        self._end_mark = f"ENDOFMESSAGE{secrets.token_hex(8)}"
-        self._broken: str | None = None
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
-            self._broken = f"syntax error: {error}"
+    def __init__(
+        self,
+        templates: str | Mapping[str, str],
+        special_tokens: Mapping[str, str],
+        *,
+        n_processes: int = 2,
+        seconds: float = 2.0,
+    ) -> None:
+        named = {"default": templates} if isinstance(templates, str) else dict(templates)
+        start = {"templates": named, "special_tokens": dict(special_tokens), "seconds": seconds}
+        self._processes = [_Process(start, seconds) for _ in range(n_processes)]
+        # The last one in is the first out, so that without a crowd only one is ever started.
+        self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
+        for process in self._processes:
+            self._idle.put(process)
+        self.threads = ThreadPoolExecutor(n_processes, thread_name_prefix="chat")
+        """Where to call `render`: apart from the threads that tokenize, which it would hold up."""
+        self._end = weakref.finalize(self, _end_all, self._processes)
 
     @classmethod
     def from_folder(cls, folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
-        """The model's template, or None if it has none."""
-        source = _source(folder)
-        return None if source is None else cls(source, special_tokens)
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """The prompt for an answer to `messages`.
-
-        If the last message is the assistant's, the prompt ends inside it, so that the model goes on
-        with it.
+        """The model's templates, or None if it has none.
 
         Raises:
-            TemplateError: the template refuses these messages, or cannot show them.
+            StartError: a file that may hold them cannot be read.
         """
-        if self._broken is not None:
-            raise TemplateError(self._broken)
-        if messages and messages[-1]["role"] == "assistant" and messages[-1]["content"]:
-            return self._continue(messages)
-        return self._render(messages, add_generation_prompt=True)
+        templates = read_templates(folder)
+        return cls(templates, special_tokens) if templates else None
 
-    def _continue(self, messages: Sequence[Message]) -> str:
-        last = dict(messages[-1])
-        last["content"] = last["content"].rstrip() + self._end_mark
-        text = self._render([*messages[:-1], last], add_generation_prompt=False)
-        prompt, mark, _ = text.rpartition(self._end_mark)
-        if not mark:
-            raise TemplateError(
-                "the template does not show the last assistant message, so that it cannot be "
-                "continued. End with a user message"
-            )
-        return prompt
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | None = None,
+    ) -> str:
+        """The prompt for an answer to `messages`; blocks, for a bounded time.
 
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        `variables` are further ones of the template; it must read them. See `Renderer.render` for
+        the two flags: by default, an assistant's text at the end is continued.
+
+        Raises:
+            TemplateError: the template refuses these messages, cannot show them, or takes too long.
+            ValidationError: `variables` has a name that is not allowed.
+        """
+        job = {
+            "messages": list(messages),
+            "tools": tools,
+            "documents": documents,
+            "variables": variables,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }
+        process = self._idle.get()
         try:
-            return self._template.render(
-                {
-                    **self._variables,
-                    "messages": messages,
-                    "tools": None,
-                    "documents": None,
-                    "add_generation_prompt": add_generation_prompt,
-                }
+            return process.render(job)
+        finally:
+            self._idle.put(process)
+
+    def close(self) -> None:
+        """End the processes."""
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        self._end()
+
+
+class _Process:
+    """One process, started when needed and again after its end. Used by one thread at a time."""
+
+    def __init__(self, start: Mapping[str, Any], seconds: float) -> None:
+        self._start = json.dumps(start).encode() + b"\n"
+        self._seconds = seconds
+        self._running: subprocess.Popen[bytes] | None = None
+
+    def render(self, job: Mapping[str, Any]) -> str:
+        try:
+            line = json.dumps(job).encode() + b"\n"
+        except (ValueError, RecursionError) as error:  # an integer too long, or nested too deep
+            raise TemplateError(f"the messages cannot be shown: {error}") from error
+        reply = self._reply(line)
+        if reply is None:
+            raise TemplateError(self._why_it_ended())
+        answer = json.loads(reply)
+        if "text" in answer:
+            text: str = answer["text"]
+            return text
+        kind = ValidationError if answer["error"] == "ValidationError" else TemplateError
+        raise kind(answer["message"])
+
+    def _reply(self, line: bytes) -> bytes | None:
+        """What the process says; None if it ended instead."""
+        try:
+            running = self._started()
+            assert running.stdin is not None
+            assert running.stdout is not None
+            running.stdin.write(line)
+            running.stdin.flush()
+            reply = running.stdout.readline()
+        except (BrokenPipeError, ConnectionResetError):
+            return None
+        return reply if reply.endswith(b"\n") else None
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._running is not None and self._running.poll() is None:
+            return self._running
+        self.end()
+        self._running = subprocess.Popen(
+            COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={name: os.environ[name] for name in VARIABLES if name in os.environ},
+            start_new_session=True,  # Ctrl-C is for the server, whose end closes their input
+        )
+        assert self._running.stdin is not None
+        self._running.stdin.write(self._start)
+        return self._running
+
+    def _why_it_ended(self) -> str:
+        assert self._running is not None
+        status = self._running.wait()
+        self.end()
+        if status == -signal.SIGPROF:
+            return (
+                f"rendering took more than {self._seconds:g} seconds of processor time. "
+                "Send fewer or shorter messages"
             )
-        except Exception as error:  # whatever a template's expressions can raise
-            raise TemplateError(str(error)) from error
+        return f"rendering ended with status {status}"
+
+    def end(self) -> None:
+        """End the process, if there is one."""
+        running, self._running = self._running, None
+        if running is None:
+            return
+        running.kill()
+        running.wait()
+        for pipe in (running.stdin, running.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):  # by what was left to write
+                    pipe.close()
 
 
-class _GenerationTag(Extension):
-    """`{% generation %}` marks what the model said, for training; here it means nothing."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as the models were trained with: jinja2's own filter escapes HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
-
-
-def _source(folder: Path) -> str | None:
-    """A file of its own goes before the tokenizer's configuration, as in transformers."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text("utf-8")
-    source = read_config(folder).get("chat_template")
-    if isinstance(source, list):
-        named = {entry["name"]: entry["template"] for entry in source}
-        source = named.get("default")
-    return source if isinstance(source, str) else None
+def _end_all(processes: Sequence[_Process]) -> None:
+    for process in processes:
+        process.end()

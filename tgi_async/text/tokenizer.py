@@ -89,13 +89,13 @@ class Tokenizer:
         ids: list[int] = self._encoding(text, add_special_tokens).ids
         return ids
 
-    def spans(self, text: str) -> list[Span]:
+    def spans(self, text: str, *, add_special_tokens: bool = True) -> list[Span]:
         """Tokens with the places in `text`; those that the tokenizer added have empty ones.
 
         Raises:
             ValidationError: `text` cannot be tokenized.
         """
-        encoding = self._encoding(text, add_special_tokens=True)
+        encoding = self._encoding(text, add_special_tokens)
         return [Span(id, *place) for id, place in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

@@ -23,6 +23,8 @@ Id = Annotated[int, Meta(ge=0, lt=2**31)]
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
 Seed = Annotated[int, Meta(ge=0)]
 """Unsigned 64 bits, which is all that MessagePack can carry."""
+MAX_BIASES = 300
+"""Most tokens that one request may bias, as at OpenAI."""
 
 
 class Frame(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -33,8 +35,8 @@ class Sampling(Frame, frozen=True):
     """How one row turns logits into a token.
 
     Random numbers are a function of (seed, choice, position, purpose), never of the batch.
-    Values that change nothing: temperature 1, top_k 0, top_p 1, typical_p 1, repetition_penalty 1,
-    frequency_penalty 0.
+    Values that change nothing: temperature 1, top_k 0, top_p 1, typical_p 1, min_p 0,
+    repetition_penalty 1, the other penalties 0.
     """
 
     do_sample: bool = False
@@ -44,6 +46,7 @@ class Sampling(Frame, frozen=True):
     typical_p: float = 1.0
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
+    """TGI's: times the share of a token in prompt and output."""
     watermark: bool = False
     seed: Seed = 0
     choice: Count = 0
@@ -51,6 +54,17 @@ class Sampling(Frame, frozen=True):
     """Whether the log-probability of each sampled token is wanted."""
     top_n_tokens: Count = 0
     """How many of the likeliest tokens to report at each position, besides the sampled one."""
+    min_p: float = 0.0
+    """Least probability of a token that is kept, as a share of the likeliest one's."""
+    output_frequency_penalty: float = 0.0
+    """OpenAI's: times the count of a token in the output."""
+    output_presence_penalty: float = 0.0
+    """OpenAI's: once for every token that occurs in the output."""
+    biased_ids: Annotated[list[Id], Meta(max_length=MAX_BIASES)] = []
+    """Distinct tokens whose logits are raised by what `biases` has at the same place."""
+    biases: Annotated[list[float], Meta(max_length=MAX_BIASES)] = []
+    model_logprobs: bool = False
+    """Report log-probabilities as the model gave them, not those of the processed distribution."""
 
 
 class Admit(Frame, frozen=True):

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from workers.attention.build import KernelUnavailable
 from workers.attention.context import AttentionContext
 from workers.attention.gather import attend_gathered
 from workers.attention.kernel import Kernel
+from workers.native import NativeUnavailable
 
 # What transformers hands to every attention function without changing what is to be attended:
 # `position_ids` is in the keys and queries already, the rest says what to return or to keep.
@@ -36,8 +36,8 @@ class CpuAttention:
         refusal = Kernel.refusal(n_heads, n_kv_heads, head_dim, dtype)
         try:
             self._kernel = None if refusal else Kernel()
-        except KernelUnavailable as error:
-            refusal = f"{error}. Install a C compiler (such as the package gcc)"
+        except NativeUnavailable as error:
+            refusal = str(error)
         if refusal:
             self.notes.append(
                 "attention runs in plain torch, several times slower with many streams, because "

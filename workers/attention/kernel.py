@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import torch
 
-from workers.attention.build import KernelUnavailable, library
+from workers import native, team
 from workers.attention.context import AttentionContext
 
+SOURCE = Path(__file__).with_name("paged_attention.c")
 DTYPES = (torch.float32, torch.bfloat16)
 MAX_HEAD_DIM = 512
 MAX_QUERIES = 64
@@ -51,17 +53,15 @@ class _Call(ctypes.Structure):
 class Kernel:
     """Writes new keys and values into the cache and attends, in one call.
 
-    Raises KernelUnavailable where it cannot be compiled or loaded.
+    Raises NativeUnavailable where it cannot be compiled or loaded.
     """
 
     def __init__(self) -> None:
-        try:
-            loaded = ctypes.CDLL(str(library()))
-        except OSError as error:
-            raise KernelUnavailable(
-                f"the compiled attention kernel cannot be used: {error}"
-            ) from error
-        self._run = loaded.paged_attention
+        library = native.load(SOURCE)
+        library.use_team.argtypes = (ctypes.c_void_p,)
+        library.use_team.restype = None
+        library.use_team(team.run_function())
+        self._run = library.paged_attention
         self._run.argtypes = (ctypes.POINTER(_Call),)
         self._run.restype = ctypes.c_int
 

@@ -1,7 +1,7 @@
 /* Paged attention on a CPU.
  *
  * One call does one layer of one forward pass: it scatters the new keys and values into the paged
- * pools, then attends. Work comes as spans. A span is some consecutive positions of one sequence
+ * pools, then attends, sharing both out over the threads of team.c. Work comes as spans. A span is some consecutive positions of one sequence
  * and the block table of that sequence; a decode row is a span of one position.
  *
  * A span's context is cut into parts of PART tokens. A task takes one key-value head and one part
@@ -15,7 +15,6 @@
  * widest, 16 lanes or 8, for wider ones are taken apart badly.
  */
 #include <math.h>
-#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,9 +32,7 @@
 #define PART 128 /* tokens of context, a multiple of LANES */
 #define QUERIES 64 /* most query vectors (positions times grouped heads) of a span; see kernel.py */
 #define MAX_DIM 512 /* see kernel.py */
-/* Up to these, one thread is done sooner than others would be awake. */
-#define WRITE_ALONE 256  /* tokens written */
-#define ATTEND_ALONE 1e6 /* multiply-adds */
+#define WRITTEN 64 /* tokens that a thread writes at a time */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -63,6 +60,14 @@ typedef struct {
     double scale, softcap; /* softcap 0: none */
 } call;
 
+/* team_run of team.c. */
+typedef void unit_work(void *job, int64_t unit, int64_t next);
+typedef void runner(unit_work *work, void *job, int64_t units, int64_t threads);
+
+static runner *team_run;
+
+void use_team(runner *run) { team_run = run; }
+
 typedef struct {
     int64_t start, n, length;
     const int32_t *table;
@@ -71,7 +76,6 @@ typedef struct {
     int64_t first_task, n_tasks; /* n_tasks for each key-value head */
     float *results;              /* [n_tasks, n_kv_heads, n_queries, 2 + dim] */
     int32_t *unfinished;         /* [n_kv_heads] tasks */
-    int last;
 } span;
 
 /* These grow and stay, for each calling thread: fresh pages cost more than a layer's attention. */
@@ -378,35 +382,34 @@ INLINE void bounds(const span *s, int64_t part, int64_t *from, int64_t *to) {
     if (*to > s->length) *to = s->length;
 }
 
-/* Where the tokens are that this thread attends to next; their number, 0 if that is not known. */
-static int foresee(const call *c, const span *s, int64_t task, int64_t part, int go_on,
+/* Where the tokens are that this thread attends to after a part of task `task` of all, a task of
+ * span `s`; their number, 0 if that is not known. `then`: the task it will take after, or -1. */
+static int foresee(const call *c, const span *s, int64_t task, int64_t part, int64_t then,
                    int64_t *next) {
     int64_t from, to;
     if (part + 1 < s->n_parts && (part + 1) % s->parts_per_task) {
         part++;
-    } else if (!go_on) {
-        return 0;
-    } else if (++task < s->n_tasks * c->n_kv_heads) {
-        part = task / c->n_kv_heads * s->parts_per_task;
-    } else if (s->last) {
+    } else if (then < 0) {
         return 0;
     } else {
-        s++;
-        task = part = 0;
+        task = then;
+        while (task < s->first_task) s--;
+        while (task >= s->first_task + s->n_tasks * c->n_kv_heads) s++;
+        part = (task - s->first_task) / c->n_kv_heads * s->parts_per_task;
     }
     bounds(s, part, &from, &to);
-    locate(c, s, task % c->n_kv_heads, from, to, next);
+    locate(c, s, (task - s->first_task) % c->n_kv_heads, from, to, next);
     return (int)(to - from);
 }
 
-/* `go_on`: this thread takes the following task too. */
-INLINE void run_task(const call *c, const span *s, int64_t task, int go_on, const int64_t dim,
+INLINE void run_task(const call *c, const span *s, int64_t task, int64_t then, const int64_t dim,
                      const int bf16) {
-    const int64_t head = task % c->n_kv_heads, run = task / c->n_kv_heads;
+    const int64_t of_span = task - s->first_task;
+    const int64_t head = of_span % c->n_kv_heads, run = of_span / c->n_kv_heads;
     const int64_t nq = s->n_queries, group = c->n_heads / c->n_kv_heads;
     float q[QUERIES * MAX_DIM] __attribute__((aligned(64)));
     float later[QUERIES * (2 + MAX_DIM)] __attribute__((aligned(64)));
-    float *m = s->results + task * nq * (2 + dim), *l = m + nq, *acc = l + nq;
+    float *m = s->results + of_span * nq * (2 + dim), *l = m + nq, *acc = l + nq;
     float *m2 = later, *l2 = m2 + nq, *acc2 = l2 + nq;
 
     gather_queries(c, s, head, q, bf16);
@@ -422,7 +425,7 @@ INLINE void run_task(const call *c, const span *s, int64_t task, int go_on, cons
             low[j] = (int)((begin < to ? begin : to) - from);
             high[j] = (int)((end > from ? end : from) - from);
         }
-        int n_next = foresee(c, s, task, part, go_on, next);
+        int n_next = foresee(c, s, task, part, then, next);
         attend(c, at, (int)(to - from), next, n_next, q, (int)nq, low, high, i ? m2 : m, i ? l2 : l,
                i ? acc2 : acc, dim, bf16);
         if (i) merge(nq, dim, m, l, acc, m2, l2, acc2);
@@ -433,8 +436,8 @@ INLINE void run_task(const call *c, const span *s, int64_t task, int go_on, cons
 
 /* Loops over a head's vectors are unrolled for the common dims. */
 #define TASK(NAME, DIM, BF16) \
-    static void NAME(const call *c, const span *s, int64_t task, int go_on) { \
-        run_task(c, s, task, go_on, DIM, BF16);                               \
+    static void NAME(const call *c, const span *s, int64_t task, int64_t then) { \
+        run_task(c, s, task, then, DIM, BF16);                                   \
     }
 TASK(task_f32, c->dim, 0)
 TASK(task_f32_64, 64, 0)
@@ -443,14 +446,13 @@ TASK(task_bf16, c->dim, 1)
 TASK(task_bf16_64, 64, 1)
 TASK(task_bf16_128, 128, 1)
 
-/* Divides the spans into tasks; their number, or -1 without memory. `work`: multiply-adds. */
-static int64_t plan(const call *c, span **planned, double *work) {
+/* Divides the spans into tasks; their number, or -1 without memory. */
+static int64_t plan(const call *c, span **planned) {
     const size_t bytes = c->n_spans * (sizeof(span) + c->n_kv_heads * sizeof(int32_t));
     span *spans = kept_spans = grow(kept_spans, &spans_size, bytes);
     if (!spans) return -1;
     int32_t *unfinished = (int32_t *)(spans + c->n_spans);
     int64_t n_tasks = 0, n_results = 0;
-    *work = 0;
     for (int64_t i = 0; i < c->n_spans; i++) {
         const int64_t *given = c->spans + 4 * i;
         span *s = spans + i;
@@ -464,12 +466,10 @@ static int64_t plan(const call *c, span **planned, double *work) {
         s->parts_per_task = s->n == 1 ? 1 : 8;
         s->first_task = n_tasks;
         s->n_tasks = (s->n_parts + s->parts_per_task - 1) / s->parts_per_task;
-        s->last = i == c->n_spans - 1;
         s->unfinished = unfinished + i * c->n_kv_heads;
         for (int64_t h = 0; h < c->n_kv_heads; h++) s->unfinished[h] = (int32_t)s->n_tasks;
         n_tasks += s->n_tasks * c->n_kv_heads;
         n_results += s->n_tasks * c->n_kv_heads * s->n_queries * (2 + c->dim);
-        *work += 2.0 * (s->length - s->first_token) * s->n * c->n_heads * c->dim;
     }
     kept_results = grow(kept_results, &results_size, n_results * sizeof(float));
     if (!kept_results) return -1;
@@ -482,32 +482,44 @@ static int64_t plan(const call *c, span **planned, double *work) {
     return n_tasks;
 }
 
+typedef struct {
+    const call *call;
+    const span *spans;
+    void (*run)(const call *, const span *, int64_t, int64_t);
+} attention;
+
+static void write_some(void *job, int64_t unit, int64_t next) {
+    (void)next;
+    const call *c = job;
+    const int64_t end = (unit + 1) * WRITTEN;
+    for (int64_t t = unit * WRITTEN; t < end && t < c->n_tokens; t++) write_kv(c, t);
+}
+
+static void attend_task(void *job, int64_t task, int64_t then) {
+    const attention *a = job;
+    int64_t low = 0, high = a->call->n_spans; /* the last span that begins at or before this task */
+    while (high - low > 1) {
+        int64_t middle = (low + high) / 2;
+        if (a->spans[middle].first_task <= task)
+            low = middle;
+        else
+            high = middle;
+    }
+    a->run(a->call, a->spans + low, task, then);
+}
+
 /* 0, or 1 where there was no memory for the intermediate results. */
 int paged_attention(const call *c) {
-    void (*run)(const call *, const span *, int64_t, int) =
+    span *spans;
+    const int64_t n_tasks = plan(c, &spans);
+    if (n_tasks < 0) return 1;
+    attention a = {
+        c, spans,
         c->dim == 64    ? (c->bf16 ? task_bf16_64 : task_f32_64)
         : c->dim == 128 ? (c->bf16 ? task_bf16_128 : task_f32_128)
-                        : (c->bf16 ? task_bf16 : task_f32);
-    span *spans;
-    double work;
-    const int64_t n_tasks = plan(c, &spans, &work);
-    if (n_tasks < 0) return 1;
-    /* A thread takes tasks that lie side by side in memory, but not so many that others idle. */
-    int64_t chunk = n_tasks / (8 * c->n_threads);
-    chunk = chunk > c->n_kv_heads ? chunk / c->n_kv_heads * c->n_kv_heads : chunk ? chunk : 1;
-#pragma omp parallel for num_threads(c->n_threads) if (c->n_tokens > WRITE_ALONE)
-    for (int64_t t = 0; t < c->n_tokens; t++) write_kv(c, t);
-#pragma omp parallel for schedule(dynamic, chunk) num_threads(c->n_threads) if (work > ATTEND_ALONE)
-    for (int64_t task = 0; task < n_tasks; task++) {
-        int64_t low = 0, high = c->n_spans; /* the last span that begins at or before this task */
-        while (high - low > 1) {
-            int64_t middle = (low + high) / 2;
-            if (spans[middle].first_task <= task)
-                low = middle;
-            else
-                high = middle;
-        }
-        run(c, spans + low, task - spans[low].first_task, (task + 1) % chunk != 0);
-    }
+                        : (c->bf16 ? task_bf16 : task_f32),
+    };
+    team_run(write_some, (void *)c, (c->n_tokens + WRITTEN - 1) / WRITTEN, c->n_threads);
+    team_run(attend_task, &a, n_tasks, c->n_threads);
     return 0;
 }

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tgi_async.wire.messages import RowError, Sampled, TopToken
 
@@ -21,6 +22,30 @@ class TopTokens(NamedTuple):
     """float32 [B, N]"""
     counts: Tensor
     """int64 [B]: how many of the N belong to the row"""
+
+    def spread(self, some: Tensor, n: int) -> TopTokens:
+        """These as the lines `some` of n; the others report nothing."""
+        if len(some) == n:
+            return self
+        return TopTokens(
+            *(part.new_zeros((n, *part.shape[1:])).index_copy(0, some, part) for part in self)
+        )
+
+    def merged_into(self, others: TopTokens | None, some: Tensor, n: int) -> TopTokens:
+        """`others`, which are of n lines, with these as the lines `some`."""
+        if others is None:
+            return self.spread(some, n)
+        width = max(self.ids.shape[1], others.ids.shape[1])
+
+        def merged(part: Tensor, other: Tensor) -> Tensor:
+            part, other = (pad(each, (0, width - each.shape[1])) for each in (part, other))
+            return other.index_copy(0, some, part)
+
+        return TopTokens(
+            merged(self.ids, others.ids),
+            merged(self.logprobs, others.logprobs),
+            others.counts.index_copy(0, some, self.counts),
+        )
 
 
 class SamplerOutput(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import IntFlag
 
 import numpy as np
@@ -18,13 +19,16 @@ class Needs(IntFlag):
     TOP = 8
     PENALTY = 16
     WATERMARK = 32
+    BIAS = 64
+    MODEL_LOGPROB = 128
+    """What `LOGPROB` and `TOP` report is not to be that of the processed distribution."""
 
 
 class Parameters:
     """One entry a row in every array.
 
-    A row that does not sample ignores temperature, top_k, top_p and typical_p, as transformers'
-    greedy search does.
+    A row that does not sample ignores temperature, top_k, top_p, typical_p and min_p, as
+    transformers' greedy search does.
     """
 
     def __init__(self, max_rows: int, vocab_size: int) -> None:
@@ -35,6 +39,8 @@ class Parameters:
         """The vocabulary's size where all are kept."""
         self.top_p = np.ones(max_rows, np.float64)
         self.typical_p = np.ones(max_rows, np.float64)
+        self.min_score = np.full(max_rows, -math.inf, np.float64)
+        """log of min_p: the least score that is kept, the largest being 0."""
         self.top_n = np.zeros(max_rows, np.int64)
         self.seed = np.zeros(max_rows, np.uint64)
         self.choice = np.zeros(max_rows, np.uint64)
@@ -47,6 +53,7 @@ class Parameters:
         self.top_k[row] = min(drawn.top_k or self._vocab_size, self._vocab_size)
         self.top_p[row] = drawn.top_p
         self.typical_p[row] = drawn.typical_p
+        self.min_score[row] = math.log(drawn.min_p) if drawn.min_p > 0 else -math.inf
         self.top_n[row] = min(sampling.top_n_tokens, self._vocab_size)
         self.seed[row] = sampling.seed
         self.choice[row] = sampling.choice
@@ -54,16 +61,28 @@ class Parameters:
         needs = Needs(0)
         if sampling.do_sample:
             needs |= Needs.DRAW
-        if self.top_k[row] < self._vocab_size or drawn.top_p < 1 or drawn.typical_p < 1:
+        if self.top_k[row] < self._vocab_size or min(drawn.top_p, drawn.typical_p) < 1:
+            needs |= Needs.TRUNCATION
+        if drawn.min_p > 0:
             needs |= Needs.TRUNCATION
         if sampling.logprobs:
             needs |= Needs.LOGPROB
         if sampling.top_n_tokens:
             needs |= Needs.TOP
-        if sampling.repetition_penalty != 1 or sampling.frequency_penalty != 0:
+        if sampling.repetition_penalty != 1 or (
+            sampling.frequency_penalty
+            or sampling.output_frequency_penalty
+            or sampling.output_presence_penalty
+        ):
             needs |= Needs.PENALTY
         if sampling.watermark:
             needs |= Needs.WATERMARK
+        if sampling.biased_ids:
+            needs |= Needs.BIAS
+        processed = needs & (Needs.TRUNCATION | Needs.PENALTY | Needs.WATERMARK | Needs.BIAS)
+        # Where nothing is processed, both are the same, and the cheaper one is taken.
+        if sampling.model_logprobs and (processed or drawn.temperature != 1):
+            needs |= Needs.MODEL_LOGPROB
         self.needs[row] = needs
         return needs
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tgi_async.wire.messages import RowError, Sampled, Sampling
+from workers.sampling.bias import Bias
 from workers.sampling.candidates import candidates
 from workers.sampling.output import SamplerOutput, TopTokens
 from workers.sampling.parameters import Needs, Parameters
@@ -50,14 +51,21 @@ class Sampler:
         self._parameters = Parameters(max_rows, vocab_size)
         self._penalties = Penalties(max_rows, device)
         self._watermark = Watermark(max_rows, device)
+        self._bias = Bias(max_rows, vocab_size, device)
 
-    def admit(self, row: int, sampling: Sampling, tokens: Sequence[int]) -> None:
-        """`row` enters with `tokens`, its prompt and what it has already emitted; at least one."""
+    def admit(
+        self, row: int, sampling: Sampling, tokens: Sequence[int], n_prompt: int | None = None
+    ) -> None:
+        """`row` enters with `tokens`, its prompt and what it has already emitted; at least one.
+
+        The first `n_prompt` are the prompt; by default all.
+        """
         needs = self._parameters.set(row, sampling)
         if needs & Needs.PENALTY:
-            self._penalties.admit(
-                row, sampling.repetition_penalty, sampling.frequency_penalty, tokens
-            )
+            n_prompt = len(tokens) if n_prompt is None else n_prompt
+            self._penalties.admit(row, sampling, tokens, n_prompt)
+        if needs & Needs.BIAS:
+            self._bias.admit(row, sampling.biased_ids, sampling.biases)
         if needs & Needs.WATERMARK:
             self._watermark.admit(row, tokens)
 
@@ -84,17 +92,22 @@ class Sampler:
         places = np.asarray(positions, np.int64)
         marked = np.flatnonzero(needs & Needs.WATERMARK)
         penalized = np.flatnonzero(needs & Needs.PENALTY)
+        biased = np.flatnonzero(needs & Needs.BIAS)
         scores = logits.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         if marked.size:
             self._watermark.apply(scores, marked, at[marked])
         if penalized.size:
             self._penalties.apply(scores, penalized, at[penalized], places[penalized])
+        if biased.size:
+            self._bias.apply(scores, biased, at[biased])
 
         maxima, tokens = scores.max(-1)
         output = SamplerOutput(tokens, maxima, None, wanted, None)
+        reported = np.flatnonzero(needs & Needs.MODEL_LOGPROB)
+        needs[reported] &= ~np.uint8(Needs.LOGPROB | Needs.TOP)
         beyond = np.flatnonzero(needs & (Needs.DRAW | Needs.LOGPROB | Needs.TOP))
         if beyond.size == len(at):
-            chosen = self._choose(scores, tokens, maxima, at, places)
+            chosen = self._choose(scores, tokens, maxima, at, places, needs)
             output = output._replace(
                 tokens=chosen.tokens,
                 logprobs=chosen.logprobs if wanted.any() else None,
@@ -103,9 +116,11 @@ class Sampler:
         elif beyond.size:
             some = self._send(beyond)
             chosen = self._choose(
-                scores[some], tokens[some], maxima[some], at[beyond], places[beyond]
+                scores[some], tokens[some], maxima[some], at[beyond], places[beyond], needs[beyond]
             )
             output = _scattered(output, some, chosen)
+        if reported.size:
+            output = self._report(output, reported, logits, at[reported])
 
         if penalized.size:
             self._penalties.record(at[penalized], output.tokens[self._send(penalized)])
@@ -120,7 +135,13 @@ class Sampler:
         return output.to_wire(rows)
 
     def _choose(
-        self, scores: Tensor, best: Tensor, peaks: Tensor, rows: Index, places: Index
+        self,
+        scores: Tensor,
+        best: Tensor,
+        peaks: Tensor,
+        rows: Index,
+        places: Index,
+        needs: NDArray[np.uint8],
     ) -> _Chosen:
         """Tokens, log-probabilities and top tokens of n rows that each need some of these.
 
@@ -128,7 +149,6 @@ class Sampler:
         are their argmax and maximum.
         """
         parameters = self._parameters
-        needs = parameters.needs[rows]
         truncated = (needs & Needs.TRUNCATION) != 0
         # The largest score becomes 0, so that no temperature, however low, overflows.
         scores -= peaks[:, None]
@@ -143,10 +163,8 @@ class Sampler:
         summed = np.flatnonzero(~truncated | (parameters.top_k[rows] == self._vocab_size))
         if summed.size:
             some = self._send(summed)
-            # softmax sums a line in one fixed order, where sum() and logsumexp() add up a lone
-            # line in another order than one among others.
             probs = (scores if summed.size == len(rows) else scores[some]).softmax(-1)
-            log_totals[some] = -probs.gather(1, best[some][:, None])[:, 0].double().log()
+            log_totals[some] = _log_totals(probs, best[some])
             plain = ((needs & Needs.DRAW) != 0) & ~truncated
             if plain.any():
                 if not plain[summed].all():
@@ -164,7 +182,23 @@ class Sampler:
         some = self._send(ordered)
         if ordered.size < len(rows):
             scores, log_totals, uniforms = scores[some], log_totals[some], uniforms[some]
-        drawn = self._draw(scores, log_totals, uniforms, rows[ordered], truncated[ordered])
+        chosen_from = rows[ordered]
+        limits = Limits(
+            truncates=self._send(truncated[ordered]),
+            top_k=self._send(parameters.top_k[chosen_from]),
+            top_p=self._send(parameters.top_p[chosen_from]),
+            typical_p=self._send(parameters.typical_p[chosen_from]),
+            min_score=self._send(parameters.min_score[chosen_from]),
+            top_n=self._send(parameters.top_n[chosen_from]),
+            log_total=log_totals,
+        )
+        drawn = self._draw(
+            scores,
+            limits,
+            uniforms,
+            typical=bool((parameters.typical_p[chosen_from] < 1).any()),
+            most_top=int(parameters.top_n[chosen_from].max()),
+        )
         cut = np.flatnonzero(truncated[ordered])
         if cut.size:
             some_cut, to = self._send(cut), self._send(ordered[cut])
@@ -173,23 +207,37 @@ class Sampler:
         if not (needs & Needs.TOP).any():
             return _Chosen(tokens, logprobs, None)
         top = TopTokens(drawn.top_ids, drawn.top_logprobs, drawn.top_counts)
-        return _Chosen(tokens, logprobs, _spread(top, some, len(rows)))
+        return _Chosen(tokens, logprobs, top.spread(some, len(rows)))
+
+    def _report(
+        self, output: SamplerOutput, lines: Index, logits: Tensor, rows: Index
+    ) -> SamplerOutput:
+        """`output`, its `lines` (of `rows`) reporting the distribution that the model gave."""
+        some = self._send(lines)
+        scores = logits[some].float()
+        peaks, best = scores.max(-1)
+        scores -= peaks[:, None]
+        log_totals = _log_totals(scores.softmax(-1), best)
+        found = (scores.gather(1, output.tokens[some][:, None])[:, 0] - log_totals).float()
+        held = found.new_zeros(len(output.tokens)) if output.logprobs is None else output.logprobs
+        output = output._replace(logprobs=held.index_copy(0, some, found))
+        top_n = self._parameters.top_n[rows]
+        if not top_n.any():
+            return output
+        drawn = self._draw(
+            scores,
+            Limits.keep_all(self._send(top_n), log_totals, self._vocab_size),
+            torch.zeros_like(log_totals),
+            typical=False,
+            most_top=int(top_n.max()),
+        )
+        top = TopTokens(drawn.top_ids, drawn.top_logprobs, drawn.top_counts)
+        return output._replace(top=top.merged_into(output.top, some, len(output.tokens)))
 
     def _draw(
-        self, scores: Tensor, log_totals: Tensor, uniforms: Tensor, rows: Index, truncated: Index
+        self, scores: Tensor, limits: Limits, uniforms: Tensor, *, typical: bool, most_top: int
     ) -> Drawn:
         """`truncation.draw` from few candidates, then from all for the rows that need more."""
-        parameters = self._parameters
-        limits = Limits(
-            truncates=self._send(truncated),
-            top_k=self._send(parameters.top_k[rows]),
-            top_p=self._send(parameters.top_p[rows]),
-            typical_p=self._send(parameters.typical_p[rows]),
-            top_n=self._send(parameters.top_n[rows]),
-            log_total=log_totals,
-        )
-        typical = bool((parameters.typical_p[rows] < 1).any())
-        most_top = int(parameters.top_n[rows].max())
         width = min(self._vocab_size, max(CANDIDATES, 2 * most_top))
         drawn = draw(
             candidates(scores, width),
@@ -231,6 +279,15 @@ class Sampler:
         return send(array, self._device)
 
 
+def _log_totals(probs: Tensor, best: Tensor) -> Tensor:
+    """float64 [n]: log of the sum of exp(score) of each line, from its softmax and its argmax.
+
+    softmax sums a line in one fixed order, where sum() and logsumexp() add up a lone line in
+    another order than one among others.
+    """
+    return -probs.gather(1, best[:, None])[:, 0].double().log()
+
+
 def _scattered(output: SamplerOutput, some: Tensor, chosen: _Chosen) -> SamplerOutput:
     """`output`, with what was chosen for the lines `some` of it."""
     n = len(output.tokens)
@@ -240,14 +297,5 @@ def _scattered(output: SamplerOutput, some: Tensor, chosen: _Chosen) -> SamplerO
     return output._replace(
         tokens=output.tokens.index_copy(0, some, chosen.tokens),
         logprobs=logprobs,
-        top=None if chosen.top is None else _spread(chosen.top, some, n),
-    )
-
-
-def _spread(top: TopTokens, some: Tensor, n: int) -> TopTokens:
-    """`top` as the lines `some` of n; the others report nothing."""
-    if len(some) == n:
-        return top
-    return TopTokens(
-        *(part.new_zeros((n, *part.shape[1:])).index_copy(0, some, part) for part in top)
+        top=None if chosen.top is None else chosen.top.spread(some, n),
     )

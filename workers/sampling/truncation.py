@@ -1,4 +1,4 @@
-"""Top-k, top-p and typical-p on ordered candidates, the draw among what they keep, the top tokens.
+"""Top-k, top-p, min-p and typical-p on ordered candidates, the draw among them, the top tokens.
 
 Probabilities are integers here, in units of 2**-40 of the likeliest token's. Integers add up to the
 same sum in any order, so neither the batch, nor the device, nor how many candidates were looked at
@@ -18,7 +18,7 @@ UNIT = 2.0**40
 
 
 class Limits(NamedTuple):
-    """What each of n rows keeps. Values that keep all: top_k V, top_p 1, typical_p 1."""
+    """What each of n rows keeps. `keep_all` has the values that cut nothing."""
 
     truncates: Tensor
     """bool [n]; the others are here for their top tokens only."""
@@ -28,11 +28,26 @@ class Limits(NamedTuple):
     """float64 [n], in (0, 1]"""
     typical_p: Tensor
     """float64 [n], in (0, 1]"""
+    min_score: Tensor
+    """float64 [n], at most 0"""
     top_n: Tensor
     """int64 [n]: how many tokens to report"""
     log_total: Tensor
     """float64 [n]: log of the sum of exp(score) over the whole vocabulary, the largest score being
     0. Read only where top_k keeps all."""
+
+    @classmethod
+    def keep_all(cls, top_n: Tensor, log_total: Tensor, vocab_size: int) -> Limits:
+        ones = torch.ones_like(log_total)
+        return cls(
+            truncates=torch.zeros_like(top_n, dtype=torch.bool),
+            top_k=torch.full_like(top_n, vocab_size),
+            top_p=ones,
+            typical_p=ones,
+            min_score=torch.full_like(ones, -torch.inf),
+            top_n=top_n,
+            log_total=log_total,
+        )
 
     def select(self, rows: Tensor) -> Limits:
         return Limits(*(limit[rows] for limit in self))
@@ -74,7 +89,7 @@ def draw(
     width = found.ids.shape[1]
     scores = found.scores.double()
     weights = (scores.exp() * UNIT).round().long()
-    by_k, kept = _keep_top_k_and_p(found.scores, weights, limits, vocab_size)
+    by_k, kept = _keep_likeliest(found.scores, weights, limits, vocab_size)
 
     # The last candidate that matters: all of top-k, for top-p takes its share of them; otherwise
     # all of top-p. One that ties with the edge may lack some of its peers.
@@ -119,10 +134,13 @@ def invert(cumulative: Tensor, uniforms: Tensor) -> Tensor:
     return picked.clamp(max=cumulative.shape[1] - 1)
 
 
-def _keep_top_k_and_p(
+def _keep_likeliest(
     scores: Tensor, weights: Tensor, limits: Limits, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Masks of what top-k and what both keep, bool [n, C]: always leading parts of each line."""
+    """Masks of what top-k and what top-k, top-p and min-p keep: leading parts of each line.
+
+    bool [n, C].
+    """
     kth = limits.top_k.clamp(max=scores.shape[1])[:, None] - 1
     # As in transformers, tokens that tie with the k-th are kept.
     by_k = (scores >= scores.gather(1, kth)) & (scores > -torch.inf)
@@ -132,7 +150,8 @@ def _keep_top_k_and_p(
     # A token is kept while the mass before it is under top_p, so the first always is.
     bound = (limits.top_p * total).ceil().long()
     bound = torch.where(limits.top_p < 1, bound, torch.iinfo(torch.int64).max)
-    return by_k, by_k & (within - weights < bound[:, None])
+    kept = by_k & (within - weights < bound[:, None]) & (scores >= limits.min_score[:, None])
+    return by_k, kept
 
 
 def _keep_typical(scores: Tensor, weights: Tensor, kept: Tensor, typical_p: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from tgi_async.api.parameters import U32
 from tgi_async.api.schemas.openai import OpenAIRequest, Usage
@@ -23,29 +23,61 @@ class MessageBody(Struct, frozen=True, kw_only=True):
     content: str | list[TextChunk | ImageChunk] | None = None
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    reasoning_content: str | None = None
 
 
 class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
-    """`max_completion_tokens` is OpenAI's newer name of `max_tokens`."""
+    """`max_completion_tokens` is OpenAI's newer name of `max_tokens`.
+
+    The last four fields are for the chat template, under the names that vLLM and transformers have.
+    """
 
     messages: list[MessageBody]
     max_completion_tokens: U32 | None = None
     logprobs: bool | None = None
     top_logprobs: U32 | None = None
-    tools: list[Any] | None = None
+    tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
     response_format: Any = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    def as_tgi_reads_it(self) -> ChatRequest:
+        """The body without the fields that TGI ignores, its presence penalty made what TGI makes
+        of it: a repetition penalty.
+        """
+        presence = self.presence_penalty
+        return structs.replace(
+            self,
+            presence_penalty=None,
+            repetition_penalty=None if presence is None else presence + 2.0,
+            n=None,
+            logit_bias=None,
+            top_k=None,
+            typical_p=None,
+            min_p=None,
+            watermark=None,
+            ignore_eos=None,
+        )
 
 
 class TopLogprob(Struct, frozen=True):
+    """`bytes` is `token` in UTF-8."""
+
     token: str
     logprob: float
+    bytes: list[int]
 
 
 class TokenLogprob(Struct, frozen=True):
+    """What a token adds to the text, which is nothing while a character is incomplete."""
+
     token: str
     logprob: float | None
+    bytes: list[int]
     top_logprobs: list[TopLogprob]
 
 

@@ -4,26 +4,92 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, structs
 
+from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import U32
 from tgi_async.api.schemas.openai import OpenAIRequest, Usage
+from tgi_async.errors import ValidationError
+from tgi_async.wire.messages import Id
 
 
 class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
-    prompt: str | list[str]
+    """`prompt` is a text or the token ids of one, or a list of either.
+
+    `logprobs` is how many of the likeliest tokens to tell besides the one that was taken.
+    """
+
+    prompt: str | list[str | Id | list[Id]]
     suffix: str | None = None
     echo: bool | None = None
     logprobs: U32 | bool | None = None
     best_of: U32 | None = None
 
+    @property
+    def n_logprobs(self) -> int | None:
+        """How many, or None where no log-probabilities are wanted."""
+        return None if self.logprobs is None or self.logprobs is False else int(self.logprobs)
+
+    @property
+    def scores_only(self) -> bool:
+        """Whether the prompt itself is all that is wanted."""
+        return bool(self.echo) and self.max_tokens == 0
+
+    def n_generated(self, limits: Limits) -> int:
+        """How many choices of each prompt are generated; the best `n` are told.
+
+        Raises:
+            ValidationError: too many, or too few, or more than `n` in a stream.
+        """
+        n = self.n_choices(limits)
+        best_of = self.best_of or n
+        if not n <= best_of <= limits.max_best_of:
+            raise ValidationError(
+                f"`best_of` must be >= `n`, which is {n}, and <= {limits.max_best_of}. "
+                f"Given: {best_of}"
+            )
+        if self.stream and best_of != n:
+            raise ValidationError("`best_of` != `n` is not supported when streaming tokens")
+        return best_of
+
+    def as_tgi_reads_it(self) -> CompletionRequest:
+        """The body without the fields that TGI ignores."""
+        return structs.replace(
+            self,
+            presence_penalty=None,
+            n=None,
+            logit_bias=None,
+            top_k=None,
+            typical_p=None,
+            min_p=None,
+            watermark=None,
+            ignore_eos=None,
+            stream_options=None,
+            echo=None,
+            logprobs=None,
+            best_of=None,
+        )
+
+
+class CompletionLogprobs(Struct, frozen=True):
+    """One entry a token in each list.
+
+    `text_offset` is where in the choice's text the token begins, in characters. The first token of
+    a prompt has no log-probability, and a prompt's tokens have no top tokens.
+    """
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
 
 class CompletionChoice(Struct, frozen=True, kw_only=True):
-    """`finish_reason` is null in a stream until the prompt's last chunk."""
+    """`finish_reason` is null in a stream until the choice's last chunk."""
 
     index: int
     text: str
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     finish_reason: str | None
 
 

@@ -5,12 +5,22 @@ from __future__ import annotations
 import time
 import uuid
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
-from tgi_async.api.exchange import DONE, event
-from tgi_async.api.parameters import I32, U32, GenerateParameters, Unsigned, refuse_unbuilt
-from tgi_async.errors import ServerError, ValidationError
-from tgi_async.generation import FinishReason
+from tgi_async.api.limits import Limits
+from tgi_async.api.parameters import (
+    I32,
+    U32,
+    GenerateParameters,
+    Unsigned,
+    check_additive_penalty,
+)
+from tgi_async.errors import ValidationError
+from tgi_async.generation import GenerationRequest
+from tgi_async.text.sampling_defaults import SamplingDefaults
+from tgi_async.wire.messages import MAX_BIASES
+
+MAX_BIAS = 100.0
 
 
 class StreamOptions(Struct, frozen=True):
@@ -32,7 +42,8 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     """Fields of both routes.
 
     `model` may be any text: there is one model, and clients written for TGI send arbitrary names.
-    `repetition_penalty`, `top_k`, `typical_p`, `watermark` and `ignore_eos` are not OpenAI's.
+    `repetition_penalty`, `top_k`, `typical_p`, `min_p`, `watermark` and `ignore_eos` are not
+    OpenAI's.
     """
 
     model: str | None = None
@@ -58,34 +69,40 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def check_built(self) -> None:
-        """Refuse what this version does not act upon.
+    def n_choices(self, limits: Limits) -> int:
+        """How many choices each prompt gets.
 
         Raises:
-            ValidationError: naming the field.
+            ValidationError: more than `max_best_of`, or none.
         """
-        if self.n not in (None, 1):
-            raise ValidationError(f"`n` must be 1: one choice for each prompt. Given: {self.n}")
-        refuse_unbuilt(
-            presence_penalty=self.presence_penalty, logit_bias=self.logit_bias, min_p=self.min_p
-        )
+        n = 1 if self.n is None else self.n
+        if not 0 < n <= limits.max_best_of:
+            raise ValidationError(f"`n` must be > 0 and <= {limits.max_best_of}. Given: {n}")
+        return n
 
     def parameters(
-        self, max_new_tokens: U32 | None, top_n_tokens: U32 | None = None
+        self, limits: Limits, max_new_tokens: U32 | None, top_n_tokens: U32 | None = None
     ) -> GenerateParameters:
-        """The same wishes as generation parameters.
+        """The same wishes as generation parameters, as far as these have them.
 
         Temperature 0 is greedy, whatever else is set; otherwise these routes sample. Values that
         OpenAI's clients send to turn a parameter off are taken as such: `top_p` and `typical_p` 1,
-        `top_k` 0 and -1.
+        `top_k` 0 and -1. TGI refuses them. What the request leaves open is as the model's makers
+        recommend it; TGI samples from the plain distribution then.
         """
         greedy = self.temperature == 0
+        strict = limits.strict_tgi
+        advice = SamplingDefaults() if strict or greedy else limits.sampling_defaults
+        temperature = advice.temperature if self.temperature is None else self.temperature
+        top_p = advice.top_p if self.top_p is None else self.top_p
+        top_k = advice.top_k if self.top_k is None else self.top_k
         return GenerateParameters(
             do_sample=not greedy,
-            temperature=None if greedy else self.temperature,
-            top_p=None if greedy or self.top_p == 1 else self.top_p,
-            top_k=None if greedy or self.top_k in (0, -1) else self.top_k,
+            temperature=None if greedy else temperature,
+            top_p=None if greedy or (top_p == 1 and not strict) else top_p,
+            top_k=None if greedy or top_k in (0, -1) else top_k,
             typical_p=None if greedy or self.typical_p == 1 else self.typical_p,
+            min_p=None if greedy else self.min_p,
             frequency_penalty=self.frequency_penalty,
             repetition_penalty=self.repetition_penalty,
             max_new_tokens=max_new_tokens,
@@ -95,6 +112,59 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
             ignore_eos=bool(self.ignore_eos),
             top_n_tokens=top_n_tokens,
         )
+
+    def check_own(self) -> None:
+        """The rules on what generation parameters do not have.
+
+        Raises:
+            ValidationError: for the first rule that is broken.
+        """
+        check_additive_penalty("presence_penalty", self.presence_penalty)
+        self._biases()
+
+    def completed(self, request: GenerationRequest, *, logprobs: bool) -> GenerationRequest:
+        """`request`, made of the parameters, with what these do not have: OpenAI's penalties and
+        biases, and log-probabilities as the model gives them.
+        """
+        biases = self._biases()
+        return structs.replace(
+            request,
+            sampling=structs.replace(
+                request.sampling,
+                frequency_penalty=0.0,
+                output_frequency_penalty=self.frequency_penalty or 0.0,
+                output_presence_penalty=self.presence_penalty or 0.0,
+                biased_ids=list(biases),
+                biases=list(biases.values()),
+                top_n_tokens=request.sampling.top_n_tokens if logprobs else 0,
+                model_logprobs=logprobs,
+            ),
+        )
+
+    def _biases(self) -> dict[int, float]:
+        """By token id. Raises ValidationError."""
+        if not self.logit_bias:
+            return {}
+        if isinstance(self.logit_bias, list):
+            raise ValidationError("`logit_bias` must map token ids to numbers. Given: a list")
+        if len(self.logit_bias) > MAX_BIASES:
+            raise ValidationError(
+                f"`logit_bias` supports up to {MAX_BIASES} tokens. Given: {len(self.logit_bias)}"
+            )
+        biases: dict[int, float] = {}
+        for key, bias in self.logit_bias.items():
+            # Ten digits hold every 31-bit id; the key is not shown whole, for it may be any text.
+            if not (key.isascii() and key.isdecimal() and len(key) <= 10 and int(key) < 2**31):
+                raise ValidationError(
+                    f"`logit_bias` maps token ids, which are numbers from 0. Given: {key[:20]!r}"
+                )
+            if not -MAX_BIAS <= bias <= MAX_BIAS:
+                raise ValidationError(
+                    f"`logit_bias` values must be >= -{MAX_BIAS:g} and <= {MAX_BIAS:g}. "
+                    f"Given: {bias} for the token {key}"
+                )
+            biases[int(key)] = bias
+        return biases
 
 
 class StreamFailure(Struct, frozen=True):
@@ -106,16 +176,6 @@ class StreamError(Struct, frozen=True):
     """An error within a stream. Its status is the real one, where TGI always says 422."""
 
     error: StreamFailure
-
-
-def error_event(error: ServerError) -> bytes:
-    """The last events of a stream that fails."""
-    return event(StreamError(StreamFailure(str(error), error.status))) + DONE
-
-
-def finish_reason_of(reason: FinishReason) -> str:
-    """OpenAI's word for the end: what ended by a token or a stop sequence is `stop`."""
-    return "length" if reason == "length" else "stop"
 
 
 def unique_id(kind: str) -> str:

@@ -1,0 +1,226 @@
+"""Every rule of TGI's validation: its message, status, error_type and place in the order.
+
+All rows run with `strict_tgi` and without. A row that does not hold says in `here` what is answered
+instead, and in `documented` where the table of differences tells so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.api.waiting import until
+
+DOCS = Path(__file__).parents[2] / "docs"
+REFUSED = "`grammar` is not supported by this version of the server. Remove it from the request"
+SAMPLED = {"best_of": 2, "do_sample": True}
+
+
+class Row(NamedTuple):
+    """`message` is TGI's; `limits` change the server's settings."""
+
+    message: str
+    parameters: dict[str, Any] = {}  # noqa: RUF012
+    inputs: str = "Hi"
+    stream: bool = False
+    limits: dict[str, Any] = {}  # noqa: RUF012
+    here: str = ""
+    documented: str = ""
+
+    @property
+    def answer(self) -> str:
+        return f"Input validation error: {self.here or self.message}"
+
+
+ROWS = [
+    Row("`best_of` must be > 0 and <= 3. Given: 4", {"best_of": 4, "do_sample": True}),
+    Row("`best_of` != 1 is not allowed for this endpoint", SAMPLED, limits={"max_best_of": 1}),
+    Row("you must use sampling when `best_of` is > 1", {"best_of": 2}),
+    Row("`seed` must not be set when `best_of` > 1", {**SAMPLED, "seed": 1}),
+    Row("`best_of` != 1 is not supported when streaming tokens", SAMPLED, stream=True),
+    Row(
+        "`decoder_input_details` == true is not supported when streaming tokens",
+        {"decoder_input_details": True},
+        stream=True,
+    ),
+    *(Row("`temperature` must be strictly positive", {"temperature": it}) for it in (0, -1.0)),
+    *(
+        Row("`repetition_penalty` must be strictly positive", {"repetition_penalty": it})
+        for it in (0, -0.5)
+    ),
+    *(
+        Row("`frequency_penalty` must be >= -2.0 and <= 2.0", {"frequency_penalty": it})
+        for it in (-2.01, 2.01)
+    ),
+    *(Row("`top_p` must be > 0.0 and < 1.0", {"top_p": it}) for it in (0, 1.0, -1, 2)),
+    *(Row("`typical_p` must be > 0.0 and < 1.0", {"typical_p": it}) for it in (0, 1.0, -1, 2)),
+    *(Row("`top_k` must be strictly positive", {"top_k": it}) for it in (0, -1)),
+    Row("`max_new_tokens` must be strictly positive", {"max_new_tokens": 0}),
+    Row("`stop` supports up to 2 stop sequences. Given: 3", {"stop": ["a", "b", "c"]}),
+    Row("`top_n_tokens` must be >= 0 and <= 5. Given: 6", {"top_n_tokens": 6}),
+    Row("`inputs` cannot be empty", inputs=""),
+    *(
+        Row(
+            f"`truncate` must be strictly positive and less than 100. Given: {it}", {"truncate": it}
+        )
+        for it in (0, 101)
+    ),
+    Row(
+        "`inputs` tokens + `max_new_tokens` must be <= 128. "
+        "Given: 2 `inputs` tokens and 127 `max_new_tokens`",
+        {"max_new_tokens": 127},
+    ),
+    Row(
+        "`inputs` tokens + `max_new_tokens` must be <= 128. "
+        "Given: 2 `inputs` tokens and 1024 `max_new_tokens`",
+        {"max_new_tokens": 5000},
+    ),
+    Row(
+        "`inputs` must have less than 100 tokens. Given: 101",
+        {"max_new_tokens": 1},
+        inputs="a" * 101,
+    ),
+    *(
+        Row(message, {"grammar": grammar}, here=REFUSED, documented="`grammar`")
+        for message, grammar in (
+            ("grammar is not supported", {"type": "json", "value": 1}),
+            ("grammar is not valid: ", {"type": "json", "value": "{"}),
+            (
+                "grammar is not valid: Grammar must have a 'properties' field",
+                {"type": "json", "value": {}},
+            ),
+            (
+                "cannot compile regex from schema: ",
+                {"type": "json", "value": {"properties": {"a": {"type": "unheard-of"}}}},
+            ),
+        )
+    ),
+]
+IMAGES = "images in `inputs`"
+"""The rules on images are about models that see; here every model reads text only."""
+
+
+@pytest.fixture(params=[False, True], ids=["default", "strict"])
+def mode(request, settings):
+    settings.strict_tgi = request.param
+
+
+@pytest.mark.usefixtures("mode")
+class TestRules:
+    @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.message)
+    async def test_a_broken_rule_is_told(self, api, engine, events, settings, row):
+        for name, value in row.limits.items():
+            setattr(settings, name, value)
+        told = {"error": row.answer, "error_type": "validation"}
+        if not row.stream:
+            response = await api.generate(row.inputs, **row.parameters)
+            assert (response.status_code, response.json()) == (422, told)
+        if row.stream or "best_of" not in row.parameters:
+            response = await api.generate_stream(row.inputs, **row.parameters)
+            assert (response.status_code, events(response)) == (200, [told])
+        assert engine.requests == []
+
+    async def test_the_first_rule_in_tgis_order_is_told(self, api, settings):
+        """Each step mends what was told, and may break more."""
+        given: dict[str, Any] = {
+            "best_of": 4,
+            "repetition_penalty": 0,
+            "frequency_penalty": 3,
+            "max_new_tokens": 0,
+            "stop": ["a", "b", "c"],
+            "seed": 1,
+            "top_n_tokens": 6,
+            "truncate": 0,
+        }
+        inputs = ""
+        steps: list[tuple[dict[str, Any], str]] = [
+            ({}, "`best_of` must be > 0"),
+            ({"best_of": 2}, "you must use sampling"),
+            ({"temperature": 0, "top_p": 1, "typical_p": 1, "top_k": 0}, "`temperature`"),
+            ({"temperature": 0.5}, "`repetition_penalty`"),
+            ({"repetition_penalty": 1.1}, "`frequency_penalty`"),
+            ({"frequency_penalty": 1}, "`top_p`"),
+            ({"top_p": 0.5}, "`typical_p`"),
+            ({"typical_p": 0.5}, "`top_k`"),
+            ({"top_k": 3}, "`max_new_tokens` must be strictly positive"),
+            ({"max_new_tokens": 5000}, "`stop`"),
+            ({"stop": []}, "`seed`"),
+            ({"seed": None}, "`top_n_tokens`"),
+            ({"top_n_tokens": 5}, "`inputs` cannot be empty"),
+            ({"inputs": "a" * 110}, "`truncate`"),
+            ({"truncate": None}, "`inputs` tokens + `max_new_tokens`"),
+            ({"max_new_tokens": 1}, "`inputs` must have less than"),
+        ]
+        for mended, message in steps:
+            inputs = mended.pop("inputs", inputs)
+            given |= mended
+            response = await api.generate(inputs, **given)
+            assert response.json()["error"].startswith(f"Input validation error: {message}")
+        assert (await api.generate("a" * 100, **given)).status_code == 200
+
+    async def test_best_of_is_looked_at_before_permits_are_and_nothing_else_is(
+        self, live, engine, settings
+    ):
+        engine.wait_before = 0
+        body = {"inputs": "Hi"}
+        held = [
+            asyncio.create_task(live.post("/generate", json=body))
+            for _ in range(settings.max_concurrent_requests)
+        ]
+        await until(lambda: len(engine.requests) == len(held))
+        for parameters, status in (({"best_of": 4}, 422), ({"temperature": 0}, 429)):
+            response = await live.post("/generate", json={**body, "parameters": parameters})
+            assert response.status_code == status
+        engine.go.set()
+        await asyncio.gather(*held)
+
+    @pytest.mark.parametrize(
+        ("field", "value", "message"),
+        [
+            ("temperature", -1, "`temperature` must be strictly positive"),
+            ("frequency_penalty", 2.01, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
+            ("top_p", 0, "`top_p` must be > 0.0 and < 1.0"),
+            ("top_p", 2, "`top_p` must be > 0.0 and < 1.0"),
+            ("max_tokens", 0, "`max_new_tokens` must be strictly positive"),
+            ("stop", ["a", "b", "c"], "`stop` supports up to 2 stop sequences. Given: 3"),
+        ],
+    )
+    async def test_the_openai_routes_share_the_rules(self, api, field, value, message):
+        for send in (api.chat, api.complete):
+            response = await send("Hi", **{field: value})
+            assert response.status_code == 422
+            assert response.json() == {
+                "error": f"Input validation error: {message}",
+                "error_type": "validation",
+            }
+
+    async def test_too_many_prompts_and_a_suffix_have_types_of_their_own(self, api):
+        response = await api.complete(["a", "b", "c", "d"])
+        assert response.status_code == 422
+        assert response.json() == {
+            "error": "Number of prompts exceeds the maximum allowed batch size of 3",
+            "error_type": "batch size exceeded",
+        }
+        response = await api.complete("a", suffix="b")
+        assert response.status_code == 422
+        assert response.json() == {
+            "error": "Suffix is not supported and can be achieved by preprocessing the prompt.",
+            "error_type": "suffix not supported",
+        }
+
+    async def test_an_empty_list_of_prompts_is_told_in_plain_text(self, api):
+        response = await api.complete([])
+        assert response.status_code == 422
+        assert response.text.endswith(
+            "Empty array detected. Do not use an empty array for the prompt."
+        )
+
+
+def test_what_does_not_hold_is_in_the_table_of_differences():
+    files = [*DOCS.glob("differences.md"), *DOCS.glob("differences.d/*.md")]
+    table = [line for file in files for line in file.read_text().splitlines()]
+    for name in {row.documented for row in ROWS if row.here} | {IMAGES}:
+        assert any(line.startswith(f"| {name}") for line in table), name

@@ -1,0 +1,98 @@
+"""Who may call which route, and routes that the environment names."""
+
+from __future__ import annotations
+
+import pytest
+
+from tgi_async.api.app import create_app
+from tgi_async.errors import StartError
+
+INSTANCES = {"instances": [{"inputs": "Hi"}]}
+GUARDED = [
+    "/",
+    "/generate",
+    "/generate_stream",
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/vertex",
+    "/invocations",
+    "/tokenize",
+]
+OPEN_IN_TGI = ["/chat_tokenize", "/v2/models/m/versions/1/infer"]
+OPEN = [
+    "/",
+    "/health",
+    "/ping",
+    "/info",
+    "/metrics",
+    "/v1/models",
+    "/docs",
+    "/docs/",
+    "/api-doc/openapi.json",
+    "/v2",
+    "/v2/health/live",
+    "/v2/health/ready",
+    "/v2/models/m/versions/1",
+    "/v2/models/m/versions/1/ready",
+]
+
+
+class TestWithKey:
+    @pytest.fixture(autouse=True, params=[False, True], ids=["default", "strict"])
+    def key(self, settings, request):
+        settings.api_key = "secret"
+        settings.kserve = True
+        settings.strict_tgi = request.param
+
+    @pytest.mark.parametrize("path", GUARDED)
+    async def test_what_generates_is_guarded(self, client, path):
+        assert (await client.post(path, json={})).status_code == 401
+        headers = {"authorization": "Bearer secret"}
+        assert (await client.post(path, json={}, headers=headers)).status_code == 422
+
+    @pytest.mark.parametrize("path", OPEN_IN_TGI)
+    async def test_what_tgi_leaves_open_is_guarded_but_for_strict_tgi(self, client, settings, path):
+        expected = 422 if settings.strict_tgi else 401
+        assert (await client.post(path, json={})).status_code == expected
+
+    @pytest.mark.parametrize("path", OPEN)
+    async def test_what_tells_of_the_server_is_open(self, client, path):
+        assert (await client.get(path)).status_code == 200
+
+
+class TestOnVertexAI:
+    @pytest.fixture(autouse=True)
+    def environment(self, monkeypatch, settings):
+        settings.api_key = "secret"
+        monkeypatch.setenv("AIP_PREDICT_ROUTE", "/predict/here")
+        monkeypatch.setenv("AIP_HEALTH_ROUTE", "/alive")
+
+    async def test_its_routes_are_there_and_need_no_key(self, client):
+        response = await client.post("/predict/here", json=INSTANCES)
+        assert response.json() == {"predictions": ["Hello there"]}
+        assert (await client.get("/alive")).status_code == 200
+
+    async def test_the_others_stay(self, client):
+        assert (await client.post("/vertex", json=INSTANCES)).status_code == 401
+        assert (await client.get("/health")).status_code == 200
+
+
+class TestWhereVertexAINamesARouteThatIsThere:
+    @pytest.fixture(autouse=True)
+    def environment(self, monkeypatch, settings):
+        settings.api_key = "secret"
+        monkeypatch.setenv("AIP_PREDICT_ROUTE", "/vertex")
+
+    async def test_it_needs_no_key(self, client):
+        assert (await client.post("/vertex", json=INSTANCES)).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["AIP_PREDICT_ROUTE", "AIP_HEALTH_ROUTE"])
+async def test_a_name_that_is_no_path_ends_the_start(
+    monkeypatch, engine, tokenizer, settings, name
+):
+    monkeypatch.setenv(name, "predict")
+    with pytest.raises(StartError, match=f"{name} must be a path that begins with a slash"):
+        create_app(
+            engine=engine, tokenizer=tokenizer, chat_template=None, limits=settings, metrics=None
+        )

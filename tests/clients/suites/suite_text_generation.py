@@ -1,0 +1,166 @@
+"""text-generation's `Client` and `AsyncClient`.
+
+Streamed chats are left out: version 0.7.0 requires `tool_calls` in every delta and cannot read
+`[DONE]`, neither of which TGI 3 lets it do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import pytest
+from text_generation import AsyncClient, Client
+from text_generation.errors import OverloadedError, ValidationError
+from text_generation.types import FinishReason, Message
+
+URL = os.environ["TGI_URL"]
+HEADERS = {"Authorization": f"Bearer {os.environ['TGI_API_KEY']}"}
+SECONDS = 120
+PROMPT = "The three primary colours are"
+
+
+class Blocking:
+    """Calls a method of `Client`; a stream is returned as a list."""
+
+    def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        result = getattr(Client(URL, HEADERS, timeout=SECONDS), method)(*args, **kwargs)
+        return list(result) if method.endswith("stream") else result
+
+
+class Async:
+    """The same with `AsyncClient`."""
+
+    def __call__(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return asyncio.run(self._call(method, *args, **kwargs))
+
+    async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        result = getattr(AsyncClient(URL, HEADERS, timeout=SECONDS), method)(*args, **kwargs)
+        return [one async for one in result] if method.endswith("stream") else await result
+
+
+@pytest.fixture(params=[Blocking, Async])
+def call(request: pytest.FixtureRequest) -> Any:
+    return request.param()
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, "Python의 asyncio 이벤트 루프를 설명해줘"])
+def test_a_stream_says_what_the_whole_text_says(call: Any, prompt: str) -> None:
+    whole = call("generate", prompt, max_new_tokens=12)
+    events = call("generate_stream", prompt, max_new_tokens=12)
+
+    *before, last = events
+    assert "".join(event.token.text for event in events) == whole.generated_text
+    assert last.generated_text == whole.generated_text
+    assert last.details.generated_tokens == whole.details.generated_tokens
+    assert last.details.finish_reason == whole.details.finish_reason
+    assert all(event.generated_text is None and event.details is None for event in before)
+    assert [event.token.id for event in events] == [token.id for token in whole.details.tokens]
+
+
+def test_details(call: Any) -> None:
+    whole = call("generate", PROMPT, max_new_tokens=12, decoder_input_details=True)
+
+    details = whole.details
+    assert details.finish_reason == FinishReason.Length
+    assert details.generated_tokens == len(details.tokens) == 12
+    assert details.seed is None
+    assert "".join(token.text for token in details.tokens) == whole.generated_text
+    assert "".join(token.text for token in details.prefill) == PROMPT
+    assert details.prefill[0].logprob is None
+    assert all(token.logprob < 0 for token in (*details.prefill[1:], *details.tokens))
+
+
+def test_a_seed_gives_the_same_text_again(call: Any) -> None:
+    sampled = {
+        "max_new_tokens": 10,
+        "do_sample": True,
+        "temperature": 1.5,
+        "top_k": 50,
+        "top_p": 0.95,
+        "typical_p": 0.95,
+        "repetition_penalty": 1.05,
+        "frequency_penalty": 0.1,
+        "watermark": True,
+    }
+    first = call("generate", PROMPT, seed=7, **sampled)
+    again = call("generate_stream", PROMPT, seed=7, **sampled)
+
+    assert first.details.seed == again[-1].details.seed == 7
+    assert again[-1].generated_text == first.generated_text
+
+
+def test_stop_sequences_end_the_text_and_are_kept(call: Any) -> None:
+    whole = call("generate", PROMPT, max_new_tokens=24, stop_sequences=[" blue"])
+
+    assert whole.details.finish_reason == FinishReason.StopSequence
+    assert whole.generated_text.endswith(" blue")
+
+
+def test_the_prompt_before_the_text(call: Any) -> None:
+    text, full = (
+        call("generate", PROMPT, max_new_tokens=4, return_full_text=wanted).generated_text
+        for wanted in (False, True)
+    )
+
+    assert full == PROMPT + text
+
+
+def test_the_best_of_two(call: Any) -> None:
+    asked = {"max_new_tokens": 6, "do_sample": True}
+    whole = call("generate", PROMPT, best_of=2, **asked)
+
+    (other,) = whole.details.best_of_sequences
+    assert other.generated_tokens == len(other.tokens)
+    for seed, text in (
+        (whole.details.seed, whole.generated_text),
+        (other.seed, other.generated_text),
+    ):
+        assert call("generate", PROMPT, seed=seed, **asked).generated_text == text
+
+
+def test_the_likeliest_tokens(call: Any) -> None:
+    whole = call("generate", PROMPT, max_new_tokens=4, top_n_tokens=3)
+    events = call("generate_stream", PROMPT, max_new_tokens=4, top_n_tokens=3)
+
+    for token, top in zip(whole.details.tokens, whole.details.top_tokens, strict=True):
+        assert len(top) >= 3
+        assert top[0].id == token.id
+    assert [event.top_tokens for event in events] == whole.details.top_tokens
+
+
+def test_a_truncated_prompt_keeps_its_end(call: Any) -> None:
+    whole = call("generate", PROMPT, max_new_tokens=8, truncate=3)
+    end = call("generate", " primary colours are", max_new_tokens=8)
+
+    assert whole.generated_text == end.generated_text
+
+
+def test_chat(call: Any) -> None:
+    question = Message(role="user", content="What is the capital of France?")
+
+    answer = call("chat", [question], max_tokens=40, temperature=0.0)
+
+    (choice,) = answer.choices
+    assert choice.message.role == "assistant"
+    assert "Paris" in choice.message.content
+    assert choice.finish_reason == "stop"
+    assert answer.usage["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("method", ["generate", "generate_stream"])
+def test_a_refused_generation_is_a_validation_error(call: Any, method: str) -> None:
+    with pytest.raises(ValidationError, match="`max_new_tokens` must be strictly positive"):
+        call(method, PROMPT, max_new_tokens=0)
+
+
+@pytest.mark.parametrize("method", ["generate", "generate_stream"])
+def test_a_prompt_that_does_not_fit(call: Any, method: str) -> None:
+    with pytest.raises(ValidationError, match=r"must be <= 8192\. Given: 9\d\d\d `inputs` tokens"):
+        call(method, "a b c " * 3000 + "a " * 300)
+
+
+def test_an_overloaded_server(call: Any) -> None:
+    with pytest.raises(OverloadedError, match="Model is overloaded"):
+        call("generate", PROMPT, max_new_tokens=1, do_sample=True, best_of=9)

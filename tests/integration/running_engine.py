@@ -1,0 +1,97 @@
+"""The engine with a real worker process, without HTTP: for what has to see into the core."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.integration.waiting import until
+from tgi_async.engine import Engine
+from tgi_async.generation import FinishReason, GenerationRequest
+from tgi_async.telemetry.metrics import Metrics
+from tgi_async.text.tokenizer import Tokenizer
+from tgi_async.wire.messages import Start
+
+BLOCK_SIZE = 16
+
+
+class Text(NamedTuple):
+    """What one request got."""
+
+    tokens: list[int]
+    text: str
+    finish_reason: FinishReason
+
+
+@asynccontextmanager
+async def running_engine(
+    folder: Path,
+    *,
+    n_blocks: int = 640,
+    max_rows: int = 16,
+    max_batch_prefill_tokens: int = 0,
+    lookahead: int = 1,
+) -> AsyncIterator[Engine]:
+    """An engine that serves the model of a folder in float32; stopped, with its worker, after."""
+    engine = Engine(
+        tokenizer=Tokenizer.from_folder(folder),
+        start=Start(
+            model_path=str(folder),
+            dtype="float32",
+            block_size=BLOCK_SIZE,
+            n_blocks=n_blocks,
+            kv_cache_memory=0,
+            max_rows=max_rows,
+            max_batch_prefill_tokens=max_batch_prefill_tokens,
+            max_total_tokens=0,
+        ),
+        lookahead=lookahead,
+    )
+    try:
+        ready = await engine.launch(lambda loading: None)
+        longest = ready.max_total_tokens
+        engine.serve(Metrics(max_input_tokens=longest, max_total_tokens=longest))
+        yield engine
+    finally:
+        await engine.stop(5.0)
+
+
+async def finish(engine: Engine, request: GenerationRequest) -> Text:
+    """Submit a request and take all of it."""
+    generation = engine.submit(request)
+    tokens: list[int] = []
+    text = ""
+    async for emitted in generation:
+        tokens += [token.id for token in emitted.tokens]
+        text += "".join(token.text for token in emitted.tokens)
+        if emitted.finish_reason is not None:
+            return Text(tokens, text, emitted.finish_reason)
+    raise AssertionError("the generation ended without a reason")
+
+
+async def finish_all(
+    engine: Engine, requests: Sequence[GenerationRequest], *, within: float
+) -> list[Text]:
+    """Submit requests at random times within so many seconds; what each got, in order."""
+    draw = random.Random(len(requests))
+
+    async def one(request: GenerationRequest, delay: float) -> Text:
+        await asyncio.sleep(delay)
+        return await finish(engine, request)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(request, draw.uniform(0, within))) for request in requests]
+    return [task.result() for task in tasks]
+
+
+async def until_idle(engine: Engine) -> None:
+    """Wait until the last step in flight has come back and given its blocks back."""
+
+    async def idle() -> bool:
+        return not (engine.used_blocks or engine.n_running or engine.n_waiting)
+
+    await until(idle)

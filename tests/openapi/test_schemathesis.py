@@ -1,0 +1,72 @@
+"""Generated requests, good and bad, against the router over a fake worker.
+
+No answer is a 5xx, none is off the document, none stays away.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.api.conftest import CHATML
+from tests.fake_server import FakeServer
+from tests.fake_worker import Behaviour
+
+CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
+ROOT = Path(__file__).parents[2]
+ANSWER_SECONDS = 30
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
+    folder = tmp_path_factory.mktemp("s")
+    (folder / "chat_template.jinja").write_text(CHATML)
+    running = FakeServer(folder, Behaviour(max_total_tokens=64), "--max-total-tokens", "64")
+    try:
+        yield running
+        running.process.terminate()
+        assert running.ended() == 0
+        assert "error in the server" not in running.log
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
+def run(server: FakeServer, n_examples: int, *flags: str) -> int:
+    """Send `n_examples` to each operation, and those that follow from the document alone.
+
+    Returns how many were sent. Raises AssertionError with what was found, and how to send it again.
+    """
+    command = Path(sys.executable).with_name("schemathesis")
+    done = subprocess.run(
+        [
+            *(str(command), "--no-color", "--config-file", str(CONFIGURATION)),
+            *("run", f"{server.url}/api-doc/openapi.json", "--continue-on-failure"),
+            *("--max-examples", str(n_examples), "--request-timeout", str(ANSWER_SECONDS)),
+            *flags,
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.openapi.hooks", "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    n_sent = re.search(r"(\d+) generated", done.stdout)
+    assert n_sent, done.stdout
+    return int(n_sent[1])
+
+
+def test_generated_requests_are_answered_as_documented(server: FakeServer) -> None:
+    assert run(server, 20, "--seed", "1") >= 300
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_many_generated_requests_are_answered_as_documented(server: FakeServer) -> None:
+    assert run(server, 300) >= 2000

@@ -1,0 +1,92 @@
+"""TGI's published document as a subset of ours: what ours lacks is known, one by one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api.conftest import Settings
+from tests.openapi.fields import highest, names
+from tgi_async.api.openapi import document
+
+SHARED = Path(os.environ.get("TGI_ASYNC_SHARED", Path(__file__).parents[3] / "shared"))
+DOCUMENT = SHARED / "contract" / "tgi-openapi-3.3.6.json"
+
+WRONG_IN_TGI = {
+    # A list is answered, and there is always a model.
+    "GET /v1/models 200 application/json .created",
+    "GET /v1/models 200 application/json .id",
+    "GET /v1/models 200 application/json .owned_by",
+    "GET /v1/models 404",
+    # What these refuse is a 422.
+    "POST /tokenize 404",
+    "POST /chat_tokenize 404",
+    # Once the body was read, errors are events of a stream with status 200.
+    "POST /generate_stream 422 text/event-stream",
+    "POST /generate_stream 424",
+    "POST /generate_stream 429",
+    "POST /generate_stream 500",
+    # The route does what `/` does, which answers with a list of one.
+    "POST /invocations 200 application/json .generated_text",
+    "POST /invocations 200 application/json .details",
+}
+
+GRAMMARS = ("type", "value")
+CHATS = ("POST /v1/chat/completions", "POST /chat_tokenize", "POST /invocations")
+NOT_BUILT = {
+    *(
+        f"POST {path} takes .parameters.grammar.{field}"
+        for path in ("/", "/generate", "/generate_stream", "/invocations", "/tokenize")
+        for field in GRAMMARS
+    ),
+    *(f"{chat} takes .response_format.{field}" for chat in CHATS for field in GRAMMARS),
+    *(
+        f"{chat} takes {field}"
+        for chat in CHATS
+        for field in (
+            ".messages[].content[].image_url.url",
+            ".messages[].tool_calls[].function",
+            ".messages[].tool_calls[].id",
+            ".messages[].tool_calls[].type",
+            ".tool_choice.function",
+            ".tool_choice=auto",
+            ".tool_choice=none",
+            ".tool_choice=required",
+            ".tool_prompt",
+            ".tools[].function",
+            ".tools[].type",
+        )
+    ),
+    *(
+        f"{chat} 200 {place}.{field}"
+        for chat in CHATS
+        if chat != "POST /chat_tokenize"
+        for place in ("application/json .choices[].message", "text/event-stream .choices[].delta")
+        for field in ("tool_call_id", "tool_calls")
+    ),
+}
+"""Inside fields that are there and refused: what grammars, tools and images need."""
+
+
+@pytest.fixture(scope="module")
+def tgi() -> Any:
+    if not DOCUMENT.exists():
+        pytest.skip(f"TGI's document is not at {DOCUMENT}; TGI_ASYNC_SHARED names its folder")
+    return json.loads(DOCUMENT.read_bytes())
+
+
+def test_what_ours_lacks_is_what_is_wrong_in_tgis_or_not_built(tgi: Any) -> None:
+    lacking = highest(names(tgi) - names(document(Settings(), "0")))
+    assert lacking == WRONG_IN_TGI | NOT_BUILT
+
+
+def test_all_that_is_compared_is_found(tgi: Any) -> None:
+    found = names(tgi)
+    assert len(found) > 500
+    assert "POST /generate takes .parameters.top_k" in found
+    assert "POST / 200 application/json [].details.finish_reason=eos_token" in found
+    assert "POST /v1/chat/completions takes .messages[].content[].type=text" in found

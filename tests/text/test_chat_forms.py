@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tgi_async.text.chat_renderer import Renderer
+
+PARTS = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
+LISTS_ONLY = "{% for p in messages[0].content %}[{{ p.text }}]{% endfor %}"
+TEXTS_ONLY = "{{ messages[0].content }}"
+EITHER = (
+    "{% if messages[0].content is string %}[{{ messages[0].content }}]{% else %}"
+    + LISTS_ONLY
+    + "{% endif %}"
+)
+
+
+def render(source: str, **message: Any) -> str:
+    return Renderer({"default": source}, {}).render([{"role": "user"} | message])
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "text"),
+    [
+        (TEXTS_ONLY, "Hello", "Hello"),
+        (TEXTS_ONLY, PARTS, "Hello"),
+        (EITHER, "Hello", "[Hello]"),
+        (EITHER, PARTS, "[Hel][lo]"),
+        (LISTS_ONLY, "Hello", "[Hello]"),
+        (LISTS_ONLY, PARTS, "[Hel][lo]"),
+        ("{{ messages | tojson }}", PARTS, '[{"role": "user", "content": "Hello"}]'),
+    ],
+)
+def test_content_has_the_form_that_the_template_shows(source, content, text):
+    assert render(source, content=content) == text
+
+
+@pytest.mark.parametrize("given", ['{"a": "ü"}', {"a": "ü"}])
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        ("{{ arguments | tojson }}", '{"a": "ü"}'),
+        ("{% for k, v in arguments.items() %}{{ k }}={{ v }}{% endfor %}", "a=ü"),
+        ("{{ arguments }}", '{"a": "ü"}'),
+        ("{{ 'f' + arguments }}", 'f{"a": "ü"}'),
+    ],
+)
+def test_arguments_of_calls_have_the_form_that_the_template_shows(shown, text, given):
+    source = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}"
+        "{% set arguments = c.function.arguments %}" + shown + "{% endfor %}{% endfor %}"
+    )
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": given}}
+    assert render(source, tool_calls=[call]) == text
+
+
+@pytest.mark.parametrize("arguments", ["{broken", "[1]", "[" * 100_000])
+def test_arguments_that_are_no_object_stay_as_they_are(arguments):
+    source = "{{ messages[0].tool_calls[0].function.arguments }}"
+    call = {"function": {"arguments": arguments}}
+    assert render(source, tool_calls=[call]) == arguments
+
+
+@pytest.mark.parametrize("call", [{}, {"function": None}, {"function": {"name": "f"}}])
+def test_a_call_of_another_shape_is_left_to_the_template(call):
+    assert render("{{ messages[0].tool_calls[0] | tojson }}", tool_calls=[call]) == json.dumps(call)
+
+
+def test_a_field_that_is_null_is_not_there():
+    assert render("{{ messages[0].keys() | list }}", content=None, name=None) == "['role']"
+
+
+@pytest.mark.parametrize("given", ["reasoning_content", "thinking", "reasoning"])
+@pytest.mark.parametrize("read", ["reasoning_content", "thinking"])
+def test_thoughts_are_found_under_every_name(given, read):
+    assert render("{{ messages[0]." + read + " }}", **{given: "hm"}) == "hm"
+
+
+def test_a_developer_is_the_system_where_the_template_knows_none():
+    assert render("{{ messages[0].role }}", role="developer") == "system"
+    assert render("{# developer #}{{ messages[0].role }}", role="developer") == "developer"

@@ -1,0 +1,92 @@
+"""How the OpenAI routes answer: reasons, errors and streams of several choices."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from tgi_async.api.engine import Generation
+from tgi_async.api.exchange import DONE, Exchange, event
+from tgi_async.api.finished import together
+from tgi_async.api.schemas.openai import StreamError, StreamFailure
+from tgi_async.api.service import Service
+from tgi_async.api.timing import stream_headers
+from tgi_async.errors import Overloaded, ServerError, ValidationError
+from tgi_async.generation import Emitted, FinishReason
+
+TGI_STREAM_STATUS = 422
+"""What TGI says in a stream, whatever went wrong."""
+
+
+def finish_reason_of(reason: FinishReason, *, strict_tgi: bool) -> str:
+    """OpenAI's word for the end: what ended by a token or a stop sequence is `stop`.
+
+    TGI has a word of its own for the latter.
+    """
+    if reason == "length" or (reason == "stop_sequence" and strict_tgi):
+        return reason
+    return "stop"
+
+
+@asynccontextmanager
+async def errors_told(service: Service, exchange: Exchange, streamed: bool) -> AsyncIterator[None]:
+    """What is wrong with a request has its status, also where a stream was asked for.
+
+    TGI begins that stream, and tells it there.
+    """
+    try:
+        yield
+    except (ValidationError, Overloaded):
+        if streamed and service.limits.strict_tgi and not exchange.streaming:
+            await exchange.open_stream(stream_headers(service.compute_type, 0), tgi_error_event)
+        raise
+
+
+async def stream_choices(
+    service: Service,
+    exchange: Exchange,
+    generations: Sequence[Generation],
+    n_characters: int,
+    events_of: Callable[[int, Emitted], bytes],
+    ending: Callable[[], bytes],
+) -> None:
+    """Stream all generations at once, each as a choice, in chunks as they come.
+
+    `events_of` makes the events of what the generation of an index emitted, `ending` those that
+    follow when all have ended. The first failure ends the stream and the other generations.
+    """
+    n_left = len(generations)
+    last = b""
+
+    async def follow(index: int, generation: Generation) -> None:
+        nonlocal n_left, last
+        n_generated = 0
+        async for emitted in generation:
+            n_generated += len(emitted.tokens)
+            events = events_of(index, emitted)
+            if emitted.finish_reason is not None:
+                n_left -= 1
+                if not n_left:
+                    last = events
+                    continue
+            await exchange.write(events)
+        service.account(generation.timings, n_generated)
+
+    told = tgi_error_event if service.limits.strict_tgi else error_event
+    try:
+        await exchange.open_stream(stream_headers(service.compute_type, n_characters), told)
+        await together([follow(*one) for one in enumerate(generations)])
+    finally:
+        for generation in generations:
+            generation.cancel()
+    await exchange.close(last + ending() + DONE)
+
+
+def error_event(error: ServerError) -> bytes:
+    """The last events of a stream that fails."""
+    return event(StreamError(StreamFailure(str(error), error.status))) + DONE
+
+
+def tgi_error_event(error: ServerError) -> bytes:
+    """The same from TGI."""
+    return event(StreamError(StreamFailure(str(error), TGI_STREAM_STATUS))) + DONE

@@ -1,0 +1,154 @@
+"""The OpenAPI document, made of the schemas that bodies are decoded by and replies encoded from.
+
+It describes one server: its routes, its limits, whether it wants a key. What the data of an event
+holds is the `schema` of `text/event-stream`, as in TGI's document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from tgi_async.api.exchange import ErrorBody
+from tgi_async.api.limits import Limits
+from tgi_async.api.openapi_bounds import set_bounds
+from tgi_async.api.openapi_operations import Operation, operations
+
+Json = dict[str, Any]
+REFERENCE = "#/components/schemas/{name}"
+
+TEXT_REFUSALS = {
+    "400": "The body is not JSON.",
+    "408": "The body did not arrive in time.",
+    "413": "The body is longer than the server allows.",
+    "415": "The body is not declared as JSON.",
+}
+FAILURES = {
+    "424": "The model failed on this request.",
+    "429": "As many requests as allowed are already being served.",
+    "500": "The server failed.",
+    "503": "The server is stopping.",
+}
+SECONDS, MILLISECONDS, COUNT, TEXT = "number", "integer", "integer", "string"
+STREAM_HEADERS = {
+    "x-compute-type": (TEXT, "What the model runs on."),
+    "x-compute-characters": (COUNT, "Unicode characters of the prompts."),
+}
+REPLY_HEADERS = {
+    "x-compute-time": (SECONDS, "From the arrival of the request to the reply, in seconds."),
+    "x-total-time": (MILLISECONDS, "The same in milliseconds."),
+    "x-validation-time": (MILLISECONDS, "Until the request was found valid, in milliseconds."),
+    "x-queue-time": (MILLISECONDS, "From there to the first step, in milliseconds."),
+    "x-inference-time": (MILLISECONDS, "From there to the end, in milliseconds."),
+    "x-time-per-token": (MILLISECONDS, "Inference time by generated tokens, in milliseconds."),
+    "x-prompt-tokens": (COUNT, "Tokens of the prompts."),
+    "x-generated-tokens": (COUNT, "Generated tokens."),
+}
+
+
+def document(limits: Limits, version: str) -> Json:
+    """The whole document, as JSON values."""
+    found = operations(limits)
+    types = list(dict.fromkeys(one for operation in found for one in operation.types))
+    schemas, components = msgspec.json.schema_components(types, ref_template=REFERENCE)
+    schema_of = dict(zip(types, schemas, strict=True))
+    set_bounds(components, limits)
+    whole: Json = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "tgi-async",
+            "description": "Text generation, with the routes of Text Generation Inference.",
+            "version": version,
+            "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": {},
+        "components": {"schemas": components},
+    }
+    if limits.api_key:
+        whole["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    for operation in found:
+        one = _Described(operation, schema_of, has_key=bool(limits.api_key))
+        whole["paths"].setdefault(operation.path, {})[operation.method] = one.json()
+    return whole
+
+
+class _Described:
+    """One operation in the document's words."""
+
+    def __init__(self, operation: Operation, schema_of: dict[Any, Json], *, has_key: bool) -> None:
+        self._operation = operation
+        self._schema_of = schema_of
+        self._keyed = operation.keyed and has_key
+
+    def json(self) -> Json:
+        operation = self._operation
+        found: Json = {
+            "tags": [operation.tag],
+            "summary": operation.summary,
+            "responses": {"200": self._success(), **dict(self._others())},
+        }
+        names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
+        if names:
+            found["parameters"] = [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                for name in names
+            ]
+        if operation.body:
+            content = {"application/json": {"schema": self._schema(operation.body)}}
+            found["requestBody"] = {"required": True, "content": content}
+        if self._keyed:
+            found["security"] = [{"key": []}]
+        return found
+
+    def _success(self) -> Json:
+        operation = self._operation
+        content: Json = {}
+        if operation.reply:
+            content["application/json"] = {"schema": self._schema(operation.reply)}
+        if operation.events:
+            content["text/event-stream"] = {"schema": self._schema(operation.events)}
+        if operation.text:
+            content[operation.text] = {"schema": {"type": "string"}}
+        found: Json = {"description": operation.success}
+        if content:
+            found["content"] = content
+        if operation.timed:
+            # A stream begins before most of them are known.
+            known = STREAM_HEADERS if operation.events else STREAM_HEADERS | REPLY_HEADERS
+            found["headers"] = {
+                name: {"description": text, "required": name in known, "schema": {"type": kind}}
+                for name, (kind, text) in (STREAM_HEADERS | REPLY_HEADERS).items()
+                if name in known or operation.reply
+            }
+        return found
+
+    def _others(self) -> Iterator[tuple[str, Json]]:
+        operation = self._operation
+        error = self._schema((ErrorBody,))
+        if operation.body:
+            for status, text in TEXT_REFUSALS.items():
+                yield status, {"description": text, "content": _plain()}
+            content = _plain()
+            if operation.refuses:
+                content["application/json"] = {"schema": error}
+            text = "The body is not what the route takes (plain text)"
+            text += ", or breaks a rule (JSON)." if operation.refuses else "."
+            yield "422", {"description": text, "content": content}
+        if self._keyed:
+            yield "401", {"description": "The key is missing or wrong."}
+        for status in operation.failures:
+            one: Json = {"description": FAILURES[status]}
+            if status == "503":
+                schema = {"type": "integer"}
+                one["headers"] = {"retry-after": {"description": "In seconds.", "schema": schema}}
+            yield status, one | {"content": {"application/json": {"schema": error}}}
+
+    def _schema(self, types: tuple[Any, ...]) -> Json:
+        schemas = [self._schema_of[one] for one in types]
+        return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
+def _plain() -> Json:
+    return {"text/plain": {"schema": {"type": "string"}}}

@@ -1,0 +1,51 @@
+"""`/vertex`, and the route that Vertex AI names in AIP_PREDICT_ROUTE."""
+
+from __future__ import annotations
+
+from tgi_async.api.batch import generate_texts
+from tgi_async.api.body import Shapes
+from tgi_async.api.exchange import Exchange, encode
+from tgi_async.api.schemas.chat import ChatRequest
+from tgi_async.api.schemas.cloud import (
+    VertexInstance,
+    VertexParameters,
+    VertexRequest,
+    VertexResponse,
+)
+from tgi_async.api.schemas.generate import GenerateRequest
+from tgi_async.api.service import Service
+from tgi_async.errors import ServerError
+
+_SHAPES: Shapes[VertexInstance | ChatRequest] = Shapes(
+    {"inputs": VertexInstance, "messages": ChatRequest}
+)
+
+
+class NoInstances(ServerError):
+    """There is nothing to predict."""
+
+    status = 422
+    error_type = "Input validation error"
+    failure = "validation"
+
+
+async def vertex(service: Service, body: VertexRequest, exchange: Exchange) -> None:
+    """One text for each instance."""
+    if not body.instances:
+        raise NoInstances("Input validation error")
+    requests = [_request(service, _SHAPES.decode(bytes(instance))) for instance in body.instances]
+    texts = await generate_texts(service, requests, exchange)
+    await exchange.reply(encode(VertexResponse(texts)))
+
+
+def _request(
+    service: Service, instance: VertexInstance | ChatRequest
+) -> GenerateRequest | ChatRequest:
+    if isinstance(instance, ChatRequest):
+        return instance
+    parameters = instance.given
+    if service.limits.strict_tgi:
+        parameters = VertexParameters(
+            max_new_tokens=parameters.max_new_tokens, seed=parameters.seed
+        )
+    return GenerateRequest(instance.inputs, parameters)

@@ -1,0 +1,79 @@
+"""What TGI can be told besides `Settings`, under its flags and variables, and what becomes of it."""
+
+from __future__ import annotations
+
+NOT_BUILT = {
+    "sharded": "serving on several GPUs",
+    "num_shard": "serving on several GPUs",
+    "quantize": "quantization",
+    "speculate": "speculative decoding",
+    "kv_cache_dtype": "a KV cache of another dtype than the model's",
+    "rope_scaling": "overriding the model's rope scaling",
+    "rope_factor": "overriding the model's rope scaling",
+    "lora_adapters": "LoRA adapters",
+    "cuda_memory_fraction": "sharing a GPU by fraction",
+    "weights_cache_override": "another place of the weights (--model-id may be a folder)",
+    "watermark_gamma": "other watermark parameters than 0.5 and 2.0",
+    "watermark_delta": "other watermark parameters than 0.5 and 2.0",
+}
+"""Understood, but not built: whoever asks for one is refused. Each with what it would do."""
+
+HARMLESS = {
+    "sharded": ("false",),
+    "num_shard": ("1",),
+    "speculate": ("0",),
+    "cuda_memory_fraction": ("1", "1.0"),
+    "watermark_gamma": ("0.5",),
+    "watermark_delta": ("2", "2.0"),
+}
+"""Values of these that ask for nothing."""
+
+WITHOUT_MEANING = {
+    "waiting_served_ratio": "a request joins the running batch as soon as there is room",
+    "max_waiting_tokens": "a request joins the running batch as soon as there is room",
+    "cuda_graphs": "no list of batch sizes is captured",
+    "disable_custom_kernels": "the kernels of TGI are not here",
+    "disable_grammar_support": "there are no grammars yet, and a request for one is refused",
+    "enable_prefill_logprobs": "whoever asks for the log-probabilities of a prompt gets them",
+    "max_image_fetch_size": "no image is ever fetched",
+    "prometheus_port": "metrics are at /metrics of the one port",
+    "shard_uds_path": "the sockets to the workers are in a folder of their own",
+    "master_addr": "the workers need no meeting place",
+    "master_port": "the workers need no meeting place",
+    "ngrok": "this server opens no tunnel",
+    "ngrok_authtoken": "this server opens no tunnel",
+    "ngrok_edge": "this server opens no tunnel",
+    "usage_stats": "nothing is ever reported to anybody",
+}
+"""Accepted flags that do nothing here, each with the reason."""
+
+VARIABLES_WITHOUT_MEANING = {
+    "ATTENTION": "the device decides how attention is computed",
+    "PREFIX_CACHING": "the prefix cache is always on and changes no text",
+    "PREFILL_CHUNKING": "long prompts are always computed in chunks",
+    "TGI_WIGGLE_ROOM": "--kv-cache-memory says how much memory the KV cache may take",
+    "USE_FLASH_ATTENTION": "the device decides how attention is computed",
+    "DISABLE_EXLLAMA": "quantization is not built yet",
+    "EXLLAMA_VERSION": "quantization is not built yet",
+    "XPU_MEMORY_FRACTION": "this server does not run on such a device",
+    "ROCM_USE_CUSTOM_PAGED_ATTN": "this server does not run on such a device",
+    "ROCM_USE_FLASH_ATTN_V2_TRITON": "this server does not run on such a device",
+    "ROCM_USE_SKINNY_GEMM": "this server does not run on such a device",
+}
+"""Environment variables that TGI reads and that have no flag."""
+
+NOTHING = ("", "false", "0", "off")
+"""Values with which one of these asks for nothing, so that nothing needs to be said."""
+
+OTHER_NAMES = {
+    "model_id": "HF_MODEL_ID",
+    "revision": "HF_MODEL_REVISION",
+    "trust_remote_code": "HF_MODEL_TRUST_REMOTE_CODE",
+    "num_shard": "SM_NUM_GPUS",
+    "quantize": "HF_MODEL_QUANTIZE",
+}
+"""SageMaker's names of environment variables, which count where TGI's own are not set."""
+
+VERTEX_PORT = "AIP_HTTP_PORT"
+VERTEX_ROUTES = ("AIP_PREDICT_ROUTE", "AIP_HEALTH_ROUTE")
+"""With any of these set, Vertex AI runs the server and says on which port it will ask."""

@@ -1,0 +1,142 @@
+"""What is known of one HTTP request, for its line in the log and its span.
+
+The record travels in a context variable, as traces do: `Observer` puts it there, the metrics and
+the engine add what they are told in the course of the request, and it is read at the end. Tasks
+that a handler starts inherit it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextvars import ContextVar
+from typing import Any
+
+from msgspec import structs
+from starlette.types import Scope
+
+from tgi_async.generation import FinishReason, GenerationRequest
+
+NAMES = {
+    "/generate": "generate",
+    "/generate_stream": "generate_stream",
+    "/v1/chat/completions": "chat_completions",
+    "/v1/completions": "completions",
+    "/invocations": "sagemaker_compatibility",
+    "/vertex": "vertex_compatibility",
+}
+"""What TGI calls its handlers, and thus their spans."""
+
+
+class RequestRecord:
+    """One request. Times are in seconds, and sums where it asked for several generations.
+
+    `counted`: its body was read and it is in `tgi_request_count`, as those that generate are.
+    `began_at` and `first_event_at` are Unix times in nanoseconds; `failure` is the `err` label of
+    `tgi_request_failure`.
+    """
+
+    def __init__(self, scope: Scope) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[str, str] = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        client = scope.get("client")
+        self.client: str = client[0] if client else ""
+        self.began_at = time.time_ns()
+        self.first_event_at: int | None = None
+        self.status: int | None = None
+        self.streamed = False
+        self.counted = False
+        self.succeeded = False
+        self.failure: str | None = None
+        self.requests: list[GenerationRequest] = []
+        self.finish_reasons: list[FinishReason] = []
+        self.n_prompt = self.n_generated = 0
+        self.total = self.validation = self.queued = self.inference = 0.0
+        self._started = time.perf_counter()
+
+    def received(self) -> None:
+        """Its body was read and understood."""
+        self.counted = True
+
+    def validated(self, seconds: float, n_prompt: int) -> None:
+        """A prompt was found admissible, `seconds` after the beginning."""
+        self.validation = max(self.validation, seconds)
+        self.n_prompt += n_prompt
+
+    def generated(self, queued: float, inference: float, n_generated: int) -> None:
+        """A generation ended by itself."""
+        self.queued += queued
+        self.inference += inference
+        self.n_generated += n_generated
+
+    def ended(self) -> None:
+        """All has been sent, or the client has left."""
+        self.total = time.perf_counter() - self._started
+
+    @property
+    def time_per_token(self) -> float:
+        return self.inference / max(self.n_generated, 1)
+
+    @property
+    def name(self) -> str:
+        """What TGI calls the handler."""
+        if self.path == "/":
+            return "generate_stream" if self.streamed else "generate"
+        if self.path.startswith("/v2/"):
+            return "kserve_model_infer"
+        # The one route with a name of a person's choice is the one for Vertex AI.
+        return NAMES.get(self.path, "vertex_compatibility")
+
+    @property
+    def seed(self) -> int | None:
+        """Of the first generation, where it draws random numbers."""
+        if not self.requests or not self.requests[0].sampling.do_sample:
+            return None
+        return self.requests[0].sampling.seed
+
+    def tgi_fields(self) -> dict[str, str]:
+        """The fields of TGI's spans. Times as TGI shows them; empty until they are known."""
+        known = self.succeeded
+        times = {
+            "total_time": self.total,
+            "validation_time": self.validation,
+            "queue_time": self.queued,
+            "inference_time": self.inference,
+            "time_per_token": self.time_per_token,
+        }
+        return {
+            "parameters": self._parameters(),
+            **{name: duration(seconds) if known else "" for name, seconds in times.items()},
+            "seed": "None" if self.seed is None else f"Some({self.seed})",
+        }
+
+    def _parameters(self) -> str:
+        if not self.requests:
+            return ""
+        request = self.requests[0]
+        found: dict[str, Any] = structs.asdict(request.sampling)
+        for name in ("seed", "choice", "biased_ids", "biases"):
+            del found[name]
+        found |= {"max_new_tokens": request.max_new_tokens, "stop": request.stop}
+        return json.dumps(found)
+
+
+_CURRENT: ContextVar[RequestRecord | None] = ContextVar("record", default=None)
+current = _CURRENT.get
+"""The record of the request that this task works for, if any."""
+enter = _CURRENT.set
+leave = _CURRENT.reset
+
+
+def duration(seconds: float) -> str:
+    """`1.5s`, `12.345678ms`, `3.2µs` or `80ns`: to the nanosecond, as TGI shows times."""
+    nanoseconds = round(seconds * 1e9)
+    for unit, size in (("s", 10**9), ("ms", 10**6), ("µs", 10**3)):
+        if nanoseconds >= size:
+            whole, rest = divmod(nanoseconds, size)
+            digits = f"{rest:0{len(str(size)) - 1}d}".rstrip("0")
+            return f"{whole}.{digits}{unit}" if digits else f"{whole}{unit}"
+    return f"{nanoseconds}ns"
