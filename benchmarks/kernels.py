@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -45,7 +45,7 @@ N_LAYERS = 30
 HEAD = (49152, 576)
 N_ROWS = (1, 8, 16, 32, 64, 128, 512)
 
-Passes = dict[str, Callable[[], object]]
+Passes = Mapping[str, Callable[[], object]]
 Layers = list[tuple[int, Callable[[torch.Tensor], torch.Tensor]]]
 
 

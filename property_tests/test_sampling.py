@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from tgi_async.wire.messages import Sampled, Sampling
 from workers.sampling import Sampler
@@ -89,3 +90,46 @@ def test_what_is_reported_is_a_part_of_a_distribution(
     assert torch.tensor(logprobs).exp().sum() <= 1 + 1e-5
     if one.top and not request.do_sample:
         assert one.token == one.top[0].id
+
+
+@given(
+    request=samplings,
+    context=contexts,
+    seed=st.integers(0, 2**31),
+    removed=st.floats(0.1, 0.9),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_draw_does_not_change_where_tokens_go_that_did_not_win_it(
+    request: Sampling, context: list[int], seed: int, removed: float
+) -> None:
+    asked = Sampling(do_sample=True, seed=request.seed, choice=request.choice)
+    drawn = structs.replace(asked, temperature=request.temperature)
+    sampler = Sampler(2, V, CPU)
+    sampler.admit(0, drawn, context)
+    logits = logits_of(1, seed, 2.0, False)
+    before = int(sampler.sample([0], [len(context)], logits).tokens)
+    lost = torch.rand(V, generator=torch.Generator().manual_seed(seed)) < removed
+    lost[before] = False
+    # The largest is what the others are measured by.
+    lost[logits[0].topk(1).indices] = False
+    sampler.admit(1, drawn, context)
+    rest = logits.masked_fill(lost, -torch.inf)
+    assert int(sampler.sample([1], [len(context)], rest).tokens) == before
+
+
+@given(request=samplings, context=contexts, seed=st.integers(0, 2**31))
+@settings(max_examples=60, deadline=None)
+def test_truncation_changes_no_draw_but_those_that_it_cuts(
+    request: Sampling, context: list[int], seed: int
+) -> None:
+    cut = structs.replace(request, do_sample=True, top_n_tokens=V)
+    whole = structs.replace(cut, top_k=0, top_p=1.0, typical_p=1.0)
+    sampler = Sampler(2, V, CPU)
+    sampler.admit(0, cut, context)
+    sampler.admit(1, whole, context)
+    logits = logits_of(1, seed, 2.0, False).expand(2, -1).contiguous()
+    output = sampler.sample([0, 1], [len(context)] * 2, logits)
+    (few, every), _ = sampler.to_wire([0, 1], output)
+    kept = {top.id for top in few.top}
+    assert few.token in kept
+    assert (few.token == every.token) == (every.token in kept)

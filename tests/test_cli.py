@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,16 @@ from tgi_async import cli
 from tgi_async.cli import launcher_main, main
 from tgi_async.errors import StartError
 from tgi_async.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    before, handlers = root.level, root.handlers[:]
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(before)
+    logging.getLogger("uvicorn").setLevel(logging.NOTSET)
 
 
 @pytest.fixture
@@ -74,6 +87,49 @@ def test_an_error_at_start_is_one_line_and_its_status(
     assert capsys.readouterr().err == "Error: it is not to be\n"
 
 
+def test_what_has_no_effect_is_one_line_and_the_start_goes_on(
+    served: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launcher_main(["--ngrok", "--cuda-graphs", "1,2", "--usage-stats", "off"]) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert "WARNING --cuda-graphs has no effect: " in first
+    assert "WARNING --ngrok has no effect: this server opens no tunnel" in second
+    assert len(served) == 1
+
+
+def test_the_log_is_as_asked_for(
+    served: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launcher_main(["--json-output", "--ngrok"]) == 0
+    assert json.loads(capsys.readouterr().err)["level"] == "WARNING"
+    assert launcher_main(["--log-level", "error", "--ngrok"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_flags_are_not_guessed_from_their_beginning(served: list[Settings]) -> None:
+    with pytest.raises(SystemExit):
+        launcher_main(["--max-best", "3"])
+    with pytest.raises(SystemExit):
+        main(["serve", "--max-best", "3"])
+    assert served == []
+
+
+def test_the_token_of_the_hub_has_another_name_in_tgi(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.subprocess, "call", lambda command: 0)
+    for start in (lambda: launcher_main([]), lambda: main(["download-weights"])):
+        with monkeypatch.context() as patch:
+            patch.setenv("HF_TOKEN", "to be put back")
+            patch.delenv("HF_TOKEN")
+            patch.setenv("HF_API_TOKEN", "old")
+            start()
+            assert os.environ["HF_TOKEN"] == "old"
+            patch.setenv("HF_TOKEN", "new")
+            start()
+            assert os.environ["HF_TOKEN"] == "new"
+
+
 def test_what_is_not_built_is_refused_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--quantize", "awq"]) == 1
     assert "--quantize asks for quantization, which is not built yet" in capsys.readouterr().err
@@ -86,6 +142,16 @@ def test_the_environment_is_told_for_a_bug_report(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == told
     for name in ("tgi-async: ", "python: ", "torch: ", "tokenizers: "):
         assert name in told
+
+
+def test_the_environment_is_told_before_a_start_that_was_asked_for_too(
+    served: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launcher_main(["--env", "--model-id", "a/b"]) == 0
+    assert "tgi-async: " in capsys.readouterr().out
+    assert served == [Settings(model_id="a/b")]
+    assert launcher_main(["-e"]) == 0
+    assert len(served) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
@@ -18,6 +22,7 @@ from tgi_async.launcher import Prepared, _limits
 from tgi_async.settings import Settings
 
 Serve = Callable[..., FakeServer]
+Talk = Callable[..., tuple[FakeServer, httpx.Response]]
 
 
 @pytest.fixture
@@ -80,10 +85,102 @@ def test_limits_are_completed_by_what_there_is() -> None:
     found = _limits(Settings(max_best_of=7), prepared, 100)
     assert (found.max_total_tokens, found.max_input_tokens) == (100, 99)
     assert (found.model_id, found.revision, found.max_best_of) == ("a/b", "main", 7)
+    assert (found.strict_tgi, found.kserve) == (False, False)
+    found = _limits(Settings(strict_tgi=True, kserve=True), prepared, 100)
+    assert (found.strict_tgi, found.kserve) == (True, True)
     found = _limits(Settings(max_total_tokens=50, max_input_length=10), prepared, 100)
     assert (found.max_total_tokens, found.max_input_tokens) == (50, 10)
     with pytest.raises(StartError, match=r"less than max-total-tokens, here 100\. Given: 100"):
         _limits(Settings(max_input_tokens=100), prepared, 100)
+
+
+@pytest.fixture
+def talk(serve: Serve) -> Talk:
+    """A server with these flags, and its answer to a short request."""
+
+    def ask(*flags: str, route: str = "/generate") -> tuple[FakeServer, httpx.Response]:
+        server = serve(None, *flags)
+        body = {"inputs": "Hi", "parameters": {"max_new_tokens": 5, "seed": 7, "top_k": 3}}
+        if route != "/generate":
+            body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
+        return server, httpx.post(f"{server.url}{route}", json=body)
+
+    return ask
+
+
+def test_a_request_is_a_line_in_the_log(talk: Talk) -> None:
+    server, reply = talk()
+    assert reply.status_code == 200
+    line = server.until_logged(r"INFO Success generate 200 tokens=2\+5 (.*)\n")[1]
+    times = ["total_time", "validation_time", "queue_time", "inference_time", "time_per_token"]
+    assert [part.split("=")[0] for part in line.split()] == times
+    httpx.post(f"{server.url}/generate", json={"inputs": "", "parameters": {}})
+    server.until_logged(r"WARNING Failed: validation generate 422 tokens=0\+0 total_time=")
+
+
+def test_a_log_as_json_has_the_span_of_tgi(serve: Serve) -> None:
+    server = serve(None, "--json-output")
+    ready = re.compile(r"http://127\.0\.0\.1:(\d+)\. Try")
+    url = f"http://127.0.0.1:{server.until_logged(ready)[1]}"
+    parameters = {"max_new_tokens": 5, "seed": 7, "do_sample": True}
+    httpx.post(f"{url}/generate", json={"inputs": "Hi", "parameters": parameters})
+    server.until_logged(r'"message": "Success".*\n')
+    (line,) = (json.loads(one) for one in server.log.splitlines() if '"Success"' in one)
+    assert line["span"]["seed"] == "Some(7)"
+    assert json.loads(line["span"]["parameters"])["max_new_tokens"] == 5
+    assert [json.loads(one)["level"] for one in server.log.splitlines()]
+
+
+def test_another_tokenizer_config_has_the_chat_template(talk: Talk, tmp_path: Path) -> None:
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps({"chat_template": "{{ eos_token }}", "eos_token": "abc"}))
+    _, reply = talk("--tokenizer-config-path", str(config), route="/v1/chat/completions")
+    assert reply.json()["usage"]["prompt_tokens"] == 3
+
+
+def test_a_tokenizer_config_without_a_template_ends_the_start(serve: Serve, tmp_path: Path) -> None:
+    config = tmp_path / "c.json"
+    server = serve(None, "--tokenizer-config-path", str(config))
+    assert server.ended() == 1
+    assert f"Error: --tokenizer-config-path must be a file. Given: '{config}'" in server.log
+    config.write_text("{}")
+    server = serve(None, "--tokenizer-config-path", str(config))
+    assert server.ended() == 1
+    assert f"Error: {config} has no `chat_template`" in server.log
+
+
+def test_an_endpoint_for_spans_is_looked_at_before_anything_slow(serve: Serve) -> None:
+    server = serve(None, "--otlp-endpoint", "collector:4317", prepare="raise SystemExit('slow')")
+    assert server.ended() == 1
+    assert "Error: --otlp-endpoint must begin with http://" in server.log
+    assert "slow" not in server.log
+
+
+def test_spans_reach_a_collector(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"):
+        pytest.importorskip(package, reason="the extra `otel` is not installed")
+    posted: list[bytes] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(self.rfile.read(int(self.headers["content-length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *given: object) -> None: ...
+
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
+    with HTTPServer(("127.0.0.1", 0), Receiver) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{collector.server_port}"
+        server = serve(None, "--otlp-endpoint", endpoint, "--otlp-service-name", "mine")
+        httpx.post(f"{server.url}/generate", json={"inputs": "Hi"})
+        server.signal(signal.SIGTERM)
+        assert server.ended() == 0
+        collector.shutdown()
+    (body,) = posted
+    for text in (b"mine", b"generate", b"gen_ai.usage.output_tokens", b"fake/model"):
+        assert text in body
 
 
 def test_a_failed_preparation_ends_the_start(serve: Serve) -> None:

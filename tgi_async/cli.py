@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import platform
 import subprocess
 import sys
 from importlib import metadata
 
+from tgi_async.arguments import add_arguments, resolve, without_effect
 from tgi_async.errors import StartError
-from tgi_async.settings import add_arguments, resolve
+from tgi_async.telemetry import logs
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """`tgi-async serve | download-weights | env`."""
     parser = argparse.ArgumentParser(
-        prog="tgi-async", description="Serve open language models, with TGI's face."
+        prog="tgi-async",
+        description="Serve open language models, with TGI's face.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=metadata.version("tgi-async"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="serve a model")
+    serve = commands.add_parser(
+        "serve", help="serve a model", usage="%(prog)s [FLAGS]", allow_abbrev=False
+    )
     add_arguments(serve)
     commands.add_parser("download-weights", help="fetch and convert a model, without serving it")
     commands.add_parser("env", help="print versions and hardware, for a bug report")
@@ -30,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _call("workers.models.prepare", arguments[1:])
     given = parser.parse_args(arguments)
     if given.command == "env":
-        return _print_environment()
+        _print_environment()
+        return 0
     return _serve(given)
 
 
@@ -38,12 +47,19 @@ def launcher_main(arguments: list[str] | None = None) -> int:
     """`text-generation-launcher`: `tgi-async serve` under TGI's name."""
     parser = argparse.ArgumentParser(
         prog="text-generation-launcher",
+        usage="%(prog)s [FLAGS]",
         description="tgi-async under the name and with the flags of Text Generation Inference.",
+        allow_abbrev=False,
     )
     parser.add_argument("-e", "--env", action="store_true", help="print versions and hardware")
     add_arguments(parser)
     given = parser.parse_args(arguments)
-    return _print_environment() if given.env else _serve(given)
+    if given.env:
+        _print_environment()
+        # For a bug report it comes alone; among other flags TGI prints and goes on.
+        if not any(value for name, value in vars(given).items() if name != "env"):
+            return 0
+    return _serve(given)
 
 
 def _serve(given: argparse.Namespace) -> int:
@@ -51,7 +67,12 @@ def _serve(given: argparse.Namespace) -> int:
     from tgi_async.launcher import serve
 
     try:
-        return serve(resolve(vars(given), os.environ))
+        settings = resolve(vars(given), os.environ)
+        logs.configure(settings.json_output, settings.log_level, settings.log_colorize)
+        for line in without_effect(vars(given), os.environ):
+            log.warning(line)
+        _adopt_token()
+        return serve(settings)
     except StartError as error:
         print(f"Error: {error}", file=sys.stderr)
         return error.exit_status
@@ -59,14 +80,21 @@ def _serve(given: argparse.Namespace) -> int:
         return 130
 
 
+def _adopt_token() -> None:
+    """Give the Hub's client the token under its own name; TGI knows another one for it."""
+    if token := os.environ.get("HF_API_TOKEN"):
+        os.environ.setdefault("HF_TOKEN", token)
+
+
 def _call(module: str, arguments: list[str]) -> int:
+    _adopt_token()
     try:
         return subprocess.call([sys.executable, "-m", module, *arguments])
     except KeyboardInterrupt:
         return 130
 
 
-def _print_environment() -> int:
+def _print_environment() -> None:
     print(f"tgi-async: {metadata.version('tgi-async')}")
     print(f"python: {platform.python_version()} on {platform.platform()}")
     print(f"cpus: {os.cpu_count()}")
@@ -80,4 +108,3 @@ def _print_environment() -> int:
         print(found.stdout.strip())
     except (OSError, subprocess.CalledProcessError):
         print("gpu: none")
-    return 0

@@ -341,7 +341,8 @@ class Engine:
             self._schedule_pump()
 
     def now(self) -> float:
-        return asyncio.get_running_loop().time()
+        # Not the loop's clock: uvloop's has steps of a millisecond.
+        return time.monotonic()
 
     # -- the loop -------------------------------------------------------------------------------
 

@@ -25,11 +25,13 @@ from tgi_async.errors import StartError
 from tgi_async.listener import bind, listen, on_signals, open_queue
 from tgi_async.settings import Settings
 from tgi_async.supervisor import WORKER
-from tgi_async.telemetry import logs
+from tgi_async.telemetry import traces
 from tgi_async.telemetry.metrics import Metrics
+from tgi_async.telemetry.observer import Observer
 from tgi_async.text.chat import ChatTemplate
+from tgi_async.text.chat_files import read_template_config
 from tgi_async.text.sampling_defaults import SamplingDefaults
-from tgi_async.text.tokenizer import Tokenizer
+from tgi_async.text.tokenizer import Tokenizer, special_tokens_of
 from tgi_async.wire.messages import Loading, Ready, Start
 
 log = logging.getLogger(__name__)
@@ -66,8 +68,8 @@ class Limits:
     api_key: str | None
     cors_allow_origin: tuple[str, ...]
     sampling_defaults: SamplingDefaults
-    strict_tgi: bool = False
-    kserve: bool = False
+    strict_tgi: bool
+    kserve: bool
 
 
 def serve(
@@ -77,7 +79,6 @@ def serve(
 
     `prepare` and `worker` are the commands of the processes that prepare and run the model.
     """
-    logs.configure(settings.json_output)
     return uvloop.run(_serve(settings, prepare, worker))
 
 
@@ -110,9 +111,10 @@ async def _serve_on(
     worker: tuple[str, ...],
 ) -> int:
     began = time.perf_counter()
+    spans = traces.sending_to(settings.otlp_endpoint) if settings.otlp_endpoint else None
     prepared = await _prepare(settings, prepare)
     tokenizer = Tokenizer.from_folder(prepared.path)
-    chat_template = ChatTemplate.from_folder(prepared.path, tokenizer.special_tokens)
+    chat_template = _chat_template(settings, prepared, tokenizer)
     log.info("serving %s from %s", prepared.model_id, prepared.path)
     engine = Engine(
         tokenizer=tokenizer,
@@ -130,11 +132,14 @@ async def _serve_on(
         command=worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,
     )
-    try:
+    async with contextlib.AsyncExitStack() as closing:
+        closing.push_async_callback(engine.stop, WORKER_EXIT_SECONDS)
         ready = await engine.launch(_show)
         limits = _limits(settings, prepared, engine.max_total_tokens)
         metrics = Metrics(
-            max_input_tokens=limits.max_input_tokens, max_total_tokens=limits.max_total_tokens
+            max_input_tokens=limits.max_input_tokens,
+            max_total_tokens=limits.max_total_tokens,
+            max_batch_total_tokens=engine.n_blocks * ready.block_size,
         )
         engine.serve(metrics)
         app = create_app(
@@ -144,14 +149,20 @@ async def _serve_on(
             limits=limits,
             metrics=metrics,
         )
+        collector = None
+        if spans is not None:
+            collector = traces.OpenTelemetry(
+                spans, service_name=settings.otlp_service_name, model_id=limits.model_id
+            )
+            closing.push_async_callback(asyncio.to_thread, collector.close)
         open_queue(listener)
         _welcome(settings, ready, limits, listener, time.perf_counter() - began)
         # What lives now lives as long as the server: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        return await listen(app, engine, listener, settings.graceful_termination_timeout)
-    finally:
-        await engine.stop(WORKER_EXIT_SECONDS)
+        return await listen(
+            Observer(app, collector), engine, listener, settings.graceful_termination_timeout
+        )
 
 
 async def _prepare(settings: Settings, prepare: tuple[str, ...]) -> Prepared:
@@ -176,6 +187,15 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...]) -> Prepared:
         raise StartError("The model is not ready to be served; the reason is above.")
     found = json.loads(output)
     return Prepared(Path(found["path"]), found["model_id"], found["revision"])
+
+
+def _chat_template(
+    settings: Settings, prepared: Prepared, tokenizer: Tokenizer
+) -> ChatTemplate | None:
+    if settings.tokenizer_config_path is None:
+        return ChatTemplate.from_folder(prepared.path, tokenizer.special_tokens)
+    templates, config = read_template_config(Path(settings.tokenizer_config_path))
+    return ChatTemplate(templates, tokenizer.special_tokens | special_tokens_of(config))
 
 
 def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
@@ -208,6 +228,8 @@ def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
         payload_limit=settings.payload_limit,
         api_key=settings.api_key,
         cors_allow_origin=settings.cors_allow_origin,
+        strict_tgi=settings.strict_tgi,
+        kserve=settings.kserve,
     )
 
 

@@ -1,21 +1,16 @@
-"""The server's settings, under TGI's names: flag, then environment variable, then default.
+"""The server's settings, under TGI's names where TGI has them.
 
-One table says everything: each field's flag is its name with dashes, its variable its name in upper
-case. What TGI has and this server has not built is in `NOT_BUILT`, and refused by name.
+Each field's flag is its name with dashes, its environment variable its name in upper case;
+`arguments` reads them. What else TGI can be told is in `settings_tgi`.
 """
 
 from __future__ import annotations
 
-import argparse
-import ipaddress
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from tgi_async.errors import StartError
-
-log = logging.getLogger(__name__)
+from tgi_async.telemetry.logs import LEVELS, level_of
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -41,11 +36,12 @@ def _option(
     return field(default=default, metadata=metadata)
 
 
-MODEL, LIMITS, BATCHING, HTTP, OPERATION = (
+MODEL, LIMITS, BATCHING, HTTP, FACE, OPERATION = (
     "model",
     "limits of a request",
     "batching and memory",
     "HTTP",
+    "what clients see",
     "operation",
 )
 COUNT = 2**31 - 1
@@ -66,6 +62,9 @@ class Settings:
         False, MODEL, "run Python code that comes with the model", kind=bool
     )
     huggingface_hub_cache: str | None = _option(None, MODEL, "folder of downloaded models")
+    tokenizer_config_path: str | None = _option(
+        None, MODEL, "a tokenizer_config.json whose chat template replaces the model's"
+    )
 
     max_input_tokens: int | None = _option(
         None, LIMITS, "longest prompt; default: max-total-tokens - 1", kind=int, least=1
@@ -121,7 +120,22 @@ class Settings:
         2_000_000, HTTP, "largest request body in bytes", kind=int, least=1
     )
 
+    strict_tgi: bool = _option(
+        False, FACE, "behave as TGI also where clients are better off without", kind=bool
+    )
+    kserve: bool = _option(False, FACE, "have the routes of KServe's V2 protocol", kind=bool)
+
     json_output: bool = _option(False, OPERATION, "log as JSON lines", kind=bool)
+    log_level: str = _option("info", OPERATION, f"least level that is logged: {', '.join(LEVELS)}")
+    log_colorize: bool | None = _option(
+        None, OPERATION, "color the log; default: where it is a terminal", kind=bool
+    )
+    otlp_endpoint: str | None = _option(
+        None, OPERATION, "URL of an OpenTelemetry collector, which gets a span for each request"
+    )
+    otlp_service_name: str = _option(
+        "text-generation-inference.router", OPERATION, "name of this server in its spans"
+    )
     graceful_termination_timeout: int = _option(
         90, OPERATION, "seconds that live requests get after SIGTERM", kind=int, least=0
     )
@@ -144,125 +158,12 @@ class Settings:
                 f"--max-total-tokens must be at most --max-batch-total-tokens. Given: {total} and "
                 f"{pool}."
             )
+        if level_of(self.log_level) is None:
+            raise StartError(
+                f"--log-level must be one of {', '.join(LEVELS)}. Given: {self.log_level!r}."
+            )
 
     @property
     def input_limit(self) -> int | None:
         """`max_input_tokens`, under either name."""
         return self.max_input_tokens if self.max_input_tokens is not None else self.max_input_length
-
-
-NOT_BUILT: dict[str, str] = {
-    "sharded": "serving on several GPUs",
-    "num_shard": "serving on several GPUs",
-    "quantize": "quantization",
-    "speculate": "speculative decoding",
-    "kv_cache_dtype": "a KV cache of another dtype than the model's",
-    "rope_scaling": "overriding the model's rope scaling",
-    "rope_factor": "overriding the model's rope scaling",
-    "lora_adapters": "LoRA adapters",
-    "otlp_endpoint": "OpenTelemetry export",
-    "tokenizer_config_path": "another tokenizer config than the model's",
-    "cuda_memory_fraction": "sharing a GPU by fraction",
-    "weights_cache_override": "another place of the weights; give --model-id a folder instead",
-    "watermark_gamma": "other watermark parameters than 0.5 and 2.0",
-    "watermark_delta": "other watermark parameters than 0.5 and 2.0",
-}
-"""Settings of TGI that are understood, but not built; and what they would do."""
-
-HARMLESS = {"sharded": ("false",), "num_shard": ("1",), "cuda_memory_fraction": ("1", "1.0")}
-"""Values of these that ask for nothing."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One flag a setting, in groups; and those that will be refused, hidden."""
-    groups = {name: parser.add_argument_group(name) for name in _groups()}
-    for one in fields(Settings):
-        meta = one.metadata
-        names = [f"--{one.name.replace('_', '-')}"]
-        if one.name == "port":
-            names.insert(0, "-p")
-        if one.name == "graceful_termination_timeout":
-            names.insert(0, "-g")
-        text = f"{meta['help']} [env {one.name.upper()}]"
-        default = one.default
-        if default not in (None, False, ()):
-            text += f" [default {default}]"
-        options: dict[str, Any] = {"dest": one.name, "default": None, "help": text}
-        if meta["kind"] is bool:
-            # `--flag`, and TGI's `--flag true`.
-            options |= {"nargs": "?", "const": "true", "metavar": "BOOL"}
-        elif meta["kind"] is tuple:
-            options |= {"action": "append", "metavar": "ORIGIN"}
-        else:
-            options["metavar"] = "N" if meta["kind"] is int else "TEXT"
-        groups[meta["group"]].add_argument(*names, **options)
-    for name in NOT_BUILT:
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", dest=name, nargs="?", const="", help=argparse.SUPPRESS
-        )
-
-
-def resolve(given: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
-    """Flags before variables before defaults. Raises StartError naming what is wrong."""
-    for name, purpose in NOT_BUILT.items():
-        for source, raw in _sources(name, given, environment):
-            if raw.lower() not in HARMLESS.get(name, ()):
-                raise StartError(
-                    f"{source} asks for {purpose}, which is not built yet. Leave it out."
-                )
-    values: dict[str, Any] = {}
-    for one in fields(Settings):
-        for source, raw in _sources(one.name, given, environment):
-            values[one.name] = _parse(source, raw, one.metadata)
-            break
-    host = environment.get("HOSTNAME")
-    if host and given.get("hostname") is None and not _is_address(host):
-        # Containers set HOSTNAME to the machine's name, which is no address to listen on.
-        del values["hostname"]
-    return Settings(**values)
-
-
-def _sources(
-    name: str, given: Mapping[str, Any], environment: Mapping[str, str]
-) -> Iterator[tuple[str, Any]]:
-    if given.get(name) is not None:
-        yield f"--{name.replace('_', '-')}", given[name]
-    elif environment.get(name.upper()):
-        yield f"the environment variable {name.upper()}", environment[name.upper()]
-
-
-def _parse(source: str, raw: str | Sequence[str], meta: Mapping[str, Any]) -> Any:
-    if meta["kind"] is tuple:
-        given = raw.split(",") if isinstance(raw, str) else raw
-        return tuple(one.strip() for one in given if one.strip())
-    assert isinstance(raw, str)
-    if meta["kind"] is bool:
-        if raw.lower() not in ("true", "false", "1", "0"):
-            raise StartError(f"{source} must be true or false. Given: {raw!r}.")
-        return raw.lower() in ("true", "1")
-    if meta["kind"] is int:
-        least, most = meta["least"], meta["most"] or COUNT
-        try:
-            number = int(raw)
-        except ValueError:
-            raise StartError(f"{source} must be a whole number. Given: {raw!r}.") from None
-        if not least <= number <= most:
-            raise StartError(f"{source} must be from {least} to {most}. Given: {number}.")
-        return number
-    if not raw:
-        raise StartError(f"{source} must not be empty. Leave it out, or give it a value.")
-    if meta["choices"] and raw not in meta["choices"]:
-        raise StartError(f"{source} must be one of {', '.join(meta['choices'])}. Given: {raw!r}.")
-    return raw
-
-
-def _groups() -> list[str]:
-    return list(dict.fromkeys(one.metadata["group"] for one in fields(Settings)))
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""What TGI can be told besides `Settings`, under its flags and variables, and what becomes of it."""
+"""What TGI can be told besides `Settings`, and what becomes of it here."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@
 
 #define MAX_THREADS 64
 #ifndef SPIN_NS
-#define SPIN_NS 200000  // about what comes between two linear layers of a decode step
+#define SPIN_NS 50000   // most of what comes between two kernels; more takes time from other work
 #endif
 #define SPINS 64        // looks at the job between two calls of sched_yield
 #define WAIT_SPINS 4000 // looks at the helpers before the caller sleeps: about 40 us

@@ -102,7 +102,7 @@ async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def address(app: Starlette) -> AsyncIterator[tuple[str, int]]:
     """Host and port of a real server."""
-    config = uvicorn.Config(app, port=0, log_level="warning", access_log=False)
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)

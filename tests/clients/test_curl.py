@@ -38,29 +38,32 @@ class Answer(NamedTuple):
         return [found for found in EVENT.findall(self.body) if found]
 
 
-def command(server: Server, route: str, body: Any, *options: str) -> tuple[list[str], bytes]:
-    """Arguments of a POST, and what goes to its standard input."""
-    given = body if isinstance(body, str) else json.dumps(body)
+def command(
+    server: Server, route: str, *options: str, key: str = API_KEY, content: str = "application/json"
+) -> list[str]:
+    """A POST of what comes from standard input."""
     return [
-        "curl",
-        *("--no-buffer", "--silent", "--show-error", "--max-time", "120", "--data-binary", "@-"),
-        *("--header", f"Authorization: Bearer {API_KEY}"),
-        *("--header", "Content-Type: application/json"),
-        *(*options, f"{server.url}{route}"),
-    ], given.encode()
+        *("curl", "--no-buffer", "--silent", "--show-error", "--max-time", "120"),
+        *("--header", f"Authorization: Bearer {key}", "--header", f"Content-Type: {content}"),
+        *("--data-binary", "@-", *options, f"{server.url}{route}"),
+    ]
 
 
-def curl(server: Server, route: str, body: Any, *options: str) -> Answer:
+def encoded(body: Any) -> bytes:
+    return body.encode() if isinstance(body, str) else json.dumps(body).encode()
+
+
+def curl(server: Server, route: str, body: Any, *options: str, **headers: str) -> Answer:
     """The answer to a POST."""
-    arguments, given = command(server, route, body, "--include", *options)
-    done = subprocess.run(arguments, input=given, capture_output=True)
+    arguments = command(server, route, "--include", *options, **headers)
+    done = subprocess.run(arguments, input=encoded(body), capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     head, _, answer = done.stdout.partition(b"\r\n\r\n")
-    while head.startswith(b"HTTP/1.1 100"):
+    while b" 100 " in head.partition(b"\r\n")[0]:
         head, _, answer = answer.partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
-    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
-    return Answer(int(status.split(" ")[1]), headers, answer)
+    fields = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    return Answer(int(status.split(" ")[1]), fields, answer)
 
 
 @pytest.mark.parametrize("route", ["/generate_stream", "/"])
@@ -120,11 +123,11 @@ def test_a_stream_for_http_1_0_ends_with_its_connection(client_server: Server) -
 
 def test_tokens_come_while_more_are_generated(client_server: Server) -> None:
     long = {"inputs": "The sea is", "parameters": {"max_new_tokens": 8000, "ignore_eos": True}}
-    arguments, given = command(client_server, "/generate_stream", long)
+    arguments = command(client_server, "/generate_stream")
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(given)
+        process.stdin.write(encoded(long))
         process.stdin.close()
         first = process.stdout.readline()
         still_running = process.poll() is None
@@ -146,21 +149,21 @@ def test_a_refused_stream_of_tgi_is_an_event(client_server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "options", "status", "text"),
+    ("body", "headers", "status", "text"),
     [
-        ('{"inputs":', (), 400, "Failed to parse the request body as JSON"),
-        ("{}", (), 422, "Failed to deserialize the JSON body into the target type"),
-        ("{}", ("--header", "Content-Type: text/plain"), 415, "Expected request with"),
-        ({"inputs": "a" * 2_000_000}, (), 413, "length limit exceeded"),
-        ({"inputs": "a"}, ("--header", "Authorization: Bearer no"), 401, ""),
+        ('{"inputs":', {}, 400, "Failed to parse the request body as JSON"),
+        ("{}", {}, 422, "Failed to deserialize the JSON body into the target type"),
+        ("{}", {"content": "text/plain"}, 415, "Expected request with"),
+        ({"inputs": "a" * 2_000_000}, {}, 413, "length limit exceeded"),
+        ("{}", {"key": "wrong"}, 401, ""),
         # So large that curl asks first whether it may send it.
-        ({"inputs": "a b " * 300_000}, (), 422, "`inputs`"),
+        ({"inputs": "a b " * 300_000}, {}, 422, "`inputs`"),
     ],
 )
 def test_what_is_refused(
-    client_server: Server, body: Any, options: tuple[str, ...], status: int, text: str
+    client_server: Server, body: Any, headers: dict[str, str], status: int, text: str
 ) -> None:
-    answer = curl(client_server, "/generate", body, *options)
+    answer = curl(client_server, "/generate", body, **headers)
 
     assert answer.status == status
     assert text in answer.body.decode()

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.model, pytest.mark.clients, pytest.mark.timeout(600)]
 SUITES = HERE / "suites"
 SUITE_SECONDS = 240.0
 PYTEST = ("-m", "pytest", "-c", os.devnull, "--noconftest", "--import-mode=importlib")
-QUIET = ("-p", "no:cacheprovider", "--tb=short")
+QUIET = ("--rootdir=.", "-p", "no:cacheprovider", "--tb=short", "--disable-warnings")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def test_a_counter_keeps_its_name():
 def test_a_counter_starts_at_zero_and_a_labelled_one_with_nothing():
     assert samples("".join(Counter("a", "A").lines())) == {("a", ""): 0}
     assert samples("".join(Counter("a", "A", "err").lines())) == {}
+    assert samples("".join(Counter("a", "A", "err", ("x",)).lines())) == {("a", "x"): 0}
 
 
 def test_a_counter_counts_by_label():

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import pytest
 
+from tests.telemetry.test_record import done
 from tgi_async.telemetry import logs
 
 Err = Callable[[], str]
@@ -69,3 +70,67 @@ def test_uvicorn_is_heard_only_when_it_warns(err: Err) -> None:
     assert err() == ""
     logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
     assert "Invalid HTTP" in err()
+
+
+@pytest.mark.parametrize(
+    ("text", "level"),
+    [
+        ("trace", logging.DEBUG),
+        ("INFO", logging.INFO),
+        ("warn", logging.WARNING),
+        ("error", logging.ERROR),
+        ("off", logging.CRITICAL + 1),
+        ("debug,text_generation_router=info", logging.DEBUG),
+        ("text_generation_router=debug", logging.INFO),
+        ("loud", None),
+        ("", None),
+    ],
+)
+def test_levels_are_those_of_tgi(text: str, level: int | None) -> None:
+    assert logs.level_of(text) == level
+
+
+def test_what_is_below_the_level_is_not_logged(err: Err) -> None:
+    logs.configure(json_output=False, level="error")
+    logging.getLogger("tgi_async.x").warning("nobody sees this")
+    logging.getLogger("tgi_async.x").error("this they do")
+    assert err().endswith("ERROR this they do\n")
+    logs.configure(json_output=False, level="off")
+    logging.getLogger("tgi_async.x").critical("nor this")
+    assert err() == ""
+
+
+def test_a_level_is_colored_when_asked_for(err: Err) -> None:
+    logs.configure(json_output=False, colorize=True)
+    logging.getLogger("tgi_async.x").error("ERROR it is")
+    assert err().endswith(" \x1b[31mERROR\x1b[0m ERROR it is\n")
+
+
+def test_the_line_of_a_request_tells_its_times(err: Err) -> None:
+    logs.configure(json_output=False)
+    logging.getLogger("tgi_async.x").info("Success", extra={"request": done()})
+    assert err().endswith(
+        "INFO Success generate 200 tokens=3+4 total_time=2.5s validation_time=1ms "
+        "queue_time=500ms inference_time=2s time_per_token=500ms\n"
+    )
+
+
+def test_the_json_line_of_a_request_has_the_span_of_tgi(err: Err) -> None:
+    logs.configure(json_output=True)
+    logging.getLogger("tgi_async.x").info("Success", extra={"request": done()})
+    line = json.loads(err())
+    assert (line["message"], line["level"], line["status"]) == ("Success", "INFO", 200)
+    assert (line["input_tokens"], line["generated_tokens"]) == (3, 4)
+    span = line["span"]
+    assert line["spans"] == [span]
+    assert span["name"] == "generate"
+    assert json.loads(span.pop("parameters"))["max_new_tokens"] == 20
+    assert span == {
+        "name": "generate",
+        "total_time": "2.5s",
+        "validation_time": "1ms",
+        "queue_time": "500ms",
+        "inference_time": "2s",
+        "time_per_token": "500ms",
+        "seed": "Some(7)",
+    }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -97,9 +98,15 @@ def test_failures_are_told_apart(metrics):
 
 
 def test_a_step_with_prompt_tokens_is_a_prefill(metrics):
-    metrics.step_sent(n_prefill_tokens=9, n_admitted=2, n_decode=3)
-    metrics.step(n_prefill_tokens=9, seconds=0.5, forward_seconds=0.25, sample_seconds=0.125)
-    metrics.step_sent(n_prefill_tokens=0, n_admitted=0, n_decode=5)
+    metrics.step_sent(n_prefill_tokens=9, n_admitted=2, n_decode=3, plan_seconds=0.75)
+    metrics.step(
+        n_prefill_tokens=9,
+        seconds=0.5,
+        forward_seconds=0.25,
+        sample_seconds=0.125,
+        results_seconds=0.0625,
+    )
+    metrics.step_sent(n_prefill_tokens=0, n_admitted=0, n_decode=5, plan_seconds=0.5)
     metrics.step_lost(n_prefill_tokens=0)
     values = read(metrics)
     assert values["tgi_batch_inference_count", "prefill"] == 1
@@ -107,6 +114,8 @@ def test_a_step_with_prompt_tokens_is_a_prefill(metrics):
     assert values["tgi_batch_inference_duration_sum", "prefill"] == 0.5
     assert values["tgi_batch_forward_duration_sum", "prefill"] == 0.25
     assert values["tgi_batch_decode_duration_sum", "prefill"] == 0.125
+    assert values["tgi_batch_filter_duration_sum", "prefill"] == 0.0625
+    assert values["tgi_batch_concat_duration_sum", "decode"] == 0.75
     assert values["tgi_batch_inference_count", "decode"] == 1
     assert values["tgi_batch_inference_failure", "decode"] == 1
     assert values["tgi_batch_next_size_sum", ""] == 2
@@ -114,5 +123,103 @@ def test_a_step_with_prompt_tokens_is_a_prefill(metrics):
 
 @pytest.mark.parametrize(("n_admitted", "n_decode", "joined"), [(1, 1, 1), (1, 0, 0), (0, 1, 0)])
 def test_joining_needs_some_that_run_and_some_that_come(metrics, n_admitted, n_decode, joined):
-    metrics.step_sent(n_prefill_tokens=1, n_admitted=n_admitted, n_decode=n_decode)
-    assert read(metrics).get(("tgi_batch_concat", "chunking"), 0) == joined
+    metrics.step_sent(
+        n_prefill_tokens=1, n_admitted=n_admitted, n_decode=n_decode, plan_seconds=0.5
+    )
+    values = read(metrics)
+    assert values["tgi_batch_concat", "chunking"] == joined
+    assert values.get(("tgi_batch_concat_duration_count", "decode"), 0) == joined
+
+
+def test_what_can_fail_has_failed_zero_times_at_the_start(metrics):
+    values = read(metrics)
+    for err in ("validation", "overloaded", "template", "incomplete", "generation", "dropped"):
+        assert values["tgi_request_failure", err] == 0
+    for method in ("prefill", "decode"):
+        assert values["tgi_batch_inference_failure", method] == 0
+
+
+def test_a_load_balancer_reads_the_queue_and_the_share_of_the_cache():
+    now = SimpleNamespace(**vars(IDLE) | {"n_running": 3, "n_waiting": 2, "used_blocks": 6})
+    metrics = Metrics(max_input_tokens=1000, max_total_tokens=2000, max_batch_total_tokens=128)
+    values = samples(metrics.expose(now).decode())
+    assert values["tgi_async_requests_waiting", ""] == values["tgi_queue_size", ""] == 2
+    assert values["tgi_async_requests_running", ""] == values["tgi_batch_current_size", ""] == 3
+    assert values["tgi_async_kv_cache_usage", ""] == 0.75
+    assert values["tgi_batch_max_total_tokens", ""] == 128
+
+
+CONTRACT = {
+    "counter": [
+        ("tgi_request_count", None),
+        ("tgi_request_success", None),
+        ("tgi_request_failure", "err"),
+        ("tgi_batch_inference_count", "method"),
+        ("tgi_batch_inference_success", "method"),
+        ("tgi_batch_inference_failure", "method"),
+        ("tgi_batch_concat", "reason"),
+    ],
+    "gauge": [
+        ("tgi_queue_size", None),
+        ("tgi_batch_current_size", None),
+        ("tgi_batch_current_max_tokens", None),
+        ("tgi_batch_max_total_tokens", None),
+    ],
+    "histogram": [
+        ("tgi_request_duration", None),
+        ("tgi_request_validation_duration", None),
+        ("tgi_request_queue_duration", None),
+        ("tgi_request_inference_duration", None),
+        ("tgi_request_mean_time_per_token_duration", None),
+        ("tgi_batch_inference_duration", "method"),
+        ("tgi_batch_forward_duration", "method"),
+        ("tgi_batch_decode_duration", "method"),
+        ("tgi_batch_filter_duration", "method"),
+        ("tgi_batch_concat_duration", "method"),
+        ("tgi_request_input_length", None),
+        ("tgi_request_skipped_tokens", None),
+        ("tgi_request_generated_tokens", None),
+        ("tgi_request_max_new_tokens", None),
+        ("tgi_batch_next_size", None),
+    ],
+}
+"""Every metric of TGI, with its label; a summary there, `tgi_request_skipped_tokens` is of use as
+a histogram only."""
+N_BUCKETS = {"duration": 36, "length": 101, "tokens": 101, "size": 1025}
+
+
+@pytest.fixture
+def busy(metrics: Metrics) -> str:
+    """What there is to read after a request, a failure and two steps."""
+    metrics.request_received()
+    metrics.request_validated(0.25, 30, 100)
+    metrics.admitted(16)
+    for n_prefill in (9, 0):
+        metrics.step_sent(n_prefill_tokens=n_prefill, n_admitted=1, n_decode=1, plan_seconds=0.5)
+        metrics.step(
+            n_prefill_tokens=n_prefill,
+            seconds=0.5,
+            forward_seconds=0.25,
+            sample_seconds=0.125,
+            results_seconds=0.0625,
+        )
+    metrics.step_lost(n_prefill_tokens=9)
+    metrics.request_generated(0.5, 2.0, 4)
+    metrics.request_succeeded(3.0)
+    metrics.request_failed("dropped")
+    return metrics.expose(IDLE).decode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "label"),
+    [(kind, name, label) for kind, found in CONTRACT.items() for name, label in found],
+)
+def test_every_metric_of_tgi_has_its_kind_label_and_buckets(busy, kind, name, label):
+    assert f"# TYPE {name} {kind}\n" in busy
+    sample = name + "_bucket" if kind == "histogram" else name
+    found = [line for line in busy.splitlines() if re.match(rf"{sample}[ {{]", line)]
+    names = set(re.findall(r'(\w+)="', "".join(found)))
+    assert names == {one for one in (label, "le" if kind == "histogram" else None) if one}
+    if kind == "histogram":
+        values = set(re.findall(rf'{label}="(\w+)"', "".join(found))) or {None}
+        assert len(found) == N_BUCKETS[name.rsplit("_", 1)[1]] * len(values)

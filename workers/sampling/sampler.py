@@ -20,16 +20,17 @@ from workers.sampling.candidates import candidates
 from workers.sampling.output import SamplerOutput, TopTokens
 from workers.sampling.parameters import Needs, Parameters
 from workers.sampling.penalties import Penalties
-from workers.sampling.random import Purpose, uniform
+from workers.sampling.race import raced
+from workers.sampling.random import Purpose, keys
 from workers.sampling.transfer import send
-from workers.sampling.truncation import UNIT, Drawn, Limits, draw, invert
+from workers.sampling.truncation import Drawn, Limits, draw
 from workers.sampling.watermark import Watermark
 
 CANDIDATES = 256
 """How many of the likeliest tokens are looked at before the whole vocabulary is sorted."""
 
 SCORES_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
-"""How many scores are cumulated or sorted at once, some 60 bytes each: on the CPU few, for the
+"""How many scores are raced or sorted at once, at most some 60 bytes each: on the CPU few, for the
 cache; elsewhere many, for few launches."""
 
 Index = NDArray[np.int64]
@@ -155,25 +156,23 @@ class Sampler:
         temperature = parameters.temperature[rows]
         if (temperature != 1).any():
             scores /= self._send(temperature)[:, None]
-        uniforms = self._uniforms(rows, places, needs)
+        bits = self._bits(rows, places, needs)
 
         tokens = best.clone()
+        plain = np.flatnonzero(((needs & Needs.DRAW) != 0) & ~truncated)
+        if plain.size:
+            vocabulary = torch.arange(self._vocab_size, device=self._device)[None]
+            for part in torch.split(self._send(plain), self._lines_at_once):
+                tokens[part] = raced(scores[part], vocabulary, bits[part]).argmax(1)
         log_totals = torch.zeros(len(rows), dtype=torch.float64, device=self._device)
-        # The sum over the vocabulary; what is left of a row after top-k is summed there.
-        summed = np.flatnonzero(~truncated | (parameters.top_k[rows] == self._vocab_size))
+        # The sum over the vocabulary, where it is asked for; what is left of a row after top-k is
+        # summed there.
+        asked = truncated | ((needs & (Needs.LOGPROB | Needs.TOP)) != 0)
+        summed = np.flatnonzero(asked & (parameters.top_k[rows] == self._vocab_size))
         if summed.size:
             some = self._send(summed)
             probs = (scores if summed.size == len(rows) else scores[some]).softmax(-1)
             log_totals[some] = _log_totals(probs, best[some])
-            plain = ((needs & Needs.DRAW) != 0) & ~truncated
-            if plain.any():
-                if not plain[summed].all():
-                    probs = probs[self._send(np.flatnonzero(plain[summed]))]
-                some = self._send(np.flatnonzero(plain))
-                n = self._lines_at_once
-                for part, to in zip(torch.split(probs, n), torch.split(some, n), strict=True):
-                    cumulative = part.mul_(UNIT).long().cumsum(1)
-                    tokens[to] = invert(cumulative, uniforms[to])[:, 0]
         logprobs = (scores.gather(1, tokens[:, None])[:, 0] - log_totals).float()
 
         ordered = np.flatnonzero(needs & (Needs.TRUNCATION | Needs.TOP))
@@ -181,7 +180,7 @@ class Sampler:
             return _Chosen(tokens, logprobs, None)
         some = self._send(ordered)
         if ordered.size < len(rows):
-            scores, log_totals, uniforms = scores[some], log_totals[some], uniforms[some]
+            scores, log_totals, bits = scores[some], log_totals[some], bits[some]
         chosen_from = rows[ordered]
         limits = Limits(
             truncates=self._send(truncated[ordered]),
@@ -195,7 +194,7 @@ class Sampler:
         drawn = self._draw(
             scores,
             limits,
-            uniforms,
+            bits,
             typical=bool((parameters.typical_p[chosen_from] < 1).any()),
             most_top=int(parameters.top_n[chosen_from].max()),
         )
@@ -227,7 +226,7 @@ class Sampler:
         drawn = self._draw(
             scores,
             Limits.keep_all(self._send(top_n), log_totals, self._vocab_size),
-            torch.zeros_like(log_totals),
+            self._send(np.zeros((len(rows), 2), np.int32)),
             typical=False,
             most_top=int(top_n.max()),
         )
@@ -235,14 +234,14 @@ class Sampler:
         return output._replace(top=top.merged_into(output.top, some, len(output.tokens)))
 
     def _draw(
-        self, scores: Tensor, limits: Limits, uniforms: Tensor, *, typical: bool, most_top: int
+        self, scores: Tensor, limits: Limits, bits: Tensor, *, typical: bool, most_top: int
     ) -> Drawn:
         """`truncation.draw` from few candidates, then from all for the rows that need more."""
         width = min(self._vocab_size, max(CANDIDATES, 2 * most_top))
         drawn = draw(
             candidates(scores, width),
             limits,
-            uniforms,
+            bits,
             self._vocab_size,
             typical=typical,
             most_top=most_top,
@@ -252,7 +251,7 @@ class Sampler:
             full = draw(
                 candidates(scores[again], self._vocab_size),
                 limits.select(again),
-                uniforms[again],
+                bits[again],
                 self._vocab_size,
                 typical=typical,
                 most_top=most_top,
@@ -261,13 +260,13 @@ class Sampler:
                 some[again] = all_of_them
         return drawn
 
-    def _uniforms(self, rows: Index, places: Index, needs: NDArray[np.uint8]) -> Tensor:
-        """float64 [n], what each row draws at its place."""
+    def _bits(self, rows: Index, places: Index, needs: NDArray[np.uint8]) -> Tensor:
+        """int32 [n, 2], the random bits of each row's draw at its place."""
         if not (needs & Needs.DRAW).any():
-            return torch.zeros(len(rows), dtype=torch.float64, device=self._device)
+            return self._send(np.zeros((len(rows), 2), np.int32))
         parameters = self._parameters
         return self._send(
-            uniform(
+            keys(
                 parameters.seed[rows],
                 parameters.choice[rows],
                 places.astype(np.uint64),

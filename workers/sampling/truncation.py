@@ -1,8 +1,9 @@
 """Top-k, top-p, min-p and typical-p on ordered candidates, the draw among them, the top tokens.
 
-Probabilities are integers here, in units of 2**-40 of the likeliest token's. Integers add up to the
-same sum in any order, so neither the batch, nor the device, nor how many candidates were looked at
-can move a boundary. 2**18 tokens of full weight stay far below 2**63.
+The mass that decides what is kept is counted in integers, in units of 2**-40 of the likeliest
+token's. Integers add up to the same sum in any order, so neither the batch, nor the device, nor how
+many candidates were looked at can move a boundary. 2**18 tokens of full weight stay far below
+2**63.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from workers.sampling.candidates import Candidates
+from workers.sampling.race import raced, winners
 
 UNIT = 2.0**40
 
@@ -73,18 +75,18 @@ class Drawn(NamedTuple):
 def draw(
     found: Candidates,
     limits: Limits,
-    uniforms: Tensor,
+    keys: Tensor,
     vocab_size: int,
     *,
     typical: bool,
     most_top: int,
 ) -> Drawn:
-    """Draw by inverting the cumulative distribution, in the order of the candidates.
+    """Cut the candidates down to what `limits` keep, and draw one of these.
 
-    Scores are processed up to temperature, the row's largest being 0. `uniforms` is float64 [n] in
-    [0, 1), `most_top` the largest of `limits.top_n` and at most the candidates' number. Where
-    `complete` is false the row's values are worthless: ask again with more candidates. `typical`
-    says whether any row has a typical_p below 1.
+    Scores are processed up to temperature, the row's largest being 0. `keys` is int32 [n, 2], the
+    random bits of each row's draw; `most_top` is the largest of `limits.top_n` and at most the
+    candidates' number. Where `complete` is false the row's values are worthless: ask again with
+    more candidates. `typical` says whether any row has a typical_p below 1.
     """
     width = found.ids.shape[1]
     scores = found.scores.double()
@@ -101,9 +103,9 @@ def draw(
 
     if typical:
         kept = _keep_typical(scores, torch.where(kept, weights, 0), kept, limits.typical_p)
-    cumulative = torch.where(kept, weights, 0).cumsum(1)
-    total = cumulative[:, -1]
-    pick = invert(cumulative, uniforms)
+    total = torch.where(kept, weights, 0).sum(1)
+    survivors = found.scores.masked_fill(~kept, -torch.inf)
+    pick = winners(raced(survivors, found.ids, keys), found.ids)
     log_total = torch.where(limits.truncates, (total / UNIT).log(), limits.log_total)
     logprobs = scores - log_total[:, None]
 
@@ -120,18 +122,6 @@ def draw(
         top_counts=torch.minimum(kept.sum(1), limits.top_n),
         complete=complete,
     )
-
-
-def invert(cumulative: Tensor, uniforms: Tensor) -> Tensor:
-    """Index [n, 1] of the first entry above `uniforms` (float64 [n]) of each line's total.
-
-    `cumulative` is int64 [n, C]. An entry of no weight is never the first above anything.
-    """
-    total = cumulative[:, -1]
-    target = torch.minimum((uniforms * total).long(), total - 1)
-    picked = torch.searchsorted(cumulative, target[:, None], right=True)
-    # Only a line of NaN, which is reported as an error, can point past its end.
-    return picked.clamp(max=cumulative.shape[1] - 1)
 
 
 def _keep_likeliest(

@@ -16,23 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workers.sampling.murmur import mix, spread
 from workers.sampling.transfer import send
 
 GAMMA = 0.5
 DELTA = 2.0
 HASH_KEY = 15485863
 
-# 2**32 over the golden ratio, which spreads neighbouring ids, and MurmurHash3's two factors.
-_SPREAD, _FIRST, _SECOND = (
-    word - 2**32 if word >= 2**31 else word for word in (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35)
-)
-
 
 def green(previous: Tensor, vocab_size: int) -> Tensor:
     """Which tokens are green after each of `previous` (int64 [n]): bool [n, vocab_size]."""
-    seeds = _mix((previous * HASH_KEY).int())
-    tokens = torch.arange(vocab_size, dtype=torch.int32, device=previous.device) * _SPREAD
-    return _mix(tokens[None, :] + seeds[:, None]) < int(GAMMA * 2**32) - 2**31
+    seeds = mix((previous * HASH_KEY).int())
+    tokens = spread(torch.arange(vocab_size, device=previous.device))
+    return mix(tokens[None, :] + seeds[:, None]) < int(GAMMA * 2**32) - 2**31
 
 
 class Watermark:
@@ -54,14 +50,3 @@ class Watermark:
     def record(self, rows: NDArray[np.int64], tokens: Tensor) -> None:
         """Take each row's sampled token (int64 [len(rows)], on the device)."""
         self._last[send(rows, self._device)] = tokens
-
-
-def _mix(words: Tensor) -> Tensor:
-    """MurmurHash3's 32-bit finalizer, in place, on int32, whose products wrap around."""
-    # The masks make the shifts logical ones.
-    words ^= (words >> 16) & 0xFFFF
-    words *= _FIRST
-    words ^= (words >> 13) & 0x7FFFF
-    words *= _SECOND
-    words ^= (words >> 16) & 0xFFFF
-    return words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from typing import Any
 
@@ -12,6 +13,12 @@ from huggingface_hub.errors import HfHubHTTPError, OverloadedError, ValidationEr
 
 URL = os.environ["TGI_URL"]
 KEY = os.environ["TGI_API_KEY"]
+ERRORS: tuple[type[Exception], ...] = (HfHubHTTPError,)
+with contextlib.suppress(ImportError):
+    # What `AsyncInferenceClient` raised before version 1.
+    from aiohttp import ClientResponseError
+
+    ERRORS += (ClientResponseError,)
 PROMPT = "The three primary colours are"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -36,6 +43,10 @@ class Async:
         async with AsyncInferenceClient(URL, token=token) as client:
             result = await getattr(client, method)(*args, **kwargs)
             return [one async for one in result] if kwargs.get("stream") else result
+
+
+def status_of(error: Any) -> int:
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else error.status
 
 
 @pytest.fixture(params=[Blocking, Async])
@@ -249,10 +260,10 @@ def test_a_refused_generation_is_a_validation_error(call: Any, stream: bool, det
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_refused_chat_has_its_status(call: Any, stream: bool) -> None:
-    with pytest.raises(HfHubHTTPError) as raised:
+    with pytest.raises(ERRORS) as raised:
         call("chat_completion", QUESTION, temperature=-1.0, stream=stream)
 
-    assert raised.value.response.status_code == 422
+    assert status_of(raised.value) == 422
 
 
 def test_an_overloaded_server(call: Any) -> None:
@@ -260,9 +271,8 @@ def test_an_overloaded_server(call: Any) -> None:
         call("text_generation", PROMPT, max_new_tokens=1, do_sample=True, best_of=9)
 
 
-@pytest.mark.parametrize("method", ["text_generation", "chat_completion"])
-def test_a_wrong_key(call: Any, method: str) -> None:
-    with pytest.raises(HfHubHTTPError) as raised:
-        call(method, PROMPT if method == "text_generation" else QUESTION, token="wrong")
+def test_a_wrong_key(call: Any) -> None:
+    with pytest.raises(ERRORS) as raised:
+        call("chat_completion", QUESTION, token="wrong")
 
-    assert raised.value.response.status_code == 401
+    assert status_of(raised.value) == 401

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import argparse
+from dataclasses import MISSING, fields
+
+import pytest
+
+from tgi_async.arguments import add_arguments, flag_of, resolve, without_effect
+from tgi_async.errors import StartError
+from tgi_async.settings import COUNT, Settings
+from tgi_async.settings_tgi import NOT_BUILT, VARIABLES_WITHOUT_MEANING, WITHOUT_MEANING
+
+NUMBERS = [one for one in fields(Settings) if one.metadata["kind"] is int]
+OF_TGI = [
+    "model-id",
+    "revision",
+    "validation-workers",
+    "sharded",
+    "num-shard",
+    "quantize",
+    "speculate",
+    "dtype",
+    "kv-cache-dtype",
+    "trust-remote-code",
+    "max-concurrent-requests",
+    "max-best-of",
+    "max-stop-sequences",
+    "max-top-n-tokens",
+    "max-input-tokens",
+    "max-input-length",
+    "max-total-tokens",
+    "waiting-served-ratio",
+    "max-batch-prefill-tokens",
+    "max-batch-total-tokens",
+    "max-waiting-tokens",
+    "max-batch-size",
+    "cuda-graphs",
+    "hostname",
+    "port",
+    "prometheus-port",
+    "shard-uds-path",
+    "master-addr",
+    "master-port",
+    "huggingface-hub-cache",
+    "weights-cache-override",
+    "disable-custom-kernels",
+    "cuda-memory-fraction",
+    "rope-scaling",
+    "rope-factor",
+    "json-output",
+    "otlp-endpoint",
+    "otlp-service-name",
+    "cors-allow-origin",
+    "api-key",
+    "watermark-gamma",
+    "watermark-delta",
+    "ngrok",
+    "ngrok-authtoken",
+    "ngrok-edge",
+    "tokenizer-config-path",
+    "disable-grammar-support",
+    "max-client-batch-size",
+    "lora-adapters",
+    "usage-stats",
+    "payload-limit",
+    "enable-prefill-logprobs",
+    "graceful-termination-timeout",
+]
+"""Every flag of text-generation-launcher 3.3.6, but for --env."""
+
+
+def parsed(*flags: str) -> dict[str, object]:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_arguments(parser)
+    return vars(parser.parse_args(flags))
+
+
+def settings(*flags: str, **environment: str) -> Settings:
+    return resolve(parsed(*flags), environment)
+
+
+def lines(*flags: str, **environment: str) -> list[str]:
+    return without_effect(parsed(*flags), environment)
+
+
+def test_nothing_given_gives_the_defaults_of_tgi() -> None:
+    found = settings()
+    assert found == Settings()
+    assert (found.hostname, found.port) == ("0.0.0.0", 3000)
+    assert found.max_concurrent_requests == 128
+    assert (found.max_best_of, found.max_stop_sequences, found.max_top_n_tokens) == (2, 4, 5)
+    assert (found.max_client_batch_size, found.payload_limit) == (4, 2_000_000)
+    assert (found.validation_workers, found.graceful_termination_timeout) == (2, 90)
+    assert all(one.default is not MISSING for one in fields(Settings))
+
+
+def test_a_flag_comes_before_a_variable_and_that_before_the_default() -> None:
+    assert settings(PORT="81").port == 81
+    assert settings("--port", "80", PORT="81").port == 80
+    assert settings(PORT="").port == 3000
+    assert settings("--port", "80", PORT="nonsense").port == 80
+
+
+def test_short_flags_are_those_of_tgi() -> None:
+    found = settings("-p", "99", "-g", "7")
+    assert (found.port, found.graceful_termination_timeout) == (99, 7)
+
+
+@pytest.mark.parametrize("one", fields(Settings), ids=lambda one: one.name)
+def test_every_setting_has_a_flag_and_a_variable(one: object) -> None:
+    name, meta = one.name, one.metadata  # type: ignore[attr-defined]
+    text = {bool: "true", int: "2", tuple: "x", str: "debug"}[meta["kind"]]
+    if meta["choices"]:
+        text = meta["choices"][-1]
+    wanted = {bool: True, int: 2, tuple: ("x",), str: text}[meta["kind"]]
+    assert getattr(settings(flag_of(name), text), name) == wanted
+    if name != "hostname":
+        assert getattr(settings(**{name.upper(): text}), name) == wanted
+
+
+@pytest.mark.parametrize("one", NUMBERS, ids=lambda one: one.name)
+def test_every_number_is_bounded(one: object) -> None:
+    name, meta = one.name, one.metadata  # type: ignore[attr-defined]
+    least, most = meta["least"], meta["most"] or COUNT
+    for number in (least, most):
+        if (name, number) != ("max_total_tokens", COUNT):
+            assert getattr(settings(f"{flag_of(name)}={number}"), name) == number
+    for number in (least - 1, most + 1):
+        with pytest.raises(StartError, match=f"{flag_of(name)} must be from {least} to {most}"):
+            settings(f"{flag_of(name)}={number}")
+    for text in ("many", "1.5", "1e3", "nan", "inf", "", "9" * 5000):
+        with pytest.raises(StartError, match=f"{flag_of(name)} must be a whole number"):
+            settings(f"{flag_of(name)}={text}")
+    with pytest.raises(StartError, match=f"variable {name.upper()} must be from"):
+        settings(**{name.upper(): str(most + 1)})
+
+
+@pytest.mark.parametrize(
+    ("flags", "given"),
+    [
+        (("--json-output",), True),
+        (("--json-output", "true"), True),
+        (("--json-output=True",), True),
+        (("--json-output", "1"), True),
+        (("--json-output", "false"), False),
+        (("--json-output", "0"), False),
+        (("--json-output", "--port", "1"), True),
+    ],
+)
+def test_a_switch_may_have_a_value(flags: tuple[str, ...], given: bool) -> None:
+    assert settings(*flags).json_output is given
+    assert settings(*flags, JSON_OUTPUT="true" if not given else "false").json_output is given
+
+
+def test_a_switch_takes_no_other_word() -> None:
+    with pytest.raises(StartError, match=r"TRUST_REMOTE_CODE must be true or false\. Given: 'yes'"):
+        settings(TRUST_REMOTE_CODE="yes")
+
+
+@pytest.mark.parametrize("name", ["model_id", "api_key", "hostname", "dtype", "revision"])
+def test_an_empty_text_is_refused_as_a_flag_and_absent_as_a_variable(name: str) -> None:
+    with pytest.raises(StartError, match=f"{flag_of(name)} must not be empty"):
+        settings(flag_of(name), "")
+    assert settings(**{name.upper(): ""}) == Settings()
+
+
+def test_dtype_is_one_of_three() -> None:
+    assert settings(DTYPE="float32").dtype == "float32"
+    with pytest.raises(StartError, match=r"bfloat16, float16, float32\. Given: 'int8'"):
+        settings("--dtype", "int8")
+
+
+def test_origins_are_repeated_flags_or_a_list_in_a_variable() -> None:
+    flags = ("--cors-allow-origin", "http://a", "--cors-allow-origin", "http://b")
+    assert settings(*flags).cors_allow_origin == ("http://a", "http://b")
+    assert settings(CORS_ALLOW_ORIGIN="http://a, http://b").cors_allow_origin == (
+        "http://a",
+        "http://b",
+    )
+
+
+@pytest.mark.parametrize("host", ["3f1c0de5ab12", "my-pod-7", "localhost"])
+def test_the_name_that_a_container_gives_itself_is_no_address_to_listen_on(host: str) -> None:
+    assert settings(HOSTNAME=host).hostname == "0.0.0.0"
+    assert settings("--hostname", host).hostname == host
+    assert settings("--hostname", "127.0.0.1", HOSTNAME=host).hostname == "127.0.0.1"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::", "::1", "10.0.0.7"])
+def test_an_address_in_hostname_is_used(host: str) -> None:
+    assert settings(HOSTNAME=host).hostname == host
+
+
+@pytest.mark.parametrize("flag", OF_TGI)
+def test_every_flag_of_tgi_is_known_and_has_one_fate(flag: str) -> None:
+    name = flag.replace("-", "_")
+    assert name in parsed(f"--{flag}=1")
+    own = {one.name for one in fields(Settings)}
+    assert [name in own, name in NOT_BUILT, name in WITHOUT_MEANING].count(True) == 1
+
+
+def test_nothing_but_the_flags_of_tgi_is_idle_or_refused() -> None:
+    # The image size has a variable only, in TGI.
+    known = {flag.replace("-", "_") for flag in OF_TGI} | {"max_image_fetch_size"}
+    assert set(NOT_BUILT) | set(WITHOUT_MEANING) <= known
+
+
+@pytest.mark.parametrize("name", NOT_BUILT)
+def test_what_is_not_built_is_refused_by_name(name: str) -> None:
+    with pytest.raises(StartError, match=rf"^{flag_of(name)} asks for .* not built"):
+        settings(flag_of(name), "7")
+    with pytest.raises(StartError, match=rf"^{flag_of(name)} asks for"):
+        settings(flag_of(name))
+    with pytest.raises(StartError, match=rf"^the environment variable {name.upper()} asks for"):
+        settings(**{name.upper(): "7"})
+    assert settings(**{name.upper(): ""}) == Settings()
+    assert lines(flag_of(name), "7") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "harmless"),
+    [
+        ("num_shard", "1"),
+        ("sharded", "false"),
+        ("speculate", "0"),
+        ("cuda_memory_fraction", "1.0"),
+        ("watermark_gamma", "0.5"),
+        ("watermark_delta", "2.0"),
+    ],
+)
+def test_what_asks_for_nothing_of_that_is_fine(name: str, harmless: str) -> None:
+    assert settings(flag_of(name), harmless) == Settings()
+    assert settings(**{name.upper(): harmless}) == Settings()
+
+
+@pytest.mark.parametrize("name", WITHOUT_MEANING)
+def test_what_has_no_meaning_here_is_accepted_with_one_line(name: str) -> None:
+    told = f"{flag_of(name)} has no effect: {WITHOUT_MEANING[name]}"
+    for value in ([], ["7"], ["true"]):
+        assert settings(flag_of(name), *value) == Settings()
+        assert lines(flag_of(name), *value, **{name.upper(): "7"}) == [told]
+    assert lines(**{name.upper(): "7"}) == [
+        f"the environment variable {name.upper()} has no effect: {WITHOUT_MEANING[name]}"
+    ]
+    assert lines(flag_of(name), "false") == lines(**{name.upper(): ""}) == lines() == []
+
+
+@pytest.mark.parametrize("variable", VARIABLES_WITHOUT_MEANING)
+def test_a_variable_of_tgi_without_a_flag_is_told_too(variable: str) -> None:
+    (line,) = lines(**{variable: "0"})
+    assert line.startswith(f"the environment variable {variable} has no effect: ")
+
+
+def test_the_names_of_sagemaker_are_understood() -> None:
+    found = settings(
+        HF_MODEL_ID="a/b", HF_MODEL_REVISION="c", HF_MODEL_TRUST_REMOTE_CODE="true", SM_NUM_GPUS="1"
+    )
+    assert found == Settings(model_id="a/b", revision="c", trust_remote_code=True)
+    assert settings(HF_MODEL_ID="a/b", MODEL_ID="c/d").model_id == "c/d"
+    with pytest.raises(StartError, match=r"^the environment variable SM_NUM_GPUS asks for"):
+        settings(SM_NUM_GPUS="4")
+    with pytest.raises(StartError, match=r"^the environment variable HF_MODEL_QUANTIZE asks for"):
+        settings(HF_MODEL_QUANTIZE="awq")
+
+
+@pytest.mark.parametrize("route", ["AIP_PREDICT_ROUTE", "AIP_HEALTH_ROUTE"])
+def test_vertex_ai_says_on_which_port_it_asks(route: str) -> None:
+    assert settings(AIP_HTTP_PORT="8081", PORT="80", **{route: "/x"}).port == 8081
+    assert settings("-p", "79", AIP_HTTP_PORT="8081", **{route: "/x"}).port == 79
+    assert settings(PORT="80", **{route: "/x"}).port == 80
+    assert settings(AIP_HTTP_PORT="8081", PORT="80").port == 80
+    with pytest.raises(StartError, match="variable AIP_HTTP_PORT must be a whole number"):
+        settings(AIP_HTTP_PORT="http", **{route: "/x"})
+
+
+def test_the_help_has_groups_variables_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        settings("--help")
+    text = capsys.readouterr().out
+    shown = " ".join(text.split())
+    assert "[env MAX_BEST_OF] [default 2]" in shown
+    for group in ("model:", "HTTP:", "what clients see:", "of TGI, accepted without effect:"):
+        assert f"\n{group}\n" in text
+    refused = text[text.index("of TGI, not built yet: refused at start:") :]
+    assert "--quantize" in refused
+    assert "--ngrok" not in refused

@@ -1,0 +1,156 @@
+"""From flags and environment variables to settings: flag, then variable, then default."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from tgi_async.errors import StartError
+from tgi_async.settings import COUNT, Settings
+from tgi_async.settings_tgi import (
+    HARMLESS,
+    NOT_BUILT,
+    NOTHING,
+    OTHER_NAMES,
+    VARIABLES_WITHOUT_MEANING,
+    VERTEX_PORT,
+    VERTEX_ROUTES,
+    WITHOUT_MEANING,
+)
+
+SHORT = {"port": "-p", "graceful_termination_timeout": "-g"}
+METAVARS = {int: "N", str: "TEXT", tuple: "ORIGIN", bool: "BOOL"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One flag a setting, in groups; then TGI's that do nothing here, or end the start."""
+    groups = {name: parser.add_argument_group(name) for name in _groups()}
+    for one in fields(Settings):
+        meta = one.metadata
+        names = [flag_of(one.name)]
+        if one.name in SHORT:
+            names.insert(0, SHORT[one.name])
+        text = f"{meta['help']} [env {one.name.upper()}]"
+        if one.default not in (None, False, ()):
+            text += f" [default {one.default}]"
+        kind = meta["kind"]
+        options: dict[str, Any] = {"dest": one.name, "help": text, "metavar": METAVARS[kind]}
+        if kind is bool:
+            # `--flag`, and TGI's `--flag true`.
+            options |= {"nargs": "?", "const": "true"}
+        elif kind is tuple:
+            options["action"] = "append"
+        groups[meta["group"]].add_argument(*names, **options)
+    idle = parser.add_argument_group("of TGI, accepted without effect")
+    for name, reason in WITHOUT_MEANING.items():
+        _add_foreign(idle, name, reason)
+    refused = parser.add_argument_group("of TGI, not built yet: refused at start")
+    for name, purpose in NOT_BUILT.items():
+        _add_foreign(refused, name, purpose)
+
+
+def resolve(given: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
+    """The settings. Raises StartError naming what is wrong."""
+    for name, purpose in NOT_BUILT.items():
+        for source, raw in _sources(name, given, environment):
+            if raw.lower() not in HARMLESS.get(name, ()):
+                raise StartError(
+                    f"{source} asks for {purpose}, which is not built yet. Leave it out."
+                )
+    values: dict[str, Any] = {}
+    for one in fields(Settings):
+        for source, raw in _sources(one.name, given, environment):
+            values[one.name] = _parse(source, raw, one.metadata)
+            break
+    host = environment.get("HOSTNAME")
+    if host and given.get("hostname") is None and not _is_address(host):
+        # Containers set HOSTNAME to the machine's name, which is no address to listen on.
+        del values["hostname"]
+    return Settings(**values)
+
+
+def without_effect(given: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
+    """A line for each thing that was asked for and does nothing here."""
+    lines = []
+    for name, reason in WITHOUT_MEANING.items():
+        for source, raw in _sources(name, given, environment):
+            if raw == "" or raw.lower() not in NOTHING:
+                lines.append(f"{source} has no effect: {reason}")
+            break
+    for variable, reason in VARIABLES_WITHOUT_MEANING.items():
+        if environment.get(variable):
+            lines.append(f"the environment variable {variable} has no effect: {reason}")
+    return lines
+
+
+def flag_of(name: str) -> str:
+    """The flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _add_foreign(group: argparse._ArgumentGroup, name: str, text: str) -> None:
+    # Whatever value follows is taken, or none.
+    group.add_argument(
+        flag_of(name), dest=name, nargs="?", const="", metavar="VALUE", help=text.replace("%", "%%")
+    )
+
+
+def _sources(
+    name: str, given: Mapping[str, Any], environment: Mapping[str, str]
+) -> Iterator[tuple[str, Any]]:
+    """Where this setting was given and as what, the place that counts first."""
+    if given.get(name) is not None:
+        yield flag_of(name), given[name]
+    for variable in _variables(name, environment):
+        if environment.get(variable):
+            yield f"the environment variable {variable}", environment[variable]
+
+
+def _variables(name: str, environment: Mapping[str, str]) -> list[str]:
+    variables = [name.upper()]
+    if name in OTHER_NAMES:
+        variables.append(OTHER_NAMES[name])
+    if name == "port" and any(environment.get(route) for route in VERTEX_ROUTES):
+        # An image may set PORT; who runs it knows better.
+        variables.insert(0, VERTEX_PORT)
+    return variables
+
+
+def _parse(source: str, raw: str | Sequence[str], meta: Mapping[str, Any]) -> Any:
+    if meta["kind"] is tuple:
+        given = raw.split(",") if isinstance(raw, str) else raw
+        return tuple(one.strip() for one in given if one.strip())
+    assert isinstance(raw, str)
+    if meta["kind"] is bool:
+        if raw.lower() not in ("true", "false", "1", "0"):
+            raise StartError(f"{source} must be true or false. Given: {raw!r}.")
+        return raw.lower() in ("true", "1")
+    if meta["kind"] is int:
+        least, most = meta["least"], meta["most"] or COUNT
+        try:
+            number = int(raw)
+        except ValueError:
+            raise StartError(f"{source} must be a whole number. Given: {raw!r}.") from None
+        if not least <= number <= most:
+            raise StartError(f"{source} must be from {least} to {most}. Given: {number}.")
+        return number
+    if not raw:
+        raise StartError(f"{source} must not be empty. Leave it out, or give it a value.")
+    if meta["choices"] and raw not in meta["choices"]:
+        raise StartError(f"{source} must be one of {', '.join(meta['choices'])}. Given: {raw!r}.")
+    return raw
+
+
+def _groups() -> list[str]:
+    return list(dict.fromkeys(one.metadata["group"] for one in fields(Settings)))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,40 @@
+"""The draw, as an exponential race: every token's score gets noise of its own, the largest wins.
+
+With e exponential, score - log(e) is largest at a token with the probability that softmax gives it
+(Gumbel-max: Maddison et al., "A* Sampling", 2014; as weighted sampling: Efraimidis and Spirakis,
+2006). Each noise is a hash of the draw's key and the token's id, so that a draw depends on the two
+best tokens alone. Logits that are off by d, as float32's are between batches of different shape,
+change a draw only if those two lie within 2 d. Inverting the cumulative distribution instead moves
+the edges between all tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from workers.sampling.murmur import mix, spread
+
+# Rounding to 24 bits may give 2**31, of which this still makes less than 1.
+_TO_UNIT = 2.0**-31 * (1 - 2.0**-24)
+
+
+def raced(scores: Tensor, ids: Tensor, keys: Tensor) -> Tensor:
+    """float32 [n, C]: each score (float32 [n, C]) with the noise of its token.
+
+    `ids` is integer [n, C] or [1, C], `keys` int32 [n, 2]: for each line 64 random bits. Below a
+    probability of some 2**-31 a token wins less often than it should, for its noise is made of 31
+    bits.
+    """
+    words = mix(mix(spread(ids) + keys[:, :1]).bitwise_xor_(keys[:, 1:]))
+    words &= 0x7FFFFFFF
+    # What wins has an e near 0, where float32 is finest: hence log1p of a small number, and not
+    # log of one near 1.
+    negative = words.float().add_(0.5).mul_(-_TO_UNIT)
+    return torch.sub(scores, negative.log1p_().neg_().log_(), out=negative)
+
+
+def winners(raced: Tensor, ids: Tensor) -> Tensor:
+    """Index [n, 1] of the largest of each line of `raced`; of equals, that of the lowest id."""
+    beaten = raced < raced.amax(1, keepdim=True)
+    return ids.masked_fill(beaten, torch.iinfo(ids.dtype).max).argmin(1, keepdim=True)
