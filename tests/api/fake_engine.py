@@ -74,6 +74,7 @@ class FakeEngine:
         self.worker_restarts = 1
         self.batches: list[list[Token]] = [words("Hel"), words("lo", " there"), [EOS]]
         self.batches_by_choice: dict[int, list[list[Token]]] = {}
+        self.batches_in_order: list[list[list[Token]]] = []
         self.finish_reason: FinishReason = "eos_token"
         self.refusal: ServerError | None = None
         self.error: ServerError | None = None
@@ -85,6 +86,8 @@ class FakeEngine:
         self.generations: list[FakeGeneration] = []
 
     def batches_of(self, request: GenerationRequest) -> list[list[Token]]:
+        if self.batches_in_order:
+            return self.batches_in_order[len(self.requests) - 1]
         return self.batches_by_choice.get(request.sampling.choice, self.batches)
 
     def submit(self, request: GenerationRequest) -> FakeGeneration:

@@ -100,18 +100,19 @@ async def test_a_log_probability_of_minus_infinity_is_null(api, engine):
 
 
 async def test_best_of_shows_the_likeliest_and_keeps_the_others(api, engine):
-    engine.batches_by_choice = {
-        0: [[Token(1, "poor", -3.0, False)]],
-        1: [[Token(2, "good", -0.1, False)]],
-    }
+    engine.batches_in_order = [
+        [[Token(1, "poor", -3.0, False)]],
+        [[Token(2, "good", -0.1, False)]],
+    ]
     response = await api.generate("Hi", best_of=2, do_sample=True, details=True)
     body = response.json()
     assert body["generated_text"] == "good"
     [other] = body["details"]["best_of_sequences"]
     assert other["generated_text"] == "poor"
-    assert other["seed"] == body["details"]["seed"]
-    assert [request.sampling.choice for request in engine.requests] == [0, 1]
-    assert len({request.sampling.seed for request in engine.requests}) == 1
+    seeds = [request.sampling.seed for request in engine.requests]
+    assert [other["seed"], body["details"]["seed"]] == seeds
+    assert seeds[0] != seeds[1]
+    assert [request.sampling.choice for request in engine.requests] == [0, 0]
 
 
 async def test_best_of_0_counts_as_1(api, engine):
@@ -293,8 +294,10 @@ async def test_a_request_that_the_engine_refuses_is_a_422(api, engine):
 
 
 async def test_a_failure_of_one_of_best_of_ends_the_others(api, engine):
-    engine.batches_by_choice = {1: [words("a"), words("b")]}
-    engine.batches = [words("a"), words("b"), words("c")]
+    engine.batches_in_order = [
+        [words("a"), words("b"), words("c")],
+        [words("a"), words("b")],
+    ]
     engine.error, engine.fail_before = GenerationError("no luck"), 2
     response = await api.generate("Hi", best_of=2, do_sample=True)
     assert response.status_code == 424

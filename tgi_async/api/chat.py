@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec import UNSET
+
 from tgi_async.api.chat_prompt import prompt_of
 from tgi_async.api.exchange import Exchange, encode, event
 from tgi_async.api.finished import collect_all, text_of
 from tgi_async.api.openai import errors_told, finish_reason_of, stream_choices
 from tgi_async.api.parameters import refuse_unbuilt
 from tgi_async.api.schemas.chat import (
+    AssistantDelta,
     AssistantMessage,
     ChatChoice,
     ChatCompletion,
@@ -93,6 +96,8 @@ class _Answer:
         self._tokenizer = service.tokenizer
         self._n_prompt = len(request.prompt)
         self._n_streamed = 0
+        self._begun: set[int] = set()
+        """Choices that a chunk was sent of."""
         self._with_logprobs = bool(body.logprobs)
         self._include_usage = body.include_usage
 
@@ -117,12 +122,14 @@ class _Answer:
         )
 
     def events(self, index: int, emitted: Emitted) -> bytes:
-        """One chunk for all tokens that came together; each has the role, as in TGI."""
+        """One chunk for all tokens that came together. The first has the role; in TGI all have."""
         self._n_streamed += len(emitted.tokens)
+        shows_role = self._strict or index not in self._begun
+        self._begun.add(index)
         reason = emitted.finish_reason
         delta = ChatDelta(
             index=index,
-            delta=AssistantMessage(text_of(emitted.tokens)),
+            delta=AssistantDelta(text_of(emitted.tokens), "assistant" if shows_role else UNSET),
             logprobs=self._logprobs(emitted.tokens),
             finish_reason=reason and finish_reason_of(reason, strict_tgi=self._strict),
         )

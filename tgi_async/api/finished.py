@@ -21,6 +21,7 @@ class Finished(NamedTuple):
     finish_reason: FinishReason
     prompt_logprobs: list[float | None]
     timings: Timings
+    seed: int
 
     @property
     def mean_logprob(self) -> float:
@@ -49,6 +50,7 @@ async def collect(generation: Generation) -> Finished:
         finish_reason,
         generation.prompt_logprobs,
         generation.timings,
+        generation.seed,
     )
 
 

@@ -7,7 +7,12 @@ from msgspec import structs
 from tgi_async.api.exchange import ErrorBody, Exchange, encode, event
 from tgi_async.api.finished import collect_all, text_of
 from tgi_async.api.generate_details import DetailsWriter
-from tgi_async.api.parameters import GenerateParameters, check_best_of, check_streamed
+from tgi_async.api.parameters import (
+    GenerateParameters,
+    check_best_of,
+    check_streamed,
+    random_seed,
+)
 from tgi_async.api.schemas.generate import (
     CompatGenerateRequest,
     GenerateRequest,
@@ -65,7 +70,7 @@ async def _reply(
             inputs, parameters, exchange, logprobs=wants_details or best_of > 1, include_stop=True
         )
         writer = DetailsWriter(service.tokenizer, request)
-        finished = await collect_all(service.submit_choices(request, best_of))
+        finished = await collect_all(service.submit_all(reseeded(request, best_of)))
         for one in finished:
             service.account(one.timings, len(one.tokens))
         if parameters.decoder_input_details:
@@ -143,7 +148,7 @@ class _TokenEvents:
             details = StreamDetails(
                 finish_reason=emitted.finish_reason,
                 generated_tokens=self.n_tokens,
-                seed=self._writer.seed,
+                seed=self._writer.told(self._request.sampling.seed),
                 input_length=len(self._request.prompt),
             )
         return structs.replace(response, generated_text="".join(self._texts), details=details)
@@ -153,3 +158,9 @@ def _error_event(error: ServerError) -> bytes:
     if isinstance(error, IncompleteGeneration):
         return event(ErrorBody(f"{error} stream", f"{error.error_type}_stream"))
     return event(ErrorBody(str(error), error.error_type))
+
+
+def reseeded(request: GenerationRequest, n: int) -> list[GenerationRequest]:
+    """The request, and `n` - 1 more of it with seeds of their own, each of which can be told."""
+    others = [structs.replace(request.sampling, seed=random_seed()) for _ in range(n - 1)]
+    return [request, *(structs.replace(request, sampling=sampling) for sampling in others)]

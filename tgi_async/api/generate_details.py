@@ -19,11 +19,9 @@ class DetailsWriter:
         self._tokenizer = tokenizer
         self._request = request
 
-    @property
-    def seed(self) -> int | None:
+    def told(self, seed: int) -> int | None:
         """The seed that makes the same text again; None where nothing was drawn."""
-        sampling = self._request.sampling
-        return sampling.seed if sampling.do_sample else None
+        return seed if self._request.sampling.do_sample else None
 
     def details(
         self, best: Finished, others: Sequence[Finished], prefill: list[PrefillToken], shown: str
@@ -34,7 +32,7 @@ class DetailsWriter:
                 generated_text=shown + other.text,
                 finish_reason=other.finish_reason,
                 generated_tokens=len(other.tokens),
-                seed=self.seed,
+                seed=self.told(other.seed),
                 prefill=prefill,
                 tokens=[self.token(token) for token in other.tokens],
                 top_tokens=self._all_top_tokens(other),
@@ -44,7 +42,7 @@ class DetailsWriter:
         return Details(
             finish_reason=best.finish_reason,
             generated_tokens=len(best.tokens),
-            seed=self.seed,
+            seed=self.told(best.seed),
             prefill=prefill,
             tokens=[self.token(token) for token in best.tokens],
             best_of_sequences=rest or UNSET,

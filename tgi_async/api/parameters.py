@@ -118,7 +118,7 @@ def check(parameters: GenerateParameters, limits: Limits) -> None:
     refuse_unbuilt(grammar=p.grammar, adapter_id=p.adapter_id)
     if (p.best_of or 1) > 1 and not p.sampled:
         raise ValidationError("you must use sampling when `best_of` is > 1")
-    _check_warpers(p)
+    check_warpers(p)
     if p.max_new_tokens == 0:
         raise ValidationError("`max_new_tokens` must be strictly positive")
     stop = p.stop_sequences
@@ -140,7 +140,7 @@ def check(parameters: GenerateParameters, limits: Limits) -> None:
         )
 
 
-def _check_warpers(p: GenerateParameters) -> None:
+def check_warpers(p: GenerateParameters) -> None:
     if p.temperature is not None:
         if p.temperature <= 0:
             raise ValidationError("`temperature` must be strictly positive")
@@ -205,6 +205,11 @@ def fit(n_prompt: int, max_new_tokens: int | None, limits: Limits) -> int:
     return room if max_new_tokens is None else min(max_new_tokens, room)
 
 
+def random_seed() -> int:
+    """For a generation that was given none: unsigned 64 bits."""
+    return secrets.randbits(64)
+
+
 def sampling_of(parameters: GenerateParameters, *, logprobs: bool) -> Sampling:
     """How a row samples. A request without a seed gets a random one here.
 
@@ -224,7 +229,7 @@ def sampling_of(parameters: GenerateParameters, *, logprobs: bool) -> Sampling:
         repetition_penalty=1.0 if p.repetition_penalty is None else p.repetition_penalty,
         frequency_penalty=p.frequency_penalty or 0.0,
         watermark=p.watermark,
-        seed=secrets.randbits(64) if p.seed is None else p.seed,
+        seed=random_seed() if p.seed is None else p.seed,
         logprobs=logprobs,
         top_n_tokens=p.top_n_tokens or 0,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from msgspec import Struct, structs
+from msgspec import UNSET, Struct, UnsetType, structs
 
 from tgi_async.api.parameters import U32
 from tgi_async.api.schemas.openai import OpenAIRequest, Usage
@@ -97,9 +97,16 @@ class ChatChoice(Struct, frozen=True, kw_only=True):
     finish_reason: str
 
 
+class AssistantDelta(Struct, frozen=True):
+    """A piece of the message. The role comes once; clients put the pieces together."""
+
+    content: str
+    role: Literal["assistant"] | UnsetType = UNSET
+
+
 class ChatDelta(Struct, frozen=True, kw_only=True):
     index: int = 0
-    delta: AssistantMessage
+    delta: AssistantDelta
     logprobs: Logprobs | None
     finish_reason: str | None
 

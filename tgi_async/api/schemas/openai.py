@@ -14,6 +14,7 @@ from tgi_async.api.parameters import (
     GenerateParameters,
     Unsigned,
     check_additive_penalty,
+    check_warpers,
 )
 from tgi_async.errors import ValidationError
 from tgi_async.generation import GenerationRequest
@@ -119,6 +120,17 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         Raises:
             ValidationError: for the first rule that is broken.
         """
+        if self.temperature == 0:
+            # Greedy leaves the parameters of sampling out, but wrong ones are still wrong.
+            off = self.top_p == 1, self.top_k in (0, -1), self.typical_p == 1
+            check_warpers(
+                GenerateParameters(
+                    top_p=None if off[0] else self.top_p,
+                    top_k=None if off[1] else self.top_k,
+                    typical_p=None if off[2] else self.typical_p,
+                    min_p=self.min_p,
+                )
+            )
         check_additive_penalty("presence_penalty", self.presence_penalty)
         self._biases()
 
