@@ -271,6 +271,9 @@ async def test_stream_has_chunks_and_done(api, events):
     deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
     assert "".join(delta["content"] for delta in deltas) == "Hello there"
     assert [delta.get("role") for delta in deltas] == ["assistant"] + [None] * (len(deltas) - 1)
+    reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+    assert reasons == [None, None, "stop"]
+    assert all(chunk["usage"] is None for chunk in chunks)
 
 
 async def test_as_tgi_every_delta_of_a_stream_has_the_role(api, events, settings):
@@ -282,9 +285,6 @@ async def test_as_tgi_every_delta_of_a_stream_has_the_role(api, events, settings
 @pytest.mark.parametrize("wrong", [{"top_p": 2}, {"top_k": -2}, {"typical_p": 0}])
 async def test_wrong_sampling_parameters_are_wrong_at_temperature_0_too(api, wrong):
     assert (await api.chat("Hi", temperature=0, **wrong)).status_code == 422
-    reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
-    assert reasons == [None, None, "stop"]
-    assert all(chunk["usage"] is None for chunk in chunks)
 
 
 async def test_stream_has_usage_in_an_extra_chunk_where_asked(api, events):
