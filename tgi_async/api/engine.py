@@ -18,6 +18,10 @@ class Generation(Protocol):
     """
 
     @property
+    def seed(self) -> int:
+        """Of its random numbers."""
+
+    @property
     def timings(self) -> Timings:
         """Complete at the end."""
 
