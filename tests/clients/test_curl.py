@@ -114,13 +114,6 @@ def test_the_head_of_a_stream(client_server: Server, route: str, body: dict[str,
     assert "content-length" not in headers
 
 
-def test_a_stream_for_http_1_0_ends_with_its_connection(client_server: Server) -> None:
-    answer = curl(client_server, "/generate_stream", GENERATE, "--http1.0")
-
-    assert len(answer.events) == 6
-    assert "transfer-encoding" not in answer.headers
-
-
 def test_tokens_come_while_more_are_generated(client_server: Server) -> None:
     long = {"inputs": "The sea is", "parameters": {"max_new_tokens": 8000, "ignore_eos": True}}
     arguments = command(client_server, "/generate_stream")

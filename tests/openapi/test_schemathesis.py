@@ -1,4 +1,4 @@
-"""Generated requests, good and bad, against the router over a fake worker.
+"""Generated requests, good and bad, against the whole server with a tiny model of random weights.
 
 No answer is a 5xx, none is off the document, none stays away.
 """
@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.api.conftest import CHATML
-from tests.fake_server import FakeServer
-from tests.fake_worker import Behaviour
+from tests.api.tiny_tokenizer import tiny_inner
+from tests.integration.server import Server
+from tests.workers.tiny_llama import save_tiny_llama
 
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 ROOT = Path(__file__).parents[2]
@@ -24,21 +25,19 @@ ANSWER_SECONDS = 30
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("s")
+    tokenizer = tiny_inner()
+    (folder / "tokenizer.json").write_text(tokenizer.to_str())
     (folder / "chat_template.jinja").write_text(CHATML)
-    running = FakeServer(folder, Behaviour(max_total_tokens=64), "--max-total-tokens", "64")
-    try:
+    save_tiny_llama(folder, tokenizer.get_vocab_size())
+    flags = ("--model-id", str(folder), "--max-total-tokens", "64", "--kserve")
+    with Server.running(folder / "log", *flags) as running:
         yield running
-        running.process.terminate()
-        assert running.ended() == 0
         assert "error in the server" not in running.log
-    finally:
-        running.process.kill()
-        running.process.wait()
 
 
-def run(server: FakeServer, n_examples: int, *flags: str) -> int:
+def run(server: Server, n_examples: int, *flags: str) -> int:
     """Send `n_examples` to each operation, and those that follow from the document alone.
 
     Returns how many were sent. Raises AssertionError with what was found, and how to send it again.
@@ -62,11 +61,11 @@ def run(server: FakeServer, n_examples: int, *flags: str) -> int:
     return int(n_sent[1])
 
 
-def test_generated_requests_are_answered_as_documented(server: FakeServer) -> None:
+def test_generated_requests_are_answered_as_documented(server: Server) -> None:
     assert run(server, 20, "--seed", "1") >= 300
 
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-def test_many_generated_requests_are_answered_as_documented(server: FakeServer) -> None:
+def test_many_generated_requests_are_answered_as_documented(server: Server) -> None:
     assert run(server, 300) >= 2000

@@ -11,11 +11,11 @@ VOCABULARY = 97
 EOS = (5, 7)
 
 
-def save_tiny_llama(folder: Path) -> Path:
+def save_tiny_llama(folder: Path, vocabulary: int = VOCABULARY) -> Path:
     """Write the model into `folder`: two layers, 97 tokens, 128 positions, float32."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
