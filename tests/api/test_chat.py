@@ -90,6 +90,14 @@ class TestWithAdviceOfTheModelsMakers:
         await api.chat("Hi", temperature=0)
         assert not engine.requests[0].sampling.do_sample
 
+    async def test_a_model_that_is_not_to_be_sampled_is_greedy_unless_asked(
+        self, api, engine, settings
+    ):
+        settings.sampling_defaults = SamplingDefaults(temperature=0.0)
+        await api.chat("Hi")
+        await api.chat("Hi", temperature=0.5)
+        assert [request.sampling.do_sample for request in engine.requests] == [False, True]
+
     async def test_as_tgi_it_is_not_followed(self, api, engine, settings):
         settings.strict_tgi = True
         await api.chat("Hi")

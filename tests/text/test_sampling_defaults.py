@@ -20,8 +20,10 @@ def test_what_the_makers_recommend_is_read(tmp_path: Path) -> None:
     assert found == SamplingDefaults(0.6, 0.95, 20)
 
 
-def test_a_model_that_is_not_to_be_sampled_recommends_nothing(tmp_path: Path) -> None:
-    assert read(tmp_path, {"do_sample": False, "temperature": 0.6}) == SamplingDefaults()
+def test_a_model_that_is_not_to_be_sampled_is_greedy(tmp_path: Path) -> None:
+    found = read(tmp_path, {"do_sample": False, "temperature": 0.6})
+
+    assert found == SamplingDefaults(temperature=0.0)
 
 
 @pytest.mark.parametrize("value", [0, -1, "warm", None, True, 1e9, [0.5]])

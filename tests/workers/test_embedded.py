@@ -56,10 +56,10 @@ def test_generation_ends_where_the_file_says(converted: Path) -> None:
     assert config.items() >= ends.items()
 
 
-def test_sampling_is_recommended_as_the_makers_do(converted: Path) -> None:
+def test_a_chat_with_it_is_greedy_unless_asked_otherwise(converted: Path) -> None:
     config = json.loads((converted / "generation_config.json").read_text())
 
-    assert (config["do_sample"], config["temperature"], config["top_p"]) == (True, 0.2, 0.9)
+    assert config["do_sample"] is False
 
 
 def test_without_the_package_the_message_says_how_to_get_it(

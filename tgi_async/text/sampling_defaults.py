@@ -8,7 +8,10 @@ from typing import Any, NamedTuple
 
 
 class SamplingDefaults(NamedTuple):
-    """For requests that leave these open. None where the makers say nothing, or nothing usable."""
+    """For requests that leave these open. None where the makers say nothing, or nothing usable.
+
+    A temperature of 0 is greedy: `"do_sample": false`, said outright.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
@@ -21,8 +24,10 @@ class SamplingDefaults(NamedTuple):
             found = json.loads((folder / "generation_config.json").read_bytes())
         except (OSError, ValueError):
             return cls()
-        if not isinstance(found, dict) or found.get("do_sample") is False:
+        if not isinstance(found, dict):
             return cls()
+        if found.get("do_sample") is False:
+            return cls(temperature=0.0)
         top_k = found.get("top_k")
         return cls(
             temperature=_between(found.get("temperature"), 1e-6, 1000.0),

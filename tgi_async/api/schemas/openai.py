@@ -91,10 +91,10 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         `top_k` 0 and -1. TGI refuses them. What the request leaves open is as the model's makers
         recommend it; TGI samples from the plain distribution then.
         """
-        greedy = self.temperature == 0
         strict = limits.strict_tgi
-        advice = SamplingDefaults() if strict or greedy else limits.sampling_defaults
+        advice = SamplingDefaults() if strict else limits.sampling_defaults
         temperature = advice.temperature if self.temperature is None else self.temperature
+        greedy = temperature == 0
         top_p = advice.top_p if self.top_p is None else self.top_p
         top_k = advice.top_k if self.top_k is None else self.top_k
         return GenerateParameters(
