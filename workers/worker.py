@@ -26,6 +26,7 @@ from tgi_async.wire.messages import (
     Stop,
 )
 from workers import memory
+from workers.attention import registry
 from workers.attention.cache import PagedCache
 from workers.models.transformers_path import TransformersModel, Unsupported
 from workers.runner import Launched, Runner
@@ -58,8 +59,7 @@ class Worker:
         self._serve(runner, overlap=device.type == "cuda")
 
     def _load(self, start: Start) -> tuple[Runner, torch.device]:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        notes = []
+        device, notes = choose_device()
         dtype = DTYPES[start.dtype or "bfloat16"]
         if device.type == "cpu" and dtype is torch.float16:
             dtype = torch.bfloat16
@@ -148,6 +148,17 @@ class Worker:
             if not overlap:
                 self._channel.send(runner.collect(launched))
                 launched = None
+
+
+def choose_device() -> tuple[torch.device, list[str]]:
+    """Where to serve, and what a person should know of the choice."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), []
+    if "cuda" in registry.DEVICES:
+        return torch.device("cuda"), []
+    return torch.device("cpu"), [
+        "there is a GPU, but paged attention is built for CPUs only so far: serving on the CPU"
+    ]
 
 
 def _warm_up(

@@ -26,7 +26,7 @@ from tgi_async.wire.messages import (
 )
 from workers.attention.cache import PagedCache
 from workers.runner import Runner
-from workers.worker import Worker
+from workers.worker import Worker, choose_device
 
 PROMPT = [11, 12, 13]
 BYTES_PER_BLOCK = 2 * 2 * 16 * 2 * 16 * 4
@@ -282,3 +282,14 @@ def test_the_first_frame_must_be_a_start(folder: Path) -> None:
 def test_a_second_start_is_an_error(folder: Path) -> None:
     with pytest.raises(RuntimeError, match="expected a step, got Start"):
         run(start(folder), start(folder))
+
+
+def test_a_gpu_that_attention_is_not_built_for_is_left_alone_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    device, notes = choose_device()
+
+    assert device.type == "cpu"
+    assert "serving on the CPU" in notes[0]

@@ -7,6 +7,9 @@ from transformers import AttentionInterface
 
 from workers.attention.cpu import CpuAttention
 
+DEVICES = ("cpu",)
+"""Kinds of device that paged attention is built for."""
+
 NAME = "tgi_paged"
 """`attn_implementation` of a model that is to use paged attention."""
 
@@ -24,8 +27,10 @@ def register(
     ValueError for a device that has no attention here.
     """
     kind = torch.device(device).type
-    if kind != "cpu":
-        raise ValueError(f"paged attention is built for the device cpu, not for {kind}")
+    if kind not in DEVICES:
+        raise ValueError(
+            f"paged attention is built for the device {', '.join(DEVICES)}, not for {kind}"
+        )
     attention = CpuAttention(n_heads, n_kv_heads, head_dim, dtype)
     AttentionInterface.register(NAME, attention)
     return attention.notes
