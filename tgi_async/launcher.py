@@ -128,6 +128,7 @@ async def _serve_on(
             max_batch_prefill_tokens=settings.max_batch_prefill_tokens or 0,
             max_total_tokens=settings.max_total_tokens or 0,
             trust_remote_code=settings.trust_remote_code,
+            model_impl=settings.model_impl,
         ),
         command=worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,

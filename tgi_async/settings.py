@@ -58,6 +58,12 @@ class Settings:
     dtype: str | None = _option(
         None, MODEL, "number format of weights and cache; default: bfloat16", choices=DTYPES
     )
+    model_impl: str = _option(
+        "auto",
+        MODEL,
+        "code that runs the model; default: the fused decoder where it knows the family",
+        choices=("auto", "fused", "transformers"),
+    )
     trust_remote_code: bool = _option(
         False, MODEL, "run Python code that comes with the model", kind=bool
     )

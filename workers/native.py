@@ -1,18 +1,20 @@
-"""C sources of the workers: compiled on first use, loaded through ctypes.
+"""The kernels in C: compiled on first use, loaded through ctypes.
 
-A source is plain C in one file, without torch's headers, so a compiler is all it needs and a build
-takes a few seconds. The library is kept in the cache folder under a key of all that it was made
-from.
+The sources are plain C without torch's headers, so a compiler is all they need and a build takes
+some seconds. The library is kept in the cache folder under a key of all that it was made from.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from workers.models.cache import cache_root
@@ -24,40 +26,68 @@ FLAGS = (
 )
 
 
+HERE = Path(__file__).parent
+SOURCES = (
+    HERE / "team.c",
+    HERE / "layers" / "linear.c",
+    HERE / "attention" / "paged_attention.c",
+    HERE / "decoder" / "decoder.c",
+)
+"""One library, for they share a team of threads and call each other."""
+
+
 class NativeUnavailable(Exception):
     """A C source cannot be compiled or loaded on this machine; the message says why."""
 
 
-def load(source: Path) -> ctypes.CDLL:
-    """The library of a C source, compiled if the cache folder does not have it.
+@functools.cache
+def kernels() -> ctypes.CDLL:
+    """All kernels, loaded once. Raises NativeUnavailable."""
+    return load(*SOURCES)
+
+
+def load(*sources: Path) -> ctypes.CDLL:
+    """The library of C sources, compiled if the cache folder does not have it.
 
     Its functions are called without the interpreter's lock. Raises NativeUnavailable.
     """
     try:
-        return ctypes.CDLL(str(_library(source)))
+        return ctypes.CDLL(str(_library(sources)))
     except OSError as error:
-        raise NativeUnavailable(f"the compiled {source.name} cannot be used: {error}") from error
+        raise NativeUnavailable(
+            f"the compiled {sources[0].name} cannot be used: {error}"
+        ) from error
 
 
-def _library(source: Path) -> Path:
+def _library(sources: Sequence[Path]) -> Path:
     """The compiled library in the cache folder, made if it is not there yet."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         raise NativeUnavailable(
             "no C compiler (cc, gcc or clang) is installed. Install one (such as the package gcc)"
         )
-    made_from = (source.read_text(), *FLAGS, compiler, _output(compiler, "--version"), _cpu())
+    texts = [text for source in sources for text in _texts(source)]
+    made_from = (*texts, *FLAGS, compiler, _output(compiler, "--version"), _cpu())
     key = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:16]
-    library = cache_root() / "kernels" / f"{source.stem}-{key}.so"
+    library = cache_root() / "kernels" / f"{sources[0].stem}-{key}.so"
     if library.is_file():
         return library
     library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder:
         built = Path(folder, library.name)
-        _output(compiler, *FLAGS, "-pthread", "-shared", str(source), "-lm", "-o", str(built))
+        given = [str(source) for source in sources]
+        _output(compiler, *FLAGS, "-pthread", "-shared", *given, "-lm", "-o", str(built))
         # Two starts may build at once; each renames a whole file, and either one is right.
         built.rename(library)
     return library
+
+
+def _texts(source: Path) -> Iterator[str]:
+    """The text of a source and of the headers of ours that it includes."""
+    text = source.read_text()
+    yield text
+    for name in re.findall(r'^#include "(.+)"', text, re.MULTILINE):
+        yield from _texts(source.parent / name)
 
 
 def _output(*command: str) -> str:

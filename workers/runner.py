@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tgi_async.wire.messages import PromptLogprobs, RowError, Run, Sampled, Step, StepDone
+from tgi_async.wire.messages import (
+    PromptLogprobs,
+    RowError,
+    Run,
+    Sampled,
+    Step,
+    StepDone,
+    TopToken,
+)
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.sampling import Sampler, SamplerOutput
@@ -212,11 +220,21 @@ class Runner:
             n = min(run.n, row.n_prompt - first)
             following = torch.from_numpy(row.tokens[first : first + n]).to(logits.device)
             logprobs: list[float] = []
+            top: list[list[TopToken]] = []
             for begin in range(0, n, SCORED_AT_ONCE):
                 end = min(n, begin + SCORED_AT_ONCE)
                 scores = logits[offset + begin : offset + end].float().log_softmax(-1)
                 chosen = scores.gather(1, following[begin:end, None])
                 logprobs += chosen[:, 0].tolist()
-            found.append(PromptLogprobs(run.row, first, logprobs))
+                if row.prompt_top_n:
+                    top += _likeliest(scores, row.prompt_top_n)
+            found.append(PromptLogprobs(run.row, first, logprobs, top))
             offset += run.n
         return found
+
+
+def _likeliest(logprobs: torch.Tensor, n: int) -> list[list[TopToken]]:
+    """The `n` likeliest tokens of each line of float32 [B, vocabulary], best first."""
+    best = logprobs.topk(min(n, logprobs.shape[1]))
+    lines = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [[TopToken(*pair) for pair in zip(*line, strict=True)] for line in lines]

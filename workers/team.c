@@ -21,6 +21,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "team.h"
+
 #define MAX_THREADS 64
 #ifndef SPIN_NS
 #define SPIN_NS 50000   // most of what comes between two kernels; more takes time from other work
@@ -34,8 +36,6 @@
 #define PAUSE() ((void)0)
 #endif
 
-typedef void work(void *job, int64_t unit, int64_t next);
-
 typedef struct {
     _Alignas(64) _Atomic uint64_t taken;  // from the front in the lower half, from the back above
     int64_t first, size;
@@ -44,7 +44,7 @@ typedef struct {
 static pthread_mutex_t caller = PTHREAD_MUTEX_INITIALIZER;
 static int64_t members = 1;  // the caller and the helpers that exist
 static struct {
-    work *run;
+    unit_work *run;
     void *job;
     int64_t threads;
 } current;
@@ -131,10 +131,7 @@ static void recruit(int64_t threads) {
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-// run(job, unit, next) for every unit in 0..units-1, on up to `threads` threads; `next` is the
-// unit that this thread is likely to get after it, or -1. A call while another thread's job runs
-// does its job alone.
-void team_run(work *run, void *job, int64_t units, int64_t threads) {
+void team_run(unit_work *run, void *job, int64_t units, int64_t threads) {
     threads = threads < units ? threads : units;
     threads = threads < MAX_THREADS ? threads : MAX_THREADS;
     if (threads <= 1 || pthread_mutex_trylock(&caller)) {

@@ -28,7 +28,8 @@ from tgi_async.wire.messages import (
 from workers import memory
 from workers.attention import registry
 from workers.attention.cache import PagedCache
-from workers.models.transformers_path import TransformersModel, Unsupported
+from workers.models.loading import load
+from workers.models.transformers_path import Unsupported
 from workers.runner import Launched, Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
@@ -68,8 +69,8 @@ class Worker:
             CPU_PREFILL_TOKENS if device.type == "cpu" else CUDA_PREFILL_TOKENS
         )
         with self._phase("loading weights", f"{dtype}".removeprefix("torch.")):
-            model = TransformersModel(
-                Path(start.model_path), dtype, device, start.trust_remote_code
+            model = load(
+                Path(start.model_path), dtype, device, start.trust_remote_code, start.model_impl
             )
         shape = model.shape
         longest = min(shape.max_total_tokens, start.max_total_tokens or shape.max_total_tokens)

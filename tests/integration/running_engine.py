@@ -35,6 +35,7 @@ async def running_engine(
     max_rows: int = 16,
     max_batch_prefill_tokens: int = 0,
     lookahead: int = 1,
+    model_impl: str = "fused",
 ) -> AsyncIterator[Engine]:
     """An engine that serves the model of a folder in float32; stopped, with its worker, after."""
     engine = Engine(
@@ -48,6 +49,7 @@ async def running_engine(
             max_rows=max_rows,
             max_batch_prefill_tokens=max_batch_prefill_tokens,
             max_total_tokens=0,
+            model_impl=model_impl,
         ),
         lookahead=lookahead,
     )

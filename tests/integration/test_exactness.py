@@ -106,6 +106,18 @@ async def test_prefill_in_chunks_of_16_tokens(
 
 
 @pytest.mark.parametrize("n", N_PROMPTS)
+async def test_through_transformers_code(
+    model_folder: Path, reference: Reference, cases: list[Case], report: list[str], n: int
+) -> None:
+    async with running_engine(
+        model_folder, max_batch_prefill_tokens=32, model_impl="transformers"
+    ) as engine:
+        texts = await run(engine, cases[:n])
+
+    check("transformers' code", reference, cases[:n], texts, report)
+
+
+@pytest.mark.parametrize("n", N_PROMPTS)
 async def test_without_looking_ahead(
     model_folder: Path, reference: Reference, cases: list[Case], report: list[str], n: int
 ) -> None:
@@ -188,6 +200,7 @@ def test_a_wrong_token_is_seen(reference: Reference, cases: list[Case]) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("model_impl", ["fused", "transformers"])
 @pytest.mark.parametrize("max_batch_prefill_tokens", [16, 512])
 @pytest.mark.parametrize("lookahead", [0, 1])
 @pytest.mark.parametrize("n_blocks", [48, 640])
@@ -196,6 +209,7 @@ async def test_128_tokens_in_all_variants(
     reference: Reference,
     tokenizer: Tokenizer,
     report: list[str],
+    model_impl: str,
     max_batch_prefill_tokens: int,
     lookahead: int,
     n_blocks: int,
@@ -206,10 +220,11 @@ async def test_128_tokens_in_all_variants(
         n_blocks=n_blocks,
         max_batch_prefill_tokens=max_batch_prefill_tokens,
         lookahead=lookahead,
+        model_impl=model_impl,
     ) as engine:
         texts = await run(engine, cases)
         n_preemptions = engine.core.n_preemptions
 
-    name = f"128 tokens, chunks of {max_batch_prefill_tokens}, {lookahead} ahead, {n_blocks} blocks"
+    name = f"128 tokens, {model_impl}, chunks of {max_batch_prefill_tokens}, {lookahead} ahead, {n_blocks} blocks"
     check(name, reference, cases, texts, report)
     assert (n_preemptions > 0) == (n_blocks == 48)

@@ -13,7 +13,7 @@ from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
-from workers.models.transformers_path import TransformersModel
+from workers.models.loading import Loaded, load
 from workers.runner import Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 class Recorder:
     """Passes a model's logits on, and keeps those of the last call."""
 
-    def __init__(self, model: TransformersModel) -> None:
+    def __init__(self, model: Loaded) -> None:
         self._model = model
         self.logits = torch.empty(0)
 
@@ -44,10 +44,15 @@ class Recorder:
         return self.logits
 
 
+@pytest.mark.parametrize("implementation", ["fused", "transformers"])
 def test_logits_of_chunks_and_decodes_are_those_of_one_pass(
-    model_folder: Path, reference: Reference, tokenizer: Tokenizer, report: list[str]
+    model_folder: Path,
+    reference: Reference,
+    tokenizer: Tokenizer,
+    report: list[str],
+    implementation: str,
 ) -> None:
-    model = TransformersModel(model_folder, torch.float32, CPU, trust_remote_code=False)
+    model = load(model_folder, torch.float32, CPU, implementation=implementation)
     recorder, shape = Recorder(model), model.shape
     prompts = [case.prompt for case in mixed(tokenizer, 6, longest=120, new_tokens=(1, 1))]
     n_rows = len(prompts)
@@ -108,6 +113,8 @@ def test_logits_of_chunks_and_decodes_are_those_of_one_pass(
         expected = reference.logits(tokens[row][: len(computed_logits)], len(computed_logits))
         largest = max(largest, float((computed_logits - expected).abs().max()))
     n_positions = sum(map(len, found))
-    report.append(f"logits: largest difference {largest:.1e} in {n_positions} positions")
+    report.append(
+        f"logits, {implementation}: largest difference {largest:.1e} in {n_positions} positions"
+    )
     assert largest < MOST_DIFFERENCE
     assert all(len(found[row]) > len(prompts[row]) for row in range(n_rows))

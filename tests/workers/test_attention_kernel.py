@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from workers.attention import kernel
+from workers import native
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.attention.cpu import CpuAttention
 from workers.attention.kernel import Kernel
 
 
+@pytest.mark.usefixtures("fresh_kernels")
 def test_without_a_compiler_torch_serves_and_a_note_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -24,16 +25,18 @@ def test_without_a_compiler_torch_serves_and_a_note_says_so(
     assert "Install one (such as the package gcc)" in note
 
 
+@pytest.mark.usefixtures("fresh_kernels")
 def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TGI_ASYNC_CACHE", str(tmp_path / "cache"))
     broken = tmp_path / "broken.c"
     broken.write_text("not C")
-    monkeypatch.setattr(kernel, "SOURCE", broken)
+    monkeypatch.setattr(native, "SOURCES", (broken,))
     (note,) = CpuAttention(4, 2, 32, torch.float32).notes
     assert "failed with status 1" in note
     assert "broken.c" in note
 
 
+@pytest.mark.usefixtures("fresh_kernels")
 def test_a_cache_folder_that_cannot_be_written_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,6 @@ import copy
 import gc
 import shutil
 import weakref
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -22,17 +21,17 @@ N_ROWS = [1, 2, 7, 8, 9, 16, 17, 33, 70, 300]
 
 
 @pytest.fixture(params=["kernel", "onednn", "torch"])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def form(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fresh_kernels: None
+) -> str:
     """Each form of a bfloat16 weight, the last two as machines get them that lack the first."""
-    packed.kernel.cache_clear()
     if request.param != "kernel":
         monkeypatch.setattr(shutil, "which", lambda name: None)
     elif not torch.cpu._is_avx512_bf16_supported():
         pytest.skip("this processor has no AVX512_BF16")
     if request.param == "torch":
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    yield request.param
-    packed.kernel.cache_clear()
+    return str(request.param)
 
 
 @pytest.fixture
@@ -165,7 +164,7 @@ def test_a_wrong_input_is_refused(needs_kernel: None) -> None:
         torch.zeros(2, 32, device="meta"),
     ):
         with pytest.raises(
-            ValueError, match=r"takes bfloat16 on the cpu of shape \[..., 32\], not"
+            ValueError, match=r"takes torch.bfloat16 on the cpu of shape \[..., 32\], not"
         ):
             ours(x)
 

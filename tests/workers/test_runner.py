@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.workers.tiny_llama import VOCABULARY, save_tiny_llama
-from tgi_async.wire.messages import Admit, Grow, Run, Sampling, Step, StepDone
+from tgi_async.wire.messages import Admit, Grow, Run, Sampling, Step, StepDone, TopToken
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
-from workers.models.transformers_path import TransformersModel
+from workers.models.loading import Loaded, load
 from workers.runner import Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
@@ -30,9 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("llama"))
 
 
-@pytest.fixture(scope="module")
-def model(folder: Path) -> TransformersModel:
-    return TransformersModel(folder, torch.float32, CPU, trust_remote_code=False)
+@pytest.fixture(scope="module", params=["fused", "transformers"])
+def model(folder: Path, request: pytest.FixtureRequest) -> Loaded:
+    return load(folder, torch.float32, CPU, implementation=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def reference(folder: Path) -> PreTrainedModel:
 class Wrapped:
     """A model, and one of its tokens that it can not stand."""
 
-    def __init__(self, inner: TransformersModel, hated: int = 96) -> None:
+    def __init__(self, inner: Loaded, hated: int = 96) -> None:
         self.inner = inner
         self.hated = hated
         self.n_forwards = 0
@@ -127,7 +127,7 @@ def logprobs(reference: PreTrainedModel, ids: list[int]) -> torch.Tensor:
 
 
 def test_mixed_batches_say_what_each_sequence_says_alone(
-    model: TransformersModel, reference: PreTrainedModel
+    model: Loaded, reference: PreTrainedModel
 ) -> None:
     batch = Batch(model)
     found: dict[int, list[int]] = {0: [], 1: [], 2: []}
@@ -149,9 +149,7 @@ def test_mixed_batches_say_what_each_sequence_says_alone(
     }
 
 
-def test_logits_equal_those_of_transformers(
-    model: TransformersModel, reference: PreTrainedModel
-) -> None:
+def test_logits_equal_those_of_transformers(model: Loaded, reference: PreTrainedModel) -> None:
     batch = Batch(model)
     sampling = Sampling(logprobs=True, top_n_tokens=5)
     first = batch.step(
@@ -170,7 +168,7 @@ def test_logits_equal_those_of_transformers(
 
 
 def test_a_replay_of_prompt_and_emitted_tokens_goes_on_the_same(
-    model: TransformersModel, reference: PreTrainedModel
+    model: Loaded, reference: PreTrainedModel
 ) -> None:
     expected = greedy(reference, SHORT, 8)
     batch = Batch(model)
@@ -181,7 +179,7 @@ def test_a_replay_of_prompt_and_emitted_tokens_goes_on_the_same(
 
 
 def test_a_prefix_hit_reads_what_another_row_wrote(
-    model: TransformersModel, reference: PreTrainedModel
+    model: Loaded, reference: PreTrainedModel
 ) -> None:
     batch = Batch(model)
     writer = batch.admit(0, LONG)
@@ -193,7 +191,7 @@ def test_a_prefix_hit_reads_what_another_row_wrote(
 
 
 def test_a_released_row_can_be_another_request_in_the_same_step(
-    model: TransformersModel, reference: PreTrainedModel
+    model: Loaded, reference: PreTrainedModel
 ) -> None:
     batch = Batch(model)
     batch.step({0: 30}, batch.admit(0, LONG))
@@ -201,7 +199,7 @@ def test_a_released_row_can_be_another_request_in_the_same_step(
     assert tokens_of(done) == {0: greedy(reference, SHORT, 1)[0]}
 
 
-def test_a_row_grows_into_new_blocks(model: TransformersModel, reference: PreTrainedModel) -> None:
+def test_a_row_grows_into_new_blocks(model: Loaded, reference: PreTrainedModel) -> None:
     batch = Batch(model)
     admit = batch.admit(0, SHORT)
     short = Admit(0, SHORT, 3, 0, admit.blocks[:1], Sampling())
@@ -214,7 +212,7 @@ def test_a_row_grows_into_new_blocks(model: TransformersModel, reference: PreTra
 
 @pytest.mark.parametrize("chunks", [[30], [1, 29], [29, 1], [7, 9, 14]])
 def test_prompt_logprobs_are_those_of_the_whole_forward(
-    model: TransformersModel, reference: PreTrainedModel, chunks: list[int]
+    model: Loaded, reference: PreTrainedModel, chunks: list[int]
 ) -> None:
     batch = Batch(model)
     batch.step({1: 3}, batch.admit(1, SHORT))
@@ -231,19 +229,44 @@ def test_prompt_logprobs_are_those_of_the_whole_forward(
     assert batch.step({0: 1}).prompt_logprobs == []
 
 
+@pytest.mark.parametrize("n", [1, 3, VOCABULARY + 9])
+def test_the_likeliest_tokens_of_a_prompt_are_those_of_the_whole_forward(
+    model: Loaded, reference: PreTrainedModel, n: int
+) -> None:
+    batch = Batch(model)
+    wanted = batch.admit(0, LONG, prompt_logprobs=True, prompt_top_n_tokens=n)
+    unwanted = batch.admit(1, LONG, prompt_logprobs=True)
+    found: list[list[TopToken]] = []
+    for runs, admit in (({0: 11, 1: 30}, (wanted, unwanted)), ({0: 19}, ())):
+        for part in batch.step(runs, *admit).prompt_logprobs:
+            assert len(part.top) == (0 if part.row else len(part.logprobs))
+            found += part.top
+    ids = torch.tensor([[one.id for one in ones] for ones in found])
+    scores = torch.tensor([[one.logprob for one in ones] for ones in found])
+    with torch.inference_mode():
+        everything = reference(torch.tensor([LONG])).logits[0, :-1].log_softmax(-1)
+    best = everything.topk(min(n, VOCABULARY))
+    assert ids.tolist() == best.indices.tolist()
+    torch.testing.assert_close(scores, best.values, atol=1e-4, rtol=1e-4)
+
+
 def test_many_prompt_positions_are_scored_in_parts(
-    model: TransformersModel, reference: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    model: Loaded, reference: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.runner.SCORED_AT_ONCE", 8)
     batch = Batch(model)
-    both = [batch.admit(row, LONG[row:], prompt_logprobs=True) for row in (0, 1)]
+    both = [
+        batch.admit(row, LONG[row:], prompt_logprobs=True, prompt_top_n_tokens=1) for row in (0, 1)
+    ]
     done = batch.step({0: 30, 1: 29}, *both)
     for part in done.prompt_logprobs:
+        likeliest = [ones[0].logprob for ones in part.top]
+        assert all(map(float.__ge__, likeliest, part.logprobs))
         expected = logprobs(reference, LONG[part.row :])
         torch.testing.assert_close(torch.tensor(part.logprobs), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_prompt_of_one_token_has_nothing_to_score(model: TransformersModel) -> None:
+def test_a_prompt_of_one_token_has_nothing_to_score(model: Loaded) -> None:
     batch = Batch(model)
     done = batch.step({0: 1}, batch.admit(0, [3], prompt_logprobs=True))
     assert done.prompt_logprobs == []
@@ -251,7 +274,7 @@ def test_a_prompt_of_one_token_has_nothing_to_score(model: TransformersModel) ->
 
 
 def test_a_row_that_makes_the_model_fail_fails_alone(
-    model: TransformersModel, reference: PreTrainedModel
+    model: Loaded, reference: PreTrainedModel
 ) -> None:
     raising = Raising(model)
     batch = Batch(raising)
@@ -274,7 +297,7 @@ def test_a_row_that_makes_the_model_fail_fails_alone(
     assert tokens_of(done)[2] == greedy(reference, SHORT, 1)[0]
 
 
-def test_a_step_of_failed_rows_alone_has_only_their_errors(model: TransformersModel) -> None:
+def test_a_step_of_failed_rows_alone_has_only_their_errors(model: Loaded) -> None:
     batch = Batch(Raising(model))
     assert len(batch.step({0: 2}, batch.admit(0, [96, 1])).errors) == 1
     done = batch.step({0: 1})
@@ -282,7 +305,7 @@ def test_a_step_of_failed_rows_alone_has_only_their_errors(model: TransformersMo
 
 
 def test_logits_that_are_no_numbers_fail_their_row_alone(
-    model: TransformersModel, reference: PreTrainedModel
+    model: Loaded, reference: PreTrainedModel
 ) -> None:
     batch = Batch(Spoiling(model))
     done = batch.step({0: 3, 1: 2}, batch.admit(0, SHORT), batch.admit(1, [1, 96]))
@@ -295,7 +318,7 @@ def test_logits_that_are_no_numbers_fail_their_row_alone(
 
 
 def test_an_error_found_late_is_not_that_of_the_next_request_in_the_row(
-    model: TransformersModel, reference: PreTrainedModel
+    model: Loaded, reference: PreTrainedModel
 ) -> None:
     batch = Batch(Spoiling(model))
     runner = batch.runner
@@ -308,7 +331,7 @@ def test_an_error_found_late_is_not_that_of_the_next_request_in_the_row(
     assert tokens_of(third) == {0: greedy(reference, SHORT, 2)[1]}
 
 
-def test_a_lost_device_is_not_one_rows_fault(model: TransformersModel) -> None:
+def test_a_lost_device_is_not_one_rows_fault(model: Loaded) -> None:
     class Lost:
         def __call__(self, *given: Any) -> torch.Tensor:
             raise torch.AcceleratorError("the device is gone")
@@ -320,13 +343,13 @@ def test_a_lost_device_is_not_one_rows_fault(model: TransformersModel) -> None:
 
 @pytest.mark.parametrize("step", [{"run": {3: 1}}, {"run": {}, "grow": [Grow(3, [1])]}])
 def test_a_step_about_a_row_that_is_not_there_is_an_error(
-    model: TransformersModel, step: dict[str, Any]
+    model: Loaded, step: dict[str, Any]
 ) -> None:
     with pytest.raises(KeyError, match="row 3 is not in the batch"):
         Batch(model).step(**step)
 
 
-def test_times_are_told(model: TransformersModel) -> None:
+def test_times_are_told(model: Loaded) -> None:
     batch = Batch(model)
     done = batch.step({0: 30}, batch.admit(0, LONG))
     assert done.forward_seconds > 0

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from workers import native, team
+from workers import native
 
 Work = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 Run = Callable[[Callable[[int, int], None], int, int], None]
@@ -19,12 +19,11 @@ Run = Callable[[Callable[[int, int], None], int, int], None]
 def run() -> Run:
     """run(work, units, threads), work(unit, next)."""
     try:
-        address = team.run_function().value
+        function = native.kernels().team_run
     except native.NativeUnavailable as error:
         pytest.skip(str(error))
-    assert address is not None
-    kind = ctypes.CFUNCTYPE(None, Work, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-    function = kind(address)
+    function.argtypes = (Work, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+    function.restype = None
 
     def call(work: Callable[[int, int], None], units: int, threads: int) -> None:
         function(Work(lambda job, unit, next_unit: work(unit, next_unit)), None, units, threads)

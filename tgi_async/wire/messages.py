@@ -81,6 +81,8 @@ class Admit(Frame, frozen=True):
     blocks: list[Id]
     sampling: Sampling
     prompt_logprobs: bool = False
+    prompt_top_n_tokens: Count = 0
+    """How many of the likeliest tokens to report at each prompt position that is scored."""
 
 
 class Grow(Frame, frozen=True):
@@ -118,6 +120,8 @@ class Start(Frame, frozen=True, tag="start"):
     trust_remote_code: bool = False
     rank: Count = 0
     world_size: Count = 1
+    model_impl: str = "auto"
+    """"fused", "transformers", or "auto": the fused decoder where it runs the model."""
 
 
 class Step(Frame, frozen=True, tag="step"):
@@ -187,6 +191,8 @@ class PromptLogprobs(Frame, frozen=True):
     row: Count
     start: Count
     logprobs: list[float]
+    top: list[list[TopToken]] = []
+    """The likeliest tokens at each of these positions, best first; empty if none are wanted."""
 
 
 class RowError(Frame, frozen=True):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from pathlib import Path
 
 import torch
 
-from workers import native, team
+from workers import native
 from workers.attention.context import AttentionContext
 
-SOURCE = Path(__file__).with_name("paged_attention.c")
 DTYPES = (torch.float32, torch.bfloat16)
 MAX_HEAD_DIM = 512
 MAX_QUERIES = 64
@@ -19,7 +17,7 @@ MAX_QUERIES = 64
 
 
 class _Call(ctypes.Structure):
-    """`call` of paged_attention.c, field by field."""
+    """`call` of paged_attention.h, field by field."""
 
     _fields_ = (
         ("keys", ctypes.c_void_p),
@@ -57,11 +55,7 @@ class Kernel:
     """
 
     def __init__(self) -> None:
-        library = native.load(SOURCE)
-        library.use_team.argtypes = (ctypes.c_void_p,)
-        library.use_team.restype = None
-        library.use_team(team.run_function())
-        self._run = library.paged_attention
+        self._run = native.kernels().paged_attention
         self._run.argtypes = (ctypes.POINTER(_Call),)
         self._run.restype = ctypes.c_int
 

@@ -10,63 +10,28 @@
  * and are combined in order, so that a decode row's result does not depend on what else is in the
  * batch.
  *
- * Pools are [n_blocks, n_kv_heads, block_size, dim], float32 or bfloat16; everything is computed in
- * float32. `dim` is a multiple of 16. Vectors are the compiler's own and as wide as the machine's
- * widest, 16 lanes or 8, for wider ones are taken apart badly.
+ * Pools are [n_blocks, n_kv_heads, block_size, dim], float32 or bfloat16. `dim` is a multiple of 16.
  */
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+#include "paged_attention.h"
 
-#ifdef __AVX512F__
-#define LANES 16
+#include "../team.h"
+#include "../vector.h"
+
+#if LANES == 16
 #define WIDE 4 /* vectors of the head that are weighed together: as many as registers allow */
 #else
-#define LANES 8
 #define WIDE 2
 #endif
 #define PART 128 /* tokens of context, a multiple of LANES */
 #define QUERIES 64 /* most query vectors (positions times grouped heads) of a span; see kernel.py */
 #define MAX_DIM 512 /* see kernel.py */
 #define WRITTEN 64 /* tokens that a thread writes at a time */
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
-typedef uint32_t uvec __attribute__((vector_size(4 * LANES)));
-typedef uint16_t half __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 #ifdef __clang__
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
 #endif
-
-/* Mirrored by kernel.py; all fields are 64 bits wide. Strides and dims count elements. */
-typedef struct {
-    void *keys, *values; /* pools */
-    const void *q, *k, *v;
-    void *out;            /* [n_tokens, n_heads, dim] */
-    const int64_t *slots; /* [n_tokens] block * block_size + offset */
-    const int64_t *spans; /* [n_spans, 4] first packed token, positions, context length, table */
-    int64_t q_token, q_head, k_token, k_head, v_token, v_head;
-    int64_t n_tokens, n_spans, n_heads, n_kv_heads, dim, block_size;
-    int64_t window; /* 0: all of the context */
-    int64_t bf16, n_threads;
-    double scale, softcap; /* softcap 0: none */
-} call;
-
-/* team_run of team.c. */
-typedef void unit_work(void *job, int64_t unit, int64_t next);
-typedef void runner(unit_work *work, void *job, int64_t units, int64_t threads);
-
-static runner *team_run;
-
-void use_team(runner *run) { team_run = run; }
 
 typedef struct {
     int64_t start, n, length;
@@ -81,71 +46,6 @@ typedef struct {
 /* These grow and stay, for each calling thread: fresh pages cost more than a layer's attention. */
 static __thread void *kept_spans, *kept_results;
 static __thread size_t spans_size, results_size;
-
-static void *grow(void *old, size_t *have, size_t want) {
-    if (want <= *have) return old;
-    free(old);
-    void *fresh = NULL;
-    *have = 0;
-    if (posix_memalign(&fresh, 64, want)) return NULL;
-    *have = want;
-    return fresh;
-}
-
-INLINE vec load(const void *pool, int64_t at, const int bf16) {
-    if (!bf16) return *(const vec *)((const float *)pool + at);
-    const uint16_t *from = (const uint16_t *)pool + at;
-#ifdef __AVX512F__ /* one instruction where GCC 12 makes three of the conversion */
-    const __m256i narrow = _mm256_loadu_si256((const void *)from);
-    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
-#else
-    return (vec)(__builtin_convertvector(*(const half *)from, uvec) << 16);
-#endif
-}
-
-INLINE void store(void *out, int64_t at, float x, const int bf16) {
-    if (!bf16) {
-        ((float *)out)[at] = x;
-        return;
-    }
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
-    ((uint16_t *)out)[at] = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)rounded;
-}
-
-/* exp within 2 units in the last place for x <= 0; 0 below the smallest normal number.
- * Range reduction and polynomial are those of Cephes' expf. */
-INLINE float exp_negative(float x) {
-    float clamped = x < -87.0f ? -87.0f : x;
-    float shifted = clamped * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer */
-    float n = shifted - 12582912.0f;
-    float r = clamped - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, 4);
-    return x < -87.0f ? 0.0f : p * power;
-}
-
-/* Cephes' tanhf. */
-INLINE float tanh_of(float x) {
-    float a = fabsf(x), z = x * x;
-    float e = exp_negative(-2.0f * a);
-    float large = (1.0f - e) / (1.0f + e);
-    float p = -5.70498872745e-3f;
-    p = p * z + 2.06390887954e-2f;
-    p = p * z - 5.37397155531e-2f;
-    p = p * z + 1.33314422036e-1f;
-    p = p * z - 3.33332819422e-1f;
-    return a < 0.625f ? p * z * x + x : copysignf(large, x);
-}
 
 /* Which lanes of two vectors to take: the even or the odd runs of 1, 2, 4 or 8 lanes, from each
  * vector in turn; or the lower or the upper halves, lane by lane. */
@@ -519,7 +419,7 @@ int paged_attention(const call *c) {
         : c->dim == 128 ? (c->bf16 ? task_bf16_128 : task_f32_128)
                         : (c->bf16 ? task_bf16 : task_f32),
     };
-    team_run(write_some, (void *)c, (c->n_tokens + WRITTEN - 1) / WRITTEN, c->n_threads);
+    if (c->k) team_run(write_some, (void *)c, (c->n_tokens + WRITTEN - 1) / WRITTEN, c->n_threads);
     team_run(attend_task, &a, n_tasks, c->n_threads);
     return 0;
 }

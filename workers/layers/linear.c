@@ -1,186 +1,302 @@
-// out[m, n] = round_to_bfloat16(sum over k of x[m, k] * w[n, k] + bias[n]), summed in float32.
+// out[m, n] = sum over k of x[m, k] * w[n, k] + bias[n], summed in float32.
 //
-// The weights are packed once into panels of 48 output columns (the last one narrower, in steps of
-// 16). A panel is [k / 2][columns][2]: vdpbf16ps multiplies a pair of k of 16 columns with one pair
-// of k of a row, so a panel is read from its first byte to its last for every tile of up to 8 rows.
-// Each output has one float32 accumulator that takes its pairs in the order of k, whatever the
-// number of rows or threads: a row's result does not depend on what else is in the batch. The
-// instruction counts denormal numbers as zero.
+// The weights are packed once into panels of PANEL output columns (the last one narrower, in steps
+// of LANES). A panel is [k][columns] of float32, or [k / 2][columns][2] of bfloat16: vdpbf16ps
+// multiplies a pair of k of 16 columns with one pair of k of a row. A panel is read from its first
+// byte to its last for every tile of up to ROWS rows. Each output has one float32 accumulator that
+// takes k in its order, whatever the number of rows or threads: a row's result does not depend on
+// what else is in the batch. vdpbf16ps counts denormal numbers as zero.
+//
+// Of a gate and an up projection, each panel of the one is followed by that of the other, so that
+// activation(gate) * up never leaves the cache in float32.
 
-#include <stddef.h>
-#include <stdint.h>
+#include "linear.h"
 
-#ifndef __AVX512BF16__
-#error "the processor (or the compiler) has no AVX512_BF16 instructions"
-#endif
+#include "../team.h"
+#include "../vector.h"
 
-#include <immintrin.h>
-
-#define LANES 16
-#define PANEL 48
+#if LANES == 16
 #define ROWS 8
-#define STEP 4  // pairs of k between two bursts of prefetches
+#define VECTORS 3
+#else
+#define ROWS 4
+#define VECTORS 3
+#endif
+#define PANEL (VECTORS * LANES)
+#define STEP 4  // steps along k between two bursts of prefetches
 #define INPUT (4 << 20)  // bytes of x that the last-level cache keeps while the weights pass
 #define SHARES 8  // units wanted for each thread, so that all end at about the same time
 
-typedef uint16_t bf16;
+// A step along k takes 4 bytes a column: one float32 or two bfloat16.
+INLINE int64_t steps_of(int64_t k, int64_t bf16) { return bf16 ? ceil_div(k, 2) : k; }
+
+int64_t packed_size(int64_t n, int64_t k, int64_t bf16) {
+    return ceil_div(n, LANES) * LANES * (bf16 ? k + k % 2 : k);
+}
+
+int64_t panel_width(void) { return PANEL; }
+
+int64_t multiplies_bf16(void) {
+#ifdef __AVX512BF16__
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// Bytes before a panel. All panels before it are whole.
+INLINE int64_t panel_at(const weight *w, int64_t panel) {
+    return panel * PANEL * steps_of(w->k, w->bf16) * 4 * (w->gated ? 2 : 1);
+}
+
+INLINE int64_t width_of(int64_t n, int64_t panel) {
+    return least(PANEL, ceil_div(n - panel * PANEL, LANES) * LANES);
+}
 
 typedef struct {
-    const bf16 *weight;  // packed
-    const float *bias;   // [n padded to LANES], or NULL
-    int64_t n, k;        // k is even
-} layer;
-
-// team_run of team.c.
-typedef void unit_work(void *job, int64_t unit, int64_t next);
-typedef void runner(unit_work *work, void *job, int64_t units, int64_t threads);
-
-static runner *team_run;
-
-void use_team(runner *run) { team_run = run; }
-
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-static inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-
-int64_t packed_size(int64_t n, int64_t k) { return ceil_div(n, LANES) * LANES * (k + k % 2); }
-
-typedef struct {
-    const bf16 *weight;
+    const void *from;
     int64_t stride, n, k;
-    bf16 *packed;
+    void *packed;
+    int64_t bf16, gated;
 } packing;
 
 static void pack_panel(void *job, int64_t unit, int64_t next) {
     (void)next;
     const packing *p = job;
-    int64_t first = unit * PANEL, pairs = ceil_div(p->k, 2);
-    int64_t width = min(PANEL, ceil_div(p->n - first, LANES) * LANES);
-    bf16 *panel = p->packed + first * pairs * 2;
-    for (int64_t column = 0; column < width; column++) {
-        const bf16 *row = p->weight + (first + column) * p->stride;
-        for (int64_t at = 0; at < 2 * pairs; at++)
-            panel[(at / 2 * width + column) * 2 + at % 2] =
-                first + column < p->n && at < p->k ? row[at] : 0;
-    }
+    const int64_t first = unit * PANEL, steps = steps_of(p->k, p->bf16);
+    const int64_t width = width_of(p->n, unit), each = p->bf16 ? 2 : 1;
+    int64_t before = first * steps * each * (p->gated ? 2 : 1);
+    if (p->gated == 2) before += width * steps * each;
+    for (int64_t column = 0; column < width; column++)
+        for (int64_t at = 0; at < each * steps; at++) {
+            const int kept = first + column < p->n && at < p->k;
+            const int64_t from = kept ? (first + column) * p->stride + at : 0;
+            const int64_t to = before + (at / each * width + column) * each + at % each;
+            if (p->bf16)
+                ((uint16_t *)p->packed)[to] = kept ? ((const uint16_t *)p->from)[from] : 0;
+            else
+                ((float *)p->packed)[to] = kept ? ((const float *)p->from)[from] : 0.0f;
+        }
 }
 
-// weight [n, k], rows `stride` apart -> packed. Columns and the k that were added are zero.
-void pack(const bf16 *weight, int64_t stride, int64_t n, int64_t k, bf16 *packed, int64_t threads) {
-    packing job = {weight, stride, n, k, packed};
+void pack(const void *from, int64_t stride, int64_t n, int64_t k, void *packed, int64_t bf16,
+          int64_t gated, int64_t threads) {
+    packing job = {from, stride, n, k, packed, bf16, gated};
     team_run(pack_panel, &job, ceil_div(n, PANEL), threads);
 }
 
 // Prefetches are spread over the tiles that use a panel: each fetches its share of the next one.
 typedef struct {
     const char *from;
-    int64_t lines;  // to fetch with each STEP pairs of k
+    int64_t lines;  // to fetch with each STEP steps along k
 } fetch;
 
-// One panel of `vectors` * 16 columns times `rows` rows. Inlined with both constant, so that all
-// accumulators are registers.
-static inline __attribute__((always_inline)) void tile(
-    const int rows, const int vectors, const bf16 *x, int64_t x_stride, const bf16 *panel,
-    int64_t k, const float *bias, bf16 *out, int64_t out_stride, int64_t columns, fetch next) {
-    __m512 sums[ROWS][PANEL / LANES];
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++)
+// One step along k. `panel` and `x` are where it begins.
+INLINE void multiply_step(const int rows, const int vectors, const int bf16, const char *x,
+                          int64_t x_stride, const char *panel, vec sums[ROWS][VECTORS]) {
+#if defined(__AVX512BF16__)
+    if (bf16) {
+        __m512bh w[VECTORS];
 #pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++) sums[r][v] = _mm512_setzero_ps();
-
-    int64_t pairs = k / 2;
-    for (int64_t first = 0; first < pairs; first += STEP) {
-        for (int64_t line = 0; line < next.lines; line++) {
-            _mm_prefetch(next.from, _MM_HINT_T1);
-            next.from += 64;
-        }
-        int64_t last = min(first + STEP, pairs);
-        for (int64_t pair = first; pair < last; pair++) {
-            __m512bh w[PANEL / LANES];
-#pragma GCC unroll 3
-            for (int v = 0; v < vectors; v++) {
-                w[v] = (__m512bh)_mm512_loadu_si512(panel);
-                panel += 2 * LANES;
-            }
-#pragma GCC unroll 8
-            for (int r = 0; r < rows; r++) {
-                int32_t two;
-                __builtin_memcpy(&two, x + r * x_stride + 2 * pair, sizeof two);
-                __m512bh given = (__m512bh)_mm512_set1_epi32(two);
-#pragma GCC unroll 3
-                for (int v = 0; v < vectors; v++)
-                    sums[r][v] = _mm512_dpbf16_ps(sums[r][v], given, w[v]);
-            }
-        }
-    }
-#pragma GCC unroll 3
-    for (int v = 0; v < vectors; v++) {
-        int64_t left = columns - v * LANES;
-        __mmask16 kept = left >= LANES ? 0xffff : (__mmask16)((1u << left) - 1);
-        __m512 added = bias ? _mm512_loadu_ps(bias + v * LANES) : _mm512_setzero_ps();
+        for (int v = 0; v < vectors; v++) w[v] = (__m512bh)_mm512_loadu_si512(panel + v * 64);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
-            __m512 sum = bias ? _mm512_add_ps(sums[r][v], added) : sums[r][v];
-            _mm256_mask_storeu_epi16(out + r * out_stride + v * LANES, kept,
-                                     (__m256i)_mm512_cvtneps_pbh(sum));
+            int32_t two;
+            memcpy(&two, x + r * x_stride, sizeof two);
+            const __m512bh given = (__m512bh)_mm512_set1_epi32(two);
+#pragma GCC unroll 3
+            for (int v = 0; v < vectors; v++)
+                sums[r][v] = (vec)_mm512_dpbf16_ps((__m512)sums[r][v], given, w[v]);
         }
+        return;
+    }
+#else
+    if (bf16) {
+#pragma GCC unroll 3
+        for (int v = 0; v < vectors; v++) {
+            const uvec two = *(const uvec *)(panel + v * 4 * LANES);
+            const vec even = (vec)(two << 16), odd = (vec)(two & 0xffff0000u);
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++) {
+                uint32_t given;
+                memcpy(&given, x + r * x_stride, sizeof given);
+                const uint32_t low = given << 16, high = given & 0xffff0000u;
+                float first, second;
+                memcpy(&first, &low, 4);
+                memcpy(&second, &high, 4);
+                sums[r][v] += first * even;
+                sums[r][v] += second * odd;
+            }
+        }
+        return;
+    }
+#endif
+    vec w[VECTORS];
+#pragma GCC unroll 3
+    for (int v = 0; v < vectors; v++) w[v] = *(const vec *)(panel + v * 4 * LANES);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) {
+        const float given = *(const float *)(x + r * x_stride);
+#pragma GCC unroll 3
+        for (int v = 0; v < vectors; v++) sums[r][v] += given * w[v];
     }
 }
 
-#define TILE(r, v)                                                                               \
-    case (r) * 4 + (v):                                                                          \
-        tile(r, v, x, x_stride, panel, k, bias, out, out_stride, columns, next);                 \
+// One panel of `vectors` * LANES columns times `rows` rows. Inlined with all three constant, so
+// that all accumulators are registers. Strides are bytes.
+INLINE void tile(const int rows, const int vectors, const int bf16, const char *x,
+                 int64_t x_stride, const char *panel, int64_t steps, float (*out)[PANEL],
+                 fetch next) {
+    vec sums[ROWS][VECTORS];
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 3
+        for (int v = 0; v < vectors; v++) sums[r][v] = (vec){0};
+    for (int64_t first = 0; first < steps; first += STEP) {
+        for (int64_t line = 0; line < next.lines; line++) {
+            __builtin_prefetch(next.from, 0, 2);
+            next.from += 64;
+        }
+        const int64_t last = least(first + STEP, steps);
+        for (int64_t step = first; step < last; step++) {
+            multiply_step(rows, vectors, bf16, x + step * 4, x_stride, panel, sums);
+            panel += vectors * LANES * 4;
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 3
+        for (int v = 0; v < vectors; v++) *(vec *)(out[r] + v * LANES) = sums[r][v];
+}
+
+#define TILE(r, v)                                                           \
+    case (r) * 4 + (v):                                                      \
+        tile(r, v, bf16, x, x_stride, panel, steps, out, next);              \
         break;
 #define TILES(r) TILE(r, 1) TILE(r, 2) TILE(r, 3)
 
-static void run_tile(int64_t rows, int64_t vectors, const bf16 *x, int64_t x_stride,
-                     const bf16 *panel, int64_t k, const float *bias, bf16 *out,
-                     int64_t out_stride, int64_t columns, fetch next) {
+INLINE void run_tile(int64_t rows, int64_t vectors, const int bf16, const char *x,
+                     int64_t x_stride, const char *panel, int64_t steps, float (*out)[PANEL],
+                     fetch next) {
     switch (rows * 4 + vectors) {
-        TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8)
+        TILES(1) TILES(2) TILES(3) TILES(4)
+#if ROWS == 8
+        TILES(5) TILES(6) TILES(7) TILES(8)
+#endif
+    }
+}
+
+static void run_float(int64_t rows, int64_t vectors, const char *x, int64_t x_stride,
+                      const char *panel, int64_t steps, float (*out)[PANEL], fetch next) {
+    run_tile(rows, vectors, 0, x, x_stride, panel, steps, out, next);
+}
+
+static void run_bf16(int64_t rows, int64_t vectors, const char *x, int64_t x_stride,
+                     const char *panel, int64_t steps, float (*out)[PANEL], fetch next) {
+    run_tile(rows, vectors, 1, x, x_stride, panel, steps, out, next);
+}
+
+INLINE float activated(float x, const int activation) {
+    if (activation == SILU) {
+        const float e = exp_negative(-fabsf(x));
+        return x * (x < 0.0f ? e : 1.0f) / (1.0f + e);
+    }
+    if (activation == GELU_TANH)
+        return 0.5f * x * (1.0f + tanh_of(0.79788456f * (x + 0.044715f * x * x * x)));
+    return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+}
+
+INLINE void gate(float *restrict gates, const float *restrict ups, int64_t n,
+                 const int activation) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) gates[i] = activated(gates[i], activation) * ups[i];
+}
+
+static void gate_row(float *gates, const float *ups, int64_t n, int64_t activation) {
+    if (activation == SILU)
+        gate(gates, ups, n, SILU);
+    else if (activation == GELU_TANH)
+        gate(gates, ups, n, GELU_TANH);
+    else
+        gate(gates, ups, n, GELU);
+}
+
+// A row of a tile to where it belongs.
+INLINE void put(const product *p, float *row, int64_t to, int64_t n, const int bf16) {
+    for (int64_t i = 0; i < n; i += LANES) {
+        vec x = *(const vec *)(row + i);
+        const int64_t kept = n - i;
+        if (p->mode == ADD_FLOAT) {
+            if (kept >= LANES) {
+                *(vec *)((float *)p->out + to + i) += x * (float)p->scale;
+            } else {
+                for (int64_t j = i; j < n; j++)
+                    ((float *)p->out)[to + j] += row[j] * (float)p->scale;
+            }
+        } else {
+            store_some(p->out, to + i, x, kept, bf16 && p->mode == STORE);
+        }
     }
 }
 
 typedef struct {
-    const layer *layer;
-    const bf16 *x;
-    bf16 *out;
-    int64_t x_stride, m, panels, blocks;
-} product;
+    const product *p;
+    int64_t panels, blocks, threads;
+} job_of;
 
 // A unit is a panel times a block of rows; all panels of a block come before the next block's.
 static void multiply(void *job, int64_t unit, int64_t next_unit) {
-    const product *p = job;
-    const layer *l = p->layer;
-    int64_t block = unit / p->panels, column = unit % p->panels * PANEL;
-    int64_t from = p->m * block / p->blocks, m = p->m * (block + 1) / p->blocks - from;
-    int64_t columns = min(PANEL, l->n - column), tiles = ceil_div(m, ROWS);
-    const char *next = NULL;
-    int64_t lines = 0, bursts = ceil_div(l->k / 2, STEP);
+    const job_of *j = job;
+    const product *p = j->p;
+    const weight *w = p->w;
+    const int bf16 = (int)w->bf16;
+    const int64_t size = bf16 ? 2 : 4, steps = steps_of(w->k, bf16), parts = w->gated ? 2 : 1;
+    const int64_t block = unit / j->panels, panel = unit % j->panels, column = panel * PANEL;
+    const int64_t from = p->m * block / j->blocks, m = p->m * (block + 1) / j->blocks - from;
+    const int64_t columns = least(PANEL, w->n - column), width = width_of(w->n, panel);
+    const int64_t tiles = ceil_div(m, ROWS), bursts = ceil_div(steps, STEP);
+    const char *at = (const char *)w->packed + panel_at(w, panel), *next = NULL;
+    int64_t lines = 0;
     if (next_unit >= 0) {
-        next = (const char *)(l->weight + next_unit % p->panels * PANEL * l->k);
-        lines = ceil_div(PANEL / LANES * STEP, tiles);
+        next = (const char *)w->packed + panel_at(w, next_unit % j->panels);
+    } else if (p->then) {
+        // This thread's region ends here; the next product's begins there.
+        const int64_t me = (unit + 1) * j->threads / (j->panels * j->blocks) - 1;
+        const int64_t first = ceil_div(p->then->n, PANEL) * most(me, 0) / j->threads;
+        next = (const char *)p->then->packed + panel_at(p->then, first);
     }
+    if (next) lines = ceil_div(PANEL * 4 / 64 * STEP, tiles);
+    float sums[2][ROWS][PANEL] __attribute__((aligned(64)));
     for (int64_t i = 0; i < tiles; i++) {
-        int64_t row = from + m * i / tiles, rows = from + m * (i + 1) / tiles - row;
-        run_tile(rows, ceil_div(columns, LANES), p->x + row * p->x_stride, p->x_stride,
-                 l->weight + column * l->k, l->k, l->bias ? l->bias + column : NULL,
-                 p->out + row * l->n + column, l->n, columns,
-                 (fetch){next + i * bursts * lines * 64, lines});
+        const int64_t row = from + m * i / tiles, rows = from + m * (i + 1) / tiles - row;
+        const char *x = (const char *)p->x + row * p->x_stride * size;
+        for (int64_t part = 0; part < parts; part++) {
+            const fetch f = {next + (i * parts + part) * bursts * lines * 64, lines};
+            (bf16 ? run_bf16 : run_float)(rows, width / LANES, x, p->x_stride * size,
+                                          at + part * width * steps * 4, steps, sums[part], f);
+        }
+        for (int64_t r = 0; r < rows; r++) {
+            for (int64_t part = 0; w->bias && part < parts; part++)
+                for (int64_t c = 0; c < width; c++)
+                    sums[part][r][c] += w->bias[column * parts + part * width + c];
+            if (w->gated) gate_row(sums[0][r], sums[1][r], width, p->activation);
+            const int64_t to = (row + r) * p->out_stride + column;
+            if (bf16)
+                put(p, sums[0][r], to, columns, 1);
+            else
+                put(p, sums[0][r], to, columns, 0);
+        }
     }
 }
 
-// x [m, k], rows `x_stride` apart -> out [m, n], contiguous.
-void linear(const layer *l, const bf16 *x, int64_t x_stride, bf16 *out, int64_t m,
-            int64_t threads) {
-    int64_t panels = ceil_div(l->n, PANEL);
+void linear(const product *p, int64_t threads) {
+    const weight *w = p->w;
+    const int64_t panels = ceil_div(w->n, PANEL);
     // Blocks small enough to stay in the cache while all panels pass, and enough of them to share
     // out, but not so small that the weights would be read from memory too often.
-    int64_t fitting = ceil_div(m * l->k * (int64_t)sizeof *x, INPUT);
-    int64_t sharing = min(ceil_div(SHARES * threads, panels), m / (8 * ROWS));
-    int64_t blocks = max(1, max(fitting, sharing));
-    product job = {l, x, out, x_stride, m, panels, min(blocks, m)};
-    if (m) team_run(multiply, &job, panels * job.blocks, threads);
+    const int64_t fitting = ceil_div(p->m * w->k * (w->bf16 ? 2 : 4), INPUT);
+    const int64_t sharing = least(ceil_div(SHARES * threads, panels), p->m / (8 * ROWS));
+    const int64_t blocks = most(1, most(fitting, sharing));
+    job_of job = {p, panels, least(blocks, p->m), threads};
+    if (p->m) team_run(multiply, &job, panels * job.blocks, threads);
 }

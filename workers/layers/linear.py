@@ -127,7 +127,8 @@ def _form(
     if device.type != "cpu" or dtype != torch.bfloat16:
         return PlainWeight, None
     try:
-        kernel()
+        if not kernel().multiplies_bf16():
+            raise NativeUnavailable("the processor has no AVX512_BF16 instructions")
     except NativeUnavailable as error:
         if torch.ops.mkldnn._is_mkldnn_bf16_supported():
             return ReorderedWeight, f"linear layers run slower, through oneDNN: {error}"

@@ -1,44 +1,66 @@
-"""bfloat16 weights as the C kernel of linear.c reads them."""
+"""Weights as the C kernel of linear.c reads them."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from pathlib import Path
 
 import torch
 
-from workers import native, team
+from workers import native
 
-SOURCE = Path(__file__).with_name("linear.c")
+DTYPES = (torch.float32, torch.bfloat16)
 
 
-class _Layer(ctypes.Structure):
-    """`layer` of linear.c, field by field."""
+class Weight(ctypes.Structure):
+    """`weight` of linear.h, field by field."""
 
     _fields_ = (
-        ("weight", ctypes.c_void_p),
+        ("packed", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("n", ctypes.c_int64),
         ("k", ctypes.c_int64),
+        ("bf16", ctypes.c_int64),
+        ("gated", ctypes.c_int64),
     )
+
+
+class Product(ctypes.Structure):
+    """`product` of linear.h, field by field."""
+
+    _fields_ = (
+        ("weight", ctypes.POINTER(Weight)),
+        ("x", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("x_stride", ctypes.c_int64),
+        ("out_stride", ctypes.c_int64),
+        ("m", ctypes.c_int64),
+        ("mode", ctypes.c_int64),
+        ("activation", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+        ("then", ctypes.c_void_p),
+    )
+
+
+ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
+"""Of linear.h, for gated weights."""
 
 
 @functools.cache
 def kernel() -> ctypes.CDLL:
-    """linear.c, compiled and loaded once. Raises NativeUnavailable where that cannot be done, so
-    also on a processor without AVX512_BF16."""
-    library = native.load(SOURCE)
+    """The kernels, with the types of linear.c's. Raises NativeUnavailable."""
+    library = native.kernels()
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    library.packed_size.argtypes = (integer, integer)
+    library.packed_size.argtypes = (integer, integer, integer)
     library.packed_size.restype = integer
-    library.pack.argtypes = (pointer, integer, integer, integer, pointer, integer)
+    library.pack.argtypes = (pointer, *[integer] * 3, pointer, *[integer] * 3)
     library.pack.restype = None
-    library.linear.argtypes = (pointer, pointer, integer, pointer, integer, integer)
+    library.panel_width.argtypes = ()
+    library.panel_width.restype = integer
+    library.multiplies_bf16.argtypes = ()
+    library.multiplies_bf16.restype = integer
+    library.linear.argtypes = (ctypes.POINTER(Product), integer)
     library.linear.restype = None
-    library.use_team.argtypes = (pointer,)
-    library.use_team.restype = None
-    library.use_team(team.run_function())
     return library
 
 
@@ -49,41 +71,64 @@ class PackedWeight:
     place in it, on any number of threads.
     """
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Weight [n, k] and bias [n], bfloat16 on a CPU. Raises NativeUnavailable."""
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        up: tuple[torch.Tensor, torch.Tensor | None] | None = None,
+        activation: str = "silu",
+    ) -> None:
+        """Weight [n, k] and bias [n], float32 or bfloat16 on a CPU. With `up`, a weight and a bias
+        of the same shapes: the result is activation(x weight + bias) * (x up + its bias).
+
+        Raises NativeUnavailable, and ValueError for another dtype or device.
+        """
+        if weight.dtype not in DTYPES or not weight.is_cpu:
+            raise ValueError(f"packed are float32 and bfloat16 on the cpu, not {weight.dtype} on "
+                             f"{weight.device}")  # fmt: skip
         self._linear = kernel().linear
         self.n, self.k = weight.shape
-        self._padding = self.k % 2  # the kernel takes k in pairs
-        weight = weight if weight.stride(1) == 1 else weight.contiguous()
-        size = kernel().packed_size(self.n, self.k)
-        self._packed = torch.empty(size, dtype=torch.bfloat16)
-        kernel().pack(
-            weight.data_ptr(),
-            weight.stride(0),
-            self.n,
-            self.k,
-            self._packed.data_ptr(),
-            torch.get_num_threads(),
-        )
-        self._bias: torch.Tensor | None = None
-        if bias is not None:
-            self._bias = torch.zeros(size // (self.k + self._padding), dtype=torch.float32)
-            self._bias[: self.n] = bias
-        self._layer = _Layer(
+        self.dtype = weight.dtype
+        bf16 = weight.dtype is torch.bfloat16
+        self._padding = self.k % 2 if bf16 else 0  # bfloat16 is taken in pairs of k
+        parts = [(weight, bias)] if up is None else [(weight, bias), up]
+        size = kernel().packed_size(self.n, self.k, bf16)
+        self._packed = torch.empty(size * len(parts), dtype=weight.dtype)
+        for at, (part, _) in enumerate(parts):
+            part = part if part.stride(1) == 1 else part.contiguous()
+            kernel().pack(
+                part.data_ptr(),
+                part.stride(0),
+                self.n,
+                self.k,
+                self._packed.data_ptr(),
+                bf16,
+                at + 1 if len(parts) > 1 else 0,
+                torch.get_num_threads(),
+            )
+        biases = [one for _, one in parts]
+        self._bias = None if None in biases else _bias(biases, size // (self.k + self._padding))  # type: ignore[arg-type]
+        self._activation = ACTIVATIONS[activation]
+        self.struct = Weight(
             self._packed.data_ptr(),
             None if self._bias is None else self._bias.data_ptr(),
             self.n,
             self.k + self._padding,
+            bf16,
+            len(parts) > 1,
         )
-        self._layer_pointer = ctypes.byref(self._layer)
+
+    @property
+    def bytes(self) -> int:
+        return self._packed.nbytes + (0 if self._bias is None else self._bias.nbytes)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., k] -> [..., n]."""
         shape = x.shape
-        if x.dtype is not torch.bfloat16 or not x.is_cpu or shape[-1] != self.k:
+        if x.dtype is not self.dtype or not x.is_cpu or shape[-1] != self.k:
             raise ValueError(
-                f"this layer takes bfloat16 on the cpu of shape [..., {self.k}], not {x.dtype} on "
-                f"{x.device} of shape {list(shape)}"
+                f"this layer takes {self.dtype} on the cpu of shape [..., {self.k}], not {x.dtype} "
+                f"on {x.device} of shape {list(shape)}"
             )
         if self._padding:
             x = torch.nn.functional.pad(x, (0, 1))
@@ -93,11 +138,26 @@ class PackedWeight:
             x = x.contiguous()
         out = x.new_empty((*shape[:-1], self.n))
         self._linear(
-            self._layer_pointer,
-            x.data_ptr(),
-            x.stride(0),
-            out.data_ptr(),
-            x.shape[0],
+            Product(
+                ctypes.pointer(self.struct),
+                x.data_ptr(),
+                out.data_ptr(),
+                x.stride(0),
+                self.n,
+                x.shape[0],
+                0,
+                self._activation,
+                1.0,
+                None,
+            ),
             torch.get_num_threads(),
         )
         return out
+
+
+def _bias(parts: list[torch.Tensor], size: int) -> torch.Tensor:
+    """float32 [size * parts], where the kernel looks for it: panel by panel, part by part."""
+    width = kernel().panel_width()
+    padded = [torch.nn.functional.pad(part.float(), (0, size - len(part))) for part in parts]
+    panels = zip(*(one.split(width) for one in padded), strict=True)
+    return torch.cat([piece for panel in panels for piece in panel])

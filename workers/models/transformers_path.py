@@ -32,8 +32,8 @@ class Shape:
     eos_token_ids: list[int]
 
 
-class TransformersModel:
-    """A transformers model over packed tokens and a paged cache."""
+class Pretrained:
+    """A model as transformers loads it, its attention being the paged one."""
 
     def __init__(
         self, path: Path, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
@@ -42,7 +42,7 @@ class TransformersModel:
         config = _config(path, trust_remote_code)
         self.shape = _shape(path, config)
         shape = self.shape
-        self.notes = registry.register(
+        self.attention_notes = registry.register(
             shape.n_heads, shape.n_kv_heads, shape.head_dim, dtype, device
         )
         transformers.logging.disable_progress_bar()
@@ -62,8 +62,16 @@ class TransformersModel:
             )
         model = model.to(device)  # type: ignore[arg-type]
         self.module = model.eval().requires_grad_(False)
+
+
+class TransformersModel:
+    """transformers' own code over packed tokens and a paged cache. See `runner.Model`."""
+
+    def __init__(self, loaded: Pretrained) -> None:
+        self.shape = loaded.shape
+        self.module = loaded.module
         self.weight_bytes = sum(one.nbytes for one in self.module.parameters())
-        self.notes += replace_linears(self.module)
+        self.notes = loaded.attention_notes + replace_linears(self.module)
 
     def __call__(
         self,

@@ -1,0 +1,20 @@
+// Attention over paged pools of keys and values. See paged_attention.c.
+#pragma once
+#include <stdint.h>
+
+/* Mirrored by kernel.py; all fields are 64 bits wide. Strides and dims count elements. */
+typedef struct {
+    void *keys, *values; /* pools */
+    const void *q, *k, *v; /* k NULL: the keys and values are in the pools already */
+    void *out;            /* [n_tokens, n_heads, dim] */
+    const int64_t *slots; /* [n_tokens] block * block_size + offset */
+    const int64_t *spans; /* [n_spans, 4] first packed token, positions, context length, table */
+    int64_t q_token, q_head, k_token, k_head, v_token, v_head;
+    int64_t n_tokens, n_spans, n_heads, n_kv_heads, dim, block_size;
+    int64_t window; /* 0: all of the context */
+    int64_t bf16, n_threads;
+    double scale, softcap; /* softcap 0: none */
+} call;
+
+/* 0, or 1 where there was no memory for the intermediate results. */
+int paged_attention(const call *c);

@@ -1,0 +1,315 @@
+// One forward pass of a decoder over packed tokens, in one call: embedding, layers, logits.
+//
+// The residual stream stays in float32. What a matrix is multiplied with, queries, keys and values
+// are of the model's dtype, rounded once where they are made. A token's numbers depend on nothing
+// else in the batch.
+//
+// A layer is five jobs for the threads of team.c: queries, keys and values; attention; its output;
+// gate and up; down. What lies between (norms, rotary embedding, the write into the cache) is so
+// little for a batch of decodes that the calling thread does it alone.
+
+#include "../attention/paged_attention.h"
+#include "../layers/linear.h"
+#include "../team.h"
+#include "../vector.h"
+
+#define NORMS 32 /* rows that a thread norms at a time */
+#define TURNS 16 /* tokens that a thread rotates at a time */
+#define MOST_ROPES 2
+
+/* Mirrored by native.py, as are the structures after it; all fields are 64 bits wide.
+ * Norms are NULL where the model has none there. */
+typedef struct {
+    weight qkv, out, gate_up, down;
+    const float *input_norm, *query_norm, *key_norm; /* before attention */
+    const float *attention_norm;                     /* of attention's output */
+    const float *mlp_norm, *mlp_output_norm;         /* before and after the MLP */
+    void *keys, *values;                             /* pools, see paged_attention.c */
+    int64_t window;                                  /* 0: none */
+    int64_t rope;                                    /* which of the rotary embeddings; -1: none */
+} block;
+
+typedef struct {
+    const void *embedding; /* [vocab, hidden] */
+    const block *blocks;
+    const float *final_norm;
+    weight head;
+    const float *frequencies[MOST_ROPES]; /* [rotary / 2] radians a position */
+    double rope_scales[MOST_ROPES];       /* of cosine and sine */
+    int64_t n_blocks, n_ropes, hidden, intermediate, n_heads, n_kv_heads, dim, rotary, vocab;
+    int64_t activation, bf16;
+    double eps, scale, softcap;  /* scale and soft cap of attention; 0: no cap */
+    double embedding_scale, residual_scale, logit_scale, logit_softcap;
+} decoder;
+
+typedef struct {
+    const int64_t *ids, *positions, *slots; /* [n_tokens] */
+    const int64_t *spans;                   /* [n_spans, 4], see paged_attention.h */
+    const int64_t *wanted;                  /* [n_wanted] tokens whose logits are asked for */
+    float *logits;                          /* [n_wanted, vocab] */
+    int64_t n_tokens, n_spans, n_wanted, block_size, n_threads;
+} step;
+
+enum { DONE, NO_MEMORY, BAD_ID };
+
+typedef struct {
+    const decoder *d;
+    const step *s;
+    const block *b;
+    float *residual;  /* [n_tokens, hidden] */
+    void *x;          /* [n_tokens, hidden], normed */
+    float *qkv;       /* [n_tokens, (n_heads + 2 n_kv_heads) * dim] */
+    void *q, *mixed;  /* [n_tokens, n_heads * dim], before and after attention */
+    void *gated;      /* [n_tokens, intermediate] */
+    float *branch;    /* [n_tokens, hidden], what is normed before it is added */
+    float *turns[MOST_ROPES]; /* [n_tokens, 2, rotary / 2], cosines and sines */
+    const float *norm;        /* of the job at hand */
+} pass;
+
+INLINE void norm_row(const float *x, const float *norm, int64_t n, float eps, float *out) {
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) sum += x[i] * x[i];
+    const float scale = 1.0f / sqrtf(sum / (float)n + eps);
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) out[i] = norm[i] * (x[i] * scale);
+}
+
+INLINE void store_row(const float *x, int64_t n, void *out, int64_t at, const int bf16) {
+    for (int64_t i = 0; i < n; i += LANES) {
+        if (n - i >= LANES)
+            store_some(out, at + i, *(const vec *)(x + i), LANES, bf16);
+        else
+            for (int64_t j = i; j < n; j++) store(out, at + j, x[j], bf16);
+    }
+}
+
+static void embed(void *job, int64_t unit, int64_t next) {
+    (void)next;
+    const pass *p = job;
+    const decoder *d = p->d;
+    const int64_t end = least((unit + 1) * NORMS, p->s->n_tokens), half = d->rotary / 2;
+    for (int64_t t = unit * NORMS; t < end; t++) {
+        float *row = p->residual + t * d->hidden;
+        for (int64_t i = 0; i < d->hidden; i += LANES) {
+            if (d->hidden - i >= LANES) {
+                const int64_t at = p->s->ids[t] * d->hidden + i;
+                *(vec *)(row + i) = load(d->embedding, at, (int)d->bf16);
+            } else {
+                for (int64_t j = i; j < d->hidden; j++) {
+                    const int64_t at = p->s->ids[t] * d->hidden + j;
+                    uint32_t bits = d->bf16 ? (uint32_t)((const uint16_t *)d->embedding)[at] << 16
+                                            : ((const uint32_t *)d->embedding)[at];
+                    memcpy(row + j, &bits, 4);
+                }
+            }
+        }
+        for (int64_t i = 0; i < d->hidden; i++) row[i] *= (float)d->embedding_scale;
+        for (int64_t r = 0; r < d->n_ropes; r++) {
+            float *turn = p->turns[r] + t * 2 * half;
+            for (int64_t i = 0; i < half; i++) {
+                const float angle = (float)p->s->positions[t] * d->frequencies[r][i];
+                turn[i] = cosf(angle) * (float)d->rope_scales[r];
+                turn[half + i] = sinf(angle) * (float)d->rope_scales[r];
+            }
+        }
+    }
+}
+
+/* x = norm(residual). */
+static void norm_residual(void *job, int64_t unit, int64_t next) {
+    (void)next;
+    const pass *p = job;
+    const int64_t n = p->d->hidden, end = least((unit + 1) * NORMS, p->s->n_tokens);
+    float row[n] __attribute__((aligned(64)));
+    for (int64_t t = unit * NORMS; t < end; t++) {
+        norm_row(p->residual + t * n, p->norm, n, (float)p->d->eps, row);
+        if (p->d->bf16)
+            store_row(row, n, p->x, t * n, 1);
+        else
+            store_row(row, n, p->x, t * n, 0);
+    }
+}
+
+/* residual += norm(branch). */
+static void add_normed(void *job, int64_t unit, int64_t next) {
+    (void)next;
+    const pass *p = job;
+    const int64_t n = p->d->hidden, end = least((unit + 1) * NORMS, p->s->n_tokens);
+    const float scale = (float)p->d->residual_scale;
+    float row[n] __attribute__((aligned(64)));
+    for (int64_t t = unit * NORMS; t < end; t++) {
+        norm_row(p->branch + t * n, p->norm, n, (float)p->d->eps, row);
+        float *to = p->residual + t * n;
+        for (int64_t i = 0; i < n; i++) to[i] += scale * row[i];
+    }
+}
+
+/* The rotary embedding of one head, in the form that pairs element i with i + rotary / 2. */
+INLINE void turn_head(float *x, const float *turn, int64_t half) {
+#pragma omp simd
+    for (int64_t i = 0; i < half; i++) {
+        const float low = x[i], high = x[half + i];
+        x[i] = low * turn[i] - high * turn[half + i];
+        x[half + i] = high * turn[i] + low * turn[half + i];
+    }
+}
+
+/* Queries, keys: normed, rotated; keys and values into the cache. */
+INLINE void place(const pass *p, int64_t unit, const int bf16) {
+    const decoder *d = p->d;
+    const block *b = p->b;
+    const step *s = p->s;
+    const int64_t dim = d->dim, end = least((unit + 1) * TURNS, s->n_tokens);
+    const int64_t n_turned = d->n_heads + d->n_kv_heads, width = (n_turned + d->n_kv_heads) * dim;
+    for (int64_t t = unit * TURNS; t < end; t++) {
+        const int64_t slot = s->slots[t] % s->block_size, at = s->slots[t] / s->block_size;
+        const int64_t token = (at * d->n_kv_heads * s->block_size + slot) * dim;
+        float *row = p->qkv + t * width;
+        for (int64_t h = 0; h < n_turned; h++) {
+            float *x = row + h * dim;
+            const float *norm = h < d->n_heads ? b->query_norm : b->key_norm;
+            if (norm) norm_row(x, norm, dim, (float)d->eps, x);
+            if (b->rope >= 0) turn_head(x, p->turns[b->rope] + t * d->rotary, d->rotary / 2);
+        }
+        store_row(row, d->n_heads * dim, p->q, t * d->n_heads * dim, bf16);
+        for (int64_t h = 0; h < d->n_kv_heads; h++) {
+            const int64_t to = token + h * s->block_size * dim;
+            const float *key = row + (d->n_heads + h) * dim;
+            store_row(key, dim, b->keys, to, bf16);
+            store_row(key + d->n_kv_heads * dim, dim, b->values, to, bf16);
+        }
+    }
+}
+
+static void place_bf16(void *job, int64_t unit, int64_t next) {
+    (void)next;
+    place(job, unit, 1);
+}
+
+static void place_float(void *job, int64_t unit, int64_t next) {
+    (void)next;
+    place(job, unit, 0);
+}
+
+/* The wanted rows, normed, into x. */
+static void norm_wanted(void *job, int64_t unit, int64_t next) {
+    (void)next;
+    const pass *p = job;
+    const int64_t n = p->d->hidden, end = least((unit + 1) * NORMS, p->s->n_wanted);
+    float row[n] __attribute__((aligned(64)));
+    for (int64_t i = unit * NORMS; i < end; i++) {
+        norm_row(p->residual + p->s->wanted[i] * n, p->norm, n, (float)p->d->eps, row);
+        if (p->d->bf16)
+            store_row(row, n, p->x, i * n, 1);
+        else
+            store_row(row, n, p->x, i * n, 0);
+    }
+}
+
+static void cap_logits(void *job, int64_t unit, int64_t next) {
+    (void)next;
+    const pass *p = job;
+    const float scale = (float)p->d->logit_scale, cap = (float)p->d->logit_softcap;
+    float *row = p->s->logits + unit * p->d->vocab;
+#pragma omp simd
+    for (int64_t i = 0; i < p->d->vocab; i++) row[i] *= scale;
+    if (cap != 0.0f) {
+#pragma omp simd
+        for (int64_t i = 0; i < p->d->vocab; i++) row[i] = cap * tanh_of(row[i] / cap);
+    }
+}
+
+static void norm_into_x(pass *p, const float *norm) {
+    p->norm = norm;
+    team_run(norm_residual, p, ceil_div(p->s->n_tokens, NORMS), p->s->n_threads);
+}
+
+/* residual += x * w, with a norm of that in between where there is one. */
+static void add_product(pass *p, const weight *w, const void *x, const float *norm,
+                        const weight *then) {
+    const int64_t hidden = p->d->hidden, n_threads = p->s->n_threads;
+    product made = {w, x, p->residual, w->k, hidden, p->s->n_tokens, ADD_FLOAT, 0,
+                    p->d->residual_scale, then};
+    if (norm) made.out = p->branch, made.mode = STORE_FLOAT, made.scale = 1.0;
+    linear(&made, n_threads);
+    if (!norm) return;
+    p->norm = norm;
+    team_run(add_normed, p, ceil_div(p->s->n_tokens, NORMS), n_threads);
+}
+
+static int run_block(pass *p, const weight *then) {
+    const decoder *d = p->d;
+    const step *s = p->s;
+    const block *b = p->b;
+    const int64_t n = s->n_tokens, wide = d->n_heads * d->dim;
+
+    norm_into_x(p, b->input_norm);
+    linear(&(product){&b->qkv, p->x, p->qkv, d->hidden, b->qkv.n, n, STORE_FLOAT, 0, 1.0, &b->out},
+           s->n_threads);
+    team_run(d->bf16 ? place_bf16 : place_float, p, ceil_div(n, TURNS), s->n_threads);
+    const call attention = {
+        .keys = b->keys, .values = b->values, .q = p->q, .out = p->mixed, .spans = s->spans,
+        .q_token = wide, .q_head = d->dim, .n_tokens = n, .n_spans = s->n_spans,
+        .n_heads = d->n_heads, .n_kv_heads = d->n_kv_heads, .dim = d->dim,
+        .block_size = s->block_size, .window = b->window, .bf16 = d->bf16,
+        .n_threads = s->n_threads, .scale = d->scale, .softcap = d->softcap,
+    };
+    if (paged_attention(&attention)) return NO_MEMORY;
+    add_product(p, &b->out, p->mixed, b->attention_norm, &b->gate_up);
+
+    norm_into_x(p, b->mlp_norm);
+    linear(&(product){&b->gate_up, p->x, p->gated, d->hidden, d->intermediate, n, STORE,
+                      d->activation, 1.0, &b->down},
+           s->n_threads);
+    add_product(p, &b->down, p->gated, b->mlp_output_norm, then);
+    return DONE;
+}
+
+/* Parts of one allocation, each beginning on a cache line. */
+static void *take(char **from, int64_t bytes) {
+    void *taken = *from;
+    *from += ceil_div(bytes, 64) * 64;
+    return taken;
+}
+
+/* The spans' block tables and lengths and the wanted tokens must be right; ids are checked.
+ * DONE, NO_MEMORY for the intermediate results, or BAD_ID, and then nothing was done. */
+int decoder_run(const decoder *d, const step *s) {
+    static __thread void *kept;
+    static __thread size_t kept_size;
+    for (int64_t t = 0; t < s->n_tokens; t++)
+        if (s->ids[t] < 0 || s->ids[t] >= d->vocab) return BAD_ID;
+
+    const int64_t n = s->n_tokens, size = d->bf16 ? 2 : 4, wide = d->n_heads * d->dim;
+    const int64_t qkv = wide + 2 * d->n_kv_heads * d->dim;
+    const int64_t row = 4 * d->hidden * 2 + size * d->hidden + 4 * qkv + 2 * size * wide +
+                        size * d->intermediate + 4 * d->rotary * MOST_ROPES;
+    kept = grow(kept, &kept_size, (size_t)(n * row + 64 * (7 + MOST_ROPES)));
+    if (!kept) return NO_MEMORY;
+    char *from = kept;
+    pass p = {.d = d, .s = s};
+    p.residual = take(&from, n * d->hidden * 4);
+    p.branch = take(&from, n * d->hidden * 4);
+    p.x = take(&from, n * d->hidden * size);
+    p.qkv = take(&from, n * qkv * 4);
+    p.q = take(&from, n * wide * size);
+    p.mixed = take(&from, n * wide * size);
+    p.gated = take(&from, n * d->intermediate * size);
+    for (int64_t r = 0; r < MOST_ROPES; r++) p.turns[r] = take(&from, n * d->rotary * 4);
+
+    team_run(embed, &p, ceil_div(n, NORMS), s->n_threads);
+    for (int64_t i = 0; i < d->n_blocks; i++) {
+        p.b = d->blocks + i;
+        const int failed = run_block(&p, i + 1 < d->n_blocks ? &p.b[1].qkv : &d->head);
+        if (failed) return failed;
+    }
+    p.norm = d->final_norm;
+    team_run(norm_wanted, &p, ceil_div(s->n_wanted, NORMS), s->n_threads);
+    linear(&(product){&d->head, p.x, s->logits, d->hidden, d->vocab, s->n_wanted, STORE_FLOAT, 0,
+                      1.0, NULL},
+           s->n_threads);
+    if (d->logit_scale != 1.0 || d->logit_softcap != 0.0)
+        team_run(cap_logits, &p, s->n_wanted, s->n_threads);
+    return DONE;
+}

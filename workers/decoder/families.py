@@ -1,0 +1,204 @@
+"""Which families of transformers are one decoder, and how they differ: as data.
+
+All of them norm by root mean square, rotate queries and keys (elements i and i + half paired), and
+have a gated MLP. What a family does beyond that is read from its modules in transformers, whose
+names are theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+FAMILIES = frozenset(
+    {
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "granite",
+        "llama",
+        "ministral",
+        "mistral",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "seed_oss",
+        "smollm3",
+    }
+)
+"""`model_type` of the configs that the fused decoder runs."""
+
+OFFSET_NORMS = frozenset({"gemma", "gemma2", "gemma3_text"})
+"""Families whose norms multiply with 1 + weight."""
+
+WINDOW_OF_CONFIG = frozenset({"mistral", "phi3"})
+"""Families whose layers all have the config's `sliding_window`."""
+
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+FIXED_ROPES = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary embedding whose frequencies do not depend on the length of the text."""
+
+Activation = Literal["silu", "gelu_tanh", "gelu"]
+
+
+class NotFused(Exception):
+    """The fused decoder does not run this model; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """A rotary embedding."""
+
+    frequencies: torch.Tensor
+    """float32 [rotary / 2], radians a position."""
+    scale: float
+    """Of cosine and sine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One layer. Norms, float32, are what a normed row is multiplied with; None: not there."""
+
+    qkv: list[nn.Linear]
+    """Joined already, or the three of them."""
+    out: nn.Linear
+    gate_up: list[nn.Linear]
+    down: nn.Linear
+    input_norm: torch.Tensor
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
+    attention_norm: torch.Tensor | None
+    mlp_norm: torch.Tensor
+    mlp_output_norm: torch.Tensor | None
+    window: int
+    """Positions that are seen, the own one included; 0: all."""
+    rope: int | None
+    """Which of the decoder's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What is the same in all layers."""
+
+    hidden: int
+    intermediate: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    rotary: int
+    vocab_size: int
+    activation: Activation
+    eps: float
+    attention_scale: float
+    attention_softcap: float
+    embedding_scale: float
+    residual_scale: float
+    logit_scale: float
+    logit_softcap: float
+
+
+class Description:
+    """A model of transformers, read as a decoder of ours. Raises NotFused."""
+
+    def __init__(self, model: Any) -> None:
+        config = model.config
+        kind = config.model_type
+        if kind not in FAMILIES:
+            raise NotFused(f"{kind} is not among the fused families")
+        activation = getattr(config, "hidden_activation", None) or config.hidden_act
+        if activation not in ACTIVATIONS:
+            raise NotFused(f"its activation {activation} is not one of {', '.join(ACTIVATIONS)}")
+        self._kind = kind
+        self._model = model.model
+        self.embedding: nn.Embedding = self._model.embed_tokens
+        self.head: nn.Linear = model.lm_head
+        self.final_norm = self._norm(self._model.norm)
+        kinds: Sequence[str | None] = getattr(config, "layer_types", None) or []
+        self.ropes, self._rope_of = _ropes(self._model.rotary_emb)
+        self._kinds = list(kinds) or [None] * config.num_hidden_layers
+        self.n_blocks = len(self._model.layers)
+        first = self._model.layers[0]
+        attention = first.self_attn
+        heads, dim = config.num_attention_heads, attention.head_dim
+        self.numbers = Numbers(
+            hidden=config.hidden_size,
+            intermediate=config.intermediate_size,
+            n_heads=heads,
+            n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=dim,
+            rotary=2 * len(self.ropes[0].frequencies),
+            vocab_size=config.vocab_size,
+            activation=ACTIVATIONS[activation],  # type: ignore[arg-type]
+            eps=config.rms_norm_eps,
+            attention_scale=attention.scaling,
+            attention_softcap=getattr(config, "attn_logit_softcapping", None) or 0.0,
+            embedding_scale=self._embedding_scale(),
+            residual_scale=getattr(config, "residual_multiplier", 1.0),
+            logit_scale=1.0 / getattr(config, "logits_scaling", 1.0),
+            logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
+        )
+
+    def block(self, at: int) -> Block:
+        """Layer `at`; `forget` it when its weights were copied."""
+        layer = self._model.layers[at]
+        attention, mlp = layer.self_attn, layer.mlp
+        sandwich = hasattr(layer, "pre_feedforward_layernorm")
+        rope = self._rope_of.get(self._kinds[at], 0)
+        return Block(
+            qkv=[attention.qkv_proj]
+            if hasattr(attention, "qkv_proj")
+            else [attention.q_proj, attention.k_proj, attention.v_proj],
+            out=attention.o_proj,
+            gate_up=[mlp.gate_up_proj]
+            if hasattr(mlp, "gate_up_proj")
+            else [mlp.gate_proj, mlp.up_proj],
+            down=mlp.down_proj,
+            input_norm=self._norm(layer.input_layernorm),
+            query_norm=self._norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
+            key_norm=self._norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
+            attention_norm=self._norm(layer.post_attention_layernorm) if sandwich else None,
+            mlp_norm=self._norm(
+                layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
+            ),
+            mlp_output_norm=self._norm(layer.post_feedforward_layernorm) if sandwich else None,
+            window=self._window(attention),
+            rope=rope if getattr(attention, "use_rope", True) else None,
+        )
+
+    def forget(self, at: int) -> None:
+        """Drop layer `at` of the model in transformers, so that its weights are not kept twice."""
+        self._model.layers[at] = nn.Identity()
+
+    def _norm(self, module: Any) -> torch.Tensor:
+        weight: torch.Tensor = module.weight.detach().float()
+        return (1.0 + weight if self._kind in OFFSET_NORMS else weight).contiguous()
+
+    def _window(self, attention: Any) -> int:
+        owner = self._model.config if self._kind in WINDOW_OF_CONFIG else attention
+        return getattr(owner, "sliding_window", None) or 0
+
+    def _embedding_scale(self) -> float:
+        scale = getattr(self.embedding, "embed_scale", None)
+        if scale is not None:
+            return float(scale.to(self.embedding.weight.dtype))
+        return float(getattr(self._model.config, "embedding_multiplier", 1.0))
+
+
+def _ropes(module: Any) -> tuple[list[Rope], dict[str | None, int]]:
+    """The rotary embeddings of a model, and which kind of layer has which where there are more."""
+    types = module.rope_type if isinstance(module.rope_type, dict) else {None: module.rope_type}
+    for rope_type in types.values():
+        if rope_type not in FIXED_ROPES:
+            raise NotFused(f"its rotary embedding is of type {rope_type}")
+    ropes: list[Rope] = []
+    places: dict[str | None, int] = {}
+    for kind in types:
+        prefix = f"{kind}_" if kind else ""
+        frequencies = getattr(module, f"{prefix}inv_freq").detach().float().cpu().contiguous()
+        places[kind] = len(ropes)
+        ropes.append(Rope(frequencies, float(getattr(module, f"{prefix}attention_scaling"))))
+    return ropes, places

@@ -1,0 +1,229 @@
+"""The fused decoder on a CPU: one call of decoder.c a forward pass."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from workers import native
+from workers.attention.cache import PagedCache
+from workers.attention.context import AttentionContext
+from workers.attention.kernel import MAX_QUERIES, Kernel
+from workers.decoder.families import Block, Description, NotFused
+from workers.layers.packed import ACTIVATIONS, PackedWeight, Weight
+from workers.native import NativeUnavailable
+
+MOST_ROPES = 2
+BAD_ID = 2
+
+_POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+
+
+class _Block(ctypes.Structure):
+    """`block` of decoder.c, field by field."""
+
+    _fields_ = (
+        *((name, Weight) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, _POINTER) for name in ("input_norm", "query_norm", "key_norm")),
+        *((name, _POINTER) for name in ("attention_norm", "mlp_norm", "mlp_output_norm")),
+        *((name, _POINTER) for name in ("keys", "values")),
+        *((name, _INTEGER) for name in ("window", "rope")),
+    )
+
+
+class _Decoder(ctypes.Structure):
+    """`decoder` of decoder.c, field by field."""
+
+    _fields_ = (
+        ("embedding", _POINTER),
+        ("blocks", _POINTER),
+        ("final_norm", _POINTER),
+        ("head", Weight),
+        ("frequencies", _POINTER * MOST_ROPES),
+        ("rope_scales", _FLOAT * MOST_ROPES),
+        *((name, _INTEGER) for name in ("n_blocks", "n_ropes", "hidden", "intermediate")),
+        *((name, _INTEGER) for name in ("n_heads", "n_kv_heads", "head_dim", "rotary")),
+        *((name, _INTEGER) for name in ("vocab_size", "activation", "bf16")),
+        *((name, _FLOAT) for name in ("eps", "attention_scale", "attention_softcap")),
+        *((name, _FLOAT) for name in ("embedding_scale", "residual_scale")),
+        *((name, _FLOAT) for name in ("logit_scale", "logit_softcap")),
+    )
+
+
+class _Step(ctypes.Structure):
+    """`step` of decoder.c, field by field."""
+
+    _fields_ = (
+        *((name, _POINTER) for name in ("ids", "positions", "slots", "spans", "wanted", "logits")),
+        *((name, _INTEGER) for name in ("n_tokens", "n_spans", "n_wanted")),
+        *((name, _INTEGER) for name in ("block_size", "n_threads")),
+    )
+
+
+class NativeDecoder:
+    """A model over packed tokens and a paged cache, in C. See `runner.Model`."""
+
+    def __init__(self, description: Description) -> None:
+        """Takes the weights out of the model that is described, layer by layer.
+
+        Raises NotFused, with the model as it was.
+        """
+        numbers = description.numbers
+        self._embedding = description.embedding.weight.detach().contiguous()
+        dtype = self._embedding.dtype
+        self._run = _function(description)
+        self._kept: list[object] = []
+        """What the structures point to."""
+        self.weight_bytes = self._embedding.nbytes
+        self._blocks = (_Block * description.n_blocks)()
+        for at in range(description.n_blocks):
+            block = description.block(at)
+            self._fill(self._blocks[at], block, description)
+            del block
+            description.forget(at)
+        self._cache: PagedCache | None = None
+        self._vocab_size = numbers.vocab_size
+        ropes = description.ropes
+        self._decoder = _Decoder(
+            embedding=self._embedding.data_ptr(),
+            blocks=ctypes.addressof(self._blocks),
+            final_norm=self._keep(description.final_norm),
+            head=self._weight([description.head]),
+            frequencies=(_POINTER * MOST_ROPES)(*(self._keep(x.frequencies) for x in ropes)),
+            rope_scales=(_FLOAT * MOST_ROPES)(*(x.scale for x in ropes)),
+            n_blocks=description.n_blocks,
+            n_ropes=len(ropes),
+            hidden=numbers.hidden,
+            intermediate=numbers.intermediate,
+            n_heads=numbers.n_heads,
+            n_kv_heads=numbers.n_kv_heads,
+            head_dim=numbers.head_dim,
+            rotary=numbers.rotary,
+            vocab_size=numbers.vocab_size,
+            activation=ACTIVATIONS[numbers.activation],
+            bf16=dtype is torch.bfloat16,
+            eps=numbers.eps,
+            attention_scale=numbers.attention_scale,
+            attention_softcap=numbers.attention_softcap,
+            embedding_scale=numbers.embedding_scale,
+            residual_scale=numbers.residual_scale,
+            logit_scale=numbers.logit_scale,
+            logit_softcap=numbers.logit_softcap,
+        )
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        logit_positions: torch.Tensor,
+        context: AttentionContext,
+    ) -> torch.Tensor:
+        """See `runner.Model`; logits are float32. Raises MemoryError, and ValueError for an id
+        outside the vocabulary."""
+        if context.cache is not self._cache:
+            self._use(context.cache)
+        spans = context.spans(self._positions_at_once)
+        logits = torch.empty(len(logit_positions), self._vocab_size)
+        failed = self._run(
+            self._decoder,
+            _Step(
+                input_ids.data_ptr(),
+                position_ids.data_ptr(),
+                context.slot_mapping.data_ptr(),
+                spans.data_ptr(),
+                logit_positions.data_ptr(),
+                logits.data_ptr(),
+                len(input_ids),
+                len(spans),
+                len(logit_positions),
+                context.cache.block_size,
+                torch.get_num_threads(),
+            ),
+        )
+        if failed == BAD_ID:
+            raise ValueError(
+                f"token ids are 0 to {self._vocab_size - 1}, got {int(input_ids.min())} to "
+                f"{int(input_ids.max())}"
+            )
+        if failed:
+            raise MemoryError(f"no memory for a forward pass of {len(input_ids)} tokens")
+        return logits
+
+    @property
+    def _positions_at_once(self) -> int:
+        return int(MAX_QUERIES // (self._decoder.n_heads // self._decoder.n_kv_heads))
+
+    def _use(self, cache: PagedCache) -> None:
+        for block, (keys, values) in zip(self._blocks, cache.pointers, strict=True):
+            block.keys, block.values = keys, values
+        self._cache = cache
+
+    def _fill(self, filled: _Block, block: Block, description: Description) -> None:
+        filled.qkv = self._weight(block.qkv)
+        filled.out = self._weight([block.out])
+        filled.gate_up = self._gate_up(block.gate_up, description.numbers.activation)
+        filled.down = self._weight([block.down])
+        filled.input_norm = self._keep(block.input_norm)
+        filled.query_norm = self._keep(block.query_norm)
+        filled.key_norm = self._keep(block.key_norm)
+        filled.attention_norm = self._keep(block.attention_norm)
+        filled.mlp_norm = self._keep(block.mlp_norm)
+        filled.mlp_output_norm = self._keep(block.mlp_output_norm)
+        filled.window = block.window
+        filled.rope = -1 if block.rope is None else block.rope
+
+    def _weight(self, linears: list[torch.nn.Linear]) -> Weight:
+        weights = [x.weight.detach() for x in linears]
+        biases = [x.bias.detach() for x in linears if x.bias is not None]
+        return self._struct(
+            PackedWeight(
+                torch.cat(weights) if len(weights) > 1 else weights[0],
+                torch.cat(biases) if biases else None,
+            )
+        )
+
+    def _gate_up(self, linears: list[torch.nn.Linear], activation: str) -> Weight:
+        parts = [
+            (weight, bias)
+            for x in linears
+            for weight, bias in zip(
+                x.weight.detach().chunk(2 // len(linears)),
+                (None, None) if x.bias is None else x.bias.detach().chunk(2 // len(linears)),
+                strict=False,
+            )
+        ]
+        return self._struct(PackedWeight(*parts[0], up=parts[1], activation=activation))
+
+    def _struct(self, packed: PackedWeight) -> Weight:
+        self._kept.append(packed)
+        self.weight_bytes += packed.bytes
+        return packed.struct
+
+    def _keep(self, tensor: torch.Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self._kept.append(tensor)
+        self.weight_bytes += tensor.nbytes
+        return tensor.data_ptr()
+
+
+def _function(description: Description) -> ctypes._NamedFuncPointer:
+    """`decoder_run`. Raises NotFused where it cannot be had or is not for this model."""
+    numbers, weight = description.numbers, description.embedding.weight
+    if not weight.is_cpu:
+        raise NotFused(f"the fused decoder runs on a CPU, not on {weight.device}")
+    refusal = Kernel.refusal(numbers.n_heads, numbers.n_kv_heads, numbers.head_dim, weight.dtype)
+    if refusal:
+        raise NotFused(f"its attention is not the kernel's: {refusal}")
+    if numbers.hidden % 2 or numbers.intermediate % 2:
+        raise NotFused(f"its sizes {numbers.hidden} and {numbers.intermediate} are not even")
+    if len(description.ropes) > MOST_ROPES:
+        raise NotFused(f"it has {len(description.ropes)} rotary embeddings, not {MOST_ROPES}")
+    try:
+        run = native.kernels().decoder_run
+    except NativeUnavailable as error:
+        raise NotFused(str(error)) from error
+    run.argtypes = (ctypes.POINTER(_Decoder), ctypes.POINTER(_Step))
+    run.restype = ctypes.c_int
+    return run
