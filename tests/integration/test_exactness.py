@@ -225,6 +225,7 @@ async def test_128_tokens_in_all_variants(
         texts = await run(engine, cases)
         n_preemptions = engine.core.n_preemptions
 
-    name = f"128 tokens, {model_impl}, chunks of {max_batch_prefill_tokens}, {lookahead} ahead, {n_blocks} blocks"
+    chunks = f"chunks of {max_batch_prefill_tokens}, {lookahead} ahead, {n_blocks} blocks"
+    name = f"128 tokens, {model_impl}, {chunks}"
     check(name, reference, cases, texts, report)
     assert (n_preemptions > 0) == (n_blocks == 48)

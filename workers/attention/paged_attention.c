@@ -1,8 +1,9 @@
 /* Paged attention on a CPU.
  *
  * One call does one layer of one forward pass: it scatters the new keys and values into the paged
- * pools, then attends, sharing both out over the threads of team.c. Work comes as spans. A span is some consecutive positions of one sequence
- * and the block table of that sequence; a decode row is a span of one position.
+ * pools (unless they are there), then attends, sharing both out over the threads of team.c. Work comes as spans. A span is
+ * some consecutive positions of one sequence and the block table of that sequence; a decode row is a
+ * span of one position.
  *
  * A span's context is cut into parts of PART tokens. A task takes one key-value head and one part
  * of a decode row, or several parts of a prompt, and reads each block once for all the queries that
@@ -252,7 +253,8 @@ static void merge(int64_t nq, int64_t dim, float *m, float *l, float *acc, const
     for (int64_t i = 0; i < nq; i++) {
         if (l2[i] == 0.0f) continue; /* nothing seen there */
         float top = m[i] > m2[i] ? m[i] : m2[i];
-        float before = l[i] == 0.0f ? 0.0f : expf(m[i] - top), after = expf(m2[i] - top);
+        float before = l[i] == 0.0f ? 0.0f : exp_negative(m[i] - top);
+        float after = exp_negative(m2[i] - top);
         m[i] = top;
         l[i] = l[i] * before + l2[i] * after;
         for (int64_t d = i * dim; d < (i + 1) * dim; d++)
@@ -302,6 +304,176 @@ static int foresee(const call *c, const span *s, int64_t task, int64_t part, int
     return (int)(to - from);
 }
 
+#ifdef __AVX512BF16__
+/* Many queries on bfloat16 pools: products of pairs, two numbers an instruction and lane, summed in
+ * float32. Queries and the weights of values are rounded to bfloat16 for it.
+ *
+ * Strips of 32 keys are turned on their side with their pairs kept together; values are interleaved
+ * so that two tokens' numbers are a pair. */
+#define STRIP 32
+#define SCORED 8  /* queries that are scored together */
+#define WEIGHED 6 /* queries whose values are weighed together: as many as registers allow */
+#define PADDED (QUERIES + SCORED)
+
+typedef struct {
+    uint32_t q[PADDED * MAX_DIM / 2]; /* [queries, dim / 2] pairs */
+    float scores[PADDED][PART] __attribute__((aligned(64)));
+    uint32_t weights[PADDED][PART / 2]; /* pairs of tokens */
+    uvec keys[2][MAX_DIM / 2];          /* [pair of dim], a lane for each token of half a strip */
+    uvec values[PART / 2 * MAX_DIM / LANES];
+} pairs __attribute__((aligned(64)));
+
+INLINE void gather_pairs(const call *c, const span *s, int64_t head, pairs *w, int64_t dim) {
+    const int64_t group = c->n_heads / c->n_kv_heads, nq = s->n_queries;
+    for (int64_t i = 0; i < nq; i++) {
+        const int64_t at = (s->start + i / group) * c->q_token + (head * group + i % group) * c->q_head;
+        memcpy(w->q + i * dim / 2, (const uint16_t *)c->q + at, dim * 2);
+    }
+    memset(w->q + nq * dim / 2, 0, SCORED * dim * 2);
+    memset(w->weights[nq], 0, WEIGHED * sizeof w->weights[0]);
+}
+
+/* 16 keys, the pairs of each 16 turned on their side. A dim of 16 more than 32s ends in zeros. */
+INLINE void turn_pairs(const call *c, const int64_t *at, int64_t dim, uvec *turned) {
+    for (int64_t d = 0; d < dim; d += 2 * LANES) {
+        vec x[LANES], y[LANES];
+        const __mmask16 kept = dim - d >= 2 * LANES ? 0xffff : 0x00ff;
+        for (int t = 0; t < LANES; t++)
+            x[t] = (vec)_mm512_maskz_loadu_epi32(kept, (const uint16_t *)c->keys + at[t] + d);
+        interleave(x, y);
+        interleave(y, x);
+        interleave(x, y);
+        interleave(y, x);
+        for (int t = 0; t < LANES && 2 * t < dim - d; t++) turned[d / 2 + t] = (uvec)x[t];
+    }
+}
+
+INLINE void score_pairs(const pairs *w, const uint32_t *q, int64_t dim, float scale,
+                        float (*scores)[PART]) {
+    __m512 sums[SCORED][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < SCORED; i++) sums[i][0] = sums[i][1] = _mm512_setzero_ps();
+    for (int64_t d = 0; d < dim / 2; d++) {
+        const __m512bh low = (__m512bh)w->keys[0][d], high = (__m512bh)w->keys[1][d];
+#pragma GCC unroll 8
+        for (int i = 0; i < SCORED; i++) {
+            const __m512bh given = (__m512bh)_mm512_set1_epi32((int)q[i * dim / 2 + d]);
+            sums[i][0] = _mm512_dpbf16_ps(sums[i][0], given, low);
+            sums[i][1] = _mm512_dpbf16_ps(sums[i][1], given, high);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < SCORED; i++) {
+        *(vec *)scores[i] = (vec)sums[i][0] * scale;
+        *(vec *)(scores[i] + LANES) = (vec)sums[i][1] * scale;
+    }
+}
+
+/* Values of tokens t and t + 1, number by number; n is even but where t + 1 is none: then 0. */
+INLINE void pair_values(const call *c, const int64_t *at, int n, int64_t dim, uvec *paired) {
+    const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40,
+                                           8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+    const uint16_t *pool = c->values;
+    for (int t = 0; t < n; t += 2)
+        for (int64_t d = 0; d < dim; d += 2 * LANES) {
+            const int both = dim - d >= 2 * LANES;
+            const __mmask16 kept = both ? 0xffff : 0x00ff;
+            const __m512i a = _mm512_maskz_loadu_epi32(kept, pool + at[t] + d);
+            const __m512i b =
+                _mm512_maskz_loadu_epi32(t + 1 < n ? kept : 0, pool + at[t + 1 < n ? t + 1 : t] + d);
+            uvec *to = paired + (t / 2 * dim + d) / LANES;
+            to[0] = (uvec)_mm512_permutex2var_epi16(a, first, b);
+            if (both) to[1] = (uvec)_mm512_permutex2var_epi16(a, second, b);
+        }
+}
+
+INLINE void weigh_pairs(const pairs *w, int n, int64_t dim, int64_t d, int from, int nq, float *acc,
+                        const int nv) {
+    __m512 sums[WEIGHED][4];
+#pragma GCC unroll 6
+    for (int i = 0; i < WEIGHED; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < nv; v++) sums[i][v] = _mm512_setzero_ps();
+    for (int t = 0; t < (n + 1) / 2; t++) {
+        const uvec *at = w->values + (t * dim + d) / LANES;
+        __m512bh value[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < nv; v++) value[v] = (__m512bh)at[v];
+#pragma GCC unroll 6
+        for (int i = 0; i < WEIGHED; i++) {
+            const __m512bh given = (__m512bh)_mm512_set1_epi32((int)w->weights[from + i][t]);
+#pragma GCC unroll 4
+            for (int v = 0; v < nv; v++) sums[i][v] = _mm512_dpbf16_ps(sums[i][v], given, value[v]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < WEIGHED; i++)
+        if (from + i < nq)
+#pragma GCC unroll 4
+            for (int v = 0; v < nv; v++)
+                *(vec *)(acc + (from + i) * dim + d + v * LANES) = (vec)sums[i][v];
+}
+
+/* exp_negative of each lane. */
+INLINE __m512 exp_each(__m512 x) {
+    const __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GE_OQ);
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    return _mm512_maskz_scalef_ps(kept, p, n);
+}
+
+/* What `attend` does. */
+INLINE void attend_pairs(const call *c, pairs *w, const int64_t *at, int n, int nq, const int *low,
+                         const int *high, float *m, float *l, float *acc, const int64_t dim) {
+    const float cap = (float)c->softcap;
+    int64_t where[PART + STRIP];
+    for (int t = 0; t < PART + STRIP; t++) where[t] = at[t < n ? t : n - 1];
+    for (int t = 0; t < n; t += STRIP) {
+        turn_pairs(c, where + t, dim, w->keys[0]);
+        turn_pairs(c, where + t + LANES, dim, w->keys[1]);
+        for (int i = 0; i < nq; i += SCORED)
+            score_pairs(w, w->q + i * dim / 2, dim, (float)c->scale,
+                        (void *)&w->scores[i][t]);
+    }
+    pair_values(c, at, n, dim, w->values);
+    const int whole = (n + LANES - 1) / LANES * LANES;
+    for (int i = 0; i < nq; i++) {
+        float *s = w->scores[i], top = -INFINITY, sum = 0.0f;
+        if (cap != 0.0f)
+#pragma omp simd
+            for (int t = 0; t < whole; t++) s[t] = cap * tanh_of(s[t] / cap);
+        for (int t = 0; t < low[i]; t++) s[t] = -INFINITY;
+        for (int t = high[i]; t < whole; t++) s[t] = -INFINITY;
+        __m512 tops = _mm512_load_ps(s), sums = _mm512_setzero_ps();
+        for (int t = LANES; t < whole; t += LANES) tops = _mm512_max_ps(tops, _mm512_load_ps(s + t));
+        top = _mm512_reduce_max_ps(tops);
+        const float shift = top > -INFINITY ? top : 0.0f; /* where nothing is seen */
+        for (int t = 0; t < whole; t += LANES) {
+            const __m512 e = exp_each(_mm512_sub_ps(_mm512_load_ps(s + t), _mm512_set1_ps(shift)));
+            sums = _mm512_add_ps(sums, e);
+            store_some(w->weights[i], t, (vec)e, LANES, 1);
+        }
+        sum = _mm512_reduce_add_ps(sums);
+        m[i] = top;
+        l[i] = sum;
+    }
+    for (int i = 0; i < nq; i += WEIGHED) {
+        int64_t d = 0;
+        for (; d + 4 * LANES <= dim; d += 4 * LANES) weigh_pairs(w, n, dim, d, i, nq, acc, 4);
+        for (; d < dim; d += LANES) weigh_pairs(w, n, dim, d, i, nq, acc, 1);
+    }
+}
+#endif
+
 INLINE void run_task(const call *c, const span *s, int64_t task, int64_t then, const int64_t dim,
                      const int bf16) {
     const int64_t of_span = task - s->first_task;
@@ -312,7 +484,14 @@ INLINE void run_task(const call *c, const span *s, int64_t task, int64_t then, c
     float *m = s->results + of_span * nq * (2 + dim), *l = m + nq, *acc = l + nq;
     float *m2 = later, *l2 = m2 + nq, *acc2 = l2 + nq;
 
-    gather_queries(c, s, head, q, bf16);
+#ifdef __AVX512BF16__
+    const int paired = bf16 && nq >= SCORED;
+    pairs w;
+    if (paired) gather_pairs(c, s, head, &w, dim);
+#else
+    const int paired = 0;
+#endif
+    if (!paired) gather_queries(c, s, head, q, bf16);
     for (int64_t i = 0; i < s->parts_per_task; i++) {
         int64_t part = run * s->parts_per_task + i, from, to, at[PART], next[PART];
         if (part == s->n_parts) break;
@@ -325,6 +504,14 @@ INLINE void run_task(const call *c, const span *s, int64_t task, int64_t then, c
             low[j] = (int)((begin < to ? begin : to) - from);
             high[j] = (int)((end > from ? end : from) - from);
         }
+#ifdef __AVX512BF16__
+        if (paired) {
+            attend_pairs(c, &w, at, (int)(to - from), (int)nq, low, high, i ? m2 : m, i ? l2 : l,
+                         i ? acc2 : acc, dim);
+            if (i) merge(nq, dim, m, l, acc, m2, l2, acc2);
+            continue;
+        }
+#endif
         int n_next = foresee(c, s, task, part, then, next);
         attend(c, at, (int)(to - from), next, n_next, q, (int)nq, low, high, i ? m2 : m, i ? l2 : l,
                i ? acc2 : acc, dim, bf16);
