@@ -32,6 +32,7 @@ SOURCES = (
     HERE / "layers" / "linear.c",
     HERE / "attention" / "paged_attention.c",
     HERE / "decoder" / "decoder.c",
+    HERE / "sampling" / "maxima.c",
 )
 """One library, for they share a team of threads and call each other."""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from tgi_async.wire.messages import RowError, Sampled, Sampling
 from workers.sampling.bias import Bias
 from workers.sampling.candidates import candidates
+from workers.sampling.maxima import maxima
 from workers.sampling.output import SamplerOutput, TopTokens
 from workers.sampling.parameters import Needs, Parameters
 from workers.sampling.penalties import Penalties
@@ -86,9 +87,8 @@ class Sampler:
         needs = self._parameters.needs[at]
         wanted = (needs & Needs.LOGPROB) != 0
         if not needs.any():
-            # torch.argmax of bfloat16 takes five times as long on the CPU.
-            maxima, tokens = logits.max(-1)
-            return SamplerOutput(tokens, maxima, None, wanted, None)
+            peaks, tokens = maxima(logits)
+            return SamplerOutput(tokens, peaks, None, wanted, None)
 
         places = np.asarray(positions, np.int64)
         marked = np.flatnonzero(needs & Needs.WATERMARK)
@@ -102,13 +102,13 @@ class Sampler:
         if biased.size:
             self._bias.apply(scores, biased, at[biased])
 
-        maxima, tokens = scores.max(-1)
-        output = SamplerOutput(tokens, maxima, None, wanted, None)
+        peaks, tokens = maxima(scores)
+        output = SamplerOutput(tokens, peaks, None, wanted, None)
         reported = np.flatnonzero(needs & Needs.MODEL_LOGPROB)
         needs[reported] &= ~np.uint8(Needs.LOGPROB | Needs.TOP)
         beyond = np.flatnonzero(needs & (Needs.DRAW | Needs.LOGPROB | Needs.TOP))
         if beyond.size == len(at):
-            chosen = self._choose(scores, tokens, maxima, at, places, needs)
+            chosen = self._choose(scores, tokens, peaks, at, places, needs)
             output = output._replace(
                 tokens=chosen.tokens,
                 logprobs=chosen.logprobs if wanted.any() else None,
@@ -117,7 +117,7 @@ class Sampler:
         elif beyond.size:
             some = self._send(beyond)
             chosen = self._choose(
-                scores[some], tokens[some], maxima[some], at[beyond], places[beyond], needs[beyond]
+                scores[some], tokens[some], peaks[some], at[beyond], places[beyond], needs[beyond]
             )
             output = _scattered(output, some, chosen)
         if reported.size:
