@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from tests.api.fake_engine import EOS, words
 from tgi_async.errors import GenerationError
 from tgi_async.generation import Token, TopToken
 from tgi_async.text.sampling_defaults import SamplingDefaults
+
+TOOL = {"type": "function", "function": {"name": "f"}}
 
 
 async def test_answers_as_openai_does(api, engine):
@@ -138,9 +142,13 @@ async def test_fields_without_effect_here_are_ignored(api):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"tools": [TOOL]},
+        {"tools": [TOOL], "tool_choice": "required"},
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
         {"response_format": {"type": "json_object"}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
+        {"response_format": {"type": "json", "value": {}}},
+        {"response_format": {"type": "regex", "value": "a+"}},
     ],
 )
 async def test_what_is_not_built_is_refused_by_name(api, engine, fields):
@@ -151,11 +159,21 @@ async def test_what_is_not_built_is_refused_by_name(api, engine, fields):
     assert engine.requests == []
 
 
+async def test_what_is_not_built_is_refused_after_the_other_rules(api, settings):
+    wanted = {"response_format": {"type": "json_object"}}
+    response = await api.chat("Hi", **wanted, temperature=-1)
+    assert "`temperature`" in response.json()["error"]
+    settings.strict_tgi = True
+    response = await api.chat("Hi", **wanted)
+    assert response.json()["error"] == "Input validation error: grammar is not supported"
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         {"tools": []},
-        {"tools": [{}], "tool_choice": "none"},
+        {"tools": [TOOL], "tool_choice": "none"},
+        {"tools": [], "tool_choice": "auto", "tool_prompt": "Call one."},
         {"response_format": {"type": "text"}},
         {"response_format": None},
         {"logit_bias": {}},
@@ -228,6 +246,13 @@ async def test_logprobs(api, engine):
         ]
     }
     assert engine.requests[0].sampling.logprobs
+
+
+async def test_a_token_that_cannot_come_has_a_number_all_the_same(api, engine):
+    never = -math.inf
+    engine.batches = [[Token(1, "a", never, False, (TopToken(2, "b", never, False),))]]
+    [entry] = (await api.chat("Hi", logprobs=True)).json()["choices"][0]["logprobs"]["content"]
+    assert (entry["logprob"], entry["top_logprobs"][0]["logprob"]) == (-9999.0, -9999.0)
 
 
 async def test_top_tokens_are_not_computed_where_no_log_probabilities_are_told(api, engine):

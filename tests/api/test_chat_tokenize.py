@@ -135,11 +135,17 @@ class TestWithTemplate:
             ({"tools": []}, None),
             ({"tools": [TOOL]}, [TOOL]),
             ({"tools": [TOOL], "tool_choice": "none"}, None),
-            ({"tools": [{"type": "web"}]}, [{"type": "web"}]),
+            ({"tools": [TOOL], "tool_choice": "f", "tool_prompt": "Call."}, [TOOL]),
         ],
     )
     async def test_tools_arrive(self, client, fields, tools):
         assert (await self.shown(client, **fields))["tools"] == tools
+
+    async def test_a_tool_keeps_the_order_of_its_fields(self, client):
+        function = {"return": {}, "strict": True, "parameters": {"b": 1, "a": 2}, "name": "f"}
+        tool = {"function": {**function, "description": None}, "type": "function"}
+        [shown] = (await self.shown(client, tools=[tool]))["tools"]
+        assert json.dumps(shown) == json.dumps(tool)
 
     async def test_arguments_is_tgis_name_for_parameters(self, client):
         function = {"name": "f", "arguments": {"type": "object"}}

@@ -1,7 +1,8 @@
 """Every rule of TGI's validation: its message, status, error_type and place in the order.
 
 All rows run with `strict_tgi` and without. A row that does not hold says in `here` what is answered
-instead, and in `documented` where the table of differences tells so.
+instead, in `strict` what is answered with `strict_tgi`, and in `documented` where the table of
+differences tells so.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from tests.api.waiting import until
 
 DOCS = Path(__file__).parents[2] / "docs"
 REFUSED = "`grammar` is not supported by this version of the server. Remove it from the request"
+UNSUPPORTED = "grammar is not supported"
+"""As TGI with --disable-grammar-support, where the other rules on grammars are out of reach."""
 SAMPLED = {"best_of": 2, "do_sample": True}
 
 
@@ -28,11 +31,12 @@ class Row(NamedTuple):
     stream: bool = False
     limits: dict[str, Any] = {}  # noqa: RUF012
     here: str = ""
+    strict: str = ""
     documented: str = ""
 
-    @property
-    def answer(self) -> str:
-        return f"Input validation error: {self.here or self.message}"
+    def answer(self, *, strict_tgi: bool) -> str:
+        instead = self.strict if strict_tgi else self.here
+        return f"Input validation error: {instead or self.message}"
 
 
 ROWS = [
@@ -84,9 +88,15 @@ ROWS = [
         inputs="a" * 101,
     ),
     *(
-        Row(message, {"grammar": grammar}, here=REFUSED, documented="`grammar`")
+        Row(
+            message,
+            {"grammar": grammar},
+            here=REFUSED,
+            strict=UNSUPPORTED,
+            documented="`grammar`",
+        )
         for message, grammar in (
-            ("grammar is not supported", {"type": "json", "value": 1}),
+            (UNSUPPORTED, {"type": "json", "value": 1}),
             ("grammar is not valid: ", {"type": "json", "value": "{"}),
             (
                 "grammar is not valid: Grammar must have a 'properties' field",
@@ -114,7 +124,8 @@ class TestRules:
     async def test_a_broken_rule_is_told(self, api, engine, events, settings, row):
         for name, value in row.limits.items():
             setattr(settings, name, value)
-        told = {"error": row.answer, "error_type": "validation"}
+        answer = row.answer(strict_tgi=settings.strict_tgi)
+        told = {"error": answer, "error_type": "validation"}
         if not row.stream:
             response = await api.generate(row.inputs, **row.parameters)
             assert (response.status_code, response.json()) == (422, told)
@@ -134,6 +145,7 @@ class TestRules:
             "seed": 1,
             "top_n_tokens": 6,
             "truncate": 0,
+            "grammar": {"type": "json", "value": {}},
         }
         inputs = ""
         steps: list[tuple[dict[str, Any], str]] = [
@@ -153,13 +165,15 @@ class TestRules:
             ({"inputs": "a" * 110}, "`truncate`"),
             ({"truncate": None}, "`inputs` tokens + `max_new_tokens`"),
             ({"max_new_tokens": 1}, "`inputs` must have less than"),
+            ({"inputs": "a" * 100}, UNSUPPORTED if settings.strict_tgi else REFUSED),
         ]
         for mended, message in steps:
             inputs = mended.pop("inputs", inputs)
             given |= mended
             response = await api.generate(inputs, **given)
             assert response.json()["error"].startswith(f"Input validation error: {message}")
-        assert (await api.generate("a" * 100, **given)).status_code == 200
+        del given["grammar"]
+        assert (await api.generate(inputs, **given)).status_code == 200
 
     async def test_best_of_is_looked_at_before_permits_are_and_nothing_else_is(
         self, live, engine, settings

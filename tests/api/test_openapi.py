@@ -59,6 +59,12 @@ async def test_bounds_are_those_of_this_server(client):
     assert fields["stop"]["anyOf"][0]["maxItems"] == 2
 
 
+async def test_a_format_with_a_schema_has_it_under_one_of_two_names(client):
+    schemas = (await document_of(client))["components"]["schemas"]
+    either = [{"required": ["json_schema"]}, {"required": ["value"]}]
+    assert schemas["JsonSchemaFormat"]["anyOf"] == either
+
+
 async def test_headers_say_their_unit(client):
     paths = (await document_of(client))["paths"]
     headers = paths["/generate"]["post"]["responses"]["200"]["headers"]

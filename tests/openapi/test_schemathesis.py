@@ -68,4 +68,4 @@ def test_generated_requests_are_answered_as_documented(server: Server) -> None:
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 def test_many_generated_requests_are_answered_as_documented(server: Server) -> None:
-    assert run(server, 300) >= 2000
+    assert run(server, 120) >= 2000

@@ -23,7 +23,8 @@ from tgi_async.api.schemas.chat import (
     TokenLogprob,
     TopLogprob,
 )
-from tgi_async.api.schemas.openai import Usage, now, unique_id
+from tgi_async.api.schemas.grammar import grammar_of
+from tgi_async.api.schemas.openai import Usage, now, told_logprob, unique_id
 from tgi_async.api.service import Service
 from tgi_async.api.timing import reply_headers
 from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
@@ -39,13 +40,16 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
     strict = service.limits.strict_tgi
     if strict:
         body = body.as_tgi_reads_it()
-    _check_built(body)
+    # tool_choice "none" asks for plain text, with tools in the body or without.
+    refuse_unbuilt(tools=body.tools if body.tool_choice != "none" else None)
     n = body.n_choices(service.limits)
     body.check_own()
     max_new_tokens = (
         body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     )
-    parameters = body.parameters(service.limits, max_new_tokens, body.top_logprobs)
+    parameters = body.parameters(
+        service.limits, max_new_tokens, body.top_logprobs, grammar_of(body.response_format)
+    )
     with service.permits.take(n):
         prompt = await prompt_of(service, body)
         request = await service.request(
@@ -55,6 +59,7 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
             logprobs=bool(body.logprobs),
             include_stop=strict,
             add_special_tokens=False,
+            grammar_field="response_format",
         )
         if not strict:
             request = body.completed(request, logprobs=bool(body.logprobs))
@@ -158,12 +163,9 @@ class _Answer:
 
     def _token_logprob(self, token: Token) -> TokenLogprob:
         text = self._tokenizer.token_text(token.id) if token.special else token.text
-        top = [TopLogprob(top.text, top.logprob, list(top.text.encode())) for top in token.top]
-        return TokenLogprob(text, token.logprob, list(text.encode()), top)
-
-
-def _check_built(body: ChatRequest) -> None:
-    # tool_choice "none" asks for plain text, with tools in the body or without.
-    refuse_unbuilt(tools=body.tools if body.tool_choice != "none" else None)
-    if body.response_format != {"type": "text"}:
-        refuse_unbuilt(response_format=body.response_format)
+        top = [
+            TopLogprob(one.text, told_logprob(one.logprob), list(one.text.encode()))
+            for one in token.top
+        ]
+        logprob = token.logprob and told_logprob(token.logprob)
+        return TokenLogprob(text, logprob, list(text.encode()), top)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from tgi_async.api.schemas.chat import ChatRequest, ImageChunk, MessageBody
+from tgi_async.api.schemas.tools import Tool
 from tgi_async.api.service import Service
 from tgi_async.errors import TemplateError, ValidationError
 
@@ -54,19 +56,21 @@ def _objects(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
 
 
-def _tools(body: ChatRequest) -> list[dict[str, Any]] | None:
+def _tools(body: ChatRequest) -> list[Mapping[str, Any]] | None:
     """Tools as templates know them, or None: an empty list is what clients send for none."""
     if not body.tools or body.tool_choice == "none":
         return None
     return [_tool(tool) for tool in body.tools]
 
 
-def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+def _tool(tool: Tool) -> Mapping[str, Any]:
     """TGI's name for a function's `parameters` is `arguments`."""
-    function = tool.get("function")
-    if not isinstance(function, dict) or "arguments" not in function or "parameters" in function:
+    function = tool["function"]
+    if "arguments" not in function or "parameters" in function:
         return tool
-    renamed = {("parameters" if name == "arguments" else name): function[name] for name in function}
+    renamed = {
+        "parameters" if name == "arguments" else name: value for name, value in function.items()
+    }
     return {**tool, "function": renamed}
 
 

@@ -50,6 +50,8 @@ def set_bounds(components: dict[str, Json], limits: Limits) -> None:
     fields = components["ChatRequest"]["properties"]
     _bound(fields["max_completion_tokens"], {"minimum": 1})
     _bound(fields["top_logprobs"], {"maximum": limits.max_top_n_tokens})
+    either = [{"required": [field]} for field in ("json_schema", "value")]
+    components["JsonSchemaFormat"]["anyOf"] = either
     for name in ("GenerateRequest", "CompatGenerateRequest", "VertexInstance"):
         components[name]["properties"]["inputs"]["minLength"] = 1
 

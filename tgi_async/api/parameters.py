@@ -6,11 +6,12 @@ The OpenAI routes build the same struct from their own fields, so every rule is 
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any
+from typing import Annotated
 
 from msgspec import Meta, Struct
 
 from tgi_async.api.limits import Limits
+from tgi_async.api.schemas.grammar import Grammar
 from tgi_async.errors import ValidationError
 from tgi_async.wire.messages import Sampling
 
@@ -55,7 +56,7 @@ class GenerateParameters(Struct, frozen=True, kw_only=True):
     seed: Unsigned | None = None
     top_n_tokens: U32 | None = None
     ignore_eos: bool = False
-    grammar: Any = None
+    grammar: Grammar | None = None
     adapter_id: str | None = None
 
     @property
@@ -115,7 +116,7 @@ def check(parameters: GenerateParameters, limits: Limits) -> None:
         ValidationError: for the first rule that is broken.
     """
     p = parameters
-    refuse_unbuilt(grammar=p.grammar, adapter_id=p.adapter_id)
+    refuse_unbuilt(adapter_id=p.adapter_id)
     if (p.best_of or 1) > 1 and not p.sampled:
         raise ValidationError("you must use sampling when `best_of` is > 1")
     check_warpers(p)
@@ -203,6 +204,16 @@ def fit(n_prompt: int, max_new_tokens: int | None, limits: Limits) -> int:
             f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {n_prompt}"
         )
     return room if max_new_tokens is None else min(max_new_tokens, room)
+
+
+def check_grammar(grammar: Grammar | None, field: str, limits: Limits) -> None:
+    """The last rule in TGI's order. `field` is where the client has it.
+
+    This version has no grammars; so has a server of TGI with `--disable-grammar-support`.
+    """
+    if grammar is not None and limits.strict_tgi:
+        raise ValidationError("grammar is not supported")
+    refuse_unbuilt(**{field: grammar})
 
 
 def random_seed() -> int:

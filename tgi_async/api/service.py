@@ -15,7 +15,14 @@ from msgspec import structs
 from tgi_async.api.engine import Engine, Generation
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.limits import Limits
-from tgi_async.api.parameters import GenerateParameters, check, check_text, fit, sampling_of
+from tgi_async.api.parameters import (
+    GenerateParameters,
+    check,
+    check_grammar,
+    check_text,
+    fit,
+    sampling_of,
+)
 from tgi_async.api.permits import Permits
 from tgi_async.errors import ServerError, ValidationError
 from tgi_async.generation import GenerationRequest, Timings
@@ -66,11 +73,13 @@ class Service:
         logprobs: bool,
         include_stop: bool,
         add_special_tokens: bool = True,
+        grammar_field: str = "grammar",
     ) -> GenerationRequest:
         """Validate, and tokenize what is not tokenized yet.
 
-        `truncate` keeps the last tokens. Fairness is owed to the peer's address alone: there is
-        one API key, and a key that nobody checks is free text.
+        `truncate` keeps the last tokens. `grammar_field` is what a client of the route calls
+        `parameters.grammar`. Fairness is owed to the peer's address alone: there is one API key,
+        and a key that nobody checks is free text.
 
         Raises:
             ValidationError: the first rule that is broken, in TGI's order.
@@ -86,6 +95,7 @@ class Service:
         max_new_tokens = fit(len(prompt), parameters.max_new_tokens, self.limits)
         if not prompt:
             raise ValidationError("`inputs` cannot be empty")
+        check_grammar(parameters.grammar, grammar_field, self.limits)
         exchange.validation_seconds = time.monotonic() - exchange.started
         self.metrics.request_validated(exchange.validation_seconds, len(prompt), max_new_tokens)
         return GenerationRequest(

@@ -7,15 +7,27 @@ from typing import Any, Literal
 from msgspec import UNSET, Struct, UnsetType, structs
 
 from tgi_async.api.parameters import U32
+from tgi_async.api.schemas.grammar import ResponseFormat
 from tgi_async.api.schemas.openai import OpenAIRequest, Usage
+from tgi_async.api.schemas.tools import (
+    MessageToolCall,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolChoice,
+)
 
 
 class TextChunk(Struct, frozen=True, tag_field="type", tag="text"):
     text: str
 
 
+class ImageUrl(Struct, frozen=True):
+    url: str
+
+
 class ImageChunk(Struct, frozen=True, tag_field="type", tag="image_url"):
-    image_url: Any
+    image_url: ImageUrl
 
 
 class MessageBody(Struct, frozen=True, kw_only=True):
@@ -23,23 +35,25 @@ class MessageBody(Struct, frozen=True, kw_only=True):
     content: str | list[TextChunk | ImageChunk] | None = None
     name: str | None = None
     tool_call_id: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[MessageToolCall] | None = None
     reasoning_content: str | None = None
 
 
 class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     """`max_completion_tokens` is OpenAI's newer name of `max_tokens`.
 
-    The last four fields are for the chat template, under the names that vLLM and transformers have.
+    `tool_prompt` is TGI's: what it says to a model that is made to call a tool. The last four
+    fields are for the chat template, under the names that vLLM and transformers have.
     """
 
     messages: list[MessageBody]
     max_completion_tokens: U32 | None = None
     logprobs: bool | None = None
     top_logprobs: U32 | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Any = None
-    response_format: Any = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    tool_prompt: str | None = None
+    response_format: ResponseFormat | None = None
     documents: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
@@ -86,8 +100,12 @@ class Logprobs(Struct, frozen=True):
 
 
 class AssistantMessage(Struct, frozen=True):
+    """`tool_call_id` is in TGI's document; neither TGI nor this server sends it."""
+
     content: str
     role: Literal["assistant"] = "assistant"
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+    tool_call_id: str | UnsetType = UNSET
 
 
 class ChatChoice(Struct, frozen=True, kw_only=True):
@@ -102,6 +120,8 @@ class AssistantDelta(Struct, frozen=True):
 
     content: str
     role: Literal["assistant"] | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    tool_call_id: str | UnsetType = UNSET
 
 
 class ChatDelta(Struct, frozen=True, kw_only=True):

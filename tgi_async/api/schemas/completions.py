@@ -74,8 +74,9 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
 class CompletionLogprobs(Struct, frozen=True):
     """One entry a token in each list.
 
-    `text_offset` is where in the choice's text the token begins, in characters. The first token of
-    a prompt has no log-probability, and a prompt's tokens have no top tokens.
+    `text_offset` is where in the choice's text the token begins, in characters. `top_logprobs`
+    has the likeliest tokens by their texts, and the one that was taken. Nothing is before the first
+    token of a prompt: it has null in both.
     """
 
     tokens: list[str]

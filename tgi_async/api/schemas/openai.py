@@ -16,12 +16,15 @@ from tgi_async.api.parameters import (
     check_additive_penalty,
     check_warpers,
 )
+from tgi_async.api.schemas.grammar import Grammar
 from tgi_async.errors import ValidationError
 from tgi_async.generation import GenerationRequest
 from tgi_async.text.sampling_defaults import SamplingDefaults
 from tgi_async.wire.messages import MAX_BIASES
 
 MAX_BIAS = 100.0
+LEAST_LOGPROB = -9999.0
+"""OpenAI's word for a token that hardly comes. JSON has none for one that can not come at all."""
 
 
 class StreamOptions(Struct, frozen=True):
@@ -82,7 +85,11 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         return n
 
     def parameters(
-        self, limits: Limits, max_new_tokens: U32 | None, top_n_tokens: U32 | None = None
+        self,
+        limits: Limits,
+        max_new_tokens: U32 | None,
+        top_n_tokens: U32 | None = None,
+        grammar: Grammar | None = None,
     ) -> GenerateParameters:
         """The same wishes as generation parameters, as far as these have them.
 
@@ -112,6 +119,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
             watermark=bool(self.watermark),
             ignore_eos=bool(self.ignore_eos),
             top_n_tokens=top_n_tokens,
+            grammar=grammar,
         )
 
     def check_own(self) -> None:
@@ -188,6 +196,11 @@ class StreamError(Struct, frozen=True):
     """An error within a stream. Its status is the real one, where TGI always says 422."""
 
     error: StreamFailure
+
+
+def told_logprob(logprob: float) -> float:
+    """A log-probability as these routes tell it: a finite number."""
+    return max(LEAST_LOGPROB, logprob)  # of NaN too
 
 
 def unique_id(kind: str) -> str:

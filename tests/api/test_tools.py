@@ -1,0 +1,88 @@
+"""The shapes of tools, of the choice among them and of calls in earlier messages."""
+
+from __future__ import annotations
+
+import pytest
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"tools": [{}]}, "tools[0]: Object missing required field `"),
+        ({"tools": [{"type": "web"}]}, "tools[0]: Object missing required field `function`"),
+        (
+            {"tools": [TOOL, {"type": "function", "function": {}}]},
+            "tools[1].function: Object missing required field `name`",
+        ),
+        ({"tools": TOOL}, "tools: Expected `array | null`, got `object`"),
+        ({"tool_choice": 1}, "tool_choice: Expected `str | object | null`, got `int`"),
+        ({"tool_choice": {}}, "tool_choice: Object missing required field `type`"),
+        (
+            {"tool_choice": {"type": "function"}},
+            "tool_choice: Object missing required field `function`",
+        ),
+        (
+            {"tool_choice": {"type": "function", "function": {}}},
+            "tool_choice.function: Object missing required field `name`",
+        ),
+        ({"tool_prompt": []}, "tool_prompt: Expected `str | null`, got `array`"),
+    ],
+)
+async def test_malformed_ones_are_told(api, fields, told):
+    is_told(await api.chat("Hi", **fields), told)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ({"tool_calls": [{"id": "1"}]}, "tool_calls[0]: Object missing required field `function`"),
+        (
+            {"tool_calls": [{"id": 1, "function": {"name": "f"}}]},
+            "tool_calls[0].id: Expected `str`, got `int`",
+        ),
+        (
+            {"tool_calls": [{"function": {"arguments": "{}"}}]},
+            "tool_calls[0].function: Object missing required field `name`",
+        ),
+        (
+            {"content": [{"type": "image_url", "image_url": "http://a"}]},
+            "content[0].image_url: Expected `object`, got `str`",
+        ),
+        (
+            {"content": [{"type": "image_url", "image_url": {}}]},
+            "content[0].image_url: Object missing required field `url`",
+        ),
+    ],
+)
+async def test_malformed_messages_are_told(client, message, told):
+    body = {"messages": [{"role": "assistant", **message}]}
+    is_told(await client.post("/v1/chat/completions", json=body), f"messages[0].{told}")
+
+
+def is_told(response, told):
+    assert response.status_code == 422
+    prefix = "Failed to deserialize the JSON body into the target type: "
+    assert response.text.startswith(prefix + told)
+
+
+async def test_a_conversation_with_calls_and_their_results_is_taken(client):
+    function = {"name": "f", "arguments": "{}", "description": None}
+    call = {"id": "0", "type": "function", "function": function}
+    messages = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "0", "content": "done"},
+    ]
+    body = {"messages": messages, "tools": [TOOL], "tool_choice": "none"}
+    assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_answers_have_no_field_of_calls(api, events, settings, strict):
+    settings.strict_tgi = strict
+    [choice] = (await api.chat("Hi")).json()["choices"]
+    assert choice["message"].keys() == {"role", "content"}
+    *chunks, _ = events(await api.chat("Hi", stream=True))
+    assert all(chunk["choices"][0]["delta"].keys() <= {"role", "content"} for chunk in chunks)

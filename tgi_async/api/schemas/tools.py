@@ -1,0 +1,94 @@
+"""Tools that a chat names, the choice among them, and calls of them.
+
+What a template is shown is a TypedDict: templates may show it as JSON, with its fields in the order
+in which they came. Fields that are not named here are left out, as in TGI.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+FunctionDefinition = TypedDict(
+    "FunctionDefinition",
+    {
+        "name": str,
+        "description": NotRequired[str | None],
+        "parameters": NotRequired[Any],
+        "arguments": NotRequired[Any],
+        "strict": NotRequired[bool | None],
+        "return": NotRequired[Any],
+    },
+)
+"""`parameters` is a JSON Schema of them; `arguments` is TGI's name for it. `strict` is OpenAI's,
+`return` is what transformers makes of a Python function's annotation."""
+
+
+class Tool(TypedDict):
+    type: str
+    function: FunctionDefinition
+
+
+class CalledFunction(TypedDict):
+    """`arguments` is a text in JSON at OpenAI, an object elsewhere; TGI takes `parameters` too."""
+
+    name: str
+    arguments: NotRequired[Any]
+    description: NotRequired[str | None]
+
+
+class MessageToolCall(TypedDict):
+    """A call in an earlier message. Some templates want an `id`, and say so."""
+
+    id: NotRequired[str]
+    type: NotRequired[str]
+    function: CalledFunction
+
+
+class FunctionName(Struct, frozen=True):
+    name: str
+
+
+class NamedTool(Struct, frozen=True):
+    type: Literal["function"]
+    function: FunctionName
+
+
+_WORDS = ["auto", "none", "required"]
+_NAME = {"type": "string", "description": "A function's name, as in TGI."}
+ToolChoice = (
+    Annotated[str, Meta(extra_json_schema={"anyOf": [{"enum": _WORDS}, _NAME]})] | NamedTool
+)
+
+
+class FunctionCall(Struct, frozen=True, kw_only=True):
+    """`arguments` is a text in JSON."""
+
+    name: str
+    arguments: str
+    description: str | UnsetType = UNSET
+
+
+class ToolCall(Struct, frozen=True, kw_only=True):
+    """A call in an answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class FunctionCallDelta(Struct, frozen=True, kw_only=True):
+    """A piece of `arguments`; the name comes once."""
+
+    name: str | UnsetType = UNSET
+    arguments: str
+
+
+class ToolCallDelta(Struct, frozen=True, kw_only=True):
+    """A piece of the call with this `index`."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+    function: FunctionCallDelta
