@@ -26,11 +26,13 @@ from property_tests.model import (
     Outcome,
     Slot,
     prompt_logprob,
+    prompt_top,
     require,
 )
 from tgi_async.errors import ValidationError
-from tgi_async.scheduler.core import Budget, Core, Plan
+from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.fairness import OUTPUT_COST
+from tgi_async.scheduler.plan import Budget, Plan
 from tgi_async.scheduler.request import (
     FailedEvent,
     PromptEvent,
@@ -76,6 +78,7 @@ class CheckedCore:
         *,
         stop_ids: frozenset[int] = frozenset(),
         prompt_logprobs: bool = False,
+        prompt_top_n_tokens: int = 0,
     ) -> None:
         self._n_submitted += 1
         request = Request(
@@ -85,6 +88,7 @@ class CheckedCore:
             client=client,
             stop_ids=stop_ids,
             prompt_logprobs=prompt_logprobs,
+            prompt_top_n_tokens=prompt_top_n_tokens,
         )
         limit = len(prompt) + max_new_tokens
         pool = self.budget.n_blocks * self.budget.block_size
@@ -305,6 +309,9 @@ class CheckedCore:
                 self._check_token(case, event)
             elif isinstance(event, PromptEvent):
                 require(event.start == len(case.scored) + 1, "S6", f"scored from {event.start}")
+                wanted = bool(case.request.prompt_top_n_tokens)
+                due_top = [prompt_top(logprob) for logprob in event.logprobs if wanted]
+                require(event.top == due_top, "S6", f"the likeliest of the prompt: {event.top}")
                 case.scored += event.logprobs
             elif isinstance(event, FailedEvent):
                 require(case.request.id in doomed, "S7", "failed, though its row did not")

@@ -12,7 +12,15 @@ from __future__ import annotations
 from typing import NamedTuple
 from zlib import crc32
 
-from tgi_async.wire.messages import Admit, PromptLogprobs, RowError, Sampled, Step, StepDone
+from tgi_async.wire.messages import (
+    Admit,
+    PromptLogprobs,
+    RowError,
+    Sampled,
+    Step,
+    StepDone,
+    TopToken,
+)
 
 VOCABULARY = 6
 EOS = 0
@@ -47,6 +55,11 @@ def prompt_logprob(history: History) -> float:
     return -float(crc32(bytes(history)) % 1000)
 
 
+def prompt_top(logprob: float) -> list[TopToken]:
+    """The likeliest token where the one that is there has this log-probability."""
+    return [TopToken(EOS, logprob / 2)]
+
+
 def undisturbed(prompt: list[int], max_new_tokens: int, stop_ids: frozenset[int]) -> list[int]:
     """What a request emits when it runs alone."""
     tokens = list(prompt)
@@ -75,6 +88,7 @@ class _Row:
         self.n_computed = admit.n_cached
         self.blocks = list(admit.blocks)
         self.prompt_logprobs = admit.prompt_logprobs
+        self.prompt_top_n_tokens = admit.prompt_top_n_tokens
         self.broken = False
 
 
@@ -147,4 +161,5 @@ class ModelWorker:
     def _score(self, number: int, row: _Row, start: int, end: int, done: StepDone) -> None:
         if start < end:
             logprobs = [prompt_logprob(tuple(row.tokens[: p + 2])) for p in range(start, end)]
-            done.prompt_logprobs.append(PromptLogprobs(number, start + 1, logprobs))
+            top = [prompt_top(one) for one in logprobs] if row.prompt_top_n_tokens else []
+            done.prompt_logprobs.append(PromptLogprobs(number, start + 1, logprobs, top))

@@ -13,8 +13,9 @@ from property_tests.model import Violation
 from property_tests.walk import walk
 from tgi_async.generation import FinishReason
 from tgi_async.scheduler.blocks import BlockManager, BlockTable, Match, Node
-from tgi_async.scheduler.core import Budget, Core, _Draft, _Part
+from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.fairness import WaitingQueue
+from tgi_async.scheduler.plan import Budget, Draft, Part
 from tgi_async.scheduler.request import Event, PromptEvent, Request, Status, TokenEvent
 from tgi_async.wire.messages import PromptLogprobs, Sampled
 
@@ -115,7 +116,7 @@ class NeverLooksAgain(BlockManager):
 class CachesWhatIsPlanned(Core):
     """A block can be hit as soon as the step that will fill it is planned."""
 
-    def _schedule(self, request: Request, n: int, draft: _Draft) -> None:
+    def _schedule(self, request: Request, n: int, draft: Draft) -> None:
         super()._schedule(request, n, draft)
         assert request.table is not None
         known = min(request.n_planned, len(request.tokens))
@@ -124,7 +125,7 @@ class CachesWhatIsPlanned(Core):
 
 
 class CachesWhatFailed(Core):
-    def _fail(self, part: _Part, message: str, events: list[Event]) -> None:
+    def _fail(self, part: Part, message: str, events: list[Event]) -> None:
         super()._fail(part, message, events)
         part.table.failed = False
 
@@ -159,7 +160,7 @@ class ForgetsDeferredFrees(Core):
 
 
 class GrantsTooMuch(Core):
-    def _schedule(self, request: Request, n: int, draft: _Draft) -> None:
+    def _schedule(self, request: Request, n: int, draft: Draft) -> None:
         super()._schedule(request, n, draft)
         assert request.table is not None
         if self.blocks.n_free and draft.grow and draft.grow[-1].row == request.row:
@@ -178,7 +179,7 @@ class ExceedsThePrefillBudget(Core):
 class StallsDecodes(Core):
     """A decode waits while others prefill."""
 
-    def _schedule(self, request: Request, n: int, draft: _Draft) -> None:
+    def _schedule(self, request: Request, n: int, draft: Draft) -> None:
         prefills = any(one.n_planned < one.prefill_end for one in self.running)
         if prefills and request.n_planned >= request.prefill_end:
             return
@@ -188,7 +189,7 @@ class StallsDecodes(Core):
 class IdlesBesideWork(Core):
     """Admits only into an empty batch."""
 
-    def _admit(self, draft: _Draft) -> Request | None:
+    def _admit(self, draft: Draft) -> Request | None:
         return None if self.running else super()._admit(draft)
 
 
@@ -237,7 +238,7 @@ class LosesRequestsOnDeath(Core):
 
 
 class EmitsDroppedTokens(Core):
-    def _acknowledge(self, part: _Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
+    def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
         ended = part.request.status is Status.ENDED
         super()._acknowledge(part, sampled, events)
         if ended and part.samples:
@@ -245,14 +246,14 @@ class EmitsDroppedTokens(Core):
 
 
 class CachesDroppedTokens(Core):
-    def _acknowledge(self, part: _Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
+    def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
         if part.request.status is Status.ENDED and part.samples:
             part.request.tokens.append(sampled[part.row].token)
         super()._acknowledge(part, sampled, events)
 
 
 class EndsTwice(Core):
-    def _acknowledge(self, part: _Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
+    def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
         super()._acknowledge(part, sampled, events)
         reason: FinishReason = "length"
         if part.request.status is Status.ENDED and events and events[-1].request is part.request:
@@ -262,7 +263,7 @@ class EndsTwice(Core):
 class ScoresPromptsTwice(Core):
     def _score(self, request: Request, scored: PromptLogprobs, events: list[Event]) -> None:
         if request.status is not Status.ENDED:
-            events.append(PromptEvent(request, scored.start, scored.logprobs))
+            events.append(PromptEvent(request, scored.start, scored.logprobs, scored.top))
 
 
 # -- fairness -----------------------------------------------------------------------------------
@@ -304,7 +305,7 @@ class ChargesReplays(Core):
 
 
 class ChargesDroppedTokens(Core):
-    def _acknowledge(self, part: _Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
+    def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
         ended = part.request.status is Status.ENDED
         super()._acknowledge(part, sampled, events)
         if ended and part.samples and self.waiting.counter(part.request.client) is not None:

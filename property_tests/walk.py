@@ -7,7 +7,8 @@ from random import Random
 
 from property_tests.checked import CheckedCore
 from property_tests.model import EOS, VOCABULARY
-from tgi_async.scheduler.core import Budget, Core
+from tgi_async.scheduler.core import Core
+from tgi_async.scheduler.plan import Budget
 
 CLIENTS = ("ann", "bob", "eve")
 
@@ -62,10 +63,12 @@ def _submit(checked: CheckedCore, random: Random, stems: list[list[int]]) -> Non
     if random.random() < 0.95:
         prompt = prompt[: random.randint(1, most - 1)] or [EOS]
         n = random.randint(1, most - len(prompt))
+    scored = random.random() < 0.1
     checked.submit(
         random.choice(CLIENTS),
         prompt,
         n,
         stop_ids=frozenset((EOS,)) if random.random() < 0.3 else frozenset(),
-        prompt_logprobs=random.random() < 0.1,
+        prompt_logprobs=scored,
+        prompt_top_n_tokens=n % 2 if scored else 0,
     )

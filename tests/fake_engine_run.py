@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 from tests.api.tiny_tokenizer import tiny_tokenizer
 from tests.fake_worker import COMMAND, VARIABLE, Behaviour, expected_tokens
-from tgi_async.engine import Engine, Generation
+from tgi_async.backoff import Backoff
+from tgi_async.engine import Engine
 from tgi_async.generation import FinishReason, GenerationRequest, Token
+from tgi_async.generation_stream import GenerationStream
 from tgi_async.wire.messages import Sampling, Start
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +71,7 @@ class Collected(NamedTuple):
         return "".join(token.text for token in self.tokens)
 
 
-async def collect(generation: Generation) -> Collected:
+async def collect(generation: GenerationStream) -> Collected:
     """Everything until the end. Raises what the generation raises."""
     tokens: list[Token] = []
     reason: FinishReason | None = None
@@ -114,11 +116,11 @@ class Running:
 
     @property
     def folder(self) -> Path:
-        return Path(self.engine._folder.name)
+        return self.engine._workers.folder
 
     def submit(
         self, prompt: str | list[int], n: int | None = 16, *, sampling: Any = None, **options: Any
-    ) -> Generation:
+    ) -> GenerationStream:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         return self.engine.submit(
             GenerationRequest(ids, sampling or Sampling(), max_new_tokens=n, **options)
@@ -162,7 +164,7 @@ async def running(
             max_batch_prefill_tokens=0,
             max_total_tokens=0,
         ),
-        **({"command": COMMAND} | options),
+        **({"command": COMMAND, "backoff": Backoff(0.001, 0.01)} | options),
     )
     steps = Steps()
     found = Running(engine, behaviour, steps, journal)

@@ -104,6 +104,7 @@ class _Row:
         self.blocks = list(admit.blocks)
         self.sampling = admit.sampling
         self.scored = admit.prompt_logprobs
+        self.prompt_top_n = admit.prompt_top_n_tokens
 
 
 class FakeWorker:
@@ -207,11 +208,11 @@ class FakeWorker:
         last = min(end, row.n_prompt - 1)
         if not row.scored or start >= last:
             return []
-        logprobs = [
-            _prompt_logprob(self._slots[self._slot(row, position)], row.tokens[position + 1])
-            for position in range(start, last)
-        ]
-        return [PromptLogprobs(run.row, start + 1, logprobs)]
+        states = [self._slots[self._slot(row, position)] for position in range(start, last)]
+        following = row.tokens[start + 1 : last + 1]
+        logprobs = [_prompt_logprob(*pair) for pair in zip(states, following, strict=True)]
+        top = [_prompt_top(state, row.prompt_top_n) for state in states] if row.prompt_top_n else []
+        return [PromptLogprobs(run.row, start + 1, logprobs, top)]
 
     def _sample(self, row: _Row, number: int) -> Sampled:
         state = self._slots[self._slot(row, row.n_computed - 1)]
@@ -267,11 +268,25 @@ def expected_tokens(
 
 def expected_prompt_logprobs(prompt: list[int]) -> list[float | None]:
     """What an undisturbed fake worker scores a prompt with."""
+    return [None, *(_prompt_logprob(*pair) for pair in _states(prompt))]
+
+
+def expected_prompt_top(prompt: list[int], n: int) -> list[list[TopToken]]:
+    """The `n` likeliest tokens at each place of a prompt, to an undisturbed fake worker."""
+    return [[], *(_prompt_top(state, n) for state, _ in _states(prompt))]
+
+
+def _prompt_top(state: int, n: int) -> list[TopToken]:
+    return [TopToken(65 + i, -float(state % 1000 + i)) for i in range(n)]
+
+
+def _states(prompt: list[int]) -> list[tuple[int, int]]:
+    """The state before each token of a prompt but the first, and that token."""
     state = 0
-    found: list[float | None] = [None]
+    found: list[tuple[int, int]] = []
     for token, following in pairwise(prompt):
         state = _chain(state, token)
-        found.append(_prompt_logprob(state, following))
+        found.append((state, following))
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.api.tiny_tokenizer import tiny_tokenizer
 from tests.fake_engine_run import collect, running, until
-from tests.fake_worker import EOS, Behaviour, expected_prompt_logprobs
+from tests.fake_worker import EOS, Behaviour, expected_prompt_logprobs, expected_prompt_top
 from tgi_async.errors import (
     GenerationError,
     IncompleteGeneration,
@@ -16,6 +16,7 @@ from tgi_async.errors import (
     Unhealthy,
     ValidationError,
 )
+from tgi_async.generation import TopToken
 from tgi_async.wire.messages import Sampling
 
 
@@ -228,6 +229,25 @@ async def test_prompt_logprobs_are_one_a_token_however_it_is_cut(
         unscored = run.submit(prompt, 2)
         await collect(unscored)
         assert unscored.prompt_logprobs == []
+
+
+async def test_the_likeliest_tokens_of_a_prompt_are_named_where_they_are_wanted(
+    tmp_path: Path,
+) -> None:
+    async with running(Behaviour(max_batch_prefill_tokens=4), tmp_path) as run:
+        prompt = list(range(1, 12))
+        generation = run.submit(prompt, 2, prompt_logprobs=True, prompt_top_n_tokens=2)
+        await collect(generation)
+        assert generation.prompt_top_tokens == [
+            tuple(
+                TopToken(one.id, run.tokenizer.token_text(one.id), one.logprob, False)
+                for one in ones
+            )
+            for ones in expected_prompt_top(prompt, 2)
+        ]
+        scored = run.submit(prompt, 2, prompt_logprobs=True)
+        await collect(scored)
+        assert scored.prompt_top_tokens == []
 
 
 async def test_logprobs_and_top_tokens_come_with_their_names(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake_engine_run import Running, alive, collect, running, until
-from tests.fake_worker import Behaviour, expected_prompt_logprobs
+from tests.fake_worker import Behaviour, expected_prompt_logprobs, expected_prompt_top
 from tgi_async.errors import GenerationError, IncompleteGeneration, StartError, Unhealthy
 from tgi_async.wire.codec import WireError
 from tgi_async.wire.messages import Sampling
@@ -98,9 +98,12 @@ async def test_prompt_logprobs_come_once_though_the_prompt_is_computed_twice(
     behaviour = Behaviour(max_batch_prefill_tokens=8, die_at={1: step})
     async with running(behaviour, tmp_path) as run:
         prompt = list(range(1, 34))
-        generation = run.submit(prompt, 6, prompt_logprobs=True)
+        generation = run.submit(prompt, 6, prompt_logprobs=True, prompt_top_n_tokens=1)
         await collect(generation)
         assert generation.prompt_logprobs == expected_prompt_logprobs(prompt)
+        top = [[one.logprob for one in ones] for ones in generation.prompt_top_tokens]
+        expected = expected_prompt_top(prompt, 1)
+        assert top == [[one.logprob for one in ones] for ones in expected]
         assert run.engine.worker_restarts == 1
 
 
@@ -277,7 +280,7 @@ async def test_no_result_is_lost_where_a_worker_takes_no_step(
 ) -> None:
     async with running(Behaviour(), tmp_path) as run:
         await run.generate("before")
-        channel = run.engine._group._channel  # type: ignore[union-attr]
+        channel = run.engine._workers.group._channel  # type: ignore[union-attr]
 
         def refuse(message: object) -> None:
             raise WireError("too large")

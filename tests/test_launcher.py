@@ -115,7 +115,8 @@ def test_a_request_is_a_line_in_the_log(talk: Talk) -> None:
     times = ["total_time", "validation_time", "queue_time", "inference_time", "time_per_token"]
     assert [part.split("=")[0] for part in line.split()] == times
     httpx.post(f"{server.url}/generate", json={"inputs": "", "parameters": {}})
-    server.until_logged(r"WARNING Failed: validation generate 422 tokens=0\+0 total_time=")
+    why = "Input validation error: `inputs` cannot be empty"
+    server.until_logged(rf"WARNING Failed: validation: {why} generate 422 tokens=0\+0 total_time=")
 
 
 def test_a_log_as_json_has_the_span_of_tgi(serve: Serve) -> None:

@@ -14,6 +14,7 @@ from tests.fake_engine_run import DEADLINE, ROOT, alive, until
 from tests.fake_worker import COMMAND, VARIABLE, Behaviour
 from tgi_async.errors import StartError
 from tgi_async.supervisor import ENVIRONMENT, WorkerDied, WorkerGroup
+from tgi_async.wire.channel import RouterChannel
 from tgi_async.wire.messages import Admit, Loading, Refused, Run, Sampling, Start, Step
 
 START = Start(
@@ -108,12 +109,18 @@ async def test_last_words_may_come_after_the_exit(
 ) -> None:
     group = groups.make(command=(sys.executable, "-c", "pass"))
 
-    async def late() -> Refused:
-        await asyncio.wait(group._exits)
-        await asyncio.sleep(0.02)
-        return Refused("not this one")
+    channel, words = group._channel, [Refused("not this one")]
 
-    monkeypatch.setattr(group._channel, "receive", late)
+    def speak() -> None:
+        monkeypatch.setattr(channel, "poll", words.pop)
+        channel.wake()
+
+    async def wait() -> None:
+        if group._exits[0].done():
+            asyncio.get_running_loop().call_later(0.02, speak)
+        await RouterChannel.wait(channel)
+
+    monkeypatch.setattr(channel, "wait", wait)
     with pytest.raises(StartError, match=r"^not this one$"):
         await group.launch(START, ignore)
 

@@ -33,6 +33,8 @@ class GenerationRequest(Struct, frozen=True):
     ignore_eos: bool = False
     """Go on past the end-of-sequence token, for measurements of fixed length."""
     prompt_logprobs: bool = False
+    prompt_top_n_tokens: int = 0
+    """How many of the likeliest tokens to tell at each prompt token, with `prompt_logprobs`."""
 
 
 class TopToken(NamedTuple):
@@ -66,7 +68,7 @@ class Timings(Struct):
     """Between that step and the end."""
 
 
-class Emitted(NamedTuple):
+class Emitted(Struct, frozen=True):
     """What came since the last look. `finish_reason` is set on the last one."""
 
     tokens: list[Token]

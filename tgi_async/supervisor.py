@@ -20,7 +20,16 @@ import zmq
 from tgi_async.errors import StartError
 from tgi_async.wire.channel import RouterChannel
 from tgi_async.wire.codec import WireError
-from tgi_async.wire.messages import Loading, Ready, Refused, Start, Step, StepDone, Stop
+from tgi_async.wire.messages import (
+    Loading,
+    Ready,
+    Refused,
+    Start,
+    Step,
+    StepDone,
+    Stop,
+    ToRouter,
+)
 
 WORKER = (sys.executable, "-m", "workers")
 
@@ -94,7 +103,10 @@ class WorkerGroup:
         self._send(step)
 
     async def receive(self) -> StepDone:
-        """The next result. Raises WorkerDied when a rank has died or sent something else."""
+        """The next result, in the same turn of the event loop where one waits.
+
+        Raises WorkerDied when a rank has died or sent something else.
+        """
         message = await self._receive()
         if not isinstance(message, StepDone):
             raise WorkerDied(f"a worker sent {type(message).__name__} instead of a result")
@@ -138,7 +150,9 @@ class WorkerGroup:
         except OSError as error:
             raise WorkerDied(f"worker {rank} can not be started: {error}") from error
         self._processes.append(process)
-        self._exits.append(asyncio.create_task(process.wait()))
+        exit = asyncio.create_task(process.wait())
+        exit.add_done_callback(lambda _: self._channel.wake())
+        self._exits.append(exit)
 
     def _send(self, message: Start | Step | Stop) -> None:
         try:
@@ -146,20 +160,29 @@ class WorkerGroup:
         except (zmq.ZMQError, WireError) as error:
             raise WorkerDied(f"a worker takes no more steps: {error}") from error
 
-    async def _receive(self) -> Loading | Ready | Refused | StepDone:
-        reply = asyncio.ensure_future(self._channel.receive())
+    async def _receive(self) -> ToRouter:
+        while (message := self._poll()) is None:
+            if any(exit.done() for exit in self._exits):
+                return await self._last_word()
+            await self._channel.wait()
+        return message
+
+    async def _last_word(self) -> ToRouter:
+        """What was sent just before an exit in order, such as Refused. Raises WorkerDied."""
+        if self._left_in_order():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORD_SECONDS):
+                    while True:
+                        await self._channel.wait()
+                        if (message := self._poll()) is not None:
+                            return message
+        raise WorkerDied(self._epitaph())
+
+    def _poll(self) -> ToRouter | None:
         try:
-            await asyncio.wait({reply, *self._exits}, return_when=asyncio.FIRST_COMPLETED)
-            if not reply.done() and self._left_in_order():
-                # A last word, such as Refused, may have been sent just before the exit.
-                await asyncio.wait({reply}, timeout=LAST_WORD_SECONDS)
-            if reply.done():
-                return reply.result()
+            return self._channel.poll()
         except WireError as error:
             raise WorkerDied(f"a worker sent a frame outside the wire: {error}") from error
-        finally:
-            reply.cancel()
-        raise WorkerDied(self._epitaph())
 
     def _left_in_order(self) -> bool:
         return any(task.done() and task.result() == 0 for task in self._exits)

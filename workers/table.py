@@ -15,7 +15,16 @@ from tgi_async.wire.messages import Admit, Grow
 class Row:
     """One running request. Its first tokens are known on the host, the sampled ones are not."""
 
-    __slots__ = ("failed", "length", "n_blocks", "n_computed", "n_prompt", "scored", "tokens")
+    __slots__ = (
+        "failed",
+        "length",
+        "n_blocks",
+        "n_computed",
+        "n_prompt",
+        "prompt_top_n",
+        "scored",
+        "tokens",
+    )
 
     def __init__(self, admit: Admit) -> None:
         self.tokens = np.asarray(admit.tokens, np.int64)
@@ -25,6 +34,7 @@ class Row:
         """Tokens so far, sampled ones included."""
         self.n_blocks = 0
         self.scored = admit.prompt_logprobs
+        self.prompt_top_n = admit.prompt_top_n_tokens
         self.failed = False
 
     @property

@@ -200,9 +200,35 @@ async def test_echo_with_logprobs_tells_those_of_the_prompt(api, engine):
     assert choice["logprobs"] == {
         "tokens": ["", "é", " ", "<|im_end|>", "?", "!"],
         "token_logprobs": [None, -1.0, -1.0, -1.0, -1.0, -0.25],
-        "top_logprobs": [None, None, None, None, None, {"!": -0.25}],
+        "top_logprobs": [
+            None,
+            {"é": -1.0},
+            {" ": -1.0},
+            {"<|im_end|>": -1.0},
+            {"?": -1.0},
+            {"!": -0.25},
+        ],
         "text_offset": [0, 0, 1, 2, 12, 13],
     }
+    assert engine.requests[0].prompt_top_n_tokens == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_echo_with_logprobs_tells_the_likeliest_tokens_of_the_prompt(
+    api, engine, events, stream
+):
+    response = await api.complete("Hi", echo=True, logprobs=2, stream=stream)
+    body = events(response)[0] if stream else response.json()
+    logprobs = body["choices"][0]["logprobs"]
+    assert engine.requests[0].prompt_top_n_tokens == 2
+    assert logprobs["tokens"][:2] == ["H", "i"]
+    assert logprobs["top_logprobs"][:2] == [None, {"i": -1.0, "a": 0.0, "b": -0.5}]
+
+
+async def test_the_likeliest_tokens_of_a_prompt_are_not_computed_where_nobody_asks(api, engine):
+    await api.complete("Hi", logprobs=2)
+    await api.generate("Hi", decoder_input_details=True, top_n_tokens=2)
+    assert [request.prompt_top_n_tokens for request in engine.requests] == [0, 0]
 
 
 async def test_echo_in_a_stream_comes_with_the_first_chunk(api, events):

@@ -13,6 +13,8 @@ from tests.api.fake_engine import words
 from tests.api.waiting import until, until_metric
 from tgi_async.api import exchange
 from tgi_async.errors import Unhealthy
+from tgi_async.telemetry import record
+from tgi_async.telemetry.record import RequestRecord
 
 BODY = {"inputs": "Hi"}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -189,6 +191,23 @@ async def test_an_error_in_the_server_is_a_500_and_is_logged(api, engine, caplog
     assert response.status_code == 500
     assert response.json() == {"error": "Internal server error", "error_type": "internal"}
     assert "because of an error in the server" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({}, "ServerError from TypeError"),
+        ({"seed": -1}, ""),
+        ({"top_p": 2.0}, "Input validation error: `top_p` must be > 0.0 and < 1.0"),
+    ],
+)
+async def test_the_record_of_a_request_has_why_it_failed(api, engine, parameters, reason):
+    engine.submit = None
+    seen = RequestRecord({"method": "POST", "path": "/generate", "headers": []})
+    before = record.enter(seen)
+    await api.generate("Hi", **parameters)
+    record.leave(before)
+    assert seen.reason == reason
 
 
 async def test_an_error_in_the_server_within_a_stream_ends_it(api, engine, events):

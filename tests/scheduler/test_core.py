@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from tgi_async.errors import ValidationError
-from tgi_async.scheduler.core import Budget, Core, Plan, UnexpectedResult
+from tgi_async.scheduler.core import Core
+from tgi_async.scheduler.plan import Budget, Plan
 from tgi_async.scheduler.request import (
     Event,
     FailedEvent,
@@ -13,7 +14,16 @@ from tgi_async.scheduler.request import (
     Status,
     TokenEvent,
 )
-from tgi_async.wire.messages import Admit, PromptLogprobs, RowError, Run, Sampled, StepDone
+from tgi_async.scheduler.results import UnexpectedResult
+from tgi_async.wire.messages import (
+    Admit,
+    PromptLogprobs,
+    RowError,
+    Run,
+    Sampled,
+    StepDone,
+    TopToken,
+)
 
 ROOMY = Budget(
     n_blocks=64,
@@ -349,27 +359,34 @@ def test_prompt_logprobs_take_no_hit() -> None:
     core = Core(ROOMY)
     core.submit(Request(1, list(range(10)), 1))
     step(core)
-    core.submit(Request(2, list(range(10)), 1, prompt_logprobs=True))
+    core.submit(Request(2, list(range(10)), 1, prompt_logprobs=True, prompt_top_n_tokens=3))
     (admit,) = planned(core).step.admit
     assert admit.n_cached == 0
     assert admit.prompt_logprobs
+    assert admit.prompt_top_n_tokens == 3
 
 
 def test_prompt_logprobs_are_told_once_though_a_prefill_is_computed_twice() -> None:
     core = Core(ROOMY._replace(max_batch_prefill_tokens=4))
-    request = submitted(core, 1, 8, prompt_logprobs=True)
+    request = submitted(core, 1, 8, prompt_logprobs=True, prompt_top_n_tokens=1)
+
+    def top_of(logprobs: list[float]) -> list[list[TopToken]]:
+        return [[TopToken(int(-logprob), 0.0)] for logprob in logprobs]
+
+    def told(start: int, *logprobs: float) -> PromptEvent:
+        return PromptEvent(request, start, list(logprobs), top_of(list(logprobs)))
 
     def score(start: int, n: int) -> list[Event]:
         plan = planned(core)
         logprobs = [-float(position) for position in range(start, start + n)]
-        scored = [PromptLogprobs(request.row, start, logprobs)]
+        scored = [PromptLogprobs(request.row, start, logprobs, top_of(logprobs))]
         return core.complete(msgspec.structs.replace(result(core, plan), prompt_logprobs=scored))
 
-    assert score(1, 2) == [PromptEvent(request, 1, [-1.0, -2.0])]
+    assert score(1, 2) == [told(1, -1.0, -2.0)]
     core.reset()
-    assert score(1, 4) == [PromptEvent(request, 3, [-3.0, -4.0])]
+    assert score(1, 4) == [told(3, -3.0, -4.0)]
     scored, token = score(5, 3)
-    assert scored == PromptEvent(request, 5, [-5.0, -6.0, -7.0])
+    assert scored == told(5, -5.0, -6.0, -7.0)
     assert isinstance(token, TokenEvent)
 
 

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from tgi_async.errors import Overloaded
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.telemetry.observer import Observer
 from tgi_async.telemetry.record import RequestRecord
@@ -49,10 +50,10 @@ def answered(metrics: Metrics) -> None:
     metrics.request_succeeded(3.0)
 
 
-def failed(err: str) -> Callable[[Metrics], None]:
+def failed(err: str, error: Exception | None = None) -> Callable[[Metrics], None]:
     def act(metrics: Metrics) -> None:
         metrics.request_received()
-        metrics.request_failed(err)
+        metrics.request_failed(err, error)
 
     return act
 
@@ -97,6 +98,12 @@ async def test_a_failure_is_one_line_by_whose_it_was(
     (seen,) = (await ask(App(failed(err), status=422))).seen
     assert told() == [(level, f"Failed: {err}")]
     assert (seen.failure, seen.status, seen.succeeded) == (err, 422, False)
+
+
+async def test_the_line_of_a_failure_says_what_failed(told: Callable[[], Told]) -> None:
+    (seen,) = (await ask(App(failed("overloaded", Overloaded()), status=429))).seen
+    assert told() == [("WARNING", "Failed: overloaded: Model is overloaded")]
+    assert seen.reason == "Model is overloaded"
 
 
 async def test_a_stream_is_timed_to_its_first_event() -> None:

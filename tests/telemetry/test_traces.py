@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from tests.telemetry.test_record import done, made
-from tgi_async.errors import StartError
+from tgi_async.errors import GenerationError, StartError
+from tgi_async.generation import Timings
 from tgi_async.telemetry import traces
-from tgi_async.telemetry.traces import OpenTelemetry, attributes_of, sending_to
+from tgi_async.telemetry.traces import OpenTelemetry, attributes_of, parts_of, sending_to
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -87,7 +89,7 @@ def test_a_span_is_as_long_as_its_request_and_of_this_service(collected: Any) ->
     spans, exporter = collected
     seen = done()
     spans.add(seen)
-    (span,) = exporter.get_finished_spans()
+    *_, span = exporter.get_finished_spans()
     assert span.name == "generate"
     assert (span.start_time, span.end_time) == (seen.began_at, seen.began_at + 2_500_000_000)
     assert span.resource.attributes["service.name"] == "mine"
@@ -109,11 +111,63 @@ def test_a_span_belongs_to_the_trace_of_its_client(collected: Any) -> None:
 def test_an_error_of_the_server_is_one_of_the_span(collected: Any, failure: str, ok: bool) -> None:
     spans, exporter = collected
     seen = made()
-    seen.failure = failure
+    seen.failed(failure, GenerationError("out of memory"))
     spans.add(seen)
-    (span,) = exporter.get_finished_spans()
+    *_, span = exporter.get_finished_spans()
+    said = "Request failed during generation: Server error: out of memory"
     assert span.attributes["error.type"] == failure
-    assert span.status.is_ok is ok
+    assert span.attributes["error.message"] == said
+    assert (span.status.is_ok, span.status.description) == (ok, None if ok else said)
+
+
+def test_a_span_has_one_for_each_part_of_its_request(collected: Any) -> None:
+    spans, exporter = collected
+    seen = done()
+    began = time.monotonic()
+    seen.submitted(seen.requests[0], began, Timings(queued=0.5, inference=1.5))
+    spans.add(seen)
+    *parts, whole = exporter.get_finished_spans()
+    assert [part.name for part in parts] == ["validate", "queued", "infer"]
+    assert {part.parent.span_id for part in parts} == {whole.context.span_id}
+    assert {part.context.trace_id for part in parts} == {whole.context.trace_id}
+    lengths = [(part.end_time - part.start_time) / 1e9 for part in parts]
+    assert lengths == [0.001, 0.5, 1.5]
+    validate, queued, infer = parts
+    assert validate.start_time == whole.start_time
+    assert queued.end_time == infer.start_time
+
+
+def test_each_generation_of_a_request_has_its_own_parts() -> None:
+    seen = done()
+    for queued in (0.25, 0.5):
+        seen.submitted(seen.requests[0], time.monotonic(), Timings(queued, inference=1.0))
+    validate, *parts = parts_of(seen)
+    assert validate.name == "validate"
+    assert [part.name for part in parts] == ["queued", "infer"] * 2
+    assert [part.ended_at - part.began_at for part in parts] == [
+        round(seconds * 1e9) for seconds in (0.25, 1.0, 0.5, 1.0)
+    ]
+
+
+def test_a_generation_that_did_not_end_is_as_long_as_its_request() -> None:
+    seen = done()
+    seen.failed("dropped", None)
+    seen.submitted(seen.requests[0], time.monotonic(), Timings())
+    seen.submitted(seen.requests[0], time.monotonic(), Timings(queued=0.5))
+    validate, waiting, queued, infer = parts_of(seen)
+    assert [validate.name, waiting.name, queued.name] == ["validate", "queued", "queued"]
+    assert waiting.ended_at == infer.ended_at == seen.ended_at
+    assert infer.began_at == queued.ended_at
+
+
+@pytest.mark.parametrize(("failure", "names"), [("validation", ["validate"]), ("overloaded", [])])
+def test_a_refused_request_was_validated_until_its_end(failure: str, names: list[str]) -> None:
+    seen = made()
+    seen.failed(failure, None)
+    seen.total = 0.25
+    parts = list(parts_of(seen))
+    assert [part.name for part in parts] == names
+    assert all(part.ended_at == seen.ended_at for part in parts)
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:4317", "", "grpc://collector"])
@@ -172,7 +226,7 @@ def test_spans_reach_a_collector_over_http(monkeypatch: pytest.MonkeyPatch) -> N
         server.shutdown()
     ((path, body),) = posted
     assert path == "/v1/traces"
-    assert names_in(body) == ["generate"]
+    assert names_in(body) == ["validate", "generate"]
 
 
 def test_spans_reach_a_collector_over_grpc() -> None:
@@ -198,7 +252,7 @@ def test_spans_reach_a_collector_over_grpc() -> None:
     spans.add(done())
     spans.close()
     server.stop(None).wait()
-    assert got == ["generate"]
+    assert got == ["validate", "generate"]
 
 
 def test_a_collector_that_never_answers_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from tgi_async.wire import codec
 from tgi_async.wire.codec import VERSION, WireError, to_router_codec, to_worker_codec
-from tgi_async.wire.messages import Refused, Run, Step, StepDone, Stop
+from tgi_async.wire.messages import PromptLogprobs, Refused, Run, Step, StepDone, Stop, TopToken
 
 STEP = Step(3, [1], [], [], [Run(0, 1)])
 
@@ -66,6 +66,13 @@ def test_each_direction_has_its_own_messages() -> None:
         to_worker_codec().decode(to_router_codec().encode(done))
     with pytest.raises(WireError):
         to_router_codec().decode(to_worker_codec().encode(STEP))
+
+
+def test_the_likeliest_tokens_of_a_prompt_arrive_as_they_were_sent() -> None:
+    wire = to_router_codec()
+    scored = PromptLogprobs(0, 1, [-0.5, -3.0], [[TopToken(7, -0.5)], [TopToken(2**31 - 1, 0.0)]])
+    done = StepDone(3, [], [scored], [], 0.0, 0.0)
+    assert wire.decode(wire.encode(done)) == done
 
 
 def test_text_that_is_not_utf_8_is_refused() -> None:

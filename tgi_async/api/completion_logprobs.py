@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from tgi_async.api.schemas.completions import CompletionLogprobs
-from tgi_async.generation import Token
+from tgi_async.api.schemas.openai import told_logprob
+from tgi_async.generation import Token, TopToken
 from tgi_async.text.stream import Detokenizer
 from tgi_async.text.tokenizer import Tokenizer
 
@@ -14,6 +15,7 @@ from tgi_async.text.tokenizer import Tokenizer
 class Piece(NamedTuple):
     """A token of a prompt, and where in the prompt it begins, in characters."""
 
+    id: int
     text: str
     offset: int
 
@@ -32,10 +34,20 @@ def pieces_of(tokenizer: Tokenizer, prompt: str, ids: Sequence[int]) -> list[Pie
         special = tokenizer.is_special(id)
         if special:
             text = tokenizer.token_text(id)
-        pieces.append(Piece(text, offset))
+        pieces.append(Piece(id, text, offset))
         if not special or prompt.startswith(text, offset):
             offset = min(offset + len(text), len(prompt))
     return pieces
+
+
+class PromptScores(Protocol):
+    """What a generation tells of its prompt, as `api.engine.Generation` has it."""
+
+    @property
+    def prompt_logprobs(self) -> Sequence[float | None]: ...
+
+    @property
+    def prompt_top_tokens(self) -> Sequence[Sequence[TopToken]]: ...
 
 
 class LogprobsWriter:
@@ -49,34 +61,40 @@ class LogprobsWriter:
         self,
         tokens: Sequence[Token],
         prompt: Sequence[Piece] = (),
-        prompt_logprobs: Sequence[float | None] = (),
+        scores: PromptScores | None = None,
     ) -> CompletionLogprobs:
-        """The next tokens, with those of the prompt before them."""
-        # What is before the first token is nothing, so it has no probability.
-        scored = [None, *prompt_logprobs[1:]] if prompt else []
-        written = CompletionLogprobs(
-            tokens=[piece.text for piece in prompt],
-            token_logprobs=scored,
-            top_logprobs=[None] * len(prompt),
-            text_offset=[piece.offset for piece in prompt],
-        )
+        """The next tokens, with those of the prompt, which have `scores`, before them."""
+        written = CompletionLogprobs([], [], [], [])
+        if prompt:
+            assert scores is not None
+            tops = scores.prompt_top_tokens or [()] * len(prompt)
+            for piece, logprob, top in zip(prompt, scores.prompt_logprobs, tops, strict=True):
+                written.tokens.append(piece.text)
+                written.token_logprobs.append(logprob and told_logprob(logprob))
+                # Before the first token is nothing, so no token has a probability there.
+                written.top_logprobs.append(
+                    None if logprob is None else _top(piece.id, piece.text, logprob, top)
+                )
+                written.text_offset.append(piece.offset)
         for token in tokens:
             shown = self._tokenizer.token_text(token.id) if token.special else token.text
             written.tokens.append(shown)
-            written.token_logprobs.append(token.logprob)
-            written.top_logprobs.append(_top(token, shown))
+            written.token_logprobs.append(token.logprob and told_logprob(token.logprob))
+            written.top_logprobs.append(_top(token.id, shown, token.logprob, token.top))
             written.text_offset.append(self._offset)
             self._offset += len(token.text)
         return written
 
 
-def _top(token: Token, shown: str) -> dict[str, float]:
+def _top(
+    id: int, shown: str, logprob: float | None, likeliest: Sequence[TopToken]
+) -> dict[str, float]:
     """The likeliest tokens by their texts, and the one that was taken, whether likely or not.
 
     Several tokens may have one text, such as halves of characters: then the likeliest is told.
     """
-    top = {} if token.logprob is None else {shown: token.logprob}
-    for one in token.top:
-        if one.id != token.id:
-            top.setdefault(one.text, one.logprob)
+    top = {} if logprob is None else {shown: told_logprob(logprob)}
+    for one in likeliest:
+        if one.id != id:
+            top.setdefault(one.text, told_logprob(one.logprob))
     return top

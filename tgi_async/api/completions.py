@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from msgspec import UNSET, UnsetType, structs
 
 from tgi_async.api.body import BodyRefused
-from tgi_async.api.completion_logprobs import LogprobsWriter, Piece, pieces_of
+from tgi_async.api.completion_logprobs import LogprobsWriter, Piece, PromptScores, pieces_of
 from tgi_async.api.exchange import Exchange, encode, event
 from tgi_async.api.finished import Finished, collect_all, text_of
 from tgi_async.api.openai import errors_told, finish_reason_of, stream_choices
@@ -67,7 +67,7 @@ async def _complete(service: Service, body: CompletionRequest, exchange: Exchang
         if body.stream:
 
             def events(index: int, emitted: Emitted) -> bytes:
-                return answer.events(index, emitted, generations[index].prompt_logprobs)
+                return answer.events(index, emitted, generations[index])
 
             await stream_choices(
                 service, exchange, generations, n_characters, events, answer.ending
@@ -104,7 +104,9 @@ async def _request(
     if strict:
         return request
     request = body.completed(request, logprobs=request.sampling.logprobs)
-    return structs.replace(request, prompt_logprobs=bool(body.echo) and n_logprobs is not None)
+    if not body.echo or n_logprobs is None:
+        return request
+    return structs.replace(request, prompt_logprobs=True, prompt_top_n_tokens=n_logprobs)
 
 
 class _Answer:
@@ -148,14 +150,12 @@ class _Answer:
                 group = sorted(group, key=lambda one: one.mean_logprob, reverse=True)[: self._n]
             told += group
         choices = [
-            self._choice(index, one.tokens, one.finish_reason, one.prompt_logprobs)
+            self._choice(index, one.tokens, one.finish_reason, one)
             for index, one in enumerate(told)
         ]
         return self._completion(choices, self._usage([len(one.tokens) for one in finished]))
 
-    def events(
-        self, index: int, emitted: Emitted, prompt_logprobs: Sequence[float | None]
-    ) -> bytes:
+    def events(self, index: int, emitted: Emitted, scores: PromptScores) -> bytes:
         """One chunk for all tokens that came together.
 
         Usage is in the last chunk of each choice, as in TGI, unless OpenAI's `include_usage` asks
@@ -163,9 +163,7 @@ class _Answer:
         """
         first = not self._n_streamed[index]
         self._n_streamed[index] += len(emitted.tokens)
-        choice = self._choice(
-            index, emitted.tokens, emitted.finish_reason, prompt_logprobs, first=first
-        )
+        choice = self._choice(index, emitted.tokens, emitted.finish_reason, scores, first=first)
         usage: Usage | UnsetType = UNSET
         if emitted.finish_reason is not None and not self._body.include_usage:
             n_generated = 0 if self._body.scores_only else self._n_streamed[index]
@@ -183,7 +181,7 @@ class _Answer:
         index: int,
         tokens: Sequence[Token],
         reason: FinishReason | None,
-        prompt_logprobs: Sequence[float | None],
+        scores: PromptScores,
         *,
         first: bool = True,
     ) -> CompletionChoice:
@@ -194,7 +192,7 @@ class _Answer:
         place = index // self._n
         if self._body.n_logprobs is not None:
             pieces = self._scored[place] if first and self._scored else ()
-            logprobs = self._writers[index].write(tokens, pieces, prompt_logprobs)
+            logprobs = self._writers[index].write(tokens, pieces, scores)
         return CompletionChoice(
             index=index,
             text=(self._echoed[place] if first else "") + text_of(tokens),

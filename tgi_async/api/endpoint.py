@@ -86,17 +86,19 @@ class Endpoint(Generic[T]):
             raise
         except BodyRefused as refused:
             if count:
-                count.request_failed("validation")
+                count.request_failed("validation", refused)
             await _reply_text(exchange, refused)
         except ServerError as error:
             if count:
-                count.request_failed(error.failure)
+                count.request_failed(error.failure, error)
             await exchange.fail(error)
-        except Exception:
+        except Exception as error:
             log.exception("A request failed because of an error in the server")
+            internal = ServerError("Internal server error")
+            internal.__cause__ = error
             if count:
-                count.request_failed("generation")
-            await exchange.fail(ServerError("Internal server error"))
+                count.request_failed("generation", internal)
+            await exchange.fail(internal)
 
 
 async def _disconnected(receive: Receive) -> None:

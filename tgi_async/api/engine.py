@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from tgi_async.generation import Emitted, GenerationRequest, Timings
+from tgi_async.generation import Emitted, GenerationRequest, Timings, TopToken
 from tgi_async.telemetry.metrics import Gauges
 
 
@@ -28,6 +28,10 @@ class Generation(Protocol):
     @property
     def prompt_logprobs(self) -> list[float | None]:
         """One for each prompt token (None for the first), complete with the first emitted token."""
+
+    @property
+    def prompt_top_tokens(self) -> list[tuple[TopToken, ...]]:
+        """The likeliest tokens at each prompt token (none at the first), where they are wanted."""
 
     def __aiter__(self) -> AsyncIterator[Emitted]: ...
 

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from tgi_async.api.engine import Generation
-from tgi_async.generation import FinishReason, Timings, Token
+from tgi_async.generation import FinishReason, Timings, Token, TopToken
 
 T = TypeVar("T")
 
@@ -20,6 +20,7 @@ class Finished(NamedTuple):
     text: str
     finish_reason: FinishReason
     prompt_logprobs: list[float | None]
+    prompt_top_tokens: list[tuple[TopToken, ...]]
     timings: Timings
     seed: int
 
@@ -49,6 +50,7 @@ async def collect(generation: Generation) -> Finished:
         text_of(tokens),
         finish_reason,
         generation.prompt_logprobs,
+        generation.prompt_top_tokens,
         generation.timings,
         generation.seed,
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from msgspec import structs
+from msgspec import UNSET, structs
 
 from tgi_async.api.exchange import ErrorBody, Exchange, encode, event
-from tgi_async.api.finished import collect_all, text_of
+from tgi_async.api.finished import collect_all
 from tgi_async.api.generate_details import DetailsWriter
 from tgi_async.api.parameters import (
     GenerateParameters,
@@ -24,7 +24,7 @@ from tgi_async.api.schemas.generate import (
 from tgi_async.api.service import Service
 from tgi_async.api.timing import reply_headers, stream_headers
 from tgi_async.errors import IncompleteGeneration, ServerError
-from tgi_async.generation import Emitted, GenerationRequest
+from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
 
 
 async def generate(service: Service, body: GenerateRequest, exchange: Exchange) -> None:
@@ -129,29 +129,34 @@ class _TokenEvents:
 
     def encode(self, emitted: Emitted) -> bytes:
         """All events of `emitted` as one piece."""
-        self._texts.append(text_of(emitted.tokens))
-        pieces: list[bytes] = []
-        ending = len(emitted.tokens) if emitted.finish_reason is not None else 0
-        for place, token in enumerate(emitted.tokens, start=1):
-            self.n_tokens += 1
-            response = StreamResponse(index=self.n_tokens, token=self._writer.token(token))
-            if self._with_top_tokens:
-                response = structs.replace(response, top_tokens=self._writer.top_tokens(token))
-            if place == ending:
-                response = self._last(response, emitted)
-            pieces.append(event(response))
+        tokens = emitted.tokens
+        if emitted.finish_reason is None:
+            return b"".join([self._event(token) for token in tokens])
+        pieces = [self._event(token) for token in tokens[:-1]]
+        pieces.append(self._event(tokens[-1], emitted.finish_reason))
         return b"".join(pieces)
 
-    def _last(self, response: StreamResponse, emitted: Emitted) -> StreamResponse:
-        details = None
-        if self._details and emitted.finish_reason is not None:
-            details = StreamDetails(
-                finish_reason=emitted.finish_reason,
-                generated_tokens=self.n_tokens,
-                seed=self._writer.told(self._request.sampling.seed),
-                input_length=len(self._request.prompt),
+    def _event(self, token: Token, reason: FinishReason | None = None) -> bytes:
+        """One event, the last one if there is a reason."""
+        self._texts.append(token.text)
+        self.n_tokens += 1
+        return event(
+            StreamResponse(
+                index=self.n_tokens,
+                token=self._writer.token(token),
+                top_tokens=self._writer.top_tokens(token) if self._with_top_tokens else UNSET,
+                generated_text="".join(self._texts) if reason else None,
+                details=self._told_details(reason) if reason and self._details else None,
             )
-        return structs.replace(response, generated_text="".join(self._texts), details=details)
+        )
+
+    def _told_details(self, reason: FinishReason) -> StreamDetails:
+        return StreamDetails(
+            finish_reason=reason,
+            generated_tokens=self.n_tokens,
+            seed=self._writer.told(self._request.sampling.seed),
+            input_length=len(self._request.prompt),
+        )
 
 
 def _error_event(error: ServerError) -> bytes:

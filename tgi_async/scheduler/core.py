@@ -21,12 +21,12 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from typing import NamedTuple
 
 from tgi_async.errors import ValidationError
 from tgi_async.generation import FinishReason
 from tgi_async.scheduler.blocks import BlockManager, BlockTable
 from tgi_async.scheduler.fairness import INPUT_COST, OUTPUT_COST, WaitingQueue
+from tgi_async.scheduler.plan import Budget, Draft, Part, Plan
 from tgi_async.scheduler.request import (
     Event,
     FailedEvent,
@@ -35,6 +35,7 @@ from tgi_async.scheduler.request import (
     Status,
     TokenEvent,
 )
+from tgi_async.scheduler.results import InFlight, UnexpectedResult, check_result
 from tgi_async.wire.messages import (
     Admit,
     Grow,
@@ -44,83 +45,6 @@ from tgi_async.wire.messages import (
     Step,
     StepDone,
 )
-
-
-class Budget(NamedTuple):
-    """The limits that the core keeps."""
-
-    n_blocks: int
-    block_size: int
-    max_rows: int
-    max_batch_prefill_tokens: int
-    """Most prefill tokens in a step."""
-    max_total_tokens: int
-    """Most tokens of a request, prompt and output."""
-    overcommit: float = 4.0
-    """How many times the pool the running requests may grow to, should all reach their limits."""
-    lookahead: int = 1
-    """Steps planned before the results of the ones before are known."""
-
-
-class Plan(NamedTuple):
-    """A step to send, and what it is made of."""
-
-    step: Step
-    admitted: list[Request]
-    n_prefill_tokens: int
-    n_decodes: int
-
-
-class _Part(NamedTuple):
-    """A row's part of a step in flight. The table tells this admission from a later one."""
-
-    request: Request
-    table: BlockTable
-    row: int
-    end: int
-    """Positions computed once the step is done."""
-    samples: bool
-
-
-class _InFlight(NamedTuple):
-    step: int
-    parts: list[_Part]
-
-
-class _Draft:
-    """A step being planned."""
-
-    def __init__(self, step: int, prefill_budget: int) -> None:
-        self.step = step
-        self.left = prefill_budget
-        """Prefill tokens that may still be given out."""
-        self.spare = 0
-        """Blocks beyond what the running rows need for this step and the next."""
-        self.run: list[Run] = []
-        self.grow: list[Grow] = []
-        self.admit: list[Admit] = []
-        self.admitted: list[Request] = []
-        self.parts: list[_Part] = []
-
-
-class UnexpectedResult(Exception):
-    """A worker's reply does not fit the step that was sent."""
-
-
-def _check_result(
-    done: StepDone, parts: list[_Part], sampled: dict[int, Sampled], failed: dict[int, str]
-) -> None:
-    """Every row that samples has a token or an error, and no other row has anything."""
-    rows = {part.row for part in parts}
-    sampling = {part.row for part in parts if part.samples}
-    if len(sampled) != len(done.sampled):
-        raise UnexpectedResult(f"a row has two tokens in step {done.step}")
-    if lacking := sampling - sampled.keys() - failed.keys():
-        raise UnexpectedResult(f"rows {sorted(lacking)} have no token in step {done.step}")
-    if extra := sampled.keys() - sampling - failed.keys():
-        raise UnexpectedResult(f"rows {sorted(extra)} do not sample in step {done.step}")
-    if strange := (failed.keys() | {one.row for one in done.prompt_logprobs}) - rows:
-        raise UnexpectedResult(f"rows {sorted(strange)} are not in step {done.step}")
 
 
 class Core:
@@ -140,7 +64,7 @@ class Core:
         self.n_hit_tokens = 0
         self._free_rows = list(range(budget.max_rows - 1, -1, -1))
         self._release: list[int] = []
-        self._in_flight: deque[_InFlight] = deque()
+        self._in_flight: deque[InFlight] = deque()
         self._closing: list[BlockTable] = []
         """Tables that nobody holds, waiting for the steps in flight that may touch them."""
         self._last_step = 0
@@ -212,7 +136,7 @@ class Core:
         parts = self._in_flight[0].parts
         sampled = {one.row: one for one in done.sampled}
         failed = {error.row: error.message for error in done.errors}
-        _check_result(done, parts, sampled, failed)
+        check_result(done, parts, sampled, failed)
         self._in_flight.popleft()
         self._acknowledged = done.step
         events: list[Event] = []
@@ -234,7 +158,7 @@ class Core:
         """The next step, or None while there is nothing to run or too much in flight."""
         if len(self._in_flight) > self.budget.lookahead:
             return None
-        draft = _Draft(self._last_step + 1, self.budget.max_batch_prefill_tokens)
+        draft = Draft(self._last_step + 1, self.budget.max_batch_prefill_tokens)
         preempted = self._reserve(draft)
         prefilling: Request | None = None
         for request in self.running:
@@ -256,13 +180,13 @@ class Core:
         if not draft.run:
             return None
         self._last_step = draft.step
-        self._in_flight.append(_InFlight(draft.step, draft.parts))
+        self._in_flight.append(InFlight(draft.step, draft.parts))
         step = Step(draft.step, self._release, draft.admit, draft.grow, draft.run)
         self._release = []
         n_prefill = self.budget.max_batch_prefill_tokens - draft.left
         return Plan(step, draft.admitted, n_prefill, n_decodes)
 
-    def _reserve(self, draft: _Draft) -> bool:
+    def _reserve(self, draft: Draft) -> bool:
         """Keep blocks for one token of every running row in this step and in the next.
 
         Preempts the latest arrivals where they are not to be had; true if it did. The oldest is
@@ -270,7 +194,13 @@ class Core:
         """
         preempted = False
         while True:
-            needed = sum(self._short(request, request.n_planned + 2) for request in self.running)
+            needed = 0
+            for request in self.running:
+                assert request.table is not None
+                end = request.n_planned + 2
+                # Most rows lack nothing, and finding so takes no call for each.
+                if end > len(request.table.blocks) * self.budget.block_size:
+                    needed += self._short(request, end)
             draft.spare = self.blocks.n_available - needed
             if draft.spare >= 0 or len(self.running) < 2:
                 return preempted
@@ -280,7 +210,7 @@ class Core:
             self._preempt(self.running[-1])
             preempted = True
 
-    def _prefill(self, request: Request, draft: _Draft) -> None:
+    def _prefill(self, request: Request, draft: Draft) -> None:
         """Schedule as much of a row's prefill as budget and blocks allow, at least one token."""
         start = request.n_planned
         n = min(request.prefill_end - start, draft.left)
@@ -295,7 +225,7 @@ class Core:
         draft.left -= n
         self._schedule(request, n, draft)
 
-    def _admit(self, draft: _Draft) -> Request | None:
+    def _admit(self, draft: Draft) -> Request | None:
         """Admit the head of the queue, if its row, its known tokens and its limit fit."""
         if not self._free_rows:
             return None
@@ -352,28 +282,29 @@ class Core:
                 blocks=list(table.blocks),
                 sampling=request.sampling,
                 prompt_logprobs=scored,
+                prompt_top_n_tokens=request.prompt_top_n_tokens if scored else 0,
             )
         )
         return request
 
-    def _schedule(self, request: Request, n: int, draft: _Draft) -> None:
+    def _schedule(self, request: Request, n: int, draft: Draft) -> None:
         """Put `n` tokens of a running request into the step, and grant the blocks they need."""
         table = request.table
         assert table is not None
         end = request.n_planned + n
-        short = self._n_blocks(end) - len(table.blocks)
-        if short > 0:
+        if end > len(table.blocks) * self.budget.block_size:
+            short = self._n_blocks(end) - len(table.blocks)
             draft.grow.append(Grow(request.row, self.blocks.grow(table, short)))
         samples = end >= request.prefill_end
         request.n_planned = end
         request.n_in_flight += samples
         table.last_step = draft.step
         draft.run.append(Run(request.row, n))
-        draft.parts.append(_Part(request, table, request.row, end, samples))
+        draft.parts.append(Part(request, table, request.row, end, samples))
 
     # -- results --------------------------------------------------------------------------------
 
-    def _acknowledge(self, part: _Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
+    def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
         request, table = part.request, part.table
         table.n_computed = part.end
         if part.end // self.budget.block_size > table.n_committed and not table.failed:
@@ -387,7 +318,7 @@ class Core:
         request.tokens.append(one.token)
         self.waiting.charge(request.client, OUTPUT_COST)
         reason: FinishReason | None = None
-        if request.n_emitted == request.max_new_tokens:
+        if len(request.tokens) > request.limit:  # the last one is never computed
             reason = "length"
         elif one.token in request.stop_ids:
             reason = "eos_token"
@@ -400,9 +331,12 @@ class Core:
         n_told = max(0, request.n_scored - scored.start)
         if request.status is not Status.ENDED and n_told < len(scored.logprobs):
             request.n_scored = scored.start + len(scored.logprobs)
-            events.append(PromptEvent(request, scored.start + n_told, scored.logprobs[n_told:]))
+            start = scored.start + n_told
+            events.append(
+                PromptEvent(request, start, scored.logprobs[n_told:], scored.top[n_told:])
+            )
 
-    def _fail(self, part: _Part, message: str, events: list[Event]) -> None:
+    def _fail(self, part: Part, message: str, events: list[Event]) -> None:
         request = part.request
         request.n_in_flight -= part.samples
         part.table.failed = True

@@ -5,9 +5,11 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from tgi_async.generation import FinishReason
 from tgi_async.scheduler.blocks import BlockTable, Node
-from tgi_async.wire.messages import Sampled, Sampling
+from tgi_async.wire.messages import Sampled, Sampling, TopToken
 
 
 class Status(Enum):
@@ -31,6 +33,7 @@ class Request:
         "id",
         "keys",
         "lacking",
+        "limit",
         "max_new_tokens",
         "n_in_flight",
         "n_planned",
@@ -38,6 +41,7 @@ class Request:
         "n_scored",
         "prefill_end",
         "prompt_logprobs",
+        "prompt_top_n_tokens",
         "row",
         "sampling",
         "status",
@@ -57,6 +61,7 @@ class Request:
         sampling: Sampling | None = None,
         stop_ids: frozenset[int] = frozenset(),
         prompt_logprobs: bool = False,
+        prompt_top_n_tokens: int = 0,
     ) -> None:
         self.id = id
         self.client = client
@@ -64,8 +69,11 @@ class Request:
         self.stop_ids = stop_ids
         self.prompt_logprobs = prompt_logprobs
         """These need every prompt position computed, so they take no hits."""
+        self.prompt_top_n_tokens = prompt_top_n_tokens
         self.max_new_tokens = max_new_tokens
         self.n_prompt = len(prompt)
+        self.limit = self.n_prompt + max_new_tokens - 1
+        """Most positions this request can ever compute: its last token is never an input."""
         self.tokens = list(prompt)
         self.keys: list[tuple[int, ...]] = []
         """The tokens of each full block, made once."""
@@ -89,11 +97,6 @@ class Request:
     def n_emitted(self) -> int:
         return len(self.tokens) - self.n_prompt
 
-    @property
-    def limit(self) -> int:
-        """Most positions this request can ever compute: its last token is never an input."""
-        return self.n_prompt + self.max_new_tokens - 1
-
     def block_keys(self, block_size: int) -> list[tuple[int, ...]]:
         """The tokens of each full block of the known tokens."""
         keys = self.keys
@@ -102,7 +105,7 @@ class Request:
         return keys
 
 
-class TokenEvent(NamedTuple):
+class TokenEvent(Struct, frozen=True):
     """A request emitted a token, its last one if `finish_reason` is set."""
 
     request: Request
@@ -111,11 +114,12 @@ class TokenEvent(NamedTuple):
 
 
 class PromptEvent(NamedTuple):
-    """Log-probabilities of prompt tokens from `start` on."""
+    """Log-probabilities of prompt tokens from `start` on, and the likeliest ones where wanted."""
 
     request: Request
     start: int
     logprobs: list[float]
+    top: list[list[TopToken]]
 
 
 class FailedEvent(NamedTuple):

@@ -145,11 +145,11 @@ class Metrics:
         if (seen := record.current()) is not None:
             seen.succeeded = True
 
-    def request_failed(self, err: str) -> None:
-        """A request ended with an error; `err` is one of FAILURES."""
+    def request_failed(self, err: str, error: Exception | None = None) -> None:
+        """A request ended, not well; `err` is one of FAILURES."""
         self._failure.add(label=err)
         if (seen := record.current()) is not None:
-            seen.failure = err
+            seen.failed(err, error)
 
     def admitted(self, n_cached: int) -> None:
         """A request entered the running batch; `n_cached` prompt tokens came from the cache."""

@@ -55,4 +55,6 @@ class Observer:
             log.info("Success", extra=told)
         else:
             failure = seen.failure or "generation"
-            log.log(LEVELS.get(failure, logging.WARNING), "Failed: %s", failure, extra=told)
+            reason = f": {seen.reason}" if seen.reason else ""
+            level = LEVELS.get(failure, logging.WARNING)
+            log.log(level, "Failed: %s%s", failure, reason, extra=told)

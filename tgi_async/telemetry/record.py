@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import time
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec import structs
 from starlette.types import Scope
 
-from tgi_async.generation import FinishReason, GenerationRequest
+from tgi_async.generation import FinishReason, GenerationRequest, Timings
+from tgi_async.telemetry.failure import reason_of
 
 NAMES = {
     "/generate": "generate",
@@ -28,12 +29,19 @@ NAMES = {
 """What TGI calls its handlers, and thus their spans."""
 
 
+class Generated(NamedTuple):
+    """One generation of a request; it was submitted at a moment of the monotonic clock."""
+
+    submitted: float
+    timings: Timings
+
+
 class RequestRecord:
     """One request. Times are in seconds, and sums where it asked for several generations.
 
     `counted`: its body was read and it is in `tgi_request_count`, as those that generate are.
     `began_at` and `first_event_at` are Unix times in nanoseconds; `failure` is the `err` label of
-    `tgi_request_failure`.
+    `tgi_request_failure`, and `reason` what more can be said of it.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -51,11 +59,13 @@ class RequestRecord:
         self.counted = False
         self.succeeded = False
         self.failure: str | None = None
+        self.reason = ""
         self.requests: list[GenerationRequest] = []
+        self.generations: list[Generated] = []
         self.finish_reasons: list[FinishReason] = []
         self.n_prompt = self.n_generated = 0
         self.total = self.validation = self.queued = self.inference = 0.0
-        self._started = time.perf_counter()
+        self._started = time.monotonic()
 
     def received(self) -> None:
         """Its body was read and understood."""
@@ -66,15 +76,34 @@ class RequestRecord:
         self.validation = max(self.validation, seconds)
         self.n_prompt += n_prompt
 
+    def submitted(self, request: GenerationRequest, now: float, timings: Timings) -> None:
+        """The engine took a generation, whose `timings` it fills in."""
+        self.requests.append(request)
+        self.generations.append(Generated(now, timings))
+
     def generated(self, queued: float, inference: float, n_generated: int) -> None:
         """A generation ended by itself."""
         self.queued += queued
         self.inference += inference
         self.n_generated += n_generated
 
+    def failed(self, failure: str, error: Exception | None) -> None:
+        """It ended, not well: by an error or, if there is none, as its client left."""
+        self.failure = failure
+        self.reason = "" if error is None else reason_of(error)
+
     def ended(self) -> None:
         """All has been sent, or the client has left."""
-        self.total = time.perf_counter() - self._started
+        self.total = time.monotonic() - self._started
+
+    @property
+    def ended_at(self) -> int:
+        """A Unix time in nanoseconds, as `began_at`."""
+        return self.began_at + round(self.total * 1e9)
+
+    def unix_time(self, moment: float) -> int:
+        """In nanoseconds, of a moment of the monotonic clock."""
+        return self.began_at + round((moment - self._started) * 1e9)
 
     @property
     def time_per_token(self) -> float:

@@ -1,15 +1,16 @@
-"""Traces: a span for each request that generates, sent to an OpenTelemetry collector.
+"""Traces: spans of each request that generates, sent to an OpenTelemetry collector.
 
-A span is made whole at the request's end and handed to a thread that sends them in batches. When
-the collector does not keep up, spans are dropped; requests never wait.
+They are made whole at the request's end and handed to a thread that sends them in batches. When the
+collector does not keep up, spans are dropped; requests never wait.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tgi_async.errors import StartError
 from tgi_async.generation import GenerationRequest
@@ -29,7 +30,15 @@ class Traces(Protocol):
     """Who collects spans."""
 
     def add(self, seen: RequestRecord) -> None:
-        """Take the span of a request that has ended. Does not block."""
+        """Take the spans of a request that has ended. Does not block."""
+
+
+class Part(NamedTuple):
+    """A child span: a part of what a request took. Unix times, in nanoseconds."""
+
+    name: str
+    began_at: int
+    ended_at: int
 
 
 class OpenTelemetry:
@@ -50,8 +59,8 @@ class OpenTelemetry:
         self._model_id = model_id
 
     def add(self, seen: RequestRecord) -> None:
-        """Take the span of a request that has ended. Does not block."""
-        from opentelemetry.trace import SpanKind, Status, StatusCode
+        """Take the spans of a request that has ended. Does not block."""
+        from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 
         span = self._tracer.start_span(
             seen.name,
@@ -63,10 +72,16 @@ class OpenTelemetry:
             span.set_attributes(attributes_of(seen, self._model_id))
             if seen.failure is not None:
                 span.set_attribute("error.type", seen.failure)
+                if seen.reason:
+                    span.set_attribute("error.message", seen.reason)
                 # What a client did wrong is no error of the server.
                 if seen.failure in ("generation", "incomplete"):
-                    span.set_status(Status(StatusCode.ERROR, seen.failure))
-        span.end(seen.began_at + round(seen.total * 1e9))
+                    span.set_status(Status(StatusCode.ERROR, seen.reason or seen.failure))
+            inside = set_span_in_context(span)
+            for part in parts_of(seen):
+                child = self._tracer.start_span(part.name, inside, start_time=part.began_at)
+                child.end(part.ended_at)
+        span.end(seen.ended_at)
 
     def close(self) -> None:
         """Send what is left; blocks for at most LAST_EXPORT_SECONDS."""
@@ -106,6 +121,27 @@ def sending_to(endpoint: str) -> SpanProcessor:
             "with: pip install 'tgi-async[otel]'"
         ) from error
     return BatchSpanProcessor(exporter)
+
+
+def parts_of(seen: RequestRecord) -> Iterator[Part]:
+    """Validation, then the wait in the queue and the inference of each generation.
+
+    A part that did not come to an end ended with the request. Names are TGI's.
+    """
+    validated = seen.validation
+    if seen.failure in ("validation", "template"):
+        validated = validated or seen.total
+    if validated:
+        yield Part("validate", seen.began_at, seen.began_at + round(validated * 1e9))
+    for submitted, timings in seen.generations:
+        began = seen.unix_time(submitted)
+        if not timings.queued:
+            yield Part("queued", began, seen.ended_at)
+            continue
+        started = began + round(timings.queued * 1e9)
+        yield Part("queued", began, started)
+        inferred = round(timings.inference * 1e9)
+        yield Part("infer", started, started + inferred if inferred else seen.ended_at)
 
 
 def attributes_of(seen: RequestRecord, model_id: str) -> Attributes:

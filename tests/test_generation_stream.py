@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from tests.api.tiny_tokenizer import tiny_tokenizer
+from tests.telemetry.test_record import made
+from tgi_async.errors import GenerationError
+from tgi_async.generation import Emitted, GenerationRequest
+from tgi_async.generation_stream import GenerationStream
+from tgi_async.scheduler.request import PromptEvent, Request
+from tgi_async.telemetry import record
+from tgi_async.telemetry.record import RequestRecord
+from tgi_async.wire.messages import Sampled, Sampling, TopToken
+
+NAMES = tiny_tokenizer()
+A, B, C = NAMES.encode("abc")
+
+
+class Cancelled(list[Request]):
+    """The requests that were cancelled."""
+
+
+def stream(cancelled: Cancelled | None = None, **asked: object) -> GenerationStream:
+    request = GenerationRequest([A], Sampling(seed=7), **asked)  # type: ignore[arg-type]
+    queued = Request(1, request.prompt, 9)
+    told = Cancelled() if cancelled is None else cancelled
+    return GenerationStream(request, queued, NAMES, told.append)
+
+
+@pytest.fixture
+def seen() -> Iterator[RequestRecord]:
+    """The record of the request that a stream is made for."""
+    seen = made()
+    before = record.enter(seen)
+    yield seen
+    record.leave(before)
+
+
+def text_of(emitted: Emitted) -> str:
+    return "".join(token.text for token in emitted.tokens)
+
+
+async def test_tokens_that_came_together_are_taken_together() -> None:
+    one = stream()
+    assert [one.emit(Sampled(0, id), None) for id in (A, B)] == [None, None]
+    assert text_of(await anext(one)) == "ab"
+    assert one.emit(Sampled(0, C), "length") == "length"
+    last = await anext(one)
+    assert (text_of(last), last.finish_reason) == ("c", "length")
+    with pytest.raises(StopAsyncIteration):
+        await anext(one)
+
+
+async def test_whoever_waits_is_woken() -> None:
+    one = stream()
+    waiting = asyncio.create_task(anext(one))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    one.emit(Sampled(0, A), None)
+    assert text_of(await waiting) == "a"
+
+
+async def test_a_stop_sequence_is_an_end_of_its_own() -> None:
+    one = stream(stop=("ab",))
+    assert one.emit(Sampled(0, A), None) is None
+    assert one.emit(Sampled(0, B), None) == "stop_sequence"
+    assert (await anext(one)).finish_reason == "stop_sequence"
+
+
+async def test_an_error_comes_after_what_was_emitted() -> None:
+    one = stream()
+    one.emit(Sampled(0, A), None)
+    one.fail(GenerationError("broken"))
+    assert text_of(await anext(one)) == "a"
+    with pytest.raises(GenerationError, match="broken"):
+        await anext(one)
+
+
+async def test_cancelling_ends_it_for_everybody() -> None:
+    cancelled = Cancelled()
+    one = stream(cancelled)
+    waiting = asyncio.create_task(anext(one))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    one.cancel()
+    with pytest.raises(StopAsyncIteration):
+        await waiting
+    assert cancelled == [one.request]
+
+
+def test_the_prompt_is_scored_from_its_second_token_on() -> None:
+    one = stream(prompt_logprobs=True, prompt_top_n_tokens=1)
+    one.score(PromptEvent(one.request, 1, [-1.0], [[TopToken(B, -0.5)]]))
+    assert one.prompt_logprobs == [None, -1.0]
+    assert one.prompt_top_tokens == [(), ((B, "b", -0.5, False),)]
+
+
+def test_a_replay_does_not_begin_the_wait_again() -> None:
+    one = stream()
+    one.started(one._submitted + 1.0)
+    one.started(one._submitted + 5.0)
+    assert one.timings.queued == pytest.approx(1.0)
+
+
+def test_the_record_of_its_request_follows_it(seen: RequestRecord) -> None:
+    one = stream()
+    (generated,) = seen.generations
+    assert generated.timings is one.timings
+    assert seen.requests[0].prompt == [A]
+    one.started(one._submitted + 1e-9)
+    one.emit(Sampled(0, A), "length")
+    assert seen.finish_reasons == ["length"]
+    assert generated.timings.inference > 0
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_failure_ends_the_inference_that_began(seen: RequestRecord, started: bool) -> None:
+    one = stream()
+    if started:
+        one.started(one._submitted + 1e-9)
+    one.fail(GenerationError("broken"))
+    assert (seen.generations[0].timings.inference > 0) == started

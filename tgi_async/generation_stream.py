@@ -1,0 +1,151 @@
+"""One generation on its way to the client: sampled tokens in, text out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from tgi_async.errors import ServerError
+from tgi_async.generation import (
+    Emitted,
+    FinishReason,
+    GenerationRequest,
+    Timings,
+    Token,
+    TopToken,
+)
+from tgi_async.scheduler.request import PromptEvent, Request
+from tgi_async.telemetry import record
+from tgi_async.text.stream import Decoder, TextStream
+from tgi_async.wire import messages
+from tgi_async.wire.messages import Sampled
+
+
+class TokenNames(Decoder, Protocol):
+    """The part of a tokenizer that tokens are named with."""
+
+    def token_text(self, id: int) -> str: ...
+
+
+class GenerationStream:
+    """An asynchronous iterator over what one request emits.
+
+    Its `request` is the scheduler's; `cancel` of the engine is told when the client leaves.
+    """
+
+    def __init__(
+        self,
+        asked: GenerationRequest,
+        request: Request,
+        names: TokenNames,
+        cancel: Callable[[Request], None],
+    ) -> None:
+        self.seed = asked.sampling.seed
+        self.timings = Timings()
+        self.prompt_logprobs: list[float | None] = [None] if asked.prompt_logprobs else []
+        self.prompt_top_tokens: list[tuple[TopToken, ...]] = (
+            [()] if asked.prompt_top_n_tokens else []
+        )
+        self.request = request
+        self.begun = False
+        """Whether it has emitted anything."""
+        self._names = names
+        self._text = TextStream(names, asked.prompt, asked.stop, asked.include_stop)
+        self._cancel = cancel
+        self._record = record.current()
+        self._submitted = self._started = time.monotonic()
+        if self._record is not None:
+            self._record.submitted(asked, self._submitted, self.timings)
+        self._buffer: list[Token] = []
+        self._finish_reason: FinishReason | None = None
+        self._error: ServerError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._exhausted = False
+
+    # -- what the client sees -------------------------------------------------------------------
+
+    def __aiter__(self) -> GenerationStream:
+        return self
+
+    async def __anext__(self) -> Emitted:
+        """What was emitted since the last call, waiting for something if there is nothing.
+
+        Raises the ServerError that ended the generation, after all that was emitted before it.
+        """
+        while not self._buffer and self._finish_reason is None:
+            if self._error is not None:
+                raise self._error
+            if self._exhausted:
+                raise StopAsyncIteration
+            self._waiter = waiter = asyncio.get_running_loop().create_future()
+            await waiter
+        tokens, self._buffer = self._buffer, []
+        reason, self._finish_reason = self._finish_reason, None
+        self._exhausted = self._exhausted or reason is not None
+        return Emitted(tokens, reason)
+
+    def cancel(self) -> None:
+        """End the generation and free its blocks. Idempotent, and harmless after the end."""
+        self._exhausted = True
+        self._cancel(self.request)
+        self._wake()
+
+    # -- what the engine tells ------------------------------------------------------------------
+
+    def started(self, now: float) -> None:
+        """The step that computes its first tokens was sent, at `now` of the monotonic clock."""
+        if not self.timings.queued:
+            self._started = now
+            self.timings.queued = now - self._submitted
+
+    def score(self, event: PromptEvent) -> None:
+        """Take log-probabilities of the prompt."""
+        self.prompt_logprobs += event.logprobs
+        self.prompt_top_tokens += map(self._top, event.top)
+
+    def emit(self, sampled: Sampled, reason: FinishReason | None) -> FinishReason | None:
+        """Take a token, the last one if `reason` is set. Returns why it ends, if it does.
+
+        A stop sequence may end it where the scheduler knows of no end.
+        """
+        text, stopped = self._text.push(sampled.token)
+        if stopped:
+            reason = "stop_sequence"
+        elif reason is not None:
+            text += self._text.flush()
+        top = self._top(sampled.top) if sampled.top else ()
+        special = self._names.is_special(sampled.token)
+        self._buffer.append(Token(sampled.token, text, sampled.logprob, special, top))
+        if reason is not None:
+            self._finish(reason)
+        if self._waiter is not None:
+            self._wake()
+        return reason
+
+    def fail(self, error: ServerError) -> None:
+        """Nothing more comes."""
+        self._error = error
+        if self.timings.queued:
+            self.timings.inference = time.monotonic() - self._started
+        self._wake()
+
+    def _finish(self, reason: FinishReason) -> None:
+        self._finish_reason = reason
+        # Not the loop's clock: uvloop's has steps of a millisecond.
+        self.timings.inference = time.monotonic() - self._started
+        if self._record is not None:
+            self._record.finish_reasons.append(reason)
+
+    def _top(self, likeliest: list[messages.TopToken]) -> tuple[TopToken, ...]:
+        names = self._names
+        return tuple(
+            TopToken(one.id, names.token_text(one.id), one.logprob, names.is_special(one.id))
+            for one in likeliest
+        )
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)

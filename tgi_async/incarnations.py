@@ -1,0 +1,95 @@
+"""The incarnations of the workers: when one group has died, the next one is launched."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tgi_async.backoff import Backoff
+from tgi_async.supervisor import WorkerDied, WorkerGroup
+from tgi_async.wire.messages import Loading, Ready, Start
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3
+"""Times that workers are launched again, one after another, before they are given up."""
+
+
+class Incarnations:
+    """At most one of them lives: `group`."""
+
+    def __init__(self, world_size: int, command: tuple[str, ...], backoff: Backoff) -> None:
+        self._world_size = world_size
+        self._command = command
+        self._backoff = backoff
+        self._folder = tempfile.TemporaryDirectory(prefix="tgi-async-")
+        self._n = 0
+        self._ready_at: float | None = None
+        self.group: WorkerGroup | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where the sockets are."""
+        return Path(self._folder.name)
+
+    async def launch(self, start: Start, on_loading: Callable[[Loading], None]) -> Ready:
+        """Start the next incarnation and wait until it is warm.
+
+        Raises StartError if a worker refuses the model, WorkerDied if one dies meanwhile.
+        """
+        self._n += 1
+        self._ready_at = None
+        self.group = WorkerGroup(self.folder, self._n, self._world_size, self._command)
+        try:
+            ready = await self.group.launch(start, on_loading)
+        except BaseException:
+            await self.kill()
+            raise
+        self._ready_at = time.monotonic()
+        return ready
+
+    async def relaunch(self, start: Start) -> Ready:
+        """Start the next one in place of one that died, later and later if they die in a row.
+
+        Raises StartError if a worker refuses the model, WorkerDied if it dies each time.
+        """
+        attempt = 0
+        while True:
+            attempt += 1
+            await self._wait()
+            try:
+                return await self.launch(start, _log_loading)
+            except WorkerDied as error:
+                if attempt == MAX_ATTEMPTS:
+                    raise
+                log.error("%s while loading (attempt %d of %d)", error, attempt, MAX_ATTEMPTS)
+
+    async def kill(self) -> None:
+        """End the workers at once, and wait until they are gone."""
+        if self.group is not None:
+            await self.group.kill()
+            self.group = None
+
+    async def stop(self, grace: float) -> None:
+        """End the workers, within `grace` seconds in order, and leave no file."""
+        if self.group is not None:
+            await self.group.stop(grace)
+            self.group = None
+        self._folder.cleanup()
+
+    async def _wait(self) -> None:
+        lived = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
+        self._ready_at = None
+        wait = self._backoff.after(lived)
+        if wait:
+            log.warning("workers die in a row: waiting %.3g s before the next start", wait)
+            await asyncio.sleep(wait)
+
+
+def _log_loading(loading: Loading) -> None:
+    if loading.seconds:
+        log.info("%s: %.1f s", loading.phase, loading.seconds)

@@ -1,0 +1,63 @@
+"""What a step is planned within, and made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from tgi_async.scheduler.blocks import BlockTable
+from tgi_async.scheduler.request import Request
+from tgi_async.wire.messages import Admit, Grow, Run, Step
+
+
+class Budget(NamedTuple):
+    """The limits that the core keeps."""
+
+    n_blocks: int
+    block_size: int
+    max_rows: int
+    max_batch_prefill_tokens: int
+    """Most prefill tokens in a step."""
+    max_total_tokens: int
+    """Most tokens of a request, prompt and output."""
+    overcommit: float = 4.0
+    """How many times the pool the running requests may grow to, should all reach their limits."""
+    lookahead: int = 1
+    """Steps planned before the results of the ones before are known."""
+
+
+class Plan(NamedTuple):
+    """A step to send, and what it is made of."""
+
+    step: Step
+    admitted: list[Request]
+    n_prefill_tokens: int
+    n_decodes: int
+
+
+class Part(Struct, frozen=True):
+    """A row's part of a step in flight. The table tells this admission from a later one."""
+
+    request: Request
+    table: BlockTable
+    row: int
+    end: int
+    """Positions computed once the step is done."""
+    samples: bool
+
+
+class Draft:
+    """A step being planned."""
+
+    def __init__(self, step: int, prefill_budget: int) -> None:
+        self.step = step
+        self.left = prefill_budget
+        """Prefill tokens that may still be given out."""
+        self.spare = 0
+        """Blocks beyond what the running rows need for this step and the next."""
+        self.run: list[Run] = []
+        self.grow: list[Grow] = []
+        self.admit: list[Admit] = []
+        self.admitted: list[Request] = []
+        self.parts: list[Part] = []

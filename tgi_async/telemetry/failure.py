@@ -1,0 +1,32 @@
+"""What logs and traces say of an error.
+
+A client may be told in words that quote what it sent. An operator is not: no part of a prompt is
+written down.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tgi_async.errors import TemplateError
+
+MOST_CHARACTERS = 300
+_PLACE = re.compile(r"\(in <string>:\d+\)$")
+
+
+def reason_of(error: Exception) -> str:
+    """One line without anything of a prompt.
+
+    A chat template, or a library that an error was raised from, may quote what it was given: of
+    these there are only the place and the kind.
+    """
+    said = str(error)
+    if isinstance(error, TemplateError):
+        place = _PLACE.search(said)
+        where = f" {place[0]}" if place else ""
+        return f"Template error{where}, told in full to the client alone"
+    foreign = error.__cause__
+    if foreign is not None:
+        return f"{type(error).__name__} from {type(foreign).__name__}"
+    lines = said.splitlines() or [type(error).__name__]
+    return lines[0][:MOST_CHARACTERS]
