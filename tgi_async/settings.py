@@ -83,7 +83,7 @@ class Settings:
     )
     max_best_of: int = _option(2, LIMITS, "most sequences of `best_of`", kind=int, least=1)
     max_stop_sequences: int = _option(4, LIMITS, "most stop sequences", kind=int, least=0)
-    max_top_n_tokens: int = _option(5, LIMITS, "most `top_n_tokens`", kind=int, least=0)
+    max_top_n_tokens: int = _option(5, LIMITS, "most `top_n_tokens`", kind=int, least=0, most=100)
     max_client_batch_size: int = _option(
         4, LIMITS, "most prompts in one /v1/completions request", kind=int, least=1
     )
