@@ -27,6 +27,7 @@ from tgi_async.wire.messages import (
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.sampling import Sampler, SamplerOutput
+from workers.sampling.transfer import send
 from workers.table import Row, RowTable
 
 SCORED_AT_ONCE = 64
@@ -162,9 +163,9 @@ class Runner:
 
         input_ids = table.last_tokens.new_empty(start)
         if decodes:
-            input_ids[:n_decode] = table.last_tokens[torch.from_numpy(at).to(device)]
+            input_ids[:n_decode] = table.last_tokens[send(at, device)]
         if ids:
-            input_ids[n_decode:] = torch.from_numpy(np.concatenate(ids)).to(device)
+            input_ids[n_decode:] = send(np.concatenate(ids), device)
         context = AttentionContext(
             cache=self._cache,
             slot_mapping=torch.from_numpy(np.concatenate(slots)),
@@ -180,8 +181,8 @@ class Runner:
         )
         logits = self._model(
             input_ids,
-            torch.from_numpy(np.concatenate(positions)).to(device),
-            torch.from_numpy(wanted).to(device),
+            send(np.concatenate(positions), device),
+            send(wanted, device),
             context,
         )
         forwarded = time.perf_counter()
@@ -190,7 +191,7 @@ class Runner:
         if sampling:
             lengths = [table[row].length for row in sampling]
             output = self._sampler.sample(sampling, lengths, logits[: len(sampled_at)])
-            table.last_tokens[torch.tensor(sampling, device=device)] = output.tokens
+            table.last_tokens[send(np.asarray(sampling), device)] = output.tokens
             launched.outputs.append((sampling, output))
         for run in runs:
             table[run.row].n_computed += run.n
@@ -218,7 +219,7 @@ class Runner:
             row = self._table[run.row]
             first = row.n_computed + 1
             n = min(run.n, row.n_prompt - first)
-            following = torch.from_numpy(row.tokens[first : first + n]).to(logits.device)
+            following = send(row.tokens[first : first + n], logits.device)
             logprobs: list[float] = []
             top: list[list[TopToken]] = []
             for begin in range(0, n, SCORED_AT_ONCE):

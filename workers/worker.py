@@ -28,6 +28,7 @@ from tgi_async.wire.messages import (
 from workers import memory
 from workers.attention import registry
 from workers.attention.cache import PagedCache
+from workers.attention.cuda import CudaAttention
 from workers.models.loading import load
 from workers.models.transformers_path import Unsupported
 from workers.runner import Launched, Runner
@@ -35,7 +36,6 @@ from workers.sampling import Sampler
 from workers.table import RowTable
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-CPU_BLOCK_SIZE = 16
 CPU_PREFILL_TOKENS = 512
 """Prefill tokens of a step where none are asked for: about a third of a second on two cores."""
 CUDA_PREFILL_TOKENS = 4096
@@ -74,7 +74,7 @@ class Worker:
             )
         shape = model.shape
         longest = min(shape.max_total_tokens, start.max_total_tokens or shape.max_total_tokens)
-        block_size = start.block_size or CPU_BLOCK_SIZE
+        block_size = start.block_size or registry.block_size(device)
 
         def build(n_blocks: int) -> Runner:
             cache = PagedCache(
@@ -155,11 +155,10 @@ def choose_device() -> tuple[torch.device, list[str]]:
     """Where to serve, and what a person should know of the choice."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), []
-    if "cuda" in registry.DEVICES:
+    refusal = CudaAttention.refusal()
+    if refusal is None:
         return torch.device("cuda"), []
-    return torch.device("cpu"), [
-        "there is a GPU, but paged attention is built for CPUs only so far: serving on the CPU"
-    ]
+    return torch.device("cpu"), [f"there is a GPU, and serving is on the CPU: {refusal}"]
 
 
 def _warm_up(

@@ -2,119 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
+from tests.workers.paged_batch import Attend, Shape, largest_difference
 from workers.attention.cache import PagedCache
-from workers.attention.context import AttentionContext, Prefill
+from workers.attention.context import AttentionContext
 from workers.attention.cpu import CpuAttention
 from workers.attention.gather import attend_gathered
 from workers.attention.kernel import Kernel
-
-Attend = Callable[..., torch.Tensor]
 
 
 @pytest.fixture(params=["kernel", "gather"], scope="module")
 def attend(request: pytest.FixtureRequest) -> Attend:
     return Kernel() if request.param == "kernel" else attend_gathered
-
-
-@dataclass
-class Shape:
-    n_heads: int = 4
-    n_kv_heads: int = 2
-    head_dim: int = 32
-    block_size: int = 16
-    dtype: torch.dtype = torch.float32
-
-
-def plain(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int, softcap: float
-) -> torch.Tensor:
-    """Eager attention of one sequence in float32: q [n, n_heads, dim] are the last n positions of
-    k, v [length, n_kv_heads, dim]."""
-    n, length = q.shape[0], k.shape[0]
-    k, v = (x.float().repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-    scores = torch.einsum("nhd,lhd->hnl", q.float(), k) * scale
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    ahead = torch.arange(length) - torch.arange(length - n, length)[:, None]
-    scores = scores.masked_fill(ahead > 0, float("-inf"))
-    if window:
-        scores = scores.masked_fill(ahead <= -window, float("-inf"))
-    return torch.einsum("hnl,lhd->nhd", scores.softmax(dim=-1), v)
-
-
-def largest_difference(
-    attend: Attend,
-    shape: Shape,
-    decodes: list[int],
-    prefills: list[tuple[int, int]],
-    *,
-    window: int = 0,
-    softcap: float = 0.0,
-    spread: float = 1.0,
-) -> float:
-    """Of one mixed batch from plain attention. `decodes` are context lengths; `prefills` are
-    (chunk, length after it). The cache's unwritten slots hold NaN; blocks lie in random order."""
-    generator = torch.Generator().manual_seed(len(decodes) + 7 * len(prefills) + shape.block_size)
-    bs, dim = shape.block_size, shape.head_dim
-    lengths = decodes + [length for _, length in prefills]
-    new = [1] * len(decodes) + [n for n, _ in prefills]
-    n_blocks = [-(-length // bs) for length in lengths]
-    cache = PagedCache(2, sum(n_blocks) + 1, bs, shape.n_kv_heads, dim, shape.dtype)
-    for pool in cache.keys + cache.values:
-        pool.fill_(float("nan"))
-    order = (1 + torch.randperm(sum(n_blocks), generator=generator)).to(torch.int32)
-    tables = list(order.split(n_blocks))
-
-    def normal(*size: int) -> torch.Tensor:
-        return (spread * torch.randn(*size, generator=generator)).to(shape.dtype)
-
-    q, k, v, slots = [], [], [], []
-    for table, length, n in zip(tables, lengths, new, strict=True):
-        keys, values = (normal(length, shape.n_kv_heads, dim) for _ in range(2))
-        at = torch.arange(length)
-        slot = table.long()[at // bs] * bs + at % bs
-        before = slot[: length - n]
-        cache.keys[1][before // bs, :, before % bs] = keys[: length - n]
-        cache.values[1][before // bs, :, before % bs] = values[: length - n]
-        q.append(normal(n, shape.n_heads, dim))
-        k.append(keys)
-        v.append(values)
-        slots.append(slot[length - n :])
-    n_decode, widest = len(decodes), max(n_blocks[: len(decodes)], default=0)
-    padded = torch.zeros(n_decode, widest, dtype=torch.int32)
-    for row, table in enumerate(tables[:n_decode]):
-        padded[row, : len(table)] = table
-    chunks: list[Prefill] = []
-    for (n, length), table in zip(prefills, tables[n_decode:], strict=True):
-        chunks.append(Prefill(n_decode + sum(c.n for c in chunks), n, length, table))
-    context = AttentionContext(
-        cache,
-        torch.cat(slots),
-        n_decode,
-        padded,
-        torch.tensor(decodes, dtype=torch.int32),
-        chunks,
-    )
-
-    def packed(tensors: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(tensors)[None].transpose(1, 2)
-
-    new_k, new_v = (
-        packed([x[-n:] for x, n in zip(tensors, new, strict=True)]) for tensors in (k, v)
-    )
-    scale = dim**-0.5
-    out = attend(packed(q), new_k, new_v, 1, context, scale, window, softcap)
-    expected = [plain(*qkv, scale, window, softcap) for qkv in zip(q, k, v, strict=True)]
-    assert out.shape == (1, sum(new), shape.n_heads, dim)
-    assert out.dtype == shape.dtype
-    return float((out[0].float() - torch.cat(expected)).abs().max())
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 16, 32])

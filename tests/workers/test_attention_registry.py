@@ -96,5 +96,5 @@ def test_logits_equal_those_of_each_sequence_alone(make: type) -> None:
 
 
 def test_a_device_without_attention_is_refused() -> None:
-    with pytest.raises(ValueError, match="for the device cpu, not for cuda"):
-        register(4, 2, 16, torch.float32, "cuda")
+    with pytest.raises(ValueError, match="for the devices cpu, cuda, not for xpu"):
+        register(4, 2, 16, torch.float32, "xpu")

@@ -14,7 +14,7 @@ from tgi_async.wire.messages import Admit, Grow, Run, Sampling, Step, StepDone, 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
 from workers.models.loading import Loaded, load
-from workers.runner import Runner
+from workers.runner import Launched, Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
 
@@ -82,12 +82,12 @@ class Spoiling(Wrapped):
 class Batch:
     """A runner, and blocks for its rows."""
 
-    def __init__(self, model: Any) -> None:
-        cache = PagedCache(2, N_BLOCKS, BLOCK_SIZE, 2, 16, torch.float32, CPU)
+    def __init__(self, model: Any, device: torch.device = CPU) -> None:
+        cache = PagedCache(2, N_BLOCKS, BLOCK_SIZE, 2, 16, torch.float32, device)
         for pool in (*cache.keys, *cache.values):
             pool.fill_(float("nan"))  # what nobody wrote must not matter
-        table = RowTable(6, 128, BLOCK_SIZE, CPU)
-        self.runner = Runner(model, table, cache, Sampler(6, VOCABULARY, CPU))
+        table = RowTable(6, 128, BLOCK_SIZE, device)
+        self.runner = Runner(model, table, cache, Sampler(6, VOCABULARY, device))
         self._free = [int(block) for block in torch.randperm(N_BLOCKS)]
         self._n_steps = 0
 
@@ -99,12 +99,17 @@ class Batch:
     def step(
         self, run: dict[int, int], *admit: Admit, release: tuple[int, ...] = (), grow: Any = ()
     ) -> StepDone:
+        done = self.runner.collect(self.launch(run, *admit, release=release, grow=grow))
+        assert done.step == self._n_steps
+        return done
+
+    def launch(
+        self, run: dict[int, int], *admit: Admit, release: tuple[int, ...] = (), grow: Any = ()
+    ) -> Launched:
         self._n_steps += 1
         runs = [Run(row, n) for row, n in run.items()]
         step = Step(self._n_steps, list(release), list(admit), list(grow), runs)
-        done = self.runner.collect(self.runner.launch(step))
-        assert done.step == self._n_steps
-        return done
+        return self.runner.launch(step)
 
 
 def tokens_of(done: StepDone) -> dict[int, int]:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sysconfig
 from collections.abc import Sequence
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,12 @@ class Channel:
         return found
 
 
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests are about the CPU, whatever the machine has."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_llama(tmp_path_factory.mktemp("llama"))
@@ -111,9 +120,9 @@ def refusal(folder: Path, **changes: Any) -> str:
     return last.message
 
 
-def steps(n: int) -> list[Step]:
+def steps(n: int, sampling: Sampling | None = None) -> list[Step]:
     """Prefill of a prompt, then decodes."""
-    admit = Admit(0, PROMPT, 3, 0, [4, 2], Sampling())
+    admit = Admit(0, PROMPT, 3, 0, [4, 2], sampling or Sampling())
     first = Step(1, [], [admit], [], [Run(0, 3)])
     return [first, *(Step(number, [], [], [], [Run(0, 1)]) for number in range(2, n + 1))]
 
@@ -284,12 +293,39 @@ def test_a_second_start_is_an_error(folder: Path) -> None:
         run(start(folder), start(folder))
 
 
-def test_a_gpu_that_attention_is_not_built_for_is_left_alone_and_named(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def gpu(_no_gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine that has all that serving on its GPU needs."""
+    (tmp_path / "Python.h").write_text("")
+    monkeypatch.setattr(sysconfig, "get_path", lambda *names: str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(util, "find_spec", lambda name: object())
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.delenv("CC", raising=False)
 
-    device, notes = choose_device()
 
+@pytest.mark.usefixtures("gpu")
+def test_a_gpu_is_served_on() -> None:
+    assert choose_device() == (torch.device("cuda"), [])
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    ("where", "name", "value", "said"),
+    [
+        (util, "find_spec", lambda name: None, "install the package triton"),
+        (shutil, "which", lambda name: None, "needs a C compiler"),
+        (sysconfig, "get_path", lambda *names: "/nowhere", "install Python's headers"),
+        (torch.cuda, "get_device_capability", lambda: (7, 5), "Some GPU has compute capability"),
+    ],
+)
+def test_a_gpu_that_cannot_be_served_on_is_left_alone_and_the_reason_said(
+    monkeypatch: pytest.MonkeyPatch, where: Any, name: str, value: Any, said: str
+) -> None:
+    monkeypatch.setattr(where, name, value)
+    device, (note,) = choose_device()
     assert device.type == "cpu"
-    assert "serving on the CPU" in notes[0]
+    assert note.startswith("there is a GPU, and serving is on the CPU: ")
+    assert said in note

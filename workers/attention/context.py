@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from workers.attention.cache import PagedCache
+from workers.attention.device_batch import DeviceBatch
 
 
 class Prefill(NamedTuple):
@@ -26,7 +27,8 @@ class Prefill(NamedTuple):
 class AttentionContext:
     """Built once for each forward pass, and passed to the model as `tgi_ctx`.
 
-    The packed tokens are one token of each decode row, then the chunks of `prefills`.
+    The packed tokens are one token of each decode row, then the chunks of `prefills`. All tensors
+    are on the host, whatever device the cache is on.
 
     Raises ValueError where a tensor has another dtype or shape than stated, or names a block or a
     slot outside the cache: attention trusts these numbers with memory.
@@ -42,6 +44,7 @@ class AttentionContext:
     """int32 [n_decode]: positions of the sequence, the current one included."""
     prefills: list[Prefill] = field(default_factory=list)
     _spans: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    _on_device: dict[int, DeviceBatch] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.n_tokens < 1:
@@ -96,6 +99,36 @@ class AttentionContext:
             chunks = torch.tensor(cut, dtype=torch.int64).reshape(-1, 4)
             spans = self._spans[max_positions] = torch.cat((decode, chunks))
         return spans
+
+    def on_device(self, max_positions: int) -> DeviceBatch:
+        """The same for the kernels of a GPU, chunks cut to tiles of at most `max_positions`; made
+        by the first layer that asks.
+        """
+        batch = self._on_device.get(max_positions)
+        if batch is None:
+            batch = self._on_device[max_positions] = DeviceBatch.of(self, max_positions)
+        return batch
+
+    def expect_fitting(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Raises ValueError for a layer's tensors that do not fit the cache and this forward pass.
+
+        Query is [1, n_heads, n_tokens, head_dim], key and value are [1, n_kv_heads, n_tokens,
+        head_dim], of the cache's dtype.
+        """
+        cache = self.cache
+        fitting = (1, cache.n_kv_heads, self.slot_mapping.numel(), cache.head_dim)
+        n_heads = query.shape[1]
+        if (
+            query.shape != (1, n_heads, *fitting[2:])
+            or n_heads % cache.n_kv_heads
+            or not key.shape == value.shape == fitting
+            or not query.dtype == key.dtype == value.dtype == cache.dtype
+        ):
+            raise ValueError(
+                f"query {query.dtype} {list(query.shape)}, key {key.dtype} {list(key.shape)} and "
+                f"value {value.dtype} {list(value.shape)} do not fit the cache and this forward "
+                f"pass, which take keys of {cache.dtype} {list(fitting)}"
+            )
 
     def _held(self, n_blocks: int) -> int:
         return n_blocks * self.cache.block_size

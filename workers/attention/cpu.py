@@ -1,93 +1,28 @@
-"""Paged attention on a CPU, as transformers' attention modules call it."""
+"""Paged attention on a CPU."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
-from workers.attention.context import AttentionContext
 from workers.attention.gather import attend_gathered
 from workers.attention.kernel import Kernel
+from workers.attention.paged import PagedAttention
 from workers.native import NativeUnavailable
 
-# What transformers hands to every attention function without changing what is to be attended:
-# `position_ids` is in the keys and queries already, the rest says what to return or to keep.
-HARMLESS = frozenset(
-    {
-        "cache_position",
-        "logits_to_keep",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "position_ids",
-        "return_dict",
-        "use_cache",
-    }
-)
 
-
-class CpuAttention:
+class CpuAttention(PagedAttention):
     """The C kernel where it can be had, plain torch elsewhere; `notes` says what was given up."""
 
     def __init__(self, n_heads: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
-        self.notes: list[str] = []
-        self._kernel: Kernel | None = None
         refusal = Kernel.refusal(n_heads, n_kv_heads, head_dim, dtype)
-        try:
-            self._kernel = None if refusal else Kernel()
-        except NativeUnavailable as error:
-            refusal = str(error)
-        if refusal:
-            self.notes.append(
-                "attention runs in plain torch, several times slower with many streams, because "
-                f"the C kernel is not to be had: {refusal}"
-            )
-
-    def __call__(
-        self,
-        module: torch.nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        *,
-        tgi_ctx: AttentionContext,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        is_causal: bool | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """Query [1, n_heads, n_tokens, head_dim], key and value [1, n_kv_heads, n_tokens,
-        head_dim], rotated -> [1, n_tokens, n_heads, head_dim]. The keys and values are in the
-        cache afterwards.
-
-        Raises ValueError, naming it, for whatever it would have to ignore.
-        """
-        meaningful = [name for name, x in kwargs.items() if x is not None and name not in HARMLESS]
-        if attention_mask is not None:
-            meaningful.append("attention_mask")
-        if dropout:
-            meaningful.append("dropout")
-        if is_causal is False or not getattr(module, "is_causal", True):
-            meaningful.append("is_causal=False")
-        if meaningful:
-            raise ValueError(
-                f"{type(module).__name__} asks for attention with {', '.join(meaningful)}, which "
-                "paged attention does not do: it takes causal attention with a scaling, a sliding "
-                "window and a softcap. This model cannot be served."
-            )
-        attend = self._kernel or attend_gathered
-        out = attend(
-            query,
-            key,
-            value,
-            module.layer_idx,  # type: ignore[arg-type]
-            tgi_ctx,
-            query.shape[-1] ** -0.5 if scaling is None else scaling,
-            sliding_window or 0,
-            softcap or 0.0,
+        if not refusal:
+            try:
+                super().__init__(Kernel())
+                return
+            except NativeUnavailable as error:
+                refusal = str(error)
+        note = (
+            "attention runs in plain torch, several times slower with many streams, because "
+            f"the C kernel is not to be had: {refusal}"
         )
-        return out, None
+        super().__init__(attend_gathered, [note])

@@ -88,19 +88,8 @@ class Kernel:
         Raises ValueError for tensors that do not fit the cache and the context.
         """
         cache = context.cache
+        context.expect_fitting(query, key, value)
         _, n_heads, n_tokens, head_dim = query.shape
-        fitting = (1, cache.n_kv_heads, context.slot_mapping.numel(), cache.head_dim)
-        if (
-            query.shape != (1, n_heads, *fitting[2:])
-            or n_heads % cache.n_kv_heads
-            or not key.shape == value.shape == fitting
-            or not query.dtype == key.dtype == value.dtype == cache.dtype
-        ):
-            raise ValueError(
-                f"query {query.dtype} {list(query.shape)}, key {key.dtype} {list(key.shape)} and "
-                f"value {value.dtype} {list(value.shape)} do not fit the cache and this forward "
-                f"pass, which take keys of {cache.dtype} {list(fitting)}"
-            )
         query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
         out = query.new_empty((1, n_tokens, n_heads, head_dim))
         spans = context.spans(MAX_QUERIES // (n_heads // cache.n_kv_heads))

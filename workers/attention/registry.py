@@ -6,9 +6,10 @@ import torch
 from transformers import AttentionInterface
 
 from workers.attention.cpu import CpuAttention
+from workers.attention.cuda import CudaAttention
 
-DEVICES = ("cpu",)
-"""Kinds of device that paged attention is built for."""
+ATTENTIONS = {"cpu": CpuAttention, "cuda": CudaAttention}
+"""By kind of device."""
 
 NAME = "tgi_paged"
 """`attn_implementation` of a model that is to use paged attention."""
@@ -23,14 +24,20 @@ def register(
 ) -> list[str]:
     """Put paged attention for this shape of model under NAME, and say what was given up for it.
 
-    The first call on a machine compiles the kernel, which takes about two seconds. Raises
-    ValueError for a device that has no attention here.
+    The first call on a machine compiles the CPU's kernel, which takes about two seconds; those of
+    a GPU are compiled when they first run. Raises ValueError for a device that has no attention
+    here, and for a shape that its attention does not take.
     """
     kind = torch.device(device).type
-    if kind not in DEVICES:
+    if kind not in ATTENTIONS:
         raise ValueError(
-            f"paged attention is built for the device {', '.join(DEVICES)}, not for {kind}"
+            f"paged attention is built for the devices {', '.join(ATTENTIONS)}, not for {kind}"
         )
-    attention = CpuAttention(n_heads, n_kv_heads, head_dim, dtype)
+    attention = ATTENTIONS[kind](n_heads, n_kv_heads, head_dim, dtype)
     AttentionInterface.register(NAME, attention)
     return attention.notes
+
+
+def block_size(device: torch.device) -> int:
+    """Positions of a page that suit the device's attention."""
+    return ATTENTIONS[device.type].BLOCK_SIZE

@@ -1,0 +1,140 @@
+"""Times of the Triton kernels of paged attention on a GPU, against what it was measured to reach.
+
+    python -m benchmarks.gpu_attention [--heads 32 8 128] [--block-size 16] [--dtype bfloat16]
+
+First come the rates of this GPU: bytes of a copy, counted both ways, and a product of matrices.
+Then ms a layer, the write of its new keys and values included: for decodes the GB/s of keys and
+values that are read, for chunks the TFLOP/s, each with its share of the rate. All layers, with
+caches of their own so that they come from memory as in a model, are one CUDA graph, so that
+launches cost what they do in one; the last column is ms a layer without the graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+
+from workers.attention.cache import PagedCache
+from workers.attention.context import AttentionContext, Prefill
+from workers.attention.triton_paged import TritonAttention
+
+DECODES = [(1, 1000), (1, 32768), (16, 1000), (64, 1000), (256, 1000), (64, 8192)]
+"""(rows, context length)"""
+CHUNKS = [(512, 512), (4096, 4096), (4096, 32768)]
+"""(tokens, context length after them)"""
+CACHE_BYTES = 4 << 30
+MOST_LAYERS = 32
+PASSES = 10
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Of the fastest of some passes, by the GPU's clock."""
+    work()
+    best = float("inf")
+    for _ in range(PASSES):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        best = min(best, begin.elapsed_time(end) / 1e3)
+    return best
+
+
+def rates() -> tuple[float, float]:
+    """Bytes a second of a copy, operations a second of a product in bfloat16."""
+    a, b = (torch.empty(2 << 30, dtype=torch.uint8, device="cuda") for _ in range(2))
+    copy = seconds(lambda: b.copy_(a))
+    m, n = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    product = seconds(lambda: m @ n)
+    return 2 * a.nbytes / copy, 2 * 8192**3 / product
+
+
+def layers(
+    heads: tuple[int, int, int],
+    dtype: torch.dtype,
+    block_size: int,
+    rows: int,
+    new: int,
+    length: int,
+    device: str = "cuda",
+    cache_bytes: int = CACHE_BYTES,
+) -> tuple[int, Callable[[], None]]:
+    """How many layers, and what runs them: `rows` sequences that are `length` long after their
+    `new` positions."""
+    n_heads, n_kv_heads, head_dim = heads
+    n_blocks = -(-length // block_size)
+    per_layer = PagedCache.bytes_per_block(1, block_size, n_kv_heads, head_dim, dtype)
+    n_layers = max(1, min(MOST_LAYERS, cache_bytes // (per_layer * rows * n_blocks)))
+    cache = PagedCache(n_layers, rows * n_blocks, block_size, n_kv_heads, head_dim, dtype, device)
+    for pool in cache.keys + cache.values:
+        pool.normal_()
+    tables = torch.randperm(rows * n_blocks).to(torch.int32).view(rows, n_blocks)
+    at = torch.arange(length - new, length)
+    slots = (tables.long()[:, at // block_size] * block_size + at % block_size).flatten()
+    n_decode = rows if new == 1 else 0
+    context = AttentionContext(
+        cache,
+        slots,
+        n_decode,
+        tables[:n_decode],
+        torch.full((n_decode,), length, dtype=torch.int32),
+        [] if n_decode else [Prefill(i * new, new, length, tables[i]) for i in range(rows)],
+    )
+    q, k, v = (
+        torch.randn(1, rows * new, n, head_dim, device=device).to(dtype).transpose(1, 2)
+        for n in (n_heads, n_kv_heads, n_kv_heads)
+    )
+    attend = TritonAttention(n_heads, n_kv_heads, head_dim, dtype)
+
+    def run() -> None:
+        for layer in range(n_layers):
+            attend(q, k, v, layer, context, head_dim**-0.5, 0, 0.0)
+
+    return n_layers, run
+
+
+def timed(n_layers: int, run: Callable[[], None]) -> tuple[float, float]:
+    """Seconds a layer, in a CUDA graph and launch by launch."""
+    plain = seconds(run)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return seconds(graph.replay) / n_layers, plain / n_layers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--heads", type=int, nargs=3, default=(32, 8, 128))
+    parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--dtype", default="bfloat16")
+    options = parser.parse_args()
+    heads, block_size = tuple(options.heads), options.block_size
+    dtype = getattr(torch, options.dtype)
+    n_heads, n_kv_heads, head_dim = heads
+    copy, product = rates()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {heads}, {dtype}")
+    print(f"copy {copy / 1e9:.0f} GB/s, product {product / 1e12:.0f} TFLOP/s")
+    for rows, length in DECODES:
+        graph, plain = timed(*layers(heads, dtype, block_size, rows, 1, length))
+        rate = 2 * rows * length * n_kv_heads * head_dim * dtype.itemsize / graph
+        print(
+            f"decode {rows:4d} x {length:6d}: {graph * 1e3:8.4f} ms, {rate / 1e9:6.0f} GB/s "
+            f"({rate / copy:4.0%}); {plain * 1e3:8.4f} ms launched",
+            flush=True,
+        )
+    for new, length in CHUNKS:
+        graph, plain = timed(*layers(heads, dtype, block_size, 1, new, length))
+        seen = new * (length - new) + new * (new + 1) / 2
+        rate = 4 * seen * n_heads * head_dim / graph
+        print(
+            f"chunk  {new:4d} / {length:6d}: {graph * 1e3:8.4f} ms, {rate / 1e12:6.0f} TFLOP/s "
+            f"({rate / product:4.0%}); {plain * 1e3:8.4f} ms launched",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

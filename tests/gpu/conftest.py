@@ -1,0 +1,61 @@
+"""Every test here is marked `gpu`. Those of the kernels also run without a GPU, in Triton's
+interpreter, when TRITON_INTERPRET=1 is set before Triton is imported: tests/workers/
+test_attention_triton.py does so in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker("gpu")
+
+
+@pytest.fixture(scope="session")
+def device() -> Iterator[str]:
+    """Where the kernels can run, compiled or interpreted."""
+    with pytest.MonkeyPatch.context() as patch:
+        if INTERPRETED:
+            multiply_bfloat16(patch)
+            yield "cpu"
+        elif torch.cuda.is_available():
+            yield "cuda"
+        else:
+            pytest.skip("there is no NVIDIA GPU")
+
+
+def multiply_bfloat16(patch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter holds bfloat16 as its bits, and multiplies matrices of these."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def widened(x: Any) -> Any:
+        if x.dtype.scalar != interpreter.tl.bfloat16:
+            return x
+        wide = (x.data.astype(np.uint32) << 16).view(np.float32)
+        return interpreter.TensorHandle(wide, interpreter.tl.float32)
+
+    def create_dot(builder: Any, a: Any, b: Any, *others: Any) -> Any:
+        return dot(builder, widened(a), widened(b), *others)
+
+    patch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+@pytest.fixture(scope="session")
+def cuda(device: str) -> torch.device:
+    """A real GPU."""
+    if device == "cpu":
+        pytest.skip("what runs is interpreted, and this needs an NVIDIA GPU")
+    return torch.device("cuda")

@@ -1,0 +1,166 @@
+"""The Triton kernels of paged attention against plain attention in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.workers.paged_batch import Shape, largest_difference
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+from workers.attention.cache import PagedCache
+from workers.attention.context import AttentionContext, Prefill
+from workers.attention.cuda import CudaAttention
+from workers.attention.device_batch import SPLIT
+from workers.attention.triton_paged import SPLITS_AT_ONCE, TritonAttention
+
+EXACT = 1e-5
+
+
+def difference(
+    shape: Shape,
+    decodes: list[int],
+    prefills: list[tuple[int, int]],
+    *,
+    window: int = 0,
+    softcap: float = 0.0,
+    spread: float = 1.0,
+) -> float:
+    attend = TritonAttention(shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.dtype)
+    return largest_difference(
+        attend, shape, decodes, prefills, window=window, softcap=softcap, spread=spread
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_heads", "n_kv_heads", "head_dim", "block_size"),
+    [
+        (9, 3, 64, 16),
+        (4, 4, 32, 1),
+        (8, 1, 80, 256),
+        (6, 2, 128, 4),
+        (14, 2, 20, 16),
+        (71, 1, 16, 20),
+    ],
+)
+def test_a_mixed_batch_equals_each_sequence_alone(
+    device: str, n_heads: int, n_kv_heads: int, head_dim: int, block_size: int
+) -> None:
+    shape = Shape(n_heads, n_kv_heads, head_dim, block_size, device=device)
+    decodes, prefills = [1, 16, 17, 128, 300], [(1, 1), (33, 190), (1, 65)]
+    assert difference(shape, decodes, prefills) < EXACT
+
+
+@pytest.mark.parametrize("decodes", [[], [5], [SPLIT, SPLIT + 1, 3]])
+def test_prefill_alone_and_decode_alone(device: str, decodes: list[int]) -> None:
+    prefills = [] if decodes else [(200, 500)]
+    assert difference(Shape(device=device), decodes, prefills) < EXACT
+
+
+def test_more_splits_than_are_put_together_at_once(device: str) -> None:
+    length = 2 * SPLIT * SPLITS_AT_ONCE + 300
+    shape = Shape(2, 2, 16, 256, device=device)
+    # Sums far apart: of the many groups of splits some raise the peak of those before.
+    assert difference(shape, [length, 2, length - 7], [], spread=2.0) < 2 * EXACT
+
+
+@pytest.mark.parametrize("window", [1, 7, 64, 257, 5000])
+def test_a_sliding_window_hides_what_is_further_back(device: str, window: int) -> None:
+    decodes, prefills = [1, 64, 65, SPLIT + 4, 600], [(70, 70), (40, 300)]
+    assert difference(Shape(device=device), decodes, prefills, window=window) < EXACT
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
+def test_softcap_bounds_the_scores(device: str, spread: float) -> None:
+    shape = Shape(device=device)
+    limit = EXACT * max(spread, 1.0)
+    assert difference(shape, [1, 130], [(20, 50)], softcap=20.0, spread=spread) < limit
+
+
+def test_scores_far_apart_do_not_overflow(device: str) -> None:
+    assert difference(Shape(device=device), [1, 300], [(50, 200)], spread=30.0) < 0.05
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
+def test_half_precision_is_within_its_own_error(
+    device: str, dtype: torch.dtype, limit: float
+) -> None:
+    shape = Shape(9, 3, 64, 16, dtype, device)
+    assert difference(shape, [1, 64, 700], [(64, 64), (40, 400)]) < limit
+
+
+def test_a_decode_row_does_not_depend_on_its_batch(device: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    cache = PagedCache(1, 160, 16, 2, 32, torch.float32, device)
+    for pool in cache.keys + cache.values:
+        pool.copy_(torch.randn(pool.shape, generator=generator))
+    q, k, v = (torch.randn(1, h, 4, 32, generator=generator).to(device) for h in (6, 2, 2))
+    tables = torch.arange(160, dtype=torch.int32).reshape(4, 40)
+    lengths = torch.tensor([250, 130, 17, 600], dtype=torch.int32)
+    slots = tables.long()[torch.arange(4), (lengths - 1) // 16] * 16 + (lengths - 1) % 16
+    attend = TritonAttention(6, 2, 32, torch.float32)
+
+    def run(rows: slice) -> torch.Tensor:
+        n = len(range(4)[rows])
+        context = AttentionContext(cache, slots[rows], n, tables[rows], lengths[rows])
+        return attend(q[:, :, rows], k[:, :, rows], v[:, :, rows], 0, context, 1.0, 0, 0.0)
+
+    together = run(slice(0, 4))
+    for row in range(4):
+        assert torch.equal(run(slice(row, row + 1)), together[:, row : row + 1])
+
+
+def test_new_keys_and_values_are_in_the_cache_and_nothing_else_changed(device: str) -> None:
+    cache = PagedCache(2, 3, 4, 3, 20, torch.float32, device)
+    for pool in cache.keys + cache.values:
+        pool.fill_(-1)
+    q, k, v = (torch.randn(1, 3, 2, 20, device=device) for _ in range(3))
+    slots = torch.tensor([9, 2])
+    rows = torch.tensor([[2], [0]], dtype=torch.int32)
+    context = AttentionContext(cache, slots, 2, rows, torch.tensor([2, 3], dtype=torch.int32))
+    TritonAttention(3, 3, 20, torch.float32)(q, k, v, 1, context, 1.0, 0, 0.0)
+    for pools, new in ((cache.keys, k), (cache.values, v)):
+        assert torch.equal(pools[0], torch.full_like(pools[0], -1))
+        assert torch.equal(pools[1][2, :, 1], new[0, :, 0])
+        assert torch.equal(pools[1][0, :, 2], new[0, :, 1])
+        assert int((pools[1] != -1).sum()) == 2 * 3 * 20
+
+
+def test_strides_of_a_projection_that_holds_all_three_are_followed(device: str) -> None:
+    qkv = torch.randn(1, 5, 8, 16, device=device)
+    q, k, v = (part.transpose(1, 2) for part in qkv.split((4, 2, 2), dim=2))
+    tables = torch.empty(0, 0, dtype=torch.int32)
+    attend = TritonAttention(4, 2, 16, torch.float32)
+    outs = []
+    for copied in (False, True):
+        cache = PagedCache(1, 1, 16, 2, 16, torch.float32, device)
+        context = AttentionContext(
+            cache,
+            torch.arange(5),
+            0,
+            tables,
+            torch.empty(0, dtype=torch.int32),
+            [Prefill(0, 5, 5, torch.zeros(1, dtype=torch.int32))],
+        )
+        given = [x.contiguous() if copied else x for x in (q, k, v)]
+        outs.append(attend(*given, 0, context, 0.25, 0, 0.0))
+    assert torch.equal(*outs)
+
+
+def test_a_shape_that_does_not_fit_a_program_is_refused_by_its_numbers() -> None:
+    with pytest.raises(ValueError, match=r"up to 16 heads of 512 numbers in torch.float32 to each"):
+        CudaAttention(17, 1, 512, torch.float32)
+    assert CudaAttention(128, 1, 128, torch.bfloat16).notes == []
+
+
+def test_a_layer_with_other_heads_is_refused(device: str) -> None:
+    cache = PagedCache(1, 1, 4, 2, 16, torch.float32, device)
+    row, one = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
+    context = AttentionContext(cache, torch.zeros(1, dtype=torch.int64), 1, row, one)
+    q, k = (torch.ones(1, h, 1, 16, device=device) for h in (4, 2))
+    attend = TritonAttention(8, 2, 16, torch.float32)
+    with pytest.raises(ValueError, match="4 heads where others have 8"):
+        attend(q, k, k, 0, context, 1.0, 0, 0.0)
+    with pytest.raises(ValueError, match="do not fit"):
+        attend(q, k.bfloat16(), k, 0, context, 1.0, 0, 0.0)

@@ -1,0 +1,308 @@
+"""Triton kernels of paged attention. triton_paged.py launches them.
+
+The pools are [n_blocks, n_kv_heads, BLOCK_SIZE, DIM]; rows of a pool are addressed in 64 bits. A
+tile's M query vectors are positions times the GROUP heads that share a key-value head, so that keys
+and values are read once for the whole group. Vectors of the tile beyond those there are repeat the
+last one and are not stored. Scores are kept in units of log2, for exp2.
+
+Keys are walked in steps of N from a multiple of N on, whatever the batch and the chunk, so that
+what a position attends to is added up in the same order however it came to be computed. Products
+in float32 are exact (no TF32). Which positions were written is decided by position alone: what an
+unwritten slot holds is never read.
+
+What is in capitals is known when a kernel is compiled; WIDTH is DIM padded to a power of two.
+WINDOW and SOFTCAP of zero are none.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def write(
+    keys,
+    values,
+    k,
+    v,
+    slots,
+    k_token,
+    k_head,
+    v_token,
+    v_head,
+    N_KV_HEADS: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Put a token's keys and values, of all heads, into its slot. Grid [n_tokens]; HEADS is
+    N_KV_HEADS padded to a power of two."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token).to(tl.int64)
+    head = tl.arange(0, HEADS)[:, None]
+    d = tl.arange(0, WIDTH)[None, :]
+    there = (head < N_KV_HEADS) & (d < DIM)
+    row = (slot // BLOCK_SIZE * N_KV_HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE
+    new_k = tl.load(k + token * k_token + head * k_head + d, mask=there)
+    new_v = tl.load(v + token * v_token + head * v_head + d, mask=there)
+    tl.store(keys + row * DIM + d, new_k, mask=there)
+    tl.store(values + row * DIM + d, new_v, mask=there)
+
+
+@triton.jit
+def attended(
+    q,
+    positions,
+    first,
+    last,
+    keys,
+    values,
+    table,
+    kv_head,
+    scale,
+    N_KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+):
+    """q [M, WIDTH] at `positions` [M] over the key positions from `first`, a multiple of N, to
+    before `last`: the attended values [M, WIDTH] and the log2 of the sum of the exponentials [M],
+    both float32. Each query must see a key."""
+    d = tl.arange(0, WIDTH)
+    in_dim = d < DIM
+    peak = tl.full([M], float("-inf"), tl.float32)
+    total = tl.zeros([M], tl.float32)
+    sums = tl.zeros([M, WIDTH], tl.float32)
+    for start in range(first, last, N):
+        position = start + tl.arange(0, N)
+        written = position < last
+        block = tl.load(table + position // BLOCK_SIZE, mask=written, other=0).to(tl.int64)
+        row = (block * N_KV_HEADS + kv_head) * BLOCK_SIZE + position % BLOCK_SIZE
+        k = tl.load(
+            keys + row[None, :] * DIM + d[:, None],
+            mask=written[None, :] & in_dim[:, None],
+            other=0.0,
+        )
+        scores = tl.dot(q, k, input_precision="ieee") * scale
+        if SOFTCAP > 0:
+            # tanh, which Triton has only for compiled kernels.
+            small = tl.exp2(tl.abs(scores) * (-2 * LOG2E / SOFTCAP))
+            bounded = SOFTCAP * (1 - small) / (1 + small)
+            scores = tl.where(scores < 0, -bounded, bounded)
+        seen = written[None, :] & (position[None, :] <= positions[:, None])
+        if WINDOW > 0:
+            seen = seen & (position[None, :] > positions[:, None] - WINDOW)
+        scores = tl.where(seen, scores * LOG2E, float("-inf"))
+        higher = tl.maximum(peak, tl.max(scores, 1))
+        # A query that has seen nothing yet has no peak, and inf - inf is NaN.
+        level = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(scores - level[:, None])
+        shrink = tl.exp2(peak - level)
+        v = tl.load(
+            values + row[:, None] * DIM + d[None, :],
+            mask=written[:, None] & in_dim[None, :],
+            other=0.0,
+        )
+        total = total * shrink + tl.sum(weights, 1)
+        sums = sums * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        peak = higher
+    return sums / total[:, None], peak + tl.log2(total)
+
+
+@triton.jit
+def prefill(
+    out,
+    q,
+    keys,
+    values,
+    tables,
+    tiles,
+    q_token,
+    q_head,
+    scale,
+    GROUP: tl.constexpr,
+    N_KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+):
+    """Attention of some positions of a chunk. Grid [n_tiles, n_kv_heads]; `tiles` are those of
+    `DeviceBatch`, of at most M // GROUP positions."""
+    tile = tiles + tl.program_id(0) * 4
+    kv_head = tl.program_id(1)
+    token = tl.load(tile).to(tl.int64)
+    n = tl.load(tile + 1)
+    length = tl.load(tile + 2)
+    table = tables + tl.load(tile + 3)
+    m = tl.arange(0, M)
+    index = tl.minimum(m // GROUP, n - 1)
+    head = kv_head * GROUP + m % GROUP
+    d = tl.arange(0, WIDTH)
+    in_dim = (d < DIM)[None, :]
+    x = tl.load(
+        q + ((token + index) * q_token + head * q_head)[:, None] + d[None, :],
+        mask=in_dim,
+        other=0.0,
+    )
+    positions = length - n + index
+    first = 0
+    if WINDOW > 0:
+        first = tl.maximum(length - n - WINDOW + 1, 0) // N * N
+    result, _ = attended(
+        x,
+        positions,
+        first,
+        length,
+        keys,
+        values,
+        table,
+        kv_head,
+        scale,
+        N_KV_HEADS,
+        BLOCK_SIZE,
+        DIM,
+        WIDTH,
+        WINDOW,
+        SOFTCAP,
+        M,
+        N,
+    )
+    at = ((token + index) * (N_KV_HEADS * GROUP) + head)[:, None] * DIM + d[None, :]
+    there = (m < n * GROUP)[:, None] & in_dim
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit(do_not_specialize=["table_width"])
+def decode(
+    parts,
+    logs,
+    q,
+    keys,
+    values,
+    tables,
+    lengths,
+    first_parts,
+    q_token,
+    q_head,
+    scale,
+    table_width,
+    GROUP: tl.constexpr,
+    N_KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """Attention of a decode row to one split of its context. Grid [n_decode, n_kv_heads,
+    most splits of a row]; split i of a row is the i-th stretch of SPLIT positions, from a multiple
+    of SPLIT on, that it sees any of. Its results are number `first_parts` of the row, and i, of
+    `parts`, float32 [n_parts, n_heads, DIM], and `logs`, float32 [n_parts, n_heads] in log2."""
+    row = tl.program_id(0).to(tl.int64)
+    kv_head = tl.program_id(1)
+    split = tl.program_id(2)
+    length = tl.load(lengths + row)
+    first = 0
+    if WINDOW > 0:
+        first = tl.maximum(length - WINDOW, 0)
+    begin = (first // SPLIT + split) * SPLIT
+    if begin >= length:
+        return
+    m = tl.arange(0, M)
+    head = kv_head * GROUP + tl.minimum(m, GROUP - 1)
+    d = tl.arange(0, WIDTH)
+    in_dim = (d < DIM)[None, :]
+    x = tl.load(q + row * q_token + (head * q_head)[:, None] + d[None, :], mask=in_dim, other=0.0)
+    result, log = attended(
+        x,
+        tl.full([M], 0, tl.int32) + (length - 1),
+        tl.maximum(begin, first // N * N),
+        tl.minimum(begin + SPLIT, length),
+        keys,
+        values,
+        tables + row * table_width,
+        kv_head,
+        scale,
+        N_KV_HEADS,
+        BLOCK_SIZE,
+        DIM,
+        WIDTH,
+        WINDOW,
+        SOFTCAP,
+        M,
+        N,
+    )
+    part = (tl.load(first_parts + row) + split).to(tl.int64)
+    at = part * (N_KV_HEADS * GROUP) + head
+    there = m < GROUP
+    tl.store(logs + at, log, mask=there)
+    tl.store(
+        parts + at[:, None] * DIM + d[None, :],
+        result,
+        mask=there[:, None] & in_dim,
+    )
+
+
+@triton.jit
+def combine(
+    out,
+    parts,
+    logs,
+    lengths,
+    first_parts,
+    N_HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SPLIT: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """The splits of a row and a head put together. Grid [n_decode, N_HEADS]; `parts` and `logs` as
+    `decode` left them, `out` [n_decode, N_HEADS, DIM]."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    part = tl.load(first_parts + row).to(tl.int64)
+    length = tl.load(lengths + row)
+    first = 0
+    if WINDOW > 0:
+        first = tl.maximum(length - WINDOW, 0)
+    n = tl.cdiv(length, SPLIT) - first // SPLIT
+    d = tl.arange(0, WIDTH)
+    in_dim = d < DIM
+    peak = float("-inf")
+    total = 0.0
+    sums = tl.zeros([WIDTH], tl.float32)
+    for start in range(0, n, AT_ONCE):
+        split = start + tl.arange(0, AT_ONCE)
+        there = split < n
+        index = (part + split) * N_HEADS + head
+        log = tl.load(logs + index, mask=there, other=float("-inf"))
+        values = tl.load(
+            parts + index[:, None] * DIM + d[None, :],
+            mask=there[:, None] & in_dim[None, :],
+            other=0.0,
+        )
+        higher = tl.maximum(peak, tl.max(log, 0))
+        weights = tl.exp2(log - higher)
+        shrink = tl.exp2(peak - higher)
+        total = total * shrink + tl.sum(weights, 0)
+        sums = sums * shrink + tl.sum(values * weights[:, None], 0)
+        peak = higher
+    tl.store(
+        out + (row * N_HEADS + head) * DIM + d, (sums / total).to(out.dtype.element_ty), mask=in_dim
+    )
