@@ -1,10 +1,14 @@
 """What the scheduler's core costs, alone: microseconds a step, however long the texts are.
 
-    python benchmarks/step_cost.py --requests 256 --lengths 64 8192 --json
+    python -m benchmarks.step_cost --requests 256 --lengths 64 8192 --json
 
 `plan` makes a step of one decode for every running request, one step ahead; `complete` accounts its
 result. `long prompt` is one plan that admits a prompt whose prefix is all in the cache, and one
-plan while such a prompt waits because it does not fit. No worker, no sockets: tokens are made up.
+plan while such a prompt waits because it does not fit; `lookup` is such an admission among more and
+more cached prompts, and of longer and longer ones. No worker, no sockets: tokens are made up.
+
+Calls of functions and memory blocks held afterwards are counted too, for each row of a step: these
+do not depend on the machine, and a test holds them.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from time import perf_counter
 
 import msgspec
 
+from benchmarks.calls import Calls, allocated_blocks
 from tgi_async.scheduler.core import Budget, Core
 from tgi_async.scheduler.request import Request
 from tgi_async.wire.messages import Sampled, Step, StepDone
@@ -45,12 +50,30 @@ class Decodes(msgspec.Struct):
     step: Cost
 
 
+class Counts(msgspec.Struct):
+    """For each decode of a step."""
+
+    requests: int
+    plan_calls: float
+    complete_calls: float
+    blocks: float
+
+
 class LongPrompt(msgspec.Struct):
     tokens: int
     admits: Cost
     """A plan that admits it, all but its last block a hit."""
     waits: Cost
     """A plan while it waits for blocks. Only the first of them walks the cache: that is the p99."""
+
+
+class Lookup(msgspec.Struct):
+    prompts: int
+    """In the cache."""
+    tokens: int
+    """Of each."""
+    admits: Cost
+    """A plan that admits one of them."""
 
 
 class MadeUpWorker:
@@ -83,7 +106,8 @@ def run(core: Core, worker: MadeUpWorker) -> None:
     core.complete(worker.execute(plan.step))
 
 
-def measure_decodes(n_requests: int, length: int, n_steps: int) -> Decodes:
+def decoding(n_requests: int, length: int, n_steps: int) -> tuple[Core, MadeUpWorker]:
+    """A core whose requests all have prompts of `length` tokens and decode for `n_steps` more."""
     n_prefill = max(8192, length)
     # The first admitted decode while the last are prefilled.
     n_new = n_steps + 8 + n_requests * length // n_prefill
@@ -102,6 +126,11 @@ def measure_decodes(n_requests: int, length: int, n_steps: int) -> Decodes:
         core.submit(Request(number, prompt(number, length), n_new, client=str(number % 16)))
     while core.waiting:
         run(core, worker)
+    return core, worker
+
+
+def measure_decodes(n_requests: int, length: int, n_steps: int) -> Decodes:
+    core, worker = decoding(n_requests, length, n_steps)
     plans: list[float] = []
     completes: list[float] = []
     gc.collect()
@@ -121,6 +150,32 @@ def measure_decodes(n_requests: int, length: int, n_steps: int) -> Decodes:
         ahead = plan
     steps = [one + other for one, other in zip(plans, completes, strict=True)]
     return Decodes(n_requests, length, Cost.of(plans), Cost.of(completes), Cost.of(steps))
+
+
+def count_decodes(n_requests: int, length: int, n_steps: int) -> Counts:
+    """A multiple of the block size as `n_steps` fills whole blocks only."""
+    core, worker = decoding(n_requests, length, 2 * n_steps)
+    plans, completes = Calls(), Calls()
+    ahead = core.plan()
+    for _ in range(n_steps):
+        with plans:
+            plan = core.plan()
+        assert ahead is not None
+        done = worker.execute(ahead.step)
+        with completes:
+            core.complete(done)
+        ahead = plan
+    n_blocks = allocated_blocks()
+    for _ in range(n_steps):
+        plan = core.plan()
+        assert ahead is not None
+        core.complete(worker.execute(ahead.step))
+        ahead = plan
+    n_blocks = allocated_blocks() - n_blocks
+    n = n_requests * n_steps
+    return Counts(
+        n_requests, round(plans.n / n, 2), round(completes.n / n, 2), round(n_blocks / n, 2)
+    )
 
 
 def measure_long_prompt(length: int, n_plans: int = 20) -> LongPrompt:
@@ -159,6 +214,34 @@ def measure_long_prompt(length: int, n_plans: int = 20) -> LongPrompt:
     return LongPrompt(length, Cost.of(admissions), Cost.of(waits))
 
 
+def measure_lookup(n_prompts: int, length: int, n_plans: int = 200) -> Lookup:
+    core = Core(
+        Budget(
+            n_blocks=n_prompts * (length // BLOCK_SIZE + 1),
+            block_size=BLOCK_SIZE,
+            max_rows=1,
+            max_batch_prefill_tokens=length,
+            max_total_tokens=length + 1,
+        )
+    )
+    worker = MadeUpWorker()
+    for number in range(n_prompts):
+        core.submit(Request(number, prompt(number, length), 1))
+        run(core, worker)
+    gc.collect()
+    gc.freeze()
+    admissions = []
+    for number in range(n_plans):
+        core.submit(Request(n_prompts + number, prompt(number * 7919 % n_prompts, length), 1))
+        start = perf_counter()
+        plan = core.plan()
+        admissions.append(perf_counter() - start)
+        assert plan is not None
+        assert plan.n_prefill_tokens <= BLOCK_SIZE
+        core.complete(worker.execute(plan.step))
+    return Lookup(n_prompts, length, Cost.of(admissions))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the scheduler's core costs, alone.")
     parser.add_argument("--requests", type=int, default=256, help="running decodes")
@@ -167,12 +250,24 @@ def main() -> None:
     parser.add_argument(
         "--long-prompt", type=int, default=100_000, help="tokens of the long prompt"
     )
+    parser.add_argument(
+        "--cached", type=int, nargs="+", default=[10, 1000, 10_000], help="prompts in the cache"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args()
     decodes = [measure_decodes(given.requests, length, given.steps) for length in given.lengths]
+    counts = count_decodes(given.requests, 64, 8 * BLOCK_SIZE)
     long_prompt = measure_long_prompt(given.long_prompt)
+    lookups = [measure_lookup(n, 256) for n in given.cached]
+    lookups += [measure_lookup(10, length) for length in (1024, 4096, 16_384)]
     if given.json:
-        report = {"unit": "microseconds", "decodes": decodes, "long_prompt": long_prompt}
+        report = {
+            "unit": "microseconds",
+            "decodes": decodes,
+            "counts": counts,
+            "long_prompt": long_prompt,
+            "lookups": lookups,
+        }
         print(msgspec.json.encode(report).decode())
         return
     print("microseconds, median (99th percentile)")
@@ -182,9 +277,18 @@ def main() -> None:
             f"plan {one.plan}, complete {one.complete}, step {one.step}"
         )
     print(
+        f"a row of {counts.requests} decodes: {counts.plan_calls} calls to plan, "
+        f"{counts.complete_calls} to complete, {counts.blocks} memory blocks held"
+    )
+    print(
         f"prompt of {long_prompt.tokens} tokens in the cache: "
         f"plan that admits it {long_prompt.admits}, plan while it waits {long_prompt.waits}"
     )
+    for lookup in lookups:
+        print(
+            f"one of {lookup.prompts} cached prompts of {lookup.tokens} tokens: "
+            f"plan that admits it {lookup.admits}"
+        )
 
 
 if __name__ == "__main__":

@@ -44,6 +44,15 @@ async def test_a_slow_consumer_gets_everything_at_its_next_look(tmp_path: Path) 
             await anext(slow)
 
 
+async def test_a_first_token_waits_for_no_other(tmp_path: Path) -> None:
+    async with running(Behaviour(), tmp_path) as run:
+        for attempt in range(10):
+            generation = run.submit(f"attempt {attempt}", 20)
+            first = await anext(generation)
+            assert len(first.tokens) == 1
+            assert len((await collect(generation)).ids) == 19
+
+
 async def test_many_requests_each_get_their_own_text(tmp_path: Path) -> None:
     async with running(Behaviour(n_blocks=20), tmp_path, overcommit=100.0) as run:
         prompts = [f"prompt {i}" * (1 + i % 3) for i in range(12)]

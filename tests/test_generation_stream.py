@@ -8,7 +8,7 @@ import pytest
 from tests.api.tiny_tokenizer import tiny_tokenizer
 from tests.telemetry.test_record import made
 from tgi_async.errors import GenerationError
-from tgi_async.generation import Emitted, GenerationRequest
+from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
 from tgi_async.generation_stream import GenerationStream
 from tgi_async.scheduler.request import PromptEvent, Request
 from tgi_async.telemetry import record
@@ -59,7 +59,76 @@ async def test_whoever_waits_is_woken() -> None:
     waiting = asyncio.create_task(anext(one))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     one.emit(Sampled(0, A), None)
+    one.hand_on()
     assert text_of(await waiting) == "a"
+
+
+class Tap(list[str]):
+    """Takes what it is offered, unless it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = True
+
+    def __call__(self, emitted: Emitted) -> bool:
+        if self.open:
+            self.append(text_of(emitted))
+        return self.open
+
+
+def emit(one: GenerationStream, *ids: int, last: FinishReason | None = None) -> None:
+    for id in ids:
+        one.emit(Sampled(0, id), last)
+    one.hand_on()
+
+
+async def test_a_tap_is_offered_all_but_the_end_while_somebody_waits() -> None:
+    one = stream()
+    one.tap = tap = Tap()
+    waiting = asyncio.create_task(anext(one))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    emit(one, A)
+    emit(one, B, C)
+    assert tap == ["a", "bc"]
+    assert not waiting.done()
+    emit(one, A, last="length")
+    assert await waiting == Emitted([Token(A, "a", None, False)], "length")
+    assert tap == ["a", "bc"]
+
+
+async def test_a_tap_overtakes_nobody() -> None:
+    one = stream()
+    one.tap = tap = Tap()
+    emit(one, A)
+    assert text_of(await anext(one)) == "a"
+    emit(one, B)
+    assert tap == []
+    assert text_of(await anext(one)) == "b"
+
+
+async def test_what_a_tap_does_not_take_is_for_whoever_waits() -> None:
+    one = stream()
+    one.tap = tap = Tap()
+    waiting = asyncio.create_task(anext(one))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    tap.open = False
+    emit(one, A)
+    emit(one, B)
+    assert text_of(await waiting) == "ab"
+    assert tap == []
+
+
+async def test_a_tap_that_fails_fails_only_whoever_waits() -> None:
+    def broken(emitted: Emitted) -> bool:
+        raise KeyError("bug")
+
+    one = stream()
+    one.tap = broken
+    waiting = asyncio.create_task(anext(one))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    emit(one, A)
+    with pytest.raises(KeyError, match="bug"):
+        await waiting
 
 
 async def test_a_stop_sequence_is_an_end_of_its_own() -> None:

@@ -78,7 +78,9 @@ class Engine:
         self._stopping = False
         self._pump_scheduled = False
         self._began = False
-        """Whether somebody got a first token in this turn of the event loop."""
+        """Whether somebody is to be handed a first token."""
+        self._due: list[GenerationStream] = []
+        """Those that emitted something which was not handed on."""
         self._task: asyncio.Task[None] | None = None
         self.worker_restarts = 0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -250,15 +252,19 @@ class Engine:
         group = self._workers.group
         assert group is not None
         self._pump()
-        n_steps = n_tokens = 0
         while True:
-            done = await group.receive()
-            self._take(done)
-            n_steps += 1
-            n_tokens += len(done.sampled)
-            if self._began or n_steps == MOST_MERGED_STEPS or n_tokens >= MOST_MERGED_TOKENS:
-                n_steps = n_tokens = 0
-                self._began = False
+            done: StepDone | None = await group.receive()
+            n_steps = n_tokens = 0
+            while done is not None:
+                self._take(done)
+                n_steps += 1
+                n_tokens += len(done.sampled)
+                if self._began or n_steps == MOST_MERGED_STEPS or n_tokens >= MOST_MERGED_TOKENS:
+                    break
+                done = group.poll()
+            self._hand_on()
+            if done is not None:
+                # More may wait already, and others want to run.
                 await asyncio.sleep(0)
 
     def _take(self, done: StepDone) -> None:
@@ -271,6 +277,7 @@ class Engine:
 
     async def _recover(self, reason: str) -> None:
         """Replay every live request on new workers. Raises if these do not start either."""
+        self._hand_on()
         self._serving = False
         self.worker_restarts += 1
         self._deaths += 1
@@ -332,8 +339,11 @@ class Engine:
             if stream is None:
                 continue
             if isinstance(event, TokenEvent):
-                if not stream.begun:
-                    stream.begun = self._began = True
+                if not stream.due:
+                    stream.due = True
+                    self._due.append(stream)
+                    if not stream.begun:
+                        stream.begun = self._began = True
                 if stream.emit(event.sampled, event.finish_reason) is not None:
                     del self._streams[event.request.id]
                     # It knows of every end but that by a stop sequence.
@@ -343,6 +353,12 @@ class Engine:
             elif isinstance(event, FailedEvent):
                 self._streams.pop(event.request.id).fail(GenerationError(event.message))
         return bool(events)
+
+    def _hand_on(self) -> None:
+        """Let clients have what steps brought them, once for all that came together."""
+        due, self._due, self._began = self._due, [], False
+        for stream in due:
+            stream.hand_on()
 
     def _fail_all(self, error: ServerError) -> None:
         for stream in self._streams.values():

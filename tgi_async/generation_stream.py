@@ -49,8 +49,11 @@ class GenerationStream:
             [()] if asked.prompt_top_n_tokens else []
         )
         self.request = request
+        self.tap: Callable[[Emitted], bool] | None = None
         self.begun = False
         """Whether it has emitted anything."""
+        self.due = False
+        """Whether it has emitted something that was not handed on."""
         self._names = names
         self._text = TextStream(names, asked.prompt, asked.stop, asked.include_stop)
         self._cancel = cancel
@@ -60,7 +63,7 @@ class GenerationStream:
             self._record.submitted(asked, self._submitted, self.timings)
         self._buffer: list[Token] = []
         self._finish_reason: FinishReason | None = None
-        self._error: ServerError | None = None
+        self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._exhausted = False
 
@@ -108,6 +111,8 @@ class GenerationStream:
     def emit(self, sampled: Sampled, reason: FinishReason | None) -> FinishReason | None:
         """Take a token, the last one if `reason` is set. Returns why it ends, if it does.
 
+        `hand_on` lets others have it.
+
         A stop sequence may end it where the scheduler knows of no end.
         """
         text, stopped = self._text.push(sampled.token)
@@ -120,9 +125,23 @@ class GenerationStream:
         self._buffer.append(Token(sampled.token, text, sampled.logprob, special, top))
         if reason is not None:
             self._finish(reason)
-        if self._waiter is not None:
-            self._wake()
         return reason
+
+    def hand_on(self) -> None:
+        """Give what was emitted to the tap, or wake who waits for it."""
+        self.due = False
+        if self._waiter is None:
+            return
+        if self.tap is not None and self._finish_reason is None:
+            tokens, self._buffer = self._buffer, []
+            try:
+                if self.tap(Emitted(tokens, None)):
+                    return
+                self._buffer = tokens
+            except Exception as error:
+                # The fault of who set the tap, who learns of it.
+                self._error = error
+        self._wake()
 
     def fail(self, error: ServerError) -> None:
         """Nothing more comes."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import uvicorn
 
+from tgi_async.connection import Connection
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
 
@@ -77,7 +78,7 @@ async def listen(app: Any, engine: Engine, listener: socket.socket, grace: float
     config = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="on",
         log_config=None,

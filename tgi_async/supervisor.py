@@ -103,14 +103,13 @@ class WorkerGroup:
         self._send(step)
 
     async def receive(self) -> StepDone:
-        """The next result, in the same turn of the event loop where one waits.
+        """The next result. Raises WorkerDied when a rank has died or sent something else."""
+        return _result(await self._receive())
 
-        Raises WorkerDied when a rank has died or sent something else.
-        """
-        message = await self._receive()
-        if not isinstance(message, StepDone):
-            raise WorkerDied(f"a worker sent {type(message).__name__} instead of a result")
-        return message
+    def poll(self) -> StepDone | None:
+        """The next result, if one is there. Raises WorkerDied where something else is."""
+        message = self._poll()
+        return None if message is None else _result(message)
 
     async def stop(self, grace: float) -> None:
         """Let the workers finish what is queued and exit; kill those that take longer."""
@@ -198,3 +197,9 @@ class WorkerGroup:
                 )
                 return f"worker {rank} {how}"
         return "a worker is gone"
+
+
+def _result(message: ToRouter) -> StepDone:
+    if not isinstance(message, StepDone):
+        raise WorkerDied(f"a worker sent {type(message).__name__} instead of a result")
+    return message

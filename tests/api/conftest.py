@@ -15,6 +15,7 @@ from tests.api.fake_engine import FakeEngine
 from tests.api.tiny_tokenizer import tiny_tokenizer
 from tests.api.waiting import until
 from tgi_async.api.app import create_app
+from tgi_async.connection import Connection
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.sampling_defaults import SamplingDefaults
@@ -102,7 +103,7 @@ async def client(app: Starlette) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 async def address(app: Starlette) -> AsyncIterator[tuple[str, int]]:
     """Host and port of a real server."""
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False)
+    config = uvicorn.Config(app, port=0, http=Connection, log_config=None, access_log=False)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     await until(lambda: server.started)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tgi_async.api import exchange as exchange_module
@@ -77,6 +79,92 @@ async def test_signs_of_life_are_sent_in_an_open_stream_only(sent, monkeypatch):
     await sent.exchange.close()
     await sent.exchange.keep_alive()
     assert sent.bodies == [b":\n\n", b""]
+
+
+class Writer:
+    """Takes pieces for a client that may not keep up."""
+
+    def __init__(self) -> None:
+        self.pieces = []
+        self.ready = True
+
+    def keeps_up(self) -> bool:
+        return self.ready
+
+    def write(self, piece) -> None:
+        self.pieces.append(piece)
+
+
+@pytest.fixture
+def writer() -> Writer:
+    return Writer()
+
+
+@pytest.fixture
+def direct(writer) -> Sent:
+    return Sent({"client": None, "extensions": {exchange_module.DIRECT: {"writer": writer}}})
+
+
+async def test_a_server_without_a_short_way_is_never_written_to_at_once(sent):
+    await sent.exchange.open_stream([], describe)
+    await sent.exchange.write(b"first")
+    assert not sent.exchange.keeps_up()
+
+
+async def test_the_first_event_goes_the_usual_way_for_all_to_see(direct, writer, monkeypatch):
+    monkeypatch.setattr(exchange_module, "KEEP_ALIVE_SECONDS", 0.0)
+    await direct.exchange.open_stream([], describe)
+    await direct.exchange.keep_alive()
+    assert not direct.exchange.keeps_up()
+    await direct.exchange.write(b"first")
+    assert direct.exchange.keeps_up()
+    direct.exchange.write_now(b"second")
+    await direct.exchange.close(b"last")
+    assert direct.bodies == [b":\n\n", b"first", b"last"]
+    assert writer.pieces == [b"second"]
+
+
+async def test_nothing_overtakes_what_waits_to_be_sent(direct, writer):
+    await direct.exchange.open_stream([], describe)
+    await direct.exchange.write(b"first")
+    go = asyncio.Event()
+
+    async def slow(message):
+        await go.wait()
+
+    direct.exchange._send = slow
+    waiting = asyncio.create_task(direct.exchange.write(b"second"))
+    await asyncio.sleep(0)
+    assert not direct.exchange.keeps_up()
+    go.set()
+    await waiting
+    assert direct.exchange.keeps_up()
+
+
+async def test_a_client_that_is_behind_or_has_all_is_not_written_to_at_once(direct, writer):
+    await direct.exchange.open_stream([], describe)
+    await direct.exchange.write(b"first")
+    writer.ready = False
+    assert not direct.exchange.keeps_up()
+    writer.ready = True
+    await direct.exchange.close()
+    assert not direct.exchange.keeps_up()
+
+
+async def test_no_event_is_no_piece(direct, writer):
+    await direct.exchange.open_stream([], describe)
+    await direct.exchange.write(b"first")
+    direct.exchange.write_now(b"")
+    assert writer.pieces == []
+
+
+async def test_what_is_written_at_once_is_a_sign_of_life(direct, monkeypatch):
+    await direct.exchange.open_stream([], describe)
+    await direct.exchange.write(b"first")
+    direct.exchange._last_write -= 60
+    assert direct.exchange.seconds_to_keep_alive() < 0
+    direct.exchange.write_now(b"second")
+    assert direct.exchange.seconds_to_keep_alive() > 10
 
 
 async def test_a_stream_that_is_not_silent_needs_no_sign_of_life(sent):

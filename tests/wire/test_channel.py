@@ -10,7 +10,7 @@ import zmq
 from tgi_async.errors import StartError
 from tgi_async.wire.channel import HIGH_WATER, RouterChannel, WorkerChannel
 from tgi_async.wire.codec import WireError
-from tgi_async.wire.messages import Loading, Step, StepDone, Stop
+from tgi_async.wire.messages import Loading, Step, StepDone, Stop, ToRouter
 
 
 @pytest.fixture
@@ -32,6 +32,13 @@ def worker(folder: Path, router: RouterChannel) -> Iterator[WorkerChannel]:
     channel.close()
 
 
+async def receive(router: RouterChannel) -> ToRouter:
+    """The next reply, waiting for it."""
+    while (reply := router.poll()) is None:
+        await router.wait()
+    return reply
+
+
 def step(number: int) -> Step:
     return Step(number, [], [], [], [])
 
@@ -46,7 +53,7 @@ async def test_frames_arrive_in_order_in_both_directions(
     assert worker.receive() == Stop()
     for number in range(20):
         worker.send(StepDone(number, [], [], [], 0.5, 0.25))
-    assert [(await router.receive()).step for _ in range(20)] == list(range(20))
+    assert [(await receive(router)).step for _ in range(20)] == list(range(20))
 
 
 async def test_frames_wait_for_a_worker_that_is_not_there_yet(
@@ -77,12 +84,41 @@ async def test_every_rank_gets_every_frame_and_all_reply_to_one(folder: Path) ->
         assert [worker.receive() for worker in workers] == [step(7)] * 3
         for rank, worker in enumerate(workers):
             worker.send(Loading(f"rank {rank}", 0.0))
-        phases = {(await router.receive()).phase for _ in workers}
+        phases = {(await receive(router)).phase for _ in workers}
         assert phases == {"rank 0", "rank 1", "rank 2"}
     finally:
         for worker in workers:
             worker.close()
         router.close()
+
+
+async def test_polling_finds_what_is_there_and_does_not_wait(
+    router: RouterChannel, worker: WorkerChannel
+) -> None:
+    assert router.poll() is None
+    worker.send(Loading("first", 0.0))
+    worker.send(Loading("second", 0.0))
+    assert [(await receive(router)).phase for _ in range(2)] == ["first", "second"]
+    assert router.poll() is None
+
+
+async def test_a_reply_that_nobody_waited_for_is_not_missed(
+    router: RouterChannel, worker: WorkerChannel
+) -> None:
+    for number in range(3):
+        worker.send(Loading(str(number), 0.0))
+        assert await receive(router) == Loading(str(number), 0.0)
+        worker.send(Loading("meanwhile", 0.0))
+        await asyncio.sleep(0.02)
+        assert await receive(router) == Loading("meanwhile", 0.0)
+
+
+async def test_who_waits_can_be_woken(router: RouterChannel, worker: WorkerChannel) -> None:
+    waiting = asyncio.create_task(router.wait())
+    await asyncio.sleep(0)
+    router.wake()
+    await waiting
+    assert router.poll() is None
 
 
 async def test_an_incarnation_hears_nothing_of_another(folder: Path, router: RouterChannel) -> None:
@@ -91,9 +127,9 @@ async def test_an_incarnation_hears_nothing_of_another(folder: Path, router: Rou
     worker = WorkerChannel(folder, 1, 0)
     worker.send(Loading("alive", 0.0))
     try:
-        assert await router.receive() == Loading("alive", 0.0)
+        assert await receive(router) == Loading("alive", 0.0)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(router.receive(), 0.05)
+            await asyncio.wait_for(receive(router), 0.05)
     finally:
         worker.close()
         earlier._replies.setsockopt(zmq.LINGER, 0)
@@ -108,8 +144,8 @@ async def test_a_frame_outside_the_wire_is_an_error_and_the_next_is_read(
     worker._replies.send(b"\x80 pickled?")
     worker.send(Loading("sense", 0.0))
     with pytest.raises(WireError):
-        await router.receive()
-    assert await router.receive() == Loading("sense", 0.0)
+        await receive(router)
+    assert await receive(router) == Loading("sense", 0.0)
 
 
 async def test_a_rank_that_reads_nothing_is_found_out(folder: Path, router: RouterChannel) -> None:
@@ -125,13 +161,13 @@ async def test_what_a_worker_sent_last_leaves_before_it_closes(
     worker = WorkerChannel(folder, 1, 0)
     worker.send(Loading("last words", 0.0))
     worker.close()
-    assert await router.receive() == Loading("last words", 0.0)
+    assert await receive(router) == Loading("last words", 0.0)
 
 
 async def test_closing_ends_who_waits_and_may_be_repeated(folder: Path) -> None:
     router = RouterChannel(folder, 1, 1)
     worker = WorkerChannel(folder, 1, 0)
-    waiting = asyncio.create_task(router.receive())
+    waiting = asyncio.create_task(receive(router))
     await asyncio.sleep(0)
     worker.close()
     router.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from tgi_async.generation import Emitted, GenerationRequest, Timings, TopToken
@@ -32,6 +32,12 @@ class Generation(Protocol):
     @property
     def prompt_top_tokens(self) -> list[tuple[TopToken, ...]]:
         """The likeliest tokens at each prompt token (none at the first), where they are wanted."""
+
+    tap: Callable[[Emitted], bool] | None
+    """Offered what was emitted, but for the end, before who awaits it is woken. True: it took it.
+
+    It is called in the engine's turn, and only while somebody awaits, so that nothing is overtaken.
+    """
 
     def __aiter__(self) -> AsyncIterator[Emitted]: ...
 

@@ -2,13 +2,15 @@
 
 A stream writes one body message at a time and waits until the server has taken it, so a client that
 stops reading holds one encoded message here; what its generation emits meanwhile gathers in the
-engine's bounded buffer and comes out as one larger message.
+engine's bounded buffer and comes out as one larger message. Where the server has a `Direct` writer
+and the client keeps up, there is nothing to wait for.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import msgspec
 from starlette.types import Scope, Send
@@ -20,6 +22,9 @@ RETRY_AFTER_SECONDS = 5
 DONE = b"data: [DONE]\n\n"
 """Ends the streams of the OpenAI routes, also after an error."""
 
+DIRECT = "tgi_async.direct"
+"""The ASGI extension whose `writer` is a `Direct` one."""
+
 HeaderList = list[tuple[bytes, bytes]]
 
 encode = msgspec.json.Encoder().encode
@@ -28,6 +33,16 @@ encode = msgspec.json.Encoder().encode
 def event(payload: object) -> bytes:
     """One server-sent event holding `payload` as JSON."""
     return b"data: " + encode(payload) + b"\n\n"
+
+
+class Direct(Protocol):
+    """Writes pieces of a body that has begun, without waiting."""
+
+    def keeps_up(self) -> bool:
+        """Whether the client takes what it is sent, so that a piece can be written now."""
+
+    def write(self, piece: bytes) -> None:
+        """Write a piece, which must not be empty."""
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -43,6 +58,10 @@ class Exchange:
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._send = send
+        offered = scope.get("extensions", {}).get(DIRECT, {})
+        self._direct: Direct | None = offered.get("writer")
+        self._begun = False
+        """Whether an event was sent the usual way, for all layers in between to see."""
         self._sending = False
         self._last_write = 0.0
         self._error_event: Callable[[ServerError], bytes] | None = None
@@ -90,10 +109,25 @@ class Exchange:
 
     async def write(self, events: bytes) -> None:
         """Send encoded events; returns when the server has taken them."""
-        self._sending = True
-        await self._send({"type": "http.response.body", "body": events, "more_body": True})
-        self._sending = False
-        self._last_write = time.monotonic()
+        await self._push(events)
+        self._begun = True
+
+    def keeps_up(self) -> bool:
+        """Whether `write_now` may be called: nothing waits to be sent, and the server can do so."""
+        return (
+            self._direct is not None
+            and self._begun
+            and not self._sending
+            and not self.finished
+            and self._direct.keeps_up()
+        )
+
+    def write_now(self, events: bytes) -> None:
+        """Send encoded events, if there are any, in this turn of the event loop."""
+        assert self._direct is not None
+        if events:
+            self._direct.write(events)
+            self._last_write = time.monotonic()
 
     async def close(self, events: bytes = b"") -> None:
         """Send the last events and end the stream."""
@@ -122,7 +156,13 @@ class Exchange:
     async def keep_alive(self) -> None:
         """Send a comment if the stream has been silent for long enough."""
         if self.streaming and not self.finished and self.seconds_to_keep_alive() <= 0:
-            await self.write(b":\n\n")
+            await self._push(b":\n\n")
+
+    async def _push(self, piece: bytes) -> None:
+        self._sending = True
+        await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        self._sending = False
+        self._last_write = time.monotonic()
 
 
 class Captured(Exchange):

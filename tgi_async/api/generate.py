@@ -13,6 +13,7 @@ from tgi_async.api.parameters import (
     check_streamed,
     random_seed,
 )
+from tgi_async.api.relay import relay
 from tgi_async.api.schemas.generate import (
     CompatGenerateRequest,
     GenerateRequest,
@@ -100,14 +101,11 @@ async def _stream(
         generation = service.submit(request)
         events = _TokenEvents(service, request, parameters, inputs)
         try:
-            async for emitted in generation:
-                encoded = events.encode(emitted)
-                if emitted.finish_reason is None:
-                    await exchange.write(encoded)
+            last = await relay(generation, exchange, events.encode)
         finally:
             generation.cancel()
         service.account(generation.timings, events.n_tokens)
-    await exchange.close(encoded)
+    await exchange.close(last)
 
 
 class _TokenEvents:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from tgi_async.api.engine import Generation
 from tgi_async.api.exchange import DONE, Exchange, event
 from tgi_async.api.finished import together
+from tgi_async.api.relay import relay
 from tgi_async.api.schemas.openai import StreamError, StreamFailure
 from tgi_async.api.service import Service
 from tgi_async.api.timing import stream_headers
@@ -61,15 +62,18 @@ async def stream_choices(
     async def follow(index: int, generation: Generation) -> None:
         nonlocal n_left, last
         n_generated = 0
-        async for emitted in generation:
+
+        def events(emitted: Emitted) -> bytes:
+            nonlocal n_generated
             n_generated += len(emitted.tokens)
-            events = events_of(index, emitted)
-            if emitted.finish_reason is not None:
-                n_left -= 1
-                if not n_left:
-                    last = events
-                    continue
-            await exchange.write(events)
+            return events_of(index, emitted)
+
+        ending_of_choice = await relay(generation, exchange, events)
+        n_left -= 1
+        if n_left:
+            await exchange.write(ending_of_choice)
+        else:
+            last = ending_of_choice
         service.account(generation.timings, n_generated)
 
     told = tgi_error_event if service.limits.strict_tgi else error_event

@@ -48,9 +48,22 @@ class Detokenizer:
         """The text that this token completes."""
         if self._decoder.is_special(id):
             return ""
-        self._ids.append(id)
+        ids = self._ids
+        ids.append(id)
+        text = self._decoder.decode(ids)
+        if not text.endswith(INCOMPLETE) and len(text) > self._n_shown:
+            new = text[self._n_shown :]
+            # What was context, and is older than the last whole character, is not needed any more.
+            self._ids = ids = ids[self._n_context :]
+            self._n_context = len(ids)
+            self._n_shown = len(self._decoder.decode(ids))
+            self._n_held = 0
+            return new
+        return self._hold(text)
+
+    def _hold(self, text: str) -> str:
+        """What of `text` can be shown though no whole character came."""
         self._n_held += 1
-        text = self._decoder.decode(self._ids)
         whole = not text.endswith(INCOMPLETE)
         # Only the last character can still change, and only if it is incomplete ...
         end = len(text) if whole else len(text) - 1
@@ -61,15 +74,13 @@ class Detokenizer:
         if new:
             self._n_held = 0
             self._n_shown = end
-        if whole and new:
-            self._forget(self._n_context)
-            self._n_shown = len(self._decoder.decode(self._ids))
-            self._n_context = len(self._ids)
-        elif len(self._ids) > MOST_TOKENS:
+        if len(self._ids) > MOST_TOKENS:
             # No token ended with a character for so long that one is cut: what the first bytes
             # become then is shown already, and what is not shown yet is at the very end.
             n_left = len(text) - self._n_shown
-            self._forget(MOST_TOKENS // 2)
+            n_cut = MOST_TOKENS // 2
+            self._ids = self._ids[n_cut:]
+            self._n_context = max(0, self._n_context - n_cut)
             self._n_shown = max(0, len(self._decoder.decode(self._ids)) - n_left)
         return new
 
@@ -79,10 +90,6 @@ class Detokenizer:
         new = text[self._n_shown :]
         self._n_shown = len(text)
         return new
-
-    def _forget(self, n: int) -> None:
-        self._ids = self._ids[n:]
-        self._n_context = max(0, self._n_context - n)
 
 
 def _whole_characters(decoder: Decoder, ids: list[int]) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import tokenizers
 
 from tgi_async.errors import StartError, ValidationError
+from tgi_async.text.segments import Segments
 
 SPECIAL_TOKEN_NAMES = (
     "bos_token",
@@ -31,7 +32,7 @@ class Span(NamedTuple):
 
 
 class Tokenizer:
-    """Thread-safe: encoding and decoding change nothing here.
+    """Thread-safe: what encoding and decoding remember changes no answer.
 
     `special_tokens` maps names such as `eos_token` to texts, as the model's configuration has them;
     chat templates see them under these names. `special_ids` are the tokens that are not text.
@@ -44,6 +45,9 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
+        self._segments = Segments(inner)
+        self._n_added: int = inner.num_special_tokens_to_add(is_pair=False)
+        """Special tokens that it puts around a text."""
         self.special_tokens = dict(special_tokens or {})
         self.vocab_size: int = inner.get_vocab_size(with_added_tokens=True)
         self._special_texts: dict[int, str] = {
@@ -52,6 +56,8 @@ class Tokenizer:
             if added.special
         }
         self.special_ids = frozenset(self._special_texts)
+        self._texts: dict[int, str] = {}
+        """Of single tokens that were decoded: every streamed token asks for the last one's."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -86,8 +92,14 @@ class Tokenizer:
         Raises:
             ValidationError: `text` cannot be tokenized.
         """
-        ids: list[int] = self._encoding(text, add_special_tokens).ids
-        return ids
+        try:
+            if add_special_tokens and self._n_added:
+                (encoding,) = self._inner.encode_batch_fast([text])
+                ids: list[int] = encoding.ids
+                return ids
+            return self._segments.encode(text)
+        except Exception as error:  # the library raises bare Exception
+            raise _refused(text, error) from error
 
     def spans(self, text: str, *, add_special_tokens: bool = True) -> list[Span]:
         """Tokens with the places in `text`; those that the tokenizer added have empty ones.
@@ -95,12 +107,23 @@ class Tokenizer:
         Raises:
             ValidationError: `text` cannot be tokenized.
         """
-        encoding = self._encoding(text, add_special_tokens)
+        try:
+            encoding = self._inner.encode(text, add_special_tokens=add_special_tokens)
+        except Exception as error:  # the library raises bare Exception
+            raise _refused(text, error) from error
         return [Span(id, *place) for id, place in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids; bytes that are no whole character become U+FFFD."""
+        if len(ids) == 1 and skip_special_tokens:
+            return self._texts.get(ids[0]) or self._decode_one(ids[0])
         text: str = self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def _decode_one(self, id: int) -> str:
+        text: str = self._inner.decode((id,))
+        if id < self.vocab_size:
+            self._texts[id] = text
         return text
 
     def token_text(self, id: int) -> str:
@@ -112,11 +135,9 @@ class Tokenizer:
         """Whether this token is a mark and not text."""
         return id in self.special_ids
 
-    def _encoding(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
-        try:
-            return self._inner.encode(text, add_special_tokens=add_special_tokens)
-        except Exception as error:  # the library raises bare Exception
-            raise ValidationError(f"tokenizer error: {_fault_of(text) or error}") from error
+
+def _refused(text: str, error: Exception) -> ValidationError:
+    return ValidationError(f"tokenizer error: {_fault_of(text) or error}")
 
 
 def _fault_of(text: str) -> str | None:

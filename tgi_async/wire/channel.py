@@ -7,11 +7,11 @@ sockets, so that no frame of a dead one can reach it.
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import zmq
-import zmq.asyncio
 
 from tgi_async.errors import StartError
 from tgi_async.wire.codec import MAX_FRAME_BYTES, to_router_codec, to_worker_codec
@@ -25,7 +25,7 @@ def _address(folder: Path, name: str) -> str:
     return f"ipc://{folder / name}"
 
 
-def _configure(socket: zmq.Socket[Any] | zmq.asyncio.Socket) -> None:
+def _configure(socket: zmq.Socket[Any]) -> None:
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
     socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
@@ -35,13 +35,16 @@ def _configure(socket: zmq.Socket[Any] | zmq.asyncio.Socket) -> None:
 class RouterChannel:
     """The router's end. `folder` must exist and be private (mode 0700).
 
+    Replies are polled for, and `wait` tells when that is worth while: so a reply costs no task, and
+    several that wait are taken in one turn of the event loop.
+
     Raises StartError where no socket can be made in `folder`.
     """
 
     def __init__(self, folder: Path, incarnation: int, world_size: int) -> None:
         self._codec_out = to_worker_codec()
         self._codec_in = to_router_codec()
-        self._context = zmq.asyncio.Context()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._replies = self._context.socket(zmq.PULL)
         _configure(self._replies)
         try:
@@ -53,15 +56,18 @@ class RouterChannel:
                 f"No socket for the workers can be made in {folder}: {error}. Set TMPDIR to a "
                 "folder that can be written and has a short path."
             ) from error
-        # Sending never waits, so it needs no asynchronous socket.
-        self._sync: zmq.Context[zmq.Socket[bytes]] = zmq.Context.shadow(self._context)
         self._steps: list[zmq.Socket[Any]] = []
         for rank in range(world_size):
-            socket = self._sync.socket(zmq.PUSH)
+            socket = self._context.socket(zmq.PUSH)
             _configure(socket)
             # Connecting before the worker binds lets frames wait for it.
             socket.connect(_address(folder, f"steps-{incarnation}-{rank}"))
             self._steps.append(socket)
+        self._loop = asyncio.get_running_loop()
+        self._readable: int = self._replies.FD
+        """A descriptor that is readable from when a reply comes until the next poll."""
+        self._watched = False
+        self._waiter: asyncio.Future[None] | None = None
 
     def send(self, message: ToWorker) -> None:
         """The same frame to every rank. Raises zmq.Again where a rank does not read any more."""
@@ -69,16 +75,50 @@ class RouterChannel:
         for socket in self._steps:
             socket.send(frame, zmq.NOBLOCK)
 
-    async def receive(self) -> ToRouter:
-        """The next reply. Raises WireError for anything outside the schema."""
-        frame: bytes = await self._replies.recv()
+    def poll(self) -> ToRouter | None:
+        """The next reply, if one is there. Raises WireError for anything outside the schema."""
+        try:
+            frame = self._replies.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
         return self._codec_in.decode(frame)
 
+    async def wait(self) -> None:
+        """Return when a reply may be there, or when woken, after a poll that found none."""
+        if not self._watched:
+            self._loop.add_reader(self._readable, self._on_readable)
+            self._watched = True
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def wake(self) -> None:
+        """Let who waits look for itself."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
     def close(self) -> None:
+        """Cancel who waits. May be repeated."""
+        self._unwatch()
+        if self._waiter is not None:
+            self._waiter.cancel()
         for socket in self._steps:
             socket.close()
         self._replies.close()
         self._context.term()
+
+    def _on_readable(self) -> None:
+        if self._waiter is None:
+            # It stays readable until somebody polls, and would call here again and again.
+            self._unwatch()
+        self.wake()
+
+    def _unwatch(self) -> None:
+        if self._watched:
+            self._loop.remove_reader(self._readable)
+            self._watched = False
 
 
 class WorkerChannel:

@@ -1,0 +1,36 @@
+"""What a generation emits, on its way to the client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tgi_async.api.engine import Generation
+from tgi_async.api.exchange import Exchange
+from tgi_async.generation import Emitted
+
+
+async def relay(
+    generation: Generation, exchange: Exchange, events_of: Callable[[Emitted], bytes]
+) -> bytes:
+    """Write what a generation emits, as it comes. Returns its last events, which are not written.
+
+    A client that keeps up is written to in the engine's own turn, with no task, future or queue for
+    each token. Who does not is waited for here; what is emitted meanwhile comes in one piece.
+
+    Raises:
+        ServerError: the generation failed.
+    """
+
+    def take(emitted: Emitted) -> bool:
+        if not exchange.keeps_up():
+            return False
+        exchange.write_now(events_of(emitted))
+        return True
+
+    generation.tap = take
+    last = b""
+    async for emitted in generation:
+        last = events_of(emitted)
+        if emitted.finish_reason is None:
+            await exchange.write(last)
+    return last
