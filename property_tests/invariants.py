@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 
 from property_tests.model import History, Slot, require
-from tgi_async.scheduler.blocks import ROOT, BlockManager, BlockTable
+from tgi_async.scheduler.blocks import ROOT, BlockManager, BlockTable, Key
 from tgi_async.scheduler.core import Core
 
 
@@ -51,7 +51,7 @@ def check_tree(
     blocks: BlockManager, acknowledged: Mapping[Slot, History], lawful: Collection[History]
 ) -> None:
     """P5: what can be hit was acknowledged, and is what its tokens say. S8: and was shown."""
-    children: dict[int, list[tuple[int, ...]]] = {}
+    children: dict[int, list[Key]] = {}
     for parent, tokens in blocks._tree:
         children.setdefault(parent, []).append(tokens)
     reachable: list[tuple[int, History]] = [(ROOT, ())]
@@ -62,7 +62,7 @@ def check_tree(
             if node.block is None:
                 require(node.owner is not None, "P5", "a pending block that nobody computes")
                 continue
-            prefix = history + tokens
+            prefix = history + tuple(memoryview(tokens).cast("I"))
             require(prefix in lawful, "S8", f"{prefix} is cached but was never shown")
             for offset in range(blocks.block_size):
                 seen = acknowledged.get((node.block, offset))

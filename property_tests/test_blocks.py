@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 
 from property_tests.invariants import check_places, check_tables, check_tree
 from property_tests.model import History, Slot
-from tgi_async.scheduler.blocks import BlockManager, BlockTable
+from tgi_async.scheduler.blocks import BlockManager, BlockTable, keys_of
 
 TOKENS = st.integers(0, 2)
 
@@ -34,16 +34,26 @@ class Sequence:
 class BlockMachine(RuleBasedStateMachine):
     reached: ClassVar[Counter[str]] = Counter()
 
-    @initialize(n_blocks=st.integers(1, 10), block_size=st.integers(1, 4))
-    def start(self, n_blocks: int, block_size: int) -> None:
+    @initialize(
+        n_blocks=st.integers(1, 10),
+        block_size=st.integers(1, 4),
+        stem=st.lists(TOKENS, min_size=20, max_size=20),
+    )
+    def start(self, n_blocks: int, block_size: int, stem: list[int]) -> None:
         self.blocks = BlockManager(n_blocks, block_size)
+        self.stem = stem
         self.sequences: list[Sequence] = []
         self.memory: dict[Slot, History] = {}
         self.lawful: set[History] = set()
 
-    @rule(tokens=st.lists(TOKENS, min_size=1, max_size=24), announces=st.booleans())
-    def open(self, tokens: list[int], announces: bool) -> None:
-        keys = self._keys(tokens)
+    @rule(
+        shared=st.integers(0, 20),
+        own=st.lists(TOKENS, min_size=1, max_size=4),
+        announces=st.booleans(),
+    )
+    def open(self, shared: int, own: list[int], announces: bool) -> None:
+        tokens = self.stem[:shared] + own
+        keys = keys_of(tokens, self.blocks.block_size)
         match = self.blocks.match(keys[: (len(tokens) - 1) // self.blocks.block_size])
         hits = match.hits if announces else []
         fresh = -(-len(tokens) // self.blocks.block_size) - len(hits)
@@ -71,7 +81,7 @@ class BlockMachine(RuleBasedStateMachine):
             index, offset = divmod(position, self.blocks.block_size)
             self.memory[table.blocks[index], offset] = tuple(tokens[: position + 1])
         table.n_computed = end
-        self.blocks.commit(table, self._keys(tokens))
+        self.blocks.commit(table, keys_of(tokens, self.blocks.block_size))
 
     @precondition(lambda self: self.sequences)
     @rule(which=st.integers(0, 9))
@@ -102,12 +112,6 @@ class BlockMachine(RuleBasedStateMachine):
         self.sequences.clear()
         self.all_is_in_its_place()
         assert self.blocks.n_used == 0
-
-    def _keys(self, tokens: list[int]) -> list[tuple[int, ...]]:
-        size = self.blocks.block_size
-        return [
-            tuple(tokens[start : start + size]) for start in range(0, len(tokens) - size + 1, size)
-        ]
 
 
 def test_blocks_are_in_one_place_and_hold_what_their_tokens_say() -> None:

@@ -12,7 +12,7 @@ import pytest
 from property_tests.model import Violation
 from property_tests.walk import walk
 from tgi_async.generation import FinishReason
-from tgi_async.scheduler.blocks import BlockManager, BlockTable, Match, Node
+from tgi_async.scheduler.blocks import BlockManager, BlockTable, Key, Match, Node
 from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.fairness import WaitingQueue
 from tgi_async.scheduler.plan import Budget, Draft, Part
@@ -21,8 +21,6 @@ from tgi_async.wire.messages import PromptLogprobs, Sampled
 
 N_WALKS = 200
 N_EVENTS = 300
-
-Key = tuple[int, ...]
 
 
 def with_blocks(blocks_type: type[BlockManager]) -> type[Core]:
@@ -57,9 +55,8 @@ class FreesTwice(BlockManager):
 class ForgetsToCount(BlockManager):
     """A hit on a block that somebody holds does not count as one more holder."""
 
-    def _hold(self, block: int) -> None:
-        if self._references[block] == 0:
-            super()._hold(block)
+    def _hold(self, blocks: list[int]) -> None:
+        super()._hold([block for block in blocks if self._references[block] == 0])
 
 
 class LeaksOnClose(BlockManager):

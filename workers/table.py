@@ -27,7 +27,9 @@ class Row:
     )
 
     def __init__(self, admit: Admit) -> None:
-        self.tokens = np.asarray(admit.tokens, np.int64)
+        self.tokens = np.zeros(len(admit.tokens), np.int64)
+        """Those known on the host. Nobody asks for what a prefix hit covers: it is left at 0."""
+        self.tokens[admit.n_cached :] = admit.tokens[admit.n_cached :]
         self.n_prompt = admit.n_prompt
         self.n_computed = admit.n_cached
         self.length = len(admit.tokens)

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from tgi_async.scheduler.blocks import BlockManager, BlockTable
+from tgi_async.scheduler.blocks import BlockManager, BlockTable, Key, keys_of
 
-ONE, TWO, THREE = (1, 2), (3, 4), (5, 6)
+ONE, TWO, THREE = keys_of([1, 2, 3, 4, 5, 6], 2)
 
 
-def computed(blocks: BlockManager, *keys: tuple[int, ...]) -> BlockTable:
+def computed(blocks: BlockManager, *keys: Key) -> BlockTable:
     """A table whose blocks hold these tokens, as the first to have them."""
     table = blocks.open([], list(keys))
     blocks.grow(table, len(keys))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from tgi_async.scheduler.blocks import keys_of
 from tgi_async.scheduler.request import Request, Status
 
 
@@ -28,13 +29,13 @@ def test_the_prompt_is_a_copy() -> None:
 
 
 def test_block_keys_are_the_tokens_of_full_blocks_only() -> None:
-    assert Request(1, [1, 2, 3, 4, 5], 4).block_keys(2) == [(1, 2), (3, 4)]
-    assert Request(1, [1, 2, 3, 4], 4).block_keys(2) == [(1, 2), (3, 4)]
+    assert Request(1, [1, 2, 3, 4, 5], 4).block_keys(2) == keys_of([1, 2, 3, 4], 2)
+    assert Request(1, [1, 2, 3, 4], 4).block_keys(2) == keys_of([1, 2, 3, 4], 2)
     assert Request(1, [1], 4).block_keys(2) == []
 
 
 def test_block_keys_follow_the_emitted_tokens() -> None:
     request = Request(1, [1, 2, 3], 4)
-    assert request.block_keys(2) == [(1, 2)]
+    assert request.block_keys(2) == keys_of([1, 2], 2)
     request.tokens += [4, 5, 6]
-    assert request.block_keys(2) == [(1, 2), (3, 4), (5, 6)]
+    assert request.block_keys(2) == keys_of([1, 2, 3, 4, 5, 6], 2)

@@ -11,7 +11,7 @@ import pytest
 
 from tgi_async.errors import TemplateError, ValidationError
 from tgi_async.text import chat_process
-from tgi_async.text.chat import ChatTemplate
+from tgi_async.text.chat import PIPE_BYTES, ChatTemplate
 
 HI = [{"role": "user", "content": "Hi"}]
 NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -35,6 +35,11 @@ def test_renders(make):
     template = make("{{ bos_token }}{{ messages[0].content }}{{ tools }}{{ tone }}")
     said = [{"role": "user", "content": "\n\u2028“Hi”\0"}]
     assert template.render(said, tools=[1], variables={"tone": 2}) == "<s>\n\u2028“Hi”\0[1]2"
+
+
+def test_a_chat_longer_than_a_pipe_holds_comes_whole(make):
+    said = "é" * (3 * PIPE_BYTES)
+    assert make("{{ messages[0].content }}").render([{"role": "user", "content": said}]) == said
 
 
 def test_errors_are_those_of_the_renderer(make):

@@ -36,6 +36,12 @@ def test_a_row_is_in_prefill_until_its_known_tokens_are_computed() -> None:
     assert not row.prefilling
 
 
+def test_a_row_knows_the_tokens_that_no_prefix_hit_covers() -> None:
+    rows = table()
+    rows.admit(admit(0, [5, 6, 7], n_cached=1))
+    assert rows[0].tokens[1:].tolist() == [6, 7]
+
+
 def test_a_row_that_is_admitted_again_remembers_nothing() -> None:
     rows = table()
     rows.admit(admit(0, [1, 2, 3], blocks=[7, 8]))

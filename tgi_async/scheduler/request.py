@@ -8,7 +8,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from tgi_async.generation import FinishReason
-from tgi_async.scheduler.blocks import BlockTable, Node
+from tgi_async.scheduler.blocks import BlockTable, Key, Node, keys_of
 from tgi_async.wire.messages import Sampled, Sampling, TopToken
 
 
@@ -75,8 +75,8 @@ class Request:
         self.limit = self.n_prompt + max_new_tokens - 1
         """Most positions this request can ever compute: its last token is never an input."""
         self.tokens = list(prompt)
-        self.keys: list[tuple[int, ...]] = []
-        """The tokens of each full block, made once."""
+        self.keys: list[Key] = []
+        """Of the blocks that are full, made once."""
 
         self.status = Status.WAITING
         self.arrival = 0
@@ -97,12 +97,12 @@ class Request:
     def n_emitted(self) -> int:
         return len(self.tokens) - self.n_prompt
 
-    def block_keys(self, block_size: int) -> list[tuple[int, ...]]:
-        """The tokens of each full block of the known tokens."""
-        keys = self.keys
-        for start in range(len(keys) * block_size, len(self.tokens) - block_size + 1, block_size):
-            keys.append(tuple(self.tokens[start : start + block_size]))
-        return keys
+    def block_keys(self, block_size: int) -> list[Key]:
+        """The keys of the blocks that the known tokens fill."""
+        n_made = len(self.keys) * block_size
+        if len(self.tokens) - n_made >= block_size:
+            self.keys += keys_of(self.tokens[n_made:], block_size)
+        return self.keys
 
 
 class TokenEvent(Struct, frozen=True):

@@ -5,6 +5,7 @@ The server itself never compiles or runs a template: see `tgi_async.text.chat_pr
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import queue
@@ -25,6 +26,8 @@ from tgi_async.text.chat_forms import Message
 COMMAND = (sys.executable, "-m", "tgi_async.text.chat_process")
 VARIABLES = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ")
 """Of the environment; its secrets are not a template's business."""
+PIPE_BYTES = 1 << 20
+"""The most that Linux gives without being asked by root: a long chat passes in few switches."""
 
 
 class ChatTemplate:
@@ -150,10 +153,14 @@ class _Process:
             COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=PIPE_BYTES,
             env={name: os.environ[name] for name in VARIABLES if name in os.environ},
             start_new_session=True,  # Ctrl-C is for the server, whose end closes their input
         )
         assert self._running.stdin is not None
+        assert self._running.stdout is not None
+        for pipe in (self._running.stdin, self._running.stdout):
+            _widen(pipe.fileno())
         self._running.stdin.write(self._start)
         return self._running
 
@@ -179,6 +186,12 @@ class _Process:
             if pipe is not None:
                 with suppress(BrokenPipeError):  # by what was left to write
                     pipe.close()
+
+
+def _widen(pipe: int) -> None:
+    if sys.platform == "linux":
+        with suppress(PermissionError):  # this user has so many pipes that no more may be wide
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def _end_all(processes: Sequence[_Process]) -> None:

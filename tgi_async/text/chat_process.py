@@ -71,4 +71,5 @@ def _limit_memory() -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the server's other processes may ignore it
     _limit_memory()
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    with open(sys.stdin.fileno(), "rb", buffering=1 << 20, closefd=False) as requests:
+        serve(requests, sys.stdout.buffer)
