@@ -13,6 +13,9 @@ from pathlib import Path
 from benchmarks.load_client import QUOTED_CHARS, Exchange, LoadError, Server
 from benchmarks.load_works import Work
 
+PAUSE = 3.0
+"""Seconds before a round."""
+
 
 @dataclass(slots=True)
 class Round:
@@ -82,6 +85,9 @@ async def play(server: Server, work: Work, seed: str, limit: float) -> Round:
         for exchange in waiting:
             await exchange.run(server.host, server.port)
 
+    # A server's threads may go on turning for a while after its last answer, and take the cores
+    # from the one whose round is next.
+    await asyncio.sleep(PAUSE)
     cpu, began = time.process_time(), time.perf_counter()
     with suppress(TimeoutError):
         async with asyncio.timeout(limit):

@@ -31,9 +31,9 @@ def test_spans_are_decode_rows_and_then_chunks_cut_to_size() -> None:
     assert made.spans(2).tolist() == [
         [0, 1, 4, tables],
         [1, 1, 8, tables + 8],
-        [2, 2, 5, chunk],
-        [4, 2, 7, chunk],
-        [6, 1, 8, chunk],
+        [2, 1, 4, chunk],
+        [3, 2, 6, chunk],
+        [5, 2, 8, chunk],
     ]
     assert made.spans(64)[2:].tolist() == [[2, 5, 8, chunk]]
     assert made.n_tokens == 7

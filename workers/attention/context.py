@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ class AttentionContext:
 
     def spans(self, max_positions: int) -> torch.Tensor:
         """int64 [n_spans, 4]: first packed token, positions, context length after the last of
-        them, address of the block table. Chunks are cut to at most `max_positions`.
+        them, address of the block table. Chunks are cut evenly, to at most `max_positions`.
 
         The work of a forward pass as kernels take it; made by the first layer that asks.
         """
@@ -87,14 +88,13 @@ class AttentionContext:
             decode = torch.stack((row, torch.ones_like(row), self.decode_lengths, address), dim=1)
             cut = [
                 (
-                    start,
-                    min(max_positions, end - start),
-                    chunk.length - end + min(start + max_positions, end),
+                    chunk.start + begin,
+                    end - begin,
+                    chunk.length - chunk.n + end,
                     chunk.block_table.data_ptr(),
                 )
                 for chunk in self.prefills
-                for end in [chunk.start + chunk.n]
-                for start in range(chunk.start, end, max_positions)
+                for begin, end in _cut(chunk.n, max_positions)
             ]
             chunks = torch.tensor(cut, dtype=torch.int64).reshape(-1, 4)
             spans = self._spans[max_positions] = torch.cat((decode, chunks))
@@ -150,3 +150,10 @@ class AttentionContext:
         least, most = (int(x) for x in tensor.aminmax())
         if least < 0 or most >= limit:
             raise ValueError(f"{name} ranges from {least} to {most}, allowed are 0 to {limit - 1}")
+
+
+def _cut(n: int, most: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of as few parts of at most `most` as can be, all but equal in size."""
+    parts = -(-n // most)
+    for part in range(parts):
+        yield n * part // parts, n * (part + 1) // parts

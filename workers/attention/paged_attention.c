@@ -308,32 +308,34 @@ static int foresee(const call *c, const span *s, int64_t task, int64_t part, int
 /* Many queries on bfloat16 pools: products of pairs, two numbers an instruction and lane, summed in
  * float32. Queries and the weights of values are rounded to bfloat16 for it.
  *
- * Strips of 32 keys are turned on their side with their pairs kept together; values are interleaved
- * so that two tokens' numbers are a pair. */
-#define STRIP 32
-#define SCORED 8  /* queries that are scored together */
-#define WEIGHED 6 /* queries whose values are weighed together: as many as registers allow */
-#define PADDED (QUERIES + SCORED)
+ * Keys are turned on their side with their pairs kept together; values are interleaved so that two
+ * tokens' numbers are a pair. Both stay in the first cache while groups of queries pass. */
+#define STRIP (2 * LANES)
+#define GROUP 8 /* queries that pass together */
+#define HALF 4  /* of them are weighed together: as many as registers allow */
+#define PADDED (QUERIES + GROUP)
 
 typedef struct {
-    uint32_t q[PADDED * MAX_DIM / 2]; /* [queries, dim / 2] pairs */
-    float scores[PADDED][PART] __attribute__((aligned(64)));
-    uint32_t weights[PADDED][PART / 2]; /* pairs of tokens */
-    uvec keys[2][MAX_DIM / 2];          /* [pair of dim], a lane for each token of half a strip */
+    uint32_t q[PADDED * MAX_DIM / 2];   /* [queries, dim / 2] pairs */
+    uvec keys[PART / LANES * MAX_DIM / 2]; /* [16 tokens, pair of dim], a lane for each token */
     uvec values[PART / 2 * MAX_DIM / LANES];
+    float scores[GROUP][PART] __attribute__((aligned(64)));
+    uint32_t weights[GROUP][PART / 2]; /* pairs of tokens */
+    float scales[GROUP];               /* of what was summed before */
 } pairs __attribute__((aligned(64)));
 
 INLINE void gather_pairs(const call *c, const span *s, int64_t head, pairs *w, int64_t dim) {
     const int64_t group = c->n_heads / c->n_kv_heads, nq = s->n_queries;
     for (int64_t i = 0; i < nq; i++) {
-        const int64_t at = (s->start + i / group) * c->q_token + (head * group + i % group) * c->q_head;
+        const int64_t token = (s->start + i / group) * c->q_token;
+        const int64_t at = token + (head * group + i % group) * c->q_head;
         memcpy(w->q + i * dim / 2, (const uint16_t *)c->q + at, dim * 2);
     }
-    memset(w->q + nq * dim / 2, 0, SCORED * dim * 2);
-    memset(w->weights[nq], 0, WEIGHED * sizeof w->weights[0]);
+    memset(w->q + nq * dim / 2, 0, GROUP * dim * 2);
 }
 
-/* 16 keys, the pairs of each 16 turned on their side. A dim of 16 more than 32s ends in zeros. */
+/* 16 keys, the pairs of each 32 numbers turned on their side. A dim of 16 more than 32s ends in
+ * zeros. */
 INLINE void turn_pairs(const call *c, const int64_t *at, int64_t dim, uvec *turned) {
     for (int64_t d = 0; d < dim; d += 2 * LANES) {
         vec x[LANES], y[LANES];
@@ -348,27 +350,6 @@ INLINE void turn_pairs(const call *c, const int64_t *at, int64_t dim, uvec *turn
     }
 }
 
-INLINE void score_pairs(const pairs *w, const uint32_t *q, int64_t dim, float scale,
-                        float (*scores)[PART]) {
-    __m512 sums[SCORED][2];
-#pragma GCC unroll 8
-    for (int i = 0; i < SCORED; i++) sums[i][0] = sums[i][1] = _mm512_setzero_ps();
-    for (int64_t d = 0; d < dim / 2; d++) {
-        const __m512bh low = (__m512bh)w->keys[0][d], high = (__m512bh)w->keys[1][d];
-#pragma GCC unroll 8
-        for (int i = 0; i < SCORED; i++) {
-            const __m512bh given = (__m512bh)_mm512_set1_epi32((int)q[i * dim / 2 + d]);
-            sums[i][0] = _mm512_dpbf16_ps(sums[i][0], given, low);
-            sums[i][1] = _mm512_dpbf16_ps(sums[i][1], given, high);
-        }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < SCORED; i++) {
-        *(vec *)scores[i] = (vec)sums[i][0] * scale;
-        *(vec *)(scores[i] + LANES) = (vec)sums[i][1] * scale;
-    }
-}
-
 /* Values of tokens t and t + 1, number by number; n is even but where t + 1 is none: then 0. */
 INLINE void pair_values(const call *c, const int64_t *at, int n, int64_t dim, uvec *paired) {
     const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40,
@@ -377,48 +358,44 @@ INLINE void pair_values(const call *c, const int64_t *at, int n, int64_t dim, uv
     const uint16_t *pool = c->values;
     for (int t = 0; t < n; t += 2)
         for (int64_t d = 0; d < dim; d += 2 * LANES) {
-            const int both = dim - d >= 2 * LANES;
+            const int both = dim - d >= 2 * LANES, last = t + 1 == n;
             const __mmask16 kept = both ? 0xffff : 0x00ff;
             const __m512i a = _mm512_maskz_loadu_epi32(kept, pool + at[t] + d);
-            const __m512i b =
-                _mm512_maskz_loadu_epi32(t + 1 < n ? kept : 0, pool + at[t + 1 < n ? t + 1 : t] + d);
+            const __m512i b = _mm512_maskz_loadu_epi32(last ? 0 : kept, pool + at[t + !last] + d);
             uvec *to = paired + (t / 2 * dim + d) / LANES;
             to[0] = (uvec)_mm512_permutex2var_epi16(a, first, b);
             if (both) to[1] = (uvec)_mm512_permutex2var_epi16(a, second, b);
         }
 }
 
-INLINE void weigh_pairs(const pairs *w, int n, int64_t dim, int64_t d, int from, int nq, float *acc,
-                        const int nv) {
-    __m512 sums[WEIGHED][4];
-#pragma GCC unroll 6
-    for (int i = 0; i < WEIGHED; i++)
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++) sums[i][v] = _mm512_setzero_ps();
-    for (int t = 0; t < (n + 1) / 2; t++) {
-        const uvec *at = w->values + (t * dim + d) / LANES;
-        __m512bh value[4];
-#pragma GCC unroll 4
-        for (int v = 0; v < nv; v++) value[v] = (__m512bh)at[v];
-#pragma GCC unroll 6
-        for (int i = 0; i < WEIGHED; i++) {
-            const __m512bh given = (__m512bh)_mm512_set1_epi32((int)w->weights[from + i][t]);
-#pragma GCC unroll 4
-            for (int v = 0; v < nv; v++) sums[i][v] = _mm512_dpbf16_ps(sums[i][v], given, value[v]);
+/* GROUP queries and a strip of keys. */
+INLINE void score_pairs(const uvec *keys, const uint32_t *q, int64_t dim, float scale,
+                        float (*scores)[PART]) {
+    __m512 sums[GROUP][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < GROUP; i++) sums[i][0] = sums[i][1] = _mm512_setzero_ps();
+    for (int64_t d = 0; d < dim / 2; d++) {
+        const __m512bh low = (__m512bh)keys[d], high = (__m512bh)keys[dim / 2 + d];
+#pragma GCC unroll 8
+        for (int i = 0; i < GROUP; i++) {
+            const __m512bh given = (__m512bh)_mm512_set1_epi32((int)q[i * dim / 2 + d]);
+            sums[i][0] = _mm512_dpbf16_ps(sums[i][0], given, low);
+            sums[i][1] = _mm512_dpbf16_ps(sums[i][1], given, high);
         }
     }
-#pragma GCC unroll 6
-    for (int i = 0; i < WEIGHED; i++)
-        if (from + i < nq)
-#pragma GCC unroll 4
-            for (int v = 0; v < nv; v++)
-                *(vec *)(acc + (from + i) * dim + d + v * LANES) = (vec)sums[i][v];
+#pragma GCC unroll 8
+    for (int i = 0; i < GROUP; i++) {
+        *(vec *)scores[i] = (vec)sums[i][0] * scale;
+        *(vec *)(scores[i] + LANES) = (vec)sums[i][1] * scale;
+    }
 }
 
-/* exp_negative of each lane. */
+/* exp_negative of each lane. The integer n stands in the lowest bits of `shifted`. */
 INLINE __m512 exp_each(__m512 x) {
+    const __m512 magic = _mm512_set1_ps(12582912.0f); /* 1.5 * 2^23 */
     const __mmask16 kept = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GE_OQ);
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+    const __m512 shifted = _mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504f), magic);
+    const __m512 n = _mm512_sub_ps(shifted, magic);
     __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
     r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f), r);
     __m512 p = _mm512_set1_ps(1.9875691500e-4f);
@@ -428,48 +405,94 @@ INLINE __m512 exp_each(__m512 x) {
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
     p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_maskz_scalef_ps(kept, p, n);
+    const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);
+    const __m512i scaled = _mm512_maskz_add_epi32(kept, _mm512_castps_si512(p), power);
+    return _mm512_castsi512_ps(scaled);
 }
 
-/* What `attend` does. */
+/* Query j's weights of the part's tokens, of which it sees [low, high); its m and l so far, or as
+ * `first` found them, become those with this part. */
+INLINE void weights_of(pairs *w, int j, int n, int low, int high, float cap, int first, float *m,
+                       float *l) {
+    float *s = w->scores[j];
+    const int whole = (int)ceil_div(n, LANES) * LANES;
+    if (cap != 0.0f)
+#pragma omp simd
+        for (int t = 0; t < whole; t++) s[t] = cap * tanh_of(s[t] / cap);
+    for (int t = 0; t < low; t++) s[t] = -INFINITY;
+    for (int t = high; t < whole; t++) s[t] = -INFINITY;
+    __m512 tops = _mm512_load_ps(s), sums = _mm512_setzero_ps();
+    for (int t = LANES; t < whole; t += LANES) tops = _mm512_max_ps(tops, _mm512_load_ps(s + t));
+    float top = _mm512_reduce_max_ps(tops);
+    if (!first && *m > top) top = *m;
+    const __m512 shift = _mm512_set1_ps(top > -INFINITY ? top : 0.0f); /* where nothing is seen */
+    for (int t = 0; t < whole; t += LANES) {
+        const __m512 e = exp_each(_mm512_sub_ps(_mm512_load_ps(s + t), shift));
+        sums = _mm512_add_ps(sums, e);
+        store_some(w->weights[j], t, (vec)e, LANES, 1);
+    }
+    const float scale = first || *l == 0.0f ? 0.0f : exp_negative(*m - top);
+    *l = (first ? 0.0f : *l * scale) + _mm512_reduce_add_ps(sums);
+    *m = top;
+    w->scales[j] = scale;
+}
+
+/* acc[i] = acc[i] * scale + sum over t of weight[i][t] * value[t], `nv` vectors of the head at d. */
+INLINE void weigh_pairs(const pairs *w, int from, int many, int n, int64_t dim, int64_t d, int first,
+                        float *acc, const int nv) {
+    __m512 sums[HALF][4];
+#pragma GCC unroll 4
+    for (int i = 0; i < HALF; i++)
+#pragma GCC unroll 4
+        for (int v = 0; v < nv; v++) sums[i][v] = _mm512_setzero_ps();
+    for (int t = 0; t < (n + 1) / 2; t++) {
+        const uvec *at = w->values + (t * dim + d) / LANES;
+        __m512bh value[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < nv; v++) value[v] = (__m512bh)at[v];
+#pragma GCC unroll 4
+        for (int i = 0; i < HALF; i++) {
+            const __m512bh given = (__m512bh)_mm512_set1_epi32((int)w->weights[from + i][t]);
+#pragma GCC unroll 4
+            for (int v = 0; v < nv; v++) sums[i][v] = _mm512_dpbf16_ps(sums[i][v], given, value[v]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < HALF; i++) {
+        if (i >= many) break;
+#pragma GCC unroll 4
+        for (int v = 0; v < nv; v++) {
+            vec *to = (vec *)(acc + (from + i) * dim + d + v * LANES);
+            *to = first ? (vec)sums[i][v] : (vec)(*to * w->scales[from + i] + (vec)sums[i][v]);
+        }
+    }
+}
+
+/* What `attend` does, and adds it to the m, l and acc of the parts before unless it is the first. */
 INLINE void attend_pairs(const call *c, pairs *w, const int64_t *at, int n, int nq, const int *low,
-                         const int *high, float *m, float *l, float *acc, const int64_t dim) {
-    const float cap = (float)c->softcap;
+                         const int *high, int first, float *m, float *l, float *acc,
+                         const int64_t dim) {
     int64_t where[PART + STRIP];
     for (int t = 0; t < PART + STRIP; t++) where[t] = at[t < n ? t : n - 1];
-    for (int t = 0; t < n; t += STRIP) {
-        turn_pairs(c, where + t, dim, w->keys[0]);
-        turn_pairs(c, where + t + LANES, dim, w->keys[1]);
-        for (int i = 0; i < nq; i += SCORED)
-            score_pairs(w, w->q + i * dim / 2, dim, (float)c->scale,
-                        (void *)&w->scores[i][t]);
-    }
+    for (int t = 0; t < ceil_div(n, STRIP) * STRIP; t += LANES)
+        turn_pairs(c, where + t, dim, w->keys + t / LANES * dim / 2);
     pair_values(c, at, n, dim, w->values);
-    const int whole = (n + LANES - 1) / LANES * LANES;
-    for (int i = 0; i < nq; i++) {
-        float *s = w->scores[i], top = -INFINITY, sum = 0.0f;
-        if (cap != 0.0f)
-#pragma omp simd
-            for (int t = 0; t < whole; t++) s[t] = cap * tanh_of(s[t] / cap);
-        for (int t = 0; t < low[i]; t++) s[t] = -INFINITY;
-        for (int t = high[i]; t < whole; t++) s[t] = -INFINITY;
-        __m512 tops = _mm512_load_ps(s), sums = _mm512_setzero_ps();
-        for (int t = LANES; t < whole; t += LANES) tops = _mm512_max_ps(tops, _mm512_load_ps(s + t));
-        top = _mm512_reduce_max_ps(tops);
-        const float shift = top > -INFINITY ? top : 0.0f; /* where nothing is seen */
-        for (int t = 0; t < whole; t += LANES) {
-            const __m512 e = exp_each(_mm512_sub_ps(_mm512_load_ps(s + t), _mm512_set1_ps(shift)));
-            sums = _mm512_add_ps(sums, e);
-            store_some(w->weights[i], t, (vec)e, LANES, 1);
+    for (int i = 0; i < nq; i += GROUP) {
+        const int many = (int)least(GROUP, nq - i);
+        for (int t = 0; t < n; t += STRIP)
+            score_pairs(w->keys + t / LANES * dim / 2, w->q + i * dim / 2, dim, (float)c->scale,
+                        (void *)&w->scores[0][t]);
+        for (int j = 0; j < many; j++)
+            weights_of(w, j, n, low[i + j], high[i + j], (float)c->softcap, first, m + i + j,
+                       l + i + j);
+        for (int half = 0; half < many; half += HALF) {
+            float *to = acc + i * dim;
+            int64_t d = 0;
+            for (; d + 4 * LANES <= dim; d += 4 * LANES)
+                weigh_pairs(w, half, many - half, n, dim, d, first, to, 4);
+            for (; d < dim; d += LANES)
+                weigh_pairs(w, half, many - half, n, dim, d, first, to, 1);
         }
-        sum = _mm512_reduce_add_ps(sums);
-        m[i] = top;
-        l[i] = sum;
-    }
-    for (int i = 0; i < nq; i += WEIGHED) {
-        int64_t d = 0;
-        for (; d + 4 * LANES <= dim; d += 4 * LANES) weigh_pairs(w, n, dim, d, i, nq, acc, 4);
-        for (; d < dim; d += LANES) weigh_pairs(w, n, dim, d, i, nq, acc, 1);
     }
 }
 #endif
@@ -485,7 +508,7 @@ INLINE void run_task(const call *c, const span *s, int64_t task, int64_t then, c
     float *m2 = later, *l2 = m2 + nq, *acc2 = l2 + nq;
 
 #ifdef __AVX512BF16__
-    const int paired = bf16 && nq >= SCORED;
+    const int paired = bf16 && nq >= GROUP;
     pairs w;
     if (paired) gather_pairs(c, s, head, &w, dim);
 #else
@@ -506,9 +529,7 @@ INLINE void run_task(const call *c, const span *s, int64_t task, int64_t then, c
         }
 #ifdef __AVX512BF16__
         if (paired) {
-            attend_pairs(c, &w, at, (int)(to - from), (int)nq, low, high, i ? m2 : m, i ? l2 : l,
-                         i ? acc2 : acc, dim);
-            if (i) merge(nq, dim, m, l, acc, m2, l2, acc2);
+            attend_pairs(c, &w, at, (int)(to - from), (int)nq, low, high, i == 0, m, l, acc, dim);
             continue;
         }
 #endif
