@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.decoder.families import Block, Description, NotFused
 from workers.decoder.native import NativeDecoder
+from workers.models.loading import load
 
 BLOCK_SIZE = 4
 N_ROWS = 3
@@ -215,6 +218,15 @@ def test_the_weights_of_transformers_are_let_go() -> None:
     decoder = NativeDecoder(description)
     assert not list(model.model.layers.parameters())
     assert n_bytes <= decoder.weight_bytes < 1.3 * n_bytes  # panels are padded
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_file_of_the_weights_is_let_go(tmp_path: Path, dtype: torch.dtype) -> None:
+    tiny("llama", dtype).save_pretrained(tmp_path)
+    model = load(tmp_path, dtype, torch.device("cpu"), implementation="fused")
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert model.weight_bytes > 0
 
 
 @pytest.mark.parametrize(

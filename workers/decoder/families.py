@@ -175,7 +175,8 @@ class Description:
 
     def _norm(self, module: Any) -> torch.Tensor:
         weight: torch.Tensor = module.weight.detach().float()
-        return (1.0 + weight if self._kind in OFFSET_NORMS else weight).contiguous()
+        # Always a copy: the weight may be a view of the mapped file.
+        return weight + 1.0 if self._kind in OFFSET_NORMS else weight.clone()
 
     def _window(self, attention: Any) -> int:
         owner = self._model.config if self._kind in WINDOW_OF_CONFIG else attention

@@ -70,7 +70,10 @@ class NativeDecoder:
         Raises NotFused, with the model as it was.
         """
         numbers = description.numbers
-        self._embedding = description.embedding.weight.detach().contiguous()
+        # A copy, for the tensor may be a view of the mapped file, which would stay in memory whole.
+        self._embedding = description.embedding.weight.detach().clone(
+            memory_format=torch.contiguous_format
+        )
         dtype = self._embedding.dtype
         self._run = _function(description)
         self._kept: list[object] = []
