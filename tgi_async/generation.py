@@ -35,6 +35,8 @@ class GenerationRequest(Struct, frozen=True):
     prompt_logprobs: bool = False
     prompt_top_n_tokens: int = 0
     """How many of the likeliest tokens to tell at each prompt token, with `prompt_logprobs`."""
+    grammar: str = ""
+    """A vetted grammar, as `grammar.encode` writes it, that the output is held to; or empty."""
 
 
 class TopToken(NamedTuple):

@@ -67,6 +67,15 @@ class Sampling(Frame, frozen=True):
     """Report log-probabilities as the model gave them, not those of the processed distribution."""
 
 
+class Constraint(Frame, frozen=True):
+    """A grammar that a row's output follows from its first token on."""
+
+    grammar: str
+    """As `grammar.encode` writes it; the router has had it vetted."""
+    max_new_tokens: Count
+    """Of the whole output. Near its end, the shortest way to complete the text is taken."""
+
+
 class Admit(Frame, frozen=True):
     """A row enters the persistent batch.
 
@@ -83,6 +92,7 @@ class Admit(Frame, frozen=True):
     prompt_logprobs: bool = False
     prompt_top_n_tokens: Count = 0
     """How many of the likeliest tokens to report at each prompt position that is scored."""
+    constraint: Constraint | None = None
 
 
 class Grow(Frame, frozen=True):
@@ -122,6 +132,8 @@ class Start(Frame, frozen=True, tag="start"):
     world_size: Count = 1
     model_impl: str = "auto"
     """"fused", "transformers", or "auto": the fused decoder where it runs the model."""
+    grammar_engine: str = "llguidance"
+    """"llguidance" or "xgrammar"."""
 
 
 class Step(Frame, frozen=True, tag="step"):

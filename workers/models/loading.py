@@ -9,7 +9,9 @@ import torch
 
 from workers.decoder.families import Description, NotFused
 from workers.decoder.native import NativeDecoder
-from workers.models.transformers_path import Pretrained, Shape, TransformersModel, Unsupported
+from workers.models.description import Shape, Unsupported
+from workers.models.pretrained import Pretrained
+from workers.models.transformers_path import TransformersModel
 from workers.runner import Model
 
 

@@ -1,0 +1,1 @@
+"""Grammars that texts are held to."""

@@ -1,0 +1,89 @@
+"""What a text is held to, in words of no engine.
+
+A route turns what its client asked for (a schema, a regular expression, a choice of tools) into one
+of these. `encode` gives the text that is vetted, cached by and sent to the workers; an engine
+compiles it there (`grammar.engine`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+
+class Term(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    """Common settings of all that a grammar is made of."""
+
+
+class Json(Term, frozen=True, tag="json"):
+    """One JSON value that a JSON Schema (Draft 2020-12) accepts, on one line.
+
+    Items are parted by `, ` and names from values by `: `, and properties come in the order of the
+    schema: so the most of a text is known before it is generated.
+    """
+
+    schema: Any
+    """The schema as JSON has it: an object or a boolean."""
+
+
+class Regex(Term, frozen=True, tag="regex"):
+    """A text that the whole of a regular expression matches."""
+
+    pattern: str
+
+
+class Text(Term, frozen=True, tag="text"):
+    """Exactly this text."""
+
+    text: str
+
+
+class Special(Term, frozen=True, tag="special"):
+    """One special token of the tokenizer, by its name."""
+
+    token: str
+
+
+class Prose(Term, frozen=True, tag="prose"):
+    """Any text, up to and with the first occurrence of `until`."""
+
+    until: str
+
+
+class Sequence(Term, frozen=True, tag="sequence"):
+    """One part after the other."""
+
+    parts: list[Grammar]
+
+
+class Choice(Term, frozen=True, tag="choice"):
+    """One of these."""
+
+    options: list[Grammar]
+
+
+class Repeat(Term, frozen=True, tag="repeat"):
+    """`least` to `most` times the same, with `separator` between; `most` None: any number."""
+
+    part: Grammar
+    least: int = 0
+    most: int | None = None
+    separator: str = ""
+
+
+Grammar = Json | Regex | Text | Special | Prose | Sequence | Choice | Repeat
+
+
+def encode(grammar: Grammar) -> str:
+    """The same text for equal grammars. The order of a schema's properties is kept: it matters."""
+    return msgspec.json.encode(grammar).decode()
+
+
+def decode(text: str) -> Grammar:
+    """Raises msgspec.DecodeError for what `encode` did not make."""
+    return _decoder.decode(text)
+
+
+_decoder: msgspec.json.Decoder[Grammar] = msgspec.json.Decoder(Grammar)
