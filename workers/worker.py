@@ -29,8 +29,8 @@ from workers import memory
 from workers.attention import registry
 from workers.attention.cache import PagedCache
 from workers.attention.cuda import CudaAttention
-from workers.models.loading import load
 from workers.models.description import Unsupported
+from workers.models.loading import load
 from workers.runner import Launched, Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
