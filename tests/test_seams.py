@@ -17,6 +17,8 @@ import workers
 
 ROOT = Path(tgi_async.__file__).parent.parent
 HEAVY = {"torch", "transformers", "numpy", "workers"}
+OF_THE_ROUTER = ("tgi_async.wire.", "tgi_async.grammar.", "tgi_async.confined.")
+"""What workers may import of it."""
 
 
 def modules(package: object) -> list[str]:
@@ -58,9 +60,20 @@ def test_no_file_of_the_router_imports_it_even_late(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sources("workers"), ids=lambda path: str(path.relative_to(ROOT)))
-def test_workers_know_only_the_wire_of_the_router(path: Path) -> None:
+def test_workers_know_only_the_wire_and_grammars_of_the_router(path: Path) -> None:
     of_the_router = [name for name in imports(path) if name.split(".")[0] == "tgi_async"]
-    assert [name for name in of_the_router if not name.startswith("tgi_async.wire.")] == []
+    assert [name for name in of_the_router if not name.startswith(OF_THE_ROUTER)] == []
+
+
+def test_engines_of_grammars_do_without_torch() -> None:
+    script = (
+        "import sys, workers.grammar.llguidance_engine, workers.grammar.vetting_process\n"
+        "print(sorted({'torch', 'transformers', 'xgrammar'} & set(sys.modules)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert found.stdout.strip() == "[]"
 
 
 def test_a_worker_ties_its_life_to_the_router_before_it_loads_torch() -> None:

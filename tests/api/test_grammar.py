@@ -15,8 +15,11 @@ from tgi_async.api.schemas.grammar import (
     ResponseFormat,
     grammar_of,
 )
+from tgi_async.grammar.grammar import Json, Regex, encode
 
 SCHEMA = {"properties": {"a": {"type": "integer"}}}
+SHOWN = {"type": "object", **SCHEMA}
+"""What names properties is meant for objects."""
 
 
 @pytest.mark.parametrize(
@@ -98,3 +101,80 @@ class TestMalformed:
         assert response.status_code == 422
         prefix = "Failed to deserialize the JSON body into the target type: "
         assert response.text == prefix + told.format(field=field)
+
+
+def encoded(schema: object) -> str:
+    return encode(Json(schema))
+
+
+OBJECT = {"type": "object"}
+
+
+class TestVetted:
+    """What reaches the engine is what was vetted."""
+
+    @pytest.mark.parametrize(
+        ("grammar", "vetted"),
+        [
+            ({"type": "json", "value": SCHEMA}, encoded(SHOWN)),
+            ({"type": "json", "value": '{"type": "object"}'}, encoded(OBJECT)),
+            ({"type": "json_object", "value": {"allOf": [OBJECT]}}, encoded(OBJECT)),
+            ({"type": "json_schema", "value": {"schema": OBJECT}}, encoded(OBJECT)),
+            ({"type": "json", "value": True}, encoded(True)),
+            ({"type": "regex", "value": "a+"}, encode(Regex("a+"))),
+        ],
+    )
+    async def test_grammars(self, api, engine, grammar, vetted):
+        for send in (api.generate, api.generate_stream):
+            assert (await send(grammar=grammar)).status_code == 200
+            assert engine.requests.pop().grammar == vetted
+
+    @pytest.mark.parametrize(
+        ("wanted", "vetted"),
+        [
+            (None, ""),
+            ({"type": "text"}, ""),
+            ({"type": "json_object"}, encoded(OBJECT)),
+            (
+                {"type": "json_schema", "json_schema": {"name": "it", "schema": OBJECT}},
+                encoded(OBJECT),
+            ),
+            ({"type": "regex", "value": "a+"}, encode(Regex("a+"))),
+        ],
+    )
+    async def test_response_formats(self, api, engine, wanted, vetted):
+        for stream in (False, True):
+            response = await api.chat(response_format=wanted, stream=stream)
+            assert response.status_code == 200
+            assert engine.requests.pop().grammar == vetted
+
+    async def test_several_choices_have_the_same(self, api, engine):
+        await api.generate(grammar={"type": "regex", "value": "a"}, best_of=2, do_sample=True)
+        assert [request.grammar for request in engine.requests] == [encode(Regex("a"))] * 2
+
+    @pytest.mark.parametrize(
+        ("grammar", "told"),
+        [
+            (
+                {"type": "json", "value": {"properties": {"a": {"uniqueItems": True}}}},
+                "keyword `uniqueItems` at #/properties/a is not supported: items are not compared",
+            ),
+            ({"type": "json", "value": "{"}, "it is not JSON: "),
+            ({"type": "json", "value": 7}, "a schema must be an object or a boolean, at #"),
+            ({"type": "json_schema", "value": {"schema": []}}, "a schema must be an object or a"),
+            ({"type": "regex", "value": "[z-a]"}, "invalid character class range, the start must"),
+        ],
+    )
+    async def test_a_refusal_names_the_field_and_the_place(self, api, engine, grammar, told):
+        for send, field in ((api.generate, "grammar"), (api.chat, "response_format")):
+            response = await send(**{field: grammar})
+            assert response.status_code == 422
+            error = response.json()["error"]
+            assert error.startswith(f"Input validation error: `{field}`: {told}")
+        assert engine.requests == []
+
+    async def test_a_refusal_of_a_stream_is_an_event(self, api, events):
+        response = await api.generate_stream(grammar={"type": "regex", "value": "a("})
+        [told] = events(response)
+        assert told["error_type"] == "validation"
+        assert "unclosed group" in told["error"]

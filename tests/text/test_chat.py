@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tgi_async.confined.pool import PIPE_BYTES
 from tgi_async.errors import TemplateError, ValidationError
 from tgi_async.text import chat_process
-from tgi_async.text.chat import PIPE_BYTES, ChatTemplate
+from tgi_async.text.chat import ChatTemplate
 
 HI = [{"role": "user", "content": "Hi"}]
 NESTED = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -93,7 +94,7 @@ def test_the_prompt_is_bounded(make):
 def test_a_process_that_died_is_replaced(make):
     template = make("ok", n_processes=1)
     template.render(HI)
-    [process] = template._processes
+    [process] = template._pool._processes
     os.kill(process._running.pid, signal.SIGKILL)
     process._running.wait()
     assert template.render(HI) == "ok"
@@ -123,14 +124,14 @@ def test_one_process_is_enough_without_a_crowd(make):
     template = make("ok", n_processes=3)
     for _ in range(3):
         template.render(HI)
-    assert sum(process._running is not None for process in template._processes) == 1
+    assert sum(process._running is not None for process in template._pool._processes) == 1
 
 
 def test_secrets_of_the_environment_are_not_passed_on(make, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     template = make("ok", n_processes=1)
     template.render(HI)
-    environment = Path(f"/proc/{template._processes[0]._running.pid}/environ")
+    environment = Path(f"/proc/{template._pool._processes[0]._running.pid}/environ")
     if not environment.exists():
         pytest.skip("no /proc here")
     assert b"HF_TOKEN" not in environment.read_bytes()
@@ -140,7 +141,7 @@ def test_secrets_of_the_environment_are_not_passed_on(make, monkeypatch):
 def test_the_process_ends_with_the_template(end):
     template = ChatTemplate("ok", {}, n_processes=1)
     template.render(HI)
-    running = template._processes[0]._running
+    running = template._pool._processes[0]._running
     if end == "close":
         template.close()
     del template

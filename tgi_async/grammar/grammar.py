@@ -2,7 +2,7 @@
 
 A route turns what its client asked for (a schema, a regular expression, a choice of tools) into one
 of these. `encode` gives the text that is vetted, cached by and sent to the workers; an engine
-compiles it there (`grammar.engine`).
+compiles it there (`workers.grammar.engine`).
 """
 
 from __future__ import annotations

@@ -1,23 +1,17 @@
 """The process that renders chat templates: a line of JSON in, a line of JSON out.
 
 A template is a program by strangers, run on text by strangers, and some templates take time that
-grows with the square of the number of messages. Neither a thread nor one step of a template (a huge
-power, a text repeated a billion times) can be stopped from within Python, so the bounds are the
-kernel's: a timer of processor time whose signal ends this process, and a limit to its memory. The
-timer holds without anybody watching, also when the server is gone; and as it counts processor time,
-a busy machine does not fail an honest request.
+grows with the square of the number of messages; a huge power, or a text repeated a billion times,
+is one step of a template.
 """
 
 from __future__ import annotations
 
 import json
-import resource
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, BinaryIO
 
+from tgi_async.confined.child import answer_lines, limit_memory, processor_time
 from tgi_async.errors import ServerError, TemplateError
 from tgi_async.text.chat_renderer import Renderer
 
@@ -31,13 +25,14 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer until `requests` ends. The first line has `templates`, `special_tokens`, `seconds`."""
     start = json.loads(requests.readline())
     seconds: float = start["seconds"]
-    with _timer(seconds):
+    with processor_time(seconds):
         renderer = Renderer(start["templates"], start["special_tokens"])
-    for line in requests:
-        with _timer(seconds):
-            reply = json.dumps(_answer(renderer, line)).encode()
-        replies.write(reply + b"\n")
-        replies.flush()
+    answer_lines(
+        requests,
+        replies,
+        lambda line: json.dumps(_answer(renderer, line)).encode(),
+        lambda line: seconds,
+    )
 
 
 def _answer(renderer: Renderer, line: bytes) -> dict[str, Any]:
@@ -52,24 +47,7 @@ def _answer(renderer: Renderer, line: bytes) -> dict[str, Any]:
     return {"text": text}
 
 
-@contextmanager
-def _timer(seconds: float) -> Iterator[None]:
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-
-
-def _limit_memory() -> None:
-    try:
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    except (OSError, ValueError) as error:  # macOS has the name of this limit only
-        print(f"chat templates render without a limit to memory: {error}", file=sys.stderr)
-
-
 if __name__ == "__main__":
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the server's other processes may ignore it
-    _limit_memory()
+    limit_memory(MEMORY)
     with open(sys.stdin.fileno(), "rb", buffering=1 << 20, closefd=False) as requests:
         serve(requests, sys.stdout.buffer)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tgi_async.confined.pool import ProcessEnded, ProcessPool
+
+CHILD = """
+import json, os, sys, time
+from tgi_async.confined.child import answer_lines, limit_memory
+limit_memory(1 << 30)
+start = json.loads(sys.stdin.buffer.readline())
+def answer(line):
+    job = json.loads(line)
+    if "sleep" in job: time.sleep(job["sleep"])
+    while "spin" in job: pass
+    if "fill" in job:
+        try: bytearray(job["fill"])
+        except MemoryError: return b'"no memory"'
+    if "exit" in job: os._exit(job["exit"])
+    return json.dumps([start, os.getpid(), job]).encode()
+answer_lines(sys.stdin.buffer, sys.stdout.buffer, answer, lambda line: 0.2)
+"""
+
+Make = Callable[..., ProcessPool]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    made: list[ProcessPool] = []
+
+    def pool(n_processes: int = 1, **settings: float) -> ProcessPool:
+        command = (sys.executable, "-c", CHILD)
+        made.append(
+            ProcessPool(command, b'"hello"', n_processes=n_processes, name="it", **settings)
+        )
+        return made[-1]
+
+    yield pool
+    for one in made:
+        one.close()
+
+
+def ask(pool: ProcessPool, **job: float) -> list:
+    return json.loads(pool.ask(json.dumps(job).encode()))
+
+
+def test_a_line_is_answered_by_a_process_that_stays(make):
+    pool = make()
+    first, second = ask(pool, a=1), ask(pool, b=2)
+    assert (first[0], first[2], second[2]) == ("hello", {"a": 1}, {"b": 2})
+    assert first[1] == second[1]
+
+
+@pytest.mark.parametrize(("job", "status"), [({"spin": 1}, -signal.SIGPROF), ({"exit": 3}, 3)])
+def test_one_that_ends_says_how_and_is_replaced(make, job, status):
+    pool = make()
+    before = ask(pool)[1]
+    with pytest.raises(ProcessEnded) as ended:
+        ask(pool, **job)
+    assert ended.value.status == status
+    assert ask(pool)[1] != before
+
+
+def test_one_that_says_nothing_is_ended(make):
+    pool = make(patience=0.5)
+    before = ask(pool)[1]
+    with pytest.raises(ProcessEnded) as ended:
+        ask(pool, sleep=60)
+    assert ended.value.status == -signal.SIGKILL
+    assert ask(pool)[1] != before
+
+
+def test_memory_is_bounded(make):
+    assert json.loads(make().ask(b'{"fill": 2000000000}')) == "no memory"
+
+
+def test_the_next_one_can_be_started_before_it_is_needed(make):
+    pool = make(n_processes=2)
+    pool.prepare()
+    running = [process._running for process in pool._processes]
+    [started] = [one for one in running if one is not None]
+    assert started.poll() is None
+    assert ask(pool)[1] == started.pid
+
+
+def test_they_end_with_the_pool(make):
+    pool = make()
+    ask(pool)
+    [process] = pool._processes
+    running = process._running
+    assert running is not None
+    pool.close()
+    assert running.poll() is not None
+
+
+def test_a_process_ends_when_nobody_asks_any_more(make):
+    """As when the server is killed: its end of the pipe is closed."""
+    pool = make()
+    ask(pool)
+    [process] = pool._processes
+    assert process._running is not None
+    process._running.stdin.close()
+    deadline = time.monotonic() + 30
+    while process._running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process._running.poll() == 0

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.grammar.engines import accepts, allowed, end_id, engine_of, follows, tokenizer, walk
+from tgi_async.grammar.grammar import (
+    Choice,
+    Grammar,
+    Json,
+    Prose,
+    Regex,
+    Repeat,
+    Sequence,
+    Special,
+    Text,
+)
+from workers.grammar.engine import GrammarError
+
+START = "<|im_start|>"
+NUMBER = Json({"type": "integer"})
+CALL = Sequence([Prose("<call>"), Json({"type": "object"}), Text("</call>")])
+
+FOLLOWED: list[tuple[Grammar, list[str], list[str]]] = [
+    (Json(True), ["1", '{"a": [1, 2]}', '"x"', "null"], ["", "{", '{"a":1}', '{ "a": 1}']),
+    (Regex("a+b"), ["ab", "aab"], ["", "a", "abb"]),
+    (Regex("^a|b$"), ["a", "b"], ["ab"]),
+    (Regex(""), [""], ["a"]),
+    (Regex("a/b\nc"), ["a/b\nc"], ["a/b c"]),
+    (Regex(r"\d\w\s"), ["1a "], ["\u0661a ", "1é ", "1a\u2003"]),
+    (Regex("."), ["한", "é", "🙂"], ["\n", "ab"]),
+    (Text('\\x41"\\\n/é'), ['\\x41"\\\n/é'], ['A"\\\n/é', ""]),
+    (Text(""), [""], ["a"]),
+    (Special(START), [START], ["a", "<|im_star|>"]),
+    (Prose("<call>"), ["<call>", "a < b <call>"], ["", "a", "<call>b", "a<call>b<call>"]),
+    (Sequence([Text("a"), NUMBER, Text("b")]), ["a1b"], ["ab", "1"]),
+    (Sequence([]), [""], ["a"]),
+    (Sequence([Special(START), NUMBER]), [f"{START}12"], ["12", START]),
+    (Choice([Text("a"), Sequence([NUMBER, Text("!")])]), ["a", "7!"], ["", "7", "a7!"]),
+    (Repeat(NUMBER, separator=", "), ["", "1", "1, 2", "1, 2, 3"], ["1,", "1,2", ", 1"]),
+    (Repeat(NUMBER, 2, 3, "-"), ["1-2", "1-2-3"], ["1", "1-2-3-4"]),
+    (Repeat(Text("ab"), 1, 2), ["ab", "abab"], ["", "ababab"]),
+    (Repeat(Text("ab"), 0, 0), [""], ["ab"]),
+    (Repeat(Sequence([Text("a"), Text("b")]), 2), ["abab", "ababab"], ["ab", "aab"]),
+    (
+        Sequence([Repeat(CALL), Regex("(?s:.*)")]),
+        ["", "prose", 'so <call>{"a": 1}</call>', "x <call>{}</call> y <call>{}</call> z"],
+        ["<call>", "<call>x", "<call>{}", "a <call>{}</call> <call>1"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("grammar", "good", "bad"), FOLLOWED, ids=lambda it: str(it)[:60])
+def test_terms_are_followed(grammar, good, bad):
+    for text in good:
+        assert follows(engine_of(), grammar, text), text
+    for text in bad:
+        assert not follows(engine_of(), grammar, text), text
+
+
+REFUSED = [
+    (Regex("a("), "unclosed group, at '(' (character 2)"),
+    (Regex("x(?=a)b"), "look-around, including look-ahead and look-behind, is not supported, at"),
+    (Regex(r"(a)\1"), r"backreferences are not supported, at '\\1' (character 4)"),
+    (Regex("[z-a]"), "invalid character class range, the start must be <= the end, at 'z-a'"),
+    (Regex(r"\bfoo"), r"\b is not supported in a regular expression"),
+    (Regex("a$b"), "$ before the end is not supported in a regular expression"),
+    (Regex("(" * 3000 + ")" * 3000), "exceed the maximum number of nested parentheses"),
+    (Regex("\ud800"), "half of a surrogate pair is no character"),
+    (Special("<nothing>"), "the tokenizer has no special token '<nothing>'"),
+    (Special("ab"), "the tokenizer has no special token 'ab'"),
+    (Prose(""), "prose needs a text that ends it"),
+    (Choice([]), "a choice needs an option"),
+    (Repeat(Text("a"), 3, 2), "nothing can be there 3 to 2 times"),
+    (Json(False), "no value can satisfy the schema"),
+]
+
+
+@pytest.mark.parametrize(("grammar", "why"), REFUSED, ids=lambda it: str(it)[:60])
+def test_what_can_not_be_followed_is_told_in_short(grammar, why):
+    with pytest.raises(GrammarError) as refused:
+        engine_of().matcher(grammar)
+    assert str(refused.value).startswith(why)
+    assert len(str(refused.value)) < 400
+
+
+def test_the_end_of_the_text_is_the_token_that_ends_it():
+    matcher = engine_of().matcher(Regex("ab?"))
+    assert end_id() not in allowed(matcher)
+    matcher.advance(tokenizer().encode("a").ids)
+    assert (matcher.complete, matcher.ended) == (True, False)
+    assert end_id() in allowed(matcher)
+    matcher.advance([end_id()])
+    assert matcher.ended
+
+
+def test_a_text_that_can_not_go_on_has_ended():
+    matcher = engine_of().matcher(Text("a"))
+    matcher.advance(tokenizer().encode("a").ids)
+    assert (matcher.complete, matcher.ended) == (True, True)
+    assert allowed(matcher) == [end_id()]
+
+
+def test_forced_tokens_are_allowed_and_those_of_the_tokenizer():
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    matcher = engine_of().matcher(Json(schema))
+    forced = matcher.forced()
+    assert '{"name": "'.startswith(tokenizer().decode(forced))
+    assert tokenizer().encode('{"name": "').ids[: len(forced)] == forced
+    assert forced
+    matcher.advance(forced)
+    assert engine_of().matcher(Regex("[ab]")).forced() == []
+
+
+def test_an_endless_forced_text_comes_in_parts():
+    matcher = engine_of().matcher(Regex("a{5000}"))
+    assert 0 < len(matcher.forced()) <= 256
+
+
+def test_a_token_that_is_not_allowed_is_refused():
+    matcher = engine_of().matcher(NUMBER)
+    with pytest.raises(GrammarError):
+        matcher.advance(tokenizer().encode("x").ids)
+
+
+def test_a_copy_goes_its_own_way():
+    matcher = engine_of().matcher(Regex("xy|xz"))
+    copy = matcher.copy()
+    copy.advance(tokenizer().encode("x").ids)
+    assert allowed(matcher) == tokenizer().encode("x").ids
+    assert allowed(copy) == tokenizer().encode("yz").ids
+
+
+def test_many_threads_have_matchers_of_one_engine():
+    engine = engine_of()
+    texts: dict[int, tuple[str, bool]] = {}
+
+    def follow(index: int) -> None:
+        texts[index] = walk(engine.matcher(Json({"type": "array", "maxItems": index})), index)
+
+    threads = [threading.Thread(target=follow, args=(index,)) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone = {i: walk(engine.matcher(Json({"type": "array", "maxItems": i})), i) for i in range(8)}
+    assert texts == alone
+
+
+def test_a_special_token_is_no_text():
+    matcher = engine_of().matcher(Json({"type": "string"}))
+    special = tokenizer().token_to_id(START)
+    matcher.advance(tokenizer().encode('"').ids)
+    assert special not in allowed(matcher)
+    plain = [byte for letter in START for byte in tokenizer().encode(letter).ids]
+    matcher.advance(plain)
+    assert not accepts(matcher, "x")
+    assert accepts(matcher, '"')

@@ -1,0 +1,292 @@
+"""What a schema becomes, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from tests.grammar.engines import accepts, engine_of, one_line
+from tgi_async.grammar.grammar import Json
+from tgi_async.grammar.schema.errors import InvalidSchema, UnsupportedSchema
+from tgi_async.grammar.schema.normal import MAX_CHARACTERS, normal, parse
+
+DOCS = Path(__file__).parents[2] / "docs" / "grammars.md"
+
+NODE = {
+    "type": "object",
+    "properties": {
+        "value": {"type": "string"},
+        "children": {"type": "array", "items": {"$ref": "#/$defs/node"}},
+    },
+    "required": ["value"],
+    "additionalProperties": False,
+}
+SHAPES = {
+    "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],
+    "discriminator": {"propertyName": "kind", "mapping": {"cat": "#/$defs/cat"}},
+    "$defs": {
+        "cat": {
+            "type": "object",
+            "properties": {"kind": {"const": "cat"}, "lives": {"type": "integer"}},
+            "required": ["kind", "lives"],
+        },
+        "dog": {
+            "type": "object",
+            "properties": {"kind": {"const": "dog"}, "name": {"type": "string"}},
+            "required": ["kind", "name"],
+        },
+    },
+}
+
+FOLLOWED: list[tuple[Any, list[Any], list[Any]]] = [
+    ({"type": "integer"}, [0, -1, 10**15], [1.5, "1", None]),
+    ({"type": ["string", "null"]}, ["", None], [1, False]),
+    ({"type": "boolean"}, [True, False], [0, None]),
+    (True, [None, 1, [], {}, "x"], []),
+    (
+        {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+        [{"a": 1}, {"a": 1, "b": []}],
+        [{}, {"a": "x"}, {"b": 1}, []],
+    ),
+    ({"type": "object", "additionalProperties": False}, [{}], [{"a": 1}]),
+    (
+        {"properties": {"a": True}, "additionalProperties": {"type": "null"}},
+        [{"a": 1, "b": None}, 5],
+        [{"b": 1}],
+    ),
+    (
+        {"type": "array", "prefixItems": [{"type": "integer"}], "items": {"type": "string"}},
+        [[], [1], [1, "a", "b"]],
+        [["a"], [1, 2]],
+    ),
+    ({"type": "array", "minItems": 1, "maxItems": 2}, [[1], [1, 2]], [[], [1, 2, 3]]),
+    ({"type": "string", "minLength": 2, "maxLength": 3}, ["한글", "a\n", '""'], ["한", "abcd"]),
+    ({"type": "number", "minimum": -1.5, "maximum": 2}, [-1.5, 0, 2, 1.25], [-1.6, 2.1, 30]),
+    ({"type": "integer", "exclusiveMinimum": 1, "exclusiveMaximum": 4}, [2, 3], [1, 4]),
+    ({"type": "integer", "minimum": 0.5}, [1, 2], [0]),
+    ({"type": "integer", "multipleOf": 3}, [0, 3, -6], [1, 4]),
+    ({"enum": ["한", 1, 2.5, None, True, [1], {"a": 1}]}, [1, None, [1], {"a": 1}], [2, "x", {}]),
+    ({"const": {"a": ["é", None]}}, [{"a": ["é", None]}], [{"a": []}, {}]),
+    ({"type": "string", "pattern": "^[A-Z]{2}-\\d+$"}, ["AB-12"], ["AB-", "xAB-1"]),
+    ({"type": "string", "pattern": "[0-9]"}, ["a1b", "7"], ["ab"]),
+    ({"type": "string", "format": "date"}, ["2024-02-29"], ["2023-02-29", "2024-13-01", "x"]),
+    ({"type": "string", "format": "uuid"}, ["2eb8aa08-aa98-11ea-b4aa-73b441d16380"], ["2eb8"]),
+    ({"anyOf": [{"type": "integer"}, {"maxLength": 1}]}, [5, "a", None], ["ab"]),
+    (
+        {"allOf": [{"required": ["a"]}, {"properties": {"a": {"type": "null"}}}], "type": "object"},
+        [{"a": None}],
+        [{}, {"a": 1}, None],
+    ),
+    ({"allOf": [{"type": "string"}]}, ["x"], [1]),
+    (
+        {"$ref": "#/$defs/node", "$defs": {"node": NODE}},
+        [{"value": "x"}, {"value": "x", "children": [{"value": "y", "children": []}]}],
+        [{"value": "x", "children": [{}]}, {"children": []}],
+    ),
+    ({"$ref": "#/definitions/a~1b", "definitions": {"a/b": {"type": "null"}}}, [None], [1]),
+    ({"$ref": "#it", "$defs": {"x": {"$anchor": "it", "type": "null"}}}, [None], [1]),
+    (
+        {"type": "object", "properties": {"next": {"$ref": "#"}}, "additionalProperties": False},
+        [{}, {"next": {"next": {}}}],
+        [{"next": 1}, {"other": {}}],
+    ),
+    (SHAPES, [{"kind": "cat", "lives": 9}, {"kind": "dog", "name": "x"}], [{"kind": "cat"}]),
+    ({"oneOf": [{"type": "string"}, {"type": "integer"}]}, ["x", 1], [None]),
+    ({"oneOf": [{"minimum": 1}, {"maximum": 2}], "type": "integer"}, [0, 3], [1, 2]),
+    (
+        {
+            "oneOf": [
+                {"properties": {"a": {"$ref": "#"}, "k": {"const": 1}}, "required": ["a", "k"]},
+                {"properties": {"k": {"const": 2}}, "required": ["k"]},
+            ],
+            "type": "object",
+        },
+        [{"k": 2}, {"a": {"k": 2}, "k": 1}],
+        [{"k": 1}, {"a": {"k": 1}, "k": 1}],
+    ),
+    ({"not": {"type": "string"}}, [1, None], ["x"]),
+    ({"type": "string", "not": {"enum": ["ab", "a"]}}, ["", "b", "abc", "ac"], ["a", "ab"]),
+    ({"type": "object", "not": {"required": ["a"]}}, [{}, {"b": 1}], [{"a": 1}]),
+    (
+        {
+            "properties": {"kind": {"enum": ["a", "b"]}, "x": True},
+            "required": ["kind"],
+            "type": "object",
+            "if": {"properties": {"kind": {"const": "a"}}},
+            "then": {"required": ["x"]},
+        },
+        [{"kind": "b"}, {"kind": "a", "x": 1}],
+        [{"kind": "a"}, {"kind": "c"}],
+    ),
+    ({"dependentRequired": {"a": ["b"]}}, [{}, {"b": 1}, {"a": 1, "b": 1}], [{"a": 1}]),
+    ({"propertyNames": {"enum": ["a"]}, "type": "object"}, [{}, {"a": 1}], [{"b": 1}]),
+    ({"patternProperties": {"^x": {"type": "null"}}}, [{"xy": None, "a": 1}], [{"xy": 1}]),
+    (
+        {"allOf": [{"properties": {"a": True}}], "unevaluatedProperties": False},
+        [{"a": 1}, 3],
+        [{"b": 1}],
+    ),
+    ({"type": "object", "minProperties": 1, "maxProperties": 2}, [{"a": 1}], [{}]),
+    ({"type": "array", "uniqueItems": True, "maxItems": 1}, [[], [1]], [[1, 1]]),
+    ({"properties": {'q"\\\n한': {"type": "null"}}}, [{'q"\\\n한': None}], [{'q"\\\n한': 1}]),
+    (
+        {"title": "T", "description": "d", "default": 1, "examples": [1], "type": "null"},
+        [None],
+        [1],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("schema", "valid", "invalid"), FOLLOWED, ids=lambda it: json.dumps(it, ensure_ascii=False)[:50]
+)
+def test_values_are_accepted_as_the_schema_says(schema, valid, invalid):
+    matcher = engine_of().matcher(Json(normal(schema)))
+    for value in valid:
+        assert Draft202012Validator(schema).is_valid(value)
+        assert accepts(matcher, one_line(value)), value
+    for value in invalid:
+        assert not Draft202012Validator(schema).is_valid(value) or "format" in str(schema)
+        assert not accepts(matcher, one_line(value)), value
+
+
+REFUSED: list[tuple[Any, str]] = [
+    (
+        {"type": "array", "uniqueItems": True},
+        "keyword `uniqueItems` at # is not supported: items are not compared with each other",
+    ),
+    (
+        {"properties": {"a": {"type": "array", "contains": {"type": "integer"}}}},
+        "keyword `contains` at #/properties/a is not supported: items are not counted by what they "
+        "are",
+    ),
+    (
+        {"type": "number", "not": {"type": "integer"}},
+        "keyword `type` at #/not is not supported: under a `not`, `if` or `oneOf`",
+    ),
+    (
+        {"type": "string", "not": {"pattern": "a"}},
+        "keyword `pattern` at #/not is not supported: under a `not`, `if` or `oneOf`",
+    ),
+    (
+        {"type": "object", "minProperties": 2},
+        "keyword `minProperties` at # is not supported: more than one further property can not be "
+        "demanded",
+    ),
+    (
+        {"type": "object", "properties": {"a": {}, "b": {}}, "maxProperties": 1},
+        "keyword `maxProperties` at # is not supported: beside properties that are not required",
+    ),
+    (
+        {"propertyNames": {"pattern": "a", "maxLength": 2}, "type": "object"},
+        "keyword `propertyNames` at # is not supported: only with names, one pattern or bounds of "
+        "the length",
+    ),
+    (
+        {"format": "idn-email"},
+        "keyword `format` at # is not supported: 'idn-email'; the formats are date, date-time, "
+        "duration, email, hostname, ipv4, ipv6, time, uri, uuid",
+    ),
+    (
+        {"pattern": "\\Aa\\Z"},
+        "keyword `pattern` at # is not supported: `\\A` and `\\Z` are written `^` and `$`",
+    ),
+    ({"pattern": "[[a]"}, "keyword `pattern` at # is not supported: it is read in two ways:"),
+    (
+        {"properties": {"a": {"nullable": True}}},
+        "keyword `nullable` at #/properties/a is not supported: Draft 2020-12 has no such keyword",
+    ),
+    (
+        {"x-guidance": {}},
+        "keyword `x-guidance` at # is not supported: Draft 2020-12 has no such keyword",
+    ),
+    (
+        {"$schema": "http://json-schema.org/draft-04/schema#"},
+        "keyword `$schema` at # is not supported: only Draft 2020-12 and the three before it are",
+    ),
+    ({"$ref": "other.json"}, "`$ref` at # leads to 'other.json', which is not in the schema"),
+    ({"$ref": "#"}, "`$ref` at # leads back to itself"),
+    ({"allOf": [{"type": "null"}, {"type": "string"}]}, "no value satisfies the schema"),
+    ({"enum": []}, "no value satisfies the schema"),
+    (
+        {"properties": {"a": {"$ref": "#"}}, "required": ["a"], "type": "object"},
+        "no value satisfies the schema",
+    ),
+    ({"minimum": 2**60}, "`minimum` at # must be between -2**53 and 2**53"),
+    ({"const": 10**30}, "the number at # must be between -2**53 and 2**53"),
+    ({"maxLength": 10**9}, "`maxLength` at # must be at most 100000. Given: 1000000000"),
+    ({"type": "array", "maxItems": 5000}, "`maxItems` must be at most 1000. Given: 5000"),
+    (
+        {"allOf": [{"anyOf": [{"minimum": i}, {"maxLength": i}]} for i in range(12)]},
+        "# has more than 500 cases",
+    ),
+]
+
+
+@pytest.mark.parametrize(("schema", "why"), REFUSED, ids=lambda it: str(it)[:50])
+def test_what_can_not_be_followed_is_refused_by_name(schema, why):
+    with pytest.raises(UnsupportedSchema) as refused:
+        normal(schema)
+    assert str(refused.value).startswith(why)
+
+
+INVALID: list[tuple[Any, str]] = [
+    (5, "a schema must be an object or a boolean, at #"),
+    ({"items": []}, "a schema must be an object or a boolean, at #/items"),
+    ({"type": "int"}, "`type` at # must be one of null, boolean, number, string, array, object"),
+    ({"type": []}, "`type` at # must be one of"),
+    ({"properties": []}, "`properties` at # must be an object of schemas"),
+    ({"properties": {"a": {"required": "a"}}}, "`required` at #/properties/a must be a list of"),
+    ({"anyOf": []}, "`anyOf` at # must be a list of schemas"),
+    ({"minLength": -1}, "`minLength` at # must be an integer >= 0"),
+    ({"minLength": True}, "`minLength` at # must be an integer >= 0"),
+    ({"minimum": "1"}, "`minimum` at # must be a number"),
+    ({"multipleOf": 0}, "`multipleOf` at # must be a number greater than 0"),
+    ({"enum": "a"}, "`enum` at # must be a list"),
+    ({"$ref": "#/$defs/x"}, "`$ref` at # leads to '#/$defs/x', where nothing is"),
+    ({"$ref": "#/const", "const": 1}, "`$ref` at # leads to '#/const', which is no schema"),
+]
+
+
+@pytest.mark.parametrize(("schema", "why"), INVALID, ids=lambda it: str(it)[:50])
+def test_what_is_no_schema_is_told(schema, why):
+    with pytest.raises(InvalidSchema) as refused:
+        normal(schema)
+    assert str(refused.value).startswith(why)
+
+
+def test_only_what_is_reached_is_refused():
+    unused = {"$defs": {"unused": {"uniqueItems": True}}, "type": "null"}
+    assert normal(unused) == {"type": "null"}
+
+
+def test_a_text_is_read_as_json_is():
+    assert parse('{"type": "null"}') == {"type": "null"}
+    for text in ("{", '{"a": NaN}', "\ud800", '{"a": 1e999}'):
+        with pytest.raises(InvalidSchema, match="it is not JSON"):
+            parse(text)
+    with pytest.raises(UnsupportedSchema, match="nested too deep"):
+        parse("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(UnsupportedSchema, match=f"at most {MAX_CHARACTERS} characters"):
+        parse(" " * (MAX_CHARACTERS + 1))
+
+
+def test_nesting_is_bounded():
+    schema: Any = True
+    for _ in range(100):
+        schema = {"items": schema}
+    with pytest.raises(UnsupportedSchema, match="nested too deep"):
+        normal(schema)
+
+
+def test_every_refusal_is_in_the_docs():
+    docs = " ".join(DOCS.read_text().split())
+    for _, why in REFUSED:
+        if why.startswith("keyword"):
+            keyword, reason = why.split("`")[1], why.partition(" is not supported: ")[2]
+            assert f"`{keyword}`" in docs or "no such keyword" in reason
+            assert reason.rpartition("; ")[2][:38].rstrip(":") in docs

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.grammar.engines import allowed, end_id, engine_of, follows, tokenizer
+from tests.grammar.test_llguidance_engine import FOLLOWED
+from tgi_async.grammar.grammar import Grammar, Json, Regex, Special, Text
+from workers.grammar.engine import GrammarError
+
+pytest.importorskip("xgrammar")
+
+
+@pytest.mark.parametrize(("grammar", "good", "bad"), FOLLOWED, ids=lambda it: str(it)[:60])
+def test_terms_are_followed(grammar: Grammar, good: list[str], bad: list[str]) -> None:
+    engine = engine_of("xgrammar")
+    for text in good:
+        assert follows(engine, grammar, text), text
+    for text in bad:
+        assert not follows(engine, grammar, text), text
+
+
+REFUSED = [
+    (
+        {"allOf": [{"pattern": "a"}], "type": "string"},
+        "keyword `allOf` at # is not supported by xgrammar: it does not know it",
+    ),
+    (
+        {"properties": {"a": {"patternProperties": {"^a": True}}}},
+        "keyword `patternProperties` at #/properties/a is not supported by xgrammar",
+    ),
+    (
+        {"type": "number", "multipleOf": 2},
+        "keyword `multipleOf` at # is not supported by xgrammar: for other than integers",
+    ),
+    (
+        {"type": "string", "pattern": "a", "maxLength": 3},
+        "keyword `maxLength` at # is not supported by xgrammar: beside `pattern`",
+    ),
+    (
+        {"properties": {"a": True}, "additionalProperties": {"type": "null"}},
+        "keyword `additionalProperties` at # is not supported by xgrammar: beside `properties`",
+    ),
+    (
+        {"type": "string", "pattern": "^a|b$"},
+        "keyword `pattern` at # is not supported by xgrammar: an anchor beside `|`",
+    ),
+    ({"type": "string", "pattern": "(?=a)"}, "looking around is not supported in a regular"),
+    ({"type": "string", "pattern": "a$b"}, "`$` inside a regular expression is not supported"),
+]
+
+
+@pytest.mark.parametrize(("schema", "why"), REFUSED, ids=lambda it: str(it)[:60])
+def test_what_it_would_leave_out_is_refused_by_name(schema, why):
+    with pytest.raises(GrammarError) as refused:
+        engine_of("xgrammar").matcher(Json(schema))
+    assert str(refused.value).startswith(why)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "why"),
+    [
+        (Regex("a("), "Regex parsing error at position 3: The parenthesis is not closed."),
+        (Special("<nothing>"), "the tokenizer has no special token '<nothing>'"),
+    ],
+)
+def test_a_wrong_grammar_is_told(grammar, why):
+    with pytest.raises(GrammarError) as refused:
+        engine_of("xgrammar").matcher(grammar)
+    assert str(refused.value) == why
+
+
+def test_patterns_may_match_in_the_middle():
+    engine = engine_of("xgrammar")
+    schema = {"type": "string", "pattern": "[0-9]"}
+    assert follows(engine, Json(schema), '"a1b"')
+    assert not follows(engine, Json(schema), '"ab"')
+
+
+def test_an_object_that_names_properties_has_no_others():
+    engine = engine_of("xgrammar")
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}, "b": False}}
+    assert follows(engine, Json(schema), '{"a": 1}')
+    for text in ('{"c": 1}', '{"\\u0061": "x"}', '{"b": 1}'):
+        assert not follows(engine, Json(schema), text)
+
+
+def test_the_end_of_the_text_is_the_token_that_ends_it():
+    matcher = engine_of("xgrammar").matcher(Regex("ab?"))
+    assert end_id() not in allowed(matcher)
+    matcher.advance(tokenizer().encode("a").ids)
+    assert (matcher.complete, matcher.ended) == (True, False)
+    matcher.advance([end_id()])
+    assert (matcher.complete, matcher.ended) == (True, True)
+    assert allowed(matcher) == [end_id()]
+
+
+def test_a_text_that_can_not_go_on_has_ended():
+    matcher = engine_of("xgrammar").matcher(Text("a"))
+    assert not matcher.ended
+    matcher.advance(tokenizer().encode("a").ids)
+    assert (matcher.complete, matcher.ended) == (True, True)
+
+
+def test_a_token_that_is_not_allowed_is_refused():
+    matcher = engine_of("xgrammar").matcher(Json({"type": "integer"}))
+    with pytest.raises(GrammarError, match="is not allowed here"):
+        matcher.advance(tokenizer().encode("x").ids)
+
+
+def test_a_copy_goes_its_own_way():
+    matcher = engine_of("xgrammar").matcher(Regex("xy|xz"))
+    copy = matcher.copy()
+    copy.advance(tokenizer().encode("x").ids)
+    assert allowed(matcher) == tokenizer().encode("x").ids
+    assert allowed(copy) == tokenizer().encode("yz").ids

@@ -1,0 +1,91 @@
+"""From what a client calls its grammar to one that workers may get, or the reason why not."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from tgi_async.api.schemas.grammar import (
+    Grammar,
+    JsonGrammar,
+    JsonSchemaGrammar,
+    RegexGrammar,
+)
+from tgi_async.errors import ValidationError
+from tgi_async.grammar import grammar as terms
+from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
+from tgi_async.grammar.schema.normal import parse
+from tgi_async.grammar.vetting import Vetting
+
+
+def term_of(grammar: Grammar, field: str, *, strict_tgi: bool) -> terms.Json | terms.Regex:
+    """`field` is what the client calls it. Raises ValidationError for a text that is no JSON."""
+    if isinstance(grammar, RegexGrammar):
+        return terms.Regex(grammar.value)
+    if isinstance(grammar, JsonSchemaGrammar):
+        return terms.Json(_of_objects(grammar.value.schema))
+    value = grammar.value
+    if isinstance(value, str):
+        try:
+            return terms.Json(_of_objects(parse(value)))
+        except SchemaError as error:
+            _refuse(str(error), field, isinstance(error, InvalidSchema), strict_tgi=strict_tgi)
+    if strict_tgi and not isinstance(value, dict):
+        raise ValidationError("grammar is not supported")
+    return terms.Json(_of_objects(value))
+
+
+def _of_objects(schema: Any) -> Any:
+    """A schema that names properties and no type is meant for objects, as TGI takes it.
+
+    The standard lets any value that is no object satisfy it too.
+    """
+    if isinstance(schema, dict) and "properties" in schema and "type" not in schema:
+        return {"type": "object", **schema}
+    return schema
+
+
+async def vetted(
+    vetting: Vetting | None,
+    grammar: Grammar | None,
+    constraint: terms.Grammar | None,
+    field: str,
+    *,
+    strict_tgi: bool,
+) -> str:
+    """The encoded grammar, empty for none. `constraint` holds `grammar` already, if there is one.
+
+    Raises:
+        ValidationError: it can not be followed; in TGI's order and words with `strict_tgi`.
+        Overloaded: too many are being vetted.
+    """
+    if grammar is None and constraint is None:
+        return ""
+    if vetting is None:
+        raise ValidationError(
+            "grammar is not supported"
+            if strict_tgi
+            else f"`{field}` is not supported: the server was started with "
+            "--disable-grammar-support. Remove it from the request"
+        )
+    if constraint is None:
+        assert grammar is not None
+        constraint = term_of(grammar, field, strict_tgi=strict_tgi)
+    verdict = await vetting.verdict(constraint)
+    if verdict.invalid:
+        _refuse(verdict.refusal, field, True, strict_tgi=strict_tgi)
+    if strict_tgi and isinstance(grammar, JsonGrammar | JsonSchemaGrammar):
+        schema = constraint.schema if isinstance(constraint, terms.Json) else {"properties": {}}
+        if not isinstance(schema, dict) or "properties" not in schema:
+            raise ValidationError("grammar is not valid: Grammar must have a 'properties' field")
+    if verdict.refusal:
+        regex = isinstance(constraint, terms.Regex)
+        _refuse(verdict.refusal, field, regex, strict_tgi=strict_tgi)
+    return verdict.grammar
+
+
+def _refuse(reason: str, field: str, invalid: bool, *, strict_tgi: bool) -> NoReturn:
+    if not strict_tgi:
+        raise ValidationError(f"`{field}`: {reason}")
+    if invalid:
+        raise ValidationError(f"grammar is not valid: {reason}")
+    raise ValidationError(f"cannot compile regex from schema: {reason}")

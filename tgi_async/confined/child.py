@@ -1,0 +1,58 @@
+"""Inside such a process: its limits.
+
+Neither a thread nor one call into native code can be stopped from within Python, so the limits are
+the kernel's: a timer of processor time whose signal ends the process, and a limit to its memory.
+The timer holds without anybody watching, also when the server is gone; and as it counts processor
+time, a busy machine does not fail an honest request.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+
+@contextmanager
+def processor_time(seconds: float) -> Iterator[None]:
+    """End this process if what runs here takes more."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the server's other processes may ignore it
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def limit_memory(size: int) -> None:
+    """Of address space, in bytes. Where it can not be had, stderr says so."""
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+    except (OSError, ValueError) as error:  # macOS has the name of this limit only
+        print(f"no limit to the memory of a helper process: {error}", file=sys.stderr)
+
+
+def address_space() -> int:
+    """Bytes that this process has now; 0 where the kernel does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def answer_lines(
+    requests: BinaryIO,
+    replies: BinaryIO,
+    answer: Callable[[bytes], bytes],
+    seconds: Callable[[bytes], float],
+) -> None:
+    """A line for each line, each within its `seconds` of processor time, until `requests` ends."""
+    for line in requests:
+        with processor_time(seconds(line)):
+            reply = answer(line)
+        replies.write(reply + b"\n")
+        replies.flush()

@@ -1,0 +1,327 @@
+"""One case of a schema: types, and for each type what a value of it must be.
+
+A schema is a list of cases, of which a value must be in at least one. Two cases of which a value
+must be in both are one case again, so `allOf` needs no keyword of its own, and what is not needed
+(`not`, `if`, `oneOf`, ...) is gone once a schema has become cases.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import lru_cache
+from typing import TypeVar
+
+from tgi_async.grammar.schema.document import Node
+from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
+from tgi_async.grammar.schema.keywords import TYPES
+
+Wanted = tuple[tuple[Node, bool], ...]
+"""Schemas that a value must satisfy, or with False must not. Empty: any value."""
+
+ANYTHING: Wanted = ()
+NOTHING: Wanted = ((Node(False, "#", ""), True),)
+
+
+def both(left: Wanted, right: Wanted) -> Wanted:
+    """A value must be as wanted by either."""
+    if NOTHING[0] in left or NOTHING[0] in right:
+        return NOTHING
+    return left + tuple(one for one in right if one not in left)
+
+
+@dataclass(frozen=True, slots=True)
+class Beyond:
+    """What a case asks of values of a type that no engine can do; refused if it stays."""
+
+    keyword: str
+    pointer: str
+    why: str
+
+    def refusal(self) -> UnsupportedSchema:
+        return unsupported(self.keyword, self.pointer, self.why)
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    minimum: float | None = None
+    maximum: float | None = None
+    above: float | None = None
+    """`exclusiveMinimum`"""
+    below: float | None = None
+    integer: bool = False
+    multiples: tuple[float, ...] = ()
+    fraction: Beyond | None = None
+    """Set: an integer is none of these."""
+    beyond: tuple[Beyond, ...] = ()
+
+    def also(self, other: Numbers) -> Numbers:
+        return Numbers(
+            _most(self.minimum, other.minimum),
+            _least(self.maximum, other.maximum),
+            _most(self.above, other.above),
+            _least(self.below, other.below),
+            self.integer or other.integer,
+            self.multiples + tuple(one for one in other.multiples if one not in self.multiples),
+            self.fraction or other.fraction,
+            self.beyond + other.beyond,
+        )
+
+    @property
+    def range(self) -> tuple[float | None, float | None]:
+        """Least and most; for integers both are integers, and are of them."""
+        low, high = _most(self.minimum, self.above), _least(self.maximum, self.below)
+        if self.integer:
+            if low is not None:
+                low = math.floor(low) + 1 if low == self.above else math.ceil(low)
+            if high is not None:
+                high = math.ceil(high) - 1 if high == self.below else math.floor(high)
+        return low, high
+
+    @property
+    def empty(self) -> bool:
+        if self.integer and self.fraction:
+            return True
+        low, high = self.range
+        if low is None or high is None:
+            return False
+        if low > high or (low == high and not self.integer and high in (self.above, self.below)):
+            return True
+        if self.multiples:
+            step = Fraction(str(self.multiples[0]))
+            first = math.ceil(Fraction(str(low)) / step) * step
+            if low in (self.above,) and first == Fraction(str(low)):
+                first += step
+            last = Fraction(str(high))
+            return first > last or (first == last and high == self.below)
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Strings:
+    least: int = 0
+    most: int | None = None
+    patterns: tuple[tuple[str, str], ...] = ()
+    """Each with its place."""
+    formats: tuple[str, ...] = ()
+    among: tuple[str, ...] | None = None
+    """Only these, if any are named."""
+    none_of: tuple[str, ...] = ()
+    beyond: tuple[tuple[str | None, Beyond], ...] = ()
+    """Patterns that must not match; None: what can not even be tested."""
+
+    def also(self, other: Strings) -> Strings:
+        among = self.among
+        if among is None:
+            among = other.among
+        elif other.among is not None:
+            among = tuple(one for one in among if one in other.among)
+        merged = Strings(
+            max(self.least, other.least),
+            _least(self.most, other.most),
+            self.patterns + tuple(one for one in other.patterns if one not in self.patterns),
+            self.formats + tuple(one for one in other.formats if one not in self.formats),
+            among,
+            self.none_of + other.none_of,
+            self.beyond + other.beyond,
+        )
+        return merged._filtered() if among is not None else merged
+
+    def _filtered(self) -> Strings:
+        assert self.among is not None
+        tested = all(pattern is not None for pattern, _ in self.beyond)
+        kept = tuple(
+            text
+            for text in self.among
+            if text not in self.none_of
+            and self.least <= len(text)
+            and (self.most is None or len(text) <= self.most)
+            and all(matches(pattern, text, at) for pattern, at in self.patterns)
+            and not any(
+                pattern is not None and matches(pattern, text, beyond.pointer)
+                for pattern, beyond in self.beyond
+            )
+        )
+        return Strings(formats=self.formats, among=kept, beyond=() if tested else self.beyond)
+
+    @property
+    def empty(self) -> bool:
+        if self.among is not None:
+            return not self.among
+        return self.most is not None and self.least > self.most
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    prefix: tuple[Wanted, ...] = ()
+    items: Wanted = ANYTHING
+    least: int = 0
+    most: int | None = None
+    beyond: tuple[Beyond, ...] = ()
+    evaluated: int | None = 0
+    """How many items a keyword has looked at; None: all."""
+
+    def item(self, index: int) -> Wanted:
+        return self.prefix[index] if index < len(self.prefix) else self.items
+
+    def also(self, other: Arrays) -> Arrays:
+        length = max(len(self.prefix), len(other.prefix))
+        evaluated = (
+            None
+            if self.evaluated is None or other.evaluated is None
+            else max(self.evaluated, other.evaluated)
+        )
+        return Arrays(
+            tuple(both(self.item(index), other.item(index)) for index in range(length)),
+            both(self.items, other.items),
+            max(self.least, other.least),
+            _least(self.most, other.most),
+            self.beyond + other.beyond,
+            evaluated,
+        )
+
+    @property
+    def empty(self) -> bool:
+        return self.most is not None and self.least > self.most
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    properties: dict[str, Wanted] = field(default_factory=dict)
+    patterns: dict[str, Wanted] = field(default_factory=dict)
+    additional: Wanted = ANYTHING
+    required: tuple[str, ...] = ()
+    least: int = 0
+    most: int | None = None
+    beyond: tuple[Beyond, ...] = ()
+    bounded_at: str = "#"
+    """Place of `minProperties` or `maxProperties`."""
+    names_seen: tuple[str, ...] = ()
+    patterns_seen: tuple[str, ...] = ()
+    all_seen: bool = False
+    """What a keyword has looked at, for `unevaluatedProperties`."""
+
+    def wanted(self, name: str) -> Wanted:
+        wanted = self.properties.get(name)
+        matched = [value for pattern, value in self.patterns.items() if matches(pattern, name)]
+        if wanted is None and not matched:
+            return self.additional
+        found = ANYTHING if wanted is None else wanted
+        for value in matched:
+            found = both(found, value)
+        return found
+
+    def also(self, other: Objects) -> Objects:
+        names = dict.fromkeys((*self.properties, *other.properties))
+        patterns = {}
+        for pattern in dict.fromkeys((*self.patterns, *other.patterns)):
+            left = self.patterns.get(pattern, self.additional)
+            patterns[pattern] = both(left, other.patterns.get(pattern, other.additional))
+        return Objects(
+            {name: both(self.wanted(name), other.wanted(name)) for name in names},
+            patterns,
+            both(self.additional, other.additional),
+            tuple(dict.fromkeys((*self.required, *other.required))),
+            max(self.least, other.least),
+            _least(self.most, other.most),
+            self.beyond + other.beyond,
+            self.bounded_at if self.least or self.most is not None else other.bounded_at,
+            self.names_seen + other.names_seen,
+            self.patterns_seen + other.patterns_seen,
+            self.all_seen or other.all_seen,
+        )
+
+    @property
+    def empty(self) -> bool:
+        if self.most is not None and max(self.least, len(self.required)) > self.most:
+            return True
+        return any(self.wanted(name) == NOTHING for name in self.required)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    types: frozenset[str] = frozenset(TYPES)
+    booleans: frozenset[bool] = frozenset({True, False})
+    numbers: Numbers = Numbers()
+    strings: Strings = Strings()
+    arrays: Arrays = Arrays()
+    objects: Objects = Objects()
+
+    def also(self, other: Case) -> Case | None:
+        """Both at once; None: no value can be."""
+        if self == ANY:
+            return other.possible()
+        if other == ANY:
+            return self.possible()
+        return Case(
+            self.types & other.types,
+            self.booleans & other.booleans,
+            self.numbers.also(other.numbers),
+            self.strings.also(other.strings),
+            self.arrays.also(other.arrays),
+            self.objects.also(other.objects),
+        ).possible()
+
+    def possible(self) -> Case | None:
+        """Without the types that no value can be of; None: no value at all."""
+        gone = set()
+        if not self.booleans:
+            gone.add("boolean")
+        for kind, part in (
+            ("number", self.numbers),
+            ("string", self.strings),
+            ("array", self.arrays),
+            ("object", self.objects),
+        ):
+            if kind in self.types and part.empty:
+                gone.add(kind)
+        types = self.types - gone
+        if not types:
+            return None
+        return self if not gone else replace(self, types=types)
+
+    def unseen(self) -> Case:
+        """The same, as if no keyword had looked at what is inside."""
+        return replace(
+            self,
+            arrays=replace(self.arrays, evaluated=0),
+            objects=replace(self.objects, names_seen=(), patterns_seen=(), all_seen=False),
+        )
+
+
+ANY = Case()
+
+
+@lru_cache(maxsize=1024)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of what is read in two ways
+        return re.compile(pattern, re.ASCII)
+
+
+def matches(pattern: str, text: str, pointer: str = "#") -> bool:
+    """As `pattern` matches, somewhere in the text. Raises UnsupportedSchema."""
+    try:
+        return _compiled(pattern).search(text) is not None
+    except (re.error, Warning, OverflowError, RecursionError) as error:
+        raise UnsupportedSchema(
+            f"the regular expression {pattern[:100]!r} at {pointer} can not be tested: {error}"
+        ) from error
+
+
+Bound = TypeVar("Bound", int, float)
+
+
+def _most(left: Bound | None, right: Bound | None) -> Bound | None:
+    if left is None or right is None:
+        return right if left is None else left
+    return max(left, right)
+
+
+def _least(left: Bound | None, right: Bound | None) -> Bound | None:
+    if left is None or right is None:
+        return right if left is None else left
+    return min(left, right)

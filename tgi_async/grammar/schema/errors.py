@@ -1,0 +1,20 @@
+"""What can be wrong with a schema."""
+
+from __future__ import annotations
+
+
+class SchemaError(Exception):
+    """A schema that no text can be held to; the message names the place as a JSON pointer."""
+
+
+class InvalidSchema(SchemaError):
+    """It is not a schema of Draft 2020-12."""
+
+
+class UnsupportedSchema(SchemaError):
+    """It is one, but asks for what can not be done, or for too much."""
+
+
+def unsupported(keyword: str, pointer: str, why: str) -> UnsupportedSchema:
+    """A refusal by name."""
+    return UnsupportedSchema(f"keyword `{keyword}` at {pointer} is not supported: {why}")

@@ -1,0 +1,172 @@
+"""The keywords of Draft 2020-12: what their values must be, and which hold further schemas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from tgi_async.grammar.schema.errors import InvalidSchema, UnsupportedSchema
+
+TYPES = ("null", "boolean", "number", "string", "array", "object")
+"""`integer` is a kind of number."""
+
+ANNOTATIONS = frozenset(
+    {
+        "$comment",
+        "title",
+        "description",
+        "default",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "examples",
+        "example",  # OpenAPI's
+        "discriminator",  # OpenAPI's: a hint, beside a `oneOf` that says the same
+        "contentEncoding",
+        "contentMediaType",
+        "contentSchema",
+    }
+)
+"""Say something about a value, and nothing about which values there are."""
+
+IDENTIFIERS = frozenset({"$schema", "$id", "$anchor", "$dynamicAnchor"})
+
+DEFINITIONS = frozenset({"$defs", "definitions"})
+
+SCHEMA = frozenset(
+    {
+        "not",
+        "if",
+        "then",
+        "else",
+        "items",
+        "contains",
+        "additionalProperties",
+        "propertyNames",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+    }
+)
+"""Keywords that hold one schema."""
+
+SCHEMA_LIST = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
+SCHEMA_MAP = frozenset({"properties", "patternProperties", "dependentSchemas"}) | DEFINITIONS
+
+DRAFTS = frozenset(
+    {
+        "json-schema.org/draft/2020-12/schema",
+        "json-schema.org/draft/2019-09/schema",
+        "json-schema.org/draft-07/schema",
+        "json-schema.org/draft-06/schema",
+    }
+)
+"""What `$schema` may say. All are read as Draft 2020-12: older words that mean something else there
+are no part of it, and so are refused."""
+
+MAX_COUNT = 100_000
+"""Of characters; see `emit` for the bounds of what an engine has to unroll."""
+MAX_NUMBER = 2**53
+"""Beyond it not every integer is a number of JSON's most readers, nor of the engines."""
+
+
+def check_value(keyword: str, value: Any, pointer: str) -> None:
+    """Raises InvalidSchema or UnsupportedSchema for a keyword whose value is not as it must be."""
+    check = CHECKS.get(keyword)
+    if check is not None and (wanted := check(value)):
+        raise InvalidSchema(f"`{keyword}` at {pointer} must be {wanted}")
+    if keyword in COUNTS and value > MAX_COUNT:
+        raise UnsupportedSchema(
+            f"`{keyword}` at {pointer} must be at most {MAX_COUNT}. Given: {_shown(value)}"
+        )
+    if keyword in NUMBERS and not abs(value) <= MAX_NUMBER:
+        raise UnsupportedSchema(f"`{keyword}` at {pointer} must be between -2**53 and 2**53")
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 20 else f"{text[:20]}..."
+
+
+def is_number(value: Any) -> bool:
+    """Of JSON: `true` is none, in Python it is."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (isinstance(value, int) or math.isfinite(value))
+    )
+
+
+def _number(value: Any) -> str:
+    return "" if is_number(value) else "a number"
+
+
+def _positive(value: Any) -> str:
+    return "" if is_number(value) and value > 0 else "a number greater than 0"
+
+
+def _count(value: Any) -> str:
+    return "" if is_number(value) and value >= 0 and value == int(value) else "an integer >= 0"
+
+
+def _text(value: Any) -> str:
+    return "" if isinstance(value, str) else "a string"
+
+
+def _flag(value: Any) -> str:
+    return "" if isinstance(value, bool) else "true or false"
+
+
+def _names(value: Any) -> str:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        return "a list of strings"
+    return "" if len(set(value)) == len(value) else "a list of different strings"
+
+
+def _map_of_names(value: Any) -> str:
+    ok = isinstance(value, dict) and not any(_names(names) for names in value.values())
+    return "" if ok else "an object of lists of different strings"
+
+
+def _types(value: Any) -> str:
+    given = value if isinstance(value, list) else [value]
+    known = all(isinstance(name, str) and (name in TYPES or name == "integer") for name in given)
+    if not given or not known or len(set(given)) != len(given):
+        return f"one of {', '.join(TYPES)}, integer, or a list of different ones"
+    return ""
+
+
+def _list(value: Any) -> str:
+    return "" if isinstance(value, list) else "a list"
+
+
+COUNTS = frozenset(
+    {
+        "minLength",
+        "maxLength",
+        "minItems",
+        "maxItems",
+        "minProperties",
+        "maxProperties",
+        "minContains",
+        "maxContains",
+    }
+)
+NUMBERS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
+
+CHECKS: dict[str, Callable[[Any], str]] = {
+    **dict.fromkeys(COUNTS, _count),
+    **dict.fromkeys(NUMBERS, _number),
+    "multipleOf": _positive,
+    **dict.fromkeys(
+        ("pattern", "format", "$ref", "$dynamicRef", "$comment", "title", "description"), _text
+    ),
+    **dict.fromkeys(IDENTIFIERS, _text),
+    "uniqueItems": _flag,
+    "required": _names,
+    "dependentRequired": _map_of_names,
+    "type": _types,
+    "enum": _list,
+}
+
+KNOWN = frozenset(CHECKS) | SCHEMA | SCHEMA_LIST | SCHEMA_MAP | ANNOTATIONS | {"const"}

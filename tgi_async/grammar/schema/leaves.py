@@ -1,0 +1,173 @@
+"""What is wanted of single values: constants, patterns and formats."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from tgi_async.grammar.schema.case import (
+    ANYTHING,
+    NOTHING,
+    Arrays,
+    Beyond,
+    Case,
+    Numbers,
+    Objects,
+    Strings,
+    Wanted,
+)
+from tgi_async.grammar.schema.document import MAX_DEPTH, Document, Node
+from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
+from tgi_async.grammar.schema.keywords import MAX_NUMBER, TYPES
+
+_YEAR = "[0-9]{4}"
+_LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
+_DATE = (
+    f"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|"
+    f"(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP_YEAR}-02-29)"
+)
+_TIME = (
+    r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?"
+    "(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+)
+FORMATS_AS_PATTERNS = {
+    "date": f"^{_DATE}$",
+    "time": f"^{_TIME}$",
+    "date-time": f"^{_DATE}[Tt]{_TIME}$",
+}
+"""Stricter than the engines: a day must be in its month and its year, and no second is a 61st."""
+
+FORMATS = ("duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
+"""Those that engines know themselves."""
+
+_NOT_OF_BOTH = re.compile(r"(?<!\\)(?:\\\\)*\\[AzZ]")
+r"""`\A` and the like: an anchor in one dialect of regular expressions, a letter in another."""
+
+
+def pattern_case(pattern: str, pointer: str) -> Case:
+    """A string somewhere in which `pattern` matches. Raises UnsupportedSchema for one that is read
+    in two ways; what an engine can not do, it says itself.
+    """
+    if _NOT_OF_BOTH.search(pattern):
+        raise unsupported("pattern", pointer, r"`\A` and `\Z` are written `^` and `$`")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            re.compile(pattern)
+        except Warning as warning:
+            raise unsupported("pattern", pointer, f"it is read in two ways: {warning}") from warning
+        except (re.error, OverflowError, RecursionError):
+            pass  # the dialect is not Python's
+    return Case(strings=Strings(patterns=((pattern, pointer),)))
+
+
+def format_case(name: str, pointer: str) -> Case:
+    """A string of this format. Raises UnsupportedSchema."""
+    if name in FORMATS_AS_PATTERNS:
+        return Case(strings=Strings(patterns=((FORMATS_AS_PATTERNS[name], pointer),)))
+    if name not in FORMATS:
+        known = ", ".join(sorted((*FORMATS, *FORMATS_AS_PATTERNS)))
+        raise unsupported("format", pointer, f"{name[:40]!r}; the formats are {known}")
+    return Case(strings=Strings(formats=(name,)))
+
+
+def constant_cases(
+    document: Document, node: Node, values: Sequence[Any], path: tuple[str | None, ...]
+) -> list[Case]:
+    """One of these values, which are at `path` inside the schema; None in it: their index."""
+    types: set[str] = set()
+    booleans: set[bool] = set()
+    strings: list[str] = []
+    cases: list[Case] = []
+    for index, value in enumerate(values):
+        at = tuple(index if step is None else step for step in path)
+        if value is None:
+            types.add("null")
+        elif isinstance(value, bool):
+            types.add("boolean")
+            booleans.add(value)
+        elif isinstance(value, str):
+            types.add("string")
+            strings.append(value)
+        elif isinstance(value, int | float):
+            number = _number(value, node)
+            same = Numbers(number, number, integer=isinstance(number, int))
+            cases.append(Case(frozenset({"number"}), numbers=same))
+        elif isinstance(value, list):
+            cases.append(_list_case(document, node, value, at))
+        else:
+            cases.append(_object_case(document, node, value, at))
+    if types:
+        among = Strings(among=tuple(dict.fromkeys(strings)))
+        cases.insert(0, Case(frozenset(types), frozenset(booleans or {True, False}), strings=among))
+    return cases
+
+
+def other_than(document: Document, node: Node, value: Any, at: tuple[str | int, ...]) -> list[Case]:
+    """Any value but this one."""
+    every = frozenset(TYPES)
+    if value is None:
+        return [Case(every - {"null"})]
+    if isinstance(value, bool):
+        return [Case(booleans=frozenset({not value}))]
+    if isinstance(value, str):
+        return [Case(strings=Strings(none_of=(value,)))]
+    if isinstance(value, int | float):
+        number = _number(value, node)
+        more = Case(frozenset({"number"}), numbers=Numbers(above=number))
+        return [Case(numbers=Numbers(below=number)), more]
+    if isinstance(value, list):
+        length = len(value)
+        array = frozenset({"array"})
+        cases = [Case(every - array), Case(array, arrays=Arrays(least=length + 1))]
+        if length:
+            cases.append(Case(array, arrays=Arrays(most=length - 1)))
+        for index, item in enumerate(value):
+            unlike: Wanted = ((document.constant(node, item, *at, index), False),)
+            prefix = (ANYTHING,) * index + (unlike,)
+            cases.append(Case(array, arrays=Arrays(prefix, least=length, most=length)))
+        return cases
+    thing = frozenset({"object"})
+    why = "that an object has one more property is not followed"
+    cases = [
+        Case(every - thing),
+        Case(thing, objects=Objects(beyond=(Beyond("not", node.pointer, why),))),
+    ]
+    for name, item in value.items():
+        unlike = ((document.constant(node, item, *at, name), False),)
+        cases.append(Case(thing, objects=Objects({name: NOTHING})))
+        cases.append(Case(thing, objects=Objects({name: unlike}, required=(name,))))
+    return cases
+
+
+def _list_case(document: Document, node: Node, value: list[Any], at: tuple[str | int, ...]) -> Case:
+    _check_depth(node)
+    items: tuple[Wanted, ...] = tuple(
+        ((document.constant(node, item, *at, index), True),) for index, item in enumerate(value)
+    )
+    length = len(items)
+    return Case(frozenset({"array"}), arrays=Arrays(items, NOTHING, length, length, evaluated=0))
+
+
+def _object_case(
+    document: Document, node: Node, value: dict[str, Any], at: tuple[str | int, ...]
+) -> Case:
+    _check_depth(node)
+    properties: dict[str, Wanted] = {
+        name: ((document.constant(node, item, *at, name), True),) for name, item in value.items()
+    }
+    objects = Objects(properties, additional=NOTHING, required=tuple(value))
+    return Case(frozenset({"object"}), objects=objects)
+
+
+def _check_depth(node: Node) -> None:
+    if node.pointer.count("/") > 4 * MAX_DEPTH:
+        raise UnsupportedSchema(f"the value at {node.pointer[:100]}... is nested too deep")
+
+
+def _number(value: float, node: Node) -> float:
+    if not abs(value) <= MAX_NUMBER:
+        raise UnsupportedSchema(f"the number at {node.pointer} must be between -2**53 and 2**53")
+    return int(value) if value == int(value) else value

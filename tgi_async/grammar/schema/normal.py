@@ -1,0 +1,47 @@
+"""Any schema to one that engines follow to the letter, or a refusal that says why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from tgi_async.grammar.schema.document import Document
+from tgi_async.grammar.schema.emit import Emitter
+from tgi_async.grammar.schema.errors import InvalidSchema, UnsupportedSchema
+from tgi_async.grammar.schema.expand import Expander
+
+MAX_CHARACTERS = 250_000
+"""Of a schema, as JSON."""
+
+
+def parse(text: str) -> Any:
+    """A schema from its JSON. Raises InvalidSchema or UnsupportedSchema."""
+    check_size(len(text))
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        raise InvalidSchema(f"it is not JSON: {error}") from error
+    except RecursionError as error:
+        raise UnsupportedSchema("it is nested too deep") from error
+
+
+def check_size(characters: int) -> None:
+    """Raises UnsupportedSchema."""
+    if characters > MAX_CHARACTERS:
+        raise UnsupportedSchema(
+            f"it must have at most {MAX_CHARACTERS} characters. Given: {characters}"
+        )
+
+
+def normal(schema: Any) -> dict[str, Any] | bool:
+    """The same values satisfy it, and it has only keywords that `emit` names.
+
+    Raises InvalidSchema or UnsupportedSchema.
+    """
+    try:
+        document = Document(schema)
+        root = document.root
+        return Emitter(Expander(document), ((root, True),)).schema()
+    except RecursionError as error:
+        raise UnsupportedSchema("its parts lead too deep into each other") from error

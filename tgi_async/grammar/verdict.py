@@ -1,0 +1,34 @@
+"""What the server and the processes that vet say to each other, as lines of JSON."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+CHARACTERS = 25_000
+
+
+class Start(Struct, frozen=True):
+    """The first line: which engine, for which model. Then come encoded grammars."""
+
+    engine: str
+    model_path: str
+    vocab_size: int
+    end_ids: list[int]
+    seconds: float
+    """Of processor time for a grammar, and with it for each `CHARACTERS` of its length."""
+
+
+class Verdict(Struct, frozen=True):
+    """The answer to a grammar."""
+
+    grammar: str = ""
+    """As workers get it; empty if it is refused."""
+    refusal: str = ""
+    """Why."""
+    invalid: bool = False
+    """Refused because a schema in it is none of Draft 2020-12."""
+
+
+def seconds_for(length: int, seconds: float) -> float:
+    """Of processor time for a grammar of so many characters: a short one is compiled soon."""
+    return seconds * (1 + length / CHARACTERS)

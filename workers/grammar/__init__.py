@@ -1,0 +1,1 @@
+"""Engines of grammars: in the workers, and in the processes that vet."""

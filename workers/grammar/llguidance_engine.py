@@ -1,0 +1,125 @@
+"""llguidance: https://github.com/guidance-ai/llguidance"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from numpy.typing import NDArray
+
+from tgi_async.grammar.grammar import Grammar
+from workers.grammar.engine import GrammarError
+from workers.grammar.lark import lark_of
+
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000,  # some 20 ms, once
+    step_lexer_fuel=50_000,  # some 4 ms
+    step_max_items=30_000,  # some 2 ms
+    max_items_in_row=2_000,
+    max_lexer_states=50_000,  # 1 to 2 kB each
+    max_grammar_size=200_000,
+    verbose_errors=False,
+)
+"""How long a mask and a build may take; a grammar that needs more is refused."""
+
+
+class LlguidanceEngine:
+    """See `engine.Engine`. Thread-safe."""
+
+    def __init__(self, tokenizer: Path, vocab_size: int, end_ids: Sequence[int]) -> None:
+        """`tokenizer` is a tokenizer.json, `vocab_size` that of the logits."""
+        self._tokenizer = LLTokenizer(
+            tokenizer.read_text(encoding="utf-8"), n_vocab=vocab_size, eos_token=list(end_ids)
+        )
+
+    def matcher(self, grammar: Grammar) -> LlguidanceMatcher:
+        """See `engine.Engine`."""
+        try:
+            text = LLMatcher.grammar_from_lark(lark_of(grammar, self._special))
+        except UnicodeEncodeError as error:
+            raise GrammarError("half of a surrogate pair is no character") from error
+        compiled = LLMatcher(self._tokenizer, text, log_level=0, limits=LIMITS)
+        if compiled.is_error():
+            raise GrammarError(reason_of(compiled.get_error()))
+        return LlguidanceMatcher(compiled)
+
+    def _special(self, token: str) -> int | None:
+        ids = self._tokenizer.tokenize_str(token, parse_special=True)
+        alone = len(ids) == 1 and self._tokenizer.is_special_token(ids[0])
+        return ids[0] if alone else None
+
+
+class LlguidanceMatcher:
+    """See `engine.Matcher`."""
+
+    def __init__(self, matcher: LLMatcher) -> None:
+        self._matcher = matcher
+
+    def fill(self, mask: NDArray[np.int32]) -> None:
+        """See `engine.Matcher`. The interpreter's lock is let go meanwhile."""
+        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        self._check()
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """See `engine.Matcher`."""
+        self._matcher.consume_tokens(list(tokens))
+        self._check()
+
+    def forced(self) -> list[int]:
+        """See `engine.Matcher`."""
+        forced = self._matcher.compute_ff_tokens()
+        self._check()
+        return forced[:MOST_FORCED]
+
+    @property
+    def complete(self) -> bool:
+        """See `engine.Matcher`."""
+        return bool(self._matcher.is_accepting())
+
+    @property
+    def ended(self) -> bool:
+        """See `engine.Matcher`."""
+        return bool(self._matcher.is_stopped())
+
+    def copy(self) -> LlguidanceMatcher:
+        """See `engine.Matcher`."""
+        return LlguidanceMatcher(self._matcher.deep_copy())
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(reason_of(self._matcher.get_error()))
+
+
+_CARETS = re.compile(
+    r"regex parse error:\n\s{4}(?P<text>.*)\n\s{4}(?P<marks>[ ^]*)\nerror: (?P<why>.*)"
+)
+_ANCHORS = {
+    "WordUnicode": r"\b",
+    "WordAscii": r"\b",
+    "WordUnicodeNegate": r"\B",
+    "WordAsciiNegate": r"\B",
+    "Start": "^ after the beginning",
+    "End": "$ before the end",
+}
+LONGEST_SHOWN = 40
+"""Characters of a regular expression."""
+MOST_FORCED = 256
+"""Tokens at once: no step gets much more."""
+LONGEST_REASON = 200
+"""Characters; what is longer shows too much of a grammar or of the parser's state."""
+
+
+def reason_of(error: str) -> str:
+    """llguidance's message without the grammar and the state of its parser."""
+    if found := _CARETS.search(error):
+        marks = found["marks"]
+        at = marks.find("^")
+        what = found["text"][at : marks.rfind("^") + 1][:LONGEST_SHOWN]
+        return f"{found['why']}, at {what!r} (character {at + 1})"
+    if found := re.search(r"lookarounds not supported yet; (\w+)", error):
+        return f"{_ANCHORS.get(found[1], found[1])} is not supported in a regular expression"
+    first = error.strip().partition("\n")[0]
+    return re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", first)[:LONGEST_REASON]

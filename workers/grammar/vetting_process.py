@@ -1,0 +1,118 @@
+"""The process that vets grammars: a line of JSON in, a line of JSON out.
+
+A schema becomes the one that engines follow, is compiled as a worker will, and its first masks are
+filled along a few texts: so that what reaches a worker has been tried here, at the same limits.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+
+from tgi_async.confined.child import address_space, answer_lines, limit_memory
+from tgi_async.grammar import grammar as terms
+from tgi_async.grammar.grammar import Grammar
+from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
+from tgi_async.grammar.schema.normal import normal
+from tgi_async.grammar.verdict import Start, Verdict, seconds_for
+from workers.grammar.engine import Engine, GrammarError
+from workers.grammar.engines import engine as engine_named
+
+MEMORY = 1 << 30
+"""Bytes of address space, beyond what the engine itself has."""
+NICENESS = 5
+"""Below the server and its workers, yet soon done where they leave a little time."""
+WALKS = 3
+STEPS = 24
+"""Of each walk; the first goes along the first token allowed, the others along random ones."""
+SLOW_MASK = 0.02
+"""Seconds of processor time; a grammar with more than `MOST_SLOW` such masks is refused."""
+MOST_SLOW = 2
+LONGEST_REASON = 400
+"""Characters of a refusal."""
+
+
+def serve(requests: BinaryIO, replies: BinaryIO) -> None:
+    """Answer each encoded grammar with a `Verdict`, until `requests` ends."""
+    start = msgspec.json.decode(requests.readline(), type=Start)
+    engine = engine_named(start.engine, Path(start.model_path), start.vocab_size, start.end_ids)
+    words = -(-start.vocab_size // 32)
+    verdict(engine, words, terms.encode(terms.Json({"type": "object"})))  # what is lazy is loaded
+    if size := address_space():
+        limit_memory(size + MEMORY)
+    answer_lines(
+        requests,
+        replies,
+        lambda line: msgspec.json.encode(verdict(engine, words, line.decode())),
+        lambda line: seconds_for(len(line), start.seconds),
+    )
+
+
+def verdict(engine: Engine, words: int, encoded: str) -> Verdict:
+    """`words` is the length of a mask."""
+    try:
+        grammar = _normal(terms.decode(encoded))
+        _try(engine, words, grammar)
+    except SchemaError as error:
+        return Verdict(refusal=_short(str(error)), invalid=isinstance(error, InvalidSchema))
+    except GrammarError as error:
+        return Verdict(refusal=_short(str(error)))
+    except (MemoryError, RecursionError) as error:
+        return Verdict(refusal=f"{type(error).__name__} while it was compiled")
+    return Verdict(terms.encode(grammar))
+
+
+def _short(reason: str) -> str:
+    """Names in a schema may be of any length."""
+    half = LONGEST_REASON // 2
+    return reason if len(reason) <= LONGEST_REASON else f"{reason[:half]}...{reason[-half:]}"
+
+
+def _normal(grammar: Grammar) -> Grammar:
+    """The grammar with its schemas as engines follow them. Raises SchemaError."""
+    match grammar:
+        case terms.Json(schema):
+            return terms.Json(normal(schema))
+        case terms.Sequence(parts):
+            return terms.Sequence([_normal(part) for part in parts])
+        case terms.Choice(options):
+            return terms.Choice([_normal(option) for option in options])
+        case terms.Repeat(part):
+            return msgspec.structs.replace(grammar, part=_normal(part))
+    return grammar
+
+
+def _try(engine: Engine, words: int, grammar: Grammar) -> None:
+    """Raises GrammarError for a grammar that can not be compiled, is slow or leads nowhere."""
+    beginning = engine.matcher(grammar)
+    chosen = random.Random(0)
+    slow = 0
+    for walk in range(WALKS):
+        matcher = beginning.copy()
+        mask = np.zeros(words, np.int32)
+        for _ in range(STEPS):
+            if matcher.ended:
+                break
+            began = time.thread_time()
+            matcher.fill(mask)
+            slow += time.thread_time() - began > SLOW_MASK
+            if slow > MOST_SLOW:
+                raise GrammarError("it takes too long to find which tokens may come")
+            allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+            if not len(allowed):
+                raise GrammarError("it leads to where nothing may come")
+            matcher.advance([int(allowed[0] if walk == 0 else chosen.choice(allowed))])
+            matcher.forced()
+
+
+if __name__ == "__main__":
+    os.nice(NICENESS)
+    with open(sys.stdin.fileno(), "rb", buffering=1 << 20, closefd=False) as requests:
+        serve(requests, sys.stdout.buffer)

@@ -1,0 +1,129 @@
+"""xgrammar: https://github.com/mlc-ai/xgrammar. It comes as the extra `xgrammar`."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import xgrammar
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from tgi_async.grammar.grammar import Grammar
+from workers.grammar.engine import GrammarError
+from workers.grammar.structural_tag import reason_of, structural_tag_of
+
+CACHE_BYTES = 256 << 20
+"""Of compiled grammars, which several requests share."""
+
+
+class XgrammarEngine:
+    """See `engine.Engine`. Thread-safe."""
+
+    def __init__(self, tokenizer: Path, vocab_size: int, end_ids: Sequence[int]) -> None:
+        """`tokenizer` is a tokenizer.json, `vocab_size` that of the logits."""
+        fast = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer))
+        found = xgrammar.TokenizerInfo.from_huggingface(
+            fast, vocab_size=vocab_size, stop_token_ids=list(end_ids)
+        )
+        self._vocab_type = found.vocab_type
+        self._add_prefix_space = found.add_prefix_space
+        self._end_ids = list(end_ids)
+        self._special = {
+            token.content: number
+            for number, token in fast.added_tokens_decoder.items()
+            if token.special
+        }
+        self._names = [""] * vocab_size
+        for name, number in fast.get_vocab().items():
+            if number < vocab_size:
+                self._names[number] = name
+        self._compilers: dict[frozenset[int], xgrammar.GrammarCompiler] = {}
+        self._lock = threading.Lock()
+        self._ends = np.zeros(-(-vocab_size // 32), np.int32)
+        for number in end_ids:
+            self._ends.view(np.uint32)[number // 32] |= np.uint32(1 << number % 32)
+
+    def matcher(self, grammar: Grammar) -> XgrammarMatcher:
+        """See `engine.Engine`."""
+        used: set[int] = set()
+
+        def token_id(name: str) -> int | None:
+            found = self._special.get(name)
+            if found is not None:
+                used.add(found)
+            return found
+
+        tag = structural_tag_of(grammar, token_id)
+        try:
+            compiled = self._compiler(frozenset(used)).compile_structural_tag(json.dumps(tag))
+            return XgrammarMatcher(xgrammar.GrammarMatcher(compiled), self._ends)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise GrammarError(reason_of(error)) from error
+
+    def _compiler(self, special: frozenset[int]) -> xgrammar.GrammarCompiler:
+        """For grammars that name these special tokens.
+
+        All others have no text here: a special token is no part of a value that has its name in it.
+        """
+        with self._lock:
+            if special not in self._compilers:
+                hidden = set(self._special.values()) - special
+                info = xgrammar.TokenizerInfo(
+                    ["" if id in hidden else name for id, name in enumerate(self._names)],
+                    self._vocab_type,
+                    vocab_size=len(self._names),
+                    stop_token_ids=self._end_ids,
+                    add_prefix_space=self._add_prefix_space,
+                )
+                self._compilers[special] = xgrammar.GrammarCompiler(
+                    info, max_threads=1, cache_limit_bytes=CACHE_BYTES
+                )
+            return self._compilers[special]
+
+
+class XgrammarMatcher:
+    """See `engine.Matcher`."""
+
+    def __init__(self, matcher: xgrammar.GrammarMatcher, ends: NDArray[np.int32]) -> None:
+        self._matcher = matcher
+        self._ends = ends
+
+    def fill(self, mask: NDArray[np.int32]) -> None:
+        """See `engine.Matcher`."""
+        if self._matcher.is_terminated():
+            mask[:] = self._ends
+            return
+        if not self._matcher.fill_next_token_bitmask(mask.reshape(1, -1)):
+            mask[:] = -1  # any token may come
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """See `engine.Matcher`."""
+        for token in tokens:
+            if not self._matcher.accept_token(token):
+                raise GrammarError(f"token {token} is not allowed here")
+
+    def forced(self) -> list[int]:
+        """None: the engine knows the text only, not where its last token ends."""
+        return []
+
+    @property
+    def complete(self) -> bool:
+        """See `engine.Matcher`."""
+        return bool(self._matcher.is_terminated() or self._matcher.is_completed())
+
+    @property
+    def ended(self) -> bool:
+        """See `engine.Matcher`."""
+        if not self.complete:
+            return False
+        mask = np.empty_like(self._ends)
+        self.fill(mask)
+        return bool(np.array_equal(mask, self._ends))
+
+    def copy(self) -> XgrammarMatcher:
+        """See `engine.Matcher`."""
+        return XgrammarMatcher(self._matcher.fork(), self._ends)
