@@ -79,6 +79,7 @@ class CheckedCore:
         stop_ids: frozenset[int] = frozenset(),
         prompt_logprobs: bool = False,
         prompt_top_n_tokens: int = 0,
+        grammar: str = "",
     ) -> None:
         self._n_submitted += 1
         request = Request(
@@ -89,6 +90,7 @@ class CheckedCore:
             stop_ids=stop_ids,
             prompt_logprobs=prompt_logprobs,
             prompt_top_n_tokens=prompt_top_n_tokens,
+            grammar=grammar,
         )
         limit = len(prompt) + max_new_tokens
         pool = self.budget.n_blocks * self.budget.block_size
@@ -135,13 +137,21 @@ class CheckedCore:
         self.check()
         return plan is not None
 
-    def complete(self, failing: frozenset[int] = frozenset()) -> bool:
-        """The oldest step in flight comes back; these of its rows failed. False without one."""
+    def complete(
+        self, failing: frozenset[int] = frozenset(), late: frozenset[int] = frozenset()
+    ) -> bool:
+        """The oldest step in flight comes back. These of its rows failed, the grammars of those
+        were late. False without one."""
         if not self.sent:
             return False
         sent = self.sent.popleft()
         failing &= frozenset(sent.cases)
-        outcome = self.worker.execute(sent.step, failing)
+        outcome = self.worker.execute(sent.step, failing, late)
+        for number in outcome.done.late:
+            self.reached["late grammar"] += 1
+            row = self.rows.get(number)
+            if row is not None and row.case is sent.cases[number]:
+                row.n_planned -= 1
         for case in sent.cases.values():
             case.n_in_flight -= 1
         for write in outcome.writes:
@@ -282,17 +292,25 @@ class CheckedCore:
             if row.n_planned >= row.prefill_end:
                 n_decodes += 1
                 require(run.n == 1, "S2", f"a decode of {run.n} tokens")
+            elif row.decoding:
+                n_decodes += 1
+                n_prefill += run.n - 1
+                require(row.n_planned + run.n <= row.prefill_end, "S1", "a jump is too long")
+                self.reached["jump"] += run.n > 1
             else:
                 n_prefill += run.n
                 require(row.n_planned + run.n <= row.prefill_end, "S1", "a chunk is too long")
             row.n_planned += run.n
+            row.decoding = row.decoding or row.n_planned >= row.prefill_end
             require(row.n_planned <= row.limit, "S8", "a token beyond the request's end")
-            needed = -(-row.n_planned // self.budget.block_size)
+            row.most_planned = max(row.most_planned, row.n_planned)
+            needed = -(-row.most_planned // self.budget.block_size)
             require(len(row.blocks) == needed, "P4", f"{len(row.blocks)} blocks, not {needed}")
         require(n_prefill <= self.budget.max_batch_prefill_tokens, "S1", f"{n_prefill} prefill")
         for number in going_on - ran:
             row = self.rows[number]
-            require(row.n_planned >= row.limit, "S2", f"row {number} is stalled")
+            crowded_out = not row.decoding and n_prefill == self.budget.max_batch_prefill_tokens
+            require(row.n_planned >= row.limit or crowded_out, "S2", f"row {number} is stalled")
         return n_prefill, n_decodes
 
     def _check_events(self, sent: Sent, outcome: Outcome, failing: frozenset[int]) -> None:
@@ -318,6 +336,10 @@ class CheckedCore:
                 doomed.remove(case.request.id)
                 self.reached["row error"] += 1
                 self._end(case)
+        for one in due.values():
+            row = self.rows.get(one.row)
+            if one.forced and row is not None and row.case is sent.cases[one.row]:
+                row.prefill_end = len(row.case.known)
         require(not awaited, "S6", f"the tokens of rows {awaited} are lost")
         require(not doomed, "S7", f"the failures of {doomed} are lost")
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from property_tests.model import History, Slot, require
 from tgi_async.scheduler.blocks import ROOT, BlockManager, BlockTable, Key
 from tgi_async.scheduler.core import Core
+from tgi_async.scheduler.request import Request
 
 
 def check_places(blocks: BlockManager) -> None:
@@ -77,7 +78,7 @@ def check_batch(core: Core, live: set[int]) -> None:
     require(arrivals == sorted(arrivals), "S4", "running requests are not in order of arrival")
     known = [request.id for request in (*core.running, *core.waiting)]
     require(sorted(known) == sorted(live), "S7", f"the core has {known}, live are {live}")
-    prefilling = sum(one.n_planned < one.prefill_end for one in core.running)
+    prefilling = sum(map(_in_mid_prefill, core.running))
     require(prefilling <= 1, "S1", f"{prefilling} rows are in mid-prefill")
     if len(core.running) > 1:
         pool = core.blocks.n_blocks * core.blocks.block_size
@@ -92,7 +93,7 @@ def check_work_conserved(core: Core, n_prefill_left: int) -> None:
         return
     if len(core.running) == core.budget.max_rows:
         return
-    if any(one.n_planned < one.prefill_end for one in core.running):
+    if any(map(_in_mid_prefill, core.running)):
         return
     budget, size = core.budget, core.budget.block_size
     committed = sum(one.n_prompt + one.max_new_tokens for one in (*core.running, head))
@@ -116,3 +117,7 @@ def check_work_conserved(core: Core, n_prefill_left: int) -> None:
         f"{core.blocks.n_available} blocks are available, {owed} are owed to running rows, and "
         f"the head, request {head.id}, lacks {needed}",
     )
+
+
+def _in_mid_prefill(request: Request) -> bool:
+    return request.n_planned < request.prefill_end and not request.decoding

@@ -50,6 +50,16 @@ def next_token(history: History) -> int:
     return crc32(bytes(history)) % VOCABULARY
 
 
+def forced_after(history: History, most: int) -> list[int]:
+    """What a grammar forces: the very tokens that would be sampled, none to four of them."""
+    forced: list[int] = []
+    for _ in range(min(most, crc32(bytes((*history, 99))) % 5)):
+        if forced and forced[-1] == EOS:
+            break
+        forced.append(next_token((*history, *forced)))
+    return forced
+
+
 def prompt_logprob(history: History) -> float:
     """Of the last token, given those before it."""
     return -float(crc32(bytes(history)) % 1000)
@@ -89,7 +99,17 @@ class _Row:
         self.blocks = list(admit.blocks)
         self.prompt_logprobs = admit.prompt_logprobs
         self.prompt_top_n_tokens = admit.prompt_top_n_tokens
+        self.constraint = admit.constraint
         self.broken = False
+
+    def sample(self) -> list[int]:
+        """The next token, and those that a grammar forces after it."""
+        sampled = [next_token(tuple(self.tokens))]
+        if self.constraint is not None and sampled != [EOS] and not self.broken:
+            left = self.constraint.max_new_tokens - (len(self.tokens) - self.n_prompt) - 1
+            sampled += forced_after((*self.tokens, *sampled), left)
+        self.tokens += sampled
+        return sampled
 
 
 class ModelWorker:
@@ -100,8 +120,16 @@ class ModelWorker:
         self.rows: dict[int, _Row] = {}
         self.memory: dict[Slot, History] = {}
 
-    def execute(self, step: Step, failing: frozenset[int] = frozenset()) -> Outcome:
-        """Rows in `failing` compute nonsense and report an error; their later steps do not."""
+    def execute(
+        self,
+        step: Step,
+        failing: frozenset[int] = frozenset(),
+        late: frozenset[int] = frozenset(),
+    ) -> Outcome:
+        """Rows in `failing` compute nonsense and report an error; their later steps do not.
+
+        Rows in `late` that have a grammar and are to sample do not, this time.
+        """
         for released in step.release:
             require(released in self.rows, "S8", f"row {released} is released but not there")
             del self.rows[released]
@@ -124,15 +152,18 @@ class ModelWorker:
             if not row.broken:
                 self._attend(row, end)
             samples = end == len(row.tokens)
-            if samples:
-                row.tokens.append(next_token(tuple(row.tokens)))
+            is_late = samples and row.constraint is not None and run.row in late - failing
+            sampled = row.sample() if samples and not is_late else []
             if run.row in failing:
                 done.errors.append(RowError(run.row, "failed on purpose"))
                 continue
             if row.prompt_logprobs:
                 self._score(run.row, row, start, min(end, row.n_prompt - 1), done)
-            if samples:
-                done.sampled.append(Sampled(run.row, row.tokens[-1]))
+            if is_late:
+                row.n_computed -= 1
+                done.late.append(run.row)
+            elif samples:
+                done.sampled.append(Sampled(run.row, sampled[0], forced=sampled[1:]))
         return Outcome(done, writes)
 
     def _slot(self, row: _Row, position: int) -> Slot:

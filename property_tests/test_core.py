@@ -32,6 +32,8 @@ WHAT_IT_IS_ABOUT = (
     "dropped token",
     "eviction",
     "hit of generated tokens",
+    "jump",
+    "late grammar",
     "preemption",
     "prefill beside decodes",
     "prefix hit",
@@ -80,9 +82,17 @@ class CoreMachine(RuleBasedStateMachine):
         n=st.integers(1, 12),
         stops=st.booleans(),
         scored=st.sampled_from((False, False, False, True)),
+        grammar=st.sampled_from(("", "", "any")),
     )
     def submit(
-        self, client: str, shared: int, tail: list[int], n: int, stops: bool, scored: bool
+        self,
+        client: str,
+        shared: int,
+        tail: list[int],
+        n: int,
+        stops: bool,
+        scored: bool,
+        grammar: str,
     ) -> None:
         self.checked.submit(
             client,
@@ -91,6 +101,7 @@ class CoreMachine(RuleBasedStateMachine):
             stop_ids=frozenset((EOS,)) if stops else frozenset(),
             prompt_logprobs=scored,
             prompt_top_n_tokens=n % 2 if scored else 0,
+            grammar=grammar,
         )
 
     @rule(
@@ -111,13 +122,14 @@ class CoreMachine(RuleBasedStateMachine):
     def complete(self) -> None:
         self.checked.complete()
 
-    @rule(n=st.integers(1, 8))
-    def go_on(self, n: int) -> None:
-        """A busy engine: plans as far ahead as it may, then takes a result."""
+    @rule(n=st.integers(1, 8), late=st.booleans())
+    def go_on(self, n: int, late: bool) -> None:
+        """A busy engine: plans as far ahead as it may, then takes a result. Grammars may lag."""
         for _ in range(n):
             while self.checked.plan():
                 pass
-            self.checked.complete()
+            rows = range(self.checked.budget.max_rows)
+            self.checked.complete(late=frozenset(rows if late else ()))
 
     @precondition(lambda self: self.checked.sent)
     @rule(which=st.integers(0, 4))

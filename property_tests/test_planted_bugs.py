@@ -150,6 +150,27 @@ class FreesAtOnce(Core):
         while self._closing:
             self.blocks.close(self._closing.pop())
 
+    def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
+        part.table.failed = not part.table.blocks  # there is nothing left to commit
+        super()._acknowledge(part, sampled, events)
+
+
+class CountsWhatWasLate(Core):
+    """What a late row computed counts as computed."""
+
+    def _postpone(self, part: Part) -> None:
+        part.samples = False
+        part.request.n_in_flight -= 1
+        self._acknowledge(part, {}, [])
+
+
+class LosesForcedTokens(Core):
+    def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
+        n_events = len(events)
+        super()._acknowledge(part, sampled, events)
+        if len(events) > n_events + 1:
+            del events[n_events + 1]
+
 
 class ForgetsDeferredFrees(Core):
     def _close_tables(self) -> None:
@@ -344,6 +365,8 @@ PLANTED = {
     "a request overtakes within its client": Planted(with_queue(OvertakesInAClient), "S4"),
     "a preempted request loses its place": Planted(with_queue(PutsBackBehind), "S4"),
     "a lift is forgotten": Planted(with_queue(ForgetsTheLift), "E5"),
+    "a row whose grammar was late goes on": Planted(CountsWhatWasLate, "S3"),
+    "a forced token is lost": Planted(LosesForcedTokens, "S6"),
     "a replay is charged": Planted(ChargesReplays, "E5"),
     "a dropped token is charged": Planted(ChargesDroppedTokens, "E5"),
 }

@@ -36,6 +36,7 @@ def walk(seed: int, n_events: int, core_type: type[Core] = Core) -> Counter[str]
     submits = random.choice((0.03, 0.1, 0.3))
     deaths = random.choice((0.0, 0.002, 0.02))
     failures = random.choice((0.0, 0.0, 0.05))
+    lateness = random.choice((0.0, 0.1, 0.6))
     for _ in range(n_events):
         dice = random.random()
         if dice < submits:
@@ -49,7 +50,9 @@ def walk(seed: int, n_events: int, core_type: type[Core] = Core) -> Counter[str]
         else:
             fails = random.random() < failures
             row = random.randrange(checked.budget.max_rows)
-            checked.complete(frozenset((row,)) if fails else frozenset())
+            rows = range(checked.budget.max_rows)
+            late = frozenset(row for row in rows if random.random() < lateness)
+            checked.complete(frozenset((row,)) if fails else frozenset(), late)
     checked.drain()
     return checked.reached
 
@@ -71,4 +74,5 @@ def _submit(checked: CheckedCore, random: Random, stems: list[list[int]]) -> Non
         stop_ids=frozenset((EOS,)) if random.random() < 0.3 else frozenset(),
         prompt_logprobs=scored,
         prompt_top_n_tokens=n % 2 if scored else 0,
+        grammar="any" if random.random() < 0.3 else "",
     )

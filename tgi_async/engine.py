@@ -209,7 +209,9 @@ class Engine:
             wanted,
             client=request.client,
             sampling=request.sampling,
-            stop_ids=frozenset() if request.ignore_eos else self._stop_ids,
+            # A grammar ends its text by such a token, and knows nothing to say after it.
+            stop_ids=frozenset() if request.ignore_eos and not request.grammar else self._stop_ids,
+            grammar=request.grammar,
             prompt_logprobs=request.prompt_logprobs,
             prompt_top_n_tokens=request.prompt_top_n_tokens,
         )

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from msgspec import structs
 from numpy.typing import NDArray
 
 from tgi_async.wire.messages import (
+    Admit,
     PromptLogprobs,
     RowError,
     Run,
@@ -26,10 +28,13 @@ from tgi_async.wire.messages import (
 )
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
-from workers.sampling import Sampler, SamplerOutput
+from workers.constraints.constraints import Constraints
+from workers.sampling import Allowed, Sampler, SamplerOutput
 from workers.sampling.transfer import send
 from workers.table import Row, RowTable
 
+PATIENCE_SECONDS = 0.005
+"""How long a step waits for grammars where it has nothing else to do."""
 SCORED_AT_ONCE = 64
 """Prompt positions scored at once, which bounds the float32 copies of their logits."""
 
@@ -48,6 +53,16 @@ class Model(Protocol):
         ...
 
 
+class Forwarded(NamedTuple):
+    """Rows whose next token is to be sampled."""
+
+    rows: list[int]
+    logits: torch.Tensor
+    """[len(rows), V]"""
+    masks: list[NDArray[np.int32] | None]
+    """What their grammars allow, of those that have one."""
+
+
 @dataclass(slots=True)
 class Launched:
     """A step whose results may still be on their way on the device."""
@@ -55,8 +70,13 @@ class Launched:
     step: int
     rows: dict[int, Row]
     """What the step is about. Its row numbers may be others' by the time it is collected."""
+    forwarded: list[Forwarded] = field(default_factory=list)
+    """What is left to be sampled; more than one entry only where rows had to run alone."""
     outputs: list[tuple[list[int], SamplerOutput]] = field(default_factory=list)
-    """Rows that sampled, and what; more than one entry only where rows had to run alone."""
+    """Rows that sampled, and what."""
+    forced: dict[int, list[int]] = field(default_factory=dict)
+    """All that a grammar forced at once, for rows where that is more than what is sampled."""
+    late: list[int] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     errors: list[RowError] = field(default_factory=list)
     forward_seconds: float = 0.0
@@ -66,32 +86,62 @@ class Launched:
 class Runner:
     """Executes steps in order. Raises KeyError for a step about rows that it does not have."""
 
-    def __init__(self, model: Model, table: RowTable, cache: PagedCache, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        model: Model,
+        table: RowTable,
+        cache: PagedCache,
+        sampler: Sampler,
+        constraints: Constraints | None = None,
+    ) -> None:
         self._model = model
         self._table = table
         self._cache = cache
         self._sampler = sampler
+        self._constraints = constraints
 
     def launch(self, step: Step) -> Launched:
-        """Run a step. Its failure is the failure of the rows that fail when they run alone."""
-        table = self._table
+        """`forward` and `sample`. The steps before must have been collected if `constrained`."""
+        launched = self.forward(step)
+        self.sample(launched)
+        return launched
+
+    @property
+    def constrained(self) -> bool:
+        """Whether a step can be sampled only once the one before has been collected."""
+        return bool(self._constraints)
+
+    def forward(self, step: Step) -> Launched:
+        """Compute a step. Its failure is the failure of the rows that fail when they run alone."""
         for row in step.release:
-            table.release(row)
-            self._sampler.release(row)
+            self._release(row)
         for admit in step.admit:
-            table.admit(admit)
-            self._sampler.admit(admit.row, admit.sampling, admit.tokens, admit.n_prompt)
+            self._admit(admit)
         for grow in step.grow:
-            table.grow(grow)
+            self._table.grow(grow)
+        table = self._table
         launched = Launched(step.step, {run.row: table[run.row] for run in step.run})
         runs = [run for run in step.run if not table[run.row].failed]
         if len(runs) < len(step.run):
             # Planned before the router knew; every row of a step gets a token or an error.
             failed = [row for row, state in launched.rows.items() if state.failed]
             launched.errors += [RowError(row, "it failed in an earlier step") for row in failed]
+        if self._constraints:
+            runs = self._without_waiting(runs, launched, self._constraints)
         if runs:
             self._run_together(runs, launched)
         return launched
+
+    def sample(self, launched: Launched) -> None:
+        """Sample the rows that were forwarded; who fails then fails alone too."""
+        began = time.perf_counter()
+        forwarded, launched.forwarded = launched.forwarded, []
+        for part in forwarded:
+            if self._constraints:
+                part = self._masked(part, launched, self._constraints)
+            if part.rows:
+                self._sample_together(part, launched)
+        launched.sample_seconds += time.perf_counter() - began
 
     def collect(self, launched: Launched) -> StepDone:
         """Wait for a step's results, and put them as the router wants them."""
@@ -103,6 +153,8 @@ class Runner:
             errors += broken
         for error in errors:
             launched.rows[error.row].failed = True
+        if self._constraints:
+            sampled = self._follow(sampled, launched, self._constraints)
         return StepDone(
             launched.step,
             sampled,
@@ -110,7 +162,87 @@ class Runner:
             errors,
             launched.forward_seconds,
             launched.sample_seconds,
+            launched.late,
         )
+
+    def _admit(self, admit: Admit) -> None:
+        self._table.admit(admit)
+        self._sampler.admit(admit.row, admit.sampling, admit.tokens, admit.n_prompt)
+        if admit.constraint is None:
+            return
+        if self._constraints is None:
+            raise RuntimeError("a row has a grammar, and this runner was given no constraints")
+        output = admit.tokens[admit.n_prompt :]
+        jumps = self._sampler.skips(admit.row)
+        self._constraints.admit(admit.row, admit.constraint, output, jumps)
+
+    def _release(self, row: int) -> None:
+        self._table.release(row)
+        self._sampler.release(row)
+        if self._constraints is not None:
+            self._constraints.release(row)
+
+    # -- grammars -------------------------------------------------------------------------------
+
+    def _without_waiting(
+        self, runs: list[Run], launched: Launched, constraints: Constraints
+    ) -> list[Run]:
+        """Leave out rows that would sample and have been late; wait a little if all are."""
+        waiting = [run for run in runs if self._samples(run) and constraints.sits_out(run.row)]
+        if waiting and len(waiting) == len(runs):
+            constraints.wait([run.row for run in waiting], PATIENCE_SECONDS)
+            waiting = [run for run in waiting if constraints.sits_out(run.row)]
+        launched.late += [run.row for run in waiting if run.n == 1]
+        late = set(launched.late)
+        return [run for run in runs if run.row not in late]
+
+    def _samples(self, run: Run) -> bool:
+        row = self._table[run.row]
+        return row.n_computed + run.n >= len(row.tokens)
+
+    def _masked(self, part: Forwarded, launched: Launched, constraints: Constraints) -> Forwarded:
+        """The rows that can be sampled, with what each of them may say."""
+        if self._table.last_tokens.is_cuda:
+            # The device is busy with the forward pass meanwhile.
+            constraints.wait(part.rows, PATIENCE_SECONDS)
+        places: list[int] = []
+        masks: list[NDArray[np.int32] | None] = []
+        for place, row in enumerate(part.rows):
+            if constraints.late(row):
+                launched.late.append(row)
+                self._table[row].n_computed -= 1
+                continue
+            if error := constraints.error(row):
+                launched.errors.append(RowError(row, error))
+                self._table[row].failed = True
+                continue
+            following = constraints.next(row)
+            if following is not None and len(following.forced) > 1:
+                launched.forced[row] = following.forced
+            masks.append(None if following is None else following.mask)
+            places.append(place)
+        if len(places) == len(part.rows):
+            return part._replace(masks=masks)
+        some = send(np.asarray(places, np.int64), part.logits.device)
+        return Forwarded([part.rows[place] for place in places], part.logits[some], masks)
+
+    def _follow(
+        self, sampled: list[Sampled], launched: Launched, constraints: Constraints
+    ) -> list[Sampled]:
+        """Tell the grammars what their rows said, and the router what follows it."""
+        taken: dict[int, list[int]] = {}
+        told: list[Sampled] = []
+        for one in sampled:
+            if one.row in constraints and self._table.get(one.row) is launched.rows[one.row]:
+                forced = launched.forced.get(one.row, [])
+                taken[one.row] = forced or [one.token]
+                if forced:
+                    one = structs.replace(one, forced=forced[1:])
+            told.append(one)
+        constraints.advance(taken)
+        return told
+
+    # -- the forward pass -----------------------------------------------------------------------
 
     def _run_together(self, runs: list[Run], launched: Launched) -> None:
         """Run a batch; where it fails as a whole, each row alone, to find the one that does."""
@@ -189,16 +321,44 @@ class Runner:
 
         launched.prompt_logprobs += self._score(scored, logits[len(sampled_at) :])
         if sampling:
-            lengths = [table[row].length for row in sampling]
-            output = self._sampler.sample(sampling, lengths, logits[: len(sampled_at)])
-            table.last_tokens[send(np.asarray(sampling), device)] = output.tokens
-            launched.outputs.append((sampling, output))
+            free: list[NDArray[np.int32] | None] = [None] * len(sampling)
+            launched.forwarded.append(Forwarded(sampling, logits[: len(sampled_at)], free))
         for run in runs:
             table[run.row].n_computed += run.n
-        for sampled in sampling:
-            table[sampled].length += 1
         launched.forward_seconds += forwarded - began
         launched.sample_seconds += time.perf_counter() - forwarded
+
+    def _sample_together(self, part: Forwarded, launched: Launched) -> None:
+        try:
+            self._sample(part, launched)
+        except torch.AcceleratorError:
+            raise
+        except RuntimeError as error:
+            if len(part.rows) > 1:
+                for i, row in enumerate(part.rows):
+                    alone = Forwarded([row], part.logits[i : i + 1], part.masks[i : i + 1])
+                    self._sample_together(alone, launched)
+                return
+            self._table[part.rows[0]].failed = True
+            launched.errors.append(RowError(part.rows[0], str(error)))
+
+    @torch.inference_mode()
+    def _sample(self, part: Forwarded, launched: Launched) -> None:
+        table, device = self._table, self._table.last_tokens.device
+        rows = part.rows
+        masks = [(line, mask) for line, mask in enumerate(part.masks) if mask is not None]
+        allowed: Allowed | None = None
+        if masks:
+            lines, bits = zip(*masks, strict=True)
+            allowed = Allowed(np.asarray(lines, np.int64), np.stack(bits))
+        lengths = [table[row].length for row in rows]
+        output = self._sampler.sample(rows, lengths, part.logits, allowed)
+        table.last_tokens[send(np.asarray(rows), device)] = output.tokens
+        launched.outputs.append((rows, output))
+        for row in rows:
+            table[row].length += 1
+            if row in launched.forced:
+                table[row].extend(launched.forced[row])
 
     def _slots(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where the keys and values of these positions go, as block * block_size + offset."""

@@ -44,6 +44,16 @@ class Row:
         """Whether tokens known on the host are still to be computed."""
         return self.n_computed < len(self.tokens)
 
+    def extend(self, tokens: list[int]) -> None:
+        """Make the last token, and those that follow it by a grammar, known on the host.
+
+        `tokens` has at least two; of those before nobody asks any more.
+        """
+        start = self.length - 1
+        self.length = start + len(tokens)
+        self.tokens = np.zeros(self.length, np.int64)
+        self.tokens[start:] = tokens
+
 
 class RowTable:
     """Rows by number, their block tables, and the last sampled token of each."""
@@ -59,10 +69,14 @@ class RowTable:
 
     def __getitem__(self, row: int) -> Row:
         """Raises KeyError for a row that is not in the batch."""
-        found = self._rows[row] if row < len(self._rows) else None
+        found = self.get(row)
         if found is None:
             raise KeyError(f"row {row} is not in the batch")
         return found
+
+    def get(self, row: int) -> Row | None:
+        """The row of this number, if there is one."""
+        return self._rows[row] if row < len(self._rows) else None
 
     def admit(self, admit: Admit) -> None:
         self._rows[admit.row] = Row(admit)

@@ -36,8 +36,9 @@ async def running_engine(
     max_batch_prefill_tokens: int = 0,
     lookahead: int = 1,
     model_impl: str = "fused",
+    world_size: int = 1,
 ) -> AsyncIterator[Engine]:
-    """An engine that serves the model of a folder in float32; stopped, with its worker, after."""
+    """An engine that serves the model of a folder in float32; stopped, with its workers, after."""
     engine = Engine(
         tokenizer=Tokenizer.from_folder(folder),
         start=Start(
@@ -51,6 +52,7 @@ async def running_engine(
             max_total_tokens=0,
             model_impl=model_impl,
         ),
+        world_size=world_size,
         lookahead=lookahead,
     )
     try:

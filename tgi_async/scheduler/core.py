@@ -5,13 +5,17 @@ Deterministic, and alone: no I/O, no clock, no randomness, no asyncio. The engin
 order, and hands back their results in the same order.
 
 A step is `{row: n tokens}`; prefill, chunk and decode differ only in their counts. Each plan first
-gives every decoding row its token, then spends the prefill budget on the row that is in
-mid-prefill, then on new admissions. At most one row is left in mid-prefill.
+gives every decoding row its token, then spends the prefill budget on decoding rows that have more
+than one (a grammar forced some), on the row that is in mid-prefill, and on new admissions. At most
+one row is left in mid-prefill.
 
 **One step ahead.** Up to `lookahead` steps are planned before the results of the ones before have
 come back. A sampled token that is still in flight counts as one token of unknown value. Frees wait:
 the table of a request that ended or was preempted is closed once the last step that may touch its
 blocks is acknowledged.
+
+**Late.** A row whose grammar does not say in time what may come next gets no token, and computes
+the last of its known tokens again.
 
 **No stall.** Each plan leaves enough blocks available for every decoding row to go on for one more
 step; where it cannot, it preempts the latest arrivals now, so that their blocks are back in time.
@@ -35,9 +39,10 @@ from tgi_async.scheduler.request import (
     Status,
     TokenEvent,
 )
-from tgi_async.scheduler.results import InFlight, UnexpectedResult, check_result
+from tgi_async.scheduler.results import InFlight, UnexpectedResult, check_result, spread
 from tgi_async.wire.messages import (
     Admit,
+    Constraint,
     Grow,
     PromptLogprobs,
     Run,
@@ -139,6 +144,7 @@ class Core:
         check_result(done, parts, sampled, failed)
         self._in_flight.popleft()
         self._acknowledged = done.step
+        late = set(done.late)
         events: list[Event] = []
         if done.prompt_logprobs:
             requests = {part.row: part.request for part in parts}
@@ -147,6 +153,8 @@ class Core:
         for part in parts:
             if part.row in failed:
                 self._fail(part, failed[part.row], events)
+            elif part.row in late:
+                self._postpone(part)
             else:
                 self._acknowledge(part, sampled, events)
         self._close_tables()
@@ -161,13 +169,22 @@ class Core:
         draft = Draft(self._last_step + 1, self.budget.max_batch_prefill_tokens)
         preempted = self._reserve(draft)
         prefilling: Request | None = None
+        jumping: list[Request] = []
         for request in self.running:
             if request.n_planned < request.prefill_end:
-                prefilling = request
+                if not request.decoding:
+                    prefilling = request
+                elif request.prefill_end - request.n_planned > 1:
+                    jumping.append(request)
+                else:
+                    self._schedule(request, 1, draft)
             elif request.n_planned < request.limit:
                 self._schedule(request, 1, draft)
+        for request in jumping:
+            self._prefill(request, draft, free=1)
         n_decodes = len(draft.run)
-        if prefilling is not None:
+        # Others may have jumped through all of the budget.
+        if prefilling is not None and draft.left > 0:
             self._prefill(prefilling, draft)
         while (
             draft.left > 0
@@ -210,10 +227,13 @@ class Core:
             self._preempt(self.running[-1])
             preempted = True
 
-    def _prefill(self, request: Request, draft: Draft) -> None:
-        """Schedule as much of a row's prefill as budget and blocks allow, at least one token."""
+    def _prefill(self, request: Request, draft: Draft, free: int = 0) -> None:
+        """Schedule as much of a row's known tokens as budget and blocks allow, at least one.
+
+        `free` of them are not of the budget.
+        """
         start = request.n_planned
-        n = min(request.prefill_end - start, draft.left)
+        n = min(request.prefill_end - start, draft.left + free)
         reserved = self._short(request, start + 2)
         # Where spare is negative, closing tables owe it, and not all that is reserved is there yet.
         room = max(0, reserved + draft.spare)
@@ -222,7 +242,7 @@ class Core:
             granted = len(request.table.blocks) + room
             n = max(1, min(n, granted * self.budget.block_size - 1 - start))
         draft.spare -= self._short(request, start + n + 1) - reserved
-        draft.left -= n
+        draft.left -= n - free
         self._schedule(request, n, draft)
 
     def _admit(self, draft: Draft) -> Request | None:
@@ -262,6 +282,7 @@ class Core:
         request.table = table = self.blocks.open(match.hits, [] if scored else keys)
         n_cached = request.n_planned = table.n_computed
         request.prefill_end = known
+        request.decoding = False
         insort(self.running, request, key=lambda other: other.arrival)
         self._committed_tokens = committed
         self.n_hit_tokens += n_cached
@@ -283,6 +304,9 @@ class Core:
                 sampling=request.sampling,
                 prompt_logprobs=scored,
                 prompt_top_n_tokens=request.prompt_top_n_tokens if scored else 0,
+                constraint=Constraint(request.grammar, request.max_new_tokens)
+                if request.grammar
+                else None,
             )
         )
         return request
@@ -298,6 +322,7 @@ class Core:
         samples = end >= request.prefill_end
         request.n_planned = end
         request.n_in_flight += samples
+        request.decoding = request.decoding or samples
         table.last_step = draft.step
         draft.run.append(Run(request.row, n))
         draft.parts.append(Part(request, table, request.row, end, samples))
@@ -312,19 +337,46 @@ class Core:
         if not part.samples:
             return
         request.n_in_flight -= 1
+        first = sampled[part.row]
+        if first.forced:
+            self._await_no_more(request)
         if request.status is Status.ENDED:
             return
-        one = sampled[part.row]
-        request.tokens.append(one.token)
-        self.waiting.charge(request.client, OUTPUT_COST)
-        reason: FinishReason | None = None
-        if len(request.tokens) > request.limit:  # the last one is never computed
-            reason = "length"
-        elif one.token in request.stop_ids:
-            reason = "eos_token"
-        events.append(TokenEvent(request, one, reason))
-        if reason is not None:
-            self.finish(request)
+        for one in [first] if not first.forced else spread(first):
+            request.tokens.append(one.token)
+            self.waiting.charge(request.client, OUTPUT_COST)
+            reason: FinishReason | None = None
+            if len(request.tokens) > request.limit:  # the last one is never computed
+                reason = "length"
+            elif one.token in request.stop_ids:
+                reason = "eos_token"
+            events.append(TokenEvent(request, one, reason))
+            if reason is not None:
+                self.finish(request)
+                return
+        if first.forced:
+            request.prefill_end = len(request.tokens)
+
+    def _postpone(self, part: Part) -> None:
+        """A late row computes its last token again, in the step in flight or in the next one."""
+        request = part.request
+        for step in self._in_flight:
+            for later in step.parts:
+                later.end -= later.table is part.table
+        part.end -= 1
+        part.samples = False
+        request.n_in_flight -= 1
+        if request.table is part.table:
+            request.n_planned -= 1
+        self._acknowledge(part, {}, [])
+
+    def _await_no_more(self, request: Request) -> None:
+        """The steps in flight compute known tokens of this request, and bring none."""
+        for step in self._in_flight:
+            for part in step.parts:
+                if part.request is request and part.samples:
+                    part.samples = False
+                    request.n_in_flight -= 1
 
     def _score(self, request: Request, scored: PromptLogprobs, events: list[Event]) -> None:
         """A prefill that was preempted is computed again: what was told is not told twice."""

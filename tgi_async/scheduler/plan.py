@@ -36,7 +36,7 @@ class Plan(NamedTuple):
     n_decodes: int
 
 
-class Part(Struct, frozen=True):
+class Part(Struct):
     """A row's part of a step in flight. The table tells this admission from a later one."""
 
     request: Request
@@ -45,6 +45,7 @@ class Part(Struct, frozen=True):
     end: int
     """Positions computed once the step is done."""
     samples: bool
+    """Whether a token comes of it, as far as is known."""
 
 
 class Draft:

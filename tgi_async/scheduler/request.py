@@ -30,6 +30,8 @@ class Request:
         "arrival",
         "charged",
         "client",
+        "decoding",
+        "grammar",
         "id",
         "keys",
         "lacking",
@@ -60,6 +62,7 @@ class Request:
         client: str = "",
         sampling: Sampling | None = None,
         stop_ids: frozenset[int] = frozenset(),
+        grammar: str = "",
         prompt_logprobs: bool = False,
         prompt_top_n_tokens: int = 0,
     ) -> None:
@@ -67,6 +70,8 @@ class Request:
         self.client = client
         self.sampling = sampling or Sampling()
         self.stop_ids = stop_ids
+        self.grammar = grammar
+        """Encoded, or empty."""
         self.prompt_logprobs = prompt_logprobs
         """These need every prompt position computed, so they take no hits."""
         self.prompt_top_n_tokens = prompt_top_n_tokens
@@ -88,7 +93,10 @@ class Request:
         self.n_scored = 0
         """Prompt positions before this have been told their log-probabilities."""
         self.prefill_end = 0
-        """Known tokens at admission: computing them is prefill, what follows is decode."""
+        """Tokens known at admission, or since a grammar forced some: the row samples when it has
+        computed them."""
+        self.decoding = False
+        """Whether it has sampled, or tried to, since it was admitted: its prefill is over."""
         self.waits_for: Node | None = None
         self.lacking = 0
         """Blocks it needed when it last did not fit, plus `BlockManager.n_shared` of that time."""

@@ -20,9 +20,21 @@ class UnexpectedResult(Exception):
 def check_result(
     done: StepDone, parts: list[Part], sampled: dict[int, Sampled], failed: dict[int, str]
 ) -> None:
-    """Every row that samples has a token or an error, and no other row has anything."""
+    """Every row that samples has a token or an error or is late, and no other row has anything.
+
+    Only a row with a grammar is late, or has tokens that are forced.
+    """
     rows = {part.row for part in parts}
     sampling = {part.row for part in parts if part.samples}
+    if done.late:
+        late = set(done.late)
+        free = {part.row for part in parts if not part.request.grammar}
+        if strange := (late - sampling) | (late & (free | sampled.keys() | failed.keys())):
+            raise UnexpectedResult(f"rows {sorted(strange)} can not be late in step {done.step}")
+        sampling -= late
+    for one in done.sampled:
+        if one.forced and any(part.row == one.row and not part.request.grammar for part in parts):
+            raise UnexpectedResult(f"row {one.row} has no grammar that forces tokens")
     if len(sampled) != len(done.sampled):
         raise UnexpectedResult(f"a row has two tokens in step {done.step}")
     if lacking := sampling - sampled.keys() - failed.keys():
@@ -31,3 +43,12 @@ def check_result(
         raise UnexpectedResult(f"rows {sorted(extra)} do not sample in step {done.step}")
     if strange := (failed.keys() | {one.row for one in done.prompt_logprobs}) - rows:
         raise UnexpectedResult(f"rows {sorted(strange)} are not in step {done.step}")
+
+
+def spread(first: Sampled) -> list[Sampled]:
+    """A sampled token and those that its grammar forced after it, each by itself.
+
+    A token that could not have been another has the log-probability 0.
+    """
+    logprob = None if first.logprob is None else 0.0
+    return [first, *(Sampled(first.row, token, logprob) for token in first.forced)]

@@ -105,7 +105,8 @@ class Grow(Frame, frozen=True):
 class Run(Frame, frozen=True):
     """A row's part of a step: it computes its next `n` tokens.
 
-    The row samples when these are the last of its known tokens.
+    The row samples when these are the last of its known tokens, those that a grammar forced
+    included.
     """
 
     row: Count
@@ -128,12 +129,17 @@ class Start(Frame, frozen=True, tag="start"):
     max_total_tokens: Count
     """Longest sequence a row may hold; 0: the model's own limit."""
     trust_remote_code: bool = False
-    rank: Count = 0
-    world_size: Count = 1
+    world_size: Annotated[int, Meta(ge=1, lt=2**31)] = 1
     model_impl: str = "auto"
     """"fused", "transformers", or "auto": the fused decoder where it runs the model."""
     grammar_engine: str = "llguidance"
     """"llguidance" or "xgrammar"."""
+    rope_scaling: str = ""
+    """"linear" or "dynamic", by `rope_factor`, in the place of what the model says; "": not."""
+    rope_factor: float = 1.0
+    meeting_place: str = ""
+    """Where several ranks find each other: `file:///path` of a file that is not there yet, or
+    `tcp://host:port` of rank 0."""
 
 
 class Step(Frame, frozen=True, tag="step"):
@@ -195,6 +201,9 @@ class Sampled(Frame, frozen=True):
     token: Id
     logprob: float | None = None
     top: list[TopToken] = []
+    forced: list[Id] = []
+    """What follows it whatever is sampled, by the row's grammar: tokens known before they are
+    computed. The row samples next when it has computed them."""
 
 
 class PromptLogprobs(Frame, frozen=True):
@@ -215,7 +224,7 @@ class RowError(Frame, frozen=True):
 
 
 class StepDone(Frame, frozen=True, tag="done"):
-    """The results of one step. Rows that were in mid-prefill do not appear in `sampled`."""
+    """The results of one step. Rows that computed known tokens only do not appear in `sampled`."""
 
     step: Count
     sampled: list[Sampled]
@@ -223,6 +232,9 @@ class StepDone(Frame, frozen=True, tag="done"):
     errors: list[RowError]
     forward_seconds: float
     sample_seconds: float
+    late: list[Count] = []
+    """Rows that were to sample and whose grammar did not say in time what may come next. The last
+    of the tokens that they were to compute counts as not computed."""
 
 
 ToWorker = Start | Step | Stop

@@ -33,3 +33,57 @@ void row_maxima(const float *x, int64_t n_rows, int64_t n, float *maxima, int64_
     rows job = {x, maxima, places, n};
     team_run(find, &job, n_rows, threads);
 }
+
+typedef struct {
+    const float *x;
+    const int64_t *lines;
+    const uint32_t *bits;
+    float *maxima;
+    int64_t *places;
+    int64_t n, n_words;
+} masked_rows;
+
+static void find_allowed(void *job, int64_t unit, int64_t next) {
+    (void)next;
+    const masked_rows *r = job;
+    const float *x = r->x + r->lines[unit] * r->n;
+    const uint32_t *bits = r->bits + unit * r->n_words;
+    float top = -INFINITY;
+    int64_t place = 0;
+    int broken = 0;
+    for (int64_t word = 0; word < r->n_words; word++) {
+        uint32_t left = bits[word];
+        const float *at = x + word * 32;
+        if (left == UINT32_MAX && word * 32 + 32 <= r->n) {
+            /* Where all of 32 are allowed, the most that they can be is found at once. */
+            float most = -INFINITY, nan = 0.0f;
+#pragma omp simd reduction(max : most) reduction(+ : nan)
+            for (int i = 0; i < 32; i++) {
+                most = at[i] > most ? at[i] : most;
+                nan += at[i] != at[i] ? 1.0f : 0.0f;
+            }
+            broken |= nan != 0.0f;
+            if (!(most > top)) continue;
+        }
+        for (; left; left &= left - 1) {
+            int64_t i = word * 32 + __builtin_ctz(left);
+            if (i >= r->n) break;
+            broken |= x[i] != x[i];
+            if (x[i] > top) {
+                top = x[i];
+                place = i;
+            }
+        }
+    }
+    r->maxima[unit] = broken ? NAN : top;
+    r->places[unit] = place;
+}
+
+/* The same of the rows lines[i] of x [., n], and only of what is allowed: bit j % 32 of
+ * bits[i][j / 32]. */
+void allowed_maxima(const float *x, int64_t n_rows, int64_t n, const int64_t *lines,
+                    const uint32_t *bits, int64_t n_words, float *maxima, int64_t *places,
+                    int64_t threads) {
+    masked_rows job = {x, lines, bits, maxima, places, n, n_words};
+    team_run(find_allowed, &job, n_rows, threads);
+}

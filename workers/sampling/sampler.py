@@ -17,6 +17,7 @@ from torch import Tensor
 from tgi_async.wire.messages import RowError, Sampled, Sampling
 from workers.sampling.bias import Bias
 from workers.sampling.candidates import candidates
+from workers.sampling.masking import Allowed, allowed_maxima, mask_out
 from workers.sampling.maxima import maxima
 from workers.sampling.output import SamplerOutput, TopTokens
 from workers.sampling.parameters import Needs, Parameters
@@ -71,23 +72,37 @@ class Sampler:
         if needs & Needs.WATERMARK:
             self._watermark.admit(row, tokens)
 
+    def skips(self, row: int) -> bool:
+        """Whether tokens of `row` that are known beforehand may be passed over, unsampled."""
+        unseen = Needs.DRAW | Needs.TRUNCATION | Needs.LOGPROB | Needs.BIAS
+        return not int(self._parameters.needs[row]) & ~int(unseen)
+
     def release(self, row: int) -> None:
         """`row` leaves the batch."""
         self._parameters.clear(row)
 
-    def sample(self, rows: list[int], positions: list[int], logits: Tensor) -> SamplerOutput:
+    def sample(
+        self,
+        rows: list[int],
+        positions: list[int],
+        logits: Tensor,
+        allowed: Allowed | None = None,
+    ) -> SamplerOutput:
         """The next token of each of `rows`, none of which occurs twice.
 
         `logits` is [B, V] in the model's dtype and is left as it is; `positions[i]` is the number
-        of tokens before the one sampled for `rows[i]`. Greedy steps, with or without
-        log-probabilities, never wait for the device. Truncation and top tokens ask it once whether
-        the candidates sufficed.
+        of tokens before the one sampled for `rows[i]`; `allowed` keeps some to their grammars.
+        Greedy steps, with or without log-probabilities, never wait for the device. Truncation and
+        top tokens ask it once whether the candidates sufficed.
         """
         at = np.asarray(rows, np.int64)
         needs = self._parameters.needs[at]
         wanted = (needs & Needs.LOGPROB) != 0
         if not needs.any():
             peaks, tokens = maxima(logits)
+            if allowed is not None:
+                lines = self._send(allowed.lines)
+                peaks[lines], tokens[lines] = allowed_maxima(logits, allowed)
             return SamplerOutput(tokens, peaks, None, wanted, None)
 
         places = np.asarray(positions, np.int64)
@@ -101,6 +116,8 @@ class Sampler:
             self._penalties.apply(scores, penalized, at[penalized], places[penalized])
         if biased.size:
             self._bias.apply(scores, biased, at[biased])
+        if allowed is not None:
+            mask_out(scores, allowed)
 
         peaks, tokens = maxima(scores)
         output = SamplerOutput(tokens, peaks, None, wanted, None)

@@ -1,0 +1,227 @@
+"""What grammars cost: masks, throughput, the first token, and other people's tokens.
+
+    python -m benchmarks.grammar --work masks
+    python -m benchmarks.grammar --server http://127.0.0.1:8080
+
+`masks` runs the engine alone, on the embedded model's tokenizer, over texts that follow the grammar
+at random. The others ask a running server at `/generate_stream`, with and without grammars in turn:
+`throughput` 16 streams of which every one is constrained by a regular expression that can not end
+early, `first-token` a schema of 100 properties that is new each time, and `hostile` eight streams
+of free text while two requests a second come with harmful grammars, or with benign ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import time
+from itertools import pairwise
+from statistics import mean, median
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks.grammar_texts import REGEXES, SCHEMAS, benign, hostile, wide_schema
+from benchmarks.load_client import Exchange, LoadError
+from benchmarks.load_works import WORDS
+
+STREAMS = 16
+TOKENS = 128
+FREE: dict[str, Any] = {}
+ATTACKS_PER_SECOND = 2
+PHASE_SECONDS = 15.0
+PAUSE = 2.0
+
+
+class Client:
+    """Asks one server."""
+
+    def __init__(self, url: str, seed: int) -> None:
+        split = urlsplit(url)
+        if split.hostname is None:
+            raise LoadError(f"--server is http://HOST:PORT, got {url!r}")
+        self.host, self.port = split.hostname, split.port or 80
+        self.draw = random.Random(seed)
+
+    async def stream(self, parameters: dict[str, Any], tokens: int = TOKENS) -> Exchange:
+        """One request of a new prompt. What goes wrong is in the exchange's `failure`."""
+        prompt = " ".join(self.draw.choices(WORDS, k=32))
+        given = {"max_new_tokens": tokens, "do_sample": False, **parameters}
+        payload = json.dumps({"inputs": prompt, "parameters": given}).encode()
+        head = (
+            f"POST /generate_stream HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\n"
+            "Connection: close\r\n\r\n"
+        )
+        exchange = Exchange(head.encode() + payload)
+        await exchange.run(self.host, self.port)
+        return exchange
+
+
+def checked(exchange: Exchange, tokens: int | None = None) -> list[float]:
+    """The times of its tokens. Raises LoadError if it failed, or has another number of them."""
+    if exchange.failure is not None:
+        raise LoadError(exchange.failure)
+    stamps = [stamp for stamp, payload in exchange.events if b'"token"' in payload]
+    if tokens is not None and len(stamps) != tokens:
+        raise LoadError(f"{len(stamps)} tokens came, and {tokens} were asked for")
+    return stamps
+
+
+async def throughput(client: Client, rounds: int) -> None:
+    """Tokens a second of 16 streams, by what constrains them."""
+    rates: dict[str, list[float]] = {"free": [], **{name: [] for name in REGEXES}}
+    for turn in range(rounds + 1):
+        for name, found in rates.items():
+            parameters = {"ignore_eos": True}
+            if name in REGEXES:
+                parameters = {"grammar": {"type": "regex", "value": REGEXES[name]}}  # type: ignore[dict-item]
+            await asyncio.sleep(PAUSE)
+            began = time.perf_counter()
+            exchanges = await asyncio.gather(
+                *(client.stream(parameters) for _ in range(2 * STREAMS))
+            )
+            elapsed = time.perf_counter() - began
+            for exchange in exchanges:
+                checked(exchange, TOKENS)
+            if turn:
+                found.append(2 * STREAMS * TOKENS / elapsed)
+    for name, found in rates.items():
+        share = median(found) / median(rates["free"])
+        print(f"{name:16} {median(found):8.0f} tok/s  {share:6.1%} of free", flush=True)
+
+
+async def first_token(client: Client, rounds: int) -> None:
+    """Milliseconds to the first token, with a new wide schema and without."""
+    times: dict[str, list[float]] = {"free": [], "100 properties": []}
+    for turn in range(7 * rounds + 1):
+        for name, found in times.items():
+            grammar = {"type": "json", "value": wide_schema(client.draw)}
+            exchange = await client.stream(FREE if name == "free" else {"grammar": grammar}, 4)
+            stamps = checked(exchange)
+            if turn:
+                found.append(1e3 * (stamps[0] - exchange.sent_at))
+    for name, found in times.items():
+        print(f"{name:16} first token p50 {median(found):6.1f} ms, most {max(found):6.1f} ms")
+    later = median(times["100 properties"]) - median(times["free"])
+    print(f"{'later by':16} {later:6.1f} ms", flush=True)
+
+
+async def attacks(client: Client, rounds: int) -> None:
+    """The 99th percentile of the times between other people's tokens."""
+    gaps: dict[str, list[float]] = {"benign": [], "hostile": []}
+    answers: dict[str, dict[str, int]] = {name: {} for name in gaps}
+    for turn in range(2 * rounds):
+        for name in gaps if turn % 2 == 0 else reversed(gaps):
+            await asyncio.sleep(PAUSE)
+            await _phase(
+                client, hostile if name == "hostile" else benign, gaps[name], answers[name]
+            )
+    for name, found in gaps.items():
+        print(
+            f"{name:16} ITL p50 {1e3 * median(found):6.1f} ms, p99 {1e3 * _p99(found):6.1f} ms; "
+            f"answers {answers[name]}"
+        )
+    print(f"{'ratio of p99':16} {_p99(gaps['hostile']) / _p99(gaps['benign']):6.2f}", flush=True)
+
+
+async def _phase(client: Client, attack: Any, gaps: list[float], answers: dict[str, int]) -> None:
+    """Eight streams of free text beside two attacks a second."""
+    ends = time.perf_counter() + PHASE_SECONDS
+
+    async def listen() -> None:
+        while time.perf_counter() < ends:
+            stamps = checked(await client.stream({"ignore_eos": True}), TOKENS)
+            gaps.extend(later - earlier for earlier, later in pairwise(stamps))
+
+    async def one() -> None:
+        exchange = await client.stream({"grammar": attack(client.draw)}, 32)
+        kind = "answered" if exchange.failure is None else exchange.failure[:10]
+        answers[kind] = answers.get(kind, 0) + 1
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(listen())
+        while time.perf_counter() < ends:
+            group.create_task(one())
+            await asyncio.sleep(1 / ATTACKS_PER_SECOND)
+
+
+def masks(rounds: int) -> None:
+    """Microseconds of a mask, over texts that follow each grammar at random."""
+    import numpy as np
+    from workers.grammar import engines
+
+    from tgi_async.grammar.grammar import Json, Regex
+    from workers.models.embedded import prepare_embedded
+
+    folder = prepare_embedded()
+    vocab_size, end = 49152, 2
+    engine = engines.engine("llguidance", folder, vocab_size, [end])
+    grammars = {name: Json(schema) for name, schema in SCHEMAS.items()}
+    grammars |= {name: Regex(pattern) for name, pattern in REGEXES.items()}  # type: ignore[dict-item]
+    mask = np.zeros(vocab_size // 32, np.int32)
+    every: list[float] = []
+    for name, grammar in grammars.items():
+        times: list[float] = []
+        for turn in range(4 * rounds):
+            draw = np.random.default_rng(turn)
+            began = time.perf_counter()
+            matcher = engine.matcher(grammar)
+            built = time.perf_counter() - began
+            for _ in range(TOKENS):
+                began = time.perf_counter()
+                matcher.fill(mask)
+                times.append(1e6 * (time.perf_counter() - began))
+                allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
+                token = int(draw.choice(allowed))
+                if token == end:
+                    break
+                matcher.advance([token])
+        every += times
+        print(
+            f"{name:16} build {1e3 * built:5.2f} ms, mask mean {mean(times):6.1f} us, "
+            f"p50 {median(times):6.1f} us, p99 {_p99(times):7.1f} us"
+        )
+    print(f"{'all':16} mean {mean(every):6.1f} us, p99 {_p99(every):7.1f} us", flush=True)
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[int(0.99 * (len(values) - 1))]
+
+
+async def _ask(arguments: argparse.Namespace) -> None:
+    client = Client(arguments.server, arguments.seed)
+    works = {"throughput": throughput, "first-token": first_token, "hostile": attacks}
+    for name in arguments.work or works:
+        if name in works:
+            print(f"-- {name}")
+            await works[name](client, arguments.rounds)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--server", help="where it listens, e.g. http://127.0.0.1:8080")
+    parser.add_argument(
+        "--work", action="append", choices=("masks", "throughput", "first-token", "hostile")
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=time.time_ns())
+    arguments = parser.parse_args()
+    if arguments.server is None and arguments.work != ["masks"]:
+        parser.error("--server is needed for all but --work masks")
+    try:
+        if "masks" in (arguments.work or ()):
+            masks(arguments.rounds)
+        if arguments.server is not None:
+            asyncio.run(_ask(arguments))
+    except LoadError as error:
+        print(f"grammar: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,222 @@
+"""The scheduler's core and the runner together, on rows that follow grammars.
+
+The texts must be the same whatever the order in which steps are launched and collected, and
+whenever the masks come.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from jsonschema import Draft202012Validator
+
+from tests.workers.tiny_llama import save_tiny_llama
+from tests.workers.tiny_tokenizer import END, save_tiny_tokenizer
+from tgi_async.grammar.grammar import Grammar, Json, Regex, Special, encode
+from tgi_async.scheduler.core import Core
+from tgi_async.scheduler.plan import Budget
+from tgi_async.scheduler.request import FailedEvent, Request, Status, TokenEvent
+from tgi_async.wire.messages import Sampling
+from workers.attention.cache import PagedCache
+from workers.constraints.constraints import Constraints
+from workers.constraints.vocabulary import Vocabulary
+from workers.models.loading import Loaded, load
+from workers.runner import Launched, Runner
+from workers.sampling import Sampler
+from workers.table import RowTable
+
+CPU = torch.device("cpu")
+BLOCK_SIZE, N_BLOCKS, ROWS, LONGEST = 4, 80, 6, 120
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "friends": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3},
+    },
+    "required": ["name", "friends"],
+    "additionalProperties": False,
+}
+PROMPTS = [[5, 6, 7, 8, 9], [11], [12, 13] * 9]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, size = save_tiny_tokenizer(tmp_path_factory.mktemp("grammar"))
+    return save_tiny_llama(folder, vocabulary=size)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Loaded:
+    return load(folder, torch.float32, CPU)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(folder: Path, model: Loaded) -> Vocabulary:
+    return Vocabulary("llguidance", folder, model.shape.vocab_size, [END])
+
+
+class Drive:
+    """Steps as the router plans them and the worker runs them, in one thread."""
+
+    def __init__(self, model: Loaded, vocabulary: Vocabulary, *, overlap: bool, rows: int) -> None:
+        shape = model.shape
+        cache = PagedCache(
+            shape.n_layers,
+            N_BLOCKS,
+            BLOCK_SIZE,
+            shape.n_kv_heads,
+            shape.head_dim,
+            torch.float32,
+            CPU,
+        )
+        self.let_go = threading.Event()
+        self.let_go.set()
+        self.vocabulary = vocabulary
+        constraints = Constraints(self._vocabulary, shape.vocab_size)
+        table = RowTable(ROWS, LONGEST, BLOCK_SIZE, CPU)
+        sampler = Sampler(ROWS, shape.vocab_size, CPU)
+        self.runner = Runner(model, table, cache, sampler, constraints)
+        self.core = Core(Budget(N_BLOCKS, BLOCK_SIZE, rows, 16, LONGEST))
+        self.overlap = overlap
+        self.n_late = 0
+        self.said: dict[int, list[int]] = {}
+        self.errors: dict[int, str] = {}
+
+    def _vocabulary(self) -> Vocabulary:
+        assert self.let_go.wait(30)
+        return self.vocabulary
+
+    def submit(
+        self, prompt: list[int], most: int, grammar: Grammar | None, sampling: Sampling
+    ) -> int:
+        number = len(self.said)
+        self.said[number] = []
+        request = Request(
+            number,
+            prompt,
+            most,
+            sampling=sampling,
+            stop_ids=frozenset((END,)),
+            grammar="" if grammar is None else encode(grammar),
+        )
+        self.core.submit(request)
+        return number
+
+    def run(self, n_steps: int | None = None) -> None:
+        """Until nothing is left to do, as `Worker._serve` does it, or for so many steps."""
+        launched: Launched | None = None
+        while n_steps is None or n_steps > 0:
+            plan = self.core.plan()
+            if plan is None:
+                if launched is None:
+                    return
+                self._complete(launched)
+                launched = None
+                continue
+            n_steps = None if n_steps is None else n_steps - 1
+            previous, launched = launched, self.runner.forward(plan.step)
+            if previous is not None and self.runner.constrained:
+                self._complete(previous)
+                previous = None
+            self.runner.sample(launched)
+            if previous is not None:
+                self._complete(previous)
+            if not self.overlap:
+                self._complete(launched)
+                launched = None
+        if launched is not None:
+            self._complete(launched)
+
+    def _complete(self, launched: Launched) -> None:
+        done = self.runner.collect(launched)
+        self.n_late += len(done.late)
+        for event in self.core.complete(done):
+            if isinstance(event, TokenEvent):
+                self.said[event.request.id].append(event.sampled.token)
+            elif isinstance(event, FailedEvent):
+                self.errors[event.request.id] = event.message
+
+
+SAMPLINGS = [
+    Sampling(),
+    Sampling(do_sample=True, temperature=3.0, seed=8),
+    Sampling(do_sample=True, temperature=2.0, seed=9, logprobs=True, top_n_tokens=2),
+]
+GRAMMARS: list[Grammar | None] = [Json(SCHEMA), Regex("(abc|[xyz]+;)+"), None]
+
+
+def run_all(drive: Drive) -> dict[int, list[int]]:
+    for prompt in PROMPTS:
+        for sampling in SAMPLINGS:
+            for grammar in GRAMMARS:
+                drive.submit(prompt, 40, grammar, sampling)
+    drive.run()
+    assert not drive.errors
+    return drive.said
+
+
+@pytest.fixture(scope="module")
+def alone(model: Loaded, vocabulary: Vocabulary) -> dict[int, list[int]]:
+    return run_all(Drive(model, vocabulary, overlap=False, rows=1))
+
+
+def test_texts_follow_their_grammars(alone: dict[int, list[int]], vocabulary: Vocabulary) -> None:
+    for number, said in alone.items():
+        text = vocabulary._tokenizer.decode(said)  # leaves out the end
+        if number % 3 == 0:
+            Draft202012Validator(SCHEMA).validate(json.loads(text))
+        elif number % 3 == 1:
+            matcher = vocabulary.engine.matcher(Regex("(abc|[xyz]+;)+"))
+            matcher.advance([token for token in said if token != END])
+            assert matcher.complete
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("rows", [2, ROWS])
+def test_a_text_is_the_same_in_any_batch(
+    model: Loaded,
+    vocabulary: Vocabulary,
+    alone: dict[int, list[int]],
+    overlap: bool,
+    rows: int,
+) -> None:
+    assert run_all(Drive(model, vocabulary, overlap=overlap, rows=rows)) == alone
+
+
+@pytest.fixture
+def waiting(model: Loaded, vocabulary: Vocabulary) -> Iterator[Drive]:
+    drive = Drive(model, vocabulary, overlap=False, rows=ROWS)
+    drive.let_go.clear()
+    yield drive
+    drive.let_go.set()
+
+
+def test_the_batch_does_not_wait_for_a_grammar(waiting: Drive, alone: dict[int, list[int]]) -> None:
+    held = waiting.submit(PROMPTS[0], 40, GRAMMARS[0], SAMPLINGS[0])
+    free = waiting.submit(PROMPTS[0], 40, None, SAMPLINGS[0])
+    waiting.run(n_steps=20)
+    assert len(waiting.said[free]) > 15
+    assert not waiting.said[held]
+    assert waiting.n_late > 10
+    waiting.let_go.set()
+    waiting.run()
+    assert waiting.said[held] == alone[0]
+    assert waiting.said[free] == alone[2]
+
+
+def test_a_grammar_that_fails_costs_its_own_row(
+    waiting: Drive, alone: dict[int, list[int]]
+) -> None:
+    waiting.let_go.set()
+    broken = waiting.submit(PROMPTS[0], 40, Regex("(a"), SAMPLINGS[0])
+    unknown = waiting.submit(PROMPTS[0], 40, Special("<nobody>"), SAMPLINGS[0])
+    well = waiting.submit(PROMPTS[0], 40, GRAMMARS[0], SAMPLINGS[0])
+    waiting.run()
+    assert set(waiting.errors) == {broken, unknown}
+    assert waiting.said[well] == alone[0]
+    assert all(request.status is Status.ENDED for request in waiting.core.running)

@@ -1,0 +1,169 @@
+"""A short way to complete a text, found by walking a matcher greedily.
+
+Which tokens complete a text soonest is a shortest path in an automaton that no engine shows. Two
+walks are made, and the shorter one is taken. Both close what they can. Else one takes the longest
+token, which serves texts of a least length, and the other the token after which the least is
+forced, which serves choices, except in the midst of free text. Both look at the matcher's state
+only, so the way from a later state of a walk is the rest of that walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.grammar.engine import GrammarError, Matcher
+
+CLOSERS = frozenset('"}])>')
+CONTENT = "qw"
+"""Where both of these letters may come next, a text's content is being written: `}` is a part of
+it there, and `"` ends it. Elsewhere `}` ends something, and `"` begins it."""
+N_LONG = 256
+"""Of the longest plain tokens, how many are tried."""
+MOST = 1024
+"""Tokens of the longest completion that is looked for."""
+N_TRIED = 12
+"""Tokens whose consequences are looked at, at one place."""
+
+Mask = NDArray[np.int32]
+Pick = Callable[[Matcher, Mask], int | None]
+
+
+class Completer:
+    """Finds completions in one vocabulary."""
+
+    def __init__(self, texts: Sequence[str], end_ids: Sequence[int]) -> None:
+        """`texts`: what each token id adds to a text; empty for special tokens."""
+        self._end_ids = frozenset(end_ids)
+        self._n_words = -(-len(texts) // 32)
+        known = [(text, i) for i, text in enumerate(texts) if text]
+
+        def ids(chosen: list[tuple[str, int]], n: int | None = None) -> NDArray[np.int64]:
+            longest_first = sorted(chosen, key=lambda one: (-len(one[0]), one[1]))
+            return np.asarray([i for _, i in longest_first[:n]], np.int64)
+
+        closers = [one for one in known if CLOSERS.issuperset(one[0])]
+        self._content_closers = ids([one for one in closers if one[0][0] == '"'])
+        brackets = ids([one for one in closers if one[0][0] != '"'])
+        quotes = ids([one for one in known if one[0] in ('""', '"')])
+        commas = ids([one for one in known if one[0] in (",", ", ")])
+        self._closers = np.concatenate([brackets, commas, quotes])
+        self._content = ids([one for one in known if one[0] in CONTENT])
+        plain = [one for one in known if one[0].isascii() and one[0].isalnum()]
+        self._long = ids(plain, N_LONG)
+        single = [one for one in known if len(one[0]) == 1 and one[0].isascii()]
+        single.sort(key=lambda one: (not one[0].isalnum(), one[0]))
+        self._single = np.asarray([i for _, i in single], np.int64)
+
+    def shortest(
+        self, matcher: Matcher, most: int, mask: Mask, endings: Sequence[list[int]] = ()
+    ) -> list[int] | None:
+        """The tokens of a short completion, at most `most`; None if none was found.
+
+        `mask` is room to work in. `endings` are tokens that end something where they are allowed.
+        Raises GrammarError.
+        """
+        found: list[int] | None = None
+        most = min(most, MOST)
+        for pick in (self._longest, self._least_or_longest):
+            way = self._walk(
+                matcher, most if found is None else len(found) - 1, pick, mask, endings
+            )
+            found = way if way is not None else found
+        return found
+
+    def may_go_on(self, matcher: Matcher, mask: Mask) -> bool:
+        """Whether a complete text seems to stay complete whatever comes next.
+
+        It is asked of some of the tokens that may. `mask` is room to work in.
+        """
+        matcher.fill(mask)
+        tried = np.concatenate(
+            [_allowed(ids, mask)[:N_TRIED] for ids in (self._single, self._long, self._closers)]
+        )
+        for token in [int(one) for one in tried] or self._any(mask):
+            after = matcher.copy()
+            after.advance([token])
+            if not after.complete:
+                return False
+        return True
+
+    def _walk(
+        self, start: Matcher, most: int, pick: Pick, mask: Mask, endings: Sequence[list[int]]
+    ) -> list[int] | None:
+        matcher = start.copy()
+        way: list[int] = []
+        while not matcher.complete:
+            tokens = matcher.forced()
+            if tokens:
+                matcher.advance(tokens)
+            else:
+                matcher, tokens = self._step(matcher, pick, mask, endings)
+            if not tokens or len(way) + len(tokens) > most:
+                return None
+            way += tokens
+        return way
+
+    def _step(
+        self, matcher: Matcher, pick: Pick, mask: Mask, endings: Sequence[list[int]]
+    ) -> tuple[Matcher, list[int]]:
+        for ending in endings:
+            after = matcher.copy()
+            try:
+                after.advance(ending)
+            except GrammarError:
+                continue
+            return after, ending
+        matcher.fill(mask)
+        closers = self._content_closers if self._in_content(mask) else self._closers
+        picked = _first(closers, mask)
+        picked = pick(matcher, mask) if picked is None else picked
+        if picked is None:
+            return matcher, []
+        matcher.advance([picked])
+        return matcher, [picked]
+
+    def _longest(self, matcher: Matcher, mask: Mask) -> int | None:
+        for ids in (self._long, self._single):
+            picked = _first(ids, mask)
+            if picked is not None:
+                return picked
+        return next(iter(self._any(mask)), None)
+
+    def _least_or_longest(self, matcher: Matcher, mask: Mask) -> int | None:
+        if self._in_content(mask):
+            return self._longest(matcher, mask)
+        allowed = _allowed(self._single, mask)[:N_TRIED]
+        tried = [int(one) for one in allowed] or self._any(mask)
+        best: int | None = None
+        least = 0
+        for token in tried:
+            after = matcher.copy()
+            after.advance([token])
+            owed = 0 if after.complete else 1 + len(after.forced())
+            if best is None or owed < least:
+                best, least = token, owed
+        return best
+
+    def _in_content(self, mask: Mask) -> bool:
+        return len(_allowed(self._content, mask)) == len(CONTENT)
+
+    def _any(self, mask: Mask) -> list[int]:
+        """Some allowed tokens, where none of those that are usually looked at is."""
+        words = np.flatnonzero(mask[: self._n_words])[: 2 * N_TRIED]
+        bits = np.unpackbits(mask[words].view(np.uint8), bitorder="little").reshape(-1, 32)
+        line, bit = np.nonzero(bits)
+        ids = [int(one) for one in words[line] * 32 + bit]
+        return [one for one in ids if one not in self._end_ids][:N_TRIED]
+
+
+def _allowed(ids: NDArray[np.int64], mask: Mask) -> NDArray[np.int64]:
+    allowed: NDArray[np.int64] = ids[(mask[ids >> 5] >> (ids & 31)) & 1 == 1]
+    return allowed
+
+
+def _first(ids: NDArray[np.int64], mask: Mask) -> int | None:
+    allowed = _allowed(ids, mask)
+    return int(allowed[0]) if allowed.size else None

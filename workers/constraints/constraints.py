@@ -1,0 +1,164 @@
+"""The rows that follow grammars, and the threads that work out what each may say next.
+
+The engines let go of the interpreter's lock, so this goes on while the forward pass runs. A row
+whose mask is not there when its token is due is late: it sits out, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+
+from tgi_async.wire.messages import Constraint
+from workers.constraints.following import Following
+from workers.constraints.vocabulary import Vocabulary
+from workers.grammar.engine import GrammarError
+
+log = logging.getLogger(__name__)
+
+SLOW_SECONDS = 0.002
+"""A row whose last mask took longer does not go before others."""
+NICENESS = 5
+"""Of the threads that build matchers and fill slow masks."""
+
+
+class _Followed:
+    """A row, and whether what may come next is known."""
+
+    __slots__ = ("error", "ready", "row", "slow", "state", "was_late")
+
+    def __init__(self, row: int, state: Following) -> None:
+        self.row = row
+        self.state = state
+        self.ready = False
+        self.error = ""
+        self.slow = False
+        self.was_late = False
+
+
+class Constraints:
+    """Only `_work` and what it calls runs in the threads."""
+
+    def __init__(self, vocabulary: Callable[[], Vocabulary], vocab_size: int) -> None:
+        """`vocabulary` is called once, in a thread: by `prepare`, or for the first grammar."""
+        self._make_vocabulary = vocabulary
+        self._vocabulary: Future[Vocabulary] | None = None
+        self._rows: dict[int, _Followed] = {}
+        self._n_words = -(-vocab_size // 32)
+        self._quick: ThreadPoolExecutor | None = None
+        self._slow: ThreadPoolExecutor | None = None
+        self._done = threading.Event()
+
+    def __bool__(self) -> bool:
+        """Whether any row follows a grammar."""
+        return bool(self._rows)
+
+    def __contains__(self, row: int) -> bool:
+        return row in self._rows
+
+    def prepare(self) -> None:
+        """Begin to get ready for the first grammar."""
+        if self._slow is None:
+            self._quick = ThreadPoolExecutor(1, "masks")
+            self._slow = ThreadPoolExecutor(2, "grammars", _be_nice)
+            self._vocabulary = self._slow.submit(self._make_vocabulary)
+
+    def admit(self, row: int, constraint: Constraint, output: list[int], jumps: bool) -> None:
+        """`row` enters, having said `output` already. See `Following`."""
+        self.prepare()
+        assert self._slow is not None
+        # Its own memory: a thread may still be filling the mask of who had the row before.
+        mask = np.zeros(self._n_words, np.int32)
+        followed = self._rows[row] = _Followed(row, Following(constraint, jumps, mask))
+        self._slow.submit(self._begin, followed, output)
+
+    def release(self, row: int) -> None:
+        """`row` leaves the batch."""
+        self._rows.pop(row, None)
+
+    def sits_out(self, row: int) -> bool:
+        """Whether it is no use to compute this row now: it was late, and still is."""
+        followed = self._rows.get(row)
+        return followed is not None and followed.was_late and not followed.ready
+
+    def wait(self, rows: Iterable[int], seconds: float) -> None:
+        """Give these rows at most so long, until all are ready."""
+        followed = [self._rows[row] for row in rows if row in self._rows]
+        deadline = time.monotonic() + seconds
+        while not all(one.ready for one in followed):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            self._done.clear()
+            if not all(one.ready for one in followed):
+                self._done.wait(left)
+
+    def late(self, row: int) -> bool:
+        """Whether it can not be said yet what may come next in `row`."""
+        followed = self._rows.get(row)
+        if followed is None:
+            return False
+        followed.was_late = not followed.ready
+        return followed.was_late
+
+    def error(self, row: int) -> str:
+        """Why a row that is not late can not go on; empty if it can."""
+        followed = self._rows.get(row)
+        return "" if followed is None else followed.error
+
+    def next(self, row: int) -> Following | None:
+        """What may come next in a row that is not late; None if anything may."""
+        followed = self._rows.get(row)
+        return None if followed is None else followed.state
+
+    def advance(self, taken: dict[int, list[int]]) -> None:
+        """Rows took these tokens; work out what may come next in each."""
+        quick: list[tuple[_Followed, list[int]]] = []
+        for row, tokens in taken.items():
+            followed = self._rows.get(row)
+            if followed is None or followed.error:
+                continue
+            followed.ready = False
+            if followed.slow or followed.state.checks_after(len(tokens)):
+                assert self._slow is not None
+                self._slow.submit(self._advance, [(followed, tokens)])
+            else:
+                quick.append((followed, tokens))
+        if quick:
+            assert self._quick is not None
+            self._quick.submit(self._advance, quick)
+
+    def _begin(self, followed: _Followed, output: list[int]) -> None:
+        assert self._vocabulary is not None
+        vocabulary = self._vocabulary
+        self._work(followed, lambda: followed.state.begin(vocabulary.result(), output))
+
+    def _advance(self, taken: list[tuple[_Followed, list[int]]]) -> None:
+        for followed, tokens in taken:
+            began = time.perf_counter()
+            self._work(followed, partial(followed.state.advance, tokens))
+            followed.slow = time.perf_counter() - began > SLOW_SECONDS
+
+    def _work(self, followed: _Followed, work: Callable[[], None]) -> None:
+        if self._rows.get(followed.row) is not followed:
+            return  # it left
+        try:
+            work()
+        except GrammarError as error:
+            followed.error = f"the grammar can not be followed: {error}"
+        except BaseException as error:  # a panic of an engine is no Exception
+            log.exception("an engine of grammars failed")
+            followed.error = f"the grammar's engine failed: {error}"
+        followed.ready = True
+        self._done.set()
+
+
+def _be_nice() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

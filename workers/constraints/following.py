@@ -1,0 +1,134 @@
+"""One row on its way through a grammar. All of this runs off the worker's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tgi_async.grammar import grammar as terms
+from tgi_async.wire.messages import Constraint
+from workers.constraints.growth import openings
+from workers.constraints.vocabulary import Vocabulary
+from workers.grammar.engine import Matcher
+
+LEAST_GROWTH = 4
+"""Tokens that one token may add to what completes a text, whatever the grammar: the digits that an
+escaped character still lacks."""
+
+
+class Following:
+    """Where a row's output is in its grammar, and what may come next.
+
+    After `begin` and every `advance`, `mask` says which token may come next; where only one may and
+    it is known what follows it, `forced` holds them all. Both raise GrammarError.
+    """
+
+    def __init__(self, constraint: Constraint, jumps: bool, mask: NDArray[np.int32]) -> None:
+        """`mask` (int32 [words]) is the row's own. A row that `jumps` takes all forced tokens at
+        once; one that does not wants logits at each."""
+        self.mask = mask
+        self.forced: list[int] = []
+        self._constraint = constraint
+        self._jumps = jumps
+        self._left = constraint.max_new_tokens
+        """Tokens that may still be generated."""
+        self._unchecked = 0
+        """Tokens for which completion in time is certain."""
+        self._completes = True
+        """Whether the text can be completed at all; once it can not, nothing is attempted."""
+        self._way: list[int] = []
+        """What is left of the completion that has been begun."""
+        self._growth = LEAST_GROWTH
+        self._endings: list[list[int]] = []
+
+    def checks_after(self, n_tokens: int) -> bool:
+        """Whether `advance` by so many tokens will look for a completion, which takes longer."""
+        return self._completes and not self._way and self._unchecked <= n_tokens
+
+    def begin(self, vocabulary: Vocabulary, output: list[int]) -> None:
+        """Build the matcher, and lead it over what was generated before."""
+        self._vocabulary = vocabulary
+        grammar = terms.decode(self._constraint.grammar)
+        self._matcher: Matcher = vocabulary.engine.matcher(grammar)
+        self._growth += max((len(vocabulary.tokens(text)) for text in openings(grammar)), default=0)
+        self._endings = [vocabulary.tokens(text) for text in _endings(grammar)]
+        if output:
+            self._check()  # as it was, when nothing had been said
+            self.advance(output)
+        else:
+            self._settle()
+
+    def advance(self, tokens: list[int]) -> None:
+        """Take what was sampled, or forced."""
+        if tokens[-1] in self._vocabulary.end_ids:
+            self.forced = []
+            return  # the router ends the request
+        self._matcher.advance(tokens)
+        self._left -= len(tokens)
+        self._unchecked -= len(tokens)
+        self._way = self._way[len(tokens) :]
+        self._settle()
+
+    def _settle(self) -> None:
+        """Find what may come next."""
+        self.forced = []
+        if self._left <= 0:
+            return
+        if self._matcher.ended:
+            self._force(self._vocabulary.end_ids)
+            return
+        if not self._way and self._completes and self._unchecked <= 0:
+            way = self._check()
+            self._way = self._vocabulary.end_ids if way == [] else way or []
+        if self._way:
+            self._force(self._way)
+            return
+        forced = self._matcher.forced()
+        if forced:
+            self._force(forced)
+        else:
+            self._matcher.fill(self.mask)
+
+    def _force(self, tokens: list[int]) -> None:
+        ends = tokens[0] in self._vocabulary.end_ids
+        self.forced = tokens[: self._left if self._jumps and not ends else 1]
+        self.mask.fill(0)
+        self.mask.view(np.uint32)[self.forced[0] >> 5] = 1 << (self.forced[0] & 31)
+        if self._jumps and not ends and len(self.forced) < self._left:
+            after = self._matcher.copy()
+            after.advance(self.forced)
+            if after.ended:
+                self.forced = self.forced + self._vocabulary.end_ids[:1]
+
+    def _check(self) -> list[int] | None:
+        """A completion that must be taken now, lest there is no room for any.
+
+        It is while its tokens, and those that the next token might add, just fit. Where there is
+        more room, it takes some tokens to use it up, and nothing is looked at meanwhile.
+        """
+        completer = self._vocabulary.completer
+        way = completer.shortest(self._matcher, self._left, self.mask, self._endings)
+        if way is None:
+            self._completes = False
+            return None
+        spare = self._left - len(way) - self._growth
+        self._unchecked = max(1, spare // (self._growth + 1))
+        if spare > 0 or (not way and completer.may_go_on(self._matcher, self.mask)):
+            return None
+        return way
+
+
+def _endings(grammar: terms.Grammar) -> Iterator[str]:
+    """What ends the prose in a grammar."""
+    if isinstance(grammar, terms.Prose):
+        yield grammar.until
+    elif isinstance(grammar, terms.Sequence):
+        for part in grammar.parts:
+            yield from _endings(part)
+    elif isinstance(grammar, terms.Choice):
+        for option in grammar.options:
+            yield from _endings(option)
+    elif isinstance(grammar, terms.Repeat):
+        yield from _endings(grammar.part)
