@@ -26,10 +26,22 @@ def difference(
     window: int = 0,
     softcap: float = 0.0,
     spread: float = 1.0,
+    chunk: int = 0,
+    sinks: bool = False,
+    slopes: bool = False,
 ) -> float:
     attend = TritonAttention(shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.dtype)
     return largest_difference(
-        attend, shape, decodes, prefills, window=window, softcap=softcap, spread=spread
+        attend,
+        shape,
+        decodes,
+        prefills,
+        window=window,
+        softcap=softcap,
+        spread=spread,
+        chunk=chunk,
+        sinks=sinks,
+        slopes=slopes,
     )
 
 
@@ -69,6 +81,20 @@ def test_more_splits_than_are_put_together_at_once(device: str) -> None:
 def test_a_sliding_window_hides_what_is_further_back(device: str, window: int) -> None:
     decodes, prefills = [1, 64, 65, SPLIT + 4, 600], [(70, 70), (40, 300)]
     assert difference(Shape(device=device), decodes, prefills, window=window) < EXACT
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 257, 5000])
+def test_chunks_hide_what_is_before_them(device: str, chunk: int) -> None:
+    decodes, prefills = [1, 64, 65, SPLIT + 4, 600], [(70, 70), (40, 300)]
+    assert difference(Shape(device=device), decodes, prefills, chunk=chunk) < EXACT
+
+
+@pytest.mark.parametrize("window", [0, 9])
+@pytest.mark.parametrize("name", ["sinks", "slopes"])
+def test_each_head_has_its_own_sink_and_slope(device: str, name: str, window: int) -> None:
+    shape = Shape(6, 2, 20, 16, device=device)
+    decodes, prefills = [1, 65, SPLIT + 4, 600], [(3, 3), (40, 300)]
+    assert difference(shape, decodes, prefills, window=window, **{name: True}) < EXACT
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
@@ -148,9 +174,9 @@ def test_strides_of_a_projection_that_holds_all_three_are_followed(device: str) 
     assert torch.equal(*outs)
 
 
-def test_a_shape_that_does_not_fit_a_program_is_refused_by_its_numbers() -> None:
-    with pytest.raises(ValueError, match=r"up to 16 heads of 512 numbers in torch.float32 to each"):
-        CudaAttention(17, 1, 512, torch.float32)
+def test_a_shape_that_does_not_fit_a_program_is_named_by_its_numbers() -> None:
+    (note,) = CudaAttention(17, 1, 512, torch.float32).notes
+    assert "up to 16 heads of 512 numbers in torch.float32 to each" in note
     assert CudaAttention(128, 1, 128, torch.bfloat16).notes == []
 
 

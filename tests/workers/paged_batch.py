@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,7 +25,15 @@ class Shape:
 
 
 def plain(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int, softcap: float
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    chunk: int,
+    sinks: torch.Tensor | None,
+    slopes: torch.Tensor | None,
 ) -> torch.Tensor:
     """Eager attention of one sequence in float32: q [n, n_heads, dim] are the last n positions of
     k, v [length, n_kv_heads, dim]."""
@@ -37,7 +46,15 @@ def plain(
     scores = scores.masked_fill(ahead > 0, float("-inf"))
     if window:
         scores = scores.masked_fill(ahead <= -window, float("-inf"))
-    return torch.einsum("hnl,lhd->nhd", scores.softmax(dim=-1), v)
+    if slopes is not None:
+        scores = scores + slopes[:, None, None] * ahead
+    if chunk:
+        at = torch.arange(length) // chunk
+        scores = scores.masked_fill(at != at[length - n :, None], float("-inf"))
+    if sinks is not None:
+        column = sinks[:, None, None].expand(-1, n, 1)
+        scores = torch.cat((scores, column), dim=-1)
+    return torch.einsum("hnl,lhd->nhd", scores.softmax(dim=-1)[..., :length], v)
 
 
 def largest_difference(
@@ -49,6 +66,9 @@ def largest_difference(
     window: int = 0,
     softcap: float = 0.0,
     spread: float = 1.0,
+    chunk: int = 0,
+    sinks: bool = False,
+    slopes: bool = False,
 ) -> float:
     """Of one mixed batch from plain attention. `decodes` are context lengths; `prefills` are
     (chunk, length after it). The cache's unwritten slots hold NaN; blocks lie in random order."""
@@ -101,8 +121,15 @@ def largest_difference(
         packed([x[-n:] for x, n in zip(tensors, new, strict=True)]) for tensors in (k, v)
     )
     scale = dim**-0.5
-    out = attend(packed(q), new_k, new_v, 1, context, scale, window, softcap)
-    expected = [plain(*qkv, scale, window, softcap) for qkv in zip(q, k, v, strict=True)]
+    heads = torch.arange(shape.n_heads)
+    more: list[Any] = [
+        chunk,
+        heads * 0.7 - 1.0 if sinks else None,
+        0.5 / (1.0 + heads) if slopes else None,
+    ]
+    given = [x.to(shape.device) if isinstance(x, torch.Tensor) else x for x in more]
+    out = attend(packed(q), new_k, new_v, 1, context, scale, window, softcap, *given)
+    expected = [plain(*qkv, scale, window, softcap, *more) for qkv in zip(q, k, v, strict=True)]
     assert out.shape == (1, sum(new), shape.n_heads, dim)
     assert out.dtype == shape.dtype
     return float((out[0].float().cpu() - torch.cat(expected)).abs().max())

@@ -57,6 +57,39 @@ def test_softcap_bounds_the_scores(attend: Attend, spread: float) -> None:
     assert difference < 1e-5 * max(spread, 1.0)
 
 
+@pytest.mark.parametrize("chunk", [1, 7, 128, 5000])
+def test_chunks_hide_what_is_before_them(attend: Attend, chunk: int) -> None:
+    decodes, prefills = [1, 64, 65, 200, 400], [(70, 70), (70, 300)]
+    assert largest_difference(attend, Shape(), decodes, prefills, chunk=chunk) < 2e-6
+
+
+@pytest.mark.parametrize("window", [0, 9])
+@pytest.mark.parametrize("name", ["sinks", "slopes"])
+@pytest.mark.parametrize("shape", [Shape(), Shape(6, 6, 16), Shape(8, 1, 48, 4)])
+def test_each_head_has_its_own_sink_and_slope(
+    attend: Attend, shape: Shape, name: str, window: int
+) -> None:
+    decodes, prefills = [1, 130, 400], [(3, 3), (50, 300)]
+    difference = largest_difference(attend, shape, decodes, prefills, window=window, **{name: True})
+    assert difference < 2e-6
+
+
+@pytest.mark.parametrize("name", ["sinks", "slopes", "chunk"])
+def test_bfloat16_has_sinks_slopes_and_chunks_too(attend: Attend, name: str) -> None:
+    shape = Shape(8, 2, 64, 16, torch.bfloat16)
+    decodes, prefills = [1, 64, 700], [(64, 64), (40, 400)]
+    assert largest_difference(attend, shape, decodes, prefills, **{name: 9}) < 0.02
+
+
+def test_sinks_that_are_not_one_for_each_head_are_refused() -> None:
+    cache = PagedCache(1, 1, 16, 2, 32, torch.float32)
+    row, one = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
+    context = AttentionContext(cache, torch.zeros(1, dtype=torch.int64), 1, row, one)
+    q, k = torch.ones(1, 4, 1, 32), torch.ones(1, 2, 1, 32)
+    with pytest.raises(ValueError, match=r"sinks are contiguous float32 \[4\], got"):
+        Kernel()(q, k, k, 0, context, 1.0, 0, 0.0, 0, torch.zeros(2))
+
+
 def test_scores_far_apart_do_not_overflow(attend: Attend) -> None:
     assert largest_difference(attend, Shape(), [1, 300], [(50, 200)], spread=30.0) < 0.05
 
@@ -105,7 +138,7 @@ def one_token() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, AttentionCont
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("s_aux", torch.zeros(4)), ("position_bias", torch.zeros(1)), ("dropout", 0.1)],
+    [("position_bias", torch.zeros(1)), ("dropout", 0.1)],
 )
 def test_what_it_would_have_to_ignore_is_refused_by_name(
     one_token: tuple[torch.Tensor, torch.Tensor, torch.Tensor, AttentionContext],
@@ -114,31 +147,46 @@ def test_what_it_would_have_to_ignore_is_refused_by_name(
 ) -> None:
     q, k, v, context = one_token
     attention = CpuAttention(4, 2, 32, torch.float32)
-    with pytest.raises(ValueError, match=name):
-        attention(Module(), q, k, v, None, tgi_ctx=context, **{name: value})
-    with pytest.raises(ValueError, match="attention_mask"):
-        attention(Module(), q, k, v, torch.zeros(1), tgi_ctx=context)
-    with pytest.raises(ValueError, match="is_causal"):
-        attention(Module(), q, k, v, None, tgi_ctx=context, is_causal=False)
+    with attention.over(context):
+        with pytest.raises(ValueError, match=name):
+            attention(Module(), q, k, v, None, **{name: value})
+        with pytest.raises(ValueError, match="attention_mask"):
+            attention(Module(), q, k, v, torch.zeros(1))
+        with pytest.raises(ValueError, match="is_causal"):
+            attention(Module(), q, k, v, None, is_causal=False)
+    with pytest.raises(RuntimeError, match="runs within PagedAttention"):
+        attention(Module(), q, k, v, None)
 
 
 def test_what_changes_nothing_is_let_through(
     one_token: tuple[torch.Tensor, torch.Tensor, torch.Tensor, AttentionContext],
 ) -> None:
     q, k, v, context = one_token
-    out, weights = CpuAttention(4, 2, 32, torch.float32)(
-        Module(),
-        q,
-        k,
-        v,
-        None,
-        tgi_ctx=context,
-        position_ids=torch.zeros(1, 1),
-        use_cache=False,
-        output_attentions=False,
-        s_aux=None,
-    )
+    attention = CpuAttention(4, 2, 32, torch.float32)
+    with attention.over(context):
+        out, weights = attention(
+            Module(),
+            q,
+            k,
+            v,
+            None,
+            position_ids=torch.zeros(1, 1),
+            use_cache=False,
+            output_attentions=False,
+            s_aux=None,
+        )
     assert weights is None
+    torch.testing.assert_close(out, v.repeat_interleave(2, dim=1).transpose(1, 2))
+
+
+def test_a_layer_with_less_than_the_cache_is_filled_up() -> None:
+    cache = PagedCache(1, 1, 16, 3, 32, torch.float32)
+    row, one = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
+    context = AttentionContext(cache, torch.zeros(1, dtype=torch.int64), 1, row, one)
+    q, k, v = torch.randn(1, 4, 1, 24), torch.randn(1, 2, 1, 24), torch.randn(1, 2, 1, 10)
+    attention = CpuAttention(6, 3, 32, torch.float32)
+    with attention.over(context):
+        out, _ = attention(Module(), q, k, v, None, s_aux=torch.full((4,), -100.0))
     torch.testing.assert_close(out, v.repeat_interleave(2, dim=1).transpose(1, 2))
 
 

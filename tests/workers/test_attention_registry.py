@@ -18,7 +18,7 @@ from transformers import (
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
-from workers.attention.registry import NAME, register
+from workers.attention.registry import NAME, attention, register
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -85,9 +85,8 @@ def test_logits_equal_those_of_each_sequence_alone(make: type) -> None:
             start += step[i]
         lengths = torch.tensor([done[i] + 1 for i in decodes], dtype=torch.int32)
         context = AttentionContext(cache, slots, len(decodes), padded, lengths, prefills)
-        logits = model(
-            ids[None], position_ids=positions[None], use_cache=False, tgi_ctx=context
-        ).logits[0]
+        with attention().over(context):
+            logits = model(ids[None], position_ids=positions[None], use_cache=False).logits[0]
         for i, part in zip(order, logits.split([step[i] for i in order]), strict=True):
             whole = expected[i][done[i] : done[i] + step[i]]
             torch.testing.assert_close(part, whole, atol=1e-5, rtol=0)

@@ -50,13 +50,14 @@ def test_interpreted_they_are_paged_attention() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "n_heads", "n_kv_heads", "head_dim", "window", "softcap"),
+    ("capability", "dtype", "n_heads", "n_kv_heads", "head_dim", "window", "softcap", "more"),
     [
-        (90, "bfloat16", 32, 8, 128, 0, 0.0),
-        (80, "float16", 14, 2, 80, 0, 0.0),
-        (86, "bfloat16", 128, 1, 128, 0, 0.0),
-        (86, "float32", 16, 1, 512, 0, 0.0),
-        (120, "bfloat16", 16, 8, 256, 4096, 50.0),
+        (90, "bfloat16", 32, 8, 128, 0, 0.0, []),
+        (90, "bfloat16", 64, 8, 64, 128, 0.0, ["extras"]),
+        (80, "float16", 14, 2, 80, 0, 0.0, []),
+        (86, "bfloat16", 128, 1, 128, 0, 0.0, []),
+        (86, "float32", 16, 1, 512, 0, 0.0, []),
+        (120, "bfloat16", 16, 8, 256, 4096, 50.0, []),
     ],
 )
 def test_they_compile_and_fit_a_gpu_and_spill_no_registers(
@@ -68,8 +69,9 @@ def test_they_compile_and_fit_a_gpu_and_spill_no_registers(
     head_dim: int,
     window: int,
     softcap: float,
+    more: list[str],
 ) -> None:
-    arguments = (capability, dtype, n_heads, n_kv_heads, head_dim, window, softcap)
+    arguments = (capability, dtype, n_heads, n_kv_heads, head_dim, window, softcap, *more)
     done = python(
         *("-m", "tests.workers.triton_compile", *map(str, arguments)),
         TRITON_CACHE_DIR=str(tmp_path),

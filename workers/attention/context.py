@@ -26,7 +26,7 @@ class Prefill(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class AttentionContext:
-    """Built once for each forward pass, and passed to the model as `tgi_ctx`.
+    """Built once for each forward pass; transformers' code finds it by `PagedAttention.over`.
 
     The packed tokens are one token of each decode row, then the chunks of `prefills`. All tensors
     are on the host, whatever device the cache is on.

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from workers.attention.context import AttentionContext
+from workers.attention.gather import attend_gathered
 from workers.attention.paged import PagedAttention
 
 LEAST_CAPABILITY = (8, 0)
@@ -17,13 +19,36 @@ LEAST_CAPABILITY = (8, 0)
 
 
 class CudaAttention(PagedAttention):
-    """Through Triton. Raises ValueError for a shape of model that the kernels do not take."""
+    """The Triton kernels for what they take, plain torch for the rest; `notes` says what for."""
 
     def __init__(self, n_heads: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
         # Only a torch built for CUDA brings Triton along.
         from workers.attention.triton_paged import TritonAttention
 
-        super().__init__(TritonAttention(n_heads, n_kv_heads, head_dim, dtype))
+        try:
+            kernels = TritonAttention(n_heads, n_kv_heads, head_dim, dtype)
+        except ValueError as error:
+            super().__init__(attend_gathered, [f"attention runs in plain torch, slower: {error}"])
+            return
+
+        def attend(
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            layer: int,
+            context: AttentionContext,
+            scale: float,
+            window: int,
+            softcap: float,
+            chunk: int = 0,
+            sinks: torch.Tensor | None = None,
+            slopes: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            given = query, key, value, layer, context, scale, window, softcap, chunk, sinks, slopes
+            # A layer may have other heads than most.
+            return (kernels if query.shape[1] == n_heads else attend_gathered)(*given)
+
+        super().__init__(attend)
 
     @staticmethod
     def refusal() -> str | None:

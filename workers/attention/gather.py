@@ -1,9 +1,11 @@
 """Paged attention in plain torch: each sequence's blocks are gathered, then attended.
 
-What machines without a C compiler use, and shapes that the kernel does not take.
+What machines without a C compiler use, and what the kernels of a device do not take.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -20,13 +22,17 @@ def attend_gathered(
     scale: float,
     window: int,
     softcap: float,
+    chunk: int = 0,
+    sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Query [1, n_heads, n_tokens, head_dim], key and value [1, n_kv_heads, n_tokens, head_dim], of
-    the cache's dtype -> [1, n_tokens, n_heads, head_dim]. Zero is no window, no softcap.
-    """
+    """See `paged.Attend`."""
+    device = query.device
+    context.expect_fitting(query, key, value)
+    rule = _Rule(scale, window, softcap, chunk, sinks, slopes)
     keys, values = context.cache.keys[layer], context.cache.values[layer]
-    block = context.slot_mapping // context.cache.block_size
-    offset = context.slot_mapping % context.cache.block_size
+    slots = context.slot_mapping.to(device)
+    block, offset = slots // context.cache.block_size, slots % context.cache.block_size
     keys[block, :, offset] = key[0].transpose(0, 1)
     values[block, :, offset] = value[0].transpose(0, 1)
 
@@ -34,23 +40,34 @@ def attend_gathered(
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
     n = context.n_decode
     if n:
-        lengths = context.decode_lengths.long()
-        longest = int(lengths.max())
-        k = _gather(keys, context.decode_block_tables, longest)
-        v = _gather(values, context.decode_block_tables, longest)
+        longest = int(context.decode_lengths.max())
+        lengths = context.decode_lengths.to(device).long()
+        tables = context.decode_block_tables.to(device)
+        k = _gather(keys, tables, longest)
+        v = _gather(values, tables, longest)
         # Past a row's end is what was never written: NaN perhaps, and NaN times zero is NaN.
-        unwritten = (torch.arange(longest) >= lengths[:, None])[:, None, :, None]
+        unwritten = (torch.arange(longest, device=device) >= lengths[:, None])[:, None, :, None]
         k.masked_fill_(unwritten, 0)
         v.masked_fill_(unwritten, 0)
         positions = lengths[:, None] - 1
-        out[:n] = _attend(rows[:n, None], k, v, positions, scale, window, softcap)[:, 0]
+        out[:n] = _attend(rows[:n, None], k, v, positions, rule)[:, 0]
     for start, n, length, table in context.prefills:
-        k = _gather(keys, table[None], length)
-        v = _gather(values, table[None], length)
-        positions = torch.arange(length - n, length)[None]
-        chunk = rows[None, start : start + n]
-        out[start : start + n] = _attend(chunk, k, v, positions, scale, window, softcap)[0]
+        k = _gather(keys, table[None].to(device), length)
+        v = _gather(values, table[None].to(device), length)
+        positions = torch.arange(length - n, length, device=device)[None]
+        out[start : start + n] = _attend(rows[None, start : start + n], k, v, positions, rule)[0]
     return out[None]
+
+
+class _Rule(NamedTuple):
+    """How to attend. See `paged.Attend`."""
+
+    scale: float
+    window: int
+    softcap: float
+    chunk: int
+    sinks: torch.Tensor | None
+    slopes: torch.Tensor | None
 
 
 def _gather(pool: torch.Tensor, tables: torch.Tensor, length: int) -> torch.Tensor:
@@ -65,9 +82,7 @@ def _attend(
     key: torch.Tensor,
     value: torch.Tensor,
     positions: torch.Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
+    rule: _Rule,
 ) -> torch.Tensor:
     """Query [n_rows, n, n_heads, dim] at `positions` [n_rows, n]; key and value [n_rows,
     n_kv_heads, length, dim] -> like query.
@@ -79,16 +94,27 @@ def _attend(
     n_kv_heads, length = key.shape[1:3]
     group = n_heads // n_kv_heads
     folded = query.reshape(n_rows, n, n_kv_heads, group, dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
-    at = torch.arange(length)
-    seen = at <= positions[:, :, None]
-    if window:
-        seen &= at > positions[:, :, None] - window
+    ahead = torch.arange(length, device=key.device) - positions[:, :, None]
+    seen = ahead <= 0
+    if rule.window:
+        seen &= ahead > -rule.window
+    if rule.chunk:
+        seen &= ahead >= -(positions % rule.chunk)[:, :, None]
     seen = seen[:, None].repeat(1, 1, group, 1)  # [n_rows, 1, group * n, length]
-    if softcap:
-        scores = folded.float() @ key.float().transpose(2, 3) * scale
-        scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~seen, float("-inf"))
-        attended = (scores.softmax(dim=-1) @ value.float()).to(query.dtype)
+    if rule.softcap or rule.sinks is not None or rule.slopes is not None:
+        scores = folded.float() @ key.float().transpose(2, 3) * rule.scale
+        if rule.softcap:
+            scores = rule.softcap * torch.tanh(scores / rule.softcap)
+        if rule.slopes is not None:
+            slopes = rule.slopes.reshape(1, n_kv_heads, group, 1, 1)
+            scores += (slopes * ahead[:, None, None]).flatten(2, 3)
+        scores.masked_fill_(~seen, float("-inf"))
+        if rule.sinks is not None:
+            # A key that every query sees and that has no value.
+            sinks = rule.sinks.reshape(1, n_kv_heads, group, 1, 1).expand(n_rows, -1, -1, n, 1)
+            scores = torch.cat((scores, sinks.flatten(2, 3)), dim=-1)
+        attended = (scores.softmax(dim=-1)[..., :length] @ value.float()).to(query.dtype)
     else:
-        attended = scaled_dot_product_attention(folded, key, value, seen, scale=scale)
+        attended = scaled_dot_product_attention(folded, key, value, seen, scale=rule.scale)
     attended = attended.reshape(n_rows, n_kv_heads, group, n, dim).permute(0, 3, 1, 2, 4)
     return attended.reshape(n_rows, n, n_heads, dim)

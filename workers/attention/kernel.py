@@ -45,6 +45,9 @@ class _Call(ctypes.Structure):
         ("n_threads", ctypes.c_int64),
         ("scale", ctypes.c_double),
         ("softcap", ctypes.c_double),
+        ("chunk", ctypes.c_int64),
+        ("sinks", ctypes.c_void_p),
+        ("slopes", ctypes.c_void_p),
     )
 
 
@@ -80,10 +83,11 @@ class Kernel:
         scale: float,
         window: int,
         softcap: float,
+        chunk: int = 0,
+        sinks: torch.Tensor | None = None,
+        slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Query [1, n_heads, n_tokens, head_dim], key and value [1, n_kv_heads, n_tokens,
-        head_dim], of the cache's dtype -> [1, n_tokens, n_heads, head_dim]. Zero is no window, no
-        softcap.
+        """See `paged.Attend`.
 
         Raises ValueError for tensors that do not fit the cache and the context.
         """
@@ -92,6 +96,13 @@ class Kernel:
         _, n_heads, n_tokens, head_dim = query.shape
         query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
         out = query.new_empty((1, n_tokens, n_heads, head_dim))
+        for name, x in (("sinks", sinks), ("slopes", slopes)):
+            if x is not None and (
+                x.dtype != torch.float32 or x.shape != (n_heads,) or not x.is_contiguous()
+            ):
+                raise ValueError(
+                    f"{name} are contiguous float32 [{n_heads}], got {x.dtype} {list(x.shape)}"
+                )
         spans = context.spans(MAX_QUERIES // (n_heads // cache.n_kv_heads))
         keys, values = cache.pointers[layer]
         failed = self._run(
@@ -121,6 +132,9 @@ class Kernel:
                 torch.get_num_threads(),
                 scale,
                 softcap,
+                chunk,
+                None if sinks is None else sinks.data_ptr(),
+                None if slopes is None else slopes.data_ptr(),
             )
         )
         if failed:

@@ -161,13 +161,24 @@ INLINE void weigh(const call *c, const int64_t *at, int n, const int64_t *next, 
 #define FOR_CONSTANT(nq, F) \
     switch (nq) { case 1: F(1); break; case 2: F(2); break; case 3: F(3); break; default: F(4); }
 
+/* What a head of ALiBi adds to the scores of a part: `slope` for each token that a key is after the
+ * query, a negative number of them; `first` is the number of the part's first key. */
+typedef struct {
+    float slope, first;
+} bias;
+
+INLINE void slant(float *scores, int n, bias given) {
+#pragma omp simd
+    for (int t = 0; t < n; t++) scores[t] += given.slope * (given.first + (float)t);
+}
+
 /* One part of the context: scores, their maximum and exponentials, the weighted sum of values.
  * `at` [n padded to LANES]: where each token is in the pools. Query i sees [low[i], high[i]) of
  * them. Out: m and l [nq], acc [nq, dim]. Values are fetched under the scores, the next part's keys
  * under the weighing, so that memory is never idle. */
 INLINE void attend(const call *c, const int64_t *at, int n, const int64_t *next, int n_next,
-                   const float *q, int nq, const int *low, const int *high, float *m, float *l,
-                   float *acc, const int64_t dim, const int bf16) {
+                   const float *q, int nq, const int *low, const int *high, const bias *biases,
+                   float *m, float *l, float *acc, const int64_t dim, const int bf16) {
     float scores[QUERIES][PART] __attribute__((aligned(64)));
     const float cap = (float)c->softcap;
     vec turned[MAX_DIM] __attribute__((aligned(64)));
@@ -189,6 +200,7 @@ INLINE void attend(const call *c, const int64_t *at, int n, const int64_t *next,
         float *s = scores[i], top = -INFINITY, sum = 0.0f;
         if (cap != 0.0f)
             for (int t = 0; t < n; t++) s[t] = cap * tanh_of(s[t] / cap);
+        if (c->slopes) slant(s, n, biases[i]);
 #pragma omp simd reduction(max : top)
         for (int t = low[i]; t < high[i]; t++) top = s[t] > top ? s[t] : top;
 #pragma omp simd reduction(+ : sum)
@@ -221,6 +233,7 @@ static void locate(const call *c, const span *s, int64_t head, int64_t from, int
 }
 
 INLINE int64_t first_seen(const call *c, int64_t position) {
+    if (c->chunk) return position / c->chunk * c->chunk;
     return c->window && position >= c->window ? position - c->window + 1 : 0;
 }
 
@@ -273,6 +286,11 @@ INLINE void finish(const call *c, const span *s, int64_t head, const int bf16) {
     for (int64_t i = 0; i < nq; i++) {
         int64_t to = ((s->start + i / group) * c->n_heads + head * group + i % group) * dim;
         float share = 1.0f / l[i];
+        if (c->sinks) {
+            const float sink = c->sinks[head * group + i % group], top = m[i] > sink ? m[i] : sink;
+            const float seen = exp_negative(m[i] - top);
+            share = seen / (l[i] * seen + exp_negative(sink - top));
+        }
         for (int64_t d = 0; d < dim; d++) store(c->out, to + d, acc[i * dim + d] * share, bf16);
     }
 }
@@ -412,13 +430,14 @@ INLINE __m512 exp_each(__m512 x) {
 
 /* Query j's weights of the part's tokens, of which it sees [low, high); its m and l so far, or as
  * `first` found them, become those with this part. */
-INLINE void weights_of(pairs *w, int j, int n, int low, int high, float cap, int first, float *m,
-                       float *l) {
+INLINE void weights_of(pairs *w, int j, int n, int low, int high, float cap, bias given, int first,
+                       float *m, float *l) {
     float *s = w->scores[j];
     const int whole = (int)ceil_div(n, LANES) * LANES;
     if (cap != 0.0f)
 #pragma omp simd
         for (int t = 0; t < whole; t++) s[t] = cap * tanh_of(s[t] / cap);
+    if (given.slope != 0.0f) slant(s, whole, given);
     for (int t = 0; t < low; t++) s[t] = -INFINITY;
     for (int t = high; t < whole; t++) s[t] = -INFINITY;
     __m512 tops = _mm512_load_ps(s), sums = _mm512_setzero_ps();
@@ -470,8 +489,8 @@ INLINE void weigh_pairs(const pairs *w, int from, int many, int n, int64_t dim, 
 
 /* What `attend` does, and adds it to the m, l and acc of the parts before unless it is the first. */
 INLINE void attend_pairs(const call *c, pairs *w, const int64_t *at, int n, int nq, const int *low,
-                         const int *high, int first, float *m, float *l, float *acc,
-                         const int64_t dim) {
+                         const int *high, const bias *biases, int first, float *m, float *l,
+                         float *acc, const int64_t dim) {
     int64_t where[PART + STRIP];
     for (int t = 0; t < PART + STRIP; t++) where[t] = at[t < n ? t : n - 1];
     for (int t = 0; t < ceil_div(n, STRIP) * STRIP; t += LANES)
@@ -483,8 +502,8 @@ INLINE void attend_pairs(const call *c, pairs *w, const int64_t *at, int n, int 
             score_pairs(w->keys + t / LANES * dim / 2, w->q + i * dim / 2, dim, (float)c->scale,
                         (void *)&w->scores[0][t]);
         for (int j = 0; j < many; j++)
-            weights_of(w, j, n, low[i + j], high[i + j], (float)c->softcap, first, m + i + j,
-                       l + i + j);
+            weights_of(w, j, n, low[i + j], high[i + j], (float)c->softcap, biases[i + j], first,
+                       m + i + j, l + i + j);
         for (int half = 0; half < many; half += HALF) {
             float *to = acc + i * dim;
             int64_t d = 0;
@@ -521,21 +540,25 @@ INLINE void run_task(const call *c, const span *s, int64_t task, int64_t then, c
         bounds(s, part, &from, &to);
         locate(c, s, head, from, to, at);
         int low[QUERIES], high[QUERIES];
+        bias biases[QUERIES];
         for (int64_t j = 0; j < nq; j++) {
             int64_t position = s->length - s->n + j / group, seen = first_seen(c, position);
             int64_t begin = seen > from ? seen : from, end = position < to ? position + 1 : to;
             low[j] = (int)((begin < to ? begin : to) - from);
             high[j] = (int)((end > from ? end : from) - from);
+            biases[j].slope = c->slopes ? c->slopes[head * group + j % group] : 0.0f;
+            biases[j].first = (float)(from - position);
         }
 #ifdef __AVX512BF16__
         if (paired) {
-            attend_pairs(c, &w, at, (int)(to - from), (int)nq, low, high, i == 0, m, l, acc, dim);
+            attend_pairs(c, &w, at, (int)(to - from), (int)nq, low, high, biases, i == 0, m, l, acc,
+                         dim);
             continue;
         }
 #endif
         int n_next = foresee(c, s, task, part, then, next);
-        attend(c, at, (int)(to - from), next, n_next, q, (int)nq, low, high, i ? m2 : m, i ? l2 : l,
-               i ? acc2 : acc, dim, bf16);
+        attend(c, at, (int)(to - from), next, n_next, q, (int)nq, low, high, biases, i ? m2 : m,
+               i ? l2 : l, i ? acc2 : acc, dim, bf16);
         if (i) merge(nq, dim, m, l, acc, m2, l2, acc2);
     }
     if (__atomic_sub_fetch(s->unfinished + head, 1, __ATOMIC_ACQ_REL) == 0)

@@ -14,6 +14,9 @@ typedef struct {
     int64_t window; /* 0: all of the context */
     int64_t bf16, n_threads;
     double scale, softcap; /* softcap 0: none */
+    int64_t chunk; /* 0: none; else a position sees those of its own chunk of this many */
+    const float *sinks;  /* [n_heads] scores of a key without a value, or NULL */
+    const float *slopes; /* [n_heads] of ALiBi, or NULL */
 } call;
 
 /* 0, or 1 where there was no memory for the intermediate results. */

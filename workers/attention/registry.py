@@ -7,12 +7,21 @@ from transformers import AttentionInterface
 
 from workers.attention.cpu import CpuAttention
 from workers.attention.cuda import CudaAttention
+from workers.attention.paged import PagedAttention
 
 ATTENTIONS = {"cpu": CpuAttention, "cuda": CudaAttention}
 """By kind of device."""
 
 NAME = "tgi_paged"
 """`attn_implementation` of a model that is to use paged attention."""
+
+
+def _unready(*_: object, **__: object) -> None:
+    raise RuntimeError("a model runs before `register` was called for its shape")
+
+
+# Models are built with this name before their shape is known.
+AttentionInterface.register(NAME, _unready)
 
 
 def register(
@@ -26,7 +35,7 @@ def register(
 
     The first call on a machine compiles the CPU's kernel, which takes about two seconds; those of
     a GPU are compiled when they first run. Raises ValueError for a device that has no attention
-    here, and for a shape that its attention does not take.
+    here.
     """
     kind = torch.device(device).type
     if kind not in ATTENTIONS:
@@ -36,6 +45,17 @@ def register(
     attention = ATTENTIONS[kind](n_heads, n_kv_heads, head_dim, dtype)
     AttentionInterface.register(NAME, attention)
     return attention.notes
+
+
+def attention() -> PagedAttention:
+    """What is under NAME."""
+    registered: PagedAttention = AttentionInterface()[NAME]
+    return registered
+
+
+def use(attention: PagedAttention) -> None:
+    """Put this one under NAME, which all models share."""
+    AttentionInterface.register(NAME, attention)
 
 
 def block_size(device: torch.device) -> int:

@@ -11,7 +11,8 @@ in float32 are exact (no TF32). Which positions were written is decided by posit
 unwritten slot holds is never read.
 
 What is in capitals is known when a kernel is compiled; WIDTH is DIM padded to a power of two.
-WINDOW and SOFTCAP of zero are none.
+WINDOW, SOFTCAP and CHUNK of zero are none. SINKS and SLOPES say whether there are `sinks` and
+`slopes`, float32 [n_heads]; where not, they are never read.
 """
 
 from __future__ import annotations
@@ -54,6 +55,17 @@ def write(
 
 
 @triton.jit
+def first_seen(position, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
+    """The first key that a query at `position` sees."""
+    first = position * 0
+    if WINDOW > 0:
+        first = tl.maximum(position - WINDOW + 1, 0)
+    if CHUNK > 0:
+        first = position // CHUNK * CHUNK
+    return first
+
+
+@triton.jit
 def attended(
     q,
     positions,
@@ -64,18 +76,21 @@ def attended(
     table,
     kv_head,
     scale,
+    slope,
     N_KV_HEADS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     DIM: tl.constexpr,
     WIDTH: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SLOPES: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
 ):
-    """q [M, WIDTH] at `positions` [M] over the key positions from `first`, a multiple of N, to
-    before `last`: the attended values [M, WIDTH] and the log2 of the sum of the exponentials [M],
-    both float32. Each query must see a key."""
+    """q [M, WIDTH] at `positions` [M], each with its `slope` [M], over the key positions from
+    `first`, a multiple of N, to before `last`: the attended values [M, WIDTH] and the log2 of the
+    sum of the exponentials [M], both float32. Each query must see a key."""
     d = tl.arange(0, WIDTH)
     in_dim = d < DIM
     peak = tl.full([M], float("-inf"), tl.float32)
@@ -97,9 +112,13 @@ def attended(
             small = tl.exp2(tl.abs(scores) * (-2 * LOG2E / SOFTCAP))
             bounded = SOFTCAP * (1 - small) / (1 + small)
             scores = tl.where(scores < 0, -bounded, bounded)
+        if SLOPES:
+            scores += slope[:, None] * (position[None, :] - positions[:, None]).to(tl.float32)
         seen = written[None, :] & (position[None, :] <= positions[:, None])
         if WINDOW > 0:
             seen = seen & (position[None, :] > positions[:, None] - WINDOW)
+        if CHUNK > 0:
+            seen = seen & (position[None, :] >= (positions // CHUNK * CHUNK)[:, None])
         scores = tl.where(seen, scores * LOG2E, float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
         # A query that has seen nothing yet has no peak, and inf - inf is NaN.
@@ -128,6 +147,8 @@ def prefill(
     q_token,
     q_head,
     scale,
+    sinks,
+    slopes,
     GROUP: tl.constexpr,
     N_KV_HEADS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -135,6 +156,9 @@ def prefill(
     WIDTH: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SINKS: tl.constexpr,
+    SLOPES: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
 ):
@@ -157,28 +181,33 @@ def prefill(
         other=0.0,
     )
     positions = length - n + index
-    first = 0
-    if WINDOW > 0:
-        first = tl.maximum(length - n - WINDOW + 1, 0) // N * N
-    result, _ = attended(
+    slope = m
+    if SLOPES:
+        slope = tl.load(slopes + head)
+    result, log = attended(
         x,
         positions,
-        first,
+        first_seen(length - n, WINDOW, CHUNK) // N * N,
         length,
         keys,
         values,
         table,
         kv_head,
         scale,
+        slope,
         N_KV_HEADS,
         BLOCK_SIZE,
         DIM,
         WIDTH,
         WINDOW,
         SOFTCAP,
+        CHUNK,
+        SLOPES,
         M,
         N,
     )
+    if SINKS:
+        result = result / (1 + tl.exp2(tl.load(sinks + head) * LOG2E - log))[:, None]
     at = ((token + index) * (N_KV_HEADS * GROUP) + head)[:, None] * DIM + d[None, :]
     there = (m < n * GROUP)[:, None] & in_dim
     tl.store(out + at, result.to(out.dtype.element_ty), mask=there)
@@ -197,6 +226,7 @@ def decode(
     q_token,
     q_head,
     scale,
+    slopes,
     table_width,
     GROUP: tl.constexpr,
     N_KV_HEADS: tl.constexpr,
@@ -205,6 +235,8 @@ def decode(
     WIDTH: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SLOPES: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -217,9 +249,7 @@ def decode(
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
     length = tl.load(lengths + row)
-    first = 0
-    if WINDOW > 0:
-        first = tl.maximum(length - WINDOW, 0)
+    first = first_seen(length - 1, WINDOW, CHUNK)
     begin = (first // SPLIT + split) * SPLIT
     if begin >= length:
         return
@@ -228,6 +258,9 @@ def decode(
     d = tl.arange(0, WIDTH)
     in_dim = (d < DIM)[None, :]
     x = tl.load(q + row * q_token + (head * q_head)[:, None] + d[None, :], mask=in_dim, other=0.0)
+    slope = m
+    if SLOPES:
+        slope = tl.load(slopes + head)
     result, log = attended(
         x,
         tl.full([M], 0, tl.int32) + (length - 1),
@@ -238,12 +271,15 @@ def decode(
         tables + row * table_width,
         kv_head,
         scale,
+        slope,
         N_KV_HEADS,
         BLOCK_SIZE,
         DIM,
         WIDTH,
         WINDOW,
         SOFTCAP,
+        CHUNK,
+        SLOPES,
         M,
         N,
     )
@@ -265,10 +301,13 @@ def combine(
     logs,
     lengths,
     first_parts,
+    sinks,
     N_HEADS: tl.constexpr,
     DIM: tl.constexpr,
     WIDTH: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SINKS: tl.constexpr,
     SPLIT: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):
@@ -278,9 +317,7 @@ def combine(
     head = tl.program_id(1)
     part = tl.load(first_parts + row).to(tl.int64)
     length = tl.load(lengths + row)
-    first = 0
-    if WINDOW > 0:
-        first = tl.maximum(length - WINDOW, 0)
+    first = first_seen(length - 1, WINDOW, CHUNK)
     n = tl.cdiv(length, SPLIT) - first // SPLIT
     d = tl.arange(0, WIDTH)
     in_dim = d < DIM
@@ -303,6 +340,8 @@ def combine(
         total = total * shrink + tl.sum(weights, 0)
         sums = sums * shrink + tl.sum(values * weights[:, None], 0)
         peak = higher
+    if SINKS:
+        total += tl.exp2(tl.load(sinks + head) * LOG2E - peak)
     tl.store(
         out + (row * N_HEADS + head) * DIM + d, (sums / total).to(out.dtype.element_ty), mask=in_dim
     )

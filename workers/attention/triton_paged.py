@@ -57,13 +57,11 @@ class TritonAttention:
         scale: float,
         window: int,
         softcap: float,
+        chunk: int = 0,
+        sinks: torch.Tensor | None = None,
+        slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Query [1, n_heads, n_tokens, head_dim], key and value [1, n_kv_heads, n_tokens,
-        head_dim], of the cache's dtype -> [1, n_tokens, n_heads, head_dim]. Zero is no window, no
-        softcap.
-
-        Raises ValueError for tensors that do not fit the cache and the context.
-        """
+        """See `paged.Attend`."""
         context.expect_fitting(query, key, value)
         query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
         cache = context.cache
@@ -92,11 +90,16 @@ class TritonAttention:
             "BLOCK_SIZE": cache.block_size,
             "WINDOW": window,
             "SOFTCAP": softcap,
+            "CHUNK": chunk,
+            "SLOPES": slopes is not None,
             "N": self._n,
             "num_stages": self._stages,
             **self._kv,
         }
         strides = (query.stride(2), query.stride(1))
+        # What is not there is not read; a pointer has to be given all the same.
+        no_heads = batch.lengths
+        sunk, sloped = (no_heads if x is None else x for x in (sinks, slopes))
         n_tiles = len(batch.tiles)
         if n_tiles:
             kernels.prefill[(n_tiles, cache.n_kv_heads)](
@@ -108,6 +111,9 @@ class TritonAttention:
                 batch.tiles,
                 *strides,
                 scale,
+                sunk,
+                sloped,
+                SINKS=sinks is not None,
                 **self._tile(self._prefill_m),
                 **shape,
             )
@@ -115,8 +121,8 @@ class TritonAttention:
         if not n_decode:
             return out
         n_splits = batch.most_parts
-        if window:
-            n_splits = min(n_splits, -(-window // SPLIT) + 1)
+        if window or chunk:
+            n_splits = min(n_splits, -(-(window or chunk) // SPLIT) + 1)
         parts = out.new_empty((batch.n_parts, n_heads, head_dim), dtype=torch.float32)
         logs = parts.new_empty((batch.n_parts, n_heads))
         kernels.decode[(n_decode, cache.n_kv_heads, n_splits)](
@@ -130,6 +136,7 @@ class TritonAttention:
             batch.parts,
             *strides,
             scale,
+            sloped,
             batch.table_width,
             SPLIT=SPLIT,
             **self._tile(self._decode_m),
@@ -141,8 +148,11 @@ class TritonAttention:
             logs,
             batch.lengths,
             batch.parts,
+            sunk,
             N_HEADS=n_heads,
             WINDOW=window,
+            CHUNK=chunk,
+            SINKS=sinks is not None,
             SPLIT=SPLIT,
             AT_ONCE=SPLITS_AT_ONCE,
             DIM=head_dim,

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
 from transformers import AutoConfig, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from workers.models import rope
+
+ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+"""Kinds of layers whose only state is keys and values, each seen by position alone."""
+
+RECURRENT = frozenset(
+    {
+        "falcon_mamba",
+        "mamba",
+        "mamba2",
+        "recurrent_gemma",
+        "reformer",
+        "rwkv",
+        "xlstm",
+        "zamba",
+        "zaya",
+    }
+)
+"""Families with a state besides keys and values that no `layer_types` tells of."""
 
 
 class Unsupported(Exception):
@@ -27,8 +49,11 @@ class Shape:
     eos_token_ids: list[int]
 
 
-def read_config(path: Path, trust_remote_code: bool) -> Any:
-    """The config of a model that can be served. Raises Unsupported."""
+def read_config(path: Path, trust_remote_code: bool, scaling: rope.Scaling | None = None) -> Any:
+    """The config of a model that can be served, with another rope scaling if there is one given.
+
+    Raises Unsupported, and ValueError for a scaling that is not for this model.
+    """
     try:
         config = AutoConfig.from_pretrained(
             path, trust_remote_code=trust_remote_code, local_files_only=True
@@ -39,37 +64,62 @@ def read_config(path: Path, trust_remote_code: bool) -> Any:
         ) from error
     kind = config.model_type
     if config.is_encoder_decoder:
-        raise Unsupported(f"{kind} is an encoder-decoder model; only decoder-only ones are served")
+        raise Unsupported(
+            f"{kind} is an encoder-decoder model, not served yet; use a decoder-only model"
+        )
     if getattr(config, "quantization_config", None) is not None:
         raise Unsupported(
             "the weights are quantized, which is not served yet; use the unquantized model"
         )
-    if getattr(config, "vision_config", None) is not None:
-        raise Unsupported(f"{kind} takes images, not served yet; use a text-only model")
-    kinds = set(getattr(config, "layer_types", None) or []) - {
-        "full_attention",
-        "sliding_attention",
-    }
-    if kinds:
-        raise Unsupported(f"{kind} has layers of kind {', '.join(sorted(kinds))}, not served yet")
+    for other, what in (("vision_config", "images"), ("audio_config", "sound")):
+        if getattr(config, other, None) is not None:
+            raise Unsupported(f"{kind} takes {what}, not served yet; use a text-only model")
+    own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (trust_remote_code and own):
+        raise Unsupported(
+            f"{kind} is not a causal language model of transformers {transformers.__version__}; "
+            "use a model for text generation"
+        )
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or []) - ATTENTION
+    if kinds or kind in RECURRENT:
+        layers = f" (layers of kind {', '.join(sorted(map(str, kinds)))})" if kinds else ""
+        raise Unsupported(
+            f"{kind} keeps a state of its own besides keys and values, or selects among "
+            f"them{layers}, which is not served yet; use a model whose layers are all full or "
+            "sliding attention"
+        )
+    if scaling is not None:
+        rope.override(config, scaling)
     return config
 
 
 def shape_of(path: Path, config: Any) -> Shape:
-    """Reads generation_config.json too, where there is one."""
-    heads = config.num_attention_heads
+    """As far as the config's names tell: the transformers path asks the model itself. Reads
+    generation_config.json too, where there is one."""
+    text = copy(config.get_text_config())
+    # Of a family whose layers differ, what most of them have.
+    text.allow_global_per_layer_attribute_access = True
+    heads = _first(text, "num_attention_heads", "n_head", "n_heads", "num_heads")
     try:
         generation = GenerationConfig.from_pretrained(path, local_files_only=True)
         eos = generation.eos_token_id
     except OSError:
         eos = None
-    eos = config.eos_token_id if eos is None else eos
+    eos = text.eos_token_id if eos is None else eos
+    hidden = _first(text, "hidden_size", "d_model", "n_embd")
     return Shape(
-        n_layers=config.num_hidden_layers,
+        n_layers=_first(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         n_heads=heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        vocab_size=config.vocab_size,
-        max_total_tokens=config.max_position_embeddings,
+        n_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or hidden // heads,
+        vocab_size=text.vocab_size,
+        max_total_tokens=rope.limits_of(config).exact,
         eos_token_ids=[] if eos is None else [eos] if isinstance(eos, int) else list(eos),
     )
+
+
+def _first(config: Any, *names: str) -> int:
+    for name in names:
+        if isinstance(value := getattr(config, name, None), int):
+            return value
+    raise Unsupported(f"the config of {config.model_type} has none of {', '.join(names)}")

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from workers.attention import registry
 from workers.attention.context import AttentionContext
-from workers.layers.linear import replace_linears
+from workers.models.adapters import adapt
+from workers.models.families import TESTED
+from workers.models.layers import PackedForward, keep_what_is_read, layers_of
 from workers.models.pretrained import Pretrained
+
+DIM_STEP = 16
+"""Kernels take heads of a multiple of this; a cache of others is filled up with zeros."""
 
 
 class TransformersModel:
     """transformers' own code over packed tokens and a paged cache. See `runner.Model`."""
 
     def __init__(self, loaded: Pretrained) -> None:
-        self.shape = loaded.shape
+        """Raises Unsupported."""
         self.module = loaded.module
-        self.weight_bytes = sum(one.nbytes for one in self.module.parameters())
-        self.notes = loaded.attention_notes + replace_linears(self.module)
+        keep_what_is_read(self.module)
+        notes = loaded.complete() + adapt(self.module)
+        self.weight_bytes = loaded.weight_bytes
+        layers = layers_of(self.module)
+        widest = max(max(layer.key_dim, layer.value_dim) for layer in layers)
+        self.shape = replace(
+            loaded.shape,
+            n_layers=len(layers),
+            n_heads=max(layer.n_heads for layer in layers),
+            n_kv_heads=max(layer.n_kv_heads for layer in layers),
+            head_dim=-(-widest // DIM_STEP) * DIM_STEP,
+        )
+        self.notes = notes + registry.register(
+            self.shape.n_heads,
+            self.shape.n_kv_heads,
+            self.shape.head_dim,
+            self.module.dtype,
+            self.module.device,
+        )
+        kind = self.module.config.model_type
+        if kind not in TESTED:
+            self.notes.append(
+                f"{kind} is not among the families that tests hold to transformers (docs/models.md)"
+            )
+        self._forward = PackedForward(self.module)
+        self._attention = registry.attention()
+        self._attention.reaches = {at: layer.reach for at, layer in enumerate(layers)}
 
     def __call__(
         self,
@@ -26,12 +59,6 @@ class TransformersModel:
         context: AttentionContext,
     ) -> torch.Tensor:
         """See `runner.Model`."""
-        output = self.module(
-            input_ids=input_ids[None],
-            position_ids=position_ids[None],
-            use_cache=False,
-            logits_to_keep=logit_positions,
-            tgi_ctx=context,
-        )
-        logits: torch.Tensor = output.logits[0]
-        return logits
+        registry.use(self._attention)
+        with self._attention.over(context):
+            return self._forward(input_ids, position_ids, logit_positions)

@@ -1,0 +1,78 @@
+"""Sequences that a loaded model computes in chunks, decodes and mixed batches."""
+
+from __future__ import annotations
+
+import torch
+
+from workers.attention.cache import PagedCache
+from workers.attention.context import AttentionContext, Prefill
+from workers.models.loading import Loaded
+
+BLOCK_SIZE = 4
+BLOCKS_PER_ROW = 12
+LENGTHS = (40, 23, 31)
+"""Positions of each row; the last DECODES of them are decoded, the others come in chunks."""
+DECODES = 6
+CHUNK = 17
+
+
+class PagedSequences:
+    """The same random tokens for the same vocabulary, on any rank."""
+
+    def __init__(self, model: Loaded) -> None:
+        shape = model.shape
+        draw = torch.Generator().manual_seed(1)
+        self.tokens = [torch.randint(shape.vocab_size, (n,), generator=draw) for n in LENGTHS]
+        n_blocks = len(LENGTHS) * BLOCKS_PER_ROW
+        order = torch.randperm(n_blocks, generator=draw).to(torch.int32)
+        self._model = model
+        self._tables = order.reshape(len(LENGTHS), BLOCKS_PER_ROW)
+        self._cache = PagedCache(
+            shape.n_layers, n_blocks, BLOCK_SIZE, shape.n_kv_heads, shape.head_dim, torch.float32
+        )
+        self._computed = [0] * len(LENGTHS)
+
+    @torch.inference_mode()
+    def run(self) -> list[torch.Tensor]:
+        """Logits [length, vocabulary] of each row, where the model gives them."""
+        ends = [n - DECODES for n in LENGTHS]
+        logits: list[list[torch.Tensor]] = [[] for _ in LENGTHS]
+        rows = range(len(LENGTHS))
+        while any(self._computed[r] < LENGTHS[r] for r in rows):
+            decodes = [r for r in rows if ends[r] <= self._computed[r] < LENGTHS[r]]
+            chunks = [
+                (r, min(CHUNK + r, ends[r] - self._computed[r]))
+                for r in rows
+                if self._computed[r] < ends[r]
+            ]
+            for r, part in self._step(decodes, chunks):
+                logits[r].append(part)
+        return [torch.cat(parts) for parts in logits]
+
+    def _step(
+        self, decodes: list[int], chunks: list[tuple[int, int]]
+    ) -> list[tuple[int, torch.Tensor]]:
+        order = [(r, 1) for r in decodes] + chunks
+        positions = [torch.arange(self._computed[r], self._computed[r] + n) for r, n in order]
+        slots = [
+            self._tables[r].long()[at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE
+            for (r, _), at in zip(order, positions, strict=True)
+        ]
+        prefills, start = [], len(decodes)
+        for r, n in chunks:
+            prefills.append(Prefill(start, n, self._computed[r] + n, self._tables[r]))
+            start += n
+        context = AttentionContext(
+            self._cache,
+            torch.cat(slots),
+            len(decodes),
+            self._tables[decodes].contiguous(),
+            torch.tensor([self._computed[r] + 1 for r in decodes], dtype=torch.int32),
+            prefills,
+        )
+        ids = torch.cat([self.tokens[r][self._computed[r] :][:n] for r, n in order])
+        logits = self._model(ids, torch.cat(positions), torch.arange(len(ids)), context)
+        for r, n in order:
+            self._computed[r] += n
+        parts = logits.split([n for _, n in order])
+        return [(r, part.clone()) for (r, _), part in zip(order, parts, strict=True)]

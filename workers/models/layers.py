@@ -1,0 +1,97 @@
+"""What the layers of a model in transformers need of a paged cache, asked of the model itself."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from workers.attention.tracing import Layer, tracing
+from workers.models.adapters import inputs
+from workers.models.description import Unsupported
+
+ACROSS_TOKENS = (nn.Conv1d, nn.LSTM, nn.GRU, nn.RNN)
+"""Modules that mix positions, whose past would have to be kept beside keys and values."""
+
+
+class ReadLinear(nn.Linear):
+    """A linear layer whose weight other code reads too: it stays as it is."""
+
+
+def keep_what_is_read(model: nn.Module) -> None:
+    """Mark the linear layers whose weight their owner's code names, such as a router that computes
+    in float32, so that they are not replaced."""
+    sources: dict[str, str] = {}
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if type(child) is not nn.Linear:
+                continue
+            kind = f"{type(parent).__module__}.{type(parent).__qualname__}"
+            if kind not in sources:
+                sources[kind] = _source(type(parent))
+            if re.search(rf"self\.{re.escape(name)}\.weight", sources[kind]):
+                child.__class__ = ReadLinear
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # a class that was made at run time
+        return ""
+
+
+class PackedForward:
+    """A model's forward pass over packed tokens."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._more = inputs(model)
+        # Else what is asked for might be ignored among other arguments.
+        self._selects = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    def __call__(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, wanted: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits [len(wanted), vocabulary] of int64 [T] ids at int64 [T] positions."""
+        more: dict[str, Any] = self._more | ({"logits_to_keep": wanted} if self._selects else {})
+        output = self._model(
+            input_ids=input_ids[None], position_ids=position_ids[None], use_cache=False, **more
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits if self._selects else logits[wanted]
+
+
+def layers_of(model: Any) -> list[Layer]:
+    """How each layer attends, by number. Runs the model once, over two tokens.
+
+    Raises Unsupported for a model that paged attention over packed tokens would compute wrongly.
+    """
+    kind = model.config.model_type
+    for name, module in model.named_modules():
+        if isinstance(module, ACROSS_TOKENS):
+            raise Unsupported(
+                f"{kind} keeps a state other than keys and values ({name} is a "
+                f"{type(module).__name__}), which is not served yet; use a model of attention only"
+            )
+    device = next(model.parameters()).device
+    two = torch.arange(2, device=device)
+    try:
+        with tracing(model) as tracer, torch.inference_mode():
+            PackedForward(model)(two, two, two)
+    except Exception as error:  # of whatever kind: it is the model's own code that fails
+        raise Unsupported(
+            f"{kind} does not run with paged attention in transformers "
+            f"{transformers.__version__}: {error}"
+        ) from error
+    layers = [tracer.layers[at] for at in sorted(tracer.layers)]
+    n_layers = model.config.get_text_config().num_hidden_layers
+    if sorted(tracer.layers) != list(range(len(layers))) or len(layers) < n_layers:
+        raise Unsupported(
+            f"{kind} has {n_layers} layers, and attends with AttentionInterface in "
+            f"{len(layers)} of them; the others are not served yet"
+        )
+    return layers
