@@ -84,6 +84,9 @@ class WorkerGroup:
         """
         for rank in range(self._world_size):
             await self._spawn(rank)
+        if self._world_size > 1 and not start.meeting_place:
+            place = self._folder / f"ranks-{self._incarnation}"
+            start = msgspec.structs.replace(start, meeting_place=f"file://{place}")
         self._send(msgspec.structs.replace(start, world_size=self._world_size))
         ready: list[Ready] = []
         while len(ready) < self._world_size:
@@ -96,7 +99,7 @@ class WorkerGroup:
                 raise StartError(message.message)
             else:
                 raise WorkerDied("a worker sent a result before it was ready")
-        return min(ready, key=lambda one: one.n_blocks)
+        return _together(ready)
 
     def send(self, step: Step) -> None:
         """Raises WorkerDied where a worker does not take steps any more."""
@@ -197,6 +200,17 @@ class WorkerGroup:
                 )
                 return f"worker {rank} {how}"
         return "a worker is gone"
+
+
+def _together(ready: list[Ready]) -> Ready:
+    """What all ranks can do, and what they have."""
+    return msgspec.structs.replace(
+        min(ready, key=lambda one: one.n_blocks),
+        device=", ".join(sorted({one.device for one in ready})),
+        kv_cache_bytes=sum(one.kv_cache_bytes for one in ready),
+        weight_bytes=sum(one.weight_bytes for one in ready),
+        notes=list(dict.fromkeys(note for one in ready for note in one.notes)),
+    )
 
 
 def _result(message: ToRouter) -> StepDone:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
+import time
 from pathlib import Path
 
 from tgi_async.wire.channel import WorkerChannel
 from workers.lifeline import die_with_parent
+
+PEER_LOST_SECONDS = 5.0
+"""How long a worker that lost another waits for the router to end it."""
 
 
 def main() -> None:
@@ -24,9 +29,15 @@ def main() -> None:
     channel = WorkerChannel(arguments.folder, arguments.incarnation, arguments.rank)
     try:
         # Takes seconds: torch. The lines above must not wait for it.
+        from workers.ranks import PeerLost
         from workers.worker import Worker
 
-        Worker(channel).run()
+        try:
+            Worker(channel, arguments.rank).run()
+        except PeerLost as lost:
+            # The rank that is gone is to be found first, for it has the reason.
+            time.sleep(PEER_LOST_SECONDS)
+            sys.exit(str(lost))
     finally:
         channel.close()
 

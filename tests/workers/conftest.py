@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
 from workers import native
 from workers.layers import packed
+from workers.models.embedded import DISTRIBUTION, prepare_embedded
 
 
 @pytest.fixture
@@ -16,3 +19,13 @@ def fresh_kernels() -> Iterator[None]:
     yield
     for cached in (native.kernels, packed.kernel):
         cached.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Path:
+    """The embedded model, converted."""
+    try:
+        metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        pytest.skip("the embedded model is not installed")
+    return prepare_embedded()

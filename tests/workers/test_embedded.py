@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.workers.tiny_gguf import TOKENS, Tiny, write_tiny_gguf
 from workers.models import embedded
-from workers.models.embedded import FILE, convert, find_gguf, prepare_embedded
+from workers.models.embedded import FILE, RECOMMENDED, find_gguf, prepare_embedded
 from workers.models.errors import ModelUnavailable
+from workers.models.gguf_convert import convert_gguf
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def tiny(tmp_path: Path) -> Tiny:
 def converted(tmp_path: Path, tiny: Tiny) -> Path:
     folder = tmp_path / "converted"
     folder.mkdir()
-    convert(tiny.path, folder)
+    convert_gguf(tiny.path, folder, RECOMMENDED)
     return folder
 
 

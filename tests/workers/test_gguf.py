@@ -52,7 +52,7 @@ def test_the_config_says_what_the_metadata_says(tmp_path: Path) -> None:
     assert config["hidden_size"] == HIDDEN
     assert config["num_hidden_layers"] == BLOCKS
     assert (config["num_attention_heads"], config["num_key_value_heads"]) == (4, 2)
-    assert config["rope_theta"] == 50000.0
+    assert config["rope_parameters"] == {"rope_theta": 50000.0, "rope_type": "default"}
     assert config["rms_norm_eps"] == 1e-5
     assert config["vocab_size"] == len(TOKENS)
     assert (config["bos_token_id"], config["eos_token_id"]) == (1, 2)
@@ -71,28 +71,47 @@ def test_embeddings_are_tied_where_the_file_has_no_output_matrix(
 def test_another_architecture_is_refused_by_name(tmp_path: Path) -> None:
     tiny = write_tiny_gguf(tmp_path / "a.gguf", architecture="falcon")
 
-    with pytest.raises(ModelUnavailable, match="architecture is 'falcon'"):
+    with pytest.raises(ModelUnavailable, match="architecture is 'falcon', and read are llama"):
         GgufModel(tiny.path)
 
 
 def test_another_quantization_is_refused_by_name(tmp_path: Path) -> None:
-    tiny = write_tiny_gguf(tmp_path / "a.gguf", quantization=GGMLQuantizationType.TQ2_0)
+    tiny = write_tiny_gguf(tmp_path / "a.gguf", quantization=GGMLQuantizationType.NVFP4)
 
-    with pytest.raises(ModelUnavailable, match=r"quantized as TQ2_0; read are F32"):
+    with pytest.raises(ModelUnavailable, match=r"quantized as NVFP4; read are F32"):
         GgufModel(tiny.path)
 
 
-def test_a_tensor_that_a_plain_llama_has_not_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["blk.0.ffn_gate_inp.weight", "blk.0.attn_q_norm.weight"])
+def test_a_tensor_that_a_plain_llama_has_not_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    tiny = write_tiny_gguf(tmp_path / "a.gguf", extra_tensor=name)
+
+    with pytest.raises(ModelUnavailable, match=f"has a tensor {name}"):
+        GgufModel(tiny.path)
+
+
+def test_rotary_factors_of_no_known_kind_are_refused(tmp_path: Path) -> None:
     tiny = write_tiny_gguf(tmp_path / "a.gguf", extra_tensor="rope_freqs.weight")
 
-    with pytest.raises(ModelUnavailable, match=r"rope_freqs\.weight"):
-        GgufModel(tiny.path)
+    with pytest.raises(ModelUnavailable, match=r"rope_freqs are not those of Llama 3\.1"):
+        GgufModel(tiny.path).config()
 
 
-def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
-    tiny = write_tiny_gguf(tmp_path / "a.gguf", extra_uint32="llama.expert_count")
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("llama.expert_count", "a mixture of experts"),
+        ("llama.attention.sliding_window", "a sliding window"),
+        ("llama.logit_scale", "scaled logits"),
+        ("split.count", "one part of a split file"),
+    ],
+)
+def test_what_changes_the_arithmetic_and_is_not_read_is_refused(
+    tmp_path: Path, key: str, message: str
+) -> None:
+    tiny = write_tiny_gguf(tmp_path / "a.gguf", extra_uint32=key)
 
-    with pytest.raises(ModelUnavailable, match="a mixture of experts"):
+    with pytest.raises(ModelUnavailable, match=message):
         GgufModel(tiny.path)
 
 

@@ -7,13 +7,26 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 
 from tests.workers.hub_server import COMMIT, Hub, serve_hub
-from tests.workers.model_files import model_files, pickled
+from tests.workers.model_files import INDEX, index, model_files, pickled, safetensors
+from tests.workers.tiny_gguf import write_tiny_gguf
+from workers.models.blobs import ATTEMPTS
+
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import sys; from workers.models import blobs, prepare; "
+    "blobs.FIRST_WAIT = 0.001; sys.exit(prepare.main())",
+]
+"""`python -m workers.models.prepare`, but for the waits after a broken connection."""
 
 Prepare = Callable[..., "subprocess.CompletedProcess[str]"]
+Environment = Callable[..., dict[str, str]]
 
 
 @pytest.fixture
@@ -23,24 +36,33 @@ def hub() -> Iterator[Hub]:
 
 
 @pytest.fixture
-def prepare(tmp_path: Path, hub: Hub) -> Prepare:
-    """Run the command in a process of its own: huggingface_hub reads its settings at import."""
+def environment(tmp_path: Path, hub: Hub) -> Environment:
+    """The environment of a command that uses `hub`, and a cache of its own."""
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        settings = {
+    def make(**more: str) -> dict[str, str]:
+        others = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("HF_", "HUGGING"))
         }
-        settings |= {
+        return others | {
             "HF_HOME": str(tmp_path / "hf"),
             "HF_ENDPOINT": hub.url,
             "TGI_ASYNC_CACHE": str(tmp_path / "cache"),
-            **environment,
+            **more,
         }
+
+    return make
+
+
+@pytest.fixture
+def prepare(environment: Environment) -> Prepare:
+    """Run the command in a process of its own: huggingface_hub reads its settings at import."""
+
+    def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "workers.models.prepare", *arguments],
-            env=settings,
+            [*COMMAND, *arguments],
+            env=environment(**more),
             capture_output=True,
             text=True,
             timeout=60,
@@ -190,17 +212,165 @@ def test_a_hub_in_trouble_is_said_with_its_status(prepare: Prepare, hub: Hub) ->
     assert "answered 503" in failure(prepare("org/model"))
 
 
-def test_a_download_that_broke_goes_on_with_the_files_it_lacks(prepare: Prepare, hub: Hub) -> None:
-    hub.broken = "model.safetensors"
-    assert "What is complete is kept" in failure(prepare("org/model"))
-    assert hub.downloaded
+def with_large_weights(hub: Hub) -> bytes:
+    """Make the weights of the model 400 kB."""
+    hub.files["model.safetensors"] = save({"a": np.arange(100_000, dtype=np.float32)})
+    return hub.files["model.safetensors"]
 
+
+def test_a_connection_that_breaks_goes_on_where_it_broke(prepare: Prepare, hub: Hub) -> None:
+    weights = with_large_weights(hub)
+    hub.cuts["model.safetensors"] = [100_000, 0, 150_000]
+
+    folder = prepared(prepare("org/model"))
+
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert hub.downloaded.count("model.safetensors") == 4
+    assert hub.sent["model.safetensors"] == len(weights)
+
+
+def test_a_new_start_goes_on_where_the_last_one_gave_up(prepare: Prepare, hub: Hub) -> None:
+    weights = with_large_weights(hub)
+    hub.cuts["model.safetensors"] = [123_456, *[0] * 100]
+    assert "start again to go on from there" in failure(prepare("org/model"))
     already = set(hub.downloaded)
-    hub.downloaded.clear()
-    hub.broken = None
-    prepared(prepare("org/model"))
+    assert already == hub.files.keys()
 
-    assert set(hub.downloaded) == hub.files.keys() - already
+    hub.downloaded.clear()
+    hub.cuts.clear()
+    result = prepare("org/model")
+
+    assert (prepared(result) / "model.safetensors").read_bytes() == weights
+    assert "Going on with model.safetensors: 123.5 kB of 400" in result.stderr
+    assert hub.downloaded == ["model.safetensors"]
+    assert hub.sent["model.safetensors"] == len(weights)
+
+
+def test_a_connection_that_stays_broken_is_given_up(prepare: Prepare, hub: Hub) -> None:
+    hub.cuts["model.safetensors"] = [0] * 100
+
+    failure(prepare("org/model"))
+
+    assert hub.downloaded.count("model.safetensors") == ATTEMPTS
+
+
+def test_a_killed_download_goes_on_from_the_bytes_that_are_there(
+    prepare: Prepare, environment: Environment, hub: Hub
+) -> None:
+    weights = with_large_weights(hub)
+    hub.held = "model.safetensors"
+    process = subprocess.Popen([*COMMAND, "org/model"], env=environment())
+    assert hub.half_sent.wait(60)
+    blobs = Path(environment()["HF_HOME"], "hub", "models--org--model", "blobs")
+    while not any(path.stat().st_size == len(weights) // 2 for path in blobs.glob("*.incomplete")):
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    hub.held = None
+    hub.let_go.set()
+
+    folder = prepared(prepare("org/model"))
+
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert hub.sent["model.safetensors"] == len(weights)
+    assert not list(blobs.glob("*.incomplete"))
+
+
+def test_two_starts_at_a_time_fetch_a_file_once(
+    prepare: Prepare, environment: Environment, hub: Hub
+) -> None:
+    weights = with_large_weights(hub)
+    hub.held = "model.safetensors"
+    first = subprocess.Popen([*COMMAND, "org/model"], env=environment(), stdout=subprocess.DEVNULL)
+    try:
+        assert hub.half_sent.wait(60)
+        hub.held = None
+        second = subprocess.Popen(
+            [*COMMAND, "org/model"], env=environment(), stdout=subprocess.PIPE, text=True
+        )
+        # Asked for by the second one just before it comes to the lock that the first one holds.
+        while hub.asked.count("HEAD model.safetensors") < 2:
+            assert second.poll() is None
+    finally:
+        hub.let_go.set()
+    output, _ = second.communicate(timeout=60)
+
+    assert (first.wait(60), second.returncode) == (0, 0)
+    assert (Path(json.loads(output)["path"]) / "model.safetensors").read_bytes() == weights
+    assert hub.sent["model.safetensors"] == len(weights)
+
+
+def test_a_server_that_knows_no_ranges_sends_it_all_again(prepare: Prepare, hub: Hub) -> None:
+    weights = with_large_weights(hub)
+    hub.knows_ranges = False
+    hub.cuts["model.safetensors"] = [100_000]
+
+    folder = prepared(prepare("org/model"))
+
+    assert (folder / "model.safetensors").read_bytes() == weights
+    assert hub.sent["model.safetensors"] == 100_000 + len(weights)
+
+
+def sharded(hub: Hub) -> None:
+    """Put the weights of the model into two files and an index."""
+    del hub.files["model.safetensors"]
+    hub.files |= {
+        INDEX: index(a="1.safetensors", b="2.safetensors"),
+        "1.safetensors": safetensors("a"),
+        "2.safetensors": safetensors("b"),
+    }
+
+
+def test_shards_come_each_with_its_own_breaks(prepare: Prepare, hub: Hub) -> None:
+    sharded(hub)
+    hub.cuts = {"1.safetensors": [10], "2.safetensors": [20, 30]}
+
+    folder = prepared(prepare("org/model"))
+
+    assert {entry.name: entry.read_bytes() for entry in folder.iterdir()} == hub.files
+    assert hub.sent == {name: len(content) for name, content in hub.files.items()}
+
+
+def test_a_damaged_shard_is_refused_and_not_kept(prepare: Prepare, hub: Hub) -> None:
+    sharded(hub)
+    hub.damaged.add("2.safetensors")
+
+    message = failure(prepare("org/model"))
+    assert "2.safetensors came with the sha256" in message
+    assert "is not kept" in message
+
+    hub.damaged.clear()
+    folder = prepared(prepare("org/model"))
+    assert (folder / "2.safetensors").read_bytes() == hub.files["2.safetensors"]
+
+
+def test_the_cache_is_as_huggingface_hub_would_leave_it(
+    prepare: Prepare, environment: Environment, tmp_path: Path
+) -> None:
+    def layout(home: Path) -> dict[str, str | bytes]:
+        root = home / "hub" / "models--org--model"
+        return {
+            str(path.relative_to(root)): str(path.readlink())
+            if path.is_symlink()
+            else path.read_bytes()
+            for path in root.rglob("*")
+            if path.is_symlink() or path.is_file()
+        }
+
+    prepared(prepare("org/model"))
+    theirs = environment(HF_HOME=str(tmp_path / "theirs"))
+    script = "import huggingface_hub as h; h.snapshot_download('org/model')"
+    subprocess.run([sys.executable, "-c", script], env=theirs, check=True, timeout=60)
+
+    assert layout(Path(environment()["HF_HOME"])) == layout(tmp_path / "theirs")
+
+
+def test_a_gated_model_opens_with_a_token(prepare: Prepare, hub: Hub) -> None:
+    hub.gated, hub.token = True, "secret"
+
+    assert f"accept its licence at {hub.url}/org/model" in failure(prepare("org/model"))
+    folder = prepared(prepare("org/model", HF_TOKEN="secret"))
+    assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
 
 
 def test_pickled_weights_are_converted_only_where_asked_for(prepare: Prepare, hub: Hub) -> None:
@@ -220,3 +390,55 @@ def test_a_model_without_weights_is_refused(prepare: Prepare, hub: Hub) -> None:
     del hub.files["model.safetensors"]
 
     assert "it has no safetensors weights" in failure(prepare("org/model"))
+
+
+def as_gguf(hub: Hub, tmp_path: Path) -> None:
+    """Make the model of the hub two GGUF files and a projector of images."""
+    content = write_tiny_gguf(tmp_path / "tiny.gguf").path.read_bytes()
+    hub.files = {
+        "README.md": b"",
+        "tiny-Q4_0.gguf": content,
+        "tiny-Q8_0.gguf": content,
+        "mmproj-F16.gguf": b"",
+    }
+
+
+@pytest.mark.parametrize(
+    ("model_id", "file"),
+    [
+        ("org/model", "tiny-Q8_0.gguf"),
+        ("org/model:Q4_0", "tiny-Q4_0.gguf"),
+        ("org/model:tiny-Q4_0.gguf", "tiny-Q4_0.gguf"),
+    ],
+)
+def test_a_gguf_file_is_downloaded_and_converted(
+    prepare: Prepare, hub: Hub, tmp_path: Path, model_id: str, file: str
+) -> None:
+    as_gguf(hub, tmp_path)
+    hub.cuts[file] = [1000]
+
+    result = prepare(model_id)
+
+    assert (prepared(result) / "model.safetensors").is_file()
+    assert json.loads(result.stdout)["model_id"] == model_id
+    assert json.loads(result.stdout)["revision"] == COMMIT
+    assert hub.sent == {file: len(hub.files[file])}
+    hub.down = True
+    assert prepared(prepare(model_id, HF_HUB_OFFLINE="1")) == prepared(result)
+
+
+def test_a_gguf_file_that_is_not_there_is_named(prepare: Prepare, hub: Hub, tmp_path: Path) -> None:
+    as_gguf(hub, tmp_path)
+
+    message = failure(prepare("org/model:other.gguf"))
+
+    assert "org/model has no file other.gguf; it has tiny-Q4_0.gguf, tiny-Q8_0.gguf" in message
+
+
+def test_a_gguf_file_can_be_named_beside_safetensors(
+    prepare: Prepare, hub: Hub, tmp_path: Path
+) -> None:
+    hub.files["x.gguf"] = write_tiny_gguf(tmp_path / "tiny.gguf").path.read_bytes()
+
+    assert prepared(prepare("org/model")).name == COMMIT
+    assert prepared(prepare("org/model:x.gguf")).is_relative_to(tmp_path / "cache")

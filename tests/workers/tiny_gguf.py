@@ -38,7 +38,8 @@ def write_tiny_gguf(
     tied: bool = True,
     extra_tensor: str | None = None,
     extra_uint32: str | None = None,
-    add_bos_token: bool = False,
+    add_bos_token: bool | None = False,
+    eos: int = 2,
 ) -> Tiny:
     """Write a tiny Llama to `path`, its linear weights quantized."""
     writer = gguf.GGUFWriter(path, architecture)
@@ -53,16 +54,7 @@ def write_tiny_gguf(
     writer.add_layer_norm_rms_eps(1e-5)
     if extra_uint32:
         writer.add_uint32(extra_uint32, 4)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(TOKENS)
-    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)))
-    writer.add_token_merges(MERGES)
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_pad_token_id(2)
-    writer.add_add_bos_token(add_bos_token)
-    writer.add_chat_template(TEMPLATE)
+    add_tokenizer(writer, pre=pre, add_bos_token=add_bos_token, eos=eos)
 
     random = np.random.default_rng(0)
     expected: dict[str, Array] = {}
@@ -73,7 +65,7 @@ def write_tiny_gguf(
             writer.add_tensor(name, values)
             expected[theirs] = values
             return
-        packed = gguf.quantize(values, quantization)
+        packed = quantized(values, quantization)
         expected[theirs] = gguf.dequantize(packed, quantization)
         if heads is not None:
             # As llama.cpp's converter does, a row at a time: rows stay whole, so quantizing
@@ -113,3 +105,36 @@ def write_tiny_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return Tiny(path, expected)
+
+
+def quantized(values: Array, quantization: gguf.GGMLQuantizationType) -> npt.NDArray[np.generic]:
+    """`values` as blocks of `quantization`, or any blocks of those that gguf can only undo."""
+    try:
+        packed: npt.NDArray[np.generic] = gguf.quantize(values, quantization)
+    except NotImplementedError:
+        weights, n_bytes = gguf.GGML_QUANT_SIZES[quantization]
+        shape = (*values.shape[:-1], values.shape[-1] // weights * n_bytes)
+        # Below 60, so that no scale among the bytes is infinite.
+        return np.random.default_rng(values.size).integers(0, 60, shape, dtype=np.uint8)
+    return packed
+
+
+def add_tokenizer(
+    writer: gguf.GGUFWriter,
+    *,
+    pre: str = "smollm",
+    add_bos_token: bool | None = False,
+    eos: int = 2,
+) -> None:
+    """A byte-level tokenizer of a few tokens."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(TOKENS)
+    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL)))
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(eos)
+    writer.add_pad_token_id(2)
+    if add_bos_token is not None:
+        writer.add_add_bos_token(add_bos_token)
+    writer.add_chat_template(TEMPLATE)

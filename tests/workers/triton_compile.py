@@ -1,6 +1,6 @@
 """Compiles for a GPU, without one, each kernel that paged attention launches: `python -m
 tests.workers.triton_compile 90 bfloat16 32 8 128 4096 50.0` (compute capability, dtype, heads,
-key-value heads, head dim, window, softcap).
+key-value heads, head dim, window, softcap); with `extras` at the end, for chunks, sinks and slopes.
 
 One line of JSON for each kernel: name, bytes of shared memory, bytes of stack that registers were
 spilled to.
@@ -81,7 +81,7 @@ def spilled(binary: bytes) -> int:
 
 
 def main(capability: int, dtype: torch.dtype, heads: tuple[int, int], *options: Any) -> None:
-    head_dim, window, softcap = options
+    head_dim, window, softcap, extras = options
     for name in KERNELS:
         setattr(triton_kernels, name, Compiled(getattr(triton_kernels, name), capability))
     n_heads, n_kv_heads = heads
@@ -97,7 +97,9 @@ def main(capability: int, dtype: torch.dtype, heads: tuple[int, int], *options: 
     q, k, v = (torch.zeros(1, 3, n, head_dim, dtype=dtype) for n in (n_heads, *[n_kv_heads] * 2))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     attend = TritonAttention(n_heads, n_kv_heads, head_dim, dtype)
-    attend(q, k, v, 0, context, head_dim**-0.5, window, softcap)
+    per_head = torch.zeros(n_heads) if extras else None
+    given = (head_dim**-0.5, window, softcap, 4096 if extras else 0, per_head, per_head)
+    attend(q, k, v, 0, context, *given)
 
 
 if __name__ == "__main__":
@@ -109,4 +111,5 @@ if __name__ == "__main__":
         int(head_dim),
         int(window),
         float(sys.argv[7]),
+        "extras" in sys.argv[8:],
     )

@@ -1,6 +1,7 @@
 """ZeroMQ sockets between the router and the workers of one incarnation.
 
-Each rank pulls steps from a socket of its own; all ranks push replies to one. The sockets are
+Each rank pulls from a socket of its own; all ranks push replies to one. Steps go to rank 0 alone,
+which leads the others through them; what begins and ends a worker goes to all. The sockets are
 `ipc://` files in a folder that only this user can enter. A new incarnation of the workers gets new
 sockets, so that no frame of a dead one can reach it.
 """
@@ -15,7 +16,7 @@ import zmq
 
 from tgi_async.errors import StartError
 from tgi_async.wire.codec import MAX_FRAME_BYTES, to_router_codec, to_worker_codec
-from tgi_async.wire.messages import ToRouter, ToWorker
+from tgi_async.wire.messages import Step, ToRouter, ToWorker
 
 HIGH_WATER = 64
 """Frames that may wait in a socket: far more than the steps that are ever in flight."""
@@ -70,9 +71,10 @@ class RouterChannel:
         self._waiter: asyncio.Future[None] | None = None
 
     def send(self, message: ToWorker) -> None:
-        """The same frame to every rank. Raises zmq.Again where a rank does not read any more."""
+        """A step to rank 0, anything else to every rank. Raises zmq.Again where a rank does not
+        read any more."""
         frame = self._codec_out.encode(message)
-        for socket in self._steps:
+        for socket in self._steps[:1] if isinstance(message, Step) else self._steps:
             socket.send(frame, zmq.NOBLOCK)
 
     def poll(self) -> ToRouter | None:

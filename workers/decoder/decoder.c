@@ -7,6 +7,11 @@
 // A layer is five jobs for the threads of team.c: queries, keys and values; attention; its output;
 // gate and up; down. What lies between (norms, rotary embedding, the write into the cache) is so
 // little for a batch of decodes that the calling thread does it alone.
+//
+// Where several ranks share the model, heads, columns and vocabulary are a rank's own. The pass is
+// then cut into stages, each a call, that leave a partial result for the caller to sum over the
+// ranks: the embedding, and the output of each half of a layer (attention, MLP). What a stage needs
+// of the one before stays in this thread's memory.
 
 #include "../attention/paged_attention.h"
 #include "../layers/linear.h"
@@ -30,13 +35,14 @@ typedef struct {
 } block;
 
 typedef struct {
-    const void *embedding; /* [vocab, hidden] */
+    const void *embedding; /* [n_embedded, hidden], of the ids from first_embedded on */
     const block *blocks;
     const float *final_norm;
     weight head;
     const float *frequencies[MOST_ROPES]; /* [rotary / 2] radians a position */
     double rope_scales[MOST_ROPES];       /* of cosine and sine */
-    int64_t n_blocks, n_ropes, hidden, intermediate, n_heads, n_kv_heads, dim, rotary, vocab;
+    int64_t n_blocks, n_ropes, hidden, intermediate, n_heads, n_kv_heads, dim, rotary;
+    int64_t vocab, n_logits, first_embedded, n_embedded; /* of vocab ids */
     int64_t activation, bf16;
     double eps, scale, softcap;  /* scale and soft cap of attention; 0: no cap */
     double embedding_scale, residual_scale, logit_scale, logit_softcap;
@@ -46,8 +52,10 @@ typedef struct {
     const int64_t *ids, *positions, *slots; /* [n_tokens] */
     const int64_t *spans;                   /* [n_spans, 4], see paged_attention.h */
     const int64_t *wanted;                  /* [n_wanted] tokens whose logits are asked for */
-    float *logits;                          /* [n_wanted, vocab] */
+    float *logits;                          /* [n_wanted, n_logits] */
+    float *partial; /* [n_tokens, hidden], summed over the ranks between stages; NULL: one rank */
     int64_t n_tokens, n_spans, n_wanted, block_size, n_threads;
+    int64_t stage; /* 0: embed; i: half i - 1; the last, after all halves: logits */
 } step;
 
 enum { DONE, NO_MEMORY, BAD_ID };
@@ -90,14 +98,18 @@ static void embed(void *job, int64_t unit, int64_t next) {
     const decoder *d = p->d;
     const int64_t end = least((unit + 1) * NORMS, p->s->n_tokens), half = d->rotary / 2;
     for (int64_t t = unit * NORMS; t < end; t++) {
-        float *row = p->residual + t * d->hidden;
-        for (int64_t i = 0; i < d->hidden; i += LANES) {
+        float *row = (p->s->partial ? p->s->partial : p->residual) + t * d->hidden;
+        const int64_t id = p->s->ids[t] - d->first_embedded;
+        const int here = id >= 0 && id < d->n_embedded;
+        if (!here) memset(row, 0, (size_t)d->hidden * 4);
+        for (int64_t i = 0; here && i < d->hidden; i += LANES) {
             if (d->hidden - i >= LANES) {
-                const int64_t at = p->s->ids[t] * d->hidden + i;
-                *(vec *)(row + i) = load(d->embedding, at, (int)d->bf16);
+                const int64_t at = id * d->hidden + i;
+                const vec found = load(d->embedding, at, (int)d->bf16);
+                memcpy(row + i, &found, sizeof found);
             } else {
                 for (int64_t j = i; j < d->hidden; j++) {
-                    const int64_t at = p->s->ids[t] * d->hidden + j;
+                    const int64_t at = id * d->hidden + j;
                     uint32_t bits = d->bf16 ? (uint32_t)((const uint16_t *)d->embedding)[at] << 16
                                             : ((const uint32_t *)d->embedding)[at];
                     memcpy(row + j, &bits, 4);
@@ -129,6 +141,16 @@ static void norm_residual(void *job, int64_t unit, int64_t next) {
         else
             store_row(row, n, p->x, t * n, 0);
     }
+}
+
+/* residual += what the ranks summed. */
+static void add_partial(void *job, int64_t unit, int64_t next) {
+    (void)next;
+    const pass *p = job;
+    const int64_t n = p->d->hidden, end = least((unit + 1) * NORMS, p->s->n_tokens) * n;
+    const float scale = (float)p->d->residual_scale;
+#pragma omp simd
+    for (int64_t i = unit * NORMS * n; i < end; i++) p->residual[i] += scale * p->s->partial[i];
 }
 
 /* residual += norm(branch). */
@@ -211,12 +233,12 @@ static void cap_logits(void *job, int64_t unit, int64_t next) {
     (void)next;
     const pass *p = job;
     const float scale = (float)p->d->logit_scale, cap = (float)p->d->logit_softcap;
-    float *row = p->s->logits + unit * p->d->vocab;
+    float *row = p->s->logits + unit * p->d->n_logits;
 #pragma omp simd
-    for (int64_t i = 0; i < p->d->vocab; i++) row[i] *= scale;
+    for (int64_t i = 0; i < p->d->n_logits; i++) row[i] *= scale;
     if (cap != 0.0f) {
 #pragma omp simd
-        for (int64_t i = 0; i < p->d->vocab; i++) row[i] = cap * tanh_of(row[i] / cap);
+        for (int64_t i = 0; i < p->d->n_logits; i++) row[i] = cap * tanh_of(row[i] / cap);
     }
 }
 
@@ -225,20 +247,33 @@ static void norm_into_x(pass *p, const float *norm) {
     team_run(norm_residual, p, ceil_div(p->s->n_tokens, NORMS), p->s->n_threads);
 }
 
-/* residual += x * w, with a norm of that in between where there is one. */
+/* residual += x * w, with a norm of that in between where there is one; or what the ranks sum. */
 static void add_product(pass *p, const weight *w, const void *x, const float *norm,
                         const weight *then) {
     const int64_t hidden = p->d->hidden, n_threads = p->s->n_threads;
     product made = {w, x, p->residual, w->k, hidden, p->s->n_tokens, ADD_FLOAT, 0,
                     p->d->residual_scale, then};
-    if (norm) made.out = p->branch, made.mode = STORE_FLOAT, made.scale = 1.0;
+    float *const apart = p->s->partial ? p->s->partial : norm ? p->branch : NULL;
+    if (apart) made.out = apart, made.mode = STORE_FLOAT, made.scale = 1.0;
     linear(&made, n_threads);
-    if (!norm) return;
+    if (p->s->partial || !norm) return;
     p->norm = norm;
     team_run(add_normed, p, ceil_div(p->s->n_tokens, NORMS), n_threads);
 }
 
-static int run_block(pass *p, const weight *then) {
+/* residual += what the ranks summed of a stage. */
+static void add_summed(pass *p, int64_t stage) {
+    const block *b = p->d->blocks + (stage - 1) / 2;
+    p->norm = stage == 0 ? NULL : stage % 2 ? b->attention_norm : b->mlp_output_norm;
+    p->branch = p->s->partial;
+    if (stage == 0)
+        memcpy(p->residual, p->s->partial, (size_t)(p->s->n_tokens * p->d->hidden) * 4);
+    else
+        team_run(p->norm ? add_normed : add_partial, p, ceil_div(p->s->n_tokens, NORMS),
+                 p->s->n_threads);
+}
+
+static int attend(pass *p) {
     const decoder *d = p->d;
     const step *s = p->s;
     const block *b = p->b;
@@ -257,13 +292,17 @@ static int run_block(pass *p, const weight *then) {
     };
     if (paged_attention(&attention)) return NO_MEMORY;
     add_product(p, &b->out, p->mixed, b->attention_norm, &b->gate_up);
-
-    norm_into_x(p, b->mlp_norm);
-    linear(&(product){&b->gate_up, p->x, p->gated, d->hidden, d->intermediate, n, STORE,
-                      d->activation, 1.0, &b->down},
-           s->n_threads);
-    add_product(p, &b->down, p->gated, b->mlp_output_norm, then);
     return DONE;
+}
+
+static void run_mlp(pass *p, const weight *then) {
+    const decoder *d = p->d;
+    const block *b = p->b;
+    norm_into_x(p, b->mlp_norm);
+    linear(&(product){&b->gate_up, p->x, p->gated, d->hidden, d->intermediate, p->s->n_tokens,
+                      STORE, d->activation, 1.0, &b->down},
+           p->s->n_threads);
+    add_product(p, &b->down, p->gated, b->mlp_output_norm, then);
 }
 
 /* Parts of one allocation, each beginning on a cache line. */
@@ -298,16 +337,22 @@ int decoder_run(const decoder *d, const step *s) {
     p.gated = take(&from, n * d->intermediate * size);
     for (int64_t r = 0; r < MOST_ROPES; r++) p.turns[r] = take(&from, n * d->rotary * 4);
 
-    team_run(embed, &p, ceil_div(n, NORMS), s->n_threads);
-    for (int64_t i = 0; i < d->n_blocks; i++) {
-        p.b = d->blocks + i;
-        const int failed = run_block(&p, i + 1 < d->n_blocks ? &p.b[1].qkv : &d->head);
-        if (failed) return failed;
+    const int64_t last = 2 * d->n_blocks + 1;
+    const int64_t stage = s->partial ? s->stage : 0, until = s->partial ? s->stage : last;
+    if (stage > 0) add_summed(&p, stage - 1);
+    if (stage == 0) team_run(embed, &p, ceil_div(n, NORMS), s->n_threads);
+    for (int64_t half = stage > 0 ? stage - 1 : 0; half < least(until, last - 1); half++) {
+        p.b = d->blocks + half / 2;
+        if (half % 2)
+            run_mlp(&p, half + 2 < last ? &p.b[1].qkv : &d->head);
+        else if (attend(&p))
+            return NO_MEMORY;
     }
+    if (until < last) return DONE;
     p.norm = d->final_norm;
     team_run(norm_wanted, &p, ceil_div(s->n_wanted, NORMS), s->n_threads);
-    linear(&(product){&d->head, p.x, s->logits, d->hidden, d->vocab, s->n_wanted, STORE_FLOAT, 0,
-                      1.0, NULL},
+    linear(&(product){&d->head, p.x, s->logits, d->hidden, d->n_logits, s->n_wanted, STORE_FLOAT,
+                      0, 1.0, NULL},
            s->n_threads);
     if (d->logit_scale != 1.0 || d->logit_softcap != 0.0)
         team_run(cap_logits, &p, s->n_wanted, s->n_threads);

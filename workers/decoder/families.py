@@ -7,12 +7,14 @@ names are theirs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
+
+from workers.models.slices import Range
 
 FAMILIES = frozenset(
     {
@@ -91,6 +93,10 @@ class Numbers:
     head_dim: int
     rotary: int
     vocab_size: int
+    vocabulary: Range
+    """The tokens whose embeddings are here."""
+    logit_widths: list[int]
+    """How many logits each rank computes."""
     activation: Activation
     eps: float
     attention_scale: float
@@ -101,10 +107,43 @@ class Numbers:
     logit_softcap: float
 
 
-class Description:
-    """A model of transformers, read as a decoder of ours. Raises NotFused."""
+class Part(Protocol):
+    """What of a model one of several ranks has."""
 
-    def __init__(self, model: Any) -> None:
+    @property
+    def n_heads(self) -> int: ...
+    @property
+    def n_kv_heads(self) -> int: ...
+    @property
+    def vocabulary(self) -> Range:
+        """The tokens whose embeddings it has."""
+
+    @property
+    def logit_widths(self) -> list[int]:
+        """How many logits each rank computes."""
+
+    def columns(self, n: int) -> Range:
+        """What it has of n columns of an MLP."""
+
+
+def _there(module: nn.Module, borrow: bool) -> None:
+    """For a model whose weights are there already."""
+
+
+class Description:
+    """A model of transformers, read as a decoder of ours."""
+
+    def __init__(
+        self,
+        model: Any,
+        fill: Callable[[nn.Module, bool], None] = _there,
+        device: torch.device | None = None,
+        part: Part | None = None,
+    ) -> None:
+        """`fill` is called with a module before its weights are looked at, which are on the meta
+        device until then, and with whether they are only borrowed, to be copied where they are
+        kept; they are on `device` afterwards.
+        With `part`, its linear layers and its embedding are a rank's. Raises NotFused."""
         config = model.config
         kind = config.model_type
         if kind not in FAMILIES:
@@ -113,25 +152,33 @@ class Description:
         if activation not in ACTIVATIONS:
             raise NotFused(f"its activation {activation} is not one of {', '.join(ACTIVATIONS)}")
         self._kind = kind
+        self._top = model
         self._model = model.model
-        self.embedding: nn.Embedding = self._model.embed_tokens
-        self.head: nn.Linear = model.lm_head
-        self.final_norm = self._norm(self._model.norm)
+        self._fill = fill
+        self._embedding: nn.Embedding = self._model.embed_tokens
+        self._head: nn.Linear = model.lm_head
+        self.dtype = self._embedding.weight.dtype
+        self.device = device or self._embedding.weight.device
         kinds: Sequence[str | None] = getattr(config, "layer_types", None) or []
         self.ropes, self._rope_of = _ropes(self._model.rotary_emb)
         self._kinds = list(kinds) or [None] * config.num_hidden_layers
         self.n_blocks = len(self._model.layers)
         first = self._model.layers[0]
         attention = first.self_attn
-        heads, dim = config.num_attention_heads, attention.head_dim
+        heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+        vocabulary = Range(0, config.vocab_size)
         self.numbers = Numbers(
             hidden=config.hidden_size,
-            intermediate=config.intermediate_size,
-            n_heads=heads,
-            n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=dim,
+            intermediate=part.columns(config.intermediate_size).size
+            if part
+            else config.intermediate_size,
+            n_heads=part.n_heads if part else heads,
+            n_kv_heads=part.n_kv_heads if part else kv_heads or heads,
+            head_dim=attention.head_dim,
             rotary=2 * len(self.ropes[0].frequencies),
             vocab_size=config.vocab_size,
+            vocabulary=part.vocabulary if part else vocabulary,
+            logit_widths=part.logit_widths if part else [config.vocab_size],
             activation=ACTIVATIONS[activation],  # type: ignore[arg-type]
             eps=config.rms_norm_eps,
             attention_scale=attention.scaling,
@@ -142,9 +189,23 @@ class Description:
             logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
         )
 
+    def embedding(self) -> torch.Tensor:
+        """[tokens, hidden], to be kept."""
+        self._fill(self._embedding, False)
+        return self._embedding.weight.detach().contiguous()
+
+    def head(self) -> nn.Linear:
+        self._fill(self._head, True)
+        return self._head
+
+    def final_norm(self) -> torch.Tensor:
+        self._fill(self._model.norm, True)
+        return self._norm(self._model.norm)
+
     def block(self, at: int) -> Block:
         """Layer `at`; `forget` it when its weights were copied."""
         layer = self._model.layers[at]
+        self._fill(layer, True)
         attention, mlp = layer.self_attn, layer.mlp
         sandwich = hasattr(layer, "pre_feedforward_layernorm")
         rope = self._rope_of.get(self._kinds[at], 0)
@@ -169,6 +230,10 @@ class Description:
             rope=rope if getattr(attention, "use_rope", True) else None,
         )
 
+    def forget_head(self) -> None:
+        """As `forget`."""
+        self._top.lm_head = nn.Identity()
+
     def forget(self, at: int) -> None:
         """Drop layer `at` of the model in transformers, so that its weights are not kept twice."""
         self._model.layers[at] = nn.Identity()
@@ -183,9 +248,9 @@ class Description:
         return getattr(owner, "sliding_window", None) or 0
 
     def _embedding_scale(self) -> float:
-        scale = getattr(self.embedding, "embed_scale", None)
+        scale = getattr(self._embedding, "embed_scale", None)
         if scale is not None:
-            return float(scale.to(self.embedding.weight.dtype))
+            return float(scale.to(self.dtype))
         return float(getattr(self._model.config, "embedding_multiplier", 1.0))
 
 

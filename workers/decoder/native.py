@@ -13,6 +13,7 @@ from workers.attention.kernel import MAX_QUERIES, Kernel
 from workers.decoder.families import Block, Description, NotFused
 from workers.layers.packed import ACTIVATIONS, PackedWeight, Weight
 from workers.native import NativeUnavailable
+from workers.ranks import Ranks
 
 MOST_ROPES = 2
 BAD_ID = 2
@@ -44,7 +45,8 @@ class _Decoder(ctypes.Structure):
         ("rope_scales", _FLOAT * MOST_ROPES),
         *((name, _INTEGER) for name in ("n_blocks", "n_ropes", "hidden", "intermediate")),
         *((name, _INTEGER) for name in ("n_heads", "n_kv_heads", "head_dim", "rotary")),
-        *((name, _INTEGER) for name in ("vocab_size", "activation", "bf16")),
+        *((name, _INTEGER) for name in ("vocab_size", "n_logits", "first_embedded", "n_embedded")),
+        *((name, _INTEGER) for name in ("activation", "bf16")),
         *((name, _FLOAT) for name in ("eps", "attention_scale", "attention_softcap")),
         *((name, _FLOAT) for name in ("embedding_scale", "residual_scale")),
         *((name, _FLOAT) for name in ("logit_scale", "logit_softcap")),
@@ -56,29 +58,31 @@ class _Step(ctypes.Structure):
 
     _fields_ = (
         *((name, _POINTER) for name in ("ids", "positions", "slots", "spans", "wanted", "logits")),
+        ("partial", _POINTER),
         *((name, _INTEGER) for name in ("n_tokens", "n_spans", "n_wanted")),
-        *((name, _INTEGER) for name in ("block_size", "n_threads")),
+        *((name, _INTEGER) for name in ("block_size", "n_threads", "stage")),
     )
 
 
 class NativeDecoder:
     """A model over packed tokens and a paged cache, in C. See `runner.Model`."""
 
-    def __init__(self, description: Description) -> None:
-        """Takes the weights out of the model that is described, layer by layer.
+    def __init__(self, description: Description, ranks: Ranks | None = None) -> None:
+        """Takes the weights out of the model that is described, layer by layer; with `ranks`, the
+        description is of this rank's part.
 
         Raises NotFused, with the model as it was.
         """
         numbers = description.numbers
-        # A copy, for the tensor may be a view of the mapped file, which would stay in memory whole.
-        self._embedding = description.embedding.weight.detach().clone(
-            memory_format=torch.contiguous_format
-        )
-        dtype = self._embedding.dtype
+        self._ranks = ranks
         self._run = _function(description)
+        self._embedding = description.embedding()
         self._kept: list[object] = []
         """What the structures point to."""
         self.weight_bytes = self._embedding.nbytes
+        # Before the layers, for it is large, and so is what it is made from.
+        head = self._weight([description.head()])
+        description.forget_head()
         self._blocks = (_Block * description.n_blocks)()
         for at in range(description.n_blocks):
             block = description.block(at)
@@ -87,12 +91,13 @@ class NativeDecoder:
             description.forget(at)
         self._cache: PagedCache | None = None
         self._vocab_size = numbers.vocab_size
+        self._logit_widths = numbers.logit_widths
         ropes = description.ropes
         self._decoder = _Decoder(
             embedding=self._embedding.data_ptr(),
             blocks=ctypes.addressof(self._blocks),
-            final_norm=self._keep(description.final_norm),
-            head=self._weight([description.head]),
+            final_norm=self._keep(description.final_norm()),
+            head=head,
             frequencies=(_POINTER * MOST_ROPES)(*(self._keep(x.frequencies) for x in ropes)),
             rope_scales=(_FLOAT * MOST_ROPES)(*(x.scale for x in ropes)),
             n_blocks=description.n_blocks,
@@ -104,8 +109,11 @@ class NativeDecoder:
             head_dim=numbers.head_dim,
             rotary=numbers.rotary,
             vocab_size=numbers.vocab_size,
+            n_logits=self._logit_widths[ranks.rank if ranks else 0],
+            first_embedded=numbers.vocabulary.start,
+            n_embedded=numbers.vocabulary.size,
             activation=ACTIVATIONS[numbers.activation],
-            bf16=dtype is torch.bfloat16,
+            bf16=description.dtype is torch.bfloat16,
             eps=numbers.eps,
             attention_scale=numbers.attention_scale,
             attention_softcap=numbers.attention_softcap,
@@ -127,23 +135,26 @@ class NativeDecoder:
         if context.cache is not self._cache:
             self._use(context.cache)
         spans = context.spans(self._positions_at_once)
-        logits = torch.empty(len(logit_positions), self._vocab_size)
-        failed = self._run(
-            self._decoder,
-            _Step(
-                input_ids.data_ptr(),
-                position_ids.data_ptr(),
-                context.slot_mapping.data_ptr(),
-                spans.data_ptr(),
-                logit_positions.data_ptr(),
-                logits.data_ptr(),
-                len(input_ids),
-                len(spans),
-                len(logit_positions),
-                context.cache.block_size,
-                torch.get_num_threads(),
-            ),
+        logits = torch.empty(len(logit_positions), self._decoder.n_logits)
+        step = _Step(
+            input_ids.data_ptr(),
+            position_ids.data_ptr(),
+            context.slot_mapping.data_ptr(),
+            spans.data_ptr(),
+            logit_positions.data_ptr(),
+            logits.data_ptr(),
+            None,
+            len(input_ids),
+            len(spans),
+            len(logit_positions),
+            context.cache.block_size,
+            torch.get_num_threads(),
+            0,
         )
+        if self._ranks is None:
+            failed = self._run(self._decoder, step)
+        else:
+            failed = self._run_together(step, self._ranks)
         if failed == BAD_ID:
             raise ValueError(
                 f"token ids are 0 to {self._vocab_size - 1}, got {int(input_ids.min())} to "
@@ -151,7 +162,20 @@ class NativeDecoder:
             )
         if failed:
             raise MemoryError(f"no memory for a forward pass of {len(input_ids)} tokens")
-        return logits
+        return logits if self._ranks is None else self._ranks.gather(logits, self._logit_widths)
+
+    def _run_together(self, step: _Step, ranks: Ranks) -> int:
+        """Stage by stage, each but the last ending in a sum over the ranks."""
+        partial = torch.empty(step.n_tokens, self._decoder.hidden)
+        step.partial = partial.data_ptr()
+        last = 2 * self._decoder.n_blocks + 1
+        for step.stage in range(last + 1):
+            failed: int = self._run(self._decoder, step)
+            if failed:
+                return failed
+            if step.stage < last:
+                ranks.all_reduce(partial)
+        return 0
 
     @property
     def _positions_at_once(self) -> int:
@@ -213,10 +237,10 @@ class NativeDecoder:
 
 def _function(description: Description) -> ctypes._NamedFuncPointer:
     """`decoder_run`. Raises NotFused where it cannot be had or is not for this model."""
-    numbers, weight = description.numbers, description.embedding.weight
-    if not weight.is_cpu:
-        raise NotFused(f"the fused decoder runs on a CPU, not on {weight.device}")
-    refusal = Kernel.refusal(numbers.n_heads, numbers.n_kv_heads, numbers.head_dim, weight.dtype)
+    numbers, dtype = description.numbers, description.dtype
+    if description.device.type != "cpu":
+        raise NotFused(f"the fused decoder runs on a CPU, not on {description.device}")
+    refusal = Kernel.refusal(numbers.n_heads, numbers.n_kv_heads, numbers.head_dim, dtype)
     if refusal:
         raise NotFused(f"its attention is not the kernel's: {refusal}")
     if numbers.hidden % 2 or numbers.intermediate % 2:

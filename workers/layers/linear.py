@@ -7,7 +7,7 @@ linear, so that results in float32 are bit for bit torch's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -23,6 +23,10 @@ class Weight(Protocol):
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., k] -> [..., n], of the weight's dtype and device."""
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """What it keeps in memory."""
+
 
 class PlainWeight:
     """The weight as it is, through torch."""
@@ -32,6 +36,10 @@ class PlainWeight:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(x, self._weight, self._bias)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [self._weight] if self._bias is None else [self._weight, self._bias]
 
 
 class ReorderedWeight:
@@ -49,6 +57,10 @@ class ReorderedWeight:
             x, self._weight, self._bias, "none", [], ""
         )
         return out
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [self._weight] if self._bias is None else [self._weight, self._bias]
 
 
 class Linear(nn.Module):
@@ -84,6 +96,11 @@ class Linear(nn.Module):
         """x [..., in_features] -> [..., out_features]."""
         return self._weight(x)
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """What it keeps in memory."""
+        return self._weight.tensors
+
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
@@ -91,9 +108,16 @@ class Linear(nn.Module):
         )
 
 
-def replace_linears(model: nn.Module) -> list[str]:
+def stays_plain(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a Linear keeps the very tensor that it is made from."""
+    return _form(device, dtype)[0] is PlainWeight
+
+
+def replace_linears(
+    model: nn.Module, fill: Callable[[nn.Linear], None] = lambda linear: None
+) -> list[str]:
     """Put a Linear in the place of every `nn.Linear` of a model (subclasses are left alone), and
-    say what was given up for it.
+    say what was given up for it. `fill` is called with each before, to give it its weight.
 
     Layer by layer, so that little more than one weight is ever there twice. What stays there twice
     is an embedding whose weight is also the output layer's: rows are looked up in the plain form,
@@ -108,6 +132,7 @@ def replace_linears(model: nn.Module) -> list[str]:
     for found in places.values():
         parent, name = found[0]
         linear: nn.Linear = getattr(parent, name)
+        fill(linear)
         note = _form(linear.weight.device, linear.weight.dtype)[1]
         notes += [note] if note and note not in notes else []
         ours = Linear.from_linear(linear)

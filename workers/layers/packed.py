@@ -119,8 +119,13 @@ class PackedWeight:
         )
 
     @property
+    def tensors(self) -> list[torch.Tensor]:
+        """What it keeps in memory."""
+        return [self._packed] if self._bias is None else [self._packed, self._bias]
+
+    @property
     def bytes(self) -> int:
-        return self._packed.nbytes + (0 if self._bias is None else self._bias.nbytes)
+        return sum(one.nbytes for one in self.tensors)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., k] -> [..., n]."""

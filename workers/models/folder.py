@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workers.models.errors import ModelUnavailable
+from workers.models.gguf_choice import choose_gguf, only_gguf
 
 INDEX = "model.safetensors.index.json"
 
@@ -33,6 +34,8 @@ class ModelFolder:
     """The commit, for a model of the Hub."""
     files: frozenset[str]
     """The names of the files at the top of the source, including those not downloaded."""
+    gguf: Path | None = None
+    """The file that is the model, where it is in GGUF."""
 
     def problem(self, what: str) -> ModelUnavailable:
         """The error that says `what` is wrong with this model."""
@@ -50,9 +53,13 @@ class Lacks:
 
 
 def local_folder(model_id: str) -> ModelFolder:
-    """The folder at the path `model_id`, which exists."""
+    """The folder at the path `model_id`, which exists, or that of the GGUF file there."""
     path = Path(model_id).expanduser().absolute()
-    return ModelFolder(path, model_id, None, frozenset(entry.name for entry in path.iterdir()))
+    if path.is_file():
+        return ModelFolder(path.parent, model_id, None, frozenset({path.name}), path)
+    files = frozenset(entry.name for entry in path.iterdir())
+    gguf = path / choose_gguf(model_id, files, None) if only_gguf(files) else None
+    return ModelFolder(path, model_id, None, files, gguf)
 
 
 def examine(folder: ModelFolder) -> Lacks:

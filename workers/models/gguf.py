@@ -1,9 +1,8 @@
-"""A GGUF file of the llama family, read as the files that the rest of the server understands.
+"""A GGUF file, read as the files that the rest of the server understands.
 
-GGUF is llama.cpp's format: metadata, then quantized tensors under llama.cpp's names. Its
-converter also permutes the rows of the query and key projections, because llama.cpp rotates
-neighbouring pairs of a head where transformers rotates its two halves; that is undone here.
-Anything that this reader was not written for is refused by name.
+GGUF is llama.cpp's format: metadata, then quantized tensors under llama.cpp's names. What each
+architecture needs is in `gguf_architectures`; anything that is not written there is refused by
+name.
 """
 
 from __future__ import annotations
@@ -14,41 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.models.errors import ModelUnavailable
+from workers.models.gguf_architectures import ARCHITECTURES, QUANTIZATIONS, REFUSED, TENSORS
+from workers.models.gguf_rope import rope_parameters
+from workers.models.gguf_values import shortest
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from gguf import ReaderTensor
-
-ARCHITECTURE = "llama"
-
-QUANTIZATIONS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
-
-TENSORS = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-
-BLOCK_TENSORS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-REFUSED_KEYS = {
-    "llama.expert_count": "a mixture of experts",
-    "llama.rope.scaling.type": "rotary scaling",
-    "llama.rope.scaling.factor": "rotary scaling",
-    "llama.attention.sliding_window": "a sliding window",
-}
-"""Metadata that would change the model's arithmetic in a way `config` does not say."""
 
 
 class GgufModel:
@@ -65,6 +37,14 @@ class GgufModel:
             self._reader = GGUFReader(path)
         except (ValueError, IndexError, KeyError, OSError) as error:
             raise ModelUnavailable(f"{path} cannot be read as a GGUF file: {error}") from error
+        self.name: str = self.require("general.architecture")
+        if self.name not in ARCHITECTURES:
+            raise self.unsupported(
+                f"its architecture is {self.name!r}, and read are {', '.join(ARCHITECTURES)}; "
+                "use the model's safetensors, as its makers published it"
+            )
+        self._architecture = ARCHITECTURES[self.name]
+        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         self._check()
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -79,19 +59,45 @@ class GgufModel:
             raise self.unsupported(f"it has no {key}")
         return value
 
+    def setting(self, key: str, default: Any = None) -> Any:
+        """As `get`, for a key below the architecture's name. A list of one value is that value."""
+        value = self.get(f"{self.name}.{key}", default)
+        if isinstance(value, list):
+            if len(set(value)) != 1:
+                raise self.unsupported(f"its layers differ ({self.name}.{key} is {value})")
+            value = value[0]
+        return value
+
+    def require_setting(self, key: str) -> Any:
+        """As `setting`, for a value that the model cannot be served without."""
+        value = self.setting(key)
+        if value is None:
+            raise self.unsupported(f"it has no {self.name}.{key}")
+        return value
+
+    def has(self, tensor: str) -> bool:
+        """Whether there is a tensor that llama.cpp calls so."""
+        return tensor in self._tensors
+
+    def values(self, tensor: str) -> npt.NDArray[np.float32]:
+        """The tensor that llama.cpp calls so, dequantized. Raises `ModelUnavailable`."""
+        if tensor not in self._tensors:
+            raise self.unsupported(f"it has no tensor {tensor}")
+        return _dequantized(self._tensors[tensor])
+
     def unsupported(self, reason: str) -> ModelUnavailable:
         """The error that refuses this file for `reason`."""
         return ModelUnavailable(f"the GGUF file {self.path} is not supported: {reason}")
 
     def _check(self) -> None:
-        architecture = self.require("general.architecture")
-        if architecture != ARCHITECTURE:
+        if self.get("split.count", 1) > 1:
             raise self.unsupported(
-                f"its architecture is {architecture!r}, and only {ARCHITECTURE!r} is read"
+                "it is one part of a split file; join them with `llama-gguf-split --merge`"
             )
-        for key, feature in REFUSED_KEYS.items():
-            if self.get(key) not in (None, 0, "none"):
-                raise self.unsupported(f"it has {feature} ({key})")
+        for key, feature in REFUSED.items():
+            read = key in self._architecture.settings.values()
+            if not read and self.get(f"{self.name}.{key}") not in (None, 0, 1.0, False):
+                raise self.unsupported(f"it has {feature} ({self.name}.{key})")
         for tensor in self._reader.tensors:
             self._name(tensor.name)
             if tensor.tensor_type.name not in QUANTIZATIONS:
@@ -100,74 +106,106 @@ class GgufModel:
                     f"read are {', '.join(QUANTIZATIONS)}"
                 )
 
-    def _name(self, name: str) -> str:
-        """The name that transformers' Llama has for the tensor that llama.cpp calls `name`."""
-        if name in TENSORS:
-            return TENSORS[name]
-        block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
-        if block is None or block[2] not in BLOCK_TENSORS:
-            raise self.unsupported(f"it has a tensor {name}, which a plain Llama has not")
-        return f"model.layers.{block[1]}.{BLOCK_TENSORS[block[2]]}.weight"
+    def _name(self, name: str) -> str | None:
+        """The name in transformers of the tensor that llama.cpp calls `name`.
+
+        None for one that becomes a part of the config.
+        """
+        stem, _, kind = name.rpartition(".")
+        if kind in ("weight", "bias"):
+            if stem in self._architecture.rope_tensors:
+                return None
+            if stem in TENSORS:
+                return f"{TENSORS[stem]}.{kind}"
+            block = re.fullmatch(r"blk\.(\d+)\.(\w+)", stem)
+            if block is not None and block[2] in self._architecture.block:
+                return f"model.layers.{block[1]}.{self._architecture.block[block[2]]}.{kind}"
+        raise self.unsupported(f"it has a tensor {name}, which is not read for {self.name}")
+
+    def _named(self) -> Iterator[tuple[str, ReaderTensor]]:
+        for tensor in self._reader.tensors:
+            name = self._name(tensor.name)
+            if name is not None:
+                yield name, tensor
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor under transformers' name, in the order of the file."""
         # GGUF lists dimensions from the innermost outwards.
         return {
-            self._name(tensor.name): tuple(int(size) for size in reversed(tensor.shape))
-            for tensor in self._reader.tensors
+            name: tuple(int(size) for size in reversed(tensor.shape))
+            for name, tensor in self._named()
         }
 
     def tensors(self) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
         """Every tensor under transformers' name, dequantized to float32, in the file's order."""
-        for tensor in self._reader.tensors:
-            yield self._name(tensor.name), self._values(tensor)
+        for name, tensor in self._named():
+            yield name, self._restored(tensor)
 
-    def _values(self, tensor: ReaderTensor) -> npt.NDArray[np.float32]:
-        import gguf
-        import numpy as np
+    def _restored(self, tensor: ReaderTensor) -> npt.NDArray[np.float32]:
+        """The values as transformers has them."""
+        values = _dequantized(tensor)
+        part = tensor.name.split(".")[-2]
+        if part.endswith("norm") and self._architecture.norm_offset:
+            return values - values.dtype.type(self._architecture.norm_offset)
+        if self._architecture.interleaved and part in ("attn_q", "attn_k"):
+            return unpermute(values, self._heads if part == "attn_q" else self._kv_heads)
+        return values
 
-        values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        heads = {
-            "attn_q": self.require("llama.attention.head_count"),
-            "attn_k": self._kv_heads,
-        }.get(tensor.name.split(".")[-2])
-        return values if heads is None else unpermute(values, heads)
+    @property
+    def _heads(self) -> int:
+        heads: int = self.require_setting("attention.head_count")
+        return heads
 
     @property
     def _kv_heads(self) -> int:
-        heads: int = self.get("llama.attention.head_count_kv") or self.require(
-            "llama.attention.head_count"
-        )
+        heads: int = self.setting("attention.head_count_kv") or self._heads
         return heads
 
     def config(self) -> dict[str, object]:
-        """What transformers keeps in `config.json`."""
-        hidden = self.require("llama.embedding_length")
-        heads = self.require("llama.attention.head_count")
-        head_dim = self.get("llama.attention.key_length") or hidden // heads
-        if self.get("llama.rope.dimension_count", head_dim) != head_dim:
+        """What transformers keeps in `config.json`. Raises `ModelUnavailable`."""
+        architecture = self._architecture
+        hidden = self.require_setting("embedding_length")
+        head_dim = self.setting("attention.key_length") or hidden // self._heads
+        if self.setting("attention.value_length", head_dim) != head_dim:
+            raise self.unsupported("its values are not as wide as its keys")
+        rotary = self.setting("rope.dimension_count", head_dim)
+        if rotary != head_dim and not architecture.partial_rotary:
             raise self.unsupported("it rotates only a part of each head")
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "hidden_act": "silu",
+        layers = self.require_setting("block_count")
+        config: dict[str, object] = {
+            "architectures": [architecture.class_name],
+            "model_type": architecture.model_type,
             "hidden_size": hidden,
-            "intermediate_size": self.require("llama.feed_forward_length"),
-            "num_hidden_layers": self.require("llama.block_count"),
-            "num_attention_heads": heads,
+            "intermediate_size": self.require_setting("feed_forward_length"),
+            "num_hidden_layers": layers,
+            "num_attention_heads": self._heads,
             "num_key_value_heads": self._kv_heads,
             "head_dim": head_dim,
-            "max_position_embeddings": self.require("llama.context_length"),
-            "rms_norm_eps": _shortest(self.require("llama.attention.layer_norm_rms_epsilon")),
-            "rope_theta": _shortest(self.get("llama.rope.freq_base", 10000.0)),
-            "tie_word_embeddings": "lm_head.weight" not in self.shapes,
+            "max_position_embeddings": self.require_setting("context_length"),
+            "rms_norm_eps": shortest(self.require_setting("attention.layer_norm_rms_epsilon")),
+            "rope_parameters": rope_parameters(self, rotary),
+            "tie_word_embeddings": not self.has("output.weight"),
             "vocab_size": self.shapes["model.embed_tokens.weight"][0],
             "dtype": "bfloat16",
+            # Those that the file does not name must not be the family's.
+            **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
             **self.special_token_ids(),
         }
+        for name, part in architecture.biases.items():
+            config[name] = self.has(f"blk.0.{part}.bias")
+        for name, key in architecture.settings.items():
+            value = self.setting(key) or None
+            config[name] = shortest(value) if isinstance(value, float) else value
+        if architecture.scaled_by_width is not None:
+            by_width = layers == architecture.scaled_by_width
+            config["query_pre_attn_scalar"] = hidden // self._heads if by_width else head_dim
+        if architecture.partial_rotary:
+            config["partial_rotary_factor"] = rotary / head_dim
+        original = self.setting("rope.scaling.original_context_length")
+        if original is not None:
+            config["original_max_position_embeddings"] = original
+        return config
 
     def special_token_ids(self) -> dict[str, int]:
         """`bos_token_id`, `eos_token_id` and `pad_token_id`, those that the file names."""
@@ -177,7 +215,7 @@ class GgufModel:
 
 
 def unpermute(rows: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
-    """Rows [heads * head_dim, hidden] from llama.cpp's order within a head to transformers'.
+    """Rows [heads * head_dim, ...] from llama.cpp's order within a head to transformers'.
 
     llama.cpp stores (x0, y0, x1, y1, ...) where transformers stores (x0, x1, ..., y0, y1, ...).
     """
@@ -185,8 +223,9 @@ def unpermute(rows: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _shortest(value: float) -> float:
-    """The shortest decimal that is the same float32: 1e-05 rather than 9.999999747378752e-06."""
+def _dequantized(tensor: ReaderTensor) -> npt.NDArray[np.float32]:
+    import gguf
     import numpy as np
 
-    return float(str(np.float32(value)))
+    values: npt.NDArray[np.float32] = gguf.dequantize(tensor.data, tensor.tensor_type)
+    return values.astype(np.float32, copy=False)

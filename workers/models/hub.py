@@ -1,29 +1,43 @@
 """A model of the Hugging Face Hub, downloaded into huggingface_hub's own cache.
 
-huggingface_hub does the work: the token (`HF_TOKEN` or `HUGGING_FACE_HUB_TOKEN`), the mirror
-(`HF_ENDPOINT`), offline mode (`HF_HUB_OFFLINE`), files already there, and the progress bars on a
-terminal. What is said here is which files a server needs and, for each way a download can fail,
-what to do about it.
+huggingface_hub does most of the work: the token (`HF_TOKEN` or `HUGGING_FACE_HUB_TOKEN`), the
+mirror (`HF_ENDPOINT`), offline mode (`HF_HUB_OFFLINE`), files already there. Large files come
+through `blobs`, which goes on in the middle of a file where an earlier download broke off. What is
+said here is which files a server needs and, for each way a download can fail, what to do about it.
 """
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from workers.models.errors import ModelUnavailable
+from workers.models.blobs import PARALLEL, LargeFile, fetch_all, partial_path
 from workers.models.folder import INDEX, ModelFolder
+from workers.models.gguf_choice import choose_gguf, only_gguf
+from workers.models.hub_errors import explained
 from workers.models.progress import reports, say, size
 
-WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "vocab.txt", "merges.txt"]
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
+
+SMALL = ["*.json", "*.jinja", "*.model", "*.tiktoken", "vocab.txt", "merges.txt"]
+
+SAFETENSORS = ["*.safetensors"]
 
 PICKLED = ["pytorch_model*.bin"]
 
 CODE = ["*.py"]
 
+SHA256 = re.compile(r"[0-9a-f]{64}")
+"""What the Hub has for an ETag of a file in its large file storage."""
+
 UNWANTED = [
-    *(f"*/{pattern}" for pattern in WANTED + PICKLED + CODE if pattern != "*.jinja"),
+    *(f"*/{pattern}" for pattern in SMALL + SAFETENSORS + PICKLED + CODE if pattern != "*.jinja"),
     "consolidated*",
     "*.bin.index.json",
 ]
@@ -36,123 +50,170 @@ def download(
     revision: str | None,
     cache: str | None,
     *,
+    gguf: str | None = None,
     with_code: bool,
     with_pickled: bool,
 ) -> ModelFolder:
     """The model `model_id` at `revision` (a branch, tag or commit; the main branch if None).
 
-    `cache` is huggingface_hub's cache folder (its own default if None). `with_code` also takes the
-    model's Python files; `with_pickled` also takes pickled weights where it has no safetensors.
+    `gguf` names one GGUF file of it, or a quantization; of a model that is there in GGUF only, one
+    file is chosen. `cache` is huggingface_hub's cache folder (its own default if None). `with_code`
+    also takes the model's Python files; `with_pickled` also takes pickled weights where it has no
+    safetensors.
 
     Raises `ModelUnavailable`, with a message of its own for a gated, a missing and an unreachable
-    model, a missing revision, and offline mode.
+    model, a missing revision, offline mode, and weights that were damaged on the way.
     """
-    wanted = WANTED + (CODE if with_code else [])
-    path = _snapshot(model_id, revision, cache, wanted)
-    if with_pickled and not _has_safetensors(path):
-        path = _snapshot(model_id, revision, cache, wanted + PICKLED)
-    files = _listing(model_id, path.name, cache) | {entry.name for entry in path.iterdir()}
-    return ModelFolder(path, model_id, path.name, frozenset(files))
+    wanted = SMALL + (CODE if with_code else [])
+    repository = _Repository(model_id, revision, cache, wanted)
+    if gguf is not None or only_gguf(repository.names):
+        file = choose_gguf(model_id, repository.names, gguf)
+        repository.take([file])
+        return repository.folder(gguf=file)
+    repository.take(wanted + SAFETENSORS)
+    if with_pickled and not _has_safetensors(repository.path):
+        repository.take(wanted + PICKLED)
+    return repository.folder()
 
 
-def _snapshot(model_id: str, revision: str | None, cache: str | None, wanted: list[str]) -> Path:
-    import huggingface_hub as hub
-    from huggingface_hub import constants, errors
+class _Repository:
+    """A model of the Hub at one commit, a part of which is in the cache.
 
-    # Documented there, though not marked as exported.
-    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+    `wanted` (patterns) is taken first, by huggingface_hub alone, which finds out the commit and
+    what there is.
+    """
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    at = f" at revision {revision}" if revision else ""
-    where = "the local cache (offline mode)" if constants.is_offline_mode() else constants.ENDPOINT
-    say(f"Looking for {model_id}{at} in {where}")
-    root = Path(cache or constants.HF_HUB_CACHE).expanduser()
-    blobs = root / f"models--{model_id.replace('/', '--')}" / "blobs"
-    before = _bytes_in(blobs)
-    try:
-        with reports(lambda: f"Downloading {model_id}: {size(_bytes_in(blobs) - before)} so far"):
-            path = hub.snapshot_download(
-                model_id,
-                revision=revision,
-                cache_dir=cache,
-                allow_patterns=wanted,
-                ignore_patterns=UNWANTED,
+    def __init__(
+        self, model_id: str, revision: str | None, cache: str | None, wanted: list[str]
+    ) -> None:
+        from huggingface_hub import constants
+
+        # Documented there, though not marked as exported.
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+        if not sys.stderr.isatty():
+            disable_progress_bars()
+        self._model_id = model_id
+        self._revision = revision
+        self._cache = cache
+        root = Path(cache or constants.HF_HUB_CACHE).expanduser()
+        self._folder = root / f"models--{model_id.replace('/', '--')}"
+        offline = constants.is_offline_mode()
+        where = "the local cache (offline mode)" if offline else constants.ENDPOINT
+        at = f" at revision {revision}" if revision else ""
+        say(f"Looking for {model_id}{at} in {where}")
+        with explained(self._model_id, self._revision):
+            self.path = self._snapshot(revision, wanted)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The files of the repository, as far as they are known."""
+        # Where nothing of it was taken, there is no folder yet.
+        there = self.path.iterdir() if self.path.is_dir() else ()
+        listed = (file.path for file in self._listing() or ())
+        return frozenset(listed) | {entry.name for entry in there}
+
+    def folder(self, gguf: str | None = None) -> ModelFolder:
+        """What there is in the cache now, with the GGUF file to serve if it is one."""
+        top = frozenset(name for name in self.names if "/" not in name)
+        file = None if gguf is None else self.path / gguf
+        return ModelFolder(self.path, self._model_id, self.path.name, top, file)
+
+    def take(self, wanted: list[str]) -> None:
+        """Have the files `wanted` (patterns) in the cache. Raises `ModelUnavailable`."""
+        blobs = self._folder / "blobs"
+        before = _bytes_in(blobs)
+
+        def progress() -> str:
+            return f"Downloading {self._model_id}: {size(_bytes_in(blobs) - before)} so far"
+
+        with explained(self._model_id, self._revision), reports(progress):
+            lacking = self._lacking(wanted)
+            if lacking == []:
+                return
+            # What was asked for is asked for again where nothing came: the Hub may be out of
+            # reach, and huggingface_hub then knows what is in the cache for a branch.
+            revision = self.path.name if self._fetch(lacking or []) else self._revision
+            # Links to what came, and takes what is not in the large file storage.
+            self._snapshot(revision, wanted)
+        if fetched := _bytes_in(blobs) - before:
+            say(f"Downloaded {size(fetched)}")
+
+    def _lacking(self, wanted: list[str]) -> list[RepoFile] | None:
+        """Those of the files `wanted` that are not in the cache; None where that is not known."""
+        from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+        listing = self._listing()
+        if listing is None:
+            return None
+        files: Iterator[RepoFile] = filter_repo_objects(
+            listing, allow_patterns=wanted, ignore_patterns=UNWANTED, key=lambda file: file.path
+        )
+        return [file for file in files if not (self.path / file.path).exists()]
+
+    def _fetch(self, files: list[RepoFile]) -> bool:
+        """Bring those of `files` that are in the large file storage. Returns whether any came."""
+        from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            large = [file for file in pool.map(self._large_file, files) if file is not None]
+        for file in large:
+            partial = partial_path(self._folder, file.sha256)
+            if partial.exists():
+                have, all_ = size(partial.stat().st_size), size(file.size)
+                say(f"Going on with {file.name}: {have} of {all_} are there")
+        if large:
+            total = sum(file.size for file in large)
+            # Typed by what is below it, which is not.
+            with tqdm(total=total, unit="B", unit_scale=True, desc=self._model_id) as bar:  # type: ignore[no-untyped-call]
+                fetch_all(large, self._folder, bar.update)
+        return bool(large)
+
+    def _large_file(self, file: RepoFile) -> LargeFile | None:
+        """`file` if it can be fetched here; None for those that are left to huggingface_hub."""
+        import huggingface_hub as hub
+        from huggingface_hub import constants
+
+        url = hub.hf_hub_url(self._model_id, file.path, revision=self.path.name)
+        try:
+            metadata = hub.get_hf_file_metadata(url)
+        except Exception:
+            # huggingface_hub will meet the same, and look in the cache first.
+            return None
+        if metadata.etag is None or not SHA256.fullmatch(metadata.etag) or metadata.size is None:
+            return None
+        # The Hub serves longer ones through a protocol of its own (Xet) only.
+        if metadata.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+            return None
+        return LargeFile(file.path, url, metadata.etag, metadata.size)
+
+    def _listing(self) -> list[RepoFile] | None:
+        """The files of the commit, as far as the cache remembers them."""
+        import huggingface_hub as hub
+        from huggingface_hub import errors
+
+        try:
+            return hub.get_cached_repo_tree(
+                self._model_id, revision=self.path.name, cache_dir=self._cache
             )
-    except errors.HFValidationError as error:
-        raise ModelUnavailable(
-            f"{model_id!r} is neither an existing folder nor a Hub id (owner/name)"
-        ) from error
-    except errors.GatedRepoError as error:
-        raise ModelUnavailable(
-            f"model {model_id} is gated: accept its licence at {constants.ENDPOINT}/{model_id} "
-            "and set HF_TOKEN to a token of the account that did"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise ModelUnavailable(
-            f"model {model_id} has no revision {revision!r}: give a branch, a tag or a commit"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise ModelUnavailable(
-            f"model {model_id} does not exist on {constants.ENDPOINT}, or is private: check the "
-            "spelling, or set HF_TOKEN to a token that may read it"
-        ) from error
-    except errors.HfHubHTTPError as error:
-        raise ModelUnavailable(_refused(model_id, error)) from error
-    except errors.IncompleteSnapshotError as error:
-        raise ModelUnavailable(
-            f"only a part of model {model_id}{at} is in the cache, and the rest cannot be "
-            f"fetched: {_cause(error)}"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:
-        raise ModelUnavailable(
-            f"model {model_id}{at} is not in the cache and cannot be fetched: {_cause(error)}"
-        ) from error
-    except Exception as error:
-        # The transport below huggingface_hub has changed from version to version, and with it
-        # the errors of a connection that breaks in the middle of a file.
-        raise ModelUnavailable(
-            f"downloading model {model_id} failed: {error}. What is complete is kept; start again"
-        ) from error
-    if fetched := _bytes_in(blobs) - before:
-        say(f"Downloaded {size(fetched)}")
-    return Path(path)
+        except errors.CachedRepoTreeNotFoundError:
+            return None
 
+    def _snapshot(self, revision: str | None, wanted: list[str]) -> Path:
+        import huggingface_hub as hub
 
-def _cause(error: Exception) -> str:
-    from huggingface_hub import constants, errors
-
-    cause = error.__cause__ or error
-    if isinstance(cause, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set. Unset it to download"
-    if isinstance(cause, errors.HfHubHTTPError):
-        return f"{constants.ENDPOINT} answered {cause.response.status_code}. Try again later"
-    return f"{constants.ENDPOINT} cannot be reached ({cause}). Check the network and HF_ENDPOINT"
-
-
-def _refused(model_id: str, error: Exception) -> str:
-    from huggingface_hub import constants, errors
-
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    if status in (401, 403):
-        return f"{constants.ENDPOINT} refused the token for model {model_id}: check HF_TOKEN"
-    return f"{constants.ENDPOINT} answered {status} for model {model_id}. Try again later"
+        path = hub.snapshot_download(
+            self._model_id,
+            revision=revision,
+            cache_dir=self._cache,
+            allow_patterns=wanted,
+            ignore_patterns=UNWANTED,
+        )
+        return Path(path)
 
 
 def _has_safetensors(path: Path) -> bool:
     return (path / INDEX).exists() or any(path.glob("*.safetensors"))
-
-
-def _listing(model_id: str, revision: str, cache: str | None) -> set[str]:
-    """The names at the top of the repository, as far as the cache remembers them."""
-    import huggingface_hub as hub
-    from huggingface_hub import errors
-
-    try:
-        tree = hub.get_cached_repo_tree(model_id, revision=revision, cache_dir=cache)
-    except errors.CachedRepoTreeNotFoundError:
-        return set()
-    return {file.path for file in tree if "/" not in file.path}
 
 
 def _bytes_in(blobs: Path) -> int:

@@ -48,7 +48,8 @@ def prepare(
 ) -> dict[str, str | None]:
     """The path, model id and revision of a folder with all that serving needs.
 
-    `model_id` is a folder, a Hub id, or None for the embedded model. Raises `ModelUnavailable`.
+    `model_id` is a folder, a GGUF file, a Hub id, a Hub id with the name of a GGUF file or of a
+    quantization (owner/name:Q4_K_M), or None for the embedded model. Raises `ModelUnavailable`.
     """
     # Imported here so that each kind of model pays for its own imports only.
     from workers.models.cache import is_built
@@ -60,14 +61,26 @@ def prepare(
     if model_id is None:
         _refuse_revision(revision, "the model that comes with the server")
         return {"path": str(prepare_embedded()), "model_id": MODEL_ID, "revision": None}
-    if Path(model_id).expanduser().is_dir():
-        _refuse_revision(revision, f"the folder {model_id}")
+    path = Path(model_id).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
+        _refuse_revision(revision, f"the {'folder' if path.is_dir() else 'file'} {model_id}")
         folder = local_folder(model_id)
     else:
-        _refuse_path(model_id)
+        repository, _, gguf = model_id.partition(":")
+        _refuse_path(repository)
         folder = download(
-            model_id, revision, cache, with_code=trust_remote_code, with_pickled=auto_convert
+            repository,
+            revision,
+            cache,
+            gguf=gguf or None,
+            with_code=trust_remote_code,
+            with_pickled=auto_convert,
         )
+    if folder.gguf is not None:
+        from workers.models.gguf_convert import prepare_gguf
+
+        made = prepare_gguf(folder.gguf, folder.model_id)
+        return {"path": str(made), "model_id": model_id, "revision": folder.revision}
     lacks = examine(folder)
     converted = is_built(completed_name(folder, lacks))
     if lacks.safetensors and not auto_convert and not converted:
@@ -92,14 +105,16 @@ def _refuse_revision(revision: str | None, model: str) -> None:
 def _refuse_path(model_id: str) -> None:
     """Say that a path is wrong rather than look for it on the Hub."""
     if Path(model_id).expanduser().exists():
-        raise ModelUnavailable(f"{model_id} is a file; give a model folder or a Hub id")
+        raise ModelUnavailable(
+            f"{model_id} is a file; give a model folder, a GGUF file (.gguf) or a Hub id"
+        )
     if model_id.startswith(("/", "./", "../", "~")) or model_id.count("/") > 1:
         raise ModelUnavailable(f"the model folder {model_id} does not exist")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="workers.models.prepare", description=__doc__)
-    parser.add_argument("model_id", nargs="?", help="a folder or a Hub id")
+    parser.add_argument("model_id", nargs="?", help="a folder, a GGUF file or a Hub id")
     parser.add_argument("--revision", help="a branch, tag or commit of a Hub model")
     parser.add_argument("--cache", help="the folder of huggingface_hub's cache")
     parser.add_argument("--trust-remote-code", action="store_true", help="also take the code")

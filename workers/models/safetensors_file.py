@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 ALIGNMENT = 8
 """The header is padded with spaces so that the first tensor starts on this many bytes."""
 
+CHUNK = 1 << 20
+"""Weights rounded at a time, so that it takes little memory beside the tensor."""
+
 
 def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     """The bits of `values` as bfloat16, rounded to nearest, ties to even. NaN stays NaN."""
@@ -60,7 +63,9 @@ def write_bfloat16(
         for name, values in tensors:
             if (name, values.shape) != next(expected, None):
                 raise ValueError(f"tensor {name} of shape {values.shape} is not the one expected")
-            file.write(to_bfloat16(values).data)
+            flat = values.reshape(-1)
+            for start in range(0, flat.size, CHUNK):
+                file.write(to_bfloat16(flat[start : start + CHUNK]).data)
         if (missing := next(expected, None)) is not None:
             raise ValueError(f"tensor {missing[0]} was announced and did not come")
         file.flush()

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tgi_async.errors import StartError
+from tgi_async.shards import n_shards, visible_gpus
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path) -> Path:
+    """A folder of devices."""
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("environment", "n"),
+    [
+        ({}, 2),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2"}, 3),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, 0),
+        ({"NVIDIA_VISIBLE_DEVICES": "all"}, 2),
+        ({"NVIDIA_VISIBLE_DEVICES": "void"}, 0),
+        ({"CUDA_VISIBLE_DEVICES": "0", "NVIDIA_VISIBLE_DEVICES": "0,1"}, 1),
+    ],
+)
+def test_gpus_are_counted_as_cuda_would(
+    two_gpus: Path, environment: dict[str, str], n: int
+) -> None:
+    assert visible_gpus(environment, two_gpus) == n
+
+
+@pytest.mark.parametrize(
+    ("sharded", "num_shard", "n"),
+    [(None, None, 2), (True, None, 2), (False, None, 1), (None, 4, 4), (False, 3, 3), (True, 2, 2)],
+)
+def test_what_is_asked_for_counts_before_what_is_there(
+    two_gpus: Path, sharded: bool | None, num_shard: int | None, n: int
+) -> None:
+    assert n_shards(sharded, num_shard, {}, two_gpus) == n
+
+
+def test_a_cpu_alone_is_one_shard(tmp_path: Path) -> None:
+    assert n_shards(None, None, {}, tmp_path) == 1
+
+
+@pytest.mark.parametrize(
+    ("num_shard", "message"), [(1, "--num-shard for one"), (None, "there are 0 GPUs")]
+)
+def test_sharded_needs_more_than_one(tmp_path: Path, num_shard: int | None, message: str) -> None:
+    with pytest.raises(StartError, match=message):
+        n_shards(True, num_shard, {}, tmp_path)

@@ -1,0 +1,123 @@
+"""Forward passes on several ranks: rank 0 leads, the others follow.
+
+Only rank 0 keeps the batch and samples. It tells the others what each forward pass is about, the
+sampled tokens among it, and they run it too. So nothing that a rank decides by itself (whether a
+grammar's mask has come in time, which row of a failing batch is to blame) can part them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from workers.attention.cache import PagedCache
+from workers.attention.context import AttentionContext, Prefill
+from workers.ranks import FellOut, Ranks
+from workers.runner import Model
+
+N_NUMBERS = 5
+"""Of a header: packed tokens (0: the end), wanted logits, decodes, block table width, and how many
+numbers tell of prefills."""
+
+
+class Leader:
+    """A model as rank 0 runs it. See `runner.Model`."""
+
+    def __init__(self, model: Model, ranks: Ranks) -> None:
+        self._model = model
+        self._ranks = ranks
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        logit_positions: torch.Tensor,
+        context: AttentionContext,
+    ) -> torch.Tensor:
+        """See `runner.Model`. Raises PeerLost, and FellOut for a failure of this rank."""
+        prefills = [
+            number
+            for one in context.prefills
+            for number in (one.start, one.n, one.length, len(one.block_table))
+        ]
+        prefills += [block for one in context.prefills for block in one.block_table.tolist()]
+        prefills = [len(context.prefills), *prefills]
+        tables = context.decode_block_tables
+        self._ranks.share(
+            torch.tensor(
+                [
+                    len(input_ids),
+                    len(logit_positions),
+                    context.n_decode,
+                    tables.shape[-1],
+                    len(prefills),
+                ]
+            )
+        )
+        self._ranks.share(
+            torch.cat(
+                [
+                    context.slot_mapping,
+                    context.decode_lengths.long(),
+                    tables.long().flatten(),
+                    torch.tensor(prefills),
+                ]
+            )
+        )
+        self._ranks.share(torch.cat([input_ids, position_ids, logit_positions]))
+        try:
+            return self._model(input_ids, position_ids, logit_positions, context)
+        except torch.AcceleratorError:
+            raise
+        except RuntimeError as error:
+            raise FellOut(f"a forward pass failed on rank 0: {error}") from error
+
+    def end(self) -> None:
+        """Let the others go. Raises PeerLost."""
+        self._ranks.share(torch.zeros(N_NUMBERS, dtype=torch.int64))
+
+
+class Follower:
+    """A model as the other ranks run it."""
+
+    def __init__(self, model: Model, ranks: Ranks, cache: PagedCache, device: torch.device) -> None:
+        self._model = model
+        self._ranks = ranks
+        self._cache = cache
+        self._device = device
+
+    def run(self) -> None:
+        """Run what rank 0 runs until it says that it was the last. Raises PeerLost."""
+        while self._run_one():
+            pass
+
+    @torch.inference_mode()
+    def _run_one(self) -> bool:
+        header = self._ranks.share(torch.empty(N_NUMBERS, dtype=torch.int64))
+        n_tokens, n_wanted, n_decode, width, n_prefills = header.tolist()
+        if not n_tokens:
+            return False
+        sizes = [n_tokens, n_decode, n_decode * width, n_prefills]
+        told = self._ranks.share(torch.empty(sum(sizes), dtype=torch.int64))
+        slots, lengths, tables, prefills = told.split(sizes)
+        packed = torch.empty(2 * n_tokens + n_wanted, dtype=torch.int64, device=self._device)
+        ids, positions, wanted = self._ranks.share(packed).split([n_tokens, n_tokens, n_wanted])
+        context = AttentionContext(
+            cache=self._cache,
+            slot_mapping=slots.contiguous(),
+            n_decode=n_decode,
+            decode_block_tables=tables.int().reshape(n_decode, width),
+            decode_lengths=lengths.int(),
+            prefills=_prefills(prefills),
+        )
+        self._model(ids, positions, wanted, context)
+        return True
+
+
+def _prefills(told: torch.Tensor) -> list[Prefill]:
+    n = int(told[0])
+    chunks = told[1 : 1 + 4 * n].reshape(n, 4).tolist()
+    blocks = told[1 + 4 * n :].int().split([n_blocks for *_, n_blocks in chunks])
+    return [
+        Prefill(start, n_tokens, length, table.contiguous())
+        for (start, n_tokens, length, _), table in zip(chunks, blocks, strict=True)
+    ]

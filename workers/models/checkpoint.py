@@ -1,0 +1,173 @@
+"""The safetensors files of a model folder, mapped into memory.
+
+A file is eight bytes of header length (little endian), a JSON header, then the tensors end to end.
+Tensors are handed out as views of the mapping, so that of a tensor only what is looked at is read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from workers.models.folder import INDEX
+
+SINGLE = "model.safetensors"
+LENGTH_BYTES = 8
+MAP_NORESERVE = 0x4000
+"""Of Linux; the module `mmap` has no name for it before Python 3.13."""
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""By the names of the format."""
+
+
+class BrokenCheckpoint(ValueError):
+    """The weights of a folder are not what they should be; the message names the file or tensor."""
+
+
+class _Entry(NamedTuple):
+    """Where a tensor is."""
+
+    file: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    """Of its first byte in the file."""
+
+
+class Checkpoint:
+    """Tensors by name. Raises BrokenCheckpoint for files that are missing, cut short or no
+    safetensors."""
+
+    def __init__(self, folder: Path) -> None:
+        self._maps: list[mmap.mmap] = []
+        self._entries: dict[str, _Entry] = {}
+        index = _index(folder)
+        for file in _files(folder, index):
+            self._add(file)
+        lost = sorted(set(index) - set(self._entries))
+        if lost:
+            raise BrokenCheckpoint(
+                f"{INDEX} names {_some(lost)}, which {folder / index[lost[0]]} does not hold"
+            )
+
+    @property
+    def names(self) -> Iterable[str]:
+        return self._entries
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A view of the mapping: to be read only, and copied where it is kept."""
+        entry = self._entries[name]
+        count = math.prod(entry.shape)
+        if not count:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        flat = torch.frombuffer(
+            self._maps[entry.file], dtype=entry.dtype, count=count, offset=entry.offset
+        )
+        return flat.view(entry.shape)
+
+    def release(self) -> None:
+        """Let go of the pages that were read; they are read again if they are looked at again."""
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _add(self, path: Path) -> None:
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise BrokenCheckpoint(f"{path} is missing: get it again") from None
+        if size <= LENGTH_BYTES:
+            raise BrokenCheckpoint(f"{path} is cut short at {size} bytes: get it again")
+        with path.open("rb") as file:
+            # Private and writable, for torch warns of buffers that it may not write; nothing is
+            # ever written, so that nothing need be reserved for it.
+            mapped = mmap.mmap(
+                file.fileno(),
+                0,
+                flags=mmap.MAP_PRIVATE | MAP_NORESERVE,
+                prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            )
+        length = int.from_bytes(mapped[:LENGTH_BYTES], "little")
+        begin = LENGTH_BYTES + length
+        if begin > size:
+            raise BrokenCheckpoint(
+                f"{path} is cut short, or no safetensors file: its header would take {length} of "
+                f"{size} bytes. Get it again"
+            )
+        try:
+            header: dict[str, Any] = json.loads(mapped[LENGTH_BYTES:begin])
+            header.pop("__metadata__", None)
+            entries = {
+                name: _entry(len(self._maps), begin, found) for name, found in header.items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BrokenCheckpoint(
+                f"{path} has a damaged header ({type(error).__name__}: {error}): get it again"
+            ) from error
+        for name, entry in entries.items():
+            end = entry.offset + math.prod(entry.shape) * entry.dtype.itemsize
+            if end > size:
+                raise BrokenCheckpoint(
+                    f"{path} is cut short: it has {size} bytes, and {name} ends at {end}. "
+                    "Get it again"
+                )
+        self._maps.append(mapped)
+        self._entries |= entries
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """The file of each tensor, where the folder says."""
+    path = folder / INDEX
+    if not path.exists():
+        return {}
+    try:
+        found: dict[str, str] = json.loads(path.read_text())["weight_map"]
+        if not all(isinstance(one, str) for one in found.values()):
+            raise TypeError("a file's name is not text")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BrokenCheckpoint(
+            f"{path} is damaged ({type(error).__name__}: {error}): get it again"
+        ) from error
+    return found
+
+
+def _files(folder: Path, index: dict[str, str]) -> list[Path]:
+    if index:
+        return [folder / name for name in sorted(set(index.values()))]
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
+    raise BrokenCheckpoint(f"{folder} has neither {SINGLE} nor {INDEX}")
+
+
+def _entry(file: int, begin: int, found: dict[str, Any]) -> _Entry:
+    """Raises ValueError, KeyError or TypeError for what is no entry."""
+    if found["dtype"] not in DTYPES:
+        raise ValueError(f"numbers of type {found['dtype']} are not known")
+    dtype, shape = DTYPES[found["dtype"]], tuple(found["shape"])
+    start, end = found["data_offsets"]
+    if start < 0 or any(n < 0 for n in shape) or end - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{list(shape)} of {dtype} do not take bytes {start} to {end}")
+    return _Entry(file, dtype, shape, begin + start)
+
+
+def _some(names: list[str]) -> str:
+    """For a message: the first of them, and how many more there are."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

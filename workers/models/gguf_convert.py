@@ -1,0 +1,63 @@
+"""A GGUF file, converted once into a model folder as transformers lays it out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from workers.models.cache import build_once
+from workers.models.progress import say, size, track
+
+CONVERSION = 1
+"""Raise when what the conversion writes changes, so that an older result is not used."""
+
+
+def prepare_gguf(gguf: Path, model_id: str) -> Path:
+    """The folder of the model in `gguf`, converted on the first call. Raises `ModelUnavailable`."""
+    file = gguf.resolve()
+    described = repr((CONVERSION, str(file), file.stat().st_size, file.stat().st_mtime_ns))
+    named = model_id if gguf.stem in model_id else f"{model_id}-{gguf.stem}"
+    label = re.sub(r"[^A-Za-z0-9.]+", "-", named).strip("-.")[-60:]
+    name = f"{label}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
+    return build_once(name, lambda folder: convert_gguf(gguf, folder))
+
+
+def convert_gguf(gguf: Path, folder: Path, recommended: Mapping[str, object] | None = None) -> None:
+    """Write the model in `gguf` into `folder`, its weights as bfloat16, a tensor at a time.
+
+    `recommended` goes into generation_config.json. Raises `ModelUnavailable` for a file that cannot
+    be read exactly.
+    """
+    from workers.models.gguf import GgufModel
+    from workers.models.gguf_tokenizer import build_tokenizer, end_token_ids, tokenizer_config
+    from workers.models.safetensors_file import write_bfloat16
+
+    say(f"Converting {gguf.name} ({size(gguf.stat().st_size)}), once: reading")
+    model = GgufModel(gguf)
+    ends = end_token_ids(model)
+    generation: dict[str, object] = {**(recommended or {}), **model.special_token_ids()}
+    if ends:
+        generation["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    _write(folder / "tokenizer.json", build_tokenizer(model).to_str())
+    _write_json(folder / "tokenizer_config.json", tokenizer_config(model))
+    _write_json(folder / "config.json", model.config())
+    _write_json(folder / "generation_config.json", generation)
+    weights = folder / "model.safetensors"
+    tensors = track(model.tensors(), len(model.shapes), "Converting the weights to bfloat16")
+    write_bfloat16(weights, model.shapes, tensors)
+    say(f"Converted to {size(weights.stat().st_size)} in the cache")
+
+
+def _write_json(path: Path, value: Mapping[str, object]) -> None:
+    _write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

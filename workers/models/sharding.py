@@ -1,0 +1,275 @@
+"""A rank's part of a model in transformers: which of its weights, and where the ranks add up.
+
+Heads are spread by key-value group: whole groups to each rank, some with one more, as long as there
+are as many as ranks; with fewer, several ranks have the same key-value head and share its queries.
+The columns of an MLP and the vocabulary are spread as evenly as their kernels like. So there is one
+sum over the ranks after attention and one after the MLP (a mixture of experts beside shared ones
+has two), one for the embedding, and the logits are put together once.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from workers.models.description import Shape, Unsupported
+from workers.models.slices import Range, Slices, divide
+from workers.models.tp_plans import GATHERED, WHOLE, plan_of
+from workers.ranks import Ranks
+
+COLUMNS = (64, 2, 1)
+"""Columns that stay together: of these the largest that leaves each rank something to do."""
+KEY_VALUE = frozenset({"k_proj", "v_proj"})
+"""Projections with an output for each key-value head; others have one for each query head."""
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
+KEY_VALUE_HEAD_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
+"""Attributes of attention modules and configs."""
+
+
+class Sharding:
+    """The weights of one rank, as `slices` by parameter.
+
+    Modules are changed to say their own sizes; `join` lets their results be summed, which the fused
+    decoder does by itself.
+    """
+
+    def __init__(self, model: Any, shape: Shape, ranks: Ranks) -> None:
+        """Raises Unsupported."""
+        self._model = model
+        self._ranks = ranks
+        self._kind = model.config.model_type
+        self.slices: dict[str, Slices] = {}
+        self._summed: list[str] = []
+        """Modules whose results are."""
+        self._once: list[str] = []
+        """Parameters that rank 0 alone adds."""
+        self._plan = plan_of(model)
+        if ranks.world_size > shape.n_heads:
+            raise Unsupported(
+                f"{self._kind} has {shape.n_heads} heads, which is the most ranks it can be spread "
+                f"over: --num-shard is {ranks.world_size}"
+            )
+        self._shape = shape
+        self._queries, self._keys = divide_heads(
+            shape.n_heads, shape.n_kv_heads, ranks.rank, ranks.world_size
+        )
+        prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
+        self._styles = {
+            name: style
+            for name, _ in [*model.named_modules(), *model.named_parameters()]
+            if (
+                style := self._plan.get(re.sub(r"(?<=\.)\d+(?=\.)", "*", name.removeprefix(prefix)))
+            )
+        }
+        attentions = [name for name, one in model.named_modules() if _is_attention(one)]
+        self._spread_heads = not any(
+            style in GATHERED and name.rpartition(".")[0] in attentions
+            for name, style in self._styles.items()
+        ) and any(
+            style in ("colwise", "heads") and name.rpartition(".")[0] in attentions
+            for name, style in self._styles.items()
+        )
+        for name, style in self._styles.items():
+            self._spread(name, style, name.rpartition(".")[0] in attentions)
+        if self._spread_heads:
+            for name in attentions:
+                self._localize(name)
+        self._spread_vocabulary()
+
+    @property
+    def n_heads(self) -> int:
+        return self._queries.size if self._spread_heads else self._shape.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self._keys.size if self._spread_heads else self._shape.n_kv_heads
+
+    def columns(self, n: int) -> Range:
+        """This rank's of n columns of an MLP."""
+        return self._divide(n)[self._ranks.rank]
+
+    @property
+    def vocabulary(self) -> Range:
+        """The tokens whose embeddings this rank has."""
+        return self._divide(self._embedding_rows)[self._ranks.rank]
+
+    @property
+    def logit_widths(self) -> list[int]:
+        """How many logits each rank computes."""
+        return [one.size for one in self._divide(self._head_rows)]
+
+    def join(self, model: Any) -> None:
+        """Sum results over the ranks where they are parts. The model is complete by now."""
+        for name in self._once if self._ranks.rank else ():
+            model.get_parameter(name).data.zero_()
+        for name in self._summed:
+            model.get_submodule(name).register_forward_hook(self._sum)
+        model.get_input_embeddings().register_forward_pre_hook(self._find_own)
+        model.get_input_embeddings().register_forward_hook(self._sum_embeddings)
+        model.get_output_embeddings().register_forward_hook(self._gather)
+
+    # -- weights ---------------------------------------------------------------------------------
+
+    def _spread(self, name: str, style: str, of_attention: bool) -> None:
+        if style in WHOLE or style in GATHERED or (of_attention and not self._spread_heads):
+            return
+        if style == "moe_tp_experts":
+            self._summed.append(name)
+            return
+        if style == "once":
+            self._once.append(name)
+            return
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        if name in parameters:
+            dim = _dimension(style, parameters[name].dim())
+            self.slices[name] = {dim: self._ranges(name, style, parameters[name].shape[dim])}
+            return
+        module = self._model.get_submodule(name)
+        if not isinstance(module, nn.Linear):
+            raise Unsupported(
+                f"{self._kind} can not be spread over ranks: {name} is a "
+                f"{type(module).__name__}; serve it with --num-shard 1"
+            )
+        dim = _dimension(style, 2)
+        ranges = self._ranges(name, style, module.weight.shape[dim])
+        n = sum(one.size for one in ranges)
+        self.slices[f"{name}.weight"] = {dim: ranges}
+        if style in ("rowwise", "packed_rowwise"):
+            module.in_features = n
+            self._summed.append(name)
+            if self._ranks.rank:
+                module.register_parameter("bias", None)  # is added once
+        else:
+            module.out_features = n
+            if module.bias is not None:
+                self.slices[f"{name}.bias"] = {0: ranges}
+
+    def _ranges(self, name: str, style: str, n: int) -> list[Range]:
+        """Of n inputs or outputs, this rank's."""
+        parent, _, leaf = name.rpartition(".")
+        if _is_attention(self._model.get_submodule(parent)):
+            if style == "heads":
+                n_all = self._shape.n_heads + 2 * self._shape.n_kv_heads
+                dim = self._unit(name, n, n_all)
+                keys = self._shape.n_heads + self._keys.start
+                values = keys + self._shape.n_kv_heads
+                starts = [self._queries, Range(keys, keys + self._keys.size)]
+                starts.append(Range(values, values + self._keys.size))
+                return [Range(one.start * dim, one.end * dim) for one in starts]
+            of_keys = leaf in KEY_VALUE
+            heads = self._keys if of_keys else self._queries
+            dim = self._unit(name, n, self._shape.n_kv_heads if of_keys else self._shape.n_heads)
+            return [Range(heads.start * dim, heads.end * dim)]
+        if style.startswith("packed"):
+            half = n // 2
+            own = self.columns(half)
+            return [own, Range(half + own.start, half + own.end)]
+        if style == "interleaved":
+            own = self.columns(n // 2)
+            return [Range(2 * own.start, 2 * own.end)]
+        return [self.columns(n)]
+
+    def _unit(self, name: str, n: int, n_heads: int) -> int:
+        if n % n_heads:
+            raise Unsupported(
+                f"{self._kind} can not be spread over ranks: {name} has {n} numbers for {n_heads} "
+                "heads; serve it with --num-shard 1"
+            )
+        return n // n_heads
+
+    def _divide(self, n: int) -> list[Range]:
+        world = self._ranks.world_size
+        unit = next((one for one in COLUMNS if n % one == 0 and n // one >= world), 0)
+        if not unit:
+            raise Unsupported(f"{n} columns can not be spread over {world} ranks")
+        return divide(n, world, unit)
+
+    def _spread_vocabulary(self) -> None:
+        names = {id(module): name for name, module in self._model.named_modules()}
+        embedding, head = self._model.get_input_embeddings(), self._model.get_output_embeddings()
+        if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
+            raise Unsupported(
+                f"{self._kind} can not be spread over ranks: its embedding is a "
+                f"{type(embedding).__name__} and its head a {type(head).__name__}"
+            )
+        self._embedding_rows, self._head_rows = embedding.num_embeddings, head.out_features
+        embedding.padding_idx = None  # has no meaning without training, and may be another rank's
+        self.slices[f"{names[id(embedding)]}.weight"] = {0: [self.vocabulary]}
+        own = self._divide(self._head_rows)[self._ranks.rank]
+        self.slices[f"{names[id(head)]}.weight"] = {0: [own]}
+        if head.bias is not None:
+            self.slices[f"{names[id(head)]}.bias"] = {0: [own]}
+        head.out_features = own.size
+
+    def _localize(self, name: str) -> None:
+        """Let an attention module know the heads that it has."""
+        module = self._model.get_submodule(name)
+        config = getattr(module, "config", None)
+        if config is not None:
+            module.config = config = copy.copy(config)
+        for owner in (module, config):
+            for names, n in ((HEAD_COUNTS, self.n_heads), (KEY_VALUE_HEAD_COUNTS, self.n_kv_heads)):
+                for one in names:
+                    if isinstance(getattr(owner, one, None), int):
+                        setattr(owner, one, n)
+        if hasattr(module, "num_key_value_groups"):
+            module.num_key_value_groups = self.n_heads // self.n_kv_heads
+        for leaf in ("q_norm", "k_norm"):  # some families have a weight for each head
+            norm = getattr(module, leaf, None)
+            n, own = (
+                (self._shape.n_heads, self._queries)
+                if leaf == "q_norm"
+                else (self._shape.n_kv_heads, self._keys)
+            )
+            weight = getattr(norm, "weight", None)
+            if weight is not None and weight.dim() == 2 and weight.shape[0] == n:
+                self.slices[f"{name}.{leaf}.weight"] = {0: [own]}
+        for leaf, own in (("q_layernorm", self._queries), ("k_layernorm", self._keys)):
+            norm = getattr(module, leaf, None)  # of StableLM, which has a module for each head
+            if isinstance(norms := getattr(norm, "norms", None), nn.ModuleList):
+                norm.norms = norms[own.start : own.end]  # type: ignore[union-attr]
+
+    # -- results ---------------------------------------------------------------------------------
+
+    def _sum(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return self._ranks.all_reduce(output.contiguous())
+
+    def _find_own(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        found = inputs[0]
+        if found.is_cpu and not 0 <= int(found.min()) <= int(found.max()) < self._embedding_rows:
+            raise IndexError(f"token ids are 0 to {self._embedding_rows - 1}")
+        ids = found - self.vocabulary.start
+        self._strange = (ids < 0) | (ids >= self.vocabulary.size)
+        return ids.masked_fill(self._strange, 0)
+
+    def _sum_embeddings(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return self._ranks.all_reduce(output.masked_fill(self._strange[..., None], 0))
+
+    def _gather(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        return self._ranks.gather(output, self.logit_widths)
+
+
+def divide_heads(n_heads: int, n_kv_heads: int, rank: int, world_size: int) -> tuple[Range, Range]:
+    """The query and the key-value heads of a rank, of no more ranks than query heads."""
+    group = n_heads // n_kv_heads
+    if world_size <= n_kv_heads:
+        keys = divide(n_kv_heads, world_size)[rank]
+        return Range(keys.start * group, keys.end * group), keys
+    # Ranks to a key-value head, whose queries they share.
+    shared = divide(world_size, n_kv_heads)
+    key = next(at for at, one in enumerate(shared) if rank < one.end)
+    own = divide(group, shared[key].size)[rank - shared[key].start]
+    return Range(key * group + own.start, key * group + own.end), Range(key, key + 1)
+
+
+def _dimension(style: str, n_dims: int) -> int:
+    """Which of a weight's dimensions is spread; there may be one for experts before the others."""
+    return max(0, n_dims - 2) if style in ("colwise", "packed_colwise", "heads") else n_dims - 1
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return "Attention" in type(module).__name__

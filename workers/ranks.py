@@ -1,0 +1,90 @@
+"""The ranks of a model that is spread over several processes: who they are, what they exchange.
+
+One process a rank. Tensors of a GPU go through NCCL, those of the host through gloo. What ranks add
+up they all get, so that each goes on with the same numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+JOIN = timedelta(seconds=60)
+"""How long a rank waits for the others where they meet."""
+LIFETIME = timedelta(days=365)
+"""How long it waits for them later: between two requests may be days. That one has died or hangs
+is the router's to notice, which then ends them all."""
+
+
+class PeerLost(BaseException):
+    """Another rank is gone: it, and not this one, has the reason. No `Exception`, lest it is taken
+    for a failure of the model or of a request."""
+
+
+class FellOut(BaseException):
+    """This rank failed in the middle of what the others take part in; they can not be called back.
+    No `Exception`, as above."""
+
+
+class Ranks:
+    """This process's place among those that share a model. There is none for a single process."""
+
+    def __init__(self, rank: int, world_size: int, address: str, device: torch.device) -> None:
+        """Meets the others at `address`, the same for all: `file:///path` of a file that is not
+        there yet, on one machine, or `tcp://host:port` of rank 0. Raises PeerLost."""
+        self.rank = rank
+        self.world_size = world_size
+        if address.startswith("file://"):
+            # They are all on this machine: what they say need not leave it.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+        def join() -> None:
+            dist.init_process_group(
+                backend, init_method=address, rank=rank, world_size=world_size, timeout=JOIN
+            )
+            self._group = dist.new_group(timeout=LIFETIME, backend=backend)
+
+        self._try(join)
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks, in place. Raises PeerLost."""
+        self._try(lambda: dist.all_reduce(x, group=self._group))
+        return x
+
+    def gather(self, x: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
+        """On rank 0 [..., sum(widths)]: the parts [..., widths[rank]] of all ranks side by side.
+        Elsewhere something of that shape. Raises PeerLost."""
+        padded = torch.nn.functional.pad(x, (0, max(widths) - x.shape[-1])).contiguous()
+        parts = None if self.rank else [torch.empty_like(padded) for _ in widths]
+        self._try(lambda: dist.gather(padded, parts, 0, group=self._group))
+        if parts is None:
+            return x.new_zeros(()).expand(*x.shape[:-1], sum(widths))
+        return torch.cat([part[..., :n] for part, n in zip(parts, widths, strict=True)], dim=-1)
+
+    def share(self, values: torch.Tensor) -> torch.Tensor:
+        """Rank 0's values, on all ranks, in place. Raises PeerLost."""
+        self._try(lambda: dist.broadcast(values, 0, group=self._group))
+        return values
+
+    def least(self, n: int) -> int:
+        """The least of the ranks' numbers. Raises PeerLost."""
+        x = torch.tensor([n])
+        self._try(lambda: dist.all_reduce(x, dist.ReduceOp.MIN, group=self._group))
+        return int(x)
+
+    def leave(self) -> None:
+        """When all is said."""
+        dist.destroy_process_group()
+
+    def _try(self, exchange: Callable[[], object]) -> None:
+        try:
+            exchange()
+        except torch.AcceleratorError:
+            raise
+        except RuntimeError as error:
+            raise PeerLost(f"rank {self.rank} lost the others: {error}") from error
