@@ -175,6 +175,7 @@ def limits(n_requests: int) -> Limits:
         cors_allow_origin=(),
         sampling_defaults=SamplingDefaults(),
         strict_tgi=False,
+        tool_call_parser=None,
         kserve=False,
     )
 

@@ -17,6 +17,7 @@ from tgi_async.backoff import Backoff
 from tgi_async.engine import Engine
 from tgi_async.generation import FinishReason, GenerationRequest, Token
 from tgi_async.generation_stream import GenerationStream
+from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Sampling, Start
 
 ROOT = Path(__file__).parent.parent
@@ -141,6 +142,7 @@ async def running(
     *,
     max_rows: int = 16,
     launch: bool = True,
+    tokenizer: Tokenizer | None = None,
     **options: Any,
 ) -> AsyncIterator[Running]:
     """An engine that serves; at the end nothing of it is left: no process, no file, no error."""
@@ -153,7 +155,7 @@ async def running(
     before = {name: os.environ.get(name) for name in (VARIABLE, "PYTHONPATH")}
     os.environ |= {VARIABLE: behaviour.environment(), "PYTHONPATH": path}
     engine = Engine(
-        tokenizer=tiny_tokenizer(),
+        tokenizer=tokenizer or tiny_tokenizer(),
         start=Start(
             model_path="",
             dtype="",

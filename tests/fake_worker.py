@@ -63,6 +63,8 @@ class Behaviour(msgspec.Struct, kw_only=True):
     """The model chooses among these, by hash."""
     script: list[int] = []
     """The first tokens that every request gets."""
+    parrot: bool = False
+    """Every request gets its own prompt again, and then the end."""
     eos_after: int | None = None
     """Tokens after which the model ends."""
     row_error_on: int | None = None
@@ -218,6 +220,8 @@ class FakeWorker:
         state = self._slots[self._slot(row, row.n_computed - 1)]
         n_emitted = len(row.tokens) - row.n_prompt
         token = next_token(self._behaviour, state, n_emitted, row.sampling)
+        if self._behaviour.parrot:
+            token = row.tokens[n_emitted] if n_emitted < row.n_prompt else EOS
         row.tokens.append(token)
         top = [TopToken(65 + i, -0.5 * i) for i in range(row.sampling.top_n_tokens)]
         return Sampled(number, token, -0.5 if row.sampling.logprobs else None, top)

@@ -101,6 +101,22 @@ def test_a_flag_comes_before_a_variable_and_that_before_the_default() -> None:
     assert settings("--port", "80", PORT="nonsense").port == 80
 
 
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--rope-scaling", "linear"], "go together"),
+        (["--rope-factor", "2"], "go together"),
+        (["--rope-scaling", "yarn", "--rope-factor", "2"], "one of linear, dynamic"),
+        (["--rope-scaling", "linear", "--rope-factor", "nan"], "from 1 to 1024"),
+        (["--rope-scaling", "linear", "--rope-factor", "0.5"], "from 1 to 1024"),
+        (["--rope-scaling", "linear", "--rope-factor", "twice"], "must be a number"),
+    ],
+)
+def test_rope_scaling_is_a_kind_and_a_factor(flags: list[str], reason: str) -> None:
+    with pytest.raises(StartError, match=reason):
+        settings(*flags)
+
+
 def test_short_flags_are_those_of_tgi() -> None:
     found = settings("-p", "99", "-g", "7")
     assert (found.port, found.graceful_termination_timeout) == (99, 7)
@@ -109,13 +125,15 @@ def test_short_flags_are_those_of_tgi() -> None:
 @pytest.mark.parametrize("one", fields(Settings), ids=lambda one: one.name)
 def test_every_setting_has_a_flag_and_a_variable(one: object) -> None:
     name, meta = one.name, one.metadata  # type: ignore[attr-defined]
-    text = {bool: "true", int: "2", tuple: "x", str: "debug"}[meta["kind"]]
+    text = {bool: "true", int: "2", float: "2", tuple: "x", str: "debug"}[meta["kind"]]
     if meta["choices"]:
         text = meta["choices"][-1]
-    wanted = {bool: True, int: 2, tuple: ("x",), str: text}[meta["kind"]]
-    assert getattr(settings(flag_of(name), text), name) == wanted
+    wanted = {bool: True, int: 2, float: 2.0, tuple: ("x",), str: text}[meta["kind"]]
+    beside = {"rope_scaling": ["--rope-factor", "2"], "rope_factor": ["--rope-scaling", "linear"]}
+    others = beside.get(name, [])
+    assert getattr(settings(flag_of(name), text, *others), name) == wanted
     if name != "hostname":
-        assert getattr(settings(**{name.upper(): text}), name) == wanted
+        assert getattr(settings(*others, **{name.upper(): text}), name) == wanted
 
 
 @pytest.mark.parametrize("one", NUMBERS, ids=lambda one: one.name)
@@ -220,8 +238,6 @@ def test_what_is_not_built_is_refused_by_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "harmless"),
     [
-        ("num_shard", "1"),
-        ("sharded", "false"),
         ("speculate", "0"),
         ("cuda_memory_fraction", "1.0"),
         ("watermark_gamma", "0.5"),
@@ -251,14 +267,19 @@ def test_a_variable_of_tgi_without_a_flag_is_told_too(variable: str) -> None:
     assert line.startswith(f"the environment variable {variable} has no effect: ")
 
 
+def test_an_unknown_format_of_calls_is_refused_with_the_list_of_names() -> None:
+    with pytest.raises(StartError, match=r"--tool-call-parser must be one of .*hermes.*Given: 'x'"):
+        resolve({"tool_call_parser": "x"}, {})
+    assert resolve({}, {"TOOL_CALL_PARSER": "hermes"}).tool_call_parser == "hermes"
+
+
 def test_the_names_of_sagemaker_are_understood() -> None:
     found = settings(
         HF_MODEL_ID="a/b", HF_MODEL_REVISION="c", HF_MODEL_TRUST_REMOTE_CODE="true", SM_NUM_GPUS="1"
     )
-    assert found == Settings(model_id="a/b", revision="c", trust_remote_code=True)
+    assert found == Settings(model_id="a/b", revision="c", trust_remote_code=True, num_shard=1)
     assert settings(HF_MODEL_ID="a/b", MODEL_ID="c/d").model_id == "c/d"
-    with pytest.raises(StartError, match=r"^the environment variable SM_NUM_GPUS asks for"):
-        settings(SM_NUM_GPUS="4")
+    assert settings(SM_NUM_GPUS="4").num_shard == 4
     with pytest.raises(StartError, match=r"^the environment variable HF_MODEL_QUANTIZE asks for"):
         settings(HF_MODEL_QUANTIZE="awq")
 

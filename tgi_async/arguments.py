@@ -22,7 +22,7 @@ from tgi_async.settings_tgi import (
 )
 
 SHORT = {"port": "-p", "graceful_termination_timeout": "-g"}
-METAVARS = {int: "N", str: "TEXT", tuple: "ORIGIN", bool: "BOOL"}
+METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "ORIGIN", bool: "BOOL"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +137,11 @@ def _parse(source: str, raw: str | Sequence[str], meta: Mapping[str, Any]) -> An
         if not least <= number <= most:
             raise StartError(f"{source} must be from {least} to {most}. Given: {number}.")
         return number
+    if meta["kind"] is float:
+        try:
+            return float(raw)
+        except ValueError:
+            raise StartError(f"{source} must be a number. Given: {raw!r}.") from None
     if not raw:
         raise StartError(f"{source} must not be empty. Leave it out, or give it a value.")
     if meta["choices"] and raw not in meta["choices"]:

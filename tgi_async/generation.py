@@ -37,6 +37,8 @@ class GenerationRequest(Struct, frozen=True):
     """How many of the likeliest tokens to tell at each prompt token, with `prompt_logprobs`."""
     grammar: str = ""
     """A vetted grammar, as `grammar.encode` writes it, that the output is held to; or empty."""
+    shown: dict[int, str] = {}
+    """Special tokens that are part of the text, by their names: marks of calls and of thoughts."""
 
 
 class TopToken(NamedTuple):
@@ -50,8 +52,8 @@ class Token(NamedTuple):
     """An emitted token. The texts of a generation's tokens concatenate to its whole text.
 
     `text` is what the token adds to it: empty while a character is incomplete or might become a
-    stop sequence that is to be cut off, and for a special token, unless it is the last one and
-    something was still held back.
+    stop sequence that is to be cut off, and for a special token, unless the request has it
+    shown, or it is the last one and something was still held back.
     """
 
     id: int

@@ -55,7 +55,7 @@ class GenerationStream:
         self.due = False
         """Whether it has emitted something that was not handed on."""
         self._names = names
-        self._text = TextStream(names, asked.prompt, asked.stop, asked.include_stop)
+        self._text = TextStream(names, asked.prompt, asked.stop, asked.include_stop, asked.shown)
         self._cancel = cancel
         self._record = record.current()
         self._submitted = self._started = time.monotonic()

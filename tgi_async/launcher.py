@@ -11,6 +11,7 @@ import contextlib
 import gc
 import json
 import logging
+import os
 import socket
 import sys
 import time
@@ -22,8 +23,11 @@ import uvloop
 from tgi_async.api.app import create_app
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
+from tgi_async.grammar.engines import require
+from tgi_async.grammar.vetting import Vetting
 from tgi_async.listener import bind, listen, on_signals, open_queue
 from tgi_async.settings import Settings
+from tgi_async.shards import n_shards
 from tgi_async.supervisor import WORKER
 from tgi_async.telemetry import traces
 from tgi_async.telemetry.metrics import Metrics
@@ -69,6 +73,7 @@ class Limits:
     cors_allow_origin: tuple[str, ...]
     sampling_defaults: SamplingDefaults
     strict_tgi: bool
+    tool_call_parser: str | None
     kserve: bool
 
 
@@ -111,11 +116,15 @@ async def _serve_on(
     worker: tuple[str, ...],
 ) -> int:
     began = time.perf_counter()
+    world_size = n_shards(settings.sharded, settings.num_shard, os.environ)
+    require(settings.grammar_engine)
     spans = traces.sending_to(settings.otlp_endpoint) if settings.otlp_endpoint else None
     prepared = await _prepare(settings, prepare)
     tokenizer = Tokenizer.from_folder(prepared.path)
     chat_template = _chat_template(settings, prepared, tokenizer)
     log.info("serving %s from %s", prepared.model_id, prepared.path)
+    if world_size > 1:
+        log.info("the model is spread over %d processes", world_size)
     engine = Engine(
         tokenizer=tokenizer,
         start=Start(
@@ -129,7 +138,11 @@ async def _serve_on(
             max_total_tokens=settings.max_total_tokens or 0,
             trust_remote_code=settings.trust_remote_code,
             model_impl=settings.model_impl,
+            grammar_engine=settings.grammar_engine,
+            rope_scaling=settings.rope_scaling or "",
+            rope_factor=settings.rope_factor or 1.0,
         ),
+        world_size=world_size,
         command=worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,
     )
@@ -149,6 +162,7 @@ async def _serve_on(
             chat_template=chat_template,
             limits=limits,
             metrics=metrics,
+            vetting=_vetting(settings, prepared, ready),
         )
         collector = None
         if spans is not None:
@@ -199,6 +213,14 @@ def _chat_template(
     return ChatTemplate(templates, tokenizer.special_tokens | special_tokens_of(config))
 
 
+def _vetting(settings: Settings, prepared: Prepared, ready: Ready) -> Vetting | None:
+    if settings.disable_grammar_support:
+        return None
+    return Vetting(
+        settings.grammar_engine, str(prepared.path), ready.vocab_size, ready.eos_token_ids
+    )
+
+
 def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
     """Raises StartError where the settings ask for more than the model or the memory has."""
     total = settings.max_total_tokens or most
@@ -230,6 +252,7 @@ def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
         api_key=settings.api_key,
         cors_allow_origin=settings.cors_allow_origin,
         strict_tgi=settings.strict_tgi,
+        tool_call_parser=settings.tool_call_parser,
         kserve=settings.kserve,
     )
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tgi_async.errors import StartError
+from tgi_async.grammar.engines import ENGINES
 from tgi_async.telemetry.logs import LEVELS, level_of
+from tgi_async.text.tools.formats import NAMES
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -64,8 +66,30 @@ class Settings:
         "code that runs the model; default: the fused decoder where it knows the family",
         choices=("auto", "fused", "transformers"),
     )
+    sharded: bool | None = _option(
+        None, MODEL, "spread the model over all visible GPUs; default: if there are any", kind=bool
+    )
+    num_shard: int | None = _option(
+        None,
+        MODEL,
+        "processes the model is spread over; default: one a visible GPU, one on a CPU",
+        kind=int,
+        least=1,
+    )
     trust_remote_code: bool = _option(
         False, MODEL, "run Python code that comes with the model", kind=bool
+    )
+    rope_scaling: str | None = _option(
+        None,
+        MODEL,
+        "rotary embedding in the place of the model's, together with rope-factor",
+        choices=("linear", "dynamic"),
+    )
+    rope_factor: float | None = _option(
+        None,
+        MODEL,
+        "how many times longer texts get than the model's, for rope-scaling",
+        kind=float,
     )
     huggingface_hub_cache: str | None = _option(None, MODEL, "folder of downloaded models")
     tokenizer_config_path: str | None = _option(
@@ -107,7 +131,8 @@ class Settings:
     kv_cache_memory: int | None = _option(
         None,
         BATCHING,
-        "bytes of the KV cache; default on a CPU: a third of the free memory, at most 4 GiB",
+        "bytes of the KV cache, in all shards together; default on a CPU: a third of the free "
+        "memory, at most 4 GiB",
         kind=int,
         least=1,
         most=2**63 - 1,
@@ -128,6 +153,22 @@ class Settings:
 
     strict_tgi: bool = _option(
         False, FACE, "behave as TGI also where clients are better off without", kind=bool
+    )
+    tool_call_parser: str | None = _option(
+        None,
+        FACE,
+        f"how the model writes calls of tools: {', '.join(NAMES)}; default: as its chat template "
+        "shows it",
+        choices=NAMES,
+    )
+    disable_grammar_support: bool = _option(
+        False, FACE, "refuse grammars, response formats and calls of tools", kind=bool
+    )
+    grammar_engine: str = _option(
+        "llguidance",
+        OPERATION,
+        "what holds texts to grammars; xgrammar needs tgi-async[xgrammar]",
+        choices=ENGINES,
     )
     kserve: bool = _option(False, FACE, "have the routes of KServe's V2 protocol", kind=bool)
 
@@ -152,6 +193,10 @@ class Settings:
                 "Both --max-input-tokens and --max-input-length were given; they are the same "
                 "setting, so give only --max-input-tokens."
             )
+        if (self.rope_scaling is None) != (self.rope_factor is None):
+            raise StartError("--rope-scaling and --rope-factor go together. Give both, or neither.")
+        if self.rope_factor is not None and not 1.0 <= self.rope_factor <= 1024.0:
+            raise StartError(f"--rope-factor must be from 1 to 1024. Given: {self.rope_factor}.")
         longest, total = self.input_limit, self.max_total_tokens
         if longest is not None and total is not None and longest >= total:
             raise StartError(

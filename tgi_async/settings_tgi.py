@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 NOT_BUILT = {
-    "sharded": "serving on several GPUs",
-    "num_shard": "serving on several GPUs",
     "quantize": "quantization",
     "speculate": "speculative decoding",
     "kv_cache_dtype": "a KV cache of another dtype than the model's",
-    "rope_scaling": "overriding the model's rope scaling",
-    "rope_factor": "overriding the model's rope scaling",
     "lora_adapters": "LoRA adapters",
     "cuda_memory_fraction": "sharing a GPU by fraction",
     "weights_cache_override": "another place of the weights (--model-id may be a folder)",
@@ -19,8 +15,6 @@ NOT_BUILT = {
 """Understood, but not built: whoever asks for one is refused. Each with what it would do."""
 
 HARMLESS = {
-    "sharded": ("false",),
-    "num_shard": ("1",),
     "speculate": ("0",),
     "cuda_memory_fraction": ("1", "1.0"),
     "watermark_gamma": ("0.5",),
@@ -33,7 +27,6 @@ WITHOUT_MEANING = {
     "max_waiting_tokens": "a request joins the running batch as soon as there is room",
     "cuda_graphs": "no list of batch sizes is captured",
     "disable_custom_kernels": "the kernels of TGI are not here",
-    "disable_grammar_support": "there are no grammars yet, and a request for one is refused",
     "enable_prefill_logprobs": "whoever asks for the log-probabilities of a prompt gets them",
     "max_image_fetch_size": "no image is ever fetched",
     "prometheus_port": "metrics are at /metrics of the one port",

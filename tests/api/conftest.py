@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,11 @@ import uvicorn
 from starlette.applications import Starlette
 
 from tests.api.fake_engine import FakeEngine
-from tests.api.tiny_tokenizer import tiny_tokenizer
+from tests.api.tiny_tokenizer import tiny_inner, tiny_tokenizer
 from tests.api.waiting import until
 from tgi_async.api.app import create_app
 from tgi_async.connection import Connection
+from tgi_async.grammar.vetting import Vetting
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.sampling_defaults import SamplingDefaults
@@ -49,6 +50,7 @@ class Settings:
     cors_allow_origin: tuple[str, ...] = ()
     sampling_defaults: SamplingDefaults = NO_ADVICE
     strict_tgi: bool = False
+    tool_call_parser: str | None = None
     kserve: bool = False
 
 
@@ -72,12 +74,35 @@ def tokenizer() -> Tokenizer:
     return tiny_tokenizer()
 
 
+class SharedVetting(Vetting):
+    """Outlives the applications that use it."""
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def shared_vetting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vetting]:
+    folder = tmp_path_factory.mktemp("tiny")
+    inner = tiny_inner()
+    inner.save(str(folder / "tokenizer.json"))
+    vetting = SharedVetting("llguidance", str(folder), inner.get_vocab_size(), [257], n_processes=1)
+    yield vetting
+    Vetting.close(vetting)
+
+
+@pytest.fixture
+def vetting(shared_vetting: Vetting) -> Vetting | None:
+    return shared_vetting
+
+
 @pytest.fixture
 def app(
     settings: Settings,
     engine: FakeEngine,
     tokenizer: Tokenizer,
     chat_template: ChatTemplate | None,
+    vetting: Vetting | None,
 ) -> Starlette:
     metrics = Metrics(
         max_input_tokens=settings.max_input_tokens, max_total_tokens=settings.max_total_tokens
@@ -89,6 +114,7 @@ def app(
         limits=settings,
         metrics=metrics,
         compute_type="test-machine",
+        vetting=vetting,
     )
 
 

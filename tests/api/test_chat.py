@@ -9,6 +9,7 @@ import pytest
 from tests.api.fake_engine import EOS, words
 from tgi_async.errors import GenerationError
 from tgi_async.generation import Token, TopToken
+from tgi_async.grammar.grammar import Json, Regex, decode
 from tgi_async.text.sampling_defaults import SamplingDefaults
 
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -140,32 +141,28 @@ async def test_fields_without_effect_here_are_ignored(api):
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("form", "kind"),
     [
-        {"tools": [TOOL]},
-        {"tools": [TOOL], "tool_choice": "required"},
-        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
-        {"response_format": {"type": "json_object"}},
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
-        {"response_format": {"type": "json", "value": {}}},
-        {"response_format": {"type": "regex", "value": "a+"}},
+        ({"type": "json_object"}, Json),
+        ({"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}, Json),
+        ({"type": "json_schema", "value": {"schema": {"type": "integer"}}}, Json),
+        ({"type": "json", "value": {}}, Json),
+        ({"type": "regex", "value": "a+"}, Regex),
     ],
 )
-async def test_what_is_not_built_is_refused_by_name(api, engine, fields):
-    response = await api.chat("Hi", **fields)
-    assert response.status_code == 422
-    assert response.json()["error_type"] == "validation"
-    assert f"`{next(iter(fields))}`" in response.json()["error"]
-    assert engine.requests == []
+async def test_an_answer_is_held_to_the_form_that_is_asked_for(api, engine, form, kind):
+    assert (await api.chat("Hi", response_format=form)).status_code == 200
+    assert isinstance(decode(engine.requests[0].grammar), kind)
 
 
-async def test_what_is_not_built_is_refused_after_the_other_rules(api, settings):
-    wanted = {"response_format": {"type": "json_object"}}
-    response = await api.chat("Hi", **wanted, temperature=-1)
+async def test_a_form_is_looked_at_after_the_other_rules(api, engine):
+    wrong = {"response_format": {"type": "regex", "value": "("}}
+    response = await api.chat("Hi", **wrong, temperature=-1)
     assert "`temperature`" in response.json()["error"]
-    settings.strict_tgi = True
-    response = await api.chat("Hi", **wanted)
-    assert response.json()["error"] == "Input validation error: grammar is not supported"
+    response = await api.chat("Hi", **wrong)
+    assert response.status_code == 422
+    assert "`response_format`" in response.json()["error"]
+    assert engine.requests == []
 
 
 @pytest.mark.parametrize(

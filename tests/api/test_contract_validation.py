@@ -16,9 +16,16 @@ import pytest
 from tests.api.waiting import until
 
 DOCS = Path(__file__).parents[2] / "docs"
-REFUSED = "`grammar` is not supported by this version of the server. Remove it from the request"
 UNSUPPORTED = "grammar is not supported"
-"""As TGI with --disable-grammar-support, where the other rules on grammars are out of reach."""
+SCHEMA = "`grammar`: a schema must be an object or a boolean, at #"
+TYPE = (
+    "`type` at #/properties/a must be one of null, boolean, number, string, array, object, "
+    "integer, or a list of different ones"
+)
+SAME_ITEMS = (
+    "keyword `uniqueItems` at #/properties/a is not supported: items are not compared with each "
+    "other"
+)
 SAMPLED = {"best_of": 2, "do_sample": True}
 
 
@@ -89,22 +96,20 @@ ROWS = [
     ),
     *(
         Row(
-            message,
-            {"grammar": grammar},
-            here=REFUSED,
-            strict=UNSUPPORTED,
+            f"{message}{reason}",
+            {"grammar": {"type": "json", "value": value}},
+            here=f"`grammar`: {reason}" if reason else here,
             documented="`grammar`",
         )
-        for message, grammar in (
-            (UNSUPPORTED, {"type": "json", "value": 1}),
-            ("grammar is not valid: ", {"type": "json", "value": "{"}),
-            (
-                "grammar is not valid: Grammar must have a 'properties' field",
-                {"type": "json", "value": {}},
-            ),
+        for message, reason, value, here in (
+            (UNSUPPORTED, "", 1, SCHEMA),
+            ("grammar is not valid: ", "it is not JSON: Input data was truncated", "{", ""),
+            ("grammar is not valid: ", TYPE, {"properties": {"a": {"type": "unheard-of"}}}, ""),
             (
                 "cannot compile regex from schema: ",
-                {"type": "json", "value": {"properties": {"a": {"type": "unheard-of"}}}},
+                SAME_ITEMS,
+                {"properties": {"a": {"uniqueItems": True}}},
+                "",
             ),
         )
     ),
@@ -145,7 +150,7 @@ class TestRules:
             "seed": 1,
             "top_n_tokens": 6,
             "truncate": 0,
-            "grammar": {"type": "json", "value": {}},
+            "grammar": {"type": "json", "value": {"type": "unheard-of"}},
         }
         inputs = ""
         steps: list[tuple[dict[str, Any], str]] = [
@@ -165,7 +170,10 @@ class TestRules:
             ({"inputs": "a" * 110}, "`truncate`"),
             ({"truncate": None}, "`inputs` tokens + `max_new_tokens`"),
             ({"max_new_tokens": 1}, "`inputs` must have less than"),
-            ({"inputs": "a" * 100}, UNSUPPORTED if settings.strict_tgi else REFUSED),
+            (
+                {"inputs": "a" * 100},
+                "grammar is not valid" if settings.strict_tgi else "`grammar`: `type` at # must be",
+            ),
         ]
         for mended, message in steps:
             inputs = mended.pop("inputs", inputs)
@@ -231,6 +239,34 @@ class TestRules:
         assert response.text.endswith(
             "Empty array detected. Do not use an empty array for the prompt."
         )
+
+
+class TestGrammars:
+    @pytest.mark.parametrize("strict", [False, True])
+    async def test_only_tgi_wants_properties(self, api, engine, settings, strict):
+        settings.strict_tgi = strict
+        response = await api.generate(grammar={"type": "json", "value": {"type": "array"}})
+        if not strict:
+            assert response.status_code == 200
+            assert engine.requests[0].grammar == '{"kind":"json","schema":{"type":"array"}}'
+            return
+        message = "grammar is not valid: Grammar must have a 'properties' field"
+        told = {"error": f"Input validation error: {message}", "error_type": "validation"}
+        assert (response.status_code, response.json()) == (422, told)
+
+    @pytest.mark.parametrize("vetting", [None])
+    @pytest.mark.parametrize("strict", [False, True])
+    async def test_a_server_without_grammars_says_so(self, api, settings, vetting, strict):
+        settings.strict_tgi = strict
+        response = await api.generate(grammar={"type": "regex", "value": "a"})
+        message = (
+            UNSUPPORTED
+            if strict
+            else "`grammar` is not supported: the server was started with "
+            "--disable-grammar-support. Remove it from the request"
+        )
+        told = {"error": f"Input validation error: {message}", "error_type": "validation"}
+        assert (response.status_code, response.json()) == (422, told)
 
 
 def test_what_does_not_hold_is_in_the_table_of_differences():

@@ -42,8 +42,8 @@ import pytest
             "Given: 2 `inputs` tokens and 127 `max_new_tokens`",
         ),
         (
-            {"grammar": {"type": "regex", "value": "a"}},
-            "`grammar` is not supported by this version of the server. Remove it from the request",
+            {"grammar": {"type": "regex", "value": "a("}},
+            "`grammar`: unclosed group, at '(' (character 2)",
         ),
         (
             {"adapter_id": "mine"},

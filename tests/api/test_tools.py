@@ -67,7 +67,8 @@ def is_told(response, told):
     assert response.text.startswith(prefix + told)
 
 
-async def test_a_conversation_with_calls_and_their_results_is_taken(client):
+async def test_a_conversation_with_calls_and_their_results_is_taken(client, settings):
+    settings.max_total_tokens, settings.max_input_tokens = 1024, 1000
     function = {"name": "f", "arguments": "{}", "description": None}
     call = {"id": "0", "type": "function", "function": function}
     messages = [

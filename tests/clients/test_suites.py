@@ -30,6 +30,7 @@ QUIET = ("--rootdir=.", "-p", "no:cacheprovider", "--tb=short", "--disable-warni
         ("huggingface_hub", "text-generation"),
         ("text_generation", "text-generation"),
         ("openai", "openai"),
+        ("openai_tools", "openai"),
         ("langchain_huggingface", "langchain-huggingface"),
         ("langchain_openai", "langchain-openai"),
     ],

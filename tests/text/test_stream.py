@@ -171,3 +171,19 @@ def test_excluded_ones_hold_back_no_more_than_their_beginning() -> None:
 def test_a_stop_sequence_does_not_begin_in_the_prompt(include: bool) -> None:
     shown, stopped = streamed("D and on", ("END",), include, prompt="EN")
     assert ("".join(shown), stopped) == ("D and on", False)
+
+
+@pytest.mark.parametrize("include", [True, False])
+def test_a_special_token_that_is_shown_is_part_of_the_text(include: bool) -> None:
+    def stream(stop: str) -> str:
+        shown = {END: "<|im_end|>"}
+        texts = TextStream(TINY, [], (stop,), include, shown)
+        pieces = [texts.push(id) for id in [*TINY.encode("ab"), END, *TINY.encode("cd")]]
+        end = next((place for place, (_, stopped) in enumerate(pieces) if stopped), len(pieces))
+        return "".join(text for text, _ in pieces[: end + 1]) + (
+            "" if end < len(pieces) else texts.flush()
+        )
+
+    # What may become a stop sequence is held back before it, and comes before it.
+    assert stream("bx") == "ab<|im_end|>cd"
+    assert stream("|>c") == ("ab<|im_end|>c" if include else "ab<|im_end")

@@ -57,6 +57,12 @@ def test_special_tokens_are_known_by_id(tokenizer):
     assert tokenizer.decode([end], skip_special_tokens=False) == "<|im_end|>"
 
 
+def test_special_tokens_are_found_by_name(tokenizer):
+    [end] = tokenizer.encode("<|im_end|>", add_special_tokens=False)
+    assert tokenizer.special_id("<|im_end|>") == end
+    assert tokenizer.special_id("a") is None
+
+
 def test_an_ordinary_token_is_not_special(tokenizer):
     [letter] = tokenizer.encode("a")
     assert not tokenizer.is_special(letter)

@@ -76,12 +76,16 @@ async def test_receiving_without_waiting_finds_nothing(
     assert worker.receive(wait=False) is None
 
 
-async def test_every_rank_gets_every_frame_and_all_reply_to_one(folder: Path) -> None:
+async def test_steps_go_to_rank_0_what_else_there_is_to_all_and_all_reply_to_one(
+    folder: Path,
+) -> None:
     router = RouterChannel(folder, 1, 3)
     workers = [WorkerChannel(folder, 1, rank) for rank in range(3)]
     try:
         router.send(step(7))
-        assert [worker.receive() for worker in workers] == [step(7)] * 3
+        router.send(Stop())
+        assert workers[0].receive() == step(7)
+        assert [worker.receive() for worker in workers] == [Stop()] * 3
         for rank, worker in enumerate(workers):
             worker.send(Loading(f"rank {rank}", 0.0))
         phases = {(await receive(router)).phase for _ in workers}

@@ -20,6 +20,7 @@ from tgi_async.api.limits import Limits
 from tgi_async.api.permits import Permits
 from tgi_async.api.routes import routes
 from tgi_async.api.service import Service
+from tgi_async.grammar.vetting import Vetting
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
@@ -33,8 +34,9 @@ def create_app(
     limits: Limits,
     metrics: Metrics,
     compute_type: str | None = None,
+    vetting: Vetting | None = None,
 ) -> Starlette:
-    """The ASGI application.
+    """The ASGI application. Without `vetting`, requests for a grammar are refused.
 
     `compute_type` is what `x-compute-type` says, e.g. `1-nvidia-h200`; by default the environment
     variable COMPUTE_TYPE, or `cpu`.
@@ -52,14 +54,19 @@ def create_app(
         permits=Permits(limits.max_concurrent_requests),
         tokenize_permits=Permits(limits.max_concurrent_requests),
         pool=ThreadPoolExecutor(limits.validation_workers, thread_name_prefix="text"),
+        vetting=vetting,
     )
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        if vetting is not None:
+            service.pool.submit(vetting.prepare)
         yield
         service.pool.shutdown(wait=False, cancel_futures=True)
         if chat_template is not None:
             chat_template.close()
+        if vetting is not None:
+            vetting.close()
 
     app = Starlette(
         routes=routes(service, os.environ),

@@ -30,7 +30,8 @@ class _Generated(Struct):
 
 
 class _Message(Struct):
-    content: str | None
+    content: str | None = None
+    tool_calls: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _Choice(Struct):
@@ -75,4 +76,6 @@ async def _generate_text(
         return msgspec.json.decode(inner.body, type=_Generated).generated_text
     await chat(service, structs.replace(request, stream=False), inner)
     reply = msgspec.json.decode(inner.body, type=_Chat)
-    return reply.choices[0].message.content or ""
+    message = reply.choices[0].message
+    # A text is all that there is room for, so calls are told as JSON.
+    return message.content or bytes(message.tool_calls).decode()

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from msgspec import structs
 
-from msgspec import UNSET
-
+from tgi_async.api.chat_answer import ChatAnswer
+from tgi_async.api.chat_like_tgi import call_like_tgi
 from tgi_async.api.chat_prompt import prompt_of
-from tgi_async.api.exchange import Exchange, encode, event
-from tgi_async.api.finished import collect_all, text_of
-from tgi_async.api.openai import errors_told, finish_reason_of, stream_choices
-from tgi_async.api.parameters import refuse_unbuilt
-from tgi_async.api.schemas.chat import (
-    AssistantDelta,
-    AssistantMessage,
-    ChatChoice,
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatDelta,
-    ChatRequest,
-    Logprobs,
-    TokenLogprob,
-    TopLogprob,
-)
+from tgi_async.api.chat_tools import AnswerReader, offer_of
+from tgi_async.api.exchange import Exchange, encode
+from tgi_async.api.finished import collect_all
+from tgi_async.api.openai import errors_told, stream_choices
+from tgi_async.api.schemas.chat import ChatRequest
 from tgi_async.api.schemas.grammar import grammar_of
-from tgi_async.api.schemas.openai import Usage, now, told_logprob, unique_id
 from tgi_async.api.service import Service
 from tgi_async.api.timing import reply_headers
-from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
 
 
 async def chat(service: Service, body: ChatRequest, exchange: Exchange) -> None:
@@ -40,18 +27,17 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
     strict = service.limits.strict_tgi
     if strict:
         body = body.as_tgi_reads_it()
-    # tool_choice "none" asks for plain text, with tools in the body or without.
-    refuse_unbuilt(tools=body.tools if body.tool_choice != "none" else None)
+    offer = offer_of(body, strict_tgi=strict)
     n = body.n_choices(service.limits)
     body.check_own()
-    max_new_tokens = (
-        body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    )
-    parameters = body.parameters(
-        service.limits, max_new_tokens, body.top_logprobs, grammar_of(body.response_format)
-    )
+    grammar = grammar_of(body.response_format)
+    parameters = body.parameters(service.limits, body.most_new_tokens, body.top_logprobs, grammar)
+    if strict and offer is not None:
+        await call_like_tgi(service, body, offer, parameters, exchange)
+        return
     with service.permits.take(n):
-        prompt = await prompt_of(service, body)
+        prompt = await prompt_of(service, body, offer)
+        reader = None if strict else AnswerReader(service, offer, prompt, grammar)
         request = await service.request(
             prompt,
             parameters,
@@ -60,11 +46,13 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
             include_stop=strict,
             add_special_tokens=False,
             grammar_field="response_format",
+            constraint=None if reader is None else reader.constraint,
         )
-        if not strict:
+        if reader is not None:
             request = body.completed(request, logprobs=bool(body.logprobs))
+            request = structs.replace(request, shown=reader.shown)
         generations = service.submit_choices(request, n)
-        answer = _Answer(service, body, request)
+        answer = ChatAnswer(service, body, request, reader)
         if body.stream:
             await stream_choices(
                 service, exchange, generations, len(prompt), answer.events, answer.ending
@@ -86,86 +74,3 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
         answer.choice(index, one.tokens, one.finish_reason) for index, one in enumerate(finished)
     ]
     await exchange.reply(encode(answer.whole(choices, n_generated)), headers=headers)
-
-
-class _Answer:
-    """Builds the reply, or the chunks of it, to one request."""
-
-    def __init__(self, service: Service, body: ChatRequest, request: GenerationRequest) -> None:
-        self._id = unique_id("chatcmpl")
-        self._created = now()
-        named = body.model not in (None, "", "tgi")
-        self._model = body.model if named and body.model else service.limits.model_id
-        self._fingerprint = service.fingerprint
-        self._strict = service.limits.strict_tgi
-        self._tokenizer = service.tokenizer
-        self._n_prompt = len(request.prompt)
-        self._n_streamed = 0
-        self._begun: set[int] = set()
-        """Choices that a chunk was sent of."""
-        self._with_logprobs = bool(body.logprobs)
-        self._include_usage = body.include_usage
-
-    def choice(self, index: int, tokens: Sequence[Token], reason: FinishReason) -> ChatChoice:
-        """One whole answer."""
-        return ChatChoice(
-            index=index,
-            message=AssistantMessage(text_of(tokens)),
-            logprobs=self._logprobs(tokens),
-            finish_reason=finish_reason_of(reason, strict_tgi=self._strict),
-        )
-
-    def whole(self, choices: list[ChatChoice], n_generated: int) -> ChatCompletion:
-        """The whole reply."""
-        return ChatCompletion(
-            id=self._id,
-            created=self._created,
-            model=self._model,
-            system_fingerprint=self._fingerprint,
-            choices=choices,
-            usage=Usage.of(self._n_prompt, n_generated),
-        )
-
-    def events(self, index: int, emitted: Emitted) -> bytes:
-        """One chunk for all tokens that came together. The first has the role; in TGI all have."""
-        self._n_streamed += len(emitted.tokens)
-        shows_role = self._strict or index not in self._begun
-        self._begun.add(index)
-        reason = emitted.finish_reason
-        delta = ChatDelta(
-            index=index,
-            delta=AssistantDelta(text_of(emitted.tokens), "assistant" if shows_role else UNSET),
-            logprobs=self._logprobs(emitted.tokens),
-            finish_reason=reason and finish_reason_of(reason, strict_tgi=self._strict),
-        )
-        return event(self._chunk([delta], None))
-
-    def ending(self) -> bytes:
-        """The extra chunk that `stream_options.include_usage` asks for."""
-        if not self._include_usage:
-            return b""
-        return event(self._chunk([], Usage.of(self._n_prompt, self._n_streamed)))
-
-    def _chunk(self, choices: list[ChatDelta], usage: Usage | None) -> ChatCompletionChunk:
-        return ChatCompletionChunk(
-            id=self._id,
-            created=self._created,
-            model=self._model,
-            system_fingerprint=self._fingerprint,
-            choices=choices,
-            usage=usage,
-        )
-
-    def _logprobs(self, tokens: Sequence[Token]) -> Logprobs | None:
-        if not self._with_logprobs:
-            return None
-        return Logprobs([self._token_logprob(token) for token in tokens])
-
-    def _token_logprob(self, token: Token) -> TokenLogprob:
-        text = self._tokenizer.token_text(token.id) if token.special else token.text
-        top = [
-            TopLogprob(one.text, told_logprob(one.logprob), list(one.text.encode()))
-            for one in token.top
-        ]
-        logprob = token.logprob and told_logprob(token.logprob)
-        return TokenLogprob(text, logprob, list(text.encode()), top)

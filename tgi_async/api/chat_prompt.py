@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from tgi_async.api.chat_history import behind_last, in_front, without_calls
+from tgi_async.api.chat_tools import Offer, format_for
 from tgi_async.api.schemas.chat import ChatRequest, ImageChunk, MessageBody
-from tgi_async.api.schemas.tools import Tool
 from tgi_async.api.service import Service
 from tgi_async.errors import TemplateError, ValidationError
+from tgi_async.text.chat import ChatTemplate
+from tgi_async.text.tools.tgi import tool_text
 
 
-async def prompt_of(service: Service, body: ChatRequest) -> str:
+async def prompt_of(service: Service, body: ChatRequest, offer: Offer | None) -> str:
     """Render the model's template, off the event loop and for a bounded time.
 
     Call it with a permit in hand: what waits for the template's processes is bounded by those.
@@ -22,15 +25,51 @@ async def prompt_of(service: Service, body: ChatRequest) -> str:
         TemplateError: there is no template, it refuses these messages, or it takes too long.
         ValidationError: the messages or the template's variables are not allowed.
     """
+    strict = service.limits.strict_tgi
     messages = [_message(place, message) for place, message in enumerate(body.messages)]
-    fields = {} if service.limits.strict_tgi else _template_fields(body)
+    fields = {} if strict else _template_fields(body)
     template = service.chat_template
     if template is None:
         raise TemplateError("template not found")
-    if not messages and not service.limits.strict_tgi:
+    if not messages and not strict:
         raise ValidationError("`messages` cannot be empty")
-    render = partial(template.render, messages, tools=_tools(body), **fields)
+    try:
+        messages, tools = _told(service, template, body, offer, messages, fields)
+    except RecursionError as error:
+        raise TemplateError(
+            "the tools or calls cannot be shown: they are nested too deep"
+        ) from error
+    render = partial(template.render, messages, tools=tools, **fields)
     return await asyncio.get_running_loop().run_in_executor(template.threads, render)
+
+
+def _told(
+    service: Service,
+    template: ChatTemplate,
+    body: ChatRequest,
+    offer: Offer | None,
+    messages: list[dict[str, Any]],
+    fields: dict[str, Any],
+) -> tuple[list[dict[str, Any]], Sequence[Mapping[str, Any]] | None]:
+    """Messages and tools for the template; where it does not show tools, a message tells of them.
+
+    `tool_prompt` is said behind the last message; in TGI there always is one.
+    """
+    strict = service.limits.strict_tgi
+    if not strict and not template.traits.shows_calls:
+        messages = without_calls(messages, format_for(service))
+    if offer is None:
+        return messages, None
+    variable = template.traits.tools_variable
+    if strict or body.tool_prompt is not None:
+        said = tool_text(offer.tools, body.tool_prompt, shown=variable is not None)
+        messages = behind_last(messages, said)
+    elif variable is None:
+        messages = in_front(messages, format_for(service).described(offer.tools))
+    if variable == "xml_tools" and not strict:
+        functions = [tool["function"] for tool in offer.tools]
+        fields["variables"] = {"xml_tools": functions, **fields["variables"]}
+    return messages, offer.tools
 
 
 def _template_fields(body: ChatRequest) -> dict[str, Any]:
@@ -54,24 +93,6 @@ def _template_fields(body: ChatRequest) -> dict[str, Any]:
 
 def _objects(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(entry, dict) for entry in value)
-
-
-def _tools(body: ChatRequest) -> list[Mapping[str, Any]] | None:
-    """Tools as templates know them, or None: an empty list is what clients send for none."""
-    if not body.tools or body.tool_choice == "none":
-        return None
-    return [_tool(tool) for tool in body.tools]
-
-
-def _tool(tool: Tool) -> Mapping[str, Any]:
-    """TGI's name for a function's `parameters` is `arguments`."""
-    function = tool["function"]
-    if "arguments" not in function or "parameters" in function:
-        return tool
-    renamed = {
-        "parameters" if name == "arguments" else name: value for name, value in function.items()
-    }
-    return {**tool, "function": renamed}
 
 
 def _message(place: int, message: MessageBody) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tgi_async.api.chat_prompt import prompt_of
+from tgi_async.api.chat_tools import offer_of
 from tgi_async.api.exchange import Exchange, encode
 from tgi_async.api.parameters import check_text
 from tgi_async.api.schemas.chat import ChatRequest
@@ -12,12 +13,10 @@ from tgi_async.api.tokenize import simple_tokens
 
 
 async def chat_tokenize(service: Service, body: ChatRequest, exchange: Exchange) -> None:
-    """The prompt that the chat route would make, and its tokens; nothing is generated.
-
-    Tools are shown to the template, whether the chat route can use them or not.
-    """
+    """The prompt that the chat route would make, and its tokens; nothing is generated."""
+    offer = offer_of(body, strict_tgi=service.limits.strict_tgi)
     with service.tokenize_permits.take():
-        text = await prompt_of(service, body)
+        text = await prompt_of(service, body, offer)
         check_text(text, None, service.limits)
         encoded = await service.in_pool(_encoded, service, text)
     await exchange.reply(encoded)

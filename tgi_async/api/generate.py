@@ -41,13 +41,16 @@ async def generate_stream(service: Service, body: GenerateRequest, exchange: Exc
 async def compat_generate(
     service: Service, body: CompatGenerateRequest, exchange: Exchange
 ) -> None:
-    """`/`: a stream, or a list of one object. Here the prompt belongs to the text by default."""
+    """`/`: a stream, or a list of one object. Here the prompt belongs to the text by default.
+
+    Not to one that follows a grammar, which it would break: that is TGI's way only.
+    """
     parameters = body.given
     if parameters.return_full_text is None:
         tag = service.limits.model_pipeline_tag
-        parameters = structs.replace(
-            parameters, return_full_text=tag is None or tag == "text-generation"
-        )
+        follows = parameters.grammar is not None and not service.limits.strict_tgi
+        full = tag is None or tag == "text-generation"
+        parameters = structs.replace(parameters, return_full_text=full and not follows)
     if body.stream:
         await _stream(service, body.inputs, parameters, exchange)
     else:

@@ -65,5 +65,9 @@ class Limits(Protocol):
         """Whether to behave as TGI does where this server is otherwise different on purpose."""
 
     @property
+    def tool_call_parser(self) -> str | None:
+        """Name of the format in which the model writes calls; None: as its template shows it."""
+
+    @property
     def kserve(self) -> bool:
         """Whether the routes of KServe's V2 protocol are there."""

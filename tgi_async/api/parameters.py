@@ -206,16 +206,6 @@ def fit(n_prompt: int, max_new_tokens: int | None, limits: Limits) -> int:
     return room if max_new_tokens is None else min(max_new_tokens, room)
 
 
-def check_grammar(grammar: Grammar | None, field: str, limits: Limits) -> None:
-    """The last rule in TGI's order. `field` is where the client has it.
-
-    This version has no grammars; so has a server of TGI with `--disable-grammar-support`.
-    """
-    if grammar is not None and limits.strict_tgi:
-        raise ValidationError("grammar is not supported")
-    refuse_unbuilt(**{field: grammar})
-
-
 def random_seed() -> int:
     """For a generation that was given none: unsigned 64 bits."""
     return secrets.randbits(64)

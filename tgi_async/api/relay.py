@@ -31,6 +31,6 @@ async def relay(
     last = b""
     async for emitted in generation:
         last = events_of(emitted)
-        if emitted.finish_reason is None:
+        if last and emitted.finish_reason is None:
             await exchange.write(last)
     return last

@@ -12,13 +12,13 @@ from typing import ParamSpec, TypeVar
 
 from msgspec import structs
 
+from tgi_async.api.constraint import vetted
 from tgi_async.api.engine import Engine, Generation
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import (
     GenerateParameters,
     check,
-    check_grammar,
     check_text,
     fit,
     sampling_of,
@@ -26,6 +26,8 @@ from tgi_async.api.parameters import (
 from tgi_async.api.permits import Permits
 from tgi_async.errors import ServerError, ValidationError
 from tgi_async.generation import GenerationRequest, Timings
+from tgi_async.grammar.grammar import Grammar
+from tgi_async.grammar.vetting import Vetting
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
@@ -52,6 +54,8 @@ class Service:
     permits: Permits
     tokenize_permits: Permits
     pool: ThreadPoolExecutor
+    vetting: Vetting | None = None
+    """None: no request may have a grammar."""
     version: str = field(default_factory=lambda: version("tgi-async"))
 
     @property
@@ -74,15 +78,17 @@ class Service:
         include_stop: bool,
         add_special_tokens: bool = True,
         grammar_field: str = "grammar",
+        constraint: Grammar | None = None,
     ) -> GenerationRequest:
         """Validate, and tokenize what is not tokenized yet.
 
         `truncate` keeps the last tokens. `grammar_field` is what a client of the route calls
-        `parameters.grammar`. Fairness is owed to the peer's address alone: there is one API key,
-        and a key that nobody checks is free text.
+        `parameters.grammar`; a `constraint` counts instead of it. Fairness is owed to the peer's
+        address alone: there is one API key, and a key that nobody checks is free text.
 
         Raises:
             ValidationError: the first rule that is broken, in TGI's order.
+            Overloaded: too many grammars are being vetted.
         """
         check(parameters, self.limits)
         if isinstance(prompt, str):
@@ -95,7 +101,13 @@ class Service:
         max_new_tokens = fit(len(prompt), parameters.max_new_tokens, self.limits)
         if not prompt:
             raise ValidationError("`inputs` cannot be empty")
-        check_grammar(parameters.grammar, grammar_field, self.limits)
+        grammar = await vetted(
+            self.vetting,
+            parameters.grammar,
+            constraint,
+            "tools" if parameters.grammar is None else grammar_field,
+            strict_tgi=self.limits.strict_tgi,
+        )
         exchange.validation_seconds = time.monotonic() - exchange.started
         self.metrics.request_validated(exchange.validation_seconds, len(prompt), max_new_tokens)
         return GenerationRequest(
@@ -107,6 +119,7 @@ class Service:
             ignore_eos=parameters.ignore_eos,
             prompt_logprobs=parameters.decoder_input_details,
             include_stop=include_stop,
+            grammar=grammar,
         )
 
     def submit(self, request: GenerationRequest) -> Generation:

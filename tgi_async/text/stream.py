@@ -7,6 +7,7 @@ them, shows beyond what it showed already. Half a character is never emitted.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 CONTEXT_TOKENS = 5
@@ -112,8 +113,11 @@ class TextStream:
         prompt: list[int],
         stop: tuple[str, ...] = (),
         include_stop: bool = True,
+        shown: Mapping[int, str] | None = None,
     ) -> None:
+        """`shown` are special tokens that are part of the text all the same, by their names."""
         self._detokenizer = Detokenizer(decoder, prompt)
+        self._shown = shown or {}
         self._stop = stop
         self._include_stop = include_stop
         self._longest = max(map(len, stop), default=0)
@@ -124,7 +128,7 @@ class TextStream:
 
     def push(self, id: int) -> tuple[str, bool]:
         """The text to emit for this token, and whether a stop sequence ends the generation."""
-        text = self._detokenizer.push(id)
+        text = self._shown[id] if id in self._shown else self._detokenizer.push(id)
         if not self._stop or not text:
             return text, False
         return self._scan(text)

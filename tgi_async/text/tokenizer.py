@@ -56,6 +56,7 @@ class Tokenizer:
             if added.special
         }
         self.special_ids = frozenset(self._special_texts)
+        self._special_by_text = {text: id for id, text in self._special_texts.items()}
         self._texts: dict[int, str] = {}
         """Of single tokens that were decoded: every streamed token asks for the last one's."""
 
@@ -134,6 +135,10 @@ class Tokenizer:
     def is_special(self, id: int) -> bool:
         """Whether this token is a mark and not text."""
         return id in self.special_ids
+
+    def special_id(self, name: str) -> int | None:
+        """The special token of this name, if there is one."""
+        return self._special_by_text.get(name)
 
 
 def _refused(text: str, error: Exception) -> ValidationError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from typing import Any
 
@@ -234,6 +235,73 @@ def test_chat_with_what_applications_send(call: Any) -> None:
 
     assert "Paris" not in answer.choices[0].message.content
     assert answer.choices[0].finish_reason == "stop"
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 30},
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+            },
+            "required": ["city", "unit"],
+        },
+    },
+}
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "age": {"type": "integer"},
+        "city": {"type": "string"},
+    },
+    "required": ["name", "age", "city"],
+}
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "get_weather"}}]
+)
+def test_tools(call: Any, choice: Any) -> None:
+    asked = {"tools": [WEATHER], "tool_choice": choice, "max_tokens": 100, "temperature": 0.0}
+    answer = call("chat_completion", QUESTION, **asked)
+    chunks = call("chat_completion", QUESTION, stream=True, **asked)
+
+    (choice,) = answer.choices
+    assert choice.finish_reason == "tool_calls"
+    called = choice.message.tool_calls[0]
+    assert called.id
+    assert called.function.name == "get_weather"
+    arguments = json.loads(called.function.arguments)
+    assert arguments["unit"] in ("celsius", "fahrenheit")
+    pieces = [piece for chunk in chunks for piece in chunk.choices[0].delta.tool_calls or []]
+    streamed = "".join(piece.function.arguments for piece in pieces if piece.index == 0)
+    assert streamed == called.function.arguments
+
+
+def test_a_text_in_the_form_of_a_schema(call: Any) -> None:
+    text = call(
+        "text_generation",
+        "다음 텍스트에서 정보를 추출: 김민수(32세)는 부산에 삽니다.",
+        grammar={"type": "json", "value": PERSON},
+        max_new_tokens=100,
+        return_full_text=False,
+    )
+
+    person = json.loads(text)
+    assert list(person) == ["name", "age", "city"]
+    assert isinstance(person["age"], int)
+
+
+def test_a_chat_in_the_form_of_a_schema(call: Any) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    answer = call("chat_completion", QUESTION, response_format=form, max_tokens=120)
+
+    assert json.loads(answer.choices[0].message.content).keys() == {"name", "age", "city"}
 
 
 def test_the_form_that_openai_made_known() -> None:

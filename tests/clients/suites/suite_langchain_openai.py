@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAI
+from pydantic import BaseModel, Field
 
 SERVER = {"base_url": f"{os.environ['TGI_URL']}/v1", "api_key": os.environ["TGI_API_KEY"]}
 QUESTION = "What is the capital of France?"
@@ -88,6 +89,48 @@ def test_several_answers_with_log_probabilities() -> None:
     assert first.text != second.text
     tokens = first.message.response_metadata["logprobs"]["content"]
     assert "".join(token["token"] for token in tokens) == first.text
+
+
+class GetWeather(BaseModel):
+    """The weather of a city."""
+
+    city: str = Field(max_length=30)
+    unit: Literal["celsius", "fahrenheit"]
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_structured_output(method: str) -> None:
+    llm = chat(max_tokens=120).with_structured_output(GetWeather, method=method)
+
+    answer = llm.invoke("What is the weather in Paris, in celsius?")
+
+    assert isinstance(answer, GetWeather)
+
+
+@pytest.mark.parametrize("choice", ["any", "GetWeather"])
+def test_bound_tools(choice: str) -> None:
+    llm = chat(max_tokens=120).bind_tools([GetWeather], tool_choice=choice)
+
+    answer = llm.invoke("What is the weather in Paris, in celsius?")
+    whole = None
+    for piece in llm.stream("What is the weather in Paris, in celsius?"):
+        whole = piece if whole is None else whole + piece
+
+    call = answer.tool_calls[0]
+    assert call["name"] == "GetWeather"
+    GetWeather.model_validate(call["args"])
+    streamed = [(one["name"], one["args"]) for one in whole.tool_calls]
+    assert streamed == [(one["name"], one["args"]) for one in answer.tool_calls]
+
+
+def test_results_of_tools() -> None:
+    question = HumanMessage("What is the weather in Paris, in celsius?")
+    asking = chat(max_tokens=120).bind_tools([GetWeather], tool_choice="any").invoke([question])
+    results = [ToolMessage("Sunny.", tool_call_id=call["id"]) for call in asking.tool_calls]
+
+    answer = chat(max_tokens=8).invoke([question, asking, *results])
+
+    assert answer.content
 
 
 def test_completions() -> None:

@@ -42,7 +42,7 @@ class MessageBody(Struct, frozen=True, kw_only=True):
 class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     """`max_completion_tokens` is OpenAI's newer name of `max_tokens`.
 
-    `tool_prompt` is TGI's: what it says to a model that is made to call a tool. The last four
+    `tool_prompt` is TGI's: what is said of the tools behind the last message. The last four
     fields are for the chat template, under the names that vLLM and transformers have.
     """
 
@@ -53,11 +53,18 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     tool_prompt: str | None = None
+    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     documents: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+
+    @property
+    def most_new_tokens(self) -> U32 | None:
+        """`max_completion_tokens`, under either name."""
+        newer = self.max_completion_tokens
+        return self.max_tokens if newer is None else newer
 
     def as_tgi_reads_it(self) -> ChatRequest:
         """The body without the fields that TGI ignores, its presence penalty made what TGI makes
@@ -69,6 +76,7 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
             presence_penalty=None,
             repetition_penalty=None if presence is None else presence + 2.0,
             n=None,
+            parallel_tool_calls=None,
             logit_bias=None,
             top_k=None,
             typical_p=None,
@@ -100,10 +108,14 @@ class Logprobs(Struct, frozen=True):
 
 
 class AssistantMessage(Struct, frozen=True):
-    """`tool_call_id` is in TGI's document; neither TGI nor this server sends it."""
+    """`content` is null where there are calls and no words, and not there in TGI's form of that.
 
-    content: str
+    `tool_call_id` is in TGI's document; neither TGI nor this server sends it.
+    """
+
+    content: str | UnsetType | None = UNSET
     role: Literal["assistant"] = "assistant"
+    reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
     tool_call_id: str | UnsetType = UNSET
 
@@ -118,8 +130,9 @@ class ChatChoice(Struct, frozen=True, kw_only=True):
 class AssistantDelta(Struct, frozen=True):
     """A piece of the message. The role comes once; clients put the pieces together."""
 
-    content: str
+    content: str | UnsetType = UNSET
     role: Literal["assistant"] | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
     tool_call_id: str | UnsetType = UNSET
 

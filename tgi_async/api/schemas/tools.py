@@ -63,11 +63,11 @@ ToolChoice = (
 
 
 class FunctionCall(Struct, frozen=True, kw_only=True):
-    """`arguments` is a text in JSON."""
+    """`arguments` is a text in JSON. `description` is TGI's, and always null."""
 
+    description: str | UnsetType | None = UNSET
     name: str
     arguments: str
-    description: str | UnsetType = UNSET
 
 
 class ToolCall(Struct, frozen=True, kw_only=True):
@@ -79,9 +79,9 @@ class ToolCall(Struct, frozen=True, kw_only=True):
 
 
 class FunctionCallDelta(Struct, frozen=True, kw_only=True):
-    """A piece of `arguments`; the name comes once."""
+    """A piece of `arguments`; the name comes once, and is null in TGI's other pieces."""
 
-    name: str | UnsetType = UNSET
+    name: str | UnsetType | None = UNSET
     arguments: str
 
 

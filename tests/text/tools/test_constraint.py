@@ -1,0 +1,249 @@
+"""Grammars that force calls: what they let through is read back as those calls."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.api.tiny_tokenizer import tiny_inner
+from tgi_async.grammar.grammar import Grammar, Json, Special, Text
+from tgi_async.text.tokenizer import Tokenizer
+from tgi_async.text.tools.constraint import after_thoughts, arguments_schema, forced
+from tgi_async.text.tools.events import Arguments, CallBegun, Thought, merged
+from tgi_async.text.tools.format import Format
+from tgi_async.text.tools.formats import FORMATS, HERMES, QWEN3_CODER
+from tgi_async.text.tools.parser import Marks, Parser
+from tgi_async.text.tools.tagged import NotForced
+from tgi_async.text.tools.tgi import NO_TOOL, CallReader, call_of, call_of_one
+from workers.grammar.engine import GrammarError
+from workers.grammar.engines import engine
+
+THINK = Marks("<think>", "</think>")
+WEATHER = arguments_schema(
+    {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city"]}
+)
+FUNCTIONS = [("get_weather", WEATHER), ("get_time", arguments_schema(None))]
+CALLS: list[tuple[str, Any]] = [
+    ("get_weather", {"city": "Säo 서울", "days": 3}),
+    ("get_time", {}),
+    ("get_weather", {"city": '"'}),
+]
+
+
+class Held:
+    """A tokenizer of bytes with some special tokens, and texts held to grammars."""
+
+    def __init__(self, folder: Path, special: tuple[str, ...] = ()) -> None:
+        inner = tiny_inner()
+        inner.add_special_tokens(list(special))
+        inner.save(str(folder / "tokenizer.json"))
+        self.tokenizer = Tokenizer(inner)
+        self._engine = engine("llguidance", folder, self.tokenizer.vocab_size, [257])
+
+    def is_special(self, name: str) -> bool:
+        return self.tokenizer.special_id(name) is not None
+
+    def accepts(self, grammar: Grammar, text: str) -> bool:
+        """Whether the whole text follows the grammar."""
+        matcher = self._engine.matcher(grammar)
+        try:
+            matcher.advance(self.tokenizer.encode(text, add_special_tokens=False))
+        except GrammarError:
+            return False
+        return matcher.complete
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Held:
+    return Held(tmp_path)
+
+
+@pytest.mark.parametrize("marks_are", ["special tokens", "text"])
+@pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
+def test_what_is_forced_is_what_the_parser_reads(
+    tmp_path: Path, one: Format, marks_are: str
+) -> None:
+    special = (
+        tuple(sorted(mark for mark in one.marks if mark[0] in "<["))
+        if marks_are == "special tokens"
+        else ()
+    )
+    held = Held(tmp_path, special)
+    grammar = forced(one, FUNCTIONS, held.is_special)
+    for calls in (CALLS[:1], CALLS):
+        text = one.text(calls)
+        assert held.accepts(grammar, text)
+        parser = Parser(one, dict(FUNCTIONS))
+        events = merged(parser.feed(text) + parser.end())
+        told = [
+            piece
+            for name, arguments in calls
+            for piece in (CallBegun(name), Arguments(json.dumps(arguments, ensure_ascii=False)))
+        ]
+        assert events == told
+
+
+@pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
+def test_nothing_else_is_let_through(held: Held, one: Format) -> None:
+    grammar = forced(one, FUNCTIONS, held.is_special)
+    for text in (
+        "",
+        "No.",
+        "So " + one.text(CALLS[:1]),
+        one.text([("rm_rf", {})]),
+        one.text([("get_weather", {})]),
+        one.text([("get_weather", {"city": "a", "country": "b"})]),
+        one.text([("get_weather", {"city": "a", "days": "b"})]),
+        one.text(CALLS[:1])[:-1],
+    ):
+        assert not held.accepts(grammar, text)
+
+
+@pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
+def test_exactly_one_call(held: Held, one: Format) -> None:
+    grammar = forced(one, FUNCTIONS, held.is_special, most=1)
+    assert held.accepts(grammar, one.text(CALLS[:1]))
+    assert held.accepts(grammar, one.text(CALLS[1:2]))
+    assert not held.accepts(grammar, one.text(CALLS[:2]))
+
+
+@pytest.mark.parametrize("special", [(), THINK], ids=["marks as text", "marks as tokens"])
+def test_thoughts_come_first_where_they_have_begun(
+    tmp_path: Path, special: tuple[str, ...]
+) -> None:
+    held = Held(tmp_path, special)
+    call = HERMES.text(CALLS[:1])
+    grammar = after_thoughts(forced(HERMES, FUNCTIONS, held.is_special), THINK, held.is_special)
+    text = f"Well, {{1 < 2\n</think>\n\n{call}"
+    assert held.accepts(grammar, text)
+    assert held.accepts(grammar, f"</think>{call}")
+    assert not held.accepts(grammar, call)
+    assert not held.accepts(grammar, "Well</think>\n\nNo.")
+    parser = Parser(HERMES, {"get_weather": WEATHER}, thinking=THINK, opened=True)
+    assert merged(parser.feed(text) + parser.end())[:2] == [
+        Thought("Well, {1 < 2"),
+        CallBegun("get_weather"),
+    ]
+
+
+def test_marks_are_tokens_where_the_tokenizer_has_them() -> None:
+    grammar = forced(HERMES, FUNCTIONS[1:], lambda name: name == "<tool_call>", most=1)
+    call = grammar.parts[0]  # type: ignore[union-attr]
+    assert call.parts == [
+        Special("<tool_call>"),
+        Text('\n{"name": "get_time", "arguments": '),
+        Json({"type": "object", "properties": {}, "additionalProperties": False}),
+        Text("}\n</tool_call>"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "additionalProperties": {"type": "integer"}},
+        {"type": "object", "properties": {}, "patternProperties": {"a": {}}},
+        {"type": "object", "$ref": "#/$defs/a", "$defs": {"a": {"type": "object"}}},
+        {"type": "object", "allOf": [{"properties": {"a": {}}}]},
+        True,
+    ],
+)
+def test_a_schema_that_says_what_else_there_may_be_is_kept(schema: Any) -> None:
+    assert arguments_schema(schema) == schema
+
+
+IN_TAGS = {
+    "properties": {
+        "kind": {"enum": ["a", "b"], "description": "A kind."},
+        "code": {"type": "string", "minLength": 2, "maxLength": 3},
+        "at": {"$ref": "#/$defs/place"},
+    },
+    "required": ["code"],
+    "$defs": {"place": {"type": "array", "items": {"type": "integer"}}},
+}
+
+
+def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
+    grammar = forced(QWEN3_CODER, [("f", arguments_schema(IN_TAGS))], held.is_special)
+    for arguments in (
+        {"code": "abc"},
+        {"kind": "a", "code": "ab", "at": [1, 2]},
+        {"code": "가나", "at": []},
+    ):
+        text = QWEN3_CODER.text([("f", arguments)])
+        assert held.accepts(grammar, text)
+        parser = Parser(QWEN3_CODER, {"f": IN_TAGS})
+        _, told = merged(parser.feed(text) + parser.end())
+        assert json.loads(told.text) == arguments
+    for arguments in (
+        {},
+        {"kind": "c", "code": "ab"},
+        {"code": "a"},
+        {"code": "abcd"},
+        {"code": "a<b"},
+        {"code": "ab", "at": ["x"]},
+        {"code": "ab", "more": "x"},
+    ):
+        assert not held.accepts(grammar, QWEN3_CODER.text([("f", arguments)]))
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        (
+            {"properties": {"a": {"type": "string", "pattern": "^a"}}},
+            "`a`, a string with `pattern`",
+        ),
+        (
+            {"properties": {"a": {"type": ["string", "null"]}}},
+            "`a`, which is a string or something",
+        ),
+        ({"anyOf": [{}]}, "`anyOf` of the parameters"),
+    ],
+)
+def test_what_cannot_be_forced_in_tags_is_refused_by_name(schema: Any, told: str) -> None:
+    with pytest.raises(NotForced, match=re.escape(told)):
+        forced(QWEN3_CODER, [("f", schema)], lambda name: False)
+
+
+def test_in_tgis_way_an_answer_is_a_call_of_one(held: Held) -> None:
+    functions = [
+        {"name": "get_weather", "parameters": {"properties": {"city": {"type": "string"}}}},
+        {"name": "get_time"},
+        NO_TOOL["function"],
+    ]
+    grammar = call_of_one(functions)
+    for name, arguments in (
+        ("get_weather", '{"city": "Seoul"}'),
+        ("get_weather", "{}"),
+        ("get_time", "{}"),
+        ("no_tool", '{"content": "Hi"}'),
+    ):
+        members = f", {arguments[1:-1]}" if arguments != "{}" else ""
+        text = f'{{"function": {{"_name": "{name}"{members}}}}}'
+        assert held.accepts(grammar, text)
+        assert call_of(text) == (name, json.dumps(json.loads(arguments), separators=(",", ":")))
+        for pieces in ([text], list(text), [text[:30], text[30:]]):
+            reader = CallReader()
+            events = merged([event for piece in pieces for event in reader.feed(piece)])
+            assert events == [CallBegun(name), Arguments(arguments)]
+    assert not held.accepts(grammar, '{"function": {"_name": "no_tool"}}')
+    assert not held.accepts(grammar, '{"function": {"_name": "get_time", "a": 1}}')
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "Expecting value"),
+        ('{"function": {"_name": "a", "b": ', "Expecting value"),
+        ("[]", "no call"),
+        ('{"function": 1}', "no call"),
+        ('{"function": {"_name": 1}}', "the name is 1"),
+    ],
+)
+def test_a_call_that_is_cut_off_is_told(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        call_of(text)

@@ -1,0 +1,114 @@
+"""What chat templates show of tools and thoughts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.text.test_chat_like_transformers import FILES
+from tgi_async.text.tools.formats import FORMATS, NAMES, format_named, format_of
+from tgi_async.text.tools.parser import Marks
+from tgi_async.text.tools.templates import Traits, opens_thoughts
+
+THINK = Marks("<think>", "</think>")
+
+EXPECTED = {
+    "Mistral-Small-3.2-24B-Instruct-2506": "mistral_args",
+    "mistralai-Ministral-3-14B-Reasoning-2512": "mistral_args",
+    "unsloth-mistral-Devstral-Small-2507": "mistral_args",
+    "MiMo-VL": "hermes",
+    "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use": "hermes",
+    "Qwen-QwQ-32B": "hermes",
+    "Qwen3-Coder": "qwen3_coder",
+    "Qwen3.5-4B": "qwen3_coder",
+    "StepFun3.5-Flash": "qwen3_coder",
+    "Qwen-Qwen2.5-7B-Instruct": "hermes",
+    "ibm-granite-granite-4.0": "hermes",
+    "NVIDIA-Nemotron-Nano-v2": "nemotron",
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "deepseek",
+    "deepseek-ai-DeepSeek-V3.1": "deepseek_v31",
+    "ibm-granite-granite-3.3-2B-Instruct": "granite",
+    "meetkai-functionary-medium-v3.1": "functionary",
+    "meta-llama-Llama-3.1-8B-Instruct": "llama3",
+    "meta-llama-Llama-3.2-3B-Instruct": "llama3",
+}
+"""The others are generic: they show no calls, or in a form of their own."""
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_format_of_a_published_template(file: Path) -> None:
+    traits = Traits.of([file.read_text("utf-8")])
+    assert traits.format.name == EXPECTED.get(file.stem, "json")
+
+
+def test_all_templates_whose_format_is_known_were_seen() -> None:
+    if not FILES:
+        pytest.skip("the published templates are not here")
+    assert EXPECTED.keys() <= {file.stem for file in FILES}
+
+
+SMOLLM2 = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
+    "'<|im_end|>' + '\n'}}{% endfor %}"
+)
+SMOLLM3 = (
+    "{{ 'named SmolLM' }}{%- if xml_tools or python_tools -%}{{- 'within <tools></tools> tags' -}}"
+    '{{- "<tool_call>\\n{\\"name\\": <function-name>, \\"arguments\\": <args-json-object>}\\n'
+    '</tool_call>" -}}{%- endif -%}{{ "<think>" }}{{ "</think>" }}'
+)
+MISTRAL7 = "{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS] [{{ message.tool_calls }}]"
+
+
+def test_templates_of_smollm() -> None:
+    two = Traits.of([SMOLLM2])
+    assert (two.format.name, two.tools_variable, two.thoughts) == ("smollm", None, None)
+    three = Traits.of([SMOLLM3])
+    assert (three.format.name, three.tools_variable) == ("hermes", "xml_tools")
+    assert three.thoughts == THINK
+
+
+def test_a_list_of_mistral() -> None:
+    traits = Traits.of([MISTRAL7])
+    assert (traits.format.name, traits.shows_calls) == ("mistral", True)
+
+
+def test_words_of_a_template_are_not_variables() -> None:
+    traits = Traits.of(["tools {{ 'use tools' }} {% if message.tools %}{% endif %}"])
+    assert traits.tools_variable is None
+
+
+def test_any_of_several_templates_may_show_it() -> None:
+    assert Traits.of([SMOLLM2.replace("SmolLM", "Joe"), MISTRAL7]).tools_variable == "tools"
+    assert format_of(["plain", "[TOOL_CALLS]"]).name == "mistral"
+
+
+def test_a_model_without_a_word_of_calls_writes_json() -> None:
+    assert format_of([]).name == format_of(["{{ messages }}"]).name == "json"
+
+
+def test_names_are_unique_and_find_their_format() -> None:
+    assert len(set(NAMES)) == len(NAMES)
+    assert [format_named(name) for name in NAMES] == list(FORMATS)
+
+
+@pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
+def test_instructions_show_the_tools_where_there_are_any(one) -> None:
+    if one.instructions:
+        assert '{"a": "é"}' in one.described([{"a": "é"}])
+        assert "{tools}" not in one.described([])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opened"),
+    [
+        ("<|im_start|>assistant\n<think>\n", True),
+        ("<think>", True),
+        ("<think>\n\n</think>\n\n", False),
+        ("What is <think>? <|im_start|>assistant\n", False),
+    ],
+)
+def test_a_prompt_may_end_where_thoughts_begin(prompt: str, opened: bool) -> None:
+    assert opens_thoughts(prompt, THINK) is opened

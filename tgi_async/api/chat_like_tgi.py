@@ -1,0 +1,206 @@
+"""Tools as TGI has them: each answer is held to a call of one, of which `no_tool` is one.
+
+Who is answered with `no_tool` is answered a second time, in words.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+from msgspec import UNSET
+
+from tgi_async.api.chat_answer import ChatAnswer
+from tgi_async.api.chat_prompt import prompt_of
+from tgi_async.api.chat_tools import Offer
+from tgi_async.api.engine import Generation
+from tgi_async.api.exchange import DONE, Exchange, encode
+from tgi_async.api.finished import collect, text_of
+from tgi_async.api.openai import finish_reason_of, stream_choices, tgi_error_event
+from tgi_async.api.parameters import GenerateParameters
+from tgi_async.api.schemas.chat import (
+    AssistantDelta,
+    AssistantMessage,
+    ChatChoice,
+    ChatRequest,
+)
+from tgi_async.api.schemas.tools import (
+    FunctionCall,
+    FunctionCallDelta,
+    ToolCall,
+    ToolCallDelta,
+)
+from tgi_async.api.service import Service
+from tgi_async.api.timing import reply_headers, stream_headers
+from tgi_async.errors import ToolError
+from tgi_async.generation import GenerationRequest
+from tgi_async.grammar.grammar import Grammar
+from tgi_async.text.tools.events import Arguments, CallBegun, Event
+from tgi_async.text.tools.tgi import (
+    NO_TOOL,
+    NO_TOOL_NAME,
+    CallReader,
+    call_of,
+    call_of_one,
+)
+
+
+async def call_like_tgi(
+    service: Service,
+    body: ChatRequest,
+    offer: Offer,
+    parameters: GenerateParameters,
+    exchange: Exchange,
+) -> None:
+    """Answer with one call, or in words."""
+    tools = [*offer.tools, NO_TOOL] if offer.forced is None else offer.forced
+    offer = Offer(tools, tools, parallel=False)
+    with service.permits.take(1):
+        tgi = _LikeTGI(service, body, offer, parameters, exchange)
+        await (tgi.stream() if body.stream else tgi.reply())
+
+
+class _LikeTGI:
+    """One request. In TGI its two generations have each their own prompt."""
+
+    def __init__(
+        self,
+        service: Service,
+        body: ChatRequest,
+        offer: Offer,
+        parameters: GenerateParameters,
+        exchange: Exchange,
+    ) -> None:
+        self._service = service
+        self._body = body
+        self._offer = offer
+        self._parameters = parameters
+        self._exchange = exchange
+
+    async def reply(self) -> None:
+        service = self._service
+        prompt, request = await self._request(self._offer)
+        first = await collect(service.submit(request))
+        service.account(first.timings, len(first.tokens))
+        try:
+            name, arguments = call_of(first.text)
+        except ValueError as error:
+            raise ToolError(f"Failed to parse generated text: {error}") from error
+        told = ChatAnswer(service, self._body, request)
+        requests, timings = [request], [first.timings]
+        if name == NO_TOOL_NAME:
+            prompt, request = await self._request(None)
+            second = await collect(service.submit(request))
+            service.account(second.timings, len(second.tokens))
+            told = ChatAnswer(service, self._body, request)
+            requests, timings = [request], [second.timings]
+            message = AssistantMessage(second.text)
+        else:
+            function = FunctionCall(name=name, arguments=arguments, description=None)
+            message = AssistantMessage(tool_calls=[ToolCall(id="0", function=function)])
+        # TGI tells of the first generation, whichever the message is from.
+        choice = ChatChoice(
+            message=message,
+            logprobs=told.logprobs(first.tokens),
+            finish_reason=finish_reason_of(first.finish_reason, strict_tgi=True),
+        )
+        n_generated = len(first.tokens)
+        headers = reply_headers(
+            self._exchange, service.compute_type, len(prompt), requests, timings, n_generated
+        )
+        await self._exchange.reply(encode(told.whole([choice], n_generated)), headers=headers)
+
+    async def stream(self) -> None:
+        service = self._service
+        prompt, request = await self._request(self._offer)
+        generation = service.submit(request)
+        told = ChatAnswer(service, self._body, request)
+        try:
+            called = await self._stream_call(generation, told, len(prompt))
+        finally:
+            generation.cancel()
+        if called:
+            await self._exchange.close(told.ending() + DONE)
+            return
+        prompt, request = await self._request(None)
+        told = ChatAnswer(service, self._body, request)
+        generations = service.submit_choices(request, 1)
+        await stream_choices(
+            service, self._exchange, generations, len(prompt), told.events, told.ending
+        )
+
+    async def _request(self, offer: Offer | None) -> tuple[str, GenerationRequest]:
+        """The prompt and what is generated for it: a call, or where nothing is on offer, words."""
+        constraint: Grammar | None = None
+        if offer is not None:
+            constraint = call_of_one([tool["function"] for tool in offer.tools])
+        prompt = await prompt_of(self._service, self._body, offer)
+        request = await self._service.request(
+            prompt,
+            self._parameters,
+            self._exchange,
+            logprobs=bool(self._body.logprobs),
+            include_stop=True,
+            add_special_tokens=False,
+            constraint=constraint,
+        )
+        return prompt, request
+
+    async def _stream_call(
+        self, generation: Generation, told: ChatAnswer, n_characters: int
+    ) -> bool:
+        """Stream the call as it comes; False as soon as it is `no_tool`. TGI tells no reason of the
+        end, and nothing at all of a call whose name was cut off.
+        """
+        service, exchange = self._service, self._exchange
+        reader = CallReader()
+        call_id = _next_id(self._body)
+        async for emitted in generation:
+            told.n_streamed += len(emitted.tokens)
+            events = reader.feed(text_of(emitted.tokens))
+            if any(event == CallBegun(NO_TOOL_NAME) for event in events):
+                return False
+            if events and not exchange.streaming:
+                headers = stream_headers(service.compute_type, n_characters)
+                await exchange.open_stream(headers, tgi_error_event)
+            tokens = emitted.tokens
+            for piece in _apart(events):
+                await exchange.write(told.chunk(0, _delta(piece, call_id), tokens, None))
+                tokens = []
+        service.account(generation.timings, told.n_streamed)
+        if not exchange.streaming:
+            headers = stream_headers(service.compute_type, n_characters)
+            await exchange.open_stream(headers, tgi_error_event)
+        return True
+
+
+def _apart(events: Sequence[Event]) -> list[tuple[str | None, str]]:
+    """Name and piece of the arguments of each delta: the first has the name and a bracket."""
+    pieces: list[tuple[str | None, str]] = []
+    for event in events:
+        if isinstance(event, CallBegun):
+            pieces.append((event.name, "{"))
+        elif isinstance(event, Arguments):
+            text = event.text[1:] if pieces else event.text
+            if text:
+                pieces.append((None, text))
+    return pieces
+
+
+def _delta(piece: tuple[str | None, str], call_id: str) -> AssistantDelta:
+    name, arguments = piece
+    call = ToolCallDelta(
+        index=0,
+        id=call_id,
+        type="function",
+        function=FunctionCallDelta(name=name, arguments=arguments),
+    )
+    return AssistantDelta(content=UNSET, role="assistant", tool_calls=[call])
+
+
+def _next_id(body: ChatRequest) -> str:
+    """One above the highest number among the calls of the conversation."""
+    ids = [call.get("id", "") for message in body.messages for call in message.tool_calls or ()]
+    ids += [message.tool_call_id or "" for message in body.messages]
+    numbers = [int(one) for one in ids if one.isascii() and one.isdecimal() and len(one) < 10]
+    return str(max(numbers) + 1) if numbers else str(uuid.uuid4())

@@ -1,0 +1,48 @@
+"""Over how many processes a model is spread, as TGI decides it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tgi_async.errors import StartError
+
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+NONE = ("", "-1", "none", "void", "NoDevFiles")
+"""Values with which one of these says that there is no GPU."""
+DEVICES = Path("/dev")
+
+
+def n_shards(
+    sharded: bool | None,
+    num_shard: int | None,
+    environment: Mapping[str, str],
+    devices: Path = DEVICES,
+) -> int:
+    """What was asked for, or one a visible GPU. Raises StartError where the two settings do not go
+    together."""
+    if sharded and num_shard == 1:
+        raise StartError(
+            "--sharded asks for several shards and --num-shard for one. Leave one of them out."
+        )
+    if num_shard is not None:
+        return num_shard
+    if sharded is False:
+        return 1
+    n_gpus = visible_gpus(environment, devices)
+    if sharded and n_gpus < 2:
+        raise StartError(
+            f"--sharded asks for a shard a GPU, and there are {n_gpus} GPUs here. Say with "
+            "--num-shard how many processes are to share the CPU, or leave it out."
+        )
+    return max(1, n_gpus)
+
+
+def visible_gpus(environment: Mapping[str, str], devices: Path = DEVICES) -> int:
+    """NVIDIA GPUs that a worker will see, found without loading CUDA."""
+    for variable in VISIBLE:
+        value = environment.get(variable)
+        if value is None or value == "all":
+            continue
+        return 0 if value in NONE else len(value.split(","))
+    return sum(path.name.removeprefix("nvidia").isdigit() for path in devices.glob("nvidia*"))

@@ -1,0 +1,215 @@
+"""A text that arrives in pieces, read as if it were there as a whole.
+
+What reads it are generators: they yield while the character they need has not come. So a decision
+rests on the text and its end alone, never on how the text was cut.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+Reading = Generator[None, None, T]
+"""Yields for more text; its value is what was read."""
+
+SPACE = " \t\n\r"
+MOST_DEPTH = 64
+"""Of nested JSON. What is deeper is taken for no call."""
+
+_IN_STRING = re.compile(r'[^"\\]+')
+_IN_NUMBER = re.compile(r"[-+.0-9eE]+")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
+_SPACES = re.compile(r"[ \t\n\r]+")
+_ESCAPES = frozenset('"\\/bfnrtu')
+_HEX = frozenset("0123456789abcdefABCDEF")
+_WORDS = {"t": "true", "f": "false", "n": "null"}
+
+
+class Reader:
+    """`at` is the place of the next character, counted from the beginning of the text."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._base = 0
+        """Where the kept text begins."""
+        self._ended = False
+        self.at = 0
+        self.kept: int | None = None
+        """From where on the text is still needed; None: from `at` on."""
+
+    def feed(self, text: str) -> None:
+        """More of the text."""
+        needed = self.at if self.kept is None else self.kept
+        self._text = self._text[needed - self._base :] + text
+        self._base = needed
+
+    def end(self) -> None:
+        """Nothing follows."""
+        self._ended = True
+
+    def slice(self, start: int, end: int | None = None) -> str:
+        """The text from `start` to `end`, or to `at`."""
+        stop = self.at if end is None else end
+        return self._text[start - self._base : stop - self._base]
+
+    def next(self, ahead: int = 0) -> Reading[str]:
+        """The character `ahead` places on, which is not taken; empty at the end of the text."""
+        place = self.at + ahead
+        while place - self._base >= len(self._text):
+            if self._ended:
+                return ""
+            yield
+        return self._text[place - self._base]
+
+    def run(self, pattern: re.Pattern[str]) -> None:
+        """Take as much of what has come as `pattern` matches, which takes any part of a run."""
+        if found := pattern.match(self._text, self.at - self._base):
+            self.at = found.end() + self._base
+
+    def skip(self, characters: str = SPACE) -> Reading[None]:
+        """Take all that are among `characters`."""
+        while (c := (yield from self.next())) and c in characters:
+            self.at += 1
+
+    def literal(self, options: Sequence[str]) -> Reading[str | None]:
+        """Take the first of `options` that comes next; None if none does."""
+        for option in options:
+            for place, wanted in enumerate(option):
+                if (yield from self.next(place)) != wanted:
+                    break
+            else:
+                self.at += len(option)
+                return option
+        return None
+
+    def until(self, marks: Sequence[str]) -> Reading[None]:
+        """Take all before the first of `marks`, or before the end."""
+        firsts = {mark[0] for mark in marks}
+        while c := (yield from self.next()):
+            if c in firsts:
+                at = self.at
+                if (yield from self.literal(marks)) is not None:
+                    self.at = at
+                    return
+            self.at += 1
+
+    # -- JSON -----------------------------------------------------------------------------------
+
+    def string(self) -> Reading[str | None]:
+        """Take a string; its value, or None if it is none. Then `at` is where it is wrong."""
+        start = self.at
+        kept, self.kept = self.kept, start if self.kept is None else self.kept
+        try:
+            if not (yield from self._string()):
+                return None
+            value: str = json.loads(self.slice(start), strict=False)
+            return value
+        finally:
+            self.kept = kept
+
+    def _string(self) -> Reading[bool]:
+        """Characters that JSON wants escaped are taken as they are: models write such."""
+        if (yield from self.next()) != '"':
+            return False
+        self.at += 1
+        while True:
+            c = yield from self.next()
+            if c == '"':
+                self.at += 1
+                return True
+            if c == "\\":
+                self.at += 1
+                if not (yield from self._escaped()):
+                    return False
+            elif not c:
+                return False
+            else:
+                self.run(_IN_STRING)
+
+    def _escaped(self) -> Reading[bool]:
+        c = yield from self.next()
+        if not c or c not in _ESCAPES:
+            return False
+        self.at += 1
+        if c == "u":
+            for _ in range(4):
+                c = yield from self.next()
+                if not c or c not in _HEX:
+                    return False
+                self.at += 1
+        return True
+
+    def value(self) -> Reading[bool]:
+        """Take one JSON value; False if it is none. Then `at` is where it is wrong."""
+        if (yield from self.next()) not in ("{", "["):
+            return (yield from self._scalar())
+        return (yield from self._nested([]))
+
+    def rest_of_object(self) -> Reading[bool]:
+        """Take an object's further members, before the first of them, and its end."""
+        yield from self.skip()
+        if not (yield from self._member()):
+            return False
+        return (yield from self._nested(["{"]))
+
+    def _nested(self, open: list[str]) -> Reading[bool]:
+        """Take what is left of a value, with `open` the brackets around; before its next value."""
+        while True:
+            yield from self.skip()
+            c = yield from self.next()
+            if c and c in "{[":
+                if len(open) == MOST_DEPTH:
+                    return False
+                self.at += 1
+                open.append(c)
+                yield from self.skip()
+                if (yield from self.next()) != ("}" if c == "{" else "]"):
+                    if c == "{" and not (yield from self._member()):
+                        return False
+                    continue
+            elif not (yield from self._scalar()):
+                return False
+            # Behind a value, or right behind an opening bracket with nothing in it.
+            while True:
+                yield from self.skip()
+                c = yield from self.next()
+                if c == ",":
+                    self.at += 1
+                    yield from self.skip()
+                    if open[-1] == "{" and not (yield from self._member()):
+                        return False
+                    break
+                if c != ("}" if open[-1] == "{" else "]"):
+                    return False
+                self.at += 1
+                open.pop()
+                if not open:
+                    return True
+
+    def _member(self) -> Reading[bool]:
+        """Take a name and its colon."""
+        if not (yield from self._string()):
+            return False
+        yield from self.skip()
+        if (yield from self.next()) != ":":
+            return False
+        self.at += 1
+        return True
+
+    def _scalar(self) -> Reading[bool]:
+        c = yield from self.next()
+        if c == '"':
+            return (yield from self._string())
+        if c in _WORDS and c:
+            return (yield from self.literal([_WORDS[c]])) is not None
+        start = self.at
+        kept, self.kept = self.kept, start if self.kept is None else self.kept
+        try:
+            while (c := (yield from self.next())) and c in "-+.0123456789eE":
+                self.run(_IN_NUMBER)
+            return _NUMBER.fullmatch(self.slice(start)) is not None
+        finally:
+            self.kept = kept
