@@ -14,16 +14,19 @@ from tests.integration.waiting import until
 pytestmark = pytest.mark.model
 
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.1}
+ENDLESS = {"type": "regex", "value": "([a-z]{2,9} ){600}"}
 STREAMS: list[tuple[str, dict[str, Any]]] = [
     (
         f"{text} {i}",
-        {"max_new_tokens": 48, "ignore_eos": True} | ({**SAMPLED, "seed": i} if i % 2 else {}),
+        {"max_new_tokens": 48, "ignore_eos": True}
+        | ({**SAMPLED, "seed": i} if i % 2 else {})
+        | ({"grammar": ENDLESS} if i % 4 > 1 else {}),
     )
     for i, text in enumerate(
         ("Once upon a time", "def main():", "서울은 한국의", "The speed of light") * 3
     )
 ]
-"""Twelve, every second one greedy, the others seeded."""
+"""Twelve, every second one greedy, the others seeded; half of each follow a grammar."""
 
 
 async def run_all(server: Server, deaths_at: tuple[int, ...] = ()) -> list[Reply]:

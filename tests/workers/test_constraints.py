@@ -41,6 +41,8 @@ GRAMMARS: list[Grammar] = [
     Json({"type": "array", "items": {"type": "boolean"}, "minItems": 4}),
     Json({"enum": ["a rather long word", "short", "s"]}),
     Json({"type": "string", "minLength": 20, "maxLength": 30}),
+    Json({"type": "array", "items": {"type": "integer", "multipleOf": 17}, "minItems": 1}),
+    Json({"type": "integer", "multipleOf": 19, "minimum": 1000, "maximum": 5000}),
     Json({"anyOf": [{"type": "null"}, {"type": "array", "items": {"type": "number"}}]}),
     Regex("(abc|d)+z"),
     Regex("[a-f0-9]{8}(-[a-f0-9]{4}){3}"),

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from safetensors.torch import load_file
 
 from tests.fake_engine_run import alive
 from tests.workers.tiny_llama import save_tiny_llama
 from tgi_async.errors import StartError
 from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup
 from tgi_async.wire.messages import Admit, Run, Sampling, Start, Step
+from workers.models.checkpoint import SINGLE
 
 PROMPT = [11, 12, 13]
 
@@ -105,7 +107,10 @@ async def test_a_rank_that_dies_in_service_is_named_and_the_group_ends(
 ) -> None:
     group = group_of(groups, tmp_path_factory.mktemp("s"))
     ready = await group.launch(start(folder), lambda loading: None)
+    sizes = {name: one.numel() for name, one in load_file(folder / SINGLE).items()}
+    norms = sum(n for name, n in sizes.items() if "norm" in name)
     assert ready.n_blocks == 8
+    assert ready.weight_bytes == 4 * (sum(sizes.values()) + norms)  # those are on both ranks
     os.kill(group.pids[1], signal.SIGKILL)
     group.send(Step(1, [], [Admit(0, PROMPT, 3, 0, [0], Sampling())], [], [Run(0, 3)]))
 

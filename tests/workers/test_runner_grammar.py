@@ -7,7 +7,6 @@ whenever the masks come.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,23 +14,15 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 
+from tests.workers.drive import ROWS, Drive
 from tests.workers.tiny_llama import save_tiny_llama
 from tests.workers.tiny_tokenizer import END, save_tiny_tokenizer
-from tgi_async.grammar.grammar import Grammar, Json, Regex, Special, encode
-from tgi_async.scheduler.core import Core
-from tgi_async.scheduler.plan import Budget
-from tgi_async.scheduler.request import FailedEvent, Request, Status, TokenEvent
+from tgi_async.grammar.grammar import Grammar, Json, Regex, Special
+from tgi_async.scheduler.request import Status
 from tgi_async.wire.messages import Sampling
-from workers.attention.cache import PagedCache
-from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
 from workers.models.loading import Loaded, load
-from workers.runner import Launched, Runner
-from workers.sampling import Sampler
-from workers.table import RowTable
 
-CPU = torch.device("cpu")
-BLOCK_SIZE, N_BLOCKS, ROWS, LONGEST = 4, 80, 6, 120
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -52,94 +43,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Loaded:
-    return load(folder, torch.float32, CPU)
+    return load(folder, torch.float32, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def vocabulary(folder: Path, model: Loaded) -> Vocabulary:
     return Vocabulary("llguidance", folder, model.shape.vocab_size, [END])
-
-
-class Drive:
-    """Steps as the router plans them and the worker runs them, in one thread."""
-
-    def __init__(self, model: Loaded, vocabulary: Vocabulary, *, overlap: bool, rows: int) -> None:
-        shape = model.shape
-        cache = PagedCache(
-            shape.n_layers,
-            N_BLOCKS,
-            BLOCK_SIZE,
-            shape.n_kv_heads,
-            shape.head_dim,
-            torch.float32,
-            CPU,
-        )
-        self.let_go = threading.Event()
-        self.let_go.set()
-        self.vocabulary = vocabulary
-        constraints = Constraints(self._vocabulary, shape.vocab_size)
-        table = RowTable(ROWS, LONGEST, BLOCK_SIZE, CPU)
-        sampler = Sampler(ROWS, shape.vocab_size, CPU)
-        self.runner = Runner(model, table, cache, sampler, constraints)
-        self.core = Core(Budget(N_BLOCKS, BLOCK_SIZE, rows, 16, LONGEST))
-        self.overlap = overlap
-        self.n_late = 0
-        self.said: dict[int, list[int]] = {}
-        self.errors: dict[int, str] = {}
-
-    def _vocabulary(self) -> Vocabulary:
-        assert self.let_go.wait(30)
-        return self.vocabulary
-
-    def submit(
-        self, prompt: list[int], most: int, grammar: Grammar | None, sampling: Sampling
-    ) -> int:
-        number = len(self.said)
-        self.said[number] = []
-        request = Request(
-            number,
-            prompt,
-            most,
-            sampling=sampling,
-            stop_ids=frozenset((END,)),
-            grammar="" if grammar is None else encode(grammar),
-        )
-        self.core.submit(request)
-        return number
-
-    def run(self, n_steps: int | None = None) -> None:
-        """Until nothing is left to do, as `Worker._serve` does it, or for so many steps."""
-        launched: Launched | None = None
-        while n_steps is None or n_steps > 0:
-            plan = self.core.plan()
-            if plan is None:
-                if launched is None:
-                    return
-                self._complete(launched)
-                launched = None
-                continue
-            n_steps = None if n_steps is None else n_steps - 1
-            previous, launched = launched, self.runner.forward(plan.step)
-            if previous is not None and self.runner.constrained:
-                self._complete(previous)
-                previous = None
-            self.runner.sample(launched)
-            if previous is not None:
-                self._complete(previous)
-            if not self.overlap:
-                self._complete(launched)
-                launched = None
-        if launched is not None:
-            self._complete(launched)
-
-    def _complete(self, launched: Launched) -> None:
-        done = self.runner.collect(launched)
-        self.n_late += len(done.late)
-        for event in self.core.complete(done):
-            if isinstance(event, TokenEvent):
-                self.said[event.request.id].append(event.sampled.token)
-            elif isinstance(event, FailedEvent):
-                self.errors[event.request.id] = event.message
 
 
 SAMPLINGS = [

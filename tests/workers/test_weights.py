@@ -26,7 +26,7 @@ SIZES: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 32,
     "intermediate_size": 48,
-    "moe_intermediate_size": 24,
+    "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 40,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,

@@ -2,9 +2,9 @@
 
 Which tokens complete a text soonest is a shortest path in an automaton that no engine shows. Two
 walks are made, and the shorter one is taken. Both close what they can. Else one takes the longest
-token, which serves texts of a least length, and the other the token after which the least is
-forced, which serves choices, except in the midst of free text. Both look at the matcher's state
-only, so the way from a later state of a walk is the rest of that walk.
+token, which serves texts of a least length, and the other, unless it is in the midst of free text,
+the token after which something can be closed soonest, which serves choices and numbers. Both look
+at the matcher's state only, so the way from a later state of a walk is the rest of that walk.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ MOST = 1024
 """Tokens of the longest completion that is looked for."""
 N_TRIED = 12
 """Tokens whose consequences are looked at, at one place."""
+DEPTH = 2
+"""How many of them in a row: two digits make any number a multiple of one below a hundred."""
+FAR = 10_000
 
 Mask = NDArray[np.int32]
 Pick = Callable[[Matcher, Mask], int | None]
@@ -135,17 +138,46 @@ class Completer:
     def _least_or_longest(self, matcher: Matcher, mask: Mask) -> int | None:
         if self._in_content(mask):
             return self._longest(matcher, mask)
+        for depth in range(DEPTH):
+            owed, token = min(
+                (
+                    (self._owed(after, mask, depth), token)
+                    for token, after in self._next(matcher, mask)
+                ),
+                default=(0, None),
+            )
+            if owed < FAR:
+                break
+        return token
+
+    def _owed(self, matcher: Matcher, mask: Mask, depth: int) -> int:
+        """How many tokens it takes from here to where something can be closed, as far as is seen
+        within so many chosen ones; `FAR` and more if it is further."""
+        forced = matcher.forced()
+        if forced:
+            matcher.advance(forced)
+        if matcher.complete:
+            return len(forced)
+        matcher.fill(mask)
+        if self._in_content(mask) or _first(self._closers, mask) is not None:
+            return 1 + len(forced)
+        if not depth:
+            return FAR + len(forced)
+        return min(
+            (1 + len(forced) + self._owed(after, mask, depth - 1))
+            for _, after in self._next(matcher, mask)
+        )
+
+    def _next(self, matcher: Matcher, mask: Mask) -> list[tuple[int, Matcher]]:
+        """Some tokens that may come next, each with where it leads to."""
+        matcher.fill(mask)
         allowed = _allowed(self._single, mask)[:N_TRIED]
-        tried = [int(one) for one in allowed] or self._any(mask)
-        best: int | None = None
-        least = 0
-        for token in tried:
+        found = []
+        for token in [int(one) for one in allowed] or self._any(mask):
             after = matcher.copy()
             after.advance([token])
-            owed = 0 if after.complete else 1 + len(after.forced())
-            if best is None or owed < least:
-                best, least = token, owed
-        return best
+            found.append((token, after))
+        return found
 
     def _in_content(self, mask: Mask) -> bool:
         return len(_allowed(self._content, mask)) == len(CONTENT)

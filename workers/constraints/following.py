@@ -16,6 +16,8 @@ from workers.grammar.engine import Matcher
 LEAST_GROWTH = 4
 """Tokens that one token may add to what completes a text, whatever the grammar: the digits that an
 escaped character still lacks."""
+UNFOUND = 4
+"""Tokens after which a completion that was not found is looked for again."""
 
 
 class Following:
@@ -40,6 +42,8 @@ class Following:
         """Whether the text can be completed at all; once it can not, nothing is attempted."""
         self._way: list[int] = []
         """What is left of the completion that has been begun."""
+        self._found = False
+        """Whether a completion was found at any time."""
         self._growth = LEAST_GROWTH
         self._endings: list[list[int]] = []
 
@@ -111,8 +115,11 @@ class Following:
         completer = self._vocabulary.completer
         way = completer.shortest(self._matcher, self._left, self.mask, self._endings)
         if way is None:
-            self._completes = False
+            # It was found before, and the next tokens may lead to where it is found again.
+            self._completes = self._found
+            self._unchecked = UNFOUND
             return None
+        self._found = True
         spare = self._left - len(way) - self._growth
         self._unchecked = max(1, spare // (self._growth + 1))
         if spare > 0 or (not way and completer.may_go_on(self._matcher, self.mask)):

@@ -135,7 +135,8 @@ class _Repository:
             # reach, and huggingface_hub then knows what is in the cache for a branch.
             revision = self.path.name if self._fetch(lacking or []) else self._revision
             # Links to what came, and takes what is not in the large file storage.
-            self._snapshot(revision, wanted)
+            # A branch may have moved meanwhile.
+            self.path = self._snapshot(revision, wanted)
         if fetched := _bytes_in(blobs) - before:
             say(f"Downloaded {size(fetched)}")
 

@@ -21,7 +21,7 @@ from workers.models.slices import Range, Slices, divide
 from workers.models.tp_plans import GATHERED, WHOLE, plan_of
 from workers.ranks import Ranks
 
-COLUMNS = (64, 2, 1)
+COLUMNS = (64, 8, 2, 1)
 """Columns that stay together: of these the largest that leaves each rank something to do."""
 KEY_VALUE = frozenset({"k_proj", "v_proj"})
 """Projections with an output for each key-value head; others have one for each query head."""
