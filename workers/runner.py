@@ -311,6 +311,8 @@ class Runner:
         wanted = np.asarray(
             sampled_at + [i for run, at in scored for i in range(at, at + run.n)], np.int64
         )
+        if self._constraints:
+            self._constraints.go()
         logits = self._model(
             input_ids,
             send(np.concatenate(positions), device),

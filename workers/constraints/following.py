@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
-from tgi_async.grammar import grammar as terms
 from tgi_async.wire.messages import Constraint
-from workers.constraints.growth import openings
 from workers.constraints.vocabulary import Vocabulary
 from workers.grammar.engine import Matcher
 
@@ -44,8 +40,6 @@ class Following:
         """What is left of the completion that has been begun."""
         self._found = False
         """Whether a completion was found at any time."""
-        self._growth = LEAST_GROWTH
-        self._endings: list[list[int]] = []
 
     def checks_after(self, n_tokens: int) -> bool:
         """Whether `advance` by so many tokens will look for a completion, which takes longer."""
@@ -54,14 +48,15 @@ class Following:
     def begin(self, vocabulary: Vocabulary, output: list[int]) -> None:
         """Build the matcher, and lead it over what was generated before."""
         self._vocabulary = vocabulary
-        grammar = terms.decode(self._constraint.grammar)
-        self._matcher: Matcher = vocabulary.engine.matcher(grammar)
-        self._growth += max((len(vocabulary.tokens(text)) for text in openings(grammar)), default=0)
-        self._endings = [vocabulary.tokens(text) for text in _endings(grammar)]
+        compiled = vocabulary.compiled(self._constraint.grammar)
+        self._matcher: Matcher = compiled.matcher()
+        self._growth = LEAST_GROWTH + compiled.growth
+        self._endings = compiled.endings
+        way = self._due(compiled.shortest(self._left, self.mask))
         if output:
-            self._check()  # as it was, when nothing had been said
             self.advance(output)
         else:
+            self._way = [] if way is None else way or vocabulary.end_ids
             self._settle()
 
     def advance(self, tokens: list[int]) -> None:
@@ -84,8 +79,8 @@ class Following:
             self._force(self._vocabulary.end_ids)
             return
         if not self._way and self._completes and self._unchecked <= 0:
-            way = self._check()
-            self._way = self._vocabulary.end_ids if way == [] else way or []
+            way = self._due(self._shortest())
+            self._way = [] if way is None else way or self._vocabulary.end_ids
         if self._way:
             self._force(self._way)
             return
@@ -106,36 +101,25 @@ class Following:
             if after.ended:
                 self.forced = self.forced + self._vocabulary.end_ids[:1]
 
-    def _check(self) -> list[int] | None:
-        """A completion that must be taken now, lest there is no room for any.
+    def _shortest(self) -> list[int] | None:
+        completer = self._vocabulary.completer
+        return completer.shortest(self._matcher, self._left, self.mask, self._endings)
+
+    def _due(self, way: list[int] | None) -> list[int] | None:
+        """A completion, if it must be taken now, lest there is no room for any.
 
         It is while its tokens, and those that the next token might add, just fit. Where there is
         more room, it takes some tokens to use it up, and nothing is looked at meanwhile.
         """
-        completer = self._vocabulary.completer
-        way = completer.shortest(self._matcher, self._left, self.mask, self._endings)
         if way is None:
-            # It was found before, and the next tokens may lead to where it is found again.
+            # If one was found before, the next tokens may lead to where it is found again.
             self._completes = self._found
             self._unchecked = UNFOUND
             return None
         self._found = True
         spare = self._left - len(way) - self._growth
         self._unchecked = max(1, spare // (self._growth + 1))
-        if spare > 0 or (not way and completer.may_go_on(self._matcher, self.mask)):
+        if spare > 0:
             return None
-        return way
-
-
-def _endings(grammar: terms.Grammar) -> Iterator[str]:
-    """What ends the prose in a grammar."""
-    if isinstance(grammar, terms.Prose):
-        yield grammar.until
-    elif isinstance(grammar, terms.Sequence):
-        for part in grammar.parts:
-            yield from _endings(part)
-    elif isinstance(grammar, terms.Choice):
-        for option in grammar.options:
-            yield from _endings(option)
-    elif isinstance(grammar, terms.Repeat):
-        yield from _endings(grammar.part)
+        stays = not way and self._vocabulary.completer.may_go_on(self._matcher, self.mask)
+        return None if stays else way

@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from workers.constraints.completion import Completer
+from tgi_async.grammar import grammar as terms
+from tgi_async.grammar.grammar import Grammar
+from workers.constraints.completion import Completer, Mask
+from workers.constraints.growth import openings
 from workers.grammar import engines
-from workers.grammar.engine import GrammarError
+from workers.grammar.engine import GrammarError, Matcher
+
+MOST_KEPT = 64
+"""Grammars whose compiled form is kept for the next row that follows one."""
+
+
+class Compiled:
+    """A grammar as every row that follows it needs it at its beginning. Thread-safe."""
+
+    def __init__(self, vocabulary: Vocabulary, encoded: str) -> None:
+        """Raises GrammarError."""
+        grammar = terms.decode(encoded)
+        self._completer = vocabulary.completer
+        self._matcher = vocabulary.engine.matcher(grammar)
+        self.growth = max((len(vocabulary.tokens(text)) for text in openings(grammar)), default=0)
+        """Tokens that one token may add to what completes a text."""
+        self.endings = [vocabulary.tokens(text) for text in untils(grammar)]
+        """Tokens that end prose."""
+        self._shortest: list[int] | None = None
+        self._looked_for = 0
+        """The most tokens that the shortest completion was allowed, when it was looked for."""
+        self._lock = threading.Lock()
+
+    def matcher(self) -> Matcher:
+        """At the beginning of a text."""
+        with self._lock:
+            return self._matcher.copy()
+
+    def shortest(self, most: int, mask: Mask) -> list[int] | None:
+        """See `Completer.shortest`: from the beginning."""
+        with self._lock:
+            if self._shortest is None and self._looked_for < most:
+                self._looked_for = most
+                self._shortest = self._completer.shortest(self._matcher, most, mask, self.endings)
+            found = self._shortest
+        return found if found is not None and len(found) <= most else None
 
 
 class Vocabulary:
@@ -34,7 +74,37 @@ class Vocabulary:
         usable = ["" if i in special or "\ufffd" in text else text for i, text in enumerate(texts)]
         self.completer = Completer(usable, end_ids)
         self.engine = engines.engine(engine, model_path, vocab_size, end_ids)
+        self._compiled: OrderedDict[str, Compiled] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compiled(self, encoded: str) -> Compiled:
+        """The grammar, compiled now or lately. Thread-safe. Raises GrammarError."""
+        with self._lock:
+            known = self._compiled.get(encoded)
+            if known is not None:
+                self._compiled.move_to_end(encoded)
+                return known
+        compiled = Compiled(self, encoded)
+        with self._lock:
+            self._compiled[encoded] = compiled
+            while len(self._compiled) > MOST_KEPT:
+                self._compiled.popitem(last=False)
+        return compiled
 
     def tokens(self, text: str) -> list[int]:
         """The ids of a text that does not begin one."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def untils(grammar: Grammar) -> Iterator[str]:
+    """What ends the prose in a grammar."""
+    if isinstance(grammar, terms.Prose):
+        yield grammar.until
+    elif isinstance(grammar, terms.Sequence):
+        for part in grammar.parts:
+            yield from untils(part)
+    elif isinstance(grammar, terms.Choice):
+        for option in grammar.options:
+            yield from untils(option)
+    elif isinstance(grammar, terms.Repeat):
+        yield from untils(grammar.part)

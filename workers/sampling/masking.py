@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,34 +26,38 @@ class Allowed(NamedTuple):
 
 
 def mask_out(scores: Tensor, allowed: Allowed) -> None:
-    """Put -inf in the place of what is not allowed, in scores [B, V]."""
-    lines = send(allowed.lines, scores.device)
-    width = scores.shape[1]
-    if scores.is_cpu:
-        bits = np.unpackbits(allowed.bits.view(np.uint8), axis=1, count=width, bitorder="little")
-        kept = torch.from_numpy(bits.view(np.bool_))
-        for line, keep in zip(lines.tolist(), kept, strict=True):
-            scores[line].masked_fill_(~keep, -math.inf)
+    """Put -inf in the place of what is not allowed, in float32 scores [B, V]."""
+    n, width = len(allowed.lines), scores.shape[1]
+    kernels = _kernels() if scores.is_cpu and scores.is_contiguous() else None
+    if kernels is not None:
+        bits = np.ascontiguousarray(allowed.bits)
+        lines = allowed.lines.ctypes.data
+        threads = torch.get_num_threads()
+        kernels.mask_rows(
+            scores.data_ptr(), n, width, lines, bits.ctypes.data, bits.shape[1], threads
+        )
         return
+    to = send(allowed.lines, scores.device)
     words = send(allowed.bits, scores.device)
     shifts = torch.arange(32, device=scores.device, dtype=torch.int32)
     keep = ((words[:, :, None] >> shifts) & 1).flatten(1)[:, :width].bool()
-    scores[lines] = scores[lines].masked_fill(~keep, -math.inf)
+    scores[to] = scores[to].masked_fill(~keep, -math.inf)
 
 
 def allowed_maxima(scores: Tensor, allowed: Allowed) -> tuple[Tensor, Tensor]:
     """The largest allowed score of each of the m lines of scores [B, V], and where it is: [m] in
     the scores' dtype, int64 [m]. A line that allows nothing has the maximum -inf."""
-    find = _kernel() if scores.is_cpu and scores.dtype is torch.float32 else None
-    if find is None or not scores.is_contiguous():
+    as_is = scores.is_cpu and scores.dtype is torch.float32 and scores.is_contiguous()
+    kernels = _kernels() if as_is else None
+    n, width = len(allowed.lines), scores.shape[1]
+    if kernels is None:
         some = scores[send(allowed.lines, scores.device)].float()
-        mask_out(some, Allowed(np.arange(len(allowed.lines)), allowed.bits))
+        mask_out(some, Allowed(np.arange(n), allowed.bits))
         values, places = some.max(-1)
         return values.to(scores.dtype), places
-    n, width = len(allowed.lines), scores.shape[1]
     bits = np.ascontiguousarray(allowed.bits)
     values, places = scores.new_empty(n), scores.new_empty(n, dtype=torch.int64)
-    find(
+    kernels.allowed_maxima(
         scores.data_ptr(),
         n,
         width,
@@ -69,16 +72,15 @@ def allowed_maxima(scores: Tensor, allowed: Allowed) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def _kernel() -> Callable[..., None] | None:
-    """allowed_maxima of maxima.c."""
+def _kernels() -> ctypes.CDLL | None:
+    """mask_rows and allowed_maxima of maxima.c."""
     try:
-        find = native.kernels().allowed_maxima
+        kernels = native.kernels()
     except native.NativeUnavailable:
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
-    find.argtypes = (
-        *(pointer, integer, integer, pointer, pointer, integer),
-        *(pointer, pointer, integer),
-    )
-    find.restype = None
-    return find
+    rows = (pointer, integer, integer, pointer, pointer, integer)
+    kernels.mask_rows.argtypes = (*rows, integer)
+    kernels.allowed_maxima.argtypes = (*rows, pointer, pointer, integer)
+    kernels.mask_rows.restype = kernels.allowed_maxima.restype = None
+    return kernels

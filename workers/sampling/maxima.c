@@ -87,3 +87,30 @@ void allowed_maxima(const float *x, int64_t n_rows, int64_t n, const int64_t *li
     masked_rows job = {x, lines, bits, maxima, places, n, n_words};
     team_run(find_allowed, &job, n_rows, threads);
 }
+
+static void mask_out(void *job, int64_t unit, int64_t next) {
+    (void)next;
+    const masked_rows *r = job;
+    float *x = (float *)r->x + r->lines[unit] * r->n;
+    const uint32_t *bits = r->bits + unit * r->n_words;
+    for (int64_t word = 0; word < r->n_words; word++) {
+        uint32_t kept = bits[word];
+        if (kept == UINT32_MAX) continue;
+        float *at = x + word * 32;
+        int64_t width = r->n - word * 32 < 32 ? r->n - word * 32 : 32;
+        if (width == 32) {
+#pragma omp simd
+            for (int i = 0; i < 32; i++) at[i] = kept >> i & 1 ? at[i] : -INFINITY;
+        } else {
+            for (int64_t i = 0; i < width; i++)
+                if (!(kept >> i & 1)) at[i] = -INFINITY;
+        }
+    }
+}
+
+/* Puts -inf in the place of what is not allowed in the rows lines[i] of x [., n]; see above. */
+void mask_rows(float *x, int64_t n_rows, int64_t n, const int64_t *lines, const uint32_t *bits,
+               int64_t n_words, int64_t threads) {
+    masked_rows job = {x, lines, bits, 0, 0, n, n_words};
+    team_run(mask_out, &job, n_rows, threads);
+}

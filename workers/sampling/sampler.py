@@ -99,6 +99,9 @@ class Sampler:
         needs = self._parameters.needs[at]
         wanted = (needs & Needs.LOGPROB) != 0
         if not needs.any():
+            if allowed is not None and len(allowed.lines) == len(at):
+                peaks, tokens = allowed_maxima(logits, allowed)
+                return SamplerOutput(tokens, peaks, None, wanted, None)
             peaks, tokens = maxima(logits)
             if allowed is not None:
                 lines = self._send(allowed.lines)
