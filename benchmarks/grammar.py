@@ -138,7 +138,9 @@ async def _phase(client: Client, attack: Any, gaps: list[float], answers: dict[s
 
     async def one() -> None:
         exchange = await client.stream({"grammar": attack(client.draw)}, 32)
-        kind = "answered" if exchange.failure is None else exchange.failure[:10]
+        refused = any(b'"error"' in payload for _, payload in exchange.events)
+        kind = "refused" if refused else "answered"
+        kind = kind if exchange.failure is None else exchange.failure[:10]
         answers[kind] = answers.get(kind, 0) + 1
 
     async with asyncio.TaskGroup() as group:
