@@ -154,9 +154,9 @@ async def _phase(client: Client, attack: Any, gaps: list[float], answers: dict[s
 def masks(rounds: int) -> None:
     """Microseconds of a mask, over texts that follow each grammar at random."""
     import numpy as np
-    from workers.grammar import engines
 
     from tgi_async.grammar.grammar import Json, Regex
+    from workers.grammar import engines
     from workers.models.embedded import prepare_embedded
 
     folder = prepare_embedded()
