@@ -54,7 +54,9 @@ class Settings:
     """What a person set. None: found from the model or the machine at start."""
 
     model_id: str | None = _option(
-        None, MODEL, "a Hub id or a local folder; default: SmolLM2-135M-Instruct, no network needed"
+        None,
+        MODEL,
+        "a Hub id, a folder or a GGUF file; default: SmolLM2-135M-Instruct, no network needed",
     )
     revision: str | None = _option(None, MODEL, "branch, tag or commit of a Hub model")
     dtype: str | None = _option(
