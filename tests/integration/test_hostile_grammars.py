@@ -19,6 +19,7 @@ from tests.integration.test_disconnects import gauges, until_all_is_free
 pytestmark = pytest.mark.model
 
 MANY = int(os.environ.get("HOSTILE_GRAMMARS", "5000"))
+PER_SECOND = float(os.environ.get("HOSTILE_PER_SECOND", "2"))
 ASKED = ("The sea is", {"max_new_tokens": 24})
 SURROGATES = (
     b'{"inputs": "a", "parameters": {"grammar": {"type": "regex", "value": "\xff\xfe"}}}',
@@ -86,5 +87,5 @@ async def test_a_hundred_of_them(server: Server, report: list[str]) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(MANY + 1200)
 async def test_thousands_of_them(server: Server, report: list[str]) -> None:
-    slowest = await under_attack(server, MANY, per_second=2.0)
+    slowest = await under_attack(server, MANY, PER_SECOND)
     report.append(f"{MANY} hostile grammars: the slowest of other answers took {slowest:.2f} s")
