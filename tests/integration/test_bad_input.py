@@ -77,7 +77,7 @@ NOT_ALLOWED: list[tuple[dict[str, Any], str]] = [
     ({"best_of": 3}, "`best_of` must be > 0 and <= 2. Given: 3"),
     ({"best_of": 2}, "you must use sampling when `best_of` is > 1"),
     ({"best_of": 2, "do_sample": True, "seed": 1}, "`seed` must not be set when `best_of` > 1"),
-    ({"grammar": {"type": "regex", "value": "a+"}}, "grammar"),
+    ({"grammar": {"type": "regex", "value": "(a"}}, "`grammar`: unclosed group"),
     ({"adapter_id": "mine"}, "adapter"),
 ]
 
