@@ -153,6 +153,11 @@ class Runner:
             errors += broken
         for error in errors:
             launched.rows[error.row].failed = True
+        told = {*launched.late, *(one.row for one in sampled), *(one.row for one in errors)}
+        for row, state in launched.rows.items():
+            # It failed in a step that was collected after this one had been launched.
+            if state.failed and row not in told:
+                errors.append(RowError(row, "it failed in an earlier step"))
         if self._constraints:
             sampled = self._follow(sampled, launched, self._constraints)
         return StepDone(
@@ -167,7 +172,10 @@ class Runner:
 
     def _admit(self, admit: Admit) -> None:
         self._table.admit(admit)
-        self._sampler.admit(admit.row, admit.sampling, admit.tokens, admit.n_prompt)
+        constrained = admit.constraint is not None
+        self._sampler.admit(
+            admit.row, admit.sampling, admit.tokens, admit.n_prompt, constrained=constrained
+        )
         if admit.constraint is None:
             return
         if self._constraints is None:
@@ -192,6 +200,7 @@ class Runner:
         if waiting and len(waiting) == len(runs):
             constraints.wait([run.row for run in waiting], PATIENCE_SECONDS)
             waiting = [run for run in waiting if constraints.sits_out(run.row)]
+        # A longer chunk is computed nevertheless: only its last token will have to wait.
         launched.late += [run.row for run in waiting if run.n == 1]
         late = set(launched.late)
         return [run for run in runs if run.row not in late]

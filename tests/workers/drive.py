@@ -58,6 +58,7 @@ class Drive:
         self.overlap = overlap
         self.n_late = 0
         self.said: dict[int, list[int]] = {}
+        self.logprobs: dict[int, list[float | None]] = {}
         self.reasons: dict[int, FinishReason | None] = {}
         self.errors: dict[int, str] = {}
 
@@ -112,6 +113,8 @@ class Drive:
         for event in self.core.complete(done):
             if isinstance(event, TokenEvent):
                 self.said[event.request.id].append(event.sampled.token)
+                told = self.logprobs.setdefault(event.request.id, [])
+                told.append(event.sampled.logprob)
                 self.reasons[event.request.id] = event.finish_reason
             elif isinstance(event, FailedEvent):
                 self.errors[event.request.id] = event.message

@@ -20,8 +20,8 @@ from tgi_async.grammar.grammar import Grammar, Json, Prose, Regex, Repeat, Text,
 from tgi_async.grammar.grammar import Sequence as InSequence
 from tgi_async.wire.messages import Constraint
 from workers.constraints.constraints import Constraints
-from workers.constraints.following import Following
 from workers.constraints.growth import MOST, openings
+from workers.constraints.progress import Progress
 from workers.constraints.vocabulary import Compiled, Vocabulary
 from workers.grammar.engine import GrammarError
 
@@ -81,7 +81,7 @@ def generate(
 ) -> list[int]:
     """A model that says anything."""
     mask = np.zeros(vocabulary.completer._n_words, np.int32)
-    following = Following(Constraint(encode(grammar), most), jumps, mask)
+    following = Progress(Constraint(encode(grammar), most), jumps, mask)
     following.begin(vocabulary, [])
     said: list[int] = []
     while len(said) < most:
@@ -128,12 +128,12 @@ def test_free_text_is_not_cut_short(vocabulary: Vocabulary) -> None:
 def test_a_replay_goes_on_as_before(vocabulary: Vocabulary) -> None:
     mask, again = (np.zeros(vocabulary.completer._n_words, np.int32) for _ in range(2))
     constraint = Constraint(encode(Json(PERSON)), 60)
-    following = Following(constraint, True, mask)
+    following = Progress(constraint, True, mask)
     following.begin(vocabulary, [])
     said: list[int] = []
     random = Random(4)
     for _ in range(12):
-        replayed = Following(constraint, True, again)
+        replayed = Progress(constraint, True, again)
         replayed.begin(vocabulary, list(said))
         assert replayed.forced == following.forced
         assert (again == mask).all()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -129,3 +130,49 @@ def test_a_grammar_that_fails_costs_its_own_row(
     assert set(waiting.errors) == {broken, unknown}
     assert waiting.said[well] == alone[0]
     assert all(request.status is Status.ENDED for request in waiting.core.running)
+
+
+class Spoiling:
+    """A model whose logits after one of its tokens are no numbers."""
+
+    def __init__(self, inner: Loaded, hated: int) -> None:
+        self.inner, self.hated = inner, hated
+        self.shape = inner.shape
+
+    def __call__(
+        self, ids: torch.Tensor, positions: torch.Tensor, at: torch.Tensor, *others: Any
+    ) -> torch.Tensor:
+        logits = self.inner(ids, positions, at, *others)
+        logits[ids[at] == self.hated] = float("nan")
+        return logits
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_broken_logits_at_a_jump_cost_their_own_row(
+    model: Loaded, vocabulary: Vocabulary, alone: dict[int, list[int]], overlap: bool
+) -> None:
+    """Where steps overlap, the next one has been computed before the failure is known."""
+    spoiling: Any = Spoiling(model, hated=90)
+    drive = Drive(spoiling, vocabulary, overlap=overlap)
+    broken = drive.submit([90], 40, Regex("the quick brown fox"), SAMPLINGS[0])
+    well = drive.submit(PROMPTS[0], 40, GRAMMARS[0], SAMPLINGS[0])
+    drive.run()
+    assert set(drive.errors) == {broken}
+    assert drive.said[well] == alone[0]
+
+
+def test_the_models_own_log_probabilities_are_told_where_asked_for(
+    model: Loaded, vocabulary: Vocabulary
+) -> None:
+    """At any temperature: a mask makes the processed distribution another one."""
+    told = []
+    for temperature in (1.0, 1.5):
+        drive = Drive(model, vocabulary)
+        sampling = Sampling(
+            do_sample=True, temperature=temperature, seed=3, logprobs=True, model_logprobs=True
+        )
+        number = drive.submit(PROMPTS[0], 1, Regex("q"), sampling)
+        drive.run()
+        told.append((drive.said[number], drive.logprobs[number]))
+    assert told[0] == told[1]
+    assert told[0][1][0] < 0

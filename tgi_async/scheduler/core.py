@@ -180,8 +180,12 @@ class Core:
                     self._schedule(request, 1, draft)
             elif request.n_planned < request.limit:
                 self._schedule(request, 1, draft)
+        # Who jumps leaves a half to who waits for a first token.
+        held = draft.left // 2 if prefilling is not None else 0
+        draft.left -= held
         for request in jumping:
             self._prefill(request, draft, free=1)
+        draft.left += held
         n_decodes = len(draft.run)
         # Others may have jumped through all of the budget.
         if prefilling is not None and draft.left > 0:
@@ -339,6 +343,7 @@ class Core:
         request.n_in_flight -= 1
         first = sampled[part.row]
         if first.forced:
+            # Of a request that has ended, too: the worker runs what it was sent.
             self._await_no_more(request)
         if request.status is Status.ENDED:
             return
@@ -362,9 +367,10 @@ class Core:
         request = part.request
         for step in self._in_flight:
             for later in step.parts:
-                later.end -= later.table is part.table
+                if later.table is part.table:
+                    later.end -= 1
         part.end -= 1
-        part.samples = False
+        part.samples = False  # so there is nothing to take below
         request.n_in_flight -= 1
         if request.table is part.table:
             request.n_planned -= 1

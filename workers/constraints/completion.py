@@ -30,8 +30,22 @@ DEPTH = 2
 """How many of them in a row: two digits make any number a multiple of one below a hundred."""
 FAR = 10_000
 
+MOST_LOOKS = 1000
+"""At where tokens lead to, in one walk: some 50 ms."""
+
 Mask = NDArray[np.int32]
-Pick = Callable[[Matcher, Mask], int | None]
+
+
+class Looks:
+    """How many a walk has left."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = MOST_LOOKS
+
+
+Pick = Callable[[Matcher, Mask, Looks], int | None]
 
 
 class Completer:
@@ -61,20 +75,29 @@ class Completer:
         self._single = np.asarray([i for _, i in single], np.int64)
 
     def shortest(
-        self, matcher: Matcher, most: int, mask: Mask, endings: Sequence[list[int]] = ()
+        self,
+        matcher: Matcher,
+        most: int,
+        mask: Mask,
+        endings: Sequence[list[int]] = (),
+        enough: int = 0,
     ) -> list[int] | None:
         """The tokens of a short completion, at most `most`; None if none was found.
 
-        `mask` is room to work in. `endings` are tokens that end something where they are allowed.
-        Raises GrammarError.
+        One of `enough` tokens will do. `mask` is room to work in. `endings` are tokens that end
+        something where they are allowed.
         """
         found: list[int] | None = None
         most = min(most, MOST)
         for pick in (self._longest, self._least_or_longest):
-            way = self._walk(
-                matcher, most if found is None else len(found) - 1, pick, mask, endings
-            )
-            found = way if way is not None else found
+            try:
+                way = self._walk(matcher, most, pick, mask, endings)
+            except GrammarError:  # a limit of the engine, on a way that nobody has to go
+                continue
+            if way is not None:
+                found, most = way, len(way) - 1
+                if len(way) <= enough:
+                    break
         return found
 
     def may_go_on(self, matcher: Matcher, mask: Mask) -> bool:
@@ -82,15 +105,18 @@ class Completer:
 
         It is asked of some of the tokens that may. `mask` is room to work in.
         """
-        matcher.fill(mask)
-        tried = np.concatenate(
-            [_allowed(ids, mask)[:N_TRIED] for ids in (self._single, self._long, self._closers)]
-        )
-        for token in [int(one) for one in tried] or self._any(mask):
-            after = matcher.copy()
-            after.advance([token])
-            if not after.complete:
-                return False
+        try:
+            matcher.fill(mask)
+            tried = np.concatenate(
+                [_allowed(ids, mask)[:N_TRIED] for ids in (self._single, self._long, self._closers)]
+            )
+            for token in [int(one) for one in tried] or self._any(mask):
+                after = matcher.copy()
+                after.advance([token])
+                if not after.complete:
+                    return False
+        except GrammarError:
+            return False
         return True
 
     def _walk(
@@ -98,19 +124,25 @@ class Completer:
     ) -> list[int] | None:
         matcher = start.copy()
         way: list[int] = []
+        looks = Looks()
         while not matcher.complete:
             tokens = matcher.forced()
             if tokens:
                 matcher.advance(tokens)
             else:
-                matcher, tokens = self._step(matcher, pick, mask, endings)
-            if not tokens or len(way) + len(tokens) > most:
+                matcher, tokens = self._step(matcher, pick, mask, endings, looks)
+            if not tokens or len(way) + len(tokens) > most or looks.left <= 0:
                 return None
             way += tokens
         return way
 
     def _step(
-        self, matcher: Matcher, pick: Pick, mask: Mask, endings: Sequence[list[int]]
+        self,
+        matcher: Matcher,
+        pick: Pick,
+        mask: Mask,
+        endings: Sequence[list[int]],
+        looks: Looks,
     ) -> tuple[Matcher, list[int]]:
         for ending in endings:
             after = matcher.copy()
@@ -122,26 +154,26 @@ class Completer:
         matcher.fill(mask)
         closers = self._content_closers if self._in_content(mask) else self._closers
         picked = _first(closers, mask)
-        picked = pick(matcher, mask) if picked is None else picked
+        picked = pick(matcher, mask, looks) if picked is None else picked
         if picked is None:
             return matcher, []
         matcher.advance([picked])
         return matcher, [picked]
 
-    def _longest(self, matcher: Matcher, mask: Mask) -> int | None:
+    def _longest(self, matcher: Matcher, mask: Mask, looks: Looks) -> int | None:
         for ids in (self._long, self._single):
             picked = _first(ids, mask)
             if picked is not None:
                 return picked
         return next(iter(self._any(mask)), None)
 
-    def _least_or_longest(self, matcher: Matcher, mask: Mask) -> int | None:
+    def _least_or_longest(self, matcher: Matcher, mask: Mask, looks: Looks) -> int | None:
         if self._in_content(mask):
-            return self._longest(matcher, mask)
+            return self._longest(matcher, mask, looks)
         for depth in range(DEPTH):
             owed, token = min(
                 (
-                    (self._owed(after, mask, depth), token)
+                    (self._owed(after, mask, depth, looks), token)
                     for token, after in self._next(matcher, mask)
                 ),
                 default=(0, None),
@@ -150,7 +182,7 @@ class Completer:
                 break
         return token
 
-    def _owed(self, matcher: Matcher, mask: Mask, depth: int) -> int:
+    def _owed(self, matcher: Matcher, mask: Mask, depth: int, looks: Looks) -> int:
         """How many tokens it takes from here to where something can be closed, as far as is seen
         within so many chosen ones; `FAR` and more if it is further."""
         forced = matcher.forced()
@@ -158,14 +190,20 @@ class Completer:
             matcher.advance(forced)
         if matcher.complete:
             return len(forced)
+        looks.left -= 1
+        if looks.left <= 0:
+            return FAR
         matcher.fill(mask)
         if self._in_content(mask) or _first(self._closers, mask) is not None:
             return 1 + len(forced)
         if not depth:
             return FAR + len(forced)
         return min(
-            (1 + len(forced) + self._owed(after, mask, depth - 1))
-            for _, after in self._next(matcher, mask)
+            (
+                1 + len(forced) + self._owed(after, mask, depth - 1, looks)
+                for _, after in self._next(matcher, mask)
+            ),
+            default=FAR,
         )
 
     def _next(self, matcher: Matcher, mask: Mask) -> list[tuple[int, Matcher]]:

@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from tgi_async.wire.messages import Constraint
-from workers.constraints.following import Following
+from workers.constraints.progress import Progress
 from workers.constraints.vocabulary import Vocabulary
 from workers.grammar.engine import GrammarError
 
@@ -34,7 +34,7 @@ class _Followed:
 
     __slots__ = ("error", "ready", "row", "slow", "state", "was_late")
 
-    def __init__(self, row: int, state: Following) -> None:
+    def __init__(self, row: int, state: Progress) -> None:
         self.row = row
         self.state = state
         self.ready = False
@@ -44,7 +44,7 @@ class _Followed:
 
 
 class Constraints:
-    """Only `_work` and what it calls runs in the threads."""
+    """`_begin` and `_advance` run in the threads, and all else on the worker's loop."""
 
     def __init__(self, vocabulary: Callable[[], Vocabulary], vocab_size: int) -> None:
         """`vocabulary` is called once, in a thread: by `prepare`, or for the first grammar."""
@@ -73,12 +73,12 @@ class Constraints:
             self._vocabulary = self._slow.submit(self._make_vocabulary)
 
     def admit(self, row: int, constraint: Constraint, output: list[int], jumps: bool) -> None:
-        """`row` enters, having said `output` already. See `Following`."""
+        """`row` enters, having said `output` already. See `Progress`."""
         self.prepare()
         assert self._slow is not None
         # Its own memory: a thread may still be filling the mask of who had the row before.
         mask = np.zeros(self._n_words, np.int32)
-        followed = self._rows[row] = _Followed(row, Following(constraint, jumps, mask))
+        followed = self._rows[row] = _Followed(row, Progress(constraint, jumps, mask))
         self._slow.submit(self._begin, followed, output)
 
     def release(self, row: int) -> None:
@@ -116,7 +116,7 @@ class Constraints:
         followed = self._rows.get(row)
         return "" if followed is None else followed.error
 
-    def next(self, row: int) -> Following | None:
+    def next(self, row: int) -> Progress | None:
         """What may come next in a row that is not late; None if anything may."""
         followed = self._rows.get(row)
         return None if followed is None else followed.state

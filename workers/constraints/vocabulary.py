@@ -32,9 +32,8 @@ class Compiled:
         """Tokens that one token may add to what completes a text."""
         self.endings = [vocabulary.tokens(text) for text in untils(grammar)]
         """Tokens that end prose."""
-        self._shortest: list[int] | None = None
-        self._looked_for = 0
-        """The most tokens that the shortest completion was allowed, when it was looked for."""
+        self._ways: dict[int, list[int] | None] = {}
+        """The completions that were found, by how many tokens they were allowed."""
         self._lock = threading.Lock()
 
     def matcher(self) -> Matcher:
@@ -42,14 +41,16 @@ class Compiled:
         with self._lock:
             return self._matcher.copy()
 
-    def shortest(self, most: int, mask: Mask) -> list[int] | None:
-        """See `Completer.shortest`: from the beginning."""
+    def shortest(self, most: int, enough: int, mask: Mask) -> list[int] | None:
+        """See `Completer.shortest`: from the beginning. `enough` follows from `most`."""
         with self._lock:
-            if self._shortest is None and self._looked_for < most:
-                self._looked_for = most
-                self._shortest = self._completer.shortest(self._matcher, most, mask, self.endings)
-            found = self._shortest
-        return found if found is not None and len(found) <= most else None
+            if most not in self._ways:
+                if len(self._ways) >= MOST_KEPT:
+                    self._ways.clear()
+                self._ways[most] = self._completer.shortest(
+                    self._matcher, most, mask, self.endings, enough
+                )
+            return self._ways[most]
 
 
 class Vocabulary:

@@ -42,6 +42,7 @@ class XgrammarEngine:
             if number < vocab_size:
                 self._names[number] = name
         self._compilers: dict[frozenset[int], xgrammar.GrammarCompiler] = {}
+        """By the special tokens that a grammar names: those of one format of tools, or none."""
         self._lock = threading.Lock()
         self._ends = np.zeros(-(-vocab_size // 32), np.int32)
         for number in end_ids:

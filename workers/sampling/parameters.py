@@ -45,8 +45,8 @@ class Parameters:
         self.seed = np.zeros(max_rows, np.uint64)
         self.choice = np.zeros(max_rows, np.uint64)
 
-    def set(self, row: int, sampling: Sampling) -> Needs:
-        """Take over `sampling` for `row`, and say what it comes to."""
+    def set(self, row: int, sampling: Sampling, constrained: bool = False) -> Needs:
+        """Take over `sampling` for `row`, which may follow a grammar; say what it comes to."""
         # The neutral values, for a row that does not sample.
         drawn = sampling if sampling.do_sample else Sampling()
         self.temperature[row] = drawn.temperature
@@ -81,7 +81,7 @@ class Parameters:
             needs |= Needs.BIAS
         processed = needs & (Needs.TRUNCATION | Needs.PENALTY | Needs.WATERMARK | Needs.BIAS)
         # Where nothing is processed, both are the same, and the cheaper one is taken.
-        if sampling.model_logprobs and (processed or drawn.temperature != 1):
+        if sampling.model_logprobs and (processed or constrained or drawn.temperature != 1):
             needs |= Needs.MODEL_LOGPROB
         self.needs[row] = needs
         return needs

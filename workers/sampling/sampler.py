@@ -57,13 +57,20 @@ class Sampler:
         self._bias = Bias(max_rows, vocab_size, device)
 
     def admit(
-        self, row: int, sampling: Sampling, tokens: Sequence[int], n_prompt: int | None = None
+        self,
+        row: int,
+        sampling: Sampling,
+        tokens: Sequence[int],
+        n_prompt: int | None = None,
+        *,
+        constrained: bool = False,
     ) -> None:
         """`row` enters with `tokens`, its prompt and what it has already emitted; at least one.
 
-        The first `n_prompt` are the prompt; by default all.
+        The first `n_prompt` are the prompt; by default all. A row that is `constrained` follows a
+        grammar.
         """
-        needs = self._parameters.set(row, sampling)
+        needs = self._parameters.set(row, sampling, constrained)
         if needs & Needs.PENALTY:
             n_prompt = len(tokens) if n_prompt is None else n_prompt
             self._penalties.admit(row, sampling, tokens, n_prompt)

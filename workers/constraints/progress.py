@@ -14,9 +14,11 @@ LEAST_GROWTH = 4
 escaped character still lacks."""
 UNFOUND = 4
 """Tokens after which a completion that was not found is looked for again."""
+MOST_UNFOUND = 8
+"""How often, before it is given up."""
 
 
-class Following:
+class Progress:
     """Where a row's output is in its grammar, and what may come next.
 
     After `begin` and every `advance`, `mask` says which token may come next; where only one may and
@@ -40,6 +42,7 @@ class Following:
         """What is left of the completion that has been begun."""
         self._found = False
         """Whether a completion was found at any time."""
+        self._n_unfound = 0
 
     def checks_after(self, n_tokens: int) -> bool:
         """Whether `advance` by so many tokens will look for a completion, which takes longer."""
@@ -52,7 +55,7 @@ class Following:
         self._matcher: Matcher = compiled.matcher()
         self._growth = LEAST_GROWTH + compiled.growth
         self._endings = compiled.endings
-        way = self._due(compiled.shortest(self._left, self.mask))
+        way = self._due(compiled.shortest(self._left, self._left - self._growth - 1, self.mask))
         if output:
             self.advance(output)
         else:
@@ -103,7 +106,8 @@ class Following:
 
     def _shortest(self) -> list[int] | None:
         completer = self._vocabulary.completer
-        return completer.shortest(self._matcher, self._left, self.mask, self._endings)
+        enough = self._left - self._growth - 1
+        return completer.shortest(self._matcher, self._left, self.mask, self._endings, enough)
 
     def _due(self, way: list[int] | None) -> list[int] | None:
         """A completion, if it must be taken now, lest there is no room for any.
@@ -113,7 +117,8 @@ class Following:
         """
         if way is None:
             # If one was found before, the next tokens may lead to where it is found again.
-            self._completes = self._found
+            self._n_unfound += 1
+            self._completes = self._found and self._n_unfound < MOST_UNFOUND
             self._unchecked = UNFOUND
             return None
         self._found = True
