@@ -8,12 +8,10 @@ wanted, go through the language-model head.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from msgspec import structs
 from numpy.typing import NDArray
 
 from tgi_async.wire.messages import (
@@ -29,12 +27,12 @@ from tgi_async.wire.messages import (
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.constraints.constraints import Constraints
-from workers.sampling import Allowed, Sampler, SamplerOutput
+from workers.constraints.rows import ConstrainedRows
+from workers.launched import Forwarded, Launched
+from workers.sampling import Allowed, Sampler
 from workers.sampling.transfer import send
-from workers.table import Row, RowTable
+from workers.table import RowTable
 
-PATIENCE_SECONDS = 0.005
-"""How long a step waits for grammars where it has nothing else to do."""
 SCORED_AT_ONCE = 64
 """Prompt positions scored at once, which bounds the float32 copies of their logits."""
 
@@ -53,36 +51,6 @@ class Model(Protocol):
         ...
 
 
-class Forwarded(NamedTuple):
-    """Rows whose next token is to be sampled."""
-
-    rows: list[int]
-    logits: torch.Tensor
-    """[len(rows), V]"""
-    masks: list[NDArray[np.int32] | None]
-    """What their grammars allow, of those that have one."""
-
-
-@dataclass(slots=True)
-class Launched:
-    """A step whose results may still be on their way on the device."""
-
-    step: int
-    rows: dict[int, Row]
-    """What the step is about. Its row numbers may be others' by the time it is collected."""
-    forwarded: list[Forwarded] = field(default_factory=list)
-    """What is left to be sampled; more than one entry only where rows had to run alone."""
-    outputs: list[tuple[list[int], SamplerOutput]] = field(default_factory=list)
-    """Rows that sampled, and what."""
-    forced: dict[int, list[int]] = field(default_factory=dict)
-    """All that a grammar forced at once, for rows where that is more than what is sampled."""
-    late: list[int] = field(default_factory=list)
-    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
-    errors: list[RowError] = field(default_factory=list)
-    forward_seconds: float = 0.0
-    sample_seconds: float = 0.0
-
-
 class Runner:
     """Executes steps in order. Raises KeyError for a step about rows that it does not have."""
 
@@ -99,6 +67,7 @@ class Runner:
         self._cache = cache
         self._sampler = sampler
         self._constraints = constraints
+        self._constrained = None if constraints is None else ConstrainedRows(table, constraints)
 
     def launch(self, step: Step) -> Launched:
         """`forward` and `sample`. The steps before must have been collected if `constrained`."""
@@ -126,8 +95,8 @@ class Runner:
             # Planned before the router knew; every row of a step gets a token or an error.
             failed = [row for row, state in launched.rows.items() if state.failed]
             launched.errors += [RowError(row, "it failed in an earlier step") for row in failed]
-        if self._constraints:
-            runs = self._without_waiting(runs, launched, self._constraints)
+        if self._constrained is not None and self.constrained:
+            runs = self._constrained.without_waiting(runs, launched)
         if runs:
             self._run_together(runs, launched)
         return launched
@@ -137,8 +106,8 @@ class Runner:
         began = time.perf_counter()
         forwarded, launched.forwarded = launched.forwarded, []
         for part in forwarded:
-            if self._constraints:
-                part = self._masked(part, launched, self._constraints)
+            if self._constrained is not None and self.constrained:
+                part = self._constrained.masked(part, launched)
             if part.rows:
                 self._sample_together(part, launched)
         launched.sample_seconds += time.perf_counter() - began
@@ -158,8 +127,8 @@ class Runner:
             # It failed in a step that was collected after this one had been launched.
             if state.failed and row not in told:
                 errors.append(RowError(row, "it failed in an earlier step"))
-        if self._constraints:
-            sampled = self._follow(sampled, launched, self._constraints)
+        if self._constrained is not None and self.constrained:
+            sampled = self._constrained.follow(sampled, launched)
         return StepDone(
             launched.step,
             sampled,
@@ -189,67 +158,6 @@ class Runner:
         self._sampler.release(row)
         if self._constraints is not None:
             self._constraints.release(row)
-
-    # -- grammars -------------------------------------------------------------------------------
-
-    def _without_waiting(
-        self, runs: list[Run], launched: Launched, constraints: Constraints
-    ) -> list[Run]:
-        """Leave out rows that would sample and have been late; wait a little if all are."""
-        waiting = [run for run in runs if self._samples(run) and constraints.sits_out(run.row)]
-        if waiting and len(waiting) == len(runs):
-            constraints.wait([run.row for run in waiting], PATIENCE_SECONDS)
-            waiting = [run for run in waiting if constraints.sits_out(run.row)]
-        # A longer chunk is computed nevertheless: only its last token will have to wait.
-        launched.late += [run.row for run in waiting if run.n == 1]
-        late = set(launched.late)
-        return [run for run in runs if run.row not in late]
-
-    def _samples(self, run: Run) -> bool:
-        row = self._table[run.row]
-        return row.n_computed + run.n >= len(row.tokens)
-
-    def _masked(self, part: Forwarded, launched: Launched, constraints: Constraints) -> Forwarded:
-        """The rows that can be sampled, with what each of them may say."""
-        if self._table.last_tokens.is_cuda:
-            # The device is busy with the forward pass meanwhile.
-            constraints.wait(part.rows, PATIENCE_SECONDS)
-        places: list[int] = []
-        masks: list[NDArray[np.int32] | None] = []
-        for place, row in enumerate(part.rows):
-            if constraints.late(row):
-                launched.late.append(row)
-                self._table[row].n_computed -= 1
-                continue
-            if error := constraints.error(row):
-                launched.errors.append(RowError(row, error))
-                self._table[row].failed = True
-                continue
-            following = constraints.next(row)
-            if following is not None and len(following.forced) > 1:
-                launched.forced[row] = following.forced
-            masks.append(None if following is None else following.mask)
-            places.append(place)
-        if len(places) == len(part.rows):
-            return part._replace(masks=masks)
-        some = send(np.asarray(places, np.int64), part.logits.device)
-        return Forwarded([part.rows[place] for place in places], part.logits[some], masks)
-
-    def _follow(
-        self, sampled: list[Sampled], launched: Launched, constraints: Constraints
-    ) -> list[Sampled]:
-        """Tell the grammars what their rows said, and the router what follows it."""
-        taken: dict[int, list[int]] = {}
-        told: list[Sampled] = []
-        for one in sampled:
-            if one.row in constraints and self._table.get(one.row) is launched.rows[one.row]:
-                forced = launched.forced.get(one.row, [])
-                taken[one.row] = forced or [one.token]
-                if forced:
-                    one = structs.replace(one, forced=forced[1:])
-            told.append(one)
-        constraints.advance(taken)
-        return told
 
     # -- the forward pass -----------------------------------------------------------------------
 

@@ -32,11 +32,12 @@ from workers.attention.cuda import CudaAttention
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
 from workers.following import Follower, Leader
+from workers.launched import Launched
 from workers.models.description import Unsupported
 from workers.models.loading import load
 from workers.models.rope import Scaling
 from workers.ranks import Ranks
-from workers.runner import Launched, Model, Runner
+from workers.runner import Model, Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
 

@@ -16,8 +16,9 @@ from tgi_async.wire.messages import Sampling
 from workers.attention.cache import PagedCache
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
+from workers.launched import Launched
 from workers.models.loading import Loaded
-from workers.runner import Launched, Runner
+from workers.runner import Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
 

@@ -13,8 +13,9 @@ from tests.workers.tiny_llama import VOCABULARY, save_tiny_llama
 from tgi_async.wire.messages import Admit, Grow, Run, Sampling, Step, StepDone, TopToken
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
+from workers.launched import Launched
 from workers.models.loading import Loaded, load
-from workers.runner import Launched, Runner
+from workers.runner import Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
 
