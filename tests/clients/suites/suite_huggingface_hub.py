@@ -284,17 +284,17 @@ def test_tools(call: Any, choice: Any) -> None:
 
 
 def test_a_text_in_the_form_of_a_schema(call: Any) -> None:
-    text = call(
-        "text_generation",
-        "다음 텍스트에서 정보를 추출: 김민수(32세)는 부산에 삽니다.",
-        grammar={"type": "json", "value": PERSON},
-        max_new_tokens=100,
-        return_full_text=False,
-    )
+    prompt = "다음 텍스트에서 정보를 추출: 김민수(32세)는 부산에 삽니다."
+    grammar = {"type": "json", "value": PERSON}
+    text = call("text_generation", prompt, grammar=grammar, max_new_tokens=100)
+    pieces = call("text_generation", prompt, grammar=grammar, max_new_tokens=100, stream=True)
 
     person = json.loads(text)
     assert list(person) == ["name", "age", "city"]
+    assert isinstance(person["name"], str)
     assert isinstance(person["age"], int)
+    assert isinstance(person["city"], str)
+    assert "".join(pieces) == text
 
 
 def test_a_chat_in_the_form_of_a_schema(call: Any) -> None:
