@@ -294,7 +294,7 @@ def test_a_text_in_the_form_of_a_schema(call: Any) -> None:
     assert isinstance(person["name"], str)
     assert isinstance(person["age"], int)
     assert isinstance(person["city"], str)
-    assert "".join(pieces) == text
+    assert "".join(pieces).removesuffix("<|im_end|>") == text  # a stream shows the end, as TGI's
 
 
 def test_a_chat_in_the_form_of_a_schema(call: Any) -> None:
