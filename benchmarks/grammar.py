@@ -75,9 +75,9 @@ async def throughput(client: Client, rounds: int) -> None:
     rates: dict[str, list[float]] = {"free": [], **{name: [] for name in REGEXES}}
     for turn in range(rounds + 1):
         for name, found in rates.items():
-            parameters = {"ignore_eos": True}
+            parameters: dict[str, Any] = {"ignore_eos": True}
             if name in REGEXES:
-                parameters = {"grammar": {"type": "regex", "value": REGEXES[name]}}  # type: ignore[dict-item]
+                parameters = {"grammar": {"type": "regex", "value": REGEXES[name]}}
             await asyncio.sleep(PAUSE)
             began = time.perf_counter()
             exchanges = await asyncio.gather(
@@ -162,8 +162,8 @@ def masks(rounds: int) -> None:
     folder = prepare_embedded()
     vocab_size, end = 49152, 2
     engine = engines.engine("llguidance", folder, vocab_size, [end])
-    grammars = {name: Json(schema) for name, schema in SCHEMAS.items()}
-    grammars |= {name: Regex(pattern) for name, pattern in REGEXES.items()}  # type: ignore[dict-item]
+    grammars: dict[str, Json | Regex] = {name: Json(one) for name, one in SCHEMAS.items()}
+    grammars |= {name: Regex(pattern) for name, pattern in REGEXES.items()}
     mask = np.zeros(vocab_size // 32, np.int32)
     every: list[float] = []
     for name, grammar in grammars.items():
