@@ -46,6 +46,8 @@ GRAMMARS: list[Grammar] = [
     Regex("(abc|d)+z"),
     Regex("[a-f0-9]{8}(-[a-f0-9]{4}){3}"),
     Regex("(abc)*"),
+    Regex("[가-힣]*"),
+    Regex("([가-힣]|(a)*)"),
     InSequence([Prose("</t>"), Text("<"), Json({"type": "integer"}), Text(">")]),
     Repeat(Json({"type": "object", "properties": {"x": {"const": 1}}}), 1, 4, ";\n"),
 ]

@@ -56,6 +56,11 @@ class Completer:
         self._end_ids = frozenset(end_ids)
         self._n_words = -(-len(texts) // 32)
         known = [(text, i) for i, text in enumerate(texts) if text]
+        unclear = np.zeros(32 * self._n_words, np.bool_)
+        unclear[: len(texts)] = [not text for text in texts]
+        unclear[[one for one in end_ids if one < len(unclear)]] = False
+        self._unclear = np.packbits(unclear, bitorder="little").view(np.int32)
+        """Tokens that are no text by themselves, such as parts of a character."""
 
         def ids(chosen: list[tuple[str, int]], n: int | None = None) -> NDArray[np.int64]:
             longest_first = sorted(chosen, key=lambda one: (-len(one[0]), one[1]))
@@ -101,7 +106,7 @@ class Completer:
         return found
 
     def may_go_on(self, matcher: Matcher, mask: Mask) -> bool:
-        """Whether a complete text seems to stay complete whatever comes next.
+        """Whether a complete text seems to stay complete whatever whole characters come next.
 
         It is asked of some of the tokens that may. `mask` is room to work in.
         """
@@ -118,6 +123,10 @@ class Completer:
         except GrammarError:
             return False
         return True
+
+    def keep_whole(self, mask: Mask) -> None:
+        """Leave out of a mask what would leave a character in pieces."""
+        mask[: self._n_words] &= ~self._unclear
 
     def _walk(
         self, start: Matcher, most: int, pick: Pick, mask: Mask, endings: Sequence[list[int]]

@@ -40,6 +40,8 @@ class Progress:
         """Whether the text can be completed at all; once it can not, nothing is attempted."""
         self._way: list[int] = []
         """What is left of the completion that has been begun."""
+        self._keeps_whole = False
+        """Whether the text is complete, must stay so, and can go on nevertheless."""
         self._found = False
         """Whether a completion was found at any time."""
         self._n_unfound = 0
@@ -92,6 +94,8 @@ class Progress:
             self._force(forced)
         else:
             self._matcher.fill(self.mask)
+            if self._keeps_whole:
+                self._vocabulary.completer.keep_whole(self.mask)
 
     def _force(self, tokens: list[int]) -> None:
         ends = tokens[0] in self._vocabulary.end_ids
@@ -122,9 +126,11 @@ class Progress:
             self._unchecked = UNFOUND
             return None
         self._found = True
+        self._keeps_whole = False
         spare = self._left - len(way) - self._growth
         self._unchecked = max(1, spare // (self._growth + 1))
         if spare > 0:
             return None
-        stays = not way and self._vocabulary.completer.may_go_on(self._matcher, self.mask)
-        return None if stays else way
+        completer = self._vocabulary.completer
+        self._keeps_whole = not way and completer.may_go_on(self._matcher, self.mask)
+        return None if self._keeps_whole else way
