@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -9,9 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tgi_async.wire.messages import PromptLogprobs, RowError
-from workers.sampling import SamplerOutput
+from tgi_async.wire.messages import PromptLogprobs, RowError, TopToken
+from workers.sampling.output import FetchedOutput, Picked
+from workers.sampling.transfer import Fetched, send
 from workers.table import Row
+from workers.timing import Mark
 
 
 class Forwarded(NamedTuple):
@@ -20,8 +23,46 @@ class Forwarded(NamedTuple):
     rows: list[int]
     logits: torch.Tensor
     """[len(rows), V]"""
-    masks: list[NDArray[np.int32] | None]
+    masks: Sequence[NDArray[np.int32] | None]
     """What their grammars allow, of those that have one."""
+    picked: Picked | None = None
+    """Of the same lines, where the device has sampled already."""
+    stored: bool = False
+    """Whether each row's `picked` token is its last token already."""
+
+    def pick(self, places: Sequence[int]) -> Forwarded:
+        """The rows at these places."""
+        some = send(np.asarray(places, np.int64), self.logits.device)
+        return Forwarded(
+            [self.rows[place] for place in places],
+            self.logits[some],
+            [self.masks[place] for place in places],
+            None if self.picked is None else Picked(*(x[some] for x in self.picked)),
+            self.stored,
+        )
+
+
+class Scored(NamedTuple):
+    """Log-probabilities of a prompt's tokens, on their way to the host."""
+
+    row: int
+    first: int
+    """Position of the first of them."""
+    parts: list[Fetched]
+    """Of some tokens each: log-probabilities float32 [n]; where asked for, ids int64 [n, N] and
+    log-probabilities float32 [n, N] of the likeliest, best first."""
+
+    def to_wire(self) -> PromptLogprobs:
+        """Waits for the device."""
+        logprobs: list[float] = []
+        top: list[list[TopToken]] = []
+        for part in self.parts:
+            chosen, *best = part.tensors()
+            logprobs += chosen.tolist()
+            if best:
+                lines = zip(*(x.tolist() for x in best), strict=True)
+                top += [[TopToken(*pair) for pair in zip(*line, strict=True)] for line in lines]
+        return PromptLogprobs(self.row, self.first, logprobs, top)
 
 
 @dataclass(slots=True)
@@ -33,12 +74,23 @@ class Launched:
     """What the step is about. Its row numbers may be others' by the time it is collected."""
     forwarded: list[Forwarded] = field(default_factory=list)
     """What is left to be sampled; more than one entry only where rows had to run alone."""
-    outputs: list[tuple[list[int], SamplerOutput]] = field(default_factory=list)
+    outputs: list[tuple[list[int], FetchedOutput]] = field(default_factory=list)
     """Rows that sampled, and what."""
     forced: dict[int, list[int]] = field(default_factory=dict)
     """All that a grammar forced at once, for rows where that is more than what is sampled."""
     late: list[int] = field(default_factory=list)
-    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
     errors: list[RowError] = field(default_factory=list)
-    forward_seconds: float = 0.0
-    sample_seconds: float = 0.0
+    forwards: list[tuple[Mark, Mark]] = field(default_factory=list)
+    """Begin and end of what was spent on forward passes."""
+    samplings: list[tuple[Mark, Mark]] = field(default_factory=list)
+
+    @property
+    def ready(self) -> bool:
+        """Whether its results are on the host."""
+        return all(output.ready for _, output in self.outputs)
+
+
+def seconds(spans: list[tuple[Mark, Mark]]) -> float:
+    """Of all of them. Waits for the device."""
+    return sum(begin.until(end) for begin, end in spans)

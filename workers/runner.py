@@ -7,7 +7,6 @@ wanted, go through the language-model head.
 
 from __future__ import annotations
 
-import time
 from typing import Protocol
 
 import numpy as np
@@ -16,22 +15,21 @@ from numpy.typing import NDArray
 
 from tgi_async.wire.messages import (
     Admit,
-    PromptLogprobs,
     RowError,
     Run,
     Sampled,
     Step,
     StepDone,
-    TopToken,
 )
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.constraints.constraints import Constraints
 from workers.constraints.rows import ConstrainedRows
-from workers.launched import Forwarded, Launched
+from workers.launched import Forwarded, Launched, Scored, seconds
 from workers.sampling import Allowed, Sampler
-from workers.sampling.transfer import send
+from workers.sampling.transfer import Fetched, send
 from workers.table import RowTable
+from workers.timing import Mark
 
 SCORED_AT_ONCE = 64
 """Prompt positions scored at once, which bounds the float32 copies of their logits."""
@@ -103,14 +101,14 @@ class Runner:
 
     def sample(self, launched: Launched) -> None:
         """Sample the rows that were forwarded; who fails then fails alone too."""
-        began = time.perf_counter()
+        began = self._mark()
         forwarded, launched.forwarded = launched.forwarded, []
         for part in forwarded:
             if self._constrained is not None and self.constrained:
                 part = self._constrained.masked(part, launched)
             if part.rows:
                 self._sample_together(part, launched)
-        launched.sample_seconds += time.perf_counter() - began
+        launched.samplings.append((began, self._mark()))
 
     def collect(self, launched: Launched) -> StepDone:
         """Wait for a step's results, and put them as the router wants them."""
@@ -132,10 +130,10 @@ class Runner:
         return StepDone(
             launched.step,
             sampled,
-            launched.prompt_logprobs,
+            [scored.to_wire() for scored in launched.scored],
             errors,
-            launched.forward_seconds,
-            launched.sample_seconds,
+            seconds(launched.forwards),
+            seconds(launched.samplings),
             launched.late,
         )
 
@@ -178,7 +176,7 @@ class Runner:
 
     @torch.inference_mode()
     def _run(self, runs: list[Run], launched: Launched) -> None:
-        began = time.perf_counter()
+        began = self._mark()
         table, device = self._table, self._table.last_tokens.device
         decodes = [run.row for run in runs if not table[run.row].prefilling]
         chunks = [run for run in runs if table[run.row].prefilling]
@@ -236,16 +234,15 @@ class Runner:
             send(wanted, device),
             context,
         )
-        forwarded = time.perf_counter()
-
-        launched.prompt_logprobs += self._score(scored, logits[len(sampled_at) :])
+        forwarded = self._mark()
+        launched.scored += self._score(scored, logits[len(sampled_at) :])
         if sampling:
             free: list[NDArray[np.int32] | None] = [None] * len(sampling)
             launched.forwarded.append(Forwarded(sampling, logits[: len(sampled_at)], free))
         for run in runs:
             table[run.row].n_computed += run.n
-        launched.forward_seconds += forwarded - began
-        launched.sample_seconds += time.perf_counter() - forwarded
+        launched.forwards.append((began, forwarded))
+        launched.samplings.append((forwarded, self._mark()))
 
     def _sample_together(self, part: Forwarded, launched: Launched) -> None:
         try:
@@ -273,7 +270,7 @@ class Runner:
         lengths = [table[row].length for row in rows]
         output = self._sampler.sample(rows, lengths, part.logits, allowed)
         table.last_tokens[send(np.asarray(rows), device)] = output.tokens
-        launched.outputs.append((rows, output))
+        launched.outputs.append((rows, output.fetch()))
         for row in rows:
             table[row].length += 1
             if row in launched.forced:
@@ -290,7 +287,7 @@ class Runner:
         longest = max((table[row].n_blocks for row in rows), default=0)
         return torch.from_numpy(np.ascontiguousarray(table.block_tables[rows, :longest]))
 
-    def _score(self, scored: list[tuple[Run, int]], logits: torch.Tensor) -> list[PromptLogprobs]:
+    def _score(self, scored: list[tuple[Run, int]], logits: torch.Tensor) -> list[Scored]:
         """Log-probabilities of the prompt tokens that follow the positions of each scored chunk."""
         found = []
         offset = 0
@@ -299,22 +296,18 @@ class Runner:
             first = row.n_computed + 1
             n = min(run.n, row.n_prompt - first)
             following = send(row.tokens[first : first + n], logits.device)
-            logprobs: list[float] = []
-            top: list[list[TopToken]] = []
+            parts = []
             for begin in range(0, n, SCORED_AT_ONCE):
                 end = min(n, begin + SCORED_AT_ONCE)
                 scores = logits[offset + begin : offset + end].float().log_softmax(-1)
-                chosen = scores.gather(1, following[begin:end, None])
-                logprobs += chosen[:, 0].tolist()
+                part = [scores.gather(1, following[begin:end, None])[:, 0]]
                 if row.prompt_top_n:
-                    top += _likeliest(scores, row.prompt_top_n)
-            found.append(PromptLogprobs(run.row, first, logprobs, top))
+                    best = scores.topk(min(row.prompt_top_n, scores.shape[1]))
+                    part += [best.indices, best.values]
+                parts.append(Fetched(part))
+            found.append(Scored(run.row, first, parts))
             offset += run.n
         return found
 
-
-def _likeliest(logprobs: torch.Tensor, n: int) -> list[list[TopToken]]:
-    """The `n` likeliest tokens of each line of float32 [B, vocabulary], best first."""
-    best = logprobs.topk(min(n, logprobs.shape[1]))
-    lines = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [[TopToken(*pair) for pair in zip(*line, strict=True)] for line in lines]
+    def _mark(self) -> Mark:
+        return Mark(self._table.last_tokens.device)

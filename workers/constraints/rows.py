@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from tgi_async.wire.messages import RowError, Run, Sampled
 from workers.constraints.constraints import Constraints
 from workers.launched import Forwarded, Launched
-from workers.sampling.transfer import send
 from workers.table import RowTable
 
 PATIENCE_SECONDS = 0.005
@@ -61,10 +60,8 @@ class ConstrainedRows:
                 launched.forced[row] = following.forced
             masks.append(None if following is None else following.mask)
             places.append(place)
-        if len(places) == len(part.rows):
-            return part._replace(masks=masks)
-        some = send(np.asarray(places, np.int64), part.logits.device)
-        return Forwarded([part.rows[place] for place in places], part.logits[some], masks)
+        left = part if len(places) == len(part.rows) else part.pick(places)
+        return left._replace(masks=masks)
 
     def follow(self, sampled: list[Sampled], launched: Launched) -> list[Sampled]:
         """Tell the grammars what their rows said, and the router what follows it."""

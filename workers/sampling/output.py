@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tgi_async.wire.messages import RowError, Sampled, TopToken
+from workers.sampling.transfer import Fetched
 
 
 class TopTokens(NamedTuple):
@@ -48,6 +49,17 @@ class TopTokens(NamedTuple):
         )
 
 
+class Picked(NamedTuple):
+    """Tokens of n rows that the device has sampled by itself."""
+
+    tokens: Tensor
+    """int64 [n]"""
+    maxima: Tensor
+    """float32 [n], the largest processed logit of each row"""
+    logprobs: Tensor
+    """float32 [n]"""
+
+
 class SamplerOutput(NamedTuple):
     """The tokens of B rows, all on the device; nothing here has waited for it."""
 
@@ -62,19 +74,46 @@ class SamplerOutput(NamedTuple):
     top: TopTokens | None
     """None if no row wants any."""
 
+    def fetch(self) -> FetchedOutput:
+        """The same on its way to the host."""
+        return FetchedOutput(self)
+
+    def to_wire(self, rows: list[int]) -> tuple[list[Sampled], list[RowError]]:
+        """`FetchedOutput.to_wire`, at once."""
+        return self.fetch().to_wire(rows)
+
+
+class FetchedOutput:
+    """A SamplerOutput on its way to the host."""
+
+    def __init__(self, output: SamplerOutput) -> None:
+        self._wanted = output.wanted
+        self._has_logprobs = output.logprobs is not None
+        self._has_top = output.top is not None
+        tensors = [output.tokens, output.maxima]
+        if output.logprobs is not None:
+            tensors.append(output.logprobs)
+        self._fetched = Fetched([*tensors, *(output.top or ())])
+
+    @property
+    def ready(self) -> bool:
+        """Whether `to_wire` returns at once."""
+        return self._fetched.ready
+
     def to_wire(self, rows: list[int]) -> tuple[list[Sampled], list[RowError]]:
         """The same for the router, for the rows that were sampled; waits for the device.
 
         A row whose logits hold NaN or +inf, or nothing but -inf, gives an error instead of a token.
         """
-        tokens = self.tokens.tolist()
-        maxima = self.maxima.tolist()
-        logprobs = [None] * len(rows) if self.logprobs is None else self.logprobs.tolist()
-        tops: list[list[TopToken]] = [[]] * len(rows) if self.top is None else _lists(self.top)
+        parts = self._fetched.tensors()
+        tokens, maxima = parts[0].tolist(), parts[1].tolist()
+        logprobs = parts[2].tolist() if self._has_logprobs else [None] * len(rows)
+        top = TopTokens(*parts[-3:]) if self._has_top else None
+        tops: list[list[TopToken]] = [[]] * len(rows) if top is None else _lists(top)
         sampled, errors = [], []
         for i, row in enumerate(rows):
             if math.isfinite(maxima[i]):
-                logprob = logprobs[i] if self.wanted[i] else None
+                logprob = logprobs[i] if self._wanted[i] else None
                 sampled.append(Sampled(row, tokens[i], logprob, tops[i]))
             else:
                 errors.append(RowError(row, _broken(maxima[i])))
