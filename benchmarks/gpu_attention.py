@@ -1,4 +1,4 @@
-"""Times of the Triton kernels of paged attention on a GPU, against what it was measured to reach.
+"""Times of paged attention on a GPU, against what it was measured to reach.
 
     python -m benchmarks.gpu_attention [--heads 32 8 128] [--block-size 16] [--dtype bfloat16]
 
@@ -7,6 +7,10 @@ Then ms a layer, the write of its new keys and values included: for decodes the 
 values that are read, for chunks the TFLOP/s, each with its share of the rate. All layers, with
 caches of their own so that they come from memory as in a model, are one CUDA graph, so that
 launches cost what they do in one; the last column is ms a layer without the graph.
+
+Decodes run a second time with room for contexts ROOM times as long, as the graphs of a server have
+it: what that costs is what programs cost that find nothing to do. Chunks run through the Triton
+kernel, and with pages of 256 through flash-attn and torch's varlen_attn where these can be had.
 """
 
 from __future__ import annotations
@@ -18,12 +22,13 @@ import torch
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
-from workers.attention.triton_paged import TritonAttention
+from workers.attention.registry import CHOICES
 
 DECODES = [(1, 1000), (1, 32768), (16, 1000), (64, 1000), (256, 1000), (64, 8192)]
 """(rows, context length)"""
 CHUNKS = [(512, 512), (4096, 4096), (4096, 32768)]
 """(tokens, context length after them)"""
+ROOM = 8
 CACHE_BYTES = 4 << 30
 MOST_LAYERS = 32
 PASSES = 10
@@ -61,9 +66,12 @@ def layers(
     length: int,
     device: str = "cuda",
     cache_bytes: int = CACHE_BYTES,
+    attention: str = "triton",
+    room: int = 0,
 ) -> tuple[int, Callable[[], None]]:
     """How many layers, and what runs them: `rows` sequences that are `length` long after their
-    `new` positions."""
+    `new` positions. With `room`, decodes run as graphs have them, with room for contexts so many
+    times as long."""
     n_heads, n_kv_heads, head_dim = heads
     n_blocks = -(-length // block_size)
     per_layer = PagedCache.bytes_per_block(1, block_size, n_kv_heads, head_dim, dtype)
@@ -87,7 +95,11 @@ def layers(
         torch.randn(1, rows * new, n, head_dim, device=device).to(dtype).transpose(1, 2)
         for n in (n_heads, n_kv_heads, n_kv_heads)
     )
-    attend = TritonAttention(n_heads, n_kv_heads, head_dim, dtype)
+    attend, _ = CHOICES[attention].kernels(n_heads, n_kv_heads, head_dim, dtype)
+    if room:
+        batch = attend.batch(context)
+        roomy = batch._replace(most_parts=room * batch.most_parts)
+        context = AttentionContext.captured(cache, roomy)
 
     def run() -> None:
         for layer in range(n_layers):
@@ -118,22 +130,32 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {heads}, {dtype}")
     print(f"copy {copy / 1e9:.0f} GB/s, product {product / 1e12:.0f} TFLOP/s")
     for rows, length in DECODES:
-        graph, plain = timed(*layers(heads, dtype, block_size, rows, 1, length))
-        rate = 2 * rows * length * n_kv_heads * head_dim * dtype.itemsize / graph
-        print(
-            f"decode {rows:4d} x {length:6d}: {graph * 1e3:8.4f} ms, {rate / 1e9:6.0f} GB/s "
-            f"({rate / copy:4.0%}); {plain * 1e3:8.4f} ms launched",
-            flush=True,
-        )
-    for new, length in CHUNKS:
-        graph, plain = timed(*layers(heads, dtype, block_size, 1, new, length))
-        seen = new * (length - new) + new * (new + 1) / 2
-        rate = 4 * seen * n_heads * head_dim / graph
-        print(
-            f"chunk  {new:4d} / {length:6d}: {graph * 1e3:8.4f} ms, {rate / 1e12:6.0f} TFLOP/s "
-            f"({rate / product:4.0%}); {plain * 1e3:8.4f} ms launched",
-            flush=True,
-        )
+        for room in (0, ROOM):
+            graph, plain = timed(*layers(heads, dtype, block_size, rows, 1, length, room=room))
+            rate = 2 * rows * length * n_kv_heads * head_dim * dtype.itemsize / graph
+            print(
+                f"decode {rows:4d} x {length:6d}{' roomy' if room else '':6s}: "
+                f"{graph * 1e3:8.4f} ms, {rate / 1e9:6.0f} GB/s ({rate / copy:4.0%}); "
+                f"{plain * 1e3:8.4f} ms launched",
+                flush=True,
+            )
+    for name in ("triton", "flash", "varlen"):
+        prefill = CHOICES[name].PREFILL
+        refusal = prefill.refusal() if prefill else None
+        if refusal:
+            print(f"chunks by {name}: {refusal}")
+            continue
+        page = CHOICES[name].BLOCK_SIZE if prefill else block_size
+        for new, length in CHUNKS:
+            graph, plain = timed(*layers(heads, dtype, page, 1, new, length, attention=name))
+            seen = new * (length - new) + new * (new + 1) / 2
+            rate = 4 * seen * n_heads * head_dim / graph
+            print(
+                f"chunk {new:4d} / {length:6d} {name:6s}: "
+                f"{graph * 1e3:8.4f} ms, {rate / 1e12:6.0f} TFLOP/s ({rate / product:4.0%}); "
+                f"{plain * 1e3:8.4f} ms launched",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tgi_async.settings_tgi import (
     NOT_BUILT,
     NOTHING,
     OTHER_NAMES,
+    VALUES_OF_TGI,
     VARIABLES_WITHOUT_MEANING,
     VERTEX_PORT,
     VERTEX_ROUTES,
@@ -63,6 +64,8 @@ def resolve(given: Mapping[str, Any], environment: Mapping[str, str]) -> Setting
     values: dict[str, Any] = {}
     for one in fields(Settings):
         for source, raw in _sources(one.name, given, environment):
+            if one.name in VALUES_OF_TGI:
+                raw = VALUES_OF_TGI[one.name].get(raw, raw)
             values[one.name] = _parse(source, raw, one.metadata)
             break
     host = environment.get("HOSTNAME")
@@ -83,6 +86,11 @@ def without_effect(given: Mapping[str, Any], environment: Mapping[str, str]) -> 
     for variable, reason in VARIABLES_WITHOUT_MEANING.items():
         if environment.get(variable):
             lines.append(f"the environment variable {variable} has no effect: {reason}")
+    for name, meanings in VALUES_OF_TGI.items():
+        for source, raw in _sources(name, given, environment):
+            if raw in meanings:
+                lines.append(f"{source} has TGI's value {raw}, which means {meanings[raw]} here")
+            break
     return lines
 
 

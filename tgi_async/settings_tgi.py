@@ -7,7 +7,6 @@ NOT_BUILT = {
     "speculate": "speculative decoding",
     "kv_cache_dtype": "a KV cache of another dtype than the model's",
     "lora_adapters": "LoRA adapters",
-    "cuda_memory_fraction": "sharing a GPU by fraction",
     "weights_cache_override": "another place of the weights (--model-id may be a folder)",
     "watermark_gamma": "other watermark parameters than 0.5 and 2.0",
     "watermark_delta": "other watermark parameters than 0.5 and 2.0",
@@ -16,7 +15,6 @@ NOT_BUILT = {
 
 HARMLESS = {
     "speculate": ("0",),
-    "cuda_memory_fraction": ("1", "1.0"),
     "watermark_gamma": ("0.5",),
     "watermark_delta": ("2", "2.0"),
 }
@@ -25,7 +23,6 @@ HARMLESS = {
 WITHOUT_MEANING = {
     "waiting_served_ratio": "a request joins the running batch as soon as there is room",
     "max_waiting_tokens": "a request joins the running batch as soon as there is room",
-    "cuda_graphs": "no list of batch sizes is captured",
     "disable_custom_kernels": "the kernels of TGI are not here",
     "enable_prefill_logprobs": "whoever asks for the log-probabilities of a prompt gets them",
     "max_image_fetch_size": "no image is ever fetched",
@@ -41,11 +38,10 @@ WITHOUT_MEANING = {
 """Accepted flags that do nothing here, each with the reason."""
 
 VARIABLES_WITHOUT_MEANING = {
-    "ATTENTION": "the device decides how attention is computed",
     "PREFIX_CACHING": "the prefix cache is always on and changes no text",
     "PREFILL_CHUNKING": "long prompts are always computed in chunks",
     "TGI_WIGGLE_ROOM": "--kv-cache-memory says how much memory the KV cache may take",
-    "USE_FLASH_ATTENTION": "the device decides how attention is computed",
+    "USE_FLASH_ATTENTION": "--attention says how attention is computed",
     "DISABLE_EXLLAMA": "quantization is not built yet",
     "EXLLAMA_VERSION": "quantization is not built yet",
     "XPU_MEMORY_FRACTION": "this server does not run on such a device",
@@ -54,6 +50,13 @@ VARIABLES_WITHOUT_MEANING = {
     "ROCM_USE_SKINNY_GEMM": "this server does not run on such a device",
 }
 """Environment variables that TGI reads and that have no flag."""
+
+VALUES_OF_TGI = {
+    "attention": dict.fromkeys(
+        ("flashinfer", "flashdecoding", "flashdecoding-ipex", "paged"), "auto"
+    )
+}
+"""What values that only TGI knows mean here, by setting."""
 
 NOTHING = ("", "false", "0", "off")
 """Values with which one of these asks for nothing, so that nothing needs to be said."""

@@ -9,6 +9,8 @@ import torch
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
+from workers.attention.device_batch import DeviceBatch
+from workers.attention.gather import attend_gathered
 
 
 def context(**changed: Any) -> AttentionContext:
@@ -76,3 +78,48 @@ def test_an_empty_forward_pass_is_refused() -> None:
             decode_lengths=none,
             prefills=[],
         )
+
+
+def batch(**changed: Any) -> DeviceBatch:
+    """Of two rows."""
+    none = torch.empty(0, 4, dtype=torch.int32)
+    two, three = torch.zeros(2, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
+    fields: dict[str, Any] = {
+        "slots": two - 1,
+        "lengths": two,
+        "starts": two,
+        "parts": three,
+        "tables": three,
+        "tiles": none,
+        "most_parts": 1,
+    }
+    return DeviceBatch(**(fields | changed))
+
+
+def test_a_captured_forward_pass_has_nothing_on_the_host() -> None:
+    cache, given = context().cache, batch()
+    made = AttentionContext.captured(cache, given)
+    assert (made.n_tokens, made.n_decode, made.prefills) == (2, 2, [])
+    assert made.on_device(1) is made.on_device(5, packed=True) is given
+    q = torch.zeros(1, 1, 2, 16)
+    made.expect_fitting(q, q, q)
+    with pytest.raises(RuntimeError, match="on the device only"):
+        made.spans(4)
+    with pytest.raises(RuntimeError, match="on the device only"):
+        attend_gathered(q, q, q, 0, made, 1.0, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"slots": torch.zeros(3, dtype=torch.int32)}, "2 decode rows, with 3 slots"),
+        ({"starts": torch.zeros(1, dtype=torch.int32)}, "1 starts"),
+        ({"parts": torch.zeros(2, dtype=torch.int32)}, "2 running sums"),
+        ({"tiles": torch.zeros(1, 4, dtype=torch.int32)}, "decode rows only"),
+    ],
+)
+def test_a_captured_forward_pass_of_parts_that_do_not_fit_is_refused(
+    changed: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        AttentionContext.captured(context().cache, batch(**changed))

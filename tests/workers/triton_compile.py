@@ -1,9 +1,8 @@
-"""Compiles for a GPU, without one, each kernel that paged attention launches: `python -m
-tests.workers.triton_compile 90 bfloat16 32 8 128 4096 50.0` (compute capability, dtype, heads,
-key-value heads, head dim, window, softcap); with `extras` at the end, for chunks, sinks and slopes.
+"""Compiles Triton kernels for GPUs that are not there, and says what they take of one.
 
-One line of JSON for each kernel: name, bytes of shared memory, bytes of stack that registers were
-spilled to.
+Two ways: `compiled`, of a kernel and its arguments by name; or `standing_in`, within which what a
+piece of code launches is compiled instead. Modules named `triton_compile_{part}` use them, and
+`triton_process.compile` runs those. TRITON_INTERPRET must not be 1.
 """
 
 from __future__ import annotations
@@ -11,105 +10,126 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from workers.attention import triton_kernels
-from workers.attention.cache import PagedCache
-from workers.attention.context import AttentionContext, Prefill
-from workers.attention.triton_paged import TritonAttention
+from tests.workers.triton_process import Build
 
-KERNELS = ("write", "prefill", "decode", "combine")
 TYPES = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.float32: "*fp32",
+    torch.float64: "*fp64",
     torch.int32: "*i32",
+    torch.int64: "*i64",
     int: "i32",
     float: "fp32",
 }
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
-class Compiled:
-    """Stands in for a kernel: a launch compiles it."""
+def compiled(
+    kernel: Any,
+    signature: Mapping[str, str],
+    constants: Mapping[str, Any],
+    capability: int,
+    num_warps: int = 4,
+    num_stages: int = 3,
+    keep: Path | None = None,
+) -> Build:
+    """`signature` has a type for each argument that is not in `constants`, as Triton writes it:
+    "*bf16", "fp32", "i32"; with ":16" behind it for an address or a number that is a multiple of 16
+    (torch's own allocations are, and so a launch finds them). PTX and the rest go to `keep`.
+    """
+    types: dict[str, str] = {}
+    values, hints = {}, {}
+    for at, parameter in enumerate(kernel.params):
+        name = parameter.name
+        if name in constants:
+            types[name] = "constexpr"
+            values[at,] = constants[name]
+        else:
+            types[name], _, whole = signature[name].partition(":")
+            if whole:
+                hints[at,] = [["tt.divisibility", 16]]
+    given = {*signature, *constants} - {parameter.name for parameter in kernel.params}
+    if given:
+        raise ValueError(f"{kernel.__name__} has no {', '.join(sorted(given))}")
+    built = triton.compile(
+        ASTSource(kernel, types, values, hints),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": num_warps, "num_stages": num_stages},
+    )
+    if keep is not None:
+        (keep / f"{kernel.__name__}.ptx").write_text(built.asm["ptx"])
+        (keep / f"{kernel.__name__}.ttgir").write_text(built.asm["ttgir"])
+    usage = _resource_usage(built.asm["cubin"])
+    return Build(kernel.__name__, built.metadata.shared, usage["STACK"], usage["REG"])
 
-    def __init__(self, kernel: Any, capability: int) -> None:
+
+@contextmanager
+def standing_in(
+    module: ModuleType, names: tuple[str, ...], capability: int, keep: Path | None = None
+) -> Iterator[None]:
+    """Launches of these kernels of `module` within compile them, and print their `Build` as JSON.
+
+    The addresses of tensors are taken to be multiples of 16, as torch's allocations are.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            patch.setattr(module, name, _StandIn(getattr(module, name), capability, keep))
+        yield
+
+
+class _StandIn:
+    def __init__(self, kernel: Any, capability: int, keep: Path | None) -> None:
         self._kernel = kernel
-        self._target = GPUTarget("cuda", capability, 32)
+        self._capability = capability
+        self._keep = keep
 
-    def __getitem__(self, grid: tuple[int, ...]) -> Compiled:
+    def __getitem__(self, grid: tuple[int, ...]) -> _StandIn:
         return self
 
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
+    def __call__(self, *args: Any, num_warps: int = 4, num_stages: int = 3, **kwargs: Any) -> None:
         given = dict(zip(self._kernel.arg_names, args, strict=False)) | kwargs
-        signature, constants, hints = {}, {}, {}
-        for at, parameter in enumerate(self._kernel.params):
-            value = given.pop(parameter.name)
+        signature, constants = {}, {}
+        for parameter in self._kernel.params:
+            value = given[parameter.name]
             if parameter.is_constexpr:
-                signature[parameter.name] = "constexpr"
-                constants[at,] = value
+                constants[parameter.name] = value
                 continue
             tensor = isinstance(value, torch.Tensor)
-            signature[parameter.name] = TYPES[value.dtype if tensor else type(value)]
-            # As a launch finds them: GPU tensors here begin at multiples of 16 bytes.
             whole = tensor or (isinstance(value, int) and value % 16 == 0)
-            if whole and not parameter.do_not_specialize:
-                hints[at,] = [["tt.divisibility", 16]]
-        source = ASTSource(self._kernel, signature, constants, hints)
-        built = triton.compile(source, target=self._target, options=given)
-        name = self._kernel.__name__
-        print(json.dumps([name, built.metadata.shared, spilled(built.asm["cubin"])]))
+            kind = TYPES[value.dtype if tensor else type(value)]
+            hint = ":16" if whole and not parameter.do_not_specialize else ""
+            signature[parameter.name] = kind + hint
+        built = compiled(
+            self._kernel,
+            signature,
+            constants,
+            self._capability,
+            num_warps,
+            num_stages,
+            self._keep,
+        )
+        print(json.dumps(built))
 
 
-def spilled(binary: bytes) -> int:
+def _resource_usage(binary: bytes) -> dict[str, int]:
+    """Of the one kernel in a cubin: REG, STACK and others."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        said = subprocess.run(
-            [CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True
-        )
-    (found,) = re.findall(r"STACK:(\d+)", said.stdout)
-    return int(found)
-
-
-def main(capability: int, dtype: torch.dtype, heads: tuple[int, int], *options: Any) -> None:
-    head_dim, window, softcap, extras = options
-    for name in KERNELS:
-        setattr(triton_kernels, name, Compiled(getattr(triton_kernels, name), capability))
-    n_heads, n_kv_heads = heads
-    cache = PagedCache(1, 2, 16, n_kv_heads, head_dim, dtype)
-    context = AttentionContext(
-        cache,
-        torch.arange(3),
-        1,
-        torch.zeros(1, 1, dtype=torch.int32),
-        torch.ones(1, dtype=torch.int32),
-        [Prefill(1, 2, 2, torch.ones(1, dtype=torch.int32))],
-    )
-    q, k, v = (torch.zeros(1, 3, n, head_dim, dtype=dtype) for n in (n_heads, *[n_kv_heads] * 2))
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    attend = TritonAttention(n_heads, n_kv_heads, head_dim, dtype)
-    per_head = torch.zeros(n_heads) if extras else None
-    given = (head_dim**-0.5, window, softcap, 4096 if extras else 0, per_head, per_head)
-    attend(q, k, v, 0, context, *given)
-
-
-if __name__ == "__main__":
-    capability, dtype, n_heads, n_kv_heads, head_dim, window = sys.argv[1:7]
-    main(
-        int(capability),
-        getattr(torch, dtype),
-        (int(n_heads), int(n_kv_heads)),
-        int(head_dim),
-        int(window),
-        float(sys.argv[7]),
-        "extras" in sys.argv[8:],
-    )
+        command = [CUOBJDUMP, "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {name: int(n) for name, n in re.findall(r"\b([A-Z]+):(\d+)", said.stdout)}

@@ -29,7 +29,7 @@ class AttentionContext:
     """Built once for each forward pass; transformers' code finds it by `PagedAttention.over`.
 
     The packed tokens are one token of each decode row, then the chunks of `prefills`. All tensors
-    are on the host, whatever device the cache is on.
+    are on the host, whatever device the cache is on; but see `captured`.
 
     Raises ValueError where a tensor has another dtype or shape than stated, or names a block or a
     slot outside the cache: attention trusts these numbers with memory.
@@ -45,9 +45,35 @@ class AttentionContext:
     """int32 [n_decode]: positions of the sequence, the current one included."""
     prefills: list[Prefill] = field(default_factory=list)
     _spans: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
-    _on_device: dict[int, DeviceBatch] = field(default_factory=dict, init=False, repr=False)
+    _on_device: dict[tuple[int, bool], DeviceBatch] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _captured: DeviceBatch | None = field(default=None, repr=False)
+
+    @classmethod
+    def captured(cls, cache: PagedCache, batch: DeviceBatch) -> AttentionContext:
+        """A forward pass over decode rows whose numbers change between its runs, for a CUDA graph.
+
+        They are in the tensors of `batch`, which are read on the device only and whose addresses
+        must stay; nothing is on the host, so whoever fills them looks at them before
+        (`DecodeNumbers.expect_within`). Only kernels that ask for `on_device` can attend to it.
+
+        Raises ValueError for tensors whose shapes do not fit each other.
+        """
+        n = batch.lengths.numel()
+        if not n == batch.slots.numel() == batch.starts.numel() == batch.parts.numel() - 1:
+            raise ValueError(
+                f"{n} decode rows, with {batch.slots.numel()} slots, {batch.starts.numel()} starts "
+                f"and {batch.parts.numel()} running sums of parts, are no forward pass"
+            )
+        if batch.tiles.numel() or batch.chunks is not None:
+            raise ValueError("a captured forward pass has decode rows only, and was given chunks")
+        none = torch.empty(0, 0, dtype=torch.int32)
+        return cls(cache, none.flatten().long(), n, none, none.flatten(), _captured=batch)
 
     def __post_init__(self) -> None:
+        if self._captured is not None:
+            return
         if self.n_tokens < 1:
             raise ValueError("a forward pass needs at least one token, got none")
         self._expect("slot_mapping", self.slot_mapping, torch.int64, (self.n_tokens,))
@@ -80,6 +106,7 @@ class AttentionContext:
 
         The work of a forward pass as kernels take it; made by the first layer that asks.
         """
+        self.expect_on_host()
         spans = self._spans.get(max_positions)
         if spans is None:
             tables = self.decode_block_tables
@@ -100,14 +127,22 @@ class AttentionContext:
             spans = self._spans[max_positions] = torch.cat((decode, chunks))
         return spans
 
-    def on_device(self, max_positions: int) -> DeviceBatch:
-        """The same for the kernels of a GPU, chunks cut to tiles of at most `max_positions`; made
-        by the first layer that asks.
+    def on_device(self, max_positions: int, packed: bool = False) -> DeviceBatch:
+        """The same for the kernels of a GPU, chunks cut to tiles of at most `max_positions` and
+        with `packed` as flash-attn takes them too; made by the first layer that asks.
         """
-        batch = self._on_device.get(max_positions)
+        if self._captured is not None:
+            return self._captured
+        batch = self._on_device.get((max_positions, packed))
         if batch is None:
-            batch = self._on_device[max_positions] = DeviceBatch.of(self, max_positions)
+            batch = DeviceBatch.of(self, max_positions, packed)
+            self._on_device[max_positions, packed] = batch
         return batch
+
+    def expect_on_host(self) -> None:
+        """Raises RuntimeError for a captured forward pass, of which nothing is on the host."""
+        if self._captured is not None:
+            raise RuntimeError("a captured forward pass has its numbers on the device only")
 
     def expect_fitting(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Raises ValueError for a layer's tensors that do not fit the cache and this forward pass.
@@ -115,19 +150,25 @@ class AttentionContext:
         Query is [1, n_heads, n_tokens, head_dim], key and value are [1, n_kv_heads, n_tokens,
         head_dim], of the cache's dtype.
         """
+        self.expect_fitting_query(query)
         cache = self.cache
-        fitting = (1, cache.n_kv_heads, self.slot_mapping.numel(), cache.head_dim)
-        n_heads = query.shape[1]
-        if (
-            query.shape != (1, n_heads, *fitting[2:])
-            or n_heads % cache.n_kv_heads
-            or not key.shape == value.shape == fitting
-            or not query.dtype == key.dtype == value.dtype == cache.dtype
-        ):
+        fitting = (1, cache.n_kv_heads, self.n_tokens, cache.head_dim)
+        if not key.shape == value.shape == fitting or not key.dtype == value.dtype == cache.dtype:
             raise ValueError(
-                f"query {query.dtype} {list(query.shape)}, key {key.dtype} {list(key.shape)} and "
-                f"value {value.dtype} {list(value.shape)} do not fit the cache and this forward "
-                f"pass, which take keys of {cache.dtype} {list(fitting)}"
+                f"key {key.dtype} {list(key.shape)} and value {value.dtype} {list(value.shape)} do "
+                f"not fit the cache and this forward pass, which take {cache.dtype} {list(fitting)}"
+            )
+
+    def expect_fitting_query(self, query: torch.Tensor) -> None:
+        """The same of the query alone."""
+        cache = self.cache
+        n_heads = query.shape[1]
+        fitting = (1, n_heads, self.n_tokens, cache.head_dim)
+        if query.shape != fitting or n_heads % cache.n_kv_heads or query.dtype != cache.dtype:
+            raise ValueError(
+                f"query {query.dtype} {list(query.shape)} and a cache of {cache.n_kv_heads} "
+                f"key-value heads in {cache.dtype} do not fit: this forward pass takes "
+                f"{list(fitting)}"
             )
 
     def _held(self, n_blocks: int) -> int:

@@ -7,12 +7,16 @@ import shutil
 import sysconfig
 from importlib import util
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workers.attention.context import AttentionContext
+from workers.attention.flash import PAGE, FlashPrefill, PackedPrefill, VarlenPrefill
 from workers.attention.gather import attend_gathered
-from workers.attention.paged import PagedAttention
+from workers.attention.paged import Attend, PagedAttention
+
+if TYPE_CHECKING:
+    from workers.attention.triton_paged import TritonAttention
 
 LEAST_CAPABILITY = (8, 0)
 """Ampere: what Triton compiles for, and the first with bfloat16."""
@@ -21,34 +25,46 @@ LEAST_CAPABILITY = (8, 0)
 class CudaAttention(PagedAttention):
     """The Triton kernels for what they take, plain torch for the rest; `notes` says what for."""
 
+    PREFILL: type[PackedPrefill] | None = None
+    """What attends to prefills in the place of the Triton kernels, where it takes them."""
+
     def __init__(self, n_heads: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
+        def of(n_heads: int) -> tuple[Attend, list[str]]:
+            try:
+                return self.kernels(n_heads, n_kv_heads, head_dim, dtype)
+            except ValueError as error:
+                return attend_gathered, [f"attention runs in plain torch, slower: {error}"]
+
+        attends = {}
+        attends[n_heads], notes = of(n_heads)
+
+        def attend(query: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+            # A layer may have other heads than most.
+            n_heads = query.shape[1]
+            if n_heads not in attends:
+                attends[n_heads], _ = of(n_heads)
+            return attends[n_heads](query, *given, **named)
+
+        super().__init__(attend, notes)
+
+    @classmethod
+    def kernels(
+        cls, n_heads: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> tuple[TritonAttention, list[str]]:
+        """For models that call them by themselves; and what was given up, for a person.
+
+        Raises ValueError for a shape of model that they do not take.
+        """
         # Only a torch built for CUDA brings Triton along.
         from workers.attention.triton_paged import TritonAttention
 
-        try:
-            kernels = TritonAttention(n_heads, n_kv_heads, head_dim, dtype)
-        except ValueError as error:
-            super().__init__(attend_gathered, [f"attention runs in plain torch, slower: {error}"])
-            return
-
-        def attend(
-            query: torch.Tensor,
-            key: torch.Tensor,
-            value: torch.Tensor,
-            layer: int,
-            context: AttentionContext,
-            scale: float,
-            window: int,
-            softcap: float,
-            chunk: int = 0,
-            sinks: torch.Tensor | None = None,
-            slopes: torch.Tensor | None = None,
-        ) -> torch.Tensor:
-            given = query, key, value, layer, context, scale, window, softcap, chunk, sinks, slopes
-            # A layer may have other heads than most.
-            return (kernels if query.shape[1] == n_heads else attend_gathered)(*given)
-
-        super().__init__(attend)
+        prefill, notes = None, []
+        if cls.PREFILL is not None:
+            try:
+                prefill = cls.PREFILL(head_dim, dtype)
+            except ValueError as error:
+                notes = [f"prefills run without {cls.PREFILL.NAME}: {error}"]
+        return TritonAttention(n_heads, n_kv_heads, head_dim, dtype, prefill), notes
 
     @staticmethod
     def refusal() -> str | None:
@@ -70,3 +86,17 @@ class CudaAttention(PagedAttention):
                 f"attention on a GPU needs {needed}"
             )
         return None
+
+
+class FlashAttention(CudaAttention):
+    """With flash-attn's prefill."""
+
+    BLOCK_SIZE = PAGE
+    PREFILL = FlashPrefill
+
+
+class VarlenAttention(CudaAttention):
+    """With the prefill of torch's `varlen_attn`."""
+
+    BLOCK_SIZE = PAGE
+    PREFILL = VarlenPrefill

@@ -28,6 +28,7 @@ def attend_gathered(
 ) -> torch.Tensor:
     """See `paged.Attend`."""
     device = query.device
+    context.expect_on_host()
     context.expect_fitting(query, key, value)
     rule = _Rule(scale, window, softcap, chunk, sinks, slopes)
     keys, values = context.cache.keys[layer], context.cache.values[layer]

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from transformers import AttentionInterface
 
 from workers.attention.cpu import CpuAttention
-from workers.attention.cuda import CudaAttention
+from workers.attention.cuda import CudaAttention, FlashAttention, VarlenAttention
 from workers.attention.paged import PagedAttention
 
-ATTENTIONS = {"cpu": CpuAttention, "cuda": CudaAttention}
-"""By kind of device."""
+if TYPE_CHECKING:
+    from workers.attention.triton_paged import TritonAttention
+
+ATTENTIONS: dict[str, type[CpuAttention | CudaAttention]] = {
+    "cpu": CpuAttention,
+    "cuda": CudaAttention,
+}
+"""By kind of device; `choose` puts another one there."""
+
+CHOICES: dict[str, type[CudaAttention]] = {
+    "auto": CudaAttention,
+    "triton": CudaAttention,
+    "flash": FlashAttention,
+    "varlen": VarlenAttention,
+}
+"""Of a GPU, by `--attention`. `auto` has small pages, so that texts share more of the cache, and
+needs nothing besides Triton."""
 
 NAME = "tgi_paged"
 """`attn_implementation` of a model that is to use paged attention."""
@@ -22,6 +39,35 @@ def _unready(*_: object, **__: object) -> None:
 
 # Models are built with this name before their shape is known.
 AttentionInterface.register(NAME, _unready)
+
+
+def choose(name: str, device: torch.device) -> None:
+    """Let this one of CHOICES serve the device's kind, in this process.
+
+    Raises ValueError where it cannot be had, saying what is missing.
+    """
+    if device.type != "cuda":
+        if name != "auto":
+            raise ValueError(
+                f"--attention {name} needs an NVIDIA GPU, and serving is on the CPU. Leave it out"
+            )
+        return
+    chosen = CHOICES[name]
+    refusal = chosen.PREFILL.refusal() if chosen.PREFILL else None
+    if refusal:
+        raise ValueError(
+            f"--attention {name} cannot be had: {refusal}. Install it, or leave --attention out"
+        )
+    ATTENTIONS["cuda"] = chosen
+
+
+def kernels(
+    n_heads: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype
+) -> tuple[TritonAttention, list[str]]:
+    """Those of a GPU; see `CudaAttention.kernels`."""
+    chosen = ATTENTIONS["cuda"]
+    assert issubclass(chosen, CudaAttention)
+    return chosen.kernels(n_heads, n_kv_heads, head_dim, dtype)
 
 
 def register(

@@ -40,10 +40,12 @@ def write(
     DIM: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Put a token's keys and values, of all heads, into its slot. Grid [n_tokens]; HEADS is
-    N_KV_HEADS padded to a power of two."""
+    """Put a token's keys and values, of all heads, into its slot, unless that is negative. Grid
+    [n_tokens]; HEADS is N_KV_HEADS padded to a power of two."""
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token).to(tl.int64)
+    if slot < 0:
+        return
     head = tl.arange(0, HEADS)[:, None]
     d = tl.arange(0, WIDTH)[None, :]
     there = (head < N_KV_HEADS) & (d < DIM)
@@ -61,7 +63,7 @@ def first_seen(position, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
     if WINDOW > 0:
         first = tl.maximum(position - WINDOW + 1, 0)
     if CHUNK > 0:
-        first = position // CHUNK * CHUNK
+        first = tl.maximum(first, position // CHUNK * CHUNK)
     return first
 
 
@@ -213,21 +215,22 @@ def prefill(
     tl.store(out + at, result.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit(do_not_specialize=["table_width"])
+@triton.jit(do_not_specialize=["n_decode"])
 def decode(
-    parts,
+    partial,
     logs,
     q,
     keys,
     values,
     tables,
     lengths,
-    first_parts,
+    starts,
+    parts,
     q_token,
     q_head,
     scale,
     slopes,
-    table_width,
+    n_decode,
     GROUP: tl.constexpr,
     N_KV_HEADS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -240,67 +243,86 @@ def decode(
     M: tl.constexpr,
     N: tl.constexpr,
     SPLIT: tl.constexpr,
+    SEEN: tl.constexpr,
+    AT_ONCE: tl.constexpr,
 ):
-    """Attention of a decode row to one split of its context. Grid [n_decode, n_kv_heads,
-    most splits of a row]; split i of a row is the i-th stretch of SPLIT positions, from a multiple
-    of SPLIT on, that it sees any of. Its results are number `first_parts` of the row, and i, of
-    `parts`, float32 [n_parts, n_heads, DIM], and `logs`, float32 [n_parts, n_heads] in log2."""
-    row = tl.program_id(0).to(tl.int64)
+    """Attention of decode rows to the splits of their contexts: split s of a row is its positions
+    from SPLIT * s on. Grid [any number of programs, n_kv_heads]: how many there are changes who
+    computes what, and nothing else.
+
+    The tensors are those of `DeviceBatch`. The results of a split are number `parts` of its row,
+    and s, of `partial`, float32 [parts, n_heads, DIM], and `logs`, float32 [parts, n_heads] in
+    log2. With a window or chunks, a row has at most SEEN splits that it sees any of; those of the
+    others are not written."""
     kv_head = tl.program_id(1)
-    split = tl.program_id(2)
-    length = tl.load(lengths + row)
-    first = first_seen(length - 1, WINDOW, CHUNK)
-    begin = (first // SPLIT + split) * SPLIT
-    if begin >= length:
-        return
+    n_items = n_decode * SEEN if SEEN > 0 else tl.load(parts + n_decode)
     m = tl.arange(0, M)
     head = kv_head * GROUP + tl.minimum(m, GROUP - 1)
     d = tl.arange(0, WIDTH)
     in_dim = (d < DIM)[None, :]
-    x = tl.load(q + row * q_token + (head * q_head)[:, None] + d[None, :], mask=in_dim, other=0.0)
     slope = m
     if SLOPES:
         slope = tl.load(slopes + head)
-    result, log = attended(
-        x,
-        tl.full([M], 0, tl.int32) + (length - 1),
-        tl.maximum(begin, first // N * N),
-        tl.minimum(begin + SPLIT, length),
-        keys,
-        values,
-        tables + row * table_width,
-        kv_head,
-        scale,
-        slope,
-        N_KV_HEADS,
-        BLOCK_SIZE,
-        DIM,
-        WIDTH,
-        WINDOW,
-        SOFTCAP,
-        CHUNK,
-        SLOPES,
-        M,
-        N,
-    )
-    part = (tl.load(first_parts + row) + split).to(tl.int64)
-    at = part * (N_KV_HEADS * GROUP) + head
-    there = m < GROUP
-    tl.store(logs + at, log, mask=there)
-    tl.store(
-        parts + at[:, None] * DIM + d[None, :],
-        result,
-        mask=there[:, None] & in_dim,
-    )
+    for item in range(tl.program_id(0), n_items, tl.num_programs(0)):
+        if SEEN > 0:
+            row = item // SEEN
+        else:
+            # As many rows as end before it. Those without a split end where they begin.
+            row = item * 0
+            for some in range(0, n_decode, AT_ONCE):
+                other = some + tl.arange(0, AT_ONCE)
+                ends = tl.load(parts + 1 + other, mask=other < n_decode, other=n_items)
+                row += tl.sum((ends <= item).to(tl.int32), 0)
+        length = tl.load(lengths + row)
+        first = first_seen(tl.maximum(length - 1, 0), WINDOW, CHUNK)
+        part = tl.load(parts + row)
+        split = first // SPLIT + item % SEEN if SEEN > 0 else item - part
+        begin = split * SPLIT
+        if begin < length:
+            x = tl.load(
+                q + row.to(tl.int64) * q_token + (head * q_head)[:, None] + d[None, :],
+                mask=in_dim,
+                other=0.0,
+            )
+            result, log = attended(
+                x,
+                tl.full([M], 0, tl.int32) + (length - 1),
+                tl.maximum(begin, first // N * N),
+                tl.minimum(begin + SPLIT, length),
+                keys,
+                values,
+                tables + tl.load(starts + row),
+                kv_head,
+                scale,
+                slope,
+                N_KV_HEADS,
+                BLOCK_SIZE,
+                DIM,
+                WIDTH,
+                WINDOW,
+                SOFTCAP,
+                CHUNK,
+                SLOPES,
+                M,
+                N,
+            )
+            at = (part + split).to(tl.int64) * (N_KV_HEADS * GROUP) + head
+            there = m < GROUP
+            tl.store(logs + at, log, mask=there)
+            tl.store(
+                partial + at[:, None] * DIM + d[None, :],
+                result,
+                mask=there[:, None] & in_dim,
+            )
 
 
 @triton.jit
 def combine(
     out,
-    parts,
+    partial,
     logs,
     lengths,
-    first_parts,
+    parts,
     sinks,
     N_HEADS: tl.constexpr,
     DIM: tl.constexpr,
@@ -311,26 +333,26 @@ def combine(
     SPLIT: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):
-    """The splits of a row and a head put together. Grid [n_decode, N_HEADS]; `parts` and `logs` as
-    `decode` left them, `out` [n_decode, N_HEADS, DIM]."""
+    """The splits that a row sees put together, for a head. Grid [n_decode, N_HEADS]; `partial` and
+    `logs` as `decode` left them, `out` [n_decode, N_HEADS, DIM]: zeros for a row of length 0."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
-    part = tl.load(first_parts + row).to(tl.int64)
+    part = tl.load(parts + row).to(tl.int64)
     length = tl.load(lengths + row)
-    first = first_seen(length - 1, WINDOW, CHUNK)
-    n = tl.cdiv(length, SPLIT) - first // SPLIT
+    first = first_seen(tl.maximum(length - 1, 0), WINDOW, CHUNK) // SPLIT
+    n = tl.cdiv(length, SPLIT)
     d = tl.arange(0, WIDTH)
     in_dim = d < DIM
     peak = float("-inf")
     total = 0.0
     sums = tl.zeros([WIDTH], tl.float32)
-    for start in range(0, n, AT_ONCE):
+    for start in range(first, n, AT_ONCE):
         split = start + tl.arange(0, AT_ONCE)
         there = split < n
         index = (part + split) * N_HEADS + head
         log = tl.load(logs + index, mask=there, other=float("-inf"))
         values = tl.load(
-            parts + index[:, None] * DIM + d[None, :],
+            partial + index[:, None] * DIM + d[None, :],
             mask=there[:, None] & in_dim[None, :],
             other=0.0,
         )
@@ -342,6 +364,6 @@ def combine(
         peak = higher
     if SINKS:
         total += tl.exp2(tl.load(sinks + head) * LOG2E - peak)
-    tl.store(
-        out + (row * N_HEADS + head) * DIM + d, (sums / total).to(out.dtype.element_ty), mask=in_dim
-    )
+    # Zeros are left of a row that is not there.
+    result = sums / tl.where(length > 0, total, 1.0)
+    tl.store(out + (row * N_HEADS + head) * DIM + d, result.to(out.dtype.element_ty), mask=in_dim)
