@@ -1,7 +1,8 @@
 """The sampler: which processing each row needs, and only that.
 
 A step of plain greedy rows is one argmax. Each further thing (penalties, log-probabilities, draws,
-truncation, top tokens) is computed for the rows that ask for it, together.
+truncation, top tokens) is computed for the rows that ask for it, together. On a GPU, rows that ask
+for no more than `DeviceSampling` does are its own, whatever the others ask for.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from torch import Tensor
 from tgi_async.wire.messages import RowError, Sampled, Sampling
 from workers.sampling.bias import Bias
 from workers.sampling.candidates import candidates
+from workers.sampling.device import DeviceSampling
 from workers.sampling.masking import Allowed, allowed_maxima, mask_out
 from workers.sampling.maxima import maxima
-from workers.sampling.output import SamplerOutput, TopTokens
+from workers.sampling.output import Picked, SamplerOutput, TopTokens
 from workers.sampling.parameters import Needs, Parameters
 from workers.sampling.penalties import Penalties
 from workers.sampling.race import raced
@@ -47,7 +49,15 @@ class _Chosen(NamedTuple):
 class Sampler:
     """The sampling state of every row of the persistent batch."""
 
-    def __init__(self, max_rows: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        max_rows: int,
+        vocab_size: int,
+        device: torch.device,
+        *,
+        on_device: bool | None = None,
+    ) -> None:
+        """`on_device` says whether there is a `device_sampling`; by default there is on a GPU."""
         self._vocab_size = vocab_size
         self._device = device
         self._lines_at_once = max(1, SCORES_AT_ONCE[device.type] // vocab_size)
@@ -55,6 +65,10 @@ class Sampler:
         self._penalties = Penalties(max_rows, device)
         self._watermark = Watermark(max_rows, device)
         self._bias = Bias(max_rows, vocab_size, device)
+        self.device_sampling: DeviceSampling | None = None
+        """What samples the rows that are `takes`-n."""
+        if device.type == "cuda" if on_device is None else on_device:
+            self.device_sampling = DeviceSampling(vocab_size, max_rows, device)
 
     def admit(
         self,
@@ -88,21 +102,64 @@ class Sampler:
         """`row` leaves the batch."""
         self._parameters.clear(row)
 
+    def takes(self, rows: Index) -> NDArray[np.bool_]:
+        """Whether each of `rows` is one that `device_sampling` samples, but where a mask says which
+        tokens are allowed."""
+        if self.device_sampling is None:
+            return np.zeros(len(rows), np.bool_)
+        return DeviceSampling.takes(self._parameters, rows)
+
+    def numbers(self, rows: Index, positions: Index) -> NDArray[np.int32]:
+        """int32 [n, DeviceSampling.WIDTH]: what it is to do for `rows` at these positions, as in
+        `sample`; nothing but zeros for those that it does not take."""
+        return DeviceSampling.numbers(self._parameters, rows, positions)
+
     def sample(
         self,
         rows: list[int],
         positions: list[int],
         logits: Tensor,
         allowed: Allowed | None = None,
+        picked: Picked | None = None,
     ) -> SamplerOutput:
         """The next token of each of `rows`, none of which occurs twice.
 
         `logits` is [B, V] in the model's dtype and is left as it is; `positions[i]` is the number
         of tokens before the one sampled for `rows[i]`; `allowed` keeps some to their grammars.
-        Greedy steps, with or without log-probabilities, never wait for the device. Truncation and
-        top tokens ask it once whether the candidates sufficed.
+        `picked` is what `device_sampling` has made of these logits and of `numbers`, if it has: of
+        the rows that it takes, the tokens are then there.
+
+        Steps that `device_sampling` takes whole, and greedy ones with or without log-probabilities,
+        never wait for the device. Elsewhere truncation and top tokens ask it once whether the
+        candidates sufficed.
         """
-        at = np.asarray(rows, np.int64)
+        at, places = np.asarray(rows, np.int64), np.asarray(positions, np.int64)
+        taken = self.takes(at)
+        if allowed is not None:
+            taken[allowed.lines] = False
+        if self.device_sampling is None or not taken.any():
+            return self._process(at, places, logits, allowed)
+        if picked is None:
+            numbers = self.numbers(at, places)
+            numbers[~taken] = 0
+            picked = self.device_sampling.sample(logits, self._send(numbers))
+        wanted = (self._parameters.needs[at] & Needs.LOGPROB) != 0
+        logprobs = picked.logprobs if wanted.any() else None
+        output = SamplerOutput(picked.tokens, picked.maxima, logprobs, wanted, None)
+        if taken.all():
+            return output
+        others = np.flatnonzero(~taken)
+        if allowed is not None:
+            allowed = allowed._replace(lines=np.searchsorted(others, allowed.lines))
+        some = self._send(others)
+        return _joined(
+            output, some, self._process(at[others], places[others], logits[some], allowed)
+        )
+
+    def _process(
+        self, at: Index, places: Index, logits: Tensor, allowed: Allowed | None
+    ) -> SamplerOutput:
+        """`sample`, for rows of any needs."""
         needs = self._parameters.needs[at]
         wanted = (needs & Needs.LOGPROB) != 0
         if not needs.any():
@@ -115,7 +172,6 @@ class Sampler:
                 peaks[lines], tokens[lines] = allowed_maxima(logits, allowed)
             return SamplerOutput(tokens, peaks, None, wanted, None)
 
-        places = np.asarray(positions, np.int64)
         marked = np.flatnonzero(needs & Needs.WATERMARK)
         penalized = np.flatnonzero(needs & Needs.PENALTY)
         biased = np.flatnonzero(needs & Needs.BIAS)
@@ -324,4 +380,17 @@ def _scattered(output: SamplerOutput, some: Tensor, chosen: _Chosen) -> SamplerO
         tokens=output.tokens.index_copy(0, some, chosen.tokens),
         logprobs=logprobs,
         top=None if chosen.top is None else chosen.top.spread(some, n),
+    )
+
+
+def _joined(output: SamplerOutput, some: Tensor, others: SamplerOutput) -> SamplerOutput:
+    """`output`, whose lines `some` are `others`."""
+    logprobs = output.logprobs
+    if logprobs is not None and others.logprobs is not None:
+        logprobs = logprobs.index_copy(0, some, others.logprobs)
+    return output._replace(
+        tokens=output.tokens.index_copy(0, some, others.tokens),
+        maxima=output.maxima.index_copy(0, some, others.maxima.float()),
+        logprobs=logprobs,
+        top=None if others.top is None else others.top.spread(some, len(output.tokens)),
     )

@@ -24,10 +24,9 @@ class Fetched:
     is given later: what they were copied from may be used again at once."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._tensors = list(tensors)
+        self._tensors = [_pinned(x) if x.is_cuda else x.clone() for x in tensors]
         self._there: torch.cuda.Event | None = None
         if any(x.is_cuda for x in tensors):
-            self._tensors = [_pinned(x) for x in tensors]
             self._there = torch.cuda.Event()
             self._there.record()
 
