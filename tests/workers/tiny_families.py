@@ -92,11 +92,26 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def tiny(variant: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A model of transformers, always the same one of a variant."""
+def smaller(variant: str) -> dict[str, Any]:
+    """What makes a variant one of two layers, and of short windows."""
+    settings = VARIANTS[variant][1]
+    changed: dict[str, Any] = {"num_hidden_layers": 2}
+    if "layer_types" in settings:
+        changed["layer_types"] = settings["layer_types"][:2]
+    if "sliding_window" in settings:
+        changed["sliding_window"] = 4
+    if "max_window_layers" in settings:
+        changed["max_window_layers"] = 1
+    if "no_rope_layers" in settings:
+        changed["no_rope_layers"] = settings["no_rope_layers"][1:3]
+    return changed
+
+
+def tiny(variant: str, dtype: torch.dtype = torch.float32, **other: Any) -> Any:
+    """A model of transformers, always the same one of a variant, and of what is other about it."""
     kind, settings = VARIANTS[variant]
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **(_SIZES | settings))
+    config = AutoConfig.for_model(kind, **(_SIZES | settings | other))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -6,7 +6,8 @@
 //
 // A layer is five jobs for the threads of team.c: queries, keys and values; attention; its output;
 // gate and up; down. What lies between (norms, rotary embedding, the write into the cache) is so
-// little for a batch of decodes that the calling thread does it alone.
+// little for a batch of decodes that the calling thread does it alone. Behind the attention of the
+// last layer only the tokens go on whose logits are wanted.
 //
 // Where several ranks share the model, heads, columns and vocabulary are a rank's own. The pass is
 // then cut into stages, each a call, that leave a partial result for the caller to sum over the
@@ -64,12 +65,16 @@ typedef struct {
     const decoder *d;
     const step *s;
     const block *b;
+    int64_t n;        /* rows of `residual`, `mixed`, `gated` and `branch`: first all n_tokens */
+    const int64_t *wanted; /* which of them; NULL: all, in their order */
     float *residual;  /* [n_tokens, hidden] */
     void *x;          /* [n_tokens, hidden], normed */
     float *qkv;       /* [n_tokens, (n_heads + 2 n_kv_heads) * dim] */
     void *q, *mixed;  /* [n_tokens, n_heads * dim], before and after attention */
     void *gated;      /* [n_tokens, intermediate] */
     float *branch;    /* [n_tokens, hidden], what is normed before it is added */
+    float *residual_left; /* [n_wanted, hidden], and */
+    void *mixed_left;     /* [n_wanted, n_heads * dim], for when other tokens are left out */
     float *turns[MOST_ROPES]; /* [n_tokens, 2, rotary / 2], cosines and sines */
     const float *norm;        /* of the job at hand */
 } pass;
@@ -132,7 +137,7 @@ static void embed(void *job, int64_t unit, int64_t next) {
 static void norm_residual(void *job, int64_t unit, int64_t next) {
     (void)next;
     const pass *p = job;
-    const int64_t n = p->d->hidden, end = least((unit + 1) * NORMS, p->s->n_tokens);
+    const int64_t n = p->d->hidden, end = least((unit + 1) * NORMS, p->n);
     float row[n] __attribute__((aligned(64)));
     for (int64_t t = unit * NORMS; t < end; t++) {
         norm_row(p->residual + t * n, p->norm, n, (float)p->d->eps, row);
@@ -157,7 +162,7 @@ static void add_partial(void *job, int64_t unit, int64_t next) {
 static void add_normed(void *job, int64_t unit, int64_t next) {
     (void)next;
     const pass *p = job;
-    const int64_t n = p->d->hidden, end = least((unit + 1) * NORMS, p->s->n_tokens);
+    const int64_t n = p->d->hidden, end = least((unit + 1) * NORMS, p->n);
     const float scale = (float)p->d->residual_scale;
     float row[n] __attribute__((aligned(64)));
     for (int64_t t = unit * NORMS; t < end; t++) {
@@ -221,7 +226,8 @@ static void norm_wanted(void *job, int64_t unit, int64_t next) {
     const int64_t n = p->d->hidden, end = least((unit + 1) * NORMS, p->s->n_wanted);
     float row[n] __attribute__((aligned(64)));
     for (int64_t i = unit * NORMS; i < end; i++) {
-        norm_row(p->residual + p->s->wanted[i] * n, p->norm, n, (float)p->d->eps, row);
+        const int64_t from = p->wanted ? p->wanted[i] : i;
+        norm_row(p->residual + from * n, p->norm, n, (float)p->d->eps, row);
         if (p->d->bf16)
             store_row(row, n, p->x, i * n, 1);
         else
@@ -244,21 +250,21 @@ static void cap_logits(void *job, int64_t unit, int64_t next) {
 
 static void norm_into_x(pass *p, const float *norm) {
     p->norm = norm;
-    team_run(norm_residual, p, ceil_div(p->s->n_tokens, NORMS), p->s->n_threads);
+    team_run(norm_residual, p, ceil_div(p->n, NORMS), p->s->n_threads);
 }
 
 /* residual += x * w, with a norm of that in between where there is one; or what the ranks sum. */
 static void add_product(pass *p, const weight *w, const void *x, const float *norm,
                         const weight *then) {
     const int64_t hidden = p->d->hidden, n_threads = p->s->n_threads;
-    product made = {w, x, p->residual, w->k, hidden, p->s->n_tokens, ADD_FLOAT, 0,
+    product made = {w, x, p->residual, w->k, hidden, p->n, ADD_FLOAT, 0,
                     p->d->residual_scale, then};
     float *const apart = p->s->partial ? p->s->partial : norm ? p->branch : NULL;
     if (apart) made.out = apart, made.mode = STORE_FLOAT, made.scale = 1.0;
     linear(&made, n_threads);
     if (p->s->partial || !norm) return;
     p->norm = norm;
-    team_run(add_normed, p, ceil_div(p->s->n_tokens, NORMS), n_threads);
+    team_run(add_normed, p, ceil_div(p->n, NORMS), n_threads);
 }
 
 /* residual += what the ranks summed of a stage. */
@@ -269,11 +275,26 @@ static void add_summed(pass *p, int64_t stage) {
     if (stage == 0)
         memcpy(p->residual, p->s->partial, (size_t)(p->s->n_tokens * p->d->hidden) * 4);
     else
-        team_run(p->norm ? add_normed : add_partial, p, ceil_div(p->s->n_tokens, NORMS),
+        team_run(p->norm ? add_normed : add_partial, p, ceil_div(p->n, NORMS),
                  p->s->n_threads);
 }
 
-static int attend(pass *p) {
+/* Leaves out the tokens whose logits are not wanted. */
+static void leave_wanted(pass *p) {
+    const int64_t hidden = p->d->hidden, bytes = p->d->n_heads * p->d->dim * (p->d->bf16 ? 2 : 4);
+    for (int64_t i = 0; i < p->s->n_wanted; i++) {
+        const int64_t from = p->s->wanted[i];
+        memcpy(p->residual_left + i * hidden, p->residual + from * hidden, (size_t)hidden * 4);
+        memcpy((char *)p->mixed_left + i * bytes, (char *)p->mixed + from * bytes, (size_t)bytes);
+    }
+    p->residual = p->residual_left;
+    p->mixed = p->mixed_left;
+    p->n = p->s->n_wanted;
+    p->wanted = NULL;
+}
+
+/* `last`: of all layers, and what is not wanted ends here. */
+static int attend(pass *p, int last) {
     const decoder *d = p->d;
     const step *s = p->s;
     const block *b = p->b;
@@ -283,6 +304,7 @@ static int attend(pass *p) {
     linear(&(product){&b->qkv, p->x, p->qkv, d->hidden, b->qkv.n, n, STORE_FLOAT, 0, 1.0, &b->out},
            s->n_threads);
     team_run(d->bf16 ? place_bf16 : place_float, p, ceil_div(n, TURNS), s->n_threads);
+    if (last && !s->n_wanted) return DONE;
     const call attention = {
         .keys = b->keys, .values = b->values, .q = p->q, .out = p->mixed, .spans = s->spans,
         .q_token = wide, .q_head = d->dim, .n_tokens = n, .n_spans = s->n_spans,
@@ -291,6 +313,7 @@ static int attend(pass *p) {
         .n_threads = s->n_threads, .scale = d->scale, .softcap = d->softcap,
     };
     if (paged_attention(&attention)) return NO_MEMORY;
+    if (last && s->n_wanted < n) leave_wanted(p);
     add_product(p, &b->out, p->mixed, b->attention_norm, &b->gate_up);
     return DONE;
 }
@@ -299,8 +322,8 @@ static void run_mlp(pass *p, const weight *then) {
     const decoder *d = p->d;
     const block *b = p->b;
     norm_into_x(p, b->mlp_norm);
-    linear(&(product){&b->gate_up, p->x, p->gated, d->hidden, d->intermediate, p->s->n_tokens,
-                      STORE, d->activation, 1.0, &b->down},
+    linear(&(product){&b->gate_up, p->x, p->gated, d->hidden, d->intermediate, p->n, STORE,
+                      d->activation, 1.0, &b->down},
            p->s->n_threads);
     add_product(p, &b->down, p->gated, b->mlp_output_norm, then);
 }
@@ -324,10 +347,11 @@ int decoder_run(const decoder *d, const step *s) {
     const int64_t qkv = wide + 2 * d->n_kv_heads * d->dim;
     const int64_t row = 4 * d->hidden * 2 + size * d->hidden + 4 * qkv + 2 * size * wide +
                         size * d->intermediate + 4 * d->rotary * MOST_ROPES;
-    kept = grow(kept, &kept_size, (size_t)(n * row + 64 * (7 + MOST_ROPES)));
+    const int64_t left = s->n_wanted * (4 * d->hidden + size * wide);
+    kept = grow(kept, &kept_size, (size_t)(n * row + left + 64 * (9 + MOST_ROPES)));
     if (!kept) return NO_MEMORY;
     char *from = kept;
-    pass p = {.d = d, .s = s};
+    pass p = {.d = d, .s = s, .n = n, .wanted = s->wanted};
     p.residual = take(&from, n * d->hidden * 4);
     p.branch = take(&from, n * d->hidden * 4);
     p.x = take(&from, n * d->hidden * size);
@@ -335,6 +359,8 @@ int decoder_run(const decoder *d, const step *s) {
     p.q = take(&from, n * wide * size);
     p.mixed = take(&from, n * wide * size);
     p.gated = take(&from, n * d->intermediate * size);
+    p.residual_left = take(&from, s->n_wanted * d->hidden * 4);
+    p.mixed_left = take(&from, s->n_wanted * wide * size);
     for (int64_t r = 0; r < MOST_ROPES; r++) p.turns[r] = take(&from, n * d->rotary * 4);
 
     const int64_t last = 2 * d->n_blocks + 1;
@@ -343,10 +369,12 @@ int decoder_run(const decoder *d, const step *s) {
     if (stage == 0) team_run(embed, &p, ceil_div(n, NORMS), s->n_threads);
     for (int64_t half = stage > 0 ? stage - 1 : 0; half < least(until, last - 1); half++) {
         p.b = d->blocks + half / 2;
+        const int whole_last = !s->partial && half / 2 + 1 == d->n_blocks;
         if (half % 2)
             run_mlp(&p, half + 2 < last ? &p.b[1].qkv : &d->head);
-        else if (attend(&p))
+        else if (attend(&p, whole_last))
             return NO_MEMORY;
+        if (whole_last && !s->n_wanted) return DONE;
     }
     if (until < last) return DONE;
     p.norm = d->final_norm;

@@ -75,6 +75,8 @@ class NativeDecoder:
         """
         numbers = description.numbers
         self._ranks = ranks
+        self.notes: list[str] = []
+        """What was given up, for a person."""
         self._run = _function(description)
         self._embedding = description.embedding()
         self._kept: list[object] = []

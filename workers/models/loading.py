@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from workers.attention.context import AttentionContext
 from workers.decoder.families import Description, NotFused
 from workers.decoder.native import NativeDecoder
 from workers.models import rope
@@ -26,17 +28,48 @@ class Loaded(Model, Protocol):
     notes: list[str]
 
 
-class FusedModel(NativeDecoder):
-    """The fused decoder with the weights of a model of transformers."""
+class Decoder(Model, Protocol):
+    """A fused decoder."""
 
-    def __init__(self, loaded: Pretrained) -> None:
+    weight_bytes: int
+    notes: list[str]
+
+
+MakeDecoder = Callable[[Description, Ranks | None], Decoder]
+"""Raises NotFused, with the model that is described as it was."""
+
+
+class FusedModel:
+    """A fused decoder with the weights of a model of transformers."""
+
+    def __init__(self, loaded: Pretrained, make: MakeDecoder) -> None:
         """Raises NotFused, with `loaded` as it was."""
-        super().__init__(
-            Description(loaded.module, loaded.fill, loaded.device, loaded.sharding), loaded.ranks
-        )
+        description = Description(loaded.module, loaded.fill, loaded.device, loaded.sharding)
+        self._decoder = make(description, loaded.ranks)
         loaded.weights.release()
         self.shape = loaded.shape
-        self.notes: list[str] = []
+        self.weight_bytes = self._decoder.weight_bytes
+        self.notes = list(self._decoder.notes)
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        logit_positions: torch.Tensor,
+        context: AttentionContext,
+    ) -> torch.Tensor:
+        """See `runner.Model`, and the decoder for what it raises."""
+        return self._decoder(input_ids, position_ids, logit_positions, context)
+
+
+def decoder_for(device: torch.device) -> MakeDecoder:
+    """The fused decoder of a device."""
+    if device.type != "cuda":
+        return NativeDecoder
+    # Only a torch built for CUDA brings Triton along.
+    from workers.decoder.device import DeviceDecoder
+
+    return DeviceDecoder
 
 
 def load(
@@ -48,10 +81,12 @@ def load(
     ranks: Ranks | None = None,
     scaling: rope.Scaling | None = None,
     max_total_tokens: int = 0,
+    decoder: MakeDecoder | None = None,
 ) -> Loaded:
     """`implementation` is "fused", "transformers" or "auto"; with `ranks`, this rank's part.
     `scaling` is in the place of the config's. `max_total_tokens` is the longest text that is asked
-    for, 0 being the longest that is exact; the model's shape says what is had.
+    for, 0 being the longest that is exact; the model's shape says what is had. `decoder` is in the
+    place of the device's fused one.
 
     Raises Unsupported, or ValueError and OSError for a broken folder.
     """
@@ -61,16 +96,16 @@ def load(
         max_total_tokens = rope.limits_of(loaded.module.config).most
     longest, notes = rope.fix(loaded.module, max_total_tokens)
     loaded.shape = replace(loaded.shape, max_total_tokens=longest)
-    model = _running(loaded, implementation)
+    model = _running(loaded, implementation, decoder or decoder_for(device))
     model.notes += notes
     return model
 
 
-def _running(loaded: Pretrained, implementation: str) -> Loaded:
+def _running(loaded: Pretrained, implementation: str, decoder: MakeDecoder) -> Loaded:
     if implementation == "transformers":
         return TransformersModel(loaded)
     try:
-        return FusedModel(loaded)
+        return FusedModel(loaded, decoder)
     except NotFused as reason:
         if implementation == "fused":
             raise Unsupported(

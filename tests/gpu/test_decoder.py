@@ -1,0 +1,361 @@
+"""The fused decoder of a GPU against transformers: every family, in chunks, decodes and mixed
+batches; captured passes; several ranks."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.workers.test_runner import LONG, SHORT, Batch, greedy, tokens_of
+from tests.workers.tiny_families import VARIANTS, VOCABULARY, smaller, tiny
+from tests.workers.tiny_llama import save_tiny_llama
+from tgi_async.wire.messages import Admit
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+from workers.attention.cache import PagedCache
+from workers.attention.context import AttentionContext, Prefill
+from workers.attention.device_batch import DeviceBatch, decode_numbers
+from workers.decoder.device import DeviceDecoder
+from workers.decoder.families import FAMILIES, Block, Description, NotFused
+from workers.models.loading import load
+from workers.runner import Model
+
+BLOCK_SIZE = 4
+BLOCKS_PER_ROW = 2
+STEPS = ((4, 2, 1, 2, 1), (2, 1, 1, 0, 1))
+"""Tokens of each of five rows. There are always five or more of them: up to four go through a
+kernel that the interpreter needs seconds for."""
+LENGTHS = tuple(map(sum, zip(*STEPS, strict=True)))
+N_ROWS = len(LENGTHS)
+MOST_DIFFERENCE = 2e-4
+EACH = (
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "granite",
+    "llama, biases",
+    "ministral",
+    "mistral",
+    "phi3, partial",
+    "qwen2",
+    "qwen3",
+    "seed_oss",
+    "smollm3",
+)
+"""Of every family, the model with most of what a decoder can get wrong."""
+
+
+def small(variant: str, dtype: torch.dtype = torch.float32) -> Any:
+    return tiny(variant, dtype, **smaller(variant))
+
+
+def cache_of(model: Any, device: str, dtype: torch.dtype = torch.float32) -> PagedCache:
+    config, head_dim = model.config, model.model.layers[0].self_attn.head_dim
+    n_blocks = N_ROWS * BLOCKS_PER_ROW
+    cache = PagedCache(2, n_blocks, BLOCK_SIZE, config.num_key_value_heads, head_dim, dtype, device)
+    for pool in cache.keys + cache.values:
+        pool.fill_(float("nan"))  # what nobody wrote must not matter
+    return cache
+
+
+class Rows:
+    """Sequences that are fed to a decoder step by step, their blocks scattered."""
+
+    def __init__(self, decoder: Model, cache: PagedCache) -> None:
+        draw = torch.Generator().manual_seed(1)
+        self.decoder, self.cache = decoder, cache
+        self.tokens = [torch.randint(VOCABULARY, (n,), generator=draw) for n in LENGTHS]
+        order = torch.randperm(cache.n_blocks, generator=draw).to(torch.int32)
+        self.tables = order.reshape(N_ROWS, BLOCKS_PER_ROW)
+        self.computed = [0] * N_ROWS
+        self.logits: list[list[torch.Tensor]] = [[] for _ in LENGTHS]
+
+    def slots(self, row: int, n: int) -> torch.Tensor:
+        at = torch.arange(self.computed[row], self.computed[row] + n)
+        return self.tables[row].long()[at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE
+
+    def step(self, counts: Sequence[int]) -> None:
+        """So many tokens of each row; single ones of rows that have begun are decodes."""
+        decodes = [r for r, n in enumerate(counts) if n == 1 and self.computed[r]]
+        chunks = [(r, n) for r, n in enumerate(counts) if n and r not in decodes]
+        order = [(r, 1) for r in decodes] + chunks
+        prefills, start = [], len(decodes)
+        for r, n in chunks:
+            prefills.append(Prefill(start, n, self.computed[r] + n, self.tables[r]))
+            start += n
+        context = AttentionContext(
+            self.cache,
+            torch.cat([self.slots(r, n) for r, n in order]),
+            len(decodes),
+            self.tables[decodes].contiguous(),
+            torch.tensor([self.computed[r] + 1 for r in decodes], dtype=torch.int32),
+            prefills,
+        )
+        logits = self.run(context, order)
+        for (r, n), part in zip(order, logits.split([n for _, n in order]), strict=True):
+            self.logits[r].append(part)
+            self.computed[r] += n
+
+    def run(self, context: AttentionContext, order: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """Logits of all tokens, on the host."""
+        ids = torch.cat([self.tokens[r][self.computed[r] :][:n] for r, n in order])
+        positions = torch.cat([torch.arange(n) + self.computed[r] for r, n in order])
+        device = self.cache.keys[0].device
+        given = (x.to(device) for x in (ids, positions, torch.arange(len(ids))))
+        with torch.inference_mode():
+            return self.decoder(*given, context).cpu()
+
+    def all(self) -> list[torch.Tensor]:
+        """Logits [length, vocabulary] of each row."""
+        for counts in STEPS:
+            self.step(counts)
+        return [torch.cat(parts) for parts in self.logits]
+
+
+def reference(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = model(tokens[None], use_cache=False).logits[0]
+    return logits
+
+
+def device_decoder(model: Any, device: str) -> DeviceDecoder:
+    return DeviceDecoder(Description(copy.deepcopy(model).to(device)))
+
+
+def test_every_family_is_among_them() -> None:
+    assert {VARIANTS[name][0] for name in EACH} == FAMILIES
+
+
+@pytest.mark.parametrize(
+    "variant", [x if x in EACH else pytest.param(x, marks=pytest.mark.full) for x in VARIANTS]
+)
+def test_every_position_has_the_logits_of_transformers(device: str, variant: str) -> None:
+    model = small(variant)
+    rows = Rows(device_decoder(model, device), cache_of(model, device))
+    for tokens, logits in zip(rows.tokens, rows.all(), strict=True):
+        expected = reference(model, tokens)
+        assert expected.std() > 0.3  # so that the difference below says something
+        assert logits.dtype == torch.float32
+        assert (logits - expected).abs().max() < MOST_DIFFERENCE
+
+
+def faults(block: Block) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What a decoder could get wrong in a layer and still look right at a glance."""
+    yield "window", {"window": block.window + 1}
+    yield "rope", {"rope": None}
+    yield "gate and up", {"gate_up": block.gate_up[::-1]}
+    for name in Block.__dataclass_fields__:
+        if name.endswith("_norm"):
+            yield name, {name: torch.ones_like(getattr(block, name))}
+
+
+@pytest.mark.parametrize(
+    "fault", [name for name, _ in faults(Description(small("gemma3")).block(0))]
+)
+def test_a_fault_in_one_layer_would_be_seen(
+    device: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small("gemma3")
+    whole = Description.block
+
+    def block(description: Description, at: int) -> Block:
+        found = whole(description, at)
+        changed = dict(faults(found))[fault] if at == 0 else {}
+        fields = {field: getattr(found, field) for field in Block.__dataclass_fields__}
+        return Block(**(fields | changed))
+
+    monkeypatch.setattr(Description, "block", block)
+    rows = Rows(device_decoder(model, device), cache_of(model, device))
+    rows.step((6, 0, 0, 0, 0))
+    expected = reference(model, rows.tokens[0][:6])
+    assert (rows.logits[0][0] - expected).abs().max() > 100 * MOST_DIFFERENCE
+
+
+@pytest.mark.parametrize("variant", ["gemma2", pytest.param("qwen3", marks=pytest.mark.full)])
+def test_bfloat16_is_nearer_to_float32_than_transformers_bfloat16_is(
+    device: str, variant: str
+) -> None:
+    exact, rough = small(variant), small(variant, torch.bfloat16)
+    exact.load_state_dict(rough.state_dict())
+    rows = Rows(device_decoder(rough, device), cache_of(exact, device, torch.bfloat16))
+    ours, theirs = 0.0, 0.0
+    for tokens, logits in zip(rows.tokens, rows.all(), strict=True):
+        expected = reference(exact, tokens)
+        ours += float((logits - expected).square().mean())
+        theirs += float((reference(rough, tokens).float() - expected).square().mean())
+    assert ours < theirs
+
+
+def test_a_captured_pass_has_the_logits_of_an_ordinary_one(device: str) -> None:
+    """With room for longer texts, and rows that are not there."""
+    model = small("qwen3")
+    rows = Rows(device_decoder(model, device), cache_of(model, device))
+    rows.step((4, 2, 1, 1, 1))
+    order, n_there = [(r, 1) for r in range(N_ROWS)], N_ROWS - 1
+    slots = torch.cat([rows.slots(r, 1) for r in range(N_ROWS)])
+    lengths = torch.tensor(rows.computed, dtype=torch.int32) + 1
+    slots[n_there:], lengths[n_there:] = -1, 0
+    n_blocks = -(-lengths.numpy() // BLOCK_SIZE)
+    starts, parts, tables = decode_numbers(lengths.numpy(), rows.tables.numpy(), n_blocks)
+    before = [pool.clone() for pool in rows.cache.keys + rows.cache.values]
+    batch = DeviceBatch(
+        *(torch.from_numpy(x).to(device) for x in (slots.int().numpy(), lengths.numpy())),
+        *(torch.from_numpy(x).to(device) for x in (starts, parts)),
+        torch.cat((torch.from_numpy(tables), torch.full((9,), 10**6))).int().to(device),
+        torch.empty((0, 4), dtype=torch.int32, device=device),
+        most_parts=2 * N_ROWS,
+    )
+    captured = rows.run(AttentionContext.captured(rows.cache, batch), order)
+    for pool, was in zip(rows.cache.keys + rows.cache.values, before, strict=True):
+        block, offset = slots[:n_there] // BLOCK_SIZE, slots[:n_there] % BLOCK_SIZE
+        assert not pool[block, :, offset].isnan().any()
+        pool[block, :, offset] = was[block, :, offset]
+        assert torch.equal(pool.nan_to_num(7.5), was.nan_to_num(7.5))
+    rows.step((1, 1, 1, 1, 1))
+    ordinary = torch.stack([logits[-1][0] for logits in rows.logits])
+    assert torch.equal(captured[:n_there], ordinary[:n_there])
+    assert captured.isfinite().all()
+
+
+def test_an_id_outside_the_vocabulary_spoils_its_row_alone(device: str) -> None:
+    model = small("llama")
+    rows = Rows(device_decoder(model, device), cache_of(model, device))
+    for row, bad in ((1, VOCABULARY), (2, -1), (4, 2**40)):
+        rows.tokens[row][0] = bad
+    rows.step((2, 1, 1, 1, 1))
+    spoilt = [bool(logits[0].isnan().all()) for logits in rows.logits]
+    assert spoilt == [False, True, True, False, True]
+    for row, n in ((0, 2), (3, 1)):
+        expected = reference(model, rows.tokens[row][:n])
+        assert (rows.logits[row][0] - expected).abs().max() < MOST_DIFFERENCE
+
+
+def test_no_logits_are_wanted_of_the_middle_of_a_prompt(device: str) -> None:
+    model = small("gemma2")
+    cache = cache_of(model, device)
+    rows = Rows(device_decoder(model, device), cache)
+    chunk = Prefill(0, 5, 5, rows.tables[0])
+    nothing = torch.empty(0, dtype=torch.int32)
+    context = AttentionContext(cache, rows.slots(0, 5), 0, rows.tables[:0], nothing, [chunk])
+    given = (rows.tokens[0][:5], torch.arange(5), nothing.long())
+    logits = rows.decoder(*(x.to(device) for x in given), context)
+    assert logits.shape == (0, VOCABULARY)
+    assert logits.dtype == torch.float32
+    rows.computed[0] = 5
+    rows.step((1, 2, 2, 0, 0))
+    expected = reference(model, rows.tokens[0])[5:]
+    assert (rows.logits[0][0] - expected).abs().max() < MOST_DIFFERENCE
+
+
+@pytest.mark.parametrize("variant", ["llama", "llama, heads of 48", "phi3"])
+def test_the_weights_of_transformers_are_let_go(device: str, variant: str) -> None:
+    model = small(variant).to(device)
+    n_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    decoder = DeviceDecoder(Description(model))
+    assert not list(model.model.layers.parameters())
+    tied = model.config.tie_word_embeddings and device == "cpu"  # where what is borrowed is copied
+    assert decoder.weight_bytes == n_bytes + (VOCABULARY * 64 * 4 if tied else 0)
+
+
+def test_a_shape_that_attention_does_not_take_leaves_the_model_as_it_was(device: str) -> None:
+    heads = {"num_attention_heads": 192, "num_key_value_heads": 1}
+    model = tiny("llama", num_hidden_layers=2, hidden_size=192 * 4, **heads).to(device)
+    with pytest.raises(NotFused, match=r"its attention is not the kernels': .*192"):
+        DeviceDecoder(Description(model))
+    assert len(list(model.model.layers.parameters())) == 2 * 9
+
+
+def test_the_runner_says_what_transformers_says(device: str, tmp_path: Path) -> None:
+    folder = save_tiny_llama(tmp_path)
+    where = torch.device(device)
+    model = load(folder, torch.float32, where, implementation="fused", decoder=DeviceDecoder)
+    expected_of = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    batch = Batch(model, where)
+    found: dict[int, list[int]] = {0: [], 1: []}
+
+    def step(run: dict[int, int], *admit: Admit) -> None:
+        for row, token in tokens_of(batch.step(run, *admit)).items():
+            found[row].append(token)
+
+    step({0: 3, 1: 7}, batch.admit(0, SHORT), batch.admit(1, LONG))
+    step({0: 1, 1: 23})
+    step({0: 1, 1: 1})
+    assert found == {0: greedy(expected_of, SHORT, 3), 1: greedy(expected_of, LONG, 2)}
+
+
+class Meeting:
+    """Ranks in threads of one process, one of which runs at a time."""
+
+    def __init__(self, world_size: int) -> None:
+        self._all_there = threading.Barrier(world_size, timeout=60)
+        self._said: list[torch.Tensor] = [torch.empty(0)] * world_size
+        self.turn = threading.Lock()
+
+    def exchange(self, rank: int, x: torch.Tensor) -> list[torch.Tensor]:
+        self._said[rank] = x.clone()
+        self.turn.release()
+        self._all_there.wait()
+        said = list(self._said)
+        self._all_there.wait()
+        self.turn.acquire()
+        return said
+
+
+class FakeRanks:
+    """`Ranks` by a Meeting."""
+
+    def __init__(self, rank: int, world_size: int, meeting: Meeting) -> None:
+        self.rank, self.world_size = rank, world_size
+        self._meeting = meeting
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.is_contiguous()
+        return x.copy_(torch.stack(self._meeting.exchange(self.rank, x)).sum(0))
+
+    def gather(self, x: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
+        assert x.shape[-1] == widths[self.rank]
+        return torch.cat(self._meeting.exchange(self.rank, x), dim=-1)
+
+
+@pytest.mark.parametrize("variant", ["gemma2", pytest.param("phi3", marks=pytest.mark.full)])
+def test_two_ranks_have_the_logits_of_one(device: str, variant: str, tmp_path: Path) -> None:
+    model = small(variant)
+    model.save_pretrained(tmp_path)
+    meeting = Meeting(2)
+    found: dict[int, torch.Tensor] = {}
+    held: dict[int, int] = {}
+
+    def run(rank: int) -> None:
+        ranks: Any = FakeRanks(rank, 2, meeting)
+        with meeting.turn:
+            own = load(
+                tmp_path, torch.float32, torch.device(device), False, "fused", ranks,
+                decoder=DeviceDecoder,
+            )  # fmt: skip
+            shape = own.shape
+            cache = PagedCache(
+                2, N_ROWS * BLOCKS_PER_ROW, BLOCK_SIZE, shape.n_kv_heads, shape.head_dim,
+                torch.float32, device,
+            )  # fmt: skip
+            rows = Rows(own, cache)
+            rows.step((4, 0, 1, 0, 0))
+            rows.step((1, 2, 0, 2, 0))
+            found[rank] = torch.cat(rows.logits[0])
+            held[rank] = own.weight_bytes
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    tokens = Rows(model, cache_of(model, device)).tokens[0][:5]
+    assert (found[0] - reference(model, tokens)).abs().max() < MOST_DIFFERENCE
+    assert sum(held.values()) < 1.2 * sum(x.nbytes for x in model.parameters())

@@ -1,0 +1,314 @@
+"""The fused decoder on a GPU: Triton kernels between products, nothing that waits for the device.
+
+A layer of a batch of decodes takes nine launches: add and norm; queries, keys and values; head
+norms, rotation and the write into the cache; attention, and its splits put together; output; add
+and norm; gate and up with their activation; down. With more rows than `device_linear.NARROW_ROWS`
+the activation is a tenth, with ranks there are two sums over them. Before the layers come angles
+and embedding, after them logits (and their scale or cap), three or four in all.
+
+Every address and every size on the host depends on the shapes that are given alone, so that a pass
+over an `AttentionContext.captured` can become a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+import triton
+from torch import nn
+
+from workers.attention import registry
+from workers.attention.context import AttentionContext
+from workers.attention.triton_paged import TritonAttention
+from workers.decoder import triton_kernels as kernels
+from workers.decoder.families import Block, Description, NotFused
+from workers.layers.device_linear import DeviceLinear, GatedLinear
+from workers.ranks import Ranks
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MOST_HIDDEN = 2**15
+"""Numbers of a row that one program norms."""
+HEADS = 8
+"""That a program of `place` takes."""
+LOGITS = 2048
+"""That a program of `bound` takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """See `Block`."""
+
+    qkv: DeviceLinear
+    out: DeviceLinear
+    gate_up: GatedLinear
+    down: DeviceLinear
+    input_norm: torch.Tensor
+    head_norms: torch.Tensor | None
+    """Of queries and keys, [2, head_dim]."""
+    attention_norm: torch.Tensor | None
+    mlp_norm: torch.Tensor
+    mlp_output_norm: torch.Tensor | None
+    window: int
+    rope: int | None
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        linears = chain(*(x.tensors for x in (self.qkv, self.out, self.gate_up, self.down)))
+        norms = (self.input_norm, self.head_norms, self.attention_norm, self.mlp_norm)
+        return [*linears, *(x for x in (*norms, self.mlp_output_norm) if x is not None)]
+
+
+class DeviceDecoder:
+    """A model over packed tokens and a paged cache, on a GPU. See `runner.Model`.
+
+    It also runs on a CPU where Triton interprets its kernels.
+    """
+
+    def __init__(self, description: Description, ranks: Ranks | None = None) -> None:
+        """Takes the weights out of the model that is described, layer by layer; with `ranks`, the
+        description is of this rank's part.
+
+        Raises NotFused, with the model as it was.
+        """
+        self._numbers = numbers = description.numbers
+        self._ranks = ranks
+        self._attention, self.notes = _attention_of(description)
+        device = description.device
+        self._width = triton.next_power_of_2(numbers.hidden)
+        self._warps = min(16, max(4, self._width // 512))
+        self._embedding = description.embedding()
+        self._head = _linear([description.head()])
+        description.forget_head()
+        self._layers: list[_Layer] = []
+        for at in range(description.n_blocks):
+            self._layers.append(_layer(description.block(at), numbers.activation))
+            description.forget(at)
+        self._final_norm = description.final_norm()
+        ropes = description.ropes
+        self._frequencies = torch.stack([rope.frequencies for rope in ropes]).to(device)
+        self._scales = torch.tensor([rope.scale for rope in ropes], device=device)
+        held = chain((self._embedding, self._final_norm), self._head.tensors)
+        layers = chain.from_iterable(layer.tensors for layer in self._layers)
+        each = {x.data_ptr(): x.nbytes for x in chain(held, layers)}
+        self.weight_bytes = sum(each.values())
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        logit_positions: torch.Tensor,
+        context: AttentionContext,
+    ) -> torch.Tensor:
+        """See `runner.Model`; logits are float32. An id outside the vocabulary, which only the
+        device sees, makes the logits of its row NaN."""
+        turns = self._turns(position_ids)
+        residual, x = self._embed(input_ids)
+        last = len(self._layers) - 1
+        for at, layer in enumerate(self._layers):
+            mixed = self._attend(at, layer, x, turns, context)
+            y = self._summed(layer.out.parts(mixed))
+            x = self._add_norm(residual, y, layer.attention_norm, layer.mlp_norm)
+            y = self._summed(layer.down.parts(layer.gate_up(x)))
+            norm = self._final_norm if at == last else self._layers[at + 1].input_norm
+            wanted = logit_positions if at == last else None
+            x = self._add_norm(residual, y, layer.mlp_output_norm, norm, wanted)
+        logits = self._logits(x)
+        if self._ranks is None:
+            return logits
+        return self._ranks.gather(logits, self._numbers.logit_widths)
+
+    def _turns(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
+        """float32 [n_tokens, 2, rotary / 2] of each rope."""
+        n_ropes, half = self._frequencies.shape
+        turns = self._frequencies.new_empty((n_ropes, len(positions), 2, half))
+        kernels.turn[(len(positions), n_ropes)](
+            turns, positions, self._frequencies, self._scales,
+            HALF=half, WIDTH=triton.next_power_of_2(half), num_warps=1,
+        )  # fmt: skip
+        return turns.unbind()
+
+    def _embed(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream, and what the first layer takes."""
+        numbers = self._numbers
+        norm = self._layers[0].input_norm
+        residual = norm.new_empty((len(ids), numbers.hidden))
+        x = self._embedding.new_empty(residual.shape)
+        kernels.embed[(len(ids),)](
+            residual, x, ids, self._embedding, norm, numbers.vocabulary.start,
+            numbers.vocabulary.size, numbers.vocab_size, numbers.embedding_scale, numbers.eps,
+            NORMED=self._ranks is None, **self._rows,
+        )  # fmt: skip
+        if self._ranks is None:
+            return residual, x
+        self._ranks.all_reduce(residual)
+        return residual, self._add_norm(residual, None, None, norm)
+
+    def _attend(
+        self,
+        at: int,
+        layer: _Layer,
+        x: torch.Tensor,
+        turns: Sequence[torch.Tensor],
+        context: AttentionContext,
+    ) -> torch.Tensor:
+        """Of a normed x [n_tokens, hidden]: [n_tokens, n_heads * head_dim]."""
+        numbers, n_tokens, cache = self._numbers, len(x), context.cache
+        qkv = layer.qkv.parts(x)
+        turn = turns[layer.rope or 0]
+        query = x.new_empty((n_tokens, numbers.n_heads, numbers.head_dim))
+        n_heads = numbers.n_heads + 2 * numbers.n_kv_heads
+        kernels.place[(n_tokens, triton.cdiv(n_heads, HEADS))](
+            query,
+            cache.keys[at],
+            cache.values[at],
+            qkv,
+            self._attention.batch(context).slots,
+            turn,
+            # What is not there is not read; a pointer has to be given all the same.
+            turn if layer.head_norms is None else layer.head_norms,
+            numbers.eps,
+            n_tokens,
+            N_HEADS=numbers.n_heads,
+            N_KV_HEADS=numbers.n_kv_heads,
+            DIM=numbers.head_dim,
+            WIDTH=triton.next_power_of_2(numbers.head_dim),
+            BLOCK_SIZE=cache.block_size,
+            ROTARY=0 if layer.rope is None else numbers.rotary,
+            NORMED=layer.head_norms is not None,
+            PARTS=len(qkv),
+            HEADS=HEADS,
+        )
+        attended = self._attention.attend(
+            query.transpose(0, 1).unsqueeze(0),
+            at,
+            context,
+            numbers.attention_scale,
+            layer.window,
+            numbers.attention_softcap,
+        )
+        return attended.view(n_tokens, -1)
+
+    def _summed(self, parts: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks of [n_parts, n_tokens, hidden], of which one is left then."""
+        if self._ranks is None:
+            return parts
+        own = parts.squeeze(0) if len(parts) == 1 else parts.sum(0)
+        return self._ranks.all_reduce(own).unsqueeze(0)
+
+    def _add_norm(
+        self,
+        residual: torch.Tensor,
+        y: torch.Tensor | None,
+        y_norm: torch.Tensor | None,
+        norm: torch.Tensor,
+        wanted: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """y [n_parts, n_tokens, hidden] into the residual stream, and what comes next of it: of all
+        rows or of the wanted ones."""
+        n_tokens = len(residual)
+        n = n_tokens if wanted is None else len(wanted)
+        out = self._embedding.new_empty((n, self._numbers.hidden))
+        if n:
+            kernels.add_norm[(n,)](
+                out,
+                residual,
+                residual if y is None else y,
+                residual if wanted is None else wanted,
+                norm if y_norm is None else y_norm,
+                norm,
+                self._numbers.residual_scale,
+                self._numbers.eps,
+                n_tokens,
+                PARTS=0 if y is None else len(y),
+                Y_NORM=y_norm is not None,
+                WANTED=wanted is not None,
+                **self._rows,
+            )
+        return out
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        """float32 [n, this rank's part of the vocabulary] of normed rows [n, hidden]."""
+        if not len(x):
+            return x.new_empty((0, self._head.n), dtype=torch.float32)
+        numbers = self._numbers
+        logits = self._head.whole(x)
+        if numbers.logit_scale != 1.0 or numbers.logit_softcap:
+            kernels.bound[(triton.cdiv(logits.numel(), LOGITS),)](
+                logits, logits.numel(), numbers.logit_scale, numbers.logit_softcap,
+                CAPPED=numbers.logit_softcap != 0.0, SIZE=LOGITS,
+            )  # fmt: skip
+        return logits
+
+    @property
+    def _rows(self) -> dict[str, Any]:
+        """What kernels of whole rows are compiled for."""
+        return {"SIZE": self._numbers.hidden, "WIDTH": self._width, "num_warps": self._warps}
+
+
+def _attention_of(description: Description) -> tuple[TritonAttention, list[str]]:
+    """And what was given up for it. Raises NotFused where the decoder is not for this model."""
+    numbers, dtype = description.numbers, description.dtype
+    if dtype not in DTYPES:
+        raise NotFused(f"the fused decoder takes {', '.join(map(str, DTYPES))}, not {dtype}")
+    if numbers.hidden > MOST_HIDDEN:
+        raise NotFused(f"its rows of {numbers.hidden} numbers are longer than {MOST_HIDDEN}")
+    try:
+        return registry.kernels(numbers.n_heads, numbers.n_kv_heads, numbers.head_dim, dtype)
+    except ValueError as error:
+        raise NotFused(f"its attention is not the kernels': {error}") from error
+
+
+def _layer(block: Block, activation: str) -> _Layer:
+    gate, up = _gate_up(block.gate_up)
+    return _Layer(
+        qkv=_linear(block.qkv),
+        out=_linear([block.out]),
+        gate_up=GatedLinear(gate, up, activation),
+        down=_linear([block.down]),
+        input_norm=block.input_norm,
+        head_norms=_head_norms(block.query_norm, block.key_norm),
+        attention_norm=block.attention_norm,
+        mlp_norm=block.mlp_norm,
+        mlp_output_norm=block.mlp_output_norm,
+        window=block.window,
+        rope=block.rope,
+    )
+
+
+def _linear(linears: Sequence[nn.Linear]) -> DeviceLinear:
+    weights = [x.weight.detach() for x in linears]
+    biases = [x.bias.detach() for x in linears if x.bias is not None]
+    return DeviceLinear(_joined(weights), _joined(biases) if biases else None)
+
+
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """One below the other, in memory of their own."""
+    if len(tensors) > 1:
+        return torch.cat(tensors)
+    (only,) = tensors
+    # On the host, what is borrowed may be a view of a file.
+    return only.clone() if only.device.type == "cpu" else only.contiguous()
+
+
+def _gate_up(
+    linears: list[nn.Linear],
+) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Weight and bias of both, whether they come as one layer or as two."""
+    n = 2 // len(linears)
+    return [
+        (weight, None if x.bias is None else x.bias.detach().chunk(n)[at])
+        for x in linears
+        for at, weight in enumerate(x.weight.detach().chunk(n))
+    ]
+
+
+def _head_norms(query: torch.Tensor | None, key: torch.Tensor | None) -> torch.Tensor | None:
+    if query is None or key is None:
+        if query is not key:
+            raise ValueError("no family norms queries or keys, and not both")
+        return None
+    return torch.stack((query, key))
