@@ -108,6 +108,12 @@ def test_a_flag_comes_before_a_variable_and_that_before_the_default() -> None:
         (["--rope-factor", "2"], "go together"),
         (["--rope-scaling", "yarn", "--rope-factor", "2"], "one of linear, dynamic"),
         (["--rope-scaling", "linear", "--rope-factor", "nan"], "from 1 to 1024"),
+        (["--cuda-graphs", "1,two"], "numbers of rows from 1 to 65536 .* Given: '1,two'"),
+        (["--cuda-graphs", "0,2"], "numbers of rows"),
+        (["--cuda-graphs", "65537"], "numbers of rows"),
+        (["--cuda-memory-fraction", "0"], "above 0 and at most 1"),
+        (["--cuda-memory-fraction", "1.1"], "above 0 and at most 1"),
+        (["--cuda-memory-fraction", "nan"], "above 0 and at most 1"),
         (["--rope-scaling", "linear", "--rope-factor", "0.5"], "from 1 to 1024"),
         (["--rope-scaling", "linear", "--rope-factor", "twice"], "must be a number"),
     ],
@@ -125,10 +131,11 @@ def test_short_flags_are_those_of_tgi() -> None:
 @pytest.mark.parametrize("one", fields(Settings), ids=lambda one: one.name)
 def test_every_setting_has_a_flag_and_a_variable(one: object) -> None:
     name, meta = one.name, one.metadata  # type: ignore[attr-defined]
-    text = {bool: "true", int: "2", float: "2", tuple: "x", str: "debug"}[meta["kind"]]
+    text = {bool: "true", int: "2", float: "1", tuple: "x", str: "debug"}[meta["kind"]]
     if meta["choices"]:
         text = meta["choices"][-1]
-    wanted = {bool: True, int: 2, float: 2.0, tuple: ("x",), str: text}[meta["kind"]]
+    text = {"cuda_graphs": "1,2"}.get(name, text)
+    wanted = {bool: True, int: 2, float: 1.0, tuple: ("x",), str: text}[meta["kind"]]
     beside = {"rope_scaling": ["--rope-factor", "2"], "rope_factor": ["--rope-scaling", "linear"]}
     others = beside.get(name, [])
     assert getattr(settings(flag_of(name), text, *others), name) == wanted
@@ -239,7 +246,6 @@ def test_what_is_not_built_is_refused_by_name(name: str) -> None:
     ("name", "harmless"),
     [
         ("speculate", "0"),
-        ("cuda_memory_fraction", "1.0"),
         ("watermark_gamma", "0.5"),
         ("watermark_delta", "2.0"),
     ],
@@ -265,6 +271,18 @@ def test_what_has_no_meaning_here_is_accepted_with_one_line(name: str) -> None:
 def test_a_variable_of_tgi_without_a_flag_is_told_too(variable: str) -> None:
     (line,) = lines(**{variable: "0"})
     assert line.startswith(f"the environment variable {variable} has no effect: ")
+
+
+@pytest.mark.parametrize("value", ["flashinfer", "flashdecoding", "paged"])
+def test_the_attention_of_tgi_is_ours_to_choose(value: str) -> None:
+    assert settings(ATTENTION=value) == Settings()
+    assert lines(ATTENTION=value) == [
+        f"the environment variable ATTENTION has TGI's value {value}, which means auto here"
+    ]
+    assert settings("--attention", "flash", ATTENTION=value).attention == "flash"
+    assert lines("--attention", "flash", ATTENTION=value) == []
+    with pytest.raises(StartError, match="must be one of auto, triton, flash, varlen"):
+        settings(ATTENTION="x")
 
 
 def test_an_unknown_format_of_calls_is_refused_with_the_list_of_names() -> None:
@@ -305,3 +323,10 @@ def test_the_help_has_groups_variables_and_defaults(capsys: pytest.CaptureFixtur
     refused = text[text.index("of TGI, not built yet: refused at start:") :]
     assert "--quantize" in refused
     assert "--ngrok" not in refused
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"), [([], None), (["0"], []), (["8, 1,32"], [1, 8, 32]), (["65536"], [65536])]
+)
+def test_numbers_of_rows_that_are_recorded(given: list[str], sizes: list[int] | None) -> None:
+    assert settings(*(["--cuda-graphs", *given] if given else [])).graph_sizes == sizes

@@ -90,9 +90,9 @@ def test_an_error_at_start_is_one_line_and_its_status(
 def test_what_has_no_effect_is_one_line_and_the_start_goes_on(
     served: list[Settings], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert launcher_main(["--ngrok", "--cuda-graphs", "1,2", "--usage-stats", "off"]) == 0
+    assert launcher_main(["--ngrok", "--waiting-served-ratio", "1.2", "--usage-stats", "off"]) == 0
     first, second = capsys.readouterr().err.splitlines()
-    assert "WARNING --cuda-graphs has no effect: " in first
+    assert "WARNING --waiting-served-ratio has no effect: " in first
     assert "WARNING --ngrok has no effect: this server opens no tunnel" in second
     assert len(served) == 1
 

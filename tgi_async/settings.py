@@ -68,6 +68,13 @@ class Settings:
         "code that runs the model; default: the fused decoder where it knows the family",
         choices=("auto", "fused", "transformers"),
     )
+    attention: str = _option(
+        "auto",
+        MODEL,
+        "kernels of attention on a GPU; flash (the package flash-attn) and varlen (torch's, from "
+        "2.13 on) compute prompts by theirs, in pages of 256 tokens; default: triton, pages of 16",
+        choices=("auto", "triton", "flash", "varlen"),
+    )
     sharded: bool | None = _option(
         None, MODEL, "spread the model over all visible GPUs; default: if there are any", kind=bool
     )
@@ -139,6 +146,19 @@ class Settings:
         least=1,
         most=2**63 - 1,
     )
+    cuda_graphs: str | None = _option(
+        None,
+        BATCHING,
+        "numbers of rows, with commas between, whose decode steps a GPU runs as recorded graphs; 0: "
+        "none; default: powers of two, then every 32 up to max-batch-size",
+    )
+    cuda_memory_fraction: float = _option(
+        1.0,
+        BATCHING,
+        "share of a GPU's memory that may be used, of which a tenth stays free; less than 1 where "
+        "others use it too",
+        kind=float,
+    )
     validation_workers: int = _option(
         2, BATCHING, "threads that tokenize prompts and render chat templates", kind=int, least=1
     )
@@ -199,6 +219,16 @@ class Settings:
             raise StartError("--rope-scaling and --rope-factor go together. Give both, or neither.")
         if self.rope_factor is not None and not 1.0 <= self.rope_factor <= 1024.0:
             raise StartError(f"--rope-factor must be from 1 to 1024. Given: {self.rope_factor}.")
+        if not 0.0 < self.cuda_memory_fraction <= 1.0:
+            raise StartError(
+                "--cuda-memory-fraction must be above 0 and at most 1. Given: "
+                f"{self.cuda_memory_fraction}."
+            )
+        if self.graph_sizes is None and self.cuda_graphs is not None:
+            raise StartError(
+                "--cuda-graphs must be numbers of rows from 1 to 65536 with commas between, or 0. "
+                f"Given: {self.cuda_graphs!r}."
+            )
         longest, total = self.input_limit, self.max_total_tokens
         if longest is not None and total is not None and longest >= total:
             raise StartError(
@@ -220,3 +250,16 @@ class Settings:
     def input_limit(self) -> int | None:
         """`max_input_tokens`, under either name."""
         return self.max_input_tokens if self.max_input_tokens is not None else self.max_input_length
+
+    @property
+    def graph_sizes(self) -> list[int] | None:
+        """`cuda_graphs` as numbers, none for 0; None where they are left open or no numbers."""
+        if self.cuda_graphs is None:
+            return None
+        if self.cuda_graphs.strip() == "0":
+            return []
+        parts = [part.strip() for part in self.cuda_graphs.split(",")]
+        if not all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts):
+            return None
+        sizes = sorted({int(part) for part in parts})
+        return sizes if sizes[0] >= 1 and sizes[-1] <= 2**16 else None

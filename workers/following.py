@@ -11,12 +11,14 @@ import torch
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
+from workers.graphs.decode import DecodeGraphs
+from workers.graphs.staging import Numbers
 from workers.ranks import FellOut, Ranks
 from workers.runner import Model
 
 N_NUMBERS = 5
-"""Of a header: packed tokens (0: the end), wanted logits, decodes, block table width, and how many
-numbers tell of prefills."""
+"""Of a header: packed tokens (0: the end; negative: a graph of so many rows is run), wanted logits
+(of a graph: its numbers), decodes, block table width, and how many numbers tell of prefills."""
 
 
 class Leader:
@@ -71,6 +73,12 @@ class Leader:
         except RuntimeError as error:
             raise FellOut(f"a forward pass failed on rank 0: {error}") from error
 
+    def replay(self, n_rows: int, numbers: Numbers) -> None:
+        """Have the others run a graph over these numbers; this rank does so by itself. Raises
+        PeerLost."""
+        self._ranks.share(torch.tensor([-n_rows, len(numbers), 0, 0, 0]))
+        self._ranks.share(torch.from_numpy(numbers))
+
     def end(self) -> None:
         """Let the others go. Raises PeerLost."""
         self._ranks.share(torch.zeros(N_NUMBERS, dtype=torch.int64))
@@ -79,11 +87,19 @@ class Leader:
 class Follower:
     """A model as the other ranks run it."""
 
-    def __init__(self, model: Model, ranks: Ranks, cache: PagedCache, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Model,
+        ranks: Ranks,
+        cache: PagedCache,
+        device: torch.device,
+        graphs: DecodeGraphs | None = None,
+    ) -> None:
         self._model = model
         self._ranks = ranks
         self._cache = cache
         self._device = device
+        self._graphs = graphs
 
     def run(self) -> None:
         """Run what rank 0 runs until it says that it was the last. Raises PeerLost."""
@@ -96,6 +112,11 @@ class Follower:
         n_tokens, n_wanted, n_decode, width, n_prefills = header.tolist()
         if not n_tokens:
             return False
+        if n_tokens < 0:
+            assert self._graphs is not None
+            numbers = self._ranks.share(torch.empty(n_wanted, dtype=torch.int32))
+            self._graphs.follow(-n_tokens, numbers.numpy())
+            return True
         sizes = [n_tokens, n_decode, n_decode * width, n_prefills]
         told = self._ranks.share(torch.empty(sum(sizes), dtype=torch.int64))
         slots, lengths, tables, prefills = told.split(sizes)

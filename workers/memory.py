@@ -31,12 +31,13 @@ def available_on_cpu() -> int:
     return free
 
 
-def for_cache(device: torch.device) -> int:
-    """Bytes for the KV cache, once the model is loaded and has run at its worst shape."""
+def for_cache(device: torch.device, fraction: float = 1.0) -> int:
+    """Bytes for the KV cache, once the model is loaded and has run at its worst shape; of a GPU's
+    memory this `fraction` is ours. What graphs take comes out of the share that stays free."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
-        return int(free + unused - (1 - CUDA_SHARE) * total)
+        return int(free + unused - (1 - CUDA_SHARE * fraction) * total)
     return min(CPU_MOST, available_on_cpu() // CPU_SHARE)
 
 

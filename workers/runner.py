@@ -25,6 +25,7 @@ from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.constraints.constraints import Constraints
 from workers.constraints.rows import ConstrainedRows
+from workers.graphs.decode import DecodeGraphs, Decodes
 from workers.launched import Forwarded, Launched, Scored, seconds
 from workers.sampling import Allowed, Sampler
 from workers.sampling.transfer import Fetched, send
@@ -59,12 +60,14 @@ class Runner:
         cache: PagedCache,
         sampler: Sampler,
         constraints: Constraints | None = None,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self._model = model
         self._table = table
         self._cache = cache
         self._sampler = sampler
         self._constraints = constraints
+        self._graphs = graphs
         self._constrained = None if constraints is None else ConstrainedRows(table, constraints)
 
     def launch(self, step: Step) -> Launched:
@@ -181,6 +184,9 @@ class Runner:
         decodes = [run.row for run in runs if not table[run.row].prefilling]
         chunks = [run for run in runs if table[run.row].prefilling]
         n_decode = len(decodes)
+        if not chunks and self._replay(decodes, launched):
+            launched.forwards.append((began, self._mark()))
+            return
 
         ids, positions, slots, prefills = [], [], [], []
         if decodes:
@@ -244,6 +250,29 @@ class Runner:
         launched.forwards.append((began, forwarded))
         launched.samplings.append((forwarded, self._mark()))
 
+    def _replay(self, decodes: list[int], launched: Launched) -> bool:
+        """Compute and sample decode rows by a graph, if one takes them."""
+        if self._graphs is None:
+            return False
+        table = self._table
+        rows = np.asarray(decodes, np.int64)
+        where = np.fromiter((table[row].n_computed for row in decodes), np.int64, len(decodes))
+        # What follows a grammar is sampled once its mask is there.
+        stored = self._sampler.takes(rows)
+        if self._constraints:
+            stored &= [row not in self._constraints for row in decodes]
+        sampling = self._sampler.numbers(rows, where + 1)
+        if self._constraints:
+            self._constraints.go()
+        done = self._graphs.run(Decodes(rows, where, self._slots(rows, where), stored, sampling))
+        if done is None:
+            return False
+        free: list[NDArray[np.int32] | None] = [None] * len(decodes)
+        launched.forwarded.append(Forwarded(decodes, done[0], free, done[1], bool(stored.all())))
+        for row in decodes:
+            table[row].n_computed += 1
+        return True
+
     def _sample_together(self, part: Forwarded, launched: Launched) -> None:
         try:
             self._sample(part, launched)
@@ -251,9 +280,8 @@ class Runner:
             raise
         except RuntimeError as error:
             if len(part.rows) > 1:
-                for i, row in enumerate(part.rows):
-                    alone = Forwarded([row], part.logits[i : i + 1], part.masks[i : i + 1])
-                    self._sample_together(alone, launched)
+                for i in range(len(part.rows)):
+                    self._sample_together(part.pick([i]), launched)
                 return
             self._table[part.rows[0]].failed = True
             launched.errors.append(RowError(part.rows[0], str(error)))
@@ -268,8 +296,9 @@ class Runner:
             lines, bits = zip(*masks, strict=True)
             allowed = Allowed(np.asarray(lines, np.int64), np.stack(bits))
         lengths = [table[row].length for row in rows]
-        output = self._sampler.sample(rows, lengths, part.logits, allowed)
-        table.last_tokens[send(np.asarray(rows), device)] = output.tokens
+        output = self._sampler.sample(rows, lengths, part.logits, allowed, part.picked)
+        if not part.stored or allowed is not None:
+            table.last_tokens[send(np.asarray(rows), device)] = output.tokens
         launched.outputs.append((rows, output.fetch()))
         for row in rows:
             table[row].length += 1

@@ -64,7 +64,10 @@ class RowTable:
         self.block_size = block_size
         max_blocks = -(-max_total_tokens // block_size)
         self.block_tables = np.zeros((max_rows, max_blocks), np.int32)
-        self.last_tokens = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self.last_tokens = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
+        """int64 [max_rows + 1]"""
+        self.nobody = max_rows
+        """The line of `last_tokens` that belongs to no row."""
         self._rows: list[Row | None] = [None] * max_rows
 
     def __getitem__(self, row: int) -> Row:

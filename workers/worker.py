@@ -6,42 +6,36 @@ device never waits for the host; on a CPU there is nothing to overlap within one
 
 from __future__ import annotations
 
+import gc
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from tgi_async.wire.channel import WorkerChannel
-from tgi_async.wire.messages import (
-    Admit,
-    Loading,
-    Ready,
-    Refused,
-    Run,
-    Sampling,
-    Start,
-    Step,
-    Stop,
-)
+from tgi_async.wire.messages import Loading, Ready, Refused, Start, Step, Stop, ToWorker
 from workers import memory
+from workers.assembly import Assembly, GraphPlan
 from workers.attention import registry
-from workers.attention.cache import PagedCache
 from workers.attention.cuda import CudaAttention
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
 from workers.following import Follower, Leader
+from workers.graphs.decode import default_sizes
+from workers.graphs.recorder import CudaRecorder
 from workers.launched import Launched
 from workers.models.description import Unsupported
 from workers.models.loading import load
 from workers.models.rope import Scaling
 from workers.ranks import Ranks
-from workers.runner import Model, Runner
-from workers.sampling import Sampler
-from workers.table import RowTable
+from workers.runner import Runner
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+POLL_MILLISECONDS = 1
+"""Between looks at whether a device is done. Frames end the wait at once."""
 CPU_PREFILL_TOKENS = 512
 """Prefill tokens of a step where none are asked for: about a third of a second on two cores."""
 CUDA_PREFILL_TOKENS = 4096
@@ -78,6 +72,7 @@ class Worker:
 
     def _load(self, start: Start) -> tuple[Runner | Follower, torch.device]:
         device, notes = choose_device(self._rank, start.world_size)
+        registry.choose(start.attention, device)
         dtype = DTYPES[start.dtype or "bfloat16"]
         if device.type == "cpu" and dtype is torch.float16:
             dtype = torch.bfloat16
@@ -100,64 +95,52 @@ class Worker:
                 Scaling(start.rope_scaling, start.rope_factor) if start.rope_scaling else None,
                 start.max_total_tokens,
             )
-        served: Model = model
         shape = model.shape
         longest = min(shape.max_total_tokens, start.max_total_tokens or shape.max_total_tokens)
-        block_size = start.block_size or registry.block_size(device)
-
         constraints = Constraints(
             lambda: Vocabulary(
                 start.grammar_engine, Path(start.model_path), shape.vocab_size, shape.eos_token_ids
             ),
             shape.vocab_size,
         )
-
-        def pools(n_blocks: int) -> PagedCache:
-            return PagedCache(
-                shape.n_layers,
-                n_blocks,
-                block_size,
-                shape.n_kv_heads,
-                shape.head_dim,
-                dtype,
-                device,
-            )
-
-        def build(n_blocks: int) -> Runner:
-            table = RowTable(start.max_rows, longest, block_size, device)
-            sampler = Sampler(start.max_rows, shape.vocab_size, device)
-            return Runner(served, table, pools(n_blocks), sampler, constraints)
-
-        with self._phase("warming up", f"{start.max_rows} rows, {prefill_tokens} prefill tokens"):
-            prefill_tokens = min(prefill_tokens, longest)
-            _warm_up(build, start.max_rows, prefill_tokens, block_size)
-        per_block = PagedCache.bytes_per_block(
-            shape.n_layers, block_size, shape.n_kv_heads, shape.head_dim, dtype
+        if self._ranks is not None and self._rank == 0:
+            self._leader = Leader(model, self._ranks)
+        assembly = Assembly(
+            model,
+            dtype,
+            device,
+            start.max_rows,
+            longest,
+            min(prefill_tokens, longest),
+            start.block_size or registry.block_size(device),
+            constraints,
+            self._ranks,
+            self._leader,
         )
-        here = start.world_size if device.type == "cpu" else 1
-        room = start.kv_cache_memory // start.world_size or memory.for_cache(device) // here
-        n_blocks = start.n_blocks or room // per_block
+        with self._phase("warming up", f"{start.max_rows} rows, {prefill_tokens} prefill tokens"):
+            assembly.warm_up()
+        n_blocks = start.n_blocks or assembly.blocks_that_fit(
+            start.kv_cache_memory, start.cuda_memory_fraction
+        )
         if self._ranks is not None:
             n_blocks = self._ranks.least(n_blocks)
+        per_block = assembly.bytes_per_block
         if n_blocks < 1:
             raise Unsupported(
                 f"no block of the KV cache ({per_block} bytes) fits in the memory that is left; "
                 "free some, or give it more with --kv-cache-memory"
             )
+        gc.collect()
         memory.give_back()
-        runner: Runner | Follower
-        if self._ranks is not None and self._rank:
-            runner = Follower(model, self._ranks, pools(n_blocks), device)
-        else:
-            if self._ranks is not None:
-                served = self._leader = Leader(model, self._ranks)
-            runner = build(n_blocks)
+        # What lives now lives as long as the worker: no step is to wait for a look at all of it.
+        gc.freeze()
+        runner = self._assembled(assembly, n_blocks, start.cuda_graphs, notes)
         self._channel.send(
             Ready(
                 n_blocks=n_blocks,
-                block_size=block_size,
+                block_size=assembly.block_size,
                 max_total_tokens=longest,
-                max_batch_prefill_tokens=prefill_tokens,
+                max_batch_prefill_tokens=assembly.prefill_tokens,
                 device=str(device),
                 eos_token_ids=shape.eos_token_ids,
                 vocab_size=shape.vocab_size,
@@ -169,6 +152,23 @@ class Worker:
         if self._rank == 0:
             constraints.prepare()
         return runner, device
+
+    def _assembled(
+        self, assembly: Assembly, n_blocks: int, sizes: list[int] | None, notes: list[str]
+    ) -> Runner | Follower:
+        """What serves; decode steps of these numbers of rows are recorded on a GPU, None being the
+        default and an empty list none."""
+        if assembly.device.type != "cuda":
+            notes += ["--cuda-graphs has no effect on a CPU"] if sizes else []
+            return assembly.serving(n_blocks)
+        if sizes == []:
+            return assembly.serving(n_blocks)
+        sizes = [n for n in sizes or default_sizes(assembly.max_rows) if n <= assembly.max_rows]
+        plan = GraphPlan(CudaRecorder(), sizes or [assembly.max_rows])
+        with self._phase("recording CUDA graphs", f"of {', '.join(map(str, plan.sizes))} rows"):
+            runner = assembly.serving(n_blocks, plan)
+        notes += plan.notes
+        return runner
 
     @contextmanager
     def _phase(self, name: str, detail: str = "") -> Iterator[None]:
@@ -182,7 +182,7 @@ class Worker:
     def _serve(self, runner: Runner, overlap: bool) -> None:
         launched: Launched | None = None
         while True:
-            message = self._channel.receive(wait=launched is None)
+            message = self._next(launched)
             if message is None:
                 assert launched is not None
                 self._channel.send(runner.collect(launched))
@@ -205,11 +205,22 @@ class Worker:
                 self._channel.send(runner.collect(launched))
                 launched = None
 
+    def _next(self, launched: Launched | None) -> ToWorker | None:
+        """The next frame, or None if the results of what is launched are there before one comes:
+        whatever comes meanwhile is to be launched behind it, so that the device never idles."""
+        if launched is None:
+            return self._channel.receive()
+        while not launched.ready:
+            message = self._channel.receive(POLL_MILLISECONDS)
+            if message is not None:
+                return message
+        return self._channel.receive(0)
+
 
 def choose_device(rank: int = 0, world_size: int = 1) -> tuple[torch.device, list[str]]:
     """Where a rank serves, and what a person should know of the choice. Raises Unsupported."""
     if not torch.cuda.is_available():
-        return torch.device("cpu"), []
+        return torch.device("cpu"), unused_gpus()
     refusal = CudaAttention.refusal()
     if refusal is None:
         if world_size == 1:
@@ -223,22 +234,16 @@ def choose_device(rank: int = 0, world_size: int = 1) -> tuple[torch.device, lis
     return torch.device("cpu"), [f"there is a GPU, and serving is on the CPU: {refusal}"]
 
 
-def _warm_up(
-    build: Callable[[int], Runner], max_rows: int, prefill_tokens: int, block_size: int
-) -> None:
-    """Run the worst admitted shape: a full prefill budget beside a full batch of decodes."""
-    n_prefill_blocks = -(-prefill_tokens // block_size)
-    n_decode = max_rows - 1
-    runner = build(n_prefill_blocks + max(1, n_decode))
-    greedy = Sampling()
-    prompt = [0] * prefill_tokens
-    blocks = list(range(n_decode, n_decode + n_prefill_blocks))
-    short = [Admit(row, [0], 1, 0, [row], greedy) for row in range(n_decode)]
-    if short:
-        runner.launch(Step(1, [], short, [], [Run(row, 1) for row in range(n_decode)]))
-    wide = Admit(n_decode, prompt, prefill_tokens, 0, blocks, greedy)
-    decodes = [Run(row, 1) for row in range(n_decode)] if block_size > 1 else []
-    launched = runner.launch(Step(2, [], [wide], [], [*decodes, Run(n_decode, prefill_tokens)]))
-    done = runner.collect(launched)
-    if done.errors:
-        raise Unsupported(f"the model does not run: {done.errors[0].message}")
+def unused_gpus(devices: Path = Path("/dev")) -> list[str]:
+    """Why NVIDIA GPUs that are here are not used by torch, if there are any."""
+    if not any(path.name.removeprefix("nvidia").isdigit() for path in devices.glob("nvidia*")):
+        return []
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return []
+    built = torch.version.cuda
+    reason = (
+        "is built without CUDA; install one that is, such as that of PyPI"
+        if built is None
+        else f"is built for CUDA {built} and cannot use the driver; update it"
+    )
+    return [f"there is a GPU, and serving is on the CPU: torch {torch.__version__} {reason}"]

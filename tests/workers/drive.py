@@ -6,6 +6,7 @@ import threading
 
 import torch
 
+from tests.workers.device_doubles import Counted, HostSampling, Replaying
 from tests.workers.tiny_tokenizer import END
 from tgi_async.generation import FinishReason
 from tgi_async.grammar.grammar import Grammar, encode
@@ -37,7 +38,9 @@ class Drive:
         overlap: bool = False,
         rows: int = ROWS,
         n_blocks: int = N_BLOCKS,
+        graphs: bool = False,
     ) -> None:
+        """With `graphs`, decode steps of up to 4 rows are run as on a GPU, by doubles."""
         shape = model.shape
         cache = PagedCache(
             shape.n_layers,
@@ -54,7 +57,13 @@ class Drive:
         constraints = Constraints(self._vocabulary, shape.vocab_size)
         table = RowTable(ROWS, LONGEST, BLOCK_SIZE, CPU)
         sampler = Sampler(ROWS, shape.vocab_size, CPU)
-        self.runner = Runner(model, table, cache, sampler, constraints)
+        self.graphs: Counted | None = None
+        if graphs:
+            sampling = sampler.device_sampling = HostSampling()
+            recorder = Replaying()
+            self.graphs = Counted(model, cache, recorder, [1, 2, 4], LONGEST, table, sampling)
+            assert self.graphs.record() == []
+        self.runner = Runner(model, table, cache, sampler, constraints, self.graphs)
         self.core = Core(Budget(n_blocks, BLOCK_SIZE, rows, 16, LONGEST))
         self.overlap = overlap
         self.n_late = 0

@@ -219,6 +219,21 @@ def test_a_row_is_late_until_its_matcher_is_there(gate: Gate) -> None:
     assert not constraints
 
 
+def test_a_row_whose_mask_took_long_is_known_to_be_slow(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate.opened.set()
+    constraints = constraints_of(gate)
+    admit(constraints, 0, Regex("[a-z]{9}"))
+    constraints.wait([0], 10)
+    assert not constraints.slow(0)
+    assert not constraints.slow(1)
+    monkeypatch.setattr("workers.constraints.constraints.SLOW_SECONDS", -1.0)
+    constraints.advance({0: gate.inner.tokens("a")})
+    constraints.wait([0], 10)
+    assert constraints.slow(0)
+
+
 def test_one_row_fails_alone(gate: Gate) -> None:
     gate.opened.set()
     constraints = constraints_of(gate)

@@ -61,3 +61,14 @@ def test_the_cache_takes_a_third_and_at_most_4_gib(machine: Path) -> None:
 
 def test_this_machine_tells() -> None:
     assert memory.available_on_cpu() > 0
+
+
+def test_of_a_gpu_a_tenth_stays_free_and_what_others_are_to_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * GIB, 100 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 9 * GIB)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5 * GIB)
+    gpu = torch.device("cuda")
+    assert memory.for_cache(gpu) == pytest.approx(54 * GIB)
+    assert memory.for_cache(gpu, 0.5) == pytest.approx(9 * GIB)

@@ -13,6 +13,8 @@ from tests.workers.tiny_llama import VOCABULARY, save_tiny_llama
 from tgi_async.wire.messages import Admit, Grow, Run, Sampling, Step, StepDone, TopToken
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
+from workers.graphs.decode import DecodeGraphs
+from workers.graphs.recorder import Recorder
 from workers.launched import Launched
 from workers.models.loading import Loaded, load
 from workers.runner import Runner
@@ -81,14 +83,25 @@ class Spoiling(Wrapped):
 
 
 class Batch:
-    """A runner, and blocks for its rows."""
+    """A runner, and blocks for its rows. With a `recorder`, for a GPU or what passes for one, its
+    decode steps of up to 5 rows are graphs."""
 
-    def __init__(self, model: Any, device: torch.device = CPU) -> None:
+    def __init__(
+        self, model: Any, device: torch.device = CPU, recorder: Recorder | None = None
+    ) -> None:
         cache = PagedCache(2, N_BLOCKS, BLOCK_SIZE, 2, 16, torch.float32, device)
         for pool in (*cache.keys, *cache.values):
             pool.fill_(float("nan"))  # what nobody wrote must not matter
         table = RowTable(6, 128, BLOCK_SIZE, device)
-        self.runner = Runner(model, table, cache, Sampler(6, VOCABULARY, device))
+        on_device = True if recorder is not None else None
+        sampler = Sampler(6, VOCABULARY, device, on_device=on_device)
+        graphs = None
+        if recorder is not None:
+            graphs = DecodeGraphs(
+                model, cache, recorder, [1, 2, 5], 128, table, sampler.device_sampling
+            )
+            assert graphs.record() == []
+        self.runner = Runner(model, table, cache, sampler, graphs=graphs)
         self._free = [int(block) for block in torch.randperm(N_BLOCKS)]
         self._n_steps = 0
 

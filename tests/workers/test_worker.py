@@ -29,7 +29,7 @@ from tgi_async.wire.messages import (
 )
 from workers.attention.cache import PagedCache
 from workers.runner import Runner
-from workers.worker import Worker, choose_device
+from workers.worker import Worker, choose_device, unused_gpus
 
 PROMPT = [11, 12, 13]
 BYTES_PER_BLOCK = 2 * 2 * 16 * 2 * 16 * 4
@@ -48,8 +48,8 @@ class Channel:
         self.sent_before: list[int] = []
         """How many results had been sent when each frame was read."""
 
-    def receive(self, wait: bool = True) -> ToWorker | None:
-        while self._frames[0] is None and wait:
+    def receive(self, milliseconds: int | None = None) -> ToWorker | None:
+        while self._frames[0] is None and milliseconds is None:
             self._frames.pop(0)
         self.sent_before.append(len(self.results))
         return self._frames.pop(0)
@@ -205,7 +205,7 @@ def test_what_is_asked_for_is_what_there_is(
 def test_the_cache_fills_a_share_of_the_memory(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.memory.for_cache", lambda device: 11 * BYTES_PER_BLOCK)
+    monkeypatch.setattr("workers.memory.for_cache", lambda device, fraction: 11 * BYTES_PER_BLOCK)
     assert run(start(folder, n_blocks=0), Stop()).ready.n_blocks == 11
 
 
@@ -329,3 +329,60 @@ def test_a_gpu_that_cannot_be_served_on_is_left_alone_and_the_reason_said(
     assert device.type == "cpu"
     assert note.startswith("there is a GPU, and serving is on the CPU: ")
     assert said in note
+
+
+@pytest.mark.parametrize(
+    ("devices", "visible", "built", "said"),
+    [
+        ([], None, None, None),
+        (["nvidiactl", "nvidia-uvm"], None, None, None),
+        (["nvidia0"], "", None, None),
+        (["nvidia0"], None, None, "is built without CUDA"),
+        (["nvidia0"], "0", "13.0", "is built for CUDA 13.0 and cannot use the driver"),
+    ],
+)
+def test_a_gpu_that_torch_does_not_use_is_spoken_of(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    devices: list[str],
+    visible: str | None,
+    built: str | None,
+    said: str | None,
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for name in devices:
+        (tmp_path / name).touch()
+    notes = unused_gpus(tmp_path)
+    assert len(notes) == (said is not None)
+    assert said is None or said in notes[0]
+
+
+class Launching:
+    """A step on a device that is done after some looks at it."""
+
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
+
+    @property
+    def ready(self) -> bool:
+        self._looks -= 1
+        return self._looks < 0
+
+
+@pytest.mark.parametrize(
+    ("looks", "frames", "found"),
+    [
+        (0, [None], None),
+        (0, [Stop()], Stop()),
+        (3, [None, None, None, None], None),
+        (3, [None, Stop()], Stop()),
+    ],
+)
+def test_while_a_device_is_busy_the_next_frame_is_not_left_waiting(
+    looks: int, frames: list[ToWorker | None], found: ToWorker | None
+) -> None:
+    worker = Worker(Channel(frames))  # type: ignore[arg-type]
+    assert worker._next(Launching(looks)) == found  # type: ignore[arg-type]

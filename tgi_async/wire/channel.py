@@ -137,12 +137,11 @@ class WorkerChannel:
         _configure(self._replies)
         self._replies.connect(_address(folder, f"replies-{incarnation}"))
 
-    def receive(self, wait: bool = True) -> ToWorker | None:
-        """The next frame; None if there is none and `wait` is false."""
-        try:
-            return self._codec_in.decode(self._steps.recv(0 if wait else zmq.NOBLOCK))
-        except zmq.Again:
+    def receive(self, milliseconds: int | None = None) -> ToWorker | None:
+        """The next frame; None if there is none for so long. None waits for ever."""
+        if milliseconds is not None and not self._steps.poll(milliseconds):
             return None
+        return self._codec_in.decode(self._steps.recv())
 
     def send(self, message: ToRouter) -> None:
         self._replies.send(self._codec_out.encode(message))

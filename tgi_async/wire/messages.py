@@ -137,6 +137,13 @@ class Start(Frame, frozen=True, tag="start"):
     rope_scaling: str = ""
     """"linear" or "dynamic", by `rope_factor`, in the place of what the model says; "": not."""
     rope_factor: float = 1.0
+    attention: str = "auto"
+    """"triton", "flash", "varlen", or "auto": what suits the device."""
+    cuda_graphs: list[Count] | None = None
+    """Numbers of rows for which a GPU's decode steps are recorded as graphs; None: those that suit
+    `max_rows`."""
+    cuda_memory_fraction: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Of a GPU's memory, that this server may use; of it a tenth stays free."""
     meeting_place: str = ""
     """Where several ranks find each other: `file:///path` of a file that is not there yet, or
     `tcp://host:port` of rank 0."""

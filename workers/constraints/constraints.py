@@ -111,6 +111,11 @@ class Constraints:
         followed.was_late = not followed.ready
         return followed.was_late
 
+    def slow(self, row: int) -> bool:
+        """Whether a row's last mask took so long that others should not wait for the next."""
+        followed = self._rows.get(row)
+        return followed is not None and followed.slow
+
     def error(self, row: int) -> str:
         """Why a row that is not late can not go on; empty if it can."""
         followed = self._rows.get(row)

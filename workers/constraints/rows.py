@@ -43,7 +43,8 @@ class ConstrainedRows:
         """The rows that can be sampled, with what each of them may say."""
         if self._table.last_tokens.is_cuda:
             # The device is busy with the forward pass meanwhile.
-            self._constraints.wait(part.rows, PATIENCE_SECONDS)
+            quick = [row for row in part.rows if not self._constraints.slow(row)]
+            self._constraints.wait(quick, PATIENCE_SECONDS)
         places: list[int] = []
         masks: list[NDArray[np.int32] | None] = []
         for place, row in enumerate(part.rows):

@@ -1,0 +1,212 @@
+"""Decode steps as graphs: CUDA's on a GPU; elsewhere run again by the host, kernels interpreted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tests.workers.device_doubles import Replaying
+from tests.workers.test_runner import LONG, SHORT, Batch, greedy, tokens_of
+from tests.workers.tiny_llama import save_tiny_llama
+from tgi_async.wire.messages import Admit, Grow, Sampling
+
+pytest.importorskip("triton", reason="the package triton is not installed")
+
+from workers.attention import registry
+from workers.attention.cuda import CudaAttention
+from workers.graphs.recorder import CudaRecorder, Recorder
+from workers.models.loading import Loaded, load
+
+DRAWN = Sampling(do_sample=True, seed=7, temperature=0.8, logprobs=True)
+ELSEWHERE = Sampling(repetition_penalty=1.3, logprobs=True)
+"""Not sampled by the graph."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path, device: str) -> Iterator[Loaded]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.ATTENTIONS, device, CudaAttention)
+        yield load(folder, torch.float32, torch.device(device), implementation="transformers")
+
+
+@pytest.fixture
+def recorder(device: str) -> Recorder:
+    return CudaRecorder() if device == "cuda" else Replaying()
+
+
+@pytest.fixture
+def replays(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each graph that ran had."""
+    from workers.graphs.decode import DecodeGraphs
+
+    found: list[int] = []
+    run = DecodeGraphs._run
+
+    def counting(self, graph, size):  # type: ignore[no-untyped-def]
+        found.append(graph.n_rows)
+        return run(self, graph, size)
+
+    monkeypatch.setattr(DecodeGraphs, "_run", counting)
+    return found
+
+
+def test_rows_that_come_and_go_say_what_each_sequence_says_alone(
+    model: Loaded, reference: PreTrainedModel, device: str, recorder: Recorder, replays: list[int]
+) -> None:
+    batch = Batch(model, torch.device(device), recorder)
+    found: dict[int, list[int]] = {0: [], 1: [], 2: []}
+
+    def step(run: dict[int, int], *admit: Admit, release: tuple[int, ...] = ()) -> None:
+        for row, token in tokens_of(batch.step(run, *admit, release=release)).items():
+            found[row].append(token)
+
+    step({0: 3}, batch.admit(0, SHORT))
+    step({0: 1})
+    step({0: 1, 1: 30}, batch.admit(1, LONG))
+    step({1: 1, 0: 1})
+    step({2: 30, 0: 1, 1: 1}, batch.admit(2, LONG[::-1]))
+    step({2: 1, 0: 1, 1: 1})
+    step({1: 1, 2: 1}, release=(0,))
+    assert found == {
+        0: greedy(reference, SHORT, 6),
+        1: greedy(reference, LONG, 5),
+        2: greedy(reference, LONG[::-1], 3),
+    }
+    assert replays == [1, 2, 5, 2]
+
+
+def test_what_a_row_samples_is_what_it_samples_without_graphs(
+    model: Loaded, device: str, recorder: Recorder, replays: list[int]
+) -> None:
+    asked = {0: Sampling(logprobs=True), 1: DRAWN, 2: ELSEWHERE, 3: Sampling()}
+    done = []
+    for one in (Batch(model, torch.device(device), recorder), Batch(model, torch.device(device))):
+        rows = {
+            row: one.admit(row, LONG[row : row + 3], sampling=sampling)
+            for row, sampling in asked.items()
+        }
+        steps = [one.step(dict.fromkeys(rows, 3), *rows.values())]
+        steps += [one.step({3: 1, 1: 1, 0: 1, 2: 1})]
+        # Alone, and then without the one that a graph does not sample.
+        steps += [one.step({2: 1}), one.step({0: 1, 1: 1, 3: 1})]
+        done.append(steps)
+    assert len(replays) == 3
+    for ours, theirs in zip(*done, strict=True):
+        assert not ours.errors
+        assert tokens_of(ours) == tokens_of(theirs)
+        for one, other in zip(ours.sampled, theirs.sampled, strict=True):
+            assert one.row == other.row
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+def test_a_step_is_launched_before_the_one_before_it_is_read(
+    model: Loaded, reference: PreTrainedModel, device: str, recorder: Recorder
+) -> None:
+    batch = Batch(model, torch.device(device), recorder)
+    batch.step({0: 3, 1: 7}, batch.admit(0, SHORT), batch.admit(1, LONG[:7]))
+    launched = [batch.launch({0: 1, 1: 1}), batch.launch({0: 1}), batch.launch({1: 1, 0: 1})]
+    done = [tokens_of(batch.runner.collect(one)) for one in launched]
+    assert [one[0] for one in done] == greedy(reference, SHORT, 4)[1:]
+    assert [one[1] for one in done if 1 in one] == greedy(reference, LONG[:7], 3)[1:]
+
+
+def test_texts_that_are_too_long_for_a_graph_together_run_without(
+    model: Loaded,
+    reference: PreTrainedModel,
+    device: str,
+    recorder: Recorder,
+    replays: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workers.graphs.decode.MOST_BLOCKS", 8)
+    batch = Batch(model, torch.device(device), recorder)
+    found = [batch.step({0: 30}, batch.admit(0, LONG))]
+    found += [batch.step({0: 1}) for _ in range(4)]  # 8 blocks of 4 positions are full at 32
+    assert [tokens_of(one)[0] for one in found] == greedy(reference, LONG, 5)
+    assert replays == [1] * 2
+
+
+def test_more_rows_than_the_largest_graph_run_without(
+    model: Loaded, reference: PreTrainedModel, device: str, recorder: Recorder, replays: list[int]
+) -> None:
+    batch = Batch(model, torch.device(device), recorder)
+    admitted = [batch.admit(row, SHORT) for row in range(6)]
+    batch.step(dict.fromkeys(range(6), 3), *admitted)
+    done = batch.step(dict.fromkeys(range(6), 1))
+    assert replays == []
+    assert set(tokens_of(done).values()) == {greedy(reference, SHORT, 2)[1]}
+
+
+def test_numbers_outside_the_cache_never_reach_the_device(
+    model: Loaded, device: str, recorder: Recorder, replays: list[int]
+) -> None:
+    batch = Batch(model, torch.device(device), recorder)
+    tokens = LONG[:8]
+    batch.step({0: 8}, Admit(row=0, tokens=tokens, n_prompt=8, n_cached=0, blocks=[1, 2],
+                             sampling=Sampling()))  # fmt: skip
+    with pytest.raises(ValueError, match="allowed are"):
+        batch.step({0: 1}, grow=[Grow(0, [10**6])])
+    assert replays == []
+
+
+def test_work_that_cannot_be_recorded_runs_without_graphs_and_says_so(
+    model: Loaded, reference: PreTrainedModel, device: str
+) -> None:
+    class Refusing:
+        def record(self, work):  # type: ignore[no-untyped-def]
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    from workers.graphs.decode import DecodeGraphs
+
+    notes: list[list[str]] = []
+
+    class Noting(DecodeGraphs):
+        def record(self, seconds: float = 60.0) -> list[str]:
+            notes.append(super().record(seconds))
+            return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.workers.test_runner.DecodeGraphs", Noting)
+        batch = Batch(model, torch.device(device), Refusing())
+    assert notes == [
+        ["decode steps run without CUDA graphs, slower: operation not permitted when stream is "
+         "capturing"]
+    ]  # fmt: skip
+    found = [batch.step({0: 3}, batch.admit(0, SHORT)), batch.step({0: 1}), batch.step({0: 1})]
+    assert [tokens_of(one)[0] for one in found] == greedy(reference, SHORT, 3)
+
+
+def test_when_time_is_up_steps_are_filled_up_to_the_next_larger_graph(
+    model: Loaded, reference: PreTrainedModel, device: str, recorder: Recorder, replays: list[int]
+) -> None:
+    from workers.graphs.decode import DecodeGraphs
+
+    notes: list[str] = []
+
+    class Late(DecodeGraphs):
+        def record(self, seconds: float = 60.0) -> list[str]:
+            notes.extend(super().record(0.0))
+            return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.workers.test_runner.DecodeGraphs", Late)
+        batch = Batch(model, torch.device(device), recorder)
+    (note,) = notes
+    assert note.startswith("decode steps of 1 to 2 rows are filled up to 5: ")
+    found = [batch.step({0: 3}, batch.admit(0, SHORT)), batch.step({0: 1}), batch.step({0: 1})]
+    assert [tokens_of(one)[0] for one in found] == greedy(reference, SHORT, 3)
+    assert replays == [5, 5]

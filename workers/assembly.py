@@ -1,0 +1,134 @@
+"""What is built around a loaded model, so that it runs steps: cache, table, sampler, graphs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from tgi_async.wire.messages import Admit, Run, Sampling, Step
+from workers import memory
+from workers.attention.cache import PagedCache
+from workers.constraints.constraints import Constraints
+from workers.following import Follower, Leader
+from workers.graphs.decode import DecodeGraphs
+from workers.graphs.recorder import Recorder
+from workers.models.description import Unsupported
+from workers.models.loading import Loaded
+from workers.ranks import Ranks
+from workers.runner import Model, Runner
+from workers.sampling import Sampler
+from workers.table import RowTable
+
+
+@dataclass(slots=True)
+class GraphPlan:
+    """Decode steps of these numbers of rows are to be recorded."""
+
+    recorder: Recorder
+    sizes: list[int]
+    notes: list[str] = field(default_factory=list)
+    """What was given up, for a person; filled in by `Assembly.serving`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A loaded model and the sizes that are asked for; with `ranks`, this rank's part of it."""
+
+    model: Loaded
+    dtype: torch.dtype
+    device: torch.device
+    max_rows: int
+    longest: int
+    """Positions of a text."""
+    prefill_tokens: int
+    """Of a step."""
+    block_size: int
+    constraints: Constraints | None = None
+    ranks: Ranks | None = None
+    leader: Leader | None = None
+    """On rank 0 of several: the model as it runs on all of them."""
+
+    @property
+    def bytes_per_block(self) -> int:
+        shape = self.model.shape
+        return PagedCache.bytes_per_block(
+            shape.n_layers, self.block_size, shape.n_kv_heads, shape.head_dim, self.dtype
+        )
+
+    def blocks_that_fit(self, kv_cache_memory: int = 0, fraction: float = 1.0) -> int:
+        """How many, once the model has run at its worst shape. `kv_cache_memory` is what all ranks
+        may take together, in bytes; 0: what there is, of this `fraction` of a GPU."""
+        world_size = self.ranks.world_size if self.ranks is not None else 1
+        here = world_size if self.device.type == "cpu" else 1
+        room = kv_cache_memory // world_size or memory.for_cache(self.device, fraction) // here
+        return room // self.bytes_per_block
+
+    def runner(self, n_blocks: int) -> Runner:
+        """What runs steps on this rank alone, without graphs."""
+        return Runner(self.model, self._table(), self._cache(n_blocks), self._sampler())
+
+    def warm_up(self) -> None:
+        """Run the worst admitted shape, a full prefill budget beside a full batch of decodes, which
+        also shows how much memory that takes. Raises Unsupported."""
+        size = self.block_size
+        n_prefill_blocks = -(-self.prefill_tokens // size)
+        n_decode = self.max_rows - 1
+        runner = self.runner(n_prefill_blocks + max(1, n_decode))
+        greedy = Sampling()
+        prompt = [0] * self.prefill_tokens
+        blocks = list(range(n_decode, n_decode + n_prefill_blocks))
+        short = [Admit(row, [0], 1, 0, [row], greedy) for row in range(n_decode)]
+        if short:
+            runner.launch(Step(1, [], short, [], [Run(row, 1) for row in range(n_decode)]))
+        wide = Admit(n_decode, prompt, self.prefill_tokens, 0, blocks, greedy)
+        decodes = [Run(row, 1) for row in range(n_decode)] if size > 1 else []
+        together = [*decodes, Run(n_decode, self.prefill_tokens)]
+        done = runner.collect(runner.launch(Step(2, [], [wide], [], together)))
+        if done.errors:
+            raise Unsupported(f"the model does not run: {done.errors[0].message}")
+
+    def serving(self, n_blocks: int, graphs: GraphPlan | None = None) -> Runner | Follower:
+        """What serves: rank 0's runner, or what follows it on the others. With `graphs`, decode
+        steps are recorded first."""
+        cache = self._cache(n_blocks)
+        leads = self.ranks is None or self.ranks.rank == 0
+        table = self._table() if leads else None
+        sampler = self._sampler() if leads else None
+        recorded: DecodeGraphs | None = None
+        if graphs is not None:
+            recorded = DecodeGraphs(
+                self.model,
+                cache,
+                graphs.recorder,
+                graphs.sizes,
+                self.longest,
+                table,
+                None if sampler is None else sampler.device_sampling,
+                self.ranks,
+                None if self.leader is None else self.leader.replay,
+            )
+            graphs.notes += recorded.record()
+        if table is None or sampler is None:
+            assert self.ranks is not None
+            return Follower(self.model, self.ranks, cache, self.device, recorded)
+        model: Model = self.leader or self.model
+        return Runner(model, table, cache, sampler, self.constraints, recorded)
+
+    def _cache(self, n_blocks: int) -> PagedCache:
+        shape = self.model.shape
+        return PagedCache(
+            shape.n_layers,
+            n_blocks,
+            self.block_size,
+            shape.n_kv_heads,
+            shape.head_dim,
+            self.dtype,
+            self.device,
+        )
+
+    def _table(self) -> RowTable:
+        return RowTable(self.max_rows, self.longest, self.block_size, self.device)
+
+    def _sampler(self) -> Sampler:
+        return Sampler(self.max_rows, self.model.shape.vocab_size, self.device)

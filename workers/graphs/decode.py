@@ -1,0 +1,260 @@
+"""Decode steps as graphs: a forward pass and its sampling, recorded once for some numbers of rows,
+then given to the device as a whole.
+
+What differs between steps is read from fixed places on the device, which one copy fills before
+each (`staging`): rows, positions, slots, block tables, what each row asks of the sampler. A step of
+fewer rows than the graph has is filled up with rows that are not there: of length 0, their key and
+value put nowhere, their token stored in a line of the table that is nobody's.
+
+A graph knows no length of text: attention walks as many parts of the contexts as a number on the
+device says, on a grid that does not depend on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from workers.attention.cache import PagedCache
+from workers.attention.context import AttentionContext
+from workers.attention.device_batch import SPLIT, DeviceBatch, decode_numbers
+from workers.graphs.recorder import Outputs, Recorder
+from workers.graphs.staging import Layout, Numbers, Staging
+from workers.ranks import Ranks
+from workers.sampling.device import DeviceSampling
+from workers.sampling.output import Picked
+from workers.table import RowTable
+
+if TYPE_CHECKING:
+    from workers.runner import Model
+
+SECONDS = 60.0
+"""After which no further graph is begun; steps are filled up to the next larger one then."""
+MOST_BLOCKS = 2**20
+"""Of all block tables of a step together: 4 MiB to be copied. Longer ones run without a graph."""
+STEP = 32
+"""Between numbers of rows that have a graph by default, from there on; powers of two before. Matrix
+products take as long for 33 rows as for 64, but attention and sampling do not."""
+
+Index = NDArray[np.int64]
+
+
+class Decodes(NamedTuple):
+    """A step of n rows that compute one token each. On the host."""
+
+    rows: Index
+    """[n], of the table."""
+    positions: Index
+    """[n]"""
+    slots: Index
+    """[n]: where their keys and values go."""
+    stored: NDArray[np.bool_]
+    """[n]: whether the sampled token becomes the row's last."""
+    sampling: Numbers
+    """[n, DeviceSampling.WIDTH]"""
+
+
+class _Graph:
+    """Of one number of rows."""
+
+    def __init__(self, n_rows: int, layout: Layout, most_parts: int, most_blocks: int) -> None:
+        self.n_rows = n_rows
+        self.layout = layout
+        self.most_parts = most_parts
+        self.most_blocks = most_blocks
+        self.replay: Callable[[], None] | None = None
+        self.outputs: Outputs = ()
+
+
+def default_sizes(max_rows: int) -> list[int]:
+    """Numbers of rows that have a graph where nobody says which."""
+    powers = [2**i for i in range(STEP.bit_length())]
+    sizes = [n for n in (*powers, *range(STEP, max_rows, STEP)) if n < max_rows]
+    return sorted({*sizes, max_rows})
+
+
+class DecodeGraphs:
+    """The graphs of one rank. Rank 0, which has the table, decides; the others follow it."""
+
+    def __init__(
+        self,
+        model: Model,
+        cache: PagedCache,
+        recorder: Recorder,
+        sizes: Sequence[int],
+        most_positions: int,
+        table: RowTable | None = None,
+        sampling: DeviceSampling | None = None,
+        ranks: Ranks | None = None,
+        tell: Callable[[int, Numbers], None] | None = None,
+    ) -> None:
+        """`sizes` are numbers of rows; `most_positions` is the longest text of a row. `table` and
+        `sampling` are rank 0's. With `ranks`, the model is this one's part, and rank 0 has `tell`,
+        which makes the others `follow`.
+        """
+        self._model = model
+        self._cache = cache
+        self._recorder = recorder
+        self._table = table
+        self._sampling = sampling
+        self._ranks = ranks
+        self._tell = tell
+        self._graphs = [self._planned(n, most_positions) for n in sorted(set(sizes), reverse=True)]
+        device = cache.keys[0].device
+        room = max(one.layout.size + one.most_blocks for one in self._graphs)
+        self._staging = Staging(room, device)
+        self._every = torch.arange(self._graphs[0].n_rows, device=device)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The numbers of rows that have a graph, rising."""
+        return [one.n_rows for one in reversed(self._graphs)]
+
+    @torch.inference_mode()
+    def record(self, seconds: float = SECONDS) -> list[str]:
+        """Record the graphs, the largest first, until `seconds` have passed; say what was given up
+        for a person. All ranks record together."""
+        began = time.perf_counter()
+        for at, graph in enumerate(self._graphs):
+            in_time = not at or time.perf_counter() - began < seconds
+            if not self._all(in_time):
+                left = [one.n_rows for one in self._graphs[at:]]
+                self._graphs = self._graphs[:at]
+                return [
+                    f"decode steps of {left[-1]} to {left[0]} rows are filled up to "
+                    f"{self.sizes[0]}: recording CUDA graphs took longer than {seconds:.0f} s"
+                ]
+            error = self._record(graph)
+            if not self._all(not error):
+                self._graphs = []
+                reason = error or "another rank could not record them"
+                return [f"decode steps run without CUDA graphs, slower: {reason}"]
+        return []
+
+    def run(self, decodes: Decodes) -> tuple[torch.Tensor, Picked] | None:
+        """Logits [n, V] and tokens of a step, both of which the next one overwrites; the tokens
+        that are `stored` are in the table. None, and nothing was done, where no graph has room for
+        so many rows or so long texts.
+
+        Raises ValueError for numbers outside the cache.
+        """
+        assert self._table is not None
+        n = len(decodes.rows)
+        graph = next((one for one in reversed(self._graphs) if one.n_rows >= n), None)
+        if graph is None:
+            return None
+        lengths = (decodes.positions + 1).astype(np.int32)
+        n_blocks = -(-lengths // self._cache.block_size)
+        decode = decode_numbers(lengths, self._table.block_tables, n_blocks, decodes.rows)
+        if len(decode.tables) > graph.most_blocks or decode.parts[-1] > graph.most_parts:
+            return None
+        decode.expect_within(self._cache, decodes.slots, lengths)
+        nobody = self._table.nobody
+        size = graph.layout.write(
+            self._staging.next(),
+            {
+                "rows": (decodes.rows, nobody),
+                "stores": (np.where(decodes.stored, decodes.rows, nobody), nobody),
+                "positions": (decodes.positions, 0),
+                "slots": (decodes.slots, -1),
+                "lengths": (lengths, 0),
+                "starts": (decode.starts, 0),
+                "parts": (decode.parts, int(decode.parts[-1])),
+                "sampling": (decodes.sampling.ravel(), 0),
+            },
+            decode.tables,
+        )
+        logits, *picked = self._run(graph, size)
+        return logits[:n], Picked(*(x[:n] for x in picked))
+
+    def follow(self, n_rows: int, numbers: Numbers) -> None:
+        """Run what rank 0 runs."""
+        graph = next(one for one in self._graphs if one.n_rows == n_rows)
+        self._staging.next()[: len(numbers)] = numbers
+        self._run(graph, len(numbers))
+
+    def _run(self, graph: _Graph, size: int) -> Outputs:
+        if self._tell is not None:
+            self._tell(graph.n_rows, self._staging.next()[:size])
+        self._staging.send(size)
+        assert graph.replay is not None
+        graph.replay()
+        return graph.outputs
+
+    def _planned(self, n_rows: int, most_positions: int) -> _Graph:
+        cache = self._cache
+        sizes = dict.fromkeys(("rows", "stores", "positions", "slots", "lengths", "starts"), n_rows)
+        layout = Layout(sizes | {"parts": n_rows + 1, "sampling": n_rows * DeviceSampling.WIDTH})
+        # Texts that share blocks may be longer together than the cache, which is rare.
+        in_cache = cache.n_blocks * cache.block_size // SPLIT + n_rows
+        return _Graph(
+            n_rows,
+            layout,
+            min(in_cache, n_rows * -(-most_positions // SPLIT)),
+            min(MOST_BLOCKS, n_rows * -(-most_positions // cache.block_size)),
+        )
+
+    def _record(self, graph: _Graph) -> str:
+        """Why it cannot be recorded, or nothing."""
+        # A step of nobody: with it, the cache stays as it is.
+        numbers = self._staging.next()
+        nobody = 0 if self._table is None else self._table.nobody
+        nothing = np.empty(0, np.int32)
+        size = graph.layout.write(
+            numbers,
+            {
+                "rows": (nothing, nobody),
+                "stores": (nothing, nobody),
+                "positions": (nothing, 0),
+                "slots": (nothing, -1),
+                "lengths": (nothing, 0),
+                "starts": (nothing, 0),
+                "parts": (nothing, 0),
+                "sampling": (nothing, 0),
+            },
+            nothing,
+        )
+        self._staging.send(size)
+        try:
+            graph.replay, graph.outputs = self._recorder.record(lambda: self._step(graph))
+        except torch.AcceleratorError:
+            raise  # the device itself is lost
+        except RuntimeError as error:
+            return str(error).partition("\n")[0]
+        return ""
+
+    def _step(self, graph: _Graph) -> Outputs:
+        """The work of a step, over the numbers that are on the device."""
+        at = graph.layout.views(self._staging.on_device)
+        if self._table is not None:
+            ids = self._table.last_tokens.index_select(0, at["rows"])
+        else:
+            ids = self._every.new_empty(graph.n_rows)
+        if self._ranks is not None:
+            ids = self._ranks.share(ids)
+        batch = DeviceBatch(
+            slots=at["slots"],
+            lengths=at["lengths"],
+            starts=at["starts"],
+            parts=at["parts"],
+            tables=at["rest"],
+            tiles=at["rest"][:0].view(0, 4),
+            most_parts=graph.most_parts,
+        )
+        context = AttentionContext.captured(self._cache, batch)
+        logits = self._model(ids, at["positions"].long(), self._every[: graph.n_rows], context)
+        if self._sampling is None or self._table is None:
+            return (logits,)
+        asked = at["sampling"].view(graph.n_rows, DeviceSampling.WIDTH)
+        picked = self._sampling.sample(logits, asked)
+        self._table.last_tokens.index_copy_(0, at["stores"].long(), picked.tokens)
+        return logits, *picked
+
+    def _all(self, mine: bool) -> bool:
+        """Whether it is so on all ranks."""
+        return mine if self._ranks is None else bool(self._ranks.least(int(mine)))
