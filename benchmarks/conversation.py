@@ -22,28 +22,28 @@ import argparse
 import http.client
 import json
 import random
-import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
 import msgspec
 
 from benchmarks.load_works import WORDS
+from benchmarks.served import serving
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
 from workers.models.embedded import prepare_embedded
 
 MOST_TOKENS = 131_072
 PAYLOAD_LIMIT = 16_000_000
-START_SECONDS = 120.0
-READY = re.compile(r"ready in [\d.]+ s on http://\S+?:(\d+)")
+FLAGS = (
+    *("--payload-limit", f"{PAYLOAD_LIMIT}"),
+    *("--max-total-tokens", f"{MOST_TOKENS}"),
+    *("--model-impl", "fused"),
+)
 HISTORY_TURNS = 10
 """In which the conversation gets its length."""
 QUESTION, ANSWER = 32, 64
@@ -107,34 +107,10 @@ def make_model(folder: Path, window: int) -> None:
 
 
 class Server:
-    """The real server on a model folder, over one connection."""
+    """A running server, over one connection."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-
-    @classmethod
-    @contextmanager
-    def running(cls, model: Path, log: Path) -> Iterator[Server]:
-        """Start one on a port that the kernel chooses, and stop it in the end.
-
-        Raises RuntimeError with its log if it does not start.
-        """
-        program = Path(sys.executable).with_name("tgi-async")
-        command = [str(program), "serve", "--model-id", str(model)]
-        command += ["--hostname", "127.0.0.1", "--port", "0", "--payload-limit", f"{PAYLOAD_LIMIT}"]
-        command += ["--max-total-tokens", f"{MOST_TOKENS}", "--model-impl", "fused"]
-        with log.open("wb") as file:
-            process = subprocess.Popen(command, stderr=file)
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while not (found := READY.search(log.read_text())):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the server did not start:\n{log.read_text()}")
-                time.sleep(0.1)
-            yield cls(int(found[1]))
-        finally:
-            process.terminate()
-            process.wait(60)
 
     def ask(self, messages: Messages) -> tuple[float, int]:
         """Seconds until one token is there, and tokens of the prompt."""
@@ -255,8 +231,8 @@ def main() -> None:
         folder = Path(made, "model")
         folder.mkdir()
         make_model(folder, given.window)
-        with Server.running(folder, Path(made, "log")) as server:
-            bench = Bench(server, folder)
+        with serving(folder, Path(made, "log"), FLAGS) as served:
+            bench = Bench(Server(served.port), folder)
             try:
                 if not given.json:
                     print(" ".join(f"{field:>13}" for field in fields), "(ms)")

@@ -29,6 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
 from workers import native
 from workers.attention.cache import PagedCache
+from workers.models.description import Shape
 from workers.models.embedded import prepare_embedded
 from workers.models.loading import Loaded, load
 from workers.runner import Runner
@@ -97,10 +98,9 @@ class Sizes(NamedTuple):
         return cls(layers, head)
 
 
-def need(model: Loaded, sizes: Sizes, rows: int, tokens: int, context: int) -> Need:
+def need(shape: Shape, sizes: Sizes, rows: int, tokens: int, context: float) -> Need:
     """Of `rows` rows with `tokens` tokens each, whose last one sees `context` positions and is
     sampled."""
-    shape = model.shape
     seen = context - (tokens - 1) / 2
     kept = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * 2
     attended = 4 * shape.n_layers * shape.n_heads * shape.head_dim * seen
@@ -179,11 +179,11 @@ def main() -> None:
     model = load(folder, torch.bfloat16, torch.device("cpu"))
     print(f"{'':30}{'MB':>8}{'GFLOP':>8}{'floor':>8}{'step':>8}{'share':>8}{'best':>8}{'share':>8}")
     for rows in DECODES:
-        wanted = need(model, sizes, rows, 1, given.context + given.passes // 2)
+        wanted = need(model.shape, sizes, rows, 1, given.context + given.passes // 2)
         steps = decodes(model, rows, given.context, given.passes)
         report(f"{rows} decode at {given.context}", wanted, machine, steps)
     for tokens, before in CHUNKS:
-        wanted = need(model, sizes, 1, tokens, before + tokens)
+        wanted = need(model.shape, sizes, 1, tokens, before + tokens)
         steps = chunks(model, tokens, before, max(3, given.passes // 8))
         report(f"{tokens} of a prompt after {before}", wanted, machine, steps)
 

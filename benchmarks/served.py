@@ -1,0 +1,52 @@
+"""The real server, started on a model folder and stopped in the end."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+READY = re.compile(r"ready in ([\d.]+) s on http://\S+?:(\d+)")
+STOP_SECONDS = 60.0
+# The package need not be installed.
+CODE = "import sys; from tgi_async.cli import launcher_main; sys.exit(launcher_main())"
+
+
+class Served(NamedTuple):
+    port: int
+    pid: int
+    ready_seconds: float
+    """By its own measure."""
+
+
+@contextmanager
+def serving(
+    model: Path, log: Path, flags: Sequence[str] = (), start_seconds: float = 120.0
+) -> Iterator[Served]:
+    """A server on a port that the kernel chooses, on this machine's own address alone.
+
+    Raises RuntimeError with its log if it does not start.
+    """
+    command = [sys.executable, "-c", CODE, "--model-id", str(model)]
+    command += ["--hostname", "127.0.0.1", "--port", "0", *flags]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stderr=file)
+    try:
+        deadline = time.monotonic() + start_seconds
+        while not (found := READY.search(log.read_text())):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the server did not start:\n{log.read_text()}")
+            time.sleep(0.1)
+        yield Served(int(found[2]), process.pid, float(found[1]))
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
