@@ -1,6 +1,6 @@
 """Every test here is marked `gpu`. Those of the kernels also run without a GPU, in Triton's
-interpreter, when TRITON_INTERPRET=1 is set before Triton is imported: tests/workers/
-test_attention_triton.py does so in a process of its own."""
+interpreter, when TRITON_INTERPRET=1 is set before Triton is imported: tests/workers/test_triton.py
+does so, in a process of its own for each file."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def device() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         if INTERPRETED:
             multiply_bfloat16(patch)
+            prepare_once(patch)
             yield "cpu"
         elif torch.cuda.is_available():
             yield "cuda"
@@ -51,6 +52,21 @@ def multiply_bfloat16(patch: pytest.MonkeyPatch) -> None:
         return dot(builder, widened(a), widened(b), *others)
 
     patch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+def prepare_once(patch: pytest.MonkeyPatch) -> None:
+    """Each function called from a kernel makes those of the language interpreted ones, as the
+    launch and others before it have, and that takes more time than all else."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    ready: set[str] = set()
+
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if function.fn.__module__ not in ready:
+            interpreter._patch_lang(function.fn)
+            ready.add(function.fn.__module__)
+        return function.rewrite()(*args, **kwargs)
+
+    patch.setattr(interpreter.InterpretedFunction, "__call__", call)
 
 
 @pytest.fixture(scope="session")

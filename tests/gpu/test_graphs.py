@@ -18,6 +18,7 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 
 from workers.attention import registry
 from workers.attention.cuda import CudaAttention
+from workers.decoder.device import DeviceDecoder
 from workers.graphs.recorder import CudaRecorder, Recorder
 from workers.models.loading import Loaded, load
 
@@ -36,11 +37,12 @@ def reference(folder: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-@pytest.fixture(scope="module")
-def model(folder: Path, device: str) -> Iterator[Loaded]:
+@pytest.fixture(scope="module", params=["transformers"])
+def model(folder: Path, device: str, request: pytest.FixtureRequest) -> Iterator[Loaded]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.ATTENTIONS, device, CudaAttention)
-        yield load(folder, torch.float32, torch.device(device), implementation="transformers")
+        where = torch.device(device)
+        yield load(folder, torch.float32, where, False, request.param, decoder=DeviceDecoder)
 
 
 @pytest.fixture
@@ -87,6 +89,18 @@ def test_rows_that_come_and_go_say_what_each_sequence_says_alone(
         2: greedy(reference, LONG[::-1], 3),
     }
     assert replays == [1, 2, 5, 2]
+
+
+@pytest.mark.parametrize("model", ["fused"], indirect=True)
+def test_the_fused_decoder_says_so_too(
+    model: Loaded, reference: PreTrainedModel, device: str, recorder: Recorder, replays: list[int]
+) -> None:
+    batch = Batch(model, torch.device(device), recorder)
+    done = [batch.step({0: 3, 1: 2}, batch.admit(0, SHORT), batch.admit(1, LONG[:2]))]
+    done += [batch.step({0: 1, 1: 1}), batch.step({1: 1})]
+    assert [tokens_of(one)[1] for one in done] == greedy(reference, LONG[:2], 3)
+    assert [tokens_of(one)[0] for one in done[:2]] == greedy(reference, SHORT, 2)
+    assert replays == [2, 1]
 
 
 def test_what_a_row_samples_is_what_it_samples_without_graphs(

@@ -28,7 +28,7 @@ TILE = 64
 LEAST_TILES = 4
 """Along the columns, of a program: so many are on their way at once."""
 STAGES = 5
-"""Four tiles of weights, 32 KB, on their way for each of PROGRAMS; 40 to 60 KB of shared memory
+"""Four tiles of weights, 32 KB, on their way for each of PROGRAMS; 50 to 60 KB of shared memory
 hold them and those of x."""
 PAIRS = 1024
 """Pairs of gate and up that a program of `gate` takes."""

@@ -81,10 +81,10 @@ def gemv(
 ):  # fmt: skip
     """Products of at most 4 rows, exact in float32. Grid [ceil(N / BN)].
 
-    Weights go from memory to registers, the next tile while this one is multiplied: each thread
-    has at least 64 bytes on their way. A tile is 8 KB, or 16 of wide layers; 4 to 9 programs, as
-    their registers allow, run on a multiprocessor at once. A thread adds up its own columns, and
-    the threads of a program are added up at the end.
+    Weights go from memory to registers: while a thread multiplies its 64 bytes of a tile, or 128 of
+    wide layers, it asks for those of the next. A tile is 8 or 16 KB, and 4 to 12 programs, as their
+    registers allow, run on a multiprocessor at once: some 64 KB are on their way. A thread adds up
+    its own columns, and the threads of a program are added up at the end.
     """
     first = tl.program_id(0) * BN
     row = tl.minimum(first + tl.arange(0, BN), N - 1).to(tl.int64)
