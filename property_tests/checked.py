@@ -222,8 +222,8 @@ class CheckedCore:
         if head is not None and head.waits_for is not None and head.waits_for.owner is not None:
             self.reached["wait for a computing prefix"] += 1
         if conserving:
-            used = plan.n_prefill_tokens if plan else 0
-            check_work_conserved(self.core, self.budget.max_batch_prefill_tokens - used)
+            used, n_decodes = (plan.n_prefill_tokens, plan.n_decodes) if plan else (0, 0)
+            check_work_conserved(self.core, self.budget.prefill_tokens(n_decodes) - used)
 
     def _check_step(self, plan: Plan, cached: set[int]) -> None:
         step = plan.step
@@ -306,10 +306,11 @@ class CheckedCore:
             row.most_planned = max(row.most_planned, row.n_planned)
             needed = -(-row.most_planned // self.budget.block_size)
             require(len(row.blocks) == needed, "P4", f"{len(row.blocks)} blocks, not {needed}")
-        require(n_prefill <= self.budget.max_batch_prefill_tokens, "S1", f"{n_prefill} prefill")
+        most = self.budget.prefill_tokens(n_decodes)
+        require(n_prefill <= most, "S1", f"{n_prefill} prefill tokens beside {n_decodes} decodes")
         for number in going_on - ran:
             row = self.rows[number]
-            crowded_out = not row.decoding and n_prefill == self.budget.max_batch_prefill_tokens
+            crowded_out = not row.decoding and n_prefill == most
             require(row.n_planned >= row.limit or crowded_out, "S2", f"row {number} is stalled")
         return n_prefill, n_decodes
 

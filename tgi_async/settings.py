@@ -130,7 +130,7 @@ class Settings:
     max_batch_prefill_tokens: int | None = _option(
         None,
         BATCHING,
-        "prompt tokens of a step; default: 512 on a CPU, 4096 on a GPU",
+        "prompt tokens of a step, half of them beside decodes; default: 512 on a CPU, 4096 on a GPU",
         kind=int,
         least=1,
     )

@@ -139,16 +139,29 @@ def test_a_request_ends_at_its_stop_token() -> None:
 
 def test_a_long_prompt_is_prefilled_in_chunks_beside_decodes() -> None:
     core = Core(ROOMY._replace(max_batch_prefill_tokens=8))
-    submitted(core, 1, 4)
+    submitted(core, 1, 4, 9)
     step(core)
     submitted(core, 2, 20)
     chunks = []
-    for _ in range(3):
+    for _ in range(5):
         plan = planned(core)
         assert plan.n_decodes == 1
         chunks.append(plan.n_prefill_tokens)
         core.complete(result(core, plan))
-    assert chunks == [8, 8, 4]
+    assert chunks == [4] * 5
+
+
+def test_prompts_have_all_of_the_prefill_budget_where_nobody_decodes() -> None:
+    core = Core(ROOMY._replace(max_batch_prefill_tokens=7))
+    submitted(core, 1, 15)
+    chunks = []
+    for _ in range(6):
+        if len(chunks) == 3:
+            submitted(core, 2, 9)
+        plan = planned(core)
+        chunks.append((plan.n_decodes, plan.n_prefill_tokens))
+        core.complete(result(core, plan))
+    assert chunks == [(0, 7), (0, 7), (0, 1), (1, 4), (1, 4), (1, 1)]
 
 
 def test_what_is_left_of_the_prefill_budget_goes_to_the_next_request() -> None:

@@ -166,7 +166,7 @@ class Core:
         """The next step, or None while there is nothing to run or too much in flight."""
         if len(self._in_flight) > self.budget.lookahead:
             return None
-        draft = Draft(self._last_step + 1, self.budget.max_batch_prefill_tokens)
+        draft = Draft(self._last_step + 1)
         preempted = self._reserve(draft)
         prefilling: Request | None = None
         jumping: list[Request] = []
@@ -180,6 +180,7 @@ class Core:
                     self._schedule(request, 1, draft)
             elif request.n_planned < request.limit:
                 self._schedule(request, 1, draft)
+        most = draft.left = self.budget.prefill_tokens(len(draft.run) + len(jumping))
         # Who jumps leaves a half to who waits for a first token.
         held = draft.left // 2 if prefilling is not None else 0
         draft.left -= held
@@ -204,8 +205,7 @@ class Core:
         self._in_flight.append(InFlight(draft.step, draft.parts))
         step = Step(draft.step, self._release, draft.admit, draft.grow, draft.run)
         self._release = []
-        n_prefill = self.budget.max_batch_prefill_tokens - draft.left
-        return Plan(step, draft.admitted, n_prefill, n_decodes)
+        return Plan(step, draft.admitted, most - draft.left, n_decodes)
 
     def _reserve(self, draft: Draft) -> bool:
         """Keep blocks for one token of every running row in this step and in the next.

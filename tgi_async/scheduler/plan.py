@@ -18,13 +18,19 @@ class Budget(NamedTuple):
     block_size: int
     max_rows: int
     max_batch_prefill_tokens: int
-    """Most prefill tokens in a step."""
+    """Most prefill tokens in a step. Beside decodes it is half of them, so that who waits for the
+    next token waits half as long; prompts lose little by being computed in smaller chunks."""
     max_total_tokens: int
     """Most tokens of a request, prompt and output."""
     overcommit: float = 4.0
     """How many times the pool the running requests may grow to, should all reach their limits."""
     lookahead: int = 1
     """Steps planned before the results of the ones before are known."""
+
+    def prefill_tokens(self, n_decodes: int) -> int:
+        """Most prefill tokens in a step of so many decodes."""
+        most = self.max_batch_prefill_tokens
+        return -(-most // 2) if n_decodes else most
 
 
 class Plan(NamedTuple):
@@ -51,9 +57,9 @@ class Part(Struct):
 class Draft:
     """A step being planned."""
 
-    def __init__(self, step: int, prefill_budget: int) -> None:
+    def __init__(self, step: int) -> None:
         self.step = step
-        self.left = prefill_budget
+        self.left = 0
         """Prefill tokens that may still be given out."""
         self.spare = 0
         """Blocks beyond what the running rows need for this step and the next."""
