@@ -194,6 +194,16 @@ class ExceedsThePrefillBudget(Core):
         super().__init__(budget._replace(max_batch_prefill_tokens=one_more))
 
 
+class IgnoringDecodes(Budget):
+    def prefill_tokens(self, n_decodes: int) -> int:
+        return self.max_batch_prefill_tokens
+
+
+class PrefillsAsMuchBesideDecodes(Core):
+    def __init__(self, budget: Budget) -> None:
+        super().__init__(IgnoringDecodes(*budget))
+
+
 class StallsDecodes(Core):
     """A decode waits while others prefill."""
 
@@ -348,6 +358,7 @@ PLANTED = {
     "a deferred free is forgotten": Planted(ForgetsDeferredFrees, "P2"),
     "a block is granted too early": Planted(GrantsTooMuch, "P4"),
     "the prefill budget is off by one": Planted(ExceedsThePrefillBudget, "S1"),
+    "decodes do not halve it": Planted(PrefillsAsMuchBesideDecodes, "S1"),
     "a prefill stalls decodes": Planted(StallsDecodes, "S2"),
     "the batch idles beside work": Planted(IdlesBesideWork, "S3"),
     "a prompt is not matched again": Planted(with_blocks(NeverLooksAgain), "S3"),

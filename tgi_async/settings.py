@@ -130,7 +130,8 @@ class Settings:
     max_batch_prefill_tokens: int | None = _option(
         None,
         BATCHING,
-        "prompt tokens of a step, half of them beside decodes; default: 512 on a CPU, 4096 on a GPU",
+        "prompt tokens of a step, half of them beside decodes; default: 512 on a CPU, 4096 on a "
+        "GPU",
         kind=int,
         least=1,
     )
@@ -149,8 +150,8 @@ class Settings:
     cuda_graphs: str | None = _option(
         None,
         BATCHING,
-        "numbers of rows, with commas between, whose decode steps a GPU runs as recorded graphs; 0: "
-        "none; default: powers of two, then every 32 up to max-batch-size",
+        "numbers of rows, with commas between, whose decode steps a GPU runs as recorded graphs; "
+        "0: none; default: powers of two, then every 32 up to max-batch-size",
     )
     cuda_memory_fraction: float = _option(
         1.0,

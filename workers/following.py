@@ -106,6 +106,11 @@ class Follower:
         while self._run_one():
             pass
 
+    def close(self) -> None:
+        """To be called before the ranks are left."""
+        if self._graphs is not None:
+            self._graphs.close()
+
     @torch.inference_mode()
     def _run_one(self) -> bool:
         header = self._ranks.share(torch.empty(N_NUMBERS, dtype=torch.int64))

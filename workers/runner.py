@@ -140,6 +140,11 @@ class Runner:
             launched.late,
         )
 
+    def close(self) -> None:
+        """To be called before the ranks are left."""
+        if self._graphs is not None:
+            self._graphs.close()
+
     def _admit(self, admit: Admit) -> None:
         self._table.admit(admit)
         constrained = admit.constraint is not None

@@ -68,6 +68,7 @@ class Worker:
             if self._leader is not None:
                 self._leader.end()
         if self._ranks is not None:
+            runner.close()
             self._ranks.leave()
 
     def _load(self, start: Start) -> tuple[Runner | Follower, torch.device]:

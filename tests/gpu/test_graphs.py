@@ -224,3 +224,26 @@ def test_when_time_is_up_steps_are_filled_up_to_the_next_larger_graph(
     found = [batch.step({0: 3}, batch.admit(0, SHORT)), batch.step({0: 1}), batch.step({0: 1})]
     assert [tokens_of(one)[0] for one in found] == greedy(reference, SHORT, 3)
     assert replays == [5, 5]
+
+
+def test_what_waits_for_the_device_is_not_recorded_and_harms_nothing(cuda: torch.device) -> None:
+    x = torch.arange(4.0, device=cuda)
+
+    def waiting() -> tuple[torch.Tensor, ...]:
+        return (x * float(x.sum()),)
+
+    before = torch.cuda.current_stream()
+    with pytest.raises(RuntimeError, match="captur") as caught:
+        CudaRecorder().record(waiting)
+    assert not isinstance(caught.value, torch.AcceleratorError)
+    assert torch.cuda.current_stream() == before
+    replay, (twice,) = CudaRecorder().record(lambda: (x * 2,))
+    x += 1
+    replay()
+    assert twice.tolist() == [2.0, 4.0, 6.0, 8.0]
+    large = torch.empty(2**26, dtype=torch.uint8, device=cuda)
+    reserved = torch.cuda.memory_reserved()
+    del large
+    # Memory is only given back while nothing is recorded.
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= reserved - 2**26

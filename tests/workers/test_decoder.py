@@ -90,10 +90,15 @@ class Rows:
             prefills,
         )
         ids = torch.cat([self.tokens[r][self.computed[r] :][:n] for r, n in order])
-        logits = self.decoder(ids, torch.cat(positions), torch.arange(len(ids)), context)
-        for (r, n), part in zip(order, logits.split([n for _, n in order]), strict=True):
+        asked = self.asked(order)
+        logits = self.decoder(ids, torch.cat(positions), torch.cat(asked), context)
+        for (r, n), part in zip(order, logits.split([len(some) for some in asked]), strict=True):
             self.logits[r].append(part)
             self.computed[r] += n
+
+    def asked(self, order: list[tuple[int, int]]) -> list[torch.Tensor]:
+        """Which of the packed tokens are to have logits, of each part of a batch: all."""
+        return list(torch.arange(sum(n for _, n in order)).split([n for _, n in order]))
 
     def run(self) -> list[torch.Tensor]:
         """Everything, in batches of all kinds; logits [length, vocabulary] of each row."""
@@ -196,6 +201,31 @@ def test_a_token_has_the_same_bits_in_every_batch(dtype: torch.dtype) -> None:
             while alone.computed[row] < LENGTHS[row]:
                 alone.step([row], [])
             assert torch.equal(torch.cat(alone.logits[row]), together[row])
+
+
+class Sampled(Rows):
+    """Those that ask only for what is sampled, as a worker does."""
+
+    def asked(self, order: list[tuple[int, int]]) -> list[torch.Tensor]:
+        """Of each part the last token's, if all that is not decoded is computed with it."""
+        parts = super().asked(order)
+        return [
+            part[-1:] if self.computed[r] + n >= LENGTHS[r] - DECODES else part[:0]
+            for part, (r, n) in zip(parts, order, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("variant", ["gemma2", "llama", "phi3"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_do_not_depend_on_which_others_are_wanted(variant: str, dtype: torch.dtype) -> None:
+    model = tiny(variant, dtype)
+    caches = cache_of(model, dtype), cache_of(model, dtype)
+    decoder = NativeDecoder(Description(model))
+    everything = Rows(decoder, caches[0]).run()
+    sampled = Sampled(decoder, caches[1]).run()
+    for all_of_them, some in zip(everything, sampled, strict=True):
+        assert len(some) == DECODES + 1
+        assert torch.equal(all_of_them[-DECODES - 1 :], some)
 
 
 def test_an_id_outside_the_vocabulary_is_refused() -> None:

@@ -79,7 +79,7 @@ def register(
 ) -> list[str]:
     """Put paged attention for this shape of model under NAME, and say what was given up for it.
 
-    The first call on a machine compiles the CPU's kernel, which takes about two seconds; those of
+    The first call on a machine compiles the CPU's kernel, which takes some ten seconds; those of
     a GPU are compiled when they first run. Raises ValueError for a device that has no attention
     here.
     """

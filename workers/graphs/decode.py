@@ -178,6 +178,10 @@ class DecodeGraphs:
         self._staging.next()[: len(numbers)] = numbers
         self._run(graph, len(numbers))
 
+    def close(self) -> None:
+        """Give up the graphs, which NCCL waits for when it is left."""
+        self._graphs = []
+
     def _run(self, graph: _Graph, size: int) -> Outputs:
         if self._tell is not None:
             self._tell(graph.n_rows, self._staging.next()[:size])

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import torch
 
 Outputs = tuple[torch.Tensor, ...]
+
+CAPTURE_ERRORS = range(900, 909)
+"""Of CUDA: for what cannot be recorded. The device is as well as before."""
 
 
 class Recorder(Protocol):
@@ -32,14 +36,32 @@ class CudaRecorder:
     def record(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
         """See `Recorder`."""
         # Kernels are compiled, and libraries take their memory, when they first run.
-        self._stream.wait_stream(torch.cuda.current_stream())
+        before = torch.cuda.current_stream()
+        self._stream.wait_stream(before)
         with torch.cuda.stream(self._stream):
             work()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        before.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads, such as those of grammars, may go on with theirs meanwhile.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            outputs = work()
+        try:
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                outputs = work()
+        except torch.AcceleratorError as error:
+            self._give_up(before)
+            # That the recording was broken is said last; what broke it, before.
+            cause = error.__context__ or error
+            code = getattr(cause, "error_code", CAPTURE_ERRORS.start)
+            if not isinstance(cause, RuntimeError) or code not in CAPTURE_ERRORS:
+                raise cause from None
+            raise RuntimeError(str(cause)) from error
         return graph.replay, outputs
+
+    def _give_up(self, before: torch.cuda.Stream) -> None:
+        """Undo what torch leaves of a recording whose end CUDA refuses: its stream is the current
+        one, and in torch 2.11 its allocator takes it that the recording goes on."""
+        torch.cuda.set_stream(before)
+        with suppress(RuntimeError):  # later ones have ended it
+            torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
+            torch._C._cuda_releasePool(self._stream.device_index, self._pool)

@@ -1,0 +1,124 @@
+"""What is left of a recording that CUDA refuses, torch's part done by a double that leaves what
+torch 2.11 leaves. tests/gpu/test_graphs.py has the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from workers.graphs.recorder import CudaRecorder, Outputs
+
+UNSUPPORTED, INVALIDATED, ILLEGAL_ADDRESS = 900, 901, 700
+POOL = (0, 7)
+
+
+def failure(code: int, message: str) -> torch.AcceleratorError:
+    error = torch.AcceleratorError(message)
+    error.error_code = code  # type: ignore[attr-defined]
+    return error
+
+
+class Cuda:
+    """A device with a current stream, whose allocator records or not."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.default: Any = self._stream()
+        self.current = self.default
+        self.recording = False
+        self.released = 0
+        for name in ("graph", "stream", "set_stream"):
+            patch.setattr(torch.cuda, name, getattr(self, name))
+        patch.setattr(torch.cuda, "Stream", self._stream)
+        patch.setattr(torch.cuda, "CUDAGraph", object)
+        patch.setattr(torch.cuda, "current_stream", lambda: self.current)
+        patch.setattr(torch.cuda, "graph_pool_handle", lambda: POOL)
+        patch.setattr(torch._C, "_cuda_endAllocateToPool", self._end, raising=False)
+        patch.setattr(torch._C, "_cuda_releasePool", self._release, raising=False)
+
+    @staticmethod
+    def _stream() -> Any:
+        return SimpleNamespace(device_index=1, wait_stream=lambda other: None)
+
+    def set_stream(self, stream: Any) -> None:
+        self.current = stream
+
+    @contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.current = self.current, stream
+        yield
+        self.current = before
+
+    @contextmanager
+    def graph(self, graph: Any, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        self.current, self.recording = stream, True
+        try:
+            yield
+        finally:
+            raise failure(INVALIDATED, "operation failed due to a previous error")
+
+    def _end(self, device: int, pool: Any) -> None:
+        assert (device, pool) == (1, POOL)
+        if not self.recording:
+            raise RuntimeError("not currently recording")
+        self.recording = False
+
+    def _release(self, device: int, pool: Any) -> None:
+        self.released += 1
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    return Cuda(monkeypatch)
+
+
+class Failing:
+    """Work that runs once, and fails when it is recorded."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+        self._ran = False
+
+    def __call__(self) -> Outputs:
+        if self._ran:
+            raise self._error
+        self._ran = True
+        return ()
+
+
+def test_work_that_waits_is_refused_with_the_reason_and_nothing_is_left_of_it(cuda: Cuda) -> None:
+    work = Failing(failure(UNSUPPORTED, "operation not permitted when stream is capturing"))
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing") as caught:
+        CudaRecorder().record(work)
+    assert not isinstance(caught.value, torch.AcceleratorError)
+    assert cuda.current is cuda.default
+    assert not cuda.recording
+    assert cuda.released == 1
+
+
+def test_a_pool_that_torch_has_left_itself_is_not_left_twice(cuda: Cuda) -> None:
+    class Ended(Failing):
+        def __call__(self) -> Outputs:
+            cuda.recording = False
+            return super().__call__()
+
+    with pytest.raises(RuntimeError, match="no matter"):
+        CudaRecorder().record(Ended(RuntimeError("no matter")))
+    assert cuda.released == 0
+
+
+class Lost(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "error", [failure(ILLEGAL_ADDRESS, "an illegal memory access was encountered"), Lost()]
+)
+def test_a_device_or_a_rank_that_is_lost_stays_lost(cuda: Cuda, error: BaseException) -> None:
+    with pytest.raises(type(error)) as caught:
+        CudaRecorder().record(Failing(error))
+    assert caught.value is error
