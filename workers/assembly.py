@@ -72,6 +72,9 @@ class Assembly:
         """Run the worst admitted shape, a full prefill budget beside a full batch of decodes, which
         also shows how much memory that takes. Raises Unsupported."""
         size = self.block_size
+        if self.device.type == "cuda":
+            # What loading took for a while is free again.
+            torch.cuda.reset_peak_memory_stats(self.device)
         n_prefill_blocks = -(-self.prefill_tokens // size)
         n_decode = self.max_rows - 1
         runner = self.runner(n_prefill_blocks + max(1, n_decode))

@@ -20,7 +20,9 @@ from workers.attention import registry
 from workers.attention.cuda import CudaAttention
 from workers.decoder.device import DeviceDecoder
 from workers.graphs.recorder import CudaRecorder, Recorder
+from workers.graphs.staging import DEPTH, Staging
 from workers.models.loading import Loaded, load
+from workers.sampling.transfer import Fetched
 
 DRAWN = Sampling(do_sample=True, seed=7, temperature=0.8, logprobs=True)
 ELSEWHERE = Sampling(repetition_penalty=1.3, logprobs=True)
@@ -180,7 +182,7 @@ def test_numbers_outside_the_cache_never_reach_the_device(
 def test_work_that_cannot_be_recorded_runs_without_graphs_and_says_so(
     model: Loaded, reference: PreTrainedModel, device: str
 ) -> None:
-    class Refusing:
+    class Refusing(Replaying):
         def record(self, work):  # type: ignore[no-untyped-def]
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
@@ -233,11 +235,15 @@ def test_what_waits_for_the_device_is_not_recorded_and_harms_nothing(cuda: torch
         return (x * float(x.sum()),)
 
     before = torch.cuda.current_stream()
+    recorder = CudaRecorder()
+    recorder.prepare(waiting)
     with pytest.raises(RuntimeError, match="captur") as caught:
-        CudaRecorder().record(waiting)
+        recorder.record(waiting)
     assert not isinstance(caught.value, torch.AcceleratorError)
     assert torch.cuda.current_stream() == before
-    replay, (twice,) = CudaRecorder().record(lambda: (x * 2,))
+    recorder = CudaRecorder()
+    recorder.prepare(lambda: (x * 2,))
+    replay, (twice,) = recorder.record(lambda: (x * 2,))
     x += 1
     replay()
     assert twice.tolist() == [2.0, 4.0, 6.0, 8.0]
@@ -247,3 +253,30 @@ def test_what_waits_for_the_device_is_not_recorded_and_harms_nothing(cuda: torch
     # Memory is only given back while nothing is recorded.
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() <= reserved - 2**26
+
+
+def test_numbers_that_a_slow_device_has_not_taken_over_are_not_written_over(
+    cuda: torch.device,
+) -> None:
+    staging = Staging(2**20, cuda)
+    found = []
+    torch.cuda._sleep(2 * 10**9)  # about a second
+    for step in range(2 * DEPTH):
+        staging.next()[:] = step
+        staging.send(2**20)
+        found.append(staging.on_device.clone())
+    for step, numbers in enumerate(found):
+        assert numbers.aminmax() == (step, step)
+
+
+def test_what_was_fetched_is_of_its_own_step(cuda: torch.device) -> None:
+    x = torch.zeros(2**20, device=cuda)
+    torch.cuda._sleep(2 * 10**9)
+    fetched = []
+    for _ in range(4):
+        fetched.append(Fetched([x]))
+        x += 1
+    assert not fetched[0].ready
+    for step, one in enumerate(fetched):
+        assert one.tensors()[0].aminmax() == (step, step)
+    assert all(one.ready for one in fetched)

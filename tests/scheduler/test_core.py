@@ -5,7 +5,7 @@ import pytest
 
 from tgi_async.errors import ValidationError
 from tgi_async.scheduler.core import Core
-from tgi_async.scheduler.plan import Budget, Plan
+from tgi_async.scheduler.plan import SCORED_TOKENS, Budget, Plan
 from tgi_async.scheduler.request import (
     Event,
     FailedEvent,
@@ -170,6 +170,21 @@ def test_what_is_left_of_the_prefill_budget_goes_to_the_next_request() -> None:
         submitted(core, id, 5)
     plan = planned(core)
     assert [run.n for run in plan.step.run] == [5, 3]
+
+
+def test_only_so_many_prompt_tokens_of_a_step_are_scored() -> None:
+    core = Core(ROOMY._replace(n_blocks=1000, max_total_tokens=2000, max_batch_prefill_tokens=1500))
+    submitted(core, 1, 300, prompt_logprobs=True)
+    submitted(core, 2, 300, prompt_logprobs=True)
+    submitted(core, 3, 700)
+    assert [run.n for run in planned(core).step.run] == [300, SCORED_TOKENS - 300]
+    core = Core(ROOMY._replace(n_blocks=1000, max_total_tokens=2000, max_batch_prefill_tokens=1500))
+    submitted(core, 1, SCORED_TOKENS, prompt_logprobs=True)
+    submitted(core, 2, 300, prompt_logprobs=True)
+    first = planned(core)
+    assert [run.n for run in first.step.run] == [SCORED_TOKENS]
+    core.complete(result(core, first))
+    assert [run.n for run in planned(core).step.run] == [1, 300]
 
 
 def test_there_are_never_more_rows_than_allowed() -> None:

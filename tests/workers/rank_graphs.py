@@ -71,6 +71,8 @@ def main(rank: int, world_size: int, model: Path, folder: Path) -> None:
         leader.end()
         (folder / "said.json").write_text(json.dumps(said))
     (folder / f"ran-{rank}.json").write_text(json.dumps(made[0].ran))
+    runner.close()
+    assert made[0].sizes == []
     ranks.leave()
 
 

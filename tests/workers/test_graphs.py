@@ -10,12 +10,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.workers.device_doubles import DeviceAttention
+from tests.workers.device_doubles import DeviceAttention, HostSampling, Replaying
 from tests.workers.drive import ROWS, Drive
 from tests.workers.rank_graphs import N_TOKENS
 from tests.workers.rank_graphs import PROMPTS as PROMPTS_OF_RANKS
@@ -24,9 +25,12 @@ from tests.workers.test_runner_grammar import GRAMMARS, PROMPTS, SAMPLINGS, run_
 from tests.workers.tiny_llama import save_tiny_llama
 from tests.workers.tiny_tokenizer import END, save_tiny_tokenizer
 from workers.attention import registry
+from workers.attention.cache import PagedCache
 from workers.constraints.vocabulary import Vocabulary
-from workers.graphs.decode import default_sizes
+from workers.graphs.decode import DecodeGraphs, default_sizes
 from workers.models.loading import Loaded, load
+from workers.ranks import FellOut, Ranks
+from workers.table import RowTable
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +107,82 @@ def test_other_ranks_replay_what_rank_0_replays(tmp_path: Path) -> None:
     ]
     for rank in range(2):
         assert json.loads((tmp_path / f"ran-{rank}.json").read_text()) == [2, 2, 1, 2, 2]
+
+
+class Failing(Replaying):
+    """Prepares, or records, so many graphs and no more."""
+
+    def __init__(self, n_prepared: int, n_recorded: int) -> None:
+        self.left = {"prepare": n_prepared, "record": n_recorded}
+
+    def _try(self, what: str) -> None:
+        if not self.left[what]:
+            raise RuntimeError(f"can not {what} it\nat all")
+        self.left[what] -= 1
+
+    def prepare(self, work):  # type: ignore[no-untyped-def]
+        self._try("prepare")
+        super().prepare(work)
+
+    def record(self, work):  # type: ignore[no-untyped-def]
+        self._try("record")
+        return super().record(work)
+
+
+def graphs_of(recorder: Failing, ranks: Ranks | None = None) -> DecodeGraphs:
+    def model(ids: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor, _: object) -> Any:
+        return torch.zeros(len(wanted), 11)
+
+    cache = PagedCache(1, 4, 4, 1, 16, torch.float32)
+    table = RowTable(4, 16, 4, torch.device("cpu"))
+    return DecodeGraphs(model, cache, recorder, [1, 2, 4], 16, table, HostSampling(), ranks)
+
+
+@pytest.mark.parametrize(
+    ("recorder", "sizes", "notes"),
+    [
+        (Failing(3, 3), [1, 2, 4], []),
+        (
+            Failing(3, 2),
+            [2, 4],
+            ["decode steps of up to 1 rows are filled up to 2: can not"],
+        ),
+        (Failing(1, 3), [4], ["decode steps of up to 2 rows are filled up to 4: can not"]),
+        (Failing(3, 0), [], ["decode steps run without CUDA graphs, slower: can not record it"]),
+    ],
+)
+def test_graphs_that_were_recorded_stay_when_another_can_not_be(
+    recorder: Failing, sizes: list[int], notes: list[str]
+) -> None:
+    graphs = graphs_of(recorder)
+    found = graphs.record()
+    assert graphs.sizes == sizes
+    assert len(found) == len(notes)
+    assert all(one.startswith(start) for one, start in zip(found, notes, strict=True))
+
+
+def test_a_rank_that_fails_where_others_wait_for_it_falls_out() -> None:
+    class Two(Ranks):
+        def __init__(self) -> None:
+            pass
+
+        def share(self, values: torch.Tensor) -> torch.Tensor:
+            return values
+
+        def least(self, n: int) -> int:
+            return n
+
+    with pytest.raises(FellOut, match="4 rows failed: can not prepare"):
+        graphs_of(Failing(0, 3), Two()).record()
+    graphs = graphs_of(Failing(3, 1), Two())
+    graphs.record()
+    assert graphs.sizes == [4]
+
+
+def test_all_graphs_leave_their_logits_in_one_place() -> None:
+    graphs = graphs_of(Failing(3, 3))
+    graphs.record()
+    assert len({one.outputs[0].data_ptr() for one in graphs._graphs}) == 1
 
 
 def test_numbers_of_rows_that_have_a_graph() -> None:

@@ -77,17 +77,13 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 
 
 class Failing:
-    """Work that runs once, and fails when it is recorded."""
+    """Work that fails when it is recorded."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
-        self._ran = False
 
     def __call__(self) -> Outputs:
-        if self._ran:
-            raise self._error
-        self._ran = True
-        return ()
+        raise self._error
 
 
 def test_work_that_waits_is_refused_with_the_reason_and_nothing_is_left_of_it(cuda: Cuda) -> None:

@@ -386,3 +386,25 @@ def test_while_a_device_is_busy_the_next_frame_is_not_left_waiting(
 ) -> None:
     worker = Worker(Channel(frames))  # type: ignore[arg-type]
     assert worker._next(Launching(looks)) == found  # type: ignore[arg-type]
+
+
+def test_graphs_are_given_up_before_the_ranks_are_left(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # NCCL would wait for them.
+    said: list[str] = []
+
+    class Left:
+        def leave(self) -> None:
+            said.append("left")
+
+    def load(self: Worker, start: Start) -> tuple[Any, torch.device]:
+        runner, device = loaded(self, start)
+        self._ranks = Left()  # type: ignore[assignment]
+        return runner, device
+
+    loaded = Worker._load
+    monkeypatch.setattr(Worker, "_load", load)
+    monkeypatch.setattr(Runner, "close", lambda self: said.append("given up"))
+    run(start(folder), Stop())
+    assert said == ["given up", "left"]

@@ -238,6 +238,8 @@ class Core:
         """
         start = request.n_planned
         n = min(request.prefill_end - start, draft.left + free)
+        if request.scored:
+            n = min(n, draft.scored_left)
         reserved = self._short(request, start + 2)
         # Where spare is negative, closing tables owe it, and not all that is reserved is there yet.
         room = max(0, reserved + draft.spare)
@@ -247,6 +249,7 @@ class Core:
             n = max(1, min(n, granted * self.budget.block_size - 1 - start))
         draft.spare -= self._short(request, start + n + 1) - reserved
         draft.left -= n - free
+        draft.scored_left -= n if request.scored else 0
         self._schedule(request, n, draft)
 
     def _admit(self, draft: Draft) -> Request | None:
@@ -265,7 +268,9 @@ class Core:
         if request.lacking - self.blocks.n_shared > draft.spare:
             return None
         known = len(request.tokens)
-        scored = request.prompt_logprobs and request.n_emitted == 0
+        scored = request.scored
+        if scored and not draft.scored_left:
+            return None
         keys = request.block_keys(self.budget.block_size)
         # The last known token is always computed: its logits are what is wanted.
         match = self.blocks.match([] if scored else keys[: (known - 1) // self.budget.block_size])

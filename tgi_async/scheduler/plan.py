@@ -10,6 +10,10 @@ from tgi_async.scheduler.blocks import BlockTable
 from tgi_async.scheduler.request import Request
 from tgi_async.wire.messages import Admit, Grow, Run, Step
 
+SCORED_TOKENS = 512
+"""Prompt tokens of a step whose log-probabilities are asked for, at most: their logits over the
+whole vocabulary are in a worker's memory together."""
+
 
 class Budget(NamedTuple):
     """The limits that the core keeps."""
@@ -61,6 +65,7 @@ class Draft:
         self.step = step
         self.left = 0
         """Prefill tokens that may still be given out."""
+        self.scored_left = SCORED_TOKENS
         self.spare = 0
         """Blocks beyond what the running rows need for this step and the next."""
         self.run: list[Run] = []

@@ -102,6 +102,11 @@ class Request:
         """Blocks it needed when it last did not fit, plus `BlockManager.n_shared` of that time."""
 
     @property
+    def scored(self) -> bool:
+        """Whether the log-probabilities of its prompt are still to be told."""
+        return self.prompt_logprobs and self.n_emitted == 0
+
+    @property
     def n_emitted(self) -> int:
         return len(self.tokens) - self.n_prompt
 

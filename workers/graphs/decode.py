@@ -25,7 +25,7 @@ from workers.attention.context import AttentionContext
 from workers.attention.device_batch import SPLIT, DeviceBatch, decode_numbers
 from workers.graphs.recorder import Outputs, Recorder
 from workers.graphs.staging import Layout, Numbers, Staging
-from workers.ranks import Ranks
+from workers.ranks import FellOut, Ranks
 from workers.sampling.device import DeviceSampling
 from workers.sampling.output import Picked
 from workers.table import RowTable
@@ -37,6 +37,9 @@ SECONDS = 60.0
 """After which no further graph is begun; steps are filled up to the next larger one then."""
 MOST_BLOCKS = 2**20
 """Of all block tables of a step together: 4 MiB to be copied. Longer ones run without a graph."""
+MOST_PARTS = 2**14
+"""Of the contexts of a step together, if the cache has no room for more: texts that share blocks
+may be longer together than it. Partial results of so many take 256 MiB for 32 heads of 128."""
 STEP = 32
 """Between numbers of rows that have a graph by default, from there on; powers of two before. Matrix
 products take as long for 33 rows as for 64, but attention and sampling do not."""
@@ -108,6 +111,7 @@ class DecodeGraphs:
         device = cache.keys[0].device
         room = max(one.layout.size + one.most_blocks for one in self._graphs)
         self._staging = Staging(room, device)
+        self._logits: torch.Tensor | None = None
         self._every = torch.arange(self._graphs[0].n_rows, device=device)
 
     @property
@@ -131,9 +135,14 @@ class DecodeGraphs:
                 ]
             error = self._record(graph)
             if not self._all(not error):
-                self._graphs = []
+                self._graphs = self._graphs[:at]
                 reason = error or "another rank could not record them"
-                return [f"decode steps run without CUDA graphs, slower: {reason}"]
+                if not at:
+                    return [f"decode steps run without CUDA graphs, slower: {reason}"]
+                return [
+                    f"decode steps of up to {graph.n_rows} rows are filled up to {self.sizes[0]}: "
+                    f"{reason}"
+                ]
         return []
 
     def run(self, decodes: Decodes) -> tuple[torch.Tensor, Picked] | None:
@@ -194,12 +203,11 @@ class DecodeGraphs:
         cache = self._cache
         sizes = dict.fromkeys(("rows", "stores", "positions", "slots", "lengths", "starts"), n_rows)
         layout = Layout(sizes | {"parts": n_rows + 1, "sampling": n_rows * DeviceSampling.WIDTH})
-        # Texts that share blocks may be longer together than the cache, which is rare.
         in_cache = cache.n_blocks * cache.block_size // SPLIT + n_rows
         return _Graph(
             n_rows,
             layout,
-            min(in_cache, n_rows * -(-most_positions // SPLIT)),
+            min(max(in_cache, MOST_PARTS), n_rows * -(-most_positions // SPLIT)),
             min(MOST_BLOCKS, n_rows * -(-most_positions // cache.block_size)),
         )
 
@@ -225,11 +233,20 @@ class DecodeGraphs:
         )
         self._staging.send(size)
         try:
-            graph.replay, graph.outputs = self._recorder.record(lambda: self._step(graph))
+            self._recorder.prepare(lambda: self._step(graph))
         except torch.AcceleratorError:
             raise  # the device itself is lost
         except RuntimeError as error:
-            return str(error).partition("\n")[0]
+            if self._ranks is not None:
+                # The others wait for this one in the middle of it.
+                raise FellOut(f"a step of {graph.n_rows} rows failed: {error}") from error
+            return _first_line(error)
+        try:
+            graph.replay, graph.outputs = self._recorder.record(lambda: self._step(graph))
+        except torch.AcceleratorError:
+            raise
+        except RuntimeError as error:
+            return _first_line(error)
         return ""
 
     def _step(self, graph: _Graph) -> Outputs:
@@ -253,12 +270,23 @@ class DecodeGraphs:
         context = AttentionContext.captured(self._cache, batch)
         logits = self._model(ids, at["positions"].long(), self._every[: graph.n_rows], context)
         if self._sampling is None or self._table is None:
-            return (logits,)
+            return ()
         asked = at["sampling"].view(graph.n_rows, DeviceSampling.WIDTH)
         picked = self._sampling.sample(logits, asked)
         self._table.last_tokens.index_copy_(0, at["stores"].long(), picked.tokens)
-        return logits, *picked
+        return self._kept(logits), *picked
+
+    def _kept(self, logits: torch.Tensor) -> torch.Tensor:
+        """In one place for all graphs, since what each keeps for itself adds up."""
+        if self._logits is None:
+            # The largest graph is the first to be prepared.
+            self._logits = torch.empty_like(logits)
+        return self._logits[: len(logits)].copy_(logits)
 
     def _all(self, mine: bool) -> bool:
         """Whether it is so on all ranks."""
         return mine if self._ranks is None else bool(self._ranks.least(int(mine)))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -17,8 +17,13 @@ CAPTURE_ERRORS = range(900, 909)
 class Recorder(Protocol):
     """Records work over tensors whose places do not change."""
 
+    def prepare(self, work: Callable[[], Outputs]) -> None:
+        """Run `work` once: kernels are compiled, and libraries take their memory, when they first
+        run. Raises what it raises."""
+        ...
+
     def record(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
-        """Run `work` once, then record it: what runs it again, and where its results are then.
+        """Record work that was prepared: what runs it again, and where its results are then.
 
         Raises RuntimeError for work that cannot be recorded, such as what waits for the device.
         """
@@ -33,14 +38,17 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
 
-    def record(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+    def prepare(self, work: Callable[[], Outputs]) -> None:
         """See `Recorder`."""
-        # Kernels are compiled, and libraries take their memory, when they first run.
         before = torch.cuda.current_stream()
         self._stream.wait_stream(before)
         with torch.cuda.stream(self._stream):
             work()
         before.wait_stream(self._stream)
+
+    def record(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        """See `Recorder`."""
+        before = torch.cuda.current_stream()
         graph = torch.cuda.CUDAGraph()
         # Other threads, such as those of grammars, may go on with theirs meanwhile.
         try:
