@@ -25,7 +25,13 @@ def values(of: inspect.Type) -> st.SearchStrategy[Any]:
             least = -(2**63) if of.ge is None else of.ge
             return st.integers(least, 2**64 - 1 if of.lt is None else of.lt - 1)
         case inspect.FloatType():
-            return st.floats(allow_nan=False)
+            return st.floats(
+                of.ge if of.gt is None else of.gt,
+                of.le if of.lt is None else of.lt,
+                allow_nan=False,
+                exclude_min=of.gt is not None,
+                exclude_max=of.lt is not None,
+            )
         case inspect.StrType():
             return st.text(max_size=3)
         case inspect.NoneType():
