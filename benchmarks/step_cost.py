@@ -109,8 +109,8 @@ def run(core: Core, worker: MadeUpWorker) -> None:
 def decoding(n_requests: int, length: int, n_steps: int) -> tuple[Core, MadeUpWorker]:
     """A core whose requests all have prompts of `length` tokens and decode for `n_steps` more."""
     n_prefill = max(8192, length)
-    # The first admitted decode while the last are prefilled.
-    n_new = n_steps + 8 + n_requests * length // n_prefill
+    # The first admitted decode while the last are prefilled, half of the budget a step.
+    n_new = n_steps + 8 + 2 * n_requests * length // n_prefill
     most = length + n_new
     core = Core(
         Budget(
