@@ -117,7 +117,7 @@ def test_flags_are_not_guessed_from_their_beginning(served: list[Settings]) -> N
 def test_the_token_of_the_hub_has_another_name_in_tgi(
     served: list[Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.subprocess, "call", lambda command: 0)
+    monkeypatch.setattr(cli.subprocess, "call", lambda command, env: 0)
     for start in (lambda: launcher_main([]), lambda: main(["download-weights"])):
         with monkeypatch.context() as patch:
             patch.setenv("HF_TOKEN", "to be put back")
@@ -168,13 +168,13 @@ def test_download_weights_hands_its_arguments_on_as_they_are(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     called: list[list[str]] = []
-    monkeypatch.setattr(cli.subprocess, "call", lambda command: called.append(command) or 5)
+    monkeypatch.setattr(cli.subprocess, "call", lambda command, env: called.append(command) or 5)
     assert main(["download-weights", *arguments]) == 5
-    assert called == [[sys.executable, "-m", "workers.models.prepare", *arguments]]
+    assert called == [[sys.executable, "-P", "-m", "workers.models.prepare", *arguments]]
 
 
 def test_an_interrupted_download_has_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(command: list[str]) -> int:
+    def interrupt(command: list[str], env: dict[str, str]) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli.subprocess, "call", interrupt)

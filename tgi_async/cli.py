@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib import metadata
 
+from tgi_async import processes
 from tgi_async.arguments import add_arguments, resolve, without_effect
 from tgi_async.errors import StartError
 from tgi_async.telemetry import logs
@@ -89,7 +90,9 @@ def _adopt_token() -> None:
 def _call(module: str, arguments: list[str]) -> int:
     _adopt_token()
     try:
-        return subprocess.call([sys.executable, "-m", module, *arguments])
+        return subprocess.call(
+            [*processes.command(module), *arguments], env=processes.environment()
+        )
     except KeyboardInterrupt:
         return 130
 

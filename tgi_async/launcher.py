@@ -13,13 +13,13 @@ import json
 import logging
 import os
 import socket
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
 
+from tgi_async import processes
 from tgi_async.api.app import create_app
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
@@ -41,7 +41,7 @@ from tgi_async.wire.messages import Loading, Ready, Start
 log = logging.getLogger(__name__)
 
 WORKER_EXIT_SECONDS = 5.0
-PREPARE = (sys.executable, "-m", "workers.models.prepare")
+PREPARE = processes.command("workers.models.prepare")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +194,9 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...]) -> Prepared:
         command += ["--cache", settings.huggingface_hub_cache]
     if settings.trust_remote_code:
         command.append("--trust-remote-code")
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, env=processes.environment()
+    )
     try:
         output, _ = await process.communicate()
     finally:
