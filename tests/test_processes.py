@@ -69,9 +69,15 @@ def test_they_would_run_otherwise(hostile: Path) -> None:
         ({"PYTHONPATH": ":"}, {}),
         ({"PYTHONPATH": ""}, {}),
         ({}, {}),
+        ({"PYTHONOPTIMIZE": "2"}, {"PYTHONOPTIMIZE": "1"}),
+        ({"PYTHONOPTIMIZE": "yes"}, {"PYTHONOPTIMIZE": "1"}),
+        ({"PYTHONOPTIMIZE": "0"}, {"PYTHONOPTIMIZE": "0"}),
+        ({"PYTHONOPTIMIZE": ""}, {"PYTHONOPTIMIZE": ""}),
     ],
 )
-def test_a_path_that_the_user_set_stays(given: Mapping[str, str], left: Mapping[str, str]) -> None:
+def test_what_the_user_set_stays_unless_it_cannot_work(
+    given: Mapping[str, str], left: Mapping[str, str]
+) -> None:
     assert processes.environment(given) == left
 
 

@@ -17,13 +17,15 @@ def command(module: str) -> tuple[str, ...]:
 
 
 def environment(inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return `inherited`, less what would put the working directory on the path again.
+    """Return `inherited`, less what such a process cannot work with.
 
     Python reads an empty entry of PYTHONPATH, as `export PYTHONPATH=$PYTHONPATH:/x` often leaves
-    one, as the working directory.
+    one, as the working directory. transformers needs its docstrings, which PYTHONOPTIMIZE=2 takes.
     """
     made = dict(inherited)
     entries = [entry for entry in made.pop("PYTHONPATH", "").split(os.pathsep) if entry]
     if entries:
         made["PYTHONPATH"] = os.pathsep.join(entries)
+    if made.get("PYTHONOPTIMIZE", "0") not in ("", "0"):
+        made["PYTHONOPTIMIZE"] = "1"
     return made
