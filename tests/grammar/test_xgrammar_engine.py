@@ -19,6 +19,34 @@ def test_terms_are_followed(grammar: Grammar, good: list[str], bad: list[str]) -
         assert not follows(engine, grammar, text), text
 
 
+SPACES = [
+    (r"a\sb", ["a b", "a\tb"], ["a\u2003b", "a\xa0b", "asb"]),
+    (r"\S+", ["ab\u2003é", "\xa0"], [" ", "a b"]),
+    (r"[\s,]", [" ", ",", "\n"], ["\u2003", "\xa0", "s"]),
+    (r"[^\s]", ["a", "\u2003", "\xa0"], [" ", "\t"]),
+    (r"[\S]", ["a", "\u2003"], [" "]),
+    (r"[^a\S]", [" ", "\n"], ["a", "b", "\u2003", "\xa0"]),
+    (r"\\s", ["\\s"], ["\\ ", " "]),
+    (r"[\]\s]", ["]", " "], ["\u2003"]),
+]
+
+
+@pytest.mark.parametrize(("pattern", "good", "bad"), SPACES)
+def test_spaces_are_those_of_ascii(pattern: str, good: list[str], bad: list[str]) -> None:
+    engine = engine_of("xgrammar")
+    for text in good:
+        assert follows(engine, Regex(pattern), text), text
+    for text in bad:
+        assert not follows(engine, Regex(pattern), text), text
+
+
+def test_spaces_of_a_pattern_in_a_schema_are_those_of_ascii() -> None:
+    engine, grammar = engine_of("xgrammar"), Json({"type": "string", "pattern": r"^a\sb$"})
+    assert follows(engine, grammar, '"a b"')
+    assert not follows(engine, grammar, '"a\u2003b"')
+    assert not follows(engine, grammar, '"a\xa0b"')
+
+
 REFUSED = [
     (
         {"allOf": [{"pattern": "a"}], "type": "string"},
