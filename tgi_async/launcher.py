@@ -13,13 +13,13 @@ import json
 import logging
 import os
 import socket
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvloop
 
+from tgi_async import processes
 from tgi_async.api.app import create_app
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
@@ -32,6 +32,7 @@ from tgi_async.supervisor import WORKER
 from tgi_async.telemetry import traces
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.telemetry.observer import Observer
+from tgi_async.temporary import private_folder
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.chat_files import read_template_config
 from tgi_async.text.sampling_defaults import SamplingDefaults
@@ -41,7 +42,7 @@ from tgi_async.wire.messages import Loading, Ready, Start
 log = logging.getLogger(__name__)
 
 WORKER_EXIT_SECONDS = 5.0
-PREPARE = (sys.executable, "-m", "workers.models.prepare")
+PREPARE = processes.command("workers.models.prepare")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,11 @@ async def _serve(settings: Settings, prepare: tuple[str, ...], worker: tuple[str
     on_signals(stop)
     try:
         # Bound before anything slow, so that a port in use is known at once.
-        with contextlib.closing(bind(settings.hostname, settings.port)) as listener:
-            return await _serve_on(listener, settings, prepare, worker)
+        with (
+            contextlib.closing(bind(settings.hostname, settings.port)) as listener,
+            private_folder() as scratch,
+        ):
+            return await _serve_on(listener, settings, prepare, worker, scratch)
     except asyncio.CancelledError:
         if not stopped:
             raise
@@ -114,12 +118,14 @@ async def _serve_on(
     settings: Settings,
     prepare: tuple[str, ...],
     worker: tuple[str, ...],
+    scratch: str,
 ) -> int:
+    """`scratch` is a folder for what the cache cannot take."""
     began = time.perf_counter()
     world_size = n_shards(settings.sharded, settings.num_shard, os.environ)
     require(settings.grammar_engine)
     spans = traces.sending_to(settings.otlp_endpoint) if settings.otlp_endpoint else None
-    prepared = await _prepare(settings, prepare)
+    prepared = await _prepare(settings, prepare, scratch)
     tokenizer = Tokenizer.from_folder(prepared.path)
     chat_template = _chat_template(settings, prepared, tokenizer)
     log.info("serving %s from %s", prepared.model_id, prepared.path)
@@ -183,9 +189,9 @@ async def _serve_on(
         )
 
 
-async def _prepare(settings: Settings, prepare: tuple[str, ...]) -> Prepared:
+async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -> Prepared:
     """Raises StartError; the reason was already printed by the process that found it."""
-    command = list(prepare)
+    command = [*prepare, "--scratch", scratch]
     if settings.model_id is not None:
         command.append(settings.model_id)
     if settings.revision is not None:
@@ -194,7 +200,9 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...]) -> Prepared:
         command += ["--cache", settings.huggingface_hub_cache]
     if settings.trust_remote_code:
         command.append("--trust-remote-code")
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, env=processes.environment()
+    )
     try:
         output, _ = await process.communicate()
     finally:

@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import zmq
 
+from tgi_async import processes
 from tgi_async.errors import StartError
 from tgi_async.wire.channel import RouterChannel
 from tgi_async.wire.codec import WireError
@@ -31,7 +31,7 @@ from tgi_async.wire.messages import (
     ToRouter,
 )
 
-WORKER = (sys.executable, "-m", "workers")
+WORKER = processes.command("workers")
 
 ENVIRONMENT = {
     # OpenMP threads that spin between parallel regions starve the router on a small machine, and
@@ -145,7 +145,7 @@ class WorkerGroup:
                 f"--rank={rank}",
                 f"--router={os.getpid()}",
                 stdin=asyncio.subprocess.DEVNULL,
-                env=os.environ | {k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()},
+                env=ENVIRONMENT | processes.environment(),
                 # Of its own, so that a Ctrl-C in the terminal reaches the router alone.
                 start_new_session=True,
             )

@@ -17,7 +17,7 @@ import torch
 
 from tgi_async.wire.channel import WorkerChannel
 from tgi_async.wire.messages import Loading, Ready, Refused, Start, Step, Stop, ToWorker
-from workers import memory
+from workers import memory, native
 from workers.assembly import Assembly, GraphPlan
 from workers.attention import registry
 from workers.attention.cuda import CudaAttention
@@ -147,7 +147,7 @@ class Worker:
                 vocab_size=shape.vocab_size,
                 kv_cache_bytes=n_blocks * per_block,
                 weight_bytes=model.weight_bytes,
-                notes=notes + model.notes,
+                notes=notes + native.notes + model.notes,
             )
         )
         if self._rank == 0:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tgi_async import processes
 from tgi_async.confined.pool import ProcessEnded, ProcessPool
 from tgi_async.errors import TemplateError, ValidationError
 from tgi_async.text.chat_files import read_templates
 from tgi_async.text.chat_forms import Message
 from tgi_async.text.tools.templates import Traits
 
-COMMAND = (sys.executable, "-m", "tgi_async.text.chat_process")
+COMMAND = processes.command("tgi_async.text.chat_process")
 
 
 class ChatTemplate:

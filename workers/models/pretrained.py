@@ -76,7 +76,12 @@ class Pretrained:
         held = list(self.module.parameters())
         for one in self.module.modules():
             held += one.tensors if isinstance(one, Linear) else []
-        return sum({one.data_ptr(): one.nbytes for one in held}.values())
+        return sum({_place(one): one.nbytes for one in held}.values())
+
+
+def _place(tensor: torch.Tensor) -> int:
+    """The same for tensors that share their memory; those in oneDNN's order share none."""
+    return tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
 def _on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
