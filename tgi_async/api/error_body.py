@@ -1,0 +1,17 @@
+"""The body of an error, in the form of the API that a path belongs to."""
+
+from __future__ import annotations
+
+from tgi_async.api.exchange import encode
+
+TGI_TYPES = {503: "healthcheck"}
+OPENAI_TYPES = {503: "service_unavailable_error"}
+"""Names of errors by status; any other status is the client's mistake."""
+
+
+def error_body(path: str, status: int, message: str, code: str | None = None) -> bytes:
+    """Return JSON: OpenAI's error object below `/v1`, TGI's `error` and `error_type` elsewhere."""
+    if path.startswith("/v1/"):
+        kind = OPENAI_TYPES.get(status, "invalid_request_error")
+        return encode({"error": {"message": message, "type": kind, "code": code, "param": None}})
+    return encode({"error": message, "error_type": TGI_TYPES.get(status, "validation")})
