@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tgi_async.api.exchange import encode
 
 TGI_TYPES = {503: "healthcheck"}
@@ -9,9 +11,14 @@ OPENAI_TYPES = {503: "service_unavailable_error"}
 """Names of errors by status; any other status is the client's mistake."""
 
 
-def error_body(path: str, status: int, message: str, code: str | None = None) -> bytes:
-    """Return JSON: OpenAI's error object below `/v1`, TGI's `error` and `error_type` elsewhere."""
+def error_body(
+    path: str, status: int, message: str, *, code: str | None = None, **details: Any
+) -> bytes:
+    """Return JSON: OpenAI's error object below `/v1`, TGI's `error` and `error_type` elsewhere.
+
+    `details` are further fields of TGI's form; `code` is in OpenAI's only.
+    """
     if path.startswith("/v1/"):
         kind = OPENAI_TYPES.get(status, "invalid_request_error")
-        return encode({"error": {"message": message, "type": kind, "code": code, "param": None}})
-    return encode({"error": message, "error_type": TGI_TYPES.get(status, "validation")})
+        return encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
+    return encode({"error": message, "error_type": TGI_TYPES.get(status, "validation"), **details})
