@@ -322,14 +322,14 @@ async def test_stopping_tells_live_requests_that_they_are_incomplete(tmp_path: P
         assert not run.engine.ready
 
 
-async def test_refusing_lets_live_requests_end(tmp_path: Path) -> None:
+async def test_a_retired_engine_is_not_ready_and_serves(tmp_path: Path) -> None:
     async with running(Behaviour(step_seconds=0.01), tmp_path) as run:
         live = run.submit("live", 10)
-        run.engine.refuse()
+        run.engine.retire()
         assert not run.engine.ready
-        with pytest.raises(Unhealthy, match="shutting down"):
-            run.submit("late")
+        late = run.submit("late", 10)
         assert (await collect(live)).ids == run.expected("live", 10)
+        assert (await collect(late)).ids == run.expected("late", 10)
 
 
 async def test_the_sockets_are_in_a_folder_of_this_user_alone(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_spans_reach_a_collector(serve: Serve, monkeypatch: pytest.MonkeyPatch) 
 def test_a_failed_preparation_ends_the_start(serve: Serve) -> None:
     server = serve(prepare="raise SystemExit('the disk is full')")
     assert server.ended() == 1
-    assert server.log.startswith("the disk is full\nError: The model is not ready to be served")
+    assert "\nthe disk is full\nError: The model is not ready to be served" in server.log
 
 
 def test_it_can_be_stopped_while_the_model_is_prepared(serve: Serve) -> None:
@@ -207,6 +207,41 @@ def test_it_can_be_stopped_while_the_worker_loads(serve: Serve) -> None:
     server.signal(signal.SIGINT)
     server.signal(signal.SIGINT)
     assert server.ended() == 0
+    assert "stopped before it was ready" in server.log
+
+
+LISTENING = re.compile(r"listening on (http://\S+);")
+
+
+def test_while_it_loads_it_says_so_and_then_serves_the_same_connections(serve: Serve) -> None:
+    server = serve(Behaviour(load_seconds=1.5))
+    with httpx.Client(base_url=server.until_logged(LISTENING)[1]) as client:
+        assert client.get("/health/live").status_code == 200
+        while (health := client.get("/health").json()) and health["phase"] != "loading weights":
+            assert health["error"].startswith("The server is not ready yet: ")
+        assert health["error"].startswith("The server is not ready yet: loading weights, for 0 s")
+        assert client.post("/generate", json={"inputs": "Hi"}).status_code == 503
+        before = own_port(client)
+        while client.get("/health").status_code == 503:
+            signal.sigtimedwait([], 0.05)
+        assert client.post("/generate", json={"inputs": "Hi"}).status_code == 200
+        assert own_port(client) == before
+
+
+def own_port(client: httpx.Client) -> int:
+    """Where the client's last connection comes from."""
+    with client.stream("GET", "/health") as reply:
+        reply.read()
+        address = reply.extensions["network_stream"].get_extra_info("client_addr")
+    return int(address[1])
+
+
+def test_it_can_be_stopped_with_clients_connected_while_it_loads(serve: Serve) -> None:
+    server = serve(Behaviour(load_seconds=60))
+    with httpx.Client(base_url=server.until_logged(LISTENING)[1]) as client:
+        assert client.get("/health").status_code == 503
+        server.signal(signal.SIGTERM)
+        assert server.ended() == 0
     assert "stopped before it was ready" in server.log
 
 

@@ -75,6 +75,7 @@ class Engine:
         self._last_id = 0
         self._deaths = 0
         self._serving = False
+        self._retired = False
         self._stopping = False
         self._pump_scheduled = False
         self._began = False
@@ -134,9 +135,9 @@ class Engine:
         self._serving = True
         self._task = asyncio.create_task(self._serve())
 
-    def refuse(self) -> None:
-        """Take no more requests; the live ones go on."""
-        self._stopping = True
+    def retire(self) -> None:
+        """Be not ready from now on, so that clients look elsewhere; requests are still taken."""
+        self._retired = True
 
     async def stop(self, grace: float) -> None:
         """End the workers; what still lives gets an IncompleteGeneration."""
@@ -152,8 +153,8 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether workers are there to make progress."""
-        return self._serving and not self._stopping
+        """Whether workers are there to make progress, and will be for a while."""
+        return self._serving and not self._retired and not self._stopping
 
     @property
     def max_total_tokens(self) -> int:

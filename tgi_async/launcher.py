@@ -1,7 +1,8 @@
 """From settings to a server that answers, and back down again.
 
-The phases are shown with their times: preparing the model (a process of its own, so that what it
-imports and unpacks leaves no trace in the router), loading and warming up in the worker, listening.
+It listens first, so that whoever asks is told what it is busy with. The phases are shown with their
+times: preparing the model (a process of its own, so that what it imports and unpacks leaves no
+trace in the router), loading and warming up in the worker.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ import os
 import socket
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvloop
 
 from tgi_async import processes
 from tgi_async.api.app import create_app
+from tgi_async.api.gate import Gate
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
 from tgi_async.grammar.engines import require
 from tgi_async.grammar.vetting import Vetting
-from tgi_async.listener import bind, listen, on_signals, open_queue
+from tgi_async.listener import Answering, answering, bind, on_signals
 from tgi_async.settings import Settings
 from tgi_async.shards import n_shards
 from tgi_async.supervisor import WORKER
@@ -100,12 +103,18 @@ async def _serve(settings: Settings, prepare: tuple[str, ...], worker: tuple[str
 
     on_signals(stop)
     try:
-        # Bound before anything slow, so that a port in use is known at once.
+        # Before anything slow, so that a port in use is known at once.
         with (
             contextlib.closing(bind(settings.hostname, settings.port)) as listener,
             private_folder() as scratch,
         ):
-            return await _serve_on(listener, settings, prepare, worker, scratch)
+            gate = Gate(
+                settings.cors_allow_origin, kserve=settings.kserve, strict_tgi=settings.strict_tgi
+            )
+            address = _address(listener)
+            async with answering(gate, listener) as http:
+                log.info("listening on %s; not ready yet", address)
+                return await _serve_on(http, gate, address, settings, prepare, worker, scratch)
     except asyncio.CancelledError:
         if not stopped:
             raise
@@ -114,7 +123,9 @@ async def _serve(settings: Settings, prepare: tuple[str, ...], worker: tuple[str
 
 
 async def _serve_on(
-    listener: socket.socket,
+    http: Answering,
+    gate: Gate,
+    address: str,
     settings: Settings,
     prepare: tuple[str, ...],
     worker: tuple[str, ...],
@@ -125,7 +136,9 @@ async def _serve_on(
     world_size = n_shards(settings.sharded, settings.num_shard, os.environ)
     require(settings.grammar_engine)
     spans = traces.sending_to(settings.otlp_endpoint) if settings.otlp_endpoint else None
+    gate.phase("preparing the model")
     prepared = await _prepare(settings, prepare, scratch)
+    gate.phase("reading the tokenizer")
     tokenizer = Tokenizer.from_folder(prepared.path)
     chat_template = _chat_template(settings, prepared, tokenizer)
     log.info("serving %s from %s", prepared.model_id, prepared.path)
@@ -157,7 +170,8 @@ async def _serve_on(
     )
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(engine.stop, WORKER_EXIT_SECONDS)
-        ready = await engine.launch(_show)
+        gate.phase("starting the worker")
+        ready = await engine.launch(partial(_show, gate))
         limits = _limits(settings, prepared, engine.max_total_tokens)
         metrics = Metrics(
             max_input_tokens=limits.max_input_tokens,
@@ -179,13 +193,16 @@ async def _serve_on(
                 spans, service_name=settings.otlp_service_name, model_id=limits.model_id
             )
             closing.push_async_callback(asyncio.to_thread, collector.close)
-        open_queue(listener)
-        _welcome(settings, ready, limits, listener, time.perf_counter() - began)
+        await closing.enter_async_context(app.router.lifespan_context(app))
         # What lives now lives as long as the server: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        return await listen(
-            Observer(app, collector), engine, listener, settings.graceful_termination_timeout
+        gate.open(Observer(app, collector))
+        _welcome(settings, ready, limits, address, time.perf_counter() - began)
+        return await http.until_stopped(
+            engine,
+            delay=settings.shutdown_delay,
+            grace=settings.graceful_termination_timeout,
         )
 
 
@@ -268,14 +285,16 @@ def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
     )
 
 
-def _show(loading: Loading) -> None:
+def _show(gate: Gate, loading: Loading) -> None:
+    if not loading.seconds:
+        gate.phase(loading.phase)
     detail = f" ({loading.detail})" if loading.detail else ""
     if loading.seconds:
         log.info("%s%s: %.1f s", loading.phase, detail, loading.seconds)
 
 
 def _welcome(
-    settings: Settings, ready: Ready, limits: Limits, listener: socket.socket, seconds: float
+    settings: Settings, ready: Ready, limits: Limits, address: str, seconds: float
 ) -> None:
     for note in ready.notes:
         log.warning(note)
@@ -296,14 +315,18 @@ def _welcome(
         limits.max_concurrent_requests,
         ready.max_batch_prefill_tokens,
     )
-    host, port = listener.getsockname()[:2]
-    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     key = " -H 'Authorization: Bearer ...'" if settings.api_key else ""
-    log.info("ready in %.1f s on http://%s:%d. Try:", seconds, shown, port)
+    log.info("ready in %.1f s on %s. Try:", seconds, address)
     log.info(
-        "  curl http://%s:%d/v1/chat/completions%s -H 'Content-Type: application/json' "
+        "  curl %s/v1/chat/completions%s -H 'Content-Type: application/json' "
         """-d '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'""",
-        shown,
-        port,
+        address,
         key,
     )
+
+
+def _address(listener: socket.socket) -> str:
+    """Return the URL under which this machine reaches the server."""
+    host, port = listener.getsockname()[:2]
+    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}"

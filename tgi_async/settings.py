@@ -209,6 +209,15 @@ class Settings:
     graceful_termination_timeout: int = _option(
         90, OPERATION, "seconds that live requests get after SIGTERM", kind=int, least=0
     )
+    shutdown_delay: int = _option(
+        0,
+        OPERATION,
+        "seconds between SIGTERM and graceful-termination-timeout in which /health says 503 and "
+        "requests are still taken: as long as a load balancer needs to notice",
+        kind=int,
+        least=0,
+        most=3600,
+    )
 
     def __post_init__(self) -> None:
         if self.max_input_tokens is not None and self.max_input_length is not None:

@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from tgi_async.api.cors import Cors
 from tgi_async.api.engine import Engine
 from tgi_async.api.limits import Limits
 from tgi_async.api.permits import Permits
@@ -70,15 +70,7 @@ def create_app(
 
     app = Starlette(
         routes=routes(service, os.environ),
-        middleware=[
-            Middleware(
-                CORSMiddleware,
-                allow_origins=limits.cors_allow_origin or ("*",),
-                allow_methods=("GET", "POST"),
-                # TGI allows content-type only, with which a browser cannot send the API key.
-                allow_headers=("authorization", "content-type"),
-            )
-        ],
+        middleware=[Middleware(Cors, limits.cors_allow_origin)],
         exception_handlers={HTTPException: _empty},
         lifespan=lifespan,
     )
@@ -87,13 +79,19 @@ def create_app(
 
 
 async def _empty(request: Request, error: Exception) -> Response:
-    """404 and 405 have no body; a 405 names the methods of all routes of the path."""
+    """404 and 405 have no body; a 405 names the methods of all routes of the path.
+
+    OPTIONS asks for just that, so that it is no error.
+    """
     if not isinstance(error, HTTPException):
         raise error
-    headers = {}
-    if error.status_code == 405:
-        headers["allow"] = ", ".join(sorted(set(_methods(request))))
-    return Response(status_code=error.status_code, headers=headers)
+    if request.method == "OPTIONS" and request.scope["path"] == "*":
+        return Response(headers={"allow": "GET, HEAD, OPTIONS, POST"})
+    status, headers = error.status_code, {}
+    if status == 405:
+        headers["allow"] = ", ".join(sorted({*_methods(request), "OPTIONS"}))
+        status = 200 if request.method == "OPTIONS" else status
+    return Response(status_code=status, headers=headers)
 
 
 def _methods(request: Request) -> Iterator[str]:
