@@ -63,8 +63,12 @@ class Overloaded(ServerError):
     error_type = "overloaded"
     failure = "overloaded"
 
-    def __init__(self, message: str = "Model is overloaded") -> None:
+    def __init__(
+        self, message: str = "Model is overloaded", *, retry_after: int | None = None
+    ) -> None:
         super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds after which the same request may find room, as far as anybody knows."""
 
 
 class GenerationError(ServerError):

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
+from tgi_async.scheduler.reservations import Reservation
 from tgi_async.wire.messages import Sampling
 
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
@@ -39,6 +40,8 @@ class GenerationRequest(Struct, frozen=True):
     """A vetted grammar, as `grammar.encode` writes it, that the output is held to; or empty."""
     shown: dict[int, str] = {}
     """Special tokens that are part of the text, by their names: marks of calls and of thoughts."""
+    reservation: Reservation | None = None
+    """What it has a row of, where it came with a request over HTTP."""
 
 
 class TopToken(NamedTuple):

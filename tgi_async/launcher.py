@@ -29,6 +29,7 @@ from tgi_async.errors import StartError
 from tgi_async.grammar.engines import require
 from tgi_async.grammar.vetting import Vetting
 from tgi_async.listener import Answering, answering, bind, on_signals
+from tgi_async.scheduler.reservations import Capacity
 from tgi_async.settings import Settings
 from tgi_async.shards import n_shards
 from tgi_async.supervisor import WORKER
@@ -152,7 +153,10 @@ async def _serve_on(
             block_size=0,
             n_blocks=0,
             kv_cache_memory=settings.kv_cache_memory or 0,
-            max_rows=settings.max_batch_size or settings.max_concurrent_requests,
+            max_rows=min(
+                settings.max_batch_size or settings.max_concurrent_requests,
+                settings.max_concurrent_requests,
+            ),
             max_batch_prefill_tokens=settings.max_batch_prefill_tokens or 0,
             max_total_tokens=settings.max_total_tokens or 0,
             trust_remote_code=settings.trust_remote_code,
@@ -167,6 +171,9 @@ async def _serve_on(
         world_size=world_size,
         command=worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,
+        capacity=Capacity.of(
+            settings.max_concurrent_requests, settings.queue_size, settings.payload_limit
+        ),
     )
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(engine.stop, WORKER_EXIT_SECONDS)
@@ -308,11 +315,12 @@ def _welcome(
         ready.block_size,
     )
     log.info(
-        "limits: %d tokens a request, %d of them input; %d requests at once; %d prefill tokens "
-        "a step",
+        "limits: %d tokens a request, %d of them input; %d requests at once, %d more may wait; "
+        "%d prefill tokens a step",
         limits.max_total_tokens,
         limits.max_input_tokens,
         limits.max_concurrent_requests,
+        settings.queue_size,
         ready.max_batch_prefill_tokens,
     )
     key = " -H 'Authorization: Bearer ...'" if settings.api_key else ""

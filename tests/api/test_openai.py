@@ -67,8 +67,8 @@ async def test_log_probabilities_are_the_models_own(api, engine, fields):
             f"`logit_bias` maps token ids, which are numbers from 0. Given: '{'9' * 20}'",
         ),
         (
-            {"logit_bias": {str(id): 1 for id in range(301)}},
-            "`logit_bias` supports up to 300 tokens. Given: 301",
+            {"logit_bias": {str(id): 1 for id in range(1025)}},
+            "`logit_bias` supports up to 1024 tokens. Given: 1025",
         ),
         ({"logit_bias": [1.0]}, "`logit_bias` must map token ids to numbers. Given: a list"),
     ],
@@ -89,7 +89,7 @@ async def test_a_broken_rule_is_told_before_a_stream(ask, engine, fields, messag
     [
         {"presence_penalty": 2, "frequency_penalty": -2, "min_p": 1},
         {"n": 3, "temperature": 0},
-        {"logit_bias": {str(id): 100 for id in range(300)}},
+        {"logit_bias": {str(id): 1 for id in range(1023)} | {"1023": 100}},
         {"logit_bias": {str(2**31 - 1): -100}},
         {"n": None, "logit_bias": None, "presence_penalty": None, "stop": None},
     ],

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from tgi_async.api.admission import Admission
 from tgi_async.api.cors import Cors
 from tgi_async.api.engine import Engine
 from tgi_async.api.limits import Limits
@@ -51,7 +52,7 @@ def create_app(
         limits=limits,
         metrics=metrics,
         compute_type=compute_type or os.environ.get("COMPUTE_TYPE", "cpu"),
-        permits=Permits(limits.max_concurrent_requests),
+        admission=Admission(engine, limits),
         tokenize_permits=Permits(limits.max_concurrent_requests),
         pool=ThreadPoolExecutor(limits.validation_workers, thread_name_prefix="text"),
         vetting=vetting,

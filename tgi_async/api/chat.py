@@ -35,7 +35,7 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
     if strict and offer is not None:
         await call_like_tgi(service, body, offer, parameters, exchange)
         return
-    with service.permits.take(n):
+    async with service.admission.take(exchange, n):
         prompt = await prompt_of(service, body, offer)
         reader = None if strict else AnswerReader(service, offer, prompt, grammar)
         request = await service.request(

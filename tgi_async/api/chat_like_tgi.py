@@ -55,7 +55,7 @@ async def call_like_tgi(
     """Answer with one call, or in words."""
     tools = [*offer.tools, NO_TOOL] if offer.forced is None else offer.forced
     offer = Offer(tools, tools, parallel=False)
-    with service.permits.take(1):
+    async with service.admission.take(exchange):
         tgi = _LikeTGI(service, body, offer, parameters, exchange)
         await (tgi.stream() if body.stream else tgi.reply())
 

@@ -50,7 +50,7 @@ async def _complete(service: Service, body: CompletionRequest, exchange: Exchang
     prompts = _prompts(service, body)
     n_each = body.n_generated(service.limits)
     body.check_own()
-    with service.permits.take(len(prompts) * n_each):
+    async with service.admission.take(exchange, len(prompts) * n_each):
         requests = [await _request(service, body, prompt, exchange) for prompt in prompts]
         texts = [await _text_of(service, prompt) for prompt in prompts]
         n_characters = sum(map(len, texts))

@@ -49,7 +49,9 @@ class Endpoint(Generic[T]):
         exchange = Exchange(scope, send)
         try:
             raw = await read_json_body(scope, receive, self._service.limits.payload_limit)
+            exchange.n_bytes = len(raw)
             body = self._decode(raw)
+            del raw  # which would stay as long as the request
         except ClientDisconnect:
             return
         except BodyRefused as refused:

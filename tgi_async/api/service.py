@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from msgspec import structs
 
+from tgi_async.api.admission import Admission
 from tgi_async.api.constraint import vetted
 from tgi_async.api.engine import Engine, Generation
 from tgi_async.api.exchange import Exchange
@@ -40,9 +41,9 @@ R = TypeVar("R")
 class Service:
     """The parts of the server that a route needs.
 
-    `pool` runs what would hold up the event loop: tokenizing and rendering. Only holders of a
-    permit put work into it, so its queue is bounded. `tokenize_permits` are apart from
-    `permits`, so that counting tokens goes on while all generations are taken.
+    `pool` runs what would hold up the event loop: tokenizing and rendering. Only who was admitted
+    or holds a permit puts work into it, so its queue is bounded. `tokenize_permits` are apart from
+    `admission`, so that counting tokens goes on while no generation finds room.
     """
 
     engine: Engine
@@ -51,7 +52,7 @@ class Service:
     limits: Limits
     metrics: Metrics
     compute_type: str
-    permits: Permits
+    admission: Admission
     tokenize_permits: Permits
     pool: ThreadPoolExecutor
     vetting: Vetting | None = None
@@ -120,6 +121,7 @@ class Service:
             prompt_logprobs=parameters.decoder_input_details,
             include_stop=include_stop,
             grammar=grammar,
+            reservation=exchange.reservation,
         )
 
     def submit(self, request: GenerationRequest) -> Generation:

@@ -23,8 +23,8 @@ Id = Annotated[int, Meta(ge=0, lt=2**31)]
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
 Seed = Annotated[int, Meta(ge=0)]
 """Unsigned 64 bits, which is all that MessagePack can carry."""
-MAX_BIASES = 300
-"""Most tokens that one request may bias, as at OpenAI."""
+MAX_BIASES = 1024
+"""Most tokens that one request may bias."""
 
 
 class Frame(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
