@@ -15,6 +15,8 @@ from typing import Protocol
 import msgspec
 from starlette.types import Scope, Send
 
+from tgi_async.api.ignored_fields import HEADER, header_value
+from tgi_async.api.unknown_fields import Unknown
 from tgi_async.errors import ServerError
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -65,6 +67,10 @@ class Exchange:
         self._sending = False
         self._last_write = 0.0
         self._error_event: Callable[[ServerError], bytes] | None = None
+        self.unknown: Unknown = {}
+        """The fields of the body that its schema does not have."""
+        self.ignored: list[str] = []
+        """The names of fields that have no effect, for the reply to tell."""
         self.started = time.monotonic()
         self.streaming = False
         self.finished = False
@@ -87,6 +93,7 @@ class Exchange:
             (b"content-type", content_type),
             (b"content-length", str(len(body)).encode()),
             *headers,
+            *self._told_ignored(),
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
         self.finished = True
@@ -102,10 +109,18 @@ class Exchange:
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
             *headers,
+            *self._told_ignored(),
         ]
         self.streaming = True
         self._last_write = time.monotonic()
         await self._send({"type": "http.response.start", "status": 200, "headers": head})
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Have the reply tell that these fields of the request had no effect."""
+        self.ignored += [name for name in names if name not in self.ignored]
+
+    def _told_ignored(self) -> HeaderList:
+        return [(HEADER, header_value(self.ignored))] if self.ignored else []
 
     async def write(self, events: bytes) -> None:
         """Send encoded events; returns when the server has taken them."""
@@ -170,6 +185,7 @@ class Captured(Exchange):
 
     def __init__(self, outer: Exchange) -> None:
         super().__init__({"client": (outer.peer, 0)}, outer._send)
+        self.ignored = outer.ignored
         self.body = b""
 
     async def reply(

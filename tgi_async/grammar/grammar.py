@@ -107,9 +107,7 @@ class Tagged(Term, frozen=True, tag="tagged"):
     ends: bool = False
 
 
-Grammar = (
-    Json | Regex | Text | Special | Prose | Sequence | Choice | Repeat | ContextFree | Tagged
-)
+Grammar = Json | Regex | Text | Special | Prose | Sequence | Choice | Repeat | ContextFree | Tagged
 
 
 def encode(grammar: Grammar) -> str:

@@ -1,7 +1,7 @@
-"""Tokens that a row does not sample: ends before `min_tokens`, and the last ones of banned sequences.
+"""Tokens that a row does not sample: ends before `min_tokens`, and last ones of banned sequences.
 
-Which sequences have come up to their last token depends on tokens that only the device knows yet.
-So each row that has longer sequences keeps its latest tokens there.
+Which sequences have come up to their last token depends on tokens that only the device knows yet:
+a row with sequences of several tokens keeps its latest ones there.
 """
 
 from __future__ import annotations

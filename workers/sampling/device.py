@@ -55,12 +55,7 @@ NUMBERS = np.dtype(
     ]
 )
 _ELSEWHERE = (
-    Needs.TOP
-    | Needs.PENALTY
-    | Needs.WATERMARK
-    | Needs.BIAS
-    | Needs.MODEL_LOGPROB
-    | Needs.BAN
+    Needs.TOP | Needs.PENALTY | Needs.WATERMARK | Needs.BIAS | Needs.MODEL_LOGPROB | Needs.BAN
 )
 _DRAWS, _TRUNCATES = 1, 2
 _LEAST_TEMPERATURE = np.finfo(np.float32).tiny
