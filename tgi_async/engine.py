@@ -36,7 +36,7 @@ from tgi_async.scheduler.reservations import Capacity, Reservation
 from tgi_async.scheduler.results import UnexpectedResult
 from tgi_async.supervisor import WORKER, WorkerDied
 from tgi_async.telemetry.steps import StepMetrics, StepTimer
-from tgi_async.wire.messages import Loading, Ready, Start, StepDone
+from tgi_async.wire.messages import MAX_END_IDS, Loading, Ready, Start, StepDone
 
 log = logging.getLogger(__name__)
 
@@ -233,14 +233,20 @@ class Engine:
         if wanted is None:
             wanted = max(1, self.core.budget.max_total_tokens - len(request.prompt))
         self._last_id += 1
+        stop_ids = self._stop_ids.union(request.stop_ids)
+        sampling = request.sampling
+        if sampling.min_tokens:
+            sampling = msgspec.structs.replace(sampling, end_ids=sorted(stop_ids)[:MAX_END_IDS])
+        if request.ignore_eos and not request.grammar:
+            # A grammar ends its text by such a token, and knows nothing to say after it.
+            stop_ids = frozenset(request.stop_ids)
         queued = Request(
             self._last_id,
             request.prompt,
             wanted,
             client=request.client,
-            sampling=request.sampling,
-            # A grammar ends its text by such a token, and knows nothing to say after it.
-            stop_ids=frozenset() if request.ignore_eos and not request.grammar else self._stop_ids,
+            sampling=sampling,
+            stop_ids=stop_ids,
             grammar=request.grammar,
             prompt_logprobs=request.prompt_logprobs,
             prompt_top_n_tokens=request.prompt_top_n_tokens,

@@ -36,6 +36,7 @@ class FakeGeneration:
         self.seed = request.sampling.seed
         self.timings = Timings(queued=0.5, inference=2.0)
         self.prompt_logprobs: list[float | None] = [None] + [-1.0] * (len(request.prompt) - 1)
+        self.prompt_ranks: list[int | None] = [None] + [2] * (len(request.prompt) - 1)
         n_top = request.prompt_top_n_tokens
         top = tuple(TopToken(97 + i, chr(97 + i), -0.5 * i, False) for i in range(n_top))
         self.prompt_top_tokens: list[tuple[TopToken, ...]] = (

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import processors
 
+from tests.api.tiny_tokenizer import tiny_inner
 from tgi_async.errors import GenerationError, Overloaded
+from tgi_async.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(params=["chat", "complete"])
@@ -112,6 +115,177 @@ async def test_a_failure_of_one_choice_ends_all(ask, engine, events):
     assert failure["error"]["http_status_code"] == 424
     assert done == "[DONE]"
     assert all(generation.cancelled for generation in engine.generations)
+
+
+def begins_with_a_mark() -> Tokenizer:
+    """Puts `<|im_start|>` before a text."""
+    inner = tiny_inner()
+    inner.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 256)]
+    )
+    return Tokenizer(inner)
+
+
+class TestFieldsOfVllm:
+    async def test_ends_and_bans_reach_the_engine(self, ask, engine, tokenizer):
+        await ask(
+            "Hi",
+            max_tokens=9,
+            min_tokens=5,
+            stop_token_ids=[7, 9],
+            bad_words=["ab", " c", "ab"],
+            include_stop_str_in_output=True,
+        )
+        [request] = engine.requests
+        assert request.sampling.min_tokens == 5
+        assert request.stop_ids == (7, 9)
+        encode = tokenizer.encode
+        # A space makes one token more of a word here: those of a byte each are not what is meant.
+        assert request.sampling.banned == [encode("ab"), encode("c")]
+        assert request.include_stop
+
+    async def test_without_them_nothing_is_asked_for(self, ask, engine):
+        await ask("Hi", min_tokens=None, stop_token_ids=None, bad_words=None, no_stop_trim=False)
+        [request] = engine.requests
+        assert (request.sampling.min_tokens, request.sampling.banned) == (0, [])
+        assert (request.stop_ids, request.special_texts, request.include_stop) == ((), {}, False)
+        assert not request.prompt_logprobs
+
+    async def test_special_tokens_are_shown(self, ask, engine, tokenizer):
+        await ask("Hi", skip_special_tokens=False)
+        await ask("Hi", skip_special_tokens=True)
+        shown = [request.special_texts for request in engine.requests]
+        assert shown == [tokenizer.special_texts, {}]
+
+    async def test_a_prompt_is_cut(self, ask, engine, tokenizer):
+        text = "".join(chr(97 + i % 26) for i in range(150))
+        whole = text
+        if ask.__name__ == "chat":
+            whole = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+        for fields, kept in (
+            ({"truncate_prompt_tokens": 3}, slice(-3, None)),
+            ({"truncate_prompt_tokens": 3, "truncation_side": "left"}, slice(-3, None)),
+            ({"truncate_prompt_tokens": 3, "truncation_side": "right"}, slice(3)),
+            ({"truncate_prompt_tokens": -1, "max_tokens": 100}, slice(-28, None)),
+            ({"truncate_prompt_tokens": -1, "max_tokens": 5}, slice(-100, None)),
+            ({"truncate_prompt_tokens": -1}, slice(-100, None)),
+            ({"truncate_prompt_tokens": 99}, slice(-99, None)),
+        ):
+            assert (await ask(text, **fields)).status_code == 200
+            assert engine.requests.pop().prompt == tokenizer.encode(whole)[kept]
+
+    async def test_an_echo_is_what_was_kept(self, api):
+        response = await api.complete("abcdef", echo=True, truncate_prompt_tokens=2)
+        assert response.json()["choices"][0]["text"].startswith("efHello")
+
+    async def test_names_of_max_tokens(self, ask, engine):
+        for name in ("max_completion_tokens", "max_tokens", "max_new_tokens", "n_predict"):
+            await ask("Hi", **{name: 7})
+            assert engine.requests.pop().max_new_tokens == 7
+
+    async def test_the_newest_name_counts_and_llama_cpps_minus_1_is_no_limit(self, ask, engine):
+        await ask("Hi", max_tokens=5, max_completion_tokens=6, max_new_tokens=7)
+        await ask("Hi", n_predict=-1)
+        assert engine.requests[0].max_new_tokens == 6
+        assert engine.requests[1].max_new_tokens == 128 - len(engine.requests[1].prompt)
+
+    async def test_a_broken_rule_is_told(self, ask, engine):
+        for fields, message in (
+            (
+                {"min_tokens": 9, "max_tokens": 8},
+                "`min_tokens` must be <= `max_tokens`, which is 8. Given: 9",
+            ),
+            ({"min_tokens": 128}, "`min_tokens` must be < 128, which is as long as a prompt and"),
+            ({"prompt_logprobs": 6}, "`prompt_logprobs` must be >= 0 and <= 5. Given: 6"),
+            (
+                {"truncate_prompt_tokens": 0},
+                "`truncate_prompt_tokens` must be -1, or from 1 to 100. Given: 0",
+            ),
+            (
+                {"truncate_prompt_tokens": 101},
+                "`truncate_prompt_tokens` must be -1, or from 1 to 100. Given: 101",
+            ),
+            ({"truncation_side": "right"}, "`truncation_side` needs `truncate_prompt_tokens`"),
+            (
+                {"bad_words": ["x"] * 513},
+                "`bad_words` supports up to 512 words. Given: 513",
+            ),
+            (
+                {"bad_words": [" "]},
+                "`bad_words` must be words of 1 to 64 tokens. Given: ' ', which has 0",
+            ),
+            (
+                {"bad_words": ["y" * 65]},
+                f"`bad_words` must be words of 1 to 64 tokens. Given: '{'y' * 40}', which has 65",
+            ),
+        ):
+            response = await ask("Hi", **fields)
+            assert response.status_code == 422
+            assert response.json()["error"].startswith(f"Input validation error: {message}")
+        assert engine.requests == []
+
+    async def test_numbers_are_bounded(self, ask):
+        for name, value in (
+            ("stop_token_ids", [-1]),
+            ("stop_token_ids", [2**31]),
+            ("stop_token_ids", [1] * 257),
+            ("truncate_prompt_tokens", -2),
+            ("truncation_side", "middle"),
+            ("prompt_logprobs", -1),
+            ("min_tokens", -1),
+        ):
+            response = await ask("Hi", **{name: value})
+            assert response.status_code == 422
+            assert name in response.text
+
+    @pytest.mark.parametrize("stream", [False, True])
+    @pytest.mark.parametrize("n", [1, 2])
+    async def test_prompt_logprobs_are_in_vllms_form(
+        self, ask, engine, events, tokenizer, stream, n
+    ):
+        response = await ask("abc", prompt_logprobs=2, n=n, stream=stream)
+        one, *others = engine.requests
+        assert (one.prompt_logprobs, one.prompt_top_n_tokens) == (True, 2)
+        assert not any(other.prompt_logprobs for other in others)
+        chunks = events(response)[:-1] if stream else [response.json()]
+        places = [
+            place
+            for chunk in chunks
+            for place in ([chunk] if "chat" in chunk["object"] else chunk["choices"])
+            if "prompt_logprobs" in place
+        ]
+        whole = "chat" in chunks[0]["object"] or stream
+        assert len(places) == (1 if whole else n)
+        id = one.prompt[1]
+        likeliest = {
+            "97": {"logprob": 0.0, "rank": 1, "decoded_token": "a"},
+            "98": {"logprob": -0.5, "rank": 2, "decoded_token": "b"},
+        }
+        own = {str(id): {"logprob": -1.0, "rank": 2, "decoded_token": tokenizer.token_text(id)}}
+        for place in places:
+            first, second, *others = place["prompt_logprobs"]
+            assert (first, len(others)) == (None, len(one.prompt) - 2)
+            assert second == likeliest | own
+
+    async def test_prompt_logprobs_beside_an_echo_are_as_many_as_asked_for(self, api):
+        response = await api.complete("abc", prompt_logprobs=2, echo=True, logprobs=1)
+        [choice] = response.json()["choices"]
+        assert [len(top) for top in choice["logprobs"]["top_logprobs"][1:3]] == [2, 2]
+        assert [len(place) for place in choice["prompt_logprobs"][1:]] == [3, 3]
+
+    @pytest.mark.parametrize("tokenizer", [begins_with_a_mark()])
+    async def test_special_tokens_before_a_prompt_are_the_routes_or_as_asked_for(self, api, engine):
+        for ask, added in ((api.complete, True), (api.chat, False)):
+            for asked in (None, True, False):
+                await ask("Hi", add_special_tokens=asked)
+                marked = engine.requests[-1].prompt[:2].count(256)
+                # The template of a chat writes one itself.
+                assert marked == (added if asked is None else asked) + (ask == api.chat)
+
+    async def test_an_empty_suffix_asks_for_nothing(self, api, settings):
+        assert (await api.complete("Hi", suffix="")).status_code == 200
+        settings.strict_tgi = True
+        assert (await api.complete("Hi", suffix="")).status_code == 422
 
 
 class TestStrictTgi:

@@ -7,12 +7,13 @@ import string
 from collections.abc import Sequence
 from typing import Literal
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from tgi_async.api.chat_tools import AnswerReader
 from tgi_async.api.exchange import event
 from tgi_async.api.finished import text_of
 from tgi_async.api.openai import finish_reason_of
+from tgi_async.api.prompt_logprobs import RankedScores, prompt_logprobs_of
 from tgi_async.api.schemas.chat import (
     AssistantDelta,
     AssistantMessage,
@@ -25,7 +26,7 @@ from tgi_async.api.schemas.chat import (
     TokenLogprob,
     TopLogprob,
 )
-from tgi_async.api.schemas.openai import Usage, now, told_logprob, unique_id
+from tgi_async.api.schemas.openai import PromptLogprob, Usage, now, told_logprob, unique_id
 from tgi_async.api.schemas.tools import (
     FunctionCall,
     FunctionCallDelta,
@@ -64,10 +65,15 @@ class ChatAnswer:
         """Those of a stream, by their index."""
         self._with_logprobs = bool(body.logprobs)
         self._include_usage = body.include_usage
+        self._prompt = request.prompt
+        self._n_scores = body.n_prompt_logprobs
+        self._shows_thoughts = body.shows_thoughts
+        self.scores: RankedScores | None = None
+        """Of the prompt: those of the first choice's generation; None once they are told."""
 
     def choice(self, index: int, tokens: Sequence[Token], reason: FinishReason) -> ChatChoice:
         """One whole answer."""
-        choice = _Choice(self._reader)
+        choice = self._begun()
         events = choice.read(text_of(tokens), last=True)
         return ChatChoice(
             index=index,
@@ -85,6 +91,7 @@ class ChatAnswer:
             system_fingerprint=self._fingerprint,
             choices=choices,
             usage=Usage.of(self._n_prompt, n_generated),
+            prompt_logprobs=self._prompt_logprobs(),
         )
 
     def events(self, index: int, emitted: Emitted) -> bytes:
@@ -93,7 +100,7 @@ class ChatAnswer:
         The first of a choice has the role; in TGI all have.
         """
         self.n_streamed += len(emitted.tokens)
-        choice = self._choices.setdefault(index, _Choice(self._reader))
+        choice = self._choices.setdefault(index, self._begun())
         reason = emitted.finish_reason
         events = choice.read(text_of(emitted.tokens), last=reason is not None)
         if not events and reason is None and not self._with_logprobs:
@@ -110,13 +117,26 @@ class ChatAnswer:
         one = ChatDelta(
             index=index, delta=delta, logprobs=self.logprobs(tokens), finish_reason=reason
         )
-        return event(self._chunk([one], None))
+        chunk = self._chunk([one], None)
+        if index == 0:
+            chunk = structs.replace(chunk, prompt_logprobs=self._prompt_logprobs())
+        return event(chunk)
 
     def ending(self) -> bytes:
         """The extra chunk that `stream_options.include_usage` asks for."""
         if not self._include_usage:
             return b""
         return event(self._chunk([], Usage.of(self._n_prompt, self.n_streamed)))
+
+    def _begun(self) -> _Choice:
+        return _Choice(self._reader, shows_thoughts=self._shows_thoughts)
+
+    def _prompt_logprobs(self) -> list[dict[int, PromptLogprob] | None] | UnsetType:
+        """Those of the prompt, once, if they are wanted."""
+        scores, self.scores = self.scores, None
+        if self._n_scores is None or scores is None:
+            return UNSET
+        return prompt_logprobs_of(self._tokenizer, self._prompt, scores, self._n_scores)
 
     def _chunk(self, choices: list[ChatDelta], usage: Usage | None) -> ChatCompletionChunk:
         return ChatCompletionChunk(
@@ -151,7 +171,8 @@ class ChatAnswer:
 class _Choice:
     """One answer as it is read."""
 
-    def __init__(self, reader: AnswerReader | None) -> None:
+    def __init__(self, reader: AnswerReader | None, *, shows_thoughts: bool = True) -> None:
+        self._shows_thoughts = shows_thoughts
         self._parser = None if reader is None else reader.parser()
         self._short_ids = reader is not None and reader.short_ids
         self.n_calls = 0
@@ -166,6 +187,8 @@ class _Choice:
         if last:
             events += self._parser.end()
         self.n_calls += sum(isinstance(one, CallBegun) for one in events)
+        if not self._shows_thoughts:
+            return [one for one in events if not isinstance(one, Thought)]
         return events
 
     def message(self, events: Sequence[Event]) -> AssistantMessage:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tgi_async.api.constraint import term_of
+from tgi_async.api.form import Form, form_of
 from tgi_async.api.schemas.chat import ChatRequest
-from tgi_async.api.schemas.grammar import Grammar as Form
-from tgi_async.api.schemas.grammar import TextFormat
 from tgi_async.api.schemas.tools import NamedTool, Tool
 from tgi_async.api.service import Service
 from tgi_async.errors import ToolError
@@ -87,9 +86,9 @@ def _choice_of(body: ChatRequest) -> tuple[Literal["auto", "none", "required", "
 
 def _check_own(body: ChatRequest, tools: Sequence[Tool]) -> None:
     """The rules that TGI does not have."""
-    if body.response_format is not None and not isinstance(body.response_format, TextFormat):
+    if (form := form_of(body)) is not None:
         raise ToolError(
-            "`response_format` and `tools` exclude each other: an answer has one form or is a "
+            f"`{form.field}` and `tools` exclude each other: an answer has one form or is a "
             'call. Send one of them, or `tool_choice` "none"'
         )
     if len(tools) > MOST_TOOLS:
@@ -155,7 +154,7 @@ class AnswerReader:
                     'model writes calls. Ask with `tool_choice` "auto"'
                 ) from error
         elif form is not None and self._opened:
-            answer = term_of(form, "response_format", strict_tgi=False)
+            answer = term_of(form.grammar, form.field, strict_tgi=False)
         if answer is not None and self._opened and self._thinking:
             answer = after_thoughts(answer, self._thinking, is_special)
         elif answer is not None or form is not None:

@@ -18,6 +18,8 @@ from starlette.types import Receive, Scope, Send
 from tgi_async.api.body import BodyRefused, read_json_body
 from tgi_async.api.exchange import Exchange, HeaderList
 from tgi_async.api.service import Service
+from tgi_async.api.unknown_fields import unknown_fields
+from tgi_async.api.unsupported import ignored
 from tgi_async.errors import ServerError
 
 T = TypeVar("T")
@@ -51,12 +53,14 @@ class Endpoint(Generic[T]):
             raw = await read_json_body(scope, receive, self._service.limits.payload_limit)
             exchange.n_bytes = len(raw)
             body = self._decode(raw)
+            exchange.unknown = unknown_fields(raw, type(body))
             del raw  # which would stay as long as the request
         except ClientDisconnect:
             return
         except BodyRefused as refused:
             await _reply_text(exchange, refused)
             return
+        exchange.ignore(ignored(exchange.unknown))
         work = asyncio.create_task(self._work(body, exchange))
         gone = asyncio.create_task(_disconnected(receive))
         try:
@@ -101,6 +105,8 @@ class Endpoint(Generic[T]):
             if count:
                 count.request_failed("generation", internal)
             await exchange.fail(internal)
+        finally:
+            self._service.ignored_fields.note(exchange.ignored)
 
 
 async def _disconnected(receive: Receive) -> None:

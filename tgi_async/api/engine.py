@@ -31,6 +31,10 @@ class Generation(Protocol):
         """One for each prompt token (None for the first), complete with the first emitted token."""
 
     @property
+    def prompt_ranks(self) -> list[int | None]:
+        """How many tokens are at least as likely at each place as the prompt's."""
+
+    @property
     def prompt_top_tokens(self) -> list[tuple[TopToken, ...]]:
         """The likeliest tokens at each prompt token (none at the first), where they are wanted."""
 

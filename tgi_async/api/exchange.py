@@ -15,6 +15,8 @@ from typing import Protocol
 import msgspec
 from starlette.types import Scope, Send
 
+from tgi_async.api.ignored_fields import HEADER, header_value
+from tgi_async.api.unknown_fields import Unknown
 from tgi_async.errors import Overloaded, ServerError
 from tgi_async.scheduler.reservations import Reservation
 
@@ -71,6 +73,10 @@ class Exchange:
         self._error_event: Callable[[ServerError], bytes] | None = None
         self._late_head: HeaderList | None = None
         """Of a stream that is open and has sent nothing."""
+        self.unknown: Unknown = {}
+        """The fields of the body that its schema does not have."""
+        self.ignored: list[str] = []
+        """The names of fields that have no effect, for the reply to tell."""
         self.started = time.monotonic()
         self.streaming = False
         self.finished = False
@@ -97,6 +103,7 @@ class Exchange:
             (b"content-type", content_type),
             (b"content-length", str(len(body)).encode()),
             *headers,
+            *self._told_ignored(),
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
         self.finished = True
@@ -119,11 +126,19 @@ class Exchange:
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
             *headers,
+            *self._told_ignored(),
         ]
         self._last_write = time.monotonic()
         self._late_head = head
         if not late:
             await self._send_head()
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Have the reply tell that these fields of the request had no effect."""
+        self.ignored += [name for name in names if name not in self.ignored]
+
+    def _told_ignored(self) -> HeaderList:
+        return [(HEADER, header_value(self.ignored))] if self.ignored else []
 
     async def write(self, events: bytes) -> None:
         """Send encoded events; returns when the server has taken them."""
@@ -209,6 +224,7 @@ class Captured(Exchange):
     def __init__(self, outer: Exchange, n_bytes: int) -> None:
         super().__init__({"client": (outer.peer, 0)}, outer._send)
         self.n_bytes = n_bytes
+        self.ignored = outer.ignored
         self.body = b""
 
     async def reply(

@@ -16,6 +16,7 @@ from tgi_async.api.admission import Admission
 from tgi_async.api.constraint import vetted
 from tgi_async.api.engine import Engine, Generation
 from tgi_async.api.exchange import Exchange
+from tgi_async.api.ignored_fields import IgnoredFields
 from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import (
     GenerateParameters,
@@ -58,6 +59,10 @@ class Service:
     vetting: Vetting | None = None
     """None: no request may have a grammar."""
     version: str = field(default_factory=lambda: version("tgi-async"))
+    ignored_fields: IgnoredFields = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ignored_fields", IgnoredFields(self.metrics))
 
     @property
     def fingerprint(self) -> str:
@@ -80,11 +85,13 @@ class Service:
         add_special_tokens: bool = True,
         grammar_field: str = "grammar",
         constraint: Grammar | None = None,
+        truncated: Callable[[list[int]], list[int]] | None = None,
     ) -> GenerationRequest:
         """Validate, and tokenize what is not tokenized yet.
 
-        `truncate` keeps the last tokens. `grammar_field` is what a client of the route calls
-        `parameters.grammar`; a `constraint` counts instead of it. Fairness is owed to the peer's
+        `parameters.truncate` keeps the last tokens, `truncated` what it returns. `grammar_field`
+        is what a client of the route calls `parameters.grammar`; a `constraint` counts instead of
+        it. Fairness is owed to the peer's
         address alone: there is one API key, and a key that nobody checks is free text.
 
         Raises:
@@ -99,6 +106,8 @@ class Service:
             )
         if parameters.truncate is not None:
             prompt = prompt[-parameters.truncate :]
+        if truncated is not None:
+            prompt = truncated(prompt)
         max_new_tokens = fit(len(prompt), parameters.max_new_tokens, self.limits)
         if not prompt:
             raise ValidationError("`inputs` cannot be empty")
@@ -138,7 +147,7 @@ class Service:
         Raises:
             ServerError: one was refused; none of them runs then.
         """
-        return self.submit_all(choices_of(request, n))
+        return self.submit_all(choices_of(request, n, scored_once=True))
 
     def submit_all(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Queue all of them, or none.
@@ -161,9 +170,17 @@ class Service:
         self.metrics.request_generated(timings.queued, timings.inference, n_generated)
 
 
-def choices_of(request: GenerationRequest, n: int) -> list[GenerationRequest]:
-    """`n` requests that differ in their random numbers only."""
+def choices_of(
+    request: GenerationRequest, n: int, *, scored_once: bool = False
+) -> list[GenerationRequest]:
+    """`n` requests that differ in their random numbers only.
+
+    Their prompt is one: `scored_once` leaves its log-probabilities to the first.
+    """
+    other = request
+    if scored_once:
+        other = structs.replace(request, prompt_logprobs=False, prompt_top_n_tokens=0)
     return [
-        structs.replace(request, sampling=structs.replace(request.sampling, choice=choice))
-        for choice in range(n)
+        structs.replace(one, sampling=structs.replace(one.sampling, choice=choice))
+        for choice, one in enumerate([request, *[other] * (n - 1)])
     ]

@@ -73,7 +73,41 @@ class Repeat(Term, frozen=True, tag="repeat"):
     separator: str = ""
 
 
-Grammar = Json | Regex | Text | Special | Prose | Sequence | Choice | Repeat
+class ContextFree(Term, frozen=True, tag="context_free"):
+    """A text of a context-free grammar that a client wrote.
+
+    In EBNF whose rules are written `name ::= ...`, from `root` on, as llama.cpp's GBNF; else in
+    Lark, from `start` on.
+    """
+
+    grammar: str
+
+    @property
+    def is_ebnf(self) -> bool:
+        return "::=" in self.grammar
+
+
+class Tag(Term, frozen=True, tag="tag"):
+    """`begin`, which starts with `trigger`, then the content, then `end`."""
+
+    trigger: str
+    begin: str
+    content: Grammar
+    end: str
+
+
+class Tagged(Term, frozen=True, tag="tagged"):
+    """Any text, in which each trigger begins a tag.
+
+    `begins`: it begins with a tag. `ends`: it ends behind the first one.
+    """
+
+    tags: list[Tag]
+    begins: bool = False
+    ends: bool = False
+
+
+Grammar = Json | Regex | Text | Special | Prose | Sequence | Choice | Repeat | ContextFree | Tagged
 
 
 def encode(grammar: Grammar) -> str:

@@ -423,7 +423,13 @@ class Core:
             request.n_scored = scored.start + len(scored.logprobs)
             start = scored.start + n_told
             events.append(
-                PromptEvent(request, start, scored.logprobs[n_told:], scored.top[n_told:])
+                PromptEvent(
+                    request,
+                    start,
+                    scored.logprobs[n_told:],
+                    scored.top[n_told:],
+                    scored.ranks[n_told:],
+                )
             )
 
     def _fail(self, part: Part, message: str, events: list[Event]) -> None:

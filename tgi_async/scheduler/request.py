@@ -133,12 +133,14 @@ class TokenEvent(Struct, frozen=True):
 
 
 class PromptEvent(NamedTuple):
-    """Log-probabilities of prompt tokens from `start` on, and the likeliest ones where wanted."""
+    """Log-probabilities and ranks of prompt tokens from `start` on, and the likeliest ones where
+    wanted."""
 
     request: Request
     start: int
     logprobs: list[float]
     top: list[list[TopToken]]
+    ranks: list[int]
 
 
 class FailedEvent(NamedTuple):

@@ -16,9 +16,7 @@ from jinja2 import meta
 from tgi_async.errors import TemplateError, ValidationError
 from tgi_async.text.chat_environment import Refused, environment
 from tgi_async.text.chat_forms import Forms, Message, shaped
-
-KNOWN_VARIABLES = frozenset({"enable_thinking", "thinking", "reasoning_effort", "thinking_budget"})
-"""Variables that clients send to any model, whether its template reads them or not."""
+from tgi_async.text.tools.templates import THINKING_VARIABLES
 
 RESERVED_VARIABLES = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
@@ -122,7 +120,7 @@ class _Template:
 
     def check(self, variables: Mapping[str, Any]) -> None:
         """Refuse variables that would replace others, and those that nothing reads."""
-        allowed = (self._variables | KNOWN_VARIABLES) - self._reserved
+        allowed = (self._variables | THINKING_VARIABLES) - self._reserved
         for name in variables:
             if name in self._reserved:
                 reason = "made by the server from the request's own fields"

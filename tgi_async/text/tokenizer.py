@@ -50,13 +50,14 @@ class Tokenizer:
         """Special tokens that it puts around a text."""
         self.special_tokens = dict(special_tokens or {})
         self.vocab_size: int = inner.get_vocab_size(with_added_tokens=True)
-        self._special_texts: dict[int, str] = {
+        self.special_texts: dict[int, str] = {
             id: added.content
             for id, added in inner.get_added_tokens_decoder().items()
             if added.special
         }
-        self.special_ids = frozenset(self._special_texts)
-        self._special_by_text = {text: id for id, text in self._special_texts.items()}
+        """The names of the special tokens."""
+        self.special_ids = frozenset(self.special_texts)
+        self._special_by_text = {text: id for id, text in self.special_texts.items()}
         self._texts: dict[int, str] = {}
         """Of single tokens that were decoded: every streamed token asks for the last one's."""
 
@@ -129,7 +130,7 @@ class Tokenizer:
 
     def token_text(self, id: int) -> str:
         """Text of one token taken alone; a special token's name; empty for an unknown id."""
-        special = self._special_texts.get(id)
+        special = self.special_texts.get(id)
         return self.decode([id]) if special is None else special
 
     def is_special(self, id: int) -> bool:

@@ -25,6 +25,14 @@ Seed = Annotated[int, Meta(ge=0)]
 """Unsigned 64 bits, which is all that MessagePack can carry."""
 MAX_BIASES = 1024
 """Most tokens that one request may bias."""
+MAX_END_IDS = 1024
+"""Most tokens that end one request's text: the model's own, and those that the request names."""
+MAX_BANS = 1024
+"""Most sequences of tokens that one request may ban."""
+MAX_BAN_LENGTH = 64
+"""Most tokens of each."""
+
+Ban = Annotated[list[Id], Meta(min_length=1, max_length=MAX_BAN_LENGTH)]
 
 
 class Frame(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -65,6 +73,12 @@ class Sampling(Frame, frozen=True):
     biases: Annotated[list[float], Meta(max_length=MAX_BIASES)] = []
     model_logprobs: bool = False
     """Report log-probabilities as the model gave them, not those of the processed distribution."""
+    min_tokens: Count = 0
+    """Tokens that the output has before any of `end_ids` is sampled."""
+    end_ids: Annotated[list[Id], Meta(max_length=MAX_END_IDS)] = []
+    banned: Annotated[list[Ban], Meta(max_length=MAX_BANS)] = []
+    """Sequences of tokens that the output does not have: the last token of one is not sampled
+    behind the others."""
 
 
 class Constraint(Frame, frozen=True):
@@ -221,6 +235,8 @@ class PromptLogprobs(Frame, frozen=True):
     logprobs: list[float]
     top: list[list[TopToken]] = []
     """The likeliest tokens at each of these positions, best first; empty if none are wanted."""
+    ranks: list[Count] = []
+    """How many tokens are at least as likely at each position as the one that is there."""
 
 
 class RowError(Frame, frozen=True):

@@ -109,3 +109,6 @@ def untils(grammar: Grammar) -> Iterator[str]:
             yield from untils(option)
     elif isinstance(grammar, terms.Repeat):
         yield from untils(grammar.part)
+    elif isinstance(grammar, terms.Tagged):
+        for tag in grammar.tags:
+            yield from untils(tag.content)

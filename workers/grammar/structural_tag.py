@@ -61,6 +61,26 @@ def _format(term: Grammar, token_id: Callable[[str], int | None]) -> dict[str, A
             return {"type": "or", "elements": [_format(option, token_id) for option in options]}
         case terms.Repeat():
             return _repeat(term, token_id)
+        case terms.ContextFree(grammar):
+            # Versions that do not read Lark take it for EBNF, and say what is wrong with it.
+            written = {"type": "grammar", "grammar": grammar}
+            return written if term.is_ebnf else {**written, "syntax": "lark"}
+        case terms.Tagged(tags):
+            return {
+                "type": "triggered_tags",
+                "triggers": sorted({tag.trigger for tag in tags}),
+                "tags": [
+                    {
+                        "type": "tag",
+                        "begin": tag.begin,
+                        "content": _format(tag.content, token_id),
+                        "end": tag.end,
+                    }
+                    for tag in tags
+                ],
+                "at_least_one": term.begins,
+                "stop_after_first": term.ends,
+            }
 
 
 def _begins(term: Grammar) -> str:
