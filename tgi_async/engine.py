@@ -125,6 +125,7 @@ class Engine:
             )
         )
         self._stop_ids = frozenset(ready.eos_token_ids)
+        self._grammar_stop_ids = self._stop_ids | frozenset(self._start.stop_token_ids)
         self._vocab_size = ready.vocab_size
         return ready
 
@@ -209,8 +210,7 @@ class Engine:
             wanted,
             client=request.client,
             sampling=request.sampling,
-            # A grammar ends its text by such a token, and knows nothing to say after it.
-            stop_ids=frozenset() if request.ignore_eos and not request.grammar else self._stop_ids,
+            stop_ids=self._stop_ids_of(request),
             grammar=request.grammar,
             prompt_logprobs=request.prompt_logprobs,
             prompt_top_n_tokens=request.prompt_top_n_tokens,
@@ -220,6 +220,13 @@ class Engine:
         self._streams[queued.id] = stream
         self._schedule_pump()
         return stream
+
+    def _stop_ids_of(self, request: GenerationRequest) -> frozenset[int]:
+        own = frozenset(request.stop_token_ids)
+        if request.grammar:
+            # The text ends by such a token, and the grammar knows nothing to say after it.
+            return own | self._grammar_stop_ids
+        return own if request.ignore_eos else own | self._stop_ids
 
     def cancel(self, request: Request) -> None:
         """The client left."""

@@ -47,6 +47,7 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
             add_special_tokens=False,
             grammar_field="response_format",
             constraint=None if reader is None else reader.constraint,
+            stop_token_ids=service.chat_stop_token_ids,
         )
         if reader is not None:
             request = body.completed(request, logprobs=bool(body.logprobs))

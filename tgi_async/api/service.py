@@ -56,6 +56,8 @@ class Service:
     pool: ThreadPoolExecutor
     vetting: Vetting | None = None
     """None: no request may have a grammar."""
+    chat_stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end an answer in a chat, besides the model's own."""
     version: str = field(default_factory=lambda: version("tgi-async"))
 
     @property
@@ -79,11 +81,13 @@ class Service:
         add_special_tokens: bool = True,
         grammar_field: str = "grammar",
         constraint: Grammar | None = None,
+        stop_token_ids: tuple[int, ...] = (),
     ) -> GenerationRequest:
         """Validate, and tokenize what is not tokenized yet.
 
         `truncate` keeps the last tokens. `grammar_field` is what a client of the route calls
-        `parameters.grammar`; a `constraint` counts instead of it. Fairness is owed to the peer's
+        `parameters.grammar`; a `constraint` counts instead of it. `stop_token_ids` end the text
+        too, unless the client wants it to go on past every end. Fairness is owed to the peer's
         address alone: there is one API key, and a key that nobody checks is free text.
 
         Raises:
@@ -117,6 +121,7 @@ class Service:
             max_new_tokens=max_new_tokens,
             stop=parameters.stop_sequences,
             ignore_eos=parameters.ignore_eos,
+            stop_token_ids=() if parameters.ignore_eos else stop_token_ids,
             prompt_logprobs=parameters.decoder_input_details,
             include_stop=include_stop,
             grammar=grammar,
