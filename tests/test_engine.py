@@ -179,6 +179,23 @@ async def test_ignore_eos_goes_on(tmp_path: Path) -> None:
         assert found.finish_reason == "length"
 
 
+async def test_a_request_may_have_ends_of_its_own(tmp_path: Path) -> None:
+    async with running(spelling("one two!"), tmp_path) as run:
+        [end] = run.tokenizer.encode("t")
+        for ignore_eos in (False, True):
+            found = await run.generate("x", stop_token_ids=(end, 7), ignore_eos=ignore_eos)
+            assert (found.text, found.finish_reason) == ("one t", "eos_token")
+        assert (await run.generate("x", 8)).text == "one two!"
+
+
+async def test_a_text_under_a_grammar_ends_by_any_end_that_the_worker_knows(tmp_path: Path) -> None:
+    [end] = tiny_tokenizer().encode("!")
+    async with running(spelling("ab!cd"), tmp_path, stop_token_ids=[end]) as run:
+        assert (await run.generate("x", 5)).text == "ab!cd"
+        found = await run.generate("x", 5, grammar="any", ignore_eos=True)
+        assert (found.text, found.finish_reason) == ("ab!", "eos_token")
+
+
 async def test_without_max_new_tokens_the_longest_sequence_is_the_limit(tmp_path: Path) -> None:
     async with running(Behaviour(max_total_tokens=50), tmp_path) as run:
         assert run.engine.max_total_tokens == 50

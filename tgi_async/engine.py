@@ -132,6 +132,7 @@ class Engine:
             )
         )
         self._stop_ids = frozenset(ready.eos_token_ids)
+        self._grammar_stop_ids = self._stop_ids | frozenset(self._start.stop_token_ids)
         self._vocab_size = ready.vocab_size
         return ready
 
@@ -233,13 +234,11 @@ class Engine:
         if wanted is None:
             wanted = max(1, self.core.budget.max_total_tokens - len(request.prompt))
         self._last_id += 1
-        stop_ids = self._stop_ids.union(request.stop_ids)
+        stop_ids = self._stop_ids_of(request)
         sampling = request.sampling
         if sampling.min_tokens:
-            sampling = msgspec.structs.replace(sampling, end_ids=sorted(stop_ids)[:MAX_END_IDS])
-        if request.ignore_eos and not request.grammar:
-            # A grammar ends its text by such a token, and knows nothing to say after it.
-            stop_ids = frozenset(request.stop_ids)
+            ends = sorted(stop_ids | self._stop_ids)[:MAX_END_IDS]
+            sampling = msgspec.structs.replace(sampling, end_ids=ends)
         queued = Request(
             self._last_id,
             request.prompt,
@@ -257,6 +256,13 @@ class Engine:
         self._streams[queued.id] = stream
         self._schedule_pump()
         return stream
+
+    def _stop_ids_of(self, request: GenerationRequest) -> frozenset[int]:
+        own = frozenset(request.stop_token_ids)
+        if request.grammar:
+            # The text ends by such a token, and the grammar knows nothing to say after it.
+            return own | self._grammar_stop_ids
+        return own if request.ignore_eos else own | self._stop_ids
 
     def cancel(self, request: Request) -> None:
         """The client left."""

@@ -35,8 +35,8 @@ class GenerationRequest(Struct, frozen=True):
     right before (OpenAI)."""
     ignore_eos: bool = False
     """Go on past the end-of-sequence token, for measurements of fixed length."""
-    stop_ids: tuple[int, ...] = ()
-    """Tokens that end the text, besides the model's own."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end this text too, besides the model's own; `ignore_eos` is not about them."""
     prompt_logprobs: bool = False
     prompt_top_n_tokens: int = 0
     """How many of the likeliest tokens to tell at each prompt token, with `prompt_logprobs`."""

@@ -142,6 +142,9 @@ async def _serve_on(
     gate.phase("reading the tokenizer")
     tokenizer = Tokenizer.from_folder(prepared.path)
     chat_template = _chat_template(settings, prepared, tokenizer)
+    chat_ends: list[int] = []
+    if chat_template is not None:
+        chat_ends = await asyncio.to_thread(chat_template.ends, tokenizer)
     log.info("serving %s from %s", prepared.model_id, prepared.path)
     if world_size > 1:
         log.info("the model is spread over %d processes", world_size)
@@ -167,6 +170,7 @@ async def _serve_on(
             attention=settings.attention,
             cuda_graphs=settings.graph_sizes,
             cuda_memory_fraction=settings.cuda_memory_fraction,
+            stop_token_ids=chat_ends,
         ),
         world_size=world_size,
         command=worker,
@@ -192,7 +196,8 @@ async def _serve_on(
             chat_template=chat_template,
             limits=limits,
             metrics=metrics,
-            vetting=_vetting(settings, prepared, ready),
+            vetting=_vetting(settings, prepared, ready, chat_ends),
+            chat_stop_token_ids=tuple(chat_ends),
         )
         collector = None
         if spans is not None:
@@ -200,6 +205,7 @@ async def _serve_on(
                 spans, service_name=settings.otlp_service_name, model_id=limits.model_id
             )
             closing.push_async_callback(asyncio.to_thread, collector.close)
+        _show_ends(tokenizer, ready.eos_token_ids, chat_ends)
         await closing.enter_async_context(app.router.lifespan_context(app))
         # What lives now lives as long as the server: the collector need not look at it again.
         gc.collect()
@@ -248,12 +254,14 @@ def _chat_template(
     return ChatTemplate(templates, tokenizer.special_tokens | special_tokens_of(config))
 
 
-def _vetting(settings: Settings, prepared: Prepared, ready: Ready) -> Vetting | None:
+def _vetting(
+    settings: Settings, prepared: Prepared, ready: Ready, chat_ends: list[int]
+) -> Vetting | None:
     if settings.disable_grammar_support:
         return None
-    return Vetting(
-        settings.grammar_engine, str(prepared.path), ready.vocab_size, ready.eos_token_ids
-    )
+    further = [id for id in chat_ends if id < ready.vocab_size]
+    end_ids = list(dict.fromkeys(ready.eos_token_ids + further))
+    return Vetting(settings.grammar_engine, str(prepared.path), ready.vocab_size, end_ids)
 
 
 def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
@@ -298,6 +306,20 @@ def _show(gate: Gate, loading: Loading) -> None:
     detail = f" ({loading.detail})" if loading.detail else ""
     if loading.seconds:
         log.info("%s%s: %.1f s", loading.phase, detail, loading.seconds)
+
+
+def _show_ends(tokenizer: Tokenizer, ends: list[int], chat_ends: list[int]) -> None:
+    def named(ids: list[int]) -> str:
+        return ", ".join(f"{tokenizer.token_text(id)!r} ({id})" for id in ids)
+
+    if ends:
+        log.info("texts end with %s", named(ends))
+    else:
+        log.warning("no file of the model names a token that ends a text")
+    if further := [id for id in chat_ends if id not in ends]:
+        log.info(
+            "answers in a chat also end with %s, which the chat template writes", named(further)
+        )
 
 
 def _welcome(

@@ -51,14 +51,19 @@ class Reference:
         return self._compared[tokens]
 
     @torch.inference_mode()
-    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> list[int]:
-        """What transformers' own `generate` emits, greedily."""
+    def generate(
+        self, prompt: Sequence[int], max_new_tokens: int, ends: Sequence[int] | None = None
+    ) -> list[int]:
+        """What transformers' own `generate` emits, greedily; up to one of `ends`, or to the end
+        that the folder names."""
+        own = {} if ends is None else {"eos_token_id": list(ends)}
         ids = torch.tensor([prompt])
         output = self._model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=max_new_tokens,
+            **own,
         )
         emitted: list[int] = output[0, len(prompt) :].tolist()
         return emitted

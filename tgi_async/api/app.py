@@ -36,8 +36,11 @@ def create_app(
     metrics: Metrics,
     compute_type: str | None = None,
     vetting: Vetting | None = None,
+    chat_stop_token_ids: tuple[int, ...] = (),
 ) -> Starlette:
     """The ASGI application. Without `vetting`, requests for a grammar are refused.
+
+    `chat_stop_token_ids` end the answers of a chat, besides the model's own ends.
 
     `compute_type` is what `x-compute-type` says, e.g. `1-nvidia-h200`; by default the environment
     variable COMPUTE_TYPE, or `cpu`.
@@ -56,6 +59,7 @@ def create_app(
         tokenize_permits=Permits(limits.max_concurrent_requests),
         pool=ThreadPoolExecutor(limits.validation_workers, thread_name_prefix="text"),
         vetting=vetting,
+        chat_stop_token_ids=chat_stop_token_ids,
     )
 
     @asynccontextmanager

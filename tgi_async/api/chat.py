@@ -58,6 +58,7 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
             grammar_field="response_format" if form is None else form.field,
             constraint=None if reader is None else reader.constraint,
             truncated=lambda tokens: body.truncated(tokens, service.limits),
+            stop_token_ids=service.chat_stop_token_ids,
         )
         if reader is not None:
             request = body.completed(

@@ -143,6 +143,7 @@ class _LikeTGI:
             include_stop=True,
             add_special_tokens=False,
             constraint=constraint,
+            stop_token_ids=self._service.chat_stop_token_ids,
         )
         return prompt, request
 

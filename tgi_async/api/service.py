@@ -58,6 +58,8 @@ class Service:
     pool: ThreadPoolExecutor
     vetting: Vetting | None = None
     """None: no request may have a grammar."""
+    chat_stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end an answer in a chat, besides the model's own."""
     version: str = field(default_factory=lambda: version("tgi-async"))
     ignored_fields: IgnoredFields = field(init=False)
 
@@ -86,12 +88,14 @@ class Service:
         grammar_field: str = "grammar",
         constraint: Grammar | None = None,
         truncated: Callable[[list[int]], list[int]] | None = None,
+        stop_token_ids: tuple[int, ...] = (),
     ) -> GenerationRequest:
         """Validate, and tokenize what is not tokenized yet.
 
         `parameters.truncate` keeps the last tokens, `truncated` what it returns. `grammar_field`
         is what a client of the route calls `parameters.grammar`; a `constraint` counts instead of
-        it. Fairness is owed to the peer's
+        it. `stop_token_ids` end the text too, unless the client wants it to go on past every end.
+        Fairness is owed to the peer's
         address alone: there is one API key, and a key that nobody checks is free text.
 
         Raises:
@@ -127,6 +131,7 @@ class Service:
             max_new_tokens=max_new_tokens,
             stop=parameters.stop_sequences,
             ignore_eos=parameters.ignore_eos,
+            stop_token_ids=() if parameters.ignore_eos else stop_token_ids,
             prompt_logprobs=parameters.decoder_input_details,
             include_stop=include_stop,
             grammar=grammar,

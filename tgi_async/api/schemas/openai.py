@@ -278,7 +278,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
                 min_tokens=self.min_tokens or 0,
                 banned=list(banned),
             ),
-            stop_ids=tuple(self.stop_token_ids or ()),
+            stop_token_ids=(*request.stop_token_ids, *(self.stop_token_ids or ())),
             prompt_logprobs=n_scores is not None,
             prompt_top_n_tokens=n_scores or 0,
             special_texts=special_texts or {} if self.skip_special_tokens is False else {},
