@@ -58,6 +58,7 @@ def run(server: Server, command: Sequence[str | Path], folder: Path) -> None:
         full("instructor", "instructor"),
         full("litellm", "litellm"),
         full("llama_index", "llama-index"),
+        full("llama_index_tgi", "llama-index-tgi"),
         full("openai_agents", "openai-agents"),
         full("outlines", "outlines"),
         full("pydantic_ai", "pydantic-ai"),

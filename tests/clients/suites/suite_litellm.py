@@ -64,9 +64,7 @@ def text(chunks: list[Any]) -> str:
 def test_a_stream_says_what_the_whole_answer_says(provider: str) -> None:
     whole = litellm.completion(**asked(provider))
     chunks = list(
-        litellm.completion(
-            **asked(provider), stream=True, stream_options={"include_usage": True}
-        )
+        litellm.completion(**asked(provider), stream=True, stream_options={"include_usage": True})
     )
 
     told = whole.choices[0].message.content

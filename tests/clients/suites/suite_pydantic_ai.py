@@ -49,7 +49,9 @@ def provider(request: pytest.FixtureRequest) -> Any:
     return PROVIDERS[request.param]
 
 
-def agent(provider: Any, key: str = KEY, settings: dict[str, Any] | None = None, **more: Any) -> Any:
+def agent(
+    provider: Any, key: str = KEY, settings: dict[str, Any] | None = None, **more: Any
+) -> Any:
     """A greedy one."""
     greedy = {"temperature": 0, "max_tokens": 100, **(settings or {})}
     return Agent(OpenAIChatModel("tgi", provider=provider(key)), model_settings=greedy, **more)
