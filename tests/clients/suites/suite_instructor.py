@@ -140,14 +140,17 @@ def test_an_answer_that_is_cut(mode: instructor.Mode) -> None:
         connected(mode).chat.completions.create(**asked(response_model=Long, max_tokens=20))
 
 
-def test_refusals() -> None:
-    def ask(key: str = KEY, **more: Any) -> str:
-        with pytest.raises(InstructorRetryException) as raised:
-            client = connected(instructor.Mode.TOOLS, key).chat.completions
-            client.create(**asked(response_model=Weather, **more))
-        return str(raised.value)
+def refusal(key: str = KEY, **more: Any) -> str:
+    """What an application is told when it is refused."""
+    client = connected(instructor.Mode.TOOLS, key).chat.completions
+    with pytest.raises(InstructorRetryException) as raised:
+        client.create(**asked(response_model=Weather, **more))
+    return str(raised.value)
 
-    assert "top_p" in ask(top_p=2)
+
+def test_refusals() -> None:
     words = [{"role": "user", "content": "word " * 9000}]
-    assert "context_length_exceeded" in ask(messages=words)
-    assert "401" in ask(key="wrong")
+
+    assert "top_p" in refusal(top_p=2)
+    assert "context_length_exceeded" in refusal(messages=words)
+    assert "401" in refusal(key="wrong")
