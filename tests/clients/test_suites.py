@@ -75,7 +75,7 @@ def test_a_client_of_node_passes_its_suite(client_server: Server, suite: str) ->
     folder = node_folder(suite)
     shutil.copy(SUITES / suite / "suite.mjs", folder)
 
-    run(client_server, ("node", "--test", "suite.mjs"), folder)
+    run(client_server, ("node", "--test", "--test-reporter=spec", "suite.mjs"), folder)
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="java is not installed")

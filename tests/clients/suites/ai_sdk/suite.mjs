@@ -174,7 +174,7 @@ for (const [name, provider] of Object.entries(PROVIDERS)) {
     stream: refusalOfStream,
   })) {
     test(`${name}: why a ${kind} is refused`, async () => {
-      const error = await ask(asked({ temperature: 1, topP: 2 }));
+      const error = await ask(asked({ temperature: undefined, topP: 2 }));
 
       assert(APICallError.isInstance(error));
       assert.equal(error.statusCode, 422);
