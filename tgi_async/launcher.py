@@ -13,6 +13,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import socket
 import time
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import uvloop
 
-from tgi_async import processes
+from tgi_async import cgroups, processes
 from tgi_async.api.app import create_app
 from tgi_async.api.gate import Gate
 from tgi_async.engine import Engine
@@ -230,6 +231,7 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -
         command += ["--cache", settings.huggingface_hub_cache]
     if settings.trust_remote_code:
         command.append("--trust-remote-code")
+    n_killed = cgroups.n_killed()
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, env=processes.environment()
     )
@@ -239,6 +241,10 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -
         if process.returncode is None:
             process.kill()
             await process.wait()
+    if process.returncode == -signal.SIGKILL:
+        raise StartError(
+            f"The process that prepares the model was killed{cgroups.why_killed(n_killed)}."
+        )
     if process.returncode:
         raise StartError("The model is not ready to be served; the reason is above.")
     found = json.loads(output)
