@@ -31,6 +31,8 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
     n = body.n_choices(service.limits)
     body.check_own()
     grammar = grammar_of(body.response_format)
+    if offer is not None and offer.forced is not None:
+        grammar = None  # it binds a text, and the answer is a call
     parameters = body.parameters(service.limits, body.most_new_tokens, body.top_logprobs, grammar)
     if strict and offer is not None:
         await call_like_tgi(service, body, offer, parameters, exchange)
