@@ -37,6 +37,8 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
     n = body.n_choices(service.limits)
     body.check_own(service.limits)
     form = form_of(body)
+    if offer is not None and offer.forced is not None:
+        form = None  # it binds a text, and the answer is a call
     grammar = None if form is None else form.grammar
     parameters = body.parameters(service.limits, body.most_new_tokens, body.top_logprobs, grammar)
     if strict and offer is not None:
