@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+SET_BY = "The limit is set by the server's "
+
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"best_of": 4, "do_sample": True}, "`best_of` must be > 0 and <= 3. Given: 4"),
+        (
+            {"best_of": 4, "do_sample": True},
+            f"`best_of` must be > 0 and <= 3. Given: 4. {SET_BY}--max-best-of",
+        ),
         ({"best_of": 2}, "you must use sampling when `best_of` is > 1"),
         (
             {"best_of": 2, "do_sample": True, "seed": 1},
@@ -29,17 +34,30 @@ import pytest
         ({"min_p": -0.1}, "`min_p` must be >= 0.0 and <= 1.0. Given: -0.1"),
         ({"min_p": 1.1}, "`min_p` must be >= 0.0 and <= 1.0. Given: 1.1"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
-        ({"stop": ["a", "b", "c"]}, "`stop` supports up to 2 stop sequences. Given: 3"),
+        (
+            {"stop": ["a", "b", "c"]},
+            f"`stop` supports up to 2 stop sequences. Given: 3. {SET_BY}--max-stop-sequences",
+        ),
         ({"stop": [""]}, "`stop` sequences cannot be empty"),
         ({"seed": 2**64}, "`seed` must be >= 0 and < 2**64"),
         ({"seed": 10**4000}, "`seed` must be >= 0 and < 2**64"),
-        ({"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
-        ({"truncate": 0}, "`truncate` must be strictly positive and less than 100. Given: 0"),
-        ({"truncate": 101}, "`truncate` must be strictly positive and less than 100. Given: 101"),
+        (
+            {"top_n_tokens": 6},
+            f"`top_n_tokens` must be >= 0 and <= 5. Given: 6. {SET_BY}--max-top-n-tokens",
+        ),
+        *(
+            (
+                {"truncate": it},
+                f"`truncate` must be strictly positive and less than 100. Given: {it}. "
+                f"{SET_BY}--max-input-tokens",
+            )
+            for it in (0, 101)
+        ),
         (
             {"max_new_tokens": 127},
             "`inputs` tokens + `max_new_tokens` must be <= 128. "
-            "Given: 2 `inputs` tokens and 127 `max_new_tokens`",
+            "Given: 2 `inputs` tokens and 127 `max_new_tokens`. "
+            f"{SET_BY}--max-total-tokens",
         ),
         (
             {"grammar": {"type": "regex", "value": "a("}},
@@ -66,7 +84,10 @@ async def test_a_broken_rule_is_told_in_its_words(api, engine, parameters, messa
     ("inputs", "message"),
     [
         ("", "`inputs` cannot be empty"),
-        ("a" * 101, "`inputs` must have less than 100 tokens. Given: 101"),
+        (
+            "a" * 101,
+            f"`inputs` must have less than 100 tokens. Given: 101. {SET_BY}--max-input-tokens",
+        ),
     ],
 )
 async def test_a_prompt_that_does_not_fit_is_refused(api, inputs, message):
@@ -152,7 +173,8 @@ async def test_a_float_that_overflows_is_refused(client):
 async def test_best_of_is_refused_where_it_is_turned_off(api, settings):
     settings.max_best_of = 1
     response = await api.generate("Hi", best_of=2, do_sample=True)
-    assert response.json()["error"].endswith("`best_of` != 1 is not allowed for this endpoint")
+    told = f"`best_of` != 1 is not allowed for this endpoint. {SET_BY}--max-best-of"
+    assert response.json()["error"].endswith(told)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -16,10 +16,12 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from tgi_async.api.engine import Engine
+from tgi_async.api.error_reply import form_of
 from tgi_async.api.limits import Limits
 from tgi_async.api.permits import Permits
 from tgi_async.api.routes import routes
 from tgi_async.api.service import Service
+from tgi_async.errors import MethodNotAllowed, NotFound, ServerError
 from tgi_async.grammar.vetting import Vetting
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
@@ -79,21 +81,29 @@ def create_app(
                 allow_headers=("authorization", "content-type"),
             )
         ],
-        exception_handlers={HTTPException: _empty},
+        exception_handlers={HTTPException: _unrouted(limits)},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return app
 
 
-async def _empty(request: Request, error: Exception) -> Response:
-    """404 and 405 have no body; a 405 names the methods of all routes of the path."""
-    if not isinstance(error, HTTPException):
-        raise error
-    headers = {}
-    if error.status_code == 405:
-        headers["allow"] = ", ".join(sorted(set(_methods(request))))
-    return Response(status_code=error.status_code, headers=headers)
+def _unrouted(limits: Limits) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Answers where no route fits; a 405 names the methods of all routes of the path."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        path, method = request.scope["path"], request.method
+        told: ServerError = NotFound(f"There is no {path[:200]} here", code="unknown_url")
+        if error.status_code == 405:
+            allowed = ", ".join(sorted(set(_methods(request))))
+            told = MethodNotAllowed(
+                f"{path[:200]} does not take {method[:20]}. Allowed: {allowed}", allowed
+            )
+        return form_of(path, limits)(told).response()
+
+    return answer
 
 
 def _methods(request: Request) -> Iterator[str]:

@@ -45,7 +45,7 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
             logprobs=bool(body.logprobs),
             include_stop=strict,
             add_special_tokens=False,
-            grammar_field="response_format",
+            names=body.names(service.limits),
             constraint=None if reader is None else reader.constraint,
         )
         if reader is not None:

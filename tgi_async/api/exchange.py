@@ -15,10 +15,10 @@ from typing import Protocol
 import msgspec
 from starlette.types import Scope, Send
 
+from tgi_async.api.error_reply import ErrorForm, as_tgi
 from tgi_async.errors import ServerError
 
 KEEP_ALIVE_SECONDS = 15.0
-RETRY_AFTER_SECONDS = 5
 DONE = b"data: [DONE]\n\n"
 """Ends the streams of the OpenAI routes, also after an error."""
 
@@ -45,19 +45,16 @@ class Direct(Protocol):
         """Write a piece, which must not be empty."""
 
 
-class ErrorBody(msgspec.Struct, frozen=True):
-    error: str
-    error_type: str
-
-
 class Exchange:
     """Answers one HTTP request.
 
-    `streaming`: the head of an event stream has been sent. `finished`: all has been sent.
+    `error_form` makes the reply of an error. `streaming`: the head of an event stream has been
+    sent. `finished`: all has been sent.
     """
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, error_form: ErrorForm = as_tgi) -> None:
         self._send = send
+        self._error_form = error_form
         offered = scope.get("extensions", {}).get(DIRECT, {})
         self._direct: Direct | None = offered.get("writer")
         self._begun = False
@@ -141,11 +138,13 @@ class Exchange:
         if self._error_event is not None:
             await self.close(self._error_event(error))
             return
-        headers: HeaderList = []
-        if error.status == 503:
-            headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
-        body = encode(ErrorBody(str(error), error.error_type))
-        await self.reply(body, status=error.status, headers=headers)
+        reply = self._error_form(error)
+        await self.reply(
+            reply.body,
+            status=reply.status,
+            content_type=reply.content_type,
+            headers=reply.headers,
+        )
 
     def seconds_to_keep_alive(self) -> float:
         """When the stream will have been silent for so long that it needs a sign of life."""

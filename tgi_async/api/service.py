@@ -15,6 +15,7 @@ from msgspec import structs
 from tgi_async.api.constraint import vetted
 from tgi_async.api.engine import Engine, Generation
 from tgi_async.api.exchange import Exchange
+from tgi_async.api.field_names import OF_TGI, FieldNames
 from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import (
     GenerateParameters,
@@ -77,35 +78,35 @@ class Service:
         logprobs: bool,
         include_stop: bool,
         add_special_tokens: bool = True,
-        grammar_field: str = "grammar",
+        names: FieldNames = OF_TGI,
         constraint: Grammar | None = None,
     ) -> GenerationRequest:
         """Validate, and tokenize what is not tokenized yet.
 
-        `truncate` keeps the last tokens. `grammar_field` is what a client of the route calls
-        `parameters.grammar`; a `constraint` counts instead of it. Fairness is owed to the peer's
-        address alone: there is one API key, and a key that nobody checks is free text.
+        `truncate` keeps the last tokens. `names` are those of the route's fields; a `constraint`
+        counts instead of the grammar. Fairness is owed to the peer's address alone: there is one
+        API key, and a key that nobody checks is free text.
 
         Raises:
             ValidationError: the first rule that is broken, in TGI's order.
             Overloaded: too many grammars are being vetted.
         """
-        check(parameters, self.limits)
+        check(parameters, self.limits, names)
         if isinstance(prompt, str):
-            check_text(prompt, parameters.truncate, self.limits)
+            check_text(prompt, parameters.truncate, self.limits, names)
             prompt = await self.in_pool(
                 self.tokenizer.encode, prompt, add_special_tokens=add_special_tokens
             )
         if parameters.truncate is not None:
             prompt = prompt[-parameters.truncate :]
-        max_new_tokens = fit(len(prompt), parameters.max_new_tokens, self.limits)
+        max_new_tokens = fit(len(prompt), parameters.max_new_tokens, self.limits, names)
         if not prompt:
-            raise ValidationError("`inputs` cannot be empty")
+            raise ValidationError(f"`{names.prompt}` cannot be empty")
         grammar = await vetted(
             self.vetting,
             parameters.grammar,
             constraint,
-            "tools" if parameters.grammar is None else grammar_field,
+            "tools" if parameters.grammar is None else names.grammar,
             strict_tgi=self.limits.strict_tgi,
         )
         exchange.validation_seconds = time.monotonic() - exchange.started

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType, structs
 
+from tgi_async.api.field_names import OF_TGI, FieldNames
+from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import U32
 from tgi_async.api.schemas.grammar import ResponseFormat
 from tgi_async.api.schemas.openai import OpenAIRequest, Usage
@@ -65,6 +67,13 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
         """`max_completion_tokens`, under either name."""
         newer = self.max_completion_tokens
         return self.max_tokens if newer is None else newer
+
+    def names(self, limits: Limits) -> FieldNames:
+        """What the client calls the fields; TGI's messages have TGI's names."""
+        if limits.strict_tgi:
+            return OF_TGI
+        longest = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        return FieldNames("messages", longest, "top_logprobs", "response_format")
 
     def as_tgi_reads_it(self) -> ChatRequest:
         """The body without the fields that TGI ignores, its presence penalty made what TGI makes

@@ -7,7 +7,7 @@ import uuid
 
 from msgspec import Struct, structs
 
-from tgi_async.api.limits import Limits
+from tgi_async.api.limits import Limits, set_by
 from tgi_async.api.parameters import (
     I32,
     U32,
@@ -81,7 +81,10 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         """
         n = 1 if self.n is None else self.n
         if not 0 < n <= limits.max_best_of:
-            raise ValidationError(f"`n` must be > 0 and <= {limits.max_best_of}. Given: {n}")
+            raise ValidationError(
+                f"`n` must be > 0 and <= {limits.max_best_of}. Given: {n}"
+                + set_by(limits, "--max-best-of")
+            )
         return n
 
     def parameters(
@@ -185,17 +188,6 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
                 )
             biases[int(key)] = bias
         return biases
-
-
-class StreamFailure(Struct, frozen=True):
-    message: str
-    http_status_code: int
-
-
-class StreamError(Struct, frozen=True):
-    """An error within a stream. Its status is the real one, where TGI always says 422."""
-
-    error: StreamFailure
 
 
 def told_logprob(logprob: float) -> float:
