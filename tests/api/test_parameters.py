@@ -39,8 +39,9 @@ SET_BY = "The limit is set by the server's "
             f"`stop` supports up to 2 stop sequences. Given: 3. {SET_BY}--max-stop-sequences",
         ),
         ({"stop": [""]}, "`stop` sequences cannot be empty"),
-        ({"seed": 2**64}, "`seed` must be >= 0 and < 2**64"),
-        ({"seed": 10**4000}, "`seed` must be >= 0 and < 2**64"),
+        ({"seed": 2**64}, "`seed` must be >= -2**63 and < 2**64"),
+        ({"seed": -(2**63) - 1}, "`seed` must be >= -2**63 and < 2**64"),
+        ({"seed": 10**4000}, "`seed` must be >= -2**63 and < 2**64"),
         (
             {"top_n_tokens": 6},
             f"`top_n_tokens` must be >= 0 and <= 5. Given: 6. {SET_BY}--max-top-n-tokens",
@@ -111,6 +112,7 @@ async def test_a_prompt_that_does_not_fit_is_refused(api, inputs, message):
         {"stop": None},
         {"seed": 0},
         {"seed": 2**64 - 1, "do_sample": True},
+        {"seed": -(2**63)},
         {"top_n_tokens": 5},
         {"truncate": 100},
         {"best_of": None},
@@ -119,6 +121,24 @@ async def test_a_prompt_that_does_not_fit_is_refused(api, inputs, message):
 )
 async def test_values_at_their_limits_are_accepted(api, parameters):
     assert (await api.generate("Hi", **parameters)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("seed", "drawn"), [(-1, 2**64 - 1), (-(2**63), 2**63), (7, 7), (2**64 - 1, 2**64 - 1)]
+)
+async def test_a_negative_seed_is_a_seed_too(api, engine, seed, drawn):
+    for send in (api.generate, api.chat, api.complete):
+        assert (await send("Hi", seed=seed)).status_code == 200
+        assert engine.requests.pop().sampling.seed == drawn
+    told = (await api.generate("Hi", seed=seed, do_sample=True, details=True)).json()
+    assert told["details"]["seed"] == drawn
+
+
+async def test_tgi_knows_no_negative_seed(api, settings):
+    settings.strict_tgi = True
+    response = await api.generate("Hi", seed=-1)
+    assert response.status_code == 422
+    assert response.json()["error"].endswith("`seed` must be >= 0 and < 2**64")
 
 
 async def test_the_first_broken_rule_wins(api):
@@ -137,7 +157,7 @@ async def test_a_prompt_of_the_longest_length_is_accepted(api):
         {"max_new_tokens": 2**32},
         {"max_new_tokens": 1.5},
         {"top_k": 2**31},
-        {"seed": -1},
+        {"seed": 1.5},
         {"best_of": "two"},
         {"temperature": "hot"},
         {"do_sample": 1},

@@ -19,7 +19,6 @@ from tgi_async.wire.messages import Sampling
 I32 = Annotated[int, Meta(ge=-(2**31), lt=2**31)]
 U32 = Annotated[int, Meta(ge=0, lt=2**32)]
 U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Unsigned = Annotated[int, Meta(ge=0)]
 
 ADMITTED_NEW_TOKENS = 1024
 """TGI admits a request that has room for this many new tokens, even if it asks for more, and ends
@@ -54,7 +53,7 @@ class GenerateParameters(Struct, frozen=True, kw_only=True):
     watermark: bool = False
     details: bool = False
     decoder_input_details: bool = False
-    seed: Unsigned | None = None
+    seed: int | None = None
     top_n_tokens: U32 | None = None
     ignore_eos: bool = False
     grammar: Grammar | None = None
@@ -137,9 +136,10 @@ def check(parameters: GenerateParameters, limits: Limits, names: FieldNames = OF
     if p.seed is not None:
         if (p.best_of or 1) > 1:
             raise ValidationError("`seed` must not be set when `best_of` > 1")
-        if p.seed >= 2**64:
+        if not (0 if limits.strict_tgi else -(2**63)) <= p.seed < 2**64:
             # Not shown: it may have thousands of digits.
-            raise ValidationError("`seed` must be >= 0 and < 2**64")
+            least = "0" if limits.strict_tgi else "-2**63"
+            raise ValidationError(f"`seed` must be >= {least} and < 2**64")
     if p.top_n_tokens is not None and p.top_n_tokens > limits.max_top_n_tokens:
         raise ValidationError(
             f"`{names.top_n_tokens}` must be >= 0 and <= {limits.max_top_n_tokens}. "
@@ -249,7 +249,7 @@ def random_seed() -> int:
 def sampling_of(parameters: GenerateParameters, *, logprobs: bool) -> Sampling:
     """How a row samples. A request without a seed gets a random one here.
 
-    Like TGI's, this samples as soon as a value is set that changes the distribution, and is greedy
+    A negative seed is the unsigned one with the same bits. Like TGI's, this samples as soon as a value is set that changes the distribution, and is greedy
     for `do_sample` false with a temperature of exactly 1.
     """
     p = parameters
@@ -265,7 +265,7 @@ def sampling_of(parameters: GenerateParameters, *, logprobs: bool) -> Sampling:
         repetition_penalty=1.0 if p.repetition_penalty is None else p.repetition_penalty,
         frequency_penalty=p.frequency_penalty or 0.0,
         watermark=p.watermark,
-        seed=random_seed() if p.seed is None else p.seed,
+        seed=random_seed() if p.seed is None else p.seed % 2**64,
         logprobs=logprobs,
         top_n_tokens=p.top_n_tokens or 0,
     )

@@ -12,7 +12,6 @@ from tgi_async.api.parameters import (
     I32,
     U32,
     GenerateParameters,
-    Unsigned,
     check_additive_penalty,
     check_warpers,
 )
@@ -62,7 +61,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     logit_bias: dict[str, float] | list[float] | None = None
     max_tokens: U32 | None = None
     stop: list[str] | str | None = None
-    seed: Unsigned | None = None
+    seed: int | None = None
     n: U32 | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
