@@ -19,6 +19,7 @@ from tgi_async.api.engine import Engine
 from tgi_async.api.error_reply import form_of
 from tgi_async.api.limits import Limits
 from tgi_async.api.permits import Permits
+from tgi_async.api.request_id import RequestIds
 from tgi_async.api.routes import routes
 from tgi_async.api.service import Service
 from tgi_async.errors import MethodNotAllowed, NotFound, ServerError
@@ -73,13 +74,14 @@ def create_app(
     app = Starlette(
         routes=routes(service, os.environ),
         middleware=[
+            Middleware(RequestIds),
             Middleware(
                 CORSMiddleware,
                 allow_origins=limits.cors_allow_origin or ("*",),
                 allow_methods=("GET", "POST"),
                 # TGI allows content-type only, with which a browser cannot send the API key.
                 allow_headers=("authorization", "content-type"),
-            )
+            ),
         ],
         exception_handlers={HTTPException: _unrouted(limits)},
         lifespan=lifespan,

@@ -249,8 +249,9 @@ def random_seed() -> int:
 def sampling_of(parameters: GenerateParameters, *, logprobs: bool) -> Sampling:
     """How a row samples. A request without a seed gets a random one here.
 
-    A negative seed is the unsigned one with the same bits. Like TGI's, this samples as soon as a value is set that changes the distribution, and is greedy
-    for `do_sample` false with a temperature of exactly 1.
+    A negative seed is the unsigned one with the same bits. Like TGI's, this samples as soon as a
+    value is set that changes the distribution, and is greedy for `do_sample` false with a
+    temperature of exactly 1.
     """
     p = parameters
     temperature = 1.0 if p.temperature is None else max(p.temperature, MIN_TEMPERATURE)
