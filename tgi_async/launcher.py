@@ -64,6 +64,7 @@ class Limits:
     """What the API holds requests to: the settings, completed by what model and memory allow."""
 
     model_id: str
+    model_names: tuple[str, ...]
     revision: str | None
     model_pipeline_tag: str | None
     max_concurrent_requests: int
@@ -286,6 +287,7 @@ def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
         )
     return Limits(
         model_id=prepared.model_id,
+        model_names=settings.served_model_name or (prepared.model_id,),
         revision=prepared.revision,
         model_pipeline_tag="text-generation",
         sampling_defaults=SamplingDefaults.from_folder(prepared.path),

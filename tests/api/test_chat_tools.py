@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.api.conftest import refusal
 from tests.api.fake_engine import EOS, words
 from tests.api.tiny_tokenizer import tiny_inner
 from tgi_async.generation import Token
@@ -267,11 +268,12 @@ class TestChoice:
         settings.strict_tgi = strict
         for choice in ("nothing", {"type": "function", "function": {"name": "nothing"}}):
             response = await api.chat("Hi", tools=TOOLS, tool_choice=choice, stream=True)
-            assert response.status_code == 422
-            assert response.json() == {
-                "error": "Tool error: Tool with name nothing not found",
-                "error_type": "tool_error",
-            }
+            told = "Tool error: Tool with name nothing not found"
+            if strict:
+                assert response.status_code == 422
+                assert response.json() == {"error": told, "error_type": "tool_error"}
+            else:
+                assert refusal(response) == told
         assert engine.requests == []
 
     @pytest.mark.parametrize("strict", [False, True])
@@ -285,14 +287,12 @@ class TestChoice:
     @pytest.mark.parametrize("choice", ["required", "get_time"])
     async def test_a_call_of_no_tool_is_refused(self, api, choice):
         response = await api.chat("Hi", tools=[], tool_choice=choice)
-        assert response.status_code == 422
-        assert "no `tools` to call" in response.json()["error"]
+        assert "no `tools` to call" in refusal(response)
 
     async def test_too_many_tools_are_refused(self, api):
         many = [{"type": "function", "function": {"name": f"f{i}"}} for i in range(129)]
         response = await api.chat("Hi", tools=many)
-        assert response.status_code == 422
-        assert "at most 128 tools" in response.json()["error"]
+        assert "at most 128 tools" in refusal(response)
 
 
 NATION = {
@@ -635,8 +635,7 @@ async def test_what_the_format_cannot_force_is_refused(api, engine, settings):
     pattern = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^a"}}}
     tools = [{"type": "function", "function": {"name": "f", "parameters": pattern}}]
     response = await api.chat("Hi", tools=tools, tool_choice="required")
-    assert response.status_code == 422
-    assert response.json()["error"].startswith("Tool error: `a`, a string with `pattern` cannot")
+    assert refusal(response).startswith("Tool error: `a`, a string with `pattern` cannot")
     assert (await api.chat("Hi", tools=tools)).status_code == 200
 
 
@@ -701,7 +700,7 @@ async def test_strange_schemas_are_answered_or_refused(
         writes(engine, text)
         for choice in ("auto", "required"):
             response = await api.chat("Hi", tools=tools, tool_choice=choice)
-            assert response.status_code in (200, 422), response.text
+            assert response.status_code in (200, 422 if strict else 400), response.text
 
 
 async def test_deep_arguments_of_earlier_calls_are_answered_or_refused(client, settings):
@@ -715,4 +714,4 @@ async def test_deep_arguments_of_earlier_calls_are_answered_or_refused(client, s
                 {"role": "assistant", "tool_calls": [call]},
             ]
             response = await client.post("/v1/chat/completions", json={"messages": messages})
-            assert response.status_code in (200, 400, 422), response.text
+            assert response.status_code in (200, 400), response.text

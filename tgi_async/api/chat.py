@@ -57,7 +57,7 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
             logprobs=bool(body.logprobs),
             include_stop=strict or body.includes_stop,
             add_special_tokens=bool(body.add_special_tokens),
-            grammar_field="response_format" if form is None else form.field,
+            names=body.names(service.limits, form and form.field),
             constraint=None if reader is None else reader.constraint,
             truncated=lambda tokens: body.truncated(tokens, service.limits),
             stop_token_ids=service.chat_stop_token_ids,

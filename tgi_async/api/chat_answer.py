@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType, structs
 from tgi_async.api.chat_tools import AnswerReader
 from tgi_async.api.exchange import event
 from tgi_async.api.finished import text_of
+from tgi_async.api.limits import Limits
 from tgi_async.api.openai import finish_reason_of
 from tgi_async.api.prompt_logprobs import RankedScores, prompt_logprobs_of
 from tgi_async.api.schemas.chat import (
@@ -52,8 +53,7 @@ class ChatAnswer:
     ) -> None:
         self._id = unique_id("chatcmpl")
         self._created = now()
-        named = body.model not in (None, "", "tgi")
-        self._model = body.model if named and body.model else service.limits.model_id
+        self._model = _model_of(body, service.limits)
         self._fingerprint = service.fingerprint
         self._strict = service.limits.strict_tgi
         self._tokenizer = service.tokenizer
@@ -166,6 +166,12 @@ class ChatAnswer:
         ]
         logprob = token.logprob and told_logprob(token.logprob)
         return TokenLogprob(text, logprob, list(text.encode()), top)
+
+
+def _model_of(body: ChatRequest, limits: Limits) -> str:
+    """The name in replies: the first one of the model's, or one that is none of them as it came."""
+    own = ("", "tgi", *limits.model_names)
+    return limits.model_names[0] if body.model is None or body.model in own else body.model
 
 
 class _Choice:
