@@ -15,7 +15,7 @@ from transformers import (
     NoBadWordsLogitsProcessor,
 )
 
-from tests.integration.prompts import Case, mixed
+from tests.integration.prompts import mixed
 from tests.integration.reference import Reference
 from tests.integration.running_engine import BLOCK_SIZE, finish_all, running_engine
 from tests.integration.server import Server
