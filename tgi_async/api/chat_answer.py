@@ -59,6 +59,8 @@ class ChatAnswer:
         self._n_prompt = len(request.prompt)
         self.n_streamed = 0
         """Tokens of all choices so far."""
+        self._n_thought = 0
+        """Those of them that were thoughts."""
         self._reader = reader
         self._choices: dict[int, _Choice] = {}
         """Those of a stream, by their index."""
@@ -68,7 +70,7 @@ class ChatAnswer:
     def choice(self, index: int, tokens: Sequence[Token], reason: FinishReason) -> ChatChoice:
         """One whole answer."""
         choice = _Choice(self._reader)
-        events = choice.read(text_of(tokens), last=True)
+        events = self._read(choice, tokens, last=True)
         return ChatChoice(
             index=index,
             message=choice.message(events),
@@ -76,15 +78,17 @@ class ChatAnswer:
             finish_reason=self._reason(choice, reason),
         )
 
-    def whole(self, choices: list[ChatChoice], n_generated: int) -> ChatCompletion:
-        """The whole reply."""
+    def whole(
+        self, choices: list[ChatChoice], n_generated: int, n_cached: int = 0
+    ) -> ChatCompletion:
+        """The whole reply; `n_cached` tokens of the prompt were in the prefix cache."""
         return ChatCompletion(
             id=self._id,
             created=self._created,
             model=self._model,
             system_fingerprint=self._fingerprint,
             choices=choices,
-            usage=Usage.of(self._n_prompt, n_generated),
+            usage=self._usage(n_generated, n_cached),
         )
 
     def events(self, index: int, emitted: Emitted) -> bytes:
@@ -95,7 +99,7 @@ class ChatAnswer:
         self.n_streamed += len(emitted.tokens)
         choice = self._choices.setdefault(index, _Choice(self._reader))
         reason = emitted.finish_reason
-        events = choice.read(text_of(emitted.tokens), last=reason is not None)
+        events = self._read(choice, emitted.tokens, last=reason is not None)
         if not events and reason is None and not self._with_logprobs:
             return b""
         shows_role = self._strict or not choice.begun
@@ -112,11 +116,27 @@ class ChatAnswer:
         )
         return event(self._chunk([one], None))
 
-    def ending(self) -> bytes:
+    def ending(self, n_cached: int = 0) -> bytes:
         """The extra chunk that `stream_options.include_usage` asks for."""
         if not self._include_usage:
             return b""
-        return event(self._chunk([], Usage.of(self._n_prompt, self.n_streamed)))
+        return event(self._chunk([], self._usage(self.n_streamed, n_cached)))
+
+    def _usage(self, n_generated: int, n_cached: int) -> Usage:
+        if self._strict:
+            return Usage.of(self._n_prompt, n_generated)
+        return Usage.of(
+            self._n_prompt,
+            n_generated,
+            cached_tokens=n_cached,
+            reasoning_tokens=self._n_thought,
+        )
+
+    def _read(self, choice: _Choice, tokens: Sequence[Token], *, last: bool) -> list[Event]:
+        events = choice.read(tokens, last=last)
+        self._n_thought += choice.n_thought
+        choice.n_thought = 0
+        return events
 
     def _chunk(self, choices: list[ChatDelta], usage: Usage | None) -> ChatCompletionChunk:
         return ChatCompletionChunk(
@@ -161,16 +181,25 @@ class _Choice:
         self._parser = None if reader is None else reader.parser()
         self._short_ids = reader is not None and reader.short_ids
         self.n_calls = 0
+        self.n_thought = 0
+        """Tokens of thoughts, since somebody set it back."""
         self.begun = False
         """Whether a chunk was sent of it."""
 
-    def read(self, text: str, *, last: bool) -> list[Event]:
-        """What the text says, with what was held back if it is the last."""
+    def read(self, tokens: Sequence[Token], *, last: bool) -> list[Event]:
+        """What the tokens say, with what was held back if they are the last."""
         if self._parser is None:
-            return [Prose(text)]
-        events = self._parser.feed(text)
+            return [Prose(text_of(tokens))]
+        parser, events, place = self._parser, list[Event](), 0
+        # One by one only as long as there is something to count.
+        while place < len(tokens) and parser.thinking is not False:
+            thinking = parser.thinking
+            events += parser.feed(tokens[place].text)
+            self.n_thought += bool(thinking or parser.thinking)
+            place += 1
+        events += parser.feed(text_of(tokens[place:]))
         if last:
-            events += self._parser.end()
+            events += parser.end()
         self.n_calls += sum(isinstance(one, CallBegun) for one in events)
         return events
 

@@ -297,6 +297,7 @@ class Core:
         self.n_hit_tokens += n_cached
         if not request.charged:
             request.charged = True
+            request.n_cached = n_cached
             self.waiting.charge(request.client, INPUT_COST * (request.n_prompt - n_cached))
         draft.spare -= taken + self._short(request, n_cached + 2)
         n_grown = len(draft.grow)
