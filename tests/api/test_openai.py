@@ -292,6 +292,41 @@ class TestFieldsOfVllm:
         assert (await api.complete("Hi", suffix="")).status_code == 422
 
 
+class TestUsage:
+    """Tokens that were not computed, of each prompt once."""
+
+    @pytest.fixture(autouse=True)
+    def cached(self, engine):
+        engine.n_cached = 5
+
+    async def test_cached_tokens_are_told(self, ask, events):
+        assert (await ask("Hi", n=3)).json()["usage"]["prompt_tokens_details"] == {
+            "cached_tokens": 5
+        }
+        streamed = await ask("Hi", n=3, stream=True, stream_options={"include_usage": True})
+        *_, last, _ = events(streamed)
+        assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 5}
+
+    async def test_those_of_several_prompts_are_added(self, api, events):
+        body = (await api.complete(["a", "b"], n=2)).json()
+        assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 10}
+        options = {"include_usage": True}
+        *_, last, _ = events(
+            await api.complete(["a", "b"], n=2, stream=True, stream_options=options)
+        )
+        assert last["usage"] == body["usage"]
+
+    async def test_a_stream_of_completions_tells_those_of_each(self, api, events):
+        *chunks, _ = events(await api.complete(["a", "b"], stream=True))
+        told = [chunk["usage"] for chunk in chunks if "usage" in chunk]
+        assert [one["prompt_tokens_details"] for one in told] == [{"cached_tokens": 5}] * 2
+
+    async def test_tgi_has_no_details(self, ask, settings):
+        settings.strict_tgi = True
+        usage = (await ask("Hi")).json()["usage"]
+        assert usage.keys() == {"prompt_tokens", "completion_tokens", "total_tokens"}
+
+
 class TestStrictTgi:
     @pytest.fixture(autouse=True)
     def strict(self, settings):

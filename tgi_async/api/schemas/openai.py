@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, structs
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from tgi_async.api.limits import Limits, set_by
 from tgi_async.api.parameters import (
@@ -38,15 +38,44 @@ class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = False
 
 
+class PromptTokensDetails(Struct, frozen=True):
+    """`cached_tokens` are those that the prefix cache had."""
+
+    cached_tokens: int
+
+
+class CompletionTokensDetails(Struct, frozen=True):
+    """`reasoning_tokens` are those of thoughts."""
+
+    reasoning_tokens: int
+
+
 class Usage(Struct, frozen=True):
+    """TGI has no details. Each prompt counts once, however many choices it has."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
     @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
-        """With their sum."""
-        return cls(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+    def of(
+        cls,
+        prompt_tokens: int,
+        completion_tokens: int,
+        *,
+        cached_tokens: int | None = None,
+        reasoning_tokens: int | None = None,
+    ) -> Usage:
+        """With their sum, and the details that are not None."""
+        return cls(
+            prompt_tokens,
+            completion_tokens,
+            prompt_tokens + completion_tokens,
+            UNSET if cached_tokens is None else PromptTokensDetails(cached_tokens),
+            UNSET if reasoning_tokens is None else CompletionTokensDetails(reasoning_tokens),
+        )
 
 
 class OpenAIRequest(Struct, frozen=True, kw_only=True):
