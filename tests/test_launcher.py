@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.api.tiny_tokenizer import tiny_tokenizer
 from tests.fake_engine_run import alive
 from tests.fake_server import FakeServer
 from tests.fake_worker import Behaviour
@@ -137,6 +138,23 @@ def test_another_tokenizer_config_has_the_chat_template(talk: Talk, tmp_path: Pa
     config.write_text(json.dumps({"chat_template": "{{ eos_token }}", "eos_token": "abc"}))
     _, reply = talk("--tokenizer-config-path", str(config), route="/v1/chat/completions")
     assert reply.json()["usage"]["prompt_tokens"] == 3
+
+
+def test_the_ends_of_texts_are_shown_and_end_answers(serve: Serve, tmp_path: Path) -> None:
+    """`<|im_end|>` ends every text of the fake model, and this template writes another end."""
+    config = tmp_path / "c.json"
+    template = "{% for m in messages %}{{ m.content }}\n<|im_start|>{% endfor %}"
+    config.write_text(json.dumps({"chat_template": template}))
+    script = [*tiny_tokenizer().encode("well<|im_start|>")] * 2
+    server = serve(Behaviour(script=script), "--tokenizer-config-path", str(config))
+    with httpx.Client(base_url=server.url) as client:
+        body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 10}
+        [choice] = client.post("/v1/chat/completions", json=body).json()["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("well", "stop")
+        body = {"inputs": "Hi", "parameters": {"max_new_tokens": 10}}
+        assert client.post("/generate", json=body).json()["generated_text"] == "wellwell"
+    assert "texts end with '<|im_end|>' (257)" in server.log
+    assert "answers in a chat also end with '<|im_start|>' (256)" in server.log
 
 
 def test_a_tokenizer_config_without_a_template_ends_the_start(serve: Serve, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from tgi_async.api.body import BODY_SECONDS
-from tgi_async.api.exchange import DIRECT, RETRY_AFTER_SECONDS
+from tgi_async.api.exchange import DIRECT
+from tgi_async.errors import RETRY_AFTER_SECONDS
 from tgi_async.refusal import GOAWAY, Refusal
 from tgi_async.reply_cycle import BodyWriter, ReplyCycle
 
