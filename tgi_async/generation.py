@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
+from tgi_async.scheduler.reservations import Reservation
 from tgi_async.wire.messages import Sampling
 
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
@@ -34,8 +35,8 @@ class GenerationRequest(Struct, frozen=True):
     right before (OpenAI)."""
     ignore_eos: bool = False
     """Go on past the end-of-sequence token, for measurements of fixed length."""
-    stop_ids: tuple[int, ...] = ()
-    """Tokens that end the text, besides the model's own."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end this text too, besides the model's own; `ignore_eos` is not about them."""
     prompt_logprobs: bool = False
     prompt_top_n_tokens: int = 0
     """How many of the likeliest tokens to tell at each prompt token, with `prompt_logprobs`."""
@@ -43,6 +44,8 @@ class GenerationRequest(Struct, frozen=True):
     """A vetted grammar, as `grammar.encode` writes it, that the output is held to; or empty."""
     shown: dict[int, str] = {}
     """Special tokens that are part of the text, by their names: marks of calls and of thoughts."""
+    reservation: Reservation | None = None
+    """What it has a row of, where it came with a request over HTTP."""
     special_texts: Mapping[int, str] = {}
     """The names of all special tokens, where the text shows them; else empty."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from tgi_async.errors import ServerError
 from tgi_async.generation import (
@@ -14,6 +14,7 @@ from tgi_async.generation import (
     Token,
     TopToken,
 )
+from tgi_async.scheduler.reservations import Capacity, Reservation, Reservations
 
 EOS = Token(257, "", -0.5, True)
 """`<|im_end|>` of the tiny tokenizer; as in the engine, it adds no text."""
@@ -57,6 +58,8 @@ class FakeGeneration:
         if self.place == self._engine.fail_before and self._engine.error is not None:
             raise self._engine.error
         tokens = self._batches[self.place]
+        if self.place == 0 and self._request.reservation is not None:
+            self._engine.reservations.start(self._request.reservation)
         self.place += 1
         self.done = self.place == len(self._batches)
         return Emitted(tokens, self._engine.finish_reason if self.done else None)
@@ -67,9 +70,13 @@ class FakeGeneration:
 
 
 class FakeEngine:
-    """`batches` are the tokens of each look; `refusal` is raised by `submit`."""
+    """`batches` are the tokens of each look; `refusal` is raised by `submit`.
 
-    def __init__(self) -> None:
+    A generation waits, for the reservations, until its first tokens come.
+    """
+
+    def __init__(self, capacity: Capacity | None = None) -> None:
+        self.reservations = Reservations(capacity or Capacity(4))
         self.ready = True
         self.n_running = 3
         self.n_waiting = 2
@@ -95,6 +102,19 @@ class FakeEngine:
         if self.batches_in_order:
             return self.batches_in_order[len(self.requests) - 1]
         return self.batches_by_choice.get(request.sampling.choice, self.batches)
+
+    def reserve(
+        self, client: str, n_rows: int, n_bytes: int, on_evicted: Callable[[], None]
+    ) -> Reservation:
+        reservation, evicted = self.reservations.reserve(client, n_rows, n_bytes)
+        reservation.on_evicted = on_evicted
+        for one in evicted:
+            assert one.on_evicted is not None
+            one.on_evicted()
+        return reservation
+
+    def release(self, reservation: Reservation) -> None:
+        self.reservations.release(reservation)
 
     def submit(self, request: GenerationRequest) -> FakeGeneration:
         if self.refusal is not None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 from tokenizers import processors
 
+from tests.api.conftest import refusal
 from tests.api.tiny_tokenizer import tiny_inner
 from tgi_async.errors import GenerationError, Overloaded
 from tgi_async.text.tokenizer import Tokenizer
+
+BEST_OF = "The limit is set by the server's --max-best-of"
 
 
 @pytest.fixture(params=["chat", "complete"])
@@ -51,8 +54,8 @@ async def test_log_probabilities_are_the_models_own(api, engine, fields):
         ({"presence_penalty": 2.5}, "`presence_penalty` must be >= -2.0 and <= 2.0"),
         ({"frequency_penalty": -2.5}, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
         ({"min_p": 1.5}, "`min_p` must be >= 0.0 and <= 1.0. Given: 1.5"),
-        ({"n": 0}, "`n` must be > 0 and <= 3. Given: 0"),
-        ({"n": 4}, "`n` must be > 0 and <= 3. Given: 4"),
+        ({"n": 0}, f"`n` must be > 0 and <= 3. Given: 0. {BEST_OF}"),
+        ({"n": 4}, f"`n` must be > 0 and <= 3. Given: 4. {BEST_OF}"),
         (
             {"logit_bias": {"1": 100.5}},
             "`logit_bias` values must be >= -100 and <= 100. Given: 100.5 for the token 1",
@@ -70,8 +73,8 @@ async def test_log_probabilities_are_the_models_own(api, engine, fields):
             f"`logit_bias` maps token ids, which are numbers from 0. Given: '{'9' * 20}'",
         ),
         (
-            {"logit_bias": {str(id): 1 for id in range(301)}},
-            "`logit_bias` supports up to 300 tokens. Given: 301",
+            {"logit_bias": {str(id): 1 for id in range(1025)}},
+            "`logit_bias` supports up to 1024 tokens. Given: 1025",
         ),
         ({"logit_bias": [1.0]}, "`logit_bias` must map token ids to numbers. Given: a list"),
     ],
@@ -79,11 +82,9 @@ async def test_log_probabilities_are_the_models_own(api, engine, fields):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_broken_rule_is_told_before_a_stream(ask, engine, fields, message, stream):
     response = await ask("Hi", stream=stream, **fields)
-    assert response.status_code == 422
-    assert response.json() == {
-        "error": f"Input validation error: {message}",
-        "error_type": "validation",
-    }
+    assert refusal(response) == f"Input validation error: {message}"
+    assert response.json()["error"]["param"] == next(iter(fields))
+    assert response.json()["error_type"] == "validation"
     assert engine.requests == []
 
 
@@ -92,7 +93,7 @@ async def test_a_broken_rule_is_told_before_a_stream(ask, engine, fields, messag
     [
         {"presence_penalty": 2, "frequency_penalty": -2, "min_p": 1},
         {"n": 3, "temperature": 0},
-        {"logit_bias": {str(id): 100 for id in range(300)}},
+        {"logit_bias": {str(id): 1 for id in range(1023)} | {"1023": 100}},
         {"logit_bias": {str(2**31 - 1): -100}},
         {"n": None, "logit_bias": None, "presence_penalty": None, "stop": None},
     ],

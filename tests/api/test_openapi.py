@@ -32,7 +32,7 @@ def kserve(settings, request):
 class TestRoutes:
     async def test_every_route_is_described_and_no_other(self, app, client):
         found = {
-            (method.lower(), route.path)
+            (method.lower(), route.path.replace(":path}", "}"))
             for route in app.routes
             for method in route.methods
             if method != "HEAD"

@@ -66,14 +66,23 @@ class Reference:
         return self._compared[tokens]
 
     @torch.inference_mode()
-    def generate(self, prompt: Sequence[int], max_new_tokens: int, **settings: Any) -> list[int]:
-        """What transformers' own `generate` emits, greedily."""
+    def generate(
+        self,
+        prompt: Sequence[int],
+        max_new_tokens: int,
+        ends: Sequence[int] | None = None,
+        **settings: Any,
+    ) -> list[int]:
+        """What transformers' own `generate` emits, greedily; up to one of `ends`, or to the end
+        that the folder names. `settings` are further ones of it."""
+        own = {} if ends is None else {"eos_token_id": list(ends)}
         ids = torch.tensor([prompt])
         output = self._model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
             max_new_tokens=max_new_tokens,
+            **own,
             **settings,
         )
         emitted: list[int] = output[0, len(prompt) :].tolist()

@@ -80,7 +80,7 @@ def test_the_reference_is_what_generate_says(reference: Reference, tokenizer: To
     plain = reference.generate(prompt, 12)
     sampling = Sampling(min_tokens=8, banned=[[plain[0]], plain[4:6]])
     emitted = reference.generate(
-        prompt, 16, min_new_tokens=8, bad_words_ids=sampling.banned, eos_token_id=[end, plain[2]]
+        prompt, 16, min_new_tokens=8, bad_words_ids=sampling.banned, ends=[end, plain[2]]
     )
     assert emitted[: len(plain)] != plain
     assert reference.compare(prompt, emitted, processors(prompt, sampling, [end, plain[2]])) == 0

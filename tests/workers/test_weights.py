@@ -15,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tgi_async.supervisor import ENVIRONMENT
-from workers.layers.linear import Linear
+from workers.layers import linear
+from workers.layers.linear import Linear, ReorderedWeight
 from workers.models.checkpoint import SINGLE, BrokenCheckpoint
 from workers.models.loading import load
 from workers.models.pretrained import Pretrained
 from workers.models.slices import Range, cut, divide, within
+from workers.models.transformers_path import TransformersModel
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
@@ -99,6 +101,23 @@ def test_a_tied_head_is_the_embedding_itself(tmp_path: Path) -> None:
     assert loaded.weight_bytes == sum(
         one.nbytes for one in AutoModelForCausalLM.from_pretrained(folder).parameters()
     )
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
+def test_weights_in_onednns_order_are_counted_and_give_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no storage. Processors with fast bfloat16 take them where there is no compiler."""
+    folder = saved(tmp_path, "llama", tie_word_embeddings=False)
+    plain = load(folder, torch.float32, CPU, implementation="transformers")
+    monkeypatch.setattr(linear, "_form", lambda device, dtype: (ReorderedWeight, None))
+    model = load(folder, torch.float32, CPU, implementation="transformers")
+    assert isinstance(model, TransformersModel)
+    assert isinstance(model.module.lm_head._weight, ReorderedWeight)
+    assert model.weight_bytes == plain.weight_bytes
+    x = torch.randn(3, SIZES["hidden_size"])
+    expected = plain.module.lm_head(x)  # type: ignore[attr-defined]
+    torch.testing.assert_close(model.module.lm_head(x), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -18,6 +18,7 @@ def set_bounds(components: dict[str, Json], limits: Limits) -> None:
     least, most = PENALTY_RANGE
     share: Json = {"exclusiveMinimum": 0, "exclusiveMaximum": 1}
     penalty: Json = {"minimum": -2, "maximum": 2}
+    seed: Json = {"minimum": 0 if limits.strict_tgi else -(2**63), "maximum": 2**64 - 1}
     bounds: dict[str, Json] = {
         "best_of": {"maximum": limits.max_best_of},
         "temperature": {"exclusiveMinimum": 0, "maximum": MAX_TEMPERATURE},
@@ -29,7 +30,7 @@ def set_bounds(components: dict[str, Json], limits: Limits) -> None:
         "min_p": {"minimum": 0, "maximum": 1},
         "max_new_tokens": {"minimum": 1},
         "truncate": {"minimum": 1, "maximum": limits.max_input_tokens},
-        "seed": {"maximum": 2**64 - 1},
+        "seed": seed,
         "top_n_tokens": {"maximum": limits.max_top_n_tokens},
     }
     for name in ("GenerateParameters", "VertexParameters"):
@@ -42,7 +43,7 @@ def set_bounds(components: dict[str, Json], limits: Limits) -> None:
         fields = components[name]["properties"]
         _bound(fields["temperature"], {"minimum": 0, "maximum": MAX_TEMPERATURE})
         _bound(fields["frequency_penalty"], penalty)
-        _bound(fields["seed"], {"maximum": 2**64 - 1})
+        _bound(fields["seed"], seed)
         _bound_stop(fields["stop"], limits)
         if not limits.strict_tgi:
             _bound(fields["prompt_logprobs"], {"maximum": limits.max_top_n_tokens})

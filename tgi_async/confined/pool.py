@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import queue
 import select
 import subprocess
@@ -13,7 +12,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-VARIABLES = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ")
+from tgi_async.processes import environment
+
+VARIABLES = (
+    *("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ"),
+    "OPENBLAS_NUM_THREADS",
+)
 """Of the environment; its secrets are not these processes' business."""
 PIPE_BYTES = 1 << 20
 """The most that Linux gives without being asked by root: a long line passes in few switches."""
@@ -135,7 +139,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=PIPE_BYTES,
-            env={name: os.environ[name] for name in VARIABLES if name in os.environ},
+            env={name: value for name, value in environment().items() if name in VARIABLES},
             start_new_session=True,  # Ctrl-C is for the server, whose end closes their input
         )
         assert self._running.stdin is not None

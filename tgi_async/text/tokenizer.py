@@ -141,6 +141,19 @@ class Tokenizer:
         """The special token of this name, if there is one."""
         return self._special_by_text.get(name)
 
+    def mark_at_start(self, text: str) -> int | None:
+        """Return the special token that `text` begins with, white space aside, if it does."""
+        try:
+            ids = self.encode(text, add_special_tokens=False)
+        except ValidationError:
+            return None
+        for id in ids:
+            if self.is_special(id):
+                return id
+            if self.decode([id]).strip():
+                return None
+        return None
+
 
 def _refused(text: str, error: Exception) -> ValidationError:
     return ValidationError(f"tokenizer error: {_fault_of(text) or error}")

@@ -23,8 +23,8 @@ Id = Annotated[int, Meta(ge=0, lt=2**31)]
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
 Seed = Annotated[int, Meta(ge=0)]
 """Unsigned 64 bits, which is all that MessagePack can carry."""
-MAX_BIASES = 300
-"""Most tokens that one request may bias, as at OpenAI."""
+MAX_BIASES = 1024
+"""Most tokens that one request may bias."""
 MAX_END_IDS = 1024
 """Most tokens that end one request's text: the model's own, and those that the request names."""
 MAX_BANS = 1024
@@ -161,6 +161,9 @@ class Start(Frame, frozen=True, tag="start"):
     meeting_place: str = ""
     """Where several ranks find each other: `file:///path` of a file that is not there yet, or
     `tcp://host:port` of rank 0."""
+    stop_token_ids: list[Id] = []
+    """Tokens by which a text under a grammar may end, besides those that the model's files name:
+    the end that the chat template writes."""
 
 
 class Step(Frame, frozen=True, tag="step"):
@@ -197,6 +200,7 @@ class Ready(Frame, frozen=True, tag="ready"):
     """Most prefill tokens in a step: what was asked for, or what suits the device."""
     device: str
     eos_token_ids: list[Id]
+    """Those that end every text: all that the model's files name."""
     vocab_size: Count
     kv_cache_bytes: Annotated[int, Meta(ge=0)]
     weight_bytes: Annotated[int, Meta(ge=0)]

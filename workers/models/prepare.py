@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from workers.models.cache import use_scratch
 from workers.models.errors import ModelUnavailable
 from workers.models.progress import say
 
@@ -20,6 +21,8 @@ from workers.models.progress import say
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status."""
     options = _parser().parse_args(arguments)
+    if options.scratch is not None:
+        use_scratch(options.scratch)
     try:
         prepared = prepare(
             options.model_id,
@@ -119,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", help="the folder of huggingface_hub's cache")
     parser.add_argument("--trust-remote-code", action="store_true", help="also take the code")
     parser.add_argument("--auto-convert", action="store_true", help="convert pickled weights")
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)  # a server's own
     return parser
 
 
