@@ -377,11 +377,10 @@ class TestWithAForm:
         function = {"name": "f", "parameters": broken, "strict": True}
         tools = [{"type": "function", "function": function}]
         response = await api.chat("Hi", tools=tools, response_format=FORM)
-        assert response.status_code == 422
-        assert "`tools`: " in response.json()["error"]
+        assert "`tools`: " in refusal(response)
         wrong = {"type": "json_schema", "json_schema": {"name": "a", "schema": broken}}
         response = await api.chat("Hi", tools=TOOLS, response_format=wrong)
-        assert "`response_format`: " in response.json()["error"]
+        assert "`response_format`: " in refusal(response)
         # What no call is held to is not looked at.
         function["strict"] = False
         assert (await api.chat("Hi", tools=tools, response_format=FORM)).status_code == 200
@@ -389,7 +388,7 @@ class TestWithAForm:
         function["strict"] = True
         broken["properties"] = {"a": {"type": "string", "pattern": "^a"}}
         response = await api.chat("Hi", tools=tools, response_format=FORM)
-        assert "Leave `strict` out" in response.json()["error"]
+        assert "Leave `strict` out" in refusal(response)
 
     async def test_as_tgi_they_exclude_each_other(self, api, settings):
         settings.strict_tgi = True

@@ -104,7 +104,7 @@ async def test_n_choices_of_each_prompt_are_numbered_through(api, engine):
 async def test_n_choices_take_a_row_each(api):
     assert (await api.complete(["a", "b"], n=2)).status_code == 200
     refused = await api.complete(["a", "b"], n=3)
-    assert refused.status_code == 422
+    assert refused.status_code == 400
     assert "at most 4 generations (prompts times choices) at once. Given: 6" in refused.text
 
 
@@ -332,7 +332,8 @@ async def test_a_stream_over_capacity_is_a_429(api, engine):
     response = await api.complete(["a"] * 3, stream=True)
     assert response.status_code == 429
     assert response.json()["error"] == {
-        "message": "Model is overloaded",
+        "message": "Model is overloaded: it serves 4 requests at once "
+        "(--max-concurrent-requests), and none may wait (--max-queued-requests 0)",
         "type": "rate_limit_error",
         "param": None,
         "code": "rate_limit_exceeded",
