@@ -220,6 +220,14 @@ def test_origins_are_repeated_flags_or_a_list_in_a_variable() -> None:
     )
 
 
+def test_names_of_the_model_are_given_in_one_flag_or_in_several() -> None:
+    assert settings().served_model_name == ()
+    assert settings("--served-model-name", "a/b", "c").served_model_name == ("a/b", "c")
+    flags = ("--served-model-name", "a", "--port", "1", "--served-model-name=b")
+    assert settings(*flags).served_model_name == ("a", "b")
+    assert settings(SERVED_MODEL_NAME="a,b").served_model_name == ("a", "b")
+
+
 @pytest.mark.parametrize("host", ["3f1c0de5ab12", "my-pod-7", "localhost"])
 def test_the_name_that_a_container_gives_itself_is_no_address_to_listen_on(host: str) -> None:
     assert settings(HOSTNAME=host).hostname == "0.0.0.0"

@@ -231,6 +231,10 @@ class TestHTTP10:
         assert reply.headers["connection"] == "close"
         assert "transfer-encoding" not in reply.headers
 
+    async def test_is_not_asked_for_a_body(self, lab: Lab) -> None:
+        head = b"POST /x HTTP/1.0\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+        assert (await lab.ask(head, b"hi")).seen()["body"] == "hi"
+
 
 class TestHeads:
     @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tgi_async.settings_tgi import (
 )
 
 SHORT = {"port": "-p", "graceful_termination_timeout": "-g"}
-METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "ORIGIN", bool: "BOOL"}
+METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "TEXT", bool: "BOOL"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             # `--flag`, and TGI's `--flag true`.
             options |= {"nargs": "?", "const": "true"}
         elif kind is tuple:
-            options["action"] = "append"
+            options |= {"action": "extend", "nargs": "+"}
         groups[meta["group"]].add_argument(*names, **options)
     idle = parser.add_argument_group("of TGI, accepted without effect")
     for name, reason in WITHOUT_MEANING.items():

@@ -17,7 +17,8 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from tgi_async.api.body import BODY_SECONDS
-from tgi_async.api.exchange import DIRECT, RETRY_AFTER_SECONDS
+from tgi_async.api.exchange import DIRECT
+from tgi_async.errors import RETRY_AFTER_SECONDS
 from tgi_async.refusal import GOAWAY, Refusal
 from tgi_async.reply_cycle import BodyWriter, ReplyCycle
 
@@ -222,7 +223,8 @@ class Connection(HttpToolsProtocol):
             access_log=self.access_log,
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
+            # HTTP/1.0 knows no interim replies.
+            expect_100_continue=self.expect_100_continue and self.scope["http_version"] == "1.1",
             keep_alive=self.parser.should_keep_alive(),
             on_response=lambda: None,
         )

@@ -227,7 +227,7 @@ class Engine:
         self._check_serving()
         if (largest := max(request.prompt, default=0)) >= self._vocab_size:
             raise ValidationError(
-                f"`inputs` has the token {largest}, and the model knows those below "
+                f"the prompt has the token {largest}, and the model knows those below "
                 f"{self._vocab_size}: its tokenizer has more tokens than the model"
             )
         wanted = request.max_new_tokens

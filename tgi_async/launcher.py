@@ -13,6 +13,7 @@ import gc
 import json
 import logging
 import os
+import signal
 import socket
 import time
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import uvloop
 
-from tgi_async import processes
+from tgi_async import cgroups, processes
 from tgi_async.api.app import create_app
 from tgi_async.api.gate import Gate
 from tgi_async.engine import Engine
@@ -63,6 +64,7 @@ class Limits:
     """What the API holds requests to: the settings, completed by what model and memory allow."""
 
     model_id: str
+    model_names: tuple[str, ...]
     revision: str | None
     model_pipeline_tag: str | None
     max_concurrent_requests: int
@@ -230,6 +232,7 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -
         command += ["--cache", settings.huggingface_hub_cache]
     if settings.trust_remote_code:
         command.append("--trust-remote-code")
+    n_killed = cgroups.n_killed()
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, env=processes.environment()
     )
@@ -239,6 +242,10 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -
         if process.returncode is None:
             process.kill()
             await process.wait()
+    if process.returncode == -signal.SIGKILL:
+        raise StartError(
+            f"The process that prepares the model was killed{cgroups.why_killed(n_killed)}."
+        )
     if process.returncode:
         raise StartError("The model is not ready to be served; the reason is above.")
     found = json.loads(output)
@@ -280,6 +287,7 @@ def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
         )
     return Limits(
         model_id=prepared.model_id,
+        model_names=settings.served_model_name or (prepared.model_id,),
         revision=prepared.revision,
         model_pipeline_tag="text-generation",
         sampling_defaults=SamplingDefaults.from_folder(prepared.path),

@@ -214,6 +214,13 @@ class Settings:
         "shows it",
         choices=NAMES,
     )
+    served_model_name: tuple[str, ...] = _option(
+        (),
+        FACE,
+        "names of the model in /v1/models and in replies, which have the first one; several with "
+        "spaces between, or repeated; default: its id",
+        kind=tuple,
+    )
     disable_grammar_support: bool = _option(
         False, FACE, "refuse grammars, response formats and calls of tools", kind=bool
     )

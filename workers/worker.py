@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from tgi_async import cgroups
+from tgi_async.cgroups import gigabytes
 from tgi_async.wire.channel import WorkerChannel
 from tgi_async.wire.messages import Loading, Ready, Refused, Start, Step, Stop, ToWorker
 from workers import memory, native
@@ -39,6 +41,8 @@ POLL_MILLISECONDS = 1
 CPU_PREFILL_TOKENS = 512
 """Prefill tokens of a step where none are asked for: about a third of a second on two cores."""
 CUDA_PREFILL_TOKENS = 4096
+LEAST_TOKENS = 512
+"""Of a cache that is planned: a smaller one holds no conversation."""
 
 
 class Worker:
@@ -81,9 +85,8 @@ class Worker:
         prefill_tokens = start.max_batch_prefill_tokens or (
             CPU_PREFILL_TOKENS if device.type == "cpu" else CUDA_PREFILL_TOKENS
         )
+        _limit_threads(start.world_size if device.type == "cpu" else 1)
         if start.world_size > 1:
-            if device.type == "cpu":
-                torch.set_num_threads(max(1, torch.get_num_threads() // start.world_size))
             self._ranks = Ranks(self._rank, start.world_size, start.meeting_place, device)
         with self._phase("loading weights", f"{dtype}".removeprefix("torch.")):
             model = load(
@@ -128,6 +131,8 @@ class Worker:
         if self._ranks is not None:
             n_blocks = self._ranks.least(n_blocks)
         per_block = assembly.bytes_per_block
+        if device.type == "cpu" and not (start.n_blocks or start.kv_cache_memory):
+            notes += _judged(n_blocks, assembly, start.max_total_tokens)
         if n_blocks < 1:
             raise Unsupported(
                 f"no block of the KV cache ({per_block} bytes) fits in the memory that is left; "
@@ -218,6 +223,44 @@ class Worker:
             if message is not None:
                 return message
         return self._channel.receive(0)
+
+
+def _limit_threads(world_size: int) -> None:
+    """Compute with this rank's part of the processors' time that may be had, torch and our kernels.
+
+    It may be less than there are processors. Threads of a group that has used its time up all stand
+    still until the next period, so a limit is rounded to the nearest number.
+    """
+    before = wanted = torch.get_num_threads()
+    quota = cgroups.cpu_quota()
+    if quota is not None and not os.environ.get("OMP_NUM_THREADS"):
+        wanted = min(before, int(quota + 0.5))
+    wanted = max(1, wanted // world_size)
+    if wanted != before:
+        torch.set_num_threads(wanted)
+
+
+def _judged(n_blocks: int, assembly: Assembly, max_total_tokens: int) -> list[str]:
+    """What a person should know of a cache that was planned. Raises Unsupported where it is too
+    small for the texts that were asked for, or to be of use."""
+    n_tokens, longest = n_blocks * assembly.block_size, assembly.longest
+    least = longest if max_total_tokens else min(longest, LEAST_TOKENS)
+    room = memory.room_on_cpu()
+    if n_tokens < least:
+        wanted = -(-least // assembly.block_size) * assembly.bytes_per_block
+        raise Unsupported(
+            f"there is no room for a KV cache of {least} tokens ({gigabytes(wanted)}): "
+            f"{room.because}. The cache may have a part in {memory.CPU_SHARE} of what is left, and "
+            f"{gigabytes(memory.OTHERS)} stay free. Allow more memory, ask for less with "
+            "--max-total-tokens, --max-concurrent-requests and --max-batch-prefill-tokens, or give "
+            "the size of the cache with --kv-cache-memory"
+        )
+    if n_tokens < longest:
+        return [
+            f"texts are limited to {n_tokens} tokens, not {longest}, as the KV cache has no room "
+            f"for more: {room.because}"
+        ]
+    return []
 
 
 def choose_device(rank: int = 0, world_size: int = 1) -> tuple[torch.device, list[str]]:

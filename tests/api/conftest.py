@@ -35,6 +35,7 @@ class Settings:
     """Limits small enough that tests reach them."""
 
     model_id: str = "tiny/model"
+    model_names: tuple[str, ...] = ("tiny/model",)
     revision: str | None = "abc123"
     model_pipeline_tag: str | None = None
     max_concurrent_requests: int = 4
@@ -197,6 +198,17 @@ def events_of(response: httpx.Response) -> list[Any]:
         payload = piece.removeprefix("data: ")
         payloads.append(payload if payload == "[DONE]" else json.loads(payload))
     return payloads
+
+
+def refusal(response: httpx.Response) -> str:
+    """Why an OpenAI route refused a request, which its clients are told in OpenAI's form."""
+    assert response.status_code == 400, response.text
+    assert response.headers["content-type"] == "application/json"
+    error: dict[str, Any] = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    message: str = error["message"]
+    return message
 
 
 @pytest.fixture

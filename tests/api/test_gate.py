@@ -42,7 +42,7 @@ async def test_openai_routes_say_it_in_openais_form() -> None:
     async with client_of(Gate()) as client:
         error = (await client.post("/v1/chat/completions", content=b"{}")).json()["error"]
     assert error.pop("message").startswith("The server is not ready yet: starting")
-    assert error == {"type": "service_unavailable_error", "param": None, "code": "loading"}
+    assert error == {"type": "server_error", "param": None, "code": "loading"}
     async with client_of(Gate(strict_tgi=True)) as client:
         reply = await client.post("/v1/chat/completions", content=b"{}")
     assert reply.json()["error_type"] == "healthcheck"

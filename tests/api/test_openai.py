@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 from tokenizers import processors
 
+from tests.api.conftest import refusal
 from tests.api.tiny_tokenizer import tiny_inner
 from tgi_async.errors import GenerationError, Overloaded
 from tgi_async.text.tokenizer import Tokenizer
+
+BEST_OF = "The limit is set by the server's --max-best-of"
 
 
 @pytest.fixture(params=["chat", "complete"])
@@ -51,8 +54,8 @@ async def test_log_probabilities_are_the_models_own(api, engine, fields):
         ({"presence_penalty": 2.5}, "`presence_penalty` must be >= -2.0 and <= 2.0"),
         ({"frequency_penalty": -2.5}, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
         ({"min_p": 1.5}, "`min_p` must be >= 0.0 and <= 1.0. Given: 1.5"),
-        ({"n": 0}, "`n` must be > 0 and <= 3. Given: 0"),
-        ({"n": 4}, "`n` must be > 0 and <= 3. Given: 4"),
+        ({"n": 0}, f"`n` must be > 0 and <= 3. Given: 0. {BEST_OF}"),
+        ({"n": 4}, f"`n` must be > 0 and <= 3. Given: 4. {BEST_OF}"),
         (
             {"logit_bias": {"1": 100.5}},
             "`logit_bias` values must be >= -100 and <= 100. Given: 100.5 for the token 1",
@@ -79,11 +82,9 @@ async def test_log_probabilities_are_the_models_own(api, engine, fields):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_broken_rule_is_told_before_a_stream(ask, engine, fields, message, stream):
     response = await ask("Hi", stream=stream, **fields)
-    assert response.status_code == 422
-    assert response.json() == {
-        "error": f"Input validation error: {message}",
-        "error_type": "validation",
-    }
+    assert refusal(response) == f"Input validation error: {message}"
+    assert response.json()["error"]["param"] == next(iter(fields))
+    assert response.json()["error_type"] == "validation"
     assert engine.requests == []
 
 
@@ -138,7 +139,7 @@ class TestFieldsOfVllm:
         )
         [request] = engine.requests
         assert request.sampling.min_tokens == 5
-        assert request.stop_ids == (7, 9)
+        assert request.stop_token_ids == (7, 9)
         encode = tokenizer.encode
         # A space makes one token more of a word here: those of a byte each are not what is meant.
         assert request.sampling.banned == [encode("ab"), encode("c")]
@@ -148,7 +149,11 @@ class TestFieldsOfVllm:
         await ask("Hi", min_tokens=None, stop_token_ids=None, bad_words=None, no_stop_trim=False)
         [request] = engine.requests
         assert (request.sampling.min_tokens, request.sampling.banned) == (0, [])
-        assert (request.stop_ids, request.special_texts, request.include_stop) == ((), {}, False)
+        assert (request.stop_token_ids, request.special_texts, request.include_stop) == (
+            (),
+            {},
+            False,
+        )
         assert not request.prompt_logprobs
 
     async def test_special_tokens_are_shown(self, ask, engine, tokenizer):
@@ -220,8 +225,7 @@ class TestFieldsOfVllm:
             ),
         ):
             response = await ask("Hi", **fields)
-            assert response.status_code == 422
-            assert response.json()["error"].startswith(f"Input validation error: {message}")
+            assert refusal(response).startswith(f"Input validation error: {message}")
         assert engine.requests == []
 
     async def test_numbers_are_bounded(self, ask):
@@ -235,7 +239,7 @@ class TestFieldsOfVllm:
             ("min_tokens", -1),
         ):
             response = await ask("Hi", **{name: value})
-            assert response.status_code == 422
+            assert response.status_code == 400
             assert name in response.text
 
     @pytest.mark.parametrize("stream", [False, True])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -17,10 +17,13 @@ from starlette.routing import Match
 from tgi_async.api.admission import Admission
 from tgi_async.api.cors import Cors
 from tgi_async.api.engine import Engine
+from tgi_async.api.error_reply import form_of
 from tgi_async.api.limits import Limits
 from tgi_async.api.permits import Permits
+from tgi_async.api.request_id import RequestIds
 from tgi_async.api.routes import routes
 from tgi_async.api.service import Service
+from tgi_async.errors import MethodNotAllowed, NotFound, ServerError
 from tgi_async.grammar.vetting import Vetting
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
@@ -75,28 +78,37 @@ def create_app(
 
     app = Starlette(
         routes=routes(service, os.environ),
-        middleware=[Middleware(Cors, limits.cors_allow_origin)],
-        exception_handlers={HTTPException: _empty},
+        middleware=[Middleware(RequestIds), Middleware(Cors, limits.cors_allow_origin)],
+        exception_handlers={HTTPException: _unrouted(limits)},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return app
 
 
-async def _empty(request: Request, error: Exception) -> Response:
-    """404 and 405 have no body; a 405 names the methods of all routes of the path.
+def _unrouted(limits: Limits) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Answers where no route fits; a 405 names the methods of all routes of the path.
 
     OPTIONS asks for just that, so that it is no error.
     """
-    if not isinstance(error, HTTPException):
-        raise error
-    if request.method == "OPTIONS" and request.scope["path"] == "*":
-        return Response(headers={"allow": "GET, HEAD, OPTIONS, POST"})
-    status, headers = error.status_code, {}
-    if status == 405:
-        headers["allow"] = ", ".join(sorted({*_methods(request), "OPTIONS"}))
-        status = 200 if request.method == "OPTIONS" else status
-    return Response(status_code=status, headers=headers)
+
+    async def answer(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        path, method = request.scope["path"], request.method
+        if method == "OPTIONS" and path == "*":
+            return Response(headers={"allow": "GET, HEAD, OPTIONS, POST"})
+        told: ServerError = NotFound(f"There is no {path[:200]} here", code="unknown_url")
+        if error.status_code == 405:
+            allowed = ", ".join(sorted({*_methods(request), "OPTIONS"}))
+            if method == "OPTIONS":
+                return Response(headers={"allow": allowed})
+            told = MethodNotAllowed(
+                f"{path[:200]} does not take {method[:20]}. Allowed: {allowed}", allowed
+            )
+        return form_of(path, limits)(told).response()
+
+    return answer
 
 
 def _methods(request: Request) -> Iterator[str]:

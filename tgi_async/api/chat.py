@@ -37,6 +37,8 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
     n = body.n_choices(service.limits)
     body.check_own(service.limits)
     form = form_of(body)
+    if offer is not None and offer.forced is not None:
+        form = None  # it binds a text, and the answer is a call
     grammar = None if form is None else form.grammar
     parameters = body.parameters(service.limits, body.most_new_tokens, body.top_logprobs, grammar)
     if strict and offer is not None:
@@ -55,7 +57,7 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
             logprobs=bool(body.logprobs),
             include_stop=strict or body.includes_stop,
             add_special_tokens=bool(body.add_special_tokens),
-            grammar_field="response_format" if form is None else form.field,
+            names=body.names(service.limits, form and form.field),
             constraint=None if reader is None else reader.constraint,
             truncated=lambda tokens: body.truncated(tokens, service.limits),
             stop_token_ids=service.chat_stop_token_ids,

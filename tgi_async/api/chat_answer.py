@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType, structs
 from tgi_async.api.chat_tools import AnswerReader
 from tgi_async.api.exchange import event
 from tgi_async.api.finished import text_of
+from tgi_async.api.limits import Limits
 from tgi_async.api.openai import finish_reason_of
 from tgi_async.api.prompt_logprobs import RankedScores, prompt_logprobs_of
 from tgi_async.api.schemas.chat import (
@@ -52,8 +53,7 @@ class ChatAnswer:
     ) -> None:
         self._id = unique_id("chatcmpl")
         self._created = now()
-        named = body.model not in (None, "", "tgi")
-        self._model = body.model if named and body.model else service.limits.model_id
+        self._model = _model_of(body, service.limits)
         self._fingerprint = service.fingerprint
         self._strict = service.limits.strict_tgi
         self._tokenizer = service.tokenizer
@@ -74,7 +74,7 @@ class ChatAnswer:
     def choice(self, index: int, tokens: Sequence[Token], reason: FinishReason) -> ChatChoice:
         """One whole answer."""
         choice = self._begun()
-        events = choice.read(text_of(tokens), last=True)
+        events = choice.read(text_of(tokens), reason)
         return ChatChoice(
             index=index,
             message=choice.message(events),
@@ -102,7 +102,7 @@ class ChatAnswer:
         self.n_streamed += len(emitted.tokens)
         choice = self._choices.setdefault(index, self._begun())
         reason = emitted.finish_reason
-        events = choice.read(text_of(emitted.tokens), last=reason is not None)
+        events = choice.read(text_of(emitted.tokens), reason)
         if not events and reason is None and not self._with_logprobs:
             return b""
         shows_role = self._strict or not choice.begun
@@ -168,6 +168,12 @@ class ChatAnswer:
         return TokenLogprob(text, logprob, list(text.encode()), top)
 
 
+def _model_of(body: ChatRequest, limits: Limits) -> str:
+    """The name in replies: the first one of the model's, or one that is none of them as it came."""
+    own = ("", "tgi", *limits.model_names)
+    return limits.model_names[0] if body.model is None or body.model in own else body.model
+
+
 class _Choice:
     """One answer as it is read."""
 
@@ -179,13 +185,13 @@ class _Choice:
         self.begun = False
         """Whether a chunk was sent of it."""
 
-    def read(self, text: str, *, last: bool) -> list[Event]:
-        """What the text says, with what was held back if it is the last."""
+    def read(self, text: str, reason: FinishReason | None) -> list[Event]:
+        """What the text says; where it ends for a reason, with what was held back."""
         if self._parser is None:
             return [Prose(text)]
         events = self._parser.feed(text)
-        if last:
-            events += self._parser.end()
+        if reason is not None:
+            events += self._parser.end(truncated=reason != "eos_token")
         self.n_calls += sum(isinstance(one, CallBegun) for one in events)
         if not self._shows_thoughts:
             return [one for one in events if not isinstance(one, Thought)]
@@ -200,8 +206,9 @@ class _Choice:
             elif isinstance(one, Arguments):
                 calls[-1][1].append(one.text)
         content = _text(events, Prose)
+        in_call = bool(calls) or (self._parser is not None and self._parser.in_call)
         return AssistantMessage(
-            content=None if calls and not content else content,
+            content=None if in_call and not content else content,
             reasoning_content=_text(events, Thought) or UNSET,
             tool_calls=[
                 ToolCall(

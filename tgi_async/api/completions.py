@@ -12,6 +12,7 @@ from tgi_async.api.completion_logprobs import LogprobsWriter, Piece, PromptScore
 from tgi_async.api.exchange import Exchange, encode, event
 from tgi_async.api.finished import Finished, collect_all, text_of
 from tgi_async.api.form import Form, form_of
+from tgi_async.api.limits import set_by
 from tgi_async.api.openai import errors_told, finish_reason_of, stream_choices
 from tgi_async.api.prompt_logprobs import RankedScores, prompt_logprobs_of
 from tgi_async.api.schemas.completions import Completion, CompletionChoice, CompletionRequest
@@ -126,7 +127,7 @@ async def _request(
         logprobs=n_logprobs is not None or (body.best_of or 1) > 1,
         include_stop=strict or body.includes_stop,
         add_special_tokens=body.add_special_tokens is not False,
-        grammar_field="" if form is None else form.field,
+        names=body.names(service.limits, form and form.field),
         truncated=lambda tokens: body.truncated(tokens, service.limits),
     )
     if strict:
@@ -160,7 +161,7 @@ class _Answer:
     ) -> None:
         self._id = unique_id("cmpl")
         self._created = now()
-        self._model = service.limits.model_id
+        self._model = service.limits.model_names[0]
         self._fingerprint = service.fingerprint
         self._strict = service.limits.strict_tgi
         self._body = body
@@ -275,16 +276,21 @@ class _Answer:
 def _prompts(service: Service, body: CompletionRequest) -> list[Prompt]:
     if body.prompt == []:
         raise BodyRefused.of_wrong_type(
-            "prompt: Empty array detected. Do not use an empty array for the prompt."
+            "Empty array detected. Do not use an empty array for the prompt.", "prompt"
         )
     if body.suffix is not None and (body.suffix or service.limits.strict_tgi):
         raise SuffixNotSupported(
-            "Suffix is not supported and can be achieved by preprocessing the prompt."
+            "Suffix is not supported and can be achieved by preprocessing the prompt.",
+            param="suffix",
         )
     prompts = _told_apart(body.prompt)
     most = service.limits.max_client_batch_size
     if len(prompts) > most:
-        raise TooManyPrompts(f"Number of prompts exceeds the maximum allowed batch size of {most}")
+        raise TooManyPrompts(
+            f"Number of prompts exceeds the maximum allowed batch size of {most}"
+            + set_by(service.limits, "--max-client-batch-size"),
+            param="prompt",
+        )
     return prompts
 
 
@@ -297,7 +303,8 @@ def _told_apart(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
     prompts = [one for one in prompt if not isinstance(one, int)]
     if ids or len(set(map(type, prompts))) > 1:
         raise BodyRefused.of_wrong_type(
-            "prompt: expected a text, a list of texts, a list of token ids, or a list of such lists"
+            "expected a text, a list of texts, a list of token ids, or a list of such lists",
+            "prompt",
         )
     return prompts
 

@@ -75,7 +75,9 @@ async def vetted(
     *,
     strict_tgi: bool,
 ) -> str:
-    """The encoded grammar, empty for none. `constraint` holds `grammar` already, if there is one.
+    """The encoded grammar, empty for none.
+
+    `constraint` holds `grammar` already, if there is one, and besides it only calls of `tools`.
 
     Raises:
         ValidationError: it can not be followed; in TGI's order and words with `strict_tgi`.
@@ -93,7 +95,12 @@ async def vetted(
     if constraint is None:
         assert grammar is not None
         constraint = term_of(grammar, field, strict_tgi=strict_tgi)
-    verdict = await vetting.verdict(constraint)
+        verdict = await vetting.verdict(constraint)
+    else:
+        verdict = await vetting.verdict(constraint)
+        if verdict.refusal and grammar is not None:
+            alone = await vetting.verdict(term_of(grammar, field, strict_tgi=strict_tgi))
+            verdict, field = (alone, field) if alone.refusal else (verdict, "tools")
     if verdict.invalid:
         _refuse(verdict.refusal, field, True, strict_tgi=strict_tgi)
     if strict_tgi and isinstance(grammar, JsonGrammar | JsonSchemaGrammar):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tgi_async.api.error_reply import openai_type
 from tgi_async.api.exchange import encode
+from tgi_async.api.schemas.errors import OpenAIError, OpenAIErrorBody
 
 TGI_TYPES = {503: "healthcheck"}
-OPENAI_TYPES = {503: "service_unavailable_error"}
 """Names of errors by status; any other status is the client's mistake."""
 
 
@@ -19,6 +20,5 @@ def error_body(
     `details` are further fields of TGI's form; `code` is in OpenAI's only.
     """
     if path.startswith("/v1/"):
-        kind = OPENAI_TYPES.get(status, "invalid_request_error")
-        return encode({"error": {"message": message, "type": kind, "param": None, "code": code}})
+        return encode(OpenAIErrorBody(OpenAIError(message, openai_type(status), None, code)))
     return encode({"error": message, "error_type": TGI_TYPES.get(status, "validation"), **details})

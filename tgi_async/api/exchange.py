@@ -15,13 +15,13 @@ from typing import Protocol
 import msgspec
 from starlette.types import Scope, Send
 
+from tgi_async.api.error_reply import ErrorForm, as_tgi
 from tgi_async.api.ignored_fields import HEADER, header_value
 from tgi_async.api.unknown_fields import Unknown
-from tgi_async.errors import Overloaded, ServerError
+from tgi_async.errors import ServerError
 from tgi_async.scheduler.reservations import Reservation
 
 KEEP_ALIVE_SECONDS = 15.0
-RETRY_AFTER_SECONDS = 5
 DONE = b"data: [DONE]\n\n"
 """Ends the streams of the OpenAI routes, also after an error."""
 
@@ -48,22 +48,19 @@ class Direct(Protocol):
         """Write a piece, which must not be empty."""
 
 
-class ErrorBody(msgspec.Struct, frozen=True):
-    error: str
-    error_type: str
-
-
 class Exchange:
     """Answers one HTTP request.
 
-    `streaming`: the head of an event stream has been sent. `finished`: all has been sent.
+    `error_form` makes the reply of an error. `streaming`: the head of an event stream has been
+    sent. `finished`: all has been sent.
 
     The head of a stream that is opened late goes out with the first event, or when the client has
     heard nothing for KEEP_ALIVE_SECONDS. Until then an error has its own status.
     """
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, error_form: ErrorForm = as_tgi) -> None:
         self._send = send
+        self._error_form = error_form
         offered = scope.get("extensions", {}).get(DIRECT, {})
         self._direct: Direct | None = offered.get("writer")
         self._begun = False
@@ -176,12 +173,13 @@ class Exchange:
             await self.close(self._error_event(error))
             return
         self._late_head = None
-        headers: HeaderList = []
-        seconds = retry_after(error)
-        if seconds is not None:
-            headers.append((b"retry-after", str(seconds).encode()))
-        body = encode(ErrorBody(str(error), error.error_type))
-        await self.reply(body, status=error.status, headers=headers)
+        reply = self._error_form(error)
+        await self.reply(
+            reply.body,
+            status=reply.status,
+            content_type=reply.content_type,
+            headers=reply.headers,
+        )
 
     def seconds_to_keep_alive(self) -> float:
         """When the stream will have been silent for so long that it needs a sign of life."""
@@ -209,13 +207,6 @@ class Exchange:
         if head is not None:
             self.streaming = True
             await self._send({"type": "http.response.start", "status": 200, "headers": head})
-
-
-def retry_after(error: ServerError) -> int | None:
-    """In how many seconds it is worth while to ask again, where a client is told so."""
-    if isinstance(error, Overloaded):
-        return error.retry_after
-    return RETRY_AFTER_SECONDS if error.status == 503 else None
 
 
 class Captured(Exchange):

@@ -14,8 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tgi_async.api.cors import Cors
 from tgi_async.api.error_body import error_body
-from tgi_async.api.exchange import RETRY_AFTER_SECONDS, encode
+from tgi_async.api.exchange import encode
 from tgi_async.api.schemas.cloud import Liveness
+from tgi_async.errors import RETRY_AFTER_SECONDS
 
 CLOSE = (b"connection", b"close")
 

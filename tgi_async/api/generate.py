@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import UNSET, structs
 
-from tgi_async.api.exchange import ErrorBody, Exchange, encode, event
+from tgi_async.api.exchange import Exchange, encode, event
 from tgi_async.api.finished import collect_all
 from tgi_async.api.generate_details import DetailsWriter
 from tgi_async.api.parameters import (
@@ -14,6 +14,7 @@ from tgi_async.api.parameters import (
     random_seed,
 )
 from tgi_async.api.relay import relay
+from tgi_async.api.schemas.errors import ErrorBody
 from tgi_async.api.schemas.generate import (
     CompatGenerateRequest,
     GenerateRequest,

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from tgi_async.api.engine import Generation
+from tgi_async.api.error_reply import openai_error
 from tgi_async.api.exchange import DONE, Exchange, event
 from tgi_async.api.finished import together
 from tgi_async.api.relay import relay
-from tgi_async.api.schemas.openai import StreamError, StreamFailure
+from tgi_async.api.schemas.errors import OpenAIErrorBody, StreamError, StreamFailure
 from tgi_async.api.service import Service
 from tgi_async.api.timing import stream_headers
 from tgi_async.errors import Overloaded, ServerError, ValidationError
@@ -91,9 +92,9 @@ async def stream_choices(
 
 def error_event(error: ServerError) -> bytes:
     """The last events of a stream that fails."""
-    return event(StreamError(StreamFailure(str(error), error.status))) + DONE
+    return event(OpenAIErrorBody(openai_error(error, in_stream=True))) + DONE
 
 
 def tgi_error_event(error: ServerError) -> bytes:
-    """The same from TGI."""
+    """The same in TGI's form."""
     return event(StreamError(StreamFailure(str(error), TGI_STREAM_STATUS))) + DONE

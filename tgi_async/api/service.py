@@ -16,6 +16,7 @@ from tgi_async.api.admission import Admission
 from tgi_async.api.constraint import vetted
 from tgi_async.api.engine import Engine, Generation
 from tgi_async.api.exchange import Exchange
+from tgi_async.api.field_names import OF_TGI, FieldNames
 from tgi_async.api.ignored_fields import IgnoredFields
 from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import (
@@ -85,26 +86,25 @@ class Service:
         logprobs: bool,
         include_stop: bool,
         add_special_tokens: bool = True,
-        grammar_field: str = "grammar",
+        names: FieldNames = OF_TGI,
         constraint: Grammar | None = None,
         truncated: Callable[[list[int]], list[int]] | None = None,
         stop_token_ids: tuple[int, ...] = (),
     ) -> GenerationRequest:
         """Validate, and tokenize what is not tokenized yet.
 
-        `parameters.truncate` keeps the last tokens, `truncated` what it returns. `grammar_field`
-        is what a client of the route calls `parameters.grammar`; a `constraint` counts instead of
-        it. `stop_token_ids` end the text too, unless the client wants it to go on past every end.
-        Fairness is owed to the peer's
-        address alone: there is one API key, and a key that nobody checks is free text.
+        `parameters.truncate` keeps the last tokens, `truncated` what it returns. `names` are those
+        of the route's fields; a `constraint` counts instead of the grammar. `stop_token_ids` end
+        the text too, unless the client wants it to go on past every end. Fairness is owed to the
+        peer's address alone: there is one API key, and a key that nobody checks is free text.
 
         Raises:
             ValidationError: the first rule that is broken, in TGI's order.
             Overloaded: too many grammars are being vetted.
         """
-        check(parameters, self.limits)
+        check(parameters, self.limits, names)
         if isinstance(prompt, str):
-            check_text(prompt, parameters.truncate, self.limits)
+            check_text(prompt, parameters.truncate, self.limits, names)
             prompt = await self.in_pool(
                 self.tokenizer.encode, prompt, add_special_tokens=add_special_tokens
             )
@@ -112,14 +112,14 @@ class Service:
             prompt = prompt[-parameters.truncate :]
         if truncated is not None:
             prompt = truncated(prompt)
-        max_new_tokens = fit(len(prompt), parameters.max_new_tokens, self.limits)
+        max_new_tokens = fit(len(prompt), parameters.max_new_tokens, self.limits, names)
         if not prompt:
-            raise ValidationError("`inputs` cannot be empty")
+            raise ValidationError(f"`{names.prompt}` cannot be empty")
         grammar = await vetted(
             self.vetting,
             parameters.grammar,
             constraint,
-            "tools" if parameters.grammar is None else grammar_field,
+            "tools" if parameters.grammar is None else names.grammar,
             strict_tgi=self.limits.strict_tgi,
         )
         exchange.validation_seconds = time.monotonic() - exchange.started

@@ -14,7 +14,10 @@ from contextlib import suppress
 
 from tgi_async.processes import environment
 
-VARIABLES = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ")
+VARIABLES = (
+    *("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ"),
+    "OPENBLAS_NUM_THREADS",
+)
 """Of the environment; its secrets are not these processes' business."""
 PIPE_BYTES = 1 << 20
 """The most that Linux gives without being asked by root: a long line passes in few switches."""

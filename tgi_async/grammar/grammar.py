@@ -7,10 +7,14 @@ compiles it there (`workers.grammar.engine`).
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 from msgspec import Struct
+
+_LITERAL = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 
 
 class Term(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -85,6 +89,15 @@ class ContextFree(Term, frozen=True, tag="context_free"):
     @property
     def is_ebnf(self) -> bool:
         return "::=" in self.grammar
+
+    @property
+    def literals(self) -> list[str]:
+        """The texts between quotation marks, roughly."""
+        found = []
+        for quoted in _LITERAL.findall(self.grammar):
+            with suppress(msgspec.DecodeError):  # an escape that JSON does not have
+                found.append(msgspec.json.decode(quoted, type=str))
+        return [text for text in found if text]
 
 
 class Tag(Term, frozen=True, tag="tag"):

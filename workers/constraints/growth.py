@@ -30,9 +30,6 @@ from tgi_async.grammar.grammar import (
 MOST = 4096
 """Characters of a text that is owed, at most; what recurs without end is cut here."""
 
-_LITERAL = re.compile(r'"((?:[^"\\\n]|\\.)*)"')
-"""A text in a client's grammar, roughly."""
-
 OF_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")
 SINGLE = ("items", "additionalProperties", "contains", "propertyNames", "if", "then", "else")
@@ -58,7 +55,7 @@ def openings(grammar: Grammar) -> Iterator[str]:
         yield grammar.separator + _least(grammar.part)
         yield from openings(grammar.part)
     elif isinstance(grammar, ContextFree):
-        yield max(_LITERAL.findall(grammar.grammar), key=len, default="")
+        yield max(grammar.literals, key=len, default="")
     elif isinstance(grammar, Tagged):
         for tag in grammar.tags:
             yield _tag(tag)

@@ -17,6 +17,8 @@ from tgi_async.grammar.grammar import Grammar
 from workers.grammar.engine import GrammarError
 from workers.grammar.xgrammar_schema import adapted, checked
 
+READS_LARK = hasattr(xgrammar.Grammar, "from_lark")
+"""Versions from 0.2.9 on."""
 MOST_TIMES = 10_000
 """Of a repetition."""
 ANY_TEXT = "(?s:.*)"
@@ -62,9 +64,13 @@ def _format(term: Grammar, token_id: Callable[[str], int | None]) -> dict[str, A
         case terms.Repeat():
             return _repeat(term, token_id)
         case terms.ContextFree(grammar):
-            # Versions that do not read Lark take it for EBNF, and say what is wrong with it.
-            written = {"type": "grammar", "grammar": grammar}
-            return written if term.is_ebnf else {**written, "syntax": "lark"}
+            if term.is_ebnf:
+                return {"type": "grammar", "grammar": grammar}
+            if not READS_LARK:
+                raise GrammarError(
+                    "it is in Lark, and this version of xgrammar reads EBNF (`root ::= ...`)"
+                )
+            return {"type": "grammar", "grammar": grammar, "syntax": "lark"}
         case terms.Tagged(tags):
             return {
                 "type": "triggered_tags",

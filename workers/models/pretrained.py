@@ -42,6 +42,9 @@ class Pretrained:
         self.shape = shape_of(path, config)
         self.dtype, self.device, self.ranks = dtype, device, ranks
         self.module = _on_meta(config, dtype, trust_remote_code)
+        tensors = {id(one): one for one in self.module.state_dict(keep_vars=True).values()}
+        self.whole_bytes = sum(one.nbytes for one in tensors.values())
+        """Of the parameters on all ranks."""
         self.weights = Weights(self.module, Checkpoint(path), dtype, device)
         _compute_buffers(self.module, self.weights, device)
         self.sharding: Sharding | None = None

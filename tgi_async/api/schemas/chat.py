@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
+from tgi_async.api.field_names import OF_TGI, FieldNames
+from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import U32
 from tgi_async.api.schemas.openai import OpenAIRequest, PromptLogprob, Usage
 from tgi_async.api.schemas.tools import (
@@ -104,6 +106,15 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
         """Whether the reply has what the model thought."""
         excluded = self.reasoning is not None and bool(self.reasoning.exclude)
         return self.include_reasoning is not False and not excluded
+
+    def names(self, limits: Limits, form: str | None) -> FieldNames:
+        """What the client calls the fields, `form` that of the grammar; TGI's messages have TGI's
+        names."""
+        if limits.strict_tgi:
+            return OF_TGI
+        return FieldNames(
+            "messages", self.most_new_tokens_name, "top_logprobs", form or "response_format"
+        )
 
     def as_tgi_reads_it(self) -> ChatRequest:
         """The body without the fields that TGI ignores, its presence penalty made what TGI makes

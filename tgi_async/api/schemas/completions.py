@@ -6,7 +6,8 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from tgi_async.api.limits import Limits
+from tgi_async.api.field_names import OF_TGI, FieldNames
+from tgi_async.api.limits import Limits, set_by
 from tgi_async.api.parameters import U32
 from tgi_async.api.schemas.openai import OpenAIRequest, PromptLogprob, Usage
 from tgi_async.errors import ValidationError
@@ -62,11 +63,20 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
         if not n <= best_of <= limits.max_best_of:
             raise ValidationError(
                 f"`best_of` must be >= `n`, which is {n}, and <= {limits.max_best_of}. "
-                f"Given: {best_of}"
+                f"Given: {best_of}" + set_by(limits, "--max-best-of")
             )
         if self.stream and best_of != n:
             raise ValidationError("`best_of` != `n` is not supported when streaming tokens")
         return best_of
+
+    def names(self, limits: Limits, form: str | None) -> FieldNames:
+        """What the client calls the fields, `form` that of the grammar; TGI's messages have TGI's
+        names."""
+        if limits.strict_tgi:
+            return OF_TGI
+        return FieldNames(
+            "prompt", self.most_new_tokens_name, "logprobs", form or "response_format"
+        )
 
     def as_tgi_reads_it(self) -> CompletionRequest:
         """The body without the fields that TGI ignores."""

@@ -9,13 +9,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, structs
 
-from tgi_async.api.limits import Limits
+from tgi_async.api.limits import Limits, set_by
 from tgi_async.api.parameters import (
     ADMITTED_NEW_TOKENS,
     I32,
     U32,
     GenerateParameters,
-    Unsigned,
     check_additive_penalty,
     check_warpers,
 )
@@ -29,6 +28,10 @@ MAX_BIAS = 100.0
 MAX_STOP_IDS = 256
 LEAST_LOGPROB = -9999.0
 """OpenAI's word for a token that hardly comes. JSON has none for one that can not come at all."""
+
+
+NEW_TOKENS = ("max_completion_tokens", "max_tokens", "max_new_tokens", "n_predict")
+"""Names of the longest text, in tokens; the first that is given counts."""
 
 
 class StreamOptions(Struct, frozen=True):
@@ -69,7 +72,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     n_predict: I32 | None = None
     min_tokens: U32 | None = None
     stop: list[str] | str | None = None
-    seed: Unsigned | None = None
+    seed: int | None = None
     n: U32 | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -100,12 +103,15 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     @property
     def most_new_tokens(self) -> U32 | None:
         """`max_tokens` under any of its names, the newest first."""
-        names = (self.max_completion_tokens, self.max_tokens, self.max_new_tokens)
-        for given in names:
-            if given is not None:
-                return given
+        given: U32 | None = getattr(self, self.most_new_tokens_name)
         # llama.cpp's -1 is for no limit.
-        return self.n_predict if self.n_predict is not None and self.n_predict >= 0 else None
+        return None if given is None or given < 0 else given
+
+    @property
+    def most_new_tokens_name(self) -> str:
+        """The name of it that the client sent."""
+        given = (name for name in NEW_TOKENS if getattr(self, name) is not None)
+        return next(given, "max_tokens")
 
     @property
     def includes_stop(self) -> bool:
@@ -146,7 +152,10 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         """
         n = 1 if self.n is None else self.n
         if not 0 < n <= limits.max_best_of:
-            raise ValidationError(f"`n` must be > 0 and <= {limits.max_best_of}. Given: {n}")
+            raise ValidationError(
+                f"`n` must be > 0 and <= {limits.max_best_of}. Given: {n}"
+                + set_by(limits, "--max-best-of")
+            )
         return n
 
     def parameters(
@@ -316,17 +325,6 @@ class PromptLogprob(Struct, frozen=True):
     logprob: float
     rank: int | None
     decoded_token: str
-
-
-class StreamFailure(Struct, frozen=True):
-    message: str
-    http_status_code: int
-
-
-class StreamError(Struct, frozen=True):
-    """An error within a stream. Its status is the real one, where TGI always says 422."""
-
-    error: StreamFailure
 
 
 def told_logprob(logprob: float) -> float:
