@@ -101,9 +101,11 @@ class Worker:
             )
         shape = model.shape
         longest = min(shape.max_total_tokens, start.max_total_tokens or shape.max_total_tokens)
+        further = [id for id in start.stop_token_ids if id < shape.vocab_size]
+        end_ids = list(dict.fromkeys(shape.eos_token_ids + further))
         constraints = Constraints(
             lambda: Vocabulary(
-                start.grammar_engine, Path(start.model_path), shape.vocab_size, shape.eos_token_ids
+                start.grammar_engine, Path(start.model_path), shape.vocab_size, end_ids
             ),
             shape.vocab_size,
         )

@@ -373,23 +373,23 @@ def test_a_gated_model_opens_with_a_token(prepare: Prepare, hub: Hub) -> None:
     assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
 
 
-def test_pickled_weights_are_converted_only_where_asked_for(prepare: Prepare, hub: Hub) -> None:
+def test_pickled_weights_are_converted_where_there_are_no_others(
+    prepare: Prepare, hub: Hub
+) -> None:
     del hub.files["model.safetensors"]
+    hub.files["adapter_model.safetensors"] = safetensors("lora")
     hub.files["pytorch_model.bin"] = pickled({"a": torch.ones(2)})
 
-    message = failure(prepare("org/model"))
-    assert "tgi-async download-weights org/model --auto-convert" in message
-    assert "pytorch_model.bin" not in hub.downloaded
+    folder = prepared(prepare("org/model"))
 
-    folder = prepared(prepare("org/model", "--auto-convert"))
     assert (folder / "model.safetensors").is_file()
-    assert prepared(prepare("org/model")) == folder
+    assert prepared(prepare("org/model", "--auto-convert")) == folder
 
 
 def test_a_model_without_weights_is_refused(prepare: Prepare, hub: Hub) -> None:
     del hub.files["model.safetensors"]
 
-    assert "it has no safetensors weights" in failure(prepare("org/model"))
+    assert "it has no weights" in failure(prepare("org/model"))
 
 
 def as_gguf(hub: Hub, tmp_path: Path) -> None:

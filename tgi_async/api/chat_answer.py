@@ -7,12 +7,14 @@ import string
 from collections.abc import Sequence
 from typing import Literal
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from tgi_async.api.chat_tools import AnswerReader
 from tgi_async.api.exchange import event
 from tgi_async.api.finished import text_of
+from tgi_async.api.limits import Limits
 from tgi_async.api.openai import finish_reason_of
+from tgi_async.api.prompt_logprobs import RankedScores, prompt_logprobs_of
 from tgi_async.api.schemas.chat import (
     AssistantDelta,
     AssistantMessage,
@@ -25,7 +27,7 @@ from tgi_async.api.schemas.chat import (
     TokenLogprob,
     TopLogprob,
 )
-from tgi_async.api.schemas.openai import Usage, now, told_logprob, unique_id
+from tgi_async.api.schemas.openai import PromptLogprob, Usage, now, told_logprob, unique_id
 from tgi_async.api.schemas.tools import (
     FunctionCall,
     FunctionCallDelta,
@@ -51,24 +53,30 @@ class ChatAnswer:
     ) -> None:
         self._id = unique_id("chatcmpl")
         self._created = now()
-        named = body.model not in (None, "", "tgi")
-        self._model = body.model if named and body.model else service.limits.model_id
+        self._model = _model_of(body, service.limits)
         self._fingerprint = service.fingerprint
         self._strict = service.limits.strict_tgi
         self._tokenizer = service.tokenizer
         self._n_prompt = len(request.prompt)
         self.n_streamed = 0
         """Tokens of all choices so far."""
+        self._n_thought = 0
+        """Those of them that were thoughts."""
         self._reader = reader
         self._choices: dict[int, _Choice] = {}
         """Those of a stream, by their index."""
         self._with_logprobs = bool(body.logprobs)
         self._include_usage = body.include_usage
+        self._prompt = request.prompt
+        self._n_scores = body.n_prompt_logprobs
+        self._shows_thoughts = body.shows_thoughts
+        self.scores: RankedScores | None = None
+        """Of the prompt: those of the first choice's generation; None once they are told."""
 
     def choice(self, index: int, tokens: Sequence[Token], reason: FinishReason) -> ChatChoice:
         """One whole answer."""
-        choice = _Choice(self._reader)
-        events = choice.read(text_of(tokens), last=True)
+        choice = self._begun()
+        events = self._read(choice, tokens, reason)
         return ChatChoice(
             index=index,
             message=choice.message(events),
@@ -76,15 +84,18 @@ class ChatAnswer:
             finish_reason=self._reason(choice, reason),
         )
 
-    def whole(self, choices: list[ChatChoice], n_generated: int) -> ChatCompletion:
-        """The whole reply."""
+    def whole(
+        self, choices: list[ChatChoice], n_generated: int, n_cached: int = 0
+    ) -> ChatCompletion:
+        """The whole reply; `n_cached` tokens of the prompt were in the prefix cache."""
         return ChatCompletion(
             id=self._id,
             created=self._created,
             model=self._model,
             system_fingerprint=self._fingerprint,
             choices=choices,
-            usage=Usage.of(self._n_prompt, n_generated),
+            usage=self._usage(n_generated, n_cached),
+            prompt_logprobs=self._prompt_logprobs(),
         )
 
     def events(self, index: int, emitted: Emitted) -> bytes:
@@ -93,9 +104,9 @@ class ChatAnswer:
         The first of a choice has the role; in TGI all have.
         """
         self.n_streamed += len(emitted.tokens)
-        choice = self._choices.setdefault(index, _Choice(self._reader))
+        choice = self._choices.setdefault(index, self._begun())
         reason = emitted.finish_reason
-        events = choice.read(text_of(emitted.tokens), last=reason is not None)
+        events = self._read(choice, emitted.tokens, reason)
         if not events and reason is None and not self._with_logprobs:
             return b""
         shows_role = self._strict or not choice.begun
@@ -110,13 +121,44 @@ class ChatAnswer:
         one = ChatDelta(
             index=index, delta=delta, logprobs=self.logprobs(tokens), finish_reason=reason
         )
-        return event(self._chunk([one], None))
+        chunk = self._chunk([one], None)
+        if index == 0:
+            chunk = structs.replace(chunk, prompt_logprobs=self._prompt_logprobs())
+        return event(chunk)
 
-    def ending(self) -> bytes:
+    def ending(self, n_cached: int = 0) -> bytes:
         """The extra chunk that `stream_options.include_usage` asks for."""
         if not self._include_usage:
             return b""
-        return event(self._chunk([], Usage.of(self._n_prompt, self.n_streamed)))
+        return event(self._chunk([], self._usage(self.n_streamed, n_cached)))
+
+    def _usage(self, n_generated: int, n_cached: int) -> Usage:
+        if self._strict:
+            return Usage.of(self._n_prompt, n_generated)
+        return Usage.of(
+            self._n_prompt,
+            n_generated,
+            cached_tokens=n_cached,
+            reasoning_tokens=self._n_thought,
+        )
+
+    def _read(
+        self, choice: _Choice, tokens: Sequence[Token], reason: FinishReason | None
+    ) -> list[Event]:
+        events = choice.read(tokens, reason)
+        self._n_thought += choice.n_thought
+        choice.n_thought = 0
+        return events
+
+    def _begun(self) -> _Choice:
+        return _Choice(self._reader, shows_thoughts=self._shows_thoughts)
+
+    def _prompt_logprobs(self) -> list[dict[int, PromptLogprob] | None] | UnsetType:
+        """Those of the prompt, once, if they are wanted."""
+        scores, self.scores = self.scores, None
+        if self._n_scores is None or scores is None:
+            return UNSET
+        return prompt_logprobs_of(self._tokenizer, self._prompt, scores, self._n_scores)
 
     def _chunk(self, choices: list[ChatDelta], usage: Usage | None) -> ChatCompletionChunk:
         return ChatCompletionChunk(
@@ -148,24 +190,42 @@ class ChatAnswer:
         return TokenLogprob(text, logprob, list(text.encode()), top)
 
 
+def _model_of(body: ChatRequest, limits: Limits) -> str:
+    """The name in replies: the first one of the model's, or one that is none of them as it came."""
+    own = ("", "tgi", *limits.model_names)
+    return limits.model_names[0] if body.model is None or body.model in own else body.model
+
+
 class _Choice:
     """One answer as it is read."""
 
-    def __init__(self, reader: AnswerReader | None) -> None:
+    def __init__(self, reader: AnswerReader | None, *, shows_thoughts: bool = True) -> None:
+        self._shows_thoughts = shows_thoughts
         self._parser = None if reader is None else reader.parser()
         self._short_ids = reader is not None and reader.short_ids
         self.n_calls = 0
+        self.n_thought = 0
+        """Tokens of thoughts, since somebody set it back."""
         self.begun = False
         """Whether a chunk was sent of it."""
 
-    def read(self, text: str, *, last: bool) -> list[Event]:
-        """What the text says, with what was held back if it is the last."""
+    def read(self, tokens: Sequence[Token], reason: FinishReason | None) -> list[Event]:
+        """What the tokens say; where the text ends for a reason, with what was held back."""
         if self._parser is None:
-            return [Prose(text)]
-        events = self._parser.feed(text)
-        if last:
-            events += self._parser.end()
+            return [Prose(text_of(tokens))]
+        parser, events, place = self._parser, list[Event](), 0
+        # One by one only as long as there is something to count.
+        while place < len(tokens) and parser.thinking is not False:
+            thinking = parser.thinking
+            events += parser.feed(tokens[place].text)
+            self.n_thought += bool(thinking or parser.thinking)
+            place += 1
+        events += parser.feed(text_of(tokens[place:]))
+        if reason is not None:
+            events += parser.end(truncated=reason != "eos_token")
         self.n_calls += sum(isinstance(one, CallBegun) for one in events)
+        if not self._shows_thoughts:
+            return [one for one in events if not isinstance(one, Thought)]
         return events
 
     def message(self, events: Sequence[Event]) -> AssistantMessage:
@@ -177,8 +237,9 @@ class _Choice:
             elif isinstance(one, Arguments):
                 calls[-1][1].append(one.text)
         content = _text(events, Prose)
+        in_call = bool(calls) or (self._parser is not None and self._parser.in_call)
         return AssistantMessage(
-            content=None if calls and not content else content,
+            content=None if in_call and not content else content,
             reasoning_content=_text(events, Thought) or UNSET,
             tool_calls=[
                 ToolCall(

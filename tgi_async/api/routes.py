@@ -17,6 +17,7 @@ from tgi_async.api.chat_tokenize import chat_tokenize
 from tgi_async.api.completions import completions
 from tgi_async.api.docs import Docs
 from tgi_async.api.endpoint import Endpoint, Handler
+from tgi_async.api.error_reply import as_tgi, form_of
 from tgi_async.api.generate import compat_generate, generate, generate_stream
 from tgi_async.api.kserve import KServe, infer
 from tgi_async.api.operations import Operations
@@ -58,9 +59,12 @@ def routes(service: Service, environment: Mapping[str, str]) -> list[Route]:
         guarded("/chat_tokenize", chat_tokenize, _json(ChatRequest), counted=False),
         Route("/", operations.health),
         Route("/health", operations.health),
+        Route("/health/ready", operations.health),
+        Route("/health/live", operations.live),
         Route("/ping", operations.health),
         Route("/info", operations.info),
         Route("/v1/models", operations.models),
+        Route("/v1/models/{model:path}", operations.model),
         Route("/metrics", operations.metrics),
         Route("/docs", docs.page),
         Route("/docs/", docs.page),
@@ -99,9 +103,12 @@ class _Post:
         *,
         counted: bool = True,
     ) -> Route:
-        app: ASGIApp = Endpoint(self._service, handler, decode, counted=counted)
+        limits = self._service.limits
+        # Vertex AI may name a route below /v1, which is TGI's all the same.
+        form = as_tgi if handler is vertex else form_of(path, limits)
+        app: ASGIApp = Endpoint(self._service, handler, decode, counted=counted, error_form=form)
         if self._api_key:
-            app = RequireKey(app, self._api_key, any_case=self._service.limits.strict_tgi)
+            app = RequireKey(app, self._api_key, any_case=limits.strict_tgi, error_form=form)
         return Route(path, app, methods=["POST"])
 
 
