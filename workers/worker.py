@@ -131,8 +131,8 @@ class Worker:
         if self._ranks is not None:
             n_blocks = self._ranks.least(n_blocks)
         per_block = assembly.bytes_per_block
-        if device.type == "cpu" and not (start.n_blocks or start.kv_cache_memory):
-            notes += _judged(n_blocks, assembly, start.max_total_tokens)
+        if device.type == "cpu" and not start.n_blocks:
+            notes += _judged(n_blocks, assembly, start.kv_cache_memory, start.max_total_tokens)
         if n_blocks < 1:
             raise Unsupported(
                 f"no block of the KV cache ({per_block} bytes) fits in the memory that is left; "
@@ -244,12 +244,17 @@ def _limit_threads(world_size: int) -> list[str]:
     return notes
 
 
-def _judged(n_blocks: int, assembly: Assembly, max_total_tokens: int) -> list[str]:
-    """What a person should know of a cache that was planned. Raises Unsupported where it is too
-    small for the texts that were asked for, or to be of use."""
+def _judged(
+    n_blocks: int, assembly: Assembly, kv_cache_memory: int, max_total_tokens: int
+) -> list[str]:
+    """What a person should know of a cache of this size. Raises Unsupported where it was not asked
+    for, and is too small for the texts that were asked for or to be of use."""
     n_tokens, longest = n_blocks * assembly.block_size, assembly.longest
     least = longest if max_total_tokens else min(longest, LEAST_TOKENS)
     room = memory.room_on_cpu()
+    if kv_cache_memory:
+        enough = kv_cache_memory <= room.size
+        return [] if enough else [f"--kv-cache-memory asks for more than there is: {room.because}"]
     if n_tokens < least:
         wanted = -(-least // assembly.block_size) * assembly.bytes_per_block
         raise Unsupported(

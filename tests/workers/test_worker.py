@@ -243,6 +243,16 @@ def test_a_cache_that_is_of_no_use_is_refused_with_the_numbers(
     assert ready.n_blocks == 5
 
 
+def test_a_cache_larger_than_the_memory_is_made_and_warned_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(GIB, "it is small"))
+    ready = run(start(folder, n_blocks=0, kv_cache_memory=GIB + 1), Stop()).ready
+    assert "--kv-cache-memory asks for more than there is: it is small" in ready.notes
+    ready = run(start(folder, n_blocks=0, kv_cache_memory=2**20), Stop()).ready
+    assert not any("--kv-cache-memory" in note for note in ready.notes)
+
+
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
