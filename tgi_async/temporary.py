@@ -8,6 +8,7 @@ the volume, or the memory.
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import os
 import shutil
@@ -77,12 +78,18 @@ def _made(
             failures.append(f"{place} ({error.strerror})")
             continue
         if wanted and place not in wanted:
-            log.warning("temporary files go to %s, not to %s", place, ", ".join(failures))
+            _warn(f"temporary files go to {place}, not to {', '.join(failures)}")
         return made
     raise StartError(
         f"No folder for the workers' sockets can be made in {', '.join(failures)}. Set TMPDIR to a "
         "folder that can be written and has a short path."
     )
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Once: a server makes several folders."""
+    log.warning(message)
 
 
 def _remove_what_was_left(place: str) -> None:

@@ -98,6 +98,8 @@ class Worker:
                 self._ranks,
                 Scaling(start.rope_scaling, start.rope_factor) if start.rope_scaling else None,
                 start.max_total_tokens,
+                # Another one of them was here before, and what little there is may be for now only.
+                must_fit=not start.n_blocks,
             )
         shape = model.shape
         longest = min(shape.max_total_tokens, start.max_total_tokens or shape.max_total_tokens)
