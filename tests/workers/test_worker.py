@@ -277,8 +277,9 @@ def test_threads_are_those_that_the_quota_has_time_for(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(8)
-        module._limit_threads(world_size)
+        notes = module._limit_threads(world_size)
         assert torch.get_num_threads() == threads
+        assert bool(notes) == (quota is not None and quota < 8 and not variable)
     finally:
         torch.set_num_threads(before)
 
