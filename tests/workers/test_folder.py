@@ -236,3 +236,11 @@ def test_pickled_weights_are_something_to_convert(tmp_path: Path, names: list[st
     del files["model.safetensors"]
 
     assert examined(tmp_path / "m", files).safetensors
+
+
+def test_pickled_weights_may_lie_beside_an_index_of_safetensors(tmp_path: Path) -> None:
+    """As after a download that left these out."""
+    files = model_files() | {INDEX: index(a=SHARDS[0]), "pytorch_model.bin": b""}
+    del files["model.safetensors"]
+
+    assert examined(tmp_path / "m", files).safetensors

@@ -1,4 +1,4 @@
-"""What makes a folder a model that can be served: a config, safetensors weights, a tokenizer."""
+"""What makes a folder a model that can be served: a config, weights, a tokenizer."""
 
 from __future__ import annotations
 
