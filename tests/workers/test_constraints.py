@@ -49,6 +49,7 @@ GRAMMARS: list[Grammar] = [
     Regex("[가-힣]*"),
     Regex("([가-힣]|(a)*)"),
     InSequence([Prose("</t>"), Text("<"), Json({"type": "integer"}), Text(">")]),
+    InSequence([Prose("</t>"), Text("<"), Json({"type": "string", "minLength": 1}), Text(">")]),
     Repeat(Json({"type": "object", "properties": {"x": {"const": 1}}}), 1, 4, ";\n"),
 ]
 
@@ -69,7 +70,7 @@ def accepts(grammar: Grammar, text: str) -> bool:
     if isinstance(grammar, Regex):
         return re.fullmatch(grammar.pattern, text) is not None
     if isinstance(grammar, InSequence):
-        return re.fullmatch(r".*?</t><-?\d+>", text, re.DOTALL) is not None
+        return re.fullmatch(r'.*?</t><(-?\d+|"[^"]+")>', text, re.DOTALL) is not None
     assert isinstance(grammar, Repeat)
     return all(accepts(grammar.part, part) for part in text.split(";\n"))
 

@@ -153,14 +153,17 @@ class Completer:
         endings: Sequence[list[int]],
         looks: Looks,
     ) -> tuple[Matcher, list[int]]:
+        matcher.fill(mask)
         for ending in endings:
             after = matcher.copy()
             try:
                 after.advance(ending)
             except GrammarError:
                 continue
-            return after, ending
-        matcher.fill(mask)
+            behind = np.zeros_like(mask)
+            after.fill(behind)
+            if not np.array_equal(mask, behind):  # else it is content, as in a JSON string
+                return after, ending
         closers = self._content_closers if self._in_content(mask) else self._closers
         picked = _first(closers, mask)
         picked = pick(matcher, mask, looks) if picked is None else picked
