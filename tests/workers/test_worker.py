@@ -165,7 +165,7 @@ def test_texts_under_grammars_may_end_by_the_ends_of_chats_too(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: Queue[list[int]] = Queue()
-    monkeypatch.setattr(worker, "Vocabulary", lambda *given: made.put(given[-1]))
+    monkeypatch.setattr(module, "Vocabulary", lambda *given: made.put(given[-1]))
     channel = run(start(folder, stop_token_ids=[EOS[1], 96, VOCABULARY]), Stop())
     assert made.get(timeout=10) == [*EOS, 96]
     assert tuple(channel.ready.eos_token_ids) == EOS
