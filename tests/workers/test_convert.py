@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tests.layouts.tokenizers import sentencepiece_model
 from tests.workers.model_files import INDEX, model_files, pickled, write_files
 from tests.workers.tiny_tokenizer import tiny_marks
-from workers.models.convert import complete
+from workers.models.convert import _save, complete
 from workers.models.errors import ModelUnavailable
 from workers.models.folder import examine, local_folder
 
@@ -45,6 +45,11 @@ def test_pickled_weights_become_safetensors_of_the_same_values(tmp_path: Path) -
     for name, values in tensors.items():
         assert weights[name].dtype == values.dtype
         assert torch.equal(weights[name], values)
+
+
+def test_weights_for_which_there_is_no_room_are_an_error_of_writing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="I/O error"):
+        _save({"a": torch.zeros(1)}, tmp_path / "gone" / "model.safetensors")
 
 
 def test_shards_become_shards_with_an_index(tmp_path: Path) -> None:

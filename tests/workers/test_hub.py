@@ -132,6 +132,31 @@ def test_the_cache_can_be_elsewhere(prepare: Prepare, tmp_path: Path) -> None:
     assert folder.is_relative_to(tmp_path / "elsewhere")
 
 
+def test_a_cache_that_cannot_be_written_is_named(prepare: Prepare, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    where = str(tmp_path / "file" / "hub")
+    message = failure(prepare("org/model", "--cache", where))
+    assert message.startswith("Error: model org/model cannot be kept: ")
+    assert where in message
+    assert "Set HF_HOME, or --huggingface-hub-cache, to a folder" in message
+
+
+def test_a_home_that_cannot_be_read_has_no_token(prepare: Prepare, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    elsewhere = ("--cache", str(tmp_path / "elsewhere"))
+    at_home = {"HF_HOME": str(tmp_path / "file" / "home")}
+    scratch = ("--scratch", str(tmp_path / "scratch"))
+    assert "token" in failure(prepare("org/model", *elsewhere, **at_home))
+    prepared(prepare("org/model", *elsewhere, *scratch, **at_home))
+
+
+def test_a_user_without_a_home_has_to_name_a_cache(prepare: Prepare) -> None:
+    # What a home folder is replaced by where there is none.
+    message = failure(prepare("org/model", HF_HOME="~nobody-of-this-name/hf"))
+    assert "this user has no home folder. Set HF_HOME" in message
+    assert "does not exist" in failure(prepare("~nobody-of-this-name/model"))
+
+
 def test_a_commit_can_be_named(prepare: Prepare) -> None:
     assert prepared(prepare("org/model", "--revision", COMMIT)).name == COMMIT
 

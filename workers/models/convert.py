@@ -101,8 +101,13 @@ def _load_pickled(folder: ModelFolder, name: str) -> dict[str, torch.Tensor]:
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Raises OSError where it cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file(tensors, path, metadata={"format": "pt"})
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     with path.open("rb") as file:
         os.fsync(file.fileno())

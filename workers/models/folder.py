@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ class Lacks:
 
 def local_folder(model_id: str) -> ModelFolder:
     """The folder at the path `model_id`, which exists, or that of the GGUF file there."""
-    path = Path(model_id).expanduser().absolute()
+    path = Path(os.path.expanduser(model_id)).absolute()
     if path.is_file():
         return ModelFolder(path.parent, model_id, None, frozenset({path.name}), path)
     files = frozenset(entry.name for entry in path.iterdir())

@@ -8,6 +8,7 @@ said here is which files a server needs and, for each way a download can fail, w
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.models.blobs import PARALLEL, LargeFile, fetch_all, partial_path
+from workers.models.errors import ModelUnavailable
 from workers.models.folder import ModelFolder
 from workers.models.gguf_choice import choose_gguf, only_gguf
 from workers.models.hub_errors import explained
@@ -96,8 +98,13 @@ class _Repository:
         self._model_id = model_id
         self._revision = revision
         self._cache = cache
-        root = Path(cache or constants.HF_HUB_CACHE).expanduser()
-        self._folder = root / f"models--{model_id.replace('/', '--')}"
+        root = os.path.expanduser(cache or constants.HF_HUB_CACHE)
+        if root.startswith("~"):
+            raise ModelUnavailable(
+                f"model {model_id} has no place to be kept, as this user has no home folder. Set "
+                "HF_HOME to a folder that can be written"
+            )
+        self._folder = Path(root) / f"models--{model_id.replace('/', '--')}"
         offline = constants.is_offline_mode()
         where = "the local cache (offline mode)" if offline else constants.ENDPOINT
         at = f" at revision {revision}" if revision else ""

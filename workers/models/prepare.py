@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,8 @@ def prepare(
     if model_id is None:
         _refuse_revision(revision, "the model that comes with the server")
         return {"path": str(prepare_embedded()), "model_id": MODEL_ID, "revision": None}
-    path = Path(model_id).expanduser()
+    # Not `Path.expanduser`, which fails for a user without a home.
+    path = Path(os.path.expanduser(model_id))
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
         _refuse_revision(revision, f"the {'folder' if path.is_dir() else 'file'} {model_id}")
         folder = local_folder(model_id)
@@ -100,7 +102,7 @@ def _refuse_revision(revision: str | None, model: str) -> None:
 
 def _refuse_path(model_id: str) -> None:
     """Say that a path is wrong rather than look for it on the Hub."""
-    if Path(model_id).expanduser().exists():
+    if os.path.exists(os.path.expanduser(model_id)):
         raise ModelUnavailable(
             f"{model_id} is a file; give a model folder, a GGUF file (.gguf) or a Hub id"
         )
