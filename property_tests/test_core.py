@@ -135,7 +135,7 @@ class CoreMachine(RuleBasedStateMachine):
     def book(self, client: str, n_rows: int, n_bytes: int) -> None:
         self.checked.book(client, n_rows, n_bytes)
 
-    @precondition(lambda self: 0 < self.checked.budget.capacity.max_queued)
+    @precondition(lambda self: self.checked.budget.capacity.max_queued > 0)
     @rule(newcomer=st.sampled_from(CLIENTS), n_rows=st.integers(1, 2), booked=st.booleans())
     def fill_the_queue(self, newcomer: str, n_rows: int, booked: bool) -> None:
         """One client takes what there is, and then another comes."""
