@@ -134,6 +134,7 @@ OPENED_HERE_ONLY = (
     "a variant",
     "shards of a variant",
     "pickled shards without an index",
+    "pickled beside an index of safetensors",
 )
 PLAIN = ("one file", "tokenizer.json", "no template", "a folder")
 

@@ -166,9 +166,11 @@ def _pickled_alone(model: Any, folder: Path) -> None:
     (folder / "pytorch_model.bin.index.json").unlink()
 
 
-@layout("pickled beside a stale index of safetensors")
+@layout("pickled beside an index of safetensors")
 def _pickled_stale(model: Any, folder: Path) -> None:
+    """As after a download that left safetensors out."""
     _pickled_shards(model, folder)
+    _index(folder, dict.fromkeys(_tensors(model), "model-00001-of-00003.safetensors"))
     save_file({"lora": torch.ones(1)}, folder / "adapter_model.safetensors")
 
 

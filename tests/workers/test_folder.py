@@ -116,7 +116,7 @@ def test_the_config_may_name_the_file(tmp_path: Path) -> None:
 def test_the_layout_of_the_makers_is_named(tmp_path: Path, name: str) -> None:
     files = {name: b"{}", "tokenizer.model": b""}
 
-    with pytest.raises(ModelUnavailable, match=rf"no config\.json.* of its makers \({name}\)"):
+    with pytest.raises(ModelUnavailable, match=rf"no config\.json.* It has {name}, which is the"):
         examined(tmp_path / "m", files)
 
 
@@ -211,8 +211,9 @@ def test_an_adapter_or_a_second_copy_is_not_the_weights(tmp_path: Path, name: st
     files = model_files()
     files[name] = files.pop("model.safetensors")
 
-    with pytest.raises(ModelUnavailable, match="it has no weights"):
+    with pytest.raises(ModelUnavailable, match="it has no weights") as refused:
         examined(tmp_path / "m", files)
+    assert ("layout of transformers" in str(refused.value)) == name.startswith("consolidated")
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json", "vocab.txt", "q.tiktoken"])
@@ -233,6 +234,14 @@ def test_an_older_tokenizer_is_something_to_convert(tmp_path: Path, name: str) -
 )
 def test_pickled_weights_are_something_to_convert(tmp_path: Path, names: list[str]) -> None:
     files = model_files() | dict.fromkeys(names, b"")
+    del files["model.safetensors"]
+
+    assert examined(tmp_path / "m", files).safetensors
+
+
+def test_pickled_weights_may_lie_beside_an_index_of_safetensors(tmp_path: Path) -> None:
+    """As after a download that left these out."""
+    files = model_files() | {INDEX: index(a=SHARDS[0]), "pytorch_model.bin": b""}
     del files["model.safetensors"]
 
     assert examined(tmp_path / "m", files).safetensors

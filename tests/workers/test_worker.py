@@ -6,6 +6,7 @@ import sysconfig
 from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -158,6 +159,16 @@ def test_it_loads_says_what_it_has_and_serves_until_told_to_stop(folder: Path) -
     assert ready.kv_cache_bytes == 20 * BYTES_PER_BLOCK
     assert ready.weight_bytes > 4 * VOCABULARY * 64
     assert [one.sampled[0].token for one in channel.results] == greedy(folder, 6)
+
+
+def test_texts_under_grammars_may_end_by_the_ends_of_chats_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Queue[list[int]] = Queue()
+    monkeypatch.setattr(module, "Vocabulary", lambda *given: made.put(given[-1]))
+    channel = run(start(folder, stop_token_ids=[EOS[1], 96, VOCABULARY]), Stop())
+    assert made.get(timeout=10) == [*EOS, 96]
+    assert tuple(channel.ready.eos_token_ids) == EOS
 
 
 def test_on_a_cpu_each_step_is_answered_before_the_next_is_read(folder: Path) -> None:

@@ -136,6 +136,10 @@ class Tokenizer:
         special = self.special_texts.get(id)
         return self.decode([id]) if special is None else special
 
+    def entry(self, id: int) -> str:
+        """The vocabulary's own text of a token, such as `Ġthe`; empty for an unknown id."""
+        return self._inner.id_to_token(id) or ""
+
     def is_special(self, id: int) -> bool:
         """Whether this token is a mark and not text."""
         return id in self.special_ids

@@ -1,4 +1,4 @@
-"""What makes a folder a model that can be served: a config, safetensors weights, a tokenizer."""
+"""What makes a folder a model that can be served: a config, weights, a tokenizer."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def examine(folder: ModelFolder) -> Lacks:
     if not weights and not pickled:
         raise folder.problem(
             "it has no weights (model.safetensors, shards of it, or pytorch_model.bin)"
+            + _native(folder)
         )
     if not tokenizer and not any(map(TOKENIZER_SOURCES.fullmatch, folder.files)):
         raise folder.problem("it has no tokenizer (tokenizer.json)")
@@ -94,16 +95,24 @@ def examine(folder: ModelFolder) -> Lacks:
 
 def _check_config(folder: ModelFolder) -> None:
     if not (folder.path / "config.json").is_file():
-        native = [name for name in NATIVE if name in folder.files]
-        layout = f" but in the layout of its makers ({', '.join(native)})" if native else ""
         raise folder.problem(
-            f"it has no config.json, so it is not a model that transformers reads{layout}. Give "
-            "one in the layout of transformers, or convert it with transformers' script"
+            "it has no config.json, so it is not a model that transformers reads" + _native(folder)
         )
     try:
         read_object(folder.path / "config.json")
     except ValueError as error:
         raise folder.problem(f"its {error}") from error
+
+
+def _native(folder: ModelFolder) -> str:
+    """For a message: that there is the same in a layout that is not read, if so."""
+    found = [name for name in NATIVE if name in folder.files]
+    if not found:
+        return ""
+    return (
+        f". It has {', '.join(found)}, which is the layout that Meta and Mistral publish: give the "
+        "model in the layout of transformers, which most of them have too"
+    )
 
 
 def _marked(path: Path) -> tuple[str, ...]:

@@ -101,8 +101,9 @@ def _several(folder: Path, index: str, pattern: re.Pattern[str]) -> tuple[list[s
         missing = [name for name in listed if not (folder / name).is_file()]
         if not missing:
             return listed, True
-        # An index of which nothing is there was left behind when other shards were written.
-        if len(missing) < len(listed) or not there:
+        # An index of which nothing is there was left behind, or came along with other weights.
+        others = there or any(PICKLED.fullmatch(entry.name) for entry in folder.iterdir())
+        if len(missing) < len(listed) or not others:
             raise _lost(missing, len(listed))
     for name in there:
         if found := NUMBERED.fullmatch(name):
