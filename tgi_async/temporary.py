@@ -34,7 +34,7 @@ NEW_SECONDS = 60.0
 class PrivateFolder:
     """An empty folder that only this user can enter, in the first place where one can be made.
 
-    Raises StartError.
+    Raises StartError if there is none.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ def _made(
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Once: a server makes several folders."""
+    """Log it once, though a server makes several folders."""
     log.warning(message)
 
 

@@ -134,7 +134,7 @@ class Worker:
             n_blocks = self._ranks.least(n_blocks)
         per_block = assembly.bytes_per_block
         if device.type == "cpu" and not start.n_blocks:
-            notes += _judged(n_blocks, assembly, start.kv_cache_memory, start.max_total_tokens)
+            notes += _check_cache(n_blocks, assembly, start.kv_cache_memory, start.max_total_tokens)
         if n_blocks < 1:
             raise Unsupported(
                 f"no block of the KV cache ({per_block} bytes) fits in the memory that is left; "
@@ -228,11 +228,11 @@ class Worker:
 
 
 def _limit_threads(world_size: int) -> list[str]:
-    """Let torch and our kernels compute with this rank's part of the processors' time, and say what
-    a person should know of it.
+    """Limit the threads of torch and of our kernels to this rank's part of the processors, and
+    return what the user should know about it.
 
-    It may be less than there are processors. Threads of a group that has used its time up all stand
-    still until the next period, so a limit is rounded to the nearest number.
+    A quota may allow less time than there are processors. Threads that have used it up all stand
+    still until the next period, so it is rounded to the nearest whole number.
     """
     before = most = torch.get_num_threads()
     quota = cgroups.cpu_quota()
@@ -246,11 +246,14 @@ def _limit_threads(world_size: int) -> list[str]:
     return notes
 
 
-def _judged(
+def _check_cache(
     n_blocks: int, assembly: Assembly, kv_cache_memory: int, max_total_tokens: int
 ) -> list[str]:
-    """What a person should know of a cache of this size. Raises Unsupported where it was not asked
-    for, and is too small for the texts that were asked for or to be of use."""
+    """Return what the user should know about the size of the cache.
+
+    Raises Unsupported for one that was planned (`kv_cache_memory` is 0) and is too small for
+    `max_total_tokens`, if they were asked for, or for a conversation.
+    """
     n_tokens, longest = n_blocks * assembly.block_size, assembly.longest
     least = longest if max_total_tokens else min(longest, LEAST_TOKENS)
     room = memory.room_on_cpu()

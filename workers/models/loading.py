@@ -108,8 +108,8 @@ def load(
 
 
 def _expect_room(size: int, ranks: Ranks | None) -> None:
-    """Raises Unsupported where weights of so many bytes, of all ranks together, do not fit: rather
-    than be killed half-way."""
+    """Raises Unsupported if weights of `size` bytes, of all ranks together, do not fit in memory,
+    rather than let the kernel kill the worker half-way."""
     room = memory.room_on_cpu(swap=True)
     # All ranks look before any of them loads.
     least = room.size if ranks is None else ranks.least(room.size)
