@@ -40,6 +40,8 @@ SOURCES = (
 """One library, for they share a team of threads and call each other."""
 
 
+ADVICE = "Set TGI_ASYNC_CACHE to a folder that is writable, has space and is not mounted noexec."
+
 notes: list[str] = []
 """What was given up for the libraries that were loaded."""
 
@@ -48,10 +50,21 @@ class NativeUnavailable(Exception):
     """A C source cannot be compiled or loaded on this machine; the message says why."""
 
 
-@functools.cache
 def kernels() -> ctypes.CDLL:
     """All kernels, loaded once. Raises NativeUnavailable."""
-    return load(*SOURCES)
+    found = _found()
+    if isinstance(found, NativeUnavailable):
+        raise NativeUnavailable(str(found))
+    return found
+
+
+@functools.cache
+def _found() -> ctypes.CDLL | NativeUnavailable:
+    """Try once: each layer of a model asks, and a compiler that fails takes its time."""
+    try:
+        return load(*SOURCES)
+    except NativeUnavailable as error:
+        return error
 
 
 def load(*sources: Path) -> ctypes.CDLL:
@@ -63,12 +76,12 @@ def load(*sources: Path) -> ctypes.CDLL:
         library, why = cache.write(lambda root: _loaded(root, sources))
     except OSError as error:
         raise NativeUnavailable(
-            f"the compiled {sources[0].name} cannot be used: {error}"
+            f"the compiled {sources[0].name} cannot be kept in, or loaded from, {error}. {ADVICE}"
         ) from error
     if why:
         notes.append(
-            f"the C kernels were compiled for this run alone, as they cannot be kept in {why}. "
-            + cache.ADVICE
+            f"the C kernels were compiled for this run alone, as they cannot be kept in, or loaded "
+            f"from, {why}. {ADVICE}"
         )
     return library
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -14,11 +15,20 @@ from workers.models.embedded import DISTRIBUTION, prepare_embedded
 @pytest.fixture
 def fresh_kernels() -> Iterator[None]:
     """Kernels are loaded anew in this test, so that it can stand in the way, and after it."""
-    for cached in (native.kernels, packed.kernel):
+    for cached in (native._found, packed.kernel):
         cached.cache_clear()
     yield
-    for cached in (native.kernels, packed.kernel):
+    for cached in (native._found, packed.kernel):
         cached.cache_clear()
+
+
+@pytest.fixture
+def no_kernels(
+    fresh_kernels: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without a compiler, and without kernels in the cache."""
+    monkeypatch.setenv("TGI_ASYNC_CACHE", str(tmp_path_factory.mktemp("empty")))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,8 @@ from workers.attention.cpu import CpuAttention
 from workers.attention.kernel import Kernel
 
 
-@pytest.mark.usefixtures("fresh_kernels")
-def test_without_a_compiler_torch_serves_and_a_note_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
+@pytest.mark.usefixtures("no_kernels")
+def test_without_a_compiler_torch_serves_and_a_note_says_so() -> None:
     (note,) = CpuAttention(4, 2, 32, torch.float32).notes
     assert "attention runs in plain torch" in note
     assert "Install one (such as the package gcc)" in note

@@ -152,7 +152,7 @@ def test_where_neither_takes_it_both_are_named(cache: Path, scratch: Path) -> No
     cache.write_text("a file")
     scratch.write_text("a file")
 
-    both = rf"{cache} \(File exists\) or to {scratch}/cache \(Not a directory\)"
+    both = rf"{cache} \(File exists\) or {scratch}/cache \(Not a directory\)"
     with pytest.raises(ModelUnavailable, match=both):
         build_once("a", writing("x"))
 

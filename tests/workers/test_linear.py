@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import shutil
 import weakref
 
 import pytest
@@ -26,7 +25,7 @@ def form(
 ) -> str:
     """Each form of a bfloat16 weight, the last two as machines get them that lack the first."""
     if request.param != "kernel":
-        monkeypatch.setattr(shutil, "which", lambda name: None)
+        request.getfixturevalue("no_kernels")
     elif not torch.cpu._is_avx512_bf16_supported():
         pytest.skip("this processor has no AVX512_BF16")
     if request.param == "torch":

@@ -62,7 +62,7 @@ def test_a_broken_library_in_the_cache_is_told_of(
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"not a library")
     monkeypatch.setenv("TGI_ASYNC_CACHE", str(tmp_path / "broken"))
-    with pytest.raises(native.NativeUnavailable, match=r"the compiled answer\.c cannot be used"):
+    with pytest.raises(native.NativeUnavailable, match=r"the compiled answer\.c cannot be kept"):
         native.load(path)
 
 
@@ -77,7 +77,7 @@ def test_a_library_that_the_cache_cannot_take_is_built_in_the_scratch_folder(
 
     assert native.load(path).answer() == 42
     (note,) = native.notes
-    assert f"cannot be kept in {cache.parent} (Not a directory)" in note
+    assert f"cannot be kept in, or loaded from, {cache.parent} (Not a directory)" in note
     assert len(list((tmp_path / "scratch" / "kernels").iterdir())) == 1
 
 
@@ -99,6 +99,22 @@ def test_a_compiler_leaves_nothing_in_the_folder_for_temporary_files(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
     assert native.load(source(tmp_path, "int answer(void) { return 42; }")).answer() == 42
+
+
+@NEEDS_COMPILER
+@pytest.mark.usefixtures("fresh_kernels")
+def test_a_compiler_that_fails_is_tried_once(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = tmp_path / "tried"
+    compiler = tmp_path / "cc"
+    compiler.write_text(f"#!/bin/sh\necho $1 >> {tried}\n[ $1 = --version ]\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for _ in range(3):
+        with pytest.raises(native.NativeUnavailable, match="failed with status 1"):
+            native.kernels()
+    assert len(tried.read_text().splitlines()) == 2
 
 
 def test_a_processor_that_is_not_told_is_no_processor_to_compile_for(

@@ -81,7 +81,8 @@ def find(name: str) -> Path | None:
 def write(make: Callable[[Path], T]) -> tuple[T, str]:
     """Call `make` with the cache folder, or where that raises OSError with the scratch folder.
 
-    Return its result, and why it is not in the cache, if it is not. Raises OSError.
+    Return its result, and why it is not in the cache, if it is not. Raises OSError, which names
+    both and their reasons.
     """
     failures: list[str] = []
     for root in (cache_root(), *_scratch):
@@ -92,7 +93,7 @@ def write(make: Callable[[Path], T]) -> tuple[T, str]:
             return make(root), "".join(failures)
         except OSError as error:
             failures.append(f"{root} ({error.strerror or error})")
-    raise OSError(f"cannot write to {' or to '.join(failures)}. {ADVICE}")
+    raise OSError(" or ".join(failures))
 
 
 def is_built(name: str) -> bool:
@@ -110,7 +111,7 @@ def build_once(name: str, build: Callable[[Path], None]) -> Path:
     try:
         folder, why = write(lambda root: _build_in(root, name, build))
     except OSError as error:
-        raise ModelUnavailable(f"the model cannot be prepared: {error}") from error
+        raise ModelUnavailable(f"cannot write the prepared model to {error}. {ADVICE}") from error
     if why:
         say(
             f"The prepared model is in a temporary folder, and the next start prepares it again: "
