@@ -63,7 +63,7 @@ class Lack:
             self.said + other.said,
         )
 
-    def within(self) -> list[str]:
+    def within(self, temporary: Path) -> list[str]:
         """A command that runs the one behind it there. Skips the test where the kernel forbids."""
         unshare = shutil.which("unshare") or "unshare"
         lines = ("wanted=$PATH", f"PATH={PROGRAMS}", self.script, 'PATH=$wanted exec "$@"')
@@ -75,7 +75,13 @@ class Lack:
             command[:0] = [unshare, "--mount", *as_root, "--"]
         if self.stranger or self.cut_off:
             try:
-                subprocess.run([*command, "/bin/true"], check=True, capture_output=True, text=True)
+                subprocess.run(
+                    [*command, "/bin/true"],
+                    env=environment() | {"TMPDIR": str(temporary)},
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                )
             except (OSError, subprocess.CalledProcessError) as error:
                 why = getattr(error, "stderr", None) or error
                 pytest.skip(f"no such namespace can be made here: {why}")
@@ -101,6 +107,12 @@ LACKS = {
     "home": Lack({"HOME": None, "TGI_ASYNC_CACHE": None}, stranger=True, said=(FOR_THIS_RUN,)),
     "TMPDIR": Lack({"TMPDIR": "/proc/version"}, said=("temporary files go to /tmp, not to ",)),
     "files": Lack({"TMPDIR": None}, READ_ONLY, cut_off=True, stranger=True),
+    "files that may be loaded": Lack(
+        {"TGI_ASYNC_CACHE": NOWHERE},
+        'mount --make-rprivate /\nmount -t tmpfs -o noexec tmpfs "$TMPDIR"\n',
+        cut_off=True,
+        said=("that is writable, has space and is not mounted noexec",),
+    ),
     "permissions": Lack(script="umask 0777\n", stranger=True),
     "permissions of others": Lack(script="umask 077\n"),
     "asserts": Lack({"PYTHONOPTIMIZE": "1"}),
@@ -127,7 +139,7 @@ def start(place: Path, model_folder: Path, tokenizer: Tokenizer, reference: Refe
         with Server.running(
             place / "log",
             *(*SMALL, "--dtype", dtype, *flags),
-            within=lack.within(),
+            within=lack.within(temporary),
             variables={"TMPDIR": str(temporary), **lack.variables},
             cwd=cwd,
         ) as server:
@@ -244,7 +256,7 @@ def test_too_little_memory_is_one_message_with_the_numbers(place: Path, memory: 
     with limited_groups(memory, 2.0) as groups:
         enter = "".join(f"echo $$ > {group}/cgroup.procs\n" for group in groups)
         done = subprocess.run(
-            [*Lack(script=enter).within(), *COMMAND, "--hostname", "127.0.0.1", "--port", "0"],
+            [*Lack(script=enter).within(place), *COMMAND, "--hostname", "127.0.0.1", "--port", "0"],
             env=environment() | {"TGI_ASYNC_CACHE": str(place / "cache")},
             capture_output=True,
             text=True,
@@ -260,7 +272,7 @@ def test_too_little_memory_is_one_message_with_the_numbers(place: Path, memory: 
 def test_where_nothing_at_all_can_be_written_the_message_says_so(place: Path) -> None:
     lack = Lack({}, READ_ONLY + "mount -o remount,bind,ro /dev/shm\n", cut_off=True, stranger=True)
     done = subprocess.run(
-        [*lack.within(), *COMMAND, "--hostname", "127.0.0.1", "--port", "0"],
+        [*lack.within(place), *COMMAND, "--hostname", "127.0.0.1", "--port", "0"],
         env=environment(),
         capture_output=True,
         text=True,
