@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import structs
 
 from tgi_async.api.chat_answer import ChatAnswer
+from tgi_async.api.chat_functions import with_tools
 from tgi_async.api.chat_like_tgi import call_like_tgi
 from tgi_async.api.chat_prompt import prompt_of
 from tgi_async.api.chat_tools import AnswerReader, offer_of
@@ -27,6 +28,7 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
     strict = service.limits.strict_tgi
     if strict:
         body = body.as_tgi_reads_it()
+    body = with_tools(body)
     offer = offer_of(body, strict_tgi=strict)
     n = body.n_choices(service.limits)
     body.check_own()

@@ -62,6 +62,7 @@ class ChatAnswer:
         self._n_thought = 0
         """Those of them that were thoughts."""
         self._reader = reader
+        self._older = body.functions is not None
         self._choices: dict[int, _Choice] = {}
         """Those of a stream, by their index."""
         self._with_logprobs = bool(body.logprobs)
@@ -69,7 +70,7 @@ class ChatAnswer:
 
     def choice(self, index: int, tokens: Sequence[Token], reason: FinishReason) -> ChatChoice:
         """One whole answer."""
-        choice = _Choice(self._reader)
+        choice = _Choice(self._reader, older=self._older)
         events = self._read(choice, tokens, last=True)
         return ChatChoice(
             index=index,
@@ -97,7 +98,9 @@ class ChatAnswer:
         The first of a choice has the role; in TGI all have.
         """
         self.n_streamed += len(emitted.tokens)
-        choice = self._choices.setdefault(index, _Choice(self._reader))
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = _Choice(self._reader, older=self._older)
         reason = emitted.finish_reason
         events = self._read(choice, emitted.tokens, last=reason is not None)
         if not events and reason is None and not self._with_logprobs:
@@ -150,7 +153,9 @@ class ChatAnswer:
 
     def _reason(self, choice: _Choice, reason: FinishReason) -> str:
         told = finish_reason_of(reason, strict_tgi=self._strict)
-        return "tool_calls" if choice.n_calls and told == "stop" else told
+        if choice.n_calls and told == "stop":
+            return "function_call" if self._older else "tool_calls"
+        return told
 
     def logprobs(self, tokens: Sequence[Token]) -> Logprobs | None:
         """Those of the tokens, if they are wanted."""
@@ -175,9 +180,10 @@ def _model_of(body: ChatRequest, limits: Limits) -> str:
 
 
 class _Choice:
-    """One answer as it is read."""
+    """One answer as it is read. `older`: its call is told in OpenAI's older form."""
 
-    def __init__(self, reader: AnswerReader | None) -> None:
+    def __init__(self, reader: AnswerReader | None, *, older: bool) -> None:
+        self._older = older
         self._parser = None if reader is None else reader.parser()
         self._short_ids = reader is not None and reader.short_ids
         self.n_calls = 0
@@ -212,17 +218,15 @@ class _Choice:
             elif isinstance(one, Arguments):
                 calls[-1][1].append(one.text)
         content = _text(events, Prose)
+        functions = [
+            FunctionCall(name=name, arguments="".join(arguments)) for name, arguments in calls
+        ]
+        tool_calls = [ToolCall(id=self._call_id(), function=one) for one in functions]
         return AssistantMessage(
             content=None if calls and not content else content,
             reasoning_content=_text(events, Thought) or UNSET,
-            tool_calls=[
-                ToolCall(
-                    id=self._call_id(),
-                    function=FunctionCall(name=name, arguments="".join(arguments)),
-                )
-                for name, arguments in calls
-            ]
-            or UNSET,
+            tool_calls=UNSET if self._older else tool_calls or UNSET,
+            function_call=functions[0] if self._older and functions else UNSET,
         )
 
     def delta(self, events: Sequence[Event], *, shows_role: bool) -> AssistantDelta:
@@ -241,20 +245,25 @@ class _Choice:
             elif isinstance(one, Arguments):
                 arguments[index] = arguments.get(index, "") + one.text
         content, thoughts = _text(events, Prose), _text(events, Thought)
+        functions = {
+            place: FunctionCallDelta(name=names.get(place, UNSET), arguments=piece)
+            for place, piece in arguments.items()
+        }
+        tool_calls = [
+            ToolCallDelta(
+                index=place,
+                id=self._call_id() if place in names else UNSET,
+                type="function" if place in names else UNSET,
+                function=function,
+            )
+            for place, function in functions.items()
+        ]
         return AssistantDelta(
             content=UNSET if (arguments or thoughts) and not content else content,
             role=role,
             reasoning_content=thoughts or UNSET,
-            tool_calls=[
-                ToolCallDelta(
-                    index=place,
-                    id=self._call_id() if place in names else UNSET,
-                    type="function" if place in names else UNSET,
-                    function=FunctionCallDelta(name=names.get(place, UNSET), arguments=piece),
-                )
-                for place, piece in arguments.items()
-            ]
-            or UNSET,
+            tool_calls=UNSET if self._older else tool_calls or UNSET,
+            function_call=functions.get(0, UNSET) if self._older else UNSET,
         )
 
     def _call_id(self) -> str:
