@@ -120,8 +120,6 @@ REFUSED: Mapping[str, Refusal] = {
     "modalities": Refusal(([], ["text"])),
     "audio": Refusal(),
     "web_search_options": Refusal(),
-    "functions": Refusal(([],), "They are called `tools` now"),
-    "function_call": Refusal(("none", "auto"), "It is called `tool_choice` now"),
 }
 """Fields that would change a text, and are not supported: of the OpenAI routes."""
 
