@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.groups import limited_groups
 from tgi_async import cgroups
 
 GIB = 2**30
@@ -209,39 +209,13 @@ def test_the_killed_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 LOOK = "from tgi_async import cgroups; print(cgroups.memory_limits()[0].limit, cgroups.cpu_quota())"
 
 
-@pytest.fixture
-def limited() -> Iterator[list[Path]]:
-    """Groups of this kernel, of 700 MB and of one and a half processors; or skip."""
-    made: list[Path] = []
-    name = f"tgi-async-test-{uuid.uuid4().hex}"
-    limits = {
-        "/sys/fs/cgroup/memory": {"memory.limit_in_bytes": "700M"},
-        "/sys/fs/cgroup/cpu": {"cpu.cfs_quota_us": "150000"},
-    }
-    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
-        limits = {"/sys/fs/cgroup": {"memory.max": "700M", "cpu.max": "150000 100000"}}
-    try:
-        for root, files in limits.items():
-            made.append(Path(root, name))
-            made[-1].mkdir()
-            for file, value in files.items():
-                (made[-1] / file).write_text(value)
-    except OSError as error:
-        pytest.skip(f"no control groups can be made here: {error}")
-    else:
-        yield made
-    finally:
-        for group in made:
-            if group.is_dir():
-                group.rmdir()
+def test_the_limits_of_real_groups_are_seen() -> None:
+    with limited_groups("700M", 1.5) as groups:
 
+        def enter() -> None:
+            for group in groups:
+                (group / "cgroup.procs").write_text(str(os.getpid()))
 
-def test_the_limits_of_real_groups_are_seen(limited: list[Path]) -> None:
-    def enter() -> None:
-        for group in limited:
-            (group / "cgroup.procs").write_text(str(os.getpid()))
-
-    done = subprocess.run(
-        [sys.executable, "-c", LOOK], preexec_fn=enter, capture_output=True, text=True, timeout=60
-    )
+        command = [sys.executable, "-c", LOOK]
+        done = subprocess.run(command, preexec_fn=enter, capture_output=True, text=True, timeout=60)
     assert done.stdout.split() == [str(700 << 20), "1.5"], done.stderr

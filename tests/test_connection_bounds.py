@@ -231,6 +231,12 @@ class TestHTTP10:
         assert reply.headers["connection"] == "close"
         assert "transfer-encoding" not in reply.headers
 
+    async def test_with_chunks_ends_the_connection(self, lab: Lab) -> None:
+        client = await lab.client()
+        head = b"POST /x HTTP/1.0\r\nConnection: keep-alive\r\n" + CHUNKED
+        assert (await client.ask(head + b"2\r\nhi\r\n0\r\n\r\n" + NEXT)).seen()["body"] == "hi"
+        assert await client.is_closed()
+
     async def test_is_not_asked_for_a_body(self, lab: Lab) -> None:
         head = b"POST /x HTTP/1.0\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
         assert (await lab.ask(head, b"hi")).seen()["body"] == "hi"

@@ -114,7 +114,7 @@ def test_a_request_is_a_line_in_the_log(talk: Talk) -> None:
     assert reply.status_code == 200
     line = server.until_logged(r"INFO Success generate 200 tokens=2\+5 (.*)\n")[1]
     times = ["total_time", "validation_time", "queue_time", "inference_time", "time_per_token"]
-    assert [part.split("=")[0] for part in line.split()] == times
+    assert [part.split("=")[0] for part in line.split()] == [*times, "request_id"]
     httpx.post(f"{server.url}/generate", json={"inputs": "", "parameters": {}})
     why = "Input validation error: `inputs` cannot be empty"
     server.until_logged(rf"WARNING Failed: validation: {why} generate 422 tokens=0\+0 total_time=")

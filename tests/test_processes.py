@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import tgi_async
+from tests.shadows import MESSAGE, write_shadows
 from tgi_async import processes
 from tgi_async.grammar import vetting
 from tgi_async.launcher import PREPARE
@@ -19,16 +20,12 @@ from tgi_async.supervisor import WORKER
 from tgi_async.text import chat
 
 ROOT = Path(tgi_async.__file__).parent.parent
-SHADOWS = ("json", "msgspec", "safetensors", "tgi_async", "tokenizers", "torch", "workers", "zmq")
-MESSAGE = "a file of the working directory ran"
 
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
     """A folder with files and folders of the names that the server imports."""
-    for name in SHADOWS:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text(f"raise SystemExit({MESSAGE!r})")
+    write_shadows(tmp_path)
     return tmp_path
 
 
@@ -78,7 +75,9 @@ def test_they_would_run_otherwise(hostile: Path) -> None:
 def test_what_the_user_set_stays_unless_it_cannot_work(
     given: Mapping[str, str], left: Mapping[str, str]
 ) -> None:
-    assert processes.environment(given) == left
+    for threads in ({}, {"OPENBLAS_NUM_THREADS": "2"}):
+        found = processes.environment({**given, **threads})
+        assert found == {**left, "OPENBLAS_NUM_THREADS": threads.get("OPENBLAS_NUM_THREADS", "1")}
 
 
 def test_all_python_processes_are_started_this_way() -> None:

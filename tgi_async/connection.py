@@ -214,6 +214,9 @@ class Connection(HttpToolsProtocol):
                 raise Refusal(501, f"`Transfer-Encoding` must be chunked. Given: {text!r}")
 
     def _cycle(self) -> ReplyCycle:
+        is_old = self.scope["http_version"] != "1.1"
+        # Chunks of a client that has none are framed in a way that not all who read them agree on.
+        is_odd = is_old and any(name == b"transfer-encoding" for name, _ in self.headers)
         cycle = ReplyCycle(
             scope=self.scope,
             transport=self.transport,
@@ -224,8 +227,8 @@ class Connection(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             # HTTP/1.0 knows no interim replies.
-            expect_100_continue=self.expect_100_continue and self.scope["http_version"] == "1.1",
-            keep_alive=self.parser.should_keep_alive(),
+            expect_100_continue=self.expect_100_continue and not is_old,
+            keep_alive=self.parser.should_keep_alive() and not is_odd,
             on_response=lambda: None,
         )
         cycle.on_response = partial(self._answered, cycle)

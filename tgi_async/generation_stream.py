@@ -79,6 +79,11 @@ class GenerationStream:
 
     # -- what the client sees -------------------------------------------------------------------
 
+    @property
+    def n_cached(self) -> int:
+        """Prompt tokens that were not computed, but found in the prefix cache."""
+        return self.request.n_cached
+
     def __aiter__(self) -> GenerationStream:
         return self
 

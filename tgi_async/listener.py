@@ -27,9 +27,9 @@ from tgi_async.errors import StartError
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
-KEEP_ALIVE_SECONDS = 75
-"""What an idle connection is kept: longer than the common load balancers keep theirs, so that they
-do not send a request just when it is closed."""
+KEEP_ALIVE_SECONDS = 620
+"""How long an idle connection is kept: longer than load balancers keep theirs (60 to 600 seconds),
+which would otherwise send a request just when it is closed."""
 MOST_CONNECTIONS = 65_536
 SPARE_FILES = 256
 """Open files besides connections: sockets to workers, pipes of processes, models' files."""

@@ -125,7 +125,9 @@ class Settings:
         least=1,
         strict=2,
     )
-    max_stop_sequences: int = _option(4, LIMITS, "most stop sequences", kind=int, least=0)
+    max_stop_sequences: int = _option(
+        16, LIMITS, "most stop sequences", kind=int, least=0, strict=4
+    )
     max_top_n_tokens: int = _option(
         20,
         LIMITS,

@@ -85,7 +85,7 @@ class Worker:
         prefill_tokens = start.max_batch_prefill_tokens or (
             CPU_PREFILL_TOKENS if device.type == "cpu" else CUDA_PREFILL_TOKENS
         )
-        _limit_threads(start.world_size if device.type == "cpu" else 1)
+        notes += _limit_threads(start.world_size if device.type == "cpu" else 1)
         if start.world_size > 1:
             self._ranks = Ranks(self._rank, start.world_size, start.meeting_place, device)
         with self._phase("loading weights", f"{dtype}".removeprefix("torch.")):
@@ -225,19 +225,23 @@ class Worker:
         return self._channel.receive(0)
 
 
-def _limit_threads(world_size: int) -> None:
-    """Compute with this rank's part of the processors' time that may be had, torch and our kernels.
+def _limit_threads(world_size: int) -> list[str]:
+    """Let torch and our kernels compute with this rank's part of the processors' time, and say what
+    a person should know of it.
 
     It may be less than there are processors. Threads of a group that has used its time up all stand
     still until the next period, so a limit is rounded to the nearest number.
     """
-    before = wanted = torch.get_num_threads()
+    before = most = torch.get_num_threads()
     quota = cgroups.cpu_quota()
-    if quota is not None and not os.environ.get("OMP_NUM_THREADS"):
-        wanted = min(before, int(quota + 0.5))
-    wanted = max(1, wanted // world_size)
+    notes: list[str] = []
+    if quota is not None and quota + 0.5 < before and not os.environ.get("OMP_NUM_THREADS"):
+        most = max(1, int(quota + 0.5))
+        notes = [f"threads: {most}, not {before}, as the limit is {quota:.3g} processors"]
+    wanted = max(1, most // world_size)
     if wanted != before:
         torch.set_num_threads(wanted)
+    return notes
 
 
 def _judged(n_blocks: int, assembly: Assembly, max_total_tokens: int) -> list[str]:

@@ -35,6 +35,8 @@ async def test_answers_as_openai_does(api, engine):
         "prompt_tokens": n_prompt,
         "completion_tokens": 4,
         "total_tokens": n_prompt + 4,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 

@@ -595,6 +595,24 @@ class TestThoughts:
         *chunks, _ = events(await api.chat("Hi", stream=True))
         assert gathered(chunks)[0]["reasoning_content"] == "Well."
 
+    @pytest.mark.parametrize(
+        ("pieces", "fields", "n_thought"),
+        [
+            (["<think>", "We", "ll", ".", "</think>", "Yes", "."], {}, 5),
+            (["Well", ".", "</think>", "Yes"], {"chat_template_kwargs": {"open": True}}, 3),
+            (["<think>", "cut", " off"], {}, 3),
+            (["Yes", "."], {}, 0),
+        ],
+    )
+    async def test_their_tokens_are_counted(self, api, engine, events, pieces, fields, n_thought):
+        engine.batches = [words(*pieces)]
+        usage = (await api.chat("Hi", **fields)).json()["usage"]
+        assert usage["completion_tokens_details"] == {"reasoning_tokens": n_thought}
+        engine.batches = [words(piece) for piece in pieces]
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        *_, last, _ = events(await api.chat("Hi", n=2, **fields, **options))
+        assert last["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2 * n_thought}
+
     async def test_they_may_begin_in_the_prompt(self, api, engine):
         writes(engine, "Well.</think>Yes.")
         opened = {"chat_template_kwargs": {"open": True}}

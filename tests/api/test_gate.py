@@ -30,6 +30,7 @@ async def test_all_else_says_what_is_loading(path: str) -> None:
     async with client_of(gate) as client:
         reply = await client.get(path)
     assert (reply.status_code, reply.headers["retry-after"]) == (503, "5")
+    assert reply.headers["x-request-id"]
     assert reply.json() == {
         "error": "The server is not ready yet: loading weights, for 0 s so far",
         "error_type": "healthcheck",

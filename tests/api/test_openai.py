@@ -8,6 +8,7 @@ from tokenizers import processors
 from tests.api.conftest import refusal
 from tests.api.tiny_tokenizer import tiny_inner
 from tgi_async.errors import GenerationError, Overloaded
+from tgi_async.text.sampling_defaults import SamplingDefaults
 from tgi_async.text.tokenizer import Tokenizer
 
 BEST_OF = "The limit is set by the server's --max-best-of"
@@ -292,6 +293,41 @@ class TestFieldsOfVllm:
         assert (await api.complete("Hi", suffix="")).status_code == 422
 
 
+class TestUsage:
+    """Tokens that were not computed, of each prompt once."""
+
+    @pytest.fixture(autouse=True)
+    def cached(self, engine):
+        engine.n_cached = 5
+
+    async def test_cached_tokens_are_told(self, ask, events):
+        assert (await ask("Hi", n=3)).json()["usage"]["prompt_tokens_details"] == {
+            "cached_tokens": 5
+        }
+        streamed = await ask("Hi", n=3, stream=True, stream_options={"include_usage": True})
+        *_, last, _ = events(streamed)
+        assert last["usage"]["prompt_tokens_details"] == {"cached_tokens": 5}
+
+    async def test_those_of_several_prompts_are_added(self, api, events):
+        body = (await api.complete(["a", "b"], n=2)).json()
+        assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 10}
+        options = {"include_usage": True}
+        *_, last, _ = events(
+            await api.complete(["a", "b"], n=2, stream=True, stream_options=options)
+        )
+        assert last["usage"] == body["usage"]
+
+    async def test_a_stream_of_completions_tells_those_of_each(self, api, events):
+        *chunks, _ = events(await api.complete(["a", "b"], stream=True))
+        told = [chunk["usage"] for chunk in chunks if "usage" in chunk]
+        assert [one["prompt_tokens_details"] for one in told] == [{"cached_tokens": 5}] * 2
+
+    async def test_tgi_has_no_details(self, ask, settings):
+        settings.strict_tgi = True
+        usage = (await ask("Hi")).json()["usage"]
+        assert usage.keys() == {"prompt_tokens", "completion_tokens", "total_tokens"}
+
+
 class TestStrictTgi:
     @pytest.fixture(autouse=True)
     def strict(self, settings):
@@ -359,3 +395,49 @@ class TestStrictTgi:
         await api.chat("Hi", n=9, logit_bias={"x": 1}, top_k=-7, min_p=9, repetition_penalty=0)
         [request] = engine.requests
         assert (request.sampling.top_k, request.sampling.min_p) == (0, 0.0)
+
+
+class TestLeftOpen:
+    """What is sampled where a request leaves the temperature open."""
+
+    @pytest.fixture
+    def greedy_makers(self, settings):
+        settings.sampling_defaults = SamplingDefaults(temperature=0.0)
+
+    async def test_makers_who_recommend_the_likeliest_token(self, ask, engine, greedy_makers):
+        await ask("Hi", seed=1)
+        assert not engine.requests.pop().sampling.do_sample
+
+    @pytest.mark.parametrize(
+        "fields",
+        [{"top_p": 0.9}, {"top_k": 40}, {"min_p": 0.1}, {"typical_p": 0.5}, {"n": 2}],
+    )
+    async def test_a_request_that_asks_for_sampling_has_it(
+        self, ask, engine, greedy_makers, fields
+    ):
+        await ask("Hi", **fields)
+        assert engine.requests.pop().sampling.do_sample
+
+    @pytest.mark.parametrize("fields", [{"top_p": 1}, {"top_k": -1}, {"min_p": 0}, {"n": 1}])
+    async def test_one_that_turns_it_off_has_not(self, ask, engine, greedy_makers, fields):
+        await ask("Hi", **fields)
+        assert not engine.requests.pop().sampling.do_sample
+
+    async def test_wrong_values_are_wrong_all_the_same(self, ask, greedy_makers):
+        assert "`top_p` must be" in refusal(await ask("Hi", top_p=2))
+        assert "`top_p` must be" in refusal(await ask("Hi", top_p=2, temperature=0))
+
+    @pytest.mark.parametrize("fields", [{}, {"temperature": 0}, {"temperature": 0.7}])
+    async def test_a_top_p_of_0_is_greedy(self, ask, engine, settings, fields):
+        assert (await ask("Hi", top_p=0, **fields)).status_code == 200
+        assert not engine.requests.pop().sampling.do_sample
+        settings.strict_tgi = True
+        assert (await ask("Hi", top_p=0, **fields)).status_code == 422
+
+    async def test_max_tokens_of_minus_1_are_no_limit(self, ask, engine, settings):
+        for name in ("max_tokens", "max_completion_tokens", "max_new_tokens"):
+            assert (await ask("Hi", **{name: -1})).status_code == 200
+            assert engine.requests.pop().max_new_tokens > 100
+            assert (await ask("Hi", **{name: -2})).status_code == 400
+        settings.strict_tgi = True
+        assert (await ask("Hi", max_tokens=-1)).status_code == 422

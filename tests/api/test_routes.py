@@ -17,6 +17,7 @@ GUARDED = [
     "/vertex",
     "/invocations",
     "/tokenize",
+    "/detokenize",
 ]
 OPEN_IN_TGI = ["/chat_tokenize", "/v2/models/m/versions/1/infer"]
 OPEN = [

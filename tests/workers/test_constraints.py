@@ -71,6 +71,7 @@ GRAMMARS: list[Grammar] = [
     Regex("[가-힣]*"),
     Regex("([가-힣]|(a)*)"),
     InSequence([Prose("</t>"), Text("<"), Json({"type": "integer"}), Text(">")]),
+    InSequence([Prose("</t>"), Text("<"), Json({"type": "string", "minLength": 1}), Text(">")]),
     Repeat(Json({"type": "object", "properties": {"x": {"const": 1}}}), 1, 4, ";\n"),
     *(ours for ours, _ in IN_OTHER_WORDS),
 ]
@@ -92,7 +93,7 @@ def accepts(grammar: Grammar, text: str) -> bool:
     if isinstance(grammar, Regex):
         return re.fullmatch(grammar.pattern, text) is not None
     if isinstance(grammar, InSequence):
-        return re.fullmatch(r".*?</t><-?\d+>", text, re.DOTALL) is not None
+        return re.fullmatch(r'.*?</t><(-?\d+|"[^"]+")>', text, re.DOTALL) is not None
     if isinstance(grammar, ContextFree | Tagged):
         (pattern,) = (pattern for ours, pattern in IN_OTHER_WORDS if ours == grammar)
         return re.fullmatch(pattern, text) is not None

@@ -6,6 +6,7 @@ import sysconfig
 from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -160,6 +161,16 @@ def test_it_loads_says_what_it_has_and_serves_until_told_to_stop(folder: Path) -
     assert [one.sampled[0].token for one in channel.results] == greedy(folder, 6)
 
 
+def test_texts_under_grammars_may_end_by_the_ends_of_chats_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Queue[list[int]] = Queue()
+    monkeypatch.setattr(module, "Vocabulary", lambda *given: made.put(given[-1]))
+    channel = run(start(folder, stop_token_ids=[EOS[1], 96, VOCABULARY]), Stop())
+    assert made.get(timeout=10) == [*EOS, 96]
+    assert tuple(channel.ready.eos_token_ids) == EOS
+
+
 def test_on_a_cpu_each_step_is_answered_before_the_next_is_read(folder: Path) -> None:
     channel = run(start(folder), *steps(3), Stop())
     assert channel.sent_before == [0, 0, 1, 2, 3]
@@ -277,8 +288,9 @@ def test_threads_are_those_that_the_quota_has_time_for(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(8)
-        module._limit_threads(world_size)
+        notes = module._limit_threads(world_size)
         assert torch.get_num_threads() == threads
+        assert bool(notes) == (quota is not None and quota < 8 and not variable)
     finally:
         torch.set_num_threads(before)
 

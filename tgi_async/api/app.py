@@ -29,6 +29,9 @@ from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
 
+OPENAI_ROUTES = "/v1/chat/completions, /v1/completions and /v1/models"
+"""For clients that ask for another one, such as /v1/responses, and have a setting for it."""
+
 
 def create_app(
     *,
@@ -98,7 +101,8 @@ def _unrouted(limits: Limits) -> Callable[[Request, Exception], Awaitable[Respon
         path, method = request.scope["path"], request.method
         if method == "OPTIONS" and path == "*":
             return Response(headers={"allow": "GET, HEAD, OPTIONS, POST"})
-        told: ServerError = NotFound(f"There is no {path[:200]} here", code="unknown_url")
+        here = f". Here are {OPENAI_ROUTES}" if path.startswith("/v1/") else ""
+        told: ServerError = NotFound(f"There is no {path[:200]} here{here}", code="unknown_url")
         if error.status_code == 405:
             allowed = ", ".join(sorted({*_methods(request), "OPTIONS"}))
             if method == "OPTIONS":

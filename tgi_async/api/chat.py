@@ -75,7 +75,12 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
         answer.scores = generations[0]
         if body.stream:
             await stream_choices(
-                service, exchange, generations, len(prompt), answer.events, answer.ending
+                service,
+                exchange,
+                generations,
+                len(prompt),
+                answer.events,
+                lambda: answer.ending(generations[0].n_cached),
             )
             return
         finished = await collect_all(generations)
@@ -93,4 +98,5 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
     choices = [
         answer.choice(index, one.tokens, one.finish_reason) for index, one in enumerate(finished)
     ]
-    await exchange.reply(encode(answer.whole(choices, n_generated)), headers=headers)
+    whole = answer.whole(choices, n_generated, finished[0].n_cached)
+    await exchange.reply(encode(whole), headers=headers)

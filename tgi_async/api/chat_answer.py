@@ -60,6 +60,8 @@ class ChatAnswer:
         self._n_prompt = len(request.prompt)
         self.n_streamed = 0
         """Tokens of all choices so far."""
+        self._n_thought = 0
+        """Those of them that were thoughts."""
         self._reader = reader
         self._choices: dict[int, _Choice] = {}
         """Those of a stream, by their index."""
@@ -74,7 +76,7 @@ class ChatAnswer:
     def choice(self, index: int, tokens: Sequence[Token], reason: FinishReason) -> ChatChoice:
         """One whole answer."""
         choice = self._begun()
-        events = choice.read(text_of(tokens), reason)
+        events = self._read(choice, tokens, reason)
         return ChatChoice(
             index=index,
             message=choice.message(events),
@@ -82,15 +84,17 @@ class ChatAnswer:
             finish_reason=self._reason(choice, reason),
         )
 
-    def whole(self, choices: list[ChatChoice], n_generated: int) -> ChatCompletion:
-        """The whole reply."""
+    def whole(
+        self, choices: list[ChatChoice], n_generated: int, n_cached: int = 0
+    ) -> ChatCompletion:
+        """The whole reply; `n_cached` tokens of the prompt were in the prefix cache."""
         return ChatCompletion(
             id=self._id,
             created=self._created,
             model=self._model,
             system_fingerprint=self._fingerprint,
             choices=choices,
-            usage=Usage.of(self._n_prompt, n_generated),
+            usage=self._usage(n_generated, n_cached),
             prompt_logprobs=self._prompt_logprobs(),
         )
 
@@ -102,7 +106,7 @@ class ChatAnswer:
         self.n_streamed += len(emitted.tokens)
         choice = self._choices.setdefault(index, self._begun())
         reason = emitted.finish_reason
-        events = choice.read(text_of(emitted.tokens), reason)
+        events = self._read(choice, emitted.tokens, reason)
         if not events and reason is None and not self._with_logprobs:
             return b""
         shows_role = self._strict or not choice.begun
@@ -122,11 +126,29 @@ class ChatAnswer:
             chunk = structs.replace(chunk, prompt_logprobs=self._prompt_logprobs())
         return event(chunk)
 
-    def ending(self) -> bytes:
+    def ending(self, n_cached: int = 0) -> bytes:
         """The extra chunk that `stream_options.include_usage` asks for."""
         if not self._include_usage:
             return b""
-        return event(self._chunk([], Usage.of(self._n_prompt, self.n_streamed)))
+        return event(self._chunk([], self._usage(self.n_streamed, n_cached)))
+
+    def _usage(self, n_generated: int, n_cached: int) -> Usage:
+        if self._strict:
+            return Usage.of(self._n_prompt, n_generated)
+        return Usage.of(
+            self._n_prompt,
+            n_generated,
+            cached_tokens=n_cached,
+            reasoning_tokens=self._n_thought,
+        )
+
+    def _read(
+        self, choice: _Choice, tokens: Sequence[Token], reason: FinishReason | None
+    ) -> list[Event]:
+        events = choice.read(tokens, reason)
+        self._n_thought += choice.n_thought
+        choice.n_thought = 0
+        return events
 
     def _begun(self) -> _Choice:
         return _Choice(self._reader, shows_thoughts=self._shows_thoughts)
@@ -182,16 +204,25 @@ class _Choice:
         self._parser = None if reader is None else reader.parser()
         self._short_ids = reader is not None and reader.short_ids
         self.n_calls = 0
+        self.n_thought = 0
+        """Tokens of thoughts, since somebody set it back."""
         self.begun = False
         """Whether a chunk was sent of it."""
 
-    def read(self, text: str, reason: FinishReason | None) -> list[Event]:
-        """What the text says; where it ends for a reason, with what was held back."""
+    def read(self, tokens: Sequence[Token], reason: FinishReason | None) -> list[Event]:
+        """What the tokens say; where the text ends for a reason, with what was held back."""
         if self._parser is None:
-            return [Prose(text)]
-        events = self._parser.feed(text)
+            return [Prose(text_of(tokens))]
+        parser, events, place = self._parser, list[Event](), 0
+        # One by one only as long as there is something to count.
+        while place < len(tokens) and parser.thinking is not False:
+            thinking = parser.thinking
+            events += parser.feed(tokens[place].text)
+            self.n_thought += bool(thinking or parser.thinking)
+            place += 1
+        events += parser.feed(text_of(tokens[place:]))
         if reason is not None:
-            events += self._parser.end(truncated=reason != "eos_token")
+            events += parser.end(truncated=reason != "eos_token")
         self.n_calls += sum(isinstance(one, CallBegun) for one in events)
         if not self._shows_thoughts:
             return [one for one in events if not isinstance(one, Thought)]

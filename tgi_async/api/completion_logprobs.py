@@ -44,6 +44,9 @@ class PromptScores(Protocol):
     """What a generation tells of its prompt, as `api.engine.Generation` has it."""
 
     @property
+    def n_cached(self) -> int: ...
+
+    @property
     def prompt_logprobs(self) -> Sequence[float | None]: ...
 
     @property

@@ -88,9 +88,10 @@ async def _complete(service: Service, body: CompletionRequest, exchange: Exchang
             def events(index: int, emitted: Emitted) -> bytes:
                 return answer.events(index, emitted, generations[index])
 
-            await stream_choices(
-                service, exchange, generations, n_characters, events, answer.ending
-            )
+            def ending() -> bytes:
+                return answer.ending([one.n_cached for one in generations[::n_each]])
+
+            await stream_choices(service, exchange, generations, n_characters, events, ending)
             return
         finished = await collect_all(generations)
     for one in finished:
@@ -194,7 +195,10 @@ class _Answer:
             )
             for index, (one, scored) in enumerate(told)
         ]
-        return self._completion(choices, self._usage([len(one.tokens) for one in finished]))
+        usage = self._usage(
+            [len(one.tokens) for one in finished], [one.n_cached for one in finished[::n_each]]
+        )
+        return self._completion(choices, usage)
 
     def events(self, index: int, emitted: Emitted, scores: RankedScores) -> bytes:
         """One chunk for all tokens that came together.
@@ -210,14 +214,14 @@ class _Answer:
         usage: Usage | UnsetType = UNSET
         if emitted.finish_reason is not None and not self._body.include_usage:
             n_generated = 0 if self._body.scores_only else self._n_streamed[index]
-            usage = Usage.of(self._n_prompt[index // self._n], n_generated)
+            usage = self._usage_of(self._n_prompt[index // self._n], n_generated, scores.n_cached)
         return event(self._completion([choice], usage))
 
-    def ending(self) -> bytes:
+    def ending(self, n_cached: Sequence[int]) -> bytes:
         """The extra chunk that `stream_options.include_usage` asks for."""
         if not self._body.include_usage:
             return b""
-        return event(self._completion([], self._usage(self._n_streamed)))
+        return event(self._completion([], self._usage(self._n_streamed, n_cached)))
 
     def _choice(
         self,
@@ -257,10 +261,14 @@ class _Answer:
             return reason or ""
         return reason and finish_reason_of(reason, strict_tgi=self._strict)
 
-    def _usage(self, n_generated: Sequence[int]) -> Usage:
-        """Of all prompts and all that was generated for them."""
+    def _usage(self, n_generated: Sequence[int], n_cached: Sequence[int]) -> Usage:
+        """Of all prompts and all that was generated for them; `n_cached` is one for each prompt."""
         n_told = 0 if self._body.scores_only else sum(n_generated)
-        return Usage.of(sum(self._n_prompt), n_told)
+        return self._usage_of(sum(self._n_prompt), n_told, sum(n_cached))
+
+    def _usage_of(self, n_prompt: int, n_generated: int, n_cached: int) -> Usage:
+        cached = None if self._strict else n_cached
+        return Usage.of(n_prompt, n_generated, cached_tokens=cached)
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType) -> Completion:
         return Completion(

@@ -27,6 +27,10 @@ class Generation(Protocol):
         """Complete at the end."""
 
     @property
+    def n_cached(self) -> int:
+        """Prompt tokens found in the prefix cache; known with the first emitted token."""
+
+    @property
     def prompt_logprobs(self) -> list[float | None]:
         """One for each prompt token (None for the first), complete with the first emitted token."""
 

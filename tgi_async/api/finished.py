@@ -24,6 +24,7 @@ class Finished(NamedTuple):
     prompt_top_tokens: list[tuple[TopToken, ...]]
     timings: Timings
     seed: int
+    n_cached: int
 
     @property
     def mean_logprob(self) -> float:
@@ -55,6 +56,7 @@ async def collect(generation: Generation) -> Finished:
         generation.prompt_top_tokens,
         generation.timings,
         generation.seed,
+        generation.n_cached,
     )
 
 

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tgi_async.api.cors import Cors
 from tgi_async.api.error_body import error_body
 from tgi_async.api.exchange import encode
+from tgi_async.api.request_id import RequestIds
 from tgi_async.api.schemas.cloud import Liveness
 from tgi_async.errors import RETRY_AFTER_SECONDS
 
@@ -30,7 +31,7 @@ class Gate:
     def __init__(
         self, origins: Collection[str] = (), *, kserve: bool = False, strict_tgi: bool = False
     ) -> None:
-        self._app: ASGIApp = Cors(self._loading, origins)
+        self._app: ASGIApp = RequestIds(Cors(self._loading, origins))
         self._kserve = kserve
         self._strict_tgi = strict_tgi
         self._closing = False

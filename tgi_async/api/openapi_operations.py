@@ -22,6 +22,13 @@ from tgi_async.api.schemas.generate import (
     StreamResponse,
 )
 from tgi_async.api.schemas.info import Info, ModelInfo, ModelsInfo
+from tgi_async.api.schemas.tokenize import (
+    ChatTokenizeRequest,
+    DetokenizeRequest,
+    DetokenizeResponse,
+    PromptTokenizeRequest,
+    TokenizeResponse,
+)
 
 GENERATION_FAILURES = ("424", "429", "500", "503")
 
@@ -68,7 +75,7 @@ def operations(limits: Limits) -> list[Operation]:
     kserve = _kserve(limits) if limits.kserve else ()
     return [
         *GENERATE,
-        _chat_tokenize(limits),
+        *_tokenize(limits),
         *_openai(limits),
         *_cloud(limits),
         *OPERATE,
@@ -112,26 +119,42 @@ GENERATE = (
         events=_TOKENS,
         timed=True,
     ),
-    _generation(
-        "/tokenize",
-        "generate",
-        "Tokenize `inputs`",
-        body=(GenerateRequest,),
-        reply=(list[SimpleToken],),
-        failures=("429", "500"),
-    ),
 )
 
 
-def _chat_tokenize(limits: Limits) -> Operation:
-    return _generation(
-        "/chat_tokenize",
-        "generate",
-        "The prompt of a chat, and its tokens",
-        body=(ChatRequest,),
-        reply=(ChatTokenizeResponse,),
-        failures=("429", "500"),
-        keyed=not limits.strict_tgi,
+def _tokenize(limits: Limits) -> tuple[Operation, ...]:
+    strict = limits.strict_tgi
+    more: dict[str, Any] = {
+        "body": (GenerateRequest, PromptTokenizeRequest, ChatTokenizeRequest),
+        "reply": (list[SimpleToken], TokenizeResponse),
+    }
+    own: dict[str, Any] = {"body": (GenerateRequest,), "reply": (list[SimpleToken],)}
+    failures = ("429", "500")
+    return (
+        _generation(
+            "/tokenize",
+            "tokenize",
+            "Tokenize a text" + ("" if strict else ", in TGI's form or in vLLM's, or a chat"),
+            **(own if strict else more),
+            failures=failures,
+        ),
+        _generation(
+            "/detokenize",
+            "tokenize",
+            "The text of tokens",
+            body=(DetokenizeRequest,),
+            reply=(DetokenizeResponse,),
+            failures=failures,
+        ),
+        _generation(
+            "/chat_tokenize",
+            "tokenize",
+            "The prompt of a chat, and its tokens",
+            body=(ChatRequest,),
+            reply=(ChatTokenizeResponse,),
+            failures=failures,
+            keyed=not strict,
+        ),
     )
 
 

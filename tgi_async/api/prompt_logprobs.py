@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from tgi_async.api.completion_logprobs import PromptScores
 from tgi_async.api.schemas.openai import PromptLogprob, told_logprob
-from tgi_async.generation import TopToken
 from tgi_async.text.tokenizer import Tokenizer
 
 
-class RankedScores(Protocol):
-    """The scores of a prompt, as `api.engine.Generation` has it."""
-
-    @property
-    def prompt_logprobs(self) -> Sequence[float | None]: ...
+class RankedScores(PromptScores, Protocol):
+    """Scores with the ranks of the prompt's tokens."""
 
     @property
     def prompt_ranks(self) -> Sequence[int | None]: ...
-
-    @property
-    def prompt_top_tokens(self) -> Sequence[Sequence[TopToken]]: ...
 
 
 def prompt_logprobs_of(

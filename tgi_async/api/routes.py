@@ -26,8 +26,10 @@ from tgi_async.api.schemas.chat import ChatRequest
 from tgi_async.api.schemas.cloud import InferenceRequest, VertexRequest
 from tgi_async.api.schemas.completions import CompletionRequest
 from tgi_async.api.schemas.generate import CompatGenerateRequest, GenerateRequest
+from tgi_async.api.schemas.tokenize import DetokenizeRequest
 from tgi_async.api.service import Service
-from tgi_async.api.tokenize import tokenize
+from tgi_async.api.tokenize import SHAPES as SHAPES_OF_TOKENIZE
+from tgi_async.api.tokenize import detokenize, tokenize
 from tgi_async.api.vertex import vertex
 from tgi_async.errors import StartError
 
@@ -55,7 +57,13 @@ def routes(service: Service, environment: Mapping[str, str]) -> list[Route]:
         keyed("/", compat_generate, _json(CompatGenerateRequest)),
         keyed("/invocations", invocations, SHAPES.decode),
         keyed("/vertex", vertex, _json(VertexRequest)),
-        keyed("/tokenize", tokenize, _json(GenerateRequest), counted=False),
+        keyed(
+            "/tokenize",
+            tokenize,
+            _json(GenerateRequest) if strict else SHAPES_OF_TOKENIZE.decode,
+            counted=False,
+        ),
+        keyed("/detokenize", detokenize, _json(DetokenizeRequest), counted=False),
         guarded("/chat_tokenize", chat_tokenize, _json(ChatRequest), counted=False),
         Route("/", operations.health),
         Route("/health", operations.health),

@@ -73,6 +73,7 @@ REFUSED: Mapping[str, Refusal] = {
     "custom_logit_processor": Refusal(([], ""), _GRAMMAR),
     "vllm_xargs": Refusal(({},)),
     "grammar_lazy": Refusal((False,), "`structural_tag` holds parts of a text to a grammar"),
+    "num_predict": Refusal((-1,), "`max_tokens` bounds a text"),
     "stop_regex": Refusal(([], ""), "`stop` takes texts"),
     "thinking_token_budget": Refusal((-1,), "`max_tokens` bounds thoughts and answer together"),
     "thinking_budget": Refusal((-1,), "`chat_template_kwargs` takes it where a template reads it"),

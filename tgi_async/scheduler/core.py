@@ -322,6 +322,7 @@ class Core:
         self.n_hit_tokens += n_cached
         if not request.charged:
             request.charged = True
+            request.n_cached = n_cached
             if request.reservation is not None:
                 self.reservations.start(request.reservation)
             self.waiting.charge(request.client, INPUT_COST * (request.n_prompt - n_cached))

@@ -38,6 +38,7 @@ class Request:
         "lacking",
         "limit",
         "max_new_tokens",
+        "n_cached",
         "n_in_flight",
         "n_planned",
         "n_prompt",
@@ -94,6 +95,8 @@ class Request:
         """Whether it has run."""
         self.table: BlockTable | None = None
         self.row = -1
+        self.n_cached = 0
+        """Prompt tokens that were in the prefix cache when it was first admitted."""
         self.n_planned = 0
         self.n_in_flight = 0
         self.n_scored = 0

@@ -63,7 +63,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """Read `tokenizer.json`, and the special tokens' names from `tokenizer_config.json`.
+        """Read `tokenizer.json`, and the special tokens' names from the files beside it.
 
         Raises:
             StartError: `tokenizer.json` is missing or cannot be read.
@@ -78,7 +78,10 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             raise StartError(f"The tokenizer in {file} cannot be read: {error}") from error
-        return cls(inner, special_tokens_of(read_config(folder)))
+        config = read_config(folder)
+        if "added_tokens_decoder" not in config:  # as in transformers
+            config |= read_config(folder, "special_tokens_map.json")
+        return cls(inner, special_tokens_of(config))
 
     @property
     def bos_token(self) -> str | None:
@@ -133,6 +136,10 @@ class Tokenizer:
         special = self.special_texts.get(id)
         return self.decode([id]) if special is None else special
 
+    def entry(self, id: int) -> str:
+        """The vocabulary's own text of a token, such as `Ġthe`; empty for an unknown id."""
+        return self._inner.id_to_token(id) or ""
+
     def is_special(self, id: int) -> bool:
         """Whether this token is a mark and not text."""
         return id in self.special_ids
@@ -171,17 +178,17 @@ def _fault_of(text: str) -> str | None:
     return None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`tokenizer_config.json`, or nothing where there is none.
+def read_config(folder: Path, name: str = "tokenizer_config.json") -> dict[str, Any]:
+    """The JSON object in this file, or nothing where there is none.
 
     Raises:
         StartError: it is there and cannot be read.
     """
-    file = folder / "tokenizer_config.json"
+    file = folder / name
     if not file.is_file():
         return {}
     try:
-        config = json.loads(file.read_text("utf-8"))
+        config = json.loads(file.read_bytes())
     except ValueError as error:
         raise StartError(f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict):
@@ -190,9 +197,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def special_tokens_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Special tokens by name; a configuration has each as a text or as an added token's fields."""
+    """Special tokens by name; a configuration has each as a text or as an added token's fields.
+
+    Some models have further ones, which are named alike.
+    """
     found: dict[str, str] = {}
-    for name in SPECIAL_TOKEN_NAMES:
+    further = [name for name in config if name.endswith("_token")]
+    for name in dict.fromkeys((*SPECIAL_TOKEN_NAMES, *further)):
         value = config.get(name)
         if isinstance(value, dict):
             value = value.get("content")

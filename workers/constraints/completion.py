@@ -180,10 +180,13 @@ class Completer:
         hints: Hints,
         looks: Looks,
     ) -> tuple[Matcher, list[int]]:
+        matcher.fill(mask)
         for ending in hints.endings:
             if (after := _after(matcher, ending)) is not None:
-                return after, ending
-        matcher.fill(mask)
+                behind = np.zeros_like(mask)
+                after.fill(behind)
+                if not np.array_equal(mask, behind):  # else it is content, as in a JSON string
+                    return after, ending
         closers = self._content_closers if self._in_content(mask) else self._closers
         picked = _first(closers, mask)
         if picked is None:

@@ -31,7 +31,7 @@ _scratch: list[Path] = []
 def use_scratch(folder: Path) -> None:
     """Let this process write to `folder` what the cache cannot take.
 
-    So do libraries that keep files at home, where the home cannot be written.
+    Libraries that keep files at home are sent there too, where the home cannot be written.
     """
     _scratch[:] = [folder / "cache"]
     home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
@@ -43,6 +43,13 @@ def use_scratch(folder: Path) -> None:
     for variable, place in places.items():
         if not can_write(place):
             os.environ.setdefault(variable, str(folder / variable.lower()))
+    try:
+        with open(os.environ.get("HF_TOKEN_PATH") or os.path.join(huggingface, "token")):
+            pass
+    except FileNotFoundError:
+        pass
+    except OSError:  # huggingface_hub would fail with it
+        os.environ["HF_TOKEN_PATH"] = str(folder / "no-token")
     try:
         tempfile.gettempdir()
     except FileNotFoundError:  # torch asks for one when it is imported

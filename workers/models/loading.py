@@ -101,7 +101,7 @@ def load(
     longest, notes = rope.fix(loaded.module, max_total_tokens)
     loaded.shape = replace(loaded.shape, max_total_tokens=longest)
     model = _running(loaded, implementation, decoder or decoder_for(device))
-    model.notes += notes
+    model.notes += notes + loaded.weights.notes
     return model
 
 

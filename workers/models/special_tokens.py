@@ -49,17 +49,22 @@ def lacking_tokens(folder: Path) -> list[Fields]:
     """
     there = {one["content"]: one for one in _added(folder)}
     config = _configured(folder)
-    marks = [fields for _, fields in _named(config)] + _extra(config)
+    named = [mark for _, mark in _named(config)]
+    extra = _extra(config)
     lacking: dict[str, Fields] = {}
-    for fields in _listed(folder, config, {mark["content"] for mark in marks}, there):
-        found = there.get(fields["content"], {})
-        if any(found.get(name) != value for name, value in fields.items()):
-            lacking[fields["content"]] = fields
-    for mark in marks:
-        content = mark["content"]
-        found = lacking.get(content) or there.get(content) or mark
-        if not found.get("special") or content not in there:
-            lacking[content] = _fields({**found, "special": True})
+    for token in _listed(folder, config, {mark["content"] for mark in named + extra}, there):
+        found = there.get(token["content"], {})
+        # What was special once stays so.
+        token["special"] = token.get("special") or found.get("special", False)
+        if any(found.get(name) != value for name, value in token.items()):
+            lacking[token["content"]] = token
+    for mark in named:
+        found = lacking.get(mark["content"]) or there.get(mark["content"]) or {}
+        if not found.get("special"):
+            lacking[mark["content"]] = _fields({**mark, **found, "special": True})
+    for mark in extra:
+        if mark["content"] not in there:
+            lacking.setdefault(mark["content"], mark)
     return list(lacking.values())
 
 

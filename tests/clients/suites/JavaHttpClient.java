@@ -127,7 +127,7 @@ public class JavaHttpClient {
     }
 
     void refusals() throws Exception {
-        contains(send(post(CHAT, whole(question(", \"top_p\": 2")))), 422, "top_p");
+        contains(send(post(CHAT, whole(question(", \"top_p\": 2")))), 400, "top_p");
         contains(send(post("/generate", whole("{\"inputs\": \"\"}"))), 422, "`inputs` cannot be empty");
         contains(send(post(CHAT, whole("{"))), 400, "JSON");
         String words = "word ".repeat(9000);

@@ -103,7 +103,7 @@ def test_completions() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(openai.UnprocessableEntityError, match="top_p"):
+    with pytest.raises(openai.BadRequestError, match="top_p"):
         like(additional_kwargs={"top_p": 2}).complete(QUESTION)
     with pytest.raises(openai.BadRequestError, match=r"819[12]") as raised:
         like().complete("word " * 9000)

@@ -128,11 +128,8 @@ def test_the_same_asynchronously() -> None:
 
 
 @pytest.mark.parametrize("client", ["vllm", "sglang"])
-def test_a_grammar_is_refused_by_name(client: str) -> None:
-    with pytest.raises(OutlinesError) as raised:
-        ask(client, CFG('?start: "yes" | "no"'))
-
-    assert re.search("grammar|ebnf", str(raised.value.__cause__))
+def test_a_grammar(client: str) -> None:
+    assert ask(client, CFG('?start: "yes" | "no"')) in ("yes", "no")
 
 
 def test_any_object() -> None:

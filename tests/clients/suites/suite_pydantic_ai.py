@@ -57,15 +57,15 @@ def agent(
     return Agent(OpenAIChatModel("tgi", provider=provider(key)), model_settings=greedy, **more)
 
 
-def with_tool(provider: Any, output: Any) -> tuple[Any, list[str]]:
-    """An agent that has to call a tool first, and the calls of it."""
+def with_tool(provider: Any, output: Any, *, forced: bool = True) -> tuple[Any, list[str]]:
+    """An agent that may call a tool once, or has to, and the calls of it."""
     calls: list[str] = []
 
     async def once(context: RunContext[None], tool: ToolDefinition) -> ToolDefinition | None:
         return None if calls else tool
 
     def first_a_call(context: RunContext[None]) -> dict[str, Any]:
-        choice = "auto" if calls else ["get_weather"]
+        choice = ["get_weather"] if forced and not calls else "auto"
         return {"temperature": 0, "max_tokens": 100, "tool_choice": choice}
 
     one = Agent(
@@ -182,21 +182,17 @@ def test_a_call_and_then_typed_output(provider: Any, form: Any) -> None:
     assert isinstance(answer.output, Weather)
 
 
-def test_tools_that_may_be_called_beside_typed_output(provider: Any) -> None:
-    one = agent(provider, output_type=NativeOutput(Weather))
-
-    @one.tool_plain
-    def get_time(zone: Literal["UTC", "CET"]) -> str:
-        """Tell the time in a zone."""
-        return "It is 12:00."
+def test_a_tool_that_may_be_called_beside_typed_output(provider: Any) -> None:
+    one, calls = with_tool(provider, NativeOutput(Weather), forced=False)
 
     assert isinstance(one.run_sync(QUESTION).output, Weather)
+    assert len(calls) <= 1
 
 
 def test_refusals(provider: Any) -> None:
     with pytest.raises(ModelHTTPError, match="top_p") as raised:
         agent(provider, settings={"top_p": 2}).run_sync(QUESTION)
-    assert raised.value.status_code == 422
+    assert raised.value.status_code == 400
     with pytest.raises(ModelContextWindowExceededError, match=r"819[12]"):
         agent(provider).run_sync("word " * 9000)
     with pytest.raises(ModelAuthenticationError) as refused:

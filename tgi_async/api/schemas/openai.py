@@ -7,8 +7,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, structs
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
+from tgi_async.api.body import BodyRefused
 from tgi_async.api.limits import Limits, set_by
 from tgi_async.api.parameters import (
     ADMITTED_NEW_TOKENS,
@@ -30,6 +31,8 @@ LEAST_LOGPROB = -9999.0
 """OpenAI's word for a token that hardly comes. JSON has none for one that can not come at all."""
 
 
+NewTokens = Annotated[int, Meta(ge=-1, lt=2**32)]
+"""-1 is for no limit, as llama.cpp's and LM Studio's clients have it."""
 NEW_TOKENS = ("max_completion_tokens", "max_tokens", "max_new_tokens", "n_predict")
 """Names of the longest text, in tokens; the first that is given counts."""
 
@@ -38,15 +41,44 @@ class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = False
 
 
+class PromptTokensDetails(Struct, frozen=True):
+    """`cached_tokens` are those that the prefix cache had."""
+
+    cached_tokens: int
+
+
+class CompletionTokensDetails(Struct, frozen=True):
+    """`reasoning_tokens` are those of thoughts."""
+
+    reasoning_tokens: int
+
+
 class Usage(Struct, frozen=True):
+    """TGI has no details. Each prompt counts once, however many choices it has."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
     @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
-        """With their sum."""
-        return cls(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
+    def of(
+        cls,
+        prompt_tokens: int,
+        completion_tokens: int,
+        *,
+        cached_tokens: int | None = None,
+        reasoning_tokens: int | None = None,
+    ) -> Usage:
+        """With their sum, and the details that are not None."""
+        return cls(
+            prompt_tokens,
+            completion_tokens,
+            prompt_tokens + completion_tokens,
+            UNSET if cached_tokens is None else PromptTokensDetails(cached_tokens),
+            UNSET if reasoning_tokens is None else CompletionTokensDetails(reasoning_tokens),
+        )
 
 
 class OpenAIRequest(Struct, frozen=True, kw_only=True):
@@ -66,9 +98,9 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | list[float] | None = None
-    max_tokens: U32 | None = None
-    max_completion_tokens: U32 | None = None
-    max_new_tokens: U32 | None = None
+    max_tokens: NewTokens | None = None
+    max_completion_tokens: NewTokens | None = None
+    max_new_tokens: NewTokens | None = None
     n_predict: I32 | None = None
     min_tokens: U32 | None = None
     stop: list[str] | str | None = None
@@ -103,8 +135,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     @property
     def most_new_tokens(self) -> U32 | None:
         """`max_tokens` under any of its names, the newest first."""
-        given: U32 | None = getattr(self, self.most_new_tokens_name)
-        # llama.cpp's -1 is for no limit.
+        given: int | None = getattr(self, self.most_new_tokens_name)
         return None if given is None or given < 0 else given
 
     @property
@@ -167,15 +198,17 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     ) -> GenerateParameters:
         """The same wishes as generation parameters, as far as these have them.
 
-        Temperature 0 is greedy, whatever else is set; otherwise these routes sample. Values that
-        OpenAI's clients send to turn a parameter off are taken as such: `top_p` and `typical_p` 1,
-        `top_k` 0 and -1. TGI refuses them. What the request leaves open is as the model's makers
-        recommend it; TGI samples from the plain distribution then.
+        Temperature 0 is greedy, whatever else is set, and so is `top_p` 0; otherwise these routes
+        sample. Values that OpenAI's clients send to turn a parameter off are taken as such: `top_p`
+        and `typical_p` 1, `top_k` 0 and -1. TGI refuses them. What the request leaves open is as
+        the model's makers recommend it; TGI samples from the plain distribution then.
         """
         strict = limits.strict_tgi
+        if strict and self.max_tokens == -1:
+            raise BodyRefused.of_wrong_type("Expected `int` >= 0", "max_tokens")
         advice = SamplingDefaults() if strict else limits.sampling_defaults
-        temperature = advice.temperature if self.temperature is None else self.temperature
-        greedy = temperature == 0
+        temperature = self._temperature(limits)
+        greedy = self._greedy(limits)
         top_p = advice.top_p if self.top_p is None else self.top_p
         top_k = advice.top_k if self.top_k is None else self.top_k
         return GenerateParameters(
@@ -196,21 +229,47 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
             grammar=grammar,
         )
 
+    def _temperature(self, limits: Limits) -> float | None:
+        """None: as the model gives the probabilities.
+
+        Makers who recommend the likeliest token do not mean a request that asks for sampling, be it
+        by a parameter that only sampling has or by several choices.
+        """
+        if self.temperature is not None or limits.strict_tgi:
+            return self.temperature
+        advised = limits.sampling_defaults.temperature
+        asks = (
+            self.top_p not in (None, 0, 1),
+            self.top_k not in (None, 0, -1),
+            self.typical_p not in (None, 1),
+            bool(self.min_p),
+            (self.n or 1) > 1,
+            (getattr(self, "best_of", None) or 1) > 1,
+        )
+        return None if advised == 0 and any(asks) else advised
+
+    def _greedy(self, limits: Limits) -> bool:
+        """Whether each token is the likeliest one."""
+        none_but_the_first = self.top_p == 0 and not limits.strict_tgi
+        return none_but_the_first or self._temperature(limits) == 0
+
     def check_own(self, limits: Limits) -> None:
         """The rules on what generation parameters do not have.
 
         Raises:
             ValidationError: for the first rule that is broken.
         """
-        if self.temperature == 0:
+        if self._greedy(limits):
             # Greedy leaves the parameters of sampling out, but wrong ones are still wrong.
-            off = self.top_p == 1, self.top_k in (0, -1), self.typical_p == 1
+            no_top_p = (1,) if limits.strict_tgi else (0, 1)
+            off = self.top_p in no_top_p, self.top_k in (0, -1), self.typical_p == 1
             check_warpers(
                 GenerateParameters(
                     top_p=None if off[0] else self.top_p,
                     top_k=None if off[1] else self.top_k,
                     typical_p=None if off[2] else self.typical_p,
                     min_p=self.min_p,
+                    temperature=self.temperature or None,
                 )
             )
         check_additive_penalty("presence_penalty", self.presence_penalty)

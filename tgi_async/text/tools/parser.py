@@ -62,6 +62,8 @@ class Parser:
         """White space that is part of the prose only if prose is on both sides of it."""
         self._after_mark = False
         """Whether what came last, but for white space, was no prose."""
+        self.thinking: bool | None = False if thinking is None else None
+        """Whether what came last belongs to the thoughts; None: it is too early to say."""
         self._work = self._run(thinking, opened)
         next(self._work)
 
@@ -97,10 +99,12 @@ class Parser:
         yield from r.skip()
         begun = (yield from r.literal([marks.begin])) is not None
         if not begun and not opened:
+            self.thinking = False
             r.at = start
             r.kept = None
             return
         r.kept = None
+        self.thinking = True
         yield from r.skip()
         space = ""
         while c := (yield from r.next()):
@@ -118,6 +122,7 @@ class Parser:
                 r.at = start + found  # the mark may be there
             self._events.append(Thought(space + r.slice(start)))
             space = ""
+        self.thinking = False
         self._after_mark = True
 
     def _prose(self) -> Reading[None]:

@@ -164,9 +164,11 @@ for (const [name, provider] of Object.entries(PROVIDERS)) {
 
   test(`${name}: a model that may call tools or answer in a form`, async () => {
     const { tools } = weather();
-    const { output } = await generateText(asked({ tools, output: Output.object({ schema }) }));
+    const result = await generateText(asked({ tools, output: Output.object({ schema }) }));
 
-    schema.parse(output);
+    // A call that the model was free to make is its own: its arguments may break the schema.
+    if (result.finishReason === 'tool-calls') assert.equal(result.toolCalls[0].toolName, 'get_weather');
+    else schema.parse(result.output);
   });
 
   for (const [kind, ask] of Object.entries({
@@ -177,7 +179,7 @@ for (const [name, provider] of Object.entries(PROVIDERS)) {
       const error = await ask(asked({ temperature: undefined, topP: 2 }));
 
       assert(APICallError.isInstance(error));
-      assert.equal(error.statusCode, 422);
+      assert.equal(error.statusCode, 400);
       assert.equal(error.isRetryable, false);
       assert.match(error.message, /top_p/);
     });

@@ -164,7 +164,7 @@ for (const stream of [false, true]) {
     const wrong = asked({ stream, top_p: 2 });
     const error = await refusal(client.chat.completions.create(wrong));
 
-    assert(error instanceof OpenAI.UnprocessableEntityError);
+    assert(error instanceof OpenAI.BadRequestError);
     assert.match(error.error.message, /top_p/);
     assert.match(error.message, /top_p/);
   });
