@@ -74,7 +74,7 @@ class Reference:
         **settings: Any,
     ) -> list[int]:
         """What transformers' own `generate` emits, greedily; up to one of `ends`, or to the end
-        that the folder names."""
+        that the folder names. `settings` are further ones of it."""
         own = {} if ends is None else {"eos_token_id": list(ends)}
         ids = torch.tensor([prompt])
         output = self._model.generate(

@@ -42,9 +42,9 @@ async def test_min_tokens_and_bad_words_are_transformers_also_when_preempted(
     model_folder: Path, reference: Reference, tokenizer: Tokenizer
 ) -> None:
     (end,) = tokenizer.encode(END)
-    cases = mixed(tokenizer, 4, longest=40, new_tokens=(24, 24))
+    cases = mixed(tokenizer, 4, longest=40, new_tokens=(40, 40))
     longest = max(len(case.prompt) + case.max_new_tokens for case in cases)
-    async with running_engine(model_folder, n_blocks=longest // BLOCK_SIZE + 3) as engine:
+    async with running_engine(model_folder, n_blocks=longest // BLOCK_SIZE + 2) as engine:
         plain = await finish_all(
             engine,
             [GenerationRequest(case.prompt, Sampling(), max_new_tokens=8) for case in cases],
@@ -56,16 +56,16 @@ async def test_min_tokens_and_bad_words_are_transformers_also_when_preempted(
                 case.prompt,
                 Sampling(min_tokens=12, banned=[text.tokens[3:4], text.tokens[5:7]]),
                 max_new_tokens=case.max_new_tokens,
-                stop_ids=(text.tokens[2],),
+                stop_token_ids=(text.tokens[2],),
             )
             for case, text in zip(cases, plain, strict=True)
         ]
-        texts = await finish_all(engine, asked, within=0.1)
+        texts = await finish_all(engine, asked, within=0.0)
         assert engine.core.n_preemptions > 0
 
     for request, text in zip(asked, texts, strict=True):
         # The model's own end is among those that may not come, as in transformers.
-        ends = [end, *request.stop_ids]
+        ends = [end, *request.stop_token_ids]
         made = processors(request.prompt, request.sampling, ends)
         reference.compare(request.prompt, text.tokens, made)
         assert len(text.tokens) > 12
@@ -80,7 +80,7 @@ def test_the_reference_is_what_generate_says(reference: Reference, tokenizer: To
     plain = reference.generate(prompt, 12)
     sampling = Sampling(min_tokens=8, banned=[[plain[0]], plain[4:6]])
     emitted = reference.generate(
-        prompt, 16, min_new_tokens=8, bad_words_ids=sampling.banned, eos_token_id=[end, plain[2]]
+        prompt, 16, min_new_tokens=8, bad_words_ids=sampling.banned, ends=[end, plain[2]]
     )
     assert emitted[: len(plain)] != plain
     assert reference.compare(prompt, emitted, processors(prompt, sampling, [end, plain[2]])) == 0

@@ -32,7 +32,7 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
         exchange.ignore(body.ignored_by_tgi())
         body = body.as_tgi_reads_it()
     else:
-        refuse_unsupported(exchange.unknown)
+        refuse_unsupported(exchange.unknown, exchange.ignored)
     offer = offer_of(body, strict_tgi=strict)
     n = body.n_choices(service.limits)
     body.check_own(service.limits)

@@ -54,7 +54,7 @@ async def _complete(service: Service, body: CompletionRequest, exchange: Exchang
         exchange.ignore(body.ignored_by_tgi())
         body = body.as_tgi_reads_it()
     else:
-        refuse_unsupported(exchange.unknown)
+        refuse_unsupported(exchange.unknown, exchange.ignored)
     prompts = _prompts(service, body)
     n_each = body.n_generated(service.limits)
     body.check_own(service.limits)

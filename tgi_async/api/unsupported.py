@@ -154,8 +154,10 @@ def ignored(unknown: Unknown) -> list[str]:
     return [path for path, value in unknown.items() if not _asks_nothing(path, value)]
 
 
-def refuse_unsupported(unknown: Unknown) -> None:
+def refuse_unsupported(unknown: Unknown, ignored_names: list[str]) -> None:
     """Refuse a request of an OpenAI route whose text would be another one where it came from.
+
+    What is refused is not among those that are told to be ignored.
 
     Raises:
         ValidationError: it names the first such field.
@@ -164,6 +166,7 @@ def refuse_unsupported(unknown: Unknown) -> None:
         refusal = REFUSED.get(path)
         if refusal is None or _is_one_of(value, refusal.neutral):
             continue
+        ignored_names[:] = [name for name in ignored_names if name not in REFUSED]
         instead = f" {refusal.instead}." if refusal.instead else ""
         neutral = [msgspec.json.encode(one).decode() for one in refusal.neutral[:1]]
         off = "".join(f", or send {one}" for one in neutral)

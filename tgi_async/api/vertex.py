@@ -43,9 +43,10 @@ async def vertex(service: Service, body: VertexRequest, exchange: Exchange) -> N
 def _request(service: Service, raw: bytes, exchange: Exchange) -> GenerateRequest | ChatRequest:
     instance = _SHAPES.decode(raw)
     unknown = unknown_fields(raw, type(instance))
-    exchange.ignore(f"instances.{path}" for path in ignored(unknown))
+    named = ignored(unknown)
     if isinstance(instance, ChatRequest) and not service.limits.strict_tgi:
-        refuse_unsupported(unknown)
+        refuse_unsupported(unknown, named)
+    exchange.ignore(f"instances.{path}" for path in named)
     if isinstance(instance, ChatRequest):
         return instance
     parameters = instance.given
