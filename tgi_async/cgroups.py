@@ -1,4 +1,4 @@
-"""What the control groups (cgroups) of Linux allow this process.
+"""Limits that control groups (cgroups) of Linux set to this process.
 
 Version 2 has one hierarchy of groups, version 1 one a controller; a machine may have both. A limit
 of any group on the way from this process's up to the root holds. In a container the way often ends
@@ -25,8 +25,8 @@ TOTAL_FILES = ("total_inactive_file", "total_active_file", "total_mapped_file")
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
-    """Bytes that a group may have, has, and could give back: files that were read and are not
-    mapped, which the kernel drops when it needs the memory."""
+    """The limit of one group, in bytes: how much of it is used, and how much of that are files that
+    nobody maps, which the kernel drops when it needs the memory."""
 
     group: Path
     limit: int
@@ -42,12 +42,12 @@ class MemoryLimit:
 
 
 def gigabytes(size: int) -> str:
-    """For a person."""
+    """Format `size` bytes for a message."""
     return f"{size / 1e9:.2f} GB"
 
 
 def memory_limits(proc: Path = PROC) -> list[MemoryLimit]:
-    """The limits that hold for this process's memory."""
+    """Return the limits on this process's memory, of its own groups and of those above."""
     new, old = _groups("", proc), _groups("memory", proc)
     return [
         *_memory_limits(new, ("memory.max", "memory.high"), "memory.current", FILES),
@@ -56,13 +56,14 @@ def memory_limits(proc: Path = PROC) -> list[MemoryLimit]:
 
 
 def n_killed(vmstat: Path = VMSTAT) -> int:
-    """Processes that were ended since this machine started because memory ran out."""
+    """Count the processes that the kernel has killed since it started because memory ran out."""
     found = re.search(r"^oom_kill (\d+)$", _text(vmstat), re.MULTILINE)
     return int(found[1]) if found else 0
 
 
 def why_killed(before: int) -> str:
-    """What to add to the news that a process was killed, with the count of those from `before`."""
+    """Return the reason to add where a process was killed, if it was for lack of memory: if
+    `n_killed` has grown since `before`."""
     if n_killed() == before:
         return ""
     limits = sorted(memory_limits(), key=lambda one: one.limit)
@@ -71,10 +72,8 @@ def why_killed(before: int) -> str:
 
 
 def cpu_quota(proc: Path = PROC) -> float | None:
-    """Processors' worth of time that this process may take with all others of its group.
-
-    None where there is no limit.
-    """
+    """Return how many processors' time this process and the others of its group may take together;
+    None where there is no limit."""
     quotas = []
     for group in _groups("", proc):
         quota, _, period = _text(group / "cpu.max").partition(" ")
@@ -102,7 +101,7 @@ def _memory_limits(
 
 
 def _groups(controller: str, proc: Path) -> Iterator[Path]:
-    """The folders of this process's groups, its own first: of version 2, or of version 1's
+    """Yield the folders of this process's groups, its own first: of version 2, or of version 1's
     hierarchy with this `controller`."""
     paths = [
         path
@@ -122,7 +121,7 @@ def _groups(controller: str, proc: Path) -> Iterator[Path]:
 
 
 def _mounts(controller: str, proc: Path) -> Iterator[tuple[str, Path]]:
-    """Where a hierarchy is mounted, and from which group on."""
+    """Yield each mount of a hierarchy, and which of its groups is the root of the mount."""
     for line in _text(proc / "mountinfo").splitlines():
         fields, _, end = line.partition(" - ")
         kind, _, options = end.split(" ", 2)
@@ -133,7 +132,7 @@ def _mounts(controller: str, proc: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _below(path: str, root: str) -> str:
-    """What of the group `path` lies below the group `root`; "" where it is not known to."""
+    """Return the path of the group `path` relative to `root`; "" if it is not below it."""
     if ".." in path.split("/"):
         return ""
     if root == "/":
@@ -142,12 +141,12 @@ def _below(path: str, root: str) -> str:
 
 
 def _unescaped(field: str) -> str:
-    """Spaces and the like are octal in mountinfo."""
+    """Decode the octal escapes of mountinfo, as of spaces."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
 
 
 def _share(quota: str, period: str) -> float:
-    """`max` and -1, and what is not there, are no limit."""
+    """Return the quota in processors; `max`, -1 and what is not there are no limit."""
     time, of = _number(quota), _number(period)
     return time / of if time and of and time > 0 else math.inf
 
@@ -157,7 +156,7 @@ def _number(text: str) -> int | None:
 
 
 def _text(path: Path) -> str:
-    """What a file says; nothing where it cannot be read, as in a sandbox that hides it."""
+    """Read a file; "" where it cannot be read, as in a sandbox that hides it."""
     try:
         return path.read_text().strip()
     except OSError:

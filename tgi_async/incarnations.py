@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tgi_async.backoff import Backoff
 from tgi_async.supervisor import WorkerDied, WorkerGroup
-from tgi_async.temporary import private_folder
+from tgi_async.temporary import PrivateFolder
 from tgi_async.wire.messages import Loading, Ready, Start
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Incarnations:
         self._world_size = world_size
         self._command = command
         self._backoff = backoff
-        self._folder = private_folder()
+        self._folder = PrivateFolder()
         self._n = 0
         self._ready_at: float | None = None
         self.group: WorkerGroup | None = None

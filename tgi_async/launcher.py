@@ -37,7 +37,7 @@ from tgi_async.supervisor import WORKER
 from tgi_async.telemetry import traces
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.telemetry.observer import Observer
-from tgi_async.temporary import private_folder
+from tgi_async.temporary import PrivateFolder
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.chat_files import read_template_config
 from tgi_async.text.sampling_defaults import SamplingDefaults
@@ -109,7 +109,7 @@ async def _serve(settings: Settings, prepare: tuple[str, ...], worker: tuple[str
         # Before anything slow, so that a port in use is known at once.
         with (
             contextlib.closing(bind(settings.hostname, settings.port)) as listener,
-            private_folder() as scratch,
+            PrivateFolder() as scratch,
         ):
             gate = Gate(
                 settings.cors_allow_origin, kserve=settings.kserve, strict_tgi=settings.strict_tgi

@@ -27,15 +27,15 @@ CUDA_SHARE = 0.9
 
 
 class Room(NamedTuple):
-    """Bytes that can still be had, and what leaves no more of them."""
+    """How many bytes are available, and which limit leaves no more."""
 
     size: int
     because: str
 
 
 def room_on_cpu(swap: bool = False) -> Room:
-    """What the machine, a control group or a limit of this process leaves; with what can be moved
-    to the disk, where there is `swap`."""
+    """Return the least that the machine, a control group and the limits of this process leave; with
+    `swap`, what can be moved to the disk counts too."""
     return min(_rooms(swap), key=lambda room: room.size)
 
 

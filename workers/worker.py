@@ -98,6 +98,8 @@ class Worker:
                 self._ranks,
                 Scaling(start.rope_scaling, start.rope_factor) if start.rope_scaling else None,
                 start.max_total_tokens,
+                # Another one of them was here before, and what little there is may be for now only.
+                must_fit=not start.n_blocks,
             )
         shape = model.shape
         longest = min(shape.max_total_tokens, start.max_total_tokens or shape.max_total_tokens)
@@ -131,8 +133,8 @@ class Worker:
         if self._ranks is not None:
             n_blocks = self._ranks.least(n_blocks)
         per_block = assembly.bytes_per_block
-        if device.type == "cpu" and not (start.n_blocks or start.kv_cache_memory):
-            notes += _judged(n_blocks, assembly, start.max_total_tokens)
+        if device.type == "cpu" and not start.n_blocks:
+            notes += _check_cache(n_blocks, assembly, start.kv_cache_memory, start.max_total_tokens)
         if n_blocks < 1:
             raise Unsupported(
                 f"no block of the KV cache ({per_block} bytes) fits in the memory that is left; "
@@ -226,11 +228,11 @@ class Worker:
 
 
 def _limit_threads(world_size: int) -> list[str]:
-    """Let torch and our kernels compute with this rank's part of the processors' time, and say what
-    a person should know of it.
+    """Limit the threads of torch and of our kernels to this rank's part of the processors, and
+    return what the user should know about it.
 
-    It may be less than there are processors. Threads of a group that has used its time up all stand
-    still until the next period, so a limit is rounded to the nearest number.
+    A quota may allow less time than there are processors. Threads that have used it up all stand
+    still until the next period, so it is rounded to the nearest whole number.
     """
     before = most = torch.get_num_threads()
     quota = cgroups.cpu_quota()
@@ -244,12 +246,20 @@ def _limit_threads(world_size: int) -> list[str]:
     return notes
 
 
-def _judged(n_blocks: int, assembly: Assembly, max_total_tokens: int) -> list[str]:
-    """What a person should know of a cache that was planned. Raises Unsupported where it is too
-    small for the texts that were asked for, or to be of use."""
+def _check_cache(
+    n_blocks: int, assembly: Assembly, kv_cache_memory: int, max_total_tokens: int
+) -> list[str]:
+    """Return what the user should know about the size of the cache.
+
+    Raises Unsupported for one that was planned (`kv_cache_memory` is 0) and is too small for
+    `max_total_tokens`, if they were asked for, or for a conversation.
+    """
     n_tokens, longest = n_blocks * assembly.block_size, assembly.longest
     least = longest if max_total_tokens else min(longest, LEAST_TOKENS)
     room = memory.room_on_cpu()
+    if kv_cache_memory:
+        enough = kv_cache_memory <= room.size
+        return [] if enough else [f"--kv-cache-memory asks for more than there is: {room.because}"]
     if n_tokens < least:
         wanted = -(-least // assembly.block_size) * assembly.bytes_per_block
         raise Unsupported(

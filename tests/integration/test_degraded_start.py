@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.groups import limited_groups
 from tests.integration.reference import Reference
@@ -172,7 +173,7 @@ def test_without_kernels_among_files_that_shadow_modules(
 ) -> None:
     write_shadows(place)
     model = os.path.relpath(model_folder, place)
-    start(LACKS["compiler"] | LACKS["asserts"], "float32", "--model-id", model, cwd=place)
+    start(LACKS["compiler"], "float32", "--model-id", model, cwd=place)
 
 
 def test_without_files_that_can_be_written(start: Start) -> None:
@@ -207,6 +208,33 @@ def test_one_lack_alone(start: Start, model_folder: Path, name: str, dtype: str)
 def test_the_model_that_comes_along_is_converted_for_the_run(start: Start, name: str) -> None:
     log = start(LACKS[name], "float32")
     assert "The prepared model is in a temporary folder" in log
+
+
+@pytest.mark.full
+def test_a_models_own_code_runs_without_a_home(
+    start: Start, place: Path, model_folder: Path
+) -> None:
+    folder = place / "model"
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model_folder / name, folder)
+    described = json.loads((folder / "config.json").read_text()) | {
+        "model_type": "strange",
+        "auto_map": {"AutoConfig": "own.Strange", "AutoModelForCausalLM": "own.StrangeModel"},
+    }
+    (folder / "config.json").write_text(json.dumps(described))
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class Strange(LlamaConfig):\n    model_type = 'strange'\n"
+        "class StrangeModel(LlamaForCausalLM):\n    config_class = Strange\n"
+    )
+    lack = LACKS["compiler"] | Lack({"HOME": "/proc/version"})
+    log = start(lack, "bfloat16", "--model-id", str(folder), "--trust-remote-code")
+    assert "strange is not among the families" in log
 
 
 @pytest.mark.full

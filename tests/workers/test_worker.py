@@ -254,12 +254,30 @@ def test_a_cache_that_is_of_no_use_is_refused_with_the_numbers(
     assert ready.n_blocks == 5
 
 
+def test_a_cache_larger_than_the_memory_is_made_and_warned_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(GIB, "it is small"))
+    ready = run(start(folder, n_blocks=0, kv_cache_memory=GIB + 1), Stop()).ready
+    assert "--kv-cache-memory asks for more than there is: it is small" in ready.notes
+    ready = run(start(folder, n_blocks=0, kv_cache_memory=2**20), Stop()).ready
+    assert not any("--kv-cache-memory" in note for note in ready.notes)
+
+
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(1000, "it is tiny"))
     monkeypatch.setattr(Weights, "fill", lambda *_, **__: pytest.fail("they are read"))
-    assert "its weights take 0.00 GB, and there is no room for them: it is tiny" in refusal(folder)
+    message = refusal(folder, n_blocks=0)
+    assert "its weights take 0.00 GB, and there is no room for them: it is tiny" in message
+
+
+def test_a_worker_that_takes_the_place_of_another_is_not_refused_for_lack_of_room(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(1000, "it is tiny"))
+    assert run(start(folder, n_blocks=20), Stop()).ready.n_blocks == 20
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,8 @@ def limit_memory(size: int) -> None:
 
 
 def _end_early() -> None:
-    """Where a container's memory runs out, end this process rather than the worker, if its part is
-    large: as though half of all memory more were its own."""
+    """Have the kernel kill this process before the worker when memory runs out and it has much of
+    it: 500 counts as half of all memory."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
 

@@ -57,7 +57,7 @@ def use_scratch(folder: Path) -> None:
 
 
 def can_write(place: str) -> bool:
-    """Whether a folder is there that can be written, or can be made."""
+    """Return whether the folder is there and can be written, or can be made."""
     if not os.path.isabs(place):  # "~/..." where there is no home
         return False
     while not os.path.lexists(place):
@@ -72,7 +72,7 @@ def cache_root() -> Path | None:
 
 
 def find(name: str) -> Path | None:
-    """The file or folder `name` in the cache or the scratch folder."""
+    """Return the file or folder `name` in the cache or else the scratch folder, if it is there."""
     roots = [root for root in (cache_root(), *_scratch) if root is not None]
     # Not `Path.exists`, which raises where a folder above may not be entered.
     return next((root / name for root in roots if os.path.exists(root / name)), None)

@@ -84,16 +84,18 @@ def load(
     scaling: rope.Scaling | None = None,
     max_total_tokens: int = 0,
     decoder: MakeDecoder | None = None,
+    must_fit: bool = False,
 ) -> Loaded:
     """`implementation` is "fused", "transformers" or "auto"; with `ranks`, this rank's part.
     `scaling` is in the place of the config's. `max_total_tokens` is the longest text that is asked
     for, 0 being the longest that is exact; the model's shape says what is had. `decoder` is in the
-    place of the device's fused one.
+    place of the device's fused one. With `must_fit`, weights for which a CPU has no memory are
+    refused rather than read.
 
     Raises Unsupported, or ValueError and OSError for a broken folder.
     """
     loaded = Pretrained(path, dtype, device, trust_remote_code, ranks, scaling)
-    if device.type == "cpu":
+    if must_fit and device.type == "cpu":
         _expect_room(loaded.whole_bytes, ranks)
     if scaling is not None and not max_total_tokens:
         # Longer texts are what it is given for.
@@ -106,8 +108,8 @@ def load(
 
 
 def _expect_room(size: int, ranks: Ranks | None) -> None:
-    """Raises Unsupported where weights of so many bytes, of all ranks together, do not fit: rather
-    than be killed half-way."""
+    """Raises Unsupported if weights of `size` bytes, of all ranks together, do not fit in memory,
+    rather than let the kernel kill the worker half-way."""
     room = memory.room_on_cpu(swap=True)
     # All ranks look before any of them loads.
     least = room.size if ranks is None else ranks.least(room.size)

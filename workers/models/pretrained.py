@@ -83,7 +83,7 @@ class Pretrained:
 
 
 def _place(tensor: torch.Tensor) -> int:
-    """The same for tensors that share their memory; those in oneDNN's order share none."""
+    """Return a number that tensors share if they share memory; those in oneDNN's order never do."""
     return tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
