@@ -120,6 +120,34 @@ async def test_what_gives_way_while_it_is_tokenized_does_not_wait_for_that(
     await asyncio.gather(*asked)
 
 
+async def test_a_crowd_that_is_tokenized_does_not_hold_up_another_client(
+    live, other, engine, tokenizer, monkeypatch
+):
+    engine.go.set()
+    order, began, go = [], threading.Event(), threading.Event()
+    encode = tokenizer.encode
+
+    def slow_encode(text, **kwargs):
+        began.set()
+        go.wait(10)
+        order.append(text)
+        return encode(text, **kwargs)
+
+    monkeypatch.setattr(tokenizer, "encode", slow_encode)
+    asked = []
+    for number in range(5):
+        asked.append(asyncio.create_task(live.post("/generate", json={"inputs": f"eve {number}"})))
+        await until(lambda number=number: engine.reservations.n_rows == number + 1)
+    await until(began.is_set)
+    asked.append(asyncio.create_task(other.post("/generate", json={"inputs": "ann"})))
+    await until(lambda: engine.reservations.n_rows == 6)
+    await asyncio.sleep(0.05)  # it is off the loop's hands now
+    go.set()
+    assert [(await one).status_code for one in asked] == [200] * 6
+    # Two threads: two of them ran already, and the next turn is hers.
+    assert "ann" in order[:4]
+
+
 async def test_a_stream_that_waits_for_long_shows_that_it_lives(live, other, engine, monkeypatch):
     monkeypatch.setattr(exchange, "KEEP_ALIVE_SECONDS", 0.02)
     before = await fill(live, engine, N_ROWS + N_QUEUED - 1)
