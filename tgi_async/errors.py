@@ -91,15 +91,22 @@ class ToolError(ServerError):
 
 
 class Overloaded(ServerError):
-    """As many requests as allowed are already being served."""
+    """As many requests as allowed are already being served.
+
+    `retry_after` are the seconds after which the same request may find room, as far as is known.
+    """
 
     status = 429
     error_type = "overloaded"
     failure = "overloaded"
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str = "Model is overloaded") -> None:
+    def __init__(
+        self, message: str = "Model is overloaded", *, retry_after: int | None = None
+    ) -> None:
         super().__init__(message)
+        if retry_after is not None:
+            self.headers = ((b"retry-after", str(retry_after).encode()),)
 
 
 class GenerationError(ServerError):

@@ -98,12 +98,18 @@ def vetting(shared_vetting: Vetting) -> Vetting | None:
 
 
 @pytest.fixture
+def chat_stop_token_ids() -> tuple[int, ...]:
+    return ()
+
+
+@pytest.fixture
 def app(
     settings: Settings,
     engine: FakeEngine,
     tokenizer: Tokenizer,
     chat_template: ChatTemplate | None,
     vetting: Vetting | None,
+    chat_stop_token_ids: tuple[int, ...],
 ) -> Starlette:
     metrics = Metrics(
         max_input_tokens=settings.max_input_tokens, max_total_tokens=settings.max_total_tokens
@@ -116,6 +122,7 @@ def app(
         metrics=metrics,
         compute_type="test-machine",
         vetting=vetting,
+        chat_stop_token_ids=chat_stop_token_ids,
     )
 
 

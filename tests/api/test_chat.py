@@ -137,6 +137,19 @@ async def test_extra_sampling_parameters_arrive(api, engine):
     assert request.sampling.seed == 5
 
 
+@pytest.fixture
+def chat_stop_token_ids() -> tuple[int, ...]:
+    return (256,)
+
+
+async def test_an_answer_ends_by_the_end_of_the_template_unless_all_are_ignored(api, engine):
+    await api.chat("Hi")
+    await api.chat("Hi", ignore_eos=True)
+    await api.generate("Hi")
+    await api.complete("Hi")
+    assert [request.stop_token_ids for request in engine.requests] == [(256,), (), (), ()]
+
+
 async def test_fields_without_effect_here_are_ignored(api):
     response = await api.chat(
         "Hi", user="me", metadata={}, store=False, parallel_tool_calls=True, stream_options=None

@@ -289,13 +289,6 @@ class TestChoice:
         response = await api.chat("Hi", tools=[], tool_choice=choice)
         assert "no `tools` to call" in refusal(response)
 
-    async def test_an_answer_is_a_call_or_has_a_form(self, api):
-        form = {"response_format": {"type": "json_object"}, "tools": TOOLS}
-        response = await api.chat("Hi", **form)
-        assert "exclude each other" in refusal(response)
-        response = await api.chat("Hi", tools=TOOLS, response_format={"type": "text"})
-        assert response.status_code == 200
-
     @pytest.mark.parametrize(
         ("choice", "as_if"),
         [
@@ -347,6 +340,154 @@ class TestChoice:
         many = [{"type": "function", "function": {"name": f"f{i}"}} for i in range(129)]
         response = await api.chat("Hi", tools=many)
         assert "at most 128 tools" in refusal(response)
+
+
+NATION = {
+    "type": "object",
+    "properties": {"nation": {"type": "string"}},
+    "required": ["nation"],
+    "additionalProperties": False,
+}
+FORM = {"type": "json_schema", "json_schema": {"name": "answer", "schema": NATION}}
+
+
+class TestWithAForm:
+    """`tools` and `response_format` in one request: the form binds a text that is no call."""
+
+    async def test_a_grammar_holds_the_answer_to_calls_or_to_the_form(self, api, engine):
+        strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+        await api.chat("Hi", tools=[strict, TIME], response_format=FORM)
+        calls, form = decode(engine.requests[0].grammar).options
+        assert form.schema == NATION
+        [repeat] = calls.parts
+        assert (repeat.least, repeat.most) == (1, None)
+        held, free = (option.parts[1].schema for option in repeat.part.options)
+        assert (held["required"], free) == (["city"], {"type": "object"})
+
+    async def test_at_most_one_call_where_only_one_is_wanted(self, api, engine):
+        asked = {"tools": [TIME], "response_format": FORM, "parallel_tool_calls": False}
+        await api.chat("Hi", **asked)
+        calls, _ = decode(engine.requests[0].grammar).options
+        assert isinstance(calls.parts[0], Sequence)
+
+    async def test_a_call(self, api, engine, events):
+        writes(engine, TWO_CALLS)
+        asked = {"tools": TOOLS, "response_format": FORM}
+        [choice] = (await api.chat("Hi", **asked)).json()["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
+        told = [("get_weather", {"city": "Seoul"}), ("get_time", {})]
+        assert functions(choice["message"]) == told
+        *chunks, _ = events(await api.chat("Hi", stream=True, **asked))
+        assert functions(gathered(chunks)[0]) == told
+
+    async def test_a_text_of_the_form_is_content_whatever_is_in_it(self, api, engine, events):
+        text = json.dumps({"nation": CALL})
+        writes(engine, text)
+        asked = {"tools": TOOLS, "response_format": FORM}
+        [choice] = (await api.chat("Hi", **asked)).json()["choices"]
+        assert choice["message"] == {"role": "assistant", "content": text}
+        *chunks, _ = events(await api.chat("Hi", stream=True, **asked))
+        assert gathered(chunks) == (
+            {"content": text, "reasoning_content": "", "tool_calls": []},
+            "stop",
+        )
+
+    async def test_thoughts_come_before_either(self, api, engine):
+        opened = {"chat_template_kwargs": {"open": True}}
+        for text, content in ((f"Well.</think>\n\n{CALL}", None), ('Well.</think>{"a"', '{"a"')):
+            writes(engine, text)
+            asked = {"tools": TOOLS, "response_format": FORM, **opened}
+            message = (await api.chat("Hi", **asked)).json()["choices"][0]["message"]
+            assert (message["reasoning_content"], message["content"]) == ("Well.", content)
+            assert bool(message.get("tool_calls")) == (content is None)
+        *thoughts, either = decode(engine.requests[0].grammar).parts
+        assert thoughts[0] == Prose("</think>")
+        assert isinstance(either, Choice)
+
+    @pytest.mark.parametrize("choice", ["required", "get_time"])
+    async def test_a_forced_call_has_no_form(self, api, engine, choice):
+        await api.chat("Hi", tools=TOOLS, tool_choice=choice)
+        await api.chat("Hi", tools=TOOLS, tool_choice=choice, response_format=FORM)
+        alone, beside = (request.grammar for request in engine.requests)
+        assert alone == beside
+
+    async def test_the_form_alone_where_no_call_is_wanted(self, api, engine):
+        await api.chat("Hi", tools=TOOLS, tool_choice="none", response_format=FORM)
+        assert decode(engine.requests[0].grammar).schema == NATION
+
+    async def test_a_form_of_any_text_leaves_calls_free(self, api, engine):
+        await api.chat("Hi", tools=TOOLS, response_format={"type": "text"})
+        assert engine.requests[0].grammar == ""
+
+    async def test_a_refusal_names_what_cannot_be_followed(self, api, settings):
+        broken = {"type": "object", "properties": {"a": {"type": "wrong"}}}
+        function = {"name": "f", "parameters": broken, "strict": True}
+        tools = [{"type": "function", "function": function}]
+        response = await api.chat("Hi", tools=tools, response_format=FORM)
+        assert "`tools`: " in refusal(response)
+        wrong = {"type": "json_schema", "json_schema": {"name": "a", "schema": broken}}
+        response = await api.chat("Hi", tools=TOOLS, response_format=wrong)
+        assert "`response_format`: " in refusal(response)
+        # What no call is held to is not looked at.
+        function["strict"] = False
+        assert (await api.chat("Hi", tools=tools, response_format=FORM)).status_code == 200
+        settings.tool_call_parser = "qwen3_coder"
+        function["strict"] = True
+        broken["properties"] = {"a": {"type": "string", "pattern": "^a"}}
+        response = await api.chat("Hi", tools=tools, response_format=FORM)
+        assert "Leave `strict` out" in refusal(response)
+
+    async def test_as_tgi_they_exclude_each_other(self, api, settings):
+        settings.strict_tgi = True
+        form = {"type": "json_object", "value": NATION}
+        response = await api.chat("Hi", tools=TOOLS, response_format=form)
+        assert response.status_code == 422
+        assert "mutually exclusive" in response.json()["error"]
+
+
+class TestCutOff:
+    """An answer that ran out of tokens inside of a call."""
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"tool_choice": "required"},
+            {"tool_choice": "get_weather"},
+            {"response_format": FORM},
+            {},
+        ],
+    )
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("<tool_call>", []),
+            ('<tool_call>\n{"name": "get_wea', []),
+            ('<tool_call>\n{"name": "get_weather"', [""]),
+            ('<tool_call>\n{"name": "get_weather", "argum', [""]),
+            ('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Se', ['{"city": "Se']),
+            (f"{CALL}\n<tool_call>", ['{"city": "Seoul"}']),
+            (f"{CALL[:-3]}", ['{"city": "Seoul"}']),
+        ],
+    )
+    async def test_no_marks_are_shown(self, api, engine, events, fields, text, told):
+        writes(engine, text)
+        engine.finish_reason = "length"
+        [choice] = (await api.chat("Weather?", tools=TOOLS, **fields)).json()["choices"]
+        *chunks, _ = events(await api.chat("Weather?", tools=TOOLS, stream=True, **fields))
+        streamed, reason = gathered(chunks)
+        assert (choice["finish_reason"], reason) == ("length", "length")
+        assert choice["message"]["content"] is None
+        assert streamed["content"] == ""
+        for message in (choice["message"], streamed):
+            calls = message.get("tool_calls", [])
+            assert [call["function"]["arguments"] for call in calls] == told
+            assert all(call["function"]["name"] == "get_weather" for call in calls)
+
+    async def test_a_stop_sequence_cuts_too(self, api, engine):
+        writes(engine, "<tool_call>")
+        engine.finish_reason = "stop_sequence"
+        [choice] = (await api.chat("Hi", tools=TOOLS, tool_choice="required")).json()["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (None, "stop")
 
 
 class TestPrompt:

@@ -107,9 +107,11 @@ async def test_n_choices_of_each_prompt_are_numbered_through(api, engine):
     assert body["usage"]["completion_tokens"] == 4
 
 
-async def test_n_choices_take_a_permit_each(api):
+async def test_n_choices_take_a_row_each(api):
     assert (await api.complete(["a", "b"], n=2)).status_code == 200
-    assert (await api.complete(["a", "b"], n=3)).status_code == 429
+    refused = await api.complete(["a", "b"], n=3)
+    assert refused.status_code == 400
+    assert "at most 4 generations (prompts times choices) at once. Given: 6" in refused.text
 
 
 class TestBestOf:
@@ -333,12 +335,13 @@ async def test_a_failure_of_one_prompt_ends_the_stream_and_the_others(api, engin
     assert all(generation.cancelled for generation in engine.generations)
 
 
-async def test_a_stream_over_capacity_is_a_429(api, settings, engine):
-    settings.max_client_batch_size = 5
-    response = await api.complete(["a"] * 5, stream=True)
+async def test_a_stream_over_capacity_is_a_429(api, engine):
+    engine.reserve("other", 2, 0, lambda: None)
+    response = await api.complete(["a"] * 3, stream=True)
     assert response.status_code == 429
     assert response.json()["error"] == {
-        "message": "Model is overloaded",
+        "message": "Model is overloaded: it serves 4 requests at once "
+        "(--max-concurrent-requests), and none may wait (--max-queued-requests 0)",
         "type": "rate_limit_error",
         "param": None,
         "code": "rate_limit_exceeded",

@@ -8,20 +8,29 @@ from importlib.metadata import version
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+READY = ["/health", "/health/ready", "/ping", "/"]
 
-@pytest.mark.parametrize("path", ["/health", "/ping", "/"])
+
+@pytest.mark.parametrize("path", [*READY, "/health/live"])
 async def test_health_is_empty_where_all_is_well(client, path):
     response = await client.get(path)
     assert (response.status_code, response.content) == (200, b"")
 
 
-@pytest.mark.parametrize("path", ["/health", "/ping", "/"])
+@pytest.mark.parametrize("path", READY)
 async def test_health_without_a_worker_says_when_to_ask_again(client, engine, path):
     engine.ready = False
     response = await client.get(path)
     assert response.status_code == 503
     assert response.json() == {"error": "unhealthy", "error_type": "healthcheck"}
     assert int(response.headers["retry-after"]) > 0
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_the_process_lives_while_a_worker_restarts(client, engine, method):
+    engine.ready = False
+    assert (await client.request(method, "/health/live")).status_code == 200
+    assert (await client.request(method, "/health/ready")).status_code == 503
 
 
 async def test_requests_are_taken_while_the_worker_restarts(api, engine):

@@ -23,6 +23,8 @@ OPEN_IN_TGI = ["/chat_tokenize", "/v2/models/m/versions/1/infer"]
 OPEN = [
     "/",
     "/health",
+    "/health/ready",
+    "/health/live",
     "/ping",
     "/info",
     "/metrics",

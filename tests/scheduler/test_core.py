@@ -413,12 +413,14 @@ def test_prompt_logprobs_are_told_once_though_a_prefill_is_computed_twice() -> N
         return [[TopToken(int(-logprob), 0.0)] for logprob in logprobs]
 
     def told(start: int, *logprobs: float) -> PromptEvent:
-        return PromptEvent(request, start, list(logprobs), top_of(list(logprobs)))
+        ranks = [int(-logprob) for logprob in logprobs]
+        return PromptEvent(request, start, list(logprobs), top_of(list(logprobs)), ranks)
 
     def score(start: int, n: int) -> list[Event]:
         plan = planned(core)
         logprobs = [-float(position) for position in range(start, start + n)]
-        scored = [PromptLogprobs(request.row, start, logprobs, top_of(logprobs))]
+        ranks = list(range(start, start + n))
+        scored = [PromptLogprobs(request.row, start, logprobs, top_of(logprobs), ranks)]
         return core.complete(msgspec.structs.replace(result(core, plan), prompt_logprobs=scored))
 
     assert score(1, 2) == [told(1, -1.0, -2.0)]

@@ -56,10 +56,11 @@ async def generate_texts(
             f"at most {most} texts can be in one body. Given: {len(requests)}"
             + set_by(service.limits, "--max-concurrent-requests")
         )
+    n_bytes = exchange.n_bytes // max(len(requests), 1)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(_generate_text(service, request, exchange))
+                group.create_task(_generate_text(service, request, Captured(exchange, n_bytes)))
                 for request in requests
             ]
     except BaseExceptionGroup as failures:
@@ -71,9 +72,8 @@ async def generate_texts(
 
 
 async def _generate_text(
-    service: Service, request: GenerateRequest | ChatRequest, exchange: Exchange
+    service: Service, request: GenerateRequest | ChatRequest, inner: Captured
 ) -> str:
-    inner = Captured(exchange)
     if isinstance(request, GenerateRequest):
         await generate(service, request, inner)
         return msgspec.json.decode(inner.body, type=_Generated).generated_text

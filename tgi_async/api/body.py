@@ -20,6 +20,7 @@ from tgi_async.errors import ServerError
 
 T = TypeVar("T")
 _MISSING = "Object missing required field "
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BODY_SECONDS = 60.0
 """A body that is not there by then is given up: a client that sends a byte now and then would keep
 what it has sent in memory for ever."""
@@ -55,14 +56,23 @@ class BodyRefused(ServerError):
 async def read_json_body(scope: Scope, receive: Receive, limits: Limits) -> bytes:
     """The whole body, of at most `payload_limit` bytes; nothing beyond the limit is kept.
 
+    A byte order mark, which some writers begin with, is left out (RFC 8259, 8.1).
+
     Raises:
-        BodyRefused: 415 when it is not declared as JSON, 413 when it is too long, 408 when it does
-            not arrive within BODY_SECONDS.
+        BodyRefused: 415 when it is not declared as JSON or is compressed, 413 when it is too long,
+            408 when it does not arrive within BODY_SECONDS.
         ClientDisconnect: the client went away first.
     """
     headers = Headers(scope=scope)
     if not _is_json(headers.get("content-type", "")):
         raise BodyRefused(415, "Expected request with `Content-Type: application/json`")
+    coding = headers.get("content-encoding", "identity").strip()
+    if coding.lower() not in ("", "identity"):
+        refused = BodyRefused(
+            415, f"`Content-Encoding: {coding[:40]}` is not supported. Send the body as it is"
+        )
+        refused.headers = ((b"accept-encoding", b"identity"),)
+        raise refused
     declared = headers.get("content-length", "")
     limit = limits.payload_limit
     message = "Failed to buffer the request body: length limit exceeded"
@@ -74,10 +84,11 @@ async def read_json_body(scope: Scope, receive: Receive, limits: Limits) -> byte
         raise too_long
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await _read(receive, limit, too_long)
+            body = await _read(receive, limit, too_long)
     except TimeoutError:
         reason = f"The request body did not arrive within {BODY_SECONDS:g} seconds"
         raise BodyRefused(408, reason) from None
+    return body.removeprefix(_BYTE_ORDER_MARK)
 
 
 async def _read(receive: Receive, limit: int, too_long: BodyRefused) -> bytes:
@@ -96,7 +107,7 @@ async def _read(receive: Receive, limit: int, too_long: BodyRefused) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def decode_json(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+def decode_json(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw) -> T:
     """Decode `body`.
 
     Raises:

@@ -7,13 +7,14 @@ import string
 from collections.abc import Sequence
 from typing import Literal
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from tgi_async.api.chat_tools import AnswerReader
 from tgi_async.api.exchange import event
 from tgi_async.api.finished import text_of
 from tgi_async.api.limits import Limits
 from tgi_async.api.openai import finish_reason_of
+from tgi_async.api.prompt_logprobs import RankedScores, prompt_logprobs_of
 from tgi_async.api.schemas.chat import (
     AssistantDelta,
     AssistantMessage,
@@ -26,7 +27,7 @@ from tgi_async.api.schemas.chat import (
     TokenLogprob,
     TopLogprob,
 )
-from tgi_async.api.schemas.openai import Usage, now, told_logprob, unique_id
+from tgi_async.api.schemas.openai import PromptLogprob, Usage, now, told_logprob, unique_id
 from tgi_async.api.schemas.tools import (
     FunctionCall,
     FunctionCallDelta,
@@ -67,11 +68,16 @@ class ChatAnswer:
         """Those of a stream, by their index."""
         self._with_logprobs = bool(body.logprobs)
         self._include_usage = body.include_usage
+        self._prompt = request.prompt
+        self._n_scores = body.n_prompt_logprobs
+        self._shows_thoughts = body.shows_thoughts
+        self.scores: RankedScores | None = None
+        """Of the prompt: those of the first choice's generation; None once they are told."""
 
     def choice(self, index: int, tokens: Sequence[Token], reason: FinishReason) -> ChatChoice:
         """One whole answer."""
-        choice = _Choice(self._reader, older=self._older)
-        events = self._read(choice, tokens, last=True)
+        choice = self._begun()
+        events = self._read(choice, tokens, reason)
         return ChatChoice(
             index=index,
             message=choice.message(events),
@@ -90,6 +96,7 @@ class ChatAnswer:
             system_fingerprint=self._fingerprint,
             choices=choices,
             usage=self._usage(n_generated, n_cached),
+            prompt_logprobs=self._prompt_logprobs(),
         )
 
     def events(self, index: int, emitted: Emitted) -> bytes:
@@ -100,9 +107,9 @@ class ChatAnswer:
         self.n_streamed += len(emitted.tokens)
         choice = self._choices.get(index)
         if choice is None:
-            choice = self._choices[index] = _Choice(self._reader, older=self._older)
+            choice = self._choices[index] = self._begun()
         reason = emitted.finish_reason
-        events = self._read(choice, emitted.tokens, last=reason is not None)
+        events = self._read(choice, emitted.tokens, reason)
         if not events and reason is None and not self._with_logprobs:
             return b""
         shows_role = self._strict or not choice.begun
@@ -117,7 +124,10 @@ class ChatAnswer:
         one = ChatDelta(
             index=index, delta=delta, logprobs=self.logprobs(tokens), finish_reason=reason
         )
-        return event(self._chunk([one], None))
+        chunk = self._chunk([one], None)
+        if index == 0:
+            chunk = structs.replace(chunk, prompt_logprobs=self._prompt_logprobs())
+        return event(chunk)
 
     def ending(self, n_cached: int = 0) -> bytes:
         """The extra chunk that `stream_options.include_usage` asks for."""
@@ -135,11 +145,23 @@ class ChatAnswer:
             reasoning_tokens=self._n_thought,
         )
 
-    def _read(self, choice: _Choice, tokens: Sequence[Token], *, last: bool) -> list[Event]:
-        events = choice.read(tokens, last=last)
+    def _read(
+        self, choice: _Choice, tokens: Sequence[Token], reason: FinishReason | None
+    ) -> list[Event]:
+        events = choice.read(tokens, reason)
         self._n_thought += choice.n_thought
         choice.n_thought = 0
         return events
+
+    def _begun(self) -> _Choice:
+        return _Choice(self._reader, shows_thoughts=self._shows_thoughts, older=self._older)
+
+    def _prompt_logprobs(self) -> list[dict[int, PromptLogprob] | None] | UnsetType:
+        """Those of the prompt, once, if they are wanted."""
+        scores, self.scores = self.scores, None
+        if self._n_scores is None or scores is None:
+            return UNSET
+        return prompt_logprobs_of(self._tokenizer, self._prompt, scores, self._n_scores)
 
     def _chunk(self, choices: list[ChatDelta], usage: Usage | None) -> ChatCompletionChunk:
         return ChatCompletionChunk(
@@ -182,7 +204,10 @@ def _model_of(body: ChatRequest, limits: Limits) -> str:
 class _Choice:
     """One answer as it is read. `older`: its call is told in OpenAI's older form."""
 
-    def __init__(self, reader: AnswerReader | None, *, older: bool) -> None:
+    def __init__(
+        self, reader: AnswerReader | None, *, shows_thoughts: bool = True, older: bool
+    ) -> None:
+        self._shows_thoughts = shows_thoughts
         self._older = older
         self._parser = None if reader is None else reader.parser()
         self._short_ids = reader is not None and reader.short_ids
@@ -192,8 +217,8 @@ class _Choice:
         self.begun = False
         """Whether a chunk was sent of it."""
 
-    def read(self, tokens: Sequence[Token], *, last: bool) -> list[Event]:
-        """What the tokens say, with what was held back if they are the last."""
+    def read(self, tokens: Sequence[Token], reason: FinishReason | None) -> list[Event]:
+        """What the tokens say; where the text ends for a reason, with what was held back."""
         if self._parser is None:
             return [Prose(text_of(tokens))]
         parser, events, place = self._parser, list[Event](), 0
@@ -204,9 +229,11 @@ class _Choice:
             self.n_thought += bool(thinking or parser.thinking)
             place += 1
         events += parser.feed(text_of(tokens[place:]))
-        if last:
-            events += parser.end()
+        if reason is not None:
+            events += parser.end(truncated=reason != "eos_token")
         self.n_calls += sum(isinstance(one, CallBegun) for one in events)
+        if not self._shows_thoughts:
+            return [one for one in events if not isinstance(one, Thought)]
         return events
 
     def message(self, events: Sequence[Event]) -> AssistantMessage:
@@ -218,12 +245,13 @@ class _Choice:
             elif isinstance(one, Arguments):
                 calls[-1][1].append(one.text)
         content = _text(events, Prose)
+        in_call = bool(calls) or (self._parser is not None and self._parser.in_call)
         functions = [
             FunctionCall(name=name, arguments="".join(arguments)) for name, arguments in calls
         ]
         tool_calls = [ToolCall(id=self._call_id(), function=one) for one in functions]
         return AssistantMessage(
-            content=None if calls and not content else content,
+            content=None if in_call and not content else content,
             reasoning_content=_text(events, Thought) or UNSET,
             tool_calls=UNSET if self._older else tool_calls or UNSET,
             function_call=functions[0] if self._older and functions else UNSET,

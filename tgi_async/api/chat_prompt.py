@@ -9,6 +9,7 @@ from typing import Any
 
 from tgi_async.api.chat_functions import with_calls
 from tgi_async.api.chat_history import behind_last, in_front, without_calls
+from tgi_async.api.chat_thinking import thinking_variables
 from tgi_async.api.chat_tools import Offer, format_for
 from tgi_async.api.schemas.chat import (
     ChatRequest,
@@ -88,7 +89,7 @@ def _template_fields(body: ChatRequest) -> dict[str, Any]:
             "`continue_final_message` and `add_generation_prompt` exclude each other: the prompt "
             "ends either inside the last message or at the beginning of a new one. Send one of them"
         )
-    variables = dict(body.chat_template_kwargs or {})
+    variables = {**thinking_variables(body), **(body.chat_template_kwargs or {})}
     documents = variables.pop("documents", None) if body.documents is None else body.documents
     if documents is not None and not _objects(documents):
         raise ValidationError("`chat_template_kwargs.documents` must be a list of objects")

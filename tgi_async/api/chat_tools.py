@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tgi_async.api.constraint import term_of
+from tgi_async.api.form import Form
 from tgi_async.api.schemas.chat import ChatRequest
-from tgi_async.api.schemas.grammar import Grammar as Form
-from tgi_async.api.schemas.grammar import TextFormat
 from tgi_async.api.schemas.tools import AllowedTools, AnyTool, NamedTool, Tool
 from tgi_async.api.service import Service
 from tgi_async.errors import ToolError
 from tgi_async.grammar.grammar import Grammar
-from tgi_async.text.tools.constraint import after_thoughts, arguments_schema, forced
+from tgi_async.text.tools.constraint import (
+    IsSpecial,
+    after_thoughts,
+    arguments_schema,
+    calls_or,
+    forced_calls,
+)
 from tgi_async.text.tools.format import Format
 from tgi_async.text.tools.formats import JSON, format_named
-from tgi_async.text.tools.parser import Parser
+from tgi_async.text.tools.parser import Held, Parser
 from tgi_async.text.tools.tagged import NotForced
 from tgi_async.text.tools.templates import opens_thoughts
 
@@ -59,8 +64,8 @@ def offer_of(body: ChatRequest, *, strict_tgi: bool) -> Offer | None:
         return None
     if word == "none":
         return None
-    if not strict_tgi:
-        _check_own(body, body.tools)
+    if not strict_tgi and len(body.tools) > MOST_TOOLS:  # a rule that TGI does not have
+        raise ToolError(f"at most {MOST_TOOLS} tools can be offered. Given: {len(body.tools)}")
     tools = [shown_tool(tool) for tool in body.tools]
     if isinstance(body.tool_choice, AllowedTools):
         tools = _among(tools, [one.wanted for one in body.tool_choice.wanted.tools])
@@ -105,17 +110,6 @@ def _among(tools: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Map
     return [tool for name, tool in by_name.items() if name in names]
 
 
-def _check_own(body: ChatRequest, tools: Sequence[Tool]) -> None:
-    """The rules that TGI does not have."""
-    if body.response_format is not None and not isinstance(body.response_format, TextFormat):
-        raise ToolError(
-            "`response_format` and `tools` exclude each other: an answer has one form or is a "
-            'call. Send one of them, or `tool_choice` "none"'
-        )
-    if len(tools) > MOST_TOOLS:
-        raise ToolError(f"at most {MOST_TOOLS} tools can be offered. Given: {len(tools)}")
-
-
 def shown_tool(tool: Tool) -> Mapping[str, Any]:
     """The tool as templates know it. TGI's name for a function's `parameters` is `arguments`."""
     function = tool["function"]
@@ -137,9 +131,10 @@ def format_for(service: Service) -> Format:
 class AnswerReader:
     """How one chat's answers are read, and what they are held to.
 
-    `form` is the form that the answer is to have. `constraint` is what the whole text follows,
-    where that is not the form alone: calls that are forced, or thoughts before the form. `shown`
-    are the special tokens that the parser has to see.
+    `form` is the form that the answer is to have, where it is no call; a call that is forced has
+    none. `constraint` is what the whole text follows, where that is not the form alone: calls that
+    are forced, calls or the form, or thoughts before either. `shown` are the special tokens that
+    the parser has to see.
 
     Raises:
         ValidationError: the form is none.
@@ -149,40 +144,31 @@ class AnswerReader:
     def __init__(
         self, service: Service, offer: Offer | None, prompt: str, form: Form | None
     ) -> None:
-        tokenizer = service.tokenizer
+        tokenizer = self._tokenizer = service.tokenizer
         template = service.chat_template
         self._offer = offer
         self._format = format_for(service) if offer else None
         self._thinking = None if template is None else template.traits.thoughts
         self._opened = self._thinking is not None and opens_thoughts(prompt, self._thinking)
         self.short_ids = self._format is not None and self._format.short_ids
-
-        def is_special(name: str) -> bool:
-            return tokenizer.special_id(name) is not None
-
+        self._held: Held | None = None
+        if offer and (offer.forced is not None or form is not None):
+            self._held = "calls" if form is None else "either"
         answer: Grammar | None = None
-        if offer and offer.forced is not None and self._format:
-            functions = [
-                (tool["function"]["name"], arguments_schema(tool["function"].get("parameters")))
-                for tool in offer.forced
-            ]
-            most = None if offer.parallel else 1
-            try:
-                answer = forced(self._format, functions, is_special, most=most)
-            except NotForced as error:
-                raise ToolError(
-                    f"{error} cannot be forced in the format {self._format.name}, in which this "
-                    'model writes calls. Ask with `tool_choice` "auto"'
-                ) from error
-        elif form is not None and self._opened:
-            answer = term_of(form, "response_format", strict_tgi=False)
+        if form is not None and (self._opened or self._held):
+            answer = term_of(form.grammar, form.field, strict_tgi=False)
+        if offer and self._format and self._held:
+            answer = _calls_of(offer, self._format, answer, self._is_special)
         if answer is not None and self._opened and self._thinking:
-            answer = after_thoughts(answer, self._thinking, is_special)
+            answer = after_thoughts(answer, self._thinking, self._is_special)
         elif answer is not None or form is not None:
             self._thinking = None  # the answer begins at once
         self.constraint = answer
         marks = {*(self._format.marks if self._format else ()), *(self._thinking or ())}
         self.shown = {id: mark for mark in marks if (id := tokenizer.special_id(mark)) is not None}
+
+    def _is_special(self, name: str) -> bool:
+        return self._tokenizer.special_id(name) is not None
 
     def parser(self) -> Parser | None:
         """One for each choice; None where all of an answer is prose."""
@@ -195,4 +181,38 @@ class AnswerReader:
             thinking=self._thinking,
             opened=self._opened,
             parallel=offer is None or offer.parallel,
+            held=self._held,
         )
+
+
+def _calls_of(
+    offer: Offer, format: Format, answer: Grammar | None, is_special: IsSpecial
+) -> Grammar:
+    """Calls that the answer must be, or may be in place of a text that follows `answer`.
+
+    Arguments follow their schema where the call is forced or its function is `strict`.
+    """
+    forced = offer.forced is not None
+    functions = [
+        tool["function"] for tool in (offer.tools if offer.forced is None else offer.forced)
+    ]
+    schemas = [
+        (
+            function["name"],
+            arguments_schema(function.get("parameters"))
+            if forced or function.get("strict")
+            else None,
+        )
+        for function in functions
+    ]
+    most = None if offer.parallel else 1
+    try:
+        if answer is None:
+            return forced_calls(format, schemas, is_special, most=most)
+        return calls_or(format, schemas, answer, is_special, most=most)
+    except NotForced as error:
+        advice = 'Ask with `tool_choice` "auto"' if forced else "Leave `strict` out"
+        raise ToolError(
+            f"{error} cannot be forced in the format {format.name}, in which this model writes "
+            f"calls. {advice}"
+        ) from error

@@ -19,7 +19,10 @@ from tgi_async.api.body import BodyRefused, read_json_body
 from tgi_async.api.error_reply import ErrorForm, as_tgi
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.service import Service
+from tgi_async.api.unknown_fields import unknown_fields
+from tgi_async.api.unsupported import ignored
 from tgi_async.errors import ServerError
+from tgi_async.fair_threads import CLIENT
 
 T = TypeVar("T")
 Handler = Callable[[Service, T, Exchange], Awaitable[None]]
@@ -52,12 +55,16 @@ class Endpoint(Generic[T]):
         exchange = Exchange(scope, send, self._error_form)
         try:
             raw = await read_json_body(scope, receive, self._service.limits)
+            exchange.n_bytes = len(raw)
             body = self._decode(raw)
+            exchange.unknown = unknown_fields(raw, type(body))
+            del raw  # which would stay as long as the request
         except ClientDisconnect:
             return
         except BodyRefused as refused:
             await exchange.fail(refused)
             return
+        exchange.ignore(ignored(exchange.unknown))
         work = asyncio.create_task(self._work(body, exchange))
         gone = asyncio.create_task(_disconnected(receive))
         try:
@@ -76,6 +83,7 @@ class Endpoint(Generic[T]):
             await asyncio.gather(work, gone, return_exceptions=True)
 
     async def _work(self, body: T, exchange: Exchange) -> None:
+        CLIENT.set(exchange.peer)
         count = self._service.metrics if self._counted else None
         if count:
             count.request_received()
@@ -98,6 +106,8 @@ class Endpoint(Generic[T]):
             if count:
                 count.request_failed("generation", internal)
             await exchange.fail(internal)
+        finally:
+            self._service.ignored_fields.note(exchange.ignored)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -70,7 +70,7 @@ def openai_error(error: ServerError, *, in_stream: bool = False) -> OpenAIError:
     status = _status(error)
     return OpenAIError(
         message=str(error),
-        type=_type(status),
+        type=openai_type(status),
         param=error.param,
         code=error.code,
         http_status_code=status if in_stream else UNSET,
@@ -81,7 +81,8 @@ def _status(error: ServerError) -> int:
     return 400 if error.status == 422 else error.status
 
 
-def _type(status: int) -> str:
+def openai_type(status: int) -> str:
+    """OpenAI's name for the errors of a status."""
     if status == 429:
         return "rate_limit_error"
     # 424 is TGI's word for a failure of the model.

@@ -20,6 +20,7 @@ class Finished(NamedTuple):
     text: str
     finish_reason: FinishReason
     prompt_logprobs: list[float | None]
+    prompt_ranks: list[int | None]
     prompt_top_tokens: list[tuple[TopToken, ...]]
     timings: Timings
     seed: int
@@ -51,6 +52,7 @@ async def collect(generation: Generation) -> Finished:
         text_of(tokens),
         finish_reason,
         generation.prompt_logprobs,
+        generation.prompt_ranks,
         generation.prompt_top_tokens,
         generation.timings,
         generation.seed,

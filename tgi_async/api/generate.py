@@ -70,7 +70,7 @@ async def _reply(
     best_of = parameters.best_of or 1
     wants_details = parameters.details or parameters.decoder_input_details
     prefill: list[PrefillToken] = []
-    with service.permits.take(best_of):
+    async with service.admission.take(exchange, best_of):
         request = await service.request(
             inputs, parameters, exchange, logprobs=wants_details or best_of > 1, include_stop=True
         )
@@ -98,7 +98,7 @@ async def _stream(
     # TGI's streams begin before anything is checked: its clients look for errors in events.
     await exchange.open_stream(stream_headers(service.compute_type, len(inputs)), _error_event)
     check_streamed(parameters)
-    with service.permits.take():
+    async with service.admission.take(exchange):
         request = await service.request(
             inputs, parameters, exchange, logprobs=True, include_stop=True
         )

@@ -55,7 +55,8 @@ async def stream_choices(
     """Stream all generations at once, each as a choice, in chunks as they come.
 
     `events_of` makes the events of what the generation of an index emitted, `ending` those that
-    follow when all have ended. The first failure ends the stream and the other generations.
+    follow when all have ended. The first failure ends the stream and the other generations. What
+    fails while all still wait has its own status; TGI begins its streams before.
     """
     n_left = len(generations)
     last = b""
@@ -77,9 +78,11 @@ async def stream_choices(
             last = ending_of_choice
         service.account(generation.timings, n_generated)
 
-    told = tgi_error_event if service.limits.strict_tgi else error_event
+    strict = service.limits.strict_tgi
+    told = tgi_error_event if strict else error_event
+    head = stream_headers(service.compute_type, n_characters)
     try:
-        await exchange.open_stream(stream_headers(service.compute_type, n_characters), told)
+        await exchange.open_stream(head, told, late=not strict)
         await together([follow(*one) for one in enumerate(generations)])
     finally:
         for generation in generations:

@@ -36,6 +36,7 @@ STREAM_HEADERS = {
     "x-compute-type": (TEXT, "What the model runs on."),
     "x-compute-characters": (COUNT, "Unicode characters of the prompts."),
 }
+BODY_HEADERS = {"x-tgi-ignored": (TEXT, "Fields of the request that have no effect here.")}
 REPLY_HEADERS = {
     "x-compute-time": (SECONDS, "From the arrival of the request to the reply, in seconds."),
     "x-total-time": (MILLISECONDS, "The same in milliseconds."),
@@ -114,10 +115,15 @@ class _Described:
         found: Json = {"description": operation.success}
         if content:
             found["content"] = content
+        if operation.body:
+            found["headers"] = {
+                name: {"description": text, "schema": {"type": kind}}
+                for name, (kind, text) in BODY_HEADERS.items()
+            }
         if operation.timed:
             # A stream begins before most of them are known.
             known = STREAM_HEADERS if operation.events else STREAM_HEADERS | REPLY_HEADERS
-            found["headers"] = {
+            found["headers"] |= {
                 name: {"description": text, "required": name in known, "schema": {"type": kind}}
                 for name, (kind, text) in (STREAM_HEADERS | REPLY_HEADERS).items()
                 if name in known or operation.reply

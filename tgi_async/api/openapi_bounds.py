@@ -46,13 +46,18 @@ def set_bounds(components: dict[str, Json], limits: Limits) -> None:
         _bound(fields["seed"], seed)
         _bound_stop(fields["stop"], limits)
         if not limits.strict_tgi:
+            _bound(fields["prompt_logprobs"], {"maximum": limits.max_top_n_tokens})
+            _bound(fields["truncate_prompt_tokens"], {"maximum": limits.max_input_tokens})
             _bound(fields["presence_penalty"], penalty)
             _bound(fields["n"], {"minimum": 1, "maximum": limits.max_best_of})
     fields = components["ChatRequest"]["properties"]
     _bound(fields["max_completion_tokens"], {"minimum": 1})
     _bound(fields["top_logprobs"], {"maximum": limits.max_top_n_tokens})
-    either = [{"required": [field]} for field in ("json_schema", "value")]
-    components["JsonSchemaFormat"]["anyOf"] = either
+    for name, needed in (
+        ("JsonSchemaFormat", ("json_schema", "value", "schema")),
+        ("RegexFormat", ("value", "pattern")),
+    ):
+        components[name]["anyOf"] = [{"required": [field]} for field in needed]
     for name in ("GenerateRequest", "CompatGenerateRequest", "VertexInstance"):
         components[name]["properties"]["inputs"]["minLength"] = 1
 

@@ -224,6 +224,8 @@ _HEALTHY: dict[str, Any] = {"success": "There is a worker to serve.", "failures"
 OPERATE = (
     Operation("get", "/", "operate", "Whether the server serves", **_HEALTHY),
     Operation("get", "/health", "operate", "Whether the server serves", **_HEALTHY),
+    Operation("get", "/health/ready", "operate", "Whether the server serves", **_HEALTHY),
+    Operation("get", "/health/live", "operate", "Whether the process answers"),
     Operation("get", "/ping", "operate", "Whether the server serves", **_HEALTHY),
     Operation("get", "/info", "operate", "The model and the limits", reply=(Info,)),
     Operation("get", "/metrics", "operate", "Prometheus metrics", text="text/plain"),

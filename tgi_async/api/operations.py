@@ -1,4 +1,4 @@
-"""The routes that take no body: `/health`, `/ping`, `/info`, `/v1/models`, `/metrics`."""
+"""The routes of an operator, which take no body: health, `/info`, `/v1/models`, `/metrics`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,12 @@ class Operations:
         self._started = int(time.time())
 
     async def health(self, request: Request) -> Response:
-        """Empty 200, or 503 while there is no worker to serve."""
+        """Empty 200, or 503 while there is no worker to serve or the server is about to stop."""
         return Response() if self._service.engine.ready else unhealthy_response()
+
+    async def live(self, request: Request) -> Response:
+        """Empty 200 for as long as this process answers."""
+        return Response()
 
     async def info(self, request: Request) -> Response:
         """What is served, and within which limits."""

@@ -67,6 +67,8 @@ def routes(service: Service, environment: Mapping[str, str]) -> list[Route]:
         guarded("/chat_tokenize", chat_tokenize, _json(ChatRequest), counted=False),
         Route("/", operations.health),
         Route("/health", operations.health),
+        Route("/health/ready", operations.health),
+        Route("/health/live", operations.live),
         Route("/ping", operations.health),
         Route("/info", operations.info),
         Route("/v1/models", operations.models),

@@ -149,7 +149,7 @@ class RequestRecord:
             return ""
         request = self.requests[0]
         found: dict[str, Any] = structs.asdict(request.sampling)
-        for name in ("seed", "choice", "biased_ids", "biases"):
+        for name in ("seed", "choice", "biased_ids", "biases", "end_ids", "banned"):
             del found[name]
         found |= {"max_new_tokens": request.max_new_tokens, "stop": request.stop}
         return json.dumps(found)

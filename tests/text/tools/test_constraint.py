@@ -10,17 +10,23 @@ from typing import Any
 import pytest
 
 from tests.api.tiny_tokenizer import tiny_inner
-from tgi_async.grammar.grammar import Grammar, Json, Special, Text
+from tgi_async.grammar.grammar import Grammar, Json, Special, Text, decode, encode
 from tgi_async.text.tokenizer import Tokenizer
-from tgi_async.text.tools.constraint import after_thoughts, arguments_schema, forced
-from tgi_async.text.tools.events import Arguments, CallBegun, Thought, merged
+from tgi_async.text.tools.constraint import (
+    after_thoughts,
+    arguments_schema,
+    calls_or,
+    forced_calls,
+)
+from tgi_async.text.tools.events import Arguments, CallBegun, Prose, Thought, merged
 from tgi_async.text.tools.format import Format
-from tgi_async.text.tools.formats import FORMATS, HERMES, QWEN3_CODER
+from tgi_async.text.tools.formats import FORMATS, HERMES, JSON, QWEN3_CODER
 from tgi_async.text.tools.parser import Marks, Parser
 from tgi_async.text.tools.tagged import NotForced
 from tgi_async.text.tools.tgi import NO_TOOL, CallReader, call_of, call_of_one
 from workers.grammar.engine import GrammarError
 from workers.grammar.engines import engine
+from workers.grammar.vetting_process import verdict
 
 THINK = Marks("<think>", "</think>")
 WEATHER = arguments_schema(
@@ -43,6 +49,12 @@ class Held:
         inner.save(str(folder / "tokenizer.json"))
         self.tokenizer = Tokenizer(inner)
         self._engine = engine("llguidance", folder, self.tokenizer.vocab_size, [257])
+
+    def normal(self, grammar: Grammar) -> Grammar:
+        """The grammar as workers get it."""
+        found = verdict(self._engine, -(-self.tokenizer.vocab_size // 32), encode(grammar))
+        assert not found.refusal
+        return decode(found.grammar)
 
     def is_special(self, name: str) -> bool:
         return self.tokenizer.special_id(name) is not None
@@ -73,7 +85,7 @@ def test_what_is_forced_is_what_the_parser_reads(
         else ()
     )
     held = Held(tmp_path, special)
-    grammar = forced(one, FUNCTIONS, held.is_special)
+    grammar = forced_calls(one, FUNCTIONS, held.is_special)
     for calls in (CALLS[:1], CALLS):
         text = one.text(calls)
         assert held.accepts(grammar, text)
@@ -89,7 +101,7 @@ def test_what_is_forced_is_what_the_parser_reads(
 
 @pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
 def test_nothing_else_is_let_through(held: Held, one: Format) -> None:
-    grammar = forced(one, FUNCTIONS, held.is_special)
+    grammar = forced_calls(one, FUNCTIONS, held.is_special)
     for text in (
         "",
         "No.",
@@ -105,10 +117,75 @@ def test_nothing_else_is_let_through(held: Held, one: Format) -> None:
 
 @pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
 def test_exactly_one_call(held: Held, one: Format) -> None:
-    grammar = forced(one, FUNCTIONS, held.is_special, most=1)
+    grammar = forced_calls(one, FUNCTIONS, held.is_special, most=1)
     assert held.accepts(grammar, one.text(CALLS[:1]))
     assert held.accepts(grammar, one.text(CALLS[1:2]))
     assert not held.accepts(grammar, one.text(CALLS[:2]))
+
+
+NATION = Json(
+    {
+        "type": "object",
+        "properties": {"nation": {"type": "string"}},
+        "required": ["nation"],
+        "additionalProperties": False,
+    }
+)
+
+
+@pytest.mark.parametrize("marks_are", ["special tokens", "text"])
+@pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
+def test_calls_or_a_text_of_a_form(tmp_path: Path, one: Format, marks_are: str) -> None:
+    special = (
+        tuple(sorted(mark for mark in one.marks if mark[0] in "<["))
+        if marks_are == "special tokens"
+        else ()
+    )
+    held = Held(tmp_path, special)
+    functions = [("get_weather", WEATHER), ("get_time", None), ("get_place", None)]
+    grammar = calls_or(one, functions, NATION, held.is_special)
+    free = [("get_time", {"at": "now"}), ("get_place", {})]
+    for calls in (CALLS[:1], free, free[:1] + CALLS):
+        assert held.accepts(grammar, one.text(calls))
+    for text in (
+        "",
+        "So ",
+        'So {"nation": "Peru"}',
+        f'{{"nation": "Peru"}}{one.text(free)}',
+        f'{one.text(free)}{{"nation": "Peru"}}',
+        one.text([("rm_rf", {})]),
+        one.text([("get_weather", {"days": 3})]),
+        '{"name": "Peru"}',
+        "{}",
+    ):
+        assert not held.accepts(grammar, text)
+    answer = f'{{"nation": {json.dumps(one.text(free), ensure_ascii=False)}}}'
+    if not special:  # a special token is no part of a string
+        assert held.accepts(grammar, answer)
+    for pieces in ([answer], list(answer)):
+        parser = Parser(one, dict(functions), held="either")
+        events = [event for piece in pieces for event in parser.feed(piece)]
+        assert merged(events + parser.end()) == [Prose(answer)]
+
+
+def test_only_one_call_beside_a_form(held: Held) -> None:
+    for one in (HERMES, JSON):
+        grammar = calls_or(one, [("get_time", None)], NATION, held.is_special, most=1)
+        assert held.accepts(grammar, one.text([("get_time", {})]))
+        assert not held.accepts(grammar, one.text([("get_time", {})] * 2))
+
+
+def test_references_of_arguments_lead_into_their_schema(held: Held) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/n"}, "b": {"$ref": "#"}},
+        "$defs": {"n": {"type": "integer"}},
+        "additionalProperties": False,
+    }
+    for one in (HERMES, JSON):
+        grammar = held.normal(calls_or(one, [("f", schema)], NATION, held.is_special))
+        assert held.accepts(grammar, one.text([("f", {"a": 1, "b": {"a": 2}})]))
+        assert not held.accepts(grammar, one.text([("f", {"a": 1, "b": {"a": "x"}})]))
 
 
 @pytest.mark.parametrize("special", [(), THINK], ids=["marks as text", "marks as tokens"])
@@ -117,7 +194,8 @@ def test_thoughts_come_first_where_they_have_begun(
 ) -> None:
     held = Held(tmp_path, special)
     call = HERMES.text(CALLS[:1])
-    grammar = after_thoughts(forced(HERMES, FUNCTIONS, held.is_special), THINK, held.is_special)
+    forced = forced_calls(HERMES, FUNCTIONS, held.is_special)
+    grammar = after_thoughts(forced, THINK, held.is_special)
     text = f"Well, {{1 < 2\n</think>\n\n{call}"
     assert held.accepts(grammar, text)
     assert held.accepts(grammar, f"</think>{call}")
@@ -131,7 +209,7 @@ def test_thoughts_come_first_where_they_have_begun(
 
 
 def test_marks_are_tokens_where_the_tokenizer_has_them() -> None:
-    grammar = forced(HERMES, FUNCTIONS[1:], lambda name: name == "<tool_call>", most=1)
+    grammar = forced_calls(HERMES, FUNCTIONS[1:], lambda name: name == "<tool_call>", most=1)
     call = grammar.parts[0]  # type: ignore[union-attr]
     assert call.parts == [
         Special("<tool_call>"),
@@ -167,7 +245,7 @@ IN_TAGS = {
 
 
 def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
-    grammar = forced(QWEN3_CODER, [("f", arguments_schema(IN_TAGS))], held.is_special)
+    grammar = forced_calls(QWEN3_CODER, [("f", arguments_schema(IN_TAGS))], held.is_special)
     for arguments in (
         {"code": "abc"},
         {"kind": "a", "code": "ab", "at": [1, 2]},
@@ -206,7 +284,7 @@ def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
 )
 def test_what_cannot_be_forced_in_tags_is_refused_by_name(schema: Any, told: str) -> None:
     with pytest.raises(NotForced, match=re.escape(told)):
-        forced(QWEN3_CODER, [("f", schema)], lambda name: False)
+        forced_calls(QWEN3_CODER, [("f", schema)], lambda name: False)
 
 
 def test_in_tgis_way_an_answer_is_a_call_of_one(held: Held) -> None:

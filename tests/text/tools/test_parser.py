@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
 from tests.text.tools.samples import FUNCTIONS, NO_CALLS, SAMPLES, Sample
 from tgi_async.text.tools.events import Arguments, CallBegun, Event, Prose, Thought, merged
-from tgi_async.text.tools.formats import HERMES, JSON, LLAMA3, format_named
-from tgi_async.text.tools.parser import Marks, Parser
+from tgi_async.text.tools.format import Format
+from tgi_async.text.tools.formats import FORMATS, HERMES, JSON, LLAMA3, format_named
+from tgi_async.text.tools.parser import Held, Marks, Parser
 
 THINK = Marks("<think>", "</think>")
 
 
-def read(parser: Parser, pieces: Sequence[str]) -> list[Event]:
+def read(parser: Parser, pieces: Sequence[str], *, truncated: bool = False) -> list[Event]:
     events = [event for piece in pieces for event in parser.feed(piece)]
-    return merged(events + parser.end())
+    return merged(events + parser.end(truncated=truncated))
 
 
 def calls_of(events: Sequence[Event]) -> tuple[tuple[str, str], ...]:
@@ -64,6 +66,71 @@ def test_a_text_cut_off_anywhere_says_the_same_in_one_piece_and_in_many(sample: 
             assert begun[0] == name
             # A value in tags is known when it is whole.
             assert sample.format == "qwen3_coder" or arguments.startswith(begun[1].rstrip())
+
+
+TWO_CALLS = [("searchTool", {"query": "a"}), ("add", {"a": 1})]
+
+
+def cut_off(one: Format, **settings: Any) -> Iterator[tuple[str, list[Event]]]:
+    """Calls that are cut off anywhere, and what is read of them, however the text is cut."""
+    text = one.text(TWO_CALLS)
+    for length in range(len(text)):
+        told = [
+            read(Parser(one, FUNCTIONS, **settings), pieces, truncated=True)
+            for pieces in ([text[:length]], list(text[:length]))
+        ]
+        assert told[0] == told[1]
+        yield text[:length], told[0]
+
+
+@pytest.mark.parametrize("held", ["calls", "either"])
+@pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
+def test_a_call_that_is_cut_off_leaves_no_marks_in_the_answer(one: Format, held: Held) -> None:
+    opening = one.written.begin + one.call("searchTool")
+    named = opening[: opening.index("searchTool") + len("searchTool")]
+    whole = [(name, json.dumps(arguments)) for name, arguments in TWO_CALLS]
+    for text, events in cut_off(one, held=held):
+        calls = calls_of(events)
+        if held == "either" and one.bare and not calls:
+            assert text_of(events) == text  # it may be a text of the other form
+        else:
+            assert text_of(events) == ""
+        # A call is there once its name is whole, with as much of its arguments as was written.
+        assert bool(calls) == (len(text) > len(named))
+        for (name, arguments), (expected, written) in zip(calls, whole, strict=False):
+            assert name == expected
+            assert written.startswith(arguments.rstrip())
+
+
+@pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
+def test_of_a_free_text_that_is_cut_off_a_call_is_left_out_from_its_mark_on(one: Format) -> None:
+    marks = (*one.begin, *one.begin_call)
+    for text, events in cut_off(one):
+        if any(text.startswith(mark) for mark in marks) or calls_of(events):
+            assert text_of(events) == ""
+        else:
+            assert text_of(events) == text
+
+
+def test_what_ends_where_the_model_ended_it_is_no_call_that_was_cut_off() -> None:
+    text = '<tool_call>\n{"name": "searchTool", "argu'
+    assert read(Parser(HERMES, FUNCTIONS), [text]) == [Prose(text)]
+    text = '<tool_call>\n{"name": "rm_rf", "argu'
+    assert read(Parser(HERMES, FUNCTIONS), [text], truncated=True) == [Prose(text)]
+
+
+def test_thoughts_before_a_text_that_is_held_to_calls() -> None:
+    for held in ("calls", "either"):
+        for text, thought, calls in (
+            ("Well, <tool_call>", "Well, <tool_call>", ()),
+            ("Well.</think>\n\n<tool_ca", "Well.", ()),
+            (f"Well.</think>\n\n{CALL}", "Well.", (("add", '{"a": 1}'),)),
+        ):
+            for pieces in ways_to_cut(text):
+                parser = Parser(HERMES, FUNCTIONS, thinking=THINK, opened=True, held=held)
+                events = read(parser, pieces, truncated=True)
+                assert text_of(events, Thought) == thought
+                assert (calls_of(events), text_of(events)) == (calls, "")
 
 
 def test_arguments_come_as_they_are_written() -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Struct, UnsetType, structs
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 from tgi_async.api.field_names import OF_TGI, FieldNames
 from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import U32
-from tgi_async.api.schemas.grammar import ResponseFormat
-from tgi_async.api.schemas.openai import OpenAIRequest, Usage
+from tgi_async.api.schemas.openai import OpenAIRequest, PromptLogprob, Usage
 from tgi_async.api.schemas.tools import (
     CalledFunction,
     FunctionCall,
@@ -22,6 +21,29 @@ from tgi_async.api.schemas.tools import (
     ToolCall,
     ToolCallDelta,
     ToolChoice,
+)
+
+READ_BY_TGI = frozenset(
+    {
+        "messages",
+        "model",
+        "frequency_penalty",
+        "logprobs",
+        "top_logprobs",
+        "max_tokens",
+        "max_completion_tokens",
+        "presence_penalty",
+        "stop",
+        "stream",
+        "stream_options",
+        "seed",
+        "temperature",
+        "top_p",
+        "tools",
+        "tool_prompt",
+        "tool_choice",
+        "response_format",
+    }
 )
 
 
@@ -99,16 +121,29 @@ class MessageBody(Struct, frozen=True, kw_only=True):
     thinking: str | None = None
 
 
-class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
-    """`max_completion_tokens` is OpenAI's newer name of `max_tokens`.
+class Thinking(Struct, frozen=True):
+    """As the makers of GLM, Kimi and DeepSeek have it in their own services."""
 
-    `functions` and `function_call` are its older form of `tools` and `tool_choice`.
-    `tool_prompt` is TGI's: what is said of the tools behind the last message. The last four
-    fields are for the chat template, under the names that vLLM and transformers have.
+    type: Literal["enabled", "disabled"]
+
+
+class Reasoning(Struct, frozen=True, kw_only=True):
+    """OpenRouter's."""
+
+    effort: Annotated[str, Meta(max_length=64)] | float | None = None
+    enabled: bool | None = None
+    exclude: bool | None = None
+
+
+class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
+    """`tool_prompt` is TGI's: what is said of the tools behind the last message. `functions` and
+    `function_call` are OpenAI's older form of `tools` and `tool_choice`.
+
+    The fields after them are for the chat template, under the names that vLLM, transformers and
+    makers of models have.
     """
 
     messages: list[MessageBody]
-    max_completion_tokens: U32 | None = None
     logprobs: bool | None = None
     top_logprobs: U32 | None = None
     tools: list[Tool] | None = None
@@ -117,45 +152,45 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     parallel_tool_calls: bool | None = None
     functions: list[FunctionDefinition] | None = None
     function_call: str | FunctionName | None = None
-    response_format: ResponseFormat | None = None
     documents: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    reasoning_effort: Annotated[str, Meta(max_length=64)] | float | None = None
+    enable_thinking: bool | None = None
+    thinking: Thinking | bool | None = None
+    reasoning: Reasoning | None = None
+    include_reasoning: bool | None = None
 
     @property
-    def most_new_tokens(self) -> U32 | None:
-        """`max_completion_tokens`, under either name."""
-        newer = self.max_completion_tokens
-        return self.max_tokens if newer is None else newer
+    def shows_thoughts(self) -> bool:
+        """Whether the reply has what the model thought."""
+        excluded = self.reasoning is not None and bool(self.reasoning.exclude)
+        return self.include_reasoning is not False and not excluded
 
-    def names(self, limits: Limits) -> FieldNames:
-        """What the client calls the fields; TGI's messages have TGI's names."""
+    def names(self, limits: Limits, form: str | None) -> FieldNames:
+        """What the client calls the fields, `form` that of the grammar; TGI's messages have TGI's
+        names."""
         if limits.strict_tgi:
             return OF_TGI
-        longest = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        return FieldNames("messages", longest, "top_logprobs", "response_format")
+        return FieldNames(
+            "messages", self.most_new_tokens_name, "top_logprobs", form or "response_format"
+        )
 
     def as_tgi_reads_it(self) -> ChatRequest:
         """The body without the fields that TGI ignores, its presence penalty made what TGI makes
         of it: a repetition penalty.
         """
         presence = self.presence_penalty
-        return structs.replace(
-            self,
-            presence_penalty=None,
-            repetition_penalty=None if presence is None else presence + 2.0,
-            n=None,
-            parallel_tool_calls=None,
-            functions=None,
-            function_call=None,
-            logit_bias=None,
-            top_k=None,
-            typical_p=None,
-            min_p=None,
-            watermark=None,
-            ignore_eos=None,
-        )
+        read = dict.fromkeys(self.ignored_by_tgi()) | {
+            "presence_penalty": None,
+            "repetition_penalty": None if presence is None else presence + 2.0,
+        }
+        return structs.replace(self, **read)
+
+    @classmethod
+    def read_by_tgi(cls) -> frozenset[str]:
+        return READ_BY_TGI
 
 
 class TopLogprob(Struct, frozen=True):
@@ -220,6 +255,8 @@ class ChatDelta(Struct, frozen=True, kw_only=True):
 
 
 class ChatCompletion(Struct, frozen=True, kw_only=True):
+    """`prompt_logprobs` are vLLM's, where they are asked for."""
+
     object: Literal["chat.completion"] = "chat.completion"
     id: str
     created: int
@@ -227,9 +264,12 @@ class ChatCompletion(Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
 
 
 class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
+    """`prompt_logprobs` come with the first chunk of the first choice."""
+
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     id: str
     created: int
@@ -237,3 +277,4 @@ class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
     system_fingerprint: str
     choices: list[ChatDelta]
     usage: Usage | None = None
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET

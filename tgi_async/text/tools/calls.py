@@ -39,6 +39,12 @@ class Calls:
         """From where on arguments were not passed on yet."""
         self._broken = False
         """Whether the arguments are no JSON, or cut off: then all up to a mark went with them."""
+        self._name: str | None = None
+        """The function of the call that is being read, once its name is whole."""
+        self._marked = False
+        """Whether a mark stood where calls were looked for last."""
+        self._unfinished = False
+        """Whether the text ended in what may be a call, there."""
         self.firsts = frozenset(
             [mark[0] for mark in format.begin]
             + ([fence[0] for fence in format.fences] + ["{", "["] if format.bare else [])
@@ -59,7 +65,10 @@ class Calls:
         The reader keeps the text from here on.
         """
         f, r = self._format, self._reader
-        marked = (yield from r.literal(f.begin)) is not None
+        self._name = None
+        r.ran_out = False
+        marked = self._marked = (yield from r.literal(f.begin)) is not None
+        self._unfinished = r.ran_out
         fenced = False
         if not marked:
             if not f.bare:
@@ -73,19 +82,41 @@ class Calls:
                 listed = True
                 r.at += 1
                 continue
+            r.ran_out = False
             if not (yield from self._call(marked)):
                 break
+            self._name = None
             r.kept = end = r.at
             if not (yield from self._another(listed)):
                 break
+        self._unfinished = r.ran_out
         if not end:
             return False
+        if self._unfinished and r.truncated:
+            self.take_unfinished()
+            return True
         r.at = end
         if listed:
             yield from self._closing("]")
         if marked or fenced:
             yield from self._closing(*f.end)
         return True
+
+    def is_unfinished(self, *, exclusive: bool) -> bool:
+        """Whether the text was cut off in a call, where none was read last.
+
+        That is sure once its mark is whole or a function is named, and where a text that begins
+        like a mark is a call (`exclusive`).
+        """
+        sure = self._marked or self._name is not None or (exclusive and not self._format.bare)
+        return self._reader.truncated and self._unfinished and sure
+
+    def take_unfinished(self) -> None:
+        """Take the rest of the text, which is a call that was cut off, and begin it if its function
+        is known."""
+        if self._name is not None:
+            self._begin(self._name)
+        self._reader.take_all()
 
     def _another(self, listed: bool) -> Reading[bool]:
         """Whether a further call follows in the same place; what parts the two is taken."""
@@ -102,9 +133,12 @@ class Calls:
         """Take one of these and white space before it, if that is what comes next."""
         r = self._reader
         r.kept = at = r.at
+        r.ran_out = False
         yield from r.skip()
         if (yield from r.literal(marks)) is None:
             r.at = at
+            if r.ran_out and r.truncated:
+                r.take_all()
 
     def _call(self, marked: bool) -> Reading[bool]:
         """Take one call. False: there is none, and `at` is where that shows."""
@@ -133,6 +167,7 @@ class Calls:
                 name = yield from r.string()
                 if name not in self._functions:
                     return False
+                self._name = name
             elif key in _ARGUMENTS_KEYS and name is not None:
                 if not (yield from self._arguments(name)):
                     return False
@@ -188,6 +223,8 @@ class Calls:
         start = r.at
         while (c := (yield from r.next())) and c != "{" and r.at - start < MOST_HEADER:
             r.at += 1
+        if not c:
+            self._name = self._named_in(r.slice(start))
         found = header.fullmatch(r.slice(start)) if c == "{" else None
         if found is None or found["name"] not in self._functions:
             return False
@@ -195,6 +232,15 @@ class Calls:
             return False
         yield from self._closing(*f.end_call)
         return True
+
+    def _named_in(self, header: str) -> str | None:
+        """The function that a header names, cut off behind the name, as the format is written."""
+        written = self._format.written.call
+        for mark in (*self._format.begin_call, *self._format.begin):
+            written = written.removeprefix(mark)
+        before, _, after = written.partition("{name}")
+        name, behind, _ = header.removeprefix(before).partition(after[:1] or "{")
+        return name if behind and header.startswith(before) and name in self._functions else None
 
     def _tagged(self) -> Reading[bool]:
         """A call with its name and its arguments in tags. It counts with the first of these."""
@@ -204,6 +250,7 @@ class Calls:
         if name not in self._functions:
             return False
         assert name is not None
+        self._name = name
         at = r.at
         yield from r.skip()
         if (yield from r.literal([tagged.BEGIN, tagged.END_CALL])) is None:
@@ -216,6 +263,7 @@ class Calls:
     def _arguments(self, name: str) -> Reading[bool]:
         """Take the arguments. False: there are none."""
         r = self._reader
+        self._name = name
         if (yield from r.next()) != "{":
             start = r.at
             told = _told(r.slice(start)) if (yield from r.value()) else None

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tgi_async.text.tools.calls import Calls
 from tgi_async.text.tools.events import Event, Prose, Thought, merged
 from tgi_async.text.tools.format import Format
 from tgi_async.text.tools.reader import SPACE, Reader, Reading
+
+Held = Literal["calls", "either"]
+"""What a grammar may hold a text to."""
 
 _WORD = re.compile(r"[^ \t\n\r]+")
 
@@ -28,10 +31,11 @@ class Parser:
     `functions` may be called, names with schemas of their parameters: whatever looks like a call
     of another is prose, and all is where `format` is None. `thinking` are the marks of the model's
     thoughts, if it has such, which begin in the prompt if `opened`. Without `parallel`, calls after
-    the first one are left out.
+    the first one are left out. `held` is what a grammar holds the text behind the thoughts to, if
+    anything: calls and nothing else, or calls or a text without any.
 
-    Nothing else of the text is dropped but the marks of calls and thoughts, what parts calls, and
-    white space around.
+    Nothing else of the text is dropped but the marks of calls and thoughts, what parts calls, white
+    space around, and a call that was cut off before its function was known.
     """
 
     def __init__(
@@ -42,8 +46,12 @@ class Parser:
         thinking: Marks | None = None,
         opened: bool = False,
         parallel: bool = True,
+        held: Held | None = None,
     ) -> None:
         self._reader = Reader()
+        self._held = held
+        self.in_call = held == "calls"
+        """Whether what came last is a call, or the beginning of one."""
         self._calls = None
         if format is not None:
             self._calls = Calls(self._reader, format, functions, parallel=parallel)
@@ -64,9 +72,9 @@ class Parser:
         self._reader.feed(text)
         return self._go_on()
 
-    def end(self) -> list[Event]:
-        """Nothing follows; what was held back."""
-        self._reader.end()
+    def end(self, *, truncated: bool = False) -> list[Event]:
+        """Nothing follows; what was held back. `truncated`: not because the model ended there."""
+        self._reader.end(truncated=truncated or self._held is not None)
         return self._go_on()
 
     def _go_on(self) -> list[Event]:
@@ -119,29 +127,42 @@ class Parser:
 
     def _prose(self) -> Reading[None]:
         r = self._reader
+        calls, words = self._calls, self._words
         while c := (yield from r.next()):
             if c in SPACE:
                 self._space += c
                 r.at += 1
                 continue
             start = r.at
-            if self._calls is not None and c in self._firsts:
+            if calls is not None and c in self._firsts:
                 r.kept = start
-                if (yield from self._calls.read()):
+                read = yield from calls.read()
+                exclusive = self.in_call or self._held is not None
+                if not read and calls.is_unfinished(exclusive=exclusive):
+                    calls.take_unfinished()
+                    read = True
+                if read:
                     r.kept = None
                     self._take_calls()
                     self._space = ""
-                    self._after_mark = True
+                    self._after_mark = self.in_call = True
+                    if self._held is not None:
+                        self._held = "calls"
                     continue
                 r.at = max(r.at, start + 1)
             else:
-                r.run(self._words)
+                r.run(words)
+            if self._held == "either":
+                calls, words = None, _WORD
             self._say(r.slice(start))
             r.kept = None
         if not self._after_mark:
             self._events.append(Prose(self._space))
 
     def _say(self, text: str) -> None:
+        if self._held == "calls":
+            return
+        self.in_call = False
         space = "" if self._after_mark else self._space
         self._events.append(Prose(space + text))
         self._space = ""

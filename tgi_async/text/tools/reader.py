@@ -39,6 +39,9 @@ class Reader:
         self.at = 0
         self.kept: int | None = None
         """From where on the text is still needed; None: from `at` on."""
+        self.ran_out = False
+        """Whether a character past the end of the text was wanted. Callers reset it."""
+        self.truncated = False
 
     def feed(self, text: str) -> None:
         """More of the text."""
@@ -46,9 +49,10 @@ class Reader:
         self._text = self._text[needed - self._base :] + text
         self._base = needed
 
-    def end(self) -> None:
-        """Nothing follows."""
+    def end(self, *, truncated: bool = False) -> None:
+        """Nothing follows. `truncated`: and it is not the model that ended there."""
         self._ended = True
+        self.truncated = truncated
 
     def slice(self, start: int, end: int | None = None) -> str:
         """The text from `start` to `end`, or to `at`."""
@@ -60,6 +64,7 @@ class Reader:
         place = self.at + ahead
         while place - self._base >= len(self._text):
             if self._ended:
+                self.ran_out = True
                 return ""
             yield
         return self._text[place - self._base]
@@ -68,6 +73,10 @@ class Reader:
         """Take as much of what has come as `pattern` matches, which takes any part of a run."""
         if found := pattern.match(self._text, self.at - self._base):
             self.at = found.end() + self._base
+
+    def take_all(self) -> None:
+        """Take all that has come."""
+        self.at = self._base + len(self._text)
 
     def skip(self, characters: str = SPACE) -> Reading[None]:
         """Take all that are among `characters`."""

@@ -57,8 +57,9 @@ def parameters(reader: Reader, schema: Any, argue: Callable[[str], None]) -> Rea
         argue(f"{begun}{json.dumps(name, ensure_ascii=False)}: ")
         begun = ", "
         yield from _value(r, _types(_property(schema, name), schema), argue)
-    if (yield from r.next()) or mark == END_CALL:
-        argue("{}" if begun == "{" else "}")  # it is not cut off
+    rest = yield from r.next()
+    if mark == END_CALL or not r.truncated or (rest and not r.ran_out):
+        argue("{}" if begun == "{" else "}")
 
 
 def tag_name(reader: Reader) -> Reading[str | None]:
@@ -81,22 +82,28 @@ def _value(r: Reader, types: set[str], argue: Callable[[str], None]) -> Reading[
     r.kept = start = r.at
     yield from r.until([END, BEGIN, END_CALL])
     text = r.slice(start)
-    argue(_told(text.removesuffix("\n"), types))
+    if not r.truncated or (yield from r.next()):
+        argue(_told(text.removesuffix("\n"), types))
     yield from r.literal([END])
 
 
 def _string(r: Reader, argue: Callable[[str], None]) -> Reading[None]:
     """Strings may be whole files, so they are passed on as they come."""
     argue('"')
+    r.ran_out = False
     while c := (yield from r.next()):
         if c in "\n<" and (yield from r.literal(["\n" + END, END])) is not None:
             argue('"')
             return
+        if r.ran_out and r.truncated:
+            return  # what is left begins like the mark
         start = r.at
         r.at += 1
         r.run(_PLAIN)
         r.kept = None
         argue(json.dumps(r.slice(start), ensure_ascii=False)[1:-1])
+    if not r.truncated:
+        argue('"')
 
 
 def _told(text: str, types: set[str]) -> str:
@@ -177,6 +184,13 @@ def forced(schema: Any, text: Terms) -> Grammar:
         part = terms.Sequence([*text(f"{BEGIN}{name}>\n"), *_forced(name, given, schema, text)])
         parts.append(part if name in required else terms.Repeat(part, 0, 1))
     return terms.Sequence(parts)
+
+
+def any_arguments(text: Terms) -> Grammar:
+    """Any arguments, in tags."""
+    name = terms.Regex(rf"[^>\n]{{1,{MOST_NAME}}}")
+    value = _any_text("(?s:.*)", text(f"\n{END}\n"))
+    return terms.Repeat(terms.Sequence([*text(BEGIN), name, *text(">\n"), *value]))
 
 
 def _forced(name: str, given: Any, root: dict[str, Any], text: Terms) -> list[Grammar]:

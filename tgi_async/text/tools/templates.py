@@ -14,11 +14,16 @@ from tgi_async.text.tools.format import Format
 from tgi_async.text.tools.formats import format_of
 from tgi_async.text.tools.parser import Marks
 
+THINKING_VARIABLES = frozenset(
+    {"enable_thinking", "thinking", "reasoning_effort", "thinking_budget"}
+)
+"""Variables that clients send to any model, whether its template reads them or not."""
+
 THOUGHTS = (Marks("<think>", "</think>"), Marks("[THINK]", "[/THINK]"))
 
 _CODE = re.compile(r"\{[%{](.*?)[%}]\}", re.DOTALL)
 _STRING = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
-_VARIABLE = re.compile(r"(?<![\w.])(tools|xml_tools)\b")
+_VARIABLE = re.compile(rf"(?<![\w.])(tools|xml_tools|{'|'.join(sorted(THINKING_VARIABLES))})\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +32,14 @@ class Traits:
 
     `tools_variable`: under which name they read tools; SmolLM3's has one of its own. None: nowhere.
     `shows_calls`: whether the calls of earlier messages are shown, be it with all of a message.
+    `thinking_variables`: those of `THINKING_VARIABLES` that they read.
     """
 
     format: Format
     thoughts: Marks | None
     tools_variable: Literal["tools", "xml_tools"] | None
     shows_calls: bool
+    thinking_variables: frozenset[str]
 
     @classmethod
     def of(cls, sources: Collection[str]) -> Traits:
@@ -54,6 +61,7 @@ class Traits:
             shows_calls=any(
                 "tool_calls" in source or "content" not in source for source in sources
             ),
+            thinking_variables=THINKING_VARIABLES.intersection(read),
         )
 
 
