@@ -319,11 +319,11 @@ def test_stop_of_completions(call: Any) -> None:
     [
         (CHAT, chat(temperature=-1), "`temperature` must be strictly positive"),
         (CHAT, chat(messages="none"), "messages"),
-        (CHAT, chat(top_logprobs=50), "`top_logprobs` must be >= 0 and <= 5"),
+        (CHAT, chat(top_logprobs=50), "`top_logprobs` must be >= 0 and <= 20"),
         (CHAT, chat(max_tokens=100_000, n=10), "`n` must be > 0 and <= 8"),
         (COMPLETE, completion(top_p=2), "`top_p` must be > 0.0 and < 1.0"),
         (COMPLETE, completion(suffix="."), "Suffix is not supported"),
-        (COMPLETE, completion(prompt=["a"] * 5), "maximum allowed batch size of 4"),
+        (COMPLETE, completion(prompt=["a"] * 33), "maximum allowed batch size of 32"),
     ],
 )
 def test_what_is_refused(
