@@ -302,7 +302,8 @@ class EndsTwice(Core):
 class ScoresPromptsTwice(Core):
     def _score(self, request: Request, scored: PromptLogprobs, events: list[Event]) -> None:
         if request.status is not Status.ENDED:
-            events.append(PromptEvent(request, scored.start, scored.logprobs, scored.top))
+            start, logprobs = scored.start, scored.logprobs
+            events.append(PromptEvent(request, start, logprobs, scored.top, scored.ranks))
 
 
 # -- fairness -----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from tests.api.fake_engine import EOS, words
 from tgi_async.errors import GenerationError
 from tgi_async.generation import Token, TopToken
 from tgi_async.grammar.grammar import Json, Regex, decode
+from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.sampling_defaults import SamplingDefaults
 
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -203,6 +204,10 @@ async def test_text_parts_are_joined(client, engine, tokenizer):
     assert "user\nHello<" in tokenizer.decode(engine.requests[0].prompt, skip_special_tokens=False)
 
 
+TEXT = {"type": "text", "text": "a"}
+INPUT = {"type": "input_text", "text": "Hi"}
+
+
 @pytest.mark.parametrize(
     ("message", "told"),
     [
@@ -220,6 +225,49 @@ async def test_text_parts_are_joined(client, engine, tokenizer):
 async def test_messages_that_cannot_be_shown_are_refused(client, message, told):
     response = await client.post("/v1/chat/completions", json={"messages": [message]})
     assert told in refusal(response)
+
+
+class TestHistory:
+    """Earlier answers come back in the form of whatever client or server they are from."""
+
+    @pytest.fixture
+    def chat_template(self):
+        template = ChatTemplate(
+            "{% for m in messages %}[{{ m.role }}|{{ m.reasoning_content }}|{{ m.content }}]"
+            "{% endfor %}",
+            {},
+        )
+        yield template
+        template.close()
+
+    @pytest.mark.parametrize(
+        ("message", "shown"),
+        [
+            ({"content": "a", "reasoning_content": "t"}, "[assistant|t|a]"),
+            ({"content": "a", "reasoning": "t"}, "[assistant|t|a]"),
+            ({"content": "a", "thinking": "t"}, "[assistant|t|a]"),
+            ({"content": None, "reasoning": "t"}, "[assistant|t|]"),
+            ({"content": None, "refusal": "no"}, "[assistant||no]"),
+            ({"content": "a", "refusal": None, "function_call": None}, "[assistant||a]"),
+            ({"content": [{"type": "refusal", "refusal": "no"}]}, "[assistant||no]"),
+            ({"content": [{"type": "output_text", "text": "a"}]}, "[assistant||a]"),
+            (
+                {"content": [{"type": "thinking", "thinking": "t", "signature": "x"}, TEXT]},
+                "[assistant|t|a]",
+            ),
+            (
+                {"content": [{"type": "thinking", "thinking": [TEXT, TEXT]}, TEXT]},
+                "[assistant|aa|a]",
+            ),
+            ({"content": [{"type": "reasoning", "text": "t"}]}, "[assistant|t|]"),
+        ],
+    )
+    async def test_is_understood(self, client, engine, tokenizer, message, shown):
+        messages = [{"role": "assistant", **message}, {"role": "user", "content": [INPUT]}]
+        response = await client.post("/v1/chat/completions", json={"messages": messages})
+        assert response.status_code == 200, response.text
+        prompt = tokenizer.decode(engine.requests[0].prompt, skip_special_tokens=False)
+        assert prompt == f"{shown}[user||Hi]"
 
 
 async def test_an_assistant_message_at_the_end_is_continued(client, engine, tokenizer):

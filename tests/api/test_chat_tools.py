@@ -289,6 +289,53 @@ class TestChoice:
         response = await api.chat("Hi", tools=[], tool_choice=choice)
         assert "no `tools` to call" in refusal(response)
 
+    @pytest.mark.parametrize(
+        ("choice", "as_if"),
+        [
+            ("any", "required"),
+            ({"type": "any"}, "required"),
+            ({"type": "function", "name": "get_time"}, NAMED),
+        ],
+    )
+    async def test_other_words_for_the_same(self, api, engine, choice, as_if):
+        for tool_choice in (choice, as_if):
+            response = await api.chat("Hi", tools=TOOLS, tool_choice=tool_choice)
+            assert response.status_code == 200
+        first, second = engine.requests
+        assert first.grammar == second.grammar != ""
+
+    async def test_a_function_may_be_called_any(self, api, engine):
+        tools = [WEATHER, {"type": "function", "function": {"name": "any"}}]
+        for choice in ("any", {"type": "function", "function": {"name": "any"}}):
+            await api.chat("Hi", tools=tools, tool_choice=choice)
+        first, second = engine.requests
+        assert first.grammar == second.grammar
+
+    @pytest.mark.parametrize("flat", [False, True])
+    async def test_allowed_tools_are_the_only_ones(self, api, engine, tokenizer, flat):
+        def allowed(mode, *tools):
+            config = {"mode": mode, "tools": list(tools)}
+            return {"type": "allowed_tools", **(config if flat else {"allowed_tools": config})}
+
+        named = {"type": "function", "name": "get_time"} if flat else NAMED
+        writes(engine, TWO_CALLS)
+        response = await api.chat("Hi", tools=TOOLS, tool_choice=allowed("auto", named))
+        assert functions(response.json()["choices"][0]["message"]) == [("get_time", {})]
+        assert "get_weather" not in prompt_of(engine, tokenizer)
+        assert engine.requests[-1].grammar == ""
+        for tools, choice in ((TOOLS, allowed("required", named)), ([TIME], "required")):
+            await api.chat("Hi", tools=tools, tool_choice=choice)
+        assert engine.requests[-1].grammar == engine.requests[-2].grammar != ""
+        response = await api.chat("Hi", tools=TOOLS, tool_choice=allowed("auto"))
+        assert "tool_calls" not in response.json()["choices"][0]["message"]
+        assert engine.requests[-1].grammar == ""
+        assert "allows no tool" in refusal(
+            await api.chat("Hi", tools=TOOLS, tool_choice=allowed("required"))
+        )
+        unknown = {"type": "function", "function": {"name": "f"}}
+        response = await api.chat("Hi", tools=TOOLS, tool_choice=allowed("auto", named, unknown))
+        assert refusal(response) == "Tool error: Tool with name f not found"
+
     async def test_too_many_tools_are_refused(self, api):
         many = [{"type": "function", "function": {"name": f"f{i}"}} for i in range(129)]
         response = await api.chat("Hi", tools=many)
@@ -466,6 +513,26 @@ class TestPrompt:
         prompt = prompt_of(engine, tokenizer)
         assert '"name": "get_time"' in prompt
         assert "<|im_start|>tool\n12:00" in prompt
+
+    async def test_an_id_that_is_null_is_one_that_is_left_out(self, client, engine, tokenizer):
+        """aichat sends it so."""
+        function = {"name": "get_time", "arguments": "{}"}
+        prompts = []
+        for left_out in ({}, {"id": None, "type": None}):
+            messages = [
+                {"role": "user", "content": "Time?"},
+                {"role": "assistant", "tool_calls": [{**left_out, "function": function}]},
+                {
+                    "role": "tool",
+                    "content": "12:00",
+                    **({"tool_call_id": None} if left_out else {}),
+                },
+            ]
+            body = {"messages": messages, "tools": TOOLS}
+            assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+            prompts.append(prompt_of(engine, tokenizer))
+            engine.requests.clear()
+        assert prompts[0] == prompts[1]
 
 
 class TestOfATemplateWithoutTools:

@@ -238,7 +238,7 @@ class TestRules:
         [
             ("temperature", -1, "`temperature` must be strictly positive"),
             ("frequency_penalty", 2.01, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
-            ("top_p", 0, "`top_p` must be > 0.0 and < 1.0"),
+            ("top_p", -0.5, "`top_p` must be > 0.0 and < 1.0"),
             ("top_p", 2, "`top_p` must be > 0.0 and < 1.0"),
             ("max_tokens", 0, "`max_new_tokens` must be strictly positive"),
             ("stop", ["a", "b", "c"], "`stop` supports up to 2 stop sequences. Given: 3"),

@@ -29,6 +29,16 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
             {"tool_choice": {"type": "function", "function": {}}},
             "tool_choice.function: Object missing required field `name`",
         ),
+        (
+            {"tool_choice": {"type": "allowed_tools"}},
+            "tool_choice: Object missing required field `allowed_tools`",
+        ),
+        (
+            {"tool_choice": {"type": "allowed_tools", "mode": "none", "tools": []}},
+            "tool_choice.mode: Invalid enum value 'none'",
+        ),
+        ({"functions": [{}]}, "functions[0]: Object missing required field `name`"),
+        ({"function_call": {}}, "function_call: Object missing required field `name`"),
         ({"tool_prompt": []}, "tool_prompt: Expected `str | null`, got `array`"),
     ],
 )

@@ -88,6 +88,19 @@ class TestFinding:
         few = [{"role": "user", "content": ""}] * (MOST_OBJECTS - 10)
         assert paths({"messages": [*few, {"foo": 1}]}) == ["messages.foo"]
 
+    def test_white_space_around_a_body_changes_nothing(self):
+        body = b' \r\n\t{"foo" : 1 , "messages": [ { "bar":1 } ] } '
+        assert list(unknown_fields(body, ChatRequest)) == ["foo", "messages.bar"]
+
+    @pytest.mark.parametrize(
+        "part", [rb'"modalities": 1e999', b'"modalities": "\xff"', b'"\xff": 1']
+    )
+    async def test_what_a_decoder_passes_over_breaks_nothing(self, client, part):
+        body = b'{"messages": [{"role": "user", "content": "Hi"}], ' + part + b"}"
+        headers = {"content-type": "application/json"}
+        response = await client.post("/v1/chat/completions", content=body, headers=headers)
+        assert response.status_code == 400
+
     def test_a_name_may_be_anything(self):
         assert paths({"\n": 1, "": 1, "ü": 1}) == ["\n", "", "ü"]
 

@@ -6,14 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.clients.suites.full_server import ROWS
 from tests.integration.server import Server
 from workers.models.embedded import find_gguf
 from workers.models.errors import ModelUnavailable
 
 API_KEY = "a key that clients must send"
-FLAGS = ("--dtype", "float32", "--max-concurrent-requests", "8", "--max-best-of", "9")
-"""In float32 a text is the same in every batch. More generations than may run at once can be asked
-for in one request, which is how a suite meets an overloaded server."""
+FLAGS = (
+    *("--dtype", "float32"),
+    *("--max-concurrent-requests", str(ROWS), "--max-queued-requests", "0"),
+)
+"""In float32 a text is the same in every batch. Nothing waits, so that a suite can meet a server
+that has no room."""
 
 
 def pytest_configure(config: pytest.Config) -> None:

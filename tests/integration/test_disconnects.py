@@ -20,7 +20,7 @@ pytestmark = pytest.mark.model
 
 N_CLIENTS = 200
 AT_ONCE = 64
-"""More than the server takes: some of them are told 429, or leave while they are."""
+"""More than the server runs at once: some of them leave while they wait in its queue."""
 LONG = {"max_new_tokens": 400, "ignore_eos": True}
 GAUGES = ("tgi_batch_current_size", "tgi_queue_size", "tgi_async_used_blocks")
 

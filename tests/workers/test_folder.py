@@ -112,6 +112,17 @@ def test_the_config_may_name_the_file(tmp_path: Path) -> None:
     assert safetensors_files(folder) == ["mine.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["../m/model.safetensors", "/etc/passwd"])
+def test_a_weight_file_is_in_the_folder(tmp_path: Path, name: str) -> None:
+    files = model_files()
+    files["config.json"] = json.dumps({"transformers_weights": name}).encode()
+    with pytest.raises(ModelUnavailable, match=r"its config\.json names .* not in the folder"):
+        examined(tmp_path / "m", files)
+
+    with pytest.raises(ModelUnavailable, match=r"index\.json names .* not in the folder"):
+        examined(tmp_path / "n", shards(SHARDS[0]) | {INDEX: index(a=name)})
+
+
 @pytest.mark.parametrize("name", ["params.json", "consolidated.safetensors"])
 def test_the_layout_of_the_makers_is_named(tmp_path: Path, name: str) -> None:
     files = {name: b"{}", "tokenizer.model": b""}

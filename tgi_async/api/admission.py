@@ -87,7 +87,8 @@ class Turnover:
         if not crowded and now > self._next:
             # Rows that nobody waits for say nothing of how fast they could be had.
             self._releases.clear()
-        self._releases.append((now, n_rows))
+        else:
+            self._releases.append((now, n_rows))
 
     def refused(self, n_rows: int) -> int:
         """In how many seconds a client should come back that asked for so many rows.
@@ -97,6 +98,7 @@ class Turnover:
         now = time.monotonic()
         rate = self._rate(now)
         if not rate:
+            self._next = now + UNKNOWN_SECONDS
             return UNKNOWN_SECONDS
         self._next = min(max(now, self._next) + n_rows / rate, now + MOST_SECONDS)
         return max(FEWEST_SECONDS, math.ceil(self._next - now))

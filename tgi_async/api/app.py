@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -24,6 +23,7 @@ from tgi_async.api.request_id import RequestIds
 from tgi_async.api.routes import routes
 from tgi_async.api.service import Service
 from tgi_async.errors import MethodNotAllowed, NotFound, ServerError
+from tgi_async.fair_threads import FairThreads
 from tgi_async.grammar.vetting import Vetting
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
@@ -63,7 +63,7 @@ def create_app(
         compute_type=compute_type or os.environ.get("COMPUTE_TYPE", "cpu"),
         admission=Admission(engine, limits),
         tokenize_permits=Permits(limits.max_concurrent_requests),
-        pool=ThreadPoolExecutor(limits.validation_workers, thread_name_prefix="text"),
+        pool=FairThreads(limits.validation_workers, "text"),
         vetting=vetting,
         chat_stop_token_ids=chat_stop_token_ids,
     )

@@ -1,4 +1,4 @@
-"""Words that a text does not have, as sequences of tokens: what vLLM calls `bad_words`."""
+"""`bad_words` as vLLM has them: words to sequences of tokens that are not generated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_WORDS = MAX_BANS // 2
 
 
 async def banned_of(service: Service, body: OpenAIRequest) -> list[list[int]]:
-    """The sequences of tokens whose last one is not sampled behind the others.
+    """Return the sequences of tokens whose last one is not sampled behind the others.
 
     Raises:
         ValidationError: there are too many words, or one of them is no tokens, or too many.
@@ -27,7 +27,7 @@ async def banned_of(service: Service, body: OpenAIRequest) -> list[list[int]]:
 
 
 def _sequences(tokenizer: Tokenizer, words: list[str]) -> list[list[int]]:
-    """As in vLLM: a word at the beginning of a text, and where it differs, one behind a space."""
+    """Tokenize each word as it is and, where that gives another first token, behind a space."""
     found: list[list[int]] = []
     for word in dict.fromkeys(words):
         bare = word.lstrip()

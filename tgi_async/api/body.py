@@ -107,7 +107,7 @@ async def _read(receive: Receive, limit: int, too_long: BodyRefused) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def decode_json(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+def decode_json(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw) -> T:
     """Decode `body`.
 
     Raises:

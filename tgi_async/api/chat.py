@@ -6,6 +6,7 @@ from msgspec import structs
 
 from tgi_async.api.bad_words import banned_of
 from tgi_async.api.chat_answer import ChatAnswer
+from tgi_async.api.chat_functions import with_tools
 from tgi_async.api.chat_like_tgi import call_like_tgi
 from tgi_async.api.chat_prompt import prompt_of
 from tgi_async.api.chat_thinking import unread_fields
@@ -33,6 +34,7 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
         body = body.as_tgi_reads_it()
     else:
         refuse_unsupported(exchange.unknown, exchange.ignored)
+    body = with_tools(body)
     offer = offer_of(body, strict_tgi=strict)
     n = body.n_choices(service.limits)
     body.check_own(service.limits)

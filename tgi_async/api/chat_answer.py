@@ -63,6 +63,7 @@ class ChatAnswer:
         self._n_thought = 0
         """Those of them that were thoughts."""
         self._reader = reader
+        self._older = body.functions is not None
         self._choices: dict[int, _Choice] = {}
         """Those of a stream, by their index."""
         self._with_logprobs = bool(body.logprobs)
@@ -104,7 +105,9 @@ class ChatAnswer:
         The first of a choice has the role; in TGI all have.
         """
         self.n_streamed += len(emitted.tokens)
-        choice = self._choices.setdefault(index, self._begun())
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = self._begun()
         reason = emitted.finish_reason
         events = self._read(choice, emitted.tokens, reason)
         if not events and reason is None and not self._with_logprobs:
@@ -151,7 +154,7 @@ class ChatAnswer:
         return events
 
     def _begun(self) -> _Choice:
-        return _Choice(self._reader, shows_thoughts=self._shows_thoughts)
+        return _Choice(self._reader, shows_thoughts=self._shows_thoughts, older=self._older)
 
     def _prompt_logprobs(self) -> list[dict[int, PromptLogprob] | None] | UnsetType:
         """Those of the prompt, once, if they are wanted."""
@@ -172,7 +175,9 @@ class ChatAnswer:
 
     def _reason(self, choice: _Choice, reason: FinishReason) -> str:
         told = finish_reason_of(reason, strict_tgi=self._strict)
-        return "tool_calls" if choice.n_calls and told == "stop" else told
+        if choice.n_calls and told == "stop":
+            return "function_call" if self._older else "tool_calls"
+        return told
 
     def logprobs(self, tokens: Sequence[Token]) -> Logprobs | None:
         """Those of the tokens, if they are wanted."""
@@ -197,10 +202,13 @@ def _model_of(body: ChatRequest, limits: Limits) -> str:
 
 
 class _Choice:
-    """One answer as it is read."""
+    """One answer as it is read. `older`: its call is told in OpenAI's older form."""
 
-    def __init__(self, reader: AnswerReader | None, *, shows_thoughts: bool = True) -> None:
+    def __init__(
+        self, reader: AnswerReader | None, *, shows_thoughts: bool = True, older: bool
+    ) -> None:
         self._shows_thoughts = shows_thoughts
+        self._older = older
         self._parser = None if reader is None else reader.parser()
         self._short_ids = reader is not None and reader.short_ids
         self.n_calls = 0
@@ -238,17 +246,15 @@ class _Choice:
                 calls[-1][1].append(one.text)
         content = _text(events, Prose)
         in_call = bool(calls) or (self._parser is not None and self._parser.in_call)
+        functions = [
+            FunctionCall(name=name, arguments="".join(arguments)) for name, arguments in calls
+        ]
+        tool_calls = [ToolCall(id=self._call_id(), function=one) for one in functions]
         return AssistantMessage(
             content=None if in_call and not content else content,
             reasoning_content=_text(events, Thought) or UNSET,
-            tool_calls=[
-                ToolCall(
-                    id=self._call_id(),
-                    function=FunctionCall(name=name, arguments="".join(arguments)),
-                )
-                for name, arguments in calls
-            ]
-            or UNSET,
+            tool_calls=UNSET if self._older else tool_calls or UNSET,
+            function_call=functions[0] if self._older and functions else UNSET,
         )
 
     def delta(self, events: Sequence[Event], *, shows_role: bool) -> AssistantDelta:
@@ -267,20 +273,25 @@ class _Choice:
             elif isinstance(one, Arguments):
                 arguments[index] = arguments.get(index, "") + one.text
         content, thoughts = _text(events, Prose), _text(events, Thought)
+        functions = {
+            place: FunctionCallDelta(name=names.get(place, UNSET), arguments=piece)
+            for place, piece in arguments.items()
+        }
+        tool_calls = [
+            ToolCallDelta(
+                index=place,
+                id=self._call_id() if place in names else UNSET,
+                type="function" if place in names else UNSET,
+                function=function,
+            )
+            for place, function in functions.items()
+        ]
         return AssistantDelta(
             content=UNSET if (arguments or thoughts) and not content else content,
             role=role,
             reasoning_content=thoughts or UNSET,
-            tool_calls=[
-                ToolCallDelta(
-                    index=place,
-                    id=self._call_id() if place in names else UNSET,
-                    type="function" if place in names else UNSET,
-                    function=FunctionCallDelta(name=names.get(place, UNSET), arguments=piece),
-                )
-                for place, piece in arguments.items()
-            ]
-            or UNSET,
+            tool_calls=UNSET if self._older else tool_calls or UNSET,
+            function_call=functions.get(0, UNSET) if self._older else UNSET,
         )
 
     def _call_id(self) -> str:

@@ -14,7 +14,7 @@ SWITCHES = ("enable_thinking", "thinking")
 
 
 def thinking_variables(body: ChatRequest) -> dict[str, Any]:
-    """Variables of the template. An effort turns thinking on, or off where it is "none".
+    """Return variables for the template. An effort turns thinking on, "none" turns it off.
 
     Raises:
         ValidationError: two fields contradict each other.
@@ -35,7 +35,7 @@ def thinking_variables(body: ChatRequest) -> dict[str, Any]:
 
 
 def unread_fields(template: ChatTemplate, body: ChatRequest) -> list[str]:
-    """The fields about thinking that have no effect: the template reads none of their variables."""
+    """Return the fields about thinking whose variables the template does not read."""
     read = template.traits.thinking_variables
     kwargs = THINKING_VARIABLES.intersection(body.chat_template_kwargs or ())
     unread = [f"chat_template_kwargs.{name}" for name in sorted(kwargs - read)]
@@ -47,7 +47,7 @@ def unread_fields(template: ChatTemplate, body: ChatRequest) -> list[str]:
 
 
 def _wishes(body: ChatRequest) -> list[tuple[str, bool | str | float]]:
-    """Fields that say how much, or whether at all."""
+    """Return the fields that are given, with how much to think or whether at all."""
     thinking, reasoning = body.thinking, body.reasoning
     if isinstance(thinking, Thinking):
         thinking = thinking.type == "enabled"

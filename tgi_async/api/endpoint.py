@@ -22,6 +22,7 @@ from tgi_async.api.service import Service
 from tgi_async.api.unknown_fields import unknown_fields
 from tgi_async.api.unsupported import ignored
 from tgi_async.errors import ServerError
+from tgi_async.fair_threads import CLIENT
 
 T = TypeVar("T")
 Handler = Callable[[Service, T, Exchange], Awaitable[None]]
@@ -82,6 +83,7 @@ class Endpoint(Generic[T]):
             await asyncio.gather(work, gone, return_exceptions=True)
 
     async def _work(self, body: T, exchange: Exchange) -> None:
+        CLIENT.set(exchange.peer)
         count = self._service.metrics if self._counted else None
         if count:
             count.request_received()

@@ -73,7 +73,7 @@ class Exchange:
         self.unknown: Unknown = {}
         """The fields of the body that its schema does not have."""
         self.ignored: list[str] = []
-        """The names of fields that have no effect, for the reply to tell."""
+        """Names of fields that have no effect."""
         self.started = time.monotonic()
         self.streaming = False
         self.finished = False
@@ -100,7 +100,7 @@ class Exchange:
             (b"content-type", content_type),
             (b"content-length", str(len(body)).encode()),
             *headers,
-            *self._told_ignored(),
+            *self._ignored_header(),
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
         self.finished = True
@@ -123,7 +123,7 @@ class Exchange:
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
             *headers,
-            *self._told_ignored(),
+            *self._ignored_header(),
         ]
         self._last_write = time.monotonic()
         self._late_head = head
@@ -131,10 +131,10 @@ class Exchange:
             await self._send_head()
 
     def ignore(self, names: Iterable[str]) -> None:
-        """Have the reply tell that these fields of the request had no effect."""
+        """Name these fields of the request in the header `x-tgi-ignored` of the reply."""
         self.ignored += [name for name in names if name not in self.ignored]
 
-    def _told_ignored(self) -> HeaderList:
+    def _ignored_header(self) -> HeaderList:
         return [(HEADER, header_value(self.ignored))] if self.ignored else []
 
     async def write(self, events: bytes) -> None:

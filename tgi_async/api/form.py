@@ -1,4 +1,4 @@
-"""What a text is to be held to, from whichever field of an OpenAI route says so."""
+"""The grammar that a text must follow, from whichever field of an OpenAI route has it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tgi_async.errors import ValidationError
 OUR_WHITESPACE = frozenset(
     {"[ ]?", " ?", "[ ]*", " *", r"\s*", r"\s?", r"[\n ]?", r"[\n ]*", r"[\n\t ]*", r"[ \t\n\r]*"}
 )
-"""Patterns of white space between the parts of a JSON text that ours satisfies: none, and one space
-behind a comma and a colon."""
+"""Patterns of white space in JSON that our texts match: none, or one space behind a comma or a
+colon."""
 
 
 class Form(NamedTuple):
@@ -34,10 +34,10 @@ class Form(NamedTuple):
 
 
 def form_of(body: OpenAIRequest) -> Form | None:
-    """None where the text is free.
+    """Return the grammar, or None where the text is free.
 
     Raises:
-        ValidationError: two fields say something, or one wants what is not supported.
+        ValidationError: two fields have one, or a field is not supported.
     """
     found: list[Form] = []
 
@@ -69,7 +69,7 @@ def form_of(body: OpenAIRequest) -> Form | None:
 
 
 def _structured(given: StructuredOutputs | None) -> list[Form]:
-    """vLLM's `structured_outputs`; none where no kind is given."""
+    """Return what vLLM's `structured_outputs` has, at most one."""
     if given is None:
         return []
     schema = {"type": "object"} if given.json_object else None
@@ -103,7 +103,7 @@ def _structured(given: StructuredOutputs | None) -> list[Form]:
 
 
 def _closed(schema: Any) -> Any:
-    """A schema whose objects have no other properties than those it lists, unless it says so."""
+    """Return the schema with `additionalProperties: false` where it lists properties."""
     if isinstance(schema, list):
         return [_closed(one) for one in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""Telling that fields of a request have no effect: to its client, in the log, and by a count."""
+"""Report fields of requests that have no effect: in a header, in the log, and by a count."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MORE = "..."
 
 
 def header_value(names: Iterable[str]) -> bytes:
-    """The names with commas between; where there are more than fit, three dots at the end."""
+    """Join the names with commas; three dots stand for those that do not fit."""
     value = ""
     for name in dict.fromkeys(map(_shown, names)):
         added = f", {name}" if value else name
@@ -33,14 +33,14 @@ def header_value(names: Iterable[str]) -> bytes:
 
 
 class IgnoredFields:
-    """Counts them, and logs each name once."""
+    """Count them, and log each name once."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._logged: set[str] = set()
 
     def note(self, names: Sequence[str]) -> None:
-        """A request had fields of these names."""
+        """Record the ignored fields of a request."""
         if not names:
             return
         self._metrics.fields_ignored(len(names))
@@ -56,7 +56,7 @@ class IgnoredFields:
 
 
 def _shown(name: str) -> str:
-    """A name in letters that do no harm in a header or a log."""
+    """Return a name with only letters that are safe in a header and a log."""
     shown = _STRANGE.sub("?", name[: MOST_CHARACTERS + 1])
     if len(shown) <= MOST_CHARACTERS:
         return shown

@@ -20,20 +20,20 @@ class RankedScores(PromptScores, Protocol):
 def prompt_logprobs_of(
     tokenizer: Tokenizer, prompt: Sequence[int], scores: RankedScores, n: int
 ) -> list[dict[int, PromptLogprob] | None]:
-    """At each place the token that is there and the `n` likeliest ones, by their ids.
+    """Return the token at each place and the `n` likeliest ones, by their ids.
 
-    Nothing comes before the first token, so it has none.
+    The first is None: nothing comes before it.
     """
     tops = scores.prompt_top_tokens or [()] * len(prompt)
-    told: list[dict[int, PromptLogprob] | None] = []
+    found: list[dict[int, PromptLogprob] | None] = []
     for id, logprob, rank, top in zip(
         prompt, scores.prompt_logprobs, scores.prompt_ranks, tops, strict=True
     ):
         if logprob is None:
-            told.append(None)
+            found.append(None)
             continue
         at = {id: PromptLogprob(told_logprob(logprob), rank, tokenizer.token_text(id))}
         for place, one in enumerate(top[:n], 1):
             at.setdefault(one.id, PromptLogprob(told_logprob(one.logprob), place, one.text))
-        told.append(at)
-    return told
+        found.append(at)
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import ParamSpec, TypeVar
@@ -56,7 +56,7 @@ class Service:
     compute_type: str
     admission: Admission
     tokenize_permits: Permits
-    pool: ThreadPoolExecutor
+    pool: Executor
     vetting: Vetting | None = None
     """None: no request may have a grammar."""
     chat_stop_token_ids: tuple[int, ...] = ()

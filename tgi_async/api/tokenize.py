@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tgi_async.api.body import Shapes
+from tgi_async.api.chat_functions import with_tools
 from tgi_async.api.chat_prompt import prompt_of
 from tgi_async.api.chat_tools import offer_of
 from tgi_async.api.exchange import Exchange, encode
@@ -66,8 +67,9 @@ async def _text(service: Service, body: PromptTokenizeRequest | ChatTokenizeRequ
     if isinstance(body, PromptTokenizeRequest):
         return body.prompt
     refuse_unbuilt(chat_template=body.chat_template)
-    offer = offer_of(body, strict_tgi=service.limits.strict_tgi)
-    return await prompt_of(service, body, offer)
+    chat = with_tools(body)
+    offer = offer_of(chat, strict_tgi=service.limits.strict_tgi)
+    return await prompt_of(service, chat, offer)
 
 
 def _encoded_tokens(service: Service, text: str) -> bytes:

@@ -1,7 +1,7 @@
 """The fields of a body that its schema does not have.
 
-A decoder of types passes over them. They are found by going through the body once more, along the
-types: only objects of the schema are opened, everything else is skipped as it is.
+A typed decoder passes over them. The body is walked once more, along the types: objects of the
+schema are opened, everything else is skipped as it is.
 """
 
 from __future__ import annotations
@@ -13,25 +13,34 @@ from typing import Any
 import msgspec
 from msgspec import Raw, inspect
 
-MOST_FIELDS = 200
-"""Of one body that are told of."""
-MOST_OBJECTS = 2000
-"""That are opened in one body: some 10 ms. What comes later is not looked at."""
+from tgi_async.api.body import decode_json
 
-Unknown = dict[str, Raw]
-"""Values by path, such as `messages.content.foo`, which has no places in lists. A field that is
-null asks for nothing, and is left out."""
+MOST_FIELDS = 200
+"""Of one body that are reported."""
+MOST_OBJECTS = 2000
+"""That are opened in one body, which takes some 10 ms. Later ones are not looked at."""
+
+MOST_BYTES = 64
+"""Of a value that is kept."""
+
+Unknown = dict[str, bytes]
+"""Values, as JSON, by path such as `messages.content.foo`; a path has no places in lists. A long
+value is empty here. A field that is null asks for nothing, and is left out."""
 
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 _LIST = msgspec.json.Decoder(list[Raw])
 
 
 def unknown_fields(raw: bytes, body_type: Any) -> Unknown:
-    """Those of a body that was decoded to this type."""
+    """Return those of a body that was decoded to this type.
+
+    Raises:
+        BodyRefused: a name is not UTF-8, which a typed decoder does not notice.
+    """
     shape = _shape_of(body_type)
     walk = _Walk()
     if shape is not None:
-        walk.look_at(Raw(raw), shape, "")
+        walk.look_at(Raw(raw.lstrip()), shape, "")
     return walk.found
 
 
@@ -45,7 +54,7 @@ class _Shape:
     items: _Shape | None = None
 
     def fields_of(self, value: dict[str, Raw]) -> dict[str, _Shape | None]:
-        """The fields of the object that this is."""
+        """Return the fields that this object may have."""
         tag = None
         if self.tag_field is not None and self.tag_field in value:
             tag = msgspec.json.decode(value[self.tag_field], type=str)
@@ -53,21 +62,21 @@ class _Shape:
 
 
 class _Walk:
-    """On its way through one body."""
+    """A walk through one body."""
 
     def __init__(self) -> None:
         self.found: Unknown = {}
         self._left = MOST_OBJECTS
 
     def look_at(self, raw: Raw, shape: _Shape, path: str) -> None:
-        """Take down the unknown fields of a value. Its path ends with a dot, or is empty."""
+        """Record the unknown fields of a value. Its path ends with a dot, or is empty."""
         begins = bytes(memoryview(raw)[:1])
         if begins == b"[" and shape.items is not None:
-            for item in _LIST.decode(raw)[: self._left]:
+            for item in decode_json(_LIST, raw)[: self._left]:
                 self.look_at(item, shape.items, path)
         elif begins == b"{" and shape.objects and self._left > 0:
             self._left -= 1
-            value = _OBJECT.decode(raw)
+            value = decode_json(_OBJECT, raw)
             fields = shape.fields_of(value)
             for name, part in value.items():
                 if name not in fields:
@@ -76,8 +85,10 @@ class _Walk:
                     self.look_at(part, inner, f"{path}{name}.")
 
     def _take(self, path: str, value: Raw) -> None:
-        if len(self.found) < MOST_FIELDS and bytes(memoryview(value)[:4]) != b"null":
-            self.found.setdefault(path, value)
+        # A copy, for a Raw would keep the whole body.
+        kept = bytes(value) if len(memoryview(value)) <= MOST_BYTES else b""
+        if len(self.found) < MOST_FIELDS and kept != b"null":
+            self.found.setdefault(path, kept)
 
 
 @cache
@@ -86,7 +97,7 @@ def _shape_of(body_type: Any) -> _Shape | None:
 
 
 def _made(info: inspect.Type) -> _Shape | None:
-    """None where there is nothing to look into."""
+    """Return None for a type without objects."""
     shape = _Shape()
     waiting = [info]
     while waiting:

@@ -1,4 +1,4 @@
-"""What is done with the fields of other servers that have no effect here.
+"""Fields of other servers that have no effect here: harmless, refused, or reported as ignored.
 
 docs/fields.md lists them; a test holds it to these lists.
 """
@@ -42,11 +42,11 @@ HARMLESS: Mapping[str, tuple[str, ...]] = {
     "tools.function": ("cache_control",),
     "stream_options": ("include_obfuscation",),
 }
-"""Fields by the object that they are in which would not change a text, and are passed over."""
+"""Fields that change no text, by the object that they are in. They pass in silence."""
 
 
 class Refusal(NamedTuple):
-    """With which values a field asks for nothing, and what to send instead of others."""
+    """Values with which a field asks for nothing, and a sentence on what to send instead."""
 
     neutral: tuple[Any, ...] = ()
     instead: str = ""
@@ -120,12 +120,8 @@ REFUSED: Mapping[str, Refusal] = {
     "modalities": Refusal(([], ["text"])),
     "audio": Refusal(),
     "web_search_options": Refusal(),
-    "functions": Refusal(([],), "They are called `tools` now"),
-    "function_call": Refusal(("none", "auto"), "It is called `tool_choice` now"),
 }
 """Fields that would change a text, and are not supported: of the OpenAI routes."""
-
-MOST_CHARACTERS_OF_NEUTRAL = 64
 
 SETTINGS_OF_REFUSED = frozenset(
     {
@@ -151,14 +147,14 @@ SETTINGS_OF_REFUSED = frozenset(
 
 
 def ignored(unknown: Unknown) -> list[str]:
-    """The paths of those that a client should know have no effect."""
+    """Return the paths of the fields that a client should know have no effect."""
     return [path for path, value in unknown.items() if not _asks_nothing(path, value)]
 
 
 def refuse_unsupported(unknown: Unknown, ignored_names: list[str]) -> None:
-    """Refuse a request of an OpenAI route whose text would be another one where it came from.
+    """Refuse a field that would change the text of an OpenAI route.
 
-    What is refused is not among those that are told to be ignored.
+    `ignored_names` loses the fields that are refused: they are not ignored.
 
     Raises:
         ValidationError: it names the first such field.
@@ -176,7 +172,7 @@ def refuse_unsupported(unknown: Unknown, ignored_names: list[str]) -> None:
         )
 
 
-def _asks_nothing(path: str, value: msgspec.Raw) -> bool:
+def _asks_nothing(path: str, value: bytes) -> bool:
     place, _, name = path.rpartition(".")
     if name in HARMLESS.get(place, ()) or path in SETTINGS_OF_REFUSED:
         return True
@@ -184,10 +180,11 @@ def _asks_nothing(path: str, value: msgspec.Raw) -> bool:
     return refusal is not None and _is_one_of(value, refusal.neutral)
 
 
-def _is_one_of(value: msgspec.Raw, neutral: tuple[Any, ...]) -> bool:
-    """Whether it is one of these; a long one is none."""
-    if len(memoryview(value)) > MOST_CHARACTERS_OF_NEUTRAL:
+def _is_one_of(value: bytes, neutral: tuple[Any, ...]) -> bool:
+    """Return whether the value is one of these."""
+    try:
+        given = msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):  # skipped values are not looked at closely
         return False
-    given = msgspec.json.decode(value)
     # True is no 1 here.
     return any(isinstance(given, bool) == isinstance(one, bool) and given == one for one in neutral)

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
+from tgi_async.fair_threads import FairThreads
 from tgi_async.processes import environment
 
 VARIABLES = (
@@ -52,7 +52,7 @@ class ProcessPool:
         self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
         for process in self._processes:
             self._idle.put(process)
-        self.threads = ThreadPoolExecutor(n_processes, thread_name_prefix=name)
+        self.threads = FairThreads(n_processes, name)
         """Where to call `ask`: apart from the threads that tokenize, which it would hold up."""
         self._end = weakref.finalize(self, _end_all, self._processes)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from workers.models.json_object import read_object
@@ -40,6 +40,7 @@ def safetensors_files(folder: Path) -> list[str]:
     """
     given = read_object(folder / "config.json").get("transformers_weights")
     if isinstance(given, str) and not given.endswith(".json"):
+        _check_inside("config.json", given)
         if not (folder / given).is_file():
             raise WrongWeights(f"its config.json names the weight file {given}, which is not there")
         return [given]
@@ -121,7 +122,17 @@ def _listed(folder: Path, index: str) -> list[str]:
     shards = read_object(folder / index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise WrongWeights(f"its {index} has no weight_map")
-    return sorted({str(name) for name in shards.values()})
+    names = sorted({str(name) for name in shards.values()})
+    for name in names:
+        _check_inside(index, name)
+    return names
+
+
+def _check_inside(file: str, name: str) -> None:
+    """Links may lead anywhere, as in huggingface_hub's cache, but names must not."""
+    path = PurePath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise WrongWeights(f"its {file} names {name!r}, which is not in the folder")
 
 
 def _lost(missing: list[str], total: int) -> WrongWeights:

@@ -26,7 +26,7 @@ Index = NDArray[np.int64]
 
 
 class _Row:
-    """What one row does not sample."""
+    """The bans of one row."""
 
     __slots__ = ("end_ids", "heads", "lasts", "least", "single", "width")
 
@@ -51,7 +51,7 @@ class _Row:
         self.lasts = send(np.asarray([ban[-1] for ban in longer], np.int64), device)
 
     def now(self, place: int) -> Index:
-        """What cannot come as the token at this place, whatever came before."""
+        """Return the tokens that are banned at this place, whatever came before."""
         if place < self.least:
             return np.concatenate([self.single, self.end_ids])
         return self.single
@@ -82,7 +82,7 @@ class Bans:
         self._latest[row] = send(latest, self._device)
 
     def apply(self, scores: Tensor, index: Index, rows: Index, places: Index) -> None:
-        """Put -inf in the place of what lines `index` of float32 scores [B, V] cannot have.
+        """Put -inf in the place of banned tokens in lines `index` of float32 scores [B, V].
 
         They are those of `rows`, whose next tokens are at these `places`. A line in which nothing
         else is left, by its grammar, is left as it is.
@@ -118,7 +118,7 @@ class Bans:
         flat.index_add_(0, places, lowered)
 
     def record(self, rows: Index, tokens: Tensor) -> None:
-        """Take what `rows` sampled, int64 [n] on the device."""
+        """Append to each row its sampled token, int64 [n] on the device."""
         kept = np.flatnonzero([self._row(row).width > 0 for row in rows])
         if not kept.size:
             return
@@ -128,7 +128,7 @@ class Bans:
         self._latest[at] = torch.cat([self._latest[at][:, 1:], added], 1)
 
     def over(self, rows: Index, places: Index) -> Index:
-        """Those of `rows` that have no bans any more when their next tokens are at `places`."""
+        """Return the rows without bans once their next tokens are at `places`."""
         ended = [
             not len(self._row(row).now(place)) and not self._row(row).width
             for row, place in zip(rows, places, strict=True)

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 import pytest
+from full_server import full_server
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, OverloadedError, ValidationError
 
@@ -335,8 +336,8 @@ def test_a_refused_chat_has_its_status(call: Any, stream: bool) -> None:
 
 
 def test_an_overloaded_server(call: Any) -> None:
-    with pytest.raises(OverloadedError):
-        call("text_generation", PROMPT, max_new_tokens=1, do_sample=True, best_of=9)
+    with full_server(), pytest.raises(OverloadedError):
+        call("text_generation", PROMPT, max_new_tokens=1)
 
 
 def test_a_wrong_key(call: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import openai
 import pytest
+from full_server import full_server
 from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAI
@@ -148,7 +149,7 @@ def test_errors() -> None:
         chat(temperature=1, top_p=2.0).invoke(QUESTION)
     with pytest.raises(openai.BadRequestError):
         list(chat(temperature=1, top_p=2.0).stream(QUESTION))
-    with pytest.raises(openai.RateLimitError):
-        chat(temperature=1, n=9).invoke(QUESTION)
+    with full_server(), pytest.raises(openai.RateLimitError):
+        chat().invoke(QUESTION)
     with pytest.raises(ContextOverflowError):
         chat().invoke("a b c " * 5000)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import text_generation.client
+from full_server import full_server
 from text_generation import AsyncClient, Client
 from text_generation.errors import OverloadedError, ValidationError
 from text_generation.types import (
@@ -225,5 +226,5 @@ def test_a_prompt_that_does_not_fit(call: Any, method: str) -> None:
 
 
 def test_an_overloaded_server(call: Any) -> None:
-    with pytest.raises(OverloadedError, match="Model is overloaded"):
-        call("generate", PROMPT, max_new_tokens=1, do_sample=True, best_of=9)
+    with full_server(), pytest.raises(OverloadedError, match="Model is overloaded"):
+        call("generate", PROMPT, max_new_tokens=1)

@@ -11,6 +11,11 @@ from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import U32
 from tgi_async.api.schemas.openai import OpenAIRequest, PromptLogprob, Usage
 from tgi_async.api.schemas.tools import (
+    CalledFunction,
+    FunctionCall,
+    FunctionCallDelta,
+    FunctionDefinition,
+    FunctionName,
     MessageToolCall,
     Tool,
     ToolCall,
@@ -46,6 +51,38 @@ class TextChunk(Struct, frozen=True, tag_field="type", tag="text"):
     text: str
 
 
+class InputTextChunk(TextChunk, frozen=True, tag="input_text"):
+    """What OpenAI's Responses API calls a text of the user."""
+
+
+class OutputTextChunk(TextChunk, frozen=True, tag="output_text"):
+    """What OpenAI's Responses API calls a text of the assistant."""
+
+
+class RefusalChunk(Struct, frozen=True, tag_field="type", tag="refusal"):
+    """What the assistant said instead of an answer."""
+
+    refusal: str
+
+
+class ThinkingChunk(Struct, frozen=True, tag_field="type", tag="thinking"):
+    """Thoughts of the assistant: a text, or Mistral's list of parts."""
+
+    thinking: str | list[TextChunk]
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.thinking, str):
+            return self.thinking
+        return "".join(part.text for part in self.thinking)
+
+
+class ReasoningChunk(Struct, frozen=True, tag_field="type", tag="reasoning"):
+    """Thoughts under another name."""
+
+    text: str
+
+
 class ImageUrl(Struct, frozen=True):
     url: str
 
@@ -54,13 +91,34 @@ class ImageChunk(Struct, frozen=True, tag_field="type", tag="image_url"):
     image_url: ImageUrl
 
 
+Chunk = (
+    TextChunk
+    | InputTextChunk
+    | OutputTextChunk
+    | RefusalChunk
+    | ThinkingChunk
+    | ReasoningChunk
+    | ImageChunk
+)
+
+
 class MessageBody(Struct, frozen=True, kw_only=True):
+    """`function_call` is OpenAI's older form of `tool_calls`.
+
+    What the assistant thought is in `reasoning_content`, `reasoning` or `thinking`, as the server
+    that it comes from calls it, or in parts of the content.
+    """
+
     role: str
-    content: str | list[TextChunk | ImageChunk] | None = None
+    content: str | list[Chunk] | None = None
     name: str | None = None
     tool_call_id: str | None = None
     tool_calls: list[MessageToolCall] | None = None
+    function_call: CalledFunction | None = None
+    refusal: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    thinking: str | None = None
 
 
 class Thinking(Struct, frozen=True):
@@ -78,9 +136,10 @@ class Reasoning(Struct, frozen=True, kw_only=True):
 
 
 class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
-    """`tool_prompt` is TGI's: what is said of the tools behind the last message.
+    """`tool_prompt` is TGI's: what is said of the tools behind the last message. `functions` and
+    `function_call` are OpenAI's older form of `tools` and `tool_choice`.
 
-    The fields after it are for the chat template, under the names that vLLM, transformers and
+    The fields after them are for the chat template, under the names that vLLM, transformers and
     makers of models have.
     """
 
@@ -91,6 +150,8 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     tool_choice: ToolChoice | None = None
     tool_prompt: str | None = None
     parallel_tool_calls: bool | None = None
+    functions: list[FunctionDefinition] | None = None
+    function_call: str | FunctionName | None = None
     documents: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
@@ -156,6 +217,7 @@ class Logprobs(Struct, frozen=True):
 class AssistantMessage(Struct, frozen=True):
     """`content` is null where there are calls and no words, and not there in TGI's form of that.
 
+    `function_call` is the call where the request has `functions`.
     `tool_call_id` is in TGI's document; neither TGI nor this server sends it.
     """
 
@@ -163,6 +225,7 @@ class AssistantMessage(Struct, frozen=True):
     role: Literal["assistant"] = "assistant"
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCall] | UnsetType = UNSET
+    function_call: FunctionCall | UnsetType = UNSET
     tool_call_id: str | UnsetType = UNSET
 
 
@@ -180,6 +243,7 @@ class AssistantDelta(Struct, frozen=True):
     role: Literal["assistant"] | UnsetType = UNSET
     reasoning_content: str | UnsetType = UNSET
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: FunctionCallDelta | UnsetType = UNSET
     tool_call_id: str | UnsetType = UNSET
 
 
