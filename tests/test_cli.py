@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tgi_async import cli
+from tgi_async import cgroups, cli
 from tgi_async.cli import launcher_main, main
 from tgi_async.errors import StartError
 from tgi_async.settings import Settings
@@ -142,6 +142,18 @@ def test_the_environment_is_told_for_a_bug_report(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == told
     for name in ("tgi-async: ", "python: ", "torch: ", "tokenizers: "):
         assert name in told
+
+
+def test_the_environment_has_the_limits_of_its_control_groups(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroups, "cpu_quota", lambda: 1.5)
+    limit = cgroups.MemoryLimit(Path("/a"), 2_000_000_000, 0, 0)
+    monkeypatch.setattr(cgroups, "memory_limits", lambda: [limit])
+    assert main(["env"]) == 0
+    told = capsys.readouterr().out
+    assert ", limited to 1.5\n" in told
+    assert "memory: the control group /a is limited to 2.00 GB\n" in told
 
 
 def test_the_environment_is_told_before_a_start_that_was_asked_for_too(

@@ -9,6 +9,7 @@ on the machine, of which the mount shows the lower part.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -158,6 +159,6 @@ def _number(text: str) -> int | None:
 def _text(path: Path) -> str:
     """Read a file; "" where it cannot be read, as in a sandbox that hides it."""
     try:
-        return path.read_text().strip()
+        return os.fsdecode(path.read_bytes()).strip()
     except OSError:
         return ""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from importlib import metadata
 
-from tgi_async import processes
+from tgi_async import cgroups, processes
 from tgi_async.arguments import add_arguments, resolve, without_effect
 from tgi_async.errors import StartError
 from tgi_async.telemetry import logs
@@ -112,7 +112,10 @@ def _call(module: str, arguments: list[str]) -> int:
 def _print_environment() -> None:
     print(f"tgi-async: {metadata.version('tgi-async')}")
     print(f"python: {platform.python_version()} on {platform.platform()}")
-    print(f"cpus: {os.cpu_count()}")
+    quota = cgroups.cpu_quota()
+    print(f"cpus: {os.cpu_count()}" + (f", limited to {quota:.3g}" if quota else ""))
+    for limit in cgroups.memory_limits():
+        print(f"memory: {limit}")
     for package in ("torch", "transformers", "tokenizers", "huggingface_hub", "flash-attn"):
         try:
             print(f"{package}: {metadata.version(package)}")

@@ -161,6 +161,7 @@ async def test_ids_of_streamed_calls_go_on_where_the_conversation_is(client, eng
     writes(engine, CALL)
     function = {"name": "get_time", "arguments": {}}
     calls = [{"id": "7", "type": "function", "function": function}, {"function": function}]
+    calls.append({"id": None, "type": None, "function": function})
     messages = [{"role": "assistant", "tool_calls": calls}, {"role": "user", "content": "Hi"}]
     body = {"messages": messages, "tools": [WEATHER], "stream": True}
     *chunks, _ = events(await client.post("/v1/chat/completions", json=body))

@@ -514,6 +514,26 @@ class TestPrompt:
         assert '"name": "get_time"' in prompt
         assert "<|im_start|>tool\n12:00" in prompt
 
+    async def test_an_id_that_is_null_is_one_that_is_left_out(self, client, engine, tokenizer):
+        """aichat sends it so."""
+        function = {"name": "get_time", "arguments": "{}"}
+        prompts = []
+        for left_out in ({}, {"id": None, "type": None}):
+            messages = [
+                {"role": "user", "content": "Time?"},
+                {"role": "assistant", "tool_calls": [{**left_out, "function": function}]},
+                {
+                    "role": "tool",
+                    "content": "12:00",
+                    **({"tool_call_id": None} if left_out else {}),
+                },
+            ]
+            body = {"messages": messages, "tools": TOOLS}
+            assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+            prompts.append(prompt_of(engine, tokenizer))
+            engine.requests.clear()
+        assert prompts[0] == prompts[1]
+
 
 class TestOfATemplateWithoutTools:
     @pytest.fixture

@@ -144,6 +144,7 @@ class TestContextLength:
             "This model's maximum context length is 128 tokens. However, "
             "your messages resulted in 119 tokens. Please reduce the length of the messages"
         )
+        assert "the prompt is too long, 100 tokens are allowed" in message
         assert message.endswith("--max-input-tokens and --max-total-tokens")
 
     @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])

@@ -201,7 +201,8 @@ def _delta(piece: tuple[str | None, str], call_id: str) -> AssistantDelta:
 
 def _next_id(body: ChatRequest) -> str:
     """One above the highest number among the calls of the conversation."""
-    ids = [call.get("id", "") for message in body.messages for call in message.tool_calls or ()]
+    calls = [call for message in body.messages for call in message.tool_calls or ()]
+    ids = [call.get("id") or "" for call in calls]
     ids += [message.tool_call_id or "" for message in body.messages]
     numbers = [int(one) for one in ids if one.isascii() and one.isdecimal() and len(one) < 10]
     return str(max(numbers) + 1) if numbers else str(uuid.uuid4())

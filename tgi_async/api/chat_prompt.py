@@ -119,10 +119,14 @@ def _message(place: int, message: MessageBody) -> dict[str, Any]:
         "role": message.role,
         "content": content,
         "name": message.name,
-        "tool_calls": message.tool_calls,
+        "tool_calls": [_without_nulls(call) for call in message.tool_calls or ()] or None,
         "tool_call_id": message.tool_call_id,
         "reasoning_content": thoughts or message.reasoning_content,
     }
+
+
+def _without_nulls(call: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in call.items() if value is not None}
 
 
 def _content(place: int, message: MessageBody) -> tuple[str | list[dict[str, str]] | None, str]:

@@ -223,19 +223,22 @@ def fit(
 def _too_long(
     n_prompt: int, n_wanted: int, limits: Limits, names: FieldNames
 ) -> ContextLengthExceeded:
-    """The error in OpenAI's words, by which clients know it and some learn the numbers."""
+    """The error in OpenAI's words, by which clients know it and some learn the numbers.
+
+    LangChain looks for "prompt is too long", which is Anthropic's.
+    """
     said = f"This model's maximum context length is {limits.max_total_tokens} tokens. However, "
     if n_prompt > limits.max_input_tokens:
         said += (
             f"your {names.prompt} resulted in {n_prompt} tokens. Please reduce the length of the "
-            f"{names.prompt}: {limits.max_input_tokens} tokens are allowed there"
+            f"{names.prompt}: the prompt is too long, {limits.max_input_tokens} tokens are allowed"
         )
         flags = ["--max-input-tokens", "--max-total-tokens"]
     else:
         said += (
             f"you requested {n_prompt + n_wanted} tokens ({n_prompt} in the {names.prompt}, "
             f"{n_wanted} in the completion). Please reduce the length of the {names.prompt} or "
-            f"completion (`{names.max_new_tokens}`)"
+            f"completion (`{names.max_new_tokens}`): the prompt is too long for so many new tokens"
         )
         flags = ["--max-total-tokens"]
     return ContextLengthExceeded(said + set_by(limits, *flags), param=names.prompt)

@@ -95,6 +95,10 @@ def test_models() -> None:
     (model,) = client.models.list().data
 
     assert checked(Model, model).id == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert client.models.retrieve(model.id) == model
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.models.retrieve("owner/other")
+    assert raised.value.code == "model_not_found"
 
 
 def test_chat(call: Any) -> None:
@@ -315,11 +319,11 @@ def test_stop_of_completions(call: Any) -> None:
     [
         (CHAT, chat(temperature=-1), "`temperature` must be strictly positive"),
         (CHAT, chat(messages="none"), "messages"),
-        (CHAT, chat(top_logprobs=50), "`top_logprobs` must be >= 0 and <= 5"),
+        (CHAT, chat(top_logprobs=50), "`top_logprobs` must be >= 0 and <= 20"),
         (CHAT, chat(max_tokens=100_000, n=10), "`n` must be > 0 and <= 8"),
         (COMPLETE, completion(top_p=2), "`top_p` must be > 0.0 and < 1.0"),
         (COMPLETE, completion(suffix="."), "Suffix is not supported"),
-        (COMPLETE, completion(prompt=["a"] * 5), "maximum allowed batch size of 4"),
+        (COMPLETE, completion(prompt=["a"] * 33), "maximum allowed batch size of 32"),
     ],
 )
 def test_what_is_refused(
@@ -385,6 +389,23 @@ def test_a_body_that_is_too_large(call: Any) -> None:
     assert "--payload-limit" in raised.value.body["message"]
 
 
+def test_a_conversation_is_not_computed_again(call: Any) -> None:
+    prompt = "The cat sat on the mat. " * 40
+
+    call(COMPLETE, **completion(prompt=prompt, max_tokens=1))
+    usage = call(COMPLETE, **completion(prompt=prompt, max_tokens=1)).usage
+
+    cached = usage.prompt_tokens_details.cached_tokens
+    assert usage.prompt_tokens - 32 < cached < usage.prompt_tokens
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63 - 1, -(2**63)])
+def test_any_seed_makes_the_same_text_again(call: Any, seed: int) -> None:
+    first, again = (call(CHAT, **chat(temperature=1.5, seed=seed, max_tokens=8)) for _ in range(2))
+
+    assert first.choices[0].message.content == again.choices[0].message.content
+
+
 def test_a_client_that_does_not_wait(call: Any) -> None:
     with pytest.raises(openai.APITimeoutError):
         call(COMPLETE, seconds=0.3, **completion(max_tokens=2000))
@@ -396,4 +417,5 @@ def test_the_headers_of_a_reply() -> None:
     raw = client.chat.completions.with_raw_response.create(**chat(max_tokens=2))
 
     assert raw.headers["x-generated-tokens"] == "2"
+    assert raw.request_id == raw.headers["x-request-id"]
     assert raw.parse().usage.prompt_tokens == int(raw.headers["x-prompt-tokens"])

@@ -187,6 +187,34 @@ def test_results_of_calls_are_told_to_the_model() -> None:
     assert answer.usage.prompt_tokens > 60
 
 
+def test_allowed_tools() -> None:
+    allowed: Any = {"mode": "required", "tools": [NAMED]}
+
+    answer = ask(tool_choice={"type": "allowed_tools", "allowed_tools": allowed})
+
+    assert {call.function.name for call in answer.choices[0].message.tool_calls} == {"GetTime"}
+
+
+def test_the_older_form() -> None:
+    functions = [tool["function"] for tool in TOOLS]
+    older: dict[str, Any] = {"tools": openai.omit, "functions": functions}
+
+    called = ask(**older, function_call={"name": "GetTime"}).choices[0]
+    stream = CLIENT.chat.completions.create(
+        **asked(**older, function_call={"name": "GetTime"}, stream=True)
+    )
+    pieces = [one.choices[0].delta.function_call for one in stream]
+    result = {"role": "function", "name": "GetTime", "content": "It is 12:00."}
+    said = [*QUESTION, called.message.model_dump(), result]
+    answer = ask(**older, messages=said, function_call="none", max_tokens=20)
+
+    assert called.finish_reason == "function_call"
+    assert GetTime.model_validate_json(called.message.function_call.arguments)
+    streamed = "".join(piece.arguments for piece in pieces if piece)
+    assert streamed == called.message.function_call.arguments
+    assert answer.choices[0].message.content
+
+
 def test_a_tool_that_is_not_there() -> None:
     named = {"type": "function", "function": {"name": "GetMoney"}}
     with pytest.raises(openai.BadRequestError) as raised:

@@ -39,10 +39,13 @@ class CalledFunction(TypedDict):
 
 
 class MessageToolCall(TypedDict):
-    """A call in an earlier message. Some templates want an `id`, and say so."""
+    """A call in an earlier message. Some templates want an `id`, and say so.
 
-    id: NotRequired[str]
-    type: NotRequired[str]
+    A field that is null is one that is left out.
+    """
+
+    id: NotRequired[str | None]
+    type: NotRequired[str | None]
     function: CalledFunction
 
 
