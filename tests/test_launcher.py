@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import httpx
 import pytest
 
 from tests.api.tiny_tokenizer import tiny_tokenizer
+from tests.api.waiting import until, until_metric
 from tests.fake_engine_run import alive
 from tests.fake_server import FakeServer
 from tests.fake_worker import Behaviour
@@ -270,3 +274,46 @@ def test_a_worker_gone_for_good_ends_the_server_with_an_error(serve: Serve) -> N
     assert reply.json()["error_type"] == "generation"
     assert server.ended() == 1
     assert "the model worker is gone for good" in server.log
+
+
+async def refused_at_once(server: FakeServer, n: int, n_refused: int) -> list[int]:
+    """The statuses that come while other ones of `n` requests run and wait, which they do long."""
+    body = {"inputs": "Hi", "parameters": {"max_new_tokens": 200}}
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
+        asked = [asyncio.create_task(client.post("/generate", json=body)) for _ in range(n)]
+        await until_metric(client, f"tgi_request_count {n}")
+        await until(lambda: sum(one.done() for one in asked) >= n_refused)
+        told = [one.result().status_code for one in asked if one.done()]
+        for one in asked:
+            one.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("flags", "n_taken"),
+    [((), 15), (("--max-queued-requests", "0"), 3), (("--strict-tgi",), 3)],
+)
+async def test_more_requests_than_run_at_once_wait(
+    serve: Serve, flags: tuple[str, ...], n_taken: int
+) -> None:
+    server = serve(Behaviour(step_seconds=0.1), "--max-concurrent-requests", "3", *flags)
+    told = await refused_at_once(server, 17, 17 - n_taken)
+    assert told == [429] * (17 - n_taken)
+
+
+def test_what_waits_when_the_server_stops_is_served_or_told_503(serve: Serve) -> None:
+    server = serve(
+        Behaviour(step_seconds=0.05),
+        *("--max-concurrent-requests", "1", "--graceful-termination-timeout", "1"),
+    )
+    with server.stream(100), ThreadPoolExecutor(1) as pool:
+        body = {"inputs": "Hi", "parameters": {"max_new_tokens": 20}}
+        waiting = pool.submit(httpx.post, f"{server.url}/generate", json=body, timeout=60)
+        while "tgi_queue_size 1\n" not in httpx.get(f"{server.url}/metrics").text:
+            time.sleep(0.01)
+        server.signal(signal.SIGTERM)
+        told = waiting.result(60)
+    assert (told.status_code, told.headers["retry-after"]) == (503, "5")
+    assert server.ended() == 0

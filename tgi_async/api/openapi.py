@@ -27,7 +27,7 @@ REFUSALS = {
 FAILURES = {
     "404": "The model has other names.",
     "424": "The model failed on this request.",
-    "429": "As many requests as allowed are already being served.",
+    "429": "As many requests as allowed are being served and wait, or the client has its share.",
     "500": "The server failed.",
     "503": "The server is stopping.",
 }
@@ -153,7 +153,7 @@ class _Described:
             yield "401", unauthorized
         for status in operation.failures:
             one: Json = {"description": FAILURES[status]}
-            if status == "503":
+            if status in ("429", "503"):
                 schema = {"type": "integer"}
                 one["headers"] = {"retry-after": {"description": "In seconds.", "schema": schema}}
             # A name that is not there is TGI's empty reply of a route that is not.
