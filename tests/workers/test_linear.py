@@ -19,6 +19,11 @@ SHAPES = [(576, 576), (192, 576), (1536, 64), (64, 1536), (1, 2), (49, 32), (100
 N_ROWS = [1, 2, 7, 8, 9, 16, 17, 33, 70, 300]
 
 
+NEEDS_AVX512_BF16 = pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no AVX512_BF16"
+)
+
+
 @pytest.fixture(params=["kernel", "onednn", "torch"])
 def form(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fresh_kernels: None
@@ -155,6 +160,7 @@ def test_float32_has_torchs_own_bits() -> None:
     assert torch.equal(Linear.from_linear(plain)(x), plain(x))
 
 
+@NEEDS_AVX512_BF16
 def test_a_wrong_input_is_refused(needs_kernel: None) -> None:
     ours = Linear.from_linear(linear(48, 32))
     for x in (
@@ -212,6 +218,7 @@ def test_replaced_weights_are_not_kept(needs_kernel: None) -> None:
     assert [x() for x in dropped] == [None, None]
 
 
+@NEEDS_AVX512_BF16
 def test_what_was_given_up_is_said(form: str) -> None:
     notes = replace_linears(Toy(BF16))
     wanted = {
