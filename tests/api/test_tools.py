@@ -52,7 +52,7 @@ async def test_malformed_ones_are_told(api, fields, told):
         ({"tool_calls": [{"id": "1"}]}, "tool_calls[0]: Object missing required field `function`"),
         (
             {"tool_calls": [{"id": 1, "function": {"name": "f"}}]},
-            "tool_calls[0].id: Expected `str`, got `int`",
+            "tool_calls[0].id: Expected `str | null`, got `int`",
         ),
         (
             {"tool_calls": [{"function": {"arguments": "{}"}}]},

@@ -207,7 +207,8 @@ test('what is cancelled makes room for others', async () => {
 });
 
 test('several questions at once', async () => {
-  const bodies = Array.from({ length: 12 }, () => asked({ max_tokens: 4 }));
+  // Fewer than the server works on at once: none may wait there.
+  const bodies = Array.from({ length: 6 }, () => asked({ max_tokens: 4 }));
   const answers = await Promise.all(bodies.map((body) => client.chat.completions.create(body)));
 
   const texts = new Set(answers.map((answer) => answer.choices[0].message.content));
