@@ -39,7 +39,10 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
         return
     with service.permits.take(n):
         prompt = await prompt_of(service, body, offer)
-        reader = None if strict else AnswerReader(service, offer, prompt, grammar)
+        n_called = sum(len(message.tool_calls or ()) for message in body.messages)
+        reader = (
+            None if strict else AnswerReader(service, offer, prompt, grammar, n_called=n_called)
+        )
         request = await service.request(
             prompt,
             parameters,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import string
 from collections.abc import Sequence
 from typing import Literal
 
@@ -35,8 +33,6 @@ from tgi_async.api.schemas.tools import (
 from tgi_async.api.service import Service
 from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
 from tgi_async.text.tools.events import Arguments, CallBegun, Event, Prose, Thought
-
-_LETTERS = string.ascii_letters + string.digits
 
 
 class ChatAnswer:
@@ -153,7 +149,7 @@ class _Choice:
 
     def __init__(self, reader: AnswerReader | None) -> None:
         self._parser = None if reader is None else reader.parser()
-        self._short_ids = reader is not None and reader.short_ids
+        self._reader = reader
         self.n_calls = 0
         self.begun = False
         """Whether a chunk was sent of it."""
@@ -183,10 +179,10 @@ class _Choice:
             reasoning_content=_text(events, Thought) or UNSET,
             tool_calls=[
                 ToolCall(
-                    id=self._call_id(),
+                    id=self._call_id(index, name),
                     function=FunctionCall(name=name, arguments="".join(arguments)),
                 )
-                for name, arguments in calls
+                for index, (name, arguments) in enumerate(calls)
             ]
             or UNSET,
         )
@@ -214,7 +210,7 @@ class _Choice:
             tool_calls=[
                 ToolCallDelta(
                     index=place,
-                    id=self._call_id() if place in names else UNSET,
+                    id=self._call_id(place, names[place]) if place in names else UNSET,
                     type="function" if place in names else UNSET,
                     function=FunctionCallDelta(name=names.get(place, UNSET), arguments=piece),
                 )
@@ -223,9 +219,9 @@ class _Choice:
             or UNSET,
         )
 
-    def _call_id(self) -> str:
-        letters = "".join(secrets.choice(_LETTERS) for _ in range(9 if self._short_ids else 24))
-        return letters if self._short_ids else f"call_{letters}"
+    def _call_id(self, index: int, name: str) -> str:
+        assert self._reader is not None
+        return self._reader.call_id(index, name)
 
 
 def _text(events: Sequence[Event], kind: type[Prose] | type[Thought]) -> str:

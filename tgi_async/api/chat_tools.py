@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import string
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ from tgi_async.text.tools.formats import JSON, format_named
 from tgi_async.text.tools.notation import NotForced, Terms
 from tgi_async.text.tools.parser import AnswerParser, Held, answer_parser
 from tgi_async.text.tools.templates import opens_thoughts
+
+_LETTERS = string.ascii_letters + string.digits
 
 MOST_TOOLS = 128
 """As at OpenAI."""
@@ -127,7 +131,7 @@ class AnswerReader:
     `form` is the form that the answer is to have, where it is no call; a call that is forced has
     none. `constraint` is what the whole text follows, where that is not the form alone: calls that
     are forced, calls or the form, or what the model writes before either. `shown` are the special
-    tokens that the parser has to see.
+    tokens that the parser has to see. `n_called` is the number of calls in earlier messages.
 
     Raises:
         ValidationError: the form is none.
@@ -135,15 +139,21 @@ class AnswerReader:
     """
 
     def __init__(
-        self, service: Service, offer: Offer | None, prompt: str, form: Form | None
+        self,
+        service: Service,
+        offer: Offer | None,
+        prompt: str,
+        form: Form | None,
+        *,
+        n_called: int = 0,
     ) -> None:
         self._offer = offer
+        self._n_called = n_called
         format = format_for(service)
         self._format = format if offer or format.channels else None
         self._turn = _turn_for(service, format)
         thoughts = self._turn.thoughts
         self._opened = thoughts is not None and opens_thoughts(prompt, thoughts)
-        self.short_ids = format.short_ids
         self._held: Held | None = "text" if form is not None else None
         if offer and (offer.forced is not None or form is not None):
             self._held = "calls" if form is None else "either"
@@ -154,6 +164,14 @@ class AnswerReader:
         self.constraint = self._constraint(prompt, form)
         if self._held and not self._opened:
             self._turn = self._turn._replace(thoughts=None)  # the answer begins at once
+
+    def call_id(self, index: int, name: str) -> str:
+        """An id for the call with this index in the answer."""
+        ids = "any" if self._format is None else self._format.ids
+        if ids == "numbered":
+            return f"functions.{name}:{self._n_called + index}"
+        letters = "".join(secrets.choice(_LETTERS) for _ in range(9 if ids == "short" else 24))
+        return letters if ids == "short" else f"call_{letters}"
 
     def _constraint(self, prompt: str, form: Form | None) -> Grammar | None:
         """None: nothing, or the form alone."""

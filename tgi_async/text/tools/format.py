@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tgi_async.text.tools.notation import Notation
 
@@ -86,8 +86,9 @@ class Format:
     """Whether an answer ends with its first call."""
     channels: bool = False
     """Whether each part of an answer says in a header what it is; see `harmony`."""
-    short_ids: bool = False
-    """Whether the template takes ids of nine letters and digits only."""
+    ids: Literal["any", "short", "numbered"] = "any"
+    """What ids of calls the template takes: nine letters and digits, or those that the model itself
+    writes, which have the function's name and count the calls of a conversation."""
 
     @property
     def literals(self) -> tuple[str, ...]:

@@ -140,6 +140,7 @@ KIMI = Format(
         end_call="<|tool_call_end|>",
         end="<|tool_calls_section_end|>",
     ),
+    ids="numbered",
 )
 """Moonshot's Kimi K2."""
 
@@ -282,7 +283,7 @@ MISTRAL_LIST = Format(
     instructions=TOOLS_AND_FORMAT
     + 'To call functions, write [TOOL_CALLS][{"name": <name>, "arguments": <object>}, ...] and '
     "nothing else. Call none where none is needed.",
-    short_ids=True,
+    ids="short",
 )
 """Mistral up to 2024: a list. What newer models write is understood too."""
 
@@ -295,7 +296,7 @@ MISTRAL = Format(
     instructions=TOOLS_AND_FORMAT
     + "To call a function, write [TOOL_CALLS]<its name>[ARGS]<object of arguments> and nothing "
     "else. Call none where none is needed.",
-    short_ids=True,
+    ids="short",
 )
 """Mistral since 2025: Mistral Small 3.2, Devstral, Ministral 3, Magistral."""
 
