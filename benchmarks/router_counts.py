@@ -160,6 +160,7 @@ def limits(n_requests: int) -> Limits:
     """Those of a server without any flags, but for the number of requests."""
     return Limits(
         model_id="made-up",
+        model_names=("made-up",),
         revision=None,
         model_pipeline_tag="text-generation",
         max_concurrent_requests=n_requests,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from property_tests.bookings import Booking
 from property_tests.model import undisturbed
 from tgi_async.scheduler.request import Request
 from tgi_async.wire.messages import Admit, Step
@@ -12,8 +13,9 @@ from tgi_async.wire.messages import Admit, Step
 class Case:
     """A request, and what its client has seen of it."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, booking: Booking) -> None:
         self.request = request
+        self.booking = booking
         self.prompt = list(request.tokens)
         self.due = undisturbed(self.prompt, request.max_new_tokens, request.stop_ids)
         self.emitted: list[int] = []

@@ -3,14 +3,16 @@
 The state machines, the random walks and the planted bugs all drive a core through this class, so
 that they share the same checks. A `Violation` names the invariant that broke:
 
-P1 to P6: paged blocks. S1 to S8: batching. E1, E2, E5: fairness. They are told where they are
-checked, in `invariants`, `ledger`, `model` and here.
+P1 to P6: paged blocks. S1 to S8: batching. E1, E2, E5: fairness. A1 to A5: admission. They are told
+where they are checked, in `invariants`, `ledger`, `bookings`, `model` and here.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
+from typing import Any
 
+from property_tests.bookings import Booking, Bookings
 from property_tests.case import Case, Row, Sent
 from property_tests.invariants import (
     check_batch,
@@ -21,6 +23,7 @@ from property_tests.invariants import (
 )
 from property_tests.ledger import Ledger
 from property_tests.model import (
+    EOS,
     History,
     ModelWorker,
     Outcome,
@@ -29,7 +32,7 @@ from property_tests.model import (
     prompt_top,
     require,
 )
-from tgi_async.errors import ValidationError
+from tgi_async.errors import Overloaded, ValidationError
 from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.fairness import OUTPUT_COST
 from tgi_async.scheduler.plan import Budget, Plan
@@ -58,6 +61,9 @@ class CheckedCore:
         self.core = core_type(budget)
         self.worker = ModelWorker(budget.block_size)
         self.ledger = Ledger(largest_difference(budget))
+        self.bookings = Bookings(budget.capacity)
+        self.booked: list[Booking] = []
+        """Those for which nothing was submitted yet."""
         self.live: dict[int, Case] = {}
         self.sent: deque[Sent] = deque()
         self.rows: dict[int, Row] = {}
@@ -70,9 +76,72 @@ class CheckedCore:
 
     # -- events ---------------------------------------------------------------------------------
 
+    def book(self, client: str, n_rows: int, n_bytes: int) -> Booking | None:
+        """Reserve rows, as a request does that is still to be tokenized. None: refused."""
+        never = n_rows > self.budget.capacity.max_rows
+        try:
+            reservation, evicted = self.core.reserve(client, n_rows, n_bytes)
+        except ValidationError:
+            require(never, "A4", f"{n_rows} rows could be had")
+            self.reached["more rows than there are"] += 1
+            return None
+        except Overloaded:
+            self.reached[self.bookings.refuse(client, n_rows, n_bytes)] += 1
+            self.check()
+            return None
+        require(not never, "A1", f"there are no {n_rows} rows")
+        booking = Booking(reservation, client, n_rows, n_bytes)
+        for gone in self.bookings.add(booking, evicted):
+            self.reached["evicted"] += bool(gone.requests)
+            if gone in self.booked:
+                self.reached["evicted before it was submitted"] += 1
+                self.booked.remove(gone)
+                # Its client has not been told yet.
+                require(not self._submit(gone, [EOS], 1), "A3", "what was evicted is taken in")
+            for number in list(gone.requests):
+                case = self.live[number]
+                require(
+                    case.request.status is Status.ENDED, "A3", f"{number} was evicted and lives"
+                )
+                self._end(case)
+            # Its client is told, and leaves.
+            self.core.reservations.release(gone.reservation)
+        self.booked.append(booking)
+        self.check()
+        return booking
+
+    def give_up(self, booking: Booking) -> None:
+        """The client leaves, or its request was found wrong, before anything was submitted."""
+        self.booked.remove(booking)
+        self.bookings.release(booking)
+        self.core.reservations.release(booking.reservation)
+        self.check()
+
     def submit(
+        self, client: str, prompt: list[int], max_new_tokens: int, n_rows: int = 1, **options: Any
+    ) -> None:
+        """A request comes and is submitted at once."""
+        booking = self.book(client, n_rows, len(prompt))
+        if booking is not None:
+            self.submit_booked(booking, prompt, max_new_tokens, **options)
+
+    def submit_booked(
+        self, booking: Booking, prompt: list[int], max_new_tokens: int, **options: Any
+    ) -> None:
+        """What was booked is submitted, a request for each row."""
+        n_rows = booking.n_rows
+        self.reached["several rows"] += n_rows > 1
+        for _ in range(n_rows):
+            if not self._submit(booking, prompt, max_new_tokens, **options):
+                break
+        if booking.requests:
+            self.booked.remove(booking)
+        else:
+            self.give_up(booking)
+
+    def _submit(
         self,
-        client: str,
+        booking: Booking,
         prompt: list[int],
         max_new_tokens: int,
         *,
@@ -80,17 +149,18 @@ class CheckedCore:
         prompt_logprobs: bool = False,
         prompt_top_n_tokens: int = 0,
         grammar: str = "",
-    ) -> None:
+    ) -> bool:
         self._n_submitted += 1
         request = Request(
             self._n_submitted,
             prompt,
             max_new_tokens,
-            client=client,
+            client=booking.client,
             stop_ids=stop_ids,
             prompt_logprobs=prompt_logprobs,
             prompt_top_n_tokens=prompt_top_n_tokens,
             grammar=grammar,
+            reservation=booking.reservation,
         )
         limit = len(prompt) + max_new_tokens
         pool = self.budget.n_blocks * self.budget.block_size
@@ -102,14 +172,19 @@ class CheckedCore:
         )
         try:
             self.core.submit(request)
+        except Overloaded:
+            require(booking.reservation.evicted, "A4", "a request with a row is refused")
+            return False
         except ValidationError as error:
             require(not fits, "S5", f"{limit} tokens fit, but: {error}")
             named = "one token" if not prompt or max_new_tokens < 1 else "max_new_tokens"
             require(named in str(error), "S5", f"the limit is not named: {error}")
             self.reached["rejection"] += 1
+            return False
         else:
             require(fits, "S5", f"{limit} tokens can never fit")
-            case = self.live[request.id] = Case(request)
+            case = self.live[request.id] = Case(request, booking)
+            booking.requests.append(request.id)
             self.ledger.submit(request)
             for end in range(len(prompt) + 1):
                 self.lawful.add(tuple(prompt[:end]))
@@ -117,6 +192,7 @@ class CheckedCore:
             self.reached["submission"] += 1
             require(case.request.status is Status.WAITING, "S4", "not waiting")
         self.check()
+        return True
 
     def plan(self) -> bool:
         """True if a step was planned."""
@@ -193,6 +269,8 @@ class CheckedCore:
 
     def drain(self) -> None:
         """Without new requests, every live one ends in finitely many steps, and all comes back."""
+        for booking in list(self.booked):
+            self.give_up(booking)
         left = sum(one.request.limit + 2 for one in self.live.values())
         for _ in range(10 + left * (len(self.live) + 2)):
             while self.plan():
@@ -201,6 +279,7 @@ class CheckedCore:
                 break
         require(not self.live, "S4", f"{len(self.live)} requests never end")
         require(not self.core.running and not self.core.waiting, "S4", "something is left")
+        require(not self.bookings.held, "A5", "rows are still held")
         self.check()
         blocks = self.core.blocks
         require(blocks.n_used == 0, "P6", f"{blocks.n_used} blocks are still used")
@@ -273,6 +352,8 @@ class CheckedCore:
             due = tuple(admit.tokens[: position + 1])
             require(seen == due, "P5", f"the hit at {position} is {seen}, not {due}")
         first, case.admitted = not case.admitted, True
+        if first:
+            self.bookings.start(case.booking)
         self.ledger.admit(request, len(case.prompt) - admit.n_cached if first else 0)
         self.reached["prefix hit"] += admit.n_cached > 0
         self.reached["hit of generated tokens"] += admit.n_cached > admit.n_prompt
@@ -368,6 +449,14 @@ class CheckedCore:
         case.ended = True
         del self.live[case.request.id]
         self.ledger.end(case.request)
+        booking = case.booking
+        booking.requests.remove(case.request.id)
+        if booking.reservation.evicted:
+            return
+        self.bookings.end(booking, ran=case.admitted)
+        if not booking.requests:
+            self.core.reservations.release(booking.reservation)
+            self.bookings.release(booking)
 
     # -- checks of the whole state --------------------------------------------------------------
 
@@ -379,3 +468,4 @@ class CheckedCore:
         check_tree(core.blocks, self.acknowledged, self.lawful)
         check_batch(core, set(self.live))
         self.ledger.check(core.waiting)
+        self.bookings.check(core.reservations)

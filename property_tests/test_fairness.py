@@ -10,10 +10,13 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from property_tests.checked import CheckedCore
 from property_tests.ledger import Ledger
 from property_tests.model import Violation
 from tgi_async.scheduler.fairness import INPUT_COST, OUTPUT_COST, WaitingQueue
+from tgi_async.scheduler.plan import Budget
 from tgi_async.scheduler.request import Request
+from tgi_async.scheduler.reservations import Capacity
 
 MOST_TOKENS = 40
 MOST_ROWS = 4
@@ -151,3 +154,69 @@ def test_without_the_lift_a_client_that_was_idle_gets_too_far_behind() -> None:
     server.submit("ann", 1, 1)
     with pytest.raises(Violation, match="E1"):
         server.is_fair()
+
+
+class Crowd:
+    """Clients that come back as soon as they are served or refused, at a server for four."""
+
+    def __init__(self) -> None:
+        budget = Budget(
+            n_blocks=16,
+            block_size=4,
+            max_rows=4,
+            max_batch_prefill_tokens=16,
+            max_total_tokens=64,
+            capacity=Capacity(max_concurrent=4, max_queued=16),
+        )
+        self.checked = CheckedCore(budget)
+
+    def come(self, client: str) -> int | None:
+        """The number of a new request, None if it is refused."""
+        before = set(self.checked.live)
+        self.checked.submit(client, [1, 2, 3, 4], 6)
+        return max(set(self.checked.live) - before, default=None)
+
+    def fill(self, client: str) -> list[int]:
+        """Come until there is no more room."""
+        numbers = []
+        while (number := self.come(client)) is not None:
+            numbers.append(number)
+        return numbers
+
+    def steps(self, n: int) -> None:
+        for _ in range(n):
+            while self.checked.plan():
+                pass
+            self.checked.complete()
+
+
+def test_a_crowd_that_fills_the_queue_keeps_nobody_out_and_is_served_itself() -> None:
+    crowd = Crowd()
+    eves: list[int] = []
+    for _ in range(40):
+        eves += crowd.fill("eve")
+        ann = crowd.come("ann")
+        assert ann is not None
+        crowd.steps(12)
+        assert ann not in crowd.checked.live
+    # Of those that wait, the newest give way: who came first is served all the same.
+    oldest = min(number for number in eves if number in crowd.checked.live)
+    assert eves.index(oldest) > 40
+    assert not crowd.checked.reached["evicted"] > 40
+
+
+def test_a_full_queue_is_shared_equally_by_all_who_keep_coming() -> None:
+    crowd = Crowd()
+    for client in ("eve", "ann", "bob", "joe"):
+        crowd.fill(client)
+    waiting = [crowd.checked.core.reservations.waiting(name) for name in ("eve", "ann", "bob")]
+    waiting.append(crowd.checked.core.reservations.waiting("joe"))
+    assert sum(waiting) == 20
+    assert max(waiting) - min(waiting) <= 1
+
+
+def test_more_clients_than_places_never_push_each_other_out() -> None:
+    crowd = Crowd()
+    assert all(crowd.come(f"client {number}") for number in range(20))
+    assert [crowd.come(f"client {number}") for number in range(20, 30)] == [None] * 10
+    assert not crowd.checked.reached["evicted"]

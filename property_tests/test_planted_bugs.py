@@ -11,12 +11,14 @@ import pytest
 
 from property_tests.model import Violation
 from property_tests.walk import walk
+from tgi_async.errors import Overloaded
 from tgi_async.generation import FinishReason
 from tgi_async.scheduler.blocks import BlockManager, BlockTable, Key, Match, Node
 from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.fairness import WaitingQueue
 from tgi_async.scheduler.plan import Budget, Draft, Part
 from tgi_async.scheduler.request import Event, PromptEvent, Request, Status, TokenEvent
+from tgi_async.scheduler.reservations import Reservation, Reservations, Share
 from tgi_async.wire.messages import PromptLogprobs, Sampled
 
 N_WALKS = 200
@@ -39,6 +41,15 @@ def with_queue(queue_type: type[WaitingQueue]) -> type[Core]:
             self.waiting = queue_type()
 
     return WithQueue
+
+
+def with_reservations(reservations_type: type[Reservations]) -> type[Core]:
+    class WithReservations(Core):
+        def __init__(self, budget: Budget) -> None:
+            super().__init__(budget)
+            self.reservations = reservations_type(budget.capacity)
+
+    return WithReservations
 
 
 # -- blocks -------------------------------------------------------------------------------------
@@ -291,7 +302,8 @@ class EndsTwice(Core):
 class ScoresPromptsTwice(Core):
     def _score(self, request: Request, scored: PromptLogprobs, events: list[Event]) -> None:
         if request.status is not Status.ENDED:
-            events.append(PromptEvent(request, scored.start, scored.logprobs, scored.top))
+            start, logprobs = scored.start, scored.logprobs
+            events.append(PromptEvent(request, start, logprobs, scored.top, scored.ranks))
 
 
 # -- fairness -----------------------------------------------------------------------------------
@@ -340,6 +352,82 @@ class ChargesDroppedTokens(Core):
             self.waiting.charge(part.request.client, 2)
 
 
+# -- admission ----------------------------------------------------------------------------------
+
+
+class HasNoBound(Reservations):
+    def _make_room(self, client: str, n_rows: int, n_bytes: int) -> list[Reservation]:
+        try:
+            return super()._make_room(client, n_rows, n_bytes)
+        except Overloaded as error:
+            if "half" in str(error):
+                raise
+            return []
+
+
+class TakesMoreThanHalf(Reservations):
+    def _check_half(self, rows: int, size: int) -> None:
+        pass
+
+
+class EvictsNobody(Reservations):
+    """First come, first served: a full queue is full for everybody."""
+
+    def _make_room(self, client: str, n_rows: int, n_bytes: int) -> list[Reservation]:
+        evicted = super()._make_room(client, n_rows, n_bytes)
+        if evicted:
+            raise Overloaded
+        return evicted
+
+
+class EvictsTheOldest(Reservations):
+    def reserve(
+        self, client: str, n_rows: int, n_bytes: int
+    ) -> tuple[Reservation, list[Reservation]]:
+        for share in self._shares.values():
+            share.reservations = dict(reversed(share.reservations.items()))
+        return super().reserve(client, n_rows, n_bytes)
+
+
+class EvictsForWhoHasMore(Reservations):
+    """A client gives way until it has nothing."""
+
+    def _make_room(self, client: str, n_rows: int, n_bytes: int) -> list[Reservation]:
+        own = self._shares.pop(client, None)
+        try:
+            return super()._make_room(client, n_rows, n_bytes)
+        finally:
+            if own is not None:
+                self._shares[client] = own
+
+
+class CountsTheBytesOfWhatRuns(Reservations):
+    def _begin(self, reservation: Reservation, share: Share) -> None:
+        n_bytes = self.n_queued_bytes
+        super()._begin(reservation, share)
+        if reservation.n_waiting < reservation.n_rows:
+            self.n_queued_bytes = n_bytes
+
+
+class KeepsRowsThatEnded(Reservations):
+    def end(self, reservation: Reservation, *, ran: bool) -> None:
+        pass
+
+
+class RunsWhatWasEvicted(Core):
+    def reserve(
+        self, client: str, n_rows: int, n_bytes: int
+    ) -> tuple[Reservation, list[Reservation]]:
+        return self.reservations.reserve(client, n_rows, n_bytes)
+
+
+class TakesInWhatWasEvicted(Core):
+    def submit(self, request: Request) -> None:
+        if request.reservation is not None:
+            request.reservation.evicted = False
+        super().submit(request)
+
+
 class Planted(NamedTuple):
     bug: type[Core]
     found_by: str
@@ -376,10 +464,19 @@ PLANTED = {
     "a request overtakes within its client": Planted(with_queue(OvertakesInAClient), "S4"),
     "a preempted request loses its place": Planted(with_queue(PutsBackBehind), "S4"),
     "a lift is forgotten": Planted(with_queue(ForgetsTheLift), "E5"),
-    "a row whose grammar was late goes on": Planted(CountsWhatWasLate, "S3"),
+    "a row whose grammar was late goes on": Planted(CountsWhatWasLate, "P4"),
     "a forced token is lost": Planted(LosesForcedTokens, "S6"),
     "a replay is charged": Planted(ChargesReplays, "E5"),
     "a dropped token is charged": Planted(ChargesDroppedTokens, "E5"),
+    "the queue has no bound": Planted(with_reservations(HasNoBound), "A1"),
+    "a client takes more than half": Planted(with_reservations(TakesMoreThanHalf), "A2"),
+    "the oldest gives way": Planted(with_reservations(EvictsTheOldest), "A3"),
+    "others give way to who has more": Planted(with_reservations(EvictsForWhoHasMore), "A2"),
+    "what was evicted runs": Planted(RunsWhatWasEvicted, "A3"),
+    "what was evicted is taken in": Planted(TakesInWhatWasEvicted, "A3"),
+    "a full queue is full for all": Planted(with_reservations(EvictsNobody), "A4"),
+    "bytes are not given back": Planted(with_reservations(CountsTheBytesOfWhatRuns), "A5"),
+    "rows are not given back": Planted(with_reservations(KeepsRowsThatEnded), "A5"),
 }
 
 

@@ -27,6 +27,9 @@ samplings = st.builds(
     choice=st.integers(0, 3),
     logprobs=st.booleans(),
     top_n_tokens=st.sampled_from([0, 1, 5]),
+    min_tokens=st.integers(0, 3),
+    end_ids=st.lists(st.integers(0, V + 1), max_size=3),
+    banned=st.lists(st.lists(st.integers(0, V + 1), min_size=1, max_size=3), max_size=4),
 )
 contexts = st.lists(st.integers(0, V - 1), min_size=1, max_size=12)
 

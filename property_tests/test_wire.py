@@ -37,7 +37,7 @@ def values(of: inspect.Type) -> st.SearchStrategy[Any]:
         case inspect.NoneType():
             return st.none()
         case inspect.ListType():
-            return st.lists(values(of.item_type), max_size=3)
+            return st.lists(values(of.item_type), min_size=of.min_length or 0, max_size=3)
         case inspect.UnionType():
             return st.one_of(*map(values, of.types))
         case inspect.StructType():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from random import Random
+from typing import Any
 
 from property_tests.checked import CheckedCore
 from property_tests.model import EOS, VOCABULARY
 from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.plan import Budget
+from tgi_async.scheduler.reservations import Capacity
 
 CLIENTS = ("ann", "bob", "eve")
 
@@ -25,6 +27,18 @@ def random_budget(random: Random) -> Budget:
         max_total_tokens=random.randint(4, n_blocks * block_size + 2),
         overcommit=random.choice((1.0, 1.5, 4.0)),
         lookahead=random.randint(0, 1),
+        capacity=random_capacity(random),
+    )
+
+
+def random_capacity(random: Random) -> Capacity:
+    """A queue that is soon full, or one that never is."""
+    if random.random() < 0.5:
+        return Capacity()
+    return Capacity(
+        max_concurrent=random.randint(1, 5),
+        max_queued=random.choice((0, 1, 4, 8, 8)),
+        max_queued_bytes=random.choice((30, 60, 2**62)),
     )
 
 
@@ -34,6 +48,7 @@ def walk(seed: int, n_events: int, core_type: type[Core] = Core) -> Counter[str]
     checked = CheckedCore(random_budget(random), core_type)
     stems = [[random.randrange(VOCABULARY) for _ in range(16)] for _ in range(2)]
     submits = random.choice((0.03, 0.1, 0.3))
+    crowds = 0.01 if checked.budget.capacity.max_queued else 0.0
     deaths = random.choice((0.0, 0.002, 0.02))
     failures = random.choice((0.0, 0.0, 0.05))
     lateness = random.choice((0.0, 0.1, 0.6))
@@ -41,9 +56,13 @@ def walk(seed: int, n_events: int, core_type: type[Core] = Core) -> Counter[str]
         dice = random.random()
         if dice < submits:
             _submit(checked, random, stems)
-        elif dice < submits + 0.03 and checked.live:
+        elif dice < submits + crowds:
+            _fill(checked, random, stems)
+        elif checked.booked and random.random() < 0.04:
+            _submit_booked(checked, random, stems)
+        elif dice < submits + crowds + 0.03 and checked.live:
             checked.finish(random.choice(list(checked.live.values())))
-        elif dice < submits + 0.03 + deaths:
+        elif dice < submits + crowds + 0.03 + deaths:
             checked.die()
         elif random.random() < 0.5:
             checked.plan()
@@ -57,7 +76,39 @@ def walk(seed: int, n_events: int, core_type: type[Core] = Core) -> Counter[str]
     return checked.reached
 
 
-def _submit(checked: CheckedCore, random: Random, stems: list[list[int]]) -> None:
+def _submit(
+    checked: CheckedCore, random: Random, stems: list[list[int]], client: str | None = None
+) -> None:
+    client = client or random.choice(CLIENTS)
+    n_rows = 1 if random.random() < 0.8 else random.randint(2, 3)
+    if random.random() < 0.2:
+        checked.book(client, n_rows, random.randint(1, 12))
+        return
+    prompt, n, options = _request(checked, random, stems)
+    checked.submit(client, prompt, n, n_rows, **options)
+
+
+def _fill(checked: CheckedCore, random: Random, stems: list[list[int]]) -> None:
+    """One client takes what there is, and then others come."""
+    for _ in range(checked.budget.capacity.max_rows):
+        _submit(checked, random, stems, "eve")
+    for _ in range(3):
+        _submit(checked, random, stems)
+
+
+def _submit_booked(checked: CheckedCore, random: Random, stems: list[list[int]]) -> None:
+    booking = random.choice(checked.booked)
+    if random.random() < 0.3:
+        checked.give_up(booking)
+        return
+    prompt, n, options = _request(checked, random, stems)
+    checked.submit_booked(booking, prompt, n, **options)
+
+
+def _request(
+    checked: CheckedCore, random: Random, stems: list[list[int]]
+) -> tuple[list[int], int, dict[str, Any]]:
+    """Prompt, new tokens and the rest."""
     most = checked.budget.max_total_tokens
     stem = random.choice(stems)[: random.choice((0, 4, 8, 12, 16))]
     tail = [random.randrange(VOCABULARY) for _ in range(random.randint(0, 3))]
@@ -67,12 +118,10 @@ def _submit(checked: CheckedCore, random: Random, stems: list[list[int]]) -> Non
         prompt = prompt[: random.randint(1, most - 1)] or [EOS]
         n = random.randint(1, most - len(prompt))
     scored = random.random() < 0.1
-    checked.submit(
-        random.choice(CLIENTS),
-        prompt,
-        n,
-        stop_ids=frozenset((EOS,)) if random.random() < 0.3 else frozenset(),
-        prompt_logprobs=scored,
-        prompt_top_n_tokens=n % 2 if scored else 0,
-        grammar="any" if random.random() < 0.3 else "",
-    )
+    options = {
+        "stop_ids": frozenset((EOS,)) if random.random() < 0.3 else frozenset(),
+        "prompt_logprobs": scored,
+        "prompt_top_n_tokens": n % 2 if scored else 0,
+        "grammar": "any" if random.random() < 0.3 else "",
+    }
+    return prompt, n, options

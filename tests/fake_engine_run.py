@@ -6,7 +6,7 @@ import asyncio
 import gc
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,6 +143,7 @@ async def running(
     max_rows: int = 16,
     launch: bool = True,
     tokenizer: Tokenizer | None = None,
+    stop_token_ids: Sequence[int] = (),
     **options: Any,
 ) -> AsyncIterator[Running]:
     """An engine that serves; at the end nothing of it is left: no process, no file, no error."""
@@ -165,6 +166,7 @@ async def running(
             max_rows=max_rows,
             max_batch_prefill_tokens=0,
             max_total_tokens=0,
+            stop_token_ids=list(stop_token_ids),
         ),
         **({"command": COMMAND, "backoff": Backoff(0.001, 0.01)} | options),
     )

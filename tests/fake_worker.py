@@ -214,7 +214,8 @@ class FakeWorker:
         following = row.tokens[start + 1 : last + 1]
         logprobs = [_prompt_logprob(*pair) for pair in zip(states, following, strict=True)]
         top = [_prompt_top(state, row.prompt_top_n) for state in states] if row.prompt_top_n else []
-        return [PromptLogprobs(run.row, start + 1, logprobs, top)]
+        ranks = [1 + state % 9 for state in states]
+        return [PromptLogprobs(run.row, start + 1, logprobs, top, ranks)]
 
     def _sample(self, row: _Row, number: int) -> Sampled:
         state = self._slots[self._slot(row, row.n_computed - 1)]

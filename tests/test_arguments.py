@@ -83,15 +83,31 @@ def lines(*flags: str, **environment: str) -> list[str]:
     return without_effect(parsed(*flags), environment)
 
 
-def test_nothing_given_gives_the_defaults_of_tgi() -> None:
+def test_nothing_given_gives_the_defaults() -> None:
     found = settings()
     assert found == Settings()
     assert (found.hostname, found.port) == ("0.0.0.0", 3000)
     assert found.max_concurrent_requests == 128
-    assert (found.max_best_of, found.max_stop_sequences, found.max_top_n_tokens) == (2, 4, 5)
-    assert (found.max_client_batch_size, found.payload_limit) == (4, 2_000_000)
+    assert (found.max_best_of, found.max_stop_sequences, found.max_top_n_tokens) == (8, 16, 20)
+    assert (found.max_client_batch_size, found.payload_limit) == (32, 2_000_000)
+    assert found.queue_size == 512
     assert (found.validation_workers, found.graceful_termination_timeout) == (2, 90)
     assert all(one.default is not MISSING for one in fields(Settings))
+
+
+def test_strict_tgi_has_the_defaults_of_tgi() -> None:
+    found = settings("--strict-tgi")
+    assert (found.max_best_of, found.max_top_n_tokens, found.max_client_batch_size) == (2, 5, 4)
+    assert found.queue_size == 0
+    assert settings(STRICT_TGI="true") == found
+
+
+def test_what_is_given_counts_with_strict_tgi_too() -> None:
+    found = settings("--strict-tgi", "--max-best-of", "3", "--max-queued-requests", "9")
+    assert (found.max_best_of, found.queue_size, found.max_top_n_tokens) == (3, 9, 5)
+    assert settings("--strict-tgi", MAX_TOP_N_TOKENS="20").max_top_n_tokens == 20
+    assert settings("--max-concurrent-requests", "3").queue_size == 12
+    assert settings("--max-queued-requests", "0").queue_size == 0
 
 
 def test_a_flag_comes_before_a_variable_and_that_before_the_default() -> None:
@@ -202,6 +218,14 @@ def test_origins_are_repeated_flags_or_a_list_in_a_variable() -> None:
         "http://a",
         "http://b",
     )
+
+
+def test_names_of_the_model_are_given_in_one_flag_or_in_several() -> None:
+    assert settings().served_model_name == ()
+    assert settings("--served-model-name", "a/b", "c").served_model_name == ("a/b", "c")
+    flags = ("--served-model-name", "a", "--port", "1", "--served-model-name=b")
+    assert settings(*flags).served_model_name == ("a", "b")
+    assert settings(SERVED_MODEL_NAME="a,b").served_model_name == ("a", "b")
 
 
 @pytest.mark.parametrize("host", ["3f1c0de5ab12", "my-pod-7", "localhost"])
@@ -317,7 +341,7 @@ def test_the_help_has_groups_variables_and_defaults(capsys: pytest.CaptureFixtur
         settings("--help")
     text = capsys.readouterr().out
     shown = " ".join(text.split())
-    assert "[env MAX_BEST_OF] [default 2]" in shown
+    assert "[env MAX_BEST_OF] [default 8, with strict-tgi 2]" in shown
     for group in ("model:", "HTTP:", "what clients see:", "of TGI, accepted without effect:"):
         assert f"\n{group}\n" in text
     refused = text[text.index("of TGI, not built yet: refused at start:") :]

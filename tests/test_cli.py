@@ -117,7 +117,7 @@ def test_flags_are_not_guessed_from_their_beginning(served: list[Settings]) -> N
 def test_the_token_of_the_hub_has_another_name_in_tgi(
     served: list[Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.subprocess, "call", lambda command: 0)
+    monkeypatch.setattr(cli.subprocess, "call", lambda command, env: 0)
     for start in (lambda: launcher_main([]), lambda: main(["download-weights"])):
         with monkeypatch.context() as patch:
             patch.setenv("HF_TOKEN", "to be put back")
@@ -168,13 +168,38 @@ def test_download_weights_hands_its_arguments_on_as_they_are(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     called: list[list[str]] = []
-    monkeypatch.setattr(cli.subprocess, "call", lambda command: called.append(command) or 5)
+    monkeypatch.setattr(cli.subprocess, "call", lambda command, env: called.append(command) or 5)
     assert main(["download-weights", *arguments]) == 5
-    assert called == [[sys.executable, "-m", "workers.models.prepare", *arguments]]
+    assert called == [[sys.executable, "-P", "-m", "workers.models.prepare", *arguments]]
+
+
+@pytest.mark.parametrize(
+    ("umask", "left"), [(0o777, 0o077), (0o277, 0o077), (0o022, 0o022), (0o077, 0o077)]
+)
+def test_what_is_made_can_be_used_whatever_the_umask(
+    served: list[Settings], umask: int, left: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        assert main(["serve"]) == launcher_main([]) == 0
+        assert os.umask(before) == left
+    finally:
+        os.umask(before)
+
+
+def test_a_working_directory_that_is_gone_is_left(
+    served: list[Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # and back again in the end
+    (tmp_path / "gone").mkdir()
+    os.chdir("gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["serve"]) == 0
+    assert os.getcwd() == "/"
 
 
 def test_an_interrupted_download_has_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(command: list[str]) -> int:
+    def interrupt(command: list[str], env: dict[str, str]) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli.subprocess, "call", interrupt)

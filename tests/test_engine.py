@@ -179,6 +179,23 @@ async def test_ignore_eos_goes_on(tmp_path: Path) -> None:
         assert found.finish_reason == "length"
 
 
+async def test_a_request_may_have_ends_of_its_own(tmp_path: Path) -> None:
+    async with running(spelling("one two!"), tmp_path) as run:
+        [end] = run.tokenizer.encode("t")
+        for ignore_eos in (False, True):
+            found = await run.generate("x", stop_token_ids=(end, 7), ignore_eos=ignore_eos)
+            assert (found.text, found.finish_reason) == ("one t", "eos_token")
+        assert (await run.generate("x", 8)).text == "one two!"
+
+
+async def test_a_text_under_a_grammar_ends_by_any_end_that_the_worker_knows(tmp_path: Path) -> None:
+    [end] = tiny_tokenizer().encode("!")
+    async with running(spelling("ab!cd"), tmp_path, stop_token_ids=[end]) as run:
+        assert (await run.generate("x", 5)).text == "ab!cd"
+        found = await run.generate("x", 5, grammar="any", ignore_eos=True)
+        assert (found.text, found.finish_reason) == ("ab!", "eos_token")
+
+
 async def test_without_max_new_tokens_the_longest_sequence_is_the_limit(tmp_path: Path) -> None:
     async with running(Behaviour(max_total_tokens=50), tmp_path) as run:
         assert run.engine.max_total_tokens == 50
@@ -314,22 +331,23 @@ async def test_stopping_tells_live_requests_that_they_are_incomplete(tmp_path: P
         live, waiting = run.submit("live", 100), run.submit("waiting", 100)
         await anext(live)
         await run.engine.stop(1)
-        for generation in (live, waiting):
-            with pytest.raises(IncompleteGeneration):
-                await collect(generation)
+        with pytest.raises(IncompleteGeneration):
+            await collect(live)
+        with pytest.raises(Unhealthy, match="shutting down"):
+            await collect(waiting)
         with pytest.raises(Unhealthy):
             run.submit("late")
         assert not run.engine.ready
 
 
-async def test_refusing_lets_live_requests_end(tmp_path: Path) -> None:
+async def test_a_retired_engine_is_not_ready_and_serves(tmp_path: Path) -> None:
     async with running(Behaviour(step_seconds=0.01), tmp_path) as run:
         live = run.submit("live", 10)
-        run.engine.refuse()
+        run.engine.retire()
         assert not run.engine.ready
-        with pytest.raises(Unhealthy, match="shutting down"):
-            run.submit("late")
+        late = run.submit("late", 10)
         assert (await collect(live)).ids == run.expected("live", 10)
+        assert (await collect(late)).ids == run.expected("late", 10)
 
 
 async def test_the_sockets_are_in_a_folder_of_this_user_alone(tmp_path: Path) -> None:

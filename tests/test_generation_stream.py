@@ -160,8 +160,9 @@ async def test_cancelling_ends_it_for_everybody() -> None:
 
 def test_the_prompt_is_scored_from_its_second_token_on() -> None:
     one = stream(prompt_logprobs=True, prompt_top_n_tokens=1)
-    one.score(PromptEvent(one.request, 1, [-1.0], [[TopToken(B, -0.5)]]))
+    one.score(PromptEvent(one.request, 1, [-1.0], [[TopToken(B, -0.5)]], [7]))
     assert one.prompt_logprobs == [None, -1.0]
+    assert one.prompt_ranks == [None, 7]
     assert one.prompt_top_tokens == [(), ((B, "b", -0.5, False),)]
 
 
@@ -190,3 +191,68 @@ def test_a_failure_ends_the_inference_that_began(seen: RequestRecord, started: b
         one.started(one._submitted + 1e-9)
     one.fail(GenerationError("broken"))
     assert (seen.generations[0].timings.inference > 0) == started
+
+
+END = NAMES.encode("<|im_end|>")[0]
+"""A special token."""
+
+
+def finished(one: GenerationStream, *ids: int, reason: FinishReason = "eos_token") -> list[str]:
+    """The texts of these tokens, the last of which ends the text."""
+    for id in ids[:-1]:
+        assert one.emit(Sampled(0, id), None) is None
+    assert one.emit(Sampled(0, ids[-1]), reason) == reason
+    return [token.text for token in one._buffer]
+
+
+def test_the_token_that_ends_a_text_is_no_part_of_it_where_stops_are_not() -> None:
+    assert finished(stream(include_stop=True), A, C) == ["a", "c"]
+    assert finished(stream(include_stop=False), A, C) == ["a", ""]
+    assert finished(stream(include_stop=False), A, C, reason="length") == ["a", "c"]
+
+
+def test_what_was_held_back_comes_with_the_end() -> None:
+    one = stream(include_stop=False, stop=("bcd",))
+    assert finished(one, A, B, C) == ["a", "", "b"]
+    half = NAMES.encode("한")[0]
+    assert finished(stream(include_stop=False), A, half, C) == ["a", "", "\ufffd"]
+
+
+def test_special_tokens_are_shown_where_they_are_asked_for() -> None:
+    texts = NAMES.special_texts
+    name = "<|im_end|>"
+    assert finished(stream(include_stop=False), A, END, B, END) == ["a", "", "b", ""]
+    shown = stream(include_stop=False, special_texts=texts)
+    assert finished(shown, A, END, B, END) == ["a", name, "b", ""]
+    shown = stream(include_stop=True, special_texts=texts)
+    assert finished(shown, A, END, B, END) == ["a", name, "b", name]
+
+
+def test_a_mark_stays_in_the_text_that_it_ends() -> None:
+    one = stream(include_stop=False, shown={END: "<|im_end|>"})
+    assert finished(one, A, END) == ["a", "<|im_end|>"]
+
+
+def test_half_a_character_comes_before_the_mark_behind_it() -> None:
+    one = stream(include_stop=False, special_texts=NAMES.special_texts)
+    half = NAMES.encode("한")[0]
+    assert finished(one, half, END, A, C) == ["", "\ufffd<|im_end|>", "a", ""]
+
+
+def test_a_stop_sequence_ends_nothing_before_min_tokens() -> None:
+    request = GenerationRequest([A], Sampling(min_tokens=3), stop=("ab", "c"), include_stop=False)
+    one = GenerationStream(request, Request(1, [A], 9), NAMES, lambda _: None)
+    reasons = [one.emit(Sampled(0, id), None) for id in (A, B, C, A, B)]
+    assert reasons == [None, None, None, None, "stop_sequence"]
+    assert "".join(token.text for token in one._buffer) == "abc"
+
+
+@pytest.mark.parametrize(("include_stop", "text"), [(False, "ab"), (True, "abab")])
+def test_a_stop_sequence_may_begin_before_min_tokens(include_stop: bool, text: str) -> None:
+    request = GenerationRequest(
+        [A], Sampling(min_tokens=3), stop=("ab",), include_stop=include_stop
+    )
+    one = GenerationStream(request, Request(1, [A], 9), NAMES, lambda _: None)
+    reasons = [one.emit(Sampled(0, id), None) for id in (A, B, A, B)]
+    assert reasons == [None, None, None, "stop_sequence"]
+    assert "".join(token.text for token in one._buffer) == text

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.api.tiny_tokenizer import tiny_tokenizer
 from tests.fake_engine_run import alive
 from tests.fake_server import FakeServer
 from tests.fake_worker import Behaviour
@@ -113,7 +114,7 @@ def test_a_request_is_a_line_in_the_log(talk: Talk) -> None:
     assert reply.status_code == 200
     line = server.until_logged(r"INFO Success generate 200 tokens=2\+5 (.*)\n")[1]
     times = ["total_time", "validation_time", "queue_time", "inference_time", "time_per_token"]
-    assert [part.split("=")[0] for part in line.split()] == times
+    assert [part.split("=")[0] for part in line.split()] == [*times, "request_id"]
     httpx.post(f"{server.url}/generate", json={"inputs": "", "parameters": {}})
     why = "Input validation error: `inputs` cannot be empty"
     server.until_logged(rf"WARNING Failed: validation: {why} generate 422 tokens=0\+0 total_time=")
@@ -137,6 +138,23 @@ def test_another_tokenizer_config_has_the_chat_template(talk: Talk, tmp_path: Pa
     config.write_text(json.dumps({"chat_template": "{{ eos_token }}", "eos_token": "abc"}))
     _, reply = talk("--tokenizer-config-path", str(config), route="/v1/chat/completions")
     assert reply.json()["usage"]["prompt_tokens"] == 3
+
+
+def test_the_ends_of_texts_are_shown_and_end_answers(serve: Serve, tmp_path: Path) -> None:
+    """`<|im_end|>` ends every text of the fake model, and this template writes another end."""
+    config = tmp_path / "c.json"
+    template = "{% for m in messages %}{{ m.content }}\n<|im_start|>{% endfor %}"
+    config.write_text(json.dumps({"chat_template": template}))
+    script = [*tiny_tokenizer().encode("well<|im_start|>")] * 2
+    server = serve(Behaviour(script=script), "--tokenizer-config-path", str(config))
+    with httpx.Client(base_url=server.url) as client:
+        body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 10}
+        [choice] = client.post("/v1/chat/completions", json=body).json()["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("well", "stop")
+        body = {"inputs": "Hi", "parameters": {"max_new_tokens": 10}}
+        assert client.post("/generate", json=body).json()["generated_text"] == "wellwell"
+    assert "texts end with '<|im_end|>' (257)" in server.log
+    assert "answers in a chat also end with '<|im_start|>' (256)" in server.log
 
 
 def test_a_tokenizer_config_without_a_template_ends_the_start(serve: Serve, tmp_path: Path) -> None:
@@ -187,7 +205,7 @@ def test_spans_reach_a_collector(serve: Serve, monkeypatch: pytest.MonkeyPatch) 
 def test_a_failed_preparation_ends_the_start(serve: Serve) -> None:
     server = serve(prepare="raise SystemExit('the disk is full')")
     assert server.ended() == 1
-    assert server.log.startswith("the disk is full\nError: The model is not ready to be served")
+    assert "\nthe disk is full\nError: The model is not ready to be served" in server.log
 
 
 def test_it_can_be_stopped_while_the_model_is_prepared(serve: Serve) -> None:
@@ -207,6 +225,41 @@ def test_it_can_be_stopped_while_the_worker_loads(serve: Serve) -> None:
     server.signal(signal.SIGINT)
     server.signal(signal.SIGINT)
     assert server.ended() == 0
+    assert "stopped before it was ready" in server.log
+
+
+LISTENING = re.compile(r"listening on (http://\S+);")
+
+
+def test_while_it_loads_it_says_so_and_then_serves_the_same_connections(serve: Serve) -> None:
+    server = serve(Behaviour(load_seconds=1.5))
+    with httpx.Client(base_url=server.until_logged(LISTENING)[1]) as client:
+        assert client.get("/health/live").status_code == 200
+        while (health := client.get("/health").json()) and health["phase"] != "loading weights":
+            assert health["error"].startswith("The server is not ready yet: ")
+        assert health["error"].startswith("The server is not ready yet: loading weights, for 0 s")
+        assert client.post("/generate", json={"inputs": "Hi"}).status_code == 503
+        before = own_port(client)
+        while client.get("/health").status_code == 503:
+            signal.sigtimedwait([], 0.05)
+        assert client.post("/generate", json={"inputs": "Hi"}).status_code == 200
+        assert own_port(client) == before
+
+
+def own_port(client: httpx.Client) -> int:
+    """Where the client's last connection comes from."""
+    with client.stream("GET", "/health") as reply:
+        reply.read()
+        address = reply.extensions["network_stream"].get_extra_info("client_addr")
+    return int(address[1])
+
+
+def test_it_can_be_stopped_with_clients_connected_while_it_loads(serve: Serve) -> None:
+    server = serve(Behaviour(load_seconds=60))
+    with httpx.Client(base_url=server.until_logged(LISTENING)[1]) as client:
+        assert client.get("/health").status_code == 503
+        server.signal(signal.SIGTERM)
+        assert server.ended() == 0
     assert "stopped before it was ready" in server.log
 
 

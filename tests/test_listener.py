@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import threading
+from collections import Counter
 from contextlib import closing
 from typing import Any
 
 import httpx
 import pytest
 
+from tests.fake_engine_run import DEADLINE
 from tests.fake_server import FakeServer
 from tests.fake_worker import Behaviour
 from tests.test_launcher import Serve, serve
 from tgi_async.errors import StartError
-from tgi_async.listener import bind, open_queue
+from tgi_async.listener import bind
 
 __all__ = ["serve"]  # the fixture
 
@@ -121,15 +124,103 @@ def test_an_address_that_is_taken_or_not_this_machines_is_told() -> None:
         bind("." + "x" * 100, 0)
 
 
-def test_nobody_is_accepted_before_it_listens() -> None:
-    with closing(bind("127.0.0.1", 0)) as listener, pytest.raises(ConnectionRefusedError):
-        socket.create_connection(listener.getsockname())
-
-
 def test_of_two_servers_that_start_at_once_the_second_is_told() -> None:
-    with closing(bind("127.0.0.1", 0)) as first:
-        port = first.getsockname()[1]
-        with closing(bind("127.0.0.1", port)) as second:
-            open_queue(first)
-            with pytest.raises(StartError, match="already in use"):
-                open_queue(second)
+    with closing(bind("127.0.0.1", 0)) as first, pytest.raises(StartError, match="already in use"):
+        bind("127.0.0.1", first.getsockname()[1])
+
+
+class Rollout:
+    """Two servers, and clients that use the first one while it says that it is ready."""
+
+    def __init__(self, old: FakeServer, new: FakeServer) -> None:
+        self.old, self.new = old.url, new.url
+        self.current = self.old
+        self.failures: list[str] = []
+        self.n_answered = Counter[str]()
+        self.over = threading.Event()
+
+    def watch(self) -> None:
+        """Ask the old server for its health, as a load balancer would."""
+        with httpx.Client(base_url=self.old) as client:
+            while not self.over.wait(0.05):
+                if client.get("/health/ready").status_code != 200:
+                    self.current = self.new
+                    return
+
+    def ask(self) -> None:
+        """One request after another, on connections that are kept."""
+        body = {"inputs": "Hi", "parameters": {"max_new_tokens": 3}}
+        with httpx.Client(timeout=DEADLINE) as client:
+            while not self.over.is_set():
+                url = self.current
+                try:
+                    reply = client.post(f"{url}/generate", json=body)
+                except httpx.TransportError as error:
+                    self.failures.append(repr(error))
+                    continue
+                if reply.status_code != 200:
+                    self.failures.append(reply.text)
+                self.n_answered[url] += 1
+
+
+def test_a_rolling_restart_loses_no_request(serve: Serve) -> None:
+    old, new = serve(slow(), "--shutdown-delay", "1"), serve(slow())
+    rollout = Rollout(old, new)
+    threads = [threading.Thread(target=run) for run in (rollout.watch, *[rollout.ask] * 4)]
+    for thread in threads:
+        thread.start()
+    while rollout.n_answered[rollout.old] < 8:
+        signal.sigtimedwait([], 0.01)
+    old.signal(signal.SIGTERM)
+    assert old.ended() == 0
+    n_before = rollout.n_answered[rollout.new]
+    while rollout.n_answered[rollout.new] < n_before + 8:
+        signal.sigtimedwait([], 0.01)
+    rollout.over.set()
+    for thread in threads:
+        thread.join()
+    assert rollout.failures == []
+    assert rollout.current == rollout.new
+
+
+def test_in_the_delay_requests_are_taken_and_connections_given_back(serve: Serve) -> None:
+    server = serve(slow(), "--shutdown-delay", "60", "--kserve")
+    with httpx.Client(base_url=server.url) as client:
+        assert client.get("/health").headers.get("connection") is None
+        server.signal(signal.SIGTERM)
+        server.until_logged("SIGTERM: not ready any more, but taking requests for 60 s")
+        for path in ("/health", "/health/ready", "/ping", "/v2/health/ready"):
+            assert client.get(path).status_code == 503, path
+        for path in ("/health/live", "/v2/health/live"):
+            assert client.get(path).status_code == 200, path
+        body = {"inputs": "Hi", "parameters": {"max_new_tokens": 2}}
+        reply = client.post("/generate", json=body)
+        assert (reply.status_code, reply.headers["connection"]) == (200, "close")
+    with server.stream(200) as events:
+        server.signal(signal.SIGTERM)
+        server.until_logged("SIGTERM: no new requests")
+        next(events)
+        server.signal(signal.SIGTERM)
+        server.until_logged("SIGTERM again: stopping now")
+        assert list(events)[-1]["error_type"] == "incomplete_generation_stream"
+    assert server.ended() == 0
+
+
+def test_an_interrupt_does_not_wait_for_the_delay(serve: Serve) -> None:
+    server = serve(None, "--shutdown-delay", "60")
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    server.signal(signal.SIGINT)
+    assert server.ended() == 0
+
+
+def test_a_request_that_was_received_is_answered_though_the_server_drains(serve: Serve) -> None:
+    server = serve()
+    body = b'{"inputs": "x"}'
+    with ask(server, body[:3], len(body)) as connection:
+        httpx.get(f"{server.url}/health")
+        server.signal(signal.SIGTERM)
+        server.until_logged("SIGTERM: no new requests")
+        connection.sendall(body[3:])
+        connection.settimeout(DEADLINE)
+        assert b'"generated_text":"' in b"".join(iter(lambda: connection.recv(65536), b""))
+    assert server.ended() == 0

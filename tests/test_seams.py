@@ -17,7 +17,10 @@ import workers
 
 ROOT = Path(tgi_async.__file__).parent.parent
 HEAVY = {"torch", "transformers", "numpy", "workers"}
-OF_THE_ROUTER = ("tgi_async.wire.", "tgi_async.grammar.", "tgi_async.confined.")
+OF_THE_ROUTER = (
+    *("tgi_async.wire.", "tgi_async.grammar.", "tgi_async.confined."),
+    "tgi_async.cgroups",
+)
 """What workers may import of it."""
 
 

@@ -23,7 +23,7 @@ from tgi_async.settings_tgi import (
 )
 
 SHORT = {"port": "-p", "graceful_termination_timeout": "-g"}
-METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "ORIGIN", bool: "BOOL"}
+METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "TEXT", bool: "BOOL"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,14 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             names.insert(0, SHORT[one.name])
         text = f"{meta['help']} [env {one.name.upper()}]"
         if one.default not in (None, False, ()):
-            text += f" [default {one.default}]"
+            strict = "" if meta["strict"] is None else f", with strict-tgi {meta['strict']}"
+            text += f" [default {one.default}{strict}]"
         kind = meta["kind"]
         options: dict[str, Any] = {"dest": one.name, "help": text, "metavar": METAVARS[kind]}
         if kind is bool:
             # `--flag`, and TGI's `--flag true`.
             options |= {"nargs": "?", "const": "true"}
         elif kind is tuple:
-            options["action"] = "append"
+            options |= {"action": "extend", "nargs": "+"}
         groups[meta["group"]].add_argument(*names, **options)
     idle = parser.add_argument_group("of TGI, accepted without effect")
     for name, reason in WITHOUT_MEANING.items():
@@ -72,6 +73,9 @@ def resolve(given: Mapping[str, Any], environment: Mapping[str, str]) -> Setting
     if host and given.get("hostname") is None and not _is_address(host):
         # Containers set HOSTNAME to the machine's name, which is no address to listen on.
         del values["hostname"]
+    if values.get("strict_tgi"):
+        own = {one.name: one.metadata["strict"] for one in fields(Settings)}
+        values = {name: value for name, value in own.items() if value is not None} | values
     return Settings(**values)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib import metadata
 
+from tgi_async import processes
 from tgi_async.arguments import add_arguments, resolve, without_effect
 from tgi_async.errors import StartError
 from tgi_async.telemetry import logs
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_arguments(serve)
     commands.add_parser("download-weights", help="fetch and convert a model, without serving it")
     commands.add_parser("env", help="print versions and hardware, for a bug report")
+    _settle()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["download-weights"]:
         # Its arguments are the other program's, which has a parser of its own.
@@ -53,6 +55,7 @@ def launcher_main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("-e", "--env", action="store_true", help="print versions and hardware")
     add_arguments(parser)
+    _settle()
     given = parser.parse_args(arguments)
     if given.env:
         _print_environment()
@@ -80,6 +83,16 @@ def _serve(given: argparse.Namespace) -> int:
         return 130
 
 
+def _settle() -> None:
+    """Undo what this process and its children could not work with: a umask that keeps this user out
+    of the files that they make, and a working directory that is gone."""
+    os.umask(os.umask(0o077) & 0o077)
+    try:
+        os.getcwd()
+    except OSError:
+        os.chdir("/")
+
+
 def _adopt_token() -> None:
     """Give the Hub's client the token under its own name; TGI knows another one for it."""
     if token := os.environ.get("HF_API_TOKEN"):
@@ -89,7 +102,9 @@ def _adopt_token() -> None:
 def _call(module: str, arguments: list[str]) -> int:
     _adopt_token()
     try:
-        return subprocess.call([sys.executable, "-m", module, *arguments])
+        return subprocess.call(
+            [*processes.command(module), *arguments], env=processes.environment()
+        )
     except KeyboardInterrupt:
         return 130
 

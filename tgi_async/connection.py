@@ -1,42 +1,328 @@
-"""uvicorn's HTTP/1.1, and a short way for the pieces of a stream.
+"""uvicorn's HTTP/1.1 with bounds.
 
-An ASGI message costs a coroutine in each layer between a handler and the socket, and a handler has
-to be woken to send it. Where a stream is under way and its client keeps up, neither is needed.
+What a client may send before a route sees its request is bounded in size and in time. Protocols
+that it offers to switch to are not spoken here, so it is answered in HTTP/1.1.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import urllib.parse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from tgi_async.api.body import BODY_SECONDS
 from tgi_async.api.exchange import DIRECT
+from tgi_async.errors import RETRY_AFTER_SECONDS
+from tgi_async.refusal import GOAWAY, Refusal
+from tgi_async.reply_cycle import BodyWriter, ReplyCycle
+
+log = logging.getLogger(__name__)
+
+MOST_HEAD_BYTES = 65_536
+MOST_URL_BYTES = 16_384
+MOST_HEADERS = 256
+HEAD_SECONDS = 30.0
+"""A request's head must be there by then, counted from its first byte or from the connection."""
+LINGER_SECONDS = 5.0
+"""What a client gets to read a last reply while it still sends."""
+RETRY = (b"retry-after", str(RETRY_AFTER_SECONDS).encode())
+VERSIONS = ("0.9", "1.0", "1.1")
 
 
 class Connection(HttpToolsProtocol):
-    """One client's connection. Each request's scope has a `BodyWriter` in the extension DIRECT."""
+    """One client's connection. Each request's scope has a `BodyWriter` in the extension DIRECT.
+
+    uvicorn's `limit_concurrency` is the most connections: for one more, the one that has been idle
+    for longest is closed, and if none is idle the new one gets a 503.
+    """
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.idle_since: float | None = None
+        """Since when no request is being answered, by the loop's clock; None while one is."""
+        self._running: ReplyCycle | None = None
+        self._in_head = False
+        """Whether a request's head has begun to arrive, and has not ended."""
+        self._reported = False
+        self._n_unreported = 0
+        """Bytes since the parser last made something of what it got."""
+        self._deaf = False
+        """Whether what else arrives is passed over."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- the socket -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        most = self.limit_concurrency
+        if most is not None and len(self.connections) > most and not self._make_room():
+            self._deaf = True
+            full = Refusal(503, "The server has as many connections as it can take", [RETRY])
+            transport.write(full.reply("", self.server_state.default_headers))
+            transport.close()
+            return
+        self.idle_since = self.loop.time()
+        self._wait(HEAD_SECONDS, self._miss_head)
+
+    def _make_room(self) -> bool:
+        """Close the connections that have been idle for longest. False if none is idle."""
+        idle = [
+            (one.idle_since, one.transport)
+            for one in self.connections
+            if isinstance(one, Connection) and one.idle_since is not None
+        ]
+        idle.sort(key=lambda pair: pair[0])
+        # Several at once, so that not every client that comes looks at all connections.
+        for _, transport in idle[: 1 + len(idle) // 16]:
+            transport.close()
+        return bool(idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        self._unset_keepalive_if_required()
+        for cycle in (self._running, *(queued for queued, _ in self.pipeline)):
+            if cycle is not None:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        self._unset_keepalive_if_required()
+        self._reported = False
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            self._refuse(self._reason(error))
+            return
+        self._n_unreported = 0 if self._reported else self._n_unreported + len(data)
+        if self._n_unreported > MOST_HEAD_BYTES:
+            self._refuse(_too_long("head" if self._in_head else "trailer"))
+        elif self._timer is None and (self._in_head or self._is_idle()):
+            self._wait(HEAD_SECONDS, self._miss_head)
+
+    def _feed(self, data: bytes) -> None:
+        rest: bytes | memoryview = data
+        while rest:
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                end_of_head: int = upgrade.args[0]
+            # The parser stopped, for what follows might be another protocol. It is not, and a
+            # parser that does not see the offer goes on.
+            head = self._head_without_upgrade()
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.feed_data(head)
+            rest = memoryview(rest)[end_of_head:]
+
+    def _head_without_upgrade(self) -> bytes:
+        line = b"%b %b HTTP/%b\r\n" % (
+            self.parser.get_method(),
+            self.url,
+            self.parser.get_http_version().encode(),
+        )
+        kept = (b"%b: %b\r\n" % pair for pair in self.headers if pair[0] != b"upgrade")
+        return line + b"".join(kept) + b"\r\n"
+
+    # -- what the parser finds ------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = self._reported = True
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > MOST_URL_BYTES:
+            raise Refusal(414, f"The URL is longer than {MOST_URL_BYTES} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Behind a body come trailers, which nobody here has a use for.
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """uvicorn's part, which makes the cycle of this request and has it handled soon."""
-        super().on_headers_complete()
-        if self.cycle is not None:
-            self.scope["extensions"] = {DIRECT: {"writer": BodyWriter(self.cycle)}}
+        """Have the request handled soon, behind those that came before it."""
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            return  # The same head comes again, without the offer.
+        self._in_head = False
+        self._reported = True
+        self._stop_waiting()
+        self._check_head()
+        scope = self.scope
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = self.parser.get_http_version()
+        url = None if self.url == b"*" else httptools.parse_url(self.url)
+        raw_path = b"*" if url is None else url.path or b"/"
+        path = raw_path.decode("ascii")
+        scope["path"] = self.root_path + (urllib.parse.unquote(path) if "%" in path else path)
+        scope["raw_path"] = self.root_path.encode("ascii") + raw_path
+        scope["query_string"] = b"" if url is None else url.query or b""
+        before, cycle = self.cycle, self._cycle()
+        self.cycle = cycle
+        scope["extensions"] = {DIRECT: {"writer": BodyWriter(cycle)}}
+        self.idle_since = None
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
 
+    def on_body(self, body: bytes) -> None:
+        self._reported = True
+        super().on_body(body)
 
-class BodyWriter:
-    """Writes pieces of one reply's body, after its head was sent the usual way."""
+    def on_message_complete(self) -> None:
+        if self._in_head:
+            return  # One that is only seen to have ended because it offers another protocol.
+        self._reported = True
+        self.cycle.more_body = False
+        if self.cycle.response_complete:
+            self._stop_waiting()
+        else:
+            self.cycle.message_event.set()
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+    def _check_head(self) -> None:
+        """Raise Refusal for a head that is too large, ambiguous or of another protocol."""
+        if len(self.headers) > MOST_HEADERS:
+            raise Refusal(431, f"The request has more than {MOST_HEADERS} headers")
+        size = sum(len(name) + len(value) for name, value in self.headers)
+        if size > MOST_HEAD_BYTES:
+            raise _too_long("head")
+        version = self.parser.get_http_version()
+        if version not in VERSIONS:
+            raise Refusal(505, f"This server speaks HTTP/1.1. Given: HTTP/{version}")
+        if self.parser.get_method() == b"CONNECT":
+            raise Refusal(405, "This server is no proxy", [(b"allow", b"GET, HEAD, POST, OPTIONS")])
+        if self.url == b"*" and self.parser.get_method() != b"OPTIONS":
+            raise Refusal(400, "The URL `*` is for the method OPTIONS only")
+        names = [name for name, _ in self.headers]
+        if names.count(b"host") > 1:
+            raise Refusal(400, "The request has more than one `Host` header")
+        if b"transfer-encoding" in names:
+            coding = self.headers[names.index(b"transfer-encoding")][1]
+            if coding.strip().lower() != b"chunked":
+                text = coding.decode("latin-1")
+                raise Refusal(501, f"`Transfer-Encoding` must be chunked. Given: {text!r}")
 
-    def keeps_up(self) -> bool:
-        """Whether a piece can be written now: the client is there, and takes what it is sent."""
-        cycle = self._cycle
-        return bool(
-            cycle.chunked_encoding
-            and not cycle.flow.write_paused
-            and not cycle.disconnected
-            and not cycle.response_complete
+    def _cycle(self) -> ReplyCycle:
+        is_old = self.scope["http_version"] != "1.1"
+        # Chunks of a client that has none are framed in a way that not all who read them agree on.
+        is_odd = is_old and any(name == b"transfer-encoding" for name, _ in self.headers)
+        cycle = ReplyCycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            # HTTP/1.0 knows no interim replies.
+            expect_100_continue=self.expect_100_continue and not is_old,
+            keep_alive=self.parser.should_keep_alive() and not is_odd,
+            on_response=lambda: None,
         )
+        cycle.on_response = partial(self._answered, cycle)
+        return cycle
 
-    def write(self, piece: bytes) -> None:
-        """Write a piece, which must not be empty, as a chunk."""
-        self._cycle.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+    # -- the end of a reply ---------------------------------------------------------------------
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        assert isinstance(cycle, ReplyCycle)
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _answered(self, cycle: ReplyCycle) -> None:
+        """Go on with the next request, or close, or wait for the rest of this one."""
+        self._running = None
+        if self.transport.is_closing():
+            return
+        if cycle.closes or (self._deaf and not self.pipeline):
+            self.pipeline.clear()
+            if cycle.more_body or self._deaf:
+                self._linger()
+            else:
+                self.transport.close()
+            return
+        self.on_response_complete()
+        if self._is_idle():
+            self.idle_since = self.loop.time()
+            if cycle.more_body:
+                self._wait(BODY_SECONDS, self._linger)
+
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    # -- refusals -------------------------------------------------------------------------------
+
+    def _reason(self, error: httptools.HttpParserError) -> Refusal:
+        if isinstance(error.__context__, Refusal):
+            return error.__context__
+        if isinstance(error, httptools.HttpParserCallbackError):
+            if not isinstance(error.__context__, httptools.HttpParserInvalidURLError):
+                log.error("a request's head could not be handled", exc_info=error.__context__)
+            return Refusal(400, f"The URL is not valid. Given: {self.url[:100]!r}")
+        return Refusal(400, f"The request is no valid HTTP/1.1: {error}")
+
+    def _miss_head(self) -> None:
+        """Give up on a head; a client that sent nothing is not owed a reason."""
+        self._timer = None
+        if self._in_head:
+            reason = f"The head of the request did not arrive within {HEAD_SECONDS:g} seconds"
+            self._refuse(Refusal(408, reason))
+        else:
+            self.transport.close()
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer what can not be served and close, once what came before it is answered."""
+        log.info("refused what %s sent: %s", self.client, refusal)
+        self._deaf = True
+        cycle = self._running
+        if cycle is not None:
+            if self.pipeline or not cycle.more_body or cycle.response_started:
+                return
+            # The body of this very request does not go on.
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if self.url == b"*" and self.parser.get_method() == b"PRI":
+            self.transport.write(GOAWAY)
+        else:
+            path = self.url.decode("latin-1")
+            self.transport.write(refusal.reply(path, self.server_state.default_headers))
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close once the client has, or soon.
+
+        Closing while it still sends would reset the connection, and it might never see the reply.
+        """
+        self._deaf = True
+        self._unset_keepalive_if_required()
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._wait(LINGER_SECONDS, self.transport.abort)
+
+    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
+        self._stop_waiting()
+        self._timer = self.loop.call_later(seconds, then)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _too_long(part: str) -> Refusal:
+    return Refusal(431, f"The {part} of the request is longer than {MOST_HEAD_BYTES} bytes")

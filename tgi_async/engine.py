@@ -32,10 +32,11 @@ from tgi_async.incarnations import Incarnations
 from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.plan import Budget
 from tgi_async.scheduler.request import FailedEvent, PromptEvent, Request, TokenEvent
+from tgi_async.scheduler.reservations import Capacity, Reservation
 from tgi_async.scheduler.results import UnexpectedResult
 from tgi_async.supervisor import WORKER, WorkerDied
 from tgi_async.telemetry.steps import StepMetrics, StepTimer
-from tgi_async.wire.messages import Loading, Ready, Start, StepDone
+from tgi_async.wire.messages import MAX_END_IDS, Loading, Ready, Start, StepDone
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,9 @@ A router that is behind its workers keeps these busy first, and then writes to e
 several tokens. A first token is handed on at once.
 """
 MAX_DEATHS = 3
-"""Deaths of the workers with no token between them, after which live requests fail."""
+"""Deaths of the workers with no token between them, after which the requests that ran fail."""
+STOPPING = "The server is shutting down"
+GONE = "The model worker is gone for good"
 
 
 class Engine:
@@ -63,6 +66,7 @@ class Engine:
         overcommit: float = 4.0,
         lookahead: int = 1,
         max_batch_total_tokens: int | None = None,
+        capacity: Capacity | None = None,
         backoff: Backoff | None = None,
     ) -> None:
         self._tokenizer = tokenizer
@@ -70,11 +74,13 @@ class Engine:
         self._overcommit = overcommit
         self._lookahead = lookahead
         self._max_batch_total_tokens = max_batch_total_tokens
+        self._capacity = capacity or Capacity(start.max_rows)
         self._workers = Incarnations(world_size, command, backoff or Backoff())
         self._streams: dict[int, GenerationStream] = {}
         self._last_id = 0
         self._deaths = 0
         self._serving = False
+        self._retired = False
         self._stopping = False
         self._pump_scheduled = False
         self._began = False
@@ -122,9 +128,11 @@ class Engine:
                 max_total_tokens=longest,
                 overcommit=self._overcommit,
                 lookahead=self._lookahead,
+                capacity=self._capacity,
             )
         )
         self._stop_ids = frozenset(ready.eos_token_ids)
+        self._grammar_stop_ids = self._stop_ids | frozenset(self._start.stop_token_ids)
         self._vocab_size = ready.vocab_size
         return ready
 
@@ -134,26 +142,26 @@ class Engine:
         self._serving = True
         self._task = asyncio.create_task(self._serve())
 
-    def refuse(self) -> None:
-        """Take no more requests; the live ones go on."""
-        self._stopping = True
+    def retire(self) -> None:
+        """Be not ready from now on, so that clients look elsewhere; requests are still taken."""
+        self._retired = True
 
     async def stop(self, grace: float) -> None:
-        """End the workers; what still lives gets an IncompleteGeneration."""
+        """End the workers. What still lives gets an IncompleteGeneration; what never ran, a 503."""
         self._stopping = True
         self._serving = False
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        self._fail_all(IncompleteGeneration())
+        self._fail(IncompleteGeneration(), Unhealthy(STOPPING))
         await self._workers.stop(grace)
 
     # -- what the API sees ----------------------------------------------------------------------
 
     @property
     def ready(self) -> bool:
-        """Whether workers are there to make progress."""
-        return self._serving and not self._stopping
+        """Whether workers are there to make progress, and will be for a while."""
+        return self._serving and not self._retired and not self._stopping
 
     @property
     def max_total_tokens(self) -> int:
@@ -185,35 +193,63 @@ class Engine:
         """Tokens whose keys and values the running requests hold."""
         return sum(request.n_planned for request in self.core.running)
 
+    def reserve(
+        self, client: str, n_rows: int, n_bytes: int, on_evicted: Callable[[], None]
+    ) -> Reservation:
+        """Reserve rows for requests to come, whose bodies have `n_bytes`.
+
+        `on_evicted` is called if another client gets them before any of them runs; whatever was
+        submitted for them is over then, and its streams bring nothing.
+
+        Raises ValidationError for more than there are, Overloaded where there is no room now,
+        Unhealthy when stopping or gone for good.
+        """
+        self._check_serving()
+        reservation, evicted = self.core.reserve(client, n_rows, n_bytes)
+        reservation.on_evicted = on_evicted
+        for one in evicted:
+            for request in one.requests:
+                self._streams.pop(request.id, None)
+            if one.on_evicted is not None:
+                one.on_evicted()
+        return reservation
+
+    def release(self, reservation: Reservation) -> None:
+        """Give its rows back. Idempotent."""
+        self.core.reservations.release(reservation)
+
     def submit(self, request: GenerationRequest) -> GenerationStream:
         """Queue a request.
 
-        Raises ValidationError if it can never fit, Unhealthy when stopping or gone for good.
+        Raises ValidationError if it can never fit, Overloaded if its reservation was evicted,
+        Unhealthy when stopping or gone for good.
         """
-        if self._stopping:
-            raise Unhealthy("The server is shutting down")
-        if self.failed.done():
-            raise Unhealthy("The model worker is gone for good")
+        self._check_serving()
         if (largest := max(request.prompt, default=0)) >= self._vocab_size:
             raise ValidationError(
-                f"`inputs` has the token {largest}, and the model knows those below "
+                f"the prompt has the token {largest}, and the model knows those below "
                 f"{self._vocab_size}: its tokenizer has more tokens than the model"
             )
         wanted = request.max_new_tokens
         if wanted is None:
             wanted = max(1, self.core.budget.max_total_tokens - len(request.prompt))
         self._last_id += 1
+        stop_ids = self._stop_ids_of(request)
+        sampling = request.sampling
+        if sampling.min_tokens:
+            ends = sorted(stop_ids | self._stop_ids)[:MAX_END_IDS]
+            sampling = msgspec.structs.replace(sampling, end_ids=ends)
         queued = Request(
             self._last_id,
             request.prompt,
             wanted,
             client=request.client,
-            sampling=request.sampling,
-            # A grammar ends its text by such a token, and knows nothing to say after it.
-            stop_ids=frozenset() if request.ignore_eos and not request.grammar else self._stop_ids,
+            sampling=sampling,
+            stop_ids=stop_ids,
             grammar=request.grammar,
             prompt_logprobs=request.prompt_logprobs,
             prompt_top_n_tokens=request.prompt_top_n_tokens,
+            reservation=request.reservation,
         )
         self.core.submit(queued)
         stream = GenerationStream(request, queued, self._tokenizer, self.cancel)
@@ -221,11 +257,24 @@ class Engine:
         self._schedule_pump()
         return stream
 
+    def _stop_ids_of(self, request: GenerationRequest) -> frozenset[int]:
+        own = frozenset(request.stop_token_ids)
+        if request.grammar:
+            # The text ends by such a token, and the grammar knows nothing to say after it.
+            return own | self._grammar_stop_ids
+        return own if request.ignore_eos else own | self._stop_ids
+
     def cancel(self, request: Request) -> None:
         """The client left."""
         if self._streams.pop(request.id, None) is not None:
             self.core.finish(request)
             self._schedule_pump()
+
+    def _check_serving(self) -> None:
+        if self._stopping:
+            raise Unhealthy(STOPPING)
+        if self.failed.done():
+            raise Unhealthy(GONE)
 
     # -- the loop -------------------------------------------------------------------------------
 
@@ -247,7 +296,7 @@ class Engine:
         self._serving = False
         self.failed.set_exception(error)
         self.failed.exception()  # looked at, should nobody else do so
-        self._fail_all(GenerationError(message))
+        self._fail(GenerationError(message), Unhealthy(GONE))
 
     async def _serve_group(self) -> None:
         """Receive results until the workers die."""
@@ -289,8 +338,9 @@ class Engine:
         self._steps.lost()
         self.core.reset()
         if self._deaths >= MAX_DEATHS:
-            log.error("%d deaths without progress: %d requests fail", self._deaths, live)
-            self._fail_all(GenerationError(f"{reason}, {self._deaths} times without progress"))
+            log.error("%d deaths without progress: what ran fails", self._deaths)
+            # What has not run yet can not have been the cause.
+            self._fail(GenerationError(f"{reason}, {self._deaths} times without progress"), None)
             self._deaths = 0
         ready = await self._workers.relaunch(self._start)
         if ready.n_blocks < self.n_blocks:
@@ -362,8 +412,11 @@ class Engine:
         for stream in due:
             stream.hand_on()
 
-    def _fail_all(self, error: ServerError) -> None:
-        for stream in self._streams.values():
-            self.core.finish(stream.request)
-            stream.fail(error)
-        self._streams.clear()
+    def _fail(self, error: ServerError, of_waiting: ServerError | None) -> None:
+        """End what has run with `error`, and what has not with the other one, if there is any."""
+        for stream in list(self._streams.values()):
+            reason = error if stream.request.charged else of_waiting
+            if reason is not None:
+                del self._streams[stream.request.id]
+                self.core.finish(stream.request)
+                stream.fail(reason)

@@ -1,32 +1,56 @@
 """Every error the server answers with, as one tree.
 
     ServerError
-    ├── ValidationError        422 validation
-    ├── TemplateError          422 template_error
-    ├── ToolError              422 tool_error
-    ├── Overloaded             429 overloaded
-    ├── GenerationError        424 generation
-    ├── IncompleteGeneration   500 incomplete_generation
-    └── Unhealthy              503 healthcheck
+    ├── ValidationError            422 validation
+    │   └── ContextLengthExceeded  422 validation
+    ├── TemplateError              422 template_error
+    ├── ToolError                  422 tool_error
+    ├── Overloaded                 429 overloaded
+    ├── GenerationError            424 generation
+    ├── IncompleteGeneration       500 incomplete_generation
+    ├── Unhealthy                  503 healthcheck
+    ├── Unauthorized               401
+    ├── NotFound                   404
+    └── MethodNotAllowed           405
 
-The statuses, `error_type`s and prefixes are TGI's. Errors that end the start of the server are
-`StartError`s: they carry a message for a person and an exit status.
+The statuses, `error_type`s and prefixes are TGI's; `api.error_reply` makes OpenAI's form of them.
+Errors that end the start of the server are `StartError`s: they carry a message for a person and an
+exit status.
 """
 
 from __future__ import annotations
 
+import re
+from typing import Literal
+
+RETRY_AFTER_SECONDS = 5
+_FIELD = re.compile(r"`([\w.\[\]-]{1,64})`")
+
 
 class ServerError(Exception):
-    """An error that reaches exactly the client whose request caused it."""
+    """An error that reaches exactly the client whose request caused it.
+
+    `param` is the field of the body that it is about. A message about a field begins with its name
+    in backticks, so it need not be given there.
+    """
 
     status = 500
     error_type = "internal"
     prefix = ""
     failure = "generation"
     """The `err` label of `tgi_request_failure`."""
+    code: str | None = None
+    """OpenAI's word for it, where there is one that clients look for."""
+    tgi_body: Literal["json", "text", "none"] = "json"
+    """What TGI answers with: an object, the message alone, or nothing."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """Further headers of the reply."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(f"{self.prefix}{message}")
+        if param is None and (named := _FIELD.match(message)) is not None:
+            param = named[1]
+        self.param = param
 
 
 class ValidationError(ServerError):
@@ -36,6 +60,16 @@ class ValidationError(ServerError):
     error_type = "validation"
     prefix = "Input validation error: "
     failure = "validation"
+
+
+class ContextLengthExceeded(ValidationError):
+    """Prompt and completion of an OpenAI route are longer than the server allows.
+
+    Clients know it by how its message begins, so it has no prefix.
+    """
+
+    prefix = ""
+    code = "context_length_exceeded"
 
 
 class TemplateError(ServerError):
@@ -57,14 +91,22 @@ class ToolError(ServerError):
 
 
 class Overloaded(ServerError):
-    """As many requests as allowed are already being served."""
+    """As many requests as allowed are already being served.
+
+    `retry_after` are the seconds after which the same request may find room, as far as is known.
+    """
 
     status = 429
     error_type = "overloaded"
     failure = "overloaded"
+    code = "rate_limit_exceeded"
 
-    def __init__(self, message: str = "Model is overloaded") -> None:
+    def __init__(
+        self, message: str = "Model is overloaded", *, retry_after: int | None = None
+    ) -> None:
         super().__init__(message)
+        if retry_after is not None:
+            self.headers = ((b"retry-after", str(retry_after).encode()),)
 
 
 class GenerationError(ServerError):
@@ -92,9 +134,44 @@ class Unhealthy(ServerError):
     status = 503
     error_type = "healthcheck"
     failure = "generation"
+    headers = ((b"retry-after", str(RETRY_AFTER_SECONDS).encode()),)
 
     def __init__(self, message: str = "unhealthy") -> None:
         super().__init__(message)
+
+
+class Unauthorized(ServerError):
+    """The API key is missing or wrong."""
+
+    status = 401
+    failure = "validation"
+    code = "invalid_api_key"
+    tgi_body = "none"
+
+
+class NotFound(ServerError):
+    """There is no such route, or nothing of this name."""
+
+    status = 404
+    failure = "validation"
+    tgi_body = "none"
+
+    def __init__(self, message: str, *, code: str, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.code = code
+
+
+class MethodNotAllowed(ServerError):
+    """The route has other methods."""
+
+    status = 405
+    failure = "validation"
+    code = "method_not_allowed"
+    tgi_body = "none"
+
+    def __init__(self, message: str, allowed: str) -> None:
+        super().__init__(message)
+        self.headers = ((b"allow", allowed.encode()),)
 
 
 class StartError(Exception):

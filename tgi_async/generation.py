@@ -6,10 +6,12 @@ iterator over what has been emitted since it last looked. It never sees steps, r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
+from tgi_async.scheduler.reservations import Reservation
 from tgi_async.wire.messages import Sampling
 
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
@@ -29,9 +31,12 @@ class GenerationRequest(Struct, frozen=True):
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     include_stop: bool = True
-    """Whether the text ends with the stop sequence (TGI) or right before it (OpenAI)."""
+    """Whether the text ends with the stop sequence or the text of the token that ends it (TGI), or
+    right before (OpenAI)."""
     ignore_eos: bool = False
     """Go on past the end-of-sequence token, for measurements of fixed length."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end this text too, besides the model's own; `ignore_eos` is not about them."""
     prompt_logprobs: bool = False
     prompt_top_n_tokens: int = 0
     """How many of the likeliest tokens to tell at each prompt token, with `prompt_logprobs`."""
@@ -39,6 +44,10 @@ class GenerationRequest(Struct, frozen=True):
     """A vetted grammar, as `grammar.encode` writes it, that the output is held to; or empty."""
     shown: dict[int, str] = {}
     """Special tokens that are part of the text, by their names: marks of calls and of thoughts."""
+    reservation: Reservation | None = None
+    """What it has a row of, where it came with a request over HTTP."""
+    special_texts: Mapping[int, str] = {}
+    """The names of all special tokens, where the text shows them; else empty."""
 
 
 class TopToken(NamedTuple):

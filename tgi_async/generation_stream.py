@@ -45,6 +45,7 @@ class GenerationStream:
         self.seed = asked.sampling.seed
         self.timings = Timings()
         self.prompt_logprobs: list[float | None] = [None] if asked.prompt_logprobs else []
+        self.prompt_ranks: list[int | None] = [None] if asked.prompt_logprobs else []
         self.prompt_top_tokens: list[tuple[TopToken, ...]] = (
             [()] if asked.prompt_top_n_tokens else []
         )
@@ -55,7 +56,16 @@ class GenerationStream:
         self.due = False
         """Whether it has emitted something that was not handed on."""
         self._names = names
-        self._text = TextStream(names, asked.prompt, asked.stop, asked.include_stop, asked.shown)
+        self._text = TextStream(
+            names,
+            asked.prompt,
+            asked.stop,
+            asked.include_stop,
+            {**asked.special_texts, **asked.shown} if asked.special_texts else asked.shown,
+            asked.sampling.min_tokens,
+        )
+        self._hides_end = not asked.include_stop
+        self._marks = asked.shown.keys()
         self._cancel = cancel
         self._record = record.current()
         self._submitted = self._started = time.monotonic()
@@ -68,6 +78,11 @@ class GenerationStream:
         self._exhausted = False
 
     # -- what the client sees -------------------------------------------------------------------
+
+    @property
+    def n_cached(self) -> int:
+        """Prompt tokens that were not computed, but found in the prefix cache."""
+        return self.request.n_cached
 
     def __aiter__(self) -> GenerationStream:
         return self
@@ -106,6 +121,7 @@ class GenerationStream:
     def score(self, event: PromptEvent) -> None:
         """Take log-probabilities of the prompt."""
         self.prompt_logprobs += event.logprobs
+        self.prompt_ranks += event.ranks
         self.prompt_top_tokens += map(self._top, event.top)
 
     def emit(self, sampled: Sampled, reason: FinishReason | None) -> FinishReason | None:
@@ -115,11 +131,14 @@ class GenerationStream:
 
         A stop sequence may end it where the scheduler knows of no end.
         """
-        text, stopped = self._text.push(sampled.token)
-        if stopped:
-            reason = "stop_sequence"
-        elif reason is not None:
-            text += self._text.flush()
+        if reason == "eos_token" and self._hides_end and sampled.token not in self._marks:
+            text = self._text.flush()
+        else:
+            text, stopped = self._text.push(sampled.token)
+            if stopped:
+                reason = "stop_sequence"
+            elif reason is not None:
+                text += self._text.flush()
         top = self._top(sampled.top) if sampled.top else ()
         special = self._names.is_special(sampled.token)
         self._buffer.append(Token(sampled.token, text, sampled.logprob, special, top))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tgi_async.backoff import Backoff
 from tgi_async.supervisor import WorkerDied, WorkerGroup
+from tgi_async.temporary import PrivateFolder
 from tgi_async.wire.messages import Loading, Ready, Start
 
 log = logging.getLogger(__name__)
@@ -26,14 +26,14 @@ class Incarnations:
         self._world_size = world_size
         self._command = command
         self._backoff = backoff
-        self._folder = tempfile.TemporaryDirectory(prefix="tgi-async-")
+        self._folder = PrivateFolder()
         self._n = 0
         self._ready_at: float | None = None
         self.group: WorkerGroup | None = None
 
     @property
     def folder(self) -> Path:
-        """Where the sockets are."""
+        """Where the sockets are, and what workers cannot put into the cache."""
         return Path(self._folder.name)
 
     async def launch(self, start: Start, on_loading: Callable[[Loading], None]) -> Ready:

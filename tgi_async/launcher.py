@@ -1,7 +1,8 @@
 """From settings to a server that answers, and back down again.
 
-The phases are shown with their times: preparing the model (a process of its own, so that what it
-imports and unpacks leaves no trace in the router), loading and warming up in the worker, listening.
+It listens first, so that whoever asks is told what it is busy with. The phases are shown with their
+times: preparing the model (a process of its own, so that what it imports and unpacks leaves no
+trace in the router), loading and warming up in the worker.
 """
 
 from __future__ import annotations
@@ -12,26 +13,31 @@ import gc
 import json
 import logging
 import os
+import signal
 import socket
-import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvloop
 
+from tgi_async import cgroups, processes
 from tgi_async.api.app import create_app
+from tgi_async.api.gate import Gate
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
 from tgi_async.grammar.engines import require
 from tgi_async.grammar.vetting import Vetting
-from tgi_async.listener import bind, listen, on_signals, open_queue
+from tgi_async.listener import Answering, answering, bind, on_signals
+from tgi_async.scheduler.reservations import Capacity
 from tgi_async.settings import Settings
 from tgi_async.shards import n_shards
 from tgi_async.supervisor import WORKER
 from tgi_async.telemetry import traces
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.telemetry.observer import Observer
+from tgi_async.temporary import PrivateFolder
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.chat_files import read_template_config
 from tgi_async.text.sampling_defaults import SamplingDefaults
@@ -41,7 +47,7 @@ from tgi_async.wire.messages import Loading, Ready, Start
 log = logging.getLogger(__name__)
 
 WORKER_EXIT_SECONDS = 5.0
-PREPARE = (sys.executable, "-m", "workers.models.prepare")
+PREPARE = processes.command("workers.models.prepare")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class Limits:
     """What the API holds requests to: the settings, completed by what model and memory allow."""
 
     model_id: str
+    model_names: tuple[str, ...]
     revision: str | None
     model_pipeline_tag: str | None
     max_concurrent_requests: int
@@ -99,9 +106,18 @@ async def _serve(settings: Settings, prepare: tuple[str, ...], worker: tuple[str
 
     on_signals(stop)
     try:
-        # Bound before anything slow, so that a port in use is known at once.
-        with contextlib.closing(bind(settings.hostname, settings.port)) as listener:
-            return await _serve_on(listener, settings, prepare, worker)
+        # Before anything slow, so that a port in use is known at once.
+        with (
+            contextlib.closing(bind(settings.hostname, settings.port)) as listener,
+            PrivateFolder() as scratch,
+        ):
+            gate = Gate(
+                settings.cors_allow_origin, kserve=settings.kserve, strict_tgi=settings.strict_tgi
+            )
+            address = _address(listener)
+            async with answering(gate, listener) as http:
+                log.info("listening on %s; not ready yet", address)
+                return await _serve_on(http, gate, address, settings, prepare, worker, scratch)
     except asyncio.CancelledError:
         if not stopped:
             raise
@@ -110,18 +126,27 @@ async def _serve(settings: Settings, prepare: tuple[str, ...], worker: tuple[str
 
 
 async def _serve_on(
-    listener: socket.socket,
+    http: Answering,
+    gate: Gate,
+    address: str,
     settings: Settings,
     prepare: tuple[str, ...],
     worker: tuple[str, ...],
+    scratch: str,
 ) -> int:
+    """`scratch` is a folder for what the cache cannot take."""
     began = time.perf_counter()
     world_size = n_shards(settings.sharded, settings.num_shard, os.environ)
     require(settings.grammar_engine)
     spans = traces.sending_to(settings.otlp_endpoint) if settings.otlp_endpoint else None
-    prepared = await _prepare(settings, prepare)
+    gate.phase("preparing the model")
+    prepared = await _prepare(settings, prepare, scratch)
+    gate.phase("reading the tokenizer")
     tokenizer = Tokenizer.from_folder(prepared.path)
     chat_template = _chat_template(settings, prepared, tokenizer)
+    chat_ends: list[int] = []
+    if chat_template is not None:
+        chat_ends = await asyncio.to_thread(chat_template.ends, tokenizer)
     log.info("serving %s from %s", prepared.model_id, prepared.path)
     if world_size > 1:
         log.info("the model is spread over %d processes", world_size)
@@ -133,7 +158,10 @@ async def _serve_on(
             block_size=0,
             n_blocks=0,
             kv_cache_memory=settings.kv_cache_memory or 0,
-            max_rows=settings.max_batch_size or settings.max_concurrent_requests,
+            max_rows=min(
+                settings.max_batch_size or settings.max_concurrent_requests,
+                settings.max_concurrent_requests,
+            ),
             max_batch_prefill_tokens=settings.max_batch_prefill_tokens or 0,
             max_total_tokens=settings.max_total_tokens or 0,
             trust_remote_code=settings.trust_remote_code,
@@ -144,14 +172,19 @@ async def _serve_on(
             attention=settings.attention,
             cuda_graphs=settings.graph_sizes,
             cuda_memory_fraction=settings.cuda_memory_fraction,
+            stop_token_ids=chat_ends,
         ),
         world_size=world_size,
         command=worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,
+        capacity=Capacity.of(
+            settings.max_concurrent_requests, settings.queue_size, settings.payload_limit
+        ),
     )
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(engine.stop, WORKER_EXIT_SECONDS)
-        ready = await engine.launch(_show)
+        gate.phase("starting the worker")
+        ready = await engine.launch(partial(_show, gate))
         limits = _limits(settings, prepared, engine.max_total_tokens)
         metrics = Metrics(
             max_input_tokens=limits.max_input_tokens,
@@ -165,7 +198,8 @@ async def _serve_on(
             chat_template=chat_template,
             limits=limits,
             metrics=metrics,
-            vetting=_vetting(settings, prepared, ready),
+            vetting=_vetting(settings, prepared, ready, chat_ends),
+            chat_stop_token_ids=tuple(chat_ends),
         )
         collector = None
         if spans is not None:
@@ -173,19 +207,23 @@ async def _serve_on(
                 spans, service_name=settings.otlp_service_name, model_id=limits.model_id
             )
             closing.push_async_callback(asyncio.to_thread, collector.close)
-        open_queue(listener)
-        _welcome(settings, ready, limits, listener, time.perf_counter() - began)
+        _show_ends(tokenizer, ready.eos_token_ids, chat_ends)
+        await closing.enter_async_context(app.router.lifespan_context(app))
         # What lives now lives as long as the server: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        return await listen(
-            Observer(app, collector), engine, listener, settings.graceful_termination_timeout
+        gate.open(Observer(app, collector))
+        _welcome(settings, ready, limits, address, time.perf_counter() - began)
+        return await http.until_stopped(
+            engine,
+            delay=settings.shutdown_delay,
+            grace=settings.graceful_termination_timeout,
         )
 
 
-async def _prepare(settings: Settings, prepare: tuple[str, ...]) -> Prepared:
+async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -> Prepared:
     """Raises StartError; the reason was already printed by the process that found it."""
-    command = list(prepare)
+    command = [*prepare, "--scratch", scratch]
     if settings.model_id is not None:
         command.append(settings.model_id)
     if settings.revision is not None:
@@ -194,13 +232,20 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...]) -> Prepared:
         command += ["--cache", settings.huggingface_hub_cache]
     if settings.trust_remote_code:
         command.append("--trust-remote-code")
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    n_killed = cgroups.n_killed()
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, env=processes.environment()
+    )
     try:
         output, _ = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+    if process.returncode == -signal.SIGKILL:
+        raise StartError(
+            f"The process that prepares the model was killed{cgroups.why_killed(n_killed)}."
+        )
     if process.returncode:
         raise StartError("The model is not ready to be served; the reason is above.")
     found = json.loads(output)
@@ -216,12 +261,14 @@ def _chat_template(
     return ChatTemplate(templates, tokenizer.special_tokens | special_tokens_of(config))
 
 
-def _vetting(settings: Settings, prepared: Prepared, ready: Ready) -> Vetting | None:
+def _vetting(
+    settings: Settings, prepared: Prepared, ready: Ready, chat_ends: list[int]
+) -> Vetting | None:
     if settings.disable_grammar_support:
         return None
-    return Vetting(
-        settings.grammar_engine, str(prepared.path), ready.vocab_size, ready.eos_token_ids
-    )
+    further = [id for id in chat_ends if id < ready.vocab_size]
+    end_ids = list(dict.fromkeys(ready.eos_token_ids + further))
+    return Vetting(settings.grammar_engine, str(prepared.path), ready.vocab_size, end_ids)
 
 
 def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
@@ -240,6 +287,7 @@ def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
         )
     return Limits(
         model_id=prepared.model_id,
+        model_names=settings.served_model_name or (prepared.model_id,),
         revision=prepared.revision,
         model_pipeline_tag="text-generation",
         sampling_defaults=SamplingDefaults.from_folder(prepared.path),
@@ -260,14 +308,30 @@ def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
     )
 
 
-def _show(loading: Loading) -> None:
+def _show(gate: Gate, loading: Loading) -> None:
+    if not loading.seconds:
+        gate.phase(loading.phase)
     detail = f" ({loading.detail})" if loading.detail else ""
     if loading.seconds:
         log.info("%s%s: %.1f s", loading.phase, detail, loading.seconds)
 
 
+def _show_ends(tokenizer: Tokenizer, ends: list[int], chat_ends: list[int]) -> None:
+    def named(ids: list[int]) -> str:
+        return ", ".join(f"{tokenizer.token_text(id)!r} ({id})" for id in ids)
+
+    if ends:
+        log.info("texts end with %s", named(ends))
+    else:
+        log.warning("no file of the model names a token that ends a text")
+    if further := [id for id in chat_ends if id not in ends]:
+        log.info(
+            "answers in a chat also end with %s, which the chat template writes", named(further)
+        )
+
+
 def _welcome(
-    settings: Settings, ready: Ready, limits: Limits, listener: socket.socket, seconds: float
+    settings: Settings, ready: Ready, limits: Limits, address: str, seconds: float
 ) -> None:
     for note in ready.notes:
         log.warning(note)
@@ -281,21 +345,26 @@ def _welcome(
         ready.block_size,
     )
     log.info(
-        "limits: %d tokens a request, %d of them input; %d requests at once; %d prefill tokens "
-        "a step",
+        "limits: %d tokens a request, %d of them input; %d requests at once, %d more may wait; "
+        "%d prefill tokens a step",
         limits.max_total_tokens,
         limits.max_input_tokens,
         limits.max_concurrent_requests,
+        settings.queue_size,
         ready.max_batch_prefill_tokens,
     )
-    host, port = listener.getsockname()[:2]
-    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     key = " -H 'Authorization: Bearer ...'" if settings.api_key else ""
-    log.info("ready in %.1f s on http://%s:%d. Try:", seconds, shown, port)
+    log.info("ready in %.1f s on %s. Try:", seconds, address)
     log.info(
-        "  curl http://%s:%d/v1/chat/completions%s -H 'Content-Type: application/json' "
+        "  curl %s/v1/chat/completions%s -H 'Content-Type: application/json' "
         """-d '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'""",
-        shown,
-        port,
+        address,
         key,
     )
+
+
+def _address(listener: socket.socket) -> str:
+    """Return the URL under which this machine reaches the server."""
+    host, port = listener.getsockname()[:2]
+    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}"

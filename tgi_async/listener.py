@@ -1,8 +1,9 @@
 """The HTTP side of the server's life: bind, answer, drain, stop.
 
-The first SIGTERM or SIGINT drains: no new connection is taken, live requests go on. The second one,
-or the end of the grace, stops at once: live requests are told so, and connections that do not take
-even that are cut.
+SIGTERM begins with a delay in which load balancers learn from `/health` to look elsewhere, while
+requests are still taken. Then, or at the first SIGINT, the server drains: no new connection is
+taken, live requests go on. The next signal, or the end of the grace, stops it at once: live
+requests are told so, and connections that do not take even that are cut.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import uvicorn
 
+from tgi_async.api.gate import Gate
 from tgi_async.connection import Connection
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
@@ -24,16 +27,159 @@ from tgi_async.errors import StartError
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 620
+"""How long an idle connection is kept: longer than load balancers keep theirs (60 to 600 seconds),
+which would otherwise send a request just when it is closed."""
+MOST_CONNECTIONS = 65_536
+SPARE_FILES = 256
+"""Open files besides connections: sockets to workers, pipes of processes, models' files."""
 LAST_REPLY_SECONDS = 1.0
 """What connections get to take the last reply, once their requests were ended."""
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with signals left to `listen`."""
+    """uvicorn, with signals left to `answer_until_stopped`."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.up = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.up.set()
+
+
+class Answering:
+    """The HTTP server, once it answers."""
+
+    def __init__(self, gate: Gate, server: _Server, serving: asyncio.Task[None]) -> None:
+        self._gate = gate
+        self._server = server
+        self._serving = serving
+
+    async def until_stopped(self, engine: Engine, *, delay: float, grace: float) -> int:
+        """Answer until signals say to stop, or until the workers can not be brought back.
+
+        Returns the exit status: 0 after a signal, else 1.
+        """
+        stop = _Stop(lambda: self._leave(engine), lambda: self._drain(engine), delay, grace)
+        on_signals(stop.on_signal)
+        draining = asyncio.create_task(stop.asked.wait())
+        forcing = asyncio.create_task(stop.insisted.wait())
+        try:
+            await _first(self._serving, engine.failed, draining)
+            if draining.done():
+                await _first(self._serving, engine.failed, forcing, within=grace)
+        finally:
+            stop.cancel()
+            draining.cancel()
+            forcing.cancel()
+        lost = engine.failed.done()
+        if lost:
+            log.error("stopping: the model worker is gone for good")
+        if not self._serving.done():
+            self._server.should_exit = True
+            # Whoever still waits is told why it gets no more.
+            await engine.stop(0)
+        await self.close()
+        return 0 if stop.asked.is_set() and not lost else 1
+
+    async def close(self) -> None:
+        """Answer no more; what does not end by itself soon is cut."""
+        self._server.should_exit = True
+        if not self._serving.done():
+            await _first(self._serving, within=LAST_REPLY_SECONDS)
+        if not self._serving.done():
+            await self._cut()
+        await self._serving
+
+    def _leave(self, engine: Engine) -> None:
+        engine.retire()
+        self._gate.close_connections()
+
+    def _drain(self, engine: Engine) -> None:
+        engine.retire()
+        self._server.should_exit = True
+
+    async def _cut(self) -> None:
+        """Leave the connections that do not end, and the requests that hang on them."""
+        # uvicorn shows a traceback for each request cut off.
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+        tasks = list(self._server.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=LAST_REPLY_SECONDS)
+        self._server.force_exit = True
+        await _first(self._serving)
+
+
+class _Stop:
+    """What signals ask for, one after another: to leave, to drain, to stop at once."""
+
+    def __init__(
+        self, leave: Callable[[], None], drain: Callable[[], None], delay: float, grace: float
+    ) -> None:
+        self._leave, self._drain_now = leave, drain
+        self._delay, self._grace = delay, grace
+        self._leaving: asyncio.TimerHandle | None = None
+        self.asked, self.insisted = asyncio.Event(), asyncio.Event()
+
+    def on_signal(self, name: str) -> None:
+        if self.asked.is_set():
+            log.warning("%s again: stopping now", name)
+            self.insisted.set()
+        elif name == "SIGTERM" and self._delay and self._leaving is None:
+            log.info("%s: not ready any more, but taking requests for %g s", name, self._delay)
+            loop = asyncio.get_running_loop()
+            self._leaving = loop.call_later(self._delay, self._drain, f"{self._delay:g} s later")
+            self._leave()
+        else:
+            self._drain(name)
+
+    def cancel(self) -> None:
+        """Forget a delay that has not ended."""
+        if self._leaving is not None:
+            self._leaving.cancel()
+
+    def _drain(self, reason: str) -> None:
+        self.cancel()
+        log.info("%s: no new requests; live ones get up to %g s", reason, self._grace)
+        self._drain_now()
+        self.asked.set()
+
+
+@contextlib.asynccontextmanager
+async def answering(gate: Gate, listener: socket.socket) -> AsyncIterator[Answering]:
+    """Have `gate` answer requests at this socket from now until the end of the context."""
+    config = uvicorn.Config(
+        gate,
+        loop="none",
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        limit_concurrency=_most_connections(),
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await _first(serving, up := asyncio.create_task(server.up.wait()))
+    up.cancel()
+    if serving.done():
+        serving.result()
+    found = Answering(gate, server, serving)
+    try:
+        yield found
+    finally:
+        await found.close()
 
 
 def on_signals(handle: Callable[[str], None]) -> None:
@@ -44,7 +190,10 @@ def on_signals(handle: Callable[[str], None]) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at this address that accepts nobody yet. Raises StartError where it is taken."""
+    """Return a socket at this address that clients can connect to; they wait to be answered.
+
+    Raises StartError where the address is taken or not this machine's.
+    """
     with contextlib.ExitStack() as undo:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -52,99 +201,29 @@ def bind(host: str, port: int) -> socket.socket:
             listener = undo.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
+            listener.listen(BACKLOG)
         except (OSError, UnicodeError) as error:
-            raise _taken(host, port, error) from error
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise StartError(
+                f"Can not listen on {host} port {port}: {reason}. Choose another with --hostname "
+                "and --port."
+            ) from error
         undo.pop_all()
     return listener
 
 
-def open_queue(listener: socket.socket) -> None:
-    """Let clients connect; they wait until `listen` answers.
-
-    Raises StartError if another process did so at the same address first.
-    """
-    try:
-        listener.listen(BACKLOG)
-    except OSError as error:
-        host, port = listener.getsockname()[:2]
-        raise _taken(host, port, error) from error
-
-
-async def listen(app: Any, engine: Engine, listener: socket.socket, grace: float) -> int:
-    """Answer requests until a signal, or until the workers can not be brought back.
-
-    Returns the exit status: 0 after a signal, else 1.
-    """
-    config = uvicorn.Config(
-        app,
-        loop="none",
-        http=Connection,
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        backlog=BACKLOG,
-    )
-    server = _Server(config)
-    asked, insisted = asyncio.Event(), asyncio.Event()
-
-    def stop(name: str) -> None:
-        if asked.is_set():
-            log.warning("%s again: stopping now", name)
-            insisted.set()
-            return
-        log.info("%s: no new requests; live ones get up to %g s", name, grace)
-        engine.refuse()
-        server.should_exit = True
-        asked.set()
-
-    on_signals(stop)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    draining, forcing = asyncio.create_task(asked.wait()), asyncio.create_task(insisted.wait())
-    try:
-        await _first(serving, engine.failed, draining)
-        if draining.done():
-            await _first(serving, engine.failed, forcing, within=grace)
-    finally:
-        draining.cancel()
-        forcing.cancel()
-    lost = engine.failed.done()
-    if lost:
-        log.error("stopping: the model worker is gone for good")
-    if not serving.done():
-        server.should_exit = True
-        # Whoever still waits is told why it gets no more.
-        await engine.stop(0)
-        await _first(serving, within=LAST_REPLY_SECONDS)
-    if not serving.done():
-        await _cut(server, serving)
-    await serving
-    return 0 if asked.is_set() and not lost else 1
+def _most_connections() -> int:
+    """As many as this process may have files open, which it is let have as many of as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + SPARE_FILES
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+            soft = allowed
+    n_files = wanted if soft == resource.RLIM_INFINITY else min(soft, wanted)
+    return max(n_files - SPARE_FILES, n_files // 2)
 
 
 async def _first(*awaited: asyncio.Future[Any], within: float | None = None) -> None:
     await asyncio.wait(awaited, timeout=within, return_when=asyncio.FIRST_COMPLETED)
-
-
-async def _cut(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
-    """Leave the connections that do not end, and the requests that hang on them."""
-    # uvicorn shows a traceback for each request cut off.
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
-    tasks = list(server.server_state.tasks)
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=LAST_REPLY_SECONDS)
-    server.force_exit = True
-    await _first(serving)
-    # What uvicorn leaves out when it is forced.
-    await server.lifespan.shutdown()
-
-
-def _taken(host: str, port: int, error: Exception) -> StartError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return StartError(
-        f"Can not listen on {host} port {port}: {reason}. Choose another with --hostname and "
-        "--port."
-    )

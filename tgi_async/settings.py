@@ -26,7 +26,9 @@ def _option(
     least: int | None = None,
     most: int | None = None,
     choices: tuple[str, ...] | None = None,
+    strict: Any = None,
 ) -> Any:
+    """`strict` is the default with --strict-tgi, where it is another one."""
     metadata = {
         "group": group,
         "help": help,
@@ -34,6 +36,7 @@ def _option(
         "least": least,
         "most": most,
         "choices": choices,
+        "strict": strict,
     }
     return field(default=default, metadata=metadata)
 
@@ -114,18 +117,47 @@ class Settings:
     max_total_tokens: int | None = _option(
         None, LIMITS, "longest prompt and output together; default: the model's", kind=int, least=2
     )
-    max_best_of: int = _option(2, LIMITS, "most sequences of `best_of`", kind=int, least=1)
-    max_stop_sequences: int = _option(4, LIMITS, "most stop sequences", kind=int, least=0)
-    max_top_n_tokens: int = _option(5, LIMITS, "most `top_n_tokens`", kind=int, least=0, most=100)
+    max_best_of: int = _option(
+        8,
+        LIMITS,
+        "most sequences of `best_of`, and most choices of `n`",
+        kind=int,
+        least=1,
+        strict=2,
+    )
+    max_stop_sequences: int = _option(
+        16, LIMITS, "most stop sequences", kind=int, least=0, strict=4
+    )
+    max_top_n_tokens: int = _option(
+        20,
+        LIMITS,
+        "most `top_n_tokens` and `top_logprobs`",
+        kind=int,
+        least=0,
+        most=100,
+        strict=5,
+    )
     max_client_batch_size: int = _option(
-        4, LIMITS, "most prompts in one /v1/completions request", kind=int, least=1
+        32, LIMITS, "most prompts in one /v1/completions request", kind=int, least=1, strict=4
     )
 
     max_concurrent_requests: int = _option(
-        128, BATCHING, "requests served at once; more are told 429", kind=int, least=1
+        128, BATCHING, "requests served at once; more wait in the queue", kind=int, least=1
+    )
+    max_queued_requests: int | None = _option(
+        None,
+        BATCHING,
+        "requests that may wait beyond those served at once; more are told 429; default: 4 times "
+        "max-concurrent-requests, with strict-tgi 0",
+        kind=int,
+        least=0,
     )
     max_batch_size: int | None = _option(
-        None, BATCHING, "rows of a step; default: max-concurrent-requests", kind=int, least=1
+        None,
+        BATCHING,
+        "rows of a step; default, and at most: max-concurrent-requests",
+        kind=int,
+        least=1,
     )
     max_batch_prefill_tokens: int | None = _option(
         None,
@@ -184,6 +216,13 @@ class Settings:
         "shows it",
         choices=NAMES,
     )
+    served_model_name: tuple[str, ...] = _option(
+        (),
+        FACE,
+        "names of the model in /v1/models and in replies, which have the first one; several with "
+        "spaces between, or repeated; default: its id",
+        kind=tuple,
+    )
     disable_grammar_support: bool = _option(
         False, FACE, "refuse grammars, response formats and calls of tools", kind=bool
     )
@@ -208,6 +247,15 @@ class Settings:
     )
     graceful_termination_timeout: int = _option(
         90, OPERATION, "seconds that live requests get after SIGTERM", kind=int, least=0
+    )
+    shutdown_delay: int = _option(
+        0,
+        OPERATION,
+        "seconds between SIGTERM and graceful-termination-timeout in which /health says 503 and "
+        "requests are still taken: as long as a load balancer needs to notice",
+        kind=int,
+        least=0,
+        most=3600,
     )
 
     def __post_init__(self) -> None:
@@ -246,6 +294,13 @@ class Settings:
             raise StartError(
                 f"--log-level must be one of {', '.join(LEVELS)}. Given: {self.log_level!r}."
             )
+
+    @property
+    def queue_size(self) -> int:
+        """`max_queued_requests`, or its default."""
+        if self.max_queued_requests is not None:
+            return self.max_queued_requests
+        return 0 if self.strict_tgi else 4 * self.max_concurrent_requests
 
     @property
     def input_limit(self) -> int | None:

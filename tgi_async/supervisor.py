@@ -10,13 +10,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import zmq
 
+from tgi_async import cgroups, processes
 from tgi_async.errors import StartError
 from tgi_async.wire.channel import RouterChannel
 from tgi_async.wire.codec import WireError
@@ -31,7 +31,7 @@ from tgi_async.wire.messages import (
     ToRouter,
 )
 
-WORKER = (sys.executable, "-m", "workers")
+WORKER = processes.command("workers")
 
 ENVIRONMENT = {
     # OpenMP threads that spin between parallel regions starve the router on a small machine, and
@@ -72,6 +72,7 @@ class WorkerGroup:
         self._channel = RouterChannel(folder, incarnation, world_size)
         self._processes: list[asyncio.subprocess.Process] = []
         self._exits: list[asyncio.Task[int]] = []
+        self._n_killed = cgroups.n_killed()
 
     @property
     def pids(self) -> list[int]:
@@ -145,7 +146,7 @@ class WorkerGroup:
                 f"--rank={rank}",
                 f"--router={os.getpid()}",
                 stdin=asyncio.subprocess.DEVNULL,
-                env=os.environ | {k: os.environ.get(k, v) for k, v in ENVIRONMENT.items()},
+                env=ENVIRONMENT | processes.environment(),
                 # Of its own, so that a Ctrl-C in the terminal reaches the router alone.
                 start_new_session=True,
             )
@@ -192,14 +193,14 @@ class WorkerGroup:
     def _epitaph(self) -> str:
         for rank, task in enumerate(self._exits):
             if task.done():
-                status = task.result()
-                how = (
-                    f"was killed by {signal.Signals(-status).name}"
-                    if status < 0
-                    else f"exited with status {status}"
-                )
-                return f"worker {rank} {how}"
+                return f"worker {rank} {self._how_it_ended(task.result())}"
         return "a worker is gone"
+
+    def _how_it_ended(self, status: int) -> str:
+        if status >= 0:
+            return f"exited with status {status}"
+        why = cgroups.why_killed(self._n_killed) if status == -signal.SIGKILL else ""
+        return f"was killed by {signal.Signals(-status).name}{why}"
 
 
 def _together(ready: list[Ready]) -> Ready:

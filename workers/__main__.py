@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tgi_async.wire.channel import WorkerChannel
 from workers.lifeline import die_with_parent
+from workers.models.cache import use_scratch
 
 PEER_LOST_SECONDS = 5.0
 """How long a worker that lost another waits for the router to end it."""
@@ -26,6 +27,7 @@ def main() -> None:
     # When to stop is the router's decision.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    use_scratch(arguments.folder)
     channel = WorkerChannel(arguments.folder, arguments.incarnation, arguments.rank)
     try:
         # Takes seconds: torch. The lines above must not wait for it.

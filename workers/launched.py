@@ -49,20 +49,22 @@ class Scored(NamedTuple):
     first: int
     """Position of the first of them."""
     parts: list[Fetched]
-    """Of some tokens each: log-probabilities float32 [n]; where asked for, ids int64 [n, N] and
-    log-probabilities float32 [n, N] of the likeliest, best first."""
+    """Of some tokens each: log-probabilities float32 [n], ranks int64 [n]; where asked for, ids
+    int64 [n, N] and log-probabilities float32 [n, N] of the likeliest, best first."""
 
     def to_wire(self) -> PromptLogprobs:
         """Waits for the device."""
         logprobs: list[float] = []
+        ranks: list[int] = []
         top: list[list[TopToken]] = []
         for part in self.parts:
-            chosen, *best = part.tensors()
+            chosen, rank, *best = part.tensors()
             logprobs += chosen.tolist()
+            ranks += rank.tolist()
             if best:
                 lines = zip(*(x.tolist() for x in best), strict=True)
                 top += [[TopToken(*pair) for pair in zip(*line, strict=True)] for line in lines]
-        return PromptLogprobs(self.row, self.first, logprobs, top)
+        return PromptLogprobs(self.row, self.first, logprobs, top, ranks)
 
 
 @dataclass(slots=True)

@@ -7,8 +7,10 @@ some seconds. The library is kept in the cache folder under a key of all that it
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import hashlib
+import os
 import platform
 import re
 import shutil
@@ -17,7 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from workers.models.cache import cache_root
+from workers.models import cache
 
 FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
@@ -26,6 +28,7 @@ FLAGS = (
 )
 
 
+CPUINFO = Path("/proc/cpuinfo")
 HERE = Path(__file__).parent
 SOURCES = (
     HERE / "team.c",
@@ -35,6 +38,10 @@ SOURCES = (
     HERE / "sampling" / "maxima.c",
 )
 """One library, for they share a team of threads and call each other."""
+
+
+notes: list[str] = []
+"""What was given up for the libraries that were loaded."""
 
 
 class NativeUnavailable(Exception):
@@ -53,34 +60,51 @@ def load(*sources: Path) -> ctypes.CDLL:
     Its functions are called without the interpreter's lock. Raises NativeUnavailable.
     """
     try:
-        return ctypes.CDLL(str(_library(sources)))
+        library, why = cache.write(lambda root: _loaded(root, sources))
     except OSError as error:
         raise NativeUnavailable(
             f"the compiled {sources[0].name} cannot be used: {error}"
         ) from error
+    if why:
+        notes.append(
+            f"the C kernels were compiled for this run alone, as they cannot be kept in {why}. "
+            + cache.ADVICE
+        )
+    return library
 
 
-def _library(sources: Sequence[Path]) -> Path:
-    """The compiled library in the cache folder, made if it is not there yet."""
+def _loaded(root: Path, sources: Sequence[Path]) -> ctypes.CDLL:
+    """The library in the folder `root`, made if it is not there yet. Raises OSError where it cannot
+    be written there or loaded from there, and NativeUnavailable."""
+    texts = [text for source in sources for text in _texts(source)]
+    stem = f"{sources[0].stem}-{_key(*texts, *FLAGS, _cpu())}"
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
+        # Another one's will do, such as that of the stage in which an image was built.
+        for found in sorted((root / "kernels").glob(f"{stem}-*.so")):
+            return ctypes.CDLL(str(found))
         raise NativeUnavailable(
             "no C compiler (cc, gcc or clang) is installed. Install one (such as the package gcc)"
         )
-    texts = [text for source in sources for text in _texts(source)]
-    made_from = (*texts, *FLAGS, compiler, _output(compiler, "--version"), _cpu())
-    key = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:16]
-    library = cache_root() / "kernels" / f"{sources[0].stem}-{key}.so"
-    if library.is_file():
-        return library
+    library = root / "kernels" / f"{stem}-{_key(compiler, _output(compiler, '--version'))}.so"
+    if not os.path.isfile(library):
+        _compile(compiler, sources, library)
+    return ctypes.CDLL(str(library))
+
+
+def _compile(compiler: str, sources: Sequence[Path], library: Path) -> None:
     library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix=".build-") as folder:
         built = Path(folder, library.name)
         given = [str(source) for source in sources]
-        _output(compiler, *FLAGS, "-pthread", "-shared", *given, "-lm", "-o", str(built))
+        options = ("-pthread", "-shared", *given, "-lm", "-o", str(built))
+        _output(compiler, *FLAGS, *options, temporary=folder)
         # Two starts may build at once; each renames a whole file, and either one is right.
         built.rename(library)
-    return library
+
+
+def _key(*made_from: str) -> str:
+    return hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:16]
 
 
 def _texts(source: Path) -> Iterator[str]:
@@ -91,22 +115,33 @@ def _texts(source: Path) -> Iterator[str]:
         yield from _texts(source.parent / name)
 
 
-def _output(*command: str) -> str:
-    """What a compiler's command prints. Raises NativeUnavailable where it fails."""
+def _output(*command: str, temporary: str | None = None) -> str:
+    """What a compiler's command prints; its own files go to the folder `temporary`.
+
+    Raises NativeUnavailable where it fails, OSError where it has no room.
+    """
+    variables = {"TMPDIR": temporary} if temporary else {}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=120, env=os.environ | variables
+        )
     except subprocess.TimeoutExpired as error:
         raise NativeUnavailable(f"{command[0]} did not finish in {error.timeout:.0f} s") from error
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["no message"]
         # The first line that is an error: warnings and "In file included from" may come before.
         first = next((line for line in said if "error:" in line), said[0])
+        if os.strerror(errno.ENOSPC) in done.stderr:
+            raise OSError(errno.ENOSPC, first)
         raise NativeUnavailable(f"{command[0]} failed with status {done.returncode}: {first}")
     return done.stdout
 
 
 def _cpu() -> str:
-    """What `-march=native` depends on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    """What `-march=native` depends on. Raises NativeUnavailable."""
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError as error:
+        raise NativeUnavailable(f"the kind of processor is not known: {error}") from error
     names = ("model name", "flags", "Features", "CPU part")
     return platform.machine() + "".join(sorted({x for x in lines if x.startswith(names)}))

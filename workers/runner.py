@@ -334,7 +334,8 @@ class Runner:
             for begin in range(0, n, SCORED_AT_ONCE):
                 end = min(n, begin + SCORED_AT_ONCE)
                 scores = logits[offset + begin : offset + end].float().log_softmax(-1)
-                part = [scores.gather(1, following[begin:end, None])[:, 0]]
+                chosen = scores.gather(1, following[begin:end, None])
+                part = [chosen[:, 0], (scores >= chosen).sum(1)]
                 if row.prompt_top_n:
                     best = scores.topk(min(row.prompt_top_n, scores.shape[1]))
                     part += [best.indices, best.values]

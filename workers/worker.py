@@ -15,9 +15,11 @@ from pathlib import Path
 
 import torch
 
+from tgi_async import cgroups
+from tgi_async.cgroups import gigabytes
 from tgi_async.wire.channel import WorkerChannel
 from tgi_async.wire.messages import Loading, Ready, Refused, Start, Step, Stop, ToWorker
-from workers import memory
+from workers import memory, native
 from workers.assembly import Assembly, GraphPlan
 from workers.attention import registry
 from workers.attention.cuda import CudaAttention
@@ -39,6 +41,8 @@ POLL_MILLISECONDS = 1
 CPU_PREFILL_TOKENS = 512
 """Prefill tokens of a step where none are asked for: about a third of a second on two cores."""
 CUDA_PREFILL_TOKENS = 4096
+LEAST_TOKENS = 512
+"""Of a cache that is planned: a smaller one holds no conversation."""
 
 
 class Worker:
@@ -81,9 +85,8 @@ class Worker:
         prefill_tokens = start.max_batch_prefill_tokens or (
             CPU_PREFILL_TOKENS if device.type == "cpu" else CUDA_PREFILL_TOKENS
         )
+        notes += _limit_threads(start.world_size if device.type == "cpu" else 1)
         if start.world_size > 1:
-            if device.type == "cpu":
-                torch.set_num_threads(max(1, torch.get_num_threads() // start.world_size))
             self._ranks = Ranks(self._rank, start.world_size, start.meeting_place, device)
         with self._phase("loading weights", f"{dtype}".removeprefix("torch.")):
             model = load(
@@ -95,12 +98,16 @@ class Worker:
                 self._ranks,
                 Scaling(start.rope_scaling, start.rope_factor) if start.rope_scaling else None,
                 start.max_total_tokens,
+                # Another one of them was here before, and what little there is may be for now only.
+                must_fit=not start.n_blocks,
             )
         shape = model.shape
         longest = min(shape.max_total_tokens, start.max_total_tokens or shape.max_total_tokens)
+        further = [id for id in start.stop_token_ids if id < shape.vocab_size]
+        end_ids = list(dict.fromkeys(shape.eos_token_ids + further))
         constraints = Constraints(
             lambda: Vocabulary(
-                start.grammar_engine, Path(start.model_path), shape.vocab_size, shape.eos_token_ids
+                start.grammar_engine, Path(start.model_path), shape.vocab_size, end_ids
             ),
             shape.vocab_size,
         )
@@ -126,6 +133,8 @@ class Worker:
         if self._ranks is not None:
             n_blocks = self._ranks.least(n_blocks)
         per_block = assembly.bytes_per_block
+        if device.type == "cpu" and not start.n_blocks:
+            notes += _check_cache(n_blocks, assembly, start.kv_cache_memory, start.max_total_tokens)
         if n_blocks < 1:
             raise Unsupported(
                 f"no block of the KV cache ({per_block} bytes) fits in the memory that is left; "
@@ -147,7 +156,7 @@ class Worker:
                 vocab_size=shape.vocab_size,
                 kv_cache_bytes=n_blocks * per_block,
                 weight_bytes=model.weight_bytes,
-                notes=notes + model.notes,
+                notes=notes + native.notes + model.notes,
             )
         )
         if self._rank == 0:
@@ -216,6 +225,56 @@ class Worker:
             if message is not None:
                 return message
         return self._channel.receive(0)
+
+
+def _limit_threads(world_size: int) -> list[str]:
+    """Limit the threads of torch and of our kernels to this rank's part of the processors, and
+    return what the user should know about it.
+
+    A quota may allow less time than there are processors. Threads that have used it up all stand
+    still until the next period, so it is rounded to the nearest whole number.
+    """
+    before = most = torch.get_num_threads()
+    quota = cgroups.cpu_quota()
+    notes: list[str] = []
+    if quota is not None and quota + 0.5 < before and not os.environ.get("OMP_NUM_THREADS"):
+        most = max(1, int(quota + 0.5))
+        notes = [f"threads: {most}, not {before}, as the limit is {quota:.3g} processors"]
+    wanted = max(1, most // world_size)
+    if wanted != before:
+        torch.set_num_threads(wanted)
+    return notes
+
+
+def _check_cache(
+    n_blocks: int, assembly: Assembly, kv_cache_memory: int, max_total_tokens: int
+) -> list[str]:
+    """Return what the user should know about the size of the cache.
+
+    Raises Unsupported for one that was planned (`kv_cache_memory` is 0) and is too small for
+    `max_total_tokens`, if they were asked for, or for a conversation.
+    """
+    n_tokens, longest = n_blocks * assembly.block_size, assembly.longest
+    least = longest if max_total_tokens else min(longest, LEAST_TOKENS)
+    room = memory.room_on_cpu()
+    if kv_cache_memory:
+        enough = kv_cache_memory <= room.size
+        return [] if enough else [f"--kv-cache-memory asks for more than there is: {room.because}"]
+    if n_tokens < least:
+        wanted = -(-least // assembly.block_size) * assembly.bytes_per_block
+        raise Unsupported(
+            f"there is no room for a KV cache of {least} tokens ({gigabytes(wanted)}): "
+            f"{room.because}. The cache may have a part in {memory.CPU_SHARE} of what is left, and "
+            f"{gigabytes(memory.OTHERS)} stay free. Allow more memory, ask for less with "
+            "--max-total-tokens, --max-concurrent-requests and --max-batch-prefill-tokens, or give "
+            "the size of the cache with --kv-cache-memory"
+        )
+    if n_tokens < longest:
+        return [
+            f"texts are limited to {n_tokens} tokens, not {longest}, as the KV cache has no room "
+            f"for more: {room.because}"
+        ]
+    return []
 
 
 def choose_device(rank: int = 0, world_size: int = 1) -> tuple[torch.device, list[str]]:

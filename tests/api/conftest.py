@@ -35,6 +35,7 @@ class Settings:
     """Limits small enough that tests reach them."""
 
     model_id: str = "tiny/model"
+    model_names: tuple[str, ...] = ("tiny/model",)
     revision: str | None = "abc123"
     model_pipeline_tag: str | None = None
     max_concurrent_requests: int = 4
@@ -97,12 +98,18 @@ def vetting(shared_vetting: Vetting) -> Vetting | None:
 
 
 @pytest.fixture
+def chat_stop_token_ids() -> tuple[int, ...]:
+    return ()
+
+
+@pytest.fixture
 def app(
     settings: Settings,
     engine: FakeEngine,
     tokenizer: Tokenizer,
     chat_template: ChatTemplate | None,
     vetting: Vetting | None,
+    chat_stop_token_ids: tuple[int, ...],
 ) -> Starlette:
     metrics = Metrics(
         max_input_tokens=settings.max_input_tokens, max_total_tokens=settings.max_total_tokens
@@ -115,6 +122,7 @@ def app(
         metrics=metrics,
         compute_type="test-machine",
         vetting=vetting,
+        chat_stop_token_ids=chat_stop_token_ids,
     )
 
 
@@ -190,6 +198,17 @@ def events_of(response: httpx.Response) -> list[Any]:
         payload = piece.removeprefix("data: ")
         payloads.append(payload if payload == "[DONE]" else json.loads(payload))
     return payloads
+
+
+def refusal(response: httpx.Response) -> str:
+    """Why an OpenAI route refused a request, which its clients are told in OpenAI's form."""
+    assert response.status_code == 400, response.text
+    assert response.headers["content-type"] == "application/json"
+    error: dict[str, Any] = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    message: str = error["message"]
+    return message
 
 
 @pytest.fixture

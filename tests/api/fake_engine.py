@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from tgi_async.errors import ServerError
 from tgi_async.generation import (
@@ -14,6 +14,7 @@ from tgi_async.generation import (
     Token,
     TopToken,
 )
+from tgi_async.scheduler.reservations import Capacity, Reservation, Reservations
 
 EOS = Token(257, "", -0.5, True)
 """`<|im_end|>` of the tiny tokenizer; as in the engine, it adds no text."""
@@ -34,7 +35,9 @@ class FakeGeneration:
         self.place = 0
         self.seed = request.sampling.seed
         self.timings = Timings(queued=0.5, inference=2.0)
+        self.n_cached = engine.n_cached
         self.prompt_logprobs: list[float | None] = [None] + [-1.0] * (len(request.prompt) - 1)
+        self.prompt_ranks: list[int | None] = [None] + [2] * (len(request.prompt) - 1)
         n_top = request.prompt_top_n_tokens
         top = tuple(TopToken(97 + i, chr(97 + i), -0.5 * i, False) for i in range(n_top))
         self.prompt_top_tokens: list[tuple[TopToken, ...]] = (
@@ -56,6 +59,8 @@ class FakeGeneration:
         if self.place == self._engine.fail_before and self._engine.error is not None:
             raise self._engine.error
         tokens = self._batches[self.place]
+        if self.place == 0 and self._request.reservation is not None:
+            self._engine.reservations.start(self._request.reservation)
         self.place += 1
         self.done = self.place == len(self._batches)
         return Emitted(tokens, self._engine.finish_reason if self.done else None)
@@ -66,9 +71,13 @@ class FakeGeneration:
 
 
 class FakeEngine:
-    """`batches` are the tokens of each look; `refusal` is raised by `submit`."""
+    """`batches` are the tokens of each look; `refusal` is raised by `submit`.
 
-    def __init__(self) -> None:
+    A generation waits, for the reservations, until its first tokens come.
+    """
+
+    def __init__(self, capacity: Capacity | None = None) -> None:
+        self.reservations = Reservations(capacity or Capacity(4))
         self.ready = True
         self.n_running = 3
         self.n_waiting = 2
@@ -77,6 +86,7 @@ class FakeEngine:
         self.n_blocks = 64
         self.resident_tokens = 99
         self.worker_restarts = 1
+        self.n_cached = 0
         self.batches: list[list[Token]] = [words("Hel"), words("lo", " there"), [EOS]]
         self.batches_by_choice: dict[int, list[list[Token]]] = {}
         self.batches_in_order: list[list[list[Token]]] = []
@@ -94,6 +104,19 @@ class FakeEngine:
         if self.batches_in_order:
             return self.batches_in_order[len(self.requests) - 1]
         return self.batches_by_choice.get(request.sampling.choice, self.batches)
+
+    def reserve(
+        self, client: str, n_rows: int, n_bytes: int, on_evicted: Callable[[], None]
+    ) -> Reservation:
+        reservation, evicted = self.reservations.reserve(client, n_rows, n_bytes)
+        reservation.on_evicted = on_evicted
+        for one in evicted:
+            assert one.on_evicted is not None
+            one.on_evicted()
+        return reservation
+
+    def release(self, reservation: Reservation) -> None:
+        self.reservations.release(reservation)
 
     def submit(self, request: GenerationRequest) -> FakeGeneration:
         if self.refusal is not None:

@@ -17,7 +17,6 @@ JSON = {"content-type": "application/json"}
         b"",
         b"{",
         b'{"inputs": "Hi"} more',
-        b"\xef\xbb\xbf{}",
         b'{"inputs": "\xff"}',
         b'{"inputs": "\\ud800"}',
         b'{"inputs": "\\udc00 text"}',
@@ -72,7 +71,12 @@ async def test_a_body_over_the_limit_is_a_413(client, settings):
     body = b'{"inputs": "' + b"a" * settings.payload_limit + b'"}'
     response = await client.post("/generate", content=body, headers=JSON)
     assert response.status_code == 413
-    assert response.text == "Failed to buffer the request body: length limit exceeded"
+    told = "Failed to buffer the request body: length limit exceeded"
+    assert response.text == (
+        f"{told}. Allowed: 10000 bytes. The limit is set by the server's --payload-limit"
+    )
+    settings.strict_tgi = True
+    assert (await client.post("/generate", content=body, headers=JSON)).text == told
 
 
 async def test_a_body_of_the_limit_is_read(client, settings):
@@ -122,3 +126,16 @@ async def test_a_body_that_does_not_arrive_in_time_is_a_408_and_the_connection_e
     assert answer.startswith("HTTP/1.1 408 ")
     assert answer.endswith("The request body did not arrive within 0.05 seconds")
     assert engine.requests == []
+
+
+async def test_a_byte_order_mark_is_passed_over(client):
+    body = b"\xef\xbb\xbf" + b'{"inputs": "Hi"}'
+    assert (await client.post("/generate", content=body, headers=JSON)).status_code == 200
+
+
+async def test_a_compressed_body_is_a_415_that_says_so(client):
+    headers = {**JSON, "content-encoding": "gzip"}
+    response = await client.post("/generate", content=b"\x1f\x8b", headers=headers)
+    assert response.status_code == 415
+    assert response.headers["accept-encoding"] == "identity"
+    assert "gzip" in response.text

@@ -6,10 +6,12 @@ import math
 
 import pytest
 
+from tests.api.conftest import refusal
 from tests.api.fake_engine import EOS, words
 from tgi_async.errors import GenerationError
 from tgi_async.generation import Token, TopToken
 from tgi_async.grammar.grammar import Json, Regex, decode
+from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.sampling_defaults import SamplingDefaults
 
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -34,6 +36,8 @@ async def test_answers_as_openai_does(api, engine):
         "prompt_tokens": n_prompt,
         "completion_tokens": 4,
         "total_tokens": n_prompt + 4,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
@@ -133,6 +137,19 @@ async def test_extra_sampling_parameters_arrive(api, engine):
     assert request.sampling.seed == 5
 
 
+@pytest.fixture
+def chat_stop_token_ids() -> tuple[int, ...]:
+    return (256,)
+
+
+async def test_an_answer_ends_by_the_end_of_the_template_unless_all_are_ignored(api, engine):
+    await api.chat("Hi")
+    await api.chat("Hi", ignore_eos=True)
+    await api.generate("Hi")
+    await api.complete("Hi")
+    assert [request.stop_token_ids for request in engine.requests] == [(256,), (), (), ()]
+
+
 async def test_fields_without_effect_here_are_ignored(api):
     response = await api.chat(
         "Hi", user="me", metadata={}, store=False, parallel_tool_calls=True, stream_options=None
@@ -158,10 +175,9 @@ async def test_an_answer_is_held_to_the_form_that_is_asked_for(api, engine, form
 async def test_a_form_is_looked_at_after_the_other_rules(api, engine):
     wrong = {"response_format": {"type": "regex", "value": "("}}
     response = await api.chat("Hi", **wrong, temperature=-1)
-    assert "`temperature`" in response.json()["error"]
+    assert "`temperature`" in refusal(response)
     response = await api.chat("Hi", **wrong)
-    assert response.status_code == 422
-    assert "`response_format`" in response.json()["error"]
+    assert "`response_format`" in refusal(response)
     assert engine.requests == []
 
 
@@ -188,6 +204,10 @@ async def test_text_parts_are_joined(client, engine, tokenizer):
     assert "user\nHello<" in tokenizer.decode(engine.requests[0].prompt, skip_special_tokens=False)
 
 
+TEXT = {"type": "text", "text": "a"}
+INPUT = {"type": "input_text", "text": "Hi"}
+
+
 @pytest.mark.parametrize(
     ("message", "told"),
     [
@@ -204,8 +224,50 @@ async def test_text_parts_are_joined(client, engine, tokenizer):
 )
 async def test_messages_that_cannot_be_shown_are_refused(client, message, told):
     response = await client.post("/v1/chat/completions", json={"messages": [message]})
-    assert response.status_code == 422
-    assert told in response.json()["error"]
+    assert told in refusal(response)
+
+
+class TestHistory:
+    """Earlier answers come back in the form of whatever client or server they are from."""
+
+    @pytest.fixture
+    def chat_template(self):
+        template = ChatTemplate(
+            "{% for m in messages %}[{{ m.role }}|{{ m.reasoning_content }}|{{ m.content }}]"
+            "{% endfor %}",
+            {},
+        )
+        yield template
+        template.close()
+
+    @pytest.mark.parametrize(
+        ("message", "shown"),
+        [
+            ({"content": "a", "reasoning_content": "t"}, "[assistant|t|a]"),
+            ({"content": "a", "reasoning": "t"}, "[assistant|t|a]"),
+            ({"content": "a", "thinking": "t"}, "[assistant|t|a]"),
+            ({"content": None, "reasoning": "t"}, "[assistant|t|]"),
+            ({"content": None, "refusal": "no"}, "[assistant||no]"),
+            ({"content": "a", "refusal": None, "function_call": None}, "[assistant||a]"),
+            ({"content": [{"type": "refusal", "refusal": "no"}]}, "[assistant||no]"),
+            ({"content": [{"type": "output_text", "text": "a"}]}, "[assistant||a]"),
+            (
+                {"content": [{"type": "thinking", "thinking": "t", "signature": "x"}, TEXT]},
+                "[assistant|t|a]",
+            ),
+            (
+                {"content": [{"type": "thinking", "thinking": [TEXT, TEXT]}, TEXT]},
+                "[assistant|aa|a]",
+            ),
+            ({"content": [{"type": "reasoning", "text": "t"}]}, "[assistant|t|]"),
+        ],
+    )
+    async def test_is_understood(self, client, engine, tokenizer, message, shown):
+        messages = [{"role": "assistant", **message}, {"role": "user", "content": [INPUT]}]
+        response = await client.post("/v1/chat/completions", json={"messages": messages})
+        assert response.status_code == 200, response.text
+        prompt = tokenizer.decode(engine.requests[0].prompt, skip_special_tokens=False)
+        assert prompt == f"{shown}[user||Hi]"
 
 
 async def test_an_assistant_message_at_the_end_is_continued(client, engine, tokenizer):
@@ -222,11 +284,7 @@ class TestWithoutTemplate:
 
     async def test_chat_is_refused(self, api):
         response = await api.chat("Hi")
-        assert response.status_code == 422
-        assert response.json() == {
-            "error": "Template error: template not found",
-            "error_type": "template_error",
-        }
+        assert refusal(response) == "Template error: template not found"
 
 
 async def test_logprobs(api, engine):
@@ -314,7 +372,7 @@ async def test_as_tgi_every_delta_of_a_stream_has_the_role(api, events, settings
 
 @pytest.mark.parametrize("wrong", [{"top_p": 2}, {"top_k": -2}, {"typical_p": 0}])
 async def test_wrong_sampling_parameters_are_wrong_at_temperature_0_too(api, wrong):
-    assert (await api.chat("Hi", temperature=0, **wrong)).status_code == 422
+    assert (await api.chat("Hi", temperature=0, **wrong)).status_code == 400
 
 
 async def test_stream_has_usage_in_an_extra_chunk_where_asked(api, events):
@@ -339,13 +397,11 @@ async def test_text_held_back_for_a_stop_sequence_that_never_came_is_kept(api, e
     assert chunk["choices"][0]["delta"]["content"] == "a EN"
 
 
-@pytest.mark.parametrize(
-    ("fields", "status"), [({"temperature": -1}, 422), ({"max_tokens": 0}, 422)]
-)
-async def test_errors_before_a_stream_have_their_status(api, fields, status):
+@pytest.mark.parametrize("fields", [{"temperature": -1}, {"max_tokens": 0}])
+async def test_errors_before_a_stream_have_their_status(api, fields):
     response = await api.chat("Hi", stream=True, **fields)
-    assert response.status_code == status
-    assert response.json()["error_type"] == "validation"
+    [field] = fields
+    assert f"`{field}` must be strictly positive" in refusal(response)
 
 
 async def test_a_failure_within_a_stream_is_an_event_before_done(api, engine, events):
@@ -355,6 +411,9 @@ async def test_a_failure_within_a_stream_is_an_event_before_done(api, engine, ev
     assert failure == {
         "error": {
             "message": "Request failed during generation: Server error: no luck",
+            "type": "server_error",
+            "param": None,
+            "code": None,
             "http_status_code": 424,
         }
     }

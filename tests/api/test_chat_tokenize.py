@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.api.conftest import refusal
 from tgi_async.text.chat import ChatTemplate
 
 HI = {"role": "user", "content": "Hi"}
@@ -215,14 +216,13 @@ class TestRefusingTemplate:
         yield template
         template.close()
 
-    @pytest.mark.parametrize("path", ["/chat_tokenize", "/v1/chat/completions"])
-    async def test_the_error_is_tgis(self, client, engine, path):
-        response = await client.post(path, json={"messages": [HI]})
+    async def test_the_error_is_tgis(self, client, engine):
+        told = "Template error: syntax error: no user (in <string>:1)"
+        response = await client.post("/chat_tokenize", json={"messages": [HI]})
         assert response.status_code == 422
-        assert response.json() == {
-            "error": "Template error: syntax error: no user (in <string>:1)",
-            "error_type": "template_error",
-        }
+        assert response.json() == {"error": told, "error_type": "template_error"}
+        response = await client.post("/v1/chat/completions", json={"messages": [HI]})
+        assert refusal(response) == told
         assert engine.requests == []
 
 

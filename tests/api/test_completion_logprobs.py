@@ -60,6 +60,7 @@ def test_a_token_that_cannot_come_has_a_number_all_the_same(tokenizer):
 class Scores(NamedTuple):
     prompt_logprobs: list[float | None]
     prompt_top_tokens: list[tuple[TopToken, ...]]
+    n_cached: int = 0
 
 
 def test_a_prompt_has_its_likeliest_tokens_and_the_one_that_is_there(tokenizer):

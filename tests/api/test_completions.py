@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.api.conftest import refusal
 from tests.api.fake_engine import EOS, words
 from tgi_async.errors import GenerationError
 from tgi_async.generation import Token, TopToken
@@ -17,7 +18,12 @@ async def test_answers_as_openai_does(api, engine):
     assert body["choices"] == [
         {"index": 0, "text": "Hello there", "logprobs": None, "finish_reason": "stop"}
     ]
-    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6}
+    assert body["usage"] == {
+        "prompt_tokens": 2,
+        "completion_tokens": 4,
+        "total_tokens": 6,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert engine.requests[0].max_new_tokens == 9
     assert not engine.requests[0].include_stop
 
@@ -50,39 +56,37 @@ async def test_several_prompts_may_be_token_ids(api, engine, tokenizer):
     "prompt", [["Hi", 5], [5, [6]], ["Hi", [5]], [-1], [2**31], [[True]], [1.5], [[[1]]], [None]]
 )
 async def test_a_prompt_that_is_neither_is_refused(api, engine, prompt):
-    response = await api.complete(prompt)
-    assert response.status_code == 422
-    assert response.text.startswith("Failed to deserialize the JSON body into the target type: ")
+    told = refusal(await api.complete(prompt))
+    assert told.startswith("Failed to deserialize the JSON body into the target type: ")
     assert engine.requests == []
 
 
 async def test_no_token_ids_are_no_prompt(api):
-    response = await api.complete([[]])
-    assert response.json()["error"].endswith("`inputs` cannot be empty")
+    assert refusal(await api.complete([[]])).endswith("`prompt` cannot be empty")
 
 
 async def test_too_many_prompts_are_refused(api):
     response = await api.complete(["a"] * 4)
-    assert response.status_code == 422
-    assert response.json() == {
-        "error": "Number of prompts exceeds the maximum allowed batch size of 3",
-        "error_type": "batch size exceeded",
-    }
+    assert refusal(response) == (
+        "Number of prompts exceeds the maximum allowed batch size of 3. "
+        "The limit is set by the server's --max-client-batch-size"
+    )
+    assert response.json()["error"]["param"] == "prompt"
+    assert response.json()["error_type"] == "batch size exceeded"
 
 
 async def test_no_prompt_is_refused(api):
-    response = await api.complete([])
-    assert response.status_code == 422
-    assert "Empty array detected. Do not use an empty array for the prompt." in response.text
+    told = refusal(await api.complete([]))
+    assert "Empty array detected. Do not use an empty array for the prompt." in told
 
 
 async def test_suffix_is_refused(api):
     response = await api.complete("Hi", suffix="!")
-    assert response.status_code == 422
-    assert response.json() == {
-        "error": "Suffix is not supported and can be achieved by preprocessing the prompt.",
-        "error_type": "suffix not supported",
-    }
+    assert refusal(response) == (
+        "Suffix is not supported and can be achieved by preprocessing the prompt."
+    )
+    assert response.json()["error"]["param"] == "suffix"
+    assert response.json()["error_type"] == "suffix not supported"
 
 
 @pytest.mark.parametrize("fields", [{"echo": False}, {"logprobs": None}, {"n": 1}, {"best_of": 1}])
@@ -99,12 +103,15 @@ async def test_n_choices_of_each_prompt_are_numbered_through(api, engine):
         (2, "x"),
         (3, "y"),
     ]
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+    assert body["usage"]["prompt_tokens"] == 3
+    assert body["usage"]["completion_tokens"] == 4
 
 
-async def test_n_choices_take_a_permit_each(api):
+async def test_n_choices_take_a_row_each(api):
     assert (await api.complete(["a", "b"], n=2)).status_code == 200
-    assert (await api.complete(["a", "b"], n=3)).status_code == 429
+    refused = await api.complete(["a", "b"], n=3)
+    assert refused.status_code == 400
+    assert "at most 4 generations (prompts times choices) at once. Given: 6" in refused.text
 
 
 class TestBestOf:
@@ -129,8 +136,16 @@ class TestBestOf:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"n": 2, "best_of": 1}, "`best_of` must be >= `n`, which is 2, and <= 3. Given: 1"),
-            ({"best_of": 4}, "`best_of` must be >= `n`, which is 1, and <= 3. Given: 4"),
+            (
+                {"n": 2, "best_of": 1},
+                "`best_of` must be >= `n`, which is 2, and <= 3. Given: 1. "
+                "The limit is set by the server's --max-best-of",
+            ),
+            (
+                {"best_of": 4},
+                "`best_of` must be >= `n`, which is 1, and <= 3. Given: 4. "
+                "The limit is set by the server's --max-best-of",
+            ),
             (
                 {"best_of": 2, "stream": True},
                 "`best_of` != `n` is not supported when streaming tokens",
@@ -139,8 +154,7 @@ class TestBestOf:
     )
     async def test_what_cannot_be_is_refused(self, api, engine, fields, message):
         response = await api.complete("Hi", **fields)
-        assert response.status_code == 422
-        assert response.json()["error"] == f"Input validation error: {message}"
+        assert refusal(response) == f"Input validation error: {message}"
         assert engine.requests == []
 
 
@@ -179,8 +193,7 @@ async def test_logprobs_of_a_stream_go_on_where_the_last_chunk_ended(api, engine
 
 async def test_more_logprobs_than_allowed_are_refused(api):
     response = await api.complete("Hi", logprobs=6)
-    assert response.status_code == 422
-    assert "must be >= 0 and <= 5. Given: 6" in response.json()["error"]
+    assert "`logprobs` must be >= 0 and <= 5. Given: 6" in refusal(response)
 
 
 async def test_echo_puts_the_prompt_before_the_text(api, engine):
@@ -249,13 +262,14 @@ async def test_echo_without_new_tokens_scores_the_prompt(api, engine, events, st
     assert choice["logprobs"]["tokens"] == ["H", "i"]
     assert choice["logprobs"]["token_logprobs"] == [None, -1.0]
     assert choice["finish_reason"] == "length"
-    assert body["usage"] == {"prompt_tokens": 2, "completion_tokens": 0, "total_tokens": 2}
+    assert body["usage"]["completion_tokens"] == 0
+    assert body["usage"]["total_tokens"] == 2
     assert engine.requests[0].max_new_tokens == 1
 
 
 async def test_no_new_tokens_without_echo_are_refused(api):
     response = await api.complete("Hi", max_tokens=0)
-    assert response.json()["error"].endswith("`max_new_tokens` must be strictly positive")
+    assert refusal(response).endswith("`max_tokens` must be strictly positive")
 
 
 class TestStrictTgi:
@@ -309,7 +323,8 @@ async def test_usage_comes_once_for_all_prompts_where_asked(api, events):
     *chunks, last, _ = events(await api.complete(["a", "b"], stream=True, stream_options=options))
     assert not any("usage" in chunk for chunk in chunks)
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 2, "completion_tokens": 8, "total_tokens": 10}
+    assert last["usage"]["prompt_tokens"] == 2
+    assert last["usage"]["completion_tokens"] == 8
 
 
 async def test_a_failure_of_one_prompt_ends_the_stream_and_the_others(api, engine, events):
@@ -320,14 +335,19 @@ async def test_a_failure_of_one_prompt_ends_the_stream_and_the_others(api, engin
     assert all(generation.cancelled for generation in engine.generations)
 
 
-async def test_a_stream_over_capacity_is_a_429(api, settings, engine):
-    settings.max_client_batch_size = 5
-    response = await api.complete(["a"] * 5, stream=True)
+async def test_a_stream_over_capacity_is_a_429(api, engine):
+    engine.reserve("other", 2, 0, lambda: None)
+    response = await api.complete(["a"] * 3, stream=True)
     assert response.status_code == 429
-    assert response.json() == {"error": "Model is overloaded", "error_type": "overloaded"}
+    assert response.json()["error"] == {
+        "message": "Model is overloaded: it serves 4 requests at once "
+        "(--max-concurrent-requests), and none may wait (--max-queued-requests 0)",
+        "type": "rate_limit_error",
+        "param": None,
+        "code": "rate_limit_exceeded",
+    }
 
 
 async def test_a_refused_prompt_leaves_none_running(api, engine):
-    response = await api.complete(["fits", "a" * 101])
-    assert response.status_code == 422
+    assert "your prompt resulted in 101 tokens" in refusal(await api.complete(["fits", "a" * 101]))
     assert engine.requests == []

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.api.conftest import refusal
 from tests.api.waiting import until
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -30,7 +31,10 @@ SAMPLED = {"best_of": 2, "do_sample": True}
 
 
 class Row(NamedTuple):
-    """`message` is TGI's; `limits` change the server's settings."""
+    """`message` is TGI's; `limits` change the server's settings.
+
+    `flag` is what sets the limit that the message is about: only TGI does not say.
+    """
 
     message: str
     parameters: dict[str, Any] = {}  # noqa: RUF012
@@ -40,15 +44,29 @@ class Row(NamedTuple):
     here: str = ""
     strict: str = ""
     documented: str = ""
+    flag: str = ""
 
     def answer(self, *, strict_tgi: bool) -> str:
         instead = self.strict if strict_tgi else self.here
-        return f"Input validation error: {instead or self.message}"
+        set_by = f". The limit is set by the server's {self.flag}"
+        return (
+            f"Input validation error: {instead or self.message}"
+            f"{set_by if self.flag and not strict_tgi else ''}"
+        )
 
 
 ROWS = [
-    Row("`best_of` must be > 0 and <= 3. Given: 4", {"best_of": 4, "do_sample": True}),
-    Row("`best_of` != 1 is not allowed for this endpoint", SAMPLED, limits={"max_best_of": 1}),
+    Row(
+        "`best_of` must be > 0 and <= 3. Given: 4",
+        {"best_of": 4, "do_sample": True},
+        flag="--max-best-of",
+    ),
+    Row(
+        "`best_of` != 1 is not allowed for this endpoint",
+        SAMPLED,
+        limits={"max_best_of": 1},
+        flag="--max-best-of",
+    ),
     Row("you must use sampling when `best_of` is > 1", {"best_of": 2}),
     Row("`seed` must not be set when `best_of` > 1", {**SAMPLED, "seed": 1}),
     Row("`best_of` != 1 is not supported when streaming tokens", SAMPLED, stream=True),
@@ -70,12 +88,22 @@ ROWS = [
     *(Row("`typical_p` must be > 0.0 and < 1.0", {"typical_p": it}) for it in (0, 1.0, -1, 2)),
     *(Row("`top_k` must be strictly positive", {"top_k": it}) for it in (0, -1)),
     Row("`max_new_tokens` must be strictly positive", {"max_new_tokens": 0}),
-    Row("`stop` supports up to 2 stop sequences. Given: 3", {"stop": ["a", "b", "c"]}),
-    Row("`top_n_tokens` must be >= 0 and <= 5. Given: 6", {"top_n_tokens": 6}),
+    Row(
+        "`stop` supports up to 2 stop sequences. Given: 3",
+        {"stop": ["a", "b", "c"]},
+        flag="--max-stop-sequences",
+    ),
+    Row(
+        "`top_n_tokens` must be >= 0 and <= 5. Given: 6",
+        {"top_n_tokens": 6},
+        flag="--max-top-n-tokens",
+    ),
     Row("`inputs` cannot be empty", inputs=""),
     *(
         Row(
-            f"`truncate` must be strictly positive and less than 100. Given: {it}", {"truncate": it}
+            f"`truncate` must be strictly positive and less than 100. Given: {it}",
+            {"truncate": it},
+            flag="--max-input-tokens",
         )
         for it in (0, 101)
     ),
@@ -83,16 +111,22 @@ ROWS = [
         "`inputs` tokens + `max_new_tokens` must be <= 128. "
         "Given: 2 `inputs` tokens and 127 `max_new_tokens`",
         {"max_new_tokens": 127},
+        flag="--max-total-tokens",
     ),
     Row(
         "`inputs` tokens + `max_new_tokens` must be <= 128. "
         "Given: 2 `inputs` tokens and 1024 `max_new_tokens`",
         {"max_new_tokens": 5000},
+        here="`inputs` tokens + `max_new_tokens` must be <= 128. "
+        "Given: 2 `inputs` tokens and 5000 `max_new_tokens`",
+        documented="limits in messages",
+        flag="--max-total-tokens",
     ),
     Row(
         "`inputs` must have less than 100 tokens. Given: 101",
         {"max_new_tokens": 1},
         inputs="a" * 101,
+        flag="--max-input-tokens",
     ),
     *(
         Row(
@@ -204,20 +238,28 @@ class TestRules:
         [
             ("temperature", -1, "`temperature` must be strictly positive"),
             ("frequency_penalty", 2.01, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
-            ("top_p", 0, "`top_p` must be > 0.0 and < 1.0"),
+            ("top_p", -0.5, "`top_p` must be > 0.0 and < 1.0"),
             ("top_p", 2, "`top_p` must be > 0.0 and < 1.0"),
             ("max_tokens", 0, "`max_new_tokens` must be strictly positive"),
             ("stop", ["a", "b", "c"], "`stop` supports up to 2 stop sequences. Given: 3"),
         ],
     )
-    async def test_the_openai_routes_share_the_rules(self, api, field, value, message):
+    async def test_the_openai_routes_share_the_rules(self, api, settings, field, value, message):
         for send in (api.chat, api.complete):
             response = await send("Hi", **{field: value})
-            assert response.status_code == 422
-            assert response.json() == {
-                "error": f"Input validation error: {message}",
-                "error_type": "validation",
-            }
+            if settings.strict_tgi:
+                told = {"error": f"Input validation error: {message}", "error_type": "validation"}
+                assert (response.status_code, response.json()) == (422, told)
+            else:
+                # Under the client's own name of the field.
+                assert f"`{field}` " in refusal(response)
+                assert response.json()["error"]["param"] == field
+
+
+class TestStrict:
+    @pytest.fixture(autouse=True)
+    def strict(self, settings):
+        settings.strict_tgi = True
 
     async def test_too_many_prompts_and_a_suffix_have_types_of_their_own(self, api):
         response = await api.complete(["a", "b", "c", "d"])
@@ -239,6 +281,13 @@ class TestRules:
         assert response.text.endswith(
             "Empty array detected. Do not use an empty array for the prompt."
         )
+
+    @pytest.mark.parametrize("send", ["chat", "complete"])
+    async def test_a_prompt_that_is_too_long_is_told_in_tgis_words(self, api, send):
+        response = await getattr(api, send)("a" * 200, max_tokens=5)
+        assert response.status_code == 422
+        assert response.json()["error_type"] == "validation"
+        assert "`inputs` tokens + `max_new_tokens` must be <= 128" in response.json()["error"]
 
 
 class TestGrammars:

@@ -102,7 +102,8 @@ async def test_a_request_beyond_the_permits_is_a_429_at_once(live, engine, setti
     await until(lambda: len(engine.requests) == settings.max_concurrent_requests)
     refused = await live.post("/generate", json=BODY)
     assert refused.status_code == 429
-    assert refused.json() == {"error": "Model is overloaded", "error_type": "overloaded"}
+    assert refused.json()["error"].startswith("Model is overloaded: it serves 4 requests at once")
+    assert refused.json()["error_type"] == "overloaded"
     streamed = await live.post("/generate_stream", json=BODY)
     assert streamed.status_code == 200
     assert '"error_type":"overloaded"' in streamed.text
@@ -119,10 +120,12 @@ async def test_a_request_while_the_server_stops_is_a_503(api, engine):
     assert "retry-after" in response.headers
 
 
-async def test_best_of_takes_a_permit_for_each(api, settings):
+async def test_best_of_takes_a_row_for_each(api, engine, settings):
     settings.max_best_of = 9
     assert (await api.generate("Hi", best_of=4, do_sample=True)).status_code == 200
-    assert (await api.generate("Hi", best_of=5, do_sample=True)).status_code == 429
+    assert (await api.generate("Hi", best_of=5, do_sample=True)).status_code == 422
+    engine.reserve("other", 1, 0, lambda: None)
+    assert (await api.generate("Hi", best_of=4, do_sample=True)).status_code == 429
 
 
 async def test_tokens_are_counted_while_all_generations_are_taken(live, engine, settings):
@@ -197,7 +200,7 @@ async def test_an_error_in_the_server_is_a_500_and_is_logged(api, engine, caplog
     ("parameters", "reason"),
     [
         ({}, "ServerError from TypeError"),
-        ({"seed": -1}, ""),
+        ({"seed": "one"}, ""),
         ({"top_p": 2.0}, "Input validation error: `top_p` must be > 0.0 and < 1.0"),
     ],
 )

@@ -32,7 +32,7 @@ def kserve(settings, request):
 class TestRoutes:
     async def test_every_route_is_described_and_no_other(self, app, client):
         found = {
-            (method.lower(), route.path)
+            (method.lower(), route.path.replace(":path}", "}"))
             for route in app.routes
             for method in route.methods
             if method != "HEAD"
@@ -59,9 +59,9 @@ async def test_bounds_are_those_of_this_server(client):
     assert fields["stop"]["anyOf"][0]["maxItems"] == 2
 
 
-async def test_a_format_with_a_schema_has_it_under_one_of_two_names(client):
+async def test_a_format_with_a_schema_has_it_under_one_of_its_names(client):
     schemas = (await document_of(client))["components"]["schemas"]
-    either = [{"required": ["json_schema"]}, {"required": ["value"]}]
+    either = [{"required": [name]} for name in ("json_schema", "value", "schema")]
     assert schemas["JsonSchemaFormat"]["anyOf"] == either
 
 

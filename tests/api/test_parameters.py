@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+SET_BY = "The limit is set by the server's "
+
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"best_of": 4, "do_sample": True}, "`best_of` must be > 0 and <= 3. Given: 4"),
+        (
+            {"best_of": 4, "do_sample": True},
+            f"`best_of` must be > 0 and <= 3. Given: 4. {SET_BY}--max-best-of",
+        ),
         ({"best_of": 2}, "you must use sampling when `best_of` is > 1"),
         (
             {"best_of": 2, "do_sample": True, "seed": 1},
@@ -29,17 +34,31 @@ import pytest
         ({"min_p": -0.1}, "`min_p` must be >= 0.0 and <= 1.0. Given: -0.1"),
         ({"min_p": 1.1}, "`min_p` must be >= 0.0 and <= 1.0. Given: 1.1"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
-        ({"stop": ["a", "b", "c"]}, "`stop` supports up to 2 stop sequences. Given: 3"),
+        (
+            {"stop": ["a", "b", "c"]},
+            f"`stop` supports up to 2 stop sequences. Given: 3. {SET_BY}--max-stop-sequences",
+        ),
         ({"stop": [""]}, "`stop` sequences cannot be empty"),
-        ({"seed": 2**64}, "`seed` must be >= 0 and < 2**64"),
-        ({"seed": 10**4000}, "`seed` must be >= 0 and < 2**64"),
-        ({"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
-        ({"truncate": 0}, "`truncate` must be strictly positive and less than 100. Given: 0"),
-        ({"truncate": 101}, "`truncate` must be strictly positive and less than 100. Given: 101"),
+        ({"seed": 2**64}, "`seed` must be >= -2**63 and < 2**64"),
+        ({"seed": -(2**63) - 1}, "`seed` must be >= -2**63 and < 2**64"),
+        ({"seed": 10**4000}, "`seed` must be >= -2**63 and < 2**64"),
+        (
+            {"top_n_tokens": 6},
+            f"`top_n_tokens` must be >= 0 and <= 5. Given: 6. {SET_BY}--max-top-n-tokens",
+        ),
+        *(
+            (
+                {"truncate": it},
+                f"`truncate` must be strictly positive and less than 100. Given: {it}. "
+                f"{SET_BY}--max-input-tokens",
+            )
+            for it in (0, 101)
+        ),
         (
             {"max_new_tokens": 127},
             "`inputs` tokens + `max_new_tokens` must be <= 128. "
-            "Given: 2 `inputs` tokens and 127 `max_new_tokens`",
+            "Given: 2 `inputs` tokens and 127 `max_new_tokens`. "
+            f"{SET_BY}--max-total-tokens",
         ),
         (
             {"grammar": {"type": "regex", "value": "a("}},
@@ -66,7 +85,10 @@ async def test_a_broken_rule_is_told_in_its_words(api, engine, parameters, messa
     ("inputs", "message"),
     [
         ("", "`inputs` cannot be empty"),
-        ("a" * 101, "`inputs` must have less than 100 tokens. Given: 101"),
+        (
+            "a" * 101,
+            f"`inputs` must have less than 100 tokens. Given: 101. {SET_BY}--max-input-tokens",
+        ),
     ],
 )
 async def test_a_prompt_that_does_not_fit_is_refused(api, inputs, message):
@@ -90,6 +112,7 @@ async def test_a_prompt_that_does_not_fit_is_refused(api, inputs, message):
         {"stop": None},
         {"seed": 0},
         {"seed": 2**64 - 1, "do_sample": True},
+        {"seed": -(2**63)},
         {"top_n_tokens": 5},
         {"truncate": 100},
         {"best_of": None},
@@ -98,6 +121,24 @@ async def test_a_prompt_that_does_not_fit_is_refused(api, inputs, message):
 )
 async def test_values_at_their_limits_are_accepted(api, parameters):
     assert (await api.generate("Hi", **parameters)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("seed", "drawn"), [(-1, 2**64 - 1), (-(2**63), 2**63), (7, 7), (2**64 - 1, 2**64 - 1)]
+)
+async def test_a_negative_seed_is_a_seed_too(api, engine, seed, drawn):
+    for send in (api.generate, api.chat, api.complete):
+        assert (await send("Hi", seed=seed)).status_code == 200
+        assert engine.requests.pop().sampling.seed == drawn
+    told = (await api.generate("Hi", seed=seed, do_sample=True, details=True)).json()
+    assert told["details"]["seed"] == drawn
+
+
+async def test_tgi_knows_no_negative_seed(api, settings):
+    settings.strict_tgi = True
+    response = await api.generate("Hi", seed=-1)
+    assert response.status_code == 422
+    assert response.json()["error"].endswith("`seed` must be >= 0 and < 2**64")
 
 
 async def test_the_first_broken_rule_wins(api):
@@ -116,7 +157,7 @@ async def test_a_prompt_of_the_longest_length_is_accepted(api):
         {"max_new_tokens": 2**32},
         {"max_new_tokens": 1.5},
         {"top_k": 2**31},
-        {"seed": -1},
+        {"seed": 1.5},
         {"best_of": "two"},
         {"temperature": "hot"},
         {"do_sample": 1},
@@ -152,7 +193,8 @@ async def test_a_float_that_overflows_is_refused(client):
 async def test_best_of_is_refused_where_it_is_turned_off(api, settings):
     settings.max_best_of = 1
     response = await api.generate("Hi", best_of=2, do_sample=True)
-    assert response.json()["error"].endswith("`best_of` != 1 is not allowed for this endpoint")
+    told = f"`best_of` != 1 is not allowed for this endpoint. {SET_BY}--max-best-of"
+    assert response.json()["error"].endswith(told)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-STREAM = {"x-compute-type", "x-compute-characters"}
+STREAM = {"x-compute-type", "x-compute-characters", "x-request-id"}
 WHOLE = STREAM | {
     "x-compute-time",
     "x-total-time",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.api.conftest import refusal
+
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
@@ -27,6 +29,16 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
             {"tool_choice": {"type": "function", "function": {}}},
             "tool_choice.function: Object missing required field `name`",
         ),
+        (
+            {"tool_choice": {"type": "allowed_tools"}},
+            "tool_choice: Object missing required field `allowed_tools`",
+        ),
+        (
+            {"tool_choice": {"type": "allowed_tools", "mode": "none", "tools": []}},
+            "tool_choice.mode: Invalid enum value 'none'",
+        ),
+        ({"functions": [{}]}, "functions[0]: Object missing required field `name`"),
+        ({"function_call": {}}, "function_call: Object missing required field `name`"),
         ({"tool_prompt": []}, "tool_prompt: Expected `str | null`, got `array`"),
     ],
 )
@@ -62,9 +74,8 @@ async def test_malformed_messages_are_told(client, message, told):
 
 
 def is_told(response, told):
-    assert response.status_code == 422
     prefix = "Failed to deserialize the JSON body into the target type: "
-    assert response.text.startswith(prefix + told)
+    assert refusal(response).startswith(prefix + told)
 
 
 async def test_a_conversation_with_calls_and_their_results_is_taken(client, settings):

@@ -55,7 +55,8 @@ async def test_more_instances_than_could_ever_run_are_refused(client, engine):
     response = await predict(client, *[{"inputs": "Hi"}] * 5)
     assert response.status_code == 422
     assert response.json()["error"] == (
-        "Input validation error: at most 4 texts can be in one body. Given: 5"
+        "Input validation error: at most 4 texts can be in one body. Given: 5. "
+        "The limit is set by the server's --max-concurrent-requests"
     )
     assert engine.requests == []
 

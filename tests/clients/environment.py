@@ -1,4 +1,4 @@
-"""Virtual environments of the clients, each apart from the server's and from each other."""
+"""Environments of the clients, each apart from the server's and from each other."""
 
 from __future__ import annotations
 
@@ -9,34 +9,57 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).parent
 REQUIREMENTS = HERE / "requirements"
+SUITES = HERE / "suites"
 CACHE = HERE.parents[1] / ".cache" / "clients"
 INSTALL_SECONDS = 300.0
-CONFIGURATION = ("HF_", "HUGGING", "OPENAI_", "LANGCHAIN_", "LANGSMITH_", "PYTHON", "PYTEST_")
+MANIFESTS = ("package.json", "package-lock.json")
+CONFIGURATION = (
+    *("HF_", "HUGGING", "OPENAI_", "LANGCHAIN_", "LANGSMITH_", "LITELLM_", "INSTRUCTOR_"),
+    *("AI_", "NODE_", "JAVA_", "JDK_", "PYTHON", "PYTEST_"),
+)
 """Beginnings of the variables that would change what a client or its suite does."""
 
 
 def interpreter(name: str) -> Path:
-    """Python of the environment with `requirements/{name}.txt`, which is made once.
+    """Return the Python of the virtual environment with `requirements/{name}.txt`.
 
     Raises:
         AssertionError: it could not be made.
     """
     requirements = REQUIREMENTS / f"{name}.txt"
-    content = hashlib.sha256(requirements.read_bytes() + sys.version.encode())
-    folder = CACHE / f"{name}-{content.hexdigest()[:12]}"
+    content = requirements.read_bytes() + sys.version.encode()
+    folder = _made_once(name, content, lambda partial: _install(partial, requirements))
+    return folder / "bin" / "python"
+
+
+def node_folder(suite: str) -> Path:
+    """Return a folder with the npm packages of `suites/{suite}/package-lock.json`.
+
+    Raises:
+        AssertionError: they could not be installed.
+    """
+    manifests = [SUITES / suite / name for name in MANIFESTS]
+    content = b"".join(manifest.read_bytes() for manifest in manifests)
+    return _made_once(suite, content, lambda partial: _install_packages(partial, manifests))
+
+
+def _made_once(name: str, content: bytes, install: Callable[[Path], None]) -> Path:
+    """Return the environment's folder in the cache, which `install` fills the first time."""
+    folder = CACHE / f"{name}-{hashlib.sha256(content).hexdigest()[:12]}"
     if not folder.is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{name}-partial-", dir=CACHE))
         try:
-            _install(partial, requirements)
+            install(partial)
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return folder / "bin" / "python"
+    return folder
 
 
 def _install(folder: Path, requirements: Path) -> None:
@@ -46,6 +69,17 @@ def _install(folder: Path, requirements: Path) -> None:
     install = ("install", "--quiet", "--no-deps", "--no-compile", "-r", str(requirements))
     done = subprocess.run((*pip, *install), capture_output=True, text=True, timeout=INSTALL_SECONDS)
     assert done.returncode == 0, f"{requirements.name} could not be installed:\n{done.stderr}"
+
+
+def _install_packages(folder: Path, manifests: list[Path]) -> None:
+    """Exactly what the lock file has; no package runs a script of its own."""
+    for manifest in manifests:
+        shutil.copy(manifest, folder)
+    install = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--omit=optional")
+    done = subprocess.run(
+        install, cwd=folder, capture_output=True, text=True, timeout=INSTALL_SECONDS
+    )
+    assert done.returncode == 0, f"{manifests[0].parent.name}: npm ci failed:\n{done.stderr}"
 
 
 def variables(url: str, api_key: str) -> dict[str, str]:

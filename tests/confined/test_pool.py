@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ def answer(line):
     if "fill" in job:
         try: bytearray(job["fill"])
         except MemoryError: return b'"no memory"'
+    if "score" in job: return open("/proc/self/oom_score_adj", "rb").read().strip()
     if "exit" in job: os._exit(job["exit"])
     return json.dumps([start, os.getpid(), job]).encode()
 answer_lines(sys.stdin.buffer, sys.stdout.buffer, answer, lambda line: 0.2)
@@ -74,6 +76,23 @@ def test_one_that_says_nothing_is_ended(make):
         ask(pool, sleep=60)
     assert ended.value.status == -signal.SIGKILL
     assert ask(pool)[1] != before
+
+
+def test_a_large_one_is_ended_first_where_memory_runs_out(make):
+    assert json.loads(make().ask(b'{"score": 1}')) == 500
+
+
+@pytest.mark.parametrize(("allowed", "asked", "left"), [(2, 1, 1), (2, 3, 2)])
+def test_a_limit_that_is_there_already_is_not_raised(allowed, asked, left):
+    script = (
+        "import resource\n"
+        "from tgi_async.confined.child import limit_memory\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({allowed << 30},) * 2)\n"
+        f"limit_memory({asked << 30})\n"
+        "print(resource.getrlimit(resource.RLIMIT_AS)[0] >> 30)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (str(left), "")
 
 
 def test_memory_is_bounded(make):

@@ -80,7 +80,7 @@ class Case:
         """bool [n]: whether the race between these two of each row is undecided."""
         sampler = self.sampler(None)
         numbers = sampler._bits(
-            np.asarray(self.rows), np.asarray(self.positions), np.ones(len(self.rows), np.uint8)
+            np.asarray(self.rows), np.asarray(self.positions), np.ones(len(self.rows), np.uint16)
         )
         ids = torch.stack([tokens, others], 1)
         values = raced(self.processed().gather(1, ids), ids, numbers)

@@ -7,6 +7,7 @@ import pytest
 from tests.grammar.engines import accepts, allowed, end_id, engine_of, follows, tokenizer, walk
 from tgi_async.grammar.grammar import (
     Choice,
+    ContextFree,
     Grammar,
     Json,
     Prose,
@@ -14,6 +15,8 @@ from tgi_async.grammar.grammar import (
     Repeat,
     Sequence,
     Special,
+    Tag,
+    Tagged,
     Text,
 )
 from workers.grammar.engine import GrammarError
@@ -21,6 +24,38 @@ from workers.grammar.engine import GrammarError
 START = "<|im_start|>"
 NUMBER = Json({"type": "integer"})
 CALL = Sequence([Prose("<call>"), Json({"type": "object"}), Text("</call>")])
+
+EBNF = 'root ::= "a" digit+ ("-" root)?\ndigit ::= [0-9]'
+LARK = 'start: "a" /[0-9]/+ ("-" start)?'
+PARENTHESES = """?start: sum
+sum: NUMBER | sum "+" sum | "(" sum ")"
+%import common.NUMBER
+%ignore / +/"""
+TAGS = [
+    Tag("<f=", "<f=one>", NUMBER, "</f>"),
+    Tag("<f=", "<f=two>", Regex("a+"), "</f>"),
+    Tag("[", "[", Choice([Text("x"), Text("y")]), "]"),
+]
+
+CLIENTS: list[tuple[Grammar, list[str], list[str]]] = [
+    (ContextFree(EBNF), ["a1", "a12-a3-a4"], ["", "a", "a1-", "a1a1"]),
+    (ContextFree(LARK), ["a1", "a12-a3-a4"], ["", "a", "a1-", "a1a1"]),
+    (ContextFree(PARENTHESES), ["1", "(1 + 2.5)+3", "((7))"], ["1+", "(1", "a"]),
+    (
+        Sequence([Text("so: "), ContextFree(EBNF), Text("."), ContextFree(LARK)]),
+        ["so: a1.a2", "so: a1-a2.a3"],
+        ["so: a1.", "a1.a2", "so: .a2"],
+    ),
+    (
+        Tagged(TAGS),
+        ["", "a < b <f", "<f=one>1</f>", "so <f=two>aa</f> and [x][y] or <f=one>2</f>."],
+        ["<f=", "<f=one>", "<f=one>a</f>", "a [z]", "[x] <f=two>b</f>"],
+    ),
+    (Tagged(TAGS, begins=True), ["[x]", "<f=one>1</f> and [y]"], ["", "so [x]", "[x] [z]"]),
+    (Tagged(TAGS, ends=True), ["", "so", "so [x]"], ["so [x] ", "[x][y]"]),
+    (Tagged(TAGS, begins=True, ends=True), ["[x]", "<f=two>a</f>"], ["", "so [x]", "[x] "]),
+]
+"""In what clients write; both engines follow them."""
 
 FOLLOWED: list[tuple[Grammar, list[str], list[str]]] = [
     (Json(True), ["1", '{"a": [1, 2]}', '"x"', "null"], ["", "{", '{"a":1}', '{ "a": 1}']),
@@ -66,6 +101,7 @@ FOLLOWED: list[tuple[Grammar, list[str], list[str]]] = [
         ["", "x", "<", "<t>so <a> and <b(> </t>", "<t></t> x <a>1<b(>! <a>23 y", "<x> <a>4"],
         ["<a>", "x <a>b", "<t></t><a>", "<b(>", "<a>1 <b(>?"],
     ),
+    *CLIENTS,
 ]
 
 
@@ -92,6 +128,12 @@ REFUSED = [
     (Choice([]), "a choice needs an option"),
     (Repeat(Text("a"), 3, 2), "nothing can be there 3 to 2 times"),
     (Json(False), "no value can satisfy the schema"),
+    (ContextFree("root ::= ("), "the EBNF cannot be read: "),
+    (ContextFree("root ::= nothing"), "the EBNF cannot be read: "),
+    (ContextFree("start: nothing"), 'unknown name: "nothing"'),
+    (ContextFree("hello"), "1(6): Expected token ':'"),
+    (Tagged([]), "a tagged text needs a tag"),
+    (Tagged([Tag("x", "y", Text("a"), "")]), "a tag must begin with its trigger. Given: 'y'"),
 ]
 
 

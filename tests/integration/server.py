@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,17 +43,28 @@ class Server:
 
     @classmethod
     @contextmanager
-    def running(cls, log: Path, *flags: str, ends_with: int = 0) -> Iterator[Server]:
+    def running(
+        cls,
+        log: Path,
+        *flags: str,
+        ends_with: int = 0,
+        within: Sequence[str] = (),
+        variables: Mapping[str, str | None] | None = None,
+        cwd: Path | None = None,
+    ) -> Iterator[Server]:
         """Start one on a port that the kernel chooses, and stop it in the end.
 
-        Raises AssertionError if it does not start, or does not stop by itself with the status
-        `ends_with`.
+        `within` is a command that runs the command behind it; `variables` are set, or unset where
+        they are None. Raises AssertionError if it does not start, or does not stop by itself with
+        the status `ends_with`.
         """
+        changed = environment() | (variables or {})
         with log.open("wb") as file:
             process = subprocess.Popen(
-                (*COMMAND, "--hostname", "127.0.0.1", "--port", "0", *flags),
+                (*within, *COMMAND, "--hostname", "127.0.0.1", "--port", "0", *flags),
                 stderr=file,
-                env=environment(),
+                env={name: value for name, value in changed.items() if value is not None},
+                cwd=cwd,
             )
         try:
             server = cls(process, log)

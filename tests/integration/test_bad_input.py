@@ -53,7 +53,7 @@ WRONG_TYPE: list[Any] = [
     {"inputs": "a", "parameters": {"max_new_tokens": 2**40}},
     {"inputs": "a", "parameters": {"temperature": "hot"}},
     {"inputs": "a", "parameters": {"top_k": 2**40}},
-    {"inputs": "a", "parameters": {"seed": -1}},
+    {"inputs": "a", "parameters": {"seed": 1.5}},
     {"inputs": "a", "parameters": {"stop": [1]}},
     {"inputs": "a", "parameters": {"details": "yes"}},
 ]
@@ -71,10 +71,10 @@ NOT_ALLOWED: list[tuple[dict[str, Any], str]] = [
     ({"repetition_penalty": 0.0}, "`repetition_penalty` must be strictly positive"),
     ({"repetition_penalty": 1e300}, "`repetition_penalty` must be >= "),
     ({"frequency_penalty": 3.0}, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
-    ({"stop": ["a", "b", "c", "d", "e"]}, "`stop` supports up to 4 stop sequences. Given: 5"),
-    ({"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
+    ({"stop": list("abcdefghijklmnopq")}, "`stop` supports up to 16 stop sequences. Given: 17"),
+    ({"top_n_tokens": 21}, "`top_n_tokens` must be >= 0 and <= 20. Given: 21"),
     ({"truncate": 0}, "`truncate` must be strictly positive"),
-    ({"best_of": 3}, "`best_of` must be > 0 and <= 2. Given: 3"),
+    ({"best_of": 9}, "`best_of` must be > 0 and <= 8. Given: 9"),
     ({"best_of": 2}, "you must use sampling when `best_of` is > 1"),
     ({"best_of": 2, "do_sample": True, "seed": 1}, "`seed` must not be set when `best_of` > 1"),
     ({"grammar": {"type": "regex", "value": "(a"}}, "`grammar`: unclosed group"),
@@ -92,8 +92,12 @@ def test_what_is_not_json_is_told_400(server: Server, path: str, content: bytes)
     reply = post(server, path, content.replace(b"inputs", TEXT_FIELDS[path]))
 
     assert reply.status_code == 400
-    assert reply.headers["content-type"].startswith("text/plain")
-    assert reply.text.startswith("Failed to parse the request body as JSON: ")
+    if path.startswith("/v1/"):
+        told = reply.json()["error"]["message"]
+    else:
+        assert reply.headers["content-type"].startswith("text/plain")
+        told = reply.text
+    assert told.startswith("Failed to parse the request body as JSON: ")
 
 
 @pytest.mark.parametrize("body", WRONG_TYPE, ids=json.dumps)
@@ -172,11 +176,20 @@ def test_unknown_routes_and_methods_have_empty_answers(server: Server) -> None:
         ("GET", "/nowhere", 404),
         ("POST", "/generate/", 404),
         ("GET", "/generate", 405),
-        ("DELETE", "/v1/chat/completions", 405),
         ("POST", "/metrics", 405),
     ):
         reply = httpx.request(method, f"{server.url}{path}")
         assert (reply.status_code, reply.content) == (status, b""), (method, path)
+
+
+def test_below_v1_they_are_told_as_by_openai(server: Server) -> None:
+    for method, path, status in (
+        ("DELETE", "/v1/chat/completions", 405),
+        ("POST", "/v1/embeddings", 404),
+    ):
+        reply = httpx.request(method, f"{server.url}{path}")
+        assert reply.status_code == status
+        assert path in reply.json()["error"]["message"]
 
 
 async def test_other_requests_do_not_notice(server: Server) -> None:

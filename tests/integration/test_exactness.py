@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from transformers import AutoConfig
 
 from tests.integration.prompts import Case, branching, mixed
 from tests.integration.reference import Reference
@@ -21,6 +23,7 @@ from tgi_async.engine import Engine
 from tgi_async.generation import GenerationRequest
 from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Sampling
+from workers.models.eos import eos_token_ids
 
 pytestmark = pytest.mark.model
 in_module_loop = pytest.mark.asyncio(loop_scope="module")
@@ -183,6 +186,33 @@ async def test_an_answer_is_a_prefix_that_the_next_turn_hits(
     # The last sampled token was never computed.
     assert n_hits == (len(turn) - 1) // BLOCK_SIZE * BLOCK_SIZE
     assert n_hits > len(first.prompt)
+
+
+@pytest.fixture
+def other_end(model_folder: Path, tmp_path: Path) -> Path:
+    """The model with a placeholder for its end in the config; the tokenizer alone has it right."""
+    for entry in model_folder.iterdir():
+        if entry.name not in ("config.json", "generation_config.json"):
+            (tmp_path / entry.name).symlink_to(entry)
+    config = json.loads((model_folder / "config.json").read_text()) | {"eos_token_id": 0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+async def test_a_chat_ends_where_config_and_tokenizer_name_different_ends(
+    other_end: Path, reference: Reference, tokenizer: Tokenizer
+) -> None:
+    ends = eos_token_ids(other_end, AutoConfig.from_pretrained(other_end))
+    assert ends == [0, tokenizer.special_id("<|im_end|>")]
+    chat = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    prompt = tokenizer.encode(chat)
+
+    async with running_engine(other_end) as engine:
+        (text,) = await run(engine, [Case(prompt, 40)], within=0.0)
+
+    assert text.finish_reason == "eos_token"
+    assert text.tokens == reference.generate(prompt, 40, ends)
+    assert len(text.tokens) < 40
 
 
 def test_the_reference_is_what_generate_says(reference: Reference, cases: list[Case]) -> None:

@@ -348,11 +348,22 @@ def test_a_cached_prompt_computes_only_what_follows_its_last_full_block() -> Non
     prompt = list(range(10))
     core.submit(Request(1, prompt, 1))
     step(core)
-    core.submit(Request(2, prompt, 1))
+    again = Request(2, prompt, 1)
+    core.submit(again)
     plan = planned(core)
-    assert plan.step.admit[0].n_cached == 8
+    assert plan.step.admit[0].n_cached == again.n_cached == 8
     assert plan.n_prefill_tokens == 2
     assert core.n_hit_tokens == 8
+
+
+def test_what_a_request_finds_of_itself_after_a_preemption_was_not_cached_for_it() -> None:
+    core = Core(ROOMY)
+    request = Request(1, list(range(10)), 8)
+    core.submit(request)
+    step(core)
+    core._preempt(request)
+    assert planned(core).step.admit[0].n_cached == 8
+    assert request.n_cached == 0
 
 
 def test_a_prompt_that_is_cached_whole_computes_its_last_block_again() -> None:
@@ -402,12 +413,14 @@ def test_prompt_logprobs_are_told_once_though_a_prefill_is_computed_twice() -> N
         return [[TopToken(int(-logprob), 0.0)] for logprob in logprobs]
 
     def told(start: int, *logprobs: float) -> PromptEvent:
-        return PromptEvent(request, start, list(logprobs), top_of(list(logprobs)))
+        ranks = [int(-logprob) for logprob in logprobs]
+        return PromptEvent(request, start, list(logprobs), top_of(list(logprobs)), ranks)
 
     def score(start: int, n: int) -> list[Event]:
         plan = planned(core)
         logprobs = [-float(position) for position in range(start, start + n)]
-        scored = [PromptLogprobs(request.row, start, logprobs, top_of(logprobs))]
+        ranks = list(range(start, start + n))
+        scored = [PromptLogprobs(request.row, start, logprobs, top_of(logprobs), ranks)]
         return core.complete(msgspec.structs.replace(result(core, plan), prompt_logprobs=scored))
 
     assert score(1, 2) == [told(1, -1.0, -2.0)]

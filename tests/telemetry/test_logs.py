@@ -115,6 +115,19 @@ def test_the_line_of_a_request_tells_its_times(err: Err) -> None:
     )
 
 
+def test_the_line_of_a_request_has_its_id(err: Err) -> None:
+    seen = done()
+    seen.request_id = "abc-1"
+    for json_output in (False, True):
+        logs.configure(json_output=json_output)
+        logging.getLogger("tgi_async.x").info("Success", extra={"request": seen})
+        line = err()
+        if json_output:
+            assert json.loads(line)["request_id"] == "abc-1"
+        else:
+            assert line.endswith(" time_per_token=500ms request_id=abc-1\n")
+
+
 def test_the_json_line_of_a_request_has_the_span_of_tgi(err: Err) -> None:
     logs.configure(json_output=True)
     logging.getLogger("tgi_async.x").info("Success", extra={"request": done()})

@@ -92,6 +92,7 @@ def test_the_parameters_have_no_part_of_the_prompt() -> None:
     assert parameters["temperature"] == 0.5
     assert (parameters["max_new_tokens"], parameters["stop"]) == (20, ["x"])
     assert "prompt" not in parameters
+    assert not {"biased_ids", "banned"} & parameters.keys()  # thousands of tokens
 
 
 def test_a_request_that_was_refused_has_no_times() -> None:

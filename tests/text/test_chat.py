@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.api.tiny_tokenizer import tiny_tokenizer
 from tgi_async.confined.pool import PIPE_BYTES
 from tgi_async.errors import TemplateError, ValidationError
 from tgi_async.text import chat_process
@@ -55,6 +56,36 @@ def test_errors_are_those_of_the_renderer(make):
 def test_a_template_that_cannot_be_compiled_is_an_error_of_requests(make):
     with pytest.raises(TemplateError, match="syntax error"):
         make("{% if %}").render(HI)
+
+
+def test_the_end_of_an_answer_is_the_mark_behind_it(make):
+    template = make("{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", n_processes=1)
+    assert template.ends(tiny_tokenizer()) == [257]
+    assert template.render(HI) == "Hi<|im_end|>"
+
+
+@pytest.mark.parametrize("source", [NESTED, "{{ 9 ** (9 ** 9) }}", "{% if %}"])
+def test_a_template_that_cannot_be_run_has_no_endings(make, source):
+    assert make(source, seconds=0.2).ends(tiny_tokenizer()) == []
+
+
+@pytest.mark.parametrize(
+    "source", ["'-' * 100000 + '<|im_end|>'", "'\\n'", "'\\ud800'", "' [/INST]'"]
+)
+def test_an_ending_without_a_mark_is_none(make, source):
+    template = make("{{ messages[-1].content }}{{ " + source + " }}")
+    assert template.ends(tiny_tokenizer()) == []
+
+
+@pytest.mark.parametrize("other", ["<|im_start|>", "<|im_end|>"])
+def test_a_mark_that_is_also_written_within_a_turn_ends_nothing(make, other):
+    """As in templates that close thoughts and answers alike."""
+    thoughts = "{% if m.reasoning %}{{ m.reasoning }}" + other + "{% endif %}"
+    template = make("{% for m in messages %}" + thoughts + "{{ m.content }}<|im_end|>{% endfor %}")
+    assert template.ends(tiny_tokenizer()) == ([257] if other == "<|im_start|>" else [])
+    calls = "{% for c in m.tool_calls or () %}" + other + "{{ c.function.name }}{% endfor %}"
+    template = make("{% for m in messages %}{{ m.content }}" + calls + "<|im_end|>{% endfor %}")
+    assert template.ends(tiny_tokenizer()) == ([257] if other == "<|im_start|>" else [])
 
 
 @pytest.mark.parametrize(

@@ -177,3 +177,52 @@ def test_a_template_that_cannot_be_compiled_is_an_error_of_requests(source):
     renderer = Renderer({"default": source}, {})
     with pytest.raises(TemplateError, match=r"syntax error: .* \(in <string>:2\)"):
         renderer.render([user("Hi")])
+
+
+@pytest.mark.parametrize(
+    ("source", "ending"),
+    [
+        (CHATML, "<|im_end|>\n"),
+        (
+            CHATML.replace("{% if add_generation_prompt %}", "{% if true %}"),
+            "<|im_end|>\n<|im_start",
+        ),
+        ("{% for m in messages %}{{ ' ' + m.content + ' ' + eos_token }}{% endfor %}", " </s>"),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "\n"),
+        (
+            "{% for m in messages %}{{ m.content[0].text }}{% if loop.last %}<|return|>{% else %}"
+            "<|end|>{% endif %}{% endfor %}",
+            "<|return|>",
+        ),
+    ],
+)
+def test_the_ending_of_an_answer_is_what_a_template_writes_behind_it(source, ending):
+    [(found, within)] = Renderer({"default": source}, SPECIAL_TOKENS).endings()
+    assert found.startswith(ending)
+    assert within == ""
+
+
+def test_what_is_within_a_turn_is_what_a_template_writes_between_its_parts():
+    source = (
+        "{% for m in messages %}{% if m.thinking %}{{ m.thinking }}[/think]{% endif %}"
+        "{{ m.content }}{% for c in m.tool_calls or () %}[call]{{ c.function.name }}{% endfor %}"
+        "[end]{% endfor %}"
+    )
+    assert Renderer({"default": source}, {}).endings() == [("[end]", "[/think][call]")]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages[0].content }}<|im_end|>",
+        "{{ raise_exception('no assistant here') }}",
+        "{% if %}",
+    ],
+)
+def test_a_template_that_shows_no_answer_has_no_ending(source):
+    assert Renderer({"default": source}, SPECIAL_TOKENS).endings() == []
+
+
+def test_each_template_of_a_model_has_its_ending():
+    templates = {"default": CHATML, "tool_use": CHATML.replace("im_end", "eot")}
+    assert Renderer(templates, {}).endings() == [("<|im_end|>\n", ""), ("<|eot|>\n", "")]

@@ -63,6 +63,24 @@ def test_special_tokens_are_found_by_name(tokenizer):
     assert tokenizer.special_id("a") is None
 
 
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ("<|im_end|>\n", "<|im_end|>"),
+        (" \n<|im_end|><|im_start|>", "<|im_end|>"),
+        ("\n", None),
+        (" [/INST]<|im_end|>", None),
+        ("<|im_end", None),
+        ("é<|im_end|>", None),
+        ("", None),
+        ("\ud800", None),
+    ],
+)
+def test_a_mark_at_the_start_of_a_text_is_the_first_thing_but_white_space(tokenizer, text, mark):
+    expected = None if mark is None else tokenizer.special_id(mark)
+    assert tokenizer.mark_at_start(text) == expected
+
+
 def test_an_ordinary_token_is_not_special(tokenizer):
     [letter] = tokenizer.encode("a")
     assert not tokenizer.is_special(letter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Collection
 
 import torch
 
@@ -77,7 +78,12 @@ class Drive:
         return self.vocabulary
 
     def submit(
-        self, prompt: list[int], most: int, grammar: Grammar | None, sampling: Sampling
+        self,
+        prompt: list[int],
+        most: int,
+        grammar: Grammar | None,
+        sampling: Sampling,
+        stop_ids: Collection[int] = (END,),
     ) -> int:
         number = len(self.said)
         self.said[number] = []
@@ -86,7 +92,7 @@ class Drive:
             prompt,
             most,
             sampling=sampling,
-            stop_ids=frozenset((END,)),
+            stop_ids=frozenset(stop_ids),
             grammar="" if grammar is None else encode(grammar),
         )
         self.core.submit(request)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from workers.models.cache import build_once, cache_root, is_built
+from workers.models import cache as module
+from workers.models.cache import build_once, cache_root, can_write, is_built, use_scratch
 from workers.models.errors import ModelUnavailable
 
 
@@ -95,3 +98,100 @@ def test_a_cache_that_cannot_be_written_is_named(cache: Path) -> None:
 
     with pytest.raises(ModelUnavailable, match="Set TGI_ASYNC_CACHE to a folder"):
         build_once("a", writing("x"))
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A scratch folder in use, as by the processes of a server."""
+    monkeypatch.setattr(module, "_scratch", [])
+    for name in ("HF_MODULES_CACHE", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "to be put back")
+        monkeypatch.delenv(name)
+    use_scratch(tmp_path / "scratch")
+    return tmp_path / "scratch"
+
+
+def test_what_the_cache_cannot_take_goes_to_the_scratch_folder(
+    cache: Path, scratch: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache.write_text("a file where the folder should be")
+
+    folder = build_once("a", writing("x"))
+
+    assert folder.is_relative_to(scratch)
+    assert (folder / "file").read_text() == "x"
+    assert f"it cannot be kept in {cache} (File exists)" in capsys.readouterr().err
+    assert build_once("a", writing("again")) == folder
+    assert (folder / "file").read_text() == "x"
+
+
+def test_what_is_in_a_cache_that_cannot_be_written_is_used(
+    cache: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = build_once("a", writing("x"))
+    monkeypatch.setattr(module, "_build_in", lambda *_: pytest.fail("it is built again"))
+
+    assert build_once("a", writing("x")) == folder == cache / "a"
+
+
+def test_a_build_for_which_the_cache_has_no_room_is_made_in_the_scratch_folder(
+    cache: Path, scratch: Path
+) -> None:
+    def build(folder: Path) -> None:
+        (folder / "half").write_text("half")
+        if folder.is_relative_to(cache):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = build_once("a", build)
+
+    assert folder.is_relative_to(scratch)
+    assert [entry.name for entry in cache.iterdir()] == [".a.lock"]
+
+
+def test_where_neither_takes_it_both_are_named(cache: Path, scratch: Path) -> None:
+    cache.write_text("a file")
+    scratch.write_text("a file")
+
+    both = rf"{cache} \(File exists\) or to {scratch}/cache \(Not a directory\)"
+    with pytest.raises(ModelUnavailable, match=both):
+        build_once("a", writing("x"))
+
+
+def test_a_user_without_a_home_has_no_cache(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("TGI_ASYNC_CACHE")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.chdir(tmp_path)
+
+    assert cache_root() is None
+    assert build_once("a", writing("x")).is_relative_to(scratch)
+    assert not (tmp_path / "~").exists()
+
+
+def test_libraries_that_write_at_home_are_sent_elsewhere_where_they_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_scratch", [])
+    for name in ("HF_HOME", "XDG_CACHE_HOME", "HF_MODULES_CACHE", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(name, "to be put back")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    use_scratch(tmp_path / "scratch")
+    assert "TRITON_CACHE_DIR" not in os.environ
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    use_scratch(tmp_path / "scratch")
+    assert Path(os.environ["TRITON_CACHE_DIR"]).is_relative_to(tmp_path / "scratch")
+    assert Path(os.environ["HF_MODULES_CACHE"]).is_relative_to(tmp_path / "scratch")
+
+
+def test_folders_that_can_be_written_or_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    assert can_write(str(tmp_path))
+    assert can_write(str(tmp_path / "a" / "b"))
+    for path in (tmp_path / "file", tmp_path / "file" / "a", tmp_path / "nowhere"):
+        assert not can_write(str(path))
+    assert not can_write("~/.cache")

@@ -16,7 +16,18 @@ from jsonschema import Draft202012Validator
 from numpy.typing import NDArray
 
 from tests.workers.tiny_tokenizer import END, save_tiny_tokenizer
-from tgi_async.grammar.grammar import Grammar, Json, Prose, Regex, Repeat, Text, encode
+from tgi_async.grammar.grammar import (
+    ContextFree,
+    Grammar,
+    Json,
+    Prose,
+    Regex,
+    Repeat,
+    Tag,
+    Tagged,
+    Text,
+    encode,
+)
 from tgi_async.grammar.grammar import Sequence as InSequence
 from tgi_async.wire.messages import Constraint
 from workers.constraints.constraints import Constraints
@@ -35,6 +46,17 @@ PERSON = {
     "required": ["name", "age"],
     "additionalProperties": False,
 }
+TAGS = [Tag("<", "<f>", Json({"type": "integer"}), "</f>")]
+IN_OTHER_WORDS: list[tuple[Grammar, str]] = [
+    (
+        ContextFree('root ::= "(" [0-9]+ ("+" [a-z]+ "=" [a-z]{9})? ")"'),
+        r"\(\d+(\+[a-z]+=[a-z]{9})?\)",
+    ),
+    (ContextFree('start: "all " /[a-z]+/ (" from " /[a-z]/)? ";"'), "all [a-z]+( from [a-z])?;"),
+    (Tagged(TAGS), r"([^<]*<f>-?\d+</f>)*[^<]*"),
+    (Tagged(TAGS, begins=True, ends=True), r"<f>-?\d+</f>"),
+]
+"""Grammars, and regular expressions of the same texts."""
 GRAMMARS: list[Grammar] = [
     Json(PERSON),
     Json({"type": "array", "items": {"type": "boolean"}, "minItems": 4}),
@@ -51,6 +73,7 @@ GRAMMARS: list[Grammar] = [
     InSequence([Prose("</t>"), Text("<"), Json({"type": "integer"}), Text(">")]),
     InSequence([Prose("</t>"), Text("<"), Json({"type": "string", "minLength": 1}), Text(">")]),
     Repeat(Json({"type": "object", "properties": {"x": {"const": 1}}}), 1, 4, ";\n"),
+    *(ours for ours, _ in IN_OTHER_WORDS),
 ]
 
 
@@ -71,6 +94,9 @@ def accepts(grammar: Grammar, text: str) -> bool:
         return re.fullmatch(grammar.pattern, text) is not None
     if isinstance(grammar, InSequence):
         return re.fullmatch(r'.*?</t><(-?\d+|"[^"]+")>', text, re.DOTALL) is not None
+    if isinstance(grammar, ContextFree | Tagged):
+        (pattern,) = (pattern for ours, pattern in IN_OTHER_WORDS if ours == grammar)
+        return re.fullmatch(pattern, text) is not None
     assert isinstance(grammar, Repeat)
     return all(accepts(grammar.part, part) for part in text.split(";\n"))
 
@@ -101,10 +127,8 @@ def generate(
 def test_a_text_is_completed_within_every_budget_that_has_room(
     vocabulary: Vocabulary, grammar: Grammar, jumps: bool
 ) -> None:
-    matcher = vocabulary.engine.matcher(grammar)
     mask = np.zeros(vocabulary.completer._n_words, np.int32)
-    endings = [vocabulary.tokens("</t>")] if isinstance(grammar, InSequence) else []
-    shortest = vocabulary.completer.shortest(matcher, 200, mask, endings)
+    shortest = Compiled(vocabulary, encode(grammar)).shortest(200, 0, mask)
     assert shortest is not None
     assert accepts(grammar, text_of(vocabulary, shortest))
     for seed in range(12):

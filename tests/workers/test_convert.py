@@ -9,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from tests.layouts.tokenizers import sentencepiece_model
 from tests.workers.model_files import INDEX, model_files, pickled, write_files
-from workers.models.convert import complete
+from tests.workers.tiny_tokenizer import tiny_marks
+from workers.models.convert import _save, complete
 from workers.models.errors import ModelUnavailable
 from workers.models.folder import examine, local_folder
 
@@ -43,6 +45,11 @@ def test_pickled_weights_become_safetensors_of_the_same_values(tmp_path: Path) -
     for name, values in tensors.items():
         assert weights[name].dtype == values.dtype
         assert torch.equal(weights[name], values)
+
+
+def test_weights_for_which_there_is_no_room_are_an_error_of_writing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="I/O error"):
+        _save({"a": torch.zeros(1)}, tmp_path / "gone" / "model.safetensors")
 
 
 def test_shards_become_shards_with_an_index(tmp_path: Path) -> None:
@@ -117,6 +124,106 @@ def test_an_older_tokenizer_becomes_tokenizer_json(tmp_path: Path) -> None:
 
     tokenizer = Tokenizer.from_file(str(made / "tokenizer.json"))
     assert tokenizer.encode("hehe").ids == [2, 2]
+
+
+def test_the_special_tokens_of_an_older_tokenizer_are_named(tmp_path: Path) -> None:
+    """By its class alone, which has them by default."""
+    files = model_files() | {
+        "config.json": b'{"model_type": "gpt2"}',
+        "vocab.json": b'{"h": 0, "<|endoftext|>": 1}',
+        "merges.txt": b"#version: 0.2\n",
+        "tokenizer_config.json": b'{"tokenizer_class": "GPT2Tokenizer", "chat_template": "x"}',
+    }
+    del files["tokenizer.json"]
+
+    made = completed(write_files(tmp_path / "m", files))
+
+    config = json.loads((made / "tokenizer_config.json").read_text())
+    assert (config["eos_token"], config["chat_template"]) == ("<|endoftext|>", "x")
+    original = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
+    assert "eos_token" not in original
+
+
+def with_tokenizer(tmp_path: Path, config: bytes, tokenizer_config: bytes) -> Path:
+    tokenizer = tiny_marks()
+    return write_files(
+        tmp_path / "m",
+        model_files()
+        | {
+            "config.json": config,
+            "tokenizer.json": tokenizer.to_str().encode(),
+            "tokenizer_config.json": tokenizer_config,
+        },
+    )
+
+
+def test_a_special_token_that_another_file_names_is_one(tmp_path: Path) -> None:
+    source = with_tokenizer(tmp_path, b"{}", b'{"eos_token": "<x>"}')
+
+    tokenizer = Tokenizer.from_file(str(completed(source) / "tokenizer.json"))
+
+    [id] = tokenizer.encode("<x>").ids
+    assert tokenizer.get_added_tokens_decoder()[id].special
+    assert tokenizer.decode([id]) == ""
+
+
+def test_a_special_token_beyond_the_model_stays_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = tiny_marks().get_vocab_size()
+    config = json.dumps({"model_type": "llama", "vocab_size": size}).encode()
+    source = with_tokenizer(tmp_path, config, b'{"eos_token": "<x>"}')
+
+    tokenizer = Tokenizer.from_file(str(completed(source) / "tokenizer.json"))
+
+    assert max(tokenizer.encode("<x>").ids) < size
+    assert "'<x>' is no token of the model, and stays text" in capsys.readouterr().err
+
+
+def test_byte_order_marks_are_left_out(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    files = model_files() | {"config.json": mark + b'{"model_type": "llama"}'}
+
+    made = completed(write_files(tmp_path / "m", files))
+
+    assert (made / "config.json").read_bytes() == b'{"model_type": "llama"}'
+    assert (tmp_path / "m" / "config.json").read_bytes().startswith(mark)
+
+
+def test_a_link_that_leads_nowhere_is_left_out(tmp_path: Path) -> None:
+    source = with_weights(tmp_path, pytorch_model=pickled({"a": torch.ones(2)}))
+    (source / "optimizer.pt").symlink_to(tmp_path / "lost")
+
+    assert not (completed(source) / "optimizer.pt").is_symlink()
+
+
+def test_a_tokenizer_in_python_only_is_refused(tmp_path: Path) -> None:
+    files = model_files() | {
+        "config.json": b'{"model_type": "ctrl"}',
+        "vocab.json": b'{"a": 0}',
+        "merges.txt": b"#version: 0.2\n",
+        "tokenizer_config.json": b'{"tokenizer_class": "CTRLTokenizer"}',
+    }
+    del files["tokenizer.json"]
+
+    with pytest.raises(ModelUnavailable, match="CTRLTokenizer is written in Python"):
+        completed(write_files(tmp_path / "m", files))
+
+
+@pytest.mark.parametrize("faithful", [True, False])
+def test_where_transformers_splits_texts_in_its_own_way_every_start_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], faithful: bool
+) -> None:
+    model = sentencepiece_model("bpe")
+    config = b'{"tokenizer_class": "LlamaTokenizer", "legacy": true}' if faithful else b"{}"
+    files = model_files() | {"tokenizer.model": model, "tokenizer_config.json": config}
+    del files["tokenizer.json"]
+    source = write_files(tmp_path / "m", files)
+
+    for _ in range(2):
+        completed(source)
+        told = "with which the model was trained" in capsys.readouterr().err
+        assert told != faithful
 
 
 def test_a_tokenizer_that_cannot_be_converted_is_refused(tmp_path: Path) -> None:

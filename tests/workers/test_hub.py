@@ -132,6 +132,31 @@ def test_the_cache_can_be_elsewhere(prepare: Prepare, tmp_path: Path) -> None:
     assert folder.is_relative_to(tmp_path / "elsewhere")
 
 
+def test_a_cache_that_cannot_be_written_is_named(prepare: Prepare, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    where = str(tmp_path / "file" / "hub")
+    message = failure(prepare("org/model", "--cache", where))
+    assert message.startswith("Error: model org/model cannot be kept: ")
+    assert where in message
+    assert "Set HF_HOME, or --huggingface-hub-cache, to a folder" in message
+
+
+def test_a_home_that_cannot_be_read_has_no_token(prepare: Prepare, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    elsewhere = ("--cache", str(tmp_path / "elsewhere"))
+    at_home = {"HF_HOME": str(tmp_path / "file" / "home")}
+    scratch = ("--scratch", str(tmp_path / "scratch"))
+    assert "token" in failure(prepare("org/model", *elsewhere, **at_home))
+    prepared(prepare("org/model", *elsewhere, *scratch, **at_home))
+
+
+def test_a_user_without_a_home_has_to_name_a_cache(prepare: Prepare) -> None:
+    # What a home folder is replaced by where there is none.
+    message = failure(prepare("org/model", HF_HOME="~nobody-of-this-name/hf"))
+    assert "this user has no home folder. Set HF_HOME" in message
+    assert "does not exist" in failure(prepare("~nobody-of-this-name/model"))
+
+
 def test_a_commit_can_be_named(prepare: Prepare) -> None:
     assert prepared(prepare("org/model", "--revision", COMMIT)).name == COMMIT
 
@@ -373,23 +398,23 @@ def test_a_gated_model_opens_with_a_token(prepare: Prepare, hub: Hub) -> None:
     assert (folder / "model.safetensors").read_bytes() == hub.files["model.safetensors"]
 
 
-def test_pickled_weights_are_converted_only_where_asked_for(prepare: Prepare, hub: Hub) -> None:
+def test_pickled_weights_are_converted_where_there_are_no_others(
+    prepare: Prepare, hub: Hub
+) -> None:
     del hub.files["model.safetensors"]
+    hub.files["adapter_model.safetensors"] = safetensors("lora")
     hub.files["pytorch_model.bin"] = pickled({"a": torch.ones(2)})
 
-    message = failure(prepare("org/model"))
-    assert "tgi-async download-weights org/model --auto-convert" in message
-    assert "pytorch_model.bin" not in hub.downloaded
+    folder = prepared(prepare("org/model"))
 
-    folder = prepared(prepare("org/model", "--auto-convert"))
     assert (folder / "model.safetensors").is_file()
-    assert prepared(prepare("org/model")) == folder
+    assert prepared(prepare("org/model", "--auto-convert")) == folder
 
 
 def test_a_model_without_weights_is_refused(prepare: Prepare, hub: Hub) -> None:
     del hub.files["model.safetensors"]
 
-    assert "it has no safetensors weights" in failure(prepare("org/model"))
+    assert "it has no weights" in failure(prepare("org/model"))
 
 
 def as_gguf(hub: Hub, tmp_path: Path) -> None:

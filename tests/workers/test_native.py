@@ -66,6 +66,49 @@ def test_a_broken_library_in_the_cache_is_told_of(
         native.load(path)
 
 
+@NEEDS_COMPILER
+def test_a_library_that_the_cache_cannot_take_is_built_in_the_scratch_folder(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native.cache, "_scratch", [tmp_path / "scratch"])
+    monkeypatch.setattr(native, "notes", [])
+    path = source(tmp_path, "int answer(void) { return 42; }")
+    cache.parent.write_text("a file where the folder should be")
+
+    assert native.load(path).answer() == 42
+    (note,) = native.notes
+    assert f"cannot be kept in {cache.parent} (Not a directory)" in note
+    assert len(list((tmp_path / "scratch" / "kernels").iterdir())) == 1
+
+
+@NEEDS_COMPILER
+def test_a_library_in_the_cache_is_used_without_the_compiler_that_made_it(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = source(tmp_path, "int answer(void) { return 42; }")
+    native.load(path)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert native.load(path).answer() == 42
+    with pytest.raises(native.NativeUnavailable, match="no C compiler"):
+        native.load(source(tmp_path, "int answer(void) { return 43; }"))
+
+
+@NEEDS_COMPILER
+def test_a_compiler_leaves_nothing_in_the_folder_for_temporary_files(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
+    assert native.load(source(tmp_path, "int answer(void) { return 42; }")).answer() == 42
+
+
+def test_a_processor_that_is_not_told_is_no_processor_to_compile_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "CPUINFO", tmp_path / "none")
+    with pytest.raises(native.NativeUnavailable, match="the kind of processor is not known"):
+        native.load(source(tmp_path, "int answer(void) { return 42; }"))
+
+
 def test_without_a_compiler_the_message_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

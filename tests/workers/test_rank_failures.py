@@ -18,7 +18,7 @@ from tests.workers.tiny_llama import save_tiny_llama
 from tgi_async.errors import StartError
 from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup
 from tgi_async.wire.messages import Admit, Run, Sampling, Start, Step
-from workers.models.checkpoint import SINGLE
+from workers.models.weight_files import SINGLE
 
 PROMPT = [11, 12, 13]
 

@@ -69,6 +69,10 @@ def test_limits_are_those_of_the_config(rope: dict[str, Any], limits: Limits) ->
     assert limits_of(config_of(rope)) == limits
 
 
+def test_a_number_that_no_text_reaches_is_no_limit() -> None:
+    assert limits_of(config_of(max_position_embeddings=10**30)) == Limits(4096, 2**20)
+
+
 @pytest.mark.parametrize(
     ("kind", "name"), [("gpt2", "n_positions"), ("mpt", "max_seq_len"), ("opt", None)]
 )

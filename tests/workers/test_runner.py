@@ -256,14 +256,18 @@ def test_the_likeliest_tokens_of_a_prompt_are_those_of_the_whole_forward(
     wanted = batch.admit(0, LONG, prompt_logprobs=True, prompt_top_n_tokens=n)
     unwanted = batch.admit(1, LONG, prompt_logprobs=True)
     found: list[list[TopToken]] = []
+    ranks: list[int] = []
     for runs, admit in (({0: 11, 1: 30}, (wanted, unwanted)), ({0: 19}, ())):
         for part in batch.step(runs, *admit).prompt_logprobs:
             assert len(part.top) == (0 if part.row else len(part.logprobs))
             found += part.top
+            ranks += [] if part.row else part.ranks
     ids = torch.tensor([[one.id for one in ones] for ones in found])
     scores = torch.tensor([[one.logprob for one in ones] for ones in found])
     with torch.inference_mode():
         everything = reference(torch.tensor([LONG])).logits[0, :-1].log_softmax(-1)
+    chosen = everything.gather(1, torch.tensor(LONG)[1:, None])
+    assert ranks == (everything >= chosen).sum(1).tolist()
     best = everything.topk(min(n, VOCABULARY))
     assert ids.tolist() == best.indices.tolist()
     torch.testing.assert_close(scores, best.values, atol=1e-4, rtol=1e-4)

@@ -56,6 +56,7 @@ SAMPLINGS = [
     Sampling(),
     Sampling(do_sample=True, temperature=3.0, seed=8),
     Sampling(do_sample=True, temperature=2.0, seed=9, logprobs=True, top_n_tokens=2),
+    Sampling(min_tokens=20, end_ids=[END], banned=[[5], [6, 7]]),
 ]
 GRAMMARS: list[Grammar | None] = [Json(SCHEMA), Regex("(abc|[xyz]+;)+"), None]
 

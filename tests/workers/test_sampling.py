@@ -54,6 +54,7 @@ MIXED = [
     Sampling(biased_ids=[3, 999, V], biases=[4.0, -100.0, 1.0], top_n_tokens=2),
     Sampling(do_sample=True, temperature=0.7, model_logprobs=True, logprobs=True, seed=8),
     Sampling(repetition_penalty=1.5, model_logprobs=True, top_n_tokens=7),
+    Sampling(min_tokens=2, end_ids=[3, 4], banned=[[5], [6, 7]], logprobs=True, seed=10),
     Sampling(
         do_sample=True,
         temperature=1.3,

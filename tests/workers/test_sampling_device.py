@@ -32,6 +32,8 @@ LEFT = [
     Sampling(biased_ids=[3], biases=[1.0]),
     Sampling(do_sample=True, typical_p=0.9),
     Sampling(do_sample=True, top_p=0.9, logprobs=True, model_logprobs=True),
+    Sampling(banned=[[3]]),
+    Sampling(min_tokens=1, end_ids=[3]),
 ]
 
 

@@ -15,11 +15,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tgi_async.supervisor import ENVIRONMENT
-from workers.layers.linear import Linear
-from workers.models.checkpoint import SINGLE, BrokenCheckpoint
+from workers.layers import linear
+from workers.layers.linear import Linear, ReorderedWeight
+from workers.models.checkpoint import BrokenCheckpoint
 from workers.models.loading import load
 from workers.models.pretrained import Pretrained
 from workers.models.slices import Range, cut, divide, within
+from workers.models.transformers_path import TransformersModel
+from workers.models.weight_files import SINGLE
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
@@ -101,6 +104,23 @@ def test_a_tied_head_is_the_embedding_itself(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch has no oneDNN")
+def test_weights_in_onednns_order_are_counted_and_give_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no storage. Processors with fast bfloat16 take them where there is no compiler."""
+    folder = saved(tmp_path, "llama", tie_word_embeddings=False)
+    plain = load(folder, torch.float32, CPU, implementation="transformers")
+    monkeypatch.setattr(linear, "_form", lambda device, dtype: (ReorderedWeight, None))
+    model = load(folder, torch.float32, CPU, implementation="transformers")
+    assert isinstance(model, TransformersModel)
+    assert isinstance(model.module.lm_head._weight, ReorderedWeight)
+    assert model.weight_bytes == plain.weight_bytes
+    x = torch.randn(3, SIZES["hidden_size"])
+    expected = plain.module.lm_head(x)  # type: ignore[attr-defined]
+    torch.testing.assert_close(model.module.lm_head(x), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_a_tied_head_that_the_checkpoint_has_too(tmp_path: Path, same: bool) -> None:
     folder = saved(tmp_path, "llama", tie_word_embeddings=True)
@@ -127,7 +147,6 @@ def test_several_files_are_one_checkpoint(tmp_path: Path) -> None:
     ("spoil", "message"),
     [
         (lambda x: x.pop("model.layers.1.mlp.up_proj.weight"), r"lacks tensors.*layers\.1\.mlp"),
-        (lambda x: x.update(stranger=torch.ones(2)), "has no place for: stranger"),
         (
             lambda x: x.update({"model.norm.weight": torch.ones(7)}),
             r"model\.norm\.weight is \[7\] in the checkpoint and \[32\] by the config",
@@ -141,6 +160,15 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path, spoil: Any, me
     save_file(tensors, folder / SINGLE)
     with pytest.raises(BrokenCheckpoint, match=message):
         load(folder, torch.float32, CPU)
+
+
+def test_tensors_that_the_model_has_no_place_for_are_left_out_and_named(tmp_path: Path) -> None:
+    """As in transformers: training leaves heads behind that nothing here reads."""
+    folder = saved(tmp_path, "llama")
+    tensors = load_file(folder / SINGLE)
+    save_file(tensors | {"v_head.summary.weight": torch.ones(2)}, folder / SINGLE)
+    model = load(folder, torch.float32, CPU)
+    assert [note for note in model.notes if "left out: v_head.summary.weight" in note]
 
 
 def test_old_checkpoints_may_have_rotary_frequencies(tmp_path: Path) -> None:

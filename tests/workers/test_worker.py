@@ -6,6 +6,7 @@ import sysconfig
 from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.workers.tiny_llama import EOS, VOCABULARY, save_tiny_llama
+from tgi_async import cgroups
 from tgi_async.wire.messages import (
     Admit,
     Loading,
@@ -27,11 +29,15 @@ from tgi_async.wire.messages import (
     ToRouter,
     ToWorker,
 )
+from workers import worker as module
 from workers.attention.cache import PagedCache
+from workers.memory import Room
+from workers.models.weights import Weights
 from workers.runner import Runner
 from workers.worker import Worker, choose_device, unused_gpus
 
 PROMPT = [11, 12, 13]
+GIB = 2**30
 BYTES_PER_BLOCK = 2 * 2 * 16 * 2 * 16 * 4
 """Keys and values, layers, positions, heads, numbers a head, bytes."""
 
@@ -155,6 +161,16 @@ def test_it_loads_says_what_it_has_and_serves_until_told_to_stop(folder: Path) -
     assert [one.sampled[0].token for one in channel.results] == greedy(folder, 6)
 
 
+def test_texts_under_grammars_may_end_by_the_ends_of_chats_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Queue[list[int]] = Queue()
+    monkeypatch.setattr(module, "Vocabulary", lambda *given: made.put(given[-1]))
+    channel = run(start(folder, stop_token_ids=[EOS[1], 96, VOCABULARY]), Stop())
+    assert made.get(timeout=10) == [*EOS, 96]
+    assert tuple(channel.ready.eos_token_ids) == EOS
+
+
 def test_on_a_cpu_each_step_is_answered_before_the_next_is_read(folder: Path) -> None:
     channel = run(start(folder), *steps(3), Stop())
     assert channel.sent_before == [0, 0, 1, 2, 3]
@@ -207,6 +223,94 @@ def test_the_cache_fills_a_share_of_the_memory(
 ) -> None:
     monkeypatch.setattr("workers.memory.for_cache", lambda device, fraction: 11 * BYTES_PER_BLOCK)
     assert run(start(folder, n_blocks=0), Stop()).ready.n_blocks == 11
+
+
+def test_a_small_cache_shortens_the_texts_and_says_why(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LEAST_TOKENS", 64)
+    monkeypatch.setattr("workers.memory.for_cache", lambda device, fraction: 4 * BYTES_PER_BLOCK)
+    monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(GIB, "it is small"))
+    ready = run(start(folder, n_blocks=0), Stop()).ready
+    assert ready.n_blocks == 4
+    note = "texts are limited to 64 tokens, not 128, as the KV cache has no room for more"
+    assert f"{note}: it is small" in ready.notes
+
+
+@pytest.mark.parametrize(
+    ("blocks", "asked", "tokens"), [(0, 0, 64), (3, 0, 64), (4, 128, 128), (4, 65, 65)]
+)
+def test_a_cache_that_is_of_no_use_is_refused_with_the_numbers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, blocks: int, asked: int, tokens: int
+) -> None:
+    monkeypatch.setattr(module, "LEAST_TOKENS", 64)
+    size = blocks * BYTES_PER_BLOCK
+    monkeypatch.setattr("workers.memory.for_cache", lambda device, fraction: size)
+    monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(GIB, "it is small"))
+    message = refusal(folder, n_blocks=0, max_total_tokens=asked)
+    assert f"there is no room for a KV cache of {tokens} tokens (" in message
+    assert ": it is small. " in message
+    ready = run(start(folder, n_blocks=0, kv_cache_memory=5 * BYTES_PER_BLOCK), Stop()).ready
+    assert ready.n_blocks == 5
+
+
+def test_a_cache_larger_than_the_memory_is_made_and_warned_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(GIB, "it is small"))
+    ready = run(start(folder, n_blocks=0, kv_cache_memory=GIB + 1), Stop()).ready
+    assert "--kv-cache-memory asks for more than there is: it is small" in ready.notes
+    ready = run(start(folder, n_blocks=0, kv_cache_memory=2**20), Stop()).ready
+    assert not any("--kv-cache-memory" in note for note in ready.notes)
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(1000, "it is tiny"))
+    monkeypatch.setattr(Weights, "fill", lambda *_, **__: pytest.fail("they are read"))
+    message = refusal(folder, n_blocks=0)
+    assert "its weights take 0.00 GB, and there is no room for them: it is tiny" in message
+
+
+def test_a_worker_that_takes_the_place_of_another_is_not_refused_for_lack_of_room(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(1000, "it is tiny"))
+    assert run(start(folder, n_blocks=20), Stop()).ready.n_blocks == 20
+
+
+@pytest.mark.parametrize(
+    ("quota", "variable", "world_size", "threads"),
+    [
+        (None, "", 1, 8),
+        (2.0, "", 1, 2),
+        (1.5, "", 1, 2),
+        (1.4, "", 1, 1),
+        (0.2, "", 1, 1),
+        (64.0, "", 1, 8),
+        (6.0, "", 2, 3),
+        (1.0, "", 2, 1),
+        (1.0, "8", 1, 8),
+    ],
+)
+def test_threads_are_those_that_the_quota_has_time_for(
+    monkeypatch: pytest.MonkeyPatch,
+    quota: float | None,
+    variable: str,
+    world_size: int,
+    threads: int,
+) -> None:
+    monkeypatch.setattr(cgroups, "cpu_quota", lambda: quota)
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(8)
+        notes = module._limit_threads(world_size)
+        assert torch.get_num_threads() == threads
+        assert bool(notes) == (quota is not None and quota < 8 and not variable)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_warm_up_is_the_worst_admitted_shape(

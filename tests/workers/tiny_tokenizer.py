@@ -29,3 +29,13 @@ def save_tiny_tokenizer(folder: Path) -> tuple[Path, int]:
     tokenizer.train_from_iterator(LINES * 4, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder, tokenizer.get_vocab_size()
+
+
+def tiny_marks() -> Tokenizer:
+    """One token a byte, and the special tokens `<s>`, `</s>` and `<end>` behind them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: id for id, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>", "<end>"])
+    return tokenizer

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from tgi_async.api.admission import Admission
+from tgi_async.api.cors import Cors
 from tgi_async.api.engine import Engine
+from tgi_async.api.error_reply import form_of
 from tgi_async.api.limits import Limits
 from tgi_async.api.permits import Permits
+from tgi_async.api.request_id import RequestIds
 from tgi_async.api.routes import routes
 from tgi_async.api.service import Service
+from tgi_async.errors import MethodNotAllowed, NotFound, ServerError
+from tgi_async.fair_threads import FairThreads
 from tgi_async.grammar.vetting import Vetting
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
+
+OPENAI_ROUTES = "/v1/chat/completions, /v1/completions and /v1/models"
+"""For clients that ask for another one, such as /v1/responses, and have a setting for it."""
 
 
 def create_app(
@@ -35,8 +42,11 @@ def create_app(
     metrics: Metrics,
     compute_type: str | None = None,
     vetting: Vetting | None = None,
+    chat_stop_token_ids: tuple[int, ...] = (),
 ) -> Starlette:
     """The ASGI application. Without `vetting`, requests for a grammar are refused.
+
+    `chat_stop_token_ids` end the answers of a chat, besides the model's own ends.
 
     `compute_type` is what `x-compute-type` says, e.g. `1-nvidia-h200`; by default the environment
     variable COMPUTE_TYPE, or `cpu`.
@@ -51,10 +61,11 @@ def create_app(
         limits=limits,
         metrics=metrics,
         compute_type=compute_type or os.environ.get("COMPUTE_TYPE", "cpu"),
-        permits=Permits(limits.max_concurrent_requests),
+        admission=Admission(engine, limits),
         tokenize_permits=Permits(limits.max_concurrent_requests),
-        pool=ThreadPoolExecutor(limits.validation_workers, thread_name_prefix="text"),
+        pool=FairThreads(limits.validation_workers, "text"),
         vetting=vetting,
+        chat_stop_token_ids=chat_stop_token_ids,
     )
 
     @asynccontextmanager
@@ -70,30 +81,38 @@ def create_app(
 
     app = Starlette(
         routes=routes(service, os.environ),
-        middleware=[
-            Middleware(
-                CORSMiddleware,
-                allow_origins=limits.cors_allow_origin or ("*",),
-                allow_methods=("GET", "POST"),
-                # TGI allows content-type only, with which a browser cannot send the API key.
-                allow_headers=("authorization", "content-type"),
-            )
-        ],
-        exception_handlers={HTTPException: _empty},
+        middleware=[Middleware(RequestIds), Middleware(Cors, limits.cors_allow_origin)],
+        exception_handlers={HTTPException: _unrouted(limits)},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return app
 
 
-async def _empty(request: Request, error: Exception) -> Response:
-    """404 and 405 have no body; a 405 names the methods of all routes of the path."""
-    if not isinstance(error, HTTPException):
-        raise error
-    headers = {}
-    if error.status_code == 405:
-        headers["allow"] = ", ".join(sorted(set(_methods(request))))
-    return Response(status_code=error.status_code, headers=headers)
+def _unrouted(limits: Limits) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Answers where no route fits; a 405 names the methods of all routes of the path.
+
+    OPTIONS asks for just that, so that it is no error.
+    """
+
+    async def answer(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):
+            raise error
+        path, method = request.scope["path"], request.method
+        if method == "OPTIONS" and path == "*":
+            return Response(headers={"allow": "GET, HEAD, OPTIONS, POST"})
+        here = f". Here are {OPENAI_ROUTES}" if path.startswith("/v1/") else ""
+        told: ServerError = NotFound(f"There is no {path[:200]} here{here}", code="unknown_url")
+        if error.status_code == 405:
+            allowed = ", ".join(sorted({*_methods(request), "OPTIONS"}))
+            if method == "OPTIONS":
+                return Response(headers={"allow": allowed})
+            told = MethodNotAllowed(
+                f"{path[:200]} does not take {method[:20]}. Allowed: {allowed}", allowed
+            )
+        return form_of(path, limits)(told).response()
+
+    return answer
 
 
 def _methods(request: Request) -> Iterator[str]:

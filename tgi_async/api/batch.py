@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct, structs
 
-from tgi_async.api.body import BodyRefused
 from tgi_async.api.chat import chat
 from tgi_async.api.exchange import Captured, Exchange
 from tgi_async.api.generate import generate
+from tgi_async.api.limits import set_by
 from tgi_async.api.schemas.chat import ChatRequest
 from tgi_async.api.schemas.generate import GenerateRequest
 from tgi_async.api.service import Service
@@ -52,25 +52,28 @@ async def generate_texts(
     """
     most = service.limits.max_concurrent_requests
     if len(requests) > most:
-        raise ValidationError(f"at most {most} texts can be in one body. Given: {len(requests)}")
+        raise ValidationError(
+            f"at most {most} texts can be in one body. Given: {len(requests)}"
+            + set_by(service.limits, "--max-concurrent-requests")
+        )
+    n_bytes = exchange.n_bytes // max(len(requests), 1)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(_generate_text(service, request, exchange))
+                group.create_task(_generate_text(service, request, Captured(exchange, n_bytes)))
                 for request in requests
             ]
     except BaseExceptionGroup as failures:
         first = failures.exceptions[0]
-        if service.limits.strict_tgi and isinstance(first, ServerError | BodyRefused):
+        if service.limits.strict_tgi and isinstance(first, ServerError):
             raise InferenceFailed("Incomplete generation") from None
         raise first from None
     return [task.result() for task in tasks]
 
 
 async def _generate_text(
-    service: Service, request: GenerateRequest | ChatRequest, exchange: Exchange
+    service: Service, request: GenerateRequest | ChatRequest, inner: Captured
 ) -> str:
-    inner = Captured(exchange)
     if isinstance(request, GenerateRequest):
         await generate(service, request, inner)
         return msgspec.json.decode(inner.body, type=_Generated).generated_text

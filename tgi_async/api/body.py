@@ -1,7 +1,7 @@
 """Reading and decoding a request's body, within a limit.
 
-What is wrong with a body is answered in plain text rather than in the JSON of other errors: that is
-what TGI's HTTP framework does, and clients of TGI may look at it.
+On TGI's routes, what is wrong with a body is answered in plain text rather than in the JSON of
+other errors: that is what TGI's HTTP framework does, and clients of TGI may look at it.
 """
 
 from __future__ import annotations
@@ -15,48 +15,80 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
+from tgi_async.api.limits import Limits, set_by
+from tgi_async.errors import ServerError
+
 T = TypeVar("T")
+_MISSING = "Object missing required field "
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BODY_SECONDS = 60.0
 """A body that is not there by then is given up: a client that sends a byte now and then would keep
 what it has sent in memory for ever."""
 
 
-class BodyRefused(Exception):
-    """The body cannot be used; answered as plain text."""
+class BodyRefused(ServerError):
+    """The body cannot be used."""
 
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
+    failure = "validation"
+    tgi_body = "text"
+
+    def __init__(self, status: int, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, param=param)
         self.status = status
-        self.text = text
+        if status == 408:
+            # The rest of the body would arrive as the beginning of another request.
+            self.headers = ((b"connection", b"close"),)
 
     @classmethod
-    def of_wrong_type(cls, reason: str) -> BodyRefused:
-        """Well-formed JSON that is not what the route takes."""
-        return cls(422, f"Failed to deserialize the JSON body into the target type: {reason}")
+    def of_wrong_type(cls, reason: str, place: str = "") -> BodyRefused:
+        """Well-formed JSON that is not what the route takes; `place` is the field's path."""
+        param = place
+        if reason.startswith(_MISSING):
+            param += "." * bool(place) + reason.removeprefix(_MISSING).strip("`")
+        return cls(
+            422,
+            "Failed to deserialize the JSON body into the target type: "
+            f"{place}{': ' if place else ''}{reason}",
+            param=param or None,
+        )
 
 
-async def read_json_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body, of at most `limit` bytes; nothing beyond the limit is kept.
+async def read_json_body(scope: Scope, receive: Receive, limits: Limits) -> bytes:
+    """The whole body, of at most `payload_limit` bytes; nothing beyond the limit is kept.
+
+    A byte order mark, which some writers begin with, is left out (RFC 8259, 8.1).
 
     Raises:
-        BodyRefused: 415 when it is not declared as JSON, 413 when it is too long, 408 when it does
-            not arrive within BODY_SECONDS.
+        BodyRefused: 415 when it is not declared as JSON or is compressed, 413 when it is too long,
+            408 when it does not arrive within BODY_SECONDS.
         ClientDisconnect: the client went away first.
     """
     headers = Headers(scope=scope)
     if not _is_json(headers.get("content-type", "")):
         raise BodyRefused(415, "Expected request with `Content-Type: application/json`")
+    coding = headers.get("content-encoding", "identity").strip()
+    if coding.lower() not in ("", "identity"):
+        refused = BodyRefused(
+            415, f"`Content-Encoding: {coding[:40]}` is not supported. Send the body as it is"
+        )
+        refused.headers = ((b"accept-encoding", b"identity"),)
+        raise refused
     declared = headers.get("content-length", "")
-    too_long = BodyRefused(413, "Failed to buffer the request body: length limit exceeded")
+    limit = limits.payload_limit
+    message = "Failed to buffer the request body: length limit exceeded"
+    if not limits.strict_tgi:
+        message += f". Allowed: {limit} bytes{set_by(limits, '--payload-limit')}"
+    too_long = BodyRefused(413, message)
     # Longer digits than this are no number a limit could have, and slow to read as one.
     if declared.isdecimal() and (len(declared) > 20 or int(declared) > limit):
         raise too_long
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await _read(receive, limit, too_long)
+            body = await _read(receive, limit, too_long)
     except TimeoutError:
         reason = f"The request body did not arrive within {BODY_SECONDS:g} seconds"
         raise BodyRefused(408, reason) from None
+    return body.removeprefix(_BYTE_ORDER_MARK)
 
 
 async def _read(receive: Receive, limit: int, too_long: BodyRefused) -> bytes:
@@ -75,7 +107,7 @@ async def _read(receive: Receive, limit: int, too_long: BodyRefused) -> bytes:
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def decode_json(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+def decode_json(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw) -> T:
     """Decode `body`.
 
     Raises:
@@ -86,8 +118,7 @@ def decode_json(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         reason, _, path = str(error).partition(" - at ")
-        place = path.strip("`").removeprefix("$.")
-        raise BodyRefused.of_wrong_type(f"{place}: {reason}" if place else reason) from None
+        raise BodyRefused.of_wrong_type(reason, path.strip("`").removeprefix("$.")) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BodyRefused(400, f"Failed to parse the request body as JSON: {error}") from None
 

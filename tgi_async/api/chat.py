@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from msgspec import structs
 
+from tgi_async.api.bad_words import banned_of
 from tgi_async.api.chat_answer import ChatAnswer
+from tgi_async.api.chat_functions import with_tools
 from tgi_async.api.chat_like_tgi import call_like_tgi
 from tgi_async.api.chat_prompt import prompt_of
+from tgi_async.api.chat_thinking import unread_fields
 from tgi_async.api.chat_tools import AnswerReader, offer_of
 from tgi_async.api.exchange import Exchange, encode
 from tgi_async.api.finished import collect_all
+from tgi_async.api.form import form_of
 from tgi_async.api.openai import errors_told, stream_choices
 from tgi_async.api.schemas.chat import ChatRequest
-from tgi_async.api.schemas.grammar import grammar_of
 from tgi_async.api.service import Service
 from tgi_async.api.timing import reply_headers
+from tgi_async.api.unsupported import refuse_unsupported
 
 
 async def chat(service: Service, body: ChatRequest, exchange: Exchange) -> None:
@@ -26,41 +30,60 @@ async def chat(service: Service, body: ChatRequest, exchange: Exchange) -> None:
 async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> None:
     strict = service.limits.strict_tgi
     if strict:
+        exchange.ignore(body.ignored_by_tgi())
         body = body.as_tgi_reads_it()
+    else:
+        refuse_unsupported(exchange.unknown, exchange.ignored)
+    body = with_tools(body)
     offer = offer_of(body, strict_tgi=strict)
     n = body.n_choices(service.limits)
-    body.check_own()
-    grammar = grammar_of(body.response_format)
+    body.check_own(service.limits)
+    form = form_of(body)
     if offer is not None and offer.forced is not None:
-        grammar = None  # it binds a text, and the answer is a call
+        form = None  # it binds a text, and the answer is a call
+    grammar = None if form is None else form.grammar
     parameters = body.parameters(service.limits, body.most_new_tokens, body.top_logprobs, grammar)
     if strict and offer is not None:
         await call_like_tgi(service, body, offer, parameters, exchange)
         return
-    with service.permits.take(n):
+    async with service.admission.take(exchange, n):
         prompt = await prompt_of(service, body, offer)
+        if not strict and service.chat_template is not None:
+            exchange.ignore(unread_fields(service.chat_template, body))
         n_called = sum(len(message.tool_calls or ()) for message in body.messages)
-        reader = (
-            None if strict else AnswerReader(service, offer, prompt, grammar, n_called=n_called)
-        )
+        reader = None if strict else AnswerReader(service, offer, prompt, form, n_called=n_called)
+        banned = await banned_of(service, body)
         request = await service.request(
             prompt,
             parameters,
             exchange,
             logprobs=bool(body.logprobs),
-            include_stop=strict,
-            add_special_tokens=False,
-            grammar_field="response_format",
+            include_stop=strict or body.includes_stop,
+            add_special_tokens=bool(body.add_special_tokens),
+            names=body.names(service.limits, form and form.field),
             constraint=None if reader is None else reader.constraint,
+            truncated=lambda tokens: body.truncated(tokens, service.limits),
+            stop_token_ids=service.chat_stop_token_ids,
         )
         if reader is not None:
-            request = body.completed(request, logprobs=bool(body.logprobs))
+            request = body.completed(
+                request,
+                logprobs=bool(body.logprobs),
+                banned=banned,
+                special_texts=service.tokenizer.special_texts,
+            )
             request = structs.replace(request, shown=reader.shown)
         generations = service.submit_choices(request, n)
         answer = ChatAnswer(service, body, request, reader)
+        answer.scores = generations[0]
         if body.stream:
             await stream_choices(
-                service, exchange, generations, len(prompt), answer.events, answer.ending
+                service,
+                exchange,
+                generations,
+                len(prompt),
+                answer.events,
+                lambda: answer.ending(generations[0].n_cached),
             )
             return
         finished = await collect_all(generations)
@@ -78,4 +101,5 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
     choices = [
         answer.choice(index, one.tokens, one.finish_reason) for index, one in enumerate(finished)
     ]
-    await exchange.reply(encode(answer.whole(choices, n_generated)), headers=headers)
+    whole = answer.whole(choices, n_generated, finished[0].n_cached)
+    await exchange.reply(encode(whole), headers=headers)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, UnsetType, structs
 
 from tgi_async.api.chat_tools import AnswerReader
 from tgi_async.api.exchange import event
 from tgi_async.api.finished import text_of
+from tgi_async.api.limits import Limits
 from tgi_async.api.openai import finish_reason_of
+from tgi_async.api.prompt_logprobs import RankedScores, prompt_logprobs_of
 from tgi_async.api.schemas.chat import (
     AssistantDelta,
     AssistantMessage,
@@ -23,7 +25,7 @@ from tgi_async.api.schemas.chat import (
     TokenLogprob,
     TopLogprob,
 )
-from tgi_async.api.schemas.openai import Usage, now, told_logprob, unique_id
+from tgi_async.api.schemas.openai import PromptLogprob, Usage, now, told_logprob, unique_id
 from tgi_async.api.schemas.tools import (
     FunctionCall,
     FunctionCallDelta,
@@ -47,24 +49,31 @@ class ChatAnswer:
     ) -> None:
         self._id = unique_id("chatcmpl")
         self._created = now()
-        named = body.model not in (None, "", "tgi")
-        self._model = body.model if named and body.model else service.limits.model_id
+        self._model = _model_of(body, service.limits)
         self._fingerprint = service.fingerprint
         self._strict = service.limits.strict_tgi
         self._tokenizer = service.tokenizer
         self._n_prompt = len(request.prompt)
         self.n_streamed = 0
         """Tokens of all choices so far."""
+        self._n_thought = 0
+        """Those of them that were thoughts."""
         self._reader = reader
+        self._older = body.functions is not None
         self._choices: dict[int, _Choice] = {}
         """Those of a stream, by their index."""
         self._with_logprobs = bool(body.logprobs)
         self._include_usage = body.include_usage
+        self._prompt = request.prompt
+        self._n_scores = body.n_prompt_logprobs
+        self._shows_thoughts = body.shows_thoughts
+        self.scores: RankedScores | None = None
+        """Of the prompt: those of the first choice's generation; None once they are told."""
 
     def choice(self, index: int, tokens: Sequence[Token], reason: FinishReason) -> ChatChoice:
         """One whole answer."""
-        choice = _Choice(self._reader)
-        events = choice.read(text_of(tokens), reason)
+        choice = self._begun()
+        events = self._read(choice, tokens, reason)
         return ChatChoice(
             index=index,
             message=choice.message(events),
@@ -72,15 +81,18 @@ class ChatAnswer:
             finish_reason=self._reason(choice, reason),
         )
 
-    def whole(self, choices: list[ChatChoice], n_generated: int) -> ChatCompletion:
-        """The whole reply."""
+    def whole(
+        self, choices: list[ChatChoice], n_generated: int, n_cached: int = 0
+    ) -> ChatCompletion:
+        """The whole reply; `n_cached` tokens of the prompt were in the prefix cache."""
         return ChatCompletion(
             id=self._id,
             created=self._created,
             model=self._model,
             system_fingerprint=self._fingerprint,
             choices=choices,
-            usage=Usage.of(self._n_prompt, n_generated),
+            usage=self._usage(n_generated, n_cached),
+            prompt_logprobs=self._prompt_logprobs(),
         )
 
     def events(self, index: int, emitted: Emitted) -> bytes:
@@ -89,9 +101,11 @@ class ChatAnswer:
         The first of a choice has the role; in TGI all have.
         """
         self.n_streamed += len(emitted.tokens)
-        choice = self._choices.setdefault(index, _Choice(self._reader))
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = self._begun()
         reason = emitted.finish_reason
-        events = choice.read(text_of(emitted.tokens), reason)
+        events = self._read(choice, emitted.tokens, reason)
         if not events and reason is None and not self._with_logprobs:
             return b""
         shows_role = self._strict or not choice.begun
@@ -106,13 +120,44 @@ class ChatAnswer:
         one = ChatDelta(
             index=index, delta=delta, logprobs=self.logprobs(tokens), finish_reason=reason
         )
-        return event(self._chunk([one], None))
+        chunk = self._chunk([one], None)
+        if index == 0:
+            chunk = structs.replace(chunk, prompt_logprobs=self._prompt_logprobs())
+        return event(chunk)
 
-    def ending(self) -> bytes:
+    def ending(self, n_cached: int = 0) -> bytes:
         """The extra chunk that `stream_options.include_usage` asks for."""
         if not self._include_usage:
             return b""
-        return event(self._chunk([], Usage.of(self._n_prompt, self.n_streamed)))
+        return event(self._chunk([], self._usage(self.n_streamed, n_cached)))
+
+    def _usage(self, n_generated: int, n_cached: int) -> Usage:
+        if self._strict:
+            return Usage.of(self._n_prompt, n_generated)
+        return Usage.of(
+            self._n_prompt,
+            n_generated,
+            cached_tokens=n_cached,
+            reasoning_tokens=self._n_thought,
+        )
+
+    def _read(
+        self, choice: _Choice, tokens: Sequence[Token], reason: FinishReason | None
+    ) -> list[Event]:
+        events = choice.read(tokens, reason)
+        self._n_thought += choice.n_thought
+        choice.n_thought = 0
+        return events
+
+    def _begun(self) -> _Choice:
+        return _Choice(self._reader, shows_thoughts=self._shows_thoughts, older=self._older)
+
+    def _prompt_logprobs(self) -> list[dict[int, PromptLogprob] | None] | UnsetType:
+        """Those of the prompt, once, if they are wanted."""
+        scores, self.scores = self.scores, None
+        if self._n_scores is None or scores is None:
+            return UNSET
+        return prompt_logprobs_of(self._tokenizer, self._prompt, scores, self._n_scores)
 
     def _chunk(self, choices: list[ChatDelta], usage: Usage | None) -> ChatCompletionChunk:
         return ChatCompletionChunk(
@@ -126,7 +171,9 @@ class ChatAnswer:
 
     def _reason(self, choice: _Choice, reason: FinishReason) -> str:
         told = finish_reason_of(reason, strict_tgi=self._strict)
-        return "tool_calls" if choice.n_calls and told == "stop" else told
+        if choice.n_calls and told == "stop":
+            return "function_call" if self._older else "tool_calls"
+        return told
 
     def logprobs(self, tokens: Sequence[Token]) -> Logprobs | None:
         """Those of the tokens, if they are wanted."""
@@ -144,24 +191,45 @@ class ChatAnswer:
         return TokenLogprob(text, logprob, list(text.encode()), top)
 
 
-class _Choice:
-    """One answer as it is read."""
+def _model_of(body: ChatRequest, limits: Limits) -> str:
+    """The name in replies: the first one of the model's, or one that is none of them as it came."""
+    own = ("", "tgi", *limits.model_names)
+    return limits.model_names[0] if body.model is None or body.model in own else body.model
 
-    def __init__(self, reader: AnswerReader | None) -> None:
+
+class _Choice:
+    """One answer as it is read. `older`: its call is told in OpenAI's older form."""
+
+    def __init__(
+        self, reader: AnswerReader | None, *, shows_thoughts: bool = True, older: bool
+    ) -> None:
+        self._shows_thoughts = shows_thoughts
+        self._older = older
         self._parser = None if reader is None else reader.parser()
         self._reader = reader
         self.n_calls = 0
+        self.n_thought = 0
+        """Tokens of thoughts, since somebody set it back."""
         self.begun = False
         """Whether a chunk was sent of it."""
 
-    def read(self, text: str, reason: FinishReason | None) -> list[Event]:
-        """What the text says; where it ends for a reason, with what was held back."""
+    def read(self, tokens: Sequence[Token], reason: FinishReason | None) -> list[Event]:
+        """What the tokens say; where the text ends for a reason, with what was held back."""
         if self._parser is None:
-            return [Prose(text)]
-        events = self._parser.feed(text)
+            return [Prose(text_of(tokens))]
+        parser, events, place = self._parser, list[Event](), 0
+        # One by one only as long as there is something to count.
+        while place < len(tokens) and parser.thinking is not False:
+            thinking = parser.thinking
+            events += parser.feed(tokens[place].text)
+            self.n_thought += bool(thinking or parser.thinking)
+            place += 1
+        events += parser.feed(text_of(tokens[place:]))
         if reason is not None:
-            events += self._parser.end(truncated=reason != "eos_token")
+            events += parser.end(truncated=reason != "eos_token")
         self.n_calls += sum(isinstance(one, CallBegun) for one in events)
+        if not self._shows_thoughts:
+            return [one for one in events if not isinstance(one, Thought)]
         return events
 
     def message(self, events: Sequence[Event]) -> AssistantMessage:
@@ -174,17 +242,18 @@ class _Choice:
                 calls[-1][1].append(one.text)
         content = _text(events, Prose)
         in_call = bool(calls) or (self._parser is not None and self._parser.in_call)
+        functions = [
+            FunctionCall(name=name, arguments="".join(arguments)) for name, arguments in calls
+        ]
+        tool_calls = [
+            ToolCall(id=self._call_id(index, one.name), function=one)
+            for index, one in enumerate(functions)
+        ]
         return AssistantMessage(
             content=None if in_call and not content else content,
             reasoning_content=_text(events, Thought) or UNSET,
-            tool_calls=[
-                ToolCall(
-                    id=self._call_id(index, name),
-                    function=FunctionCall(name=name, arguments="".join(arguments)),
-                )
-                for index, (name, arguments) in enumerate(calls)
-            ]
-            or UNSET,
+            tool_calls=UNSET if self._older else tool_calls or UNSET,
+            function_call=functions[0] if self._older and functions else UNSET,
         )
 
     def delta(self, events: Sequence[Event], *, shows_role: bool) -> AssistantDelta:
@@ -203,20 +272,25 @@ class _Choice:
             elif isinstance(one, Arguments):
                 arguments[index] = arguments.get(index, "") + one.text
         content, thoughts = _text(events, Prose), _text(events, Thought)
+        functions = {
+            place: FunctionCallDelta(name=names.get(place, UNSET), arguments=piece)
+            for place, piece in arguments.items()
+        }
+        tool_calls = [
+            ToolCallDelta(
+                index=place,
+                id=self._call_id(place, names[place]) if place in names else UNSET,
+                type="function" if place in names else UNSET,
+                function=function,
+            )
+            for place, function in functions.items()
+        ]
         return AssistantDelta(
             content=UNSET if (arguments or thoughts) and not content else content,
             role=role,
             reasoning_content=thoughts or UNSET,
-            tool_calls=[
-                ToolCallDelta(
-                    index=place,
-                    id=self._call_id(place, names[place]) if place in names else UNSET,
-                    type="function" if place in names else UNSET,
-                    function=FunctionCallDelta(name=names.get(place, UNSET), arguments=piece),
-                )
-                for place, piece in arguments.items()
-            ]
-            or UNSET,
+            tool_calls=UNSET if self._older else tool_calls or UNSET,
+            function_call=functions.get(0, UNSET) if self._older else UNSET,
         )
 
     def _call_id(self, index: int, name: str) -> str:

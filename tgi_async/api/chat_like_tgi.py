@@ -55,7 +55,7 @@ async def call_like_tgi(
     """Answer with one call, or in words."""
     tools = [*offer.tools, NO_TOOL] if offer.forced is None else offer.forced
     offer = Offer(tools, tools, parallel=False)
-    with service.permits.take(1):
+    async with service.admission.take(exchange):
         tgi = _LikeTGI(service, body, offer, parameters, exchange)
         await (tgi.stream() if body.stream else tgi.reply())
 
@@ -143,6 +143,7 @@ class _LikeTGI:
             include_stop=True,
             add_special_tokens=False,
             constraint=constraint,
+            stop_token_ids=self._service.chat_stop_token_ids,
         )
         return prompt, request
 

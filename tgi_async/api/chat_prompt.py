@@ -7,9 +7,18 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from tgi_async.api.chat_functions import with_calls
 from tgi_async.api.chat_history import behind_last, in_front, without_calls
+from tgi_async.api.chat_thinking import thinking_variables
 from tgi_async.api.chat_tools import Offer, format_for
-from tgi_async.api.schemas.chat import ChatRequest, ImageChunk, MessageBody
+from tgi_async.api.schemas.chat import (
+    ChatRequest,
+    ImageChunk,
+    MessageBody,
+    ReasoningChunk,
+    RefusalChunk,
+    ThinkingChunk,
+)
 from tgi_async.api.service import Service
 from tgi_async.errors import TemplateError, ValidationError
 from tgi_async.text.chat import ChatTemplate
@@ -26,7 +35,8 @@ async def prompt_of(service: Service, body: ChatRequest, offer: Offer | None) ->
         ValidationError: the messages or the template's variables are not allowed.
     """
     strict = service.limits.strict_tgi
-    messages = [_message(place, message) for place, message in enumerate(body.messages)]
+    bodies = enumerate(with_calls(body.messages))
+    messages = [_message(place, message) for place, message in bodies]
     fields = {} if strict else _template_fields(body)
     template = service.chat_template
     if template is None:
@@ -79,7 +89,7 @@ def _template_fields(body: ChatRequest) -> dict[str, Any]:
             "`continue_final_message` and `add_generation_prompt` exclude each other: the prompt "
             "ends either inside the last message or at the beginning of a new one. Send one of them"
         )
-    variables = dict(body.chat_template_kwargs or {})
+    variables = {**thinking_variables(body), **(body.chat_template_kwargs or {})}
     documents = variables.pop("documents", None) if body.documents is None else body.documents
     if documents is not None and not _objects(documents):
         raise ValidationError("`chat_template_kwargs.documents` must be a list of objects")
@@ -97,29 +107,42 @@ def _objects(value: object) -> bool:
 
 def _message(place: int, message: MessageBody) -> dict[str, Any]:
     """The message as a template sees it, with null for what it does not have."""
-    if message.content is None and not message.tool_calls:
+    content, in_parts = _content(place, message)
+    thoughts = message.reasoning_content or message.reasoning or message.thinking or in_parts
+    if content is None and thoughts:
+        content = ""
+    if content is None and not message.tool_calls:
         raise ValidationError(
             f"`messages[{place}].content` must be a text or a list of text parts. Given: null"
         )
     return {
         "role": message.role,
-        "content": _content(place, message),
+        "content": content,
         "name": message.name,
         "tool_calls": message.tool_calls,
         "tool_call_id": message.tool_call_id,
-        "reasoning_content": message.reasoning_content,
+        "reasoning_content": thoughts or message.reasoning_content,
     }
 
 
-def _content(place: int, message: MessageBody) -> str | list[dict[str, str]] | None:
+def _content(place: int, message: MessageBody) -> tuple[str | list[dict[str, str]] | None, str]:
+    """What the message says, and what its parts of thoughts have.
+
+    A refusal is what the assistant said.
+    """
     if not isinstance(message.content, list):
-        return message.content
+        return message.content or message.refusal or message.content, ""
     parts: list[dict[str, str]] = []
+    thoughts: list[str] = []
     for part in message.content:
         if isinstance(part, ImageChunk):
             raise ValidationError(
                 f"`messages[{place}].content` holds an image, and this version of the server "
                 "takes text only. Remove the image"
             )
-        parts.append({"type": "text", "text": part.text})
-    return parts
+        if isinstance(part, ThinkingChunk | ReasoningChunk):
+            thoughts.append(part.text)
+        else:
+            text = part.refusal if isinstance(part, RefusalChunk) else part.text
+            parts.append({"type": "text", "text": text})
+    return parts, "".join(thoughts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tgi_async.api.chat_functions import with_tools
 from tgi_async.api.chat_prompt import prompt_of
 from tgi_async.api.chat_tools import offer_of
 from tgi_async.api.exchange import Exchange, encode
@@ -14,6 +15,7 @@ from tgi_async.api.tokenize import simple_tokens
 
 async def chat_tokenize(service: Service, body: ChatRequest, exchange: Exchange) -> None:
     """The prompt that the chat route would make, and its tokens; nothing is generated."""
+    body = with_tools(body)
     offer = offer_of(body, strict_tgi=service.limits.strict_tgi)
     with service.tokenize_permits.take():
         text = await prompt_of(service, body, offer)

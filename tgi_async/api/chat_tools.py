@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from tgi_async.api.constraint import term_of
+from tgi_async.api.form import Form
 from tgi_async.api.schemas.chat import ChatRequest
-from tgi_async.api.schemas.grammar import Grammar as Form
-from tgi_async.api.schemas.tools import NamedTool, Tool
+from tgi_async.api.schemas.tools import AllowedTools, AnyTool, NamedTool, Tool
 from tgi_async.api.service import Service
 from tgi_async.errors import ToolError
 from tgi_async.grammar import grammar as terms
@@ -67,7 +67,7 @@ def offer_of(body: ChatRequest, *, strict_tgi: bool) -> Offer | None:
     """
     if strict_tgi and body.response_format is not None and body.tools is not None:
         raise ToolError("Grammar and tools are mutually exclusive")
-    word, name = _choice_of(body)
+    word, name = _choice_of(body, strict_tgi=strict_tgi)
     if not body.tools:
         if word in ("named", "required") and not strict_tgi:
             raise ToolError("`tool_choice` wants a call, and there are no `tools` to call")
@@ -77,6 +77,12 @@ def offer_of(body: ChatRequest, *, strict_tgi: bool) -> Offer | None:
     if not strict_tgi and len(body.tools) > MOST_TOOLS:  # a rule that TGI does not have
         raise ToolError(f"at most {MOST_TOOLS} tools can be offered. Given: {len(body.tools)}")
     tools = [shown_tool(tool) for tool in body.tools]
+    if isinstance(body.tool_choice, AllowedTools):
+        tools = _among(tools, [one.wanted for one in body.tool_choice.wanted.tools])
+        if not tools:
+            if word == "auto":
+                return None
+            raise ToolError("`tool_choice` wants a call, and allows no tool")
     if word == "named":
         named = [tool for tool in tools if tool["function"]["name"] == name][:1]
         if not named:
@@ -86,18 +92,32 @@ def offer_of(body: ChatRequest, *, strict_tgi: bool) -> Offer | None:
     return Offer(tools, forced, parallel=body.parallel_tool_calls is not False)
 
 
-def _choice_of(body: ChatRequest) -> tuple[Literal["auto", "none", "required", "named"], str]:
+def _choice_of(
+    body: ChatRequest, *, strict_tgi: bool
+) -> tuple[Literal["auto", "none", "required", "named"], str]:
     """The kind of choice among tools, and a name if it is by name."""
     choice = body.tool_choice
     if isinstance(choice, NamedTool):
-        return "named", choice.function.name
+        return "named", choice.wanted
+    if isinstance(choice, AllowedTools):
+        return choice.wanted.mode, ""
     if choice is None or choice == "auto":
         return "auto", ""
     if choice == "none":
         return "none", ""
-    if choice == "required":
+    names = {tool["function"]["name"] for tool in body.tools or ()}
+    mistrals = choice == "any" and "any" not in names and not strict_tgi
+    if isinstance(choice, AnyTool) or choice == "required" or mistrals:
         return "required", ""
     return "named", choice
+
+
+def _among(tools: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The tools with these names. Raises ToolError where one is not there."""
+    by_name = {tool["function"]["name"]: tool for tool in tools}
+    if lacking := next((name for name in names if name not in by_name), None):
+        raise ToolError(f"Tool with name {lacking} not found")
+    return [tool for name, tool in by_name.items() if name in names]
 
 
 def shown_tool(tool: Tool) -> Mapping[str, Any]:
@@ -181,9 +201,11 @@ class AnswerReader:
         answer: Grammar | None = None
         before = self._turn.answer
         if form is not None:
-            answer = term_of(form, "response_format", strict_tgi=False)
+            answer = term_of(form.grammar, form.field, strict_tgi=False)
             if before and not prompt.endswith(before):
                 answer = terms.Sequence([*terms_of(before), answer])
+            elif not self._offer and not self._opened:
+                return None
         if self._offer and self._format:
             answer = _calls_of(self._offer, self._format, answer, terms_of)
         assert answer is not None
@@ -191,7 +213,7 @@ class AnswerReader:
             return harmony.after_thoughts(answer, terms_of)
         if self._opened and self._turn.thoughts:
             return after_thoughts(answer, self._turn.thoughts, terms_of)
-        return None if isinstance(answer, terms.Json | terms.Regex) else answer
+        return answer
 
     def _held_calls(self, terms_of: Terms) -> Grammar | None:
         """What holds calls that the model may make to the schemas of `strict` functions."""

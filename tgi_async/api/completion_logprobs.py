@@ -44,6 +44,9 @@ class PromptScores(Protocol):
     """What a generation tells of its prompt, as `api.engine.Generation` has it."""
 
     @property
+    def n_cached(self) -> int: ...
+
+    @property
     def prompt_logprobs(self) -> Sequence[float | None]: ...
 
     @property
@@ -53,8 +56,10 @@ class PromptScores(Protocol):
 class LogprobsWriter:
     """Writes the tokens of one choice, which go on where its echoed prompt ends."""
 
-    def __init__(self, tokenizer: Tokenizer, n_echoed: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, n_echoed: int, n_top: int | None = None) -> None:
+        """`n_top`: how many of the likeliest tokens are told at each place; None: all there are."""
         self._tokenizer = tokenizer
+        self._n_top = n_top
         self._offset = n_echoed
 
     def write(
@@ -73,7 +78,9 @@ class LogprobsWriter:
                 written.token_logprobs.append(logprob and told_logprob(logprob))
                 # Before the first token is nothing, so no token has a probability there.
                 written.top_logprobs.append(
-                    None if logprob is None else _top(piece.id, piece.text, logprob, top)
+                    None
+                    if logprob is None
+                    else _top(piece.id, piece.text, logprob, top[: self._n_top])
                 )
                 written.text_offset.append(piece.offset)
         for token in tokens:

@@ -6,15 +6,20 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType, structs
 
+from tgi_async.api.bad_words import banned_of
 from tgi_async.api.body import BodyRefused
 from tgi_async.api.completion_logprobs import LogprobsWriter, Piece, PromptScores, pieces_of
 from tgi_async.api.exchange import Exchange, encode, event
 from tgi_async.api.finished import Finished, collect_all, text_of
+from tgi_async.api.form import Form, form_of
+from tgi_async.api.limits import set_by
 from tgi_async.api.openai import errors_told, finish_reason_of, stream_choices
+from tgi_async.api.prompt_logprobs import RankedScores, prompt_logprobs_of
 from tgi_async.api.schemas.completions import Completion, CompletionChoice, CompletionRequest
-from tgi_async.api.schemas.openai import Usage, now, unique_id
+from tgi_async.api.schemas.openai import PromptLogprob, Usage, now, unique_id
 from tgi_async.api.service import Service, choices_of
 from tgi_async.api.timing import reply_headers
+from tgi_async.api.unsupported import refuse_unsupported
 from tgi_async.errors import ServerError
 from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
 
@@ -46,13 +51,23 @@ async def completions(service: Service, body: CompletionRequest, exchange: Excha
 
 async def _complete(service: Service, body: CompletionRequest, exchange: Exchange) -> None:
     if service.limits.strict_tgi:
+        exchange.ignore(body.ignored_by_tgi())
         body = body.as_tgi_reads_it()
+    else:
+        refuse_unsupported(exchange.unknown, exchange.ignored)
     prompts = _prompts(service, body)
     n_each = body.n_generated(service.limits)
-    body.check_own()
-    with service.permits.take(len(prompts) * n_each):
-        requests = [await _request(service, body, prompt, exchange) for prompt in prompts]
-        texts = [await _text_of(service, prompt) for prompt in prompts]
+    body.check_own(service.limits)
+    form = form_of(body)
+    async with service.admission.take(exchange, len(prompts) * n_each):
+        banned = await banned_of(service, body)
+        requests = [
+            await _request(service, body, prompt, exchange, form, banned) for prompt in prompts
+        ]
+        if body.truncate_prompt_tokens is None:
+            texts = [await _text_of(service, prompt) for prompt in prompts]
+        else:
+            texts = [await _text_of(service, request.prompt) for request in requests]
         n_characters = sum(map(len, texts))
         scored: list[list[Piece]] = []
         if body.echo and body.n_logprobs is not None:
@@ -61,7 +76,11 @@ async def _complete(service: Service, body: CompletionRequest, exchange: Exchang
                 for text, request in zip(texts, requests, strict=True)
             ]
         generations = service.submit_all(
-            [each for request in requests for each in choices_of(request, n_each)]
+            [
+                each
+                for request in requests
+                for each in choices_of(request, n_each, scored_once=not scored)
+            ]
         )
         answer = _Answer(service, body, texts, requests, scored)
         if body.stream:
@@ -69,9 +88,10 @@ async def _complete(service: Service, body: CompletionRequest, exchange: Exchang
             def events(index: int, emitted: Emitted) -> bytes:
                 return answer.events(index, emitted, generations[index])
 
-            await stream_choices(
-                service, exchange, generations, n_characters, events, answer.ending
-            )
+            def ending() -> bytes:
+                return answer.ending([one.n_cached for one in generations[::n_each]])
+
+            await stream_choices(service, exchange, generations, n_characters, events, ending)
             return
         finished = await collect_all(generations)
     for one in finished:
@@ -88,25 +108,41 @@ async def _complete(service: Service, body: CompletionRequest, exchange: Exchang
 
 
 async def _request(
-    service: Service, body: CompletionRequest, prompt: Prompt, exchange: Exchange
+    service: Service,
+    body: CompletionRequest,
+    prompt: Prompt,
+    exchange: Exchange,
+    form: Form | None,
+    banned: list[list[int]],
 ) -> GenerationRequest:
     # Scoring a prompt is a generation of one token, which is not told.
-    max_new_tokens = 1 if body.scores_only else body.max_tokens
+    max_new_tokens = 1 if body.scores_only else body.most_new_tokens
     n_logprobs = body.n_logprobs
     strict = service.limits.strict_tgi
     request = await service.request(
         prompt,
-        body.parameters(service.limits, max_new_tokens, n_logprobs),
+        body.parameters(
+            service.limits, max_new_tokens, n_logprobs, None if form is None else form.grammar
+        ),
         exchange,
         logprobs=n_logprobs is not None or (body.best_of or 1) > 1,
-        include_stop=strict,
+        include_stop=strict or body.includes_stop,
+        add_special_tokens=body.add_special_tokens is not False,
+        names=body.names(service.limits, form and form.field),
+        truncated=lambda tokens: body.truncated(tokens, service.limits),
     )
     if strict:
         return request
-    request = body.completed(request, logprobs=request.sampling.logprobs)
+    request = body.completed(
+        request,
+        logprobs=request.sampling.logprobs,
+        banned=banned,
+        special_texts=service.tokenizer.special_texts,
+    )
     if not body.echo or n_logprobs is None:
         return request
-    return structs.replace(request, prompt_logprobs=True, prompt_top_n_tokens=n_logprobs)
+    n_top = max(n_logprobs, request.prompt_top_n_tokens)
+    return structs.replace(request, prompt_logprobs=True, prompt_top_n_tokens=n_top)
 
 
 class _Answer:
@@ -126,36 +162,45 @@ class _Answer:
     ) -> None:
         self._id = unique_id("cmpl")
         self._created = now()
-        self._model = service.limits.model_id
+        self._model = service.limits.model_names[0]
         self._fingerprint = service.fingerprint
         self._strict = service.limits.strict_tgi
         self._body = body
         self._n = body.n_choices(service.limits)
         self._echoed = texts if body.echo else [""] * len(texts)
         self._scored = scored
-        self._n_prompt = [len(request.prompt) for request in requests]
+        self._tokenizer = service.tokenizer
+        self._prompts = [request.prompt for request in requests]
+        self._n_prompt = list(map(len, self._prompts))
         self._n_streamed = [0] * (self._n * len(texts))
         self._writers = [
-            LogprobsWriter(service.tokenizer, len(self._echoed[index // self._n]))
+            LogprobsWriter(service.tokenizer, len(self._echoed[index // self._n]), body.n_logprobs)
             for index in range(len(self._n_streamed))
         ]
 
     def whole(self, finished: Sequence[Finished]) -> Completion:
         """The whole reply; of each prompt's completions, the best ones."""
         n_each = len(finished) // len(self._n_prompt)
-        told: list[Finished] = []
+        told: list[tuple[Finished, Finished]] = []
         for start in range(0, len(finished), n_each):
             group = finished[start : start + n_each]
+            scored = group[0]
             if n_each > self._n:
                 group = sorted(group, key=lambda one: one.mean_logprob, reverse=True)[: self._n]
-            told += group
+            told += [(one, scored) for one in group]
         choices = [
-            self._choice(index, one.tokens, one.finish_reason, one)
-            for index, one in enumerate(told)
+            structs.replace(
+                self._choice(index, one.tokens, one.finish_reason, one),
+                prompt_logprobs=self._prompt_logprobs(index, scored),
+            )
+            for index, (one, scored) in enumerate(told)
         ]
-        return self._completion(choices, self._usage([len(one.tokens) for one in finished]))
+        usage = self._usage(
+            [len(one.tokens) for one in finished], [one.n_cached for one in finished[::n_each]]
+        )
+        return self._completion(choices, usage)
 
-    def events(self, index: int, emitted: Emitted, scores: PromptScores) -> bytes:
+    def events(self, index: int, emitted: Emitted, scores: RankedScores) -> bytes:
         """One chunk for all tokens that came together.
 
         Usage is in the last chunk of each choice, as in TGI, unless OpenAI's `include_usage` asks
@@ -164,17 +209,19 @@ class _Answer:
         first = not self._n_streamed[index]
         self._n_streamed[index] += len(emitted.tokens)
         choice = self._choice(index, emitted.tokens, emitted.finish_reason, scores, first=first)
+        if first and index % self._n == 0:
+            choice = structs.replace(choice, prompt_logprobs=self._prompt_logprobs(index, scores))
         usage: Usage | UnsetType = UNSET
         if emitted.finish_reason is not None and not self._body.include_usage:
             n_generated = 0 if self._body.scores_only else self._n_streamed[index]
-            usage = Usage.of(self._n_prompt[index // self._n], n_generated)
+            usage = self._usage_of(self._n_prompt[index // self._n], n_generated, scores.n_cached)
         return event(self._completion([choice], usage))
 
-    def ending(self) -> bytes:
+    def ending(self, n_cached: Sequence[int]) -> bytes:
         """The extra chunk that `stream_options.include_usage` asks for."""
         if not self._body.include_usage:
             return b""
-        return event(self._completion([], self._usage(self._n_streamed)))
+        return event(self._completion([], self._usage(self._n_streamed, n_cached)))
 
     def _choice(
         self,
@@ -200,15 +247,28 @@ class _Answer:
             finish_reason=self._reason(reason),
         )
 
+    def _prompt_logprobs(
+        self, index: int, scores: RankedScores
+    ) -> list[dict[int, PromptLogprob] | None] | UnsetType:
+        """Those of the prompt of a choice, if they are wanted."""
+        n = self._body.n_prompt_logprobs
+        if n is None:
+            return UNSET
+        return prompt_logprobs_of(self._tokenizer, self._prompts[index // self._n], scores, n)
+
     def _reason(self, reason: FinishReason | None) -> str | None:
         if self._strict and self._body.stream:
             return reason or ""
         return reason and finish_reason_of(reason, strict_tgi=self._strict)
 
-    def _usage(self, n_generated: Sequence[int]) -> Usage:
-        """Of all prompts and all that was generated for them."""
+    def _usage(self, n_generated: Sequence[int], n_cached: Sequence[int]) -> Usage:
+        """Of all prompts and all that was generated for them; `n_cached` is one for each prompt."""
         n_told = 0 if self._body.scores_only else sum(n_generated)
-        return Usage.of(sum(self._n_prompt), n_told)
+        return self._usage_of(sum(self._n_prompt), n_told, sum(n_cached))
+
+    def _usage_of(self, n_prompt: int, n_generated: int, n_cached: int) -> Usage:
+        cached = None if self._strict else n_cached
+        return Usage.of(n_prompt, n_generated, cached_tokens=cached)
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType) -> Completion:
         return Completion(
@@ -224,16 +284,21 @@ class _Answer:
 def _prompts(service: Service, body: CompletionRequest) -> list[Prompt]:
     if body.prompt == []:
         raise BodyRefused.of_wrong_type(
-            "prompt: Empty array detected. Do not use an empty array for the prompt."
+            "Empty array detected. Do not use an empty array for the prompt.", "prompt"
         )
-    if body.suffix is not None:
+    if body.suffix is not None and (body.suffix or service.limits.strict_tgi):
         raise SuffixNotSupported(
-            "Suffix is not supported and can be achieved by preprocessing the prompt."
+            "Suffix is not supported and can be achieved by preprocessing the prompt.",
+            param="suffix",
         )
     prompts = _told_apart(body.prompt)
     most = service.limits.max_client_batch_size
     if len(prompts) > most:
-        raise TooManyPrompts(f"Number of prompts exceeds the maximum allowed batch size of {most}")
+        raise TooManyPrompts(
+            f"Number of prompts exceeds the maximum allowed batch size of {most}"
+            + set_by(service.limits, "--max-client-batch-size"),
+            param="prompt",
+        )
     return prompts
 
 
@@ -246,7 +311,8 @@ def _told_apart(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
     prompts = [one for one in prompt if not isinstance(one, int)]
     if ids or len(set(map(type, prompts))) > 1:
         raise BodyRefused.of_wrong_type(
-            "prompt: expected a text, a list of texts, a list of token ids, or a list of such lists"
+            "expected a text, a list of texts, a list of token ids, or a list of such lists",
+            "prompt",
         )
     return prompts
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from tgi_async.api.schemas.grammar import (
+    ChoiceGrammar,
+    ContextFreeGrammar,
     Grammar,
     JsonGrammar,
     JsonSchemaGrammar,
     RegexGrammar,
+    TagGrammar,
 )
+from tgi_async.api.structural_tag import TagError, term_of_tag
 from tgi_async.errors import ValidationError
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
@@ -17,21 +21,40 @@ from tgi_async.grammar.schema.normal import parse
 from tgi_async.grammar.vetting import Vetting
 
 
-def term_of(grammar: Grammar, field: str, *, strict_tgi: bool) -> terms.Json | terms.Regex:
-    """`field` is what the client calls it. Raises ValidationError for a text that is no JSON."""
-    if isinstance(grammar, RegexGrammar):
-        return terms.Regex(grammar.value)
-    if isinstance(grammar, JsonSchemaGrammar):
-        return terms.Json(_of_objects(grammar.value.schema))
-    value = grammar.value
-    if isinstance(value, str):
-        try:
-            return terms.Json(_of_objects(parse(value)))
-        except SchemaError as error:
-            _refuse(str(error), field, isinstance(error, InvalidSchema), strict_tgi=strict_tgi)
+def term_of(grammar: Grammar, field: str, *, strict_tgi: bool) -> terms.Grammar:
+    """`field` is what the client calls it. Raises ValidationError for what is no grammar."""
+    match grammar:
+        case RegexGrammar(value):
+            return terms.Regex(value)
+        case JsonSchemaGrammar(value):
+            return terms.Json(_of_objects(value.schema))
+        case ChoiceGrammar(value):
+            if not value:
+                raise ValidationError(f"`{field}` must have at least one text to choose")
+            return terms.Choice([terms.Text(text) for text in dict.fromkeys(value)])
+        case ContextFreeGrammar(value):
+            if not value.strip():
+                raise ValidationError(f"`{field}` must be a grammar. Given: an empty text")
+            return terms.ContextFree(value)
+        case TagGrammar(value):
+            try:
+                return term_of_tag(value)
+            except TagError as error:
+                raise ValidationError(f"`{field}`: {error}") from error
+    value = parsed(grammar.value, field, strict_tgi=strict_tgi)
     if strict_tgi and not isinstance(value, dict):
         raise ValidationError("grammar is not supported")
     return terms.Json(_of_objects(value))
+
+
+def parsed(schema: Any, field: str, *, strict_tgi: bool = False) -> Any:
+    """A schema that may be a text in JSON. Raises ValidationError for a text that is none."""
+    if not isinstance(schema, str):
+        return schema
+    try:
+        return parse(schema)
+    except SchemaError as error:
+        _refuse(str(error), field, isinstance(error, InvalidSchema), strict_tgi=strict_tgi)
 
 
 def _of_objects(schema: Any) -> Any:

@@ -16,9 +16,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from tgi_async.api.body import BodyRefused, read_json_body
-from tgi_async.api.exchange import Exchange, HeaderList
+from tgi_async.api.error_reply import ErrorForm, as_tgi
+from tgi_async.api.exchange import Exchange
 from tgi_async.api.service import Service
+from tgi_async.api.unknown_fields import unknown_fields
+from tgi_async.api.unsupported import ignored
 from tgi_async.errors import ServerError
+from tgi_async.fair_threads import CLIENT
 
 T = TypeVar("T")
 Handler = Callable[[Service, T, Exchange], Awaitable[None]]
@@ -29,7 +33,7 @@ class Endpoint(Generic[T]):
     """An ASGI application for one route.
 
     `decode` makes the handler's input of a body, or raises BodyRefused. `counted`: whether its
-    requests are in `tgi_request_*` (the generating routes are).
+    requests are in `tgi_request_*` (the generating routes are). `error_form`: how errors are told.
     """
 
     def __init__(
@@ -39,22 +43,28 @@ class Endpoint(Generic[T]):
         decode: Callable[[bytes], T],
         *,
         counted: bool = True,
+        error_form: ErrorForm = as_tgi,
     ) -> None:
         self._service = service
         self._handler = handler
         self._decode = decode
         self._counted = counted
+        self._error_form = error_form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, send)
+        exchange = Exchange(scope, send, self._error_form)
         try:
-            raw = await read_json_body(scope, receive, self._service.limits.payload_limit)
+            raw = await read_json_body(scope, receive, self._service.limits)
+            exchange.n_bytes = len(raw)
             body = self._decode(raw)
+            exchange.unknown = unknown_fields(raw, type(body))
+            del raw  # which would stay as long as the request
         except ClientDisconnect:
             return
         except BodyRefused as refused:
-            await _reply_text(exchange, refused)
+            await exchange.fail(refused)
             return
+        exchange.ignore(ignored(exchange.unknown))
         work = asyncio.create_task(self._work(body, exchange))
         gone = asyncio.create_task(_disconnected(receive))
         try:
@@ -73,6 +83,7 @@ class Endpoint(Generic[T]):
             await asyncio.gather(work, gone, return_exceptions=True)
 
     async def _work(self, body: T, exchange: Exchange) -> None:
+        CLIENT.set(exchange.peer)
         count = self._service.metrics if self._counted else None
         if count:
             count.request_received()
@@ -84,10 +95,6 @@ class Endpoint(Generic[T]):
             if count:
                 count.request_failed("dropped")
             raise
-        except BodyRefused as refused:
-            if count:
-                count.request_failed("validation", refused)
-            await _reply_text(exchange, refused)
         except ServerError as error:
             if count:
                 count.request_failed(error.failure, error)
@@ -99,19 +106,10 @@ class Endpoint(Generic[T]):
             if count:
                 count.request_failed("generation", internal)
             await exchange.fail(internal)
+        finally:
+            self._service.ignored_fields.note(exchange.ignored)
 
 
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _reply_text(exchange: Exchange, refused: BodyRefused) -> None:
-    # The rest of a body that came too late would arrive as the beginning of another request.
-    headers: HeaderList = [(b"connection", b"close")] if refused.status == 408 else []
-    await exchange.reply(
-        refused.text.encode(),
-        status=refused.status,
-        content_type=b"text/plain; charset=utf-8",
-        headers=headers,
-    )

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from tgi_async.generation import Emitted, GenerationRequest, Timings, TopToken
+from tgi_async.scheduler.reservations import Reservation
 from tgi_async.telemetry.metrics import Gauges
 
 
@@ -26,8 +27,16 @@ class Generation(Protocol):
         """Complete at the end."""
 
     @property
+    def n_cached(self) -> int:
+        """Prompt tokens found in the prefix cache; known with the first emitted token."""
+
+    @property
     def prompt_logprobs(self) -> list[float | None]:
         """One for each prompt token (None for the first), complete with the first emitted token."""
+
+    @property
+    def prompt_ranks(self) -> list[int | None]:
+        """How many tokens are at least as likely at each place as the prompt's."""
 
     @property
     def prompt_top_tokens(self) -> list[tuple[TopToken, ...]]:
@@ -52,10 +61,25 @@ class Engine(Gauges, Protocol):
     def ready(self) -> bool:
         """Whether the worker is there and makes progress."""
 
+    def reserve(
+        self, client: str, n_rows: int, n_bytes: int, on_evicted: Callable[[], None]
+    ) -> Reservation:
+        """Reserve rows for generations to come. `on_evicted` is called if others get them.
+
+        Raises:
+            ValidationError: there are never so many.
+            Overloaded: there is no room now.
+            Unhealthy: the engine is stopping.
+        """
+
+    def release(self, reservation: Reservation) -> None:
+        """Give its rows back. Does nothing the second time."""
+
     def submit(self, request: GenerationRequest) -> Generation:
         """Queue a request.
 
         Raises:
             ValidationError: it can never fit.
+            Overloaded: its reservation was evicted.
             Unhealthy: the engine is stopping.
         """

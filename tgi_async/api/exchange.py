@@ -15,10 +15,13 @@ from typing import Protocol
 import msgspec
 from starlette.types import Scope, Send
 
+from tgi_async.api.error_reply import ErrorForm, as_tgi
+from tgi_async.api.ignored_fields import HEADER, header_value
+from tgi_async.api.unknown_fields import Unknown
 from tgi_async.errors import ServerError
+from tgi_async.scheduler.reservations import Reservation
 
 KEEP_ALIVE_SECONDS = 15.0
-RETRY_AFTER_SECONDS = 5
 DONE = b"data: [DONE]\n\n"
 """Ends the streams of the OpenAI routes, also after an error."""
 
@@ -45,19 +48,19 @@ class Direct(Protocol):
         """Write a piece, which must not be empty."""
 
 
-class ErrorBody(msgspec.Struct, frozen=True):
-    error: str
-    error_type: str
-
-
 class Exchange:
     """Answers one HTTP request.
 
-    `streaming`: the head of an event stream has been sent. `finished`: all has been sent.
+    `error_form` makes the reply of an error. `streaming`: the head of an event stream has been
+    sent. `finished`: all has been sent.
+
+    The head of a stream that is opened late goes out with the first event, or when the client has
+    heard nothing for KEEP_ALIVE_SECONDS. Until then an error has its own status.
     """
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, error_form: ErrorForm = as_tgi) -> None:
         self._send = send
+        self._error_form = error_form
         offered = scope.get("extensions", {}).get(DIRECT, {})
         self._direct: Direct | None = offered.get("writer")
         self._begun = False
@@ -65,6 +68,12 @@ class Exchange:
         self._sending = False
         self._last_write = 0.0
         self._error_event: Callable[[ServerError], bytes] | None = None
+        self._late_head: HeaderList | None = None
+        """Of a stream that is open and has sent nothing."""
+        self.unknown: Unknown = {}
+        """The fields of the body that its schema does not have."""
+        self.ignored: list[str] = []
+        """Names of fields that have no effect."""
         self.started = time.monotonic()
         self.streaming = False
         self.finished = False
@@ -73,6 +82,10 @@ class Exchange:
         peer = scope.get("client")
         self.peer: str = peer[0] if peer else ""
         """Address of the client, without its port; empty on a Unix socket."""
+        self.n_bytes = 0
+        """Of the request's body."""
+        self.reservation: Reservation | None = None
+        """The rows that the engine holds for it."""
 
     async def reply(
         self,
@@ -87,25 +100,42 @@ class Exchange:
             (b"content-type", content_type),
             (b"content-length", str(len(body)).encode()),
             *headers,
+            *self._ignored_header(),
         ]
         await self._send({"type": "http.response.start", "status": status, "headers": head})
         self.finished = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def open_stream(
-        self, headers: Iterable[tuple[bytes, bytes]], error_event: Callable[[ServerError], bytes]
+        self,
+        headers: Iterable[tuple[bytes, bytes]],
+        error_event: Callable[[ServerError], bytes],
+        *,
+        late: bool = False,
     ) -> None:
-        """Begin an event stream; from now on an error is sent as what `error_event` makes of it."""
+        """Begin an event stream; an error in it is sent as what `error_event` makes of it.
+
+        `late`: its head waits for the first event.
+        """
         self._error_event = error_event
         head = [
             (b"content-type", b"text/event-stream"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
             *headers,
+            *self._ignored_header(),
         ]
-        self.streaming = True
         self._last_write = time.monotonic()
-        await self._send({"type": "http.response.start", "status": 200, "headers": head})
+        self._late_head = head
+        if not late:
+            await self._send_head()
+
+    def ignore(self, names: Iterable[str]) -> None:
+        """Name these fields of the request in the header `x-tgi-ignored` of the reply."""
+        self.ignored += [name for name in names if name not in self.ignored]
+
+    def _ignored_header(self) -> HeaderList:
+        return [(HEADER, header_value(self.ignored))] if self.ignored else []
 
     async def write(self, events: bytes) -> None:
         """Send encoded events; returns when the server has taken them."""
@@ -131,6 +161,7 @@ class Exchange:
 
     async def close(self, events: bytes = b"") -> None:
         """Send the last events and end the stream."""
+        await self._send_head()
         self.finished = True
         await self._send({"type": "http.response.body", "body": events})
 
@@ -138,38 +169,53 @@ class Exchange:
         """Answer with an error, in the form that fits what has been sent already."""
         if self.finished:
             return
-        if self._error_event is not None:
+        if self.streaming and self._error_event is not None:
             await self.close(self._error_event(error))
             return
-        headers: HeaderList = []
-        if error.status == 503:
-            headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
-        body = encode(ErrorBody(str(error), error.error_type))
-        await self.reply(body, status=error.status, headers=headers)
+        self._late_head = None
+        reply = self._error_form(error)
+        await self.reply(
+            reply.body,
+            status=reply.status,
+            content_type=reply.content_type,
+            headers=reply.headers,
+        )
 
     def seconds_to_keep_alive(self) -> float:
         """When the stream will have been silent for so long that it needs a sign of life."""
-        if not self.streaming or self._sending:
+        if self._sending or not (self.streaming or self._late_head):
             return KEEP_ALIVE_SECONDS
         return self._last_write + KEEP_ALIVE_SECONDS - time.monotonic()
 
     async def keep_alive(self) -> None:
         """Send a comment if the stream has been silent for long enough."""
-        if self.streaming and not self.finished and self.seconds_to_keep_alive() <= 0:
+        if self.finished or self.seconds_to_keep_alive() > 0:
+            return
+        if self.streaming or self._late_head:
             await self._push(b":\n\n")
 
     async def _push(self, piece: bytes) -> None:
         self._sending = True
+        await self._send_head()
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})
         self._sending = False
         self._last_write = time.monotonic()
+
+    async def _send_head(self) -> None:
+        """Unless it has been sent."""
+        head, self._late_head = self._late_head, None
+        if head is not None:
+            self.streaming = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": head})
 
 
 class Captured(Exchange):
     """Keeps the whole reply of another route's handler, for routes that are made of others."""
 
-    def __init__(self, outer: Exchange) -> None:
+    def __init__(self, outer: Exchange, n_bytes: int) -> None:
         super().__init__({"client": (outer.peer, 0)}, outer._send)
+        self.n_bytes = n_bytes
+        self.ignored = outer.ignored
         self.body = b""
 
     async def reply(

@@ -20,9 +20,11 @@ class Finished(NamedTuple):
     text: str
     finish_reason: FinishReason
     prompt_logprobs: list[float | None]
+    prompt_ranks: list[int | None]
     prompt_top_tokens: list[tuple[TopToken, ...]]
     timings: Timings
     seed: int
+    n_cached: int
 
     @property
     def mean_logprob(self) -> float:
@@ -50,9 +52,11 @@ async def collect(generation: Generation) -> Finished:
         text_of(tokens),
         finish_reason,
         generation.prompt_logprobs,
+        generation.prompt_ranks,
         generation.prompt_top_tokens,
         generation.timings,
         generation.seed,
+        generation.n_cached,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import UNSET, structs
 
-from tgi_async.api.exchange import ErrorBody, Exchange, encode, event
+from tgi_async.api.exchange import Exchange, encode, event
 from tgi_async.api.finished import collect_all
 from tgi_async.api.generate_details import DetailsWriter
 from tgi_async.api.parameters import (
@@ -14,6 +14,7 @@ from tgi_async.api.parameters import (
     random_seed,
 )
 from tgi_async.api.relay import relay
+from tgi_async.api.schemas.errors import ErrorBody
 from tgi_async.api.schemas.generate import (
     CompatGenerateRequest,
     GenerateRequest,
@@ -69,7 +70,7 @@ async def _reply(
     best_of = parameters.best_of or 1
     wants_details = parameters.details or parameters.decoder_input_details
     prefill: list[PrefillToken] = []
-    with service.permits.take(best_of):
+    async with service.admission.take(exchange, best_of):
         request = await service.request(
             inputs, parameters, exchange, logprobs=wants_details or best_of > 1, include_stop=True
         )
@@ -97,7 +98,7 @@ async def _stream(
     # TGI's streams begin before anything is checked: its clients look for errors in events.
     await exchange.open_stream(stream_headers(service.compute_type, len(inputs)), _error_event)
     check_streamed(parameters)
-    with service.permits.take():
+    async with service.admission.take(exchange):
         request = await service.request(
             inputs, parameters, exchange, logprobs=True, include_stop=True
         )

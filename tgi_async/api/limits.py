@@ -7,11 +7,22 @@ from typing import Protocol
 from tgi_async.text.sampling_defaults import SamplingDefaults
 
 
+def set_by(limits: Limits, *flags: str) -> str:
+    """Which flags set a limit, to end a message with; TGI's messages do not say."""
+    if limits.strict_tgi:
+        return ""
+    return f". The limit is set by the server's {' and '.join(flags)}"
+
+
 class Limits(Protocol):
     """Read-only settings. Counts are of requests, sequences or tokens; sizes are in bytes."""
 
     @property
     def model_id(self) -> str: ...
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """What clients may call the model, at least one name; replies have the first one."""
 
     @property
     def revision(self) -> str | None: ...

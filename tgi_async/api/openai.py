@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from tgi_async.api.engine import Generation
+from tgi_async.api.error_reply import openai_error
 from tgi_async.api.exchange import DONE, Exchange, event
 from tgi_async.api.finished import together
 from tgi_async.api.relay import relay
-from tgi_async.api.schemas.openai import StreamError, StreamFailure
+from tgi_async.api.schemas.errors import OpenAIErrorBody, StreamError, StreamFailure
 from tgi_async.api.service import Service
 from tgi_async.api.timing import stream_headers
 from tgi_async.errors import Overloaded, ServerError, ValidationError
@@ -54,7 +55,8 @@ async def stream_choices(
     """Stream all generations at once, each as a choice, in chunks as they come.
 
     `events_of` makes the events of what the generation of an index emitted, `ending` those that
-    follow when all have ended. The first failure ends the stream and the other generations.
+    follow when all have ended. The first failure ends the stream and the other generations. What
+    fails while all still wait has its own status; TGI begins its streams before.
     """
     n_left = len(generations)
     last = b""
@@ -76,9 +78,11 @@ async def stream_choices(
             last = ending_of_choice
         service.account(generation.timings, n_generated)
 
-    told = tgi_error_event if service.limits.strict_tgi else error_event
+    strict = service.limits.strict_tgi
+    told = tgi_error_event if strict else error_event
+    head = stream_headers(service.compute_type, n_characters)
     try:
-        await exchange.open_stream(stream_headers(service.compute_type, n_characters), told)
+        await exchange.open_stream(head, told, late=not strict)
         await together([follow(*one) for one in enumerate(generations)])
     finally:
         for generation in generations:
@@ -88,9 +92,9 @@ async def stream_choices(
 
 def error_event(error: ServerError) -> bytes:
     """The last events of a stream that fails."""
-    return event(StreamError(StreamFailure(str(error), error.status))) + DONE
+    return event(OpenAIErrorBody(openai_error(error, in_stream=True))) + DONE
 
 
 def tgi_error_event(error: ServerError) -> bytes:
-    """The same from TGI."""
+    """The same in TGI's form."""
     return event(StreamError(StreamFailure(str(error), TGI_STREAM_STATUS))) + DONE

@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 
-from tgi_async.api.exchange import ErrorBody
 from tgi_async.api.limits import Limits
 from tgi_async.api.openapi_bounds import set_bounds
 from tgi_async.api.openapi_operations import Operation, operations
@@ -19,13 +18,14 @@ from tgi_async.api.openapi_operations import Operation, operations
 Json = dict[str, Any]
 REFERENCE = "#/components/schemas/{name}"
 
-TEXT_REFUSALS = {
+REFUSALS = {
     "400": "The body is not JSON.",
     "408": "The body did not arrive in time.",
     "413": "The body is longer than the server allows.",
     "415": "The body is not declared as JSON.",
 }
 FAILURES = {
+    "404": "The model has other names.",
     "424": "The model failed on this request.",
     "429": "As many requests as allowed are already being served.",
     "500": "The server failed.",
@@ -36,6 +36,7 @@ STREAM_HEADERS = {
     "x-compute-type": (TEXT, "What the model runs on."),
     "x-compute-characters": (COUNT, "Unicode characters of the prompts."),
 }
+BODY_HEADERS = {"x-tgi-ignored": (TEXT, "Fields of the request that have no effect here.")}
 REPLY_HEADERS = {
     "x-compute-time": (SECONDS, "From the arrival of the request to the reply, in seconds."),
     "x-total-time": (MILLISECONDS, "The same in milliseconds."),
@@ -114,10 +115,15 @@ class _Described:
         found: Json = {"description": operation.success}
         if content:
             found["content"] = content
+        if operation.body:
+            found["headers"] = {
+                name: {"description": text, "schema": {"type": kind}}
+                for name, (kind, text) in BODY_HEADERS.items()
+            }
         if operation.timed:
             # A stream begins before most of them are known.
             known = STREAM_HEADERS if operation.events else STREAM_HEADERS | REPLY_HEADERS
-            found["headers"] = {
+            found["headers"] |= {
                 name: {"description": text, "required": name in known, "schema": {"type": kind}}
                 for name, (kind, text) in (STREAM_HEADERS | REPLY_HEADERS).items()
                 if name in known or operation.reply
@@ -126,24 +132,34 @@ class _Described:
 
     def _others(self) -> Iterator[tuple[str, Json]]:
         operation = self._operation
-        error = self._schema((ErrorBody,))
-        if operation.body:
-            for status, text in TEXT_REFUSALS.items():
+        error = {"application/json": {"schema": self._schema((operation.error,))}}
+        if operation.body and operation.openai_errors:
+            wrong = f"{REFUSALS['400'][:-1]}, not what the route takes, or breaks a rule."
+            for status, text in (REFUSALS | {"400": wrong}).items():
+                yield status, {"description": text, "content": error}
+        elif operation.body:
+            for status, text in REFUSALS.items():
                 yield status, {"description": text, "content": _plain()}
             content = _plain()
             if operation.refuses:
-                content["application/json"] = {"schema": error}
+                content |= error
             text = "The body is not what the route takes (plain text)"
             text += ", or breaks a rule (JSON)." if operation.refuses else "."
             yield "422", {"description": text, "content": content}
         if self._keyed:
-            yield "401", {"description": "The key is missing or wrong."}
+            unauthorized: Json = {"description": "The key is missing or wrong."}
+            if operation.openai_errors:
+                unauthorized["content"] = error
+            yield "401", unauthorized
         for status in operation.failures:
             one: Json = {"description": FAILURES[status]}
             if status == "503":
                 schema = {"type": "integer"}
                 one["headers"] = {"retry-after": {"description": "In seconds.", "schema": schema}}
-            yield status, one | {"content": {"application/json": {"schema": error}}}
+            # A name that is not there is TGI's empty reply of a route that is not.
+            if status != "404" or operation.openai_errors:
+                one["content"] = error
+            yield status, one
 
     def _schema(self, types: tuple[Any, ...]) -> Json:
         schemas = [self._schema_of[one] for one in types]

@@ -18,6 +18,7 @@ def set_bounds(components: dict[str, Json], limits: Limits) -> None:
     least, most = PENALTY_RANGE
     share: Json = {"exclusiveMinimum": 0, "exclusiveMaximum": 1}
     penalty: Json = {"minimum": -2, "maximum": 2}
+    seed: Json = {"minimum": 0 if limits.strict_tgi else -(2**63), "maximum": 2**64 - 1}
     bounds: dict[str, Json] = {
         "best_of": {"maximum": limits.max_best_of},
         "temperature": {"exclusiveMinimum": 0, "maximum": MAX_TEMPERATURE},
@@ -29,7 +30,7 @@ def set_bounds(components: dict[str, Json], limits: Limits) -> None:
         "min_p": {"minimum": 0, "maximum": 1},
         "max_new_tokens": {"minimum": 1},
         "truncate": {"minimum": 1, "maximum": limits.max_input_tokens},
-        "seed": {"maximum": 2**64 - 1},
+        "seed": seed,
         "top_n_tokens": {"maximum": limits.max_top_n_tokens},
     }
     for name in ("GenerateParameters", "VertexParameters"):
@@ -42,16 +43,21 @@ def set_bounds(components: dict[str, Json], limits: Limits) -> None:
         fields = components[name]["properties"]
         _bound(fields["temperature"], {"minimum": 0, "maximum": MAX_TEMPERATURE})
         _bound(fields["frequency_penalty"], penalty)
-        _bound(fields["seed"], {"maximum": 2**64 - 1})
+        _bound(fields["seed"], seed)
         _bound_stop(fields["stop"], limits)
         if not limits.strict_tgi:
+            _bound(fields["prompt_logprobs"], {"maximum": limits.max_top_n_tokens})
+            _bound(fields["truncate_prompt_tokens"], {"maximum": limits.max_input_tokens})
             _bound(fields["presence_penalty"], penalty)
             _bound(fields["n"], {"minimum": 1, "maximum": limits.max_best_of})
     fields = components["ChatRequest"]["properties"]
     _bound(fields["max_completion_tokens"], {"minimum": 1})
     _bound(fields["top_logprobs"], {"maximum": limits.max_top_n_tokens})
-    either = [{"required": [field]} for field in ("json_schema", "value")]
-    components["JsonSchemaFormat"]["anyOf"] = either
+    for name, needed in (
+        ("JsonSchemaFormat", ("json_schema", "value", "schema")),
+        ("RegexFormat", ("value", "pattern")),
+    ):
+        components[name]["anyOf"] = [{"required": [field]} for field in needed]
     for name in ("GenerateRequest", "CompatGenerateRequest", "VertexInstance"):
         components[name]["properties"]["inputs"]["minLength"] = 1
 

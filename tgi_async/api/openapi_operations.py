@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from tgi_async.api.exchange import ErrorBody
 from tgi_async.api.limits import Limits
 from tgi_async.api.schemas import cloud
 from tgi_async.api.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatRequest
 from tgi_async.api.schemas.chat_tokenize import ChatTokenizeResponse
 from tgi_async.api.schemas.completions import Completion, CompletionRequest
+from tgi_async.api.schemas.errors import ErrorBody, OpenAIErrorBody, StreamError
 from tgi_async.api.schemas.generate import (
     CompatGenerateRequest,
     GenerateRequest,
@@ -21,8 +21,14 @@ from tgi_async.api.schemas.generate import (
     SimpleToken,
     StreamResponse,
 )
-from tgi_async.api.schemas.info import Info, ModelsInfo
-from tgi_async.api.schemas.openai import StreamError
+from tgi_async.api.schemas.info import Info, ModelInfo, ModelsInfo
+from tgi_async.api.schemas.tokenize import (
+    ChatTokenizeRequest,
+    DetokenizeRequest,
+    DetokenizeResponse,
+    PromptTokenizeRequest,
+    TokenizeResponse,
+)
 
 GENERATION_FAILURES = ("424", "429", "500", "503")
 
@@ -48,19 +54,33 @@ class Operation(NamedTuple):
     """Statuses answered with an error in JSON, 422 apart."""
     refuses: bool = True
     """Whether a 422 may be JSON."""
+    openai_errors: bool = False
+    """Whether errors are OpenAI's: JSON always, and 400 for 422."""
     keyed: bool = False
     timed: bool = False
     """Whether a reply has the `x-*` headers."""
 
     @property
+    def error(self) -> Any:
+        """The body of an error."""
+        return OpenAIErrorBody if self.openai_errors else ErrorBody
+
+    @property
     def types(self) -> tuple[Any, ...]:
-        return (*self.body, *self.parts, *self.reply, *self.events, ErrorBody)
+        return (*self.body, *self.parts, *self.reply, *self.events, self.error)
 
 
 def operations(limits: Limits) -> list[Operation]:
     """All operations of a server with these settings, but for those that Vertex AI names."""
     kserve = _kserve(limits) if limits.kserve else ()
-    return [*GENERATE, _chat_tokenize(limits), *OPENAI, *CLOUD, *OPERATE, *kserve]
+    return [
+        *GENERATE,
+        *_tokenize(limits),
+        *_openai(limits),
+        *_cloud(limits),
+        *OPERATE,
+        *kserve,
+    ]
 
 
 def _generation(path: str, tag: str, summary: str, **fields: Any) -> Operation:
@@ -69,8 +89,6 @@ def _generation(path: str, tag: str, summary: str, **fields: Any) -> Operation:
 
 
 _TOKENS = (StreamResponse, ErrorBody)
-_CHAT = (ChatCompletionChunk, StreamError)
-_COMPLETION = (Completion, StreamError)
 
 GENERATE = (
     _generation(
@@ -101,73 +119,113 @@ GENERATE = (
         events=_TOKENS,
         timed=True,
     ),
-    _generation(
-        "/tokenize",
-        "generate",
-        "Tokenize `inputs`",
-        body=(GenerateRequest,),
-        reply=(list[SimpleToken],),
-        failures=("429", "500"),
-    ),
 )
 
 
-def _chat_tokenize(limits: Limits) -> Operation:
-    return _generation(
-        "/chat_tokenize",
-        "generate",
-        "The prompt of a chat, and its tokens",
-        body=(ChatRequest,),
-        reply=(ChatTokenizeResponse,),
-        failures=("429", "500"),
-        keyed=not limits.strict_tgi,
+def _tokenize(limits: Limits) -> tuple[Operation, ...]:
+    strict = limits.strict_tgi
+    more: dict[str, Any] = {
+        "body": (GenerateRequest, PromptTokenizeRequest, ChatTokenizeRequest),
+        "reply": (list[SimpleToken], TokenizeResponse),
+    }
+    own: dict[str, Any] = {"body": (GenerateRequest,), "reply": (list[SimpleToken],)}
+    failures = ("429", "500")
+    return (
+        _generation(
+            "/tokenize",
+            "tokenize",
+            "Tokenize a text" + ("" if strict else ", in TGI's form or in vLLM's, or a chat"),
+            **(own if strict else more),
+            failures=failures,
+        ),
+        _generation(
+            "/detokenize",
+            "tokenize",
+            "The text of tokens",
+            body=(DetokenizeRequest,),
+            reply=(DetokenizeResponse,),
+            failures=failures,
+        ),
+        _generation(
+            "/chat_tokenize",
+            "tokenize",
+            "The prompt of a chat, and its tokens",
+            body=(ChatRequest,),
+            reply=(ChatTokenizeResponse,),
+            failures=failures,
+            keyed=not strict,
+        ),
     )
 
 
-OPENAI = (
-    _generation(
-        "/v1/chat/completions",
-        "openai",
-        "Answer a chat, as a stream if `stream` is true; `[DONE]` ends it",
-        body=(ChatRequest,),
-        reply=(ChatCompletion,),
-        events=_CHAT,
-        timed=True,
-    ),
-    _generation(
-        "/v1/completions",
-        "openai",
-        "Go on with one text or several, as a stream if `stream` is true; `[DONE]` ends it",
-        body=(CompletionRequest,),
-        reply=(Completion,),
-        events=_COMPLETION,
-        timed=True,
-    ),
-    Operation("get", "/v1/models", "openai", "The one model", reply=(ModelsInfo,)),
-)
-CLOUD = (
-    _generation(
-        "/invocations",
-        "cloud",
-        "SageMaker's route: does what `/`, chat or completions does, by the body's shape",
-        body=(CompatGenerateRequest, ChatRequest, CompletionRequest),
-        reply=(list[GenerateResponse], ChatCompletion, Completion),
-        events=(*_TOKENS, ChatCompletionChunk, *_COMPLETION),
-        timed=True,
-    ),
-    _generation(
-        "/vertex",
-        "cloud",
-        "Vertex AI's route: a text for each instance",
-        body=(cloud.VertexRequest,),
-        parts=(cloud.VertexInstance, ChatRequest),
-        reply=(cloud.VertexResponse,),
-    ),
-)
+def _stream_error(limits: Limits) -> Any:
+    return StreamError if limits.strict_tgi else OpenAIErrorBody
+
+
+def _openai(limits: Limits) -> tuple[Operation, ...]:
+    ours = not limits.strict_tgi
+    return (
+        _generation(
+            "/v1/chat/completions",
+            "openai",
+            "Answer a chat, as a stream if `stream` is true; `[DONE]` ends it",
+            body=(ChatRequest,),
+            reply=(ChatCompletion,),
+            events=(ChatCompletionChunk, _stream_error(limits)),
+            openai_errors=ours,
+            timed=True,
+        ),
+        _generation(
+            "/v1/completions",
+            "openai",
+            "Go on with one text or several, as a stream if `stream` is true; `[DONE]` ends it",
+            body=(CompletionRequest,),
+            reply=(Completion,),
+            events=(Completion, _stream_error(limits)),
+            openai_errors=ours,
+            timed=True,
+        ),
+        Operation("get", "/v1/models", "openai", "The model's names", reply=(ModelsInfo,)),
+        Operation(
+            "get",
+            "/v1/models/{model}",
+            "openai",
+            "The model under one name",
+            reply=(ModelInfo,),
+            openai_errors=ours,
+            failures=("404",),
+        ),
+    )
+
+
+def _cloud(limits: Limits) -> tuple[Operation, ...]:
+    return (
+        _generation(
+            "/invocations",
+            "cloud",
+            "SageMaker's route: does what `/`, chat or completions does, by the body's shape",
+            body=(CompatGenerateRequest, ChatRequest, CompletionRequest),
+            reply=(list[GenerateResponse], ChatCompletion, Completion),
+            events=(*_TOKENS, ChatCompletionChunk, Completion, _stream_error(limits)),
+            timed=True,
+        ),
+        _generation(
+            "/vertex",
+            "cloud",
+            "Vertex AI's route: a text for each instance",
+            body=(cloud.VertexRequest,),
+            parts=(cloud.VertexInstance, ChatRequest),
+            reply=(cloud.VertexResponse,),
+        ),
+    )
+
+
 _HEALTHY: dict[str, Any] = {"success": "There is a worker to serve.", "failures": ("503",)}
 OPERATE = (
     Operation("get", "/", "operate", "Whether the server serves", **_HEALTHY),
     Operation("get", "/health", "operate", "Whether the server serves", **_HEALTHY),
+    Operation("get", "/health/ready", "operate", "Whether the server serves", **_HEALTHY),
+    Operation("get", "/health/live", "operate", "Whether the process answers"),
     Operation("get", "/ping", "operate", "Whether the server serves", **_HEALTHY),
     Operation("get", "/info", "operate", "The model and the limits", reply=(Info,)),
     Operation("get", "/metrics", "operate", "Prometheus metrics", text="text/plain"),

@@ -1,15 +1,21 @@
-"""The routes of an operator: `/health`, `/ping`, `/info`, `/v1/models`, `/metrics`."""
+"""The routes of an operator, which take no body: health, `/info`, `/v1/models`, `/metrics`."""
 
 from __future__ import annotations
+
+import time
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from tgi_async.api.exchange import RETRY_AFTER_SECONDS, ErrorBody, encode
+from tgi_async.api.error_reply import as_tgi, form_of
+from tgi_async.api.exchange import encode
 from tgi_async.api.schemas.info import Info, ModelInfo, ModelsInfo
 from tgi_async.api.service import Service
-from tgi_async.errors import Unhealthy
+from tgi_async.errors import NotFound, Unhealthy
 from tgi_async.telemetry.instruments import CONTENT_TYPE
+
+TGI_VERSION = "3.3.7"
+"""The version whose contract is kept here."""
 
 
 class Operations:
@@ -17,10 +23,15 @@ class Operations:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._started = int(time.time())
 
     async def health(self, request: Request) -> Response:
-        """Empty 200, or 503 while there is no worker to serve."""
+        """Empty 200, or 503 while there is no worker to serve or the server is about to stop."""
         return Response() if self._service.engine.ready else unhealthy_response()
+
+    async def live(self, request: Request) -> Response:
+        """Empty 200 for as long as this process answers."""
+        return Response()
 
     async def info(self, request: Request) -> Response:
         """What is served, and within which limits."""
@@ -38,14 +49,38 @@ class Operations:
                 validation_workers=limits.validation_workers,
                 max_client_batch_size=limits.max_client_batch_size,
                 router="text-generation-router",
-                version=self._service.version,
+                version=TGI_VERSION,
+                tgi_async_version=self._service.version,
             )
         )
 
     async def models(self, request: Request) -> Response:
-        """The one model."""
-        model_id = self._service.limits.model_id
-        return json_response(ModelsInfo([ModelInfo(id=model_id, owned_by=model_id)]))
+        """The one model, under each of its names."""
+        names = self._service.limits.model_names
+        return json_response(ModelsInfo([self._model(name) for name in names]))
+
+    async def model(self, request: Request) -> Response:
+        """The model under one of its names, which may have slashes."""
+        limits, name = self._service.limits, request.path_params["model"]
+        if name in limits.model_names:
+            return json_response(self._model(name))
+        unknown = NotFound(
+            f"The model `{name[:200]}` does not exist. Its names: {', '.join(limits.model_names)}",
+            code="model_not_found",
+            param="model",
+        )
+        return form_of("/v1", limits)(unknown).response()
+
+    def _model(self, name: str) -> ModelInfo:
+        limits = self._service.limits
+        if limits.strict_tgi:
+            return ModelInfo(id=name, owned_by=limits.model_id)
+        return ModelInfo(
+            id=name,
+            owned_by=limits.model_id,
+            created=self._started,
+            max_model_len=limits.max_total_tokens,
+        )
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus text."""
@@ -57,13 +92,7 @@ class Operations:
 
 def unhealthy_response() -> Response:
     """A 503 that says when to ask again."""
-    unhealthy = Unhealthy()
-    return Response(
-        encode(ErrorBody(str(unhealthy), unhealthy.error_type)),
-        status_code=unhealthy.status,
-        headers={"retry-after": str(RETRY_AFTER_SECONDS)},
-        media_type="application/json",
-    )
+    return as_tgi(Unhealthy()).response()
 
 
 def json_response(body: object) -> Response:

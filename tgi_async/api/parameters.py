@@ -10,15 +10,15 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from tgi_async.api.limits import Limits
+from tgi_async.api.field_names import OF_TGI, FieldNames
+from tgi_async.api.limits import Limits, set_by
 from tgi_async.api.schemas.grammar import Grammar
-from tgi_async.errors import ValidationError
+from tgi_async.errors import ContextLengthExceeded, ValidationError
 from tgi_async.wire.messages import Sampling
 
 I32 = Annotated[int, Meta(ge=-(2**31), lt=2**31)]
 U32 = Annotated[int, Meta(ge=0, lt=2**32)]
 U63 = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Unsigned = Annotated[int, Meta(ge=0)]
 
 ADMITTED_NEW_TOKENS = 1024
 """TGI admits a request that has room for this many new tokens, even if it asks for more, and ends
@@ -53,7 +53,7 @@ class GenerateParameters(Struct, frozen=True, kw_only=True):
     watermark: bool = False
     details: bool = False
     decoder_input_details: bool = False
-    seed: Unsigned | None = None
+    seed: int | None = None
     top_n_tokens: U32 | None = None
     ignore_eos: bool = False
     grammar: Grammar | None = None
@@ -92,10 +92,13 @@ def check_best_of(parameters: GenerateParameters, limits: Limits) -> None:
     if best_of == 1:
         return
     if limits.max_best_of == 1:
-        raise ValidationError("`best_of` != 1 is not allowed for this endpoint")
+        raise ValidationError(
+            "`best_of` != 1 is not allowed for this endpoint" + set_by(limits, "--max-best-of")
+        )
     if best_of > limits.max_best_of:
         raise ValidationError(
             f"`best_of` must be > 0 and <= {limits.max_best_of}. Given: {best_of}"
+            + set_by(limits, "--max-best-of")
         )
 
 
@@ -109,7 +112,7 @@ def check_streamed(parameters: GenerateParameters) -> None:
         )
 
 
-def check(parameters: GenerateParameters, limits: Limits) -> None:
+def check(parameters: GenerateParameters, limits: Limits, names: FieldNames = OF_TGI) -> None:
     """Every rule that needs no tokens, in TGI's order.
 
     Raises:
@@ -121,23 +124,26 @@ def check(parameters: GenerateParameters, limits: Limits) -> None:
         raise ValidationError("you must use sampling when `best_of` is > 1")
     check_warpers(p)
     if p.max_new_tokens == 0:
-        raise ValidationError("`max_new_tokens` must be strictly positive")
+        raise ValidationError(f"`{names.max_new_tokens}` must be strictly positive")
     stop = p.stop_sequences
     if len(stop) > limits.max_stop_sequences:
         raise ValidationError(
             f"`stop` supports up to {limits.max_stop_sequences} stop sequences. Given: {len(stop)}"
+            + set_by(limits, "--max-stop-sequences")
         )
     if "" in stop:
         raise ValidationError("`stop` sequences cannot be empty")
     if p.seed is not None:
         if (p.best_of or 1) > 1:
             raise ValidationError("`seed` must not be set when `best_of` > 1")
-        if p.seed >= 2**64:
+        if not (0 if limits.strict_tgi else -(2**63)) <= p.seed < 2**64:
             # Not shown: it may have thousands of digits.
-            raise ValidationError("`seed` must be >= 0 and < 2**64")
+            least = "0" if limits.strict_tgi else "-2**63"
+            raise ValidationError(f"`seed` must be >= {least} and < 2**64")
     if p.top_n_tokens is not None and p.top_n_tokens > limits.max_top_n_tokens:
         raise ValidationError(
-            f"`top_n_tokens` must be >= 0 and <= {limits.max_top_n_tokens}. Given: {p.top_n_tokens}"
+            f"`{names.top_n_tokens}` must be >= 0 and <= {limits.max_top_n_tokens}. "
+            f"Given: {p.top_n_tokens}" + set_by(limits, "--max-top-n-tokens")
         )
 
 
@@ -175,35 +181,64 @@ def check_additive_penalty(name: str, value: float | None) -> None:
         raise ValidationError(f"`{name}` must be >= -2.0 and <= 2.0")
 
 
-def check_text(text: str, truncate: int | None, limits: Limits) -> None:
+def check_text(text: str, truncate: int | None, limits: Limits, names: FieldNames = OF_TGI) -> None:
     """The rules on the prompt's text, before it is tokenized."""
     if not text:
-        raise ValidationError("`inputs` cannot be empty")
+        raise ValidationError(f"`{names.prompt}` cannot be empty")
     if truncate is not None and not 0 < truncate <= limits.max_input_tokens:
         raise ValidationError(
             f"`truncate` must be strictly positive and less than {limits.max_input_tokens}. "
-            f"Given: {truncate}"
+            f"Given: {truncate}" + set_by(limits, "--max-input-tokens")
         )
 
 
-def fit(n_prompt: int, max_new_tokens: int | None, limits: Limits) -> int:
+def fit(
+    n_prompt: int, max_new_tokens: int | None, limits: Limits, names: FieldNames = OF_TGI
+) -> int:
     """How many new tokens a prompt of `n_prompt` tokens gets.
 
     Raises:
         ValidationError: it does not fit.
     """
     room = max(0, limits.max_total_tokens - n_prompt)
-    admitted = min(room if max_new_tokens is None else max_new_tokens, ADMITTED_NEW_TOKENS)
+    wanted = room if max_new_tokens is None else max_new_tokens
+    admitted = min(wanted, ADMITTED_NEW_TOKENS)
+    if n_prompt <= limits.max_input_tokens and admitted <= room:
+        return min(wanted, room)
+    if names != OF_TGI:
+        raise _too_long(n_prompt, wanted, limits, names)
     if n_prompt + admitted > limits.max_total_tokens:
+        given = admitted if limits.strict_tgi else wanted
         raise ValidationError(
             f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
-            f"Given: {n_prompt} `inputs` tokens and {admitted} `max_new_tokens`"
+            f"Given: {n_prompt} `inputs` tokens and {given} `max_new_tokens`"
+            + set_by(limits, "--max-total-tokens")
         )
+    raise ValidationError(
+        f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {n_prompt}"
+        + set_by(limits, "--max-input-tokens")
+    )
+
+
+def _too_long(
+    n_prompt: int, n_wanted: int, limits: Limits, names: FieldNames
+) -> ContextLengthExceeded:
+    """The error in OpenAI's words, by which clients know it and some learn the numbers."""
+    said = f"This model's maximum context length is {limits.max_total_tokens} tokens. However, "
     if n_prompt > limits.max_input_tokens:
-        raise ValidationError(
-            f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {n_prompt}"
+        said += (
+            f"your {names.prompt} resulted in {n_prompt} tokens. Please reduce the length of the "
+            f"{names.prompt}: {limits.max_input_tokens} tokens are allowed there"
         )
-    return room if max_new_tokens is None else min(max_new_tokens, room)
+        flags = ["--max-input-tokens", "--max-total-tokens"]
+    else:
+        said += (
+            f"you requested {n_prompt + n_wanted} tokens ({n_prompt} in the {names.prompt}, "
+            f"{n_wanted} in the completion). Please reduce the length of the {names.prompt} or "
+            f"completion (`{names.max_new_tokens}`)"
+        )
+        flags = ["--max-total-tokens"]
+    return ContextLengthExceeded(said + set_by(limits, *flags), param=names.prompt)
 
 
 def random_seed() -> int:
@@ -214,8 +249,9 @@ def random_seed() -> int:
 def sampling_of(parameters: GenerateParameters, *, logprobs: bool) -> Sampling:
     """How a row samples. A request without a seed gets a random one here.
 
-    Like TGI's, this samples as soon as a value is set that changes the distribution, and is greedy
-    for `do_sample` false with a temperature of exactly 1.
+    A negative seed is the unsigned one with the same bits. Like TGI's, this samples as soon as a
+    value is set that changes the distribution, and is greedy for `do_sample` false with a
+    temperature of exactly 1.
     """
     p = parameters
     temperature = 1.0 if p.temperature is None else max(p.temperature, MIN_TEMPERATURE)
@@ -230,7 +266,7 @@ def sampling_of(parameters: GenerateParameters, *, logprobs: bool) -> Sampling:
         repetition_penalty=1.0 if p.repetition_penalty is None else p.repetition_penalty,
         frequency_penalty=p.frequency_penalty or 0.0,
         watermark=p.watermark,
-        seed=random_seed() if p.seed is None else p.seed,
+        seed=random_seed() if p.seed is None else p.seed % 2**64,
         logprobs=logprobs,
         top_n_tokens=p.top_n_tokens or 0,
     )

@@ -17,6 +17,7 @@ from tgi_async.api.chat_tokenize import chat_tokenize
 from tgi_async.api.completions import completions
 from tgi_async.api.docs import Docs
 from tgi_async.api.endpoint import Endpoint, Handler
+from tgi_async.api.error_reply import as_tgi, form_of
 from tgi_async.api.generate import compat_generate, generate, generate_stream
 from tgi_async.api.kserve import KServe, infer
 from tgi_async.api.operations import Operations
@@ -25,8 +26,10 @@ from tgi_async.api.schemas.chat import ChatRequest
 from tgi_async.api.schemas.cloud import InferenceRequest, VertexRequest
 from tgi_async.api.schemas.completions import CompletionRequest
 from tgi_async.api.schemas.generate import CompatGenerateRequest, GenerateRequest
+from tgi_async.api.schemas.tokenize import DetokenizeRequest
 from tgi_async.api.service import Service
-from tgi_async.api.tokenize import tokenize
+from tgi_async.api.tokenize import SHAPES as SHAPES_OF_TOKENIZE
+from tgi_async.api.tokenize import detokenize, tokenize
 from tgi_async.api.vertex import vertex
 from tgi_async.errors import StartError
 
@@ -54,13 +57,22 @@ def routes(service: Service, environment: Mapping[str, str]) -> list[Route]:
         keyed("/", compat_generate, _json(CompatGenerateRequest)),
         keyed("/invocations", invocations, SHAPES.decode),
         keyed("/vertex", vertex, _json(VertexRequest)),
-        keyed("/tokenize", tokenize, _json(GenerateRequest), counted=False),
+        keyed(
+            "/tokenize",
+            tokenize,
+            _json(GenerateRequest) if strict else SHAPES_OF_TOKENIZE.decode,
+            counted=False,
+        ),
+        keyed("/detokenize", detokenize, _json(DetokenizeRequest), counted=False),
         guarded("/chat_tokenize", chat_tokenize, _json(ChatRequest), counted=False),
         Route("/", operations.health),
         Route("/health", operations.health),
+        Route("/health/ready", operations.health),
+        Route("/health/live", operations.live),
         Route("/ping", operations.health),
         Route("/info", operations.info),
         Route("/v1/models", operations.models),
+        Route("/v1/models/{model:path}", operations.model),
         Route("/metrics", operations.metrics),
         Route("/docs", docs.page),
         Route("/docs/", docs.page),
@@ -99,9 +111,12 @@ class _Post:
         *,
         counted: bool = True,
     ) -> Route:
-        app: ASGIApp = Endpoint(self._service, handler, decode, counted=counted)
+        limits = self._service.limits
+        # Vertex AI may name a route below /v1, which is TGI's all the same.
+        form = as_tgi if handler is vertex else form_of(path, limits)
+        app: ASGIApp = Endpoint(self._service, handler, decode, counted=counted, error_form=form)
         if self._api_key:
-            app = RequireKey(app, self._api_key, any_case=self._service.limits.strict_tgi)
+            app = RequireKey(app, self._api_key, any_case=limits.strict_tgi, error_form=form)
         return Route(path, app, methods=["POST"])
 
 

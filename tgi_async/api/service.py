@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import ParamSpec, TypeVar
 
 from msgspec import structs
 
+from tgi_async.api.admission import Admission
 from tgi_async.api.constraint import vetted
 from tgi_async.api.engine import Engine, Generation
 from tgi_async.api.exchange import Exchange
+from tgi_async.api.field_names import OF_TGI, FieldNames
+from tgi_async.api.ignored_fields import IgnoredFields
 from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import (
     GenerateParameters,
@@ -40,9 +43,9 @@ R = TypeVar("R")
 class Service:
     """The parts of the server that a route needs.
 
-    `pool` runs what would hold up the event loop: tokenizing and rendering. Only holders of a
-    permit put work into it, so its queue is bounded. `tokenize_permits` are apart from
-    `permits`, so that counting tokens goes on while all generations are taken.
+    `pool` runs what would hold up the event loop: tokenizing and rendering. Only who was admitted
+    or holds a permit puts work into it, so its queue is bounded. `tokenize_permits` are apart from
+    `admission`, so that counting tokens goes on while no generation finds room.
     """
 
     engine: Engine
@@ -51,12 +54,18 @@ class Service:
     limits: Limits
     metrics: Metrics
     compute_type: str
-    permits: Permits
+    admission: Admission
     tokenize_permits: Permits
-    pool: ThreadPoolExecutor
+    pool: Executor
     vetting: Vetting | None = None
     """None: no request may have a grammar."""
+    chat_stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end an answer in a chat, besides the model's own."""
     version: str = field(default_factory=lambda: version("tgi-async"))
+    ignored_fields: IgnoredFields = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ignored_fields", IgnoredFields(self.metrics))
 
     @property
     def fingerprint(self) -> str:
@@ -77,35 +86,40 @@ class Service:
         logprobs: bool,
         include_stop: bool,
         add_special_tokens: bool = True,
-        grammar_field: str = "grammar",
+        names: FieldNames = OF_TGI,
         constraint: Grammar | None = None,
+        truncated: Callable[[list[int]], list[int]] | None = None,
+        stop_token_ids: tuple[int, ...] = (),
     ) -> GenerationRequest:
         """Validate, and tokenize what is not tokenized yet.
 
-        `truncate` keeps the last tokens. `grammar_field` is what a client of the route calls
-        `parameters.grammar`; a `constraint` counts instead of it. Fairness is owed to the peer's
-        address alone: there is one API key, and a key that nobody checks is free text.
+        `parameters.truncate` keeps the last tokens, `truncated` what it returns. `names` are those
+        of the route's fields; a `constraint` counts instead of the grammar. `stop_token_ids` end
+        the text too, unless the client wants it to go on past every end. Fairness is owed to the
+        peer's address alone: there is one API key, and a key that nobody checks is free text.
 
         Raises:
             ValidationError: the first rule that is broken, in TGI's order.
             Overloaded: too many grammars are being vetted.
         """
-        check(parameters, self.limits)
+        check(parameters, self.limits, names)
         if isinstance(prompt, str):
-            check_text(prompt, parameters.truncate, self.limits)
+            check_text(prompt, parameters.truncate, self.limits, names)
             prompt = await self.in_pool(
                 self.tokenizer.encode, prompt, add_special_tokens=add_special_tokens
             )
         if parameters.truncate is not None:
             prompt = prompt[-parameters.truncate :]
-        max_new_tokens = fit(len(prompt), parameters.max_new_tokens, self.limits)
+        if truncated is not None:
+            prompt = truncated(prompt)
+        max_new_tokens = fit(len(prompt), parameters.max_new_tokens, self.limits, names)
         if not prompt:
-            raise ValidationError("`inputs` cannot be empty")
+            raise ValidationError(f"`{names.prompt}` cannot be empty")
         grammar = await vetted(
             self.vetting,
             parameters.grammar,
             constraint,
-            "tools" if parameters.grammar is None else grammar_field,
+            "tools" if parameters.grammar is None else names.grammar,
             strict_tgi=self.limits.strict_tgi,
         )
         exchange.validation_seconds = time.monotonic() - exchange.started
@@ -117,9 +131,11 @@ class Service:
             max_new_tokens=max_new_tokens,
             stop=parameters.stop_sequences,
             ignore_eos=parameters.ignore_eos,
+            stop_token_ids=() if parameters.ignore_eos else stop_token_ids,
             prompt_logprobs=parameters.decoder_input_details,
             include_stop=include_stop,
             grammar=grammar,
+            reservation=exchange.reservation,
         )
 
     def submit(self, request: GenerationRequest) -> Generation:
@@ -136,7 +152,7 @@ class Service:
         Raises:
             ServerError: one was refused; none of them runs then.
         """
-        return self.submit_all(choices_of(request, n))
+        return self.submit_all(choices_of(request, n, scored_once=True))
 
     def submit_all(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Queue all of them, or none.
@@ -159,9 +175,17 @@ class Service:
         self.metrics.request_generated(timings.queued, timings.inference, n_generated)
 
 
-def choices_of(request: GenerationRequest, n: int) -> list[GenerationRequest]:
-    """`n` requests that differ in their random numbers only."""
+def choices_of(
+    request: GenerationRequest, n: int, *, scored_once: bool = False
+) -> list[GenerationRequest]:
+    """`n` requests that differ in their random numbers only.
+
+    Their prompt is one: `scored_once` leaves its log-probabilities to the first.
+    """
+    other = request
+    if scored_once:
+        other = structs.replace(request, prompt_logprobs=False, prompt_top_n_tokens=0)
     return [
-        structs.replace(request, sampling=structs.replace(request.sampling, choice=choice))
-        for choice in range(n)
+        structs.replace(one, sampling=structs.replace(one.sampling, choice=choice))
+        for choice, one in enumerate([request, *[other] * (n - 1)])
     ]

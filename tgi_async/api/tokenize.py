@@ -1,30 +1,94 @@
-"""`/tokenize`."""
+"""`/tokenize`, in TGI's form and in vLLM's, and `/detokenize`."""
 
 from __future__ import annotations
 
+from tgi_async.api.body import Shapes
+from tgi_async.api.chat_functions import with_tools
+from tgi_async.api.chat_prompt import prompt_of
+from tgi_async.api.chat_tools import offer_of
 from tgi_async.api.exchange import Exchange, encode
-from tgi_async.api.parameters import check_text
+from tgi_async.api.parameters import check_text, refuse_unbuilt
 from tgi_async.api.schemas.generate import GenerateRequest, SimpleToken
+from tgi_async.api.schemas.tokenize import (
+    ChatTokenizeRequest,
+    DetokenizeRequest,
+    DetokenizeResponse,
+    PromptTokenizeRequest,
+    TokenizeResponse,
+)
 from tgi_async.api.service import Service
+from tgi_async.errors import ValidationError
 from tgi_async.text.tokenizer import Tokenizer
 
+TokenizeRequest = GenerateRequest | PromptTokenizeRequest | ChatTokenizeRequest
 
-async def tokenize(service: Service, body: GenerateRequest, exchange: Exchange) -> None:
-    """The tokens of `inputs`, special ones added; parameters change nothing, as in TGI."""
-    check_text(body.inputs, None, service.limits)
+SHAPES: Shapes[TokenizeRequest] = Shapes(
+    {"inputs": GenerateRequest, "prompt": PromptTokenizeRequest, "messages": ChatTokenizeRequest}
+)
+
+
+async def tokenize(service: Service, body: TokenizeRequest, exchange: Exchange) -> None:
+    """The tokens of a text, or those of the prompt that the chat route would make.
+
+    Special ones are added to a text. Parameters of TGI's form change nothing, as in TGI.
+    """
+    if isinstance(body, GenerateRequest):
+        check_text(body.inputs, None, service.limits)
+        with service.tokenize_permits.take():
+            encoded = await service.in_pool(_encoded_tokens, service, body.inputs)
+        await exchange.reply(encoded)
+        return
     with service.tokenize_permits.take():
-        encoded = await service.in_pool(_encoded_tokens, service, body.inputs)
+        text = await _text(service, body)
+        encoded = await service.in_pool(
+            _encoded_ids,
+            service,
+            text,
+            add_special_tokens=bool(body.add_special_tokens),
+            with_texts=bool(body.return_token_strs),
+        )
     await exchange.reply(encoded)
+
+
+async def detokenize(service: Service, body: DetokenizeRequest, exchange: Exchange) -> None:
+    """The text of token ids."""
+    tokenizer = service.tokenizer
+    largest = max(body.tokens, default=0)
+    if largest >= tokenizer.vocab_size:
+        raise ValidationError(
+            f"`tokens` has {largest}, and this model's are below {tokenizer.vocab_size}"
+        )
+    with service.tokenize_permits.take():
+        text = await service.in_pool(tokenizer.decode, body.tokens, skip_special_tokens=False)
+    await exchange.reply(encode(DetokenizeResponse(text)))
+
+
+async def _text(service: Service, body: PromptTokenizeRequest | ChatTokenizeRequest) -> str:
+    if isinstance(body, PromptTokenizeRequest):
+        return body.prompt
+    refuse_unbuilt(chat_template=body.chat_template)
+    chat = with_tools(body)
+    offer = offer_of(chat, strict_tgi=service.limits.strict_tgi)
+    return await prompt_of(service, chat, offer)
 
 
 def _encoded_tokens(service: Service, text: str) -> bytes:
     return encode(simple_tokens(service.tokenizer, text))
 
 
+def _encoded_ids(
+    service: Service, text: str, *, add_special_tokens: bool, with_texts: bool
+) -> bytes:
+    tokenizer = service.tokenizer
+    ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    texts = [tokenizer.entry(id) for id in ids] if with_texts else None
+    return encode(TokenizeResponse(len(ids), service.limits.max_total_tokens, ids, texts))
+
+
 def simple_tokens(
     tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True
 ) -> list[SimpleToken]:
-    """The tokens of `text` as the routes show them.
+    """The tokens of `text` as TGI shows them.
 
     Raises:
         ValidationError: `text` cannot be tokenized.

@@ -14,6 +14,8 @@ from tgi_async.api.schemas.cloud import (
 )
 from tgi_async.api.schemas.generate import GenerateRequest
 from tgi_async.api.service import Service
+from tgi_async.api.unknown_fields import unknown_fields
+from tgi_async.api.unsupported import ignored, refuse_unsupported
 from tgi_async.errors import ServerError
 
 _SHAPES: Shapes[VertexInstance | ChatRequest] = Shapes(
@@ -33,14 +35,18 @@ async def vertex(service: Service, body: VertexRequest, exchange: Exchange) -> N
     """One text for each instance."""
     if not body.instances:
         raise NoInstances("Input validation error")
-    requests = [_request(service, _SHAPES.decode(bytes(instance))) for instance in body.instances]
+    requests = [_request(service, bytes(instance), exchange) for instance in body.instances]
     texts = await generate_texts(service, requests, exchange)
     await exchange.reply(encode(VertexResponse(texts)))
 
 
-def _request(
-    service: Service, instance: VertexInstance | ChatRequest
-) -> GenerateRequest | ChatRequest:
+def _request(service: Service, raw: bytes, exchange: Exchange) -> GenerateRequest | ChatRequest:
+    instance = _SHAPES.decode(raw)
+    unknown = unknown_fields(raw, type(instance))
+    named = ignored(unknown)
+    if isinstance(instance, ChatRequest) and not service.limits.strict_tgi:
+        refuse_unsupported(unknown, named)
+    exchange.ignore(f"instances.{path}" for path in named)
     if isinstance(instance, ChatRequest):
         return instance
     parameters = instance.given

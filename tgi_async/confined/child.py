@@ -12,7 +12,8 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import BinaryIO
 
 
@@ -28,11 +29,21 @@ def processor_time(seconds: float) -> Iterator[None]:
 
 
 def limit_memory(size: int) -> None:
-    """Of address space, in bytes. Where it can not be had, stderr says so."""
+    """To `size` bytes of address space, or less if that is the limit already. Where there can be no
+    limit, stderr says so."""
     try:
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+        allowed = resource.getrlimit(resource.RLIMIT_AS)[1]
+        least = size if allowed == resource.RLIM_INFINITY else min(size, allowed)
+        resource.setrlimit(resource.RLIMIT_AS, (least, least))
     except (OSError, ValueError) as error:  # macOS has the name of this limit only
         print(f"no limit to the memory of a helper process: {error}", file=sys.stderr)
+
+
+def _end_early() -> None:
+    """Have the kernel kill this process before the worker when memory runs out and it has much of
+    it: 500 counts as half of all memory."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def address_space() -> int:
@@ -51,6 +62,7 @@ def answer_lines(
     seconds: Callable[[bytes], float],
 ) -> None:
     """A line for each line, each within its `seconds` of processor time, until `requests` ends."""
+    _end_early()
     for line in requests:
         with processor_time(seconds(line)):
             reply = answer(line)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import queue
 import select
 import subprocess
 import sys
 import weakref
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-VARIABLES = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ")
+from tgi_async.fair_threads import FairThreads
+from tgi_async.processes import environment
+
+VARIABLES = (
+    *("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ"),
+    "OPENBLAS_NUM_THREADS",
+)
 """Of the environment; its secrets are not these processes' business."""
 PIPE_BYTES = 1 << 20
 """The most that Linux gives without being asked by root: a long line passes in few switches."""
@@ -48,7 +52,7 @@ class ProcessPool:
         self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
         for process in self._processes:
             self._idle.put(process)
-        self.threads = ThreadPoolExecutor(n_processes, thread_name_prefix=name)
+        self.threads = FairThreads(n_processes, name)
         """Where to call `ask`: apart from the threads that tokenize, which it would hold up."""
         self._end = weakref.finalize(self, _end_all, self._processes)
 
@@ -135,7 +139,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=PIPE_BYTES,
-            env={name: os.environ[name] for name in VARIABLES if name in os.environ},
+            env={name: value for name, value in environment().items() if name in VARIABLES},
             start_new_session=True,  # Ctrl-C is for the server, whose end closes their input
         )
         assert self._running.stdin is not None

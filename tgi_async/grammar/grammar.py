@@ -7,10 +7,14 @@ compiles it there (`workers.grammar.engine`).
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 from msgspec import Struct
+
+_LITERAL = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 
 
 class Term(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
@@ -78,7 +82,50 @@ class Repeat(Term, frozen=True, tag="repeat"):
     separator: str = ""
 
 
-Grammar = Json | Regex | Text | Special | Prose | Sequence | Choice | Repeat
+class ContextFree(Term, frozen=True, tag="context_free"):
+    """A text of a context-free grammar that a client wrote.
+
+    In EBNF whose rules are written `name ::= ...`, from `root` on, as llama.cpp's GBNF; else in
+    Lark, from `start` on.
+    """
+
+    grammar: str
+
+    @property
+    def is_ebnf(self) -> bool:
+        return "::=" in self.grammar
+
+    @property
+    def literals(self) -> list[str]:
+        """The texts between quotation marks, roughly."""
+        found = []
+        for quoted in _LITERAL.findall(self.grammar):
+            with suppress(msgspec.DecodeError):  # an escape that JSON does not have
+                found.append(msgspec.json.decode(quoted, type=str))
+        return [text for text in found if text]
+
+
+class Tag(Term, frozen=True, tag="tag"):
+    """`begin`, which starts with `trigger`, then the content, then `end`."""
+
+    trigger: str
+    begin: str
+    content: Grammar
+    end: str
+
+
+class Tagged(Term, frozen=True, tag="tagged"):
+    """Any text, in which each trigger begins a tag.
+
+    `begins`: it begins with a tag. `ends`: it ends behind the first one.
+    """
+
+    tags: list[Tag]
+    begins: bool = False
+    ends: bool = False
+
+
+Grammar = Json | Regex | Text | Special | Prose | Sequence | Choice | Repeat | ContextFree | Tagged
 
 
 def encode(grammar: Grammar) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,12 +15,13 @@ from hashlib import blake2b
 
 import msgspec
 
+from tgi_async import processes
 from tgi_async.confined.pool import ProcessEnded, ProcessPool
 from tgi_async.errors import Overloaded
 from tgi_async.grammar.grammar import Grammar, encode
 from tgi_async.grammar.verdict import Start, Verdict, seconds_for
 
-COMMAND = (sys.executable, "-m", "workers.grammar.vetting_process")
+COMMAND = processes.command("workers.grammar.vetting_process")
 PROCESSES = 2
 SECONDS = 0.25
 """Of processor time for a short grammar; see `verdict.seconds_for`."""

@@ -1,8 +1,8 @@
 """The scheduler's core: what runs in the next step.
 
 Deterministic, and alone: no I/O, no clock, no randomness, no asyncio. The engine around it calls
-`submit`, `plan`, `complete`, `finish` and `reset`, sends the steps it plans to the workers in
-order, and hands back their results in the same order.
+`reserve`, `submit`, `plan`, `complete`, `finish` and `reset`, sends the steps it plans to the
+workers in order, and hands back their results in the same order.
 
 A step is `{row: n tokens}`; prefill, chunk and decode differ only in their counts. Each plan first
 gives every decoding row its token, then spends the prefill budget on decoding rows that have more
@@ -26,7 +26,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 
-from tgi_async.errors import ValidationError
+from tgi_async.errors import Overloaded, ValidationError
 from tgi_async.generation import FinishReason
 from tgi_async.scheduler.blocks import BlockManager, BlockTable
 from tgi_async.scheduler.fairness import INPUT_COST, OUTPUT_COST, WaitingQueue
@@ -39,6 +39,7 @@ from tgi_async.scheduler.request import (
     Status,
     TokenEvent,
 )
+from tgi_async.scheduler.reservations import EVICTED, Reservation, Reservations
 from tgi_async.scheduler.results import InFlight, UnexpectedResult, check_result, spread
 from tgi_async.wire.messages import (
     Admit,
@@ -62,6 +63,7 @@ class Core:
             raise ValueError(f"a step needs at least one row and one prefill token, got {budget}")
         self.budget = budget
         self.blocks = BlockManager(budget.n_blocks, budget.block_size)
+        self.reservations = Reservations(budget.capacity)
         self.waiting = WaitingQueue()
         self.running: list[Request] = []
         """In order of arrival."""
@@ -80,8 +82,25 @@ class Core:
 
     # -- events ---------------------------------------------------------------------------------
 
+    def reserve(
+        self, client: str, n_rows: int, n_bytes: int
+    ) -> tuple[Reservation, list[Reservation]]:
+        """Reserve rows for requests to come. Returns the evicted, too, whose requests are over.
+
+        Raises ValidationError for more than there are, Overloaded where there is no room now.
+        """
+        reservation, evicted = self.reservations.reserve(client, n_rows, n_bytes)
+        for one in evicted:
+            for request in one.requests:
+                self.finish(request)
+        return reservation, evicted
+
     def submit(self, request: Request) -> None:
-        """A new request. Raises ValidationError, by name of the limit, if it can never fit."""
+        """A new request.
+
+        Raises ValidationError, by name of the limit, if it can never fit; Overloaded if its
+        reservation was evicted.
+        """
         budget = self.budget
         total = request.n_prompt + request.max_new_tokens
         if not request.n_prompt or request.max_new_tokens < 1:
@@ -100,6 +119,10 @@ class Core:
                 f"{budget.n_blocks * budget.block_size} tokens (`max_batch_total_tokens`). Given: "
                 f"{request.n_prompt} `inputs` tokens and {request.max_new_tokens} `max_new_tokens`"
             )
+        if request.reservation is not None:
+            if request.reservation.evicted:
+                raise Overloaded(EVICTED)
+            request.reservation.requests.append(request)
         self._arrivals += 1
         request.arrival = self._arrivals
         self.waiting.add(request)
@@ -114,6 +137,8 @@ class Core:
             self._leave(request)
         request.status = Status.ENDED
         self.waiting.ended(request)
+        if request.reservation is not None:
+            self.reservations.end(request.reservation, ran=request.charged)
 
     def reset(self) -> None:
         """The worker died: everything running is preempted, and what was in flight is lost."""
@@ -297,6 +322,9 @@ class Core:
         self.n_hit_tokens += n_cached
         if not request.charged:
             request.charged = True
+            request.n_cached = n_cached
+            if request.reservation is not None:
+                self.reservations.start(request.reservation)
             self.waiting.charge(request.client, INPUT_COST * (request.n_prompt - n_cached))
         draft.spare -= taken + self._short(request, n_cached + 2)
         n_grown = len(draft.grow)
@@ -396,7 +424,13 @@ class Core:
             request.n_scored = scored.start + len(scored.logprobs)
             start = scored.start + n_told
             events.append(
-                PromptEvent(request, start, scored.logprobs[n_told:], scored.top[n_told:])
+                PromptEvent(
+                    request,
+                    start,
+                    scored.logprobs[n_told:],
+                    scored.top[n_told:],
+                    scored.ranks[n_told:],
+                )
             )
 
     def _fail(self, part: Part, message: str, events: list[Event]) -> None:

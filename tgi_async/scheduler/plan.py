@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from tgi_async.scheduler.blocks import BlockTable
 from tgi_async.scheduler.request import Request
+from tgi_async.scheduler.reservations import Capacity
 from tgi_async.wire.messages import Admit, Grow, Run, Step
 
 SCORED_TOKENS = 512
@@ -30,6 +31,8 @@ class Budget(NamedTuple):
     """How many times the pool the running requests may grow to, should all reach their limits."""
     lookahead: int = 1
     """Steps planned before the results of the ones before are known."""
+    capacity: Capacity = Capacity()
+    """What requests may reserve, running and waiting ones together."""
 
     def prefill_tokens(self, n_decodes: int) -> int:
         """Most prefill tokens in a step of so many decodes."""

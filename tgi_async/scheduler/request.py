@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from tgi_async.generation import FinishReason
 from tgi_async.scheduler.blocks import BlockTable, Key, Node, keys_of
+from tgi_async.scheduler.reservations import Reservation
 from tgi_async.wire.messages import Sampled, Sampling, TopToken
 
 
@@ -37,6 +38,7 @@ class Request:
         "lacking",
         "limit",
         "max_new_tokens",
+        "n_cached",
         "n_in_flight",
         "n_planned",
         "n_prompt",
@@ -44,6 +46,7 @@ class Request:
         "prefill_end",
         "prompt_logprobs",
         "prompt_top_n_tokens",
+        "reservation",
         "row",
         "sampling",
         "status",
@@ -65,6 +68,7 @@ class Request:
         grammar: str = "",
         prompt_logprobs: bool = False,
         prompt_top_n_tokens: int = 0,
+        reservation: Reservation | None = None,
     ) -> None:
         self.id = id
         self.client = client
@@ -75,6 +79,8 @@ class Request:
         self.prompt_logprobs = prompt_logprobs
         """These need every prompt position computed, so they take no hits."""
         self.prompt_top_n_tokens = prompt_top_n_tokens
+        self.reservation = reservation
+        """What it has a row of; None: it is not counted."""
         self.max_new_tokens = max_new_tokens
         self.n_prompt = len(prompt)
         self.limit = self.n_prompt + max_new_tokens - 1
@@ -86,8 +92,11 @@ class Request:
         self.status = Status.WAITING
         self.arrival = 0
         self.charged = False
+        """Whether it has run."""
         self.table: BlockTable | None = None
         self.row = -1
+        self.n_cached = 0
+        """Prompt tokens that were in the prefix cache when it was first admitted."""
         self.n_planned = 0
         self.n_in_flight = 0
         self.n_scored = 0
@@ -127,12 +136,14 @@ class TokenEvent(Struct, frozen=True):
 
 
 class PromptEvent(NamedTuple):
-    """Log-probabilities of prompt tokens from `start` on, and the likeliest ones where wanted."""
+    """Log-probabilities and ranks of prompt tokens from `start` on, and the likeliest ones where
+    wanted."""
 
     request: Request
     start: int
     logprobs: list[float]
     top: list[list[TopToken]]
+    ranks: list[int]
 
 
 class FailedEvent(NamedTuple):

@@ -75,6 +75,7 @@ class JsonFormatter(logging.Formatter):
             span = {"name": seen.name, **seen.tgi_fields()}
             line |= {
                 "status": seen.status,
+                "request_id": seen.request_id,
                 "input_tokens": seen.n_prompt,
                 "generated_tokens": seen.n_generated,
                 "span": span,
@@ -110,4 +111,7 @@ def _shown(seen: RequestRecord) -> str:
             "inference_time": seen.inference,
             "time_per_token": seen.time_per_token,
         }
-    return " ".join([*parts, *(f"{name}={duration(value)}" for name, value in times.items())])
+    parts += [f"{name}={duration(value)}" for name, value in times.items()]
+    if seen.request_id:
+        parts.append(f"request_id={seen.request_id}")
+    return " ".join(parts)

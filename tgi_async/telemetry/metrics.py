@@ -65,6 +65,9 @@ class Metrics:
         self._failure = Counter(
             "tgi_request_failure", "Requests that failed, by cause", "err", FAILURES
         )
+        self._ignored = Counter(
+            "tgi_async_ignored_fields", "Fields of requests that have no effect here"
+        )
         self._duration = _duration("tgi_request_duration", "Whole time of a request")
         self._validation = _duration(
             "tgi_request_validation_duration", "Validation, chat template and tokenization"
@@ -150,6 +153,10 @@ class Metrics:
         self._failure.add(label=err)
         if (seen := record.current()) is not None:
             seen.failed(err, error)
+
+    def fields_ignored(self, n: int) -> None:
+        """A request had `n` fields that have no effect."""
+        self._ignored.add(n)
 
     def admitted(self, n_cached: int) -> None:
         """A request entered the running batch; `n_cached` prompt tokens came from the cache."""

@@ -41,7 +41,8 @@ class RequestRecord:
 
     `counted`: its body was read and it is in `tgi_request_count`, as those that generate are.
     `began_at` and `first_event_at` are Unix times in nanoseconds; `failure` is the `err` label of
-    `tgi_request_failure`, and `reason` what more can be said of it.
+    `tgi_request_failure`, and `reason` what more can be said of it. `request_id` is the reply's
+    `x-request-id`, empty until it is known.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -52,6 +53,7 @@ class RequestRecord:
         }
         client = scope.get("client")
         self.client: str = client[0] if client else ""
+        self.request_id = ""
         self.began_at = time.time_ns()
         self.first_event_at: int | None = None
         self.status: int | None = None
@@ -147,7 +149,7 @@ class RequestRecord:
             return ""
         request = self.requests[0]
         found: dict[str, Any] = structs.asdict(request.sampling)
-        for name in ("seed", "choice", "biased_ids", "biases"):
+        for name in ("seed", "choice", "biased_ids", "biases", "end_ids", "banned"):
             del found[name]
         found |= {"max_new_tokens": request.max_new_tokens, "stop": request.stop}
         return json.dumps(found)

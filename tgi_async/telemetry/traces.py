@@ -161,6 +161,8 @@ def attributes_of(seen: RequestRecord, model_id: str) -> Attributes:
     }
     if seen.status is not None:
         found["http.response.status_code"] = seen.status
+    if seen.request_id:
+        found["http.response.header.x-request-id"] = [seen.request_id]
     if seen.finish_reasons:
         found["gen_ai.response.finish_reasons"] = list(seen.finish_reasons)
     if seen.first_event_at is not None:

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tgi_async import processes
 from tgi_async.confined.pool import ProcessEnded, ProcessPool
 from tgi_async.errors import TemplateError, ValidationError
 from tgi_async.text.chat_files import read_templates
 from tgi_async.text.chat_forms import Message
+from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.text.tools.templates import Traits
 
-COMMAND = (sys.executable, "-m", "tgi_async.text.chat_process")
+COMMAND = processes.command("tgi_async.text.chat_process")
 
 
 class ChatTemplate:
@@ -108,6 +109,23 @@ class ChatTemplate:
             return self.render(messages, **settings)
         except (TemplateError, ValidationError):
             return None
+
+    def ends(self, tokenizer: Tokenizer) -> list[int]:
+        """Return the special tokens that end an answer: those that the templates write behind it.
+
+        One that a template also writes within a turn, behind the thoughts say, ends nothing. Blocks
+        for a bounded time; templates that fail have no ends, and tell requests why they fail.
+        """
+        try:
+            answer = json.loads(self._pool.ask(b'{"endings": true}'))
+        except ProcessEnded:
+            return []
+        found: dict[int, None] = {}
+        for ending, within in answer.get("endings", []):
+            end = tokenizer.mark_at_start(ending)
+            if end is not None and end not in tokenizer.encode(within, add_special_tokens=False):
+                found[end] = None
+        return list(found)
 
     def _why(self, ended: ProcessEnded) -> str:
         if ended.status == -signal.SIGPROF:

@@ -74,8 +74,8 @@ def _json_file(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        value = json.loads(_text(file))
-    except ValueError as error:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise StartError(f"{file} cannot be read: {error}") from error
     return value if isinstance(value, dict) else {}
 

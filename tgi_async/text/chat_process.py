@@ -1,5 +1,7 @@
 """The process that renders chat templates: a line of JSON in, a line of JSON out.
 
+A line has the arguments of `Renderer.render`, or `endings` to ask for those of the templates.
+
 A template is a program by strangers, run on text by strangers, and some templates take time that
 grows with the square of the number of messages; a huge power, or a text repeated a billion times,
 is one step of a template.
@@ -19,6 +21,8 @@ MEMORY = 1 << 30
 """Bytes of address space."""
 MAX_CHARACTERS = 1 << 25
 """Of a rendered prompt."""
+MAX_ENDING = 1000
+"""Characters of what a template writes behind an answer, and of what it writes within a turn."""
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
@@ -36,8 +40,12 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 
 def _answer(renderer: Renderer, line: bytes) -> dict[str, Any]:
+    job = json.loads(line)
     try:
-        text = renderer.render(**json.loads(line))
+        if "endings" in job:
+            found = renderer.endings()
+            return {"endings": [[text[:MAX_ENDING] for text in pair] for pair in found]}
+        text = renderer.render(**job)
         if len(text) > MAX_CHARACTERS:
             raise TemplateError(f"the prompt is longer than {MAX_CHARACTERS} characters")
     except ServerError as error:

@@ -16,14 +16,17 @@ from jinja2 import meta
 from tgi_async.errors import TemplateError, ValidationError
 from tgi_async.text.chat_environment import Refused, environment
 from tgi_async.text.chat_forms import Forms, Message, shaped
-
-KNOWN_VARIABLES = frozenset({"enable_thinking", "thinking", "reasoning_effort", "thinking_budget"})
-"""Variables that clients send to any model, whether its template reads them or not."""
+from tgi_async.text.tools.templates import THINKING_VARIABLES
 
 RESERVED_VARIABLES = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
 )
 """Variables that are fields of the request, or made from them."""
+
+_THOUGHT = "Both are small"
+_ANSWER = "The answer is five"
+_CALLED = "look_it_up"
+_CALL = {"id": "call00000", "type": "function", "function": {"name": _CALLED, "arguments": {}}}
 
 
 class Renderer:
@@ -72,6 +75,35 @@ class Renderer:
             return _continue(template, shaped_messages, given).rstrip()
         given["add_generation_prompt"] = add_generation_prompt is not False
         return template.render(shaped_messages, given)
+
+    def endings(self) -> list[tuple[str, str]]:
+        """Return what each template writes behind an answer at the end of a chat.
+
+        The second text is what it writes within a turn: between thoughts and answer, and between
+        answer and calls. A template that does not show the answer is left out.
+        """
+        found: list[tuple[str, str]] = []
+        for template in self._templates.values():
+            plain = self._with_answer(template)
+            _, shown, ending = plain.rpartition(_ANSWER)
+            thought = self._with_answer(template, reasoning=_THOUGHT, reasoning_content=_THOUGHT)
+            called = self._with_answer(template, tool_calls=[_CALL])
+            within = _between(thought, _THOUGHT, _ANSWER) + _between(called, _ANSWER, _CALLED)
+            found += [(ending, within)] if shown else []
+        return found
+
+    def _with_answer(self, template: _Template, **fields: Any) -> str:
+        """A chat whose last turn has these fields too; empty if the template refuses it."""
+        chat: list[Message] = [
+            {"role": "user", "content": "What is two and three?"},
+            {"role": "assistant", "content": _ANSWER, **fields},
+        ]
+        given = {**self._special_tokens, "tools": None, "documents": None}
+        try:
+            shaped_chat = [shaped(message, template.forms) for message in chat]
+            return template.render(shaped_chat, {**given, "add_generation_prompt": False})
+        except TemplateError:
+            return ""
 
     def _choose(
         self,
@@ -122,7 +154,7 @@ class _Template:
 
     def check(self, variables: Mapping[str, Any]) -> None:
         """Refuse variables that would replace others, and those that nothing reads."""
-        allowed = (self._variables | KNOWN_VARIABLES) - self._reserved
+        allowed = (self._variables | THINKING_VARIABLES) - self._reserved
         for name in variables:
             if name in self._reserved:
                 reason = "made by the server from the request's own fields"
@@ -165,6 +197,13 @@ def _continue(
         )
     prompt = rendered[:end]
     return prompt if rendered.startswith(" ", end + len(mark)) else prompt.rstrip()
+
+
+def _between(text: str, first: str, second: str) -> str:
+    """What is between two parts of a text; nothing if it does not have both in this order."""
+    _, _, rest = text.partition(first)
+    between, shown, _ = rest.partition(second)
+    return between if shown else ""
 
 
 def _marked(message: Message, mark: str) -> tuple[Message, str]:

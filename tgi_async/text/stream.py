@@ -114,10 +114,16 @@ class TextStream:
         stop: tuple[str, ...] = (),
         include_stop: bool = True,
         shown: Mapping[int, str] | None = None,
+        least: int = 0,
     ) -> None:
-        """`shown` are special tokens that are part of the text all the same, by their names."""
+        """`shown` are special tokens that are part of the text all the same, by their names.
+
+        A stop sequence that is complete within the first `least` tokens does not end the text.
+        """
         self._detokenizer = Detokenizer(decoder, prompt)
         self._shown = shown or {}
+        self._least = least
+        self._n_pushed = 0
         self._stop = stop
         self._include_stop = include_stop
         self._longest = max(map(len, stop), default=0)
@@ -128,7 +134,12 @@ class TextStream:
 
     def push(self, id: int) -> tuple[str, bool]:
         """The text to emit for this token, and whether a stop sequence ends the generation."""
-        text = self._shown[id] if id in self._shown else self._detokenizer.push(id)
+        self._n_pushed += 1
+        if id in self._shown:
+            # What is left of a character in pieces comes before the mark.
+            text = self._detokenizer.flush() + self._shown[id]
+        else:
+            text = self._detokenizer.push(id)
         if not self._stop or not text:
             return text, False
         return self._scan(text)
@@ -143,19 +154,20 @@ class TextStream:
         return text + held
 
     def _scan(self, text: str) -> tuple[str, bool]:
+        early = self._n_pushed <= self._least
         if self._include_stop:
             window = self._seen + text
             end = min(
                 (at + len(stop) for stop in self._stop if (at := window.find(stop)) >= 0),
                 default=-1,
             )
-            if end >= 0:
+            if end >= 0 and not early:
                 return window[len(self._seen) : end], True
             self._seen = window[-(self._longest - 1) :] if self._longest > 1 else ""
             return text, False
         window = self._held + text
         found = [(at + len(stop), at) for stop in self._stop if (at := window.find(stop)) >= 0]
-        if found:
+        if found and not early:
             # The first to be complete, however the text is cut into tokens.
             self._held = ""
             return window[: min(found)[1]], True
@@ -164,8 +176,9 @@ class TextStream:
         return window[: len(window) - keep], False
 
     def _longest_beginning(self, text: str) -> int:
-        """Length of the longest end of `text` that is the beginning of a stop sequence."""
+        """Length of the longest end of `text` that is the beginning of a stop sequence, not all."""
         for length in range(min(len(text), self._longest - 1), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stop):
+            end = text[-length:]
+            if any(len(stop) > length and stop.startswith(end) for stop in self._stop):
                 return length
         return 0

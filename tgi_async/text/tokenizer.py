@@ -50,19 +50,20 @@ class Tokenizer:
         """Special tokens that it puts around a text."""
         self.special_tokens = dict(special_tokens or {})
         self.vocab_size: int = inner.get_vocab_size(with_added_tokens=True)
-        self._special_texts: dict[int, str] = {
+        self.special_texts: dict[int, str] = {
             id: added.content
             for id, added in inner.get_added_tokens_decoder().items()
             if added.special
         }
-        self.special_ids = frozenset(self._special_texts)
-        self._special_by_text = {text: id for id, text in self._special_texts.items()}
+        """The names of the special tokens."""
+        self.special_ids = frozenset(self.special_texts)
+        self._special_by_text = {text: id for id, text in self.special_texts.items()}
         self._texts: dict[int, str] = {}
         """Of single tokens that were decoded: every streamed token asks for the last one's."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """Read `tokenizer.json`, and the special tokens' names from `tokenizer_config.json`.
+        """Read `tokenizer.json`, and the special tokens' names from the files beside it.
 
         Raises:
             StartError: `tokenizer.json` is missing or cannot be read.
@@ -77,7 +78,10 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises bare Exception
             raise StartError(f"The tokenizer in {file} cannot be read: {error}") from error
-        return cls(inner, special_tokens_of(read_config(folder)))
+        config = read_config(folder)
+        if "added_tokens_decoder" not in config:  # as in transformers
+            config |= read_config(folder, "special_tokens_map.json")
+        return cls(inner, special_tokens_of(config))
 
     @property
     def bos_token(self) -> str | None:
@@ -129,8 +133,12 @@ class Tokenizer:
 
     def token_text(self, id: int) -> str:
         """Text of one token taken alone; a special token's name; empty for an unknown id."""
-        special = self._special_texts.get(id)
+        special = self.special_texts.get(id)
         return self.decode([id]) if special is None else special
+
+    def entry(self, id: int) -> str:
+        """The vocabulary's own text of a token, such as `Ġthe`; empty for an unknown id."""
+        return self._inner.id_to_token(id) or ""
 
     def is_special(self, id: int) -> bool:
         """Whether this token is a mark and not text."""
@@ -139,6 +147,19 @@ class Tokenizer:
     def special_id(self, name: str) -> int | None:
         """The special token of this name, if there is one."""
         return self._special_by_text.get(name)
+
+    def mark_at_start(self, text: str) -> int | None:
+        """Return the special token that `text` begins with, white space aside, if it does."""
+        try:
+            ids = self.encode(text, add_special_tokens=False)
+        except ValidationError:
+            return None
+        for id in ids:
+            if self.is_special(id):
+                return id
+            if self.decode([id]).strip():
+                return None
+        return None
 
 
 def _refused(text: str, error: Exception) -> ValidationError:
@@ -157,17 +178,17 @@ def _fault_of(text: str) -> str | None:
     return None
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`tokenizer_config.json`, or nothing where there is none.
+def read_config(folder: Path, name: str = "tokenizer_config.json") -> dict[str, Any]:
+    """The JSON object in this file, or nothing where there is none.
 
     Raises:
         StartError: it is there and cannot be read.
     """
-    file = folder / "tokenizer_config.json"
+    file = folder / name
     if not file.is_file():
         return {}
     try:
-        config = json.loads(file.read_text("utf-8"))
+        config = json.loads(file.read_bytes())
     except ValueError as error:
         raise StartError(f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict):
@@ -176,9 +197,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def special_tokens_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Special tokens by name; a configuration has each as a text or as an added token's fields."""
+    """Special tokens by name; a configuration has each as a text or as an added token's fields.
+
+    Some models have further ones, which are named alike.
+    """
     found: dict[str, str] = {}
-    for name in SPECIAL_TOKEN_NAMES:
+    further = [name for name in config if name.endswith("_token")]
+    for name in dict.fromkeys((*SPECIAL_TOKEN_NAMES, *further)):
         value = config.get(name)
         if isinstance(value, dict):
             value = value.get("content")

@@ -23,8 +23,16 @@ Id = Annotated[int, Meta(ge=0, lt=2**31)]
 Count = Annotated[int, Meta(ge=0, lt=2**31)]
 Seed = Annotated[int, Meta(ge=0)]
 """Unsigned 64 bits, which is all that MessagePack can carry."""
-MAX_BIASES = 300
-"""Most tokens that one request may bias, as at OpenAI."""
+MAX_BIASES = 1024
+"""Most tokens that one request may bias."""
+MAX_END_IDS = 1024
+"""Most tokens that end one request's text: the model's own, and those that the request names."""
+MAX_BANS = 1024
+"""Most sequences of tokens that one request may ban."""
+MAX_BAN_LENGTH = 64
+"""Most tokens of each."""
+
+Ban = Annotated[list[Id], Meta(min_length=1, max_length=MAX_BAN_LENGTH)]
 
 
 class Frame(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -65,6 +73,12 @@ class Sampling(Frame, frozen=True):
     biases: Annotated[list[float], Meta(max_length=MAX_BIASES)] = []
     model_logprobs: bool = False
     """Report log-probabilities as the model gave them, not those of the processed distribution."""
+    min_tokens: Count = 0
+    """Tokens that the output has before any of `end_ids` is sampled."""
+    end_ids: Annotated[list[Id], Meta(max_length=MAX_END_IDS)] = []
+    banned: Annotated[list[Ban], Meta(max_length=MAX_BANS)] = []
+    """Sequences of tokens that the output does not have: the last token of one is not sampled
+    behind the others."""
 
 
 class Constraint(Frame, frozen=True):
@@ -147,6 +161,9 @@ class Start(Frame, frozen=True, tag="start"):
     meeting_place: str = ""
     """Where several ranks find each other: `file:///path` of a file that is not there yet, or
     `tcp://host:port` of rank 0."""
+    stop_token_ids: list[Id] = []
+    """Tokens by which a text under a grammar may end, besides those that the model's files name:
+    the end that the chat template writes."""
 
 
 class Step(Frame, frozen=True, tag="step"):
@@ -183,6 +200,7 @@ class Ready(Frame, frozen=True, tag="ready"):
     """Most prefill tokens in a step: what was asked for, or what suits the device."""
     device: str
     eos_token_ids: list[Id]
+    """Those that end every text: all that the model's files name."""
     vocab_size: Count
     kv_cache_bytes: Annotated[int, Meta(ge=0)]
     weight_bytes: Annotated[int, Meta(ge=0)]
@@ -221,6 +239,8 @@ class PromptLogprobs(Frame, frozen=True):
     logprobs: list[float]
     top: list[list[TopToken]] = []
     """The likeliest tokens at each of these positions, best first; empty if none are wanted."""
+    ranks: list[Count] = []
+    """How many tokens are at least as likely at each position as the one that is there."""
 
 
 class RowError(Frame, frozen=True):

@@ -9,7 +9,8 @@ at the matcher's state only, so the way from a later state of a walk is the rest
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,20 @@ MOST_LOOKS = 1000
 Mask = NDArray[np.int32]
 
 
+class Hints(NamedTuple):
+    """What a grammar says that no matcher shows."""
+
+    endings: Sequence[list[int]] = ()
+    """Tokens that end something wherever they are allowed."""
+    literals: Sequence[list[int]] = ()
+    """Tokens that may end something; on one way they are tried once."""
+    avoided: Mask | None = None
+    """Tokens that may begin something, in the midst of a text that is complete."""
+
+
+NO_HINTS = Hints()
+
+
 class Looks:
     """How many a walk has left."""
 
@@ -54,6 +69,7 @@ class Completer:
     def __init__(self, texts: Sequence[str], end_ids: Sequence[int]) -> None:
         """`texts`: what each token id adds to a text; empty for special tokens."""
         self._end_ids = frozenset(end_ids)
+        self._texts = texts
         self._n_words = -(-len(texts) // 32)
         known = [(text, i) for i, text in enumerate(texts) if text]
         unclear = np.zeros(32 * self._n_words, np.bool_)
@@ -84,19 +100,18 @@ class Completer:
         matcher: Matcher,
         most: int,
         mask: Mask,
-        endings: Sequence[list[int]] = (),
+        hints: Hints = NO_HINTS,
         enough: int = 0,
     ) -> list[int] | None:
         """The tokens of a short completion, at most `most`; None if none was found.
 
-        One of `enough` tokens will do. `mask` is room to work in. `endings` are tokens that end
-        something where they are allowed.
+        One of `enough` tokens will do. `mask` is room to work in.
         """
         found: list[int] | None = None
         most = min(most, MOST)
         for pick in (self._longest, self._least_or_longest):
             try:
-                way = self._walk(matcher, most, pick, mask, endings)
+                way = self._walk(matcher, most, pick, mask, hints)
             except GrammarError:  # a limit of the engine, on a way that nobody has to go
                 continue
             if way is not None:
@@ -105,13 +120,15 @@ class Completer:
                     break
         return found
 
-    def may_go_on(self, matcher: Matcher, mask: Mask) -> bool:
+    def may_go_on(self, matcher: Matcher, mask: Mask, hints: Hints = NO_HINTS) -> bool:
         """Whether a complete text seems to stay complete whatever whole characters come next.
 
-        It is asked of some of the tokens that may. `mask` is room to work in.
+        It is asked of some of the tokens that may, but for those to be avoided. `mask` is room to
+        work in.
         """
         try:
             matcher.fill(mask)
+            self.keep_whole(mask, hints)
             tried = np.concatenate(
                 [_allowed(ids, mask)[:N_TRIED] for ids in (self._single, self._long, self._closers)]
             )
@@ -124,14 +141,24 @@ class Completer:
             return False
         return True
 
-    def keep_whole(self, mask: Mask) -> None:
-        """Leave out of a mask what would leave a character in pieces."""
+    def keep_whole(self, mask: Mask, hints: Hints = NO_HINTS) -> None:
+        """Leave out of a mask what would leave a character, or what it begins, in pieces."""
         mask[: self._n_words] &= ~self._unclear
+        if hints.avoided is not None:
+            mask[: self._n_words] &= ~hints.avoided
+
+    def with_letters(self, letters: Iterable[str]) -> Mask:
+        """The tokens whose texts have any of these letters."""
+        found = np.zeros(32 * self._n_words, np.bool_)
+        for letter in letters:
+            found[[i for i, text in enumerate(self._texts) if letter in text]] = True
+        return np.packbits(found, bitorder="little").view(np.int32)
 
     def _walk(
-        self, start: Matcher, most: int, pick: Pick, mask: Mask, endings: Sequence[list[int]]
+        self, start: Matcher, most: int, pick: Pick, mask: Mask, hints: Hints
     ) -> list[int] | None:
         matcher = start.copy()
+        hints = hints._replace(literals=list(hints.literals))
         way: list[int] = []
         looks = Looks()
         while not matcher.complete:
@@ -139,7 +166,7 @@ class Completer:
             if tokens:
                 matcher.advance(tokens)
             else:
-                matcher, tokens = self._step(matcher, pick, mask, endings, looks)
+                matcher, tokens = self._step(matcher, pick, mask, hints, looks)
             if not tokens or len(way) + len(tokens) > most or looks.left <= 0:
                 return None
             way += tokens
@@ -150,23 +177,25 @@ class Completer:
         matcher: Matcher,
         pick: Pick,
         mask: Mask,
-        endings: Sequence[list[int]],
+        hints: Hints,
         looks: Looks,
     ) -> tuple[Matcher, list[int]]:
         matcher.fill(mask)
-        for ending in endings:
-            after = matcher.copy()
-            try:
-                after.advance(ending)
-            except GrammarError:
-                continue
-            behind = np.zeros_like(mask)
-            after.fill(behind)
-            if not np.array_equal(mask, behind):  # else it is content, as in a JSON string
-                return after, ending
+        for ending in hints.endings:
+            if (after := _after(matcher, ending)) is not None:
+                behind = np.zeros_like(mask)
+                after.fill(behind)
+                if not np.array_equal(mask, behind):  # else it is content, as in a JSON string
+                    return after, ending
         closers = self._content_closers if self._in_content(mask) else self._closers
         picked = _first(closers, mask)
-        picked = pick(matcher, mask, looks) if picked is None else picked
+        if picked is None:
+            for place, literal in enumerate(hints.literals):
+                possible = _allowed(np.asarray(literal[:1], np.int64), mask).size
+                if possible and (after := _after(matcher, literal)) is not None:
+                    del hints.literals[place]  # type: ignore[attr-defined]  # a walk's own list
+                    return after, literal
+            picked = pick(matcher, mask, looks)
         if picked is None:
             return matcher, []
         matcher.advance([picked])
@@ -239,6 +268,16 @@ class Completer:
         line, bit = np.nonzero(bits)
         ids = [int(one) for one in words[line] * 32 + bit]
         return [one for one in ids if one not in self._end_ids][:N_TRIED]
+
+
+def _after(matcher: Matcher, tokens: list[int]) -> Matcher | None:
+    """Where these tokens lead to, if they are allowed."""
+    after = matcher.copy()
+    try:
+        after.advance(tokens)
+    except GrammarError:
+        return None
+    return after
 
 
 def _allowed(ids: NDArray[np.int64], mask: Mask) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tgi_async.grammar.grammar import (
     Choice,
+    ContextFree,
     Grammar,
     Json,
     Prose,
@@ -21,6 +22,8 @@ from tgi_async.grammar.grammar import (
     Repeat,
     Sequence,
     Special,
+    Tag,
+    Tagged,
     Text,
 )
 
@@ -51,6 +54,12 @@ def openings(grammar: Grammar) -> Iterator[str]:
     elif isinstance(grammar, Repeat):
         yield grammar.separator + _least(grammar.part)
         yield from openings(grammar.part)
+    elif isinstance(grammar, ContextFree):
+        yield max(grammar.literals, key=len, default="")
+    elif isinstance(grammar, Tagged):
+        for tag in grammar.tags:
+            yield _tag(tag)
+            yield from openings(tag.content)
 
 
 def _least(grammar: Grammar) -> str:
@@ -69,7 +78,15 @@ def _least(grammar: Grammar) -> str:
         return "".join(map(_least, grammar.parts))
     if isinstance(grammar, Choice):
         return min(map(_least, grammar.options), key=len)
-    return grammar.separator.join([_least(grammar.part)] * grammar.least)[:MOST]
+    if isinstance(grammar, Repeat):
+        return grammar.separator.join([_least(grammar.part)] * grammar.least)[:MOST]
+    if isinstance(grammar, Tagged):
+        return min(map(_tag, grammar.tags), key=len) if grammar.begins else ""
+    return ""  # nothing is known of a client's own grammar
+
+
+def _tag(tag: Tag) -> str:
+    return tag.begin + _least(tag.content) + tag.end
 
 
 class _Schema:

@@ -56,7 +56,7 @@ class Progress:
         compiled = vocabulary.compiled(self._constraint.grammar)
         self._matcher: Matcher = compiled.matcher()
         self._growth = LEAST_GROWTH + compiled.growth
-        self._endings = compiled.endings
+        self._hints = compiled.hints
         way = self._due(compiled.shortest(self._left, self._left - self._growth - 1, self.mask))
         if output:
             self.advance(output)
@@ -95,7 +95,7 @@ class Progress:
         else:
             self._matcher.fill(self.mask)
             if self._keeps_whole:
-                self._vocabulary.completer.keep_whole(self.mask)
+                self._vocabulary.completer.keep_whole(self.mask, self._hints)
 
     def _force(self, tokens: list[int]) -> None:
         ends = tokens[0] in self._vocabulary.end_ids
@@ -111,7 +111,7 @@ class Progress:
     def _shortest(self) -> list[int] | None:
         completer = self._vocabulary.completer
         enough = self._left - self._growth - 1
-        return completer.shortest(self._matcher, self._left, self.mask, self._endings, enough)
+        return completer.shortest(self._matcher, self._left, self.mask, self._hints, enough)
 
     def _due(self, way: list[int] | None) -> list[int] | None:
         """A completion, if it must be taken now, lest there is no room for any.
@@ -132,5 +132,5 @@ class Progress:
         if spare > 0:
             return None
         completer = self._vocabulary.completer
-        self._keeps_whole = not way and completer.may_go_on(self._matcher, self.mask)
+        self._keeps_whole = not way and completer.may_go_on(self._matcher, self.mask, self._hints)
         return None if self._keeps_whole else way

@@ -11,11 +11,14 @@ from tokenizers import Tokenizer
 
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
-from workers.constraints.completion import Completer, Mask
+from workers.constraints.completion import Completer, Hints, Mask
 from workers.constraints.growth import openings
 from workers.grammar import engines
 from workers.grammar.engine import GrammarError, Matcher
 
+OPENERS = frozenset("([{<")
+MOST_LITERALS = 64
+"""Of a client's grammar, that are tried on the way to the end of a text."""
 MOST_KEPT = 64
 """Grammars whose compiled form is kept for the next row that follows one."""
 
@@ -30,8 +33,13 @@ class Compiled:
         self._matcher = vocabulary.engine.matcher(grammar)
         self.growth = max((len(vocabulary.tokens(text)) for text in openings(grammar)), default=0)
         """Tokens that one token may add to what completes a text."""
-        self.endings = [vocabulary.tokens(text) for text in untils(grammar)]
-        """Tokens that end prose."""
+        ends = {tag.trigger[-1:] for tag in tags(grammar)}
+        self.hints = Hints(
+            endings=[vocabulary.tokens(text) for text in untils(grammar)],
+            literals=[vocabulary.tokens(text) for text in literals(grammar)],
+            # A trigger is complete only with its last letter.
+            avoided=self._completer.with_letters(ends) if ends else None,
+        )
         self._ways: dict[int, list[int] | None] = {}
         """The completions that were found, by how many tokens they were allowed."""
         self._lock = threading.Lock()
@@ -48,7 +56,7 @@ class Compiled:
                 if len(self._ways) >= MOST_KEPT:
                     self._ways.clear()
                 self._ways[most] = self._completer.shortest(
-                    self._matcher, most, mask, self.endings, enough
+                    self._matcher, most, mask, self.hints, enough
                 )
             return self._ways[most]
 
@@ -99,13 +107,39 @@ class Vocabulary:
 
 def untils(grammar: Grammar) -> Iterator[str]:
     """What ends the prose in a grammar."""
-    if isinstance(grammar, terms.Prose):
-        yield grammar.until
-    elif isinstance(grammar, terms.Sequence):
-        for part in grammar.parts:
-            yield from untils(part)
-    elif isinstance(grammar, terms.Choice):
-        for option in grammar.options:
-            yield from untils(option)
-    elif isinstance(grammar, terms.Repeat):
-        yield from untils(grammar.part)
+    return (part.until for part in parts(grammar) if isinstance(part, terms.Prose))
+
+
+def literals(grammar: Grammar) -> list[str]:
+    """Texts in what clients wrote that end something, or lead on to it; the shortest first."""
+    found = {
+        text
+        for part in parts(grammar)
+        if isinstance(part, terms.ContextFree)
+        for text in part.literals
+        if not OPENERS.intersection(text)
+    }
+    found |= {tag.end for tag in tags(grammar) if tag.end}
+    return sorted(found, key=lambda text: (len(text), text))[:MOST_LITERALS]
+
+
+def tags(grammar: Grammar) -> Iterator[terms.Tag]:
+    """Those of tagged texts in a grammar."""
+    for part in parts(grammar):
+        if isinstance(part, terms.Tagged):
+            yield from part.tags
+
+
+def parts(grammar: Grammar) -> Iterator[Grammar]:
+    """A grammar and all that it is made of."""
+    yield grammar
+    inner: list[Grammar] = []
+    match grammar:
+        case terms.Sequence(inner) | terms.Choice(inner):
+            pass
+        case terms.Repeat(part):
+            inner = [part]
+        case terms.Tagged(tags):
+            inner = [tag.content for tag in tags]
+    for part in inner:
+        yield from parts(part)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from llguidance import regex_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
@@ -30,8 +31,14 @@ ASCII_CLASSES = "dws"
 r"""`\d`, `\w` and `\s` of a regular expression are ASCII's, as in TGI."""
 
 
+ANY_TEXT = "/(?s:.*)/"
+
+
 def lark_of(grammar: Grammar, token_id: Callable[[str], int | None]) -> str:
-    """`token_id` gives the special token of a name. Raises GrammarError."""
+    """The grammar in Lark or, where a client's own is a part of it, several in JSON.
+
+    `token_id` gives the special token of a name. Raises GrammarError.
+    """
     return _Rules(token_id).of(grammar)
 
 
@@ -41,10 +48,15 @@ class _Rules:
     def __init__(self, token_id: Callable[[str], int | None]) -> None:
         self._token_id = token_id
         self._rules: list[str] = []
+        self._others: list[dict[str, str]] = []
+        """Grammars that clients wrote, each with names of its own."""
 
     def of(self, grammar: Grammar) -> str:
         start = self._body(grammar)
-        return "\n".join([f"start: {start}", *self._rules])
+        whole = "\n".join([f"start: {start}", *self._rules])
+        if not self._others:
+            return whole
+        return json.dumps({"grammars": [{"lark_grammar": whole}, *self._others]})
 
     def _rule(self, body: str, options: str = "") -> str:
         name = f"r{len(self._rules)}"
@@ -71,6 +83,12 @@ class _Rules:
                 return self._rule(" | ".join(self._part(option) for option in options))
             case terms.Repeat():
                 return self._repeat(term)
+            case terms.ContextFree():
+                name = f"client{len(self._others)}"
+                self._others.append({"name": name, "lark_grammar": _client_lark(term)})
+                return f"@{name}"
+            case terms.Tagged():
+                return self._tagged(term)
 
     def _part(self, term: Grammar) -> str:
         body = self._body(term)
@@ -79,7 +97,7 @@ class _Rules:
     def _prose(self, term: terms.Prose) -> str:
         if not term.until:
             raise GrammarError("prose needs a text that ends it")
-        body = _beginning_with(term.begin) if term.begin else "/(?s:.*)/"
+        body = _beginning_with(term.begin) if term.begin else ANY_TEXT
         if term.unlike:
             name = f"T{len(self._rules)}"
             self._rules.append(f"{name}: {body} & ~{_beginning_with(term.unlike)}")
@@ -99,6 +117,42 @@ class _Rules:
         bounds = f"{max(least - 1, 0)},{'' if most is None else most - 1}"
         some = self._rule(f"{part} {further}{{{bounds}}}")
         return some if least else self._rule(f"{some}?")
+
+    def _tagged(self, term: terms.Tagged) -> str:
+        if not term.tags:
+            raise GrammarError("a tagged text needs a tag")
+        rests = [self._rest(tag) for tag in term.tags]
+
+        def options(begun: list[str]) -> str:
+            return self._rule(" | ".join(map(" ".join, zip(begun, rests, strict=True))))
+
+        first = options([self._literal(tag.trigger) for tag in term.tags]) if term.begins else ""
+        if term.begins and term.ends:
+            return first
+        further = options([self._behind_text(tag.trigger) for tag in term.tags])
+        tail = self._rule(ANY_TEXT)
+        if term.ends:
+            return self._rule(f"{further} | {tail}")
+        return self._rule(f"{first} {further}* {tail}")
+
+    def _rest(self, tag: terms.Tag) -> str:
+        """A tag behind its trigger."""
+        if not tag.trigger or not tag.begin.startswith(tag.trigger):
+            raise GrammarError(f"a tag must begin with its trigger. Given: {tag.begin[:40]!r}")
+        begin = self._literal(tag.begin.removeprefix(tag.trigger))
+        return self._rule(f"{begin} {self._part(tag.content)} {self._literal(tag.end)}")
+
+    def _behind_text(self, trigger: str) -> str:
+        """Any text up to the first trigger."""
+        found = self._token_id(trigger)
+        if found is not None:
+            return f"{ANY_TEXT} <[{found}]>"
+        return self._rule(ANY_TEXT, f"[suffix={json.dumps(trigger)}]")
+
+    def _literal(self, text: str) -> str:
+        """A text that may be a special token's name, and then is that token."""
+        found = self._token_id(text) if text else None
+        return json.dumps(text) if found is None else f"<[{found}]>"
 
     def _special(self, token: str) -> str:
         found = self._token_id(token)
@@ -122,6 +176,15 @@ def _styled(schema: Any) -> dict[str, Any]:
     if schema is False:
         raise GrammarError("no value can satisfy the schema")
     return {"x-guidance": JSON_STYLE} | ({} if schema is True else schema)
+
+
+def _client_lark(term: terms.ContextFree) -> str:
+    if not term.is_ebnf:
+        return term.grammar
+    try:
+        return str(gbnf_to_lark(term.grammar))
+    except Exception as error:  # the package raises bare ones too
+        raise GrammarError(f"the EBNF cannot be read: {error}") from error
 
 
 def _regex(pattern: str) -> str:

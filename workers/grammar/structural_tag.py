@@ -17,6 +17,8 @@ from tgi_async.grammar.grammar import Grammar
 from workers.grammar.engine import GrammarError
 from workers.grammar.xgrammar_schema import adapted, checked
 
+READS_LARK = hasattr(xgrammar.Grammar, "from_lark")
+"""Versions from 0.2.9 on."""
 MOST_TIMES = 10_000
 """Of a repetition."""
 ANY_TEXT = "(?s:.*)"
@@ -61,6 +63,30 @@ def _format(term: Grammar, token_id: Callable[[str], int | None]) -> dict[str, A
             return {"type": "or", "elements": [_format(option, token_id) for option in options]}
         case terms.Repeat():
             return _repeat(term, token_id)
+        case terms.ContextFree(grammar):
+            if term.is_ebnf:
+                return {"type": "grammar", "grammar": grammar}
+            if not READS_LARK:
+                raise GrammarError(
+                    "it is in Lark, and this version of xgrammar reads EBNF (`root ::= ...`)"
+                )
+            return {"type": "grammar", "grammar": grammar, "syntax": "lark"}
+        case terms.Tagged(tags):
+            return {
+                "type": "triggered_tags",
+                "triggers": sorted({tag.trigger for tag in tags}),
+                "tags": [
+                    {
+                        "type": "tag",
+                        "begin": tag.begin,
+                        "content": _format(tag.content, token_id),
+                        "end": tag.end,
+                    }
+                    for tag in tags
+                ],
+                "at_least_one": term.begins,
+                "stop_after_first": term.ends,
+            }
 
 
 def _any_text(unlike: str) -> dict[str, Any]:

@@ -86,6 +86,11 @@ def _normal(grammar: Grammar) -> Grammar:
             return terms.Choice([_normal(option) for option in options])
         case terms.Repeat(part):
             return msgspec.structs.replace(grammar, part=_normal(part))
+        case terms.Tagged(tags):
+            normal_tags = [
+                msgspec.structs.replace(tag, content=_normal(tag.content)) for tag in tags
+            ]
+            return msgspec.structs.replace(grammar, tags=normal_tags)
     return grammar
 
 

@@ -16,6 +16,8 @@ UNKNOWN = frozenset({"allOf", "patternProperties"})
 """Of the keywords that `schema.emit` writes."""
 ON_STRINGS = ("pattern", "format", "enum", "minLength")
 """Of these it follows the first that it finds; a length counts as one."""
+ASCII_SPACES = {r"\s": r" \t\n\r\f\v", r"\S": r"\x00-\x08\x0e-\x1f!-\u{10ffff}"}
+"""What stands in a class for them."""
 
 
 def adapted(schema: Any, pointer: str = "#") -> Any:
@@ -96,6 +98,7 @@ def _adapt_objects(schema: dict[str, Any], written: dict[str, Any], pointer: str
 def _whole(pattern: str, pointer: str) -> str:
     """xgrammar wants a pattern of the whole string; JSON Schema's may match in the middle."""
     checked(pattern)
+    pattern = _ascii_spaces(pattern)
     begins, ends = pattern.startswith("^"), _ends(pattern)
     inner = pattern[begins : len(pattern) - ends]
     if begins + ends and _has_choice(inner):
@@ -151,6 +154,28 @@ def checked(pattern: str) -> str:
             raise GrammarError(f"`{letter}` inside a regular expression is not supported")
         elif letter == "(" and pattern[place + 1 : place + 3] in ("?=", "?!", "?<"):
             raise GrammarError("looking around is not supported in a regular expression")
+    return _ascii_spaces("".join(written))
+
+
+def _ascii_spaces(pattern: str) -> str:
+    """Write the classes `\\s` and `\\S` out, as those of ASCII.
+
+    Which spaces beyond ASCII they hold depends on the version: one in 0.2.8, nineteen in 0.2.9.
+    """
+    classes = {place for place, letter in _outside(pattern) if letter == "["}
+    written: list[str] = []
+    place, in_class = 0, False
+    while place < len(pattern):
+        letter, pair = pattern[place], pattern[place : place + 2]
+        if pair in ASCII_SPACES:
+            inside = ASCII_SPACES[pair]
+            written.append(inside if in_class else f"[{inside}]")
+        elif letter == "\\":
+            written.append(pair)
+        else:
+            in_class = place in classes or (in_class and letter != "]")
+            written.append(letter)
+        place += 2 if letter == "\\" else 1
     return "".join(written)
 
 

@@ -15,10 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from workers.models.folder import INDEX
+from workers.models.weight_files import LENGTH_BYTES, SINGLE, safetensors_files
 
-SINGLE = "model.safetensors"
-LENGTH_BYTES = 8
 MAP_NORESERVE = 0x4000
 """Of Linux; the module `mmap` has no name for it before Python 3.13."""
 
@@ -60,14 +58,8 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self._maps: list[mmap.mmap] = []
         self._entries: dict[str, _Entry] = {}
-        index = _index(folder)
-        for file in _files(folder, index):
+        for file in _files(folder):
             self._add(file)
-        lost = sorted(set(index) - set(self._entries))
-        if lost:
-            raise BrokenCheckpoint(
-                f"{INDEX} names {_some(lost)}, which {folder / index[lost[0]]} does not hold"
-            )
 
     @property
     def names(self) -> Iterable[str]:
@@ -133,28 +125,14 @@ class Checkpoint:
         self._entries |= entries
 
 
-def _index(folder: Path) -> dict[str, str]:
-    """The file of each tensor, where the folder says."""
-    path = folder / INDEX
-    if not path.exists():
-        return {}
+def _files(folder: Path) -> list[Path]:
     try:
-        found: dict[str, str] = json.loads(path.read_text())["weight_map"]
-        if not all(isinstance(one, str) for one in found.values()):
-            raise TypeError("a file's name is not text")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BrokenCheckpoint(
-            f"{path} is damaged ({type(error).__name__}: {error}): get it again"
-        ) from error
-    return found
-
-
-def _files(folder: Path, index: dict[str, str]) -> list[Path]:
-    if index:
-        return [folder / name for name in sorted(set(index.values()))]
-    if (folder / SINGLE).exists():
-        return [folder / SINGLE]
-    raise BrokenCheckpoint(f"{folder} has neither {SINGLE} nor {INDEX}")
+        names = safetensors_files(folder)
+    except ValueError as error:
+        raise BrokenCheckpoint(f"{folder} has no whole model: {error}") from error
+    if not names:
+        raise BrokenCheckpoint(f"{folder} has no {SINGLE}, and no shards of it")
+    return [folder / name for name in names]
 
 
 def _entry(file: int, begin: int, found: dict[str, Any]) -> _Entry:
@@ -166,8 +144,3 @@ def _entry(file: int, begin: int, found: dict[str, Any]) -> _Entry:
     if start < 0 or any(n < 0 for n in shape) or end - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{list(shape)} of {dtype} do not take bytes {start} to {end}")
     return _Entry(file, dtype, shape, begin + start)
-
-
-def _some(names: list[str]) -> str:
-    """For a message: the first of them, and how many more there are."""
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

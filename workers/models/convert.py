@@ -6,33 +6,42 @@ and beside them the files that were made.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.models.cache import build_once
-from workers.models.folder import INDEX, PICKLED, Lacks, ModelFolder
+from workers.models.convert_tokenizer import WARNING, add_special_tokens, convert_tokenizer
+from workers.models.folder import Lacks, ModelFolder
 from workers.models.progress import say, track
+from workers.models.weight_files import INDEX, PICKLED, pickled_files
 
 if TYPE_CHECKING:
     import torch
 
-CONVERSION = 1
+CONVERSION = 2
 """Raise when what is written here changes, so that an older result is not used."""
 
 
 def completed_name(folder: ModelFolder, lacks: Lacks) -> str:
     """The name in the cache of what `complete` makes. Changes with any file of the original."""
-    files = sorted(
-        (entry.name, entry.stat().st_size, entry.stat().st_mtime_ns)
-        for entry in folder.path.iterdir()
-    )
-    described = repr((CONVERSION, str(folder.path), lacks, files))
+    # Each version of transformers reads older forms of tokenizers in its own way.
+    version = metadata.version("transformers") if lacks.tokenizer_json else ""
+    described = repr((CONVERSION, version, str(folder.path), lacks, _files(folder.path)))
+    digest = hashlib.sha256(described.encode()).hexdigest()[:16]
     label = re.sub(r"[^A-Za-z0-9.]+", "-", folder.model_id).strip("-.")[-60:]
-    return f"{label}-{hashlib.sha256(described.encode()).hexdigest()[:16]}"
+    return f"{label}-{digest}"
+
+
+def _files(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each entry; not of links that lead nowhere."""
+    found = [(entry.name, entry.stat()) for entry in path.iterdir() if entry.exists()]
+    return sorted((name, status.st_size, status.st_mtime_ns) for name, status in found)
 
 
 def complete(folder: ModelFolder, lacks: Lacks, *, trust_remote_code: bool) -> Path:
@@ -42,36 +51,28 @@ def complete(folder: ModelFolder, lacks: Lacks, *, trust_remote_code: bool) -> P
     """
 
     def build(made: Path) -> None:
-        for entry in folder.path.iterdir():
-            if not PICKLED.fullmatch(entry.name):
-                (made / entry.name).symlink_to(entry.resolve())
+        for name, _, _ in _files(folder.path):
+            if name in lacks.plain_json:
+                text = (folder.path / name).read_bytes().removeprefix(codecs.BOM_UTF8)
+                (made / name).write_bytes(text)
+            elif not PICKLED.fullmatch(name):
+                (made / name).symlink_to((folder.path / name).resolve())
         if lacks.tokenizer_json:
-            _convert_tokenizer(folder, made, trust_remote_code=trust_remote_code)
+            convert_tokenizer(folder, made, trust_remote_code=trust_remote_code)
+        elif lacks.special_tokens:
+            add_special_tokens(folder, made)
         if lacks.safetensors:
             _convert_weights(folder, made)
 
-    return build_once(completed_name(folder, lacks), build)
-
-
-def _convert_tokenizer(folder: ModelFolder, made: Path, *, trust_remote_code: bool) -> None:
-    from transformers import AutoTokenizer
-
-    say(f"Converting the tokenizer of {folder.model_id} to tokenizer.json, once")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder.path, trust_remote_code=trust_remote_code, local_files_only=True
-        )
-        tokenizer.backend_tokenizer.save(str(made / "tokenizer.json"))
-    except Exception as error:
-        # Each kind of tokenizer fails in its own way, and so does the code of a model.
-        raise folder.problem(
-            f"it has no tokenizer.json, and transformers cannot make one: {error}"
-        ) from error
+    made = build_once(completed_name(folder, lacks), build)
+    if (made / WARNING).is_file():
+        say((made / WARNING).read_text())
+    return made
 
 
 def _convert_weights(folder: ModelFolder, made: Path) -> None:
     """Pickled weights to safetensors, file by file, in their own dtype."""
-    names = sorted(name for name in folder.files if PICKLED.fullmatch(name))
+    names = pickled_files(folder.path)
     weight_map: dict[str, str] = {}
     total = 0
     for name in track(names, len(names), f"Converting the weights of {folder.model_id}"):
@@ -82,6 +83,7 @@ def _convert_weights(folder: ModelFolder, made: Path) -> None:
         total += sum(tensor.nbytes for tensor in tensors.values())
     if len(names) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (made / INDEX).unlink(missing_ok=True)  # a link to one of other files
         (made / INDEX).write_text(json.dumps(index, indent=2))
 
 
@@ -99,8 +101,13 @@ def _load_pickled(folder: ModelFolder, name: str) -> dict[str, torch.Tensor]:
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Raises OSError where it cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file(tensors, path, metadata={"format": "pt"})
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, GenerationConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from workers.models import rope
+from workers.models.eos import eos_token_ids
 
 ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Kinds of layers whose only state is keys and values, each seen by position alone."""
@@ -62,6 +64,8 @@ def read_config(path: Path, trust_remote_code: bool, scaling: rope.Scaling | Non
         raise Unsupported(
             f"transformers {transformers.__version__} does not know this model: {error}"
         ) from error
+    except StrictDataclassError as error:
+        raise Unsupported(f"its config.json has a value of the wrong kind: {error}") from error
     kind = config.model_type
     if config.is_encoder_decoder:
         raise Unsupported(
@@ -94,18 +98,14 @@ def read_config(path: Path, trust_remote_code: bool, scaling: rope.Scaling | Non
 
 
 def shape_of(path: Path, config: Any) -> Shape:
-    """As far as the config's names tell: the transformers path asks the model itself. Reads
-    generation_config.json too, where there is one."""
+    """As far as the config's names tell: the transformers path asks the model itself.
+
+    Raises Unsupported, and ValueError for a file of the folder that cannot be read.
+    """
     text = copy(config.get_text_config())
     # Of a family whose layers differ, what most of them have.
     text.allow_global_per_layer_attribute_access = True
     heads = _first(text, "num_attention_heads", "n_head", "n_heads", "num_heads")
-    try:
-        generation = GenerationConfig.from_pretrained(path, local_files_only=True)
-        eos = generation.eos_token_id
-    except OSError:
-        eos = None
-    eos = text.eos_token_id if eos is None else eos
     hidden = _first(text, "hidden_size", "d_model", "n_embd")
     return Shape(
         n_layers=_first(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
@@ -114,7 +114,7 @@ def shape_of(path: Path, config: Any) -> Shape:
         head_dim=getattr(text, "head_dim", None) or hidden // heads,
         vocab_size=text.vocab_size,
         max_total_tokens=rope.limits_of(config).exact,
-        eos_token_ids=[] if eos is None else [eos] if isinstance(eos, int) else list(eos),
+        eos_token_ids=eos_token_ids(path, config),
     )
 
 

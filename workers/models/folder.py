@@ -1,26 +1,26 @@
-"""What makes a folder a model that can be served: a config, safetensors weights, a tokenizer."""
+"""What makes a folder a model that can be served: a config, weights, a tokenizer."""
 
 from __future__ import annotations
 
-import json
+import codecs
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from workers.models.errors import ModelUnavailable
 from workers.models.gguf_choice import choose_gguf, only_gguf
-
-INDEX = "model.safetensors.index.json"
-
-NOT_WEIGHTS = ("adapter_", "consolidated")
-"""Starts of the names of safetensors files that are no weights of the model, or a second copy."""
-
-PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+from workers.models.json_object import read_object
+from workers.models.special_tokens import lacking_tokens
+from workers.models.weight_files import pickled_files, read_header, safetensors_files
 
 TOKENIZER_SOURCES = re.compile(
-    r"tokenizer\.model|spiece\.model|sentencepiece\.bpe\.model|vocab\.(json|txt)|.*\.tiktoken"
+    r".*\.model(\.v\d+)?|.*\.spm|vocab\.(json|txt)|.*\.tiktoken|tekken\.json"
 )
 """Files out of which transformers can make a `tokenizer.json`."""
+
+NATIVE = ("params.json", "consolidated.00.pth", "consolidated.safetensors")
+"""Files of models as Meta and Mistral lay them out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,20 @@ class Lacks:
     """The weights are there only pickled."""
     tokenizer_json: bool
     """The tokenizer is there only in an older form."""
+    special_tokens: bool = False
+    """Files beside `tokenizer.json` name special tokens that it does not have as such."""
+    plain_json: tuple[str, ...] = ()
+    """JSON files that begin with a byte order mark, which no reader of JSON accepts."""
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.safetensors or self.tokenizer_json or self.special_tokens or self.plain_json
+        )
 
 
 def local_folder(model_id: str) -> ModelFolder:
     """The folder at the path `model_id`, which exists, or that of the GGUF file there."""
-    path = Path(model_id).expanduser().absolute()
+    path = Path(os.path.expanduser(model_id)).absolute()
     if path.is_file():
         return ModelFolder(path.parent, model_id, None, frozenset({path.name}), path)
     files = frozenset(entry.name for entry in path.iterdir())
@@ -65,69 +74,53 @@ def local_folder(model_id: str) -> ModelFolder:
 def examine(folder: ModelFolder) -> Lacks:
     """What `folder` lacks. Raises `ModelUnavailable` for what cannot be made out of what it has."""
     _check_config(folder)
-    weights = _safetensors(folder)
-    for name in weights:
-        _check_whole(folder, name)
-    if not weights and not any(map(PICKLED.fullmatch, folder.files)):
-        raise folder.problem("it has no safetensors weights (model.safetensors, or shards of it)")
-    tokenizer = (folder.path / "tokenizer.json").is_file()
+    try:
+        weights = safetensors_files(folder.path)
+        for name in weights:
+            read_header(folder.path / name)
+        pickled = [] if weights else pickled_files(folder.path)
+        tokenizer = (folder.path / "tokenizer.json").is_file()
+        special_tokens = tokenizer and bool(lacking_tokens(folder.path))
+    except ValueError as error:
+        raise folder.problem(str(error)) from error
+    if not weights and not pickled:
+        raise folder.problem(
+            "it has no weights (model.safetensors, shards of it, or pytorch_model.bin)"
+            + _native(folder)
+        )
     if not tokenizer and not any(map(TOKENIZER_SOURCES.fullmatch, folder.files)):
         raise folder.problem("it has no tokenizer (tokenizer.json)")
-    return Lacks(safetensors=not weights, tokenizer_json=not tokenizer)
+    return Lacks(not weights, not tokenizer, special_tokens, _marked(folder.path))
 
 
 def _check_config(folder: ModelFolder) -> None:
     if not (folder.path / "config.json").is_file():
-        raise folder.problem("it has no config.json, so it is not a model that transformers reads")
-    _read_object(folder, "config.json")
-
-
-def _read_object(folder: ModelFolder, name: str) -> dict[str, object]:
-    try:
-        value = json.loads((folder.path / name).read_bytes())
-    except ValueError as error:
-        raise folder.problem(f"its {name} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise folder.problem(f"its {name} is not a JSON object")
-    return value
-
-
-def _safetensors(folder: ModelFolder) -> list[str]:
-    """The names of the weight files. Raises `ModelUnavailable` for a shard that is not there."""
-    if not (folder.path / INDEX).is_file():
-        return sorted(
-            path.name
-            for path in folder.path.glob("*.safetensors")
-            if not path.name.startswith(NOT_WEIGHTS)
-        )
-    shards = _read_object(folder, INDEX).get("weight_map")
-    if not isinstance(shards, dict):
-        raise folder.problem(f"its {INDEX} has no weight_map")
-    names = sorted({str(name) for name in shards.values()})
-    missing = [name for name in names if not (folder.path / name).is_file()]
-    if missing:
-        raise folder.problem(f"of its {len(names)} weight files these are missing: {missing}")
-    return names
-
-
-def _check_whole(folder: ModelFolder, name: str) -> None:
-    """Compare the length of a safetensors file with what its header says."""
-    path = folder.path / name
-    length = path.stat().st_size
-    with path.open("rb") as file:
-        header_length = int.from_bytes(file.read(8), "little")
-        try:
-            if header_length > length:
-                raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(header_length))
-            header.pop("__metadata__", None)
-            end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise folder.problem(
-                f"{name} is not a safetensors file (a git-lfs pointer that was never fetched?)"
-            ) from error
-    if length != 8 + header_length + end:
         raise folder.problem(
-            f"{name} has {length} bytes and should have {8 + header_length + end}: "
-            "it was cut short; fetch it again"
+            "it has no config.json, so it is not a model that transformers reads" + _native(folder)
         )
+    try:
+        read_object(folder.path / "config.json")
+    except ValueError as error:
+        raise folder.problem(f"its {error}") from error
+
+
+def _native(folder: ModelFolder) -> str:
+    """For a message: that there is the same in a layout that is not read, if so."""
+    found = [name for name in NATIVE if name in folder.files]
+    if not found:
+        return ""
+    return (
+        f". It has {', '.join(found)}, which is the layout that Meta and Mistral publish: give the "
+        "model in the layout of transformers, which most of them have too"
+    )
+
+
+def _marked(path: Path) -> tuple[str, ...]:
+    """The JSON files that begin with a byte order mark."""
+    found = []
+    for file in sorted(path.glob("*.json")):
+        if file.is_file():
+            with file.open("rb") as opened:
+                if opened.read(3) == codecs.BOM_UTF8:
+                    found.append(file.name)
+    return tuple(found)

@@ -8,6 +8,7 @@ said here is which files a server needs and, for each way a download can fail, w
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -17,15 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workers.models.blobs import PARALLEL, LargeFile, fetch_all, partial_path
-from workers.models.folder import INDEX, ModelFolder
+from workers.models.errors import ModelUnavailable
+from workers.models.folder import ModelFolder
 from workers.models.gguf_choice import choose_gguf, only_gguf
 from workers.models.hub_errors import explained
 from workers.models.progress import reports, say, size
+from workers.models.weight_files import INDEX
+from workers.models.weight_files import SAFETENSORS as SAFETENSORS_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
-SMALL = ["*.json", "*.jinja", "*.model", "*.tiktoken", "vocab.txt", "merges.txt"]
+SMALL = ["*.json", "*.jinja", "*.model", "*.spm", "*.tiktoken", "vocab.txt", "merges.txt"]
 
 SAFETENSORS = ["*.safetensors"]
 
@@ -52,14 +56,12 @@ def download(
     *,
     gguf: str | None = None,
     with_code: bool,
-    with_pickled: bool,
 ) -> ModelFolder:
     """The model `model_id` at `revision` (a branch, tag or commit; the main branch if None).
 
     `gguf` names one GGUF file of it, or a quantization; of a model that is there in GGUF only, one
     file is chosen. `cache` is huggingface_hub's cache folder (its own default if None). `with_code`
-    also takes the model's Python files; `with_pickled` also takes pickled weights where it has no
-    safetensors.
+    also takes the model's Python files. Pickled weights are taken where it has no safetensors.
 
     Raises `ModelUnavailable`, with a message of its own for a gated, a missing and an unreachable
     model, a missing revision, offline mode, and weights that were damaged on the way.
@@ -71,7 +73,7 @@ def download(
         repository.take([file])
         return repository.folder(gguf=file)
     repository.take(wanted + SAFETENSORS)
-    if with_pickled and not _has_safetensors(repository.path):
+    if not _has_safetensors(repository.path):
         repository.take(wanted + PICKLED)
     return repository.folder()
 
@@ -96,8 +98,13 @@ class _Repository:
         self._model_id = model_id
         self._revision = revision
         self._cache = cache
-        root = Path(cache or constants.HF_HUB_CACHE).expanduser()
-        self._folder = root / f"models--{model_id.replace('/', '--')}"
+        root = os.path.expanduser(cache or constants.HF_HUB_CACHE)
+        if root.startswith("~"):
+            raise ModelUnavailable(
+                f"model {model_id} has no place to be kept, as this user has no home folder. Set "
+                "HF_HOME to a folder that can be written"
+            )
+        self._folder = Path(root) / f"models--{model_id.replace('/', '--')}"
         offline = constants.is_offline_mode()
         where = "the local cache (offline mode)" if offline else constants.ENDPOINT
         at = f" at revision {revision}" if revision else ""
@@ -214,7 +221,9 @@ class _Repository:
 
 
 def _has_safetensors(path: Path) -> bool:
-    return (path / INDEX).exists() or any(path.glob("*.safetensors"))
+    return (path / INDEX).exists() or any(
+        SAFETENSORS_FILE.fullmatch(entry.name) for entry in path.iterdir()
+    )
 
 
 def _bytes_in(blobs: Path) -> int:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from workers.models.errors import ModelUnavailable
+
+UNWRITABLE = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT}
+)
 
 
 @contextmanager
@@ -47,13 +52,24 @@ def explained(model_id: str, revision: str | None) -> Iterator[None]:
         raise ModelUnavailable(
             f"model {model_id}{at} is not in the cache and cannot be fetched: {_cause(error)}"
         ) from error
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise ModelUnavailable(_broken_off(model_id, error)) from error
+        raise ModelUnavailable(
+            f"model {model_id} cannot be kept: {error}. Set HF_HOME, or --huggingface-hub-cache, "
+            "to a folder that can be written and has space"
+        ) from error
     except Exception as error:
         # The transport below huggingface_hub has changed from version to version, and with it
         # the errors of a connection that breaks in the middle of a file.
-        raise ModelUnavailable(
-            f"downloading model {model_id} failed: {error}. "
-            "What has come is kept: start again to go on from there"
-        ) from error
+        raise ModelUnavailable(_broken_off(model_id, error)) from error
+
+
+def _broken_off(model_id: str, error: Exception) -> str:
+    return (
+        f"downloading model {model_id} failed: {error}. "
+        "What has come is kept: start again to go on from there"
+    )
 
 
 def _cause(error: Exception) -> str:

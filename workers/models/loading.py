@@ -9,6 +9,8 @@ from typing import Protocol
 
 import torch
 
+from tgi_async.cgroups import gigabytes
+from workers import memory
 from workers.attention.context import AttentionContext
 from workers.decoder.families import Description, NotFused
 from workers.decoder.native import NativeDecoder
@@ -82,23 +84,39 @@ def load(
     scaling: rope.Scaling | None = None,
     max_total_tokens: int = 0,
     decoder: MakeDecoder | None = None,
+    must_fit: bool = False,
 ) -> Loaded:
     """`implementation` is "fused", "transformers" or "auto"; with `ranks`, this rank's part.
     `scaling` is in the place of the config's. `max_total_tokens` is the longest text that is asked
     for, 0 being the longest that is exact; the model's shape says what is had. `decoder` is in the
-    place of the device's fused one.
+    place of the device's fused one. With `must_fit`, weights for which a CPU has no memory are
+    refused rather than read.
 
     Raises Unsupported, or ValueError and OSError for a broken folder.
     """
     loaded = Pretrained(path, dtype, device, trust_remote_code, ranks, scaling)
+    if must_fit and device.type == "cpu":
+        _expect_room(loaded.whole_bytes, ranks)
     if scaling is not None and not max_total_tokens:
         # Longer texts are what it is given for.
         max_total_tokens = rope.limits_of(loaded.module.config).most
     longest, notes = rope.fix(loaded.module, max_total_tokens)
     loaded.shape = replace(loaded.shape, max_total_tokens=longest)
     model = _running(loaded, implementation, decoder or decoder_for(device))
-    model.notes += notes
+    model.notes += notes + loaded.weights.notes
     return model
+
+
+def _expect_room(size: int, ranks: Ranks | None) -> None:
+    """Raises Unsupported if weights of `size` bytes, of all ranks together, do not fit in memory,
+    rather than let the kernel kill the worker half-way."""
+    room = memory.room_on_cpu(swap=True)
+    # All ranks look before any of them loads.
+    least = room.size if ranks is None else ranks.least(room.size)
+    if size > least:
+        raise Unsupported(
+            f"its weights take {gigabytes(size)}, and there is no room for them: {room.because}"
+        )
 
 
 def _running(loaded: Pretrained, implementation: str, decoder: MakeDecoder) -> Loaded:

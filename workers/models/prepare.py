@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from workers.models.cache import use_scratch
 from workers.models.errors import ModelUnavailable
 from workers.models.progress import say
 
@@ -20,16 +22,20 @@ from workers.models.progress import say
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status."""
     options = _parser().parse_args(arguments)
+    if options.scratch is not None:
+        use_scratch(options.scratch)
     try:
         prepared = prepare(
             options.model_id,
             revision=options.revision,
             cache=options.cache,
             trust_remote_code=options.trust_remote_code,
-            auto_convert=options.auto_convert,
         )
     except ModelUnavailable as error:
         say(f"Error: {error}")
+        return 1
+    except OSError as error:
+        say(f"Error: model {options.model_id} cannot be read: {error}")
         return 1
     except KeyboardInterrupt:
         say("Interrupted")
@@ -44,7 +50,6 @@ def prepare(
     revision: str | None = None,
     cache: str | None = None,
     trust_remote_code: bool = False,
-    auto_convert: bool = False,
 ) -> dict[str, str | None]:
     """The path, model id and revision of a folder with all that serving needs.
 
@@ -52,8 +57,7 @@ def prepare(
     quantization (owner/name:Q4_K_M), or None for the embedded model. Raises `ModelUnavailable`.
     """
     # Imported here so that each kind of model pays for its own imports only.
-    from workers.models.cache import is_built
-    from workers.models.convert import complete, completed_name
+    from workers.models.convert import complete
     from workers.models.embedded import MODEL_ID, prepare_embedded
     from workers.models.folder import examine, local_folder
     from workers.models.hub import download
@@ -61,7 +65,8 @@ def prepare(
     if model_id is None:
         _refuse_revision(revision, "the model that comes with the server")
         return {"path": str(prepare_embedded()), "model_id": MODEL_ID, "revision": None}
-    path = Path(model_id).expanduser()
+    # Not `Path.expanduser`, which fails for a user without a home.
+    path = Path(os.path.expanduser(model_id))
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
         _refuse_revision(revision, f"the {'folder' if path.is_dir() else 'file'} {model_id}")
         folder = local_folder(model_id)
@@ -74,7 +79,6 @@ def prepare(
             cache,
             gguf=gguf or None,
             with_code=trust_remote_code,
-            with_pickled=auto_convert,
         )
     if folder.gguf is not None:
         from workers.models.gguf_convert import prepare_gguf
@@ -82,14 +86,8 @@ def prepare(
         made = prepare_gguf(folder.gguf, folder.model_id)
         return {"path": str(made), "model_id": model_id, "revision": folder.revision}
     lacks = examine(folder)
-    converted = is_built(completed_name(folder, lacks))
-    if lacks.safetensors and not auto_convert and not converted:
-        raise folder.problem(
-            "its weights are only there pickled (.bin), a format that is not read when serving. "
-            f"Convert them once with `tgi-async download-weights {model_id} --auto-convert`"
-        )
     path = folder.path
-    if lacks.safetensors or lacks.tokenizer_json:
+    if lacks:
         path = complete(folder, lacks, trust_remote_code=trust_remote_code)
     return {"path": str(path), "model_id": model_id, "revision": folder.revision}
 
@@ -104,7 +102,7 @@ def _refuse_revision(revision: str | None, model: str) -> None:
 
 def _refuse_path(model_id: str) -> None:
     """Say that a path is wrong rather than look for it on the Hub."""
-    if Path(model_id).expanduser().exists():
+    if os.path.exists(os.path.expanduser(model_id)):
         raise ModelUnavailable(
             f"{model_id} is a file; give a model folder, a GGUF file (.gguf) or a Hub id"
         )
@@ -118,7 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--revision", help="a branch, tag or commit of a Hub model")
     parser.add_argument("--cache", help="the folder of huggingface_hub's cache")
     parser.add_argument("--trust-remote-code", action="store_true", help="also take the code")
-    parser.add_argument("--auto-convert", action="store_true", help="convert pickled weights")
+    parser.add_argument(
+        "--auto-convert", action="store_true", help="TGI's; pickled weights are always converted"
+    )
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)  # a server's own
     return parser
 
 

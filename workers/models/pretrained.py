@@ -42,6 +42,9 @@ class Pretrained:
         self.shape = shape_of(path, config)
         self.dtype, self.device, self.ranks = dtype, device, ranks
         self.module = _on_meta(config, dtype, trust_remote_code)
+        tensors = {id(one): one for one in self.module.state_dict(keep_vars=True).values()}
+        self.whole_bytes = sum(one.nbytes for one in tensors.values())
+        """Of the parameters on all ranks."""
         self.weights = Weights(self.module, Checkpoint(path), dtype, device)
         _compute_buffers(self.module, self.weights, device)
         self.sharding: Sharding | None = None
@@ -76,7 +79,12 @@ class Pretrained:
         held = list(self.module.parameters())
         for one in self.module.modules():
             held += one.tensors if isinstance(one, Linear) else []
-        return sum({one.data_ptr(): one.nbytes for one in held}.values())
+        return sum({_place(one): one.nbytes for one in held}.values())
+
+
+def _place(tensor: torch.Tensor) -> int:
+    """Return a number that tensors share if they share memory; those in oneDNN's order never do."""
+    return tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
 def _on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:

@@ -20,6 +20,8 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_lengt
 MOST_POSITIONS = 4096
 """Of a model that knows no limit, unless more are asked for."""
 UNLIMITED = 2**20
+MOST_COUNTED = 2**30
+"""A config that has more positions means that there is no limit."""
 FLEXIBLE = ("dynamic", "longrope")
 KINDS = ("linear", "dynamic")
 """Of `--rope-scaling`."""
@@ -38,7 +40,7 @@ def limits_of(config: Any) -> Limits:
     """What a model's config says of its longest text."""
     text = config.get_text_config()
     positions = next((n for name in POSITIONS if (n := getattr(text, name, None))), None)
-    if positions is None:
+    if positions is None or positions > MOST_COUNTED:
         return Limits(MOST_POSITIONS, UNLIMITED)
     found = [_limits(rope, positions) for rope in _ropes(text)]
     return Limits(

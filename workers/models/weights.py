@@ -66,6 +66,8 @@ class Weights:
         self._device = device
         self._state: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
         self._kept_wide = model._get_dtype_plan(dtype)
+        self.notes: list[str] = []
+        """What a person should know of the checkpoint."""
         self._prefixes = WeakKeyDictionary(
             {module: f"{name}." if name else "" for name, module in model.named_modules()}
         )
@@ -204,7 +206,7 @@ class Weights:
         return old.dtype
 
     def _match(self) -> dict[str, _Source]:
-        """What fills each parameter. Raises BrokenCheckpoint for tensors that fill none."""
+        """What fills each parameter. Tensors that fill none are noted, as in transformers."""
         mapping = get_model_conversion_mapping(self._model)
         renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
         converters = [one for one in mapping if isinstance(one, WeightConverter)]
@@ -228,9 +230,9 @@ class Weights:
                     found.setdefault(name.replace(converter.target_patterns[0], other), source)
         strangers = self._unless(strangers, self._may_be_unexpected())
         if strangers:
-            raise BrokenCheckpoint(
-                f"the checkpoint has tensors that {type(self._model).__name__} has no place for: "
-                f"{_listing(strangers)}"
+            self.notes.append(
+                f"the checkpoint has tensors that {type(self._model).__name__} has no place for, "
+                f"and they are left out: {_listing(strangers)}"
             )
         return found
 

@@ -54,7 +54,9 @@ NUMBERS = np.dtype(
         ("min_score", np.float64),
     ]
 )
-_ELSEWHERE = Needs.TOP | Needs.PENALTY | Needs.WATERMARK | Needs.BIAS | Needs.MODEL_LOGPROB
+_ELSEWHERE = (
+    Needs.TOP | Needs.PENALTY | Needs.WATERMARK | Needs.BIAS | Needs.MODEL_LOGPROB | Needs.BAN
+)
 _DRAWS, _TRUNCATES = 1, 2
 _LEAST_TEMPERATURE = np.finfo(np.float32).tiny
 

@@ -6,6 +6,7 @@ import math
 from enum import IntFlag
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tgi_async.wire.messages import Sampling
 
@@ -22,6 +23,10 @@ class Needs(IntFlag):
     BIAS = 64
     MODEL_LOGPROB = 128
     """What `LOGPROB` and `TOP` report is not to be that of the processed distribution."""
+    BAN = 256
+
+
+_PROCESSING = Needs.TRUNCATION | Needs.PENALTY | Needs.WATERMARK | Needs.BIAS | Needs.BAN
 
 
 class Parameters:
@@ -33,7 +38,7 @@ class Parameters:
 
     def __init__(self, max_rows: int, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self.needs = np.zeros(max_rows, np.uint8)
+        self.needs = np.zeros(max_rows, np.uint16)
         self.temperature = np.ones(max_rows, np.float32)
         self.top_k = np.full(max_rows, vocab_size, np.int64)
         """The vocabulary's size where all are kept."""
@@ -79,12 +84,18 @@ class Parameters:
             needs |= Needs.WATERMARK
         if sampling.biased_ids:
             needs |= Needs.BIAS
-        processed = needs & (Needs.TRUNCATION | Needs.PENALTY | Needs.WATERMARK | Needs.BIAS)
+        if sampling.banned or (sampling.min_tokens and sampling.end_ids):
+            needs |= Needs.BAN
+        processed = needs & _PROCESSING
         # Where nothing is processed, both are the same, and the cheaper one is taken.
         if sampling.model_logprobs and (processed or constrained or drawn.temperature != 1):
             needs |= Needs.MODEL_LOGPROB
         self.needs[row] = needs
         return needs
+
+    def drop(self, rows: NDArray[np.int64], need: Needs) -> None:
+        """`rows` have it no longer."""
+        self.needs[rows] &= np.uint16(~need & 0xFFFF)
 
     def clear(self, row: int) -> None:
         self.needs[row] = 0

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tgi_async.wire.messages import RowError, Sampled, Sampling
+from workers.sampling.bans import Bans
 from workers.sampling.bias import Bias
 from workers.sampling.candidates import candidates
 from workers.sampling.device import DeviceSampling
@@ -65,6 +66,7 @@ class Sampler:
         self._penalties = Penalties(max_rows, device)
         self._watermark = Watermark(max_rows, device)
         self._bias = Bias(max_rows, vocab_size, device)
+        self._bans = Bans(max_rows, vocab_size, device)
         self.device_sampling: DeviceSampling | None = None
         """What samples the rows that are `takes`-n."""
         if device.type == "cuda" if on_device is None else on_device:
@@ -85,8 +87,10 @@ class Sampler:
         grammar.
         """
         needs = self._parameters.set(row, sampling, constrained)
+        n_prompt = len(tokens) if n_prompt is None else n_prompt
+        if needs & Needs.BAN:
+            self._bans.admit(row, sampling, tokens, n_prompt)
         if needs & Needs.PENALTY:
-            n_prompt = len(tokens) if n_prompt is None else n_prompt
             self._penalties.admit(row, sampling, tokens, n_prompt)
         if needs & Needs.BIAS:
             self._bias.admit(row, sampling.biased_ids, sampling.biases)
@@ -184,11 +188,14 @@ class Sampler:
             self._bias.apply(scores, biased, at[biased])
         if allowed is not None:
             mask_out(scores, allowed)
+        banned = np.flatnonzero(needs & Needs.BAN)
+        if banned.size:
+            self._bans.apply(scores, banned, at[banned], places[banned])
 
         peaks, tokens = maxima(scores)
         output = SamplerOutput(tokens, peaks, None, wanted, None)
         reported = np.flatnonzero(needs & Needs.MODEL_LOGPROB)
-        needs[reported] &= ~np.uint8(Needs.LOGPROB | Needs.TOP)
+        needs[reported] &= ~np.uint16(Needs.LOGPROB | Needs.TOP)
         beyond = np.flatnonzero(needs & (Needs.DRAW | Needs.LOGPROB | Needs.TOP))
         if beyond.size == len(at):
             chosen = self._choose(scores, tokens, peaks, at, places, needs)
@@ -210,6 +217,9 @@ class Sampler:
             self._penalties.record(at[penalized], output.tokens[self._send(penalized)])
         if marked.size:
             self._watermark.record(at[marked], output.tokens[self._send(marked)])
+        if banned.size:
+            self._bans.record(at[banned], output.tokens[self._send(banned)])
+            self._parameters.drop(self._bans.over(at[banned], places[banned] + 1), Needs.BAN)
         return output
 
     def to_wire(
@@ -225,7 +235,7 @@ class Sampler:
         peaks: Tensor,
         rows: Index,
         places: Index,
-        needs: NDArray[np.uint8],
+        needs: NDArray[np.uint16],
     ) -> _Chosen:
         """Tokens, log-probabilities and top tokens of n rows that each need some of these.
 
@@ -343,7 +353,7 @@ class Sampler:
                 some[again] = all_of_them
         return drawn
 
-    def _bits(self, rows: Index, places: Index, needs: NDArray[np.uint8]) -> Tensor:
+    def _bits(self, rows: Index, places: Index, needs: NDArray[np.uint16]) -> Tensor:
         """int32 [n, 2], the random bits of each row's draw at its place."""
         if not (needs & Needs.DRAW).any():
             return self._send(np.zeros((len(rows), 2), np.int32))

@@ -331,7 +331,7 @@ def test_a_refused_chat_has_its_status(call: Any, stream: bool) -> None:
     with pytest.raises(ERRORS) as raised:
         call("chat_completion", QUESTION, temperature=-1.0, stream=stream)
 
-    assert status_of(raised.value) == 422
+    assert status_of(raised.value) == 400
 
 
 def test_an_overloaded_server(call: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import openai
 import pytest
+from langchain_core.exceptions import ContextOverflowError
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_openai import ChatOpenAI, OpenAI
 from pydantic import BaseModel, Field
@@ -143,9 +144,11 @@ def test_completions() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(openai.UnprocessableEntityError):
+    with pytest.raises(openai.BadRequestError):
         chat(temperature=1, top_p=2.0).invoke(QUESTION)
-    with pytest.raises(openai.UnprocessableEntityError):
+    with pytest.raises(openai.BadRequestError):
         list(chat(temperature=1, top_p=2.0).stream(QUESTION))
     with pytest.raises(openai.RateLimitError):
         chat(temperature=1, n=9).invoke(QUESTION)
+    with pytest.raises(ContextOverflowError):
+        chat().invoke("a b c " * 5000)

@@ -314,7 +314,7 @@ def test_stop_of_completions(call: Any) -> None:
     [
         (CHAT, chat(temperature=-1), "`temperature` must be strictly positive"),
         (CHAT, chat(messages="none"), "messages"),
-        (CHAT, chat(top_logprobs=50), "`top_n_tokens` must be >= 0 and <= 5"),
+        (CHAT, chat(top_logprobs=50), "`top_logprobs` must be >= 0 and <= 5"),
         (CHAT, chat(max_tokens=100_000, n=10), "`n` must be > 0 and <= 9"),
         (COMPLETE, completion(top_p=2), "`top_p` must be > 0.0 and < 1.0"),
         (COMPLETE, completion(suffix="."), "Suffix is not supported"),
@@ -324,11 +324,30 @@ def test_stop_of_completions(call: Any) -> None:
 def test_what_is_refused(
     call: Any, path: str, arguments: dict[str, Any], message: str, stream: bool
 ) -> None:
-    with pytest.raises(openai.UnprocessableEntityError) as raised:
+    with pytest.raises(openai.BadRequestError) as raised:
         call(path, **arguments, stream=stream)
 
-    assert raised.value.status_code == 422
-    assert message in str(raised.value.body)
+    assert message in raised.value.body["message"]
+    assert raised.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "arguments", "param"),
+    [
+        (CHAT, chat(messages=[{"role": "user", "content": "a b c " * 5000}]), "messages"),
+        (COMPLETE, completion(prompt="a b c " * 5000), "prompt"),
+    ],
+)
+def test_a_prompt_that_is_too_long(
+    call: Any, path: str, arguments: dict[str, Any], param: str, stream: bool
+) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        call(path, **arguments, stream=stream)
+
+    assert raised.value.code == "context_length_exceeded"
+    assert raised.value.param == param
+    assert "maximum context length is 8192 tokens" in raised.value.body["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -343,13 +362,17 @@ def test_an_overloaded_server(
 
 
 def test_a_wrong_key(call: Any) -> None:
-    with pytest.raises(openai.AuthenticationError):
+    with pytest.raises(openai.AuthenticationError) as raised:
         call(CHAT, api_key="wrong", **chat())
+
+    assert raised.value.code == "invalid_api_key"
 
 
 def test_a_route_that_is_not_there(call: Any) -> None:
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError) as raised:
         call("embeddings.create", model="tgi", input="a")
+
+    assert "/v1/embeddings" in raised.value.body["message"]
 
 
 def test_a_body_that_is_too_large(call: Any) -> None:
@@ -357,7 +380,7 @@ def test_a_body_that_is_too_large(call: Any) -> None:
         call(COMPLETE, **completion(prompt="a" * 2_000_000))
 
     assert raised.value.status_code == 413
-    assert "length limit exceeded" in str(raised.value.body)
+    assert "--payload-limit" in raised.value.body["message"]
 
 
 def test_a_client_that_does_not_wait(call: Any) -> None:

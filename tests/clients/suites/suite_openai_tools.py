@@ -189,7 +189,7 @@ def test_results_of_calls_are_told_to_the_model() -> None:
 
 def test_a_tool_that_is_not_there() -> None:
     named = {"type": "function", "function": {"name": "GetMoney"}}
-    with pytest.raises(openai.UnprocessableEntityError) as raised:
+    with pytest.raises(openai.BadRequestError) as raised:
         ask(tool_choice=named)
 
     assert "Tool with name GetMoney not found" in str(raised.value.body)

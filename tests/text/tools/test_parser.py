@@ -129,7 +129,7 @@ def test_thoughts_before_a_text_that_is_held_to_calls() -> None:
             (f"Well.</think>\n\n{CALL}", "Well.", (("add", '{"a": 1}'),)),
         ):
             for pieces in ways_to_cut(text):
-                parser = Parser(HERMES, FUNCTIONS, thinking=THINK, opened=True, held=held)
+                parser = Parser(HERMES, FUNCTIONS, thoughts=THINK, opened=True, held=held)
                 events = read(parser, pieces, truncated=True)
                 assert text_of(events, Thought) == thought
                 assert (calls_of(events), text_of(events)) == (calls, "")
@@ -214,7 +214,7 @@ def test_thoughts_are_told_apart_however_the_text_is_cut(
     text: str, opened: bool, thought: str, prose: str | None
 ) -> None:
     for pieces in ways_to_cut(text):
-        parser = Parser(None, thinking=THINK, opened=opened)
+        parser = Parser(None, thoughts=THINK, opened=opened)
         events = read(parser, pieces)
         assert text_of(events, Thought) == thought
         assert text_of(events) == (text if prose is None else prose)
@@ -223,7 +223,7 @@ def test_thoughts_are_told_apart_however_the_text_is_cut(
 def test_a_call_after_thoughts() -> None:
     text = f"<think>\nA {CALL} perhaps?\n</think>\n\n{CALL}"
     for pieces in ways_to_cut(text):
-        events = read(Parser(HERMES, FUNCTIONS, thinking=THINK), pieces)
+        events = read(Parser(HERMES, FUNCTIONS, thoughts=THINK), pieces)
         assert text_of(events, Thought) == f"A {CALL} perhaps?"
         assert calls_of(events) == (("add", '{"a": 1}'),)
         assert text_of(events) == ""

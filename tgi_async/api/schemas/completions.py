@@ -6,11 +6,28 @@ from typing import Literal
 
 from msgspec import UNSET, Struct, UnsetType, structs
 
-from tgi_async.api.limits import Limits
+from tgi_async.api.field_names import OF_TGI, FieldNames
+from tgi_async.api.limits import Limits, set_by
 from tgi_async.api.parameters import U32
-from tgi_async.api.schemas.openai import OpenAIRequest, Usage
+from tgi_async.api.schemas.openai import OpenAIRequest, PromptLogprob, Usage
 from tgi_async.errors import ValidationError
 from tgi_async.wire.messages import Id
+
+READ_BY_TGI = frozenset(
+    {
+        "prompt",
+        "model",
+        "frequency_penalty",
+        "repetition_penalty",
+        "max_tokens",
+        "stop",
+        "stream",
+        "seed",
+        "suffix",
+        "temperature",
+        "top_p",
+    }
+)
 
 
 class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
@@ -33,7 +50,7 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
     @property
     def scores_only(self) -> bool:
         """Whether the prompt itself is all that is wanted."""
-        return bool(self.echo) and self.max_tokens == 0
+        return bool(self.echo) and self.most_new_tokens == 0
 
     def n_generated(self, limits: Limits) -> int:
         """How many choices of each prompt are generated; the best `n` are told.
@@ -46,29 +63,28 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
         if not n <= best_of <= limits.max_best_of:
             raise ValidationError(
                 f"`best_of` must be >= `n`, which is {n}, and <= {limits.max_best_of}. "
-                f"Given: {best_of}"
+                f"Given: {best_of}" + set_by(limits, "--max-best-of")
             )
         if self.stream and best_of != n:
             raise ValidationError("`best_of` != `n` is not supported when streaming tokens")
         return best_of
 
+    def names(self, limits: Limits, form: str | None) -> FieldNames:
+        """What the client calls the fields, `form` that of the grammar; TGI's messages have TGI's
+        names."""
+        if limits.strict_tgi:
+            return OF_TGI
+        return FieldNames(
+            "prompt", self.most_new_tokens_name, "logprobs", form or "response_format"
+        )
+
     def as_tgi_reads_it(self) -> CompletionRequest:
         """The body without the fields that TGI ignores."""
-        return structs.replace(
-            self,
-            presence_penalty=None,
-            n=None,
-            logit_bias=None,
-            top_k=None,
-            typical_p=None,
-            min_p=None,
-            watermark=None,
-            ignore_eos=None,
-            stream_options=None,
-            echo=None,
-            logprobs=None,
-            best_of=None,
-        )
+        return structs.replace(self, **dict.fromkeys(self.ignored_by_tgi()))
+
+    @classmethod
+    def read_by_tgi(cls) -> frozenset[str]:
+        return READ_BY_TGI
 
 
 class CompletionLogprobs(Struct, frozen=True):
@@ -86,12 +102,17 @@ class CompletionLogprobs(Struct, frozen=True):
 
 
 class CompletionChoice(Struct, frozen=True, kw_only=True):
-    """`finish_reason` is null in a stream until the choice's last chunk."""
+    """`finish_reason` is null in a stream until the choice's last chunk.
+
+    `prompt_logprobs` are vLLM's, where they are asked for: in a stream in the first chunk of the
+    first choice of each prompt.
+    """
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
 
 
 class Completion(Struct, frozen=True, kw_only=True):

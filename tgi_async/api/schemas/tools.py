@@ -50,15 +50,66 @@ class FunctionName(Struct, frozen=True):
     name: str
 
 
-class NamedTool(Struct, frozen=True):
-    type: Literal["function"]
-    function: FunctionName
+class NamedTool(Struct, frozen=True, kw_only=True, tag_field="type", tag="function"):
+    """A function by its name, which stands in `function`, or as in the Responses API beside it."""
+
+    function: FunctionName | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if self.function is UNSET and self.name is UNSET:
+            raise ValueError("Object missing required field `function`")
+
+    @property
+    def wanted(self) -> str:
+        """The name."""
+        if self.function is not UNSET:
+            return self.function.name
+        assert self.name is not UNSET
+        return self.name
 
 
-_WORDS = ["auto", "none", "required"]
+class AllowedToolsConfig(Struct, frozen=True, kw_only=True):
+    """Which tools may be called, and whether one has to be."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool]
+
+
+class AllowedTools(Struct, frozen=True, kw_only=True, tag_field="type", tag="allowed_tools"):
+    """Some of the tools; the others are not shown. The Responses API has the fields of
+    `allowed_tools` here.
+    """
+
+    allowed_tools: AllowedToolsConfig | UnsetType = UNSET
+    mode: Literal["auto", "required"] | UnsetType = UNSET
+    tools: list[NamedTool] | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        if self.allowed_tools is UNSET and (self.mode is UNSET or self.tools is UNSET):
+            raise ValueError("Object missing required field `allowed_tools`")
+
+    @property
+    def wanted(self) -> AllowedToolsConfig:
+        """The fields, wherever they are."""
+        if self.allowed_tools is not UNSET:
+            return self.allowed_tools
+        assert self.mode is not UNSET
+        assert self.tools is not UNSET
+        return AllowedToolsConfig(mode=self.mode, tools=self.tools)
+
+
+class AnyTool(Struct, frozen=True, tag_field="type", tag="any"):
+    """Anthropic's word for `required`; Mistral's is the text `any`."""
+
+
+_WORDS = ["auto", "none", "required", "any"]
 _NAME = {"type": "string", "description": "A function's name, as in TGI."}
 ToolChoice = (
-    Annotated[str, Meta(extra_json_schema={"anyOf": [{"enum": _WORDS}, _NAME]})] | NamedTool
+    Annotated[str, Meta(extra_json_schema={"anyOf": [{"enum": _WORDS}, _NAME]})]
+    | NamedTool
+    | AllowedTools
+    | AnyTool
 )
 
 

@@ -72,6 +72,7 @@ class ChannelParser:
         self._parallel = parallel
         self._n_calls = 0
         self.in_call = forced
+        self.thinking: bool | None = None
         self._events: list[Event] = []
         self._work = self._run()
         next(self._work)
@@ -109,6 +110,7 @@ class ChannelParser:
             if headed:
                 yield from self._message(header)
             else:
+                self.thinking = False
                 self._events.append(Prose(header))
                 yield from self._text(Prose)
 
@@ -128,6 +130,7 @@ class ChannelParser:
     def _message(self, header: str) -> Reading[None]:
         recipient, channel = _RECIPIENT.search(header), _CHANNEL.search(header)
         if recipient is not None:
+            self.thinking = False
             name = recipient["name"]
             if name in self._functions:
                 self._begin(name)
@@ -136,8 +139,11 @@ class ChannelParser:
             self._events.append(Prose(header))
             yield from self._text(Prose, whole=True)
         elif channel is not None and channel["name"] == "analysis":
+            self.thinking = True
             yield from self._text(Thought)
+            self.thinking = None
         else:
+            self.thinking = None if channel and channel["name"] == "commentary" else False
             yield from self._text(Prose)
 
     def _text(

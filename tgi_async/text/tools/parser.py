@@ -24,6 +24,9 @@ class AnswerParser(Protocol):
 
     in_call: bool
     """Whether what came last is a call, or the beginning of one."""
+    thinking: bool | None
+    """Whether what came last belongs to the thoughts; None: it is too early to say. After False it
+    does not change."""
 
     def feed(self, text: str) -> list[Event]:
         """Take more of the text; return what it completes."""
@@ -38,7 +41,7 @@ class Parser:
     """Reads one answer. See `AnswerParser`.
 
     `functions` may be called, names with schemas of their parameters: whatever looks like a call
-    of another is prose, and all is where `format` is None. `thinking` are the marks of the model's
+    of another is prose, and all is where `format` is None. `thoughts` are the marks of the model's
     thoughts, if it has such, which begin in the prompt if `opened`; `dropped` are marks that say
     nothing. Without `parallel`, calls after the first one are left out. `held` is what a grammar
     holds the text behind the thoughts to.
@@ -52,14 +55,14 @@ class Parser:
         format: Format | None,
         functions: Mapping[str, Any] = MappingProxyType({}),
         *,
-        thinking: Marks | None = None,
+        thoughts: Marks | None = None,
         opened: bool = False,
         dropped: Sequence[str] = (),
         parallel: bool = True,
         held: Held | None = None,
     ) -> None:
         self._reader = Reader()
-        self._thinking = thinking
+        self._thoughts_in = thoughts
         self._held = held
         self.in_call = held == "calls"
         self._calls = None
@@ -75,6 +78,7 @@ class Parser:
         """White space that is part of the prose only if prose is on both sides of it."""
         self._after_mark = False
         """Whether what came last, but for white space, was no prose."""
+        self.thinking: bool | None = False if thoughts is None else None
         self._work = self._run(opened)
         next(self._work)
 
@@ -100,8 +104,8 @@ class Parser:
 
     def _run(self, opened: bool) -> Reading[None]:
         yield
-        if self._thinking is not None:
-            yield from self._thoughts(self._thinking, opened)
+        if self._thoughts_in is not None:
+            yield from self._thoughts(self._thoughts_in, opened)
         yield from self._prose()
 
     def _thoughts(self, marks: Marks, opened: bool) -> Reading[None]:
@@ -110,10 +114,12 @@ class Parser:
         yield from r.skip()
         begun = (yield from r.literal([marks.begin])) is not None
         if not begun and not opened:
+            self.thinking = False
             r.at = start
             r.kept = None
             return
         r.kept = None
+        self.thinking = True
         yield from r.skip()
         space = ""
         while c := (yield from r.next()):
@@ -130,6 +136,7 @@ class Parser:
                 r.at = start + found  # the mark may be there
             self._events.append(Thought(space + r.slice(start)))
             space = ""
+        self.thinking = False
         self._after_mark = True
 
     def _prose(self) -> Reading[None]:
@@ -202,7 +209,7 @@ def answer_parser(
     return Parser(
         format,
         functions,
-        thinking=turn.thoughts,
+        thoughts=turn.thoughts,
         opened=opened,
         dropped=turn.dropped,
         parallel=parallel,

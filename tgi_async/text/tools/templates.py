@@ -15,6 +15,11 @@ from tgi_async.text.tools.derived import Derived, Render, derived
 from tgi_async.text.tools.format import Format, Marks, Turn
 from tgi_async.text.tools.formats import JSON, format_of
 
+THINKING_VARIABLES = frozenset(
+    {"enable_thinking", "thinking", "reasoning_effort", "thinking_budget"}
+)
+"""Variables that clients send to any model, whether its template reads them or not."""
+
 THOUGHTS = (
     Marks("<think>", "</think>"),
     Marks("[THINK]", "[/THINK]"),
@@ -32,7 +37,7 @@ ANSWERS = (
 
 _CODE = re.compile(r"\{[%{](.*?)[%}]\}", re.DOTALL)
 _STRING = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
-_VARIABLE = re.compile(r"(?<![\w.])(tools|xml_tools)\b")
+_VARIABLE = re.compile(rf"(?<![\w.])(tools|xml_tools|{'|'.join(sorted(THINKING_VARIABLES))})\b")
 _READS_THOUGHTS = re.compile(r"reasoning_content|\bthinking\b|\breasoning\b")
 
 
@@ -43,12 +48,14 @@ class Traits:
     `turn` is what is in answers beside calls and prose. `tools_variable`: under which name they
     read tools; SmolLM3's has one of its own. None: nowhere. `shows_calls`: whether the calls of
     earlier messages are shown, be it with all of a message.
+    `thinking_variables`: those of `THINKING_VARIABLES` that they read.
     """
 
     format: Format
     turn: Turn
     tools_variable: Literal["tools", "xml_tools"] | None
     shows_calls: bool
+    thinking_variables: frozenset[str]
 
     @classmethod
     def of(cls, sources: Collection[str], render: Render | None = None) -> Traits:
@@ -78,6 +85,7 @@ class Traits:
             shows_calls=any(
                 "tool_calls" in source or "content" not in source for source in sources
             ),
+            thinking_variables=THINKING_VARIABLES.intersection(read),
         )
 
 

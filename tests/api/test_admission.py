@@ -1,0 +1,256 @@
+"""Requests that wait for a row, that find none, and that give way."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import httpx
+import pytest
+
+from tests.api.conftest import events_of
+from tests.api.fake_engine import FakeEngine
+from tests.api.waiting import until
+from tgi_async.api import admission, exchange
+from tgi_async.api.admission import MOST_SECONDS, UNKNOWN_SECONDS, Turnover
+from tgi_async.errors import GenerationError
+from tgi_async.scheduler.reservations import Capacity
+
+BODY = {"inputs": "Hi"}
+CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
+ROUTES = [
+    ("/generate", BODY),
+    ("/v1/chat/completions", CHAT),
+    ("/v1/chat/completions", {**CHAT, "stream": True}),
+    ("/v1/completions", {"prompt": "Hi"}),
+    ("/v1/completions", {"prompt": "Hi", "stream": True}),
+]
+N_ROWS, N_QUEUED = 2, 4
+
+
+@pytest.fixture
+def engine():
+    engine = FakeEngine(Capacity(N_ROWS, N_QUEUED))
+    engine.wait_before = 0
+    return engine
+
+
+@pytest.fixture
+async def other(address):
+    """Another client: a connection from an address of its own."""
+    transport = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
+    url = f"http://{address[0]}:{address[1]}"
+    async with httpx.AsyncClient(base_url=url, transport=transport) as client:
+        yield client
+
+
+async def fill(live, engine, n=N_ROWS + N_QUEUED, path="/generate", body=BODY):
+    """Requests that take all rows and places, in order."""
+    asked = []
+    for number in range(1, n + 1):
+        asked.append(asyncio.create_task(live.post(path, json=body)))
+        await until(lambda number=number: len(engine.requests) == number)
+    return asked
+
+
+async def test_more_requests_than_rows_wait_and_are_served(live, engine):
+    asked = await fill(live, engine)
+    assert not any(one.done() for one in asked)
+    engine.go.set()
+    assert [(await one).status_code for one in asked] == [200] * len(asked)
+    assert engine.reservations.n_rows == 0
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+async def test_what_finds_no_place_is_told_when_to_come_back(live, engine, path, body):
+    asked = await fill(live, engine)
+    refused = await live.post(path, json=body)
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == str(UNKNOWN_SECONDS)
+    assert "--max-concurrent-requests" in refused.text
+    assert "--max-queued-requests" in refused.text
+    engine.go.set()
+    await asyncio.gather(*asked)
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+async def test_the_newest_of_a_crowd_gives_way_to_another_client(live, other, engine, path, body):
+    *before, newest = await fill(live, engine, path=path, body=body)
+    newcomer = asyncio.create_task(other.post("/generate", json=BODY))
+    told = await newest
+    assert told.status_code == 429
+    assert "retry-after" in told.headers
+    assert "its place went to a client with fewer" in told.text
+    assert not newcomer.done()
+    engine.go.set()
+    assert (await newcomer).status_code == 200
+    assert [(await one).status_code for one in before] == [200] * len(before)
+    assert engine.reservations.n_rows == 0
+
+
+async def test_a_stream_of_tgi_that_gives_way_is_told_in_an_event(live, other, engine):
+    *before, newest = await fill(live, engine, path="/generate_stream")
+    newcomer = asyncio.create_task(other.post("/generate", json=BODY))
+    told = events_of(await newest)
+    assert told[-1]["error_type"] == "overloaded"
+    engine.go.set()
+    await asyncio.gather(newcomer, *before)
+
+
+async def test_what_gives_way_while_it_is_tokenized_does_not_wait_for_that(
+    live, other, engine, tokenizer, monkeypatch
+):
+    asked = await fill(live, engine, N_ROWS + N_QUEUED - 1)
+    go = threading.Event()
+    encode = tokenizer.encode
+
+    def slow_encode(text, **kwargs):
+        if text == "slow":
+            go.wait(10)
+        return encode(text, **kwargs)
+
+    monkeypatch.setattr(tokenizer, "encode", slow_encode)
+    newest = asyncio.create_task(live.post("/generate", json={"inputs": "slow"}))
+    await until(lambda: engine.reservations.n_rows == N_ROWS + N_QUEUED)
+    newcomer = asyncio.create_task(other.post("/generate", json=BODY))
+    assert (await newest).status_code == 429
+    go.set()
+    engine.go.set()
+    assert (await newcomer).status_code == 200
+    await asyncio.gather(*asked)
+
+
+async def test_a_crowd_that_is_tokenized_does_not_hold_up_another_client(
+    live, other, engine, tokenizer, monkeypatch
+):
+    engine.go.set()
+    order, began, go = [], threading.Event(), threading.Event()
+    encode = tokenizer.encode
+
+    def slow_encode(text, **kwargs):
+        began.set()
+        go.wait(10)
+        order.append(text)
+        return encode(text, **kwargs)
+
+    monkeypatch.setattr(tokenizer, "encode", slow_encode)
+    asked = []
+    for number in range(5):
+        asked.append(asyncio.create_task(live.post("/generate", json={"inputs": f"eve {number}"})))
+        await until(lambda number=number: engine.reservations.n_rows == number + 1)
+    await until(began.is_set)
+    asked.append(asyncio.create_task(other.post("/generate", json={"inputs": "ann"})))
+    await until(lambda: engine.reservations.n_rows == 6)
+    await asyncio.sleep(0.05)  # it is off the loop's hands now
+    go.set()
+    assert [(await one).status_code for one in asked] == [200] * 6
+    # Two threads: two of them ran already, and the next turn is hers.
+    assert "ann" in order[:4]
+
+
+async def test_a_stream_that_waits_for_long_shows_that_it_lives(live, other, engine, monkeypatch):
+    monkeypatch.setattr(exchange, "KEEP_ALIVE_SECONDS", 0.02)
+    before = await fill(live, engine, N_ROWS + N_QUEUED - 1)
+    async with live.stream(
+        "POST", "/v1/completions", json={"prompt": "Hi", "stream": True}
+    ) as told:
+        assert told.status_code == 200
+        pieces = told.aiter_text()
+        assert await anext(pieces) == ":\n\n"
+        newcomer = asyncio.create_task(other.post("/generate", json=BODY))
+        rest = "".join([piece async for piece in pieces])
+    assert "Model is overloaded" in rest
+    assert rest.endswith("data: [DONE]\n\n")
+    engine.go.set()
+    await asyncio.gather(newcomer, *before)
+
+
+async def test_a_stream_that_fails_before_its_first_token_has_the_status_of_that(api, engine):
+    engine.go.set()
+    engine.error, engine.fail_before = GenerationError("no luck"), 0
+    for send in (api.chat, api.complete):
+        told = await send("Hi", stream=True)
+        assert told.status_code == GenerationError.status
+        assert told.headers["content-type"] == "application/json"
+
+
+async def test_a_client_that_leaves_the_queue_makes_room_at_once(live, engine):
+    *before, newest = await fill(live, engine)
+    newest.cancel()
+    await until(lambda: engine.reservations.n_rows == N_ROWS + N_QUEUED - 1)
+    assert engine.generations[-1].cancelled
+    engine.go.set()
+    await asyncio.gather(*before)
+
+
+async def test_the_place_of_a_request_that_is_wrong_comes_back(api, engine):
+    engine.go.set()
+    assert (await api.generate("Hi", temperature=-1)).status_code == 422
+    assert (await api.generate("a" * 101)).status_code == 422
+    assert engine.reservations.n_rows == 0
+
+
+class TestLikeTGI:
+    @pytest.fixture(autouse=True)
+    def strict(self, settings):
+        settings.strict_tgi = True
+
+    async def test_what_is_refused_is_told_in_the_words_of_tgi(self, live, engine):
+        asked = await fill(live, engine)
+        refused = await live.post("/generate", json=BODY)
+        assert refused.status_code == 429
+        assert refused.json() == {"error": "Model is overloaded", "error_type": "overloaded"}
+        streamed = await live.post("/v1/completions", json={"prompt": "Hi", "stream": True})
+        assert streamed.status_code == 200
+        assert "Model is overloaded" in streamed.text
+        engine.go.set()
+        await asyncio.gather(*asked)
+
+
+class TestTurnover:
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        class Clock:
+            now = 1000.0
+
+            def monotonic(self):
+                return self.now
+
+        clock = Clock()
+        monkeypatch.setattr(admission, "time", clock)
+        return clock
+
+    def test_nothing_is_known_at_first(self, clock):
+        turnover = Turnover()
+        assert turnover.refused(1) == UNKNOWN_SECONDS
+        turnover.released(1, crowded=True)
+        assert turnover.refused(1) == UNKNOWN_SECONDS
+
+    def test_those_who_are_refused_come_back_one_after_another(self, clock):
+        turnover = Turnover()
+        for _ in range(5):
+            turnover.released(1, crowded=True)
+            clock.now += 0.5
+        # Four of them in 2.5 seconds.
+        assert [turnover.refused(4) for _ in range(3)] == [3, 5, 8]
+        for _ in range(16):
+            clock.now += 0.5
+            turnover.released(1, crowded=True)
+        assert turnover.refused(1) == 1
+
+    def test_nobody_is_told_to_wait_for_longer_than_a_minute(self, clock):
+        turnover = Turnover()
+        for _ in range(2):
+            turnover.released(1, crowded=True)
+            clock.now += 1000
+        assert turnover.refused(100) == turnover.refused(100) == MOST_SECONDS
+
+    def test_what_came_back_when_nobody_waited_says_nothing_of_a_crowd(self, clock):
+        turnover = Turnover()
+        for _ in range(5):
+            turnover.released(1, crowded=False)
+            clock.now += 1000
+        for _ in range(4):
+            turnover.released(1, crowded=True)
+            clock.now += 0.25
+        assert turnover.refused(1) <= 2

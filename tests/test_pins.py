@@ -1,0 +1,52 @@
+"""The versions that `make serve` and `make test` install, against the ranges of pyproject.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "constraints").glob("*.txt"))
+
+
+def pins(file: Path) -> dict[str, Version]:
+    pinned = {}
+    for line in file.read_text().splitlines():
+        name, _, version = line.partition("==")
+        pinned[canonicalize_name(name)] = Version(version)
+    return pinned
+
+
+def direct() -> Iterator[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for group in (project["dependencies"], *project["optional-dependencies"].values()):
+        yield from map(Requirement, group)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_dependency_is_pinned_within_its_range(file: Path) -> None:
+    pinned = pins(file)
+    for one in direct():
+        version = pinned.get(canonicalize_name(one.name))
+        assert version is not None, f"{one.name} is not pinned: run `make pins`"
+        assert version in one.specifier, f"{one.name} {version} is not in {one}: run `make pins`"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_no_build_of_one_index_is_pinned(file: Path) -> None:
+    for name, version in pins(file).items():
+        assert version.local is None, f"{name} {version}"
+        assert not name.startswith(("nvidia-", "cuda-"))
+
+
+def test_each_supported_python_has_its_pins() -> None:
+    assert [file.stem for file in FILES] == [
+        "oldest",
+        *(f"python3.{minor}" for minor in (11, 12, 13, 14)),
+    ]

@@ -1,0 +1,112 @@
+"""The way of a request into the server, and out again.
+
+Whoever finds no row free waits in the engine's queue. Who finds no room in it, or has to leave it
+for another client, is told so, and when to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from tgi_async.api.engine import Engine
+from tgi_async.api.exchange import Exchange
+from tgi_async.api.limits import Limits
+from tgi_async.errors import Overloaded
+from tgi_async.scheduler.reservations import EVICTED
+
+FEWEST_SECONDS, MOST_SECONDS = 1, 60
+"""Clients of OpenAI's take no advice to wait longer than a minute."""
+UNKNOWN_SECONDS = 5
+N_RELEASES = 64
+
+
+class Admission:
+    """Reserves rows for requests."""
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._turnover = Turnover()
+
+    @asynccontextmanager
+    async def take(self, exchange: Exchange, n_rows: int = 1) -> AsyncIterator[None]:
+        """Hold a row for each of the generations to come, from before anything is done for them.
+
+        Raises:
+            ValidationError: there are never so many rows.
+            Overloaded: there is no room, or no more, because another client needed it.
+            Unhealthy: the server stops.
+        """
+        holding = asyncio.timeout(None)
+
+        def leave() -> None:
+            holding.reschedule(0.0)  # now: whatever the request waits for is cancelled
+
+        try:
+            reservation = self._engine.reserve(exchange.peer, n_rows, exchange.n_bytes, leave)
+        except Overloaded as error:
+            raise self._overloaded(str(error), n_rows) from None
+        exchange.reservation = reservation
+        try:
+            async with holding:
+                yield
+        except TimeoutError:
+            if holding.expired():
+                raise self._overloaded(EVICTED, n_rows) from None
+            raise
+        except Overloaded as error:
+            raise self._overloaded(str(error), n_rows) from None
+        finally:
+            self._engine.release(reservation)
+            self._turnover.released(n_rows, crowded=self._engine.n_waiting > 0)
+
+    def _overloaded(self, message: str, n_rows: int) -> Overloaded:
+        seconds = self._turnover.refused(n_rows)
+        if self._limits.strict_tgi:
+            return Overloaded(retry_after=seconds)
+        return Overloaded(message, retry_after=seconds)
+
+
+class Turnover:
+    """How fast rows are given back, and when the next of those that were refused may have one."""
+
+    def __init__(self) -> None:
+        self._releases: deque[tuple[float, int]] = deque(maxlen=N_RELEASES)
+        """When, and how many rows, while there was a crowd."""
+        self._next = 0.0
+        """By then, all who were told to come back find rows."""
+
+    def released(self, n_rows: int, *, crowded: bool) -> None:
+        """A request is over; `crowded`: others wait."""
+        now = time.monotonic()
+        if not crowded and now > self._next:
+            # Rows that nobody waits for say nothing of how fast they could be had.
+            self._releases.clear()
+        else:
+            self._releases.append((now, n_rows))
+
+    def refused(self, n_rows: int) -> int:
+        """In how many seconds a client should come back that asked for so many rows.
+
+        Those who are refused are told to come one after another, as rows are given back.
+        """
+        now = time.monotonic()
+        rate = self._rate(now)
+        if not rate:
+            self._next = now + UNKNOWN_SECONDS
+            return UNKNOWN_SECONDS
+        self._next = min(max(now, self._next) + n_rows / rate, now + MOST_SECONDS)
+        return max(FEWEST_SECONDS, math.ceil(self._next - now))
+
+    def _rate(self, now: float) -> float:
+        """Rows given back in a second; 0: not known."""
+        if len(self._releases) < 2:
+            return 0.0
+        began, n_first = self._releases[0]
+        n_rows = sum(n for _, n in self._releases) - n_first
+        return n_rows / max(now - began, 1e-3)

@@ -1,0 +1,85 @@
+"""What answers at the port from the first moment on, whatever the server is busy with.
+
+While the model loads, every route says so; then the application answers, on the same connections.
+Before a stop, clients are moved to other servers one reply after another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tgi_async.api.cors import Cors
+from tgi_async.api.error_body import error_body
+from tgi_async.api.exchange import encode
+from tgi_async.api.request_id import RequestIds
+from tgi_async.api.schemas.cloud import Liveness
+from tgi_async.errors import RETRY_AFTER_SECONDS
+
+CLOSE = (b"connection", b"close")
+
+
+class Gate:
+    """An ASGI application in front of the server's, which `open` makes known.
+
+    The parameters are the settings `cors_allow_origin`, `kserve` and `strict_tgi`.
+    """
+
+    def __init__(
+        self, origins: Collection[str] = (), *, kserve: bool = False, strict_tgi: bool = False
+    ) -> None:
+        self._app: ASGIApp = RequestIds(Cors(self._loading, origins))
+        self._kserve = kserve
+        self._strict_tgi = strict_tgi
+        self._closing = False
+        self.phase("starting")
+
+    def phase(self, name: str) -> None:
+        """Say from now on that this is what the server does before it is ready."""
+        self._phase, self._began = name, time.monotonic()
+
+    def open(self, app: ASGIApp) -> None:
+        """Let `app` answer from now on."""
+        self._app = app
+
+    def close_connections(self) -> None:
+        """End each connection with its next reply, which says so."""
+        self._closing = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._closing or scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def last(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), CLOSE]
+            await send(message)
+
+        await self._app(scope, receive, last)
+
+    async def _loading(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path == "/health/live":
+            await Response()(scope, receive, send)
+        elif path == "/v2/health/live" and self._kserve:
+            await Response(encode(Liveness(True)), media_type="application/json")(
+                scope, receive, send
+            )
+        else:
+            seconds = round(time.monotonic() - self._began, 1)
+            message = f"The server is not ready yet: {self._phase}, for {seconds:.0f} s so far"
+            body = error_body(
+                "" if self._strict_tgi else path,
+                503,
+                message,
+                code="loading",
+                phase=self._phase,
+                seconds=seconds,
+            )
+            headers = {"retry-after": str(RETRY_AFTER_SECONDS)}
+            reply = Response(body, 503, headers, media_type="application/json")
+            await reply(scope, receive, send)

@@ -1,0 +1,190 @@
+"""Fields of other servers that have no effect here: harmless, refused, or reported as ignored.
+
+docs/fields.md lists them; a test holds it to these lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tgi_async.api.unknown_fields import Unknown
+from tgi_async.errors import ValidationError
+
+HARMLESS: Mapping[str, tuple[str, ...]] = {
+    "": (
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prediction",
+        "request_id",
+        "rid",
+        "session_id",
+        "cache_prompt",
+        "cache_control",
+        "custom_labels",
+        "stream_interval",
+        "spaces_between_special_tokens",
+        "guided_decoding_backend",
+        "options",
+    ),
+    "messages": ("annotations", "cache_control", "provider_specific_fields"),
+    "messages.content": ("annotations", "cache_control"),
+    "messages.content.image_url": ("detail",),
+    "messages.tool_calls": ("index", "provider_specific_fields"),
+    "tools": ("cache_control",),
+    "tools.function": ("cache_control",),
+    "stream_options": ("include_obfuscation",),
+}
+"""Fields that change no text, by the object that they are in. They pass in silence."""
+
+
+class Refusal(NamedTuple):
+    """Values with which a field asks for nothing, and a sentence on what to send instead."""
+
+    neutral: tuple[Any, ...] = ()
+    instead: str = ""
+
+
+_BEAMS = Refusal((1,), "`best_of` of /v1/completions takes the likeliest of several texts")
+_GRAMMAR = "`guided_choice` and `guided_regex` hold a text to what you allow"
+_MORE_SAMPLING = "Sampling is steered by `temperature`, `top_p`, `top_k`, `min_p` and `typical_p`"
+_REPETITION = "`repetition_penalty`, `frequency_penalty` and `presence_penalty` are supported"
+
+REFUSED: Mapping[str, Refusal] = {
+    "use_beam_search": _BEAMS._replace(neutral=(False,)),
+    "num_beams": _BEAMS,
+    "beam_width": _BEAMS,
+    "num_beam_groups": _BEAMS,
+    "diversity_penalty": Refusal((0,)),
+    "length_penalty": Refusal((1,)),
+    "early_stopping": Refusal((False,)),
+    "num_return_sequences": Refusal((1,), "`n` gives several choices"),
+    "priority": Refusal((0,)),
+    "allowed_token_ids": Refusal((), _GRAMMAR),
+    "logits_processors": Refusal(([],), _GRAMMAR),
+    "logits_processor": Refusal(([],), _GRAMMAR),
+    "custom_logit_processor": Refusal(([], ""), _GRAMMAR),
+    "vllm_xargs": Refusal(({},)),
+    "grammar_lazy": Refusal((False,), "`structural_tag` holds parts of a text to a grammar"),
+    "num_predict": Refusal((-1,), "`max_tokens` bounds a text"),
+    "stop_regex": Refusal(([], ""), "`stop` takes texts"),
+    "thinking_token_budget": Refusal((-1,), "`max_tokens` bounds thoughts and answer together"),
+    "thinking_budget": Refusal((-1,), "`chat_template_kwargs` takes it where a template reads it"),
+    "repetition_detection": Refusal(({},)),
+    "watermarking": Refusal((False,), "`watermark` is supported"),
+    "no_repeat_ngram_size": Refusal((0,), _REPETITION),
+    "encoder_no_repeat_ngram_size": Refusal((0,), _REPETITION),
+    "encoder_repetition_penalty": Refusal((1,), _REPETITION),
+    "repeat_penalty": Refusal((1,), _REPETITION),
+    "penalty_alpha": Refusal((0,)),
+    "guidance_scale": Refusal((0, 1)),
+    "cfg_scale": Refusal((0, 1)),
+    "negative_prompt": Refusal(("",)),
+    "mirostat": Refusal((0, False), _MORE_SAMPLING),
+    "mirostat_mode": Refusal((0,), _MORE_SAMPLING),
+    "dry_multiplier": Refusal((0,), _REPETITION),
+    "xtc_probability": Refusal((0,), _MORE_SAMPLING),
+    "dynatemp_range": Refusal((0,), _MORE_SAMPLING),
+    "dynamic_temperature": Refusal((False,), _MORE_SAMPLING),
+    "smoothing_factor": Refusal((0,), _MORE_SAMPLING),
+    "tfs": Refusal((1,), _MORE_SAMPLING),
+    "tfs_z": Refusal((1,), _MORE_SAMPLING),
+    "top_a": Refusal((0,), _MORE_SAMPLING),
+    "top_n_sigma": Refusal((0, -1), _MORE_SAMPLING),
+    "epsilon_cutoff": Refusal((0,), _MORE_SAMPLING),
+    "eta_cutoff": Refusal((0,), _MORE_SAMPLING),
+    "min_keep": Refusal((0, 1), _MORE_SAMPLING),
+    "temperature_last": Refusal((False,), _MORE_SAMPLING),
+    "samplers": Refusal(([],), _MORE_SAMPLING),
+    "n_indent": Refusal((0,)),
+    "t_max_predict_ms": Refusal((0, -1), "`max_tokens` bounds a text"),
+    "lora": Refusal(([],)),
+    "lora_path": Refusal(("", [])),
+    "lora_request": Refusal(({},)),
+    "adapter_id": Refusal(("",)),
+    "prompt_embeds": Refusal(),
+    "input_embeds": Refusal(),
+    "input_ids": Refusal((), "`prompt` of /v1/completions takes token ids"),
+    "chat_template": Refusal(
+        (), "A template is a program; start the server with one (--tokenizer-config-path)"
+    ),
+    "echo": Refusal((False,), "/v1/completions can echo its prompt"),
+    "best_of": Refusal((0, 1), "/v1/completions has it"),
+    "modalities": Refusal(([], ["text"])),
+    "audio": Refusal(),
+    "web_search_options": Refusal(),
+}
+"""Fields that would change a text, and are not supported: of the OpenAI routes."""
+
+SETTINGS_OF_REFUSED = frozenset(
+    {
+        "mirostat_tau",
+        "mirostat_eta",
+        "dry_base",
+        "dry_allowed_length",
+        "dry_penalty_last_n",
+        "dry_range",
+        "dry_sequence_breakers",
+        "xtc_threshold",
+        "dynatemp_exponent",
+        "dynatemp_low",
+        "dynatemp_high",
+        "smoothing_curve",
+        "repeat_last_n",
+        "grammar_triggers",
+        "grammar_trigger_words",
+        "watermarking_key",
+    }
+)
+"""They only say how another one is done that is refused unless it is off."""
+
+
+def ignored(unknown: Unknown) -> list[str]:
+    """Return the paths of the fields that a client should know have no effect."""
+    return [path for path, value in unknown.items() if not _asks_nothing(path, value)]
+
+
+def refuse_unsupported(unknown: Unknown, ignored_names: list[str]) -> None:
+    """Refuse a field that would change the text of an OpenAI route.
+
+    `ignored_names` loses the fields that are refused: they are not ignored.
+
+    Raises:
+        ValidationError: it names the first such field.
+    """
+    for path, value in unknown.items():
+        refusal = REFUSED.get(path)
+        if refusal is None or _is_one_of(value, refusal.neutral):
+            continue
+        ignored_names[:] = [name for name in ignored_names if name not in REFUSED]
+        instead = f" {refusal.instead}." if refusal.instead else ""
+        neutral = [msgspec.json.encode(one).decode() for one in refusal.neutral[:1]]
+        off = "".join(f", or send {one}" for one in neutral)
+        raise ValidationError(
+            f"`{path}` is not supported by this server.{instead} Remove it from the request{off}"
+        )
+
+
+def _asks_nothing(path: str, value: bytes) -> bool:
+    place, _, name = path.rpartition(".")
+    if name in HARMLESS.get(place, ()) or path in SETTINGS_OF_REFUSED:
+        return True
+    refusal = REFUSED.get(path)
+    return refusal is not None and _is_one_of(value, refusal.neutral)
+
+
+def _is_one_of(value: bytes, neutral: tuple[Any, ...]) -> bool:
+    """Return whether the value is one of these."""
+    try:
+        given = msgspec.json.decode(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):  # skipped values are not looked at closely
+        return False
+    # True is no 1 here.
+    return any(isinstance(given, bool) == isinstance(one, bool) and given == one for one in neutral)

@@ -1,0 +1,277 @@
+"""Rows and bytes that requests hold, from their arrival to their end.
+
+A request reserves a row for each of its generations when it arrives, before anything is computed
+for it. `max_concurrent` rows are there for whoever asks. Beyond these, `max_queued` more may wait,
+shared so that no client locks others out:
+
+**Half.** While another client waits, no client reserves so much of the queue that more than half of
+it would wait for this one. What it had before, when it waited alone, it keeps until it is needed.
+
+**Eviction.** Where the queue is full, the newest waiting request of another client gives way, of
+the one with the most, provided that it still has no less than the newcomer then has. So shares move
+towards equal ones and never back and forth, and a client with less than the others always gets in.
+What has run is never evicted.
+
+A row waits until it runs for the first time, whether it is being tokenized or is in the waiting
+queue, whose order is not decided here. The bytes are those of the bodies of requests that have not
+begun to run: prompts and tokens take memory in proportion to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from tgi_async.errors import Overloaded, ValidationError
+
+if TYPE_CHECKING:
+    from tgi_async.scheduler.request import Request
+
+
+QUEUED_PAYLOADS = 16
+"""Bodies of the largest size that may wait; their prompts are a few times as large as tokens."""
+BYTES_OF = f"{QUEUED_PAYLOADS} times --payload-limit"
+EVICTED = (
+    "Model is overloaded: this request waited in a full queue (--max-queued-requests), and its "
+    "place went to a client with fewer"
+)
+
+
+class Capacity(NamedTuple):
+    """How much may be reserved."""
+
+    max_concurrent: int = 2**31
+    """Rows that are given to whoever asks."""
+    max_queued: int = 0
+    """Further rows, which wait. 0: whoever finds no row is refused."""
+    max_queued_bytes: int = 2**62
+    """Of the bodies of requests that have not begun to run, where one of them has to wait."""
+
+    @property
+    def max_rows(self) -> int:
+        return self.max_concurrent + self.max_queued
+
+    @classmethod
+    def of(cls, max_concurrent: int, max_queued: int, payload_limit: int) -> Capacity:
+        """What the settings of these names allow."""
+        return cls(max_concurrent, max_queued, QUEUED_PAYLOADS * payload_limit)
+
+
+class Reservation:
+    """What one request holds: a row for each of its generations, and the bytes of its body."""
+
+    __slots__ = (
+        "client",
+        "evicted",
+        "n_bytes",
+        "n_rows",
+        "n_waiting",
+        "on_evicted",
+        "requests",
+    )
+
+    def __init__(self, client: str, n_rows: int, n_bytes: int) -> None:
+        self.client = client
+        self.n_rows = n_rows
+        self.n_bytes = n_bytes
+        self.n_waiting = n_rows
+        """Rows that have not run yet."""
+        self.evicted = False
+        """Whether its place went to another client."""
+        self.requests: list[Request] = []
+        """What was submitted for it, while none of it has run."""
+        self.on_evicted: Callable[[], None] | None = None
+
+
+class Share:
+    """What waits for one client."""
+
+    __slots__ = ("n_bytes", "n_rows", "reservations")
+
+    def __init__(self) -> None:
+        self.n_rows = 0
+        self.n_bytes = 0
+        self.reservations: dict[Reservation, None] = {}
+        """Those of which no row has run, in order of arrival."""
+
+
+class Reservations:
+    """All that is reserved."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self.capacity = capacity
+        self.n_rows = 0
+        self.n_queued_bytes = 0
+        self._shares: dict[str, Share] = {}
+
+    def waiting(self, client: str) -> int:
+        """Rows of a client that have not run yet."""
+        share = self._shares.get(client)
+        return share.n_rows if share is not None else 0
+
+    @property
+    def waiting_clients(self) -> list[str]:
+        return list(self._shares)
+
+    def reserve(
+        self, client: str, n_rows: int, n_bytes: int
+    ) -> tuple[Reservation, list[Reservation]]:
+        """Reserve rows for a request. Returns those of others that were evicted for it, too.
+
+        Raises:
+            ValidationError: the request has more rows than can ever be reserved.
+            Overloaded: it would have to wait, and there is no room for it.
+        """
+        if n_rows > self.capacity.max_rows:
+            raise ValidationError(
+                f"a request may ask for at most {self.capacity.max_rows} generations (prompts "
+                f"times choices) at once. Given: {n_rows}. Ask for fewer, or start the server with "
+                "a larger --max-concurrent-requests or --max-queued-requests"
+            )
+        evicted = self._make_room(client, n_rows, n_bytes)
+        for one in evicted:
+            self._give_back(one)
+            one.evicted = True
+        reservation = Reservation(client, n_rows, n_bytes)
+        share = self._shares.get(client)
+        if share is None:
+            share = self._shares[client] = Share()
+        share.n_rows += n_rows
+        share.n_bytes += n_bytes
+        share.reservations[reservation] = None
+        self.n_rows += n_rows
+        self.n_queued_bytes += n_bytes
+        return reservation, evicted
+
+    def start(self, reservation: Reservation) -> None:
+        """A row of it runs for the first time."""
+        if not reservation.n_waiting:
+            return  # It has taken the place of one that has ended.
+        share = self._shares[reservation.client]
+        share.n_rows -= 1
+        reservation.n_waiting -= 1
+        if reservation in share.reservations:
+            reservation.requests.clear()
+            self._begin(reservation, share)
+        self._tidy(reservation.client, share)
+
+    def end(self, reservation: Reservation, *, ran: bool) -> None:
+        """A row of it is over, and had run or not. The last one stays until `release`."""
+        if not ran and reservation.n_waiting:
+            self._shares[reservation.client].n_rows -= 1
+            reservation.n_waiting -= 1
+            self._tidy(reservation.client, self._shares[reservation.client])
+        if reservation.n_rows > 1:
+            reservation.n_rows -= 1
+            self.n_rows -= 1
+
+    def release(self, reservation: Reservation) -> None:
+        """The request is over. Idempotent."""
+        self._give_back(reservation)
+        reservation.requests.clear()
+
+    def _give_back(self, reservation: Reservation) -> None:
+        share = self._shares.get(reservation.client)
+        if share is not None:
+            share.n_rows -= reservation.n_waiting
+            if reservation in share.reservations:
+                self._begin(reservation, share)
+            self._tidy(reservation.client, share)
+        self.n_rows -= reservation.n_rows
+        reservation.n_rows = reservation.n_waiting = 0
+
+    def _begin(self, reservation: Reservation, share: Share) -> None:
+        """It no longer waits as a whole."""
+        del share.reservations[reservation]
+        share.n_bytes -= reservation.n_bytes
+        self.n_queued_bytes -= reservation.n_bytes
+
+    def _tidy(self, client: str, share: Share) -> None:
+        if not share.n_rows and not share.reservations:
+            del self._shares[client]
+
+    def _make_room(self, client: str, n_rows: int, n_bytes: int) -> list[Reservation]:
+        """Whom to evict so that this request fits. Raises Overloaded."""
+        capacity = self.capacity
+        if self.n_rows + n_rows <= capacity.max_concurrent:
+            return []
+        if not capacity.max_queued:
+            raise Overloaded(
+                f"Model is overloaded: it serves {capacity.max_concurrent} requests at once "
+                "(--max-concurrent-requests), and none may wait (--max-queued-requests 0)"
+            )
+        own = self._shares.get(client) or Share()
+        rows, size = own.n_rows + n_rows, own.n_bytes + n_bytes
+        others = [share for name, share in self._shares.items() if name != client]
+        if others:
+            self._check_half(rows, size)
+        lacking = self.n_rows + n_rows - capacity.max_rows
+        lacking_bytes = n_bytes - max(0, capacity.max_queued_bytes - self.n_queued_bytes)
+        if lacking <= 0 and lacking_bytes <= 0:
+            return []
+        candidates = [_Candidate(share) for share in others]
+        evicted: list[Reservation] = []
+        while lacking > 0 or lacking_bytes > 0:
+            if lacking > 0:
+                able = [one for one in candidates if one.rows_without_newest >= rows]
+                most = max(able, key=lambda one: one.n_rows, default=None)
+            else:
+                able = [one for one in candidates if one.bytes_without_newest >= size]
+                most = max(able, key=lambda one: one.n_bytes, default=None)
+            if most is None:
+                raise Overloaded(self._why_full(of_rows=lacking > 0))
+            newest = most.give_newest()
+            lacking -= newest.n_rows
+            lacking_bytes -= newest.n_bytes
+            evicted.append(newest)
+        return evicted
+
+    def _check_half(self, rows: int, size: int) -> None:
+        """Others wait, and a client would have so much of the queue. Raises Overloaded."""
+        capacity = self.capacity
+        if rows > max(1, capacity.max_queued // 2):
+            raise Overloaded(
+                "Model is overloaded: while other clients wait, at most half of its queue may "
+                f"wait for one of them (--max-queued-requests, here {capacity.max_queued})"
+            )
+        if size > capacity.max_queued_bytes // 2:
+            raise Overloaded(
+                "Model is overloaded: while other clients wait, the requests of one of them may "
+                f"have {capacity.max_queued_bytes // 2} bytes in its queue ({BYTES_OF})"
+            )
+
+    def _why_full(self, *, of_rows: bool) -> str:
+        capacity = self.capacity
+        if of_rows:
+            return (
+                f"Model is overloaded: it serves {capacity.max_concurrent} requests at once "
+                f"(--max-concurrent-requests), and {capacity.max_queued} more may wait "
+                "(--max-queued-requests)"
+            )
+        return (
+            f"Model is overloaded: the requests in its queue may have {capacity.max_queued_bytes} "
+            f"bytes ({BYTES_OF})"
+        )
+
+
+class _Candidate:
+    """A share that may have to give way, without what it has given already."""
+
+    def __init__(self, share: Share) -> None:
+        self.n_rows = share.n_rows
+        self.n_bytes = share.n_bytes
+        self._left = list(share.reservations)
+
+    @property
+    def rows_without_newest(self) -> int:
+        return self.n_rows - self._left[-1].n_waiting if self._left else -1
+
+    @property
+    def bytes_without_newest(self) -> int:
+        return self.n_bytes - self._left[-1].n_bytes if self._left else -1
+
+    def give_newest(self) -> Reservation:
+        newest = self._left.pop()
+        self.n_rows -= newest.n_waiting
+        self.n_bytes -= newest.n_bytes
+        return newest

@@ -1,0 +1,117 @@
+"""Where the server keeps what ends with it: sockets, and what cannot go into the cache.
+
+A folder is locked while its server lives. One that is not was left by a server that was killed,
+and the next server in the same place removes it: in a pod that is restarted such folders would fill
+the volume, or the memory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+from tgi_async.errors import StartError
+
+log = logging.getLogger(__name__)
+
+VARIABLES = ("TMPDIR", "TEMP", "TMP")
+PLACES = ("/tmp", "/var/tmp", "/dev/shm")
+"""The last one is there, and can be written, in containers that are read-only otherwise."""
+PREFIX = "tgi-async."
+LONGEST = 70
+"""Bytes of a place's name: the names of sockets in a folder there have at most 107."""
+NEW_SECONDS = 60.0
+"""How long a folder without a lock may be one that is about to get it."""
+
+
+class PrivateFolder:
+    """An empty folder that only this user can enter, in the first place where one can be made.
+
+    Raises StartError if there is none.
+    """
+
+    def __init__(
+        self, environment: Mapping[str, str] = os.environ, places: tuple[str, ...] = PLACES
+    ) -> None:
+        self._folder = _made(environment, places)
+        self.name = self._folder.name
+        self._lock = os.open(self.name, os.O_RDONLY)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def __enter__(self) -> str:
+        return self.name
+
+    def __exit__(self, *_: object) -> None:
+        self.cleanup()
+
+    def cleanup(self) -> None:
+        """Remove it, with all that is in it. May be repeated."""
+        self._folder.cleanup()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _made(
+    environment: Mapping[str, str], places: tuple[str, ...]
+) -> tempfile.TemporaryDirectory[str]:
+    wanted = [value for name in VARIABLES if (value := environment.get(name))]
+    runtime = [value] if (value := environment.get("XDG_RUNTIME_DIR")) else []
+    failures: list[str] = []
+    for place in (*wanted, *places, *runtime, os.curdir):
+        try:
+            if len(os.fsencode(os.path.abspath(place))) > LONGEST:
+                raise OSError(None, "its name is too long for a socket's")
+            with suppress(OSError):  # a place may be written and not read
+                _remove_what_was_left(place)
+            made = tempfile.TemporaryDirectory(
+                prefix=PREFIX, dir=os.path.abspath(place), ignore_cleanup_errors=True
+            )
+        except OSError as error:
+            failures.append(f"{place} ({error.strerror})")
+            continue
+        if wanted and place not in wanted:
+            _warn(f"temporary files go to {place}, not to {', '.join(failures)}")
+        return made
+    raise StartError(
+        f"No folder for the workers' sockets can be made in {', '.join(failures)}. Set TMPDIR to a "
+        "folder that can be written and has a short path."
+    )
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Log it once, though a server makes several folders."""
+    log.warning(message)
+
+
+def _remove_what_was_left(place: str) -> None:
+    """Remove the folders of this user's servers that live no more. Raises OSError."""
+    with os.scandir(place) as entries:
+        for entry in entries:
+            if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
+                new = time.time() - status.st_ctime < NEW_SECONDS
+                if status.st_uid == os.geteuid() and not new and not _is_locked(entry.path):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _is_locked(folder: str) -> bool:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return True  # gone by now
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
