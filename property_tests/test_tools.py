@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 
 from tests.text.tools.samples import FUNCTIONS, NO_CALLS, SAMPLES
 from tgi_async.text.tools.events import Arguments, CallBegun, Event, Prose, Thought, merged
-from tgi_async.text.tools.format import Format
+from tgi_async.text.tools.format import Format, Marks, Turn
 from tgi_async.text.tools.formats import FORMATS
-from tgi_async.text.tools.parser import Marks, Parser
-from tgi_async.text.tools.tagged import END
+from tgi_async.text.tools.literals import Literals
+from tgi_async.text.tools.parser import answer_parser
+from tgi_async.text.tools.tags import Tags
 
 THINK = Marks("<think>", "</think>")
 TEXTS = [sample.text for sample in SAMPLES] + [text for _, text in NO_CALLS]
 PIECES = sorted(
-    {mark for one in FORMATS for mark in (*one.marks, *one.fences)}
+    {mark for one in FORMATS for mark in (*one.literals, *one.fences) if mark}
     | {*THINK, '{"name": ', '"add"', ', "arguments": ', '{"a": 1}', "}", "{", "[", "]", ",", ";"}
     | {'"', "\\", "\n", " ", "null", "1e5", "text", "서울", "😀", "```"}
 )
@@ -36,7 +37,7 @@ texts = st.one_of(
 
 
 def read(format: Format, pieces: list[str], opened: bool, parallel: bool) -> list[Event]:
-    parser = Parser(format, FUNCTIONS, thinking=THINK, opened=opened, parallel=parallel)
+    parser = answer_parser(format, FUNCTIONS, turn=Turn(THINK), opened=opened, parallel=parallel)
     events = [event for piece in pieces for event in parser.feed(piece)]
     return merged(events + parser.end())
 
@@ -88,17 +89,45 @@ arguments = st.dictionaries(st.text(), json_values, max_size=3)
 calls = st.lists(st.tuples(st.sampled_from(sorted(FUNCTIONS)), arguments), min_size=1, max_size=3)
 
 
+ENDS = [mark for one in FORMATS if isinstance(one.notation, Tags) for mark in one.notation.literals]
 in_tags = st.dictionaries(
-    st.text(st.characters(exclude_characters=">\n"), max_size=9),
-    st.text() | st.just("\n") | st.sampled_from(TEXTS).filter(lambda text: END not in text),
+    st.text(st.characters(exclude_characters='<>" \t\r\n'), max_size=9),
+    st.one_of(st.text(), st.just("\n"), st.sampled_from(TEXTS)).filter(
+        lambda text: not any(mark.strip() in text for mark in ENDS)
+    ),
 )
 calls_in_tags = st.lists(st.tuples(st.just("searchTool"), in_tags), min_size=1, max_size=3)
 
 
+names = st.from_regex("[a-z_][a-z0-9_]{0,8}", fullmatch=True)
+texts_in_literals = st.one_of(st.text(), st.sampled_from(TEXTS)).filter(
+    lambda one: '<|"|>' not in one
+)
+values_in_literals = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False, allow_infinity=False),
+        texts_in_literals,
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=8,
+)
+calls_in_literals = st.lists(
+    st.tuples(st.just("searchTool"), st.dictionaries(names, values_in_literals, max_size=3)),
+    min_size=1,
+    max_size=3,
+)
+
+
 @given(
     st.one_of(
-        st.tuples(formats.filter(lambda one: not one.tagged), calls),
-        st.tuples(formats.filter(lambda one: one.tagged), calls_in_tags),
+        st.tuples(
+            formats.filter(lambda one: isinstance(one.notation, Literals)), calls_in_literals
+        ),
+        st.tuples(formats.filter(lambda one: one.notation is None), calls),
+        st.tuples(formats.filter(lambda one: isinstance(one.notation, Tags)), calls_in_tags),
     ),
     st.integers(1, 20),
 )

@@ -14,7 +14,7 @@ from tests.api.test_chat_tools import gathered, template
 from tests.api.tiny_tokenizer import tiny_inner
 from tests.fake_engine_run import Running, running
 from tests.fake_worker import Behaviour
-from tests.text.tools.samples import FUNCTIONS, NO_CALLS, SAMPLES
+from tests.text.tools.samples import FUNCTIONS, NO_CALLS, SAMPLES, marks_of
 from tgi_async.api.app import create_app
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.tokenizer import Tokenizer
@@ -24,7 +24,7 @@ TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": schema}}
     for name, schema in FUNCTIONS.items()
 ]
-MARKS = sorted({mark for one in FORMATS for mark in one.marks if mark[0] in "<["})
+MARKS = sorted({mark for one in FORMATS for mark in marks_of(one)})
 SAID_AGAIN = "{% if tools %}{% endif %}{{ messages[-1].content }}"
 
 

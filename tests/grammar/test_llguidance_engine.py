@@ -83,6 +83,24 @@ FOLLOWED: list[tuple[Grammar, list[str], list[str]]] = [
         ["", "prose", 'so <call>{"a": 1}</call>', "x <call>{}</call> y <call>{}</call> z"],
         ["<call>", "<call>x", "<call>{}", "a <call>{}</call> <call>1"],
     ),
+    (
+        Sequence(
+            [
+                Repeat(Prose("</t>", begin="<t>"), 0, 1),
+                Repeat(
+                    Choice(
+                        [
+                            Sequence([Prose("<a>", unlike="<t>"), NUMBER]),
+                            Sequence([Prose("<b(>", unlike="<t>"), Text("!")]),
+                        ]
+                    )
+                ),
+                Regex("(?s:.*)"),
+            ]
+        ),
+        ["", "x", "<", "<t>so <a> and <b(> </t>", "<t></t> x <a>1<b(>! <a>23 y", "<x> <a>4"],
+        ["<a>", "x <a>b", "<t></t><a>", "<b(>", "<a>1 <b(>?"],
+    ),
     *CLIENTS,
 ]
 

@@ -50,7 +50,8 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
         prompt = await prompt_of(service, body, offer)
         if not strict and service.chat_template is not None:
             exchange.ignore(unread_fields(service.chat_template, body))
-        reader = None if strict else AnswerReader(service, offer, prompt, form)
+        n_called = sum(len(message.tool_calls or ()) for message in body.messages)
+        reader = None if strict else AnswerReader(service, offer, prompt, form, n_called=n_called)
         banned = await banned_of(service, body)
         request = await service.request(
             prompt,

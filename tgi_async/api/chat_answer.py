@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import string
 from collections.abc import Sequence
 from typing import Literal
 
@@ -37,8 +35,6 @@ from tgi_async.api.schemas.tools import (
 from tgi_async.api.service import Service
 from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
 from tgi_async.text.tools.events import Arguments, CallBegun, Event, Prose, Thought
-
-_LETTERS = string.ascii_letters + string.digits
 
 
 class ChatAnswer:
@@ -210,7 +206,7 @@ class _Choice:
         self._shows_thoughts = shows_thoughts
         self._older = older
         self._parser = None if reader is None else reader.parser()
-        self._short_ids = reader is not None and reader.short_ids
+        self._reader = reader
         self.n_calls = 0
         self.n_thought = 0
         """Tokens of thoughts, since somebody set it back."""
@@ -249,7 +245,10 @@ class _Choice:
         functions = [
             FunctionCall(name=name, arguments="".join(arguments)) for name, arguments in calls
         ]
-        tool_calls = [ToolCall(id=self._call_id(), function=one) for one in functions]
+        tool_calls = [
+            ToolCall(id=self._call_id(index, one.name), function=one)
+            for index, one in enumerate(functions)
+        ]
         return AssistantMessage(
             content=None if in_call and not content else content,
             reasoning_content=_text(events, Thought) or UNSET,
@@ -280,7 +279,7 @@ class _Choice:
         tool_calls = [
             ToolCallDelta(
                 index=place,
-                id=self._call_id() if place in names else UNSET,
+                id=self._call_id(place, names[place]) if place in names else UNSET,
                 type="function" if place in names else UNSET,
                 function=function,
             )
@@ -294,9 +293,9 @@ class _Choice:
             function_call=functions.get(0, UNSET) if self._older else UNSET,
         )
 
-    def _call_id(self) -> str:
-        letters = "".join(secrets.choice(_LETTERS) for _ in range(9 if self._short_ids else 24))
-        return letters if self._short_ids else f"call_{letters}"
+    def _call_id(self, index: int, name: str) -> str:
+        assert self._reader is not None
+        return self._reader.call_id(index, name)
 
 
 def _text(events: Sequence[Event], kind: type[Prose] | type[Thought]) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import secrets
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from tgi_async.api.constraint import term_of
@@ -12,19 +16,25 @@ from tgi_async.api.schemas.chat import ChatRequest
 from tgi_async.api.schemas.tools import AllowedTools, AnyTool, NamedTool, Tool
 from tgi_async.api.service import Service
 from tgi_async.errors import ToolError
+from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
+from tgi_async.text.tokenizer import Tokenizer
+from tgi_async.text.tools import harmony
 from tgi_async.text.tools.constraint import (
-    IsSpecial,
     after_thoughts,
     arguments_schema,
     calls_or,
     forced_calls,
+    held_calls,
+    splitter,
 )
-from tgi_async.text.tools.format import Format
+from tgi_async.text.tools.format import Format, Turn
 from tgi_async.text.tools.formats import JSON, format_named
-from tgi_async.text.tools.parser import Held, Parser
-from tgi_async.text.tools.tagged import NotForced
+from tgi_async.text.tools.notation import NotForced, Terms
+from tgi_async.text.tools.parser import AnswerParser, Held, answer_parser
 from tgi_async.text.tools.templates import opens_thoughts
+
+_LETTERS = string.ascii_letters + string.digits
 
 MOST_TOOLS = 128
 """As at OpenAI."""
@@ -128,13 +138,20 @@ def format_for(service: Service) -> Format:
     return JSON if service.chat_template is None else service.chat_template.traits.format
 
 
+def _turn_for(service: Service, format: Format) -> Turn:
+    """What else is in the model's answers."""
+    if format.turn is not None:
+        return format.turn
+    return Turn() if service.chat_template is None else service.chat_template.traits.turn
+
+
 class AnswerReader:
     """How one chat's answers are read, and what they are held to.
 
     `form` is the form that the answer is to have, where it is no call; a call that is forced has
     none. `constraint` is what the whole text follows, where that is not the form alone: calls that
-    are forced, calls or the form, or thoughts before either. `shown` are the special tokens that
-    the parser has to see.
+    are forced, calls or the form, or what the model writes before either. `shown` are the special
+    tokens that the parser has to see. `n_called` is the number of calls in earlier messages.
 
     Raises:
         ValidationError: the form is none.
@@ -142,61 +159,125 @@ class AnswerReader:
     """
 
     def __init__(
-        self, service: Service, offer: Offer | None, prompt: str, form: Form | None
+        self,
+        service: Service,
+        offer: Offer | None,
+        prompt: str,
+        form: Form | None,
+        *,
+        n_called: int = 0,
     ) -> None:
-        tokenizer = self._tokenizer = service.tokenizer
-        template = service.chat_template
         self._offer = offer
-        self._format = format_for(service) if offer else None
-        self._thinking = None if template is None else template.traits.thoughts
-        self._opened = self._thinking is not None and opens_thoughts(prompt, self._thinking)
-        self.short_ids = self._format is not None and self._format.short_ids
-        self._held: Held | None = None
+        self._n_called = n_called
+        format = format_for(service)
+        self._format = format if offer or format.channels else None
+        self._turn = _turn_for(service, format)
+        thoughts = self._turn.thoughts
+        self._opened = thoughts is not None and opens_thoughts(prompt, thoughts)
+        self._held: Held | None = "text" if form is not None else None
         if offer and (offer.forced is not None or form is not None):
             self._held = "calls" if form is None else "either"
+        literals = (*self._turn.dropped, *(thoughts or ()), self._turn.answer)
+        self.shown = _special_in(
+            service.tokenizer, (*literals, *(self._format.literals if self._format else ()))
+        )
+        self.constraint = self._constraint(prompt, form)
+        if self._held and not self._opened:
+            self._turn = self._turn._replace(thoughts=None)  # the answer begins at once
+
+    def call_id(self, index: int, name: str) -> str:
+        """An id for the call with this index in the answer."""
+        ids = "any" if self._format is None else self._format.ids
+        if ids == "numbered":
+            return f"functions.{name}:{self._n_called + index}"
+        letters = "".join(secrets.choice(_LETTERS) for _ in range(9 if ids == "short" else 24))
+        return letters if ids == "short" else f"call_{letters}"
+
+    def _constraint(self, prompt: str, form: Form | None) -> Grammar | None:
+        """None: nothing, or the form alone."""
+        terms_of = splitter(self.shown.values())
+        if self._held is None:
+            return self._held_calls(terms_of)
         answer: Grammar | None = None
-        if form is not None and (self._opened or self._held):
+        before = self._turn.answer
+        if form is not None:
             answer = term_of(form.grammar, form.field, strict_tgi=False)
-        if offer and self._format and self._held:
-            answer = _calls_of(offer, self._format, answer, self._is_special)
-        if answer is not None and self._opened and self._thinking:
-            answer = after_thoughts(answer, self._thinking, self._is_special)
-        elif answer is not None or form is not None:
-            self._thinking = None  # the answer begins at once
-        self.constraint = answer
-        marks = {*(self._format.marks if self._format else ()), *(self._thinking or ())}
-        self.shown = {id: mark for mark in marks if (id := tokenizer.special_id(mark)) is not None}
+            if before and not prompt.endswith(before):
+                answer = terms.Sequence([*terms_of(before), answer])
+            elif not self._offer and not self._opened:
+                return None
+        if self._offer and self._format:
+            answer = _calls_of(self._offer, self._format, answer, terms_of)
+        assert answer is not None
+        if self._format and self._format.channels:
+            return harmony.after_thoughts(answer, terms_of)
+        if self._opened and self._turn.thoughts:
+            return after_thoughts(answer, self._turn.thoughts, terms_of)
+        return answer
 
-    def _is_special(self, name: str) -> bool:
-        return self._tokenizer.special_id(name) is not None
+    def _held_calls(self, terms_of: Terms) -> Grammar | None:
+        """What holds calls that the model may make to the schemas of `strict` functions."""
+        offer, format, turn = self._offer, self._format, self._turn
+        if (
+            not offer
+            or not format
+            or not any(tool["function"].get("strict") for tool in offer.tools)
+        ):
+            return None
+        functions, most = _functions_of(offer), None if offer.parallel else 1
+        with _refusing(format, "Leave `strict` out"):
+            if format.channels:
+                calls = forced_calls(format, functions, terms_of, most=most)
+                return harmony.held_calls(calls, terms_of)
+            if self._opened and turn.thoughts:
+                inner = turn._replace(thoughts=None)
+                calls = held_calls(format, functions, terms_of, turn=inner, most=most)
+                return after_thoughts(calls, turn.thoughts, terms_of)
+            return held_calls(format, functions, terms_of, turn=turn, most=most)
 
-    def parser(self) -> Parser | None:
+    def parser(self) -> AnswerParser | None:
         """One for each choice; None where all of an answer is prose."""
-        if self._format is None and self._thinking is None:
+        turn = self._turn
+        if self._format is None and turn.thoughts is None and not turn.dropped:
             return None
         offer = self._offer
-        return Parser(
+        return answer_parser(
             self._format,
             offer.schemas if offer else {},
-            thinking=self._thinking,
+            turn=turn,
             opened=self._opened,
             parallel=offer is None or offer.parallel,
             held=self._held,
         )
 
 
-def _calls_of(
-    offer: Offer, format: Format, answer: Grammar | None, is_special: IsSpecial
-) -> Grammar:
-    """Calls that the answer must be, or may be in place of a text that follows `answer`.
+@lru_cache(maxsize=64)
+def _special_in(tokenizer: Tokenizer, literals: tuple[str, ...]) -> dict[int, str]:
+    """The special tokens that are in any of these texts, by their ids."""
+    named = {id: tokenizer.token_text(id) for id in tokenizer.special_ids}
+    return {
+        id: name for id, name in named.items() if name and any(name in text for text in literals)
+    }
 
-    Arguments follow their schema where the call is forced or its function is `strict`.
+
+def _calls_of(offer: Offer, format: Format, answer: Grammar | None, terms_of: Terms) -> Grammar:
+    """Calls that the answer must be, or may be in place of a text that follows `answer`."""
+    functions, most = _functions_of(offer), None if offer.parallel else 1
+    forced = offer.forced is not None
+    with _refusing(format, 'Ask with `tool_choice` "auto"' if forced else "Leave `strict` out"):
+        if answer is None:
+            return forced_calls(format, functions, terms_of, most=most)
+        return calls_or(format, functions, answer, terms_of, most=most)
+
+
+def _functions_of(offer: Offer) -> list[tuple[str, Any]]:
+    """The functions that may be called, with the schemas of their arguments.
+
+    None: any arguments, where the call is not forced and the function not `strict`.
     """
     forced = offer.forced is not None
-    functions = [
-        tool["function"] for tool in (offer.tools if offer.forced is None else offer.forced)
-    ]
-    schemas = [
+    functions = [tool["function"] for tool in offer.forced or offer.tools]
+    return [
         (
             function["name"],
             arguments_schema(function.get("parameters"))
@@ -205,13 +286,14 @@ def _calls_of(
         )
         for function in functions
     ]
-    most = None if offer.parallel else 1
+
+
+@contextmanager
+def _refusing(format: Format, advice: str) -> Iterator[None]:
+    """Raise ToolError for a schema that the format has no way to force."""
     try:
-        if answer is None:
-            return forced_calls(format, schemas, is_special, most=most)
-        return calls_or(format, schemas, answer, is_special, most=most)
+        yield
     except NotForced as error:
-        advice = 'Ask with `tool_choice` "auto"' if forced else "Leave `strict` out"
         raise ToolError(
             f"{error} cannot be forced in the format {format.name}, in which this model writes "
             f"calls. {advice}"

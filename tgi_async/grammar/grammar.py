@@ -51,9 +51,14 @@ class Special(Term, frozen=True, tag="special"):
 
 
 class Prose(Term, frozen=True, tag="prose"):
-    """Any text, up to and with the first occurrence of `until`."""
+    """Any text, up to and with the first occurrence of `until`.
+
+    Behind white space, if any, it begins with `begin`, and does not begin with `unlike`.
+    """
 
     until: str
+    begin: str = ""
+    unlike: str = ""
 
 
 class Sequence(Term, frozen=True, tag="sequence"):

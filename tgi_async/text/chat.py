@@ -42,12 +42,13 @@ class ChatTemplate:
         seconds: float = 2.0,
     ) -> None:
         named = {"default": templates} if isinstance(templates, str) else dict(templates)
-        self.traits = Traits.of(named.values())
         start = {"templates": named, "special_tokens": dict(special_tokens), "seconds": seconds}
         self._seconds = seconds
         self._pool = ProcessPool(
             COMMAND, json.dumps(start).encode(), n_processes=n_processes, name="chat"
         )
+        self.traits = Traits.of(named.values(), self._rendered)
+        """What the templates show; one of no known family is rendered for that."""
         self.threads = self._pool.threads
         """Where to call `render`: apart from the threads that tokenize, which it would hold up."""
 
@@ -101,6 +102,13 @@ class ChatTemplate:
             return text
         kind = ValidationError if answer["error"] == "ValidationError" else TemplateError
         raise kind(answer["message"])
+
+    def _rendered(self, messages: Sequence[Message], **settings: Any) -> str | None:
+        """The prompt, or None where the template refuses the messages."""
+        try:
+            return self.render(messages, **settings)
+        except (TemplateError, ValidationError):
+            return None
 
     def ends(self, tokenizer: Tokenizer) -> list[int]:
         """Return the special tokens that end an answer: those that the templates write behind it.

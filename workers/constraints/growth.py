@@ -43,7 +43,7 @@ def openings(grammar: Grammar) -> Iterator[str]:
     elif isinstance(grammar, Regex):
         yield "x" * _widest(grammar.pattern)
     elif isinstance(grammar, Prose):
-        yield grammar.until
+        yield grammar.begin + grammar.until
     elif isinstance(grammar, Sequence):
         for part in grammar.parts:
             yield from openings(part)
@@ -73,7 +73,7 @@ def _least(grammar: Grammar) -> str:
     if isinstance(grammar, Special):
         return grammar.token
     if isinstance(grammar, Prose):
-        return grammar.until
+        return grammar.begin + grammar.until
     if isinstance(grammar, Sequence):
         return "".join(map(_least, grammar.parts))
     if isinstance(grammar, Choice):

@@ -6,6 +6,7 @@ https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -72,10 +73,8 @@ class _Rules:
                 return json.dumps(text)
             case terms.Special(token):
                 return self._special(token)
-            case terms.Prose(until):
-                if not until:
-                    raise GrammarError("prose needs a text that ends it")
-                return self._rule(ANY_TEXT, f"[suffix={json.dumps(until)}]")
+            case terms.Prose():
+                return self._prose(term)
             case terms.Sequence(parts):
                 return " ".join(self._part(part) for part in parts) or '""'
             case terms.Choice(options):
@@ -94,6 +93,16 @@ class _Rules:
     def _part(self, term: Grammar) -> str:
         body = self._body(term)
         return self._rule(body) if isinstance(term, terms.Sequence) else body
+
+    def _prose(self, term: terms.Prose) -> str:
+        if not term.until:
+            raise GrammarError("prose needs a text that ends it")
+        body = _beginning_with(term.begin) if term.begin else ANY_TEXT
+        if term.unlike:
+            name = f"T{len(self._rules)}"
+            self._rules.append(f"{name}: {body} & ~{_beginning_with(term.unlike)}")
+            body = name
+        return self._rule(body, f"[suffix={json.dumps(term.until)}]")
 
     def _repeat(self, term: terms.Repeat) -> str:
         least, most = term.least, term.most
@@ -150,6 +159,16 @@ class _Rules:
         if found is None:
             raise GrammarError(f"the tokenizer has no special token {token!r}")
         return f"<[{found}]>"
+
+
+def _beginning_with(text: str) -> str:
+    """Any text that begins with this one, behind white space."""
+    exactly = _PUNCTUATION.sub(r"\\\g<0>", text).replace("\n", "\\n")
+    return f"/\\s*{exactly}(?s:.*)/"
+
+
+_PUNCTUATION = re.compile(r"[!-/:;=?@\[-^`{-~]")
+"""Of ASCII, without what has a meaning of its own behind a backslash."""
 
 
 def _styled(schema: Any) -> dict[str, Any]:

@@ -47,15 +47,15 @@ def _format(term: Grammar, token_id: Callable[[str], int | None]) -> dict[str, A
             if found is None:
                 raise GrammarError(f"the tokenizer has no special token {token!r}")
             return {"type": "token", "token": found}
-        case terms.Prose(until):
+        case terms.Prose(until, begin, unlike):
             if not until:
                 raise GrammarError("prose needs a text that ends it")
-            return {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": until}
+            return {"type": "tag", "begin": begin, "content": _any_text(unlike), "end": until}
         case terms.Sequence(parts):
             elements = [_format(part, token_id) for part in parts]
             for before, element in zip(parts, elements[1:], strict=False):
                 if element["type"] == "any_text" and (begins := _begins(before)):
-                    element["excludes"] = [begins]
+                    element["excludes"] = begins
             return {"type": "sequence", "elements": elements} if elements else _text("")
         case terms.Choice(options):
             if not options:
@@ -89,14 +89,21 @@ def _format(term: Grammar, token_id: Callable[[str], int | None]) -> dict[str, A
             }
 
 
-def _begins(term: Grammar) -> str:
+def _any_text(unlike: str) -> dict[str, Any]:
+    """What may not be at its beginning may be nowhere in it: there is no word for the beginning."""
+    return {"type": "any_text", "excludes": [unlike]} if unlike else {"type": "any_text"}
+
+
+def _begins(term: Grammar) -> list[str]:
     """What would make one more of a repetition, that the text after it must not have."""
-    if isinstance(term, terms.Repeat) and term.most is None:
-        part = term.part
-        first = part.parts[0] if isinstance(part, terms.Sequence) and part.parts else part
-        if isinstance(first, terms.Prose):
-            return first.until
-    return ""
+    if not isinstance(term, terms.Repeat):
+        return []
+    options = term.part.options if isinstance(term.part, terms.Choice) else [term.part]
+    firsts = [
+        option.parts[0] if isinstance(option, terms.Sequence) and option.parts else option
+        for option in options
+    ]
+    return [first.until for first in firsts if isinstance(first, terms.Prose)]
 
 
 def _repeat(term: terms.Repeat, token_id: Callable[[str], int | None]) -> dict[str, Any]:

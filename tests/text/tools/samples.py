@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
+
+from tgi_async.text.tools.format import Format
 
 FUNCTIONS: dict[str, Any] = {
     **dict.fromkeys(("get_time", "multiply", "searchTool", "special_function")),
@@ -23,6 +26,15 @@ FUNCTIONS: dict[str, Any] = {
 """Names, with schemas of the parameters."""
 WEATHER = '{"location": "San Francisco, California, United States", "unit": "celsius"}'
 SHORT = '{"city": "San Francisco", "state": "CA", "unit": "celsius"}'
+
+
+SPECIAL = re.compile(r"<[^<>\s]*>|\[/?[A-Z_]+\]|｜DSML｜")
+"""What may be special tokens in the texts of formats."""
+
+
+def marks_of(format: Format) -> list[str]:
+    """The special tokens that a tokenizer may have for a format."""
+    return sorted({mark for text in format.literals for mark in SPECIAL.findall(text)})
 
 
 class Sample(NamedTuple):

@@ -10,19 +10,25 @@ from typing import Any
 import pytest
 
 from tests.api.tiny_tokenizer import tiny_inner
+from tests.text.tools.samples import marks_of
 from tgi_async.grammar.grammar import Grammar, Json, Special, Text, decode, encode
+from tgi_async.grammar.grammar import Sequence as InOrder
 from tgi_async.text.tokenizer import Tokenizer
+from tgi_async.text.tools import harmony
 from tgi_async.text.tools.constraint import (
     after_thoughts,
     arguments_schema,
     calls_or,
     forced_calls,
+    held_calls,
+    splitter,
 )
 from tgi_async.text.tools.events import Arguments, CallBegun, Prose, Thought, merged
-from tgi_async.text.tools.format import Format
+from tgi_async.text.tools.format import Format, Marks, Turn
 from tgi_async.text.tools.formats import FORMATS, HERMES, JSON, QWEN3_CODER
-from tgi_async.text.tools.parser import Marks, Parser
-from tgi_async.text.tools.tagged import NotForced
+from tgi_async.text.tools.harmony import FINAL, HARMONY
+from tgi_async.text.tools.notation import NotForced, Terms
+from tgi_async.text.tools.parser import answer_parser
 from tgi_async.text.tools.tgi import NO_TOOL, CallReader, call_of, call_of_one
 from workers.grammar.engine import GrammarError
 from workers.grammar.engines import engine
@@ -56,8 +62,9 @@ class Held:
         assert not found.refusal
         return decode(found.grammar)
 
-    def is_special(self, name: str) -> bool:
-        return self.tokenizer.special_id(name) is not None
+    @property
+    def terms_of(self) -> Terms:
+        return splitter([self.tokenizer.token_text(id) for id in self.tokenizer.special_ids])
 
     def accepts(self, grammar: Grammar, text: str) -> bool:
         """Whether the whole text follows the grammar."""
@@ -79,17 +86,13 @@ def held(tmp_path: Path) -> Held:
 def test_what_is_forced_is_what_the_parser_reads(
     tmp_path: Path, one: Format, marks_are: str
 ) -> None:
-    special = (
-        tuple(sorted(mark for mark in one.marks if mark[0] in "<["))
-        if marks_are == "special tokens"
-        else ()
-    )
+    special = tuple(marks_of(one)) if marks_are == "special tokens" else ()
     held = Held(tmp_path, special)
-    grammar = forced_calls(one, FUNCTIONS, held.is_special)
-    for calls in (CALLS[:1], CALLS):
+    grammar = forced_calls(one, FUNCTIONS, held.terms_of)
+    for calls in (CALLS[:1], CALLS[: 1 if one.one_call else None]):
         text = one.text(calls)
         assert held.accepts(grammar, text)
-        parser = Parser(one, dict(FUNCTIONS))
+        parser = answer_parser(one, dict(FUNCTIONS))
         events = merged(parser.feed(text) + parser.end())
         told = [
             piece
@@ -101,7 +104,7 @@ def test_what_is_forced_is_what_the_parser_reads(
 
 @pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
 def test_nothing_else_is_let_through(held: Held, one: Format) -> None:
-    grammar = forced_calls(one, FUNCTIONS, held.is_special)
+    grammar = forced_calls(one, FUNCTIONS, held.terms_of)
     for text in (
         "",
         "No.",
@@ -117,7 +120,7 @@ def test_nothing_else_is_let_through(held: Held, one: Format) -> None:
 
 @pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
 def test_exactly_one_call(held: Held, one: Format) -> None:
-    grammar = forced_calls(one, FUNCTIONS, held.is_special, most=1)
+    grammar = forced_calls(one, FUNCTIONS, held.terms_of, most=1)
     assert held.accepts(grammar, one.text(CALLS[:1]))
     assert held.accepts(grammar, one.text(CALLS[1:2]))
     assert not held.accepts(grammar, one.text(CALLS[:2]))
@@ -136,16 +139,13 @@ NATION = Json(
 @pytest.mark.parametrize("marks_are", ["special tokens", "text"])
 @pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
 def test_calls_or_a_text_of_a_form(tmp_path: Path, one: Format, marks_are: str) -> None:
-    special = (
-        tuple(sorted(mark for mark in one.marks if mark[0] in "<["))
-        if marks_are == "special tokens"
-        else ()
-    )
+    special = tuple(marks_of(one)) if marks_are == "special tokens" else ()
     held = Held(tmp_path, special)
     functions = [("get_weather", WEATHER), ("get_time", None), ("get_place", None)]
-    grammar = calls_or(one, functions, NATION, held.is_special)
+    before = FINAL.begin if one.channels else ""
+    grammar = calls_or(one, functions, InOrder([*held.terms_of(before), NATION]), held.terms_of)
     free = [("get_time", {"at": "now"}), ("get_place", {})]
-    for calls in (CALLS[:1], free, free[:1] + CALLS):
+    for calls in (CALLS[:1], free[:1], free[1:], *([] if one.one_call else [free + CALLS])):
         assert held.accepts(grammar, one.text(calls))
     for text in (
         "",
@@ -160,17 +160,63 @@ def test_calls_or_a_text_of_a_form(tmp_path: Path, one: Format, marks_are: str) 
     ):
         assert not held.accepts(grammar, text)
     answer = f'{{"nation": {json.dumps(one.text(free), ensure_ascii=False)}}}'
+    if one.channels:
+        assert held.accepts(grammar, before + '{"nation": "Peru"}')
+        return
     if not special:  # a special token is no part of a string
         assert held.accepts(grammar, answer)
     for pieces in ([answer], list(answer)):
-        parser = Parser(one, dict(functions), held="either")
+        parser = answer_parser(one, dict(functions), held="either")
         events = [event for piece in pieces for event in parser.feed(piece)]
         assert merged(events + parser.end()) == [Prose(answer)]
 
 
+@pytest.mark.parametrize("marks_are", ["special tokens", "text"])
+@pytest.mark.parametrize(
+    "one", [one for one in FORMATS if not one.channels], ids=lambda one: one.name
+)
+def test_a_free_text_whose_calls_are_held(tmp_path: Path, one: Format, marks_are: str) -> None:
+    held = Held(tmp_path, (*marks_of(one), *THINK) if marks_are == "special tokens" else ())
+    functions = [("get_weather", WEATHER), ("get_time", None)]
+    grammar = held_calls(one, functions, held.terms_of, turn=Turn(THINK))
+    call, free = one.text(CALLS[:1]), one.text([("get_time", {"at": "now"})])
+    mention = "" if marks_are == "special tokens" else one.begin[0] if one.begin else call
+    thought = f"<think>\nShall I {mention}?\n</think>\n\n"
+    for text in ("", "No: 1 < 2.", call, free, f"So: {call}", thought, f"{thought}So {call}"):
+        assert held.accepts(grammar, text)
+        parser = answer_parser(one, dict(functions), turn=Turn(THINK))
+        begun = [event for event in parser.feed(text) if isinstance(event, CallBegun)]
+        assert len(begun) == text.removeprefix(thought).count("get_")
+    for arguments in ({"city": "a", "days": "x"}, {"days": 3}, {"city": "a", "country": "b"}):
+        assert not held.accepts(grammar, f"So: {one.text([('get_weather', arguments)])}")
+    if not one.bare:
+        assert not held.accepts(grammar, one.text([("rm_rf", {})]))
+        assert not held.accepts(grammar, call[:-1])
+
+
+@pytest.mark.parametrize("special", [tuple(marks_of(HARMONY)), ()], ids=["tokens", "text"])
+def test_calls_in_harmony_are_held(tmp_path: Path, special: tuple[str, ...]) -> None:
+    held = Held(tmp_path, special)
+    functions = [("get_weather", WEATHER), ("get_time", None)]
+    calls = forced_calls(HARMONY, functions, held.terms_of)
+    grammar = harmony.held_calls(calls, held.terms_of)
+    call = HARMONY.text(CALLS[:1])
+    thought = "<|channel|>analysis<|message|>Why?<|end|><|start|>assistant"
+    words = "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+    final = "<|channel|>final<|message|>It is cold."
+    for text in (call, final, f"{thought}{call}", f"{thought}{words}{call}", f"{thought}{final}"):
+        assert held.accepts(grammar, text)
+    for text in ("", thought, "It is cold.", call.replace("Säo", 'x", "y": "')):
+        assert not held.accepts(grammar, text)
+    forced = harmony.after_thoughts(calls, held.terms_of)
+    for text in (call, f"{thought}{call}"):
+        assert held.accepts(forced, text)
+    assert not held.accepts(forced, f"{thought}{final}")
+
+
 def test_only_one_call_beside_a_form(held: Held) -> None:
     for one in (HERMES, JSON):
-        grammar = calls_or(one, [("get_time", None)], NATION, held.is_special, most=1)
+        grammar = calls_or(one, [("get_time", None)], NATION, held.terms_of, most=1)
         assert held.accepts(grammar, one.text([("get_time", {})]))
         assert not held.accepts(grammar, one.text([("get_time", {})] * 2))
 
@@ -183,7 +229,7 @@ def test_references_of_arguments_lead_into_their_schema(held: Held) -> None:
         "additionalProperties": False,
     }
     for one in (HERMES, JSON):
-        grammar = held.normal(calls_or(one, [("f", schema)], NATION, held.is_special))
+        grammar = held.normal(calls_or(one, [("f", schema)], NATION, held.terms_of))
         assert held.accepts(grammar, one.text([("f", {"a": 1, "b": {"a": 2}})]))
         assert not held.accepts(grammar, one.text([("f", {"a": 1, "b": {"a": "x"}})]))
 
@@ -194,14 +240,14 @@ def test_thoughts_come_first_where_they_have_begun(
 ) -> None:
     held = Held(tmp_path, special)
     call = HERMES.text(CALLS[:1])
-    forced = forced_calls(HERMES, FUNCTIONS, held.is_special)
-    grammar = after_thoughts(forced, THINK, held.is_special)
+    forced = forced_calls(HERMES, FUNCTIONS, held.terms_of)
+    grammar = after_thoughts(forced, THINK, held.terms_of)
     text = f"Well, {{1 < 2\n</think>\n\n{call}"
     assert held.accepts(grammar, text)
     assert held.accepts(grammar, f"</think>{call}")
     assert not held.accepts(grammar, call)
     assert not held.accepts(grammar, "Well</think>\n\nNo.")
-    parser = Parser(HERMES, {"get_weather": WEATHER}, thinking=THINK, opened=True)
+    parser = answer_parser(HERMES, {"get_weather": WEATHER}, turn=Turn(THINK), opened=True)
     assert merged(parser.feed(text) + parser.end())[:2] == [
         Thought("Well, {1 < 2"),
         CallBegun("get_weather"),
@@ -209,7 +255,7 @@ def test_thoughts_come_first_where_they_have_begun(
 
 
 def test_marks_are_tokens_where_the_tokenizer_has_them() -> None:
-    grammar = forced_calls(HERMES, FUNCTIONS[1:], lambda name: name == "<tool_call>", most=1)
+    grammar = forced_calls(HERMES, FUNCTIONS[1:], splitter(["<tool_call>"]), most=1)
     call = grammar.parts[0]  # type: ignore[union-attr]
     assert call.parts == [
         Special("<tool_call>"),
@@ -245,7 +291,7 @@ IN_TAGS = {
 
 
 def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
-    grammar = forced_calls(QWEN3_CODER, [("f", arguments_schema(IN_TAGS))], held.is_special)
+    grammar = forced_calls(QWEN3_CODER, [("f", arguments_schema(IN_TAGS))], held.terms_of)
     for arguments in (
         {"code": "abc"},
         {"kind": "a", "code": "ab", "at": [1, 2]},
@@ -253,7 +299,7 @@ def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
     ):
         text = QWEN3_CODER.text([("f", arguments)])
         assert held.accepts(grammar, text)
-        parser = Parser(QWEN3_CODER, {"f": IN_TAGS})
+        parser = answer_parser(QWEN3_CODER, {"f": IN_TAGS})
         _, told = merged(parser.feed(text) + parser.end())
         assert json.loads(told.text) == arguments
     for arguments in (
@@ -276,7 +322,7 @@ def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
             "`a`, a string with `pattern`",
         ),
         (
-            {"properties": {"a": {"type": ["string", "null"]}}},
+            {"properties": {"a": {"type": ["string", "array"]}}},
             "`a`, which is a string or something",
         ),
         ({"anyOf": [{}]}, "`anyOf` of the parameters"),
@@ -284,7 +330,7 @@ def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
 )
 def test_what_cannot_be_forced_in_tags_is_refused_by_name(schema: Any, told: str) -> None:
     with pytest.raises(NotForced, match=re.escape(told)):
-        forced_calls(QWEN3_CODER, [("f", schema)], lambda name: False)
+        forced_calls(QWEN3_CODER, [("f", schema)], splitter([]))
 
 
 def test_in_tgis_way_an_answer_is_a_call_of_one(held: Held) -> None:

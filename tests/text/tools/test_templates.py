@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.text.test_chat_like_transformers import FILES
+from tgi_async.text.tools.format import Marks
 from tgi_async.text.tools.formats import FORMATS, NAMES, format_named, format_of
-from tgi_async.text.tools.parser import Marks
 from tgi_async.text.tools.templates import Traits, opens_thoughts
 
 THINK = Marks("<think>", "</think>")
@@ -32,8 +32,24 @@ EXPECTED = {
     "meetkai-functionary-medium-v3.1": "functionary",
     "meta-llama-Llama-3.1-8B-Instruct": "llama3",
     "meta-llama-Llama-3.2-3B-Instruct": "llama3",
+    "ByteDance-Seed-OSS": "seed_oss",
+    "Cohere2MoE": "cohere",
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use": "cohere",
+    "GLM-4.6": "glm",
+    "Kimi-K2-Instruct": "kimi_k2",
+    "Kimi-K2-Thinking": "kimi_k2",
+    "LFM2-8B-A1B": "lfm2",
+    "LFM2.5-8B-A1B": "lfm2",
+    "Spark2.5": "glm47",
+    "deepseek-ai-DeepSeek-V4": "deepseek_v4",
+    "deepseek-ai-DeepSeek-V4-Flash-0731": "deepseek_v4",
+    "google-gemma-4-31B-it-interleaved": "gemma4",
+    "inclusionai-ling-3.0-flash": "glm",
+    "moonshotai-Kimi-K2": "kimi_k2",
+    "poolside-Laguna-S-2.1": "glm47",
+    "poolside-Laguna-XS.2": "glm",
 }
-"""The others are generic: they show no calls, or in a form of their own."""
+"""The others show no calls, or in a form of their own, which is derived."""
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -64,10 +80,10 @@ MISTRAL7 = "{% if tools %}[AVAILABLE_TOOLS]{% endif %}[TOOL_CALLS] [{{ message.t
 
 def test_templates_of_smollm() -> None:
     two = Traits.of([SMOLLM2])
-    assert (two.format.name, two.tools_variable, two.thoughts) == ("smollm", None, None)
+    assert (two.format.name, two.tools_variable, two.turn.thoughts) == ("smollm", None, None)
     three = Traits.of([SMOLLM3])
     assert (three.format.name, three.tools_variable) == ("hermes", "xml_tools")
-    assert three.thoughts == THINK
+    assert three.turn.thoughts == THINK
 
 
 def test_a_list_of_mistral() -> None:

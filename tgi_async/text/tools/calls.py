@@ -1,4 +1,4 @@
-"""Reads the calls in a model's text."""
+"""Read the calls in a model's text."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tgi_async.text.tools import tagged
 from tgi_async.text.tools.events import Arguments, CallBegun, Event
-from tgi_async.text.tools.format import Format
+from tgi_async.text.tools.format import ID, NAME, Format
 from tgi_async.text.tools.reader import SPACE, Reader, Reading
 
-MOST_HEADER = 256
+MAX_HEADER = 256
 """Characters between a mark and the arguments."""
 
-_NAME_KEYS = ("name", "function")
-_ARGUMENTS_KEYS = ("arguments", "parameters")
+_OTHER_KEYS = frozenset({"type", "id", "tool_call_id", "index"})
+"""Members of a call that is an object, which say nothing here."""
+MAX_STOPS = 8
+"""Places in a header where arguments might begin."""
 
 
 class Calls:
-    """Takes calls of `functions`, names with schemas of their parameters, off a reader.
+    """Take calls of `functions`, names with schemas of their parameters, off a reader.
 
     A call counts once its name and the beginning of its arguments are there; it is an event then,
     and cannot be taken back.
@@ -54,7 +55,7 @@ class Calls:
     def events(self) -> list[Event]:
         """What was found since the last call of this."""
         if self._arguments_from is not None:
-            self._argue(self._reader.slice(self._arguments_from))
+            self._emit(self._reader.slice(self._arguments_from))
             self._arguments_from = self._reader.at
         events, self._events = self._events, []
         return events
@@ -122,15 +123,20 @@ class Calls:
         """Whether a further call follows in the same place; what parts the two is taken."""
         f, r = self._format, self._reader
         yield from r.skip(SPACE + ",;")
-        if marks := f.begin_call or ((tagged.BEGIN_CALL,) if f.tagged else ()):
+        if f.begin_call:
             at = r.at
-            found = yield from r.literal(marks)
+            found = yield from r.literal(f.begin_call)
             r.at = at
             return found is not None
-        return (yield from r.next()) == "{" and (listed or f.header is None)
+        c = yield from r.next()
+        if f.notation is not None:
+            return listed and c not in ("", "]")
+        return c == "{" and (listed or f.header is None)
 
     def _closing(self, *marks: str) -> Reading[None]:
         """Take one of these and white space before it, if that is what comes next."""
+        if not marks:
+            return
         r = self._reader
         r.kept = at = r.at
         r.ran_out = False
@@ -142,17 +148,18 @@ class Calls:
 
     def _call(self, marked: bool) -> Reading[bool]:
         """Take one call. False: there is none, and `at` is where that shows."""
-        if self._format.tagged:
-            return (yield from self._tagged())
-        if (yield from self._reader.next()) == "{":
+        f, r = self._format, self._reader
+        begun = (yield from r.literal(f.begin_call)) is not None
+        if not begun and (yield from r.next()) == "{":
             return (yield from self._object(marked))
-        if self._format.header is None or not marked:
+        if f.header is None or not marked:
             return False
-        return (yield from self._headed(self._format.header))
+        return (yield from self._headed(f.header))
 
     def _object(self, marked: bool) -> Reading[bool]:
         """A call as an object with a name and arguments, in any order."""
         r = self._reader
+        arguments_keys = self._format.arguments_keys
         name: str | None = None
         arguments: str | None = None
         while (c := (yield from r.next())) != "}":
@@ -163,33 +170,33 @@ class Calls:
             key = yield from self._key()
             if key is None:
                 return False
-            if key in _NAME_KEYS:
+            if key in self._format.name_keys:
                 name = yield from r.string()
                 if name not in self._functions:
                     return False
                 self._name = name
-            elif key in _ARGUMENTS_KEYS and name is not None:
+            elif key in arguments_keys and name is not None:
                 if not (yield from self._arguments(name)):
                     return False
                 if not self._broken:
                     yield from self._rest_of_object()
                 return True
-            elif key in (*_ARGUMENTS_KEYS, "type", "id"):
+            elif key in arguments_keys or key in _OTHER_KEYS:
                 start = r.at
                 if not (yield from r.value()):
                     return False
-                if key in _ARGUMENTS_KEYS:
+                if key in arguments_keys:
                     arguments = r.slice(start)
             else:
                 return False
             yield from r.skip()
         if name is None or (arguments is None and not marked):
             return False
-        if (told := _told(arguments or "{}")) is None:
+        if (whole := _as_object(arguments or "{}")) is None:
             return False
         r.at += 1
         self._begin(name)
-        self._argue(told)
+        self._emit(whole)
         return True
 
     def _key(self) -> Reading[str | None]:
@@ -218,59 +225,64 @@ class Calls:
 
     def _headed(self, header: re.Pattern[str]) -> Reading[bool]:
         """A call with its name in a header before the arguments."""
-        f, r = self._format, self._reader
-        yield from r.literal(f.begin_call)
-        start = r.at
-        while (c := (yield from r.next())) and c != "{" and r.at - start < MOST_HEADER:
+        r = self._reader
+        name = yield from self._named(header)
+        if name is None:
+            return False
+        self._name = name
+        notation = self._format.notation
+        if notation is None:
+            if not (yield from self._arguments(name)):
+                return False
+        else:
+            if not (yield from notation.begins(r)):
+                return False
+            self._begin(name)
+            yield from notation.read(r, self._functions[name], self._emit)
+        yield from self._closing(*self._format.end_call)
+        return True
+
+    def _named(self, header: re.Pattern[str]) -> Reading[str | None]:
+        """Take a header; the function on offer that it names, or None."""
+        r, notation = self._reader, self._format.notation
+        stops = "{" if notation is None else notation.first
+        start, n_stops = r.at, 0
+        while (c := (yield from r.next())) and r.at - start < MAX_HEADER and n_stops < MAX_STOPS:
+            if c in stops:
+                n_stops += 1
+                if found := header.fullmatch(r.slice(start)):
+                    return found["name"] if found["name"] in self._functions else None
             r.at += 1
         if not c:
             self._name = self._named_in(r.slice(start))
-        found = header.fullmatch(r.slice(start)) if c == "{" else None
-        if found is None or found["name"] not in self._functions:
-            return False
-        if not (yield from self._arguments(found["name"])):
-            return False
-        yield from self._closing(*f.end_call)
-        return True
+        return None
 
     def _named_in(self, header: str) -> str | None:
-        """The function that a header names, cut off behind the name, as the format is written."""
+        """The function that a header names which is cut off behind the name."""
         written = self._format.written.call
         for mark in (*self._format.begin_call, *self._format.begin):
-            written = written.removeprefix(mark)
-        before, _, after = written.partition("{name}")
-        name, behind, _ = header.removeprefix(before).partition(after[:1] or "{")
-        return name if behind and header.startswith(before) and name in self._functions else None
-
-    def _tagged(self) -> Reading[bool]:
-        """A call with its name and its arguments in tags. It counts with the first of these."""
-        r = self._reader
-        yield from r.literal([tagged.BEGIN_CALL])
-        name = yield from tagged.tag_name(r)
-        if name not in self._functions:
-            return False
-        assert name is not None
-        self._name = name
-        at = r.at
-        yield from r.skip()
-        if (yield from r.literal([tagged.BEGIN, tagged.END_CALL])) is None:
-            return False
-        r.at = at
-        self._begin(name)
-        yield from tagged.parameters(r, self._functions[name], self._argue)
-        return True
+            at = written.find(mark)
+            written = written if at < 0 else written[at + len(mark) :]
+        before, _, after = written.lstrip().partition(NAME)
+        before = before.rpartition(ID)[2]
+        _, named, rest = header.rpartition(before) if before else ("", True, header)
+        if not named:
+            return None
+        stop = after[:1] or (self._format.notation.first[:1] if self._format.notation else "{")
+        name, behind, _ = rest.partition(stop)
+        return name if behind and name in self._functions else None
 
     def _arguments(self, name: str) -> Reading[bool]:
-        """Take the arguments. False: there are none."""
+        """Take the arguments, a JSON object. False: there are none."""
         r = self._reader
         self._name = name
         if (yield from r.next()) != "{":
             start = r.at
-            told = _told(r.slice(start)) if (yield from r.value()) else None
-            if told is None:
+            whole = _as_object(r.slice(start)) if (yield from r.value()) else None
+            if whole is None:
                 return False
             self._begin(name)
-            self._argue(told)
+            self._emit(whole)
             return True
         ahead = 1
         while (c := (yield from r.next(ahead))) and c in SPACE:
@@ -283,7 +295,7 @@ class Calls:
         if not (yield from r.value()):
             self._broken = True
             yield from r.until((*self._format.end_call, *self._format.end))
-        self._argue(r.slice(self._arguments_from))
+        self._emit(r.slice(self._arguments_from))
         self._arguments_from = None
         return True
 
@@ -293,12 +305,12 @@ class Calls:
         if self._parallel or self._n_begun == 1:
             self._events.append(CallBegun(name))
 
-    def _argue(self, text: str) -> None:
+    def _emit(self, text: str) -> None:
         if self._parallel or self._n_begun == 1:
             self._events.append(Arguments(text))
 
 
-def _told(arguments: str) -> str | None:
+def _as_object(arguments: str) -> str | None:
     """An object of arguments in JSON. It may be a text that holds one, or null for none."""
     value = _loaded(arguments)
     if isinstance(value, str):

@@ -4,67 +4,60 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
-from tgi_async.text.tools import tagged
-from tgi_async.text.tools.format import Format
-from tgi_async.text.tools.parser import Marks
+from tgi_async.text.tools.format import ID, Format, Marks, Turn
+from tgi_async.text.tools.notation import ANY_TEXT, Terms, text_up_to
 
+ANY_ARGUMENTS = {"type": "object"}
+_ANY_ID = terms.Regex("[0-9A-Za-z_-]{1,64}")
 _COMBINING = frozenset(
     {"$ref", "allOf", "anyOf", "oneOf", "patternProperties", "unevaluatedProperties"}
 )
 """Keywords with which a schema's `properties` may not be all that an object can have."""
 
-ANY_ARGUMENTS = {"type": "object"}
+Functions = Sequence[tuple[str, Any]]
+"""Names with the schemas of their arguments; None: any arguments."""
 
-IsSpecial = Callable[[str], bool]
-"""Whether the tokenizer has a special token of this name."""
+
+def splitter(special: Collection[str]) -> Terms:
+    """Split texts into terms at the special tokens with these names."""
+    longest_first = sorted(special, key=len, reverse=True)
+    pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if special else "$^")
+
+    def terms_of(text: str) -> list[Grammar]:
+        return [
+            terms.Special(piece) if piece in special else terms.Text(piece)
+            for piece in pattern.split(text)
+            if piece
+        ]
+
+    return terms_of
 
 
 def forced_calls(
-    format: Format,
-    functions: Sequence[tuple[str, Any]],
-    is_special: IsSpecial,
-    *,
-    most: int | None = None,
+    format: Format, functions: Functions, terms_of: Terms, *, most: int | None = None
 ) -> Grammar:
     """At least one call of these functions and at most `most`; nothing else.
 
-    `functions` are names with the schemas of their arguments; None: any arguments. A text that
-    follows it is read by the format's parser as those calls.
+    A text that follows it is read by the format's parser as those calls.
 
     Raises:
         NotForced: the format has no way to hold arguments to one of the schemas.
     """
-
-    def text(given: str) -> list[Grammar]:
-        return _parts(given, format.marks, is_special)
-
-    def call(names: Sequence[str], schema: Any) -> Grammar:
-        begun = [text(format.call(name)) for name in names]
-        return terms.Sequence(
-            [
-                *(
-                    begun[0]
-                    if len(begun) == 1
-                    else [terms.Choice(list(map(terms.Sequence, begun)))]
-                ),
-                _arguments(format, schema, text),
-                *text(format.written.end_call),
-            ]
-        )
-
-    return _repeated(format, [call(*one) for one in _by_schema(functions)], most, text)
+    calls = [_call(format, names, schema, terms_of) for names, schema in _by_schema(functions)]
+    return _repeated(format, calls, most, terms_of)
 
 
 def calls_or(
     format: Format,
-    functions: Sequence[tuple[str, Any]],
+    functions: Functions,
     answer: Grammar,
-    is_special: IsSpecial,
+    terms_of: Terms,
     *,
     most: int | None = None,
 ) -> Grammar:
@@ -74,26 +67,78 @@ def calls_or(
         NotForced: see `forced_calls`.
     """
     if not format.bare:
-        return terms.Choice([forced_calls(format, functions, is_special, most=most), answer])
+        return terms.Choice([forced_calls(format, functions, terms_of, most=most), answer])
     # The answer is most likely JSON as well, and an engine tells two values of JSON apart wherever
     # they differ, but not a value from a text that begins like it.
-    name_key, arguments_key = json.loads(format.call("") + "null" + format.written.end_call)
-    calls = [
-        terms.Json(
-            {
-                "type": "object",
-                "properties": {name_key: {"enum": names}, arguments_key: _as_resource(schema)},
-                "required": [name_key, arguments_key],
-                "additionalProperties": False,
-            }
+    calls = [_call_object(format, names, schema) for names, schema in _by_schema(functions)]
+    return terms.Choice([_repeated(format, calls, most, terms_of), answer])
+
+
+def held_calls(
+    format: Format, functions: Functions, terms_of: Terms, *, turn: Turn, most: int | None = None
+) -> Grammar:
+    """Any text; what begins like a call in it is one of these functions', and follows its schema.
+
+    Without a mark, a call begins where its arguments do. What is in the thoughts of `turn` is none.
+
+    Raises:
+        NotForced: see `forced_calls`.
+    """
+    thoughts = turn.thoughts if turn.thoughts and _is_text(turn.thoughts, terms_of) else None
+    unlike = thoughts.begin if thoughts else ""
+    before: list[Grammar] = []
+    if thoughts:
+        before.append(terms.Repeat(terms.Prose(thoughts.end, begin=thoughts.begin), 0, 1))
+    elif turn.thoughts:
+        before.append(_optional(*turn.thoughts, terms_of))
+    if not _is_text((turn.answer,), terms_of):
+        before.append(_optional(turn.answer, "", terms_of))
+    calls: list[Grammar] = []
+    if format.bare:
+        for name, schema in functions:
+            if schema is not None:
+                opened = terms.Prose(format.opening(name), unlike=unlike)
+                ended = terms_of(format.written.end_call)
+                calls.append(terms.Sequence([opened, terms.Json(schema), *ended]))
+    else:
+        mark, inner, in_section = _without_mark(format)
+        begun: list[Grammar] = [terms.Prose(mark, unlike=unlike)]
+        if not _is_text((mark,), terms_of):
+            begun = text_up_to(ANY_TEXT, terms_of(mark))
+        rest = forced_calls(inner, functions, terms_of, most=most if in_section else 1)
+        calls.append(terms.Sequence([*begun, rest]))
+        most = 1 if in_section else most
+    call = calls[0] if len(calls) == 1 else terms.Choice(calls)
+    return terms.Sequence([*before, terms.Repeat(call, 0, most), terms.Regex(ANY_TEXT)])
+
+
+def _is_text(texts: Collection[str], terms_of: Terms) -> bool:
+    """Whether there is no special token in any of them."""
+    return all(isinstance(term, terms.Text) for text in texts for term in terms_of(text))
+
+
+def _optional(begin: str, end: str, terms_of: Terms) -> Grammar:
+    """A text between marks, or nothing."""
+    body = text_up_to(ANY_TEXT, terms_of(end)) if end else [terms.Regex(ANY_TEXT)]
+    return terms.Repeat(terms.Sequence([*terms_of(begin), *body]), 0, 1)
+
+
+def _without_mark(format: Format) -> tuple[str, Format, bool]:
+    """The mark that calls begin with, the format without it, and whether it is before all calls."""
+    w = format.written
+    begin, call = w.begin.lstrip(), w.call.lstrip()
+    whole = begin + call
+    mark = max((one for one in format.begin if whole.startswith(one)), key=len)
+    if begin:
+        written = w._replace(
+            begin=whole[len(mark) : len(begin)], call=whole[max(len(begin), len(mark)) :]
         )
-        for names, schema in _by_schema(functions)
-    ]
-    repeated = _repeated(format, calls, most, lambda text: [terms.Text(text)] if text else [])
-    return terms.Choice([repeated, answer])
+    else:
+        written = w._replace(call=call[len(mark) :])
+    return mark, replace(format, written=written), bool(begin)
 
 
-def _by_schema(functions: Sequence[tuple[str, Any]]) -> list[tuple[list[str], Any]]:
+def _by_schema(functions: Functions) -> list[tuple[list[str], Any]]:
     """Those that may have any arguments are one option together."""
     options: list[tuple[list[str], Any]] = [
         ([name], schema) for name, schema in functions if schema is not None
@@ -102,19 +147,42 @@ def _by_schema(functions: Sequence[tuple[str, Any]]) -> list[tuple[list[str], An
     return [*options, (free, None)] if free else options
 
 
-def _arguments(format: Format, schema: Any, text: tagged.Terms) -> Grammar:
-    if format.tagged:
-        return tagged.any_arguments(text) if schema is None else tagged.forced(schema, text)
-    return terms.Json(ANY_ARGUMENTS if schema is None else schema)
+def _call(format: Format, names: Sequence[str], schema: Any, terms_of: Terms) -> Grammar:
+    begun = [_opening(format, name, terms_of) for name in names]
+    one = begun[0] if len(begun) == 1 else [terms.Choice(list(map(terms.Sequence, begun)))]
+    arguments: Grammar
+    if format.notation is None:
+        arguments = terms.Json(ANY_ARGUMENTS if schema is None else schema)
+    elif isinstance(schema, dict):
+        arguments = format.notation.forced(schema, terms_of)
+    else:
+        arguments = format.notation.any(terms_of)
+    return terms.Sequence([*one, arguments, *terms_of(format.written.end_call)])
 
 
-def _repeated(
-    format: Format, calls: Sequence[Grammar], most: int | None, text: tagged.Terms
-) -> Grammar:
-    w = format.written
-    call = calls[0] if len(calls) == 1 else terms.Choice(list(calls))
-    repeated = call if most == 1 else terms.Repeat(call, 1, most, w.between)
-    return terms.Sequence([*text(w.begin), repeated, *text(w.end)])
+def _opening(format: Format, name: str, terms_of: Terms) -> list[Grammar]:
+    before, *further = format.opening(name).split(ID)
+    return [*terms_of(before), *(part for text in further for part in (_ANY_ID, *terms_of(text)))]
+
+
+def _call_object(format: Format, names: Sequence[str], schema: Any) -> Grammar:
+    """A call as one value of JSON."""
+    members = json.loads(format.opening("") + "null" + format.written.end_call)
+    properties: dict[str, Any] = {}
+    for key in members:
+        if key in format.name_keys:
+            properties[key] = {"enum": names}
+        else:
+            inner = key in format.arguments_keys
+            properties[key] = _as_resource(schema) if inner else {"type": "string"}
+    return terms.Json(
+        {
+            "type": "object",
+            "properties": properties,
+            "required": list(properties),
+            "additionalProperties": False,
+        }
+    )
 
 
 def _as_resource(schema: Any) -> Any:
@@ -126,12 +194,25 @@ def _as_resource(schema: Any) -> Any:
     return {"$id": "urn:arguments", **schema}
 
 
-def after_thoughts(answer: Grammar, marks: Marks, is_special: IsSpecial) -> Grammar:
+def _repeated(
+    format: Format, calls: Sequence[Grammar], most: int | None, terms_of: Terms
+) -> Grammar:
+    w = format.written
+    call = calls[0] if len(calls) == 1 else terms.Choice(list(calls))
+    repeated = call
+    if most != 1 and not format.one_call:
+        repeated = terms.Repeat(call, 1, most, w.between)
+    return terms.Sequence([*terms_of(w.begin), repeated, *terms_of(w.end)])
+
+
+def after_thoughts(answer: Grammar, marks: Marks, terms_of: Terms) -> Grammar:
     """Whatever the model thinks, up to the mark that ends it, and then the answer."""
-    if is_special(marks.end):
-        thoughts: list[Grammar] = [terms.Regex(r"(?s:.*)"), terms.Special(marks.end)]
+    first, *rest = terms_of(marks.end)
+    thoughts: list[Grammar]
+    if isinstance(first, terms.Text):
+        thoughts = [terms.Prose(first.text), *rest]
     else:
-        thoughts = [terms.Prose(marks.end)]
+        thoughts = [terms.Regex(r"(?s:.*)"), first, *rest]
     return terms.Sequence([*thoughts, terms.Regex(r"\n{0,2}"), answer])
 
 
@@ -150,15 +231,3 @@ def arguments_schema(parameters: Any) -> Any:
         schema.setdefault("properties", {})
         schema["additionalProperties"] = False
     return schema
-
-
-def _parts(text: str, marks: frozenset[str], is_special: IsSpecial) -> list[Grammar]:
-    """`text` as terms: its special tokens, and what is between them."""
-    special = [mark for mark in marks if is_special(mark)]
-    if not special:
-        return [terms.Text(text)] if text else []
-    longest_first = sorted(special, key=len, reverse=True)
-    pieces = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
-    return [
-        terms.Special(piece) if piece in special else terms.Text(piece) for piece in pieces if piece
-    ]

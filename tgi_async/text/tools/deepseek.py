@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import re
 
-from tgi_async.text.tools.format import TAGGED, Format, Written
+from tgi_async.text.tools.format import TOOLS_AND_FORMAT, Format, Written
+from tgi_async.text.tools.notation import KINDS
+from tgi_async.text.tools.tags import Tags
 
 _BEGIN_CALLS = (
     "tool▁calls▁begin",
@@ -36,7 +38,7 @@ DEEPSEEK = Format(
         between="\n",
         end="<｜tool▁calls▁end｜>",
     ),
-    instructions=TAGGED + "To call functions, write exactly this and nothing else:\n"
+    instructions=TOOLS_AND_FORMAT + "To call functions, write exactly this and nothing else:\n"
     "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\n"
     "```json\n{ARGUMENTS}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>\n"
     "Call none where none is needed.",
@@ -57,9 +59,47 @@ DEEPSEEK31 = Format(
         end_call=_END,
         end="<｜tool▁calls▁end｜>",
     ),
-    instructions=TAGGED + "To call functions, write exactly this and nothing else:\n"
+    instructions=TOOLS_AND_FORMAT + "To call functions, write exactly this and nothing else:\n"
     "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>NAME<｜tool▁sep｜>"
     "{ARGUMENTS}<｜tool▁call▁end｜><｜tool▁calls▁end｜>\n"
     "Call none where none is needed.",
 )
 """DeepSeek V3.1: without a fence."""
+
+
+_DSML = "｜DSML｜"
+
+
+def _dsml(section: str) -> Format:
+    """Calls in tags with a mark of their own, which some answers leave out."""
+    return Format(
+        name={"function_calls": "deepseek_v32", "tool_calls": "deepseek_v4"}[section],
+        signs=((_DSML, f"{section}>"),),
+        begin=(f"<{_DSML}{section}>", f"<{section}>"),
+        end=(f"</{_DSML}{section}>", f"</{section}>"),
+        header=re.compile(r'(?P<name>[^<>{}\s"]{1,256})">\s*'),
+        notation=Tags(
+            begin=f'<{_DSML}parameter name="',
+            also_begin=('<parameter name="',),
+            named=(
+                ('" string="true">', ("string",)),
+                ('" string="false">', tuple(kind for kind in KINDS if kind != "string")),
+                ('">', ()),
+            ),
+            end=f"</{_DSML}parameter>\n",
+            also_end=("</parameter>",),
+            end_call=(f"</{_DSML}invoke>", "</invoke>"),
+        ),
+        begin_call=(f'<{_DSML}invoke name="', '<invoke name="'),
+        written=Written(
+            begin=f"<{_DSML}{section}>\n",
+            call=f'<{_DSML}invoke name="{{name}}">\n',
+            end_call=f"</{_DSML}invoke>\n",
+            end=f"</{_DSML}{section}>",
+        ),
+    )
+
+
+DEEPSEEK32 = _dsml("function_calls")
+DEEPSEEK4 = _dsml("tool_calls")
+"""DeepSeek V3.2 and V4."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import NamedTuple
 
 
@@ -33,15 +34,12 @@ Event = Prose | Thought | CallBegun | Arguments
 
 
 def merged(events: list[Event]) -> list[Event]:
-    """The same with neighbours of one kind put together, and without empty pieces."""
+    """Join neighbours of one kind, and leave out empty pieces."""
+    kept = [event for event in events if isinstance(event, CallBegun) or event.text]
     found: list[Event] = []
-    for event in events:
-        if isinstance(event, CallBegun):
-            found.append(event)
-        elif event.text:
-            last = found[-1] if found else None
-            if last is not None and type(last) is type(event) and not isinstance(last, CallBegun):
-                found[-1] = type(event)(last.text + event.text)
-            else:
-                found.append(event)
+    for kind, run in groupby(kept, type):
+        if kind is CallBegun:
+            found += run
+        else:
+            found.append(kind("".join([event.text for event in run])))  # type: ignore[union-attr]
     return found

@@ -1,4 +1,4 @@
-"""What a format of calls is: the marks that a parser looks for, and how calls are written."""
+"""What a tool format is: the marks that a parser looks for, and how calls are written."""
 
 from __future__ import annotations
 
@@ -6,16 +6,36 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from tgi_async.text.tools import tagged
+from tgi_async.text.tools.notation import Notation
+
+ID = "{id}"
+"""Stands for the id of a call in `Written`, which may be any."""
+NAME = "{name}"
+"""Stands for the function's name in `Written`."""
+
+
+class Marks(NamedTuple):
+    """Around a part of an answer, such as the model's thoughts."""
+
+    begin: str
+    end: str
+
+
+class Turn(NamedTuple):
+    """What is in an answer beside calls and prose."""
+
+    thoughts: Marks | None = None
+    """Around what the model thinks before it answers."""
+    answer: str = ""
+    """What the model writes before an answer in words."""
+    dropped: tuple[str, ...] = ()
+    """Marks that say nothing: those around such an answer, and at the end of the turn."""
 
 
 class Written(NamedTuple):
-    """How calls are written; the arguments come between `call` and `end_call`.
-
-    `{name}` in `call` stands for the function's name.
-    """
+    """How calls are written; the arguments come between `call` and `end_call`."""
 
     call: str
     end_call: str
@@ -31,7 +51,7 @@ class Format:
     """How a family of models writes calls.
 
     A call is an object with the function's name and its arguments, or, where `header` is set, what
-    `header` matches followed by an object of arguments. Objects may be in a list.
+    `header` matches followed by the arguments. Either may be in a list.
     """
 
     name: str
@@ -43,49 +63,61 @@ class Format:
     """Whether objects in the text are calls also without a mark, if they name a function on offer
     and have arguments."""
     fences: tuple[str, ...] = ()
-    """What may be before such calls, and say nothing by itself."""
+    """What may be before such calls, and says nothing by itself."""
     end: tuple[str, ...] = ()
     """Marks after the calls."""
     header: re.Pattern[str] | None = None
     """Everything between `begin` or `begin_call` and the arguments; its group `name` is the
     function's name."""
-    tagged: bool = False
-    """Whether the arguments are in tags, behind the name in a tag of its own; see `tagged`."""
+    notation: Notation | None = None
+    """How arguments behind a header are written. None: as a JSON object."""
     begin_call: tuple[str, ...] = ()
     end_call: tuple[str, ...] = ()
     """Marks around one of several calls with a header."""
+    name_keys: frozenset[str] = frozenset({"name", "function", "tool_name"})
+    arguments_keys: frozenset[str] = frozenset({"arguments", "parameters"})
+    """Members of a call that is an object."""
     written: Written
     instructions: str = ""
     """What a model is told whose template does not show tools; `{tools}` stands for these."""
-    short_ids: bool = False
-    """Whether the template takes ids of nine letters and digits only."""
+    turn: Turn | None = None
+    """What else is in answers of these models. None: it is looked for in their templates."""
+    one_call: bool = False
+    """Whether an answer ends with its first call."""
+    channels: bool = False
+    """Whether each part of an answer says in a header what it is; see `harmony`."""
+    ids: Literal["any", "short", "numbered"] = "any"
+    """What ids of calls the template takes: nine letters and digits, or those that the model itself
+    writes, which have the function's name and count the calls of a conversation."""
 
     @property
-    def marks(self) -> frozenset[str]:
-        """All that may be a special token of a tokenizer."""
-        marks = {*self.begin, *self.end, *self.begin_call, *self.end_call, *_INNER}
-        return frozenset(marks | tagged.MARKS if self.tagged else marks)
+    def literals(self) -> tuple[str, ...]:
+        """All texts of the format that special tokens may be in."""
+        notation = self.notation.literals if self.notation else ()
+        marks = (*self.begin, *self.end, *self.begin_call, *self.end_call)
+        return (*marks, *self.written, *notation)
 
     def matches(self, template: str) -> bool:
         """Whether the source of a chat template shows this format."""
         return any(all(text in template for text in sign) for sign in self.signs)
 
-    def call(self, name: str) -> str:
-        """What is written before the arguments of a call of this function."""
-        shown = name if self.header or self.tagged else json.dumps(name, ensure_ascii=False)[1:-1]
-        return self.written.call.replace("{name}", shown)
+    def opening(self, name: str) -> str:
+        """What is written before the arguments of a call of this function, with `ID` in it."""
+        shown = name if self.header else json.dumps(name, ensure_ascii=False)[1:-1]
+        return self.written.call.replace(NAME, shown)
 
     def text(self, calls: Sequence[tuple[str, Any]]) -> str:
         """Calls, names with arguments, as the model would write them."""
         w = self.written
         written = [
-            self.call(name) + self._arguments(arguments) + w.end_call for name, arguments in calls
+            self.opening(name).replace(ID, str(index)) + self._arguments(arguments) + w.end_call
+            for index, (name, arguments) in enumerate(calls)
         ]
         return w.begin + w.between.join(written) + w.end
 
     def _arguments(self, arguments: Any) -> str:
-        if self.tagged and isinstance(arguments, dict):
-            return tagged.written(arguments)
+        if self.notation and isinstance(arguments, dict):
+            return self.notation.write(arguments)
         return json.dumps(arguments, ensure_ascii=False)
 
     def described(self, tools: Sequence[Any]) -> str:
@@ -94,10 +126,7 @@ class Format:
         return self.instructions.replace("{tools}", shown)
 
 
-_INNER = ("<｜tool▁sep｜>", "[ARGS]", "[CALL_ID]")  # noqa: RUF001
-"""Marks within a header."""
-
-TAGGED = """\
+TOOLS_AND_FORMAT = """\
 You may call functions to answer. These are their signatures, one a line:
 <tools>
 {tools}

@@ -3,39 +3,51 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, Protocol
 
 from tgi_async.text.tools.calls import Calls
 from tgi_async.text.tools.events import Event, Prose, Thought, merged
-from tgi_async.text.tools.format import Format
+from tgi_async.text.tools.format import Format, Marks, Turn
+from tgi_async.text.tools.harmony import ChannelParser
 from tgi_async.text.tools.reader import SPACE, Reader, Reading
 
-Held = Literal["calls", "either"]
-"""What a grammar may hold a text to."""
+Held = Literal["calls", "either", "text"]
+"""What a grammar may hold a text to: calls alone, calls or a text without any, or such a text."""
 
 _WORD = re.compile(r"[^ \t\n\r]+")
 
 
-class Marks(NamedTuple):
-    """Around what a model thinks before it answers."""
+class AnswerParser(Protocol):
+    """Reads one answer."""
 
-    begin: str
-    end: str
+    in_call: bool
+    """Whether what came last is a call, or the beginning of one."""
+    thinking: bool | None
+    """Whether what came last belongs to the thoughts; None: it is too early to say. After False it
+    does not change."""
+
+    def feed(self, text: str) -> list[Event]:
+        """Take more of the text; return what it completes."""
+        ...
+
+    def end(self, *, truncated: bool = False) -> list[Event]:
+        """Return what was held back: nothing follows. `truncated`: the model did not end there."""
+        ...
 
 
 class Parser:
-    """Reads one answer.
+    """Reads one answer. See `AnswerParser`.
 
     `functions` may be called, names with schemas of their parameters: whatever looks like a call
-    of another is prose, and all is where `format` is None. `thinking` are the marks of the model's
-    thoughts, if it has such, which begin in the prompt if `opened`. Without `parallel`, calls after
-    the first one are left out. `held` is what a grammar holds the text behind the thoughts to, if
-    anything: calls and nothing else, or calls or a text without any.
+    of another is prose, and all is where `format` is None. `thoughts` are the marks of the model's
+    thoughts, if it has such, which begin in the prompt if `opened`; `dropped` are marks that say
+    nothing. Without `parallel`, calls after the first one are left out. `held` is what a grammar
+    holds the text behind the thoughts to.
 
-    Nothing else of the text is dropped but the marks of calls and thoughts, what parts calls, white
-    space around, and a call that was cut off before its function was known.
+    Nothing else of the text is dropped but marks, what parts calls, white space around these, and
+    a call that was cut off before its function was known.
     """
 
     def __init__(
@@ -43,37 +55,40 @@ class Parser:
         format: Format | None,
         functions: Mapping[str, Any] = MappingProxyType({}),
         *,
-        thinking: Marks | None = None,
+        thoughts: Marks | None = None,
         opened: bool = False,
+        dropped: Sequence[str] = (),
         parallel: bool = True,
         held: Held | None = None,
     ) -> None:
         self._reader = Reader()
+        self._thoughts_in = thoughts
         self._held = held
         self.in_call = held == "calls"
-        """Whether what came last is a call, or the beginning of one."""
         self._calls = None
         if format is not None:
             self._calls = Calls(self._reader, format, functions, parallel=parallel)
-        self._firsts = self._calls.firsts if self._calls else frozenset[str]()
+        self._marks = dropped
+        self._firsts = (self._calls.firsts if self._calls else frozenset()) | {
+            mark[0] for mark in self._marks
+        }
         self._words = re.compile(rf"[^ \t\n\r{re.escape(''.join(sorted(self._firsts)))}]+")
         self._events: list[Event] = []
-        self._space = ""
+        self._space: list[str] = []
         """White space that is part of the prose only if prose is on both sides of it."""
         self._after_mark = False
         """Whether what came last, but for white space, was no prose."""
-        self.thinking: bool | None = False if thinking is None else None
-        """Whether what came last belongs to the thoughts; None: it is too early to say."""
-        self._work = self._run(thinking, opened)
+        self.thinking: bool | None = False if thoughts is None else None
+        self._work = self._run(opened)
         next(self._work)
 
     def feed(self, text: str) -> list[Event]:
-        """More of the text; what it completes."""
+        """See `AnswerParser`."""
         self._reader.feed(text)
         return self._go_on()
 
     def end(self, *, truncated: bool = False) -> list[Event]:
-        """Nothing follows; what was held back. `truncated`: not because the model ended there."""
+        """See `AnswerParser`."""
         self._reader.end(truncated=truncated or self._held is not None)
         return self._go_on()
 
@@ -87,10 +102,10 @@ class Parser:
         if self._calls is not None:
             self._events += self._calls.events()
 
-    def _run(self, thinking: Marks | None, opened: bool) -> Reading[None]:
+    def _run(self, opened: bool) -> Reading[None]:
         yield
-        if thinking is not None:
-            yield from self._thoughts(thinking, opened)
+        if self._thoughts_in is not None:
+            yield from self._thoughts(self._thoughts_in, opened)
         yield from self._prose()
 
     def _thoughts(self, marks: Marks, opened: bool) -> Reading[None]:
@@ -109,8 +124,7 @@ class Parser:
         space = ""
         while c := (yield from r.next()):
             if c in SPACE:
-                r.at += 1
-                space += c
+                space += yield from r.whitespace()
                 continue
             if c == marks.end[0] and (yield from r.literal([marks.end])) is not None:
                 break
@@ -127,43 +141,77 @@ class Parser:
 
     def _prose(self) -> Reading[None]:
         r = self._reader
-        calls, words = self._calls, self._words
         while c := (yield from r.next()):
             if c in SPACE:
-                self._space += c
-                r.at += 1
+                self._space.append((yield from r.whitespace()))
                 continue
             start = r.at
-            if calls is not None and c in self._firsts:
+            if c in self._firsts:
                 r.kept = start
-                read = yield from calls.read()
-                exclusive = self.in_call or self._held is not None
-                if not read and calls.is_unfinished(exclusive=exclusive):
-                    calls.take_unfinished()
-                    read = True
-                if read:
+                if (yield from self._dropped()):
                     r.kept = None
-                    self._take_calls()
-                    self._space = ""
-                    self._after_mark = self.in_call = True
-                    if self._held is not None:
-                        self._held = "calls"
+                    self._space.clear()
+                    self._after_mark = True
                     continue
                 r.at = max(r.at, start + 1)
             else:
-                r.run(words)
-            if self._held == "either":
-                calls, words = None, _WORD
+                r.run(self._words)
+            if self._held in ("either", "text"):
+                self._calls, self._words, self._firsts = None, _WORD, frozenset()
             self._say(r.slice(start))
             r.kept = None
         if not self._after_mark:
-            self._events.append(Prose(self._space))
+            self._events.append(Prose("".join(self._space)))
+
+    def _dropped(self) -> Reading[bool]:
+        """Take what begins here, if it is no prose: calls, or a mark around prose."""
+        r, calls = self._reader, self._calls
+        start = r.at
+        if calls is None or (yield from r.next()) not in calls.firsts:
+            return (yield from r.literal(self._marks)) is not None
+        read = yield from calls.read()
+        if not read and r.at == start and (yield from r.literal(self._marks)) is not None:
+            return True
+        exclusive = self.in_call or self._held is not None
+        if not read and calls.is_unfinished(exclusive=exclusive):
+            calls.take_unfinished()
+            read = True
+        if read:
+            self._take_calls()
+            self.in_call = True
+            if self._held is not None:
+                self._held = "calls"
+        return read
 
     def _say(self, text: str) -> None:
         if self._held == "calls":
             return
         self.in_call = False
-        space = "" if self._after_mark else self._space
+        space = "" if self._after_mark else "".join(self._space)
         self._events.append(Prose(space + text))
-        self._space = ""
+        self._space.clear()
         self._after_mark = False
+
+
+def answer_parser(
+    format: Format | None,
+    functions: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    turn: Turn | None = None,
+    opened: bool = False,
+    parallel: bool = True,
+    held: Held | None = None,
+) -> AnswerParser:
+    """Make the parser of one answer. See `Parser`; `turn` is what else is in the answer."""
+    if format is not None and format.channels:
+        return ChannelParser(functions, parallel=parallel, forced=held == "calls")
+    turn = turn or (format and format.turn) or Turn()
+    return Parser(
+        format,
+        functions,
+        thoughts=turn.thoughts,
+        opened=opened,
+        dropped=turn.dropped,
+        parallel=parallel,
+        held=held,
+    )

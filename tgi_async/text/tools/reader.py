@@ -16,7 +16,7 @@ Reading = Generator[None, None, T]
 """Yields for more text; its value is what was read."""
 
 SPACE = " \t\n\r"
-MOST_DEPTH = 64
+MAX_DEPTH = 64
 """Of nested JSON. What is deeper is taken for no call."""
 
 _IN_STRING = re.compile(r'[^"\\]+')
@@ -45,9 +45,13 @@ class Reader:
 
     def feed(self, text: str) -> None:
         """More of the text."""
-        needed = self.at if self.kept is None else self.kept
-        self._text = self._text[needed - self._base :] + text
-        self._base = needed
+        read = (self.at if self.kept is None else self.kept) - self._base
+        kept, self._text = self._text, ""
+        if read > len(kept) // 2:  # not at every piece: what is kept may be long
+            kept = kept[read:]
+            self._base += read
+        kept += text  # in place, for nothing else refers to it
+        self._text = kept
 
     def end(self, *, truncated: bool = False) -> None:
         """Nothing follows. `truncated`: and it is not the model that ended there."""
@@ -81,7 +85,32 @@ class Reader:
     def skip(self, characters: str = SPACE) -> Reading[None]:
         """Take all that are among `characters`."""
         while (c := (yield from self.next())) and c in characters:
-            self.at += 1
+            start = self.at
+            self.run(_SPACES)
+            if self.at == start:
+                self.at += 1
+
+    def whitespace(self) -> Reading[str]:
+        """Take all white space that comes next; the text of it."""
+        pieces = []
+        while (c := (yield from self.next())) and c in SPACE:
+            start = self.at
+            self.run(_SPACES)
+            pieces.append(self.slice(start))
+        return "".join(pieces)
+
+    def spaced(self, option: str) -> Reading[bool]:
+        """Take `option`, with any white space, or none, where it has some and before it.
+
+        False: it does not come next, and nothing was taken.
+        """
+        start = self.at
+        for word in option.split():
+            yield from self.skip()
+            if (yield from self.literal([word])) is None:
+                self.at = start
+                return False
+        return True
 
     def literal(self, options: Sequence[str]) -> Reading[str | None]:
         """Take the first of `options` that comes next; None if none does."""
@@ -170,7 +199,7 @@ class Reader:
             yield from self.skip()
             c = yield from self.next()
             if c and c in "{[":
-                if len(open) == MOST_DEPTH:
+                if len(open) == MAX_DEPTH:
                     return False
                 self.at += 1
                 open.append(c)

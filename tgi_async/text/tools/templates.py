@@ -1,6 +1,7 @@
-"""What the source of a chat template says about tools and thoughts.
+"""What a model's chat templates show of tools and thoughts.
 
-It is looked at as a text: compiling a stranger's program is for a process that can be ended.
+Their source is looked at as a text: running a stranger's program is for a process that can be
+ended. What it renders there says whether a format that its source suggests is the right one.
 """
 
 from __future__ import annotations
@@ -10,50 +11,73 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from tgi_async.text.tools.format import Format
-from tgi_async.text.tools.formats import format_of
-from tgi_async.text.tools.parser import Marks
+from tgi_async.text.tools.derived import Derived, Render, derived
+from tgi_async.text.tools.format import Format, Marks, Turn
+from tgi_async.text.tools.formats import JSON, format_of
 
 THINKING_VARIABLES = frozenset(
     {"enable_thinking", "thinking", "reasoning_effort", "thinking_budget"}
 )
 """Variables that clients send to any model, whether its template reads them or not."""
 
-THOUGHTS = (Marks("<think>", "</think>"), Marks("[THINK]", "[/THINK]"))
+THOUGHTS = (
+    Marks("<think>", "</think>"),
+    Marks("[THINK]", "[/THINK]"),
+    Marks("<seed:think>", "</seed:think>"),
+    Marks("<|START_THINKING|>", "<|END_THINKING|>"),
+    Marks("<|channel>thought", "<channel|>"),
+)
+"""The first whose end a template has is its model's."""
+
+ANSWERS = (
+    Marks("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    Marks("<|START_TEXT|>", "<|END_TEXT|>"),
+)
+"""Likewise, around an answer in words."""
 
 _CODE = re.compile(r"\{[%{](.*?)[%}]\}", re.DOTALL)
 _STRING = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
 _VARIABLE = re.compile(rf"(?<![\w.])(tools|xml_tools|{'|'.join(sorted(THINKING_VARIABLES))})\b")
+_READS_THOUGHTS = re.compile(r"reasoning_content|\bthinking\b|\breasoning\b")
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
     """What a model's templates show.
 
-    `tools_variable`: under which name they read tools; SmolLM3's has one of its own. None: nowhere.
-    `shows_calls`: whether the calls of earlier messages are shown, be it with all of a message.
+    `turn` is what is in answers beside calls and prose. `tools_variable`: under which name they
+    read tools; SmolLM3's has one of its own. None: nowhere. `shows_calls`: whether the calls of
+    earlier messages are shown, be it with all of a message.
     `thinking_variables`: those of `THINKING_VARIABLES` that they read.
     """
 
     format: Format
-    thoughts: Marks | None
+    turn: Turn
     tools_variable: Literal["tools", "xml_tools"] | None
     shows_calls: bool
     thinking_variables: frozenset[str]
 
     @classmethod
-    def of(cls, sources: Collection[str]) -> Traits:
-        """Those of templates with these sources."""
+    def of(cls, sources: Collection[str], render: Render | None = None) -> Traits:
+        """Those of templates with these sources, of which `render` renders the one for tools."""
         read = {
             name
             for source in sources
             for code in _CODE.findall(source)
             for name in _VARIABLE.findall(_STRING.sub("''", code))
         }
+        format, turn = format_of(sources), _turn_of(sources)
+        found = Derived(None, Turn())
+        if render is not None and _is_worth_a_look(turn, sources):
+            found = derived(render, None if format is JSON else format)
+        format = found.format or format
         return cls(
-            format=format_of(sources),
-            thoughts=next(
-                (one for one in THOUGHTS if any(one.end in source for source in sources)), None
+            format=format,
+            turn=format.turn
+            or Turn(
+                turn.thoughts or found.turn.thoughts,
+                turn.answer or found.turn.answer,
+                turn.dropped or found.turn.dropped,
             ),
             tools_variable=(
                 "tools" if "tools" in read else "xml_tools" if "xml_tools" in read else None
@@ -63,6 +87,21 @@ class Traits:
             ),
             thinking_variables=THINKING_VARIABLES.intersection(read),
         )
+
+
+def _turn_of(sources: Collection[str]) -> Turn:
+    thoughts, answer = (
+        next((one for one in marks if any(one.end in source for source in sources)), None)
+        for marks in (THOUGHTS, ANSWERS)
+    )
+    return Turn(thoughts, answer.begin if answer else "", tuple(answer or ()))
+
+
+def _is_worth_a_look(turn: Turn, sources: Collection[str]) -> bool:
+    """Whether there is something in the sources to look at."""
+    calls = any("tool_calls" in source for source in sources)
+    thinks = turn.thoughts is None and any(map(_READS_THOUGHTS.search, sources))
+    return calls or thinks
 
 
 def opens_thoughts(prompt: str, marks: Marks) -> bool:
