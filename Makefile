@@ -11,6 +11,10 @@ VENV ?= .venv
 PORT ?= 8080
 MODEL_ID ?=
 ARGS ?=
+# Test files are run side by side: they wait for servers and clients half of their time. Each of
+# these processes has models in memory, so that more cores do not mean more of them.
+JOBS ?= 2
+SIDE_BY_SIDE = --numprocesses $(JOBS) --dist loadfile
 
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -21,7 +25,7 @@ serve: $(VENV)/.serve
 	$(BIN)/tgi-async serve --port $(PORT) $(if $(MODEL_ID),--model-id $(MODEL_ID)) $(ARGS)
 
 test: $(VENV)/.dev check
-	HYPOTHESIS_PROFILE=ci $(BIN)/pytest -m "not full and not soak"
+	HYPOTHESIS_PROFILE=ci $(BIN)/pytest -m "not full and not soak" $(SIDE_BY_SIDE) --durations 30
 
 # The newest and the oldest of all that pyproject.toml allows, in environments of their own.
 test-newest:

@@ -49,12 +49,12 @@ def run(server: Server, command: Sequence[str | Path], folder: Path) -> None:
     [
         ("huggingface_hub", "huggingface-hub"),
         # The last huggingface_hub before 1.0, on other HTTP libraries, is there already.
-        ("huggingface_hub", "text-generation"),
+        full("huggingface_hub", "text-generation"),
         ("text_generation", "text-generation"),
         ("openai", "openai"),
-        ("openai_tools", "openai"),
-        ("langchain_huggingface", "langchain-huggingface"),
-        ("langchain_openai", "langchain-openai"),
+        full("openai_tools", "openai"),
+        full("langchain_huggingface", "langchain-huggingface"),
+        full("langchain_openai", "langchain-openai"),
         full("instructor", "instructor"),
         full("litellm", "litellm"),
         full("llama_index", "llama-index"),
@@ -69,7 +69,7 @@ def test_a_client_passes_its_suite(client_server: Server, suite: str, environmen
 
 
 @pytest.mark.skipif(shutil.which("npm") is None, reason="node and npm are not installed")
-@pytest.mark.parametrize("suite", ["openai_npm", "ai_sdk"])
+@pytest.mark.parametrize("suite", ["openai_npm", pytest.param("ai_sdk", marks=pytest.mark.full)])
 def test_a_client_of_node_passes_its_suite(client_server: Server, suite: str) -> None:
     # Node looks for packages beside the file that imports them.
     folder = node_folder(suite)

@@ -93,6 +93,7 @@ def test_rows_that_come_and_go_say_what_each_sequence_says_alone(
     assert replays == [1, 2, 5, 2]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("model", ["fused"], indirect=True)
 def test_the_fused_decoder_says_so_too(
     model: Loaded, reference: PreTrainedModel, device: str, recorder: Recorder, replays: list[int]

@@ -140,7 +140,12 @@ def made_case(
     return Case([one() for _ in range(n)], torch.from_numpy(logits).to(dtype))
 
 
-@pytest.mark.parametrize("vocab_size", [7, 37, 300, 1000])
+def full(*values: Any) -> Any:
+    """One of a matrix whose other entries show the same kind: interpreted, each takes seconds."""
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
+@pytest.mark.parametrize("vocab_size", [full(7), 37, full(300), 1000])
 def test_it_draws_what_the_other_path_draws(device: str, vocab_size: int) -> None:
     expect_the_same(made_case(vocab_size, N_ROWS, vocab_size), device)
 
@@ -208,17 +213,17 @@ def test_whatever_is_asked_for_the_draw_is_the_other_paths(
     ("asked", "kept"),
     [
         # Ids 2, 5, 6 and 8 tie for the second place, behind 4.
-        ({"top_k": 1}, [4]),
+        full({"top_k": 1}, [4]),
         ({"top_k": 3}, [2, 4, 5, 6, 8]),
         # 4 has 20 parts of 86, each of the four 10: before the third of them there are 0.465.
         ({"top_p": 0.2}, [4]),
-        ({"top_p": 0.46}, [4, 2, 5]),
+        full({"top_p": 0.46}, [4, 2, 5]),
         ({"top_p": 0.47}, [4, 2, 5, 6]),
         # Of the 60 parts that top-k keeps, a half lies before the second of the four.
         ({"top_k": 3, "top_p": 0.49}, [4, 2]),
-        ({"top_k": 3, "top_p": 0.51}, [4, 2, 5]),
+        full({"top_k": 3, "top_p": 0.51}, [4, 2, 5]),
         ({"min_p": 0.51}, [4]),
-        ({"top_p": 0.999, "min_p": 0.39}, [1, 2, 3, 4, 5, 6, 7, 8]),
+        full({"top_p": 0.999, "min_p": 0.39}, [1, 2, 3, 4, 5, 6, 7, 8]),
         ({"top_p": 0.47, "min_p": 0.39}, [4, 2, 5, 6]),
     ],
 )
@@ -236,7 +241,7 @@ def test_what_is_kept_is_drawn_and_nothing_else(
     torch.testing.assert_close(found.logprobs, expected, rtol=0, atol=NOISE)
 
 
-@pytest.mark.parametrize(("n", "k"), [(4, 2), (4, 3), (8, 5)])
+@pytest.mark.parametrize(("n", "k"), [full(4, 2), (4, 3), full(8, 5)])
 def test_of_tokens_that_all_tie_top_p_keeps_the_lowest_ids(device: str, n: int, k: int) -> None:
     asked = [Sampling(do_sample=True, top_k=n - 1, top_p=k / n, seed=seed) for seed in range(40)]
     found = Case(asked, torch.zeros(len(asked), n)).found(device)
@@ -258,11 +263,11 @@ def flat(n: int, vocab_size: int) -> Tensor:
     "asked",
     [
         {"top_p": 0.9},
-        {"top_p": 0.9999},
-        {"top_k": 9000},
+        full({"top_p": 0.9999}),
+        full({"top_k": 9000}),
         {"top_k": 9000, "top_p": 0.7},
-        {"top_k": 50, "top_p": 0.9, "min_p": 0.01},
-        {"min_p": 0.02},
+        full({"top_k": 50, "top_p": 0.9, "min_p": 0.01}),
+        full({"min_p": 0.02}),
         {},
     ],
 )
@@ -380,7 +385,7 @@ MIXED = [
 ]
 
 
-@pytest.mark.parametrize("rows", [range(11), range(5), [4, 5], [10, 0], [9, 2, 4]])
+@pytest.mark.parametrize("rows", [range(11), full(range(5)), full([4, 5]), full([10, 0]), [9, 2, 4]])
 def test_each_row_takes_its_own_path_and_gets_what_it_asked_for(
     device: str, rows: list[int]
 ) -> None:
