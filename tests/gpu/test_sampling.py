@@ -385,7 +385,9 @@ MIXED = [
 ]
 
 
-@pytest.mark.parametrize("rows", [range(11), full(range(5)), full([4, 5]), full([10, 0]), [9, 2, 4]])
+@pytest.mark.parametrize(
+    "rows", [range(11), full(range(5)), full([4, 5]), full([10, 0]), [9, 2, 4]]
+)
 def test_each_row_takes_its_own_path_and_gets_what_it_asked_for(
     device: str, rows: list[int]
 ) -> None:
