@@ -14,7 +14,8 @@ ARGS ?=
 # Test files are run side by side: they wait for servers and clients half of their time. Each of
 # these processes has models in memory, so that more cores do not mean more of them.
 JOBS ?= 2
-SIDE_BY_SIDE = --numprocesses $(JOBS) --dist loadfile
+# In the order of their names: by the number of their tests, the longest would come last.
+SIDE_BY_SIDE = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
