@@ -12,7 +12,10 @@ from tokenizers import Tokenizer
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
 from workers.constraints.completion import Completer, Hints, Mask
+from workers.constraints.expressions import TooComplex
+from workers.constraints.foresight import Foresight
 from workers.constraints.growth import openings
+from workers.constraints.tokens import TokenTable
 from workers.grammar import engines
 from workers.grammar.engine import GrammarError, Matcher
 
@@ -43,6 +46,24 @@ class Compiled:
         self._ways: dict[int, list[int] | None] = {}
         """The completions that were found, by how many tokens they were allowed."""
         self._lock = threading.Lock()
+        self.foresight = self._foresight(vocabulary, grammar)
+
+    def _foresight(self, vocabulary: Vocabulary, grammar: Grammar) -> Foresight | None:
+        """None where the expression of the grammar is not known, or is not the engine's."""
+        try:
+            foresight = Foresight(vocabulary.token_table, grammar, vocabulary.special_ids.get)
+        except TooComplex:
+            return None
+        way = foresight.way(foresight.start)
+        if way is None:
+            return None
+        try:
+            matcher = self.matcher()
+            if way:
+                matcher.advance(way)
+            return foresight if matcher.complete else None
+        except GrammarError:
+            return None
 
     def matcher(self) -> Matcher:
         """At the beginning of a text."""
@@ -83,6 +104,12 @@ class Vocabulary:
         usable = ["" if i in special or "\ufffd" in text else text for i, text in enumerate(texts)]
         self.completer = Completer(usable, end_ids)
         self.engine = engines.engine(engine, model_path, vocab_size, end_ids)
+        self.token_table = TokenTable(self._tokenizer, self.engine.token_texts(), end_ids)
+        self.special_ids = {
+            token.content: i
+            for i, token in self._tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
         self._compiled: OrderedDict[str, Compiled] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -56,3 +56,7 @@ class Engine(Protocol):
     def matcher(self, grammar: Grammar) -> Matcher:
         """At the beginning of a text. Raises GrammarError."""
         ...
+
+    def token_texts(self) -> list[bytes | None]:
+        """What each token id adds to a text; None for special tokens."""
+        ...

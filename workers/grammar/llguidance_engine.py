@@ -46,6 +46,14 @@ class LlguidanceEngine:
             raise GrammarError(reason_of(compiled.get_error()))
         return LlguidanceMatcher(compiled)
 
+    def token_texts(self) -> list[bytes | None]:
+        """See `engine.Engine`."""
+        known = self._tokenizer
+        return [
+            None if known.is_special_token(one) else known.decode_bytes([one])
+            for one in range(known.vocab_size)
+        ]
+
     def _special(self, token: str) -> int | None:
         ids = self._tokenizer.tokenize_str(token, parse_special=True)
         alone = len(ids) == 1 and self._tokenizer.is_special_token(ids[0])

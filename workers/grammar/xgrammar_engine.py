@@ -29,6 +29,7 @@ class XgrammarEngine:
         found = xgrammar.TokenizerInfo.from_huggingface(
             fast, vocab_size=vocab_size, stop_token_ids=list(end_ids)
         )
+        self._texts = list(found.decoded_vocab)
         self._vocab_type = found.vocab_type
         self._add_prefix_space = found.add_prefix_space
         self._end_ids = list(end_ids)
@@ -64,6 +65,11 @@ class XgrammarEngine:
             return XgrammarMatcher(xgrammar.GrammarMatcher(compiled), self._ends)
         except (RuntimeError, ValueError, TypeError) as error:
             raise GrammarError(reason_of(error)) from error
+
+    def token_texts(self) -> list[bytes | None]:
+        """See `engine.Engine`."""
+        special = {*self._special.values(), *self._end_ids}
+        return [None if one in special else text for one, text in enumerate(self._texts)]
 
     def _compiler(self, special: frozenset[int]) -> xgrammar.GrammarCompiler:
         """For grammars that name these special tokens.
