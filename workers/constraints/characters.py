@@ -62,10 +62,8 @@ def category(name: str) -> Ranges:
 @cache
 def unicode_spaces() -> Ranges:
     """White space as Unicode has it."""
-    return merged(
-        [(9, 13), (32, 32), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A)]
-        + [(0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000)]
-    )
+    single = (0x20, 0x85, 0xA0, 0x1680, 0x202F, 0x205F, 0x3000)
+    return merged([(9, 13), (0x2000, 0x200A), (0x2028, 0x2029), *((one, one) for one in single)])
 
 
 def folded(ranges: Ranges) -> Ranges:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from workers.constraints.expressions import (
     TooComplex,
 )
 from workers.constraints.language import SpecialId, language
-from workers.constraints.tokens import TokenTable, allowed_in
+from workers.constraints.tokens import LONGEST, TokenTable, allowed_in
 
 Mask = NDArray[np.int32]
 
@@ -30,17 +31,28 @@ MOST = 1024
 """Tokens of the longest completion that is looked for."""
 MAX_STATES = 1024
 """Whose rows are kept, 0.5 kB each."""
-MAX_WAYS = 4096
+MAX_WAYS = 1024
 """Completions that are kept."""
-MANY = 2_000
-"""Allowed tokens whose walk is worth keeping."""
-MAX_WALKS = 4
+MAX_WALKS = 64
+MAX_WALKED = 200_000
+"""Tokens of all walks that are kept, 6 bytes each."""
 
 DEAD = 0
 
 
 class _Full(Exception):
     """There are more states than are kept."""
+
+
+class _Walk(NamedTuple):
+    """Where the tokens of a mask lead to."""
+
+    mask: Mask
+    ids: NDArray[np.int32]
+    states: NDArray[np.int16]
+    """[ids], by their place in a table."""
+    cost: int
+    """Bytes of the longest of the completions behind them."""
 
 
 class Foresight:
@@ -56,7 +68,7 @@ class Foresight:
         except RecursionError as error:
             raise TooComplex from error
         self._ways: dict[Node, list[int] | None] = {}
-        self._walks: OrderedDict[Node, tuple[NDArray[np.int64], NDArray[np.int16]]] = OrderedDict()
+        self._walks: OrderedDict[Node, _Walk] = OrderedDict()
         self._forget()
 
     def after(self, node: Node, tokens: list[int]) -> Node | None:
@@ -111,30 +123,26 @@ class Foresight:
     def narrow(self, node: Node, room: int, mask: Mask) -> None:
         """Leave tokens out of a mask after which the text does not fit into `room` tokens."""
         with self._lock:
-            every = allowed_in(mask, self._tokens.n_words)
-            ids = every[self._tokens.lengths[every] > 0]
-            special = [int(one) for one in every[self._tokens.lengths[every] == 0]]
-            self._clear(mask, [one for one in special if not self._fits_behind(node, one, room)])
-            try:
-                ids, states = self._walk(node, ids)
-            except (TooComplex, RecursionError, _Full):
-                self._clear(mask, ids)
+            given = mask[: self._tokens.n_words]
+            walk = self._walks.get(node)
+            if walk is None or not np.array_equal(walk.mask, given):
+                try:
+                    walk = self._walk(node, given)
+                except (TooComplex, RecursionError, _Full):
+                    mask[: self._tokens.n_words] &= self._tokens.ends
+                    return
+                self._keep(node, walk)
+            if walk.cost <= room:
                 return
             late = [
                 state
-                for state in np.flatnonzero(np.bincount(states, minlength=1)).tolist()
+                for state in np.flatnonzero(np.bincount(walk.states, minlength=1)).tolist()
                 if state == DEAD or not self.fits(self._nodes[state], room)
             ]
             if late:
-                self._clear(mask, ids[np.isin(states, late)])
+                self._clear(mask, walk.ids[np.isin(walk.states, late)])
 
-    def _fits_behind(self, node: Node, token: int, room: int) -> bool:
-        if token in self._tokens.end_ids:
-            return True
-        after = self.after(node, [token])
-        return after is not None and self.fits(after, room)
-
-    def _clear(self, mask: Mask, ids: NDArray[np.int64] | list[int]) -> None:
+    def _clear(self, mask: Mask, ids: NDArray[np.int32]) -> None:
         bits = np.zeros(32 * self._tokens.n_words, np.bool_)
         bits[ids] = True
         mask[: self._tokens.n_words] &= ~np.packbits(bits, bitorder="little").view(np.int32)
@@ -150,20 +158,27 @@ class Foresight:
         self._built[DEAD] = True
         self._walks.clear()
 
-    def _walk(
-        self, node: Node, ids: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
-        """Tokens, and the states that they lead to."""
-        known = self._walks.get(node)
-        if known is not None and len(known[0]) == len(ids):
-            self._walks.move_to_end(node)
-            return known
+    def _keep(self, node: Node, walk: _Walk) -> None:
+        self._walks[node] = walk
+        self._walks.move_to_end(node)
+        while len(self._walks) > 1 and (
+            len(self._walks) > MAX_WALKS
+            or sum(len(one.ids) for one in self._walks.values()) > MAX_WALKED
+        ):
+            self._walks.popitem(last=False)
+
+    def _walk(self, node: Node, mask: Mask) -> _Walk:
         if len(self._nodes) > MAX_STATES // 2:
             self._forget()
+        tokens = self._tokens
+        ids = allowed_in(mask & ~tokens.ends)
         states = np.full(len(ids), self._state(node), np.int16)
-        lengths = self._tokens.lengths[ids]
-        moving = np.arange(len(ids))
-        for place in range(self._tokens.bytes.shape[1]):
+        lengths = tokens.lengths[ids]
+        for place in np.flatnonzero(lengths == 0).tolist():  # special tokens
+            after = self.after(node, [int(ids[place])])
+            states[place] = DEAD if after is None else self._state(after)
+        moving = np.flatnonzero(lengths)
+        for place in range(LONGEST):
             moving = moving[lengths[moving] > place]
             if not len(moving):
                 break
@@ -171,15 +186,13 @@ class Foresight:
             for state in np.flatnonzero(np.bincount(now)).tolist():
                 if not self._built[state]:
                     self._build(state)
-            now = self._rows[now, self._tokens.bytes[ids[moving], place]]
+            now = self._rows[now, tokens.bytes[ids[moving], place]]
             states[moving] = now
             moving = moving[now != DEAD]
-        states[moving[lengths[moving] > self._tokens.bytes.shape[1]]] = DEAD
-        if len(ids) >= MANY:
-            self._walks[node] = ids, states
-            while len(self._walks) > MAX_WALKS:
-                self._walks.popitem(last=False)
-        return ids, states
+        states[moving[lengths[moving] > LONGEST]] = DEAD
+        reached = np.flatnonzero(np.bincount(states, minlength=1)).tolist()
+        cost = max((self._expressions.cost(self._nodes[one]) for one in reached), default=0)
+        return _Walk(mask.copy(), ids, states, cost)
 
     def _state(self, node: Node) -> int:
         found = self._index.get(node)

@@ -35,7 +35,7 @@ def _bracketed() -> str:
     for n_after in range(1, 7):
         options.append(f"(?:{_H16}:){{1,{7 - n_after}}}(?::{_H16}){{1,{n_after}}}")
     options.append(f":(?::{_H16}){{1,7}}")
-    options.append(rf"v[0-9a-fA-F]+\.(?:[a-zA-Z0-9\-._~!$&'()*+,;=:])+")
+    options.append(r"v[0-9a-fA-F]+\.(?:[a-zA-Z0-9\-._~!$&'()*+,;=:])+")
     return "|".join(options)
 
 

@@ -66,7 +66,7 @@ class NumberMachine:
                 for n_whole in range(more, -1, -1) if fraction is None else (0,):
                     rest = more - n_whole
                     n_fraction = rest if fraction is not None else rest - 1
-                    if rest and self._bounds.integer or n_fraction < -1:
+                    if (rest and self._bounds.integer) or n_fraction < -1:
                         continue
                     found = self._with(sign, whole, fraction, n_whole, n_fraction if rest else None)
                     if found is not None:

@@ -24,6 +24,10 @@ class TokenTable:
         self._tokenizer = tokenizer
         self.end_ids = frozenset(end_ids)
         self.n_words = -(-len(texts) // 32)
+        self.ends = np.zeros(self.n_words, np.int32)
+        """The mask of those that end a text."""
+        for one in self.end_ids:
+            self.ends.view(np.uint32)[one >> 5] |= np.uint32(1 << (one & 31))
         self.symbols: list[tuple[int, ...]] = [
             (SPECIAL + i,) if text is None else tuple(text) for i, text in enumerate(texts)
         ]
@@ -103,7 +107,7 @@ def bytes_of(symbols: Sequence[int]) -> bytes | None:
     return bytes(symbols) if all(one < SPECIAL for one in symbols) else None
 
 
-def allowed_in(mask: NDArray[np.int32], n_words: int) -> NDArray[np.int64]:
+def allowed_in(mask: NDArray[np.int32]) -> NDArray[np.int32]:
     """The ids in a mask."""
-    bits = np.unpackbits(mask[:n_words].view(np.uint8), bitorder="little")
-    return np.flatnonzero(bits)
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
+    return np.flatnonzero(bits).astype(np.int32)

@@ -19,9 +19,34 @@ from workers.constraints.numbers import Bounds, NumberMachine
 from workers.constraints.patterns import matching, searching
 
 KNOWN = frozenset(
-    "type enum const minimum maximum exclusiveMinimum exclusiveMaximum multipleOf minLength "
-    "maxLength pattern format prefixItems items minItems maxItems properties patternProperties "
-    "additionalProperties required minProperties maxProperties anyOf allOf $ref $defs".split()
+    {
+        "type",
+        "enum",
+        "const",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+        "minLength",
+        "maxLength",
+        "pattern",
+        "format",
+        "prefixItems",
+        "items",
+        "minItems",
+        "maxItems",
+        "properties",
+        "patternProperties",
+        "additionalProperties",
+        "required",
+        "minProperties",
+        "maxProperties",
+        "anyOf",
+        "allOf",
+        "$ref",
+        "$defs",
+    }
 )
 TYPES = ("null", "boolean", "number", "string", "array", "object")
 SHORT_ESCAPES = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '"', 92: "\\"}

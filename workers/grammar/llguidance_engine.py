@@ -25,6 +25,21 @@ LIMITS = LLParserLimits(
 )
 """How long a mask and a build may take; a grammar that needs more is refused."""
 
+_IN_JSON = r'[^"\\\x00-\x1F\x7F]'
+SLICES = [
+    "[a-z]{1,24}",
+    "[a-z ]{1,24}",
+    "[A-Za-z0-9 ]{1,24}",
+    _IN_JSON + "{1,10}",
+    _IN_JSON + "{1,30}",
+    _IN_JSON + "+",
+    r"[^\n]{1,100}",
+    "(?s:.){1,100}",
+]
+"""Tokens that match one of these are let in all at once where a text goes on with any of them: the
+masks of free text of these kinds then need a look at few others only. Each kind has its price at
+every mask."""
+
 
 class LlguidanceEngine:
     """See `engine.Engine`. Thread-safe."""
@@ -32,7 +47,10 @@ class LlguidanceEngine:
     def __init__(self, tokenizer: Path, vocab_size: int, end_ids: Sequence[int]) -> None:
         """`tokenizer` is a tokenizer.json, `vocab_size` that of the logits."""
         self._tokenizer = LLTokenizer(
-            tokenizer.read_text(encoding="utf-8"), n_vocab=vocab_size, eos_token=list(end_ids)
+            tokenizer.read_text(encoding="utf-8"),
+            n_vocab=vocab_size,
+            eos_token=list(end_ids),
+            slices=SLICES,
         )
 
     def matcher(self, grammar: Grammar) -> LlguidanceMatcher:
