@@ -81,8 +81,13 @@ def folded(ranges: Ranges) -> Ranges:
     return merged(found)
 
 
-LENGTHS = ((0, 0x7F, 0, 0), (0x80, 0x7FF, 1, 0xC0), (0x800, 0xFFFF, 2, 0xE0))
-LENGTHS += ((0x10000, LAST, 3, 0xF0),)
+LENGTHS = (
+    (0, 0x7F, 0, 0),
+    (0x80, 0x7FF, 1, 0xC0),
+    (0x800, 0xFFFF, 2, 0xE0),
+    (0x10000, LAST, 3, 0xF0),
+)
+"""First and last characters, bytes behind the first one, and what that has in its upper bits."""
 
 
 def characters(expressions: Expressions, ranges: Ranges) -> Node:
@@ -119,8 +124,8 @@ def _bytes(expressions: Expressions, ranges: list[tuple[int, int]], n_more: int,
     blocks: dict[int, list[tuple[int, int]]] = {}
     for low, high in ranges:
         for block in range(low // size, high // size + 1):
-            inside = (max(low - block * size, 0), min(high - block * size, size - 1))
-            blocks.setdefault(block, []).append(inside)
+            part = (max(low - block * size, 0), min(high - block * size, size - 1))
+            blocks.setdefault(block, []).append(part)
     same: dict[Node, int] = {}
     for block, inside in blocks.items():
         rest = _bytes(expressions, inside, n_more - 1, 0x80)

@@ -17,11 +17,15 @@ SPECIAL = 256
 """A special token is the symbol of its id and this; smaller symbols are bytes."""
 ALL_BYTES = (1 << SPECIAL) - 1
 MAX_NODES = 60_000
-"""Of one grammar, some 0.5 kB each."""
+"""Of one grammar."""
+NODE_BYTES = 700
+"""Of one node, with what follows it, roughly."""
 MAX_SEARCHED = 2_000
 """Expressions looked at on the way to the shortest text of one intersection."""
-MAX_PARTS = 2_000
-"""Of a choice: the ways in which a text may have been meant so far."""
+MAX_PARTS = 20_000
+"""Of a choice."""
+MAX_MADE = 10_000
+"""Nodes that may be made for one question: some 100 ms."""
 FILLERS = (b"", b"a", b" a")
 """Where bytes can be chosen, they are the first, of those that may be, in one of these; and where
 they can be chosen again and again, in their order."""
@@ -72,6 +76,7 @@ class Expressions:
         self._nodes: dict[tuple[Any, ...], Node] = {}
         self._texts: dict[tuple[Node, int], tuple[int, ...]] = {}
         self._definitions: dict[str, Node] = {}
+        self._left_to_make = MAX_NODES
         self.nothing = self._made("symbols", (0,), False)
         self.empty = self._made("empty", (), True)
         self.any_bytes = self.repeated(self.symbols(ALL_BYTES))
@@ -79,11 +84,21 @@ class Expressions:
     def __len__(self) -> int:
         return len(self._nodes)
 
+    def begin(self) -> None:
+        """A question: from now on, so many nodes may be made."""
+        self._left_to_make = MAX_MADE
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, roughly."""
+        return NODE_BYTES * len(self._nodes) + 8 * sum(map(len, list(self._texts.values())))
+
     def _made(self, kind: str, parts: tuple[Any, ...], nullable: bool) -> Node:
         key = (kind, *parts)
         found = self._nodes.get(key)
         if found is None:
-            if len(self._nodes) >= MAX_NODES:
+            self._left_to_make -= 1
+            if len(self._nodes) >= MAX_NODES or self._left_to_make < 0:
                 raise TooComplex
             found = self._nodes[key] = Node(kind, parts, nullable, len(self._nodes))
         return found
@@ -264,22 +279,25 @@ class Expressions:
 
     def _union(self, lists: Iterable[Steps]) -> Steps:
         """What follows in any of these."""
-        found: list[tuple[int, list[Node]]] = []
+        by_mask: dict[int, list[Node]] = {}
         for steps in lists:
             for mask, node in steps:
-                parted: list[tuple[int, list[Node]]] = []
-                for other, nodes in found:
-                    shared = mask & other
-                    if not shared:
-                        parted.append((other, nodes))
-                        continue
-                    parted.append((shared, [*nodes, node]))
-                    if other != shared:
-                        parted.append((other & ~shared, nodes))
-                    mask &= ~shared
-                if mask:
-                    parted.append((mask, [node]))
-                found = parted
+                by_mask.setdefault(mask, []).append(node)
+        found: list[tuple[int, list[Node]]] = []
+        for mask, more in by_mask.items():
+            parted: list[tuple[int, list[Node]]] = []
+            for other, nodes in found:
+                shared = mask & other
+                if not shared:
+                    parted.append((other, nodes))
+                    continue
+                parted.append((shared, [*nodes, *more]))
+                if other != shared:
+                    parted.append((other & ~shared, nodes))
+                mask &= ~shared
+            if mask:
+                parted.append((mask, more))
+            found = parted
         same: dict[Node, int] = {}
         for mask, nodes in found:
             node = self.choice(nodes)
@@ -303,16 +321,16 @@ class Expressions:
                 return 1 if parts[0] else ENDLESS
             case "then":
                 cost = 0
-                while node.kind == "then" and (node.cost is None or not cost):
+                while node.kind == "then" and node.cost is None:
                     cost += self.cost(node.parts[0])
                     node = node.parts[1]
                 return min(ENDLESS, cost + self.cost(node))
             case "choice":
-                return min(map(self.cost, parts))
+                return min(self.cost(one) for one in parts)
             case "repeated":
-                return min(ENDLESS, parts[1] * self.cost(parts[0]))
+                return min(ENDLESS, int(parts[1]) * self.cost(parts[0]))
             case "machine":
-                least = parts[0].least(parts[1])
+                least: bytes | None = parts[0].least(parts[1])
                 return ENDLESS if least is None else len(least)
             case "both" | "other":
                 return self._searched(node)

@@ -27,8 +27,12 @@ from workers.constraints.tokens import LONGEST, TokenTable, allowed_in
 
 Mask = NDArray[np.int32]
 
-MOST = 1024
-"""Tokens of the longest completion that is looked for."""
+MAX_COST = 8192
+"""Bytes of the longest completion that is looked for where its tokens have to be counted."""
+MAX_COUNTED = 100_000
+"""Bytes whose tokens are counted for one mask: some 50 ms."""
+MAX_DERIVED = 20_000
+"""Expressions, of what may follow the texts so far."""
 MAX_STATES = 1024
 """Whose rows are kept, 0.5 kB each."""
 MAX_WAYS = 1024
@@ -49,8 +53,8 @@ class _Walk(NamedTuple):
 
     mask: Mask
     ids: NDArray[np.int32]
-    states: NDArray[np.int16]
-    """[ids], by their place in a table."""
+    states: NDArray[np.int16] | None
+    """[ids], by their place in a table; None where there are too many."""
     cost: int
     """Bytes of the longest of the completions behind them."""
 
@@ -65,15 +69,30 @@ class Foresight:
         self._expressions = Expressions(tokens.fillers)
         try:
             self.start: Node = language(self._expressions, grammar, special_id)
-        except RecursionError as error:
+        except (RecursionError, UnicodeEncodeError, OverflowError) as error:
             raise TooComplex from error
+        self._n_first = len(self._expressions)
         self._ways: dict[Node, list[int] | None] = {}
+        self._left_to_count = MAX_COUNTED
         self._walks: OrderedDict[Node, _Walk] = OrderedDict()
         self._forget()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, roughly."""
+        walked = sum(6 * len(one.ids) + one.mask.nbytes for one in self._walks.values())
+        ways = sum(8 * len(way) for way in self._ways.values() if way) + 200 * len(self._ways)
+        return self._expressions.nbytes + self._rows.nbytes + walked + ways
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether new texts better begin with a new one."""
+        return len(self._expressions) > self._n_first + MAX_DERIVED
 
     def after(self, node: Node, tokens: list[int]) -> Node | None:
         """What may follow these tokens; None where it is not known."""
         with self._lock:
+            self._expressions.begin()
             try:
                 for token in tokens:
                     for symbol in self._tokens.symbols[token]:
@@ -109,38 +128,66 @@ class Foresight:
     def fits(self, node: Node, room: int) -> bool:
         """Whether a text can be completed within so many tokens."""
         with self._lock:
-            try:
-                cost = self._expressions.cost(node)
-            except (TooComplex, RecursionError):
-                return False
-            if cost <= room:
-                return True  # a token has a byte or more
-            if cost > min(room, MOST) * self._tokens.longest:
-                return False
-            way = self.way(node)
-            return way is not None and len(way) <= min(room, MOST)
+            self._expressions.begin()
+            self._left_to_count = MAX_COUNTED
+            return self._fits(node, room)
 
-    def narrow(self, node: Node, room: int, mask: Mask) -> None:
-        """Leave tokens out of a mask after which the text does not fit into `room` tokens."""
+    def _fits(self, node: Node, room: int) -> bool:
+        try:
+            cost = self._expressions.cost(node)
+        except (TooComplex, RecursionError):
+            return False
+        if cost <= room:
+            return True  # a token has a byte or more
+        if cost > min(MAX_COST, room * self._tokens.longest):
+            return False
+        self._left_to_count -= cost
+        if self._left_to_count < 0:
+            return False
+        way = self.way(node)
+        return way is not None and len(way) <= room
+
+    def narrow(self, node: Node, left: int, mask: Mask, way: list[int]) -> list[int] | None:
+        """Leave tokens out of a mask after which the text does not fit into the `left` tokens.
+
+        `way` is a completion that is known; empty: none is. Return it, or the one that was needed;
+        None where the engine does not let it in, so that the expression is not the engine's.
+        """
         with self._lock:
+            self._expressions.begin()
             given = mask[: self._tokens.n_words]
             walk = self._walks.get(node)
             if walk is None or not np.array_equal(walk.mask, given):
                 try:
                     walk = self._walk(node, given)
                 except (TooComplex, RecursionError, _Full):
-                    mask[: self._tokens.n_words] &= self._tokens.ends
-                    return
-                self._keep(node, walk)
-            if walk.cost <= room:
-                return
-            late = [
-                state
-                for state in np.flatnonzero(np.bincount(walk.states, minlength=1)).tolist()
-                if state == DEAD or not self.fits(self._nodes[state], room)
-            ]
-            if late:
-                self._clear(mask, walk.ids[np.isin(walk.states, late)])
+                    walk = _Walk(
+                        given.copy(), allowed_in(given & ~self._tokens.ends), None, ENDLESS
+                    )
+                else:
+                    self._keep(node, walk)
+            if walk.cost < left:
+                return way
+            self._clear(mask, self._late(walk, left - 1))
+            way = way or self.way(node) or []
+            if way and len(way) <= left:
+                word, bit = way[0] >> 5, np.uint32(1 << (way[0] & 31))
+                if not walk.mask.view(np.uint32)[word] & bit:
+                    return None
+                mask.view(np.uint32)[word] |= bit
+            return way
+
+    def _late(self, walk: _Walk, room: int) -> NDArray[np.int32]:
+        """The tokens after which the text does not fit into so many."""
+        if walk.states is None:
+            return walk.ids
+        self._left_to_count = MAX_COUNTED
+        late = [
+            state
+            for state in np.flatnonzero(np.bincount(walk.states, minlength=1)).tolist()
+            if state == DEAD or not self._fits(self._nodes[state], room)
+        ]
+        return walk.ids[np.isin(walk.states, late)]
 
     def _clear(self, mask: Mask, ids: NDArray[np.int32]) -> None:
         bits = np.zeros(32 * self._tokens.n_words, np.bool_)
@@ -168,8 +215,13 @@ class Foresight:
             self._walks.popitem(last=False)
 
     def _walk(self, node: Node, mask: Mask) -> _Walk:
-        if len(self._nodes) > MAX_STATES // 2:
+        try:
+            return self._walked(node, mask)
+        except _Full:
             self._forget()
+            return self._walked(node, mask)
+
+    def _walked(self, node: Node, mask: Mask) -> _Walk:
         tokens = self._tokens
         ids = allowed_in(mask & ~tokens.ends)
         states = np.full(len(ids), self._state(node), np.int16)
@@ -198,7 +250,6 @@ class Foresight:
         found = self._index.get(node)
         if found is None:
             if len(self._nodes) >= MAX_STATES:
-                self._forget()
                 raise _Full
             found = self._index[node] = len(self._nodes)
             self._nodes.append(node)

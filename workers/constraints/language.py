@@ -40,8 +40,8 @@ class _Terms:
                 return self._literal(token)
             case terms.Prose(until, begin, _):
                 spaces = x.repeated(x.symbols(1 << 32 | 31 << 9)) if begin else x.empty
-                text = _Until(x, [(until.encode(), x.empty)], False).start
-                return x.sequence([spaces, x.text(begin.encode()), text])
+                prose = _Until(x, [(until.encode(), x.empty)], False).start
+                return x.sequence([spaces, x.text(begin.encode()), prose])
             case terms.Sequence(parts):
                 return x.sequence([self.of(part) for part in parts])
             case terms.Choice(options):

@@ -93,6 +93,7 @@ class Progress:
             after = self._foresight.after(self._node, tokens)
             if after is None:
                 self._foresight = None  # from here on, what is needed is looked for
+                self._way, self._unchecked = [], 0
             else:
                 self._node = after
         self._settle()
@@ -127,10 +128,6 @@ class Progress:
 
         The text fits: after each token that is left in the mask it does so again, and one is left.
         """
-        if not self._completes:
-            self._unchecked = self._unchecked if self._unchecked > 0 else UNFOUND
-            if self._unchecked == UNFOUND:
-                self._completes = foresight.fits(self._node, self._left)
         forced = self._matcher.forced()
         if forced:
             taken = forced[: self._left if self._jumps else 1]
@@ -143,11 +140,13 @@ class Progress:
         self._matcher.fill(self.mask)
         if not self._completes:
             return
-        if not self._way:
-            self._way = foresight.way(self._node) or []
-        foresight.narrow(self._node, self._left - 1, self.mask)
-        if self._way and len(self._way) <= self._left:
-            self.mask.view(np.uint32)[self._way[0] >> 5] |= np.uint32(1 << (self._way[0] & 31))
+        way = foresight.narrow(self._node, self._left, self.mask, self._way)
+        if way is None:
+            self._foresight = None
+            self._way, self._unchecked = [], 0
+            self._settle()
+        else:
+            self._way = way
 
     def _force(self, tokens: list[int]) -> None:
         ends = tokens[0] in self._vocabulary.end_ids
