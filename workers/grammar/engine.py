@@ -49,6 +49,11 @@ class Matcher(Protocol):
         """One that goes its own way from here."""
         ...
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that this one and its copies share, roughly: more, rather than fewer."""
+        ...
+
 
 class Engine(Protocol):
     """Compiles grammars for one tokenizer."""

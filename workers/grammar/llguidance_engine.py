@@ -62,7 +62,7 @@ class LlguidanceEngine:
         compiled = LLMatcher(self._tokenizer, text, log_level=0, limits=LIMITS)
         if compiled.is_error():
             raise GrammarError(reason_of(compiled.get_error()))
-        return LlguidanceMatcher(compiled)
+        return LlguidanceMatcher(compiled, _Shared(len(text)))
 
     def token_texts(self) -> list[bytes | None]:
         """See `engine.Engine`."""
@@ -78,14 +78,34 @@ class LlguidanceEngine:
         return ids[0] if alone else None
 
 
+LEAST_BYTES = 100_000
+CHARACTER_BYTES = 250
+MASK_BYTES = 4_000
+"""What a compiled grammar takes: at least, for a character of its text, and for each mask, which
+may leave new states of the lexer. The package tells nobody; these are above what was measured."""
+
+
+class _Shared:
+    """What a matcher and its copies have in common."""
+
+    __slots__ = ("length", "n_masks")
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        """Characters of the grammar."""
+        self.n_masks = 0
+
+
 class LlguidanceMatcher:
     """See `engine.Matcher`."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    def __init__(self, matcher: LLMatcher, shared: _Shared) -> None:
         self._matcher = matcher
+        self._shared = shared
 
     def fill(self, mask: NDArray[np.int32]) -> None:
         """See `engine.Matcher`. The interpreter's lock is let go meanwhile."""
+        self._shared.n_masks += 1
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         self._check()
 
@@ -112,7 +132,13 @@ class LlguidanceMatcher:
 
     def copy(self) -> LlguidanceMatcher:
         """See `engine.Matcher`."""
-        return LlguidanceMatcher(self._matcher.deep_copy())
+        return LlguidanceMatcher(self._matcher.deep_copy(), self._shared)
+
+    @property
+    def nbytes(self) -> int:
+        """See `engine.Matcher`."""
+        shared = self._shared
+        return LEAST_BYTES + CHARACTER_BYTES * shared.length + MASK_BYTES * shared.n_masks
 
     def _check(self) -> None:
         if self._matcher.is_error():

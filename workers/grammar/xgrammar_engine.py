@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from tgi_async.grammar.grammar import Grammar
 from workers.grammar.engine import GrammarError
 from workers.grammar.structural_tag import reason_of, structural_tag_of
 
-CACHE_BYTES = 256 << 20
-"""Of compiled grammars, which several requests share."""
+MAX_COMPILERS = 8
+"""Each has a copy of the vocabulary."""
+
+LEAST_BYTES = 100_000
+"""Of a compiled grammar, besides what the package says."""
 
 
 class XgrammarEngine:
@@ -42,7 +46,7 @@ class XgrammarEngine:
         for name, number in fast.get_vocab().items():
             if number < vocab_size:
                 self._names[number] = name
-        self._compilers: dict[frozenset[int], xgrammar.GrammarCompiler] = {}
+        self._compilers: OrderedDict[frozenset[int], xgrammar.GrammarCompiler] = OrderedDict()
         """By the special tokens that a grammar names: those of one format of tools, or none."""
         self._lock = threading.Lock()
         self._ends = np.zeros(-(-vocab_size // 32), np.int32)
@@ -62,7 +66,8 @@ class XgrammarEngine:
         tag = structural_tag_of(grammar, token_id)
         try:
             compiled = self._compiler(frozenset(used)).compile_structural_tag(json.dumps(tag))
-            return XgrammarMatcher(xgrammar.GrammarMatcher(compiled), self._ends)
+            matcher = xgrammar.GrammarMatcher(compiled)
+            return XgrammarMatcher(matcher, self._ends, compiled.memory_size_bytes)
         except (RuntimeError, ValueError, TypeError) as error:
             raise GrammarError(reason_of(error)) from error
 
@@ -86,18 +91,26 @@ class XgrammarEngine:
                     stop_token_ids=self._end_ids,
                     add_prefix_space=self._add_prefix_space,
                 )
+                # What is compiled is kept by the worker, which counts all of it.
                 self._compilers[special] = xgrammar.GrammarCompiler(
-                    info, max_threads=1, cache_limit_bytes=CACHE_BYTES
+                    info, max_threads=1, cache_enabled=False
                 )
+                if len(self._compilers) > MAX_COMPILERS:
+                    self._compilers.popitem(last=False)
+            self._compilers.move_to_end(special)
             return self._compilers[special]
 
 
 class XgrammarMatcher:
     """See `engine.Matcher`."""
 
-    def __init__(self, matcher: xgrammar.GrammarMatcher, ends: NDArray[np.int32]) -> None:
+    def __init__(
+        self, matcher: xgrammar.GrammarMatcher, ends: NDArray[np.int32], compiled_bytes: int
+    ) -> None:
         self._matcher = matcher
         self._ends = ends
+        self.nbytes = LEAST_BYTES + compiled_bytes
+        """See `engine.Matcher`."""
 
     def fill(self, mask: NDArray[np.int32]) -> None:
         """See `engine.Matcher`."""
@@ -133,4 +146,4 @@ class XgrammarMatcher:
 
     def copy(self) -> XgrammarMatcher:
         """See `engine.Matcher`."""
-        return XgrammarMatcher(self._matcher.fork(), self._ends)
+        return XgrammarMatcher(self._matcher.fork(), self._ends, self.nbytes - LEAST_BYTES)
