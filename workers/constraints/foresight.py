@@ -29,8 +29,10 @@ Mask = NDArray[np.int32]
 
 MAX_COST = 8192
 """Bytes of the longest completion that is looked for where its tokens have to be counted."""
-MAX_COUNTED = 100_000
-"""Bytes whose tokens are counted for one mask: some 50 ms."""
+MAX_COUNTED = 20_000
+"""Bytes whose tokens are counted for one mask: some 20 ms."""
+PLAIN = 12
+"""Bytes of a token, on the average, that a completion may have to be worth counting its tokens."""
 MAX_DERIVED = 20_000
 """Expressions, of what may follow the texts so far."""
 MAX_STATES = 1024
@@ -55,6 +57,8 @@ class _Walk(NamedTuple):
     ids: NDArray[np.int32]
     states: NDArray[np.int16] | None
     """[ids], by their place in a table; None where there are too many."""
+    reached: list[int]
+    """The states among them."""
     cost: int
     """Bytes of the longest of the completions behind them."""
 
@@ -71,6 +75,8 @@ class Foresight:
             self.start: Node = language(self._expressions, grammar, special_id)
         except (RecursionError, UnicodeEncodeError, OverflowError) as error:
             raise TooComplex from error
+        self.most = self._expressions.most(self.start)
+        """Bytes of the longest of the shortest completions, wherever a text is."""
         self._n_first = len(self._expressions)
         self._ways: dict[Node, list[int] | None] = {}
         self._left_to_count = MAX_COUNTED
@@ -139,7 +145,7 @@ class Foresight:
             return False
         if cost <= room:
             return True  # a token has a byte or more
-        if cost > min(MAX_COST, room * self._tokens.longest):
+        if cost > min(MAX_COST, room * PLAIN):
             return False
         self._left_to_count -= cost
         if self._left_to_count < 0:
@@ -153,6 +159,8 @@ class Foresight:
         `way` is a completion that is known; empty: none is. Return it, or the one that was needed;
         None where the engine does not let it in, so that the expression is not the engine's.
         """
+        if left > self.most:
+            return way
         with self._lock:
             self._expressions.begin()
             given = mask[: self._tokens.n_words]
@@ -182,12 +190,10 @@ class Foresight:
         if walk.states is None:
             return walk.ids
         self._left_to_count = MAX_COUNTED
-        late = [
-            state
-            for state in np.flatnonzero(np.bincount(walk.states, minlength=1)).tolist()
-            if state == DEAD or not self._fits(self._nodes[state], room)
-        ]
-        return walk.ids[np.isin(walk.states, late)]
+        late = np.zeros(MAX_STATES, np.bool_)
+        for state in walk.reached:
+            late[state] = state == DEAD or not self._fits(self._nodes[state], room)
+        return walk.ids[late[walk.states]]
 
     def _clear(self, mask: Mask, ids: NDArray[np.int32]) -> None:
         bits = np.zeros(32 * self._tokens.n_words, np.bool_)
@@ -235,16 +241,16 @@ class Foresight:
             if not len(moving):
                 break
             now = states[moving]
-            for state in np.flatnonzero(np.bincount(now)).tolist():
+            for state in _distinct(now):
                 if not self._built[state]:
                     self._build(state)
-            now = self._rows[now, tokens.bytes[ids[moving], place]]
+            now = self._rows[now, tokens.bytes[place, ids[moving]]]
             states[moving] = now
             moving = moving[now != DEAD]
         states[moving[lengths[moving] > LONGEST]] = DEAD
-        reached = np.flatnonzero(np.bincount(states, minlength=1)).tolist()
+        reached = _distinct(states)
         cost = max((self._expressions.cost(self._nodes[one]) for one in reached), default=0)
-        return _Walk(mask.copy(), ids, states, cost)
+        return _Walk(mask.copy(), ids, states, reached, cost)
 
     def _state(self, node: Node) -> int:
         found = self._index.get(node)
@@ -261,3 +267,10 @@ class Foresight:
             raw = np.frombuffer((mask & ALL_BYTES).to_bytes(SPECIAL // 8, "little"), np.uint8)
             row[np.unpackbits(raw, bitorder="little").view(np.bool_)] = self._state(following)
         self._built[state] = True
+
+
+def _distinct(states: NDArray[np.int16]) -> list[int]:
+    there = np.zeros(MAX_STATES, np.bool_)
+    there[states] = True
+    found: list[int] = np.flatnonzero(there).tolist()
+    return found

@@ -116,6 +116,16 @@ class _Until:
         """Where nothing has begun."""
         return self._x.machine(self, (b"", self._x.empty))
 
+    @property
+    def most(self) -> int:
+        """See `Machine`."""
+        return 3 if self._free else 3 + len(self.ends[0][0])
+
+    @property
+    def inner(self) -> list[Node]:
+        """See `Machine`."""
+        return [rest for _, rest in (*self.ends, *self.symbols)]
+
     def accepts(self, state: tuple[bytes, Node]) -> bool:
         """See `Machine`."""
         return self._free and state[1] is self._x.empty

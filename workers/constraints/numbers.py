@@ -36,6 +36,16 @@ class NumberMachine:
         self._bounds = bounds
         self._known: dict[str, bytes | None] = {}
 
+    @property
+    def most(self) -> int:
+        """See `Machine`."""
+        return MOST_DIGITS
+
+    @property
+    def inner(self) -> tuple[()]:
+        """See `Machine`."""
+        return ()
+
     def accepts(self, state: str) -> bool:
         """See `Machine`."""
         return self.least(state) == b""

@@ -32,15 +32,15 @@ class TokenTable:
             (SPECIAL + i,) if text is None else tuple(text) for i, text in enumerate(texts)
         ]
         """Of each token, for `Expressions.after`."""
-        self.bytes = np.zeros((len(texts), LONGEST), np.uint8)
-        """[tokens, LONGEST]"""
+        self.bytes = np.zeros((LONGEST, len(texts)), np.uint8)
+        """[LONGEST, tokens]"""
         self.lengths = np.zeros(len(texts), np.int32)
         """[tokens], in bytes; 0 for special tokens, and those that add nothing."""
         for i, text in enumerate(texts):
             if text:
                 self.lengths[i] = len(text)
                 kept = text[:LONGEST]
-                self.bytes[i, : len(kept)] = np.frombuffer(kept, np.uint8)
+                self.bytes[: len(kept), i] = np.frombuffer(kept, np.uint8)
         self._ids: dict[bytes, int] = {}
         for i in range(len(texts) - 1, -1, -1):
             if (text := texts[i]) and i not in self.end_ids:
@@ -80,11 +80,9 @@ class TokenTable:
         begun = self._greedy(text[:n_rest])
         ids = list(self._tokenizer.encode(whole, add_special_tokens=False).ids) if whole else []
         added = [symbol for one in ids for symbol in self.symbols[one]]
-        greedy = self._greedy(text)
         if begun is None or bytes_of(added) != text[n_rest:]:
-            return greedy
-        own = [*begun, *ids]
-        return own if greedy is None or len(own) <= len(greedy) else greedy
+            return self._greedy(text)
+        return [*begun, *ids]
 
     def _greedy(self, text: bytes) -> list[int] | None:
         """The longest token that fits, again and again."""
