@@ -145,6 +145,49 @@ def test_a_text_is_completed_within_every_budget_that_has_room(
         assert accepts(grammar, text_of(vocabulary, said)), (most, text_of(vocabulary, said))
 
 
+REPORTED: list[Grammar] = [
+    Json({"type": "object", "properties": {"x": {"format": name, "type": "string"}}})
+    for name in ("email", "uri", "ipv6", "duration")
+]
+REPORTED += [
+    Regex(r"[a-zA-Z0-9|]+@[a-z]+\.com"),
+    Json({"type": "integer", "multipleOf": 1013, "minimum": 5000}),
+    Json({"type": "string", "pattern": "^(ab)+$", "minLength": 9}),
+    Json(
+        {
+            "$defs": {
+                "a": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/b"}},
+                "b": {"anyOf": [{"const": 0}, {"$ref": "#/$defs/a"}]},
+            },
+            "$ref": "#/$defs/a",
+        }
+    ),
+    Regex("(ab{40})?x"),
+]
+
+
+@pytest.mark.parametrize("grammar", REPORTED, ids=lambda one: encode(one)[:60])
+def test_hardly_more_room_than_the_shortest_text_needs_is_enough(
+    vocabulary: Vocabulary, grammar: Grammar
+) -> None:
+    shortest = needed(vocabulary, grammar)
+    assert shortest is not None
+    n = len(shortest)
+    for seed in range(20):
+        said = generate(vocabulary, grammar, n + seed % 5, Random(seed), seed % 2 == 0)
+        assert accepts(grammar, text_of(vocabulary, said)), (n, text_of(vocabulary, said))
+
+
+def test_what_still_fits_may_be_said(vocabulary: Vocabulary) -> None:
+    """Close to the end too, all that leaves room for the rest is open."""
+    mask = np.zeros(vocabulary.token_table.n_words, np.int32)
+    following = Progress(Constraint(encode(Regex("(a|bcd|efghi)z")), 3), True, mask)
+    following.begin(vocabulary, [])
+    letters = {text_of(vocabulary, [one]) for one in allowed_in(mask)}
+    assert "a" in letters  # then `z`
+    assert "e" not in letters  # `fghiz` may have more than two tokens
+
+
 def test_a_text_that_can_not_be_completed_is_cut(vocabulary: Vocabulary) -> None:
     said = generate(vocabulary, Regex("[a-z]{500}"), 9, Random(1), True)
     assert len(said) == 9
@@ -176,6 +219,26 @@ def test_a_replay_goes_on_as_before(vocabulary: Vocabulary) -> None:
         if END in tokens:
             break
         following.advance(tokens)
+
+
+def test_a_replay_near_the_end_goes_on_as_before(vocabulary: Vocabulary) -> None:
+    mask, again = (np.zeros(vocabulary.token_table.n_words, np.int32) for _ in range(2))
+    n = len(needed(vocabulary, Json(PERSON)) or [])
+    for most in (n - 2, n, n + 2):
+        constraint = Constraint(encode(Json(PERSON)), most)
+        following = Progress(constraint, False, mask)
+        following.begin(vocabulary, [])
+        random, said = Random(most), list[int]()
+        while len(said) < most:
+            replayed = Progress(constraint, False, again)
+            replayed.begin(vocabulary, list(said))
+            assert replayed.forced == following.forced
+            assert (again == mask).all()
+            tokens = following.forced or [random.choice(allowed_in(mask))]
+            said += tokens
+            if END in tokens:
+                break
+            following.advance(tokens)
 
 
 def test_what_a_text_may_come_to_owe() -> None:

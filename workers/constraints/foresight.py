@@ -58,7 +58,7 @@ class _Walk(NamedTuple):
     states: NDArray[np.int16] | None
     """[ids], by their place in a table; None where there are too many."""
     reached: list[int]
-    """The states among them."""
+    """The states among them, in the order of what they cost."""
     cost: int
     """Bytes of the longest of the completions behind them."""
 
@@ -248,7 +248,9 @@ class Foresight:
             states[moving] = now
             moving = moving[now != DEAD]
         states[moving[lengths[moving] > LONGEST]] = DEAD
-        reached = _distinct(states)
+        reached = sorted(
+            _distinct(states), key=lambda one: self._expressions.cost(self._nodes[one])
+        )
         cost = max((self._expressions.cost(self._nodes[one]) for one in reached), default=0)
         return _Walk(mask.copy(), ids, states, reached, cost)
 
