@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,9 +49,8 @@ class XgrammarEngine:
         self._compilers: OrderedDict[frozenset[int], xgrammar.GrammarCompiler] = OrderedDict()
         """By the special tokens that a grammar names: those of one format of tools, or none."""
         self._lock = threading.Lock()
-        self._ends = np.zeros(-(-vocab_size // 32), np.int32)
-        for number in end_ids:
-            self._ends.view(np.uint32)[number // 32] |= np.uint32(1 << number % 32)
+        self._ends = _mask(end_ids, vocab_size)
+        self._every = _mask(range(vocab_size), vocab_size)
 
     def matcher(self, grammar: Grammar) -> XgrammarMatcher:
         """See `engine.Engine`."""
@@ -67,7 +66,8 @@ class XgrammarEngine:
         try:
             compiled = self._compiler(frozenset(used)).compile_structural_tag(json.dumps(tag))
             matcher = xgrammar.GrammarMatcher(compiled)
-            return XgrammarMatcher(matcher, self._ends, compiled.memory_size_bytes)
+            size = LEAST_BYTES + compiled.memory_size_bytes
+            return XgrammarMatcher(matcher, self._ends, self._every, size)
         except (RuntimeError, ValueError, TypeError) as error:
             raise GrammarError(reason_of(error)) from error
 
@@ -105,20 +105,27 @@ class XgrammarMatcher:
     """See `engine.Matcher`."""
 
     def __init__(
-        self, matcher: xgrammar.GrammarMatcher, ends: NDArray[np.int32], compiled_bytes: int
+        self,
+        matcher: xgrammar.GrammarMatcher,
+        ends: NDArray[np.int32],
+        every: NDArray[np.int32],
+        nbytes: int,
     ) -> None:
+        """`ends` and `every` are the masks of the tokens that end a text, and of all."""
         self._matcher = matcher
         self._ends = ends
-        self.nbytes = LEAST_BYTES + compiled_bytes
+        self._every = every
+        self.nbytes = nbytes
         """See `engine.Matcher`."""
 
     def fill(self, mask: NDArray[np.int32]) -> None:
         """See `engine.Matcher`."""
         if self._matcher.is_terminated():
             mask[:] = self._ends
-            return
-        if not self._matcher.fill_next_token_bitmask(mask.reshape(1, -1)):
-            mask[:] = -1  # any token may come
+        elif self._matcher.fill_next_token_bitmask(mask.reshape(1, -1)):
+            mask &= self._every  # it may let in what is behind the last token
+        else:
+            mask[:] = self._every
 
     def advance(self, tokens: Sequence[int]) -> None:
         """See `engine.Matcher`."""
@@ -146,4 +153,10 @@ class XgrammarMatcher:
 
     def copy(self) -> XgrammarMatcher:
         """See `engine.Matcher`."""
-        return XgrammarMatcher(self._matcher.fork(), self._ends, self.nbytes - LEAST_BYTES)
+        return XgrammarMatcher(self._matcher.fork(), self._ends, self._every, self.nbytes)
+
+
+def _mask(ids: Iterable[int], vocab_size: int) -> NDArray[np.int32]:
+    bits = np.zeros(32 * -(-vocab_size // 32), np.bool_)
+    bits[list(ids)] = True
+    return np.packbits(bits, bitorder="little").view(np.int32)
