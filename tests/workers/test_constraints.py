@@ -178,6 +178,20 @@ def test_hardly_more_room_than_the_shortest_text_needs_is_enough(
         assert accepts(grammar, text_of(vocabulary, said)), (n, text_of(vocabulary, said))
 
 
+@pytest.mark.parametrize("limit", ["MAX_STATES", "MAX_COUNTED"])
+def test_where_too_much_would_have_to_be_looked_at_the_shortest_text_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(f"workers.constraints.foresight.{limit}", 5)
+    folder, size = save_tiny_tokenizer(tmp_path)
+    vocabulary = Vocabulary("llguidance", folder, size, [END])
+    for grammar in (Json(PERSON), REPORTED[0]):
+        n = len(needed(vocabulary, grammar) or [])
+        for seed in range(5):
+            said = generate(vocabulary, grammar, n + 3, Random(seed), True)
+            assert accepts(grammar, text_of(vocabulary, said))
+
+
 def test_what_still_fits_may_be_said(vocabulary: Vocabulary) -> None:
     """Close to the end too, all that leaves room for the rest is open."""
     mask = np.zeros(vocabulary.token_table.n_words, np.int32)
@@ -186,6 +200,15 @@ def test_what_still_fits_may_be_said(vocabulary: Vocabulary) -> None:
     letters = {text_of(vocabulary, [one]) for one in allowed_in(mask)}
     assert "a" in letters  # then `z`
     assert "e" not in letters  # `fghiz` may have more than two tokens
+
+
+def test_a_text_beyond_what_is_counted_is_completed_by_its_bytes(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.constraints.foresight.MAX_COST", 20)
+    for seed in range(5):
+        said = generate(vocabulary, Regex("[abc]{60}x"), 61, Random(seed), True)
+        assert re.fullmatch("[abc]{60}x", text_of(vocabulary, said))
 
 
 def test_a_text_that_can_not_be_completed_is_cut(vocabulary: Vocabulary) -> None:

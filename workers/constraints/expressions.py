@@ -375,7 +375,8 @@ class Expressions:
                 case "choice":
                     return max(of(one) for one in parts)
                 case "repeated":
-                    return min(ENDLESS, of(parts[0]) + max(0, parts[1] - 1) * self.cost(parts[0]))
+                    again = max(0, int(parts[1]) - 1) * self.cost(parts[0])
+                    return min(ENDLESS, of(parts[0]) + again)
                 case "machine":
                     machine: Machine = parts[0]
                     return max([machine.most, *(of(one) for one in machine.inner)])

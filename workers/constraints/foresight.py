@@ -75,6 +75,8 @@ class Foresight:
             self.start: Node = language(self._expressions, grammar, special_id)
         except (RecursionError, UnicodeEncodeError, OverflowError) as error:
             raise TooComplex from error
+        self.least = self._expressions.cost(self.start)
+        """Bytes of the shortest text."""
         self.most = self._expressions.most(self.start)
         """Bytes of the longest of the shortest completions, wherever a text is."""
         self._n_first = len(self._expressions)
@@ -123,13 +125,20 @@ class Foresight:
             return self._ways[node]
 
     def _way(self, node: Node) -> list[int] | None:
-        if self._expressions.cost(node) >= ENDLESS:
+        if self._expressions.cost(node) > MAX_COST:
             return None
         texts = {
             self._expressions.least(node, one): None for one in range(len(self._tokens.fillers))
         }
         ways = [way for text in texts if (way := self._tokens.of(text)) is not None]
         return min(ways, key=len, default=None)
+
+    def fits_from_start(self, room: int) -> bool:
+        """Whether a whole text can be said within so many tokens."""
+        if self.least <= room:
+            return True
+        way = self.way(self.start)
+        return way is not None and len(way) <= room
 
     def fits(self, node: Node, room: int) -> bool:
         """Whether a text can be completed within so many tokens."""
@@ -145,7 +154,7 @@ class Foresight:
             return False
         if cost <= room:
             return True  # a token has a byte or more
-        if cost > min(MAX_COST, room * PLAIN):
+        if cost > room * PLAIN:
             return False
         self._left_to_count -= cost
         if self._left_to_count < 0:
@@ -169,9 +178,8 @@ class Foresight:
                 try:
                     walk = self._walk(node, given)
                 except (TooComplex, RecursionError, _Full):
-                    walk = _Walk(
-                        given.copy(), allowed_in(given & ~self._tokens.ends), None, ENDLESS
-                    )
+                    ids = allowed_in(given & ~self._tokens.ends)
+                    walk = _Walk(given.copy(), ids, None, [], ENDLESS)
                 else:
                     self._keep(node, walk)
             if walk.cost < left:

@@ -67,7 +67,7 @@ class Progress:
         self._foresight = compiled.foresight
         if self._foresight is not None:
             self._node = self._foresight.start
-            self._completes = self._foresight.fits(self._node, self._left)
+            self._completes = self._foresight.fits_from_start(self._left)
             if output:
                 self.advance(output)
             else:

@@ -74,6 +74,7 @@ class _Values:
         self._any: Node | None = None
         self._comma = expressions.text(b", ")
         self._quoted: dict[Node, Node] = {}
+        self._matching: dict[str, Node] = {}
 
     def named(self, reference: str) -> str:
         """The name of a definition, of which other schemas of the grammar have others."""
@@ -104,6 +105,12 @@ class _Values:
         kinds = schema.get("type", TYPES)
         kinds = [kinds] if isinstance(kinds, str) else kinds
         return self._x.choice([self._of_kind(kind, schema) for kind in kinds])
+
+    def _matches(self, pattern: str) -> Node:
+        known = self._matching.get(pattern)
+        if known is None:
+            known = self._matching[pattern] = matching(self._x, pattern)
+        return known
 
     def _literal(self, one: Any) -> Node:
         text = json.dumps(one, ensure_ascii=False, separators=(", ", ": "))
@@ -139,7 +146,7 @@ class _Values:
         if "multipleOf" in schema:
             steps.append(schema["multipleOf"])
         if not steps and not any(name in schema for name in _NUMERIC):
-            return matching(self._x, INTEGER if integer else NUMBER)
+            return self._matches(INTEGER if integer else NUMBER)
         step: Fraction | None = None
         for one in steps:
             step = _fraction(one) if step is None else _common_multiple(step, _fraction(one))
@@ -291,7 +298,7 @@ class _Values:
             options.append(x.sequence([name, colon, self.of(one)]))
             taken.append(matched)
         additional = self.of(schema.get("additionalProperties", True))
-        string = matching(x, STRING)
+        string = self._matches(STRING)
         name = x.both([string, x.other(x.choice(taken))]) if taken else string
         options.append(x.sequence([name, colon, additional]))
         return x.choice(options)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
 from workers.constraints.completion import Completer, Hints, Mask
-from workers.constraints.expressions import TooComplex
+from workers.constraints.expressions import ENDLESS, TooComplex
 from workers.constraints.foresight import Foresight
 from workers.constraints.growth import openings
 from workers.constraints.tokens import TokenTable
@@ -63,14 +63,14 @@ class Compiled:
             foresight = Foresight(vocabulary.token_table, grammar, vocabulary.special_ids.get)
         except TooComplex:
             return None
-        way = foresight.way(foresight.start)
-        if way is None:
+        if foresight.least >= ENDLESS:
             return None
+        way = foresight.way(foresight.start)
         try:
             matcher = self.matcher()
             if way:
                 matcher.advance(way)
-            return foresight if matcher.complete else None
+            return foresight if way is None or matcher.complete else None
         except GrammarError:
             return None
 
