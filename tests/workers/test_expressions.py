@@ -127,6 +127,21 @@ def test_intersections_have_the_shortest_text_of_both() -> None:
     assert expressions.cost(never) >= ENDLESS
 
 
+def test_many_constants_are_as_few_are() -> None:
+    words = [f"w{n}" for n in range(0, 3000, 7)] + ["w", "é", "한국"]
+    expressions = Expressions()
+    node = language(expressions, Json({"enum": words}), lambda name: None)
+    assert all(has(expressions, node, f'"{word}"') for word in words)
+    assert not any(has(expressions, node, text) for text in ('"w1"', '"w', '"w7"w', '""'))
+    assert bytes(expressions.least(node)) == b'"w"'
+    after = node
+    for byte in b'"w70':
+        after = expressions.after(after, byte)
+    assert bytes(expressions.least(after)) == b'"'
+    choice = terms.Choice([terms.Text(word) for word in words])
+    assert shortest(choice) == "w"
+
+
 def test_prose_ends_at_the_first_end() -> None:
     expressions = Expressions()
     node = language(expressions, terms.Prose("</t>"), lambda name: None)

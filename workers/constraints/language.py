@@ -8,8 +8,9 @@ from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
 from workers.constraints.characters import ANY, characters
 from workers.constraints.expressions import SPECIAL, Expressions, Node, Steps, TooComplex
+from workers.constraints.literals import Literals
 from workers.constraints.patterns import matching
-from workers.constraints.values import value
+from workers.constraints.values import MANY, value
 
 SpecialId = Callable[[str], int | None]
 """The id of the special token with this name."""
@@ -45,6 +46,9 @@ class _Terms:
             case terms.Sequence(parts):
                 return x.sequence([self.of(part) for part in parts])
             case terms.Choice(options):
+                texts = [one.text.encode() for one in options if isinstance(one, terms.Text)]
+                if len(texts) == len(options) > MANY and all(texts):
+                    return Literals(x, texts).start
                 return x.choice([self.of(option) for option in options])
             case terms.Repeat(part, least, most, separator):
                 return self._repeat(self.of(part), least, most, x.text(separator.encode()))

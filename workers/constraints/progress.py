@@ -62,7 +62,7 @@ class Progress:
         self._vocabulary = vocabulary
         compiled = vocabulary.compiled(self._constraint.grammar)
         self._matcher: Matcher = compiled.matcher()
-        self._growth = LEAST_GROWTH + compiled.growth
+        self._compiled = compiled
         self._hints = compiled.hints
         self._foresight = compiled.foresight
         if self._foresight is not None:
@@ -79,6 +79,10 @@ class Progress:
         else:
             self._way = [] if way is None else way or vocabulary.end_ids
             self._settle()
+
+    @property
+    def _growth(self) -> int:
+        return LEAST_GROWTH + self._compiled.growth
 
     def advance(self, tokens: list[int]) -> None:
         """Take what was sampled, or forced."""

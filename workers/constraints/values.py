@@ -15,6 +15,7 @@ from workers.constraints import characters as sets
 from workers.constraints.characters import characters
 from workers.constraints.expressions import ALL_BYTES, Expressions, Node, TooComplex
 from workers.constraints.formats import FORMATS
+from workers.constraints.literals import Literals
 from workers.constraints.numbers import Bounds, NumberMachine
 from workers.constraints.patterns import matching, searching
 
@@ -48,6 +49,8 @@ KNOWN = frozenset(
         "$defs",
     }
 )
+MANY = 50
+"""Constants, of which there is no expression for each."""
 TYPES = ("null", "boolean", "number", "string", "array", "object")
 SHORT_ESCAPES = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '"', 92: "\\"}
 ESCAPED = (1 << 32) - 1 | 1 << 34 | 1 << 92 | 1 << 127
@@ -93,8 +96,10 @@ class _Values:
             return self._x.choice([self.of(one) for one in schema["anyOf"]])
         if "const" in schema or "enum" in schema:
             values = [schema["const"]] if "const" in schema else schema["enum"]
-            found = self._x.choice([self._literal(one) for one in values])
             demands = self._demands(schema)
+            if not demands and len(values) > MANY:
+                return Literals(self._x, map(_json, values)).start
+            found = self._x.choice([self._literal(one) for one in values])
             if not demands:
                 return found
             strings = self._quote(self._x.both(demands))
@@ -113,8 +118,7 @@ class _Values:
         return known
 
     def _literal(self, one: Any) -> Node:
-        text = json.dumps(one, ensure_ascii=False, separators=(", ", ": "))
-        return self._x.text(text.replace("\x7f", "\\u007f").encode())
+        return self._x.text(_json(one))
 
     def _anything(self) -> Node:
         if self._any is None:
@@ -349,6 +353,11 @@ class _Values:
                 made.append(pair)
             after = made
         return after[0][0]
+
+
+def _json(value: Any) -> bytes:
+    text = json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
+    return text.replace("\x7f", "\\u007f").encode()
 
 
 def _hex_digits(values: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -40,8 +41,8 @@ class Compiled:
         grammar = terms.decode(encoded)
         self._completer = vocabulary.completer
         self._matcher = vocabulary.engine.matcher(grammar)
-        self.growth = max((len(vocabulary.tokens(text)) for text in openings(grammar)), default=0)
-        """Tokens that one token may add to what completes a text."""
+        self._vocabulary = vocabulary
+        self._grammar = grammar
         ends = {tag.trigger[-1:] for tag in tags(grammar)}
         self.hints = Hints(
             endings=[vocabulary.tokens(text) for text in untils(grammar)],
@@ -53,7 +54,7 @@ class Compiled:
         """The completions that were found, by how many tokens they were allowed."""
         self._lock = threading.Lock()
         self.foresight = self._foresight(vocabulary, grammar)
-        self._size = 4 * len(encoded)
+        self._size = 8 * len(encoded)
         """Of the text, as it is kept here and there."""
         self._first_nbytes = self.nbytes
 
@@ -73,6 +74,12 @@ class Compiled:
             return foresight if way is None or matcher.complete else None
         except GrammarError:
             return None
+
+    @cached_property
+    def growth(self) -> int:
+        """Tokens that one token may add to what completes a text."""
+        owed = openings(self._grammar)
+        return max((len(self._vocabulary.tokens(text)) for text in owed), default=0)
 
     @property
     def nbytes(self) -> int:

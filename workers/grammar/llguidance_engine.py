@@ -79,7 +79,7 @@ class LlguidanceEngine:
 
 
 LEAST_BYTES = 100_000
-CHARACTER_BYTES = 250
+CHARACTER_BYTES = 150
 MASK_BYTES = 4_000
 """What a compiled grammar takes: at least, for a character of its text, and for each mask, which
 may leave new states of the lexer. The package tells nobody; these are above what was measured."""
