@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.grammar.engines import allowed, end_id, engine_of, follows, tokenizer
+from tests.grammar.engines import allowed, end_id, engine_of, follows, tokenizer, vocab_size
 from tests.grammar.test_llguidance_engine import FOLLOWED
 from tgi_async.grammar.grammar import Grammar, Json, Regex, Special, Text
 from workers.grammar.engine import GrammarError
@@ -115,6 +115,12 @@ def test_an_object_that_names_properties_has_no_others():
     assert follows(engine, Json(schema), '{"a": 1}')
     for text in ('{"c": 1}', '{"\\u0061": "x"}', '{"b": 1}'):
         assert not follows(engine, Json(schema), text)
+
+
+@pytest.mark.parametrize("pattern", ["(.|\n)*", "a(.|\n)*"])
+def test_nothing_behind_the_last_token_is_let_in(pattern: str) -> None:
+    matcher = engine_of("xgrammar").matcher(Regex(pattern))
+    assert max(allowed(matcher)) < vocab_size()
 
 
 def test_the_end_of_the_text_is_the_token_that_ends_it():

@@ -122,13 +122,20 @@ def generate(
     return said
 
 
+def needed(vocabulary: Vocabulary, grammar: Grammar) -> list[int] | None:
+    """The tokens of a short text."""
+    compiled = Compiled(vocabulary, encode(grammar))
+    if compiled.foresight is not None:
+        return compiled.foresight.way(compiled.foresight.start)
+    return compiled.shortest(200, 0, np.zeros(vocabulary.completer._n_words, np.int32))
+
+
 @pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda one: encode(one)[:40])
 @pytest.mark.parametrize("jumps", [True, False])
 def test_a_text_is_completed_within_every_budget_that_has_room(
     vocabulary: Vocabulary, grammar: Grammar, jumps: bool
 ) -> None:
-    mask = np.zeros(vocabulary.completer._n_words, np.int32)
-    shortest = Compiled(vocabulary, encode(grammar)).shortest(200, 0, mask)
+    shortest = needed(vocabulary, grammar)
     assert shortest is not None
     assert accepts(grammar, text_of(vocabulary, shortest))
     for seed in range(12):
@@ -136,6 +143,72 @@ def test_a_text_is_completed_within_every_budget_that_has_room(
         said = generate(vocabulary, grammar, most, Random(seed), jumps)
         assert len(said) <= most
         assert accepts(grammar, text_of(vocabulary, said)), (most, text_of(vocabulary, said))
+
+
+REPORTED: list[Grammar] = [
+    Json({"type": "object", "properties": {"x": {"format": name, "type": "string"}}})
+    for name in ("email", "uri", "ipv6", "duration")
+]
+REPORTED += [
+    Regex(r"[a-zA-Z0-9|]+@[a-z]+\.com"),
+    Json({"type": "integer", "multipleOf": 1013, "minimum": 5000}),
+    Json({"type": "string", "pattern": "^(ab)+$", "minLength": 9}),
+    Json(
+        {
+            "$defs": {
+                "a": {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/b"}},
+                "b": {"anyOf": [{"const": 0}, {"$ref": "#/$defs/a"}]},
+            },
+            "$ref": "#/$defs/a",
+        }
+    ),
+    Regex("(ab{40})?x"),
+]
+
+
+@pytest.mark.parametrize("grammar", REPORTED, ids=lambda one: encode(one)[:60])
+def test_hardly_more_room_than_the_shortest_text_needs_is_enough(
+    vocabulary: Vocabulary, grammar: Grammar
+) -> None:
+    shortest = needed(vocabulary, grammar)
+    assert shortest is not None
+    n = len(shortest)
+    for seed in range(20):
+        said = generate(vocabulary, grammar, n + seed % 5, Random(seed), seed % 2 == 0)
+        assert accepts(grammar, text_of(vocabulary, said)), (n, text_of(vocabulary, said))
+
+
+@pytest.mark.parametrize("limit", ["MAX_STATES", "MAX_COUNTED"])
+def test_where_too_much_would_have_to_be_looked_at_the_shortest_text_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(f"workers.constraints.foresight.{limit}", 5)
+    folder, size = save_tiny_tokenizer(tmp_path)
+    vocabulary = Vocabulary("llguidance", folder, size, [END])
+    for grammar in (Json(PERSON), REPORTED[0]):
+        n = len(needed(vocabulary, grammar) or [])
+        for seed in range(5):
+            said = generate(vocabulary, grammar, n + 3, Random(seed), True)
+            assert accepts(grammar, text_of(vocabulary, said))
+
+
+def test_what_still_fits_may_be_said(vocabulary: Vocabulary) -> None:
+    """Close to the end too, all that leaves room for the rest is open."""
+    mask = np.zeros(vocabulary.token_table.n_words, np.int32)
+    following = Progress(Constraint(encode(Regex("(a|bcd|efghi)z")), 3), True, mask)
+    following.begin(vocabulary, [])
+    letters = {text_of(vocabulary, [one]) for one in allowed_in(mask)}
+    assert "a" in letters  # then `z`
+    assert "e" not in letters  # `fghiz` may have more than two tokens
+
+
+def test_a_text_beyond_what_is_counted_is_completed_by_its_bytes(
+    vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.constraints.foresight.MAX_COST", 20)
+    for seed in range(5):
+        said = generate(vocabulary, Regex("[abc]{60}x"), 61, Random(seed), True)
+        assert re.fullmatch("[abc]{60}x", text_of(vocabulary, said))
 
 
 def test_a_text_that_can_not_be_completed_is_cut(vocabulary: Vocabulary) -> None:
@@ -169,6 +242,26 @@ def test_a_replay_goes_on_as_before(vocabulary: Vocabulary) -> None:
         if END in tokens:
             break
         following.advance(tokens)
+
+
+def test_a_replay_near_the_end_goes_on_as_before(vocabulary: Vocabulary) -> None:
+    mask, again = (np.zeros(vocabulary.token_table.n_words, np.int32) for _ in range(2))
+    n = len(needed(vocabulary, Json(PERSON)) or [])
+    for most in (n - 2, n, n + 2):
+        constraint = Constraint(encode(Json(PERSON)), most)
+        following = Progress(constraint, False, mask)
+        following.begin(vocabulary, [])
+        random, said = Random(most), list[int]()
+        while len(said) < most:
+            replayed = Progress(constraint, False, again)
+            replayed.begin(vocabulary, list(said))
+            assert replayed.forced == following.forced
+            assert (again == mask).all()
+            tokens = following.forced or [random.choice(allowed_in(mask))]
+            said += tokens
+            if END in tokens:
+                break
+            following.advance(tokens)
 
 
 def test_what_a_text_may_come_to_owe() -> None:

@@ -1,5 +1,6 @@
 """A short way to complete a text, found by walking a matcher greedily.
 
+It is for grammars without an expression (see `foresight`): those that clients wrote.
 Which tokens complete a text soonest is a shortest path in an automaton that no engine shows. Two
 walks are made, and the shorter one is taken. Both close what they can. Else one takes the longest
 token, which serves texts of a least length, and the other, unless it is in the midst of free text,

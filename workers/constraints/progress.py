@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tgi_async.wire.messages import Constraint
+from workers.constraints.expressions import Node
+from workers.constraints.foresight import Foresight
 from workers.constraints.vocabulary import Vocabulary
 from workers.grammar.engine import Matcher
 
@@ -45,9 +47,14 @@ class Progress:
         self._found = False
         """Whether a completion was found at any time."""
         self._n_unfound = 0
+        self._foresight: Foresight | None = None
+        self._node: Node
+        """What may follow, where there is foresight."""
 
     def checks_after(self, n_tokens: int) -> bool:
         """Whether `advance` by so many tokens will look for a completion, which takes longer."""
+        if self._foresight is not None:
+            return False
         return self._completes and not self._way and self._unchecked <= n_tokens
 
     def begin(self, vocabulary: Vocabulary, output: list[int]) -> None:
@@ -55,14 +62,27 @@ class Progress:
         self._vocabulary = vocabulary
         compiled = vocabulary.compiled(self._constraint.grammar)
         self._matcher: Matcher = compiled.matcher()
-        self._growth = LEAST_GROWTH + compiled.growth
+        self._compiled = compiled
         self._hints = compiled.hints
+        self._foresight = compiled.foresight
+        if self._foresight is not None:
+            self._node = self._foresight.start
+            self._completes = self._foresight.fits_from_start(self._left)
+            if output:
+                self.advance(output)
+            else:
+                self._settle()
+            return
         way = self._due(compiled.shortest(self._left, self._left - self._growth - 1, self.mask))
         if output:
             self.advance(output)
         else:
             self._way = [] if way is None else way or vocabulary.end_ids
             self._settle()
+
+    @property
+    def _growth(self) -> int:
+        return LEAST_GROWTH + self._compiled.growth
 
     def advance(self, tokens: list[int]) -> None:
         """Take what was sampled, or forced."""
@@ -72,7 +92,14 @@ class Progress:
         self._matcher.advance(tokens)
         self._left -= len(tokens)
         self._unchecked -= len(tokens)
-        self._way = self._way[len(tokens) :]
+        self._way = self._way[len(tokens) :] if self._way[: len(tokens)] == tokens else []
+        if self._foresight is not None:
+            after = self._foresight.after(self._node, tokens)
+            if after is None:
+                self._foresight = None  # from here on, what is needed is looked for
+                self._way, self._unchecked = [], 0
+            else:
+                self._node = after
         self._settle()
 
     def _settle(self) -> None:
@@ -82,6 +109,9 @@ class Progress:
             return
         if self._matcher.ended:
             self._force(self._vocabulary.end_ids)
+            return
+        if self._foresight is not None:
+            self._look_ahead(self._foresight)
             return
         if not self._way and self._completes and self._unchecked <= 0:
             way = self._due(self._shortest())
@@ -96,6 +126,31 @@ class Progress:
             self._matcher.fill(self.mask)
             if self._keeps_whole:
                 self._vocabulary.completer.keep_whole(self.mask, self._hints)
+
+    def _look_ahead(self, foresight: Foresight) -> None:
+        """Find what may come next and leaves room for the rest.
+
+        The text fits: after each token that is left in the mask it does so again, and one is left.
+        """
+        forced = self._matcher.forced()
+        if forced:
+            taken = forced[: self._left if self._jumps else 1]
+            after = foresight.after(self._node, taken) if self._completes else None
+            if not self._completes or (
+                after is not None and foresight.fits(after, self._left - len(taken))
+            ):
+                self._force(forced)
+                return
+        self._matcher.fill(self.mask)
+        if not self._completes:
+            return
+        way = foresight.narrow(self._node, self._left, self.mask, self._way)
+        if way is None:
+            self._foresight = None
+            self._way, self._unchecked = [], 0
+            self._settle()
+        else:
+            self._way = way
 
     def _force(self, tokens: list[int]) -> None:
         ends = tokens[0] in self._vocabulary.end_ids

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -12,15 +13,24 @@ from tokenizers import Tokenizer
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
 from workers.constraints.completion import Completer, Hints, Mask
+from workers.constraints.expressions import ENDLESS, TooComplex
+from workers.constraints.foresight import Foresight
 from workers.constraints.growth import openings
+from workers.constraints.tokens import TokenTable
 from workers.grammar import engines
 from workers.grammar.engine import GrammarError, Matcher
 
 OPENERS = frozenset("([{<")
 MOST_LITERALS = 64
 """Of a client's grammar, that are tried on the way to the end of a text."""
-MOST_KEPT = 64
+MOST_KEPT = 256
 """Grammars whose compiled form is kept for the next row that follows one."""
+MOST_BYTES = 256 << 20
+"""Of all of them. Rows keep what they follow to their end, whatever is dropped here."""
+MOST_BYTES_EACH = 32 << 20
+"""What has grown beyond this is compiled anew for the next row."""
+MOST_WAYS = 64
+"""Completions, by the tokens that they may have, of one grammar."""
 
 
 class Compiled:
@@ -31,8 +41,8 @@ class Compiled:
         grammar = terms.decode(encoded)
         self._completer = vocabulary.completer
         self._matcher = vocabulary.engine.matcher(grammar)
-        self.growth = max((len(vocabulary.tokens(text)) for text in openings(grammar)), default=0)
-        """Tokens that one token may add to what completes a text."""
+        self._vocabulary = vocabulary
+        self._grammar = grammar
         ends = {tag.trigger[-1:] for tag in tags(grammar)}
         self.hints = Hints(
             endings=[vocabulary.tokens(text) for text in untils(grammar)],
@@ -43,6 +53,46 @@ class Compiled:
         self._ways: dict[int, list[int] | None] = {}
         """The completions that were found, by how many tokens they were allowed."""
         self._lock = threading.Lock()
+        self.foresight = self._foresight(vocabulary, grammar)
+        self._size = 8 * len(encoded)
+        """Of the text, as it is kept here and there."""
+        self._first_nbytes = self.nbytes
+
+    def _foresight(self, vocabulary: Vocabulary, grammar: Grammar) -> Foresight | None:
+        """None where the expression of the grammar is not known, or is not the engine's."""
+        try:
+            foresight = Foresight(vocabulary.token_table, grammar, vocabulary.special_ids.get)
+        except TooComplex:
+            return None
+        if foresight.least >= ENDLESS:
+            return None
+        way = foresight.way(foresight.start)
+        try:
+            matcher = self.matcher()
+            if way:
+                matcher.advance(way)
+            return foresight if way is None or matcher.complete else None
+        except GrammarError:
+            return None
+
+    @cached_property
+    def growth(self) -> int:
+        """Tokens that one token may add to what completes a text."""
+        owed = openings(self._grammar)
+        return max((len(self._vocabulary.tokens(text)) for text in owed), default=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, roughly."""
+        ways = sum(8 * len(way) for way in list(self._ways.values()) if way)
+        foresight = 0 if self.foresight is None else self.foresight.nbytes
+        return self._size + self._matcher.nbytes + foresight + ways
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether it has grown so that new texts better begin with a new one."""
+        crowded = self.foresight is not None and self.foresight.is_crowded
+        return crowded or self.nbytes > self._first_nbytes + MOST_BYTES_EACH
 
     def matcher(self) -> Matcher:
         """At the beginning of a text."""
@@ -53,7 +103,7 @@ class Compiled:
         """See `Completer.shortest`: from the beginning. `enough` follows from `most`."""
         with self._lock:
             if most not in self._ways:
-                if len(self._ways) >= MOST_KEPT:
+                if len(self._ways) >= MOST_WAYS:
                     self._ways.clear()
                 self._ways[most] = self._completer.shortest(
                     self._matcher, most, mask, self.hints, enough
@@ -83,6 +133,12 @@ class Vocabulary:
         usable = ["" if i in special or "\ufffd" in text else text for i, text in enumerate(texts)]
         self.completer = Completer(usable, end_ids)
         self.engine = engines.engine(engine, model_path, vocab_size, end_ids)
+        self.token_table = TokenTable(self._tokenizer, self.engine.token_texts(), end_ids)
+        self.special_ids = {
+            token.content: i
+            for i, token in self._tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
         self._compiled: OrderedDict[str, Compiled] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -90,15 +146,23 @@ class Vocabulary:
         """The grammar, compiled now or lately. Thread-safe. Raises GrammarError."""
         with self._lock:
             known = self._compiled.get(encoded)
-            if known is not None:
+            if known is not None and not known.is_crowded:
                 self._compiled.move_to_end(encoded)
                 return known
         compiled = Compiled(self, encoded)
         with self._lock:
             self._compiled[encoded] = compiled
-            while len(self._compiled) > MOST_KEPT:
-                self._compiled.popitem(last=False)
+            self._compiled.move_to_end(encoded)
+            self._drop()
         return compiled
+
+    def _drop(self) -> None:
+        """Keep what was used last. What is kept grows while it is used, so all is counted anew."""
+        left = MOST_BYTES
+        for n, (encoded, one) in enumerate(reversed(list(self._compiled.items()))):
+            left -= one.nbytes
+            if n >= MOST_KEPT or (n and left < 0):
+                del self._compiled[encoded]
 
     def tokens(self, text: str) -> list[int]:
         """The ids of a text that does not begin one."""

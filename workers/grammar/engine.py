@@ -49,10 +49,19 @@ class Matcher(Protocol):
         """One that goes its own way from here."""
         ...
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that this one and its copies share, roughly: more, rather than fewer."""
+        ...
+
 
 class Engine(Protocol):
     """Compiles grammars for one tokenizer."""
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """At the beginning of a text. Raises GrammarError."""
+        ...
+
+    def token_texts(self) -> list[bytes | None]:
+        """What each token id adds to a text; None for special tokens."""
         ...

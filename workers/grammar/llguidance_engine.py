@@ -25,6 +25,21 @@ LIMITS = LLParserLimits(
 )
 """How long a mask and a build may take; a grammar that needs more is refused."""
 
+_IN_JSON = r'[^"\\\x00-\x1F\x7F]'
+SLICES = [
+    "[a-z]{1,24}",
+    "[a-z ]{1,24}",
+    "[A-Za-z0-9 ]{1,24}",
+    _IN_JSON + "{1,10}",
+    _IN_JSON + "{1,30}",
+    _IN_JSON + "+",
+    r"[^\n]{1,100}",
+    "(?s:.){1,100}",
+]
+"""Tokens that match one of these are let in all at once where a text goes on with any of them: the
+masks of free text of these kinds then need a look at few others only. Each kind has its price at
+every mask."""
+
 
 class LlguidanceEngine:
     """See `engine.Engine`. Thread-safe."""
@@ -32,7 +47,10 @@ class LlguidanceEngine:
     def __init__(self, tokenizer: Path, vocab_size: int, end_ids: Sequence[int]) -> None:
         """`tokenizer` is a tokenizer.json, `vocab_size` that of the logits."""
         self._tokenizer = LLTokenizer(
-            tokenizer.read_text(encoding="utf-8"), n_vocab=vocab_size, eos_token=list(end_ids)
+            tokenizer.read_text(encoding="utf-8"),
+            n_vocab=vocab_size,
+            eos_token=list(end_ids),
+            slices=SLICES,
         )
 
     def matcher(self, grammar: Grammar) -> LlguidanceMatcher:
@@ -44,7 +62,15 @@ class LlguidanceEngine:
         compiled = LLMatcher(self._tokenizer, text, log_level=0, limits=LIMITS)
         if compiled.is_error():
             raise GrammarError(reason_of(compiled.get_error()))
-        return LlguidanceMatcher(compiled)
+        return LlguidanceMatcher(compiled, _Shared(len(text)))
+
+    def token_texts(self) -> list[bytes | None]:
+        """See `engine.Engine`."""
+        known = self._tokenizer
+        return [
+            None if known.is_special_token(one) else known.decode_bytes([one])
+            for one in range(known.vocab_size)
+        ]
 
     def _special(self, token: str) -> int | None:
         ids = self._tokenizer.tokenize_str(token, parse_special=True)
@@ -52,14 +78,34 @@ class LlguidanceEngine:
         return ids[0] if alone else None
 
 
+LEAST_BYTES = 100_000
+CHARACTER_BYTES = 150
+MASK_BYTES = 4_000
+"""What a compiled grammar takes: at least, for a character of its text, and for each mask, which
+may leave new states of the lexer. The package tells nobody; these are above what was measured."""
+
+
+class _Shared:
+    """What a matcher and its copies have in common."""
+
+    __slots__ = ("length", "n_masks")
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        """Characters of the grammar."""
+        self.n_masks = 0
+
+
 class LlguidanceMatcher:
     """See `engine.Matcher`."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    def __init__(self, matcher: LLMatcher, shared: _Shared) -> None:
         self._matcher = matcher
+        self._shared = shared
 
     def fill(self, mask: NDArray[np.int32]) -> None:
         """See `engine.Matcher`. The interpreter's lock is let go meanwhile."""
+        self._shared.n_masks += 1
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         self._check()
 
@@ -86,7 +132,13 @@ class LlguidanceMatcher:
 
     def copy(self) -> LlguidanceMatcher:
         """See `engine.Matcher`."""
-        return LlguidanceMatcher(self._matcher.deep_copy())
+        return LlguidanceMatcher(self._matcher.deep_copy(), self._shared)
+
+    @property
+    def nbytes(self) -> int:
+        """See `engine.Matcher`."""
+        shared = self._shared
+        return LEAST_BYTES + CHARACTER_BYTES * shared.length + MASK_BYTES * shared.n_masks
 
     def _check(self) -> None:
         if self._matcher.is_error():

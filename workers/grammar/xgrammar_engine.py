@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,11 @@ from tgi_async.grammar.grammar import Grammar
 from workers.grammar.engine import GrammarError
 from workers.grammar.structural_tag import reason_of, structural_tag_of
 
-CACHE_BYTES = 256 << 20
-"""Of compiled grammars, which several requests share."""
+MAX_COMPILERS = 8
+"""Each has a copy of the vocabulary."""
+
+LEAST_BYTES = 100_000
+"""Of a compiled grammar, besides what the package says."""
 
 
 class XgrammarEngine:
@@ -29,6 +33,7 @@ class XgrammarEngine:
         found = xgrammar.TokenizerInfo.from_huggingface(
             fast, vocab_size=vocab_size, stop_token_ids=list(end_ids)
         )
+        self._texts = list(found.decoded_vocab)
         self._vocab_type = found.vocab_type
         self._add_prefix_space = found.add_prefix_space
         self._end_ids = list(end_ids)
@@ -41,12 +46,11 @@ class XgrammarEngine:
         for name, number in fast.get_vocab().items():
             if number < vocab_size:
                 self._names[number] = name
-        self._compilers: dict[frozenset[int], xgrammar.GrammarCompiler] = {}
+        self._compilers: OrderedDict[frozenset[int], xgrammar.GrammarCompiler] = OrderedDict()
         """By the special tokens that a grammar names: those of one format of tools, or none."""
         self._lock = threading.Lock()
-        self._ends = np.zeros(-(-vocab_size // 32), np.int32)
-        for number in end_ids:
-            self._ends.view(np.uint32)[number // 32] |= np.uint32(1 << number % 32)
+        self._ends = _mask(end_ids, vocab_size)
+        self._every = _mask(range(vocab_size), vocab_size)
 
     def matcher(self, grammar: Grammar) -> XgrammarMatcher:
         """See `engine.Engine`."""
@@ -61,9 +65,16 @@ class XgrammarEngine:
         tag = structural_tag_of(grammar, token_id)
         try:
             compiled = self._compiler(frozenset(used)).compile_structural_tag(json.dumps(tag))
-            return XgrammarMatcher(xgrammar.GrammarMatcher(compiled), self._ends)
+            matcher = xgrammar.GrammarMatcher(compiled)
+            size = LEAST_BYTES + compiled.memory_size_bytes
+            return XgrammarMatcher(matcher, self._ends, self._every, size)
         except (RuntimeError, ValueError, TypeError) as error:
             raise GrammarError(reason_of(error)) from error
+
+    def token_texts(self) -> list[bytes | None]:
+        """See `engine.Engine`."""
+        special = {*self._special.values(), *self._end_ids}
+        return [None if one in special else text for one, text in enumerate(self._texts)]
 
     def _compiler(self, special: frozenset[int]) -> xgrammar.GrammarCompiler:
         """For grammars that name these special tokens.
@@ -80,26 +91,41 @@ class XgrammarEngine:
                     stop_token_ids=self._end_ids,
                     add_prefix_space=self._add_prefix_space,
                 )
+                # What is compiled is kept by the worker, which counts all of it.
                 self._compilers[special] = xgrammar.GrammarCompiler(
-                    info, max_threads=1, cache_limit_bytes=CACHE_BYTES
+                    info, max_threads=1, cache_enabled=False
                 )
+                if len(self._compilers) > MAX_COMPILERS:
+                    self._compilers.popitem(last=False)
+            self._compilers.move_to_end(special)
             return self._compilers[special]
 
 
 class XgrammarMatcher:
     """See `engine.Matcher`."""
 
-    def __init__(self, matcher: xgrammar.GrammarMatcher, ends: NDArray[np.int32]) -> None:
+    def __init__(
+        self,
+        matcher: xgrammar.GrammarMatcher,
+        ends: NDArray[np.int32],
+        every: NDArray[np.int32],
+        nbytes: int,
+    ) -> None:
+        """`ends` and `every` are the masks of the tokens that end a text, and of all."""
         self._matcher = matcher
         self._ends = ends
+        self._every = every
+        self.nbytes = nbytes
+        """See `engine.Matcher`."""
 
     def fill(self, mask: NDArray[np.int32]) -> None:
         """See `engine.Matcher`."""
         if self._matcher.is_terminated():
             mask[:] = self._ends
-            return
-        if not self._matcher.fill_next_token_bitmask(mask.reshape(1, -1)):
-            mask[:] = -1  # any token may come
+        elif self._matcher.fill_next_token_bitmask(mask.reshape(1, -1)):
+            mask &= self._every  # it may let in what is behind the last token
+        else:
+            mask[:] = self._every
 
     def advance(self, tokens: Sequence[int]) -> None:
         """See `engine.Matcher`."""
@@ -127,4 +153,10 @@ class XgrammarMatcher:
 
     def copy(self) -> XgrammarMatcher:
         """See `engine.Matcher`."""
-        return XgrammarMatcher(self._matcher.fork(), self._ends)
+        return XgrammarMatcher(self._matcher.fork(), self._ends, self._every, self.nbytes)
+
+
+def _mask(ids: Iterable[int], vocab_size: int) -> NDArray[np.int32]:
+    bits = np.zeros(32 * -(-vocab_size // 32), np.bool_)
+    bits[list(ids)] = True
+    return np.packbits(bits, bitorder="little").view(np.int32)

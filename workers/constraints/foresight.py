@@ -1,0 +1,286 @@
+"""How many tokens a text still needs, after each token that may come next.
+
+The engine says which tokens may come; the expression of the same grammar says what each of them
+leads to. So those that leave too few tokens for the rest can be left out, and no others.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tgi_async.grammar.grammar import Grammar
+from workers.constraints.expressions import (
+    ALL_BYTES,
+    ENDLESS,
+    SPECIAL,
+    Expressions,
+    Node,
+    TooComplex,
+)
+from workers.constraints.language import SpecialId, language
+from workers.constraints.tokens import LONGEST, TokenTable, allowed_in
+
+Mask = NDArray[np.int32]
+
+MAX_COST = 8192
+"""Bytes of the longest completion that is looked for where its tokens have to be counted."""
+MAX_COUNTED = 20_000
+"""Bytes whose tokens are counted for one mask: some 20 ms."""
+PLAIN = 12
+"""Bytes of a token, on the average, that a completion may have to be worth counting its tokens."""
+MAX_DERIVED = 20_000
+"""Expressions, of what may follow the texts so far."""
+MAX_STATES = 1024
+"""Whose rows are kept, 0.5 kB each."""
+MAX_WAYS = 1024
+"""Completions that are kept."""
+MAX_WALKS = 64
+MAX_WALKED = 200_000
+"""Tokens of all walks that are kept, 6 bytes each."""
+
+DEAD = 0
+
+
+class _Full(Exception):
+    """There are more states than are kept."""
+
+
+class _Walk(NamedTuple):
+    """Where the tokens of a mask lead to."""
+
+    mask: Mask
+    ids: NDArray[np.int32]
+    states: NDArray[np.int16] | None
+    """[ids], by their place in a table; None where there are too many."""
+    reached: list[int]
+    """The states among them, in the order of what they cost."""
+    cost: int
+    """Bytes of the longest of the completions behind them."""
+
+
+class Foresight:
+    """For one grammar. Thread-safe."""
+
+    def __init__(self, tokens: TokenTable, grammar: Grammar, special_id: SpecialId) -> None:
+        """Raises TooComplex."""
+        self._tokens = tokens
+        self._lock = threading.RLock()
+        self._expressions = Expressions(tokens.fillers)
+        try:
+            self.start: Node = language(self._expressions, grammar, special_id)
+        except (RecursionError, UnicodeEncodeError, OverflowError) as error:
+            raise TooComplex from error
+        self.least = self._expressions.cost(self.start)
+        """Bytes of the shortest text."""
+        self.most = self._expressions.most(self.start)
+        """Bytes of the longest of the shortest completions, wherever a text is."""
+        self._n_first = len(self._expressions)
+        self._ways: dict[Node, list[int] | None] = {}
+        self._left_to_count = MAX_COUNTED
+        self._walks: OrderedDict[Node, _Walk] = OrderedDict()
+        self._forget()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, roughly."""
+        walked = sum(6 * len(one.ids) + one.mask.nbytes for one in self._walks.values())
+        ways = sum(8 * len(way) for way in self._ways.values() if way) + 200 * len(self._ways)
+        return self._expressions.nbytes + self._rows.nbytes + walked + ways
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether new texts better begin with a new one."""
+        return len(self._expressions) > self._n_first + MAX_DERIVED
+
+    def after(self, node: Node, tokens: list[int]) -> Node | None:
+        """What may follow these tokens; None where it is not known."""
+        with self._lock:
+            self._expressions.begin()
+            try:
+                for token in tokens:
+                    for symbol in self._tokens.symbols[token]:
+                        node = self._expressions.after(node, symbol)
+            except (TooComplex, RecursionError, IndexError):
+                return None
+            return None if node is self._expressions.nothing else node
+
+    def way(self, node: Node) -> list[int] | None:
+        """The tokens of the shortest text from here; None if none is known.
+
+        Of several that have as few bytes, one that has few tokens.
+        """
+        with self._lock:
+            if node not in self._ways:
+                if len(self._ways) >= MAX_WAYS:
+                    self._ways.clear()
+                try:
+                    self._ways[node] = self._way(node)
+                except (TooComplex, RecursionError):
+                    return None
+            return self._ways[node]
+
+    def _way(self, node: Node) -> list[int] | None:
+        if self._expressions.cost(node) > MAX_COST:
+            return None
+        texts = {
+            self._expressions.least(node, one): None for one in range(len(self._tokens.fillers))
+        }
+        ways = [way for text in texts if (way := self._tokens.of(text)) is not None]
+        return min(ways, key=len, default=None)
+
+    def fits_from_start(self, room: int) -> bool:
+        """Whether a whole text can be said within so many tokens."""
+        if self.least <= room:
+            return True
+        way = self.way(self.start)
+        return way is not None and len(way) <= room
+
+    def fits(self, node: Node, room: int) -> bool:
+        """Whether a text can be completed within so many tokens."""
+        with self._lock:
+            self._expressions.begin()
+            self._left_to_count = MAX_COUNTED
+            return self._fits(node, room)
+
+    def _fits(self, node: Node, room: int) -> bool:
+        try:
+            cost = self._expressions.cost(node)
+        except (TooComplex, RecursionError):
+            return False
+        if cost <= room:
+            return True  # a token has a byte or more
+        if cost > room * PLAIN:
+            return False
+        self._left_to_count -= cost
+        if self._left_to_count < 0:
+            return False
+        way = self.way(node)
+        return way is not None and len(way) <= room
+
+    def narrow(self, node: Node, left: int, mask: Mask, way: list[int]) -> list[int] | None:
+        """Leave tokens out of a mask after which the text does not fit into the `left` tokens.
+
+        `way` is a completion that is known; empty: none is. Return it, or the one that was needed;
+        None where the engine does not let it in, so that the expression is not the engine's.
+        """
+        if left > self.most:
+            return way
+        with self._lock:
+            self._expressions.begin()
+            given = mask[: self._tokens.n_words]
+            walk = self._walks.get(node)
+            if walk is None or not np.array_equal(walk.mask, given):
+                try:
+                    walk = self._walk(node, given)
+                except (TooComplex, RecursionError, _Full):
+                    ids = allowed_in(given & ~self._tokens.ends)
+                    walk = _Walk(given.copy(), ids, None, [], ENDLESS)
+                else:
+                    self._keep(node, walk)
+            if walk.cost < left:
+                return way
+            self._clear(mask, self._late(walk, left - 1))
+            way = way or self.way(node) or []
+            if way and len(way) <= left:
+                word, bit = way[0] >> 5, np.uint32(1 << (way[0] & 31))
+                if not walk.mask.view(np.uint32)[word] & bit:
+                    return None
+                mask.view(np.uint32)[word] |= bit
+            return way
+
+    def _late(self, walk: _Walk, room: int) -> NDArray[np.int32]:
+        """The tokens after which the text does not fit into so many."""
+        if walk.states is None:
+            return walk.ids
+        self._left_to_count = MAX_COUNTED
+        late = np.zeros(MAX_STATES, np.bool_)
+        for state in walk.reached:
+            late[state] = state == DEAD or not self._fits(self._nodes[state], room)
+        return walk.ids[late[walk.states]]
+
+    def _clear(self, mask: Mask, ids: NDArray[np.int32]) -> None:
+        bits = np.zeros(32 * self._tokens.n_words, np.bool_)
+        bits[ids] = True
+        mask[: self._tokens.n_words] &= ~np.packbits(bits, bitorder="little").view(np.int32)
+
+    # Where tokens lead to
+
+    def _forget(self) -> None:
+        nothing = self._expressions.nothing
+        self._nodes: list[Node] = [nothing]
+        self._index: dict[Node, int] = {nothing: DEAD}
+        self._rows = np.zeros((MAX_STATES, SPECIAL), np.int16)
+        self._built = np.zeros(MAX_STATES, np.bool_)
+        self._built[DEAD] = True
+        self._walks.clear()
+
+    def _keep(self, node: Node, walk: _Walk) -> None:
+        self._walks[node] = walk
+        self._walks.move_to_end(node)
+        while len(self._walks) > 1 and (
+            len(self._walks) > MAX_WALKS
+            or sum(len(one.ids) for one in self._walks.values()) > MAX_WALKED
+        ):
+            self._walks.popitem(last=False)
+
+    def _walk(self, node: Node, mask: Mask) -> _Walk:
+        try:
+            return self._walked(node, mask)
+        except _Full:
+            self._forget()
+            return self._walked(node, mask)
+
+    def _walked(self, node: Node, mask: Mask) -> _Walk:
+        tokens = self._tokens
+        ids = allowed_in(mask & ~tokens.ends)
+        states = np.full(len(ids), self._state(node), np.int16)
+        lengths = tokens.lengths[ids]
+        for place in np.flatnonzero(lengths == 0).tolist():  # special tokens
+            after = self.after(node, [int(ids[place])])
+            states[place] = DEAD if after is None else self._state(after)
+        moving = np.flatnonzero(lengths)
+        for place in range(LONGEST):
+            moving = moving[lengths[moving] > place]
+            if not len(moving):
+                break
+            now = states[moving]
+            for state in _distinct(now):
+                if not self._built[state]:
+                    self._build(state)
+            now = self._rows[now, tokens.bytes[place, ids[moving]]]
+            states[moving] = now
+            moving = moving[now != DEAD]
+        states[moving[lengths[moving] > LONGEST]] = DEAD
+        reached = sorted(
+            _distinct(states), key=lambda one: self._expressions.cost(self._nodes[one])
+        )
+        cost = max((self._expressions.cost(self._nodes[one]) for one in reached), default=0)
+        return _Walk(mask.copy(), ids, states, reached, cost)
+
+    def _state(self, node: Node) -> int:
+        found = self._index.get(node)
+        if found is None:
+            if len(self._nodes) >= MAX_STATES:
+                raise _Full
+            found = self._index[node] = len(self._nodes)
+            self._nodes.append(node)
+        return found
+
+    def _build(self, state: int) -> None:
+        row = self._rows[state]
+        for mask, following in self._expressions.steps(self._nodes[state]):
+            raw = np.frombuffer((mask & ALL_BYTES).to_bytes(SPECIAL // 8, "little"), np.uint8)
+            row[np.unpackbits(raw, bitorder="little").view(np.bool_)] = self._state(following)
+        self._built[state] = True
+
+
+def _distinct(states: NDArray[np.int16]) -> list[int]:
+    there = np.zeros(MAX_STATES, np.bool_)
+    there[states] = True
+    found: list[int] = np.flatnonzero(there).tolist()
+    return found

@@ -1,0 +1,111 @@
+"""What each token adds to a text, in bytes, and the tokens of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from workers.constraints.expressions import FILLERS, SPECIAL
+
+LONGEST = 32
+"""Bytes of the tokens that a table has; those of longer ones are cut off."""
+
+
+class TokenTable:
+    """The tokens of one vocabulary."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, texts: Sequence[bytes | None], end_ids: Sequence[int]
+    ) -> None:
+        """`texts`: what each token id adds to a text; None for special tokens."""
+        self._tokenizer = tokenizer
+        self.end_ids = frozenset(end_ids)
+        self.n_words = -(-len(texts) // 32)
+        self.ends = np.zeros(self.n_words, np.int32)
+        """The mask of those that end a text."""
+        for one in self.end_ids:
+            self.ends.view(np.uint32)[one >> 5] |= np.uint32(1 << (one & 31))
+        self.symbols: list[tuple[int, ...]] = [
+            (SPECIAL + i,) if text is None else tuple(text) for i, text in enumerate(texts)
+        ]
+        """Of each token, for `Expressions.after`."""
+        self.bytes = np.zeros((LONGEST, len(texts)), np.uint8)
+        """[LONGEST, tokens]"""
+        self.lengths = np.zeros(len(texts), np.int32)
+        """[tokens], in bytes; 0 for special tokens, and those that add nothing."""
+        for i, text in enumerate(texts):
+            if text:
+                self.lengths[i] = len(text)
+                kept = text[:LONGEST]
+                self.bytes[: len(kept), i] = np.frombuffer(kept, np.uint8)
+        self._ids: dict[bytes, int] = {}
+        for i in range(len(texts) - 1, -1, -1):
+            if (text := texts[i]) and i not in self.end_ids:
+                self._ids[text] = i
+        self.longest = max(map(len, self._ids), default=0)
+        """Bytes of the longest token."""
+        plain = [text for text in self._ids if text.isalpha() and text.islower()]
+        longest = max(plain, key=lambda text: (len(text), text), default=b"a")
+        self.fillers = (*FILLERS, longest)
+        """See `Expressions`: free text in few tokens."""
+
+    def of(self, symbols: Sequence[int]) -> list[int] | None:
+        """The tokens of a text; None where the vocabulary has none for a byte of it."""
+        found: list[int] = []
+        text = bytearray()
+        for symbol in (*symbols, None):
+            if symbol is not None and symbol < SPECIAL:
+                text.append(symbol)
+                continue
+            tokens = self._of_text(bytes(text))
+            if tokens is None:
+                return None
+            found += tokens
+            text.clear()
+            if symbol is not None:
+                found.append(symbol - SPECIAL)
+        return found
+
+    def _of_text(self, text: bytes) -> list[int] | None:
+        n_rest = 0  # of a character that has been begun
+        while n_rest < len(text) and 0x80 <= text[n_rest] < 0xC0:
+            n_rest += 1
+        try:
+            whole = text[n_rest:].decode()
+        except UnicodeDecodeError:
+            return self._greedy(text)
+        begun = self._greedy(text[:n_rest])
+        ids = list(self._tokenizer.encode(whole, add_special_tokens=False).ids) if whole else []
+        added = [symbol for one in ids for symbol in self.symbols[one]]
+        if begun is None or bytes_of(added) != text[n_rest:]:
+            return self._greedy(text)
+        return [*begun, *ids]
+
+    def _greedy(self, text: bytes) -> list[int] | None:
+        """The longest token that fits, again and again."""
+        found = []
+        at = 0
+        while at < len(text):
+            for length in range(min(self.longest, len(text) - at), 0, -1):
+                token = self._ids.get(text[at : at + length])
+                if token is not None:
+                    break
+            else:
+                return None
+            found.append(token)
+            at += length
+        return found
+
+
+def bytes_of(symbols: Sequence[int]) -> bytes | None:
+    """None where a special token is among them."""
+    return bytes(symbols) if all(one < SPECIAL for one in symbols) else None
+
+
+def allowed_in(mask: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The ids in a mask."""
+    bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
+    return np.flatnonzero(bits).astype(np.int32)
