@@ -24,7 +24,6 @@ from tgi_async.errors import TemplateError, ValidationError
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tools.tgi import tool_text
 
-
 SILENT = ("assistant", "tool", "function")
 """Roles that may have nothing to say: an answer that was cut before its first word, or a tool that
 returns nothing."""
