@@ -111,6 +111,43 @@ def test_the_missing_words_of_a_call_are_not_shown(content):
     assert render(BY_NAME, content=content, tool_calls=[call]) == "<f>"
 
 
+# As Llama 3's.
+ONE_AT_A_TIME = (
+    "{% for m in messages %}{% if m.tool_calls %}"
+    "{% if m.tool_calls|length != 1 %}{{ raise_exception('one at a time') }}{% endif %}"
+    "{% set f = m.tool_calls[0].function %}<{{ m.content }}|{{ f.name }} {{ f.arguments|tojson }}>"
+    "{% else %}[{{ m.content }}]{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("ids", "text"),
+    [
+        (["1", "2"], "<Well|f {}>[one]<|g {}>[two][?]"),
+        (["2", "1"], "<Well|f {}>[two]<|g {}>[one][?]"),
+        ([None, None], "<Well|f {}>[one]<|g {}>[two][?]"),
+        (["2", "9"], "<Well|f {}><|g {}>[one][two][?]"),
+    ],
+)
+def test_several_calls_are_shown_where_a_message_has_one(ids, text):
+    calls = [{"id": id, "function": {"name": name}} for id, name in (("1", "f"), ("2", "g"))]
+    results = [
+        {"role": "tool", "content": content, "tool_call_id": id}
+        for content, id in zip(("one", "two"), ids, strict=True)
+    ]
+    messages = [
+        {"role": "assistant", "content": "Well", "tool_calls": calls},
+        *results,
+        {"role": "user", "content": "?"},
+    ]
+    assert Renderer({"default": ONE_AT_A_TIME}, {}).render(messages) == text
+
+
+def test_several_calls_stay_together_where_they_may():
+    calls = [{"function": {"name": name}} for name in "fg"]
+    assert render(BY_NAME, content="Well", tool_calls=calls) == "Well<f><g>"
+
+
 @pytest.mark.parametrize("call", [{}, {"function": None}])
 def test_a_call_of_another_shape_is_left_to_the_template(call):
     assert render("{{ messages[0].tool_calls[0] | tojson }}", tool_calls=[call]) == json.dumps(call)

@@ -40,6 +40,7 @@ class Forms:
     `arguments`: those of a tool call as an object, or as a text in JSON.
     `objects_only`: whether it cannot show arguments that are no object.
     `silences`: beside which of them it shows calls.
+    `single_calls`: whether it refuses messages of several calls, as Llama 3's templates do.
     `developer`: whether it knows that role.
     """
 
@@ -47,6 +48,7 @@ class Forms:
     arguments: Literal["object", "text"] = "object"
     objects_only: bool = False
     silences: tuple[Silence, ...] = ()
+    single_calls: bool = False
     developer: bool = False
 
     @classmethod
@@ -56,8 +58,15 @@ class Forms:
         return _with_calls(known, render)
 
 
+def all_shaped(messages: Sequence[Message], forms: Forms) -> list[dict[str, Any]]:
+    """The messages in these forms."""
+    if forms.single_calls:
+        messages = _one_by_one(messages)
+    return [shaped(message, forms) for message in messages]
+
+
 def shaped(message: Message, forms: Forms) -> dict[str, Any]:
-    """The message in these forms.
+    """One message in these forms.
 
     As in transformers, a field that is null is not there, and what the model thought is under all
     of the names that templates read.
@@ -76,6 +85,33 @@ def shaped(message: Message, forms: Forms) -> dict[str, Any]:
     for name in ("reasoning_content", "thinking", "reasoning"):
         if name in made:
             return {"thinking": made[name], **made, "reasoning_content": made[name]}
+    return made
+
+
+def _one_by_one(messages: Sequence[Message]) -> list[Message]:
+    """With a message for each call, and the call's results behind it."""
+    made: list[Message] = []
+    place = 0
+    while place < len(messages):
+        message = messages[place]
+        place += 1
+        calls = message.get("tool_calls") or ()
+        if len(calls) < 2:
+            made.append(message)
+            continue
+        results: list[Message] = []
+        while place < len(messages) and messages[place]["role"] == "tool":
+            results.append(messages[place])
+            place += 1
+        for call in calls:
+            made.append({**message, "tool_calls": [call]})
+            message = {"role": message["role"]}
+            ids = (call.get("id"), None) if isinstance(call, dict) else (None,)
+            found = next((one for one in results if one.get("tool_call_id") in ids), None)
+            if found is not None:
+                results.remove(found)
+                made.append(found)
+        made += results
     return made
 
 
@@ -159,10 +195,19 @@ def _with_calls(forms: Forms, render: Render) -> Forms:
     all_silences = get_args(Silence)
     if silences := tuple(filter(shows_object, all_silences)):
         objects_only = _TEXT not in shown(_TEXT, silences[0])
-        return replace(forms, silences=silences, objects_only=objects_only)
-    if silences := tuple(filter(shows_text, all_silences)):
-        return replace(forms, silences=silences, arguments="text")
-    return forms
+        forms = replace(forms, silences=silences, objects_only=objects_only)
+    elif silences := tuple(filter(shows_text, all_silences)):
+        forms = replace(forms, silences=silences, arguments="text")
+    else:
+        return forms
+    chat, called, result = _call(_ARGUMENTS, silences[0], forms)
+    called = {**called, "tool_calls": called["tool_calls"] * 2}
+    several = [chat, called, result, result]
+    alone = all_shaped(several, replace(forms, single_calls=True))
+    single_calls = not _attempt(render, [shaped(one, forms) for one in several], [_TOOL]) and bool(
+        _attempt(render, alone, [_TOOL])
+    )
+    return replace(forms, single_calls=single_calls)
 
 
 def _call(arguments: Any, silence: Silence, forms: Forms) -> list[dict[str, Any]]:
