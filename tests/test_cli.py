@@ -199,6 +199,30 @@ def test_what_is_made_can_be_used_whatever_the_umask(
         os.umask(before)
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_open_to_nowhere(tmp_path: Path, closed: str) -> None:
+    """For children too; what is opened later is not taken for one of them."""
+    program = (
+        "import os, pathlib, subprocess, sys\n"
+        "from tgi_async import cli\n"
+        "cli._settle()\n"
+        "child = subprocess.run([sys.executable, '-c', 'import os; print(os.fstat(0).st_mode)'])\n"
+        "print('out', file=sys.stdout, flush=True)\n"
+        "print('error', file=sys.stderr, flush=True)\n"
+        "lowest = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)\n"
+        "os.write(lowest, f'{lowest > 2} {child.returncode} {sys.stdin.read()!r}'.encode())\n"
+    )
+    report = tmp_path / "report"
+    command = f'exec "$@" {closed}'
+    done = subprocess.run(
+        ["/bin/sh", "-c", command, "sh", sys.executable, "-c", program, str(report)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert report.read_text() == "True 0 ''", done.stderr
+
+
 def test_a_working_directory_that_is_gone_is_left(
     served: list[Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,31 @@ def test_a_signal_lets_live_streams_end_and_takes_no_new_ones(serve: Serve) -> N
     assert server.ended() == 0
 
 
+def test_a_terminal_that_is_closed_lets_live_streams_end(serve: Serve) -> None:
+    server = serve(slow())
+    with server.stream(10) as events:
+        server.signal(signal.SIGHUP)
+        server.until_logged("SIGHUP: no new requests")
+        found = list(events)
+    assert found[-1]["generated_text"]
+    assert server.ended() == 0
+
+
+def test_a_terminal_that_is_closed_is_nothing_under_nohup(serve: Serve) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server = serve(slow())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with server.stream(10) as events:
+        server.signal(signal.SIGHUP)
+        assert list(events)[-1]["generated_text"]
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert "SIGHUP" not in server.log
+    server.signal(signal.SIGTERM)
+    assert server.ended() == 0
+
+
 def test_a_second_signal_stops_at_once(serve: Serve) -> None:
     server = serve(slow())
     with server.stream(200) as events:

@@ -84,13 +84,30 @@ def _serve(given: argparse.Namespace) -> int:
 
 
 def _settle() -> None:
-    """Undo what this process and its children could not work with: a umask that keeps this user out
-    of the files that they make, and a working directory that is gone."""
+    """Undo what this process and its children could not work with: standard streams that are
+    closed, a umask that keeps this user out of the files that they make, and a working directory
+    that is gone."""
+    _open_standard_streams()
     os.umask(os.umask(0o077) & 0o077)
     try:
         os.getcwd()
     except OSError:
         os.chdir("/")
+
+
+def _open_standard_streams() -> None:
+    """Open those to nowhere that are closed.
+
+    The next file or socket would take their place: what is printed went into it, and libuv ends the
+    process when it is closed.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest one that is free is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
 
 
 def _adopt_token() -> None:

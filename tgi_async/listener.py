@@ -1,9 +1,9 @@
 """The HTTP side of the server's life: bind, answer, drain, stop.
 
 SIGTERM begins with a delay in which load balancers learn from `/health` to look elsewhere, while
-requests are still taken. Then, or at the first SIGINT, the server drains: no new connection is
-taken, live requests go on. The next signal, or the end of the grace, stops it at once: live
-requests are told so, and connections that do not take even that are cut.
+requests are still taken. Then, or at the first SIGINT or SIGHUP, the server drains: no new
+connection is taken, live requests go on. The next signal, or the end of the grace, stops it at
+once: live requests are told so, and connections that do not take even that are cut.
 """
 
 from __future__ import annotations
@@ -183,9 +183,14 @@ async def answering(gate: Gate, listener: socket.socket) -> AsyncIterator[Answer
 
 
 def on_signals(handle: Callable[[str], None]) -> None:
-    """Call `handle` with the name of each SIGTERM and SIGINT from now on."""
+    """Call `handle` with the name of each SIGTERM, SIGINT and SIGHUP from now on.
+
+    SIGHUP comes when a terminal is closed. `nohup` has it ignored, and then it is.
+    """
     loop = asyncio.get_running_loop()
-    for one in (signal.SIGTERM, signal.SIGINT):
+    for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if one is signal.SIGHUP and signal.getsignal(one) is signal.SIG_IGN:
+            continue
         loop.add_signal_handler(one, handle, one.name)
 
 

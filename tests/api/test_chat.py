@@ -260,6 +260,12 @@ class TestHistory:
                 "[assistant|aa|a]",
             ),
             ({"content": [{"type": "reasoning", "text": "t"}]}, "[assistant|t|]"),
+            ({"content": None}, "[assistant||]"),
+            ({}, "[assistant||]"),
+            (
+                {"role": "tool", "tool_call_id": "1", "content": None},
+                "[user||<tool_response>\n\n</tool_response>]",
+            ),
         ],
     )
     async def test_is_understood(self, client, engine, tokenizer, message, shown):

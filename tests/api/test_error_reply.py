@@ -67,7 +67,16 @@ class TestRouting:
         assert response.headers["allow"] == "OPTIONS, POST"
         assert "POST" in told(response)["message"]
 
-    @pytest.mark.parametrize("path", ["/v2/nothing", "/v1x", "/v10/chat/completions"])
+    @pytest.mark.parametrize(
+        "path", ["/chat/completions", "/completions/", "/models", "/api/v1/chat/completions"]
+    )
+    async def test_a_client_whose_base_url_lacks_v1_is_told_so(self, client, path):
+        response = await client.post(path, json={})
+        assert response.status_code == 404
+        assert f"{path} here" in told(response)["message"]
+        assert "ends in /v1" in told(response)["message"]
+
+    @pytest.mark.parametrize("path", ["/v2/nothing", "/v1x", "/v10/chat"])
     async def test_other_paths_are_answered_as_by_tgi(self, client, path):
         response = await client.get(path)
         assert (response.status_code, response.content) == (404, b"")

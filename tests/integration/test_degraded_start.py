@@ -118,6 +118,7 @@ LACKS = {
     "asserts": Lack({"PYTHONOPTIMIZE": "1"}),
     "docstrings": Lack({"PYTHONOPTIMIZE": "2"}),
     "working directory": Lack(script='cd "$(mktemp -d)"\nrmdir "$PWD"\n'),
+    "standard streams": Lack(script="exec <&- >&-\n"),
 }
 
 Start = Callable[..., str]
@@ -195,6 +196,7 @@ def test_without_files_that_can_be_written(start: Start) -> None:
 
 def test_without_a_cache(start: Start, model_folder: Path) -> None:
     lack = LACKS["cache"] | LACKS["docstrings"] | LACKS["working directory"]
+    lack |= LACKS["standard streams"]
     start(lack, "bfloat16", "--model-id", str(model_folder))
 
 

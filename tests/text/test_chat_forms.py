@@ -63,7 +63,92 @@ def test_arguments_that_are_no_object_stay_as_they_are(arguments):
     assert render(source, tool_calls=[call]) == arguments
 
 
-@pytest.mark.parametrize("call", [{}, {"function": None}, {"function": {"name": "f"}}])
+# As GLM's and Qwen3-Coder's templates: each argument by its name.
+BY_NAME = (
+    "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}<{{ c.function.name }}"
+    "{% for k, v in c.function.arguments.items() %} {{ k }}={{ v }}{% endfor %}>"
+    "{% endfor %}{% endfor %}"
+)
+# As DeepSeek-R1's: calls are shown where the content is null.
+BESIDE_NULL = (
+    "{% for m in messages %}{% if m['content'] is none %}{% for c in m['tool_calls'] %}"
+    "{{ '<' + c['function']['name'] + ' ' + c['function']['arguments'] + '>' }}{% endfor %}"
+    "{% else %}{{ '[' + m['content'] + ']' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ('{"a": 1}', "<f a=1>"),
+        ("null", "<f>"),
+        ("", "<f>"),
+        (None, "<f>"),
+        ('{"a": "cut of', '<f arguments={"a": "cut of>'),
+        ('"a"', '<f arguments="a">'),
+        ('["a"]', '<f arguments=["a"]>'),
+    ],
+)
+def test_every_call_is_shown_where_arguments_are_shown_by_name(arguments, text):
+    call = {"function": {"name": "f", "arguments": arguments}}
+    assert render(BY_NAME, tool_calls=[call]) == text
+
+
+def test_a_call_may_lack_its_arguments():
+    assert render(BY_NAME, tool_calls=[{"function": {"name": "f"}}]) == "<f>"
+    assert render(BESIDE_NULL, tool_calls=[{"function": {"name": "f"}}]) == "<f {}>"
+
+
+@pytest.mark.parametrize("content", [None, "", []])
+def test_a_call_without_words_is_shown_where_only_null_lets_it(content):
+    call = {"function": {"name": "f", "arguments": '{"a": 1}'}}
+    assert render(BESIDE_NULL, content=content, tool_calls=[call]) == '<f {"a": 1}>'
+
+
+@pytest.mark.parametrize("content", [None, "", []])
+def test_the_missing_words_of_a_call_are_not_shown(content):
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    assert render(BY_NAME, content=content, tool_calls=[call]) == "<f>"
+
+
+# As Llama 3's.
+ONE_AT_A_TIME = (
+    "{% for m in messages %}{% if m.tool_calls %}"
+    "{% if m.tool_calls|length != 1 %}{{ raise_exception('one at a time') }}{% endif %}"
+    "{% set f = m.tool_calls[0].function %}<{{ m.content }}|{{ f.name }} {{ f.arguments|tojson }}>"
+    "{% else %}[{{ m.content }}]{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("ids", "text"),
+    [
+        (["1", "2"], "<Well|f {}>[one]<|g {}>[two][?]"),
+        (["2", "1"], "<Well|f {}>[two]<|g {}>[one][?]"),
+        ([None, None], "<Well|f {}>[one]<|g {}>[two][?]"),
+        (["2", "9"], "<Well|f {}><|g {}>[one][two][?]"),
+    ],
+)
+def test_several_calls_are_shown_where_a_message_has_one(ids, text):
+    calls = [{"id": id, "function": {"name": name}} for id, name in (("1", "f"), ("2", "g"))]
+    results = [
+        {"role": "tool", "content": content, "tool_call_id": id}
+        for content, id in zip(("one", "two"), ids, strict=True)
+    ]
+    messages = [
+        {"role": "assistant", "content": "Well", "tool_calls": calls},
+        *results,
+        {"role": "user", "content": "?"},
+    ]
+    assert Renderer({"default": ONE_AT_A_TIME}, {}).render(messages) == text
+
+
+def test_several_calls_stay_together_where_they_may():
+    calls = [{"function": {"name": name}} for name in "fg"]
+    assert render(BY_NAME, content="Well", tool_calls=calls) == "Well<f><g>"
+
+
+@pytest.mark.parametrize("call", [{}, {"function": None}])
 def test_a_call_of_another_shape_is_left_to_the_template(call):
     assert render("{{ messages[0].tool_calls[0] | tojson }}", tool_calls=[call]) == json.dumps(call)
 

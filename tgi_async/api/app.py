@@ -30,6 +30,8 @@ from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
 
 OPENAI_ROUTES = "/v1/chat/completions, /v1/completions and /v1/models"
+OPENAI_NAMES = ("/chat/completions", "/completions", "/models", "/responses", "/embeddings")
+"""How the paths end that clients of OpenAI ask for, whatever they were told is before."""
 """For clients that ask for another one, such as /v1/responses, and have a setting for it."""
 
 
@@ -101,7 +103,12 @@ def _unrouted(limits: Limits) -> Callable[[Request, Exception], Awaitable[Respon
         path, method = request.scope["path"], request.method
         if method == "OPTIONS" and path == "*":
             return Response(headers={"allow": "GET, HEAD, OPTIONS, POST"})
-        here = f". Here are {OPENAI_ROUTES}" if path.startswith("/v1/") else ""
+        here, form = "", form_of(path, limits)
+        if path.startswith("/v1/"):
+            here = f". Here are {OPENAI_ROUTES}"
+        elif path.rstrip("/").endswith(OPENAI_NAMES):
+            here = f". Here are {OPENAI_ROUTES}: the base URL of a client of OpenAI's ends in /v1"
+            form = form_of("/v1", limits)
         told: ServerError = NotFound(f"There is no {path[:200]} here{here}", code="unknown_url")
         if error.status_code == 405:
             allowed = ", ".join(sorted({*_methods(request), "OPTIONS"}))
@@ -110,7 +117,7 @@ def _unrouted(limits: Limits) -> Callable[[Request, Exception], Awaitable[Respon
             told = MethodNotAllowed(
                 f"{path[:200]} does not take {method[:20]}. Allowed: {allowed}", allowed
             )
-        return form_of(path, limits)(told).response()
+        return form(told).response()
 
     return answer
 

@@ -68,7 +68,7 @@ def _call(call: Mapping[str, Any]) -> tuple[str, Any]:
         # A model may have written what is no JSON: that stays a text.
         with suppress(ValueError, RecursionError):
             arguments = json.loads(arguments)
-    return function["name"], arguments
+    return function["name"], {} if arguments is None else arguments
 
 
 def _joined(one: Any, other: Any) -> Any:

@@ -24,6 +24,10 @@ from tgi_async.errors import TemplateError, ValidationError
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tools.tgi import tool_text
 
+SILENT = ("assistant", "tool", "function")
+"""Roles that may have nothing to say: an answer that was cut before its first word, or a tool that
+returns nothing."""
+
 
 async def prompt_of(service: Service, body: ChatRequest, offer: Offer | None) -> str:
     """Render the model's template, off the event loop and for a bounded time.
@@ -109,7 +113,7 @@ def _message(place: int, message: MessageBody) -> dict[str, Any]:
     """The message as a template sees it, with null for what it does not have."""
     content, in_parts = _content(place, message)
     thoughts = message.reasoning_content or message.reasoning or message.thinking or in_parts
-    if content is None and thoughts:
+    if content is None and (thoughts or (message.role in SILENT and not message.tool_calls)):
         content = ""
     if content is None and not message.tool_calls:
         raise ValidationError(

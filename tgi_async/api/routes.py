@@ -11,7 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tgi_async.api.auth import RequireKey
-from tgi_async.api.body import decode_json
+from tgi_async.api.body import BodyRefused, decode_json
 from tgi_async.api.chat import chat
 from tgi_async.api.chat_tokenize import chat_tokenize
 from tgi_async.api.completions import completions
@@ -20,6 +20,7 @@ from tgi_async.api.endpoint import Endpoint, Handler
 from tgi_async.api.error_reply import as_tgi, form_of
 from tgi_async.api.generate import compat_generate, generate, generate_stream
 from tgi_async.api.kserve import KServe, infer
+from tgi_async.api.numbers import respelled
 from tgi_async.api.operations import Operations
 from tgi_async.api.sagemaker import SHAPES, invocations
 from tgi_async.api.schemas.chat import ChatRequest
@@ -34,6 +35,7 @@ from tgi_async.api.vertex import vertex
 from tgi_async.errors import StartError
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 MODEL = "/v2/models/{model}/versions/{version}"
 
 
@@ -47,11 +49,12 @@ def routes(service: Service, environment: Mapping[str, str]) -> list[Route]:
     strict = service.limits.strict_tgi
     # Open in TGI, though each costs as much as the routes that it guards.
     guarded = open_to_all if strict else keyed
+    openais = _json if strict else _lenient_json
     operations = Operations(service)
     docs = Docs(service.limits, service.version)
     found = [
-        keyed("/v1/chat/completions", chat, _json(ChatRequest)),
-        keyed("/v1/completions", completions, _json(CompletionRequest)),
+        keyed("/v1/chat/completions", chat, openais(ChatRequest)),
+        keyed("/v1/completions", completions, openais(CompletionRequest)),
         keyed("/generate_stream", generate_stream, _json(GenerateRequest)),
         keyed("/generate", generate, _json(GenerateRequest)),
         keyed("/", compat_generate, _json(CompatGenerateRequest)),
@@ -122,6 +125,22 @@ class _Post:
 
 def _json(body_type: type[T]) -> Callable[[bytes], T]:
     return partial(decode_json, msgspec.json.Decoder(body_type))
+
+
+def _lenient_json(body_type: type[S]) -> Callable[[bytes], S]:
+    """The same for a body whose numbers may be spelled in other ways."""
+    decode = _json(body_type)
+
+    def decode_leniently(body: bytes) -> S:
+        try:
+            return decode(body)
+        except BodyRefused as refused:
+            other = respelled(body, body_type) if refused.status == 422 else None
+            if other is None:
+                raise
+        return decode(other)
+
+    return decode_leniently
 
 
 def _path(environment: Mapping[str, str], name: str) -> str | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from tgi_async.errors import TemplateError
 
@@ -19,6 +19,9 @@ Render = Callable[[Sequence[Message], "list[dict[str, Any]] | None"], str]
 _TEXT = "needle in a haystack"
 _VALUE = "needle_value"
 _ARGUMENTS = {"needle_name": _VALUE}
+
+Silence = Literal["empty", "absent", "null"]
+"""What the content of a message is that has calls and says nothing."""
 _TOOL = {
     "type": "function",
     "function": {
@@ -35,25 +38,35 @@ class Forms:
 
     `content`: texts only, texts and lists of parts alike, or lists of parts only.
     `arguments`: those of a tool call as an object, or as a text in JSON.
+    `objects_only`: whether it cannot show arguments that are no object.
+    `silences`: beside which of them it shows calls.
+    `single_calls`: whether it refuses messages of several calls, as Llama 3's templates do.
     `developer`: whether it knows that role.
     """
 
     content: Literal["text", "either", "parts"] = "text"
     arguments: Literal["object", "text"] = "object"
+    objects_only: bool = False
+    silences: tuple[Silence, ...] = ()
+    single_calls: bool = False
     developer: bool = False
 
     @classmethod
     def probed(cls, source: str, render: Render) -> Forms:
         """The forms of the template with this source."""
-        return cls(
-            content=_content_form(render),
-            arguments=_arguments_form(render),
-            developer="developer" in source,
-        )
+        known = cls(content=_content_form(render), developer="developer" in source)
+        return _with_calls(known, render)
+
+
+def all_shaped(messages: Sequence[Message], forms: Forms) -> list[dict[str, Any]]:
+    """The messages in these forms."""
+    if forms.single_calls:
+        messages = _one_by_one(messages)
+    return [shaped(message, forms) for message in messages]
 
 
 def shaped(message: Message, forms: Forms) -> dict[str, Any]:
-    """The message in these forms.
+    """One message in these forms.
 
     As in transformers, a field that is null is not there, and what the model thought is under all
     of the names that templates read.
@@ -63,11 +76,42 @@ def shaped(message: Message, forms: Forms) -> dict[str, Any]:
         made["role"] = "system"
     if "content" in made:
         made["content"] = _shaped_content(made["content"], forms)
-    if "tool_calls" in made:
+    if made.get("tool_calls"):
         made["tool_calls"] = [_shaped_call(call, forms) for call in made["tool_calls"]]
+        if not message.get("content") and forms.silences:
+            given: Silence = "empty" if "content" in made else "absent"
+            if given not in forms.silences:
+                made = _silent(made, forms.silences[0], forms)
     for name in ("reasoning_content", "thinking", "reasoning"):
         if name in made:
             return {"thinking": made[name], **made, "reasoning_content": made[name]}
+    return made
+
+
+def _one_by_one(messages: Sequence[Message]) -> list[Message]:
+    """With a message for each call, and the call's results behind it."""
+    made: list[Message] = []
+    place = 0
+    while place < len(messages):
+        message = messages[place]
+        place += 1
+        calls = message.get("tool_calls") or ()
+        if len(calls) < 2:
+            made.append(message)
+            continue
+        results: list[Message] = []
+        while place < len(messages) and messages[place]["role"] == "tool":
+            results.append(messages[place])
+            place += 1
+        for call in calls:
+            made.append({**message, "tool_calls": [call]})
+            message = {"role": message["role"]}
+            ids = (call.get("id"), None) if isinstance(call, dict) else (None,)
+            found = next((one for one in results if one.get("tool_call_id") in ids), None)
+            if found is not None:
+                results.remove(found)
+                made.append(found)
+        made += results
     return made
 
 
@@ -79,27 +123,43 @@ def _shaped_content(content: Any, forms: Forms) -> Any:
     return content
 
 
+def _silent(message: dict[str, Any], silence: Silence, forms: Forms) -> dict[str, Any]:
+    """The message with this content."""
+    made = {name: value for name, value in message.items() if name != "content"}
+    if silence != "absent":
+        made["content"] = _shaped_content("", forms) if silence == "empty" else None
+    return made
+
+
 def _shaped_call(call: Any, forms: Forms) -> Any:
     function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or "arguments" not in function:
+    if not isinstance(function, dict):
         return call
-    arguments = function["arguments"]
+    arguments = function.get("arguments")
+    if arguments is None:
+        arguments = {}
     if forms.arguments == "object":
         arguments = _parsed(arguments)
+        if forms.objects_only and not isinstance(arguments, dict):
+            # A call that was cut off, for one: agents send it back beside the error that it made.
+            arguments = {"arguments": arguments}
     elif not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return {**call, "function": {**function, "arguments": arguments}}
 
 
 def _parsed(arguments: Any) -> Any:
-    """OpenAI's arguments are a text in JSON; a model may have written one that is not."""
+    """OpenAI's arguments are a text in JSON; a model may have written one that is not.
+
+    What is no object stays a text. `null` is what some models write where a function takes nothing.
+    """
     if not isinstance(arguments, str):
         return arguments
     try:
         value = json.loads(arguments or "{}")
     except (ValueError, RecursionError):
         return arguments
-    return value if isinstance(value, dict) else arguments
+    return {} if value is None else value if isinstance(value, dict) else arguments
 
 
 def _content_form(render: Render) -> Literal["text", "either", "parts"]:
@@ -114,22 +174,55 @@ def _content_form(render: Render) -> Literal["text", "either", "parts"]:
     return "either" if text == listed else "text"
 
 
-def _arguments_form(render: Render) -> Literal["object", "text"]:
-    as_object = _attempt(render, _call(_ARGUMENTS), [_TOOL])
-    if _VALUE in as_object and f"{_ARGUMENTS}" not in as_object:
-        return "object"
-    as_text = _attempt(render, _call(json.dumps(_ARGUMENTS)), [_TOOL])
-    return "text" if json.dumps(_ARGUMENTS) in as_text else "object"
+def _with_calls(forms: Forms, render: Render) -> Forms:
+    """The forms, completed by those of calls.
+
+    Older templates of DeepSeek's show calls only where the content is null, others show that null
+    as a text.
+    """
+
+    def shown(arguments: Any, silence: Silence) -> str:
+        made = _attempt(render, _call(arguments, silence, forms), [_TOOL])
+        return "" if "None" in made else made
+
+    def shows_object(silence: Silence) -> bool:
+        made = shown(_ARGUMENTS, silence)
+        return _VALUE in made and f"{_ARGUMENTS}" not in made
+
+    def shows_text(silence: Silence) -> bool:
+        return json.dumps(_ARGUMENTS) in shown(json.dumps(_ARGUMENTS), silence)
+
+    all_silences = get_args(Silence)
+    if silences := tuple(filter(shows_object, all_silences)):
+        objects_only = _TEXT not in shown(_TEXT, silences[0])
+        forms = replace(forms, silences=silences, objects_only=objects_only)
+    elif silences := tuple(filter(shows_text, all_silences)):
+        forms = replace(forms, silences=silences, arguments="text")
+    else:
+        return forms
+    chat, called, result = _call(_ARGUMENTS, silences[0], forms)
+    called = {**called, "tool_calls": called["tool_calls"] * 2}
+    several = [chat, called, result, result]
+    alone = all_shaped(several, replace(forms, single_calls=True))
+    single_calls = not _attempt(render, [shaped(one, forms) for one in several], [_TOOL]) and bool(
+        _attempt(render, alone, [_TOOL])
+    )
+    return replace(forms, single_calls=single_calls)
 
 
-def _call(arguments: Any) -> list[dict[str, Any]]:
+def _call(arguments: Any, silence: Silence, forms: Forms) -> list[dict[str, Any]]:
     call_id = "call00000"  # Mistral's templates take nine letters and digits only
     function = {"name": "find", "arguments": arguments}
     call = {"id": call_id, "type": "function", "function": function}
     return [
-        {"role": "user", "content": "Find it."},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": "found", "name": "find", "tool_call_id": call_id},
+        {"role": "user", "content": _shaped_content("Find it.", forms)},
+        _silent({"role": "assistant", "tool_calls": [call]}, silence, forms),
+        {
+            "role": "tool",
+            "content": _shaped_content("found", forms),
+            "name": "find",
+            "tool_call_id": call_id,
+        },
     ]
 
 

@@ -15,7 +15,7 @@ from jinja2 import meta
 
 from tgi_async.errors import TemplateError, ValidationError
 from tgi_async.text.chat_environment import Refused, environment
-from tgi_async.text.chat_forms import Forms, Message, shaped
+from tgi_async.text.chat_forms import Forms, Message, all_shaped
 from tgi_async.text.tools.templates import THINKING_VARIABLES
 
 RESERVED_VARIABLES = frozenset(
@@ -65,7 +65,7 @@ class Renderer:
         """
         template = self._choose(tools, documents)
         template.check(variables or {})
-        shaped_messages = [shaped(message, template.forms) for message in messages]
+        shaped_messages = all_shaped(messages, template.forms)
         given = {**self._special_tokens, **(variables or {}), "tools": tools}
         given["documents"] = documents
         if continue_final_message:
@@ -100,7 +100,7 @@ class Renderer:
         ]
         given = {**self._special_tokens, "tools": None, "documents": None}
         try:
-            shaped_chat = [shaped(message, template.forms) for message in chat]
+            shaped_chat = all_shaped(chat, template.forms)
             return template.render(shaped_chat, {**given, "add_generation_prompt": False})
         except TemplateError:
             return ""
