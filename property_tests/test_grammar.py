@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from tests.grammar.engines import accepts, engine_of, one_line, walk
 from tgi_async.grammar.grammar import Json, Regex
 from tgi_async.grammar.schema.errors import SchemaError
-from tgi_async.grammar.schema.normal import normal
+from tgi_async.grammar.schema.normalize import normalize
 from workers.grammar.engine import GrammarError
 
 with warnings.catch_warnings():
@@ -116,7 +116,7 @@ schemas = st.recursive(
 def _matcher(schema: Any) -> Any:
     """None if the schema is refused."""
     try:
-        written = normal(schema)
+        written = normalize(schema)
         return engine_of().matcher(Json(written))
     except (SchemaError, GrammarError) as refusal:
         event(re.sub(r"#\S*|'.*'|\d+", "_", str(refusal)).splitlines()[0][:60])
@@ -139,7 +139,7 @@ def test_every_text_that_a_grammar_allows_is_valid(schema, shared, seed):
         text, complete = walk(matcher, seed + step)
         if complete:
             event("complete")
-            assert _is_valid(whole, json.loads(text)), (whole, normal(whole), text)
+            assert _is_valid(whole, json.loads(text)), (whole, normalize(whole), text)
 
 
 values = st.recursive(
@@ -162,7 +162,7 @@ def test_a_grammar_allows_no_invalid_value_and_every_valid_one_in_some_order(
         accepted = any(accepts(matcher, text) for text in _orders(value))
         valid = _is_valid(whole, value)
         event(f"accepted: {accepted}")
-        assert accepted == valid, (whole, normal(whole), value)
+        assert accepted == valid, (whole, normalize(whole), value)
 
 
 def _orders(value: Any) -> list[str]:
@@ -213,7 +213,11 @@ def test_values_that_are_made_for_a_schema_are_accepted(data, schema):
         value = data.draw(from_schema(schema))
     assume(_is_valid(schema, value) and _is_written(value))
     event(type(value).__name__)
-    assert any(accepts(matcher, text) for text in _orders(value)), (schema, normal(schema), value)
+    assert any(accepts(matcher, text) for text in _orders(value)), (
+        schema,
+        normalize(schema),
+        value,
+    )
 
 
 def _is_written(value: Any) -> bool:

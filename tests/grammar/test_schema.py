@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from tests.grammar.engines import accepts, engine_of, one_line
 from tgi_async.grammar.grammar import Json
 from tgi_async.grammar.schema.errors import InvalidSchema, UnsupportedSchema
-from tgi_async.grammar.schema.normal import MAX_CHARACTERS, normal, parse
+from tgi_async.grammar.schema.normalize import MAX_CHARACTERS, normalize, parse
 
 DOCS = Path(__file__).parents[2] / "docs" / "grammars.md"
 
@@ -145,7 +145,7 @@ FOLLOWED: list[tuple[Any, list[Any], list[Any]]] = [
     ("schema", "valid", "invalid"), FOLLOWED, ids=lambda it: json.dumps(it, ensure_ascii=False)[:50]
 )
 def test_values_are_accepted_as_the_schema_says(schema, valid, invalid):
-    matcher = engine_of().matcher(Json(normal(schema)))
+    matcher = engine_of().matcher(Json(normalize(schema)))
     for value in valid:
         assert Draft202012Validator(schema).is_valid(value)
         assert accepts(matcher, one_line(value)), value
@@ -222,7 +222,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "array", "maxItems": 5000}, "`maxItems` must be at most 1000. Given: 5000"),
     (
         {"allOf": [{"anyOf": [{"minimum": i}, {"maxLength": i}]} for i in range(12)]},
-        "# has more than 500 cases",
+        "# has more than 500 alternatives",
     ),
 ]
 
@@ -230,7 +230,7 @@ REFUSED: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("schema", "why"), REFUSED, ids=lambda it: str(it)[:50])
 def test_what_can_not_be_followed_is_refused_by_name(schema, why):
     with pytest.raises(UnsupportedSchema) as refused:
-        normal(schema)
+        normalize(schema)
     assert str(refused.value).startswith(why)
 
 
@@ -255,13 +255,13 @@ INVALID: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("schema", "why"), INVALID, ids=lambda it: str(it)[:50])
 def test_what_is_no_schema_is_told(schema, why):
     with pytest.raises(InvalidSchema) as refused:
-        normal(schema)
+        normalize(schema)
     assert str(refused.value).startswith(why)
 
 
 def test_only_what_is_reached_is_refused():
     unused = {"$defs": {"unused": {"uniqueItems": True}}, "type": "null"}
-    assert normal(unused) == {"type": "null"}
+    assert normalize(unused) == {"type": "null"}
 
 
 def test_a_text_is_read_as_json_is():
@@ -280,7 +280,7 @@ def test_nesting_is_bounded():
     for _ in range(100):
         schema = {"items": schema}
     with pytest.raises(UnsupportedSchema, match="nested too deep"):
-        normal(schema)
+        normalize(schema)
 
 
 def test_every_refusal_is_in_the_docs():

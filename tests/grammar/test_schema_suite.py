@@ -18,7 +18,7 @@ import pytest
 from tests.grammar.engines import accepts, engine_of, one_line
 from tgi_async.grammar.grammar import Json
 from tgi_async.grammar.schema.errors import SchemaError
-from tgi_async.grammar.schema.normal import normal
+from tgi_async.grammar.schema.normalize import normalize
 from workers.grammar.engine import GrammarError, Matcher
 
 SHARED = Path(os.environ.get("TGI_ASYNC_SHARED", Path(__file__).parents[3] / "shared"))
@@ -61,7 +61,7 @@ def cases(file: Path) -> list[dict[str, Any]]:
 def compiled(schema: Any, name: str) -> Matcher | None:
     """None if it is refused."""
     try:
-        return engine_of(name).matcher(Json(normal(schema)))
+        return engine_of(name).matcher(Json(normalize(schema)))
     except (SchemaError, GrammarError):
         return None
 

@@ -17,7 +17,7 @@ from tgi_async.api.structural_tag import TagError, term_of_tag
 from tgi_async.errors import ValidationError
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
-from tgi_async.grammar.schema.normal import parse
+from tgi_async.grammar.schema.normalize import parse
 from tgi_async.grammar.vetting import Vetting
 
 

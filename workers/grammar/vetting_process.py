@@ -20,7 +20,7 @@ from tgi_async.confined.child import address_space, answer_lines, limit_memory
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
 from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
-from tgi_async.grammar.schema.normal import normal
+from tgi_async.grammar.schema.normalize import normalize
 from tgi_async.grammar.verdict import Start, Verdict, seconds_for
 from workers.grammar.engine import Engine, GrammarError
 from workers.grammar.engines import engine as engine_named
@@ -79,7 +79,7 @@ def _normal(grammar: Grammar) -> Grammar:
     """The grammar with its schemas as engines follow them. Raises SchemaError."""
     match grammar:
         case terms.Json(schema):
-            return terms.Json(normal(schema))
+            return terms.Json(normalize(schema))
         case terms.Sequence(parts):
             return terms.Sequence([_normal(part) for part in parts])
         case terms.Choice(options):

@@ -21,7 +21,7 @@ ASCII_SPACES = {r"\s": r" \t\n\r\f\v", r"\S": r"\x00-\x08\x0e-\x1f!-\u{10ffff}"}
 
 
 def adapted(schema: Any, pointer: str = "#") -> Any:
-    """`schema` is one that `schema.normal` made. Raises GrammarError."""
+    """`schema` is one that `schema.normalize` made. Raises GrammarError."""
     if schema is True:
         return {}
     if schema is False:

@@ -1,4 +1,4 @@
-"""From cases back to a schema, in the few keywords that engines have.
+"""From clauses back to a schema, in the few keywords that engines have.
 
 Those are: `type`, `enum`, the bounds of numbers, strings, arrays and objects, `pattern`, `format`,
 `multipleOf`, `prefixItems`, `items`, `properties`, `patternProperties`, `additionalProperties`,
@@ -11,21 +11,21 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tgi_async.grammar.schema.case import (
+from tgi_async.grammar.schema.clause import (
     ANY,
     ANYTHING,
     Arrays,
-    Case,
+    Clause,
     Numbers,
     Objects,
+    Requirement,
     Strings,
-    Wanted,
 )
 from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
 from tgi_async.grammar.schema.expand import Expander
 from tgi_async.grammar.schema.keywords import TYPES
 
-MAX_WANTED = 5_000
+MAX_REQUIREMENTS = 5_000
 """Different schemas of values, inside one."""
 MAX_ITEMS = 1_000
 """`minItems`, `maxItems`, `minProperties`, `maxProperties`: engines unroll them."""
@@ -34,12 +34,12 @@ MAX_ITEMS = 1_000
 class Emitter:
     """Raises UnsupportedSchema for what is beyond engines, and for what no value satisfies."""
 
-    def __init__(self, expander: Expander, root: Wanted) -> None:
+    def __init__(self, expander: Expander, root: Requirement) -> None:
         self._root = root
-        self._table: dict[Wanted, list[Case]] = {}
+        self._table: dict[Requirement, list[Clause]] = {}
         self._fill(expander)
         self._finite = self._satisfiable()
-        self._shared: dict[Wanted, str] = {}
+        self._shared: dict[Requirement, str] = {}
         self._find_shared()
         self._definitions: dict[str, Any] = {}
 
@@ -58,19 +58,21 @@ class Emitter:
             wanted = waiting.pop()
             if wanted in self._table:
                 continue
-            if len(self._table) >= MAX_WANTED:
-                raise UnsupportedSchema(f"the schema has more than {MAX_WANTED} different parts")
-            cases = self._table[wanted] = expander.cases(wanted)
-            waiting.extend(_inside(cases))
+            if len(self._table) >= MAX_REQUIREMENTS:
+                raise UnsupportedSchema(
+                    f"the schema has more than {MAX_REQUIREMENTS} different parts"
+                )
+            clauses = self._table[wanted] = expander.clauses(wanted)
+            waiting.extend(_inside(clauses))
 
-    def _satisfiable(self) -> set[Wanted]:
+    def _satisfiable(self) -> set[Requirement]:
         """What some value of finite size is as wanted by."""
-        finite: set[Wanted] = set()
+        finite: set[Requirement] = set()
         while True:
             more = {
                 wanted
-                for wanted, cases in self._table.items()
-                if wanted not in finite and any(_ends(case, finite) for case in cases)
+                for wanted, clauses in self._table.items()
+                if wanted not in finite and any(_ends(clause, finite) for clause in clauses)
             }
             if not more:
                 return finite
@@ -78,12 +80,12 @@ class Emitter:
 
     def _find_shared(self) -> None:
         """Name what is wanted in more than one place or inside itself; the rest is put in place."""
-        seen: set[Wanted] = set()
+        seen: set[Requirement] = set()
         waiting = [self._root]
         while waiting:
             wanted = waiting.pop()
-            cases = self._table[wanted]
-            if cases == [ANY] or not any(True for _ in _inside(cases)):
+            clauses = self._table[wanted]
+            if clauses == [ANY] or not any(True for _ in _inside(clauses)):
                 continue
             if wanted in seen:
                 self._shared.setdefault(wanted, str(len(self._shared)))
@@ -91,7 +93,7 @@ class Emitter:
             seen.add(wanted)
             waiting.extend(_inside(self._table[wanted]))
 
-    def _place(self, wanted: Wanted) -> Any:
+    def _place(self, wanted: Requirement) -> Any:
         if wanted not in self._finite:
             return False
         name = self._shared.get(wanted)
@@ -102,34 +104,34 @@ class Emitter:
             self._definitions[name] = self._written(wanted)
         return {"$ref": f"#/$defs/{name}"}
 
-    def _written(self, wanted: Wanted) -> Any:
+    def _written(self, wanted: Requirement) -> Any:
         options: list[Any] = []
-        for case in self._table[wanted]:
-            if not _ends(case, self._finite):
+        for clause in self._table[wanted]:
+            if not _ends(clause, self._finite):
                 continue
-            for option in self._options(case):
+            for option in self._options(clause):
                 if option not in options:
                     options.append(option)
         if True in options:
             return True
         return options[0] if len(options) == 1 else {"anyOf": options}
 
-    def _options(self, case: Case) -> Iterator[Any]:
-        if case == ANY:
+    def _options(self, clause: Clause) -> Iterator[Any]:
+        if clause == ANY:
             yield True
             return
         values: list[Any] = []
-        types = [kind for kind in TYPES if kind in case.types]
-        if "boolean" in types and len(case.booleans) == 1:
+        types = [kind for kind in TYPES if kind in clause.types]
+        if "boolean" in types and len(clause.booleans) == 1:
             types.remove("boolean")
-            values += case.booleans
-        among = case.strings.among
+            values += clause.booleans
+        among = clause.strings.among
         rest: dict[str, Any] = {}
         if "string" in types and among is not None:
             types.remove("string")
             values += among
             rest = _string_keywords(
-                Strings(formats=case.strings.formats, beyond=case.strings.beyond)
+                Strings(formats=clause.strings.formats, beyond=clause.strings.beyond)
             )
         if values:
             if "null" in types:
@@ -140,18 +142,20 @@ class Emitter:
             yield {"enum": values, **rest}
         if not types:
             return
-        names = ["integer" if kind == "number" and case.numbers.integer else kind for kind in types]
+        names = [
+            "integer" if kind == "number" and clause.numbers.integer else kind for kind in types
+        ]
         option: dict[str, Any] = {"type": names[0] if len(names) == 1 else names}
         for kind in types:
             match kind:
                 case "number":
-                    keywords = _number_keywords(case.numbers)
+                    keywords = _number_keywords(clause.numbers)
                 case "string":
-                    keywords = _string_keywords(case.strings)
+                    keywords = _string_keywords(clause.strings)
                 case "array":
-                    keywords = self._array_keywords(case.arrays)
+                    keywords = self._array_keywords(clause.arrays)
                 case "object":
-                    keywords = self._object_keywords(case.objects)
+                    keywords = self._object_keywords(clause.objects)
                 case _:
                     continue
             further = keywords.pop("allOf", [])
@@ -224,31 +228,31 @@ class Emitter:
             raise unsupported(keyword, at, "beside properties that are not required")
 
 
-def _inside(cases: list[Case]) -> Iterator[Wanted]:
+def _inside(clauses: list[Clause]) -> Iterator[Requirement]:
     """What is wanted of the values directly inside."""
-    for case in cases:
-        if "array" in case.types:
-            yield from case.arrays.prefix
-            yield case.arrays.items
-        if "object" in case.types:
-            objects = case.objects
+    for clause in clauses:
+        if "array" in clause.types:
+            yield from clause.arrays.prefix
+            yield clause.arrays.items
+        if "object" in clause.types:
+            objects = clause.objects
             for name in dict.fromkeys((*objects.properties, *objects.required)):
                 yield objects.wanted(name)
             yield from objects.patterns.values()
             yield objects.additional
 
 
-def _ends(case: Case, finite: set[Wanted]) -> bool:
-    """Whether a value can be in this case, if values can be as wanted by `finite`."""
-    if case.types - {"array", "object"}:
+def _ends(clause: Clause, finite: set[Requirement]) -> bool:
+    """Whether a value can be in this clause, if values can be as wanted by `finite`."""
+    if clause.types - {"array", "object"}:
         return True
-    if "array" in case.types:
-        needed = [case.arrays.item(index) for index in range(min(case.arrays.least, MAX_ITEMS))]
+    if "array" in clause.types:
+        needed = [clause.arrays.item(index) for index in range(min(clause.arrays.least, MAX_ITEMS))]
         if all(wanted in finite for wanted in needed):
             return True
-    if "object" not in case.types:
+    if "object" not in clause.types:
         return False
-    return all(case.objects.wanted(name) in finite for name in case.objects.required)
+    return all(clause.objects.wanted(name) in finite for name in clause.objects.required)
 
 
 def _number_keywords(numbers: Numbers) -> dict[str, Any]:

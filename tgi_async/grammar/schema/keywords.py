@@ -67,7 +67,7 @@ are no part of it, and so are refused."""
 MAX_COUNT = 100_000
 """Of characters; see `emit` for the bounds of what an engine has to unroll."""
 MAX_NUMBER = 2**53
-"""Beyond it not every integer is a number of JSON's most readers, nor of the engines."""
+"""Unsupported it not every integer is a number of JSON's most readers, nor of the engines."""
 
 
 def check_value(keyword: str, value: Any, pointer: str) -> None:

@@ -34,7 +34,7 @@ def check_size(characters: int) -> None:
         )
 
 
-def normal(schema: Any) -> dict[str, Any] | bool:
+def normalize(schema: Any) -> dict[str, Any] | bool:
     """The same values satisfy it, and it has only keywords that `emit` names.
 
     Raises InvalidSchema or UnsupportedSchema.

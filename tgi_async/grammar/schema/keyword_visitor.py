@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tgi_async.grammar.schema.case import ANYTHING, NOTHING, Case, Objects, Wanted
+from tgi_async.grammar.schema.clause import ANYTHING, NOTHING, Clause, Objects, Requirement
 from tgi_async.grammar.schema.document import Document, Node
 from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
 from tgi_async.grammar.schema.keywords import (
@@ -15,7 +15,7 @@ from tgi_async.grammar.schema.keywords import (
     TYPES,
 )
 
-MAX_CASES = 500
+MAX_CLAUSES = 500
 """Of one place."""
 
 EVERY = frozenset(TYPES)
@@ -37,18 +37,18 @@ NO_MEANING = ANNOTATIONS | IDENTIFIERS | DEFINITIONS
 LATER = frozenset({"unevaluatedItems", "unevaluatedProperties"})
 
 
-class Side:
-    """`expand` gives the cases of a schema that must hold, or must not (its second argument)."""
+class KeywordVisitor:
+    """`expand` gives the clauses of a schema that must hold, or must not (its second argument)."""
 
     def __init__(
         self,
         document: Document,
-        expand: Callable[..., list[Case]],
-        hopeless: Callable[[Case], bool],
+        expand: Callable[..., list[Clause]],
+        unsatisfiable: Callable[[Clause], bool],
     ) -> None:
         self._document = document
         self._expand = expand
-        self._hopeless = hopeless
+        self._unsatisfiable = unsatisfiable
 
     def _children(self, node: Node, keyword: str) -> list[Node]:
         assert isinstance(node.value, dict)
@@ -56,40 +56,40 @@ class Side:
             self._document.child(node, keyword, index) for index in range(len(node.value[keyword]))
         ]
 
-    def _wanted(self, node: Node, *path: str | int) -> Wanted:
+    def _wanted(self, node: Node, *path: str | int) -> Requirement:
         child = self._document.child(node, *path)
         if isinstance(child.value, bool):
             return ANYTHING if child.value else NOTHING
         return ((child, True),) if child.value else ANYTHING
 
-    def _unwanted(self, node: Node, *path: str | int) -> Wanted:
+    def _unwanted(self, node: Node, *path: str | int) -> Requirement:
         child = self._document.child(node, *path)
         if isinstance(child.value, bool):
             return NOTHING if child.value else ANYTHING
         return ((child, False),) if child.value else NOTHING
 
 
-def meet(left: list[Case], right: list[Case], node: Node) -> list[Case]:
-    """The cases that are in one of either side."""
-    met: list[Case] = []
+def conjoin(left: list[Clause], right: list[Clause], node: Node) -> list[Clause]:
+    """The clauses that are in one of either side."""
+    met: list[Clause] = []
     for one in left:
         for other in right:
-            if (case := one.also(other)) is not None:
-                met.append(case)
-                if len(met) > MAX_CASES:
+            if (clause := one.intersect(other)) is not None:
+                met.append(clause)
+                if len(met) > MAX_CLAUSES:
                     raise _too_many(node)
     return met
 
 
-def limited(cases: list[Case], node: Node) -> list[Case]:
+def limited(clauses: list[Clause], node: Node) -> list[Clause]:
     """The same. Raises UnsupportedSchema for too many."""
-    if len(cases) > MAX_CASES:
+    if len(clauses) > MAX_CLAUSES:
         raise _too_many(node)
-    return cases
+    return clauses
 
 
 def _too_many(node: Node) -> UnsupportedSchema:
-    return UnsupportedSchema(f"{node.pointer} has more than {MAX_CASES} cases")
+    return UnsupportedSchema(f"{node.pointer} has more than {MAX_CLAUSES} alternatives")
 
 
 def leading(node: Node) -> Iterable[str]:
@@ -102,5 +102,5 @@ def leading(node: Node) -> Iterable[str]:
     return dict.fromkeys(TOGETHER.get(keyword, keyword) for keyword in acting)
 
 
-def without(name: str) -> Case:
-    return Case(objects=Objects({name: NOTHING}))
+def without(name: str) -> Clause:
+    return Clause(objects=Objects({name: NOTHING}))

@@ -7,16 +7,16 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from tgi_async.grammar.schema.case import (
+from tgi_async.grammar.schema.clause import (
     ANYTHING,
     NOTHING,
     Arrays,
-    Beyond,
-    Case,
+    Clause,
     Numbers,
     Objects,
+    Requirement,
     Strings,
-    Wanted,
+    Unsupported,
 )
 from tgi_async.grammar.schema.document import MAX_DEPTH, Document, Node
 from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
@@ -46,7 +46,7 @@ _NOT_OF_BOTH = re.compile(r"(?<!\\)(?:\\\\)*\\[AzZ]")
 r"""`\A` and the like: an anchor in one dialect of regular expressions, a letter in another."""
 
 
-def pattern_case(pattern: str, pointer: str) -> Case:
+def pattern_clause(pattern: str, pointer: str) -> Clause:
     """A string somewhere in which `pattern` matches. Raises UnsupportedSchema for one that is read
     in two ways; what an engine can not do, it says itself.
     """
@@ -60,27 +60,27 @@ def pattern_case(pattern: str, pointer: str) -> Case:
             raise unsupported("pattern", pointer, f"it is read in two ways: {warning}") from warning
         except (re.error, OverflowError, RecursionError):
             pass  # the dialect is not Python's
-    return Case(strings=Strings(patterns=((pattern, pointer),)))
+    return Clause(strings=Strings(patterns=((pattern, pointer),)))
 
 
-def format_case(name: str, pointer: str) -> Case:
+def format_clause(name: str, pointer: str) -> Clause:
     """A string of this format. Raises UnsupportedSchema."""
     if name in FORMATS_AS_PATTERNS:
-        return Case(strings=Strings(patterns=((FORMATS_AS_PATTERNS[name], pointer),)))
+        return Clause(strings=Strings(patterns=((FORMATS_AS_PATTERNS[name], pointer),)))
     if name not in FORMATS:
         known = ", ".join(sorted((*FORMATS, *FORMATS_AS_PATTERNS)))
         raise unsupported("format", pointer, f"{name[:40]!r}; the formats are {known}")
-    return Case(strings=Strings(formats=(name,)))
+    return Clause(strings=Strings(formats=(name,)))
 
 
-def constant_cases(
+def constant_clauses(
     document: Document, node: Node, values: Sequence[Any], path: tuple[str | None, ...]
-) -> list[Case]:
+) -> list[Clause]:
     """One of these values, which are at `path` inside the schema; None in it: their index."""
     types: set[str] = set()
     booleans: set[bool] = set()
     strings: list[str] = []
-    cases: list[Case] = []
+    clauses: list[Clause] = []
     for index, value in enumerate(values):
         at = tuple(index if step is None else step for step in path)
         if value is None:
@@ -94,72 +94,78 @@ def constant_cases(
         elif isinstance(value, int | float):
             number = _number(value, node)
             same = Numbers(number, number, integer=isinstance(number, int))
-            cases.append(Case(frozenset({"number"}), numbers=same))
+            clauses.append(Clause(frozenset({"number"}), numbers=same))
         elif isinstance(value, list):
-            cases.append(_list_case(document, node, value, at))
+            clauses.append(_list_clause(document, node, value, at))
         else:
-            cases.append(_object_case(document, node, value, at))
+            clauses.append(_object_clause(document, node, value, at))
     if types:
         among = Strings(among=tuple(dict.fromkeys(strings)))
-        cases.insert(0, Case(frozenset(types), frozenset(booleans or {True, False}), strings=among))
-    return cases
+        clauses.insert(
+            0, Clause(frozenset(types), frozenset(booleans or {True, False}), strings=among)
+        )
+    return clauses
 
 
-def other_than(document: Document, node: Node, value: Any, at: tuple[str | int, ...]) -> list[Case]:
+def other_than(
+    document: Document, node: Node, value: Any, at: tuple[str | int, ...]
+) -> list[Clause]:
     """Any value but this one."""
     every = frozenset(TYPES)
     if value is None:
-        return [Case(every - {"null"})]
+        return [Clause(every - {"null"})]
     if isinstance(value, bool):
-        return [Case(booleans=frozenset({not value}))]
+        return [Clause(booleans=frozenset({not value}))]
     if isinstance(value, str):
-        return [Case(strings=Strings(none_of=(value,)))]
+        return [Clause(strings=Strings(none_of=(value,)))]
     if isinstance(value, int | float):
         number = _number(value, node)
-        more = Case(frozenset({"number"}), numbers=Numbers(above=number))
-        return [Case(numbers=Numbers(below=number)), more]
+        more = Clause(frozenset({"number"}), numbers=Numbers(above=number))
+        return [Clause(numbers=Numbers(below=number)), more]
     if isinstance(value, list):
         length = len(value)
         array = frozenset({"array"})
-        cases = [Case(every - array), Case(array, arrays=Arrays(least=length + 1))]
+        clauses = [Clause(every - array), Clause(array, arrays=Arrays(least=length + 1))]
         if length:
-            cases.append(Case(array, arrays=Arrays(most=length - 1)))
+            clauses.append(Clause(array, arrays=Arrays(most=length - 1)))
         for index, item in enumerate(value):
-            unlike: Wanted = ((document.constant(node, item, *at, index), False),)
+            unlike: Requirement = ((document.constant(node, item, *at, index), False),)
             prefix = (ANYTHING,) * index + (unlike,)
-            cases.append(Case(array, arrays=Arrays(prefix, least=length, most=length)))
-        return cases
+            clauses.append(Clause(array, arrays=Arrays(prefix, least=length, most=length)))
+        return clauses
     thing = frozenset({"object"})
     why = "that an object has one more property is not followed"
-    cases = [
-        Case(every - thing),
-        Case(thing, objects=Objects(beyond=(Beyond("not", node.pointer, why),))),
+    clauses = [
+        Clause(every - thing),
+        Clause(thing, objects=Objects(beyond=(Unsupported("not", node.pointer, why),))),
     ]
     for name, item in value.items():
         unlike = ((document.constant(node, item, *at, name), False),)
-        cases.append(Case(thing, objects=Objects({name: NOTHING})))
-        cases.append(Case(thing, objects=Objects({name: unlike}, required=(name,))))
-    return cases
+        clauses.append(Clause(thing, objects=Objects({name: NOTHING})))
+        clauses.append(Clause(thing, objects=Objects({name: unlike}, required=(name,))))
+    return clauses
 
 
-def _list_case(document: Document, node: Node, value: list[Any], at: tuple[str | int, ...]) -> Case:
+def _list_clause(
+    document: Document, node: Node, value: list[Any], at: tuple[str | int, ...]
+) -> Clause:
     _check_depth(node)
-    items: tuple[Wanted, ...] = tuple(
+    items: tuple[Requirement, ...] = tuple(
         ((document.constant(node, item, *at, index), True),) for index, item in enumerate(value)
     )
     length = len(items)
-    return Case(frozenset({"array"}), arrays=Arrays(items, NOTHING, length, length, evaluated=0))
+    return Clause(frozenset({"array"}), arrays=Arrays(items, NOTHING, length, length, evaluated=0))
 
 
-def _object_case(
+def _object_clause(
     document: Document, node: Node, value: dict[str, Any], at: tuple[str | int, ...]
-) -> Case:
+) -> Clause:
     _check_depth(node)
-    properties: dict[str, Wanted] = {
+    properties: dict[str, Requirement] = {
         name: ((document.constant(node, item, *at, name), True),) for name, item in value.items()
     }
     objects = Objects(properties, additional=NOTHING, required=tuple(value))
-    return Case(frozenset({"object"}), objects=objects)
+    return Clause(frozenset({"object"}), objects=objects)
 
 
 def _check_depth(node: Node) -> None:

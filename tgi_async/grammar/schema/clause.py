@@ -1,8 +1,8 @@
-"""One case of a schema: types, and for each type what a value of it must be.
+"""One clause of a schema: types, and for each type what a value of it must be.
 
-A schema is a list of cases, of which a value must be in at least one. Two cases of which a value
-must be in both are one case again, so `allOf` needs no keyword of its own, and what is not needed
-(`not`, `if`, `oneOf`, ...) is gone once a schema has become cases.
+A schema is a list of clauses, of which a value must be in at least one. Two clauses that a value
+must both be in are one clause again, so `allOf` needs no keyword of its own, and what is not needed
+(`not`, `if`, `oneOf`, ...) is gone once a schema has become clauses.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tgi_async.grammar.schema.document import Node
 from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
 from tgi_async.grammar.schema.keywords import TYPES
 
-Wanted = tuple[tuple[Node, bool], ...]
+Requirement = tuple[tuple[Node, bool], ...]
 """Schemas that a value must satisfy, or with False must not. Empty: any value."""
 
-ANYTHING: Wanted = ()
-NOTHING: Wanted = ((Node(False, "#", ""), True),)
+ANYTHING: Requirement = ()
+NOTHING: Requirement = ((Node(False, "#", ""), True),)
 
 
-def both(left: Wanted, right: Wanted) -> Wanted:
+def both(left: Requirement, right: Requirement) -> Requirement:
     """A value must be as wanted by either."""
     if NOTHING[0] in left or NOTHING[0] in right:
         return NOTHING
@@ -34,8 +34,8 @@ def both(left: Wanted, right: Wanted) -> Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Beyond:
-    """What a case asks of values of a type that no engine can do; refused if it stays."""
+class Unsupported:
+    """What a clause asks of values of a type that no engine can do; refused if it stays."""
 
     keyword: str
     pointer: str
@@ -54,11 +54,11 @@ class Numbers:
     below: float | None = None
     integer: bool = False
     multiples: tuple[float, ...] = ()
-    fraction: Beyond | None = None
+    fraction: Unsupported | None = None
     """Set: an integer is none of these."""
-    beyond: tuple[Beyond, ...] = ()
+    beyond: tuple[Unsupported, ...] = ()
 
-    def also(self, other: Numbers) -> Numbers:
+    def intersect(self, other: Numbers) -> Numbers:
         return Numbers(
             _most(self.minimum, other.minimum),
             _least(self.maximum, other.maximum),
@@ -110,10 +110,10 @@ class Strings:
     among: tuple[str, ...] | None = None
     """Only these, if any are named."""
     none_of: tuple[str, ...] = ()
-    beyond: tuple[tuple[str | None, Beyond], ...] = ()
+    beyond: tuple[tuple[str | None, Unsupported], ...] = ()
     """Patterns that must not match; None: what can not even be tested."""
 
-    def also(self, other: Strings) -> Strings:
+    def intersect(self, other: Strings) -> Strings:
         among = self.among
         if among is None:
             among = other.among
@@ -156,18 +156,18 @@ class Strings:
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    prefix: tuple[Wanted, ...] = ()
-    items: Wanted = ANYTHING
+    prefix: tuple[Requirement, ...] = ()
+    items: Requirement = ANYTHING
     least: int = 0
     most: int | None = None
-    beyond: tuple[Beyond, ...] = ()
+    beyond: tuple[Unsupported, ...] = ()
     evaluated: int | None = 0
     """How many items a keyword has looked at; None: all."""
 
-    def item(self, index: int) -> Wanted:
+    def item(self, index: int) -> Requirement:
         return self.prefix[index] if index < len(self.prefix) else self.items
 
-    def also(self, other: Arrays) -> Arrays:
+    def intersect(self, other: Arrays) -> Arrays:
         length = max(len(self.prefix), len(other.prefix))
         evaluated = (
             None
@@ -190,13 +190,13 @@ class Arrays:
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    properties: dict[str, Wanted] = field(default_factory=dict)
-    patterns: dict[str, Wanted] = field(default_factory=dict)
-    additional: Wanted = ANYTHING
+    properties: dict[str, Requirement] = field(default_factory=dict)
+    patterns: dict[str, Requirement] = field(default_factory=dict)
+    additional: Requirement = ANYTHING
     required: tuple[str, ...] = ()
     least: int = 0
     most: int | None = None
-    beyond: tuple[Beyond, ...] = ()
+    beyond: tuple[Unsupported, ...] = ()
     bounded_at: str = "#"
     """Place of `minProperties` or `maxProperties`."""
     names_seen: tuple[str, ...] = ()
@@ -204,7 +204,7 @@ class Objects:
     all_seen: bool = False
     """What a keyword has looked at, for `unevaluatedProperties`."""
 
-    def wanted(self, name: str) -> Wanted:
+    def wanted(self, name: str) -> Requirement:
         wanted = self.properties.get(name)
         matched = [value for pattern, value in self.patterns.items() if matches(pattern, name)]
         if wanted is None and not matched:
@@ -214,7 +214,7 @@ class Objects:
             found = both(found, value)
         return found
 
-    def also(self, other: Objects) -> Objects:
+    def intersect(self, other: Objects) -> Objects:
         names = dict.fromkeys((*self.properties, *other.properties))
         patterns = {}
         for pattern in dict.fromkeys((*self.patterns, *other.patterns)):
@@ -242,7 +242,7 @@ class Objects:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Clause:
     types: frozenset[str] = frozenset(TYPES)
     booleans: frozenset[bool] = frozenset({True, False})
     numbers: Numbers = Numbers()
@@ -250,22 +250,22 @@ class Case:
     arrays: Arrays = Arrays()
     objects: Objects = Objects()
 
-    def also(self, other: Case) -> Case | None:
+    def intersect(self, other: Clause) -> Clause | None:
         """Both at once; None: no value can be."""
         if self == ANY:
             return other.possible()
         if other == ANY:
             return self.possible()
-        return Case(
+        return Clause(
             self.types & other.types,
             self.booleans & other.booleans,
-            self.numbers.also(other.numbers),
-            self.strings.also(other.strings),
-            self.arrays.also(other.arrays),
-            self.objects.also(other.objects),
+            self.numbers.intersect(other.numbers),
+            self.strings.intersect(other.strings),
+            self.arrays.intersect(other.arrays),
+            self.objects.intersect(other.objects),
         ).possible()
 
-    def possible(self) -> Case | None:
+    def possible(self) -> Clause | None:
         """Without the types that no value can be of; None: no value at all."""
         gone = set()
         if not self.booleans:
@@ -283,7 +283,7 @@ class Case:
             return None
         return self if not gone else replace(self, types=types)
 
-    def unseen(self) -> Case:
+    def unseen(self) -> Clause:
         """The same, as if no keyword had looked at what is inside."""
         return replace(
             self,
@@ -292,7 +292,7 @@ class Case:
         )
 
 
-ANY = Case()
+ANY = Clause()
 
 
 @lru_cache(maxsize=1024)

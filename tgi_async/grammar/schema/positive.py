@@ -1,43 +1,51 @@
-"""The cases in which the keywords of a schema hold."""
+"""The clauses in which the keywords of a schema hold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from tgi_async.grammar.schema.case import (
+from tgi_async.grammar.schema.clause import (
     ANY,
     ANYTHING,
     NOTHING,
     Arrays,
-    Beyond,
-    Case,
+    Clause,
     Numbers,
     Objects,
     Strings,
+    Unsupported,
 )
 from tgi_async.grammar.schema.document import Node
 from tgi_async.grammar.schema.errors import unsupported
-from tgi_async.grammar.schema.leaves import constant_cases, format_case, pattern_case
-from tgi_async.grammar.schema.side import LATER, OBJECT, Side, leading, limited, meet, without
+from tgi_async.grammar.schema.keyword_visitor import (
+    LATER,
+    OBJECT,
+    KeywordVisitor,
+    conjoin,
+    leading,
+    limited,
+    without,
+)
+from tgi_async.grammar.schema.scalars import constant_clauses, format_clause, pattern_clause
 
 
-class Holds(Side):
+class Positive(KeywordVisitor):
     """Raises UnsupportedSchema."""
 
-    def cases(self, node: Node, track: bool) -> list[Case]:
+    def clauses(self, node: Node, track: bool) -> list[Clause]:
         schema = node.value
         assert isinstance(schema, dict)
         track = track or not LATER.isdisjoint(schema)
-        cases = [ANY]
+        clauses = [ANY]
         for keyword in leading(node):
-            cases = meet(cases, self._keyword(node, keyword, track), node)
+            clauses = conjoin(clauses, self._keyword(node, keyword, track), node)
         for keyword in schema:
             if keyword in LATER:
-                cases = self._unevaluated(node, keyword, cases)
-        return cases
+                clauses = self._unevaluated(node, keyword, clauses)
+        return clauses
 
-    def _keyword(self, node: Node, keyword: str, track: bool) -> list[Case]:
+    def _keyword(self, node: Node, keyword: str, track: bool) -> list[Clause]:
         schema = node.value
         assert isinstance(schema, dict)
         value: Any = schema.get(keyword)
@@ -45,29 +53,29 @@ class Holds(Side):
             return [simple(value)]
         match keyword:
             case "type":
-                return [types_case(value)]
+                return [types_clause(value)]
             case "pattern":
-                return [pattern_case(value, node.pointer)]
+                return [pattern_clause(value, node.pointer)]
             case "format":
-                return [format_case(value, node.pointer)]
+                return [format_clause(value, node.pointer)]
             case "const":
-                return constant_cases(self._document, node, [value], ("const",))
+                return constant_clauses(self._document, node, [value], ("const",))
             case "enum":
-                return constant_cases(self._document, node, value, ("enum", None))
+                return constant_clauses(self._document, node, value, ("enum", None))
             case "properties":
-                return [Case(objects=self._objects(node))]
+                return [Clause(objects=self._objects(node))]
             case "prefixItems":
-                return [Case(arrays=self._arrays(node))]
+                return [Clause(arrays=self._arrays(node))]
             case "required":
-                return [Case(objects=Objects(required=tuple(value)))]
+                return [Clause(objects=Objects(required=tuple(value)))]
             case "minProperties" | "maxProperties":
                 least, most = _bounds(keyword, value)
                 at = node.pointer
-                return [Case(objects=Objects(least=least, most=most, bounded_at=at))]
+                return [Clause(objects=Objects(least=least, most=most, bounded_at=at))]
             case "uniqueItems":
                 why = "items are not compared with each other"
-                beyond = Beyond(keyword, node.pointer, why)
-                return [Case(arrays=Arrays(beyond=(beyond,)))] if value else [ANY]
+                beyond = Unsupported(keyword, node.pointer, why)
+                return [Clause(arrays=Arrays(beyond=(beyond,)))] if value else [ANY]
             case "contains":
                 return self._contains(node, track)
             case "propertyNames":
@@ -77,10 +85,10 @@ class Holds(Side):
             case "dependentSchemas":
                 return self._dependent_schemas(node, track)
             case "allOf":
-                cases = [ANY]
+                clauses = [ANY]
                 for child in self._children(node, keyword):
-                    cases = meet(cases, self._expand(child, True, track), node)
-                return cases
+                    clauses = conjoin(clauses, self._expand(child, True, track), node)
+                return clauses
             case "anyOf":
                 return self._any(node, track)
             case "oneOf":
@@ -97,7 +105,7 @@ class Holds(Side):
         schema = node.value
         assert isinstance(schema, dict)
         for pattern in schema.get("patternProperties", {}):
-            pattern_case(pattern, f"{node.pointer}/patternProperties")
+            pattern_clause(pattern, f"{node.pointer}/patternProperties")
         return Objects(
             {name: self._wanted(node, "properties", name) for name in schema.get("properties", {})},
             {
@@ -122,7 +130,7 @@ class Holds(Side):
             evaluated=None if "items" in schema else length,
         )
 
-    def _contains(self, node: Node, track: bool) -> list[Case]:
+    def _contains(self, node: Node, track: bool) -> list[Clause]:
         schema = node.value
         assert isinstance(schema, dict)
         if "contains" not in schema:
@@ -131,27 +139,29 @@ class Holds(Side):
         least, most = int(schema.get("minContains", 1)), schema.get("maxContains")
         if track:
             why = "together with `unevaluatedItems` it is not followed"
-            return [Case(arrays=Arrays(beyond=(Beyond("contains", node.pointer, why),)))]
+            return [Clause(arrays=Arrays(beyond=(Unsupported("contains", node.pointer, why),)))]
         if wanted == ANYTHING:
-            return [Case(arrays=Arrays(least=least, most=None if most is None else int(most)))]
+            return [Clause(arrays=Arrays(least=least, most=None if most is None else int(most)))]
         if wanted == NOTHING:
-            return [Case(arrays=Arrays(most=-1))] if least else [ANY]
+            return [Clause(arrays=Arrays(most=-1))] if least else [ANY]
         if most is None and least == 0:
             return [ANY]
         if most == 0 and least == 0:
-            return [Case(arrays=Arrays(items=self._unwanted(node, "contains")))]
+            return [Clause(arrays=Arrays(items=self._unwanted(node, "contains")))]
         why = "items are not counted by what they are"
-        return [Case(arrays=Arrays(beyond=(Beyond("contains", node.pointer, why),)))]
+        return [Clause(arrays=Arrays(beyond=(Unsupported("contains", node.pointer, why),)))]
 
-    def _names(self, node: Node) -> list[Case]:
+    def _names(self, node: Node) -> list[Clause]:
         """`propertyNames`: the names that strings may be become properties or patterns."""
         child = self._document.child(node, "propertyNames")
-        cases = [case.strings for case in self._expand(child, True) if "string" in case.types]
-        if Strings() in cases:
+        clauses = [
+            clause.strings for clause in self._expand(child, True) if "string" in clause.types
+        ]
+        if Strings() in clauses:
             return [ANY]
         names: list[str] = []
         patterns: list[str] = []
-        for strings in cases:
+        for strings in clauses:
             if strings.among is not None:
                 names += strings.among
                 continue
@@ -167,102 +177,104 @@ class Holds(Side):
         objects = Objects(
             dict.fromkeys(names, ANYTHING), dict.fromkeys(patterns, ANYTHING), NOTHING
         )
-        return [Case(objects=objects)]
+        return [Clause(objects=objects)]
 
-    def _dependent_required(self, node: Node) -> list[Case]:
+    def _dependent_required(self, node: Node) -> list[Clause]:
         assert isinstance(node.value, dict)
-        cases = [ANY]
+        clauses = [ANY]
         for name, others in node.value["dependentRequired"].items():
             if others:
-                there = Case(OBJECT, objects=Objects(required=(name, *others)))
-                cases = meet(cases, [without(name), there], node)
-        return cases
+                there = Clause(OBJECT, objects=Objects(required=(name, *others)))
+                clauses = conjoin(clauses, [without(name), there], node)
+        return clauses
 
-    def _dependent_schemas(self, node: Node, track: bool) -> list[Case]:
+    def _dependent_schemas(self, node: Node, track: bool) -> list[Clause]:
         assert isinstance(node.value, dict)
-        cases = [ANY]
+        clauses = [ANY]
         for name in node.value["dependentSchemas"]:
             child = self._document.child(node, "dependentSchemas", name)
-            there = [Case(OBJECT, objects=Objects(required=(name,)))]
-            met = meet(there, self._expand(child, True, track), node)
-            cases = meet(cases, [without(name), *met], node)
-        return cases
+            there = [Clause(OBJECT, objects=Objects(required=(name,)))]
+            met = conjoin(there, self._expand(child, True, track), node)
+            clauses = conjoin(clauses, [without(name), *met], node)
+        return clauses
 
-    def _any(self, node: Node, track: bool) -> list[Case]:
-        cases: list[Case] = []
+    def _any(self, node: Node, track: bool) -> list[Clause]:
+        clauses: list[Clause] = []
         for child in self._children(node, "anyOf"):
             option = self._expand(child, True, track)
-            together = meet(cases, option, node) if track else []
-            cases = limited([*cases, *option, *together], node)
-        return cases
+            together = conjoin(clauses, option, node) if track else []
+            clauses = limited([*clauses, *option, *together], node)
+        return clauses
 
-    def _one(self, node: Node, track: bool) -> list[Case]:
+    def _one(self, node: Node, track: bool) -> list[Clause]:
         children = self._children(node, "oneOf")
         options = [self._expand(child, True, track) for child in children]
-        cases: list[Case] = []
+        clauses: list[Clause] = []
         for index, option in enumerate(options):
             for other, child in enumerate(children):
                 if other != index and self._overlap(option, options[other], node):
-                    option = meet(option, self._expand(child, False), node)
-            cases = limited([*cases, *option], node)
-        return cases
+                    option = conjoin(option, self._expand(child, False), node)
+            clauses = limited([*clauses, *option], node)
+        return clauses
 
-    def _overlap(self, left: list[Case], right: list[Case], node: Node) -> bool:
-        return any(not self._hopeless(case) for case in meet(left, right, node))
+    def _overlap(self, left: list[Clause], right: list[Clause], node: Node) -> bool:
+        return any(not self._unsatisfiable(clause) for clause in conjoin(left, right, node))
 
-    def _if(self, node: Node, track: bool) -> list[Case]:
+    def _if(self, node: Node, track: bool) -> list[Clause]:
         assert isinstance(node.value, dict)
         if "if" not in node.value or not (track or node.value.keys() & {"then", "else"}):
             return [ANY]
         condition = self._document.child(node, "if")
-        cases: list[Case] = []
+        clauses: list[Clause] = []
         for keyword, holds in (("then", True), ("else", False)):
             branch = self._expand(condition, holds, track and holds)
             if keyword in node.value:
                 child = self._document.child(node, keyword)
-                branch = meet(branch, self._expand(child, True, track), node)
-            cases += branch
-        return limited(cases, node)
+                branch = conjoin(branch, self._expand(child, True, track), node)
+            clauses += branch
+        return limited(clauses, node)
 
-    def _unevaluated(self, node: Node, keyword: str, cases: list[Case]) -> list[Case]:
+    def _unevaluated(self, node: Node, keyword: str, clauses: list[Clause]) -> list[Clause]:
         wanted = self._wanted(node, keyword)
-        met: list[Case] = []
-        for case in cases:
+        met: list[Clause] = []
+        for clause in clauses:
             if keyword == "unevaluatedProperties":
-                seen = case.objects
+                seen = clause.objects
                 rest = Objects(
                     dict.fromkeys(seen.names_seen, ANYTHING),
                     dict.fromkeys(seen.patterns_seen, ANYTHING),
                     ANYTHING if seen.all_seen else wanted,
                     all_seen=True,
                 )
-                met += meet([case], [Case(objects=rest)], node)
+                met += conjoin([clause], [Clause(objects=rest)], node)
             else:
-                count = case.arrays.evaluated
+                count = clause.arrays.evaluated
                 items = Arrays((ANYTHING,) * (count or 0), wanted, evaluated=None)
-                met += [case] if count is None else meet([case], [Case(arrays=items)], node)
+                met += (
+                    [clause] if count is None else conjoin([clause], [Clause(arrays=items)], node)
+                )
         return met
 
 
-def types_case(value: str | list[str]) -> Case:
+def types_clause(value: str | list[str]) -> Clause:
     names = {value} if isinstance(value, str) else set(value)
     integer = "integer" in names and "number" not in names
     types = frozenset("number" if name == "integer" else name for name in names)
-    return Case(types, numbers=Numbers(integer=integer))
+    return Clause(types, numbers=Numbers(integer=integer))
 
 
 def _bounds(keyword: str, value: float) -> tuple[int, int | None]:
     return (int(value), None) if keyword.startswith("min") else (0, int(value))
 
 
-_SIMPLE: dict[str, Callable[[Any], Case]] = {
-    "minimum": lambda value: Case(numbers=Numbers(minimum=value)),
-    "maximum": lambda value: Case(numbers=Numbers(maximum=value)),
-    "exclusiveMinimum": lambda value: Case(numbers=Numbers(above=value)),
-    "exclusiveMaximum": lambda value: Case(numbers=Numbers(below=value)),
-    "multipleOf": lambda value: Case(numbers=Numbers(multiples=(value,))),
-    "minLength": lambda value: Case(strings=Strings(least=int(value))),
-    "maxLength": lambda value: Case(strings=Strings(most=int(value))),
-    "minItems": lambda value: Case(arrays=Arrays(least=int(value))),
-    "maxItems": lambda value: Case(arrays=Arrays(most=int(value))),
+_SIMPLE: dict[str, Callable[[Any], Clause]] = {
+    "minimum": lambda value: Clause(numbers=Numbers(minimum=value)),
+    "maximum": lambda value: Clause(numbers=Numbers(maximum=value)),
+    "exclusiveMinimum": lambda value: Clause(numbers=Numbers(above=value)),
+    "exclusiveMaximum": lambda value: Clause(numbers=Numbers(below=value)),
+    "multipleOf": lambda value: Clause(numbers=Numbers(multiples=(value,))),
+    "minLength": lambda value: Clause(strings=Strings(least=int(value))),
+    "maxLength": lambda value: Clause(strings=Strings(most=int(value))),
+    "minItems": lambda value: Clause(arrays=Arrays(least=int(value))),
+    "maxItems": lambda value: Clause(arrays=Arrays(most=int(value))),
 }
