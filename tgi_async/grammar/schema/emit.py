@@ -23,7 +23,7 @@ from tgi_async.grammar.schema.clause import (
 )
 from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
 from tgi_async.grammar.schema.expand import Expander
-from tgi_async.grammar.schema.keywords import TYPES
+from tgi_async.grammar.schema.keywords import MAX_COUNT, MAX_NUMBER, TYPES
 
 MAX_REQUIREMENTS = 5_000
 """Different schemas of values, inside one."""
@@ -170,7 +170,7 @@ class Emitter:
             if not (beyond.keyword == "uniqueItems" and single):
                 raise beyond.refusal()
         for keyword, bound in (("minItems", arrays.least), ("maxItems", arrays.most)):
-            if bound is not None and bound > MAX_ITEMS:
+            if bound is not None and bound > MAX_ITEMS and keyword == "minItems":
                 raise UnsupportedSchema(f"`{keyword}` must be at most {MAX_ITEMS}. Given: {bound}")
         keywords: dict[str, Any] = {}
         if arrays.prefix:
@@ -180,7 +180,7 @@ class Emitter:
         if arrays.least:
             keywords["minItems"] = arrays.least
         if arrays.most is not None:
-            keywords["maxItems"] = arrays.most
+            keywords["maxItems"] = min(arrays.most, MAX_ITEMS)
         return keywords
 
     def _object_keywords(self, objects: Objects) -> dict[str, Any]:
@@ -262,6 +262,10 @@ def _number_keywords(numbers: Numbers) -> dict[str, Any]:
         raise beyond.refusal()
     keywords: dict[str, Any] = {}
     low, high = numbers.range
+    if (low is not None and low > MAX_NUMBER) or (high is not None and high < -MAX_NUMBER):
+        raise UnsupportedSchema("a number must be between -2**53 and 2**53")
+    low = None if low is None else max(low, -MAX_NUMBER)
+    high = None if high is None else min(high, MAX_NUMBER)
     if low is not None:
         inclusive = numbers.integer or low != numbers.above
         keywords["minimum" if inclusive else "exclusiveMinimum"] = low
@@ -283,7 +287,7 @@ def _string_keywords(strings: Strings) -> dict[str, Any]:
     if strings.least:
         keywords["minLength"] = strings.least
     if strings.most is not None:
-        keywords["maxLength"] = strings.most
+        keywords["maxLength"] = min(strings.most, MAX_COUNT)
     patterns = [pattern for pattern, _ in strings.patterns]
     if strings.none_of:
         patterns.append(none_of_pattern(strings.none_of))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from tgi_async.grammar.schema.clause import ANYTHING, NOTHING, Clause, Objects, Requirement
 from tgi_async.grammar.schema.document import Document, Node
-from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
+from tgi_async.grammar.schema.errors import UnsupportedSchema
 from tgi_async.grammar.schema.keywords import (
     ANNOTATIONS,
     DEFINITIONS,
@@ -35,6 +35,7 @@ TOGETHER = {
 
 NO_MEANING = ANNOTATIONS | IDENTIFIERS | DEFINITIONS
 LATER = frozenset({"unevaluatedItems", "unevaluatedProperties"})
+ACTING = KNOWN - NO_MEANING - LATER
 
 
 class KeywordVisitor:
@@ -95,10 +96,7 @@ def _too_many(node: Node) -> UnsupportedSchema:
 def leading(node: Node) -> Iterable[str]:
     """The keywords that act, each group by its first name, in the order of the schema."""
     assert isinstance(node.value, dict)
-    for keyword in node.value:
-        if keyword not in KNOWN:
-            raise unsupported(keyword, node.pointer, "Draft 2020-12 has no such keyword")
-    acting = (keyword for keyword in node.value if keyword not in NO_MEANING | LATER)
+    acting = (keyword for keyword in node.value if keyword in ACTING)
     return dict.fromkeys(TOGETHER.get(keyword, keyword) for keyword in acting)
 
 

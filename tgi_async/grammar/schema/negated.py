@@ -32,7 +32,7 @@ from tgi_async.grammar.schema.keyword_visitor import (
     without,
 )
 from tgi_async.grammar.schema.positive import types_clause
-from tgi_async.grammar.schema.scalars import other_than, pattern_clause
+from tgi_async.grammar.schema.scalars import format_clause, other_than, pattern_clause
 
 
 class Negated(KeywordVisitor):
@@ -66,6 +66,8 @@ class Negated(KeywordVisitor):
                 pattern_clause(value, node.pointer)
                 return [Clause(STRING, strings=Strings(beyond=((value, beyond),)))]
             case "format":
+                if format_clause(value, node.pointer) == ANY:
+                    return []
                 return [Clause(STRING, strings=Strings(beyond=((None, beyond),)))]
             case "const":
                 return other_than(self._document, node, value, ("const",))

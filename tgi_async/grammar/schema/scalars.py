@@ -20,27 +20,8 @@ from tgi_async.grammar.schema.clause import (
 )
 from tgi_async.grammar.schema.document import MAX_DEPTH, Document, Node
 from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
+from tgi_async.grammar.schema.formats import FORMATS, FORMATS_AS_PATTERNS
 from tgi_async.grammar.schema.keywords import MAX_NUMBER, TYPES
-
-_YEAR = "[0-9]{4}"
-_LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
-_DATE = (
-    f"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|"
-    f"(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP_YEAR}-02-29)"
-)
-_TIME = (
-    r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?"
-    "(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
-)
-FORMATS_AS_PATTERNS = {
-    "date": f"^{_DATE}$",
-    "time": f"^{_TIME}$",
-    "date-time": f"^{_DATE}[Tt]{_TIME}$",
-}
-"""Stricter than the engines: a day must be in its month and its year, and no second is a 61st."""
-
-FORMATS = ("duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
-"""Those that engines know themselves."""
 
 _NOT_OF_BOTH = re.compile(r"(?<!\\)(?:\\\\)*\\[AzZ]")
 r"""`\A` and the like: an anchor in one dialect of regular expressions, a letter in another."""
@@ -64,13 +45,10 @@ def pattern_clause(pattern: str, pointer: str) -> Clause:
 
 
 def format_clause(name: str, pointer: str) -> Clause:
-    """A string of this format. Raises UnsupportedSchema."""
+    """A string of this format; any value for a format that is not held to."""
     if name in FORMATS_AS_PATTERNS:
         return Clause(strings=Strings(patterns=((FORMATS_AS_PATTERNS[name], pointer),)))
-    if name not in FORMATS:
-        known = ", ".join(sorted((*FORMATS, *FORMATS_AS_PATTERNS)))
-        raise unsupported("format", pointer, f"{name[:40]!r}; the formats are {known}")
-    return Clause(strings=Strings(formats=(name,)))
+    return Clause(strings=Strings(formats=(name,))) if name in FORMATS else Clause()
 
 
 def constant_clauses(
