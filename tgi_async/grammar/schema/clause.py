@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from tgi_async.grammar.schema.document import Node
-from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
+from tgi_async.grammar.schema.errors import Inexpressible, UnsupportedSchema, unsupported
 from tgi_async.grammar.schema.keywords import TYPES
 
 Requirement = tuple[tuple[Node, bool], ...]
@@ -41,8 +41,8 @@ class Unsupported:
     pointer: str
     why: str
 
-    def refusal(self) -> UnsupportedSchema:
-        return unsupported(self.keyword, self.pointer, self.why)
+    def refusal(self) -> Inexpressible:
+        return Inexpressible(str(unsupported(self.keyword, self.pointer, self.why)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +54,25 @@ class Numbers:
     below: float | None = None
     integer: bool = False
     multiples: tuple[float, ...] = ()
-    fraction: Unsupported | None = None
-    """Set: an integer is none of these."""
-    beyond: tuple[Unsupported, ...] = ()
+    not_multiples: tuple[float, ...] = ()
+    """It is a multiple of none of these."""
 
     def intersect(self, other: Numbers) -> Numbers:
         return Numbers(
-            _most(self.minimum, other.minimum),
-            _least(self.maximum, other.maximum),
-            _most(self.above, other.above),
-            _least(self.below, other.below),
+            most_of(self.minimum, other.minimum),
+            least_of(self.maximum, other.maximum),
+            most_of(self.above, other.above),
+            least_of(self.below, other.below),
             self.integer or other.integer,
             self.multiples + tuple(one for one in other.multiples if one not in self.multiples),
-            self.fraction or other.fraction,
-            self.beyond + other.beyond,
+            self.not_multiples
+            + tuple(one for one in other.not_multiples if one not in self.not_multiples),
         )
 
     @property
     def range(self) -> tuple[float | None, float | None]:
         """Least and most; for integers both are integers, and are of them."""
-        low, high = _most(self.minimum, self.above), _least(self.maximum, self.below)
+        low, high = most_of(self.minimum, self.above), least_of(self.maximum, self.below)
         if self.integer:
             if low is not None:
                 low = math.floor(low) + 1 if low == self.above else math.ceil(low)
@@ -83,7 +82,7 @@ class Numbers:
 
     @property
     def empty(self) -> bool:
-        if self.integer and self.fraction:
+        if self.integer and 1 in self.not_multiples:
             return True
         low, high = self.range
         if low is None or high is None:
@@ -121,7 +120,7 @@ class Strings:
             among = tuple(one for one in among if one in other.among)
         merged = Strings(
             max(self.least, other.least),
-            _least(self.most, other.most),
+            least_of(self.most, other.most),
             self.patterns + tuple(one for one in other.patterns if one not in self.patterns),
             self.formats + tuple(one for one in other.formats if one not in self.formats),
             among,
@@ -155,6 +154,28 @@ class Strings:
 
 
 @dataclass(frozen=True, slots=True)
+class SomeItems:
+    """How many items, from `start` on, are as required."""
+
+    requirement: Requirement
+    negated: Requirement
+    """What an item is that is not so."""
+    least: int = 1
+    most: int | None = None
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SomeProperty:
+    """At least one property but these, or of those that a pattern matches, is as required."""
+
+    requirement: Requirement
+    within: str | None = None
+    names: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Arrays:
     prefix: tuple[Requirement, ...] = ()
     items: Requirement = ANYTHING
@@ -163,6 +184,8 @@ class Arrays:
     beyond: tuple[Unsupported, ...] = ()
     evaluated: int | None = 0
     """How many items a keyword has looked at; None: all."""
+    some: tuple[SomeItems, ...] = ()
+    unique: bool = False
 
     def item(self, index: int) -> Requirement:
         return self.prefix[index] if index < len(self.prefix) else self.items
@@ -178,9 +201,11 @@ class Arrays:
             tuple(both(self.item(index), other.item(index)) for index in range(length)),
             both(self.items, other.items),
             max(self.least, other.least),
-            _least(self.most, other.most),
+            least_of(self.most, other.most),
             self.beyond + other.beyond,
             evaluated,
+            self.some + tuple(one for one in other.some if one not in self.some),
+            self.unique or other.unique,
         )
 
     @property
@@ -199,17 +224,31 @@ class Objects:
     beyond: tuple[Unsupported, ...] = ()
     bounded_at: str = "#"
     """Place of `minProperties` or `maxProperties`."""
+    some: tuple[SomeProperty, ...] = ()
+    further: int = 0
+    """How many properties without a name here there must be."""
     names_seen: tuple[str, ...] = ()
     patterns_seen: tuple[str, ...] = ()
     all_seen: bool = False
     """What a keyword has looked at, for `unevaluatedProperties`."""
 
-    def wanted(self, name: str) -> Requirement:
-        wanted = self.properties.get(name)
+    @property
+    def names(self) -> list[str]:
+        """Those that are named."""
+        return list(dict.fromkeys((*self.properties, *self.required)))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may have properties that are not named."""
+        others = (self.additional, *self.patterns.values())
+        return any(requirement != NOTHING for requirement in others)
+
+    def requirement(self, name: str) -> Requirement:
+        named = self.properties.get(name)
         matched = [value for pattern, value in self.patterns.items() if matches(pattern, name)]
-        if wanted is None and not matched:
+        if named is None and not matched:
             return self.additional
-        found = ANYTHING if wanted is None else wanted
+        found = ANYTHING if named is None else named
         for value in matched:
             found = both(found, value)
         return found
@@ -221,14 +260,16 @@ class Objects:
             left = self.patterns.get(pattern, self.additional)
             patterns[pattern] = both(left, other.patterns.get(pattern, other.additional))
         return Objects(
-            {name: both(self.wanted(name), other.wanted(name)) for name in names},
+            {name: both(self.requirement(name), other.requirement(name)) for name in names},
             patterns,
             both(self.additional, other.additional),
             tuple(dict.fromkeys((*self.required, *other.required))),
             max(self.least, other.least),
-            _least(self.most, other.most),
+            least_of(self.most, other.most),
             self.beyond + other.beyond,
             self.bounded_at if self.least or self.most is not None else other.bounded_at,
+            self.some + tuple(one for one in other.some if one not in self.some),
+            max(self.further, other.further),
             self.names_seen + other.names_seen,
             self.patterns_seen + other.patterns_seen,
             self.all_seen or other.all_seen,
@@ -238,7 +279,7 @@ class Objects:
     def empty(self) -> bool:
         if self.most is not None and max(self.least, len(self.required)) > self.most:
             return True
-        return any(self.wanted(name) == NOTHING for name in self.required)
+        return any(self.requirement(name) == NOTHING for name in self.required)
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,13 +356,13 @@ def matches(pattern: str, text: str, pointer: str = "#") -> bool:
 Bound = TypeVar("Bound", int, float)
 
 
-def _most(left: Bound | None, right: Bound | None) -> Bound | None:
+def most_of(left: Bound | None, right: Bound | None) -> Bound | None:
     if left is None or right is None:
         return right if left is None else left
     return max(left, right)
 
 
-def _least(left: Bound | None, right: Bound | None) -> Bound | None:
+def least_of(left: Bound | None, right: Bound | None) -> Bound | None:
     if left is None or right is None:
         return right if left is None else left
     return min(left, right)

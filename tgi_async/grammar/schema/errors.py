@@ -15,6 +15,10 @@ class UnsupportedSchema(SchemaError):
     """It is one, but asks for what can not be done, or for too much."""
 
 
+class Inexpressible(UnsupportedSchema):
+    """A way to satisfy a schema that no engine has words for; left out where there are others."""
+
+
 def unsupported(keyword: str, pointer: str, why: str) -> UnsupportedSchema:
     """A refusal by name."""
     return UnsupportedSchema(f"keyword `{keyword}` at {pointer} is not supported: {why}")

@@ -11,9 +11,10 @@ from __future__ import annotations
 from tgi_async.grammar.schema.clause import ANY, Clause, Requirement
 from tgi_async.grammar.schema.document import Document, Node
 from tgi_async.grammar.schema.errors import UnsupportedSchema
-from tgi_async.grammar.schema.keyword_visitor import OBJECT, conjoin
+from tgi_async.grammar.schema.keyword_visitor import OBJECT, conjoin, limited
 from tgi_async.grammar.schema.negated import Negated
 from tgi_async.grammar.schema.positive import Positive
+from tgi_async.grammar.schema.resolve import resolved
 
 
 class Expander:
@@ -26,16 +27,22 @@ class Expander:
         self._nodes: dict[tuple[Node, bool, bool], list[Clause]] = {}
         self._open: set[tuple[Node, bool, bool]] = set()
 
-    def clauses(self, wanted: Requirement) -> list[Clause]:
-        """Those that a value may be in to be as wanted."""
-        found = self._known.get(wanted)
+    def clauses(self, requirement: Requirement) -> list[Clause]:
+        """Those that a value may be in to be as requirement."""
+        found = self._known.get(requirement)
         if found is None:
             clauses = [ANY]
-            for node, positive in wanted:
+            for node, positive in requirement:
                 clauses = conjoin(clauses, self.expand(node, positive), node)
-            found = self._known[wanted] = [
-                clause for clause in clauses if not self.unsatisfiable(clause)
-            ]
+            found = self._known[requirement] = limited(
+                [
+                    one
+                    for clause in clauses
+                    for one in resolved(clause)
+                    if not self.unsatisfiable(one)
+                ],
+                requirement[0][0] if requirement else None,
+            )
         return found
 
     def unsatisfiable(self, clause: Clause) -> bool:
@@ -43,13 +50,13 @@ class Expander:
         if clause.types != OBJECT:
             return False
         return any(
-            self._nothing_is(clause.objects.wanted(name)) for name in clause.objects.required
+            self._nothing_is(clause.objects.requirement(name)) for name in clause.objects.required
         )
 
-    def _nothing_is(self, wanted: Requirement) -> bool:
+    def _nothing_is(self, requirement: Requirement) -> bool:
         clauses = [ANY]
         try:
-            for node, positive in wanted:
+            for node, positive in requirement:
                 clauses = conjoin(clauses, self.expand(node, positive), node)
         except UnsupportedSchema:
             return False  # told when its turn comes; or it leads back to where this began

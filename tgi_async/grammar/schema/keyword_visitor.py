@@ -82,15 +82,16 @@ def conjoin(left: list[Clause], right: list[Clause], node: Node) -> list[Clause]
     return met
 
 
-def limited(clauses: list[Clause], node: Node) -> list[Clause]:
+def limited(clauses: list[Clause], node: Node | None) -> list[Clause]:
     """The same. Raises UnsupportedSchema for too many."""
     if len(clauses) > MAX_CLAUSES:
         raise _too_many(node)
     return clauses
 
 
-def _too_many(node: Node) -> UnsupportedSchema:
-    return UnsupportedSchema(f"{node.pointer} has more than {MAX_CLAUSES} alternatives")
+def _too_many(node: Node | None) -> UnsupportedSchema:
+    at = "#" if node is None else node.pointer
+    return UnsupportedSchema(f"{at} has more than {MAX_CLAUSES} alternatives")
 
 
 def leading(node: Node) -> Iterable[str]:

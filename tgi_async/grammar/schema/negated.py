@@ -13,11 +13,12 @@ from tgi_async.grammar.schema.clause import (
     Clause,
     Numbers,
     Objects,
+    SomeItems,
+    SomeProperty,
     Strings,
     Unsupported,
 )
 from tgi_async.grammar.schema.document import Node
-from tgi_async.grammar.schema.errors import unsupported
 from tgi_async.grammar.schema.keyword_visitor import (
     ARRAY,
     EVERY,
@@ -31,7 +32,7 @@ from tgi_async.grammar.schema.keyword_visitor import (
     limited,
     without,
 )
-from tgi_async.grammar.schema.positive import types_clause
+from tgi_async.grammar.schema.positive import names_allowed, types_clause
 from tgi_async.grammar.schema.scalars import format_clause, other_than, pattern_clause
 
 
@@ -45,7 +46,12 @@ class Negated(KeywordVisitor):
             clauses = limited([*clauses, *self._negated(node, keyword)], node)
         for keyword in LATER & node.value.keys():
             if self._wanted(node, keyword) != ANYTHING:
-                raise unsupported(keyword, node.pointer, "under a `not`, `if` or `oneOf`")
+                beyond = Unsupported(keyword, node.pointer, "under a `not`, `if` or `oneOf`")
+                clauses.append(
+                    Clause(OBJECT, objects=Objects(beyond=(beyond,)))
+                    if keyword == "unevaluatedProperties"
+                    else Clause(ARRAY, arrays=Arrays(beyond=(beyond,)))
+                )
         return clauses
 
     def _negated(self, node: Node, keyword: str) -> list[Clause]:
@@ -53,15 +59,14 @@ class Negated(KeywordVisitor):
         assert isinstance(schema, dict)
         value: Any = schema.get(keyword)
         beyond = Unsupported(keyword, node.pointer, "under a `not`, `if` or `oneOf`")
-        no_objects = [Clause(OBJECT, objects=Objects(beyond=(beyond,)))]
         no_arrays = [Clause(ARRAY, arrays=Arrays(beyond=(beyond,)))]
         if (simple := _OPPOSITE.get(keyword)) is not None:
             return simple(value)
         match keyword:
             case "type":
-                return _other_types(value, beyond)
+                return _other_types(value)
             case "multipleOf":
-                return [Clause(NUMBER, numbers=Numbers(beyond=(beyond,)))]
+                return [Clause(NUMBER, numbers=Numbers(not_multiples=(value,)))]
             case "pattern":
                 pattern_clause(value, node.pointer)
                 return [Clause(STRING, strings=Strings(beyond=((value, beyond),)))]
@@ -78,24 +83,23 @@ class Negated(KeywordVisitor):
                     clauses = conjoin(clauses, others, node)
                 return clauses
             case "properties":
-                return self._other_objects(node, no_objects)
+                return self._other_objects(node)
             case "prefixItems":
-                return self._other_arrays(node, no_arrays)
+                return self._other_arrays(node)
             case "required":
                 return [Clause(OBJECT, objects=without(name).objects) for name in value]
             case "uniqueItems":
                 return no_arrays if value else []
             case "contains":
-                if "contains" not in schema or schema.get("minContains") == 0:
-                    return no_arrays if "maxContains" in schema and "contains" in schema else []
-                if "maxContains" in schema or schema.get("minContains", 1) != 1:
-                    return no_arrays
-                return [Clause(ARRAY, arrays=Arrays(items=self._unwanted(node, keyword)))]
+                return self._other_contents(node)
             case "propertyNames":
-                wanted = self._wanted(node, keyword)
-                if wanted == NOTHING:
-                    return [Clause(OBJECT, objects=Objects(least=1, bounded_at=node.pointer))]
-                return [] if wanted == ANYTHING else no_objects
+                some = [
+                    SomeProperty(ANYTHING, None, tuple(one.properties), tuple(one.patterns))
+                    for one in names_allowed(
+                        node, self._expand(self._document.child(node, keyword), True)
+                    )
+                ]
+                return [Clause(OBJECT, objects=Objects(some=(one,))) for one in some]
             case "dependentRequired":
                 return [
                     Clause(OBJECT, objects=Objects({other: NOTHING}, required=(name,)))
@@ -131,7 +135,7 @@ class Negated(KeywordVisitor):
                 return self._expand(self._document.target(node, keyword), False)
         raise AssertionError(keyword)
 
-    def _other_objects(self, node: Node, beyond: list[Clause]) -> list[Clause]:
+    def _other_objects(self, node: Node) -> list[Clause]:
         schema = node.value
         assert isinstance(schema, dict)
         clauses = []
@@ -140,12 +144,31 @@ class Negated(KeywordVisitor):
             if unwanted != NOTHING:
                 clauses.append(Clause(OBJECT, objects=Objects({name: unwanted}, required=(name,))))
         patterns = schema.get("patternProperties", {})
-        rest = [self._wanted(node, "patternProperties", pattern) for pattern in patterns]
+        some = [
+            SomeProperty(self._unwanted(node, "patternProperties", pattern), pattern)
+            for pattern in patterns
+        ]
         if "additionalProperties" in schema:
-            rest.append(self._wanted(node, "additionalProperties"))
-        return clauses if all(wanted == ANYTHING for wanted in rest) else [*clauses, *beyond]
+            names = tuple(schema.get("properties", {}))
+            unwanted = self._unwanted(node, "additionalProperties")
+            some.append(SomeProperty(unwanted, None, names, tuple(patterns)))
+        for one in some:
+            if one.requirement != NOTHING:
+                clauses.append(Clause(OBJECT, objects=Objects(some=(one,))))
+        return clauses
 
-    def _other_arrays(self, node: Node, beyond: list[Clause]) -> list[Clause]:
+    def _other_contents(self, node: Node) -> list[Clause]:
+        schema = node.value
+        assert isinstance(schema, dict)
+        if "contains" not in schema:
+            return []
+        least, most = int(schema.get("minContains", 1)), schema.get("maxContains")
+        wanted, unwanted = self._wanted(node, "contains"), self._unwanted(node, "contains")
+        some = [SomeItems(wanted, unwanted, 0, least - 1)] if least else []
+        some += [SomeItems(wanted, unwanted, int(most) + 1)] if most is not None else []
+        return [Clause(ARRAY, arrays=Arrays(some=(one,))) for one in some]
+
+    def _other_arrays(self, node: Node) -> list[Clause]:
         schema = node.value
         assert isinstance(schema, dict)
         length = len(schema.get("prefixItems", ()))
@@ -160,7 +183,8 @@ class Negated(KeywordVisitor):
             if wanted == NOTHING:
                 clauses.append(Clause(ARRAY, arrays=Arrays(least=length + 1)))
             elif wanted != ANYTHING:
-                clauses += beyond
+                some = SomeItems(self._unwanted(node, "items"), wanted, start=length)
+                clauses.append(Clause(ARRAY, arrays=Arrays(some=(some,))))
         return clauses
 
     def _none_or_several(self, node: Node) -> list[Clause]:
@@ -188,12 +212,12 @@ class Negated(KeywordVisitor):
         return clauses
 
 
-def _other_types(value: str | list[str], beyond: Unsupported) -> list[Clause]:
+def _other_types(value: str | list[str]) -> list[Clause]:
     held = types_clause(value)
     types = EVERY - held.types
     clauses = [Clause(types)] if types else []
     if "number" in held.types and held.numbers.integer:
-        clauses.append(Clause(NUMBER, numbers=Numbers(fraction=beyond)))
+        clauses.append(Clause(NUMBER, numbers=Numbers(not_multiples=(1,))))
     return clauses
 
 

@@ -13,6 +13,7 @@ from tgi_async.grammar.schema.clause import (
     Clause,
     Numbers,
     Objects,
+    SomeItems,
     Strings,
     Unsupported,
 )
@@ -73,9 +74,7 @@ class Positive(KeywordVisitor):
                 at = node.pointer
                 return [Clause(objects=Objects(least=least, most=most, bounded_at=at))]
             case "uniqueItems":
-                why = "items are not compared with each other"
-                beyond = Unsupported(keyword, node.pointer, why)
-                return [Clause(arrays=Arrays(beyond=(beyond,)))] if value else [ANY]
+                return [Clause(arrays=Arrays(unique=True))] if value else [ANY]
             case "contains":
                 return self._contains(node, track)
             case "propertyNames":
@@ -146,38 +145,15 @@ class Positive(KeywordVisitor):
             return [Clause(arrays=Arrays(most=-1))] if least else [ANY]
         if most is None and least == 0:
             return [ANY]
-        if most == 0 and least == 0:
-            return [Clause(arrays=Arrays(items=self._unwanted(node, "contains")))]
-        why = "items are not counted by what they are"
-        return [Clause(arrays=Arrays(beyond=(Unsupported("contains", node.pointer, why),)))]
+        unwanted = self._unwanted(node, "contains")
+        some = SomeItems(wanted, unwanted, least, None if most is None else int(most))
+        return [Clause(arrays=Arrays(some=(some,)))]
 
     def _names(self, node: Node) -> list[Clause]:
         """`propertyNames`: the names that strings may be become properties or patterns."""
         child = self._document.child(node, "propertyNames")
-        clauses = [
-            clause.strings for clause in self._expand(child, True) if "string" in clause.types
-        ]
-        if Strings() in clauses:
-            return [ANY]
-        names: list[str] = []
-        patterns: list[str] = []
-        for strings in clauses:
-            if strings.among is not None:
-                names += strings.among
-                continue
-            bounded = strings.least > 0 or strings.most is not None
-            several = len(strings.patterns) + bounded > 1
-            if several or strings.formats or strings.none_of or strings.beyond:
-                why = "only with names, one pattern or bounds of the length"
-                raise unsupported("propertyNames", node.pointer, why)
-            if bounded:
-                most = "" if strings.most is None else strings.most
-                patterns.append(f"^(?s:.{{{strings.least},{most}}})$")
-            patterns += [pattern for pattern, _ in strings.patterns]
-        objects = Objects(
-            dict.fromkeys(names, ANYTHING), dict.fromkeys(patterns, ANYTHING), NOTHING
-        )
-        return [Clause(objects=objects)]
+        allowed = names_allowed(node, self._expand(child, True))
+        return [Clause(objects=one) for one in allowed] or [ANY]
 
     def _dependent_required(self, node: Node) -> list[Clause]:
         assert isinstance(node.value, dict)
@@ -261,6 +237,32 @@ def types_clause(value: str | list[str]) -> Clause:
     integer = "integer" in names and "number" not in names
     types = frozenset("number" if name == "integer" else name for name in names)
     return Clause(types, numbers=Numbers(integer=integer))
+
+
+def names_allowed(node: Node, clauses: list[Clause]) -> list[Objects]:
+    """Objects whose names are in one of the clauses; empty if any name is.
+
+    Raises UnsupportedSchema.
+    """
+    allowed = [clause.strings for clause in clauses if "string" in clause.types]
+    if Strings() in allowed:
+        return []
+    names: list[str] = []
+    patterns: list[str] = []
+    for strings in allowed:
+        if strings.among is not None:
+            names += strings.among
+            continue
+        bounded = strings.least > 0 or strings.most is not None
+        several = len(strings.patterns) + bounded > 1
+        if several or strings.formats or strings.none_of or strings.beyond:
+            why = "only with names, one pattern or bounds of the length"
+            raise unsupported("propertyNames", node.pointer, why)
+        if bounded:
+            most = "" if strings.most is None else strings.most
+            patterns.append(f"^(?s:.{{{strings.least},{most}}})$")
+        patterns += [pattern for pattern, _ in strings.patterns]
+    return [Objects(dict.fromkeys(names, ANYTHING), dict.fromkeys(patterns, ANYTHING), NOTHING)]
 
 
 def _bounds(keyword: str, value: float) -> tuple[int, int | None]:

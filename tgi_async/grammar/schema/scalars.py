@@ -15,8 +15,8 @@ from tgi_async.grammar.schema.clause import (
     Numbers,
     Objects,
     Requirement,
+    SomeProperty,
     Strings,
-    Unsupported,
 )
 from tgi_async.grammar.schema.document import MAX_DEPTH, Document, Node
 from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
@@ -112,11 +112,8 @@ def other_than(
             clauses.append(Clause(array, arrays=Arrays(prefix, least=length, most=length)))
         return clauses
     thing = frozenset({"object"})
-    why = "that an object has one more property is not followed"
-    clauses = [
-        Clause(every - thing),
-        Clause(thing, objects=Objects(beyond=(Unsupported("not", node.pointer, why),))),
-    ]
+    more = SomeProperty(ANYTHING, None, tuple(value))
+    clauses = [Clause(every - thing), Clause(thing, objects=Objects(some=(more,)))]
     for name, item in value.items():
         unlike = ((document.constant(node, item, *at, name), False),)
         clauses.append(Clause(thing, objects=Objects({name: NOTHING})))
