@@ -28,11 +28,12 @@ from jsonschema.validators import validator_for
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from tests.grammar.engines import accepts, engine_of, one_line, vocab_size, walk
+from tests.grammar.engines import accepts, engine_of, one_line, tokenizer, vocab_size, walk
 from tgi_async.grammar.grammar import Json, decode, encode
 from tgi_async.grammar.schema.drafts import draft_of, guess
 from tgi_async.grammar.verdict import seconds_for
 from tgi_async.grammar.vetting import SECONDS
+from workers.grammar.engine import GrammarError, Matcher
 from workers.grammar.vetting_process import verdict
 
 VALIDATORS = {
@@ -54,58 +55,52 @@ def validator(schema: Any) -> Any:
     return cls(schema, registry=Registry())
 
 
-def orders(value: Any) -> Iterator[str]:
-    """The texts of a value, with its properties in any order."""
+def texts(matcher: Matcher, value: Any) -> Iterator[tuple[str, Matcher]]:
+    """The texts of a value that the grammar allows next, with its properties in any order."""
     if isinstance(value, list):
-        for items in itertools.product(*map(tuple, map(orders, value))):
-            yield f"[{', '.join(items)}]"
+        yield from _items(matcher, value, "[")
     elif isinstance(value, dict):
-        for names in itertools.permutations(value):
-            for items in itertools.product(*(tuple(orders(value[name])) for name in names)):
-                pairs = zip(map(one_line, names), items, strict=True)
-                yield f"{{{', '.join(f'{name}: {item}' for name, item in pairs)}}}"
+        yield from _properties(matcher, value, "{")
     else:
-        yield one_line(value)
+        yield from _written(matcher, one_line(value))
 
 
-def ordered(value: Any, schema: Any, root: Any) -> Any:
-    """The value with its properties as the normal schema has them."""
-    names: dict[str, Any] = {}
-    inner: list[Any] = []
-
-    def visit(one: Any, depth: int) -> None:
-        if not isinstance(one, dict) or depth > 20:
-            return
-        if "$ref" in one:
-            visit(root["$defs"][one["$ref"].rpartition("/")[2]], depth + 1)
-        for option in one.get("anyOf", []):
-            visit(option, depth + 1)
-        for name, sub in one.get("properties", {}).items():
-            names.setdefault(name, sub)
-        for key in ("items", "additionalProperties"):
-            if isinstance(one.get(key), dict):
-                inner.append(one[key])
-        inner.extend(one.get("prefixItems", []))
-        inner.extend(one.get("patternProperties", {}).values())
-
-    visit(schema, 0)
-    rest = {"anyOf": inner} if inner else True
-    if isinstance(value, list):
-        return [ordered(item, rest, root) for item in value]
-    if isinstance(value, dict):
-        known = [name for name in names if name in value]
-        both = [*known, *(name for name in value if name not in names)]
-        return {name: ordered(value[name], names.get(name, rest), root) for name in both}
-    return value
+def _items(matcher: Matcher, items: list[Any], begun: str) -> Iterator[tuple[str, Matcher]]:
+    if not items:
+        yield from _written(matcher, f"{begun}]" if begun == "[" else "]")
+        return
+    for before, inside in _written(matcher, begun):
+        for item, behind in texts(inside, items[0]):
+            for rest, end in _items(behind, items[1:], ", "):
+                yield f"{before}{item}{rest}", end
 
 
-def is_taken(matcher: Any, value: Any, normal: Any) -> bool:
-    if accepts(matcher, one_line(ordered(value, normal, normal))):
-        return True
-    if json.dumps(value).count(":") > 6:
-        return False
-    texts = itertools.islice(orders(value), MOST_ORDERS)
-    return any(accepts(matcher, text) for text in texts)
+def _properties(
+    matcher: Matcher, rest: dict[str, Any], begun: str
+) -> Iterator[tuple[str, Matcher]]:
+    if not rest:
+        yield from _written(matcher, f"{begun}}}" if begun == "{" else "}")
+    for name, value in rest.items():
+        others = {other: one for other, one in rest.items() if other != name}
+        for before, inside in _written(matcher, f"{begun}{one_line(name)}: "):
+            for text, behind in texts(inside, value):
+                for more, end in _properties(behind, others, ", "):
+                    yield f"{before}{text}{more}", end
+
+
+def _written(matcher: Matcher, text: str) -> Iterator[tuple[str, Matcher]]:
+    behind = matcher.copy()
+    try:
+        behind.advance(tokenizer().encode(text, add_special_tokens=False).ids)
+    except GrammarError:
+        return
+    yield text, behind
+
+
+def is_taken(matcher: Matcher, value: Any) -> bool:
+    """Whether a value is taken token by token, its properties in one of the first orders found."""
+    found = itertools.islice(texts(matcher, value), MOST_ORDERS)
+    return any(accepts(matcher, text) for text, _ in found)
 
 
 def outcome(schema: Any, tests: list[Any], walks: int, notes: list[str]) -> tuple[str, str]:
@@ -140,7 +135,7 @@ def outcome(schema: Any, tests: list[Any], walks: int, notes: list[str]) -> tupl
         except (Unresolvable, re.error, RecursionError) as error:
             return "elsewhere" if isinstance(error, Unresolvable) else "invalid", str(error)[:80]
     taken = [
-        is_taken(matcher, test["data"], grammar.schema)
+        is_taken(matcher, test["data"])
         for test in tests
         if test.get("valid") and len(json.dumps(test["data"])) < 20_000
     ]

@@ -30,6 +30,7 @@ OPENING = re.compile(rb"[\"\]}],\s?[\"\[{]")
 BEHIND = re.compile(rb".+[\"\]},]", re.DOTALL)
 """Of tokens: something, and then what may end an item."""
 FREE = 64
+FREE_NUMBERS = 8
 """Other tokens that may come: where there are so many, there always are some."""
 LONGEST_TOKEN = 64
 """Bytes that are looked up."""
@@ -543,7 +544,8 @@ class UniqueMatcher:
             _clear(left, taken)
             n = int(np.unpackbits(left.view(np.uint8)).sum())
             if n:
-                if n >= FREE and at == len(rest) - 1:
+                many = FREE if rest[-1:] in b'"]}' else FREE_NUMBERS
+                if n >= many and at == len(rest) - 1:
                     self._free.add(key)
                 return at
         return -1

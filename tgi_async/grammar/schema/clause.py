@@ -109,6 +109,8 @@ class Strings:
     among: tuple[str, ...] | None = None
     """Only these, if any are named."""
     none_of: tuple[str, ...] = ()
+    negated: tuple[str, ...] = ()
+    """Patterns and formats that must not match; those that can be are among `patterns` too."""
     beyond: tuple[tuple[str | None, Unsupported], ...] = ()
     """Patterns that must not match; None: what can not even be tested."""
 
@@ -125,6 +127,7 @@ class Strings:
             self.formats + tuple(one for one in other.formats if one not in self.formats),
             among,
             self.none_of + other.none_of,
+            self.negated + other.negated,
             self.beyond + other.beyond,
         )
         return merged._filtered() if among is not None else merged
@@ -150,6 +153,11 @@ class Strings:
     def empty(self) -> bool:
         if self.among is not None:
             return not self.among
+        if self.negated and (
+            any(pattern in self.negated for pattern, _ in self.patterns)
+            or any(name in self.negated for name in self.formats)
+        ):
+            return True
         return self.most is not None and self.least > self.most
 
 
@@ -245,6 +253,8 @@ class Objects:
 
     def requirement(self, name: str) -> Requirement:
         named = self.properties.get(name)
+        if not self.patterns:
+            return self.additional if named is None else named
         matched = [value for pattern, value in self.patterns.items() if matches(pattern, name)]
         if named is None and not matched:
             return self.additional
@@ -282,6 +292,10 @@ class Objects:
         return any(self.requirement(name) == NOTHING for name in self.required)
 
 
+NO_NUMBERS, NO_STRINGS, NO_ARRAYS, NO_OBJECTS = Numbers(), Strings(), Arrays(), Objects()
+"""Of a clause whose values are of other types."""
+
+
 @dataclass(frozen=True, slots=True)
 class Clause:
     types: frozenset[str] = frozenset(TYPES)
@@ -297,13 +311,14 @@ class Clause:
             return other.possible()
         if other == ANY:
             return self.possible()
+        types = self.types & other.types
         return Clause(
-            self.types & other.types,
+            types,
             self.booleans & other.booleans,
-            self.numbers.intersect(other.numbers),
-            self.strings.intersect(other.strings),
-            self.arrays.intersect(other.arrays),
-            self.objects.intersect(other.objects),
+            self.numbers.intersect(other.numbers) if "number" in types else NO_NUMBERS,
+            self.strings.intersect(other.strings) if "string" in types else NO_STRINGS,
+            self.arrays.intersect(other.arrays) if "array" in types else NO_ARRAYS,
+            self.objects.intersect(other.objects) if "object" in types else NO_OBJECTS,
         ).possible()
 
     def possible(self) -> Clause | None:

@@ -8,7 +8,6 @@ Those are: `type`, `enum`, the bounds of numbers, strings, arrays and objects, `
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -28,6 +27,7 @@ from tgi_async.grammar.schema.clause import (
 from tgi_async.grammar.schema.errors import Inexpressible, UnsupportedSchema
 from tgi_async.grammar.schema.expand import Expander
 from tgi_async.grammar.schema.keywords import MAX_COUNT, MAX_NUMBER, TYPES
+from tgi_async.grammar.schema.scalars import none_of_pattern
 
 MAX_REQUIREMENTS = 5_000
 """Different schemas of values, inside one."""
@@ -382,29 +382,3 @@ def _string_keywords(strings: Strings) -> dict[str, Any]:
         else:
             keywords[keyword] = value
     return keywords
-
-
-def none_of_pattern(texts: tuple[str, ...]) -> str:
-    """A regular expression, without looking ahead, of all texts but these."""
-    tree: dict[str, Any] = {}
-    for text in texts:
-        at = tree
-        for letter in text:
-            at = at.setdefault(letter, {})
-        at[""] = {}
-    return f"^(?s:{_other(tree)})$"
-
-
-def _other(tree: dict[str, Any]) -> str:
-    """All texts that are not in a tree of letters; the end of a text is an empty letter."""
-    letters = [letter for letter in tree if letter]
-    options = [] if "" in tree else [""]
-    for letter in letters:
-        options.append(re.escape(letter) + _other(tree[letter]))
-    others = f"[^{''.join(_in_class(letter) for letter in letters)}]" if letters else "."
-    options.append(f"{others}.*")
-    return f"(?:{'|'.join(options)})"
-
-
-def _in_class(letter: str) -> str:
-    return f"\\{letter}" if letter in "\\]^-[&~|" else letter

@@ -8,13 +8,19 @@ so recursion ends.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 from tgi_async.grammar.schema.clause import ANY, Clause, Requirement
 from tgi_async.grammar.schema.document import Document, Node
 from tgi_async.grammar.schema.errors import UnsupportedSchema
-from tgi_async.grammar.schema.keyword_visitor import OBJECT, conjoin, limited
+from tgi_async.grammar.schema.keyword_visitor import OBJECT, conjoin
 from tgi_async.grammar.schema.negated import Negated
 from tgi_async.grammar.schema.positive import Positive
 from tgi_async.grammar.schema.resolve import resolved
+
+MOST_RESOLVED = 128
+"""Clauses that those of one place become; see `resolve`."""
 
 
 class Expander:
@@ -34,16 +40,14 @@ class Expander:
             clauses = [ANY]
             for node, positive in requirement:
                 clauses = conjoin(clauses, self.expand(node, positive), node)
-            found = self._known[requirement] = limited(
-                [
-                    one
-                    for clause in clauses
-                    for one in resolved(clause)
-                    if not self.unsatisfiable(one)
-                ],
-                requirement[0][0] if requirement else None,
-            )
+            most = max(1, MOST_RESOLVED // max(1, len(clauses)))
+            found = self._known[requirement] = [
+                one for clause in clauses for one in islice(self._resolved(clause), most)
+            ]
         return found
+
+    def _resolved(self, clause: Clause) -> Iterator[Clause]:
+        return (one for one in resolved(clause) if not self.unsatisfiable(one))
 
     def unsatisfiable(self, clause: Clause) -> bool:
         """Whether no value is in this clause, as far as one look at what it requires tells."""

@@ -17,6 +17,10 @@ from tgi_async.grammar.schema.keywords import (
 
 MAX_CLAUSES = 500
 """Of one place."""
+MOST_WAYS = 32
+"""Not to satisfy a schema, or only one option of a `oneOf`. One is enough: of more, some are left
+out.
+"""
 
 EVERY = frozenset(TYPES)
 OBJECT, ARRAY, STRING, NUMBER = (
@@ -70,28 +74,34 @@ class KeywordVisitor:
         return ((child, False),) if child.value else NOTHING
 
 
-def conjoin(left: list[Clause], right: list[Clause], node: Node) -> list[Clause]:
-    """The clauses that are in one of either side."""
+def conjoin(
+    left: list[Clause], right: list[Clause], node: Node, most: int | None = None
+) -> list[Clause]:
+    """The clauses that are in one of either side; of more than `most`, the first.
+
+    Raises UnsupportedSchema for too many.
+    """
     met: list[Clause] = []
     for one in left:
         for other in right:
             if (clause := one.intersect(other)) is not None:
                 met.append(clause)
+                if len(met) == most:
+                    return met
                 if len(met) > MAX_CLAUSES:
                     raise _too_many(node)
     return met
 
 
-def limited(clauses: list[Clause], node: Node | None) -> list[Clause]:
+def limited(clauses: list[Clause], node: Node) -> list[Clause]:
     """The same. Raises UnsupportedSchema for too many."""
     if len(clauses) > MAX_CLAUSES:
         raise _too_many(node)
     return clauses
 
 
-def _too_many(node: Node | None) -> UnsupportedSchema:
-    at = "#" if node is None else node.pointer
-    return UnsupportedSchema(f"{at} has more than {MAX_CLAUSES} alternatives")
+def _too_many(node: Node) -> UnsupportedSchema:
+    return UnsupportedSchema(f"{node.pointer} has more than {MAX_CLAUSES} alternatives")
 
 
 def leading(node: Node) -> Iterable[str]:

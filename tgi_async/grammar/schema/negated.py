@@ -23,17 +23,22 @@ from tgi_async.grammar.schema.keyword_visitor import (
     ARRAY,
     EVERY,
     LATER,
+    MOST_WAYS,
     NUMBER,
     OBJECT,
     STRING,
     KeywordVisitor,
     conjoin,
     leading,
-    limited,
     without,
 )
 from tgi_async.grammar.schema.positive import names_allowed, types_clause
-from tgi_async.grammar.schema.scalars import format_clause, other_than, pattern_clause
+from tgi_async.grammar.schema.scalars import (
+    format_clause,
+    other_strings,
+    other_than,
+    plain_pattern,
+)
 
 
 class Negated(KeywordVisitor):
@@ -43,7 +48,7 @@ class Negated(KeywordVisitor):
         assert isinstance(node.value, dict)
         clauses: list[Clause] = []
         for keyword in leading(node):
-            clauses = limited([*clauses, *self._negated(node, keyword)], node)
+            clauses = [*clauses, *self._negated(node, keyword)][:MOST_WAYS]
         for keyword in LATER & node.value.keys():
             if self._wanted(node, keyword) != ANYTHING:
                 beyond = Unsupported(keyword, node.pointer, "under a `not`, `if` or `oneOf`")
@@ -68,19 +73,20 @@ class Negated(KeywordVisitor):
             case "multipleOf":
                 return [Clause(NUMBER, numbers=Numbers(not_multiples=(value,)))]
             case "pattern":
-                pattern_clause(value, node.pointer)
-                return [Clause(STRING, strings=Strings(beyond=((value, beyond),)))]
+                plain_pattern(value, node.pointer)
+                return [Clause(STRING, strings=other_strings(value, beyond))]
             case "format":
                 if format_clause(value, node.pointer) == ANY:
                     return []
-                return [Clause(STRING, strings=Strings(beyond=((None, beyond),)))]
+                strings = Strings(negated=(value,), beyond=((None, beyond),))
+                return [Clause(STRING, strings=strings)]
             case "const":
                 return other_than(self._document, node, value, ("const",))
             case "enum":
                 clauses = [ANY]
                 for index, one in enumerate(value):
                     others = other_than(self._document, node, one, ("enum", index))
-                    clauses = conjoin(clauses, others, node)
+                    clauses = conjoin(clauses, others, node, MOST_WAYS)
                 return clauses
             case "properties":
                 return self._other_objects(node)
@@ -112,7 +118,7 @@ class Negated(KeywordVisitor):
                 for name in value:
                     child = self._document.child(node, keyword, name)
                     there = [Clause(OBJECT, objects=Objects(required=(name,)))]
-                    clauses += conjoin(there, self._expand(child, False), node)
+                    clauses += conjoin(there, self._expand(child, False), node, MOST_WAYS)
                 return clauses
             case "allOf":
                 return [
@@ -123,7 +129,7 @@ class Negated(KeywordVisitor):
             case "anyOf":
                 clauses = [ANY]
                 for child in self._children(node, keyword):
-                    clauses = conjoin(clauses, self._expand(child, False), node)
+                    clauses = conjoin(clauses, self._expand(child, False), node, MOST_WAYS)
                 return clauses
             case "oneOf":
                 return self._none_or_several(node)
@@ -144,14 +150,16 @@ class Negated(KeywordVisitor):
             if unwanted != NOTHING:
                 clauses.append(Clause(OBJECT, objects=Objects({name: unwanted}, required=(name,))))
         patterns = schema.get("patternProperties", {})
+        at = f"{node.pointer}/patternProperties"
+        plain = {pattern: plain_pattern(pattern, at) for pattern in patterns}
         some = [
-            SomeProperty(self._unwanted(node, "patternProperties", pattern), pattern)
+            SomeProperty(self._unwanted(node, "patternProperties", pattern), plain[pattern])
             for pattern in patterns
         ]
         if "additionalProperties" in schema:
             names = tuple(schema.get("properties", {}))
             unwanted = self._unwanted(node, "additionalProperties")
-            some.append(SomeProperty(unwanted, None, names, tuple(patterns)))
+            some.append(SomeProperty(unwanted, None, names, tuple(plain.values())))
         for one in some:
             if one.requirement != NOTHING:
                 clauses.append(Clause(OBJECT, objects=Objects(some=(one,))))
@@ -191,12 +199,14 @@ class Negated(KeywordVisitor):
         children = self._children(node, "oneOf")
         none = [ANY]
         for child in children:
-            none = conjoin(none, self._expand(child, False), node)
+            none = conjoin(none, self._expand(child, False), node, MOST_WAYS)
         several: list[Clause] = []
         for index, child in enumerate(children):
             for other in children[:index]:
-                pair = conjoin(self._expand(child, True), self._expand(other, True), node)
-                several = limited([*several, *pair], node)
+                pair = conjoin(
+                    self._expand(child, True), self._expand(other, True), node, MOST_WAYS
+                )
+                several = [*several, *pair][:MOST_WAYS]
         return [*none, *several]
 
     def _broken_if(self, node: Node) -> list[Clause]:
@@ -208,7 +218,7 @@ class Negated(KeywordVisitor):
         for keyword, holds in (("then", True), ("else", False)):
             if keyword in node.value:
                 broken = self._expand(self._document.child(node, keyword), False)
-                clauses += conjoin(self._expand(condition, holds), broken, node)
+                clauses += conjoin(self._expand(condition, holds), broken, node, MOST_WAYS)
         return clauses
 
 

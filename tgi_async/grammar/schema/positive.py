@@ -13,14 +13,17 @@ from tgi_async.grammar.schema.clause import (
     Clause,
     Numbers,
     Objects,
+    Requirement,
     SomeItems,
     Strings,
     Unsupported,
+    both,
 )
 from tgi_async.grammar.schema.document import Node
 from tgi_async.grammar.schema.errors import unsupported
 from tgi_async.grammar.schema.keyword_visitor import (
     LATER,
+    MOST_WAYS,
     OBJECT,
     KeywordVisitor,
     conjoin,
@@ -28,7 +31,15 @@ from tgi_async.grammar.schema.keyword_visitor import (
     limited,
     without,
 )
-from tgi_async.grammar.schema.scalars import constant_clauses, format_clause, pattern_clause
+from tgi_async.grammar.schema.regex import NotRegular
+from tgi_async.grammar.schema.scalars import (
+    constant_clauses,
+    format_clause,
+    intersection,
+    none_of_pattern,
+    pattern_clause,
+    plain_pattern,
+)
 
 
 class Positive(KeywordVisitor):
@@ -103,19 +114,20 @@ class Positive(KeywordVisitor):
     def _objects(self, node: Node) -> Objects:
         schema = node.value
         assert isinstance(schema, dict)
+        at = f"{node.pointer}/patternProperties"
+        patterns: dict[str, Requirement] = {}
         for pattern in schema.get("patternProperties", {}):
-            pattern_clause(pattern, f"{node.pointer}/patternProperties")
+            plain = plain_pattern(pattern, at)
+            more = self._wanted(node, "patternProperties", pattern)
+            patterns[plain] = both(patterns.get(plain, ANYTHING), more)
         return Objects(
             {name: self._wanted(node, "properties", name) for name in schema.get("properties", {})},
-            {
-                pattern: self._wanted(node, "patternProperties", pattern)
-                for pattern in schema.get("patternProperties", {})
-            },
+            patterns,
             self._wanted(node, "additionalProperties")
             if "additionalProperties" in schema
             else ANYTHING,
             names_seen=tuple(schema.get("properties", {})),
-            patterns_seen=tuple(schema.get("patternProperties", {})),
+            patterns_seen=tuple(patterns),
             all_seen="additionalProperties" in schema,
         )
 
@@ -188,13 +200,19 @@ class Positive(KeywordVisitor):
         clauses: list[Clause] = []
         for index, option in enumerate(options):
             for other, child in enumerate(children):
-                if other != index and self._overlap(option, options[other], node):
-                    option = conjoin(option, self._expand(child, False), node)
+                if other != index and self._overlap(option, options[other]):
+                    # One of the ways not to be in the other one is enough: of many, some are left.
+                    ways = conjoin(option, self._expand(child, False), node, MOST_WAYS)
+                    option = [clause for clause in ways if not self._unsatisfiable(clause)]
             clauses = limited([*clauses, *option], node)
         return clauses
 
-    def _overlap(self, left: list[Clause], right: list[Clause], node: Node) -> bool:
-        return any(not self._unsatisfiable(clause) for clause in conjoin(left, right, node))
+    def _overlap(self, left: list[Clause], right: list[Clause]) -> bool:
+        return any(
+            (both_of := one.intersect(other)) is not None and not self._unsatisfiable(both_of)
+            for one in left
+            for other in right
+        )
 
     def _if(self, node: Node, track: bool) -> list[Clause]:
         assert isinstance(node.value, dict)
@@ -253,15 +271,21 @@ def names_allowed(node: Node, clauses: list[Clause]) -> list[Objects]:
         if strings.among is not None:
             names += strings.among
             continue
-        bounded = strings.least > 0 or strings.most is not None
-        several = len(strings.patterns) + bounded > 1
-        if several or strings.formats or strings.none_of or strings.beyond:
-            why = "only with names, one pattern or bounds of the length"
-            raise unsupported("propertyNames", node.pointer, why)
-        if bounded:
+        found = [pattern for pattern, _ in strings.patterns]
+        if strings.least > 0 or strings.most is not None:
             most = "" if strings.most is None else strings.most
-            patterns.append(f"^(?s:.{{{strings.least},{most}}})$")
-        patterns += [pattern for pattern, _ in strings.patterns]
+            found.append(f"^(?s:.{{{strings.least},{most}}})$")
+        if strings.none_of:
+            found.append(none_of_pattern(strings.none_of))
+        if strings.formats or strings.beyond:
+            why = "formats and some patterns that must not match are not followed there"
+            raise unsupported("propertyNames", node.pointer, why)
+        if len(found) > 1:
+            try:
+                found = [intersection(found)]
+            except NotRegular as error:
+                raise unsupported("propertyNames", node.pointer, str(error)) from error
+        patterns += found
     return [Objects(dict.fromkeys(names, ANYTHING), dict.fromkeys(patterns, ANYTHING), NOTHING)]
 
 

@@ -12,17 +12,21 @@ from dataclasses import replace
 from itertools import combinations, islice
 from math import comb
 
+from tgi_async.grammar.schema.automaton import Automaton, automaton
 from tgi_async.grammar.schema.clause import (
     ANYTHING,
     NOTHING,
     Arrays,
     Clause,
     Objects,
+    Requirement,
     SomeItems,
     SomeProperty,
     both,
     matches,
 )
+from tgi_async.grammar.schema.regex import NotRegular
+from tgi_async.grammar.schema.scalars import none_of_pattern
 
 MOST_ALTERNATIVES = 64
 """Of one demand."""
@@ -34,6 +38,8 @@ MOST_SUBSETS = 5
 
 def resolved(clause: Clause) -> list[Clause]:
     """The same values, or fewer, without `some` of arrays and objects."""
+    if clause.objects.patterns and "object" in clause.types:
+        clause = replace(clause, objects=_disjoint(clause.objects))
     arrays, objects = clause.arrays, clause.objects
     bounded = objects.least or objects.most is not None
     if not arrays.some and not objects.some and not bounded:
@@ -54,6 +60,46 @@ def resolved(clause: Clause) -> list[Clause]:
         ]
         return options + ([replace(clause, types=rest, objects=Objects())] if rest else [])
     return [clause]
+
+
+def _disjoint(objects: Objects) -> Objects:
+    """The same with patterns that match no name of a property, and no two of them one other name.
+
+    Engines would join their schemas, and can not for all. Large automata are left to them.
+    """
+    named = [name for name in objects.names if any(matches(one, name) for one in objects.patterns)]
+    if not named and len(objects.patterns) == 1:
+        return objects
+    if len(named) > MOST_ALTERNATIVES:
+        return objects
+    regions: list[tuple[Automaton, str | None, Requirement]] = []
+    try:
+        for pattern, requirement in objects.patterns.items():
+            rest = automaton(pattern)
+            name: str | None = pattern
+            if any(matches(pattern, one) for one in named):
+                rest, name = rest.intersect(automaton(none_of_pattern(tuple(named)))), None
+            split: list[tuple[Automaton, str | None, Requirement]] = []
+            for known, known_name, known_requirement in regions:
+                common = known.intersect(rest)
+                if common.is_empty:
+                    split.append((known, known_name, known_requirement))
+                    continue
+                split.append((common, None, both(known_requirement, requirement)))
+                left = known.intersect(rest.negated())
+                if not left.is_empty:
+                    split.append((left, None, known_requirement))
+                rest, name = rest.intersect(known.negated()), None
+            if not rest.is_empty:
+                split.append((rest, name, requirement))
+            regions = split
+            if len(regions) > MOST_ALTERNATIVES:
+                return objects
+        written = {name or found.pattern(): needed for found, name, needed in regions}
+    except NotRegular:
+        return objects  # the engine says what it can not do
+    properties = {name: objects.requirement(name) for name in objects.names}
+    return replace(objects, properties=properties, patterns=written)
 
 
 def _arrays(arrays: Arrays) -> list[Arrays]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tgi_async.grammar.schema.automaton import automaton
 from tgi_async.grammar.schema.clause import (
     ANYTHING,
     NOTHING,
@@ -17,22 +18,39 @@ from tgi_async.grammar.schema.clause import (
     Requirement,
     SomeProperty,
     Strings,
+    Unsupported,
 )
 from tgi_async.grammar.schema.document import MAX_DEPTH, Document, Node
 from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
 from tgi_async.grammar.schema.formats import FORMATS, FORMATS_AS_PATTERNS
 from tgi_async.grammar.schema.keywords import MAX_NUMBER, TYPES
+from tgi_async.grammar.schema.regex import NotRegular, is_plain
 
+NEVER = "^[^\\s\\S]$"
+"""Matches no text."""
 _NOT_OF_BOTH = re.compile(r"(?<!\\)(?:\\\\)*\\[AzZ]")
 r"""`\A` and the like: an anchor in one dialect of regular expressions, a letter in another."""
 
 
 def pattern_clause(pattern: str, pointer: str) -> Clause:
-    """A string somewhere in which `pattern` matches. Raises UnsupportedSchema for one that is read
-    in two ways; what an engine can not do, it says itself.
+    """A string somewhere in which `pattern` matches.
+
+    Raises UnsupportedSchema for one that is read in two ways; what an engine can not do, it says.
     """
+    return Clause(strings=Strings(patterns=((plain_pattern(pattern, pointer), pointer),)))
+
+
+def plain_pattern(pattern: str, pointer: str) -> str:
+    """The same texts match it, or fewer, and engines read it. Raises UnsupportedSchema."""
     if _NOT_OF_BOTH.search(pattern):
         raise unsupported("pattern", pointer, r"`\A` and `\Z` are written `^` and `$`")
+    if is_plain(pattern):
+        return pattern
+    try:
+        found = automaton(pattern)
+        return NEVER if found.is_empty else found.pattern()
+    except NotRegular:
+        pass
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
@@ -41,7 +59,19 @@ def pattern_clause(pattern: str, pointer: str) -> Clause:
             raise unsupported("pattern", pointer, f"it is read in two ways: {warning}") from warning
         except (re.error, OverflowError, RecursionError):
             pass  # the dialect is not Python's
-    return Clause(strings=Strings(patterns=((pattern, pointer),)))
+    return pattern
+
+
+def other_strings(pattern: str, beyond: Unsupported) -> Strings:
+    """Strings nowhere in which `pattern` matches."""
+    try:
+        others = automaton(pattern, wide=True).negated()
+        written = NEVER if others.is_empty else others.pattern()
+    except NotRegular:
+        return Strings(beyond=((pattern, beyond),))
+    return Strings(
+        patterns=((written, beyond.pointer),), negated=(plain_pattern(pattern, beyond.pointer),)
+    )
 
 
 def format_clause(name: str, pointer: str) -> Clause:
@@ -152,3 +182,37 @@ def _number(value: float, node: Node) -> float:
     if not abs(value) <= MAX_NUMBER:
         raise UnsupportedSchema(f"the number at {node.pointer} must be between -2**53 and 2**53")
     return int(value) if value == int(value) else value
+
+
+def intersection(patterns: Iterable[str]) -> str:
+    """A pattern of the texts that all of these match. Raises NotRegular."""
+    one, *others = [automaton(pattern) for pattern in patterns]
+    for other in others:
+        one = one.intersect(other)
+    return NEVER if one.is_empty else one.pattern()
+
+
+def none_of_pattern(texts: tuple[str, ...]) -> str:
+    """A regular expression, without looking ahead, of all texts but these."""
+    tree: dict[str, Any] = {}
+    for text in texts:
+        at = tree
+        for letter in text:
+            at = at.setdefault(letter, {})
+        at[""] = {}
+    return f"^(?s:{_other(tree)})$"
+
+
+def _other(tree: dict[str, Any]) -> str:
+    """All texts that are not in a tree of letters; the end of a text is an empty letter."""
+    letters = [letter for letter in tree if letter]
+    options = [] if "" in tree else [""]
+    for letter in letters:
+        options.append(re.escape(letter) + _other(tree[letter]))
+    others = f"[^{''.join(_in_class(letter) for letter in letters)}]" if letters else "."
+    options.append(f"{others}.*")
+    return f"(?:{'|'.join(options)})"
+
+
+def _in_class(letter: str) -> str:
+    return f"\\{letter}" if letter in "\\]^-[&~|" else letter
