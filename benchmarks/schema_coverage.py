@@ -12,7 +12,6 @@ and the valid instances of its tests are taken token by token, with their proper
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import re
 import time
@@ -28,12 +27,11 @@ from jsonschema.validators import validator_for
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
-from tests.grammar.engines import accepts, engine_of, one_line, tokenizer, vocab_size, walk
+from tests.grammar.engines import accepts, engine_of, is_taken, one_line, vocab_size, walk
 from tgi_async.grammar.grammar import Json, decode, encode
 from tgi_async.grammar.schema.drafts import draft_of, guess
 from tgi_async.grammar.verdict import seconds_for
 from tgi_async.grammar.vetting import SECONDS
-from workers.grammar.engine import GrammarError, Matcher
 from workers.grammar.vetting_process import verdict
 
 VALIDATORS = {
@@ -45,7 +43,6 @@ VALIDATORS = {
     2020: jsonschema.Draft202012Validator,
 }
 APART = ("invalid", "elsewhere", "unsatisfiable")
-MOST_ORDERS = 50
 
 
 def validator(schema: Any) -> Any:
@@ -53,54 +50,6 @@ def validator(schema: Any) -> Any:
     cls = validator_for(schema, default=VALIDATORS[draft])
     cls.check_schema(schema)
     return cls(schema, registry=Registry())
-
-
-def texts(matcher: Matcher, value: Any) -> Iterator[tuple[str, Matcher]]:
-    """The texts of a value that the grammar allows next, with its properties in any order."""
-    if isinstance(value, list):
-        yield from _items(matcher, value, "[")
-    elif isinstance(value, dict):
-        yield from _properties(matcher, value, "{")
-    else:
-        yield from _written(matcher, one_line(value))
-
-
-def _items(matcher: Matcher, items: list[Any], begun: str) -> Iterator[tuple[str, Matcher]]:
-    if not items:
-        yield from _written(matcher, f"{begun}]" if begun == "[" else "]")
-        return
-    for before, inside in _written(matcher, begun):
-        for item, behind in texts(inside, items[0]):
-            for rest, end in _items(behind, items[1:], ", "):
-                yield f"{before}{item}{rest}", end
-
-
-def _properties(
-    matcher: Matcher, rest: dict[str, Any], begun: str
-) -> Iterator[tuple[str, Matcher]]:
-    if not rest:
-        yield from _written(matcher, f"{begun}}}" if begun == "{" else "}")
-    for name, value in rest.items():
-        others = {other: one for other, one in rest.items() if other != name}
-        for before, inside in _written(matcher, f"{begun}{one_line(name)}: "):
-            for text, behind in texts(inside, value):
-                for more, end in _properties(behind, others, ", "):
-                    yield f"{before}{text}{more}", end
-
-
-def _written(matcher: Matcher, text: str) -> Iterator[tuple[str, Matcher]]:
-    behind = matcher.copy()
-    try:
-        behind.advance(tokenizer().encode(text, add_special_tokens=False).ids)
-    except GrammarError:
-        return
-    yield text, behind
-
-
-def is_taken(matcher: Matcher, value: Any) -> bool:
-    """Whether a value is taken token by token, its properties in one of the first orders found."""
-    found = itertools.islice(texts(matcher, value), MOST_ORDERS)
-    return any(accepts(matcher, text) for text, _ in found)
 
 
 def outcome(schema: Any, tests: list[Any], walks: int, notes: list[str]) -> tuple[str, str]:

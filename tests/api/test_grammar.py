@@ -165,8 +165,8 @@ class TestVetted:
         ("grammar", "told"),
         [
             (
-                {"type": "json", "value": {"properties": {"a": {"uniqueItems": True}}}},
-                "keyword `uniqueItems` at #/properties/a is not supported: items are not compared",
+                {"type": "json", "value": {"properties": {"a": {"pattern": "\\A"}}}},
+                "keyword `pattern` at #/properties/a is not supported: `\\A` and `\\Z` are written",
             ),
             ({"type": "json", "value": "{"}, "it is not JSON: "),
             ({"type": "json", "value": 7}, "a schema must be an object or a boolean, at #"),
