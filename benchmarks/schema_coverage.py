@@ -84,7 +84,7 @@ def outcome(schema: Any, tests: list[Any], walks: int, notes: list[str]) -> tupl
         except (Unresolvable, re.error, RecursionError) as error:
             return "elsewhere" if isinstance(error, Unresolvable) else "invalid", str(error)[:80]
     taken = [
-        is_taken(matcher, test["data"])
+        is_taken(matcher, test["data"], grammar.schema)
         for test in tests
         if test.get("valid") and len(json.dumps(test["data"])) < 20_000
     ]

@@ -167,13 +167,47 @@ def _properties(
 def _written(matcher: Matcher, text: str) -> Iterator[tuple[str, Matcher]]:
     behind = matcher.copy()
     try:
-        behind.advance(tokenizer().encode(text, add_special_tokens=False).ids)
+        for token in tokenizer().encode(text, add_special_tokens=False).ids:
+            if token not in allowed(behind):
+                return
+            behind.advance([token])
     except GrammarError:
         return
     yield text, behind
 
 
-def is_taken(matcher: Matcher, value: Any) -> bool:
-    """Whether a value is taken token by token, its properties in one of the first orders found."""
+def is_taken(matcher: Matcher, value: Any, schema: Any = True) -> bool:
+    """Whether a value is taken token by token, its properties in one of the first orders found.
+
+    The order of the normal `schema` comes first.
+    """
+    value = _ordered(value, [schema], schema)
     found = itertools.islice(texts(matcher, value), MOST_ORDERS)
     return any(accepts(matcher, text) for text, _ in found)
+
+
+def _ordered(value: Any, schemas: list[Any], root: Any) -> Any:
+    """The value with its properties as the first of the schemas that names them."""
+    known: dict[str, list[Any]] = {}
+    inner: list[Any] = []
+    waiting = schemas[::-1]
+    for _ in range(1000):
+        one = waiting.pop() if waiting else None
+        if not isinstance(one, dict):
+            continue
+        if "$ref" in one:
+            waiting.append(root["$defs"][one["$ref"].rpartition("/")[2]])
+        waiting += one.get("anyOf", [])[::-1]
+        for name, sub in one.get("properties", {}).items():
+            known.setdefault(name, []).append(sub)
+        inner += [one.get("items"), one.get("additionalProperties"), *one.get("prefixItems", [])]
+        inner += one.get("patternProperties", {}).values()
+    if isinstance(value, list):
+        return [_ordered(item, inner, root) for item in value]
+    if isinstance(value, dict):
+        names = [*(name for name in known if name in value), *value]
+        return {
+            name: _ordered(value[name], known.get(name, inner), root)
+            for name in dict.fromkeys(names)
+        }
+    return value
