@@ -8,7 +8,7 @@ class SchemaError(Exception):
 
 
 class InvalidSchema(SchemaError):
-    """It is not a schema of Draft 2020-12."""
+    """It is not a schema of its draft."""
 
 
 class UnsupportedSchema(SchemaError):
