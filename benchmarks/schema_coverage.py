@@ -32,6 +32,7 @@ from tgi_async.grammar.grammar import Json, decode, encode
 from tgi_async.grammar.schema.drafts import draft_of, guess
 from tgi_async.grammar.verdict import seconds_for
 from tgi_async.grammar.vetting import SECONDS
+from workers.grammar.engine import GrammarError
 from workers.grammar.vetting_process import verdict
 
 VALIDATORS = {
@@ -74,7 +75,11 @@ def outcome(schema: Any, tests: list[Any], walks: int, notes: list[str]) -> tupl
     assert isinstance(grammar, Json)
     matcher = engine_of().matcher(grammar)
     for seed in range(walks):
-        text, complete = walk(matcher, seed, 300)
+        try:
+            text, complete = walk(matcher, seed, 300)
+        except GrammarError as error:
+            notes.append(f"engine: {error}"[:60])
+            continue
         notes.append("complete" if complete else "cut")
         if not complete:
             continue

@@ -12,12 +12,21 @@ _TIME = (
     r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?"
     "(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 )
+_HEX = "[0-9a-fA-F]"
 FORMATS_AS_PATTERNS = {
+    **{
+        f"uuid{version}": (
+            f"^{_HEX}{{8}}-{_HEX}{{4}}-{version}{_HEX}{{3}}-[89abAB]{_HEX}{{3}}-{_HEX}{{12}}$"
+        )
+        for version in range(1, 9)
+    },
     "date": f"^{_DATE}$",
     "time": f"^{_TIME}$",
     "date-time": f"^{_DATE}[Tt]{_TIME}$",
 }
-"""Stricter than the engines: a day must be in its month and its year, and no second is a 61st."""
+"""Stricter than the engines: a day must be in its month and its year, and no second is a 61st.
+Those of single versions of UUID are pydantic's.
+"""
 
 FORMATS = ("duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
 """Those that engines know themselves."""
