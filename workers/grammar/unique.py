@@ -487,7 +487,7 @@ class UniqueMatcher:
         """Refuse to end the item where it is equal to one that is written in another way."""
         inside = len(text.frames) - 1 - depth
         if inside:
-            closers = (b"]", b"}")
+            closers: tuple[bytes, ...] = (b"]", b"}")
         elif text.in_string:
             if b"\\u" not in begun:
                 return

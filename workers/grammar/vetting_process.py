@@ -47,7 +47,8 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     start = msgspec.json.decode(requests.readline(), type=Start)
     engine = engine_named(start.engine, Path(start.model_path), start.vocab_size, start.end_ids)
     words = -(-start.vocab_size // 32)
-    verdict(engine, words, terms.encode(terms.Json({"type": "object"})))  # what is lazy is loaded
+    lazy = terms.Json({"type": "array", "uniqueItems": True, "contains": {"pattern": "a|^b"}})
+    verdict(engine, words, terms.encode(lazy))  # what is made when it is needed first is made
     if size := address_space():
         limit_memory(size + MEMORY)
     answer_lines(

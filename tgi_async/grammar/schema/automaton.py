@@ -142,8 +142,8 @@ class _Subsets:
         sets = [label for label in labels if isinstance(label, tuple)]
         for one in [*sets, *([WORD] if self._words else [])]:
             bounds |= {low for low, _ in one} | {high + 1 for _, high in one if high < LAST}
-        for one in self._ahead:
-            bounds |= set(one.bounds)
+        for ahead in self._ahead:
+            bounds |= set(ahead.bounds)
         self.bounds = tuple(sorted(bounds))
         self._taking = [
             [

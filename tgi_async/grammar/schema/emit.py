@@ -107,7 +107,11 @@ class Emitter:
             return self._written(requirement)
         if name not in self._definitions:
             self._definitions[name] = None  # for what is inside itself
-            self._definitions[name] = self._written(requirement)
+            try:
+                self._definitions[name] = self._written(requirement)
+            except Inexpressible:
+                del self._definitions[name]
+                raise
         return {"$ref": f"#/$defs/{name}"}
 
     def _written(self, requirement: Requirement) -> Any:
@@ -274,7 +278,11 @@ def _ends(clause: Clause, finite: set[Requirement]) -> bool:
             return True
     if "object" not in clause.types:
         return False
-    return all(clause.objects.requirement(name) in finite for name in clause.objects.required)
+    objects = clause.objects
+    others = (objects.additional, *objects.patterns.values())
+    if objects.least > len(objects.required) and finite.isdisjoint(others):
+        return False
+    return all(objects.requirement(name) in finite for name in objects.required)
 
 
 def _how_many(kind: str, clause: Clause) -> int | None:

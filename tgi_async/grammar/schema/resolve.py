@@ -208,6 +208,8 @@ def _counted(objects: Objects) -> list[Objects]:
         most = None
     if not least and most is None and not objects.further:
         return [free]
+    if not optional and not objects.is_open and (least or objects.further):
+        return []
     if not optional:
         return [_bounded(objects, max(least, objects.further), most)]
     found: list[Objects] = []

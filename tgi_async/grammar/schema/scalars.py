@@ -142,8 +142,8 @@ def other_than(
             clauses.append(Clause(array, arrays=Arrays(prefix, least=length, most=length)))
         return clauses
     thing = frozenset({"object"})
-    more = SomeProperty(ANYTHING, None, tuple(value))
-    clauses = [Clause(every - thing), Clause(thing, objects=Objects(some=(more,)))]
+    another = SomeProperty(ANYTHING, None, tuple(value))
+    clauses = [Clause(every - thing), Clause(thing, objects=Objects(some=(another,)))]
     for name, item in value.items():
         unlike = ((document.constant(node, item, *at, name), False),)
         clauses.append(Clause(thing, objects=Objects({name: NOTHING})))
