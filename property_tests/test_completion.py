@@ -24,7 +24,7 @@ from tests.grammar.engines import engine_of
 from tests.workers.tiny_tokenizer import END, save_tiny_tokenizer
 from tgi_async.grammar.grammar import Grammar, Json, Regex, encode
 from tgi_async.grammar.schema.errors import SchemaError
-from tgi_async.grammar.schema.normal import normal
+from tgi_async.grammar.schema.normalize import normalize
 from tgi_async.wire.messages import Constraint
 from workers.constraints.expressions import Expressions, Node
 from workers.constraints.formats import FORMATS
@@ -104,7 +104,7 @@ def test_values_are_completed(
     vocabulary: Vocabulary, schema: Any, shared: Any, room: Any, seed: int, jumps: bool
 ) -> None:
     try:
-        grammar = Json(normal({"$defs": {"it": shared}, "allOf": [schema]}))
+        grammar = Json(normalize({"$defs": {"it": shared}, "allOf": [schema]}))
     except SchemaError:
         return
     finished(vocabulary, grammar, room, seed, jumps)
@@ -168,7 +168,7 @@ def test_an_expression_has_the_values_that_the_engine_takes(
     schema: Any, shared: Any, candidates: list[Any]
 ) -> None:
     try:
-        grammar = Json(normal({"$defs": {"it": shared}, "allOf": [schema]}))
+        grammar = Json(normalize({"$defs": {"it": shared}, "allOf": [schema]}))
         matcher = engine_of().matcher(grammar)
     except (SchemaError, GrammarError):
         assume(False)

@@ -25,7 +25,7 @@ from tests.workers.tiny_llama import save_tiny_llama
 from tests.workers.tiny_tokenizer import END, save_tiny_tokenizer
 from tgi_async.grammar.grammar import Grammar, Json, Regex
 from tgi_async.grammar.schema.errors import SchemaError
-from tgi_async.grammar.schema.normal import normal
+from tgi_async.grammar.schema.normalize import normalize
 from tgi_async.wire.messages import Sampling
 from workers.constraints.vocabulary import Vocabulary
 from workers.grammar.engine import GrammarError
@@ -116,7 +116,7 @@ def test_texts_follow_their_grammars_and_are_the_same_in_any_crowd(
     cases: list[Case] = []
     for one in [*({"$defs": {"it": shared}, "allOf": [it]} for it in schema), *regex]:
         try:
-            grammar = Regex(one) if isinstance(one, str) else Json(normal(one))
+            grammar = Regex(one) if isinstance(one, str) else Json(normalize(one))
             small.vocabulary.engine.matcher(grammar)
         except (SchemaError, GrammarError):
             continue

@@ -23,9 +23,8 @@ TYPE = (
     "`type` at #/properties/a must be one of null, boolean, number, string, array, object, "
     "integer, or a list of different ones"
 )
-SAME_ITEMS = (
-    "keyword `uniqueItems` at #/properties/a is not supported: items are not compared with each "
-    "other"
+ANCHORS = (
+    "keyword `pattern` at #/properties/a is not supported: `\\A` and `\\Z` are written `^` and `$`"
 )
 SAMPLED = {"best_of": 2, "do_sample": True}
 
@@ -141,8 +140,8 @@ ROWS = [
             ("grammar is not valid: ", TYPE, {"properties": {"a": {"type": "unheard-of"}}}, ""),
             (
                 "cannot compile regex from schema: ",
-                SAME_ITEMS,
-                {"properties": {"a": {"uniqueItems": True}}},
+                ANCHORS,
+                {"properties": {"a": {"pattern": "\\A"}}},
                 "",
             ),
         )

@@ -149,6 +149,14 @@ class TestVetted:
             assert response.status_code == 200
             assert engine.requests.pop().grammar == vetted
 
+    async def test_what_a_schema_says_in_vain_is_named(self, api):
+        schema = {"type": "string", "nullable": True, "x-y": 1, "format": "phone number"}
+        for send, field in ((api.generate, "grammar"), (api.chat, "response_format")):
+            response = await send(**{field: {"type": "json", "value": schema}})
+            assert response.headers["x-tgi-ignored"] == (
+                f"{field}.nullable, {field}.format:phone?number"
+            )
+
     async def test_several_choices_have_the_same(self, api, engine):
         await api.generate(grammar={"type": "regex", "value": "a"}, best_of=2, do_sample=True)
         assert [request.grammar for request in engine.requests] == [encode(Regex("a"))] * 2
@@ -157,8 +165,8 @@ class TestVetted:
         ("grammar", "told"),
         [
             (
-                {"type": "json", "value": {"properties": {"a": {"uniqueItems": True}}}},
-                "keyword `uniqueItems` at #/properties/a is not supported: items are not compared",
+                {"type": "json", "value": {"properties": {"a": {"pattern": "\\A"}}}},
+                "keyword `pattern` at #/properties/a is not supported: `\\A` and `\\Z` are written",
             ),
             ({"type": "json", "value": "{"}, "it is not JSON: "),
             ({"type": "json", "value": 7}, "a schema must be an object or a boolean, at #"),

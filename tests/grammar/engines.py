@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import random
 import shutil
 import tempfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,8 @@ def walk(matcher: Matcher, seed: int, most: int = 400) -> tuple[str, bool]:
     return str(tokenizer().decode(tokens, skip_special_tokens=False)), matcher.complete
 
 
+MOST_ORDERS = 50
+"""Of the properties of a value, that are tried."""
 CLOSING = frozenset({'"', "]", "}", '"}', "null", "[]"})
 
 
@@ -125,3 +129,84 @@ def one_line(value: Any) -> str:
     if isinstance(value, float) and value == int(value):
         value = int(value)
     return json.dumps(value, ensure_ascii=False)
+
+
+def texts(matcher: Matcher, value: Any) -> Iterator[tuple[str, Matcher]]:
+    """The texts of a value that the grammar allows next, with its properties in any order."""
+    if isinstance(value, list):
+        yield from _items(matcher, value, "[")
+    elif isinstance(value, dict):
+        yield from _properties(matcher, value, "{")
+    else:
+        yield from _written(matcher, one_line(value))
+
+
+def _items(matcher: Matcher, items: list[Any], begun: str) -> Iterator[tuple[str, Matcher]]:
+    if not items:
+        yield from _written(matcher, f"{begun}]" if begun == "[" else "]")
+        return
+    for before, inside in _written(matcher, begun):
+        for item, behind in texts(inside, items[0]):
+            for rest, end in _items(behind, items[1:], ", "):
+                yield f"{before}{item}{rest}", end
+
+
+def _properties(
+    matcher: Matcher, rest: dict[str, Any], begun: str
+) -> Iterator[tuple[str, Matcher]]:
+    if not rest:
+        yield from _written(matcher, f"{begun}}}" if begun == "{" else "}")
+    for name, value in rest.items():
+        others = {other: one for other, one in rest.items() if other != name}
+        for before, inside in _written(matcher, f"{begun}{one_line(name)}: "):
+            for text, behind in texts(inside, value):
+                for more, end in _properties(behind, others, ", "):
+                    yield f"{before}{text}{more}", end
+
+
+def _written(matcher: Matcher, text: str) -> Iterator[tuple[str, Matcher]]:
+    behind = matcher.copy()
+    try:
+        for token in tokenizer().encode(text, add_special_tokens=False).ids:
+            allowed(behind)  # as before each step of a text: only so much is done between two
+            behind.advance([token])
+    except GrammarError:
+        return
+    yield text, behind
+
+
+def is_taken(matcher: Matcher, value: Any, schema: Any = True) -> bool:
+    """Whether a value is taken token by token, its properties in one of the first orders found.
+
+    The order of the normal `schema` comes first.
+    """
+    value = _ordered(value, [schema], schema)
+    found = itertools.islice(texts(matcher, value), MOST_ORDERS)
+    return any(accepts(matcher, text) for text, _ in found)
+
+
+def _ordered(value: Any, schemas: list[Any], root: Any) -> Any:
+    """The value with its properties as the first of the schemas that names them."""
+    known: dict[str, list[Any]] = {}
+    inner: list[Any] = []
+    waiting = schemas[::-1]
+    for _ in range(1000):
+        one = waiting.pop() if waiting else None
+        if not isinstance(one, dict):
+            continue
+        if "$ref" in one:
+            waiting.append(root["$defs"][one["$ref"].rpartition("/")[2]])
+        waiting += one.get("anyOf", [])[::-1]
+        for name, sub in one.get("properties", {}).items():
+            known.setdefault(name, []).append(sub)
+        inner += [one.get("items"), one.get("additionalProperties"), *one.get("prefixItems", [])]
+        inner += one.get("patternProperties", {}).values()
+    if isinstance(value, list):
+        return [_ordered(item, inner, root) for item in value]
+    if isinstance(value, dict):
+        names = [*(name for name in known if name in value), *value]
+        return {
+            name: _ordered(value[name], known.get(name, inner), root)
+            for name in dict.fromkeys(names)
+        }
+    return value

@@ -9,7 +9,7 @@ import pytest
 from tests.grammar.engines import accepts, engine_of
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar, Json, Regex
-from tgi_async.grammar.schema.normal import normal
+from tgi_async.grammar.schema.normalize import normalize
 from workers.constraints.expressions import ENDLESS, Expressions, Node, TooComplex
 from workers.constraints.formats import FORMATS
 from workers.constraints.language import language
@@ -112,7 +112,7 @@ SCHEMAS = [
 def test_the_shortest_value_is_found_and_the_engine_takes_it(
     schema: dict[str, object], text: str | None
 ) -> None:
-    grammar = Json(normal(schema))
+    grammar = Json(normalize(schema))
     found = shortest(grammar)
     assert text is None or found == text
     assert accepts(engine_of().matcher(grammar), found)

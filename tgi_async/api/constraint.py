@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from tgi_async.api.schemas.grammar import (
@@ -17,7 +18,7 @@ from tgi_async.api.structural_tag import TagError, term_of_tag
 from tgi_async.errors import ValidationError
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
-from tgi_async.grammar.schema.normal import parse
+from tgi_async.grammar.schema.normalize import parse
 from tgi_async.grammar.vetting import Vetting
 
 
@@ -73,11 +74,13 @@ async def vetted(
     constraint: terms.Grammar | None,
     field: str,
     *,
+    ignore: Callable[[Iterable[str]], None],
     strict_tgi: bool,
 ) -> str:
     """The encoded grammar, empty for none.
 
     `constraint` holds `grammar` already, if there is one, and besides it only calls of `tools`.
+    `ignore` gets the names of what has no meaning in its schemas.
 
     Raises:
         ValidationError: it can not be followed; in TGI's order and words with `strict_tgi`.
@@ -110,6 +113,7 @@ async def vetted(
     if verdict.refusal:
         regex = isinstance(constraint, terms.Regex)
         _refuse(verdict.refusal, field, regex, strict_tgi=strict_tgi)
+    ignore(f"{field}.{name}" for name in verdict.ignored)
     return verdict.grammar
 
 

@@ -120,6 +120,7 @@ class Service:
             parameters.grammar,
             constraint,
             "tools" if parameters.grammar is None else names.grammar,
+            ignore=exchange.ignore,
             strict_tgi=self.limits.strict_tgi,
         )
         exchange.validation_seconds = time.monotonic() - exchange.started

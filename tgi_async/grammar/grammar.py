@@ -22,7 +22,7 @@ class Term(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
 
 
 class Json(Term, frozen=True, tag="json"):
-    """One JSON value that a JSON Schema (Draft 2020-12) accepts, on one line.
+    """One JSON value that a JSON Schema accepts, on one line.
 
     Items are parted by `, ` and names from values by `: `, and properties come in the order of the
     schema: so the most of a text is known before it is generated.

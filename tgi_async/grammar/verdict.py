@@ -26,7 +26,9 @@ class Verdict(Struct, frozen=True):
     refusal: str = ""
     """Why."""
     invalid: bool = False
-    """Refused because a schema in it is none of Draft 2020-12."""
+    """Refused because a schema in it is none of its draft."""
+    ignored: tuple[str, ...] = ()
+    """Keywords and formats of schemas that may have been meant to say something, and do not."""
 
 
 def seconds_for(length: int, seconds: float) -> float:

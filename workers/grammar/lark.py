@@ -16,6 +16,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
 from workers.grammar.engine import GrammarError
+from workers.grammar.unique import without_unique
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -175,7 +176,7 @@ def _styled(schema: Any) -> dict[str, Any]:
     """The schema with `JSON_STYLE`, which is read from the outermost schema only."""
     if schema is False:
         raise GrammarError("no value can satisfy the schema")
-    return {"x-guidance": JSON_STYLE} | ({} if schema is True else schema)
+    return {"x-guidance": JSON_STYLE} | ({} if schema is True else without_unique(schema))
 
 
 def _client_lark(term: terms.ContextFree) -> str:

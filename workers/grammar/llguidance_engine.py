@@ -11,8 +11,9 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from tgi_async.grammar.grammar import Grammar
-from workers.grammar.engine import GrammarError
+from workers.grammar.engine import GrammarError, Matcher
 from workers.grammar.lark import lark_of
+from workers.grammar.unique import Tokens, UniqueMatcher, contexts
 
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,  # some 20 ms, once
@@ -53,8 +54,25 @@ class LlguidanceEngine:
             slices=SLICES,
         )
 
-    def matcher(self, grammar: Grammar) -> LlguidanceMatcher:
+        self._vocab_size = vocab_size
+        self._tokens: Tokens | None = None
+        """Made for the first grammar that needs them."""
+
+    def matcher(self, grammar: Grammar) -> Matcher:
         """See `engine.Engine`."""
+        schemas = contexts(grammar)
+        compiled = self._compiled(grammar)
+        return UniqueMatcher(compiled, self._known_tokens(), schemas) if schemas else compiled
+
+    def _known_tokens(self) -> Tokens:
+        if self._tokens is None:
+            n = min(self._vocab_size, self._tokenizer.vocab_size)
+            texts = [self._tokenizer.decode_bytes([id]) for id in range(n)]
+            special = {id for id in range(n) if self._tokenizer.is_special_token(id)}
+            self._tokens = Tokens(texts + [b""] * (self._vocab_size - n), special)
+        return self._tokens
+
+    def _compiled(self, grammar: Grammar) -> LlguidanceMatcher:
         try:
             text = LLMatcher.grammar_from_lark(lark_of(grammar, self._special))
         except UnicodeEncodeError as error:

@@ -19,8 +19,9 @@ import numpy as np
 from tgi_async.confined.child import address_space, answer_lines, limit_memory
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
+from tgi_async.grammar.schema.document import MAX_IGNORED
 from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
-from tgi_async.grammar.schema.normal import normal
+from tgi_async.grammar.schema.normalize import normalize
 from tgi_async.grammar.verdict import Start, Verdict, seconds_for
 from workers.grammar.engine import Engine, GrammarError
 from workers.grammar.engines import engine as engine_named
@@ -35,6 +36,8 @@ STEPS = 24
 SLOW_MASK = 0.02
 """Seconds of processor time; a grammar with more than `MOST_SLOW` such masks is refused."""
 MOST_SLOW = 2
+LONGEST_NAME = 64
+"""Characters of what is ignored; see `document.MAX_IGNORED` for how many of them."""
 LONGEST_REASON = 400
 """Characters of a refusal."""
 
@@ -44,7 +47,8 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     start = msgspec.json.decode(requests.readline(), type=Start)
     engine = engine_named(start.engine, Path(start.model_path), start.vocab_size, start.end_ids)
     words = -(-start.vocab_size // 32)
-    verdict(engine, words, terms.encode(terms.Json({"type": "object"})))  # what is lazy is loaded
+    lazy = terms.Json({"type": "array", "uniqueItems": True, "contains": {"pattern": "a|^b"}})
+    verdict(engine, words, terms.encode(lazy))  # what is made when it is needed first is made
     if size := address_space():
         limit_memory(size + MEMORY)
     answer_lines(
@@ -58,7 +62,8 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 def verdict(engine: Engine, words: int, encoded: str) -> Verdict:
     """`words` is the length of a mask."""
     try:
-        grammar = _normal(terms.decode(encoded))
+        ignored: dict[str, None] = {}
+        grammar = _normal(terms.decode(encoded), ignored)
         _try(engine, words, grammar)
     except SchemaError as error:
         return Verdict(refusal=_short(str(error)), invalid=isinstance(error, InvalidSchema))
@@ -66,7 +71,8 @@ def verdict(engine: Engine, words: int, encoded: str) -> Verdict:
         return Verdict(refusal=_short(str(error)))
     except (MemoryError, RecursionError) as error:
         return Verdict(refusal=f"{type(error).__name__} while it was compiled")
-    return Verdict(terms.encode(grammar))
+    names = tuple(name[:LONGEST_NAME] for name in list(ignored)[:MAX_IGNORED])
+    return Verdict(terms.encode(grammar), ignored=names)
 
 
 def _short(reason: str) -> str:
@@ -75,20 +81,20 @@ def _short(reason: str) -> str:
     return reason if len(reason) <= LONGEST_REASON else f"{reason[:half]}...{reason[-half:]}"
 
 
-def _normal(grammar: Grammar) -> Grammar:
-    """The grammar with its schemas as engines follow them. Raises SchemaError."""
+def _normal(grammar: Grammar, ignored: dict[str, None]) -> Grammar:
+    """The grammar with its schemas as engines follow them; see `normalize`. Raises SchemaError."""
     match grammar:
         case terms.Json(schema):
-            return terms.Json(normal(schema))
+            return terms.Json(normalize(schema, ignored))
         case terms.Sequence(parts):
-            return terms.Sequence([_normal(part) for part in parts])
+            return terms.Sequence([_normal(part, ignored) for part in parts])
         case terms.Choice(options):
-            return terms.Choice([_normal(option) for option in options])
+            return terms.Choice([_normal(option, ignored) for option in options])
         case terms.Repeat(part):
-            return msgspec.structs.replace(grammar, part=_normal(part))
+            return msgspec.structs.replace(grammar, part=_normal(part, ignored))
         case terms.Tagged(tags):
             normal_tags = [
-                msgspec.structs.replace(tag, content=_normal(tag.content)) for tag in tags
+                msgspec.structs.replace(tag, content=_normal(tag.content, ignored)) for tag in tags
             ]
             return msgspec.structs.replace(grammar, tags=normal_tags)
     return grammar

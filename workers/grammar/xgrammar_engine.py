@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from tgi_async.grammar.grammar import Grammar
-from workers.grammar.engine import GrammarError
+from workers.grammar.engine import GrammarError, Matcher
 from workers.grammar.structural_tag import reason_of, structural_tag_of
+from workers.grammar.unique import Tokens, UniqueMatcher, contexts
 
 MAX_COMPILERS = 8
 """Each has a copy of the vocabulary."""
@@ -36,6 +37,9 @@ class XgrammarEngine:
         self._texts = list(found.decoded_vocab)
         self._vocab_type = found.vocab_type
         self._add_prefix_space = found.add_prefix_space
+        self._decoded_vocab = found.decoded_vocab
+        self._tokens: Tokens | None = None
+        """Made for the first grammar that needs them."""
         self._end_ids = list(end_ids)
         self._special = {
             token.content: number
@@ -52,8 +56,22 @@ class XgrammarEngine:
         self._ends = _mask(end_ids, vocab_size)
         self._every = _mask(range(vocab_size), vocab_size)
 
-    def matcher(self, grammar: Grammar) -> XgrammarMatcher:
+    def matcher(self, grammar: Grammar) -> Matcher:
         """See `engine.Engine`."""
+        schemas = contexts(grammar)
+        compiled = self._compiled(grammar)
+        return UniqueMatcher(compiled, self._known_tokens(), schemas) if schemas else compiled
+
+    def _known_tokens(self) -> Tokens:
+        with self._lock:
+            if self._tokens is None:
+                texts = list(self._decoded_vocab)
+                for name, id in self._special.items():
+                    texts[id] = name.encode()
+                self._tokens = Tokens(texts, set(self._special.values()))
+            return self._tokens
+
+    def _compiled(self, grammar: Grammar) -> XgrammarMatcher:
         used: set[int] = set()
 
         def token_id(name: str) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tgi_async.grammar.schema.document import join
 from workers.grammar.engine import GrammarError
+from workers.grammar.unique import without_unique
 
 UNKNOWN = frozenset({"allOf", "patternProperties"})
 """Of the keywords that `schema.emit` writes."""
@@ -21,9 +22,11 @@ ASCII_SPACES = {r"\s": r" \t\n\r\f\v", r"\S": r"\x00-\x08\x0e-\x1f!-\u{10ffff}"}
 
 
 def adapted(schema: Any, pointer: str = "#") -> Any:
-    """`schema` is one that `schema.normal` made. Raises GrammarError."""
+    """`schema` is one that `schema.normalize` made. Raises GrammarError."""
     if schema is True:
         return {}
+    if pointer == "#":
+        schema = without_unique(schema)
     if schema is False:
         raise GrammarError(f"nothing can be at {pointer}")
     for keyword in sorted(UNKNOWN & schema.keys()):

@@ -1,1 +1,1 @@
-"""JSON Schemas (Draft 2020-12), checked and rewritten into the few keywords that engines have."""
+"""JSON Schemas of any draft, checked and rewritten into the few keywords that engines have."""

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
+from tgi_async.grammar.schema.drafts import LATEST, QUIET, draft_of, guess, name_in, translate
 from tgi_async.grammar.schema.errors import InvalidSchema, UnsupportedSchema, unsupported
+from tgi_async.grammar.schema.formats import is_unknown_format
 from tgi_async.grammar.schema.keywords import (
-    DRAFTS,
+    KNOWN,
     SCHEMA,
     SCHEMA_LIST,
     SCHEMA_MAP,
@@ -21,31 +23,44 @@ MAX_PLACES = 20_000
 """Schemas in a document."""
 
 
+MAX_IGNORED = 16
+"""Names of what is ignored in a document."""
+
+
 class Node:
     """A schema at a place of a document. Compared by identity: each place has one."""
 
-    __slots__ = ("base", "pointer", "value")
+    __slots__ = ("base", "draft", "pointer", "value")
 
-    def __init__(self, value: dict[str, Any] | bool, pointer: str, base: str) -> None:
+    def __init__(
+        self, value: dict[str, Any] | bool, pointer: str, base: str, draft: int = LATEST
+    ) -> None:
         self.value = value
+        """In the keywords of 2020-12; the schemas inside it are as they were given."""
         self.pointer = pointer
         self.base = base
         """The URI that a relative reference in it starts from."""
+        self.draft = draft
 
 
 class Document:
-    """Raises InvalidSchema for what is not a schema of Draft 2020-12, wherever in it."""
+    """Raises InvalidSchema for what is not a schema of its draft, wherever in it."""
 
     def __init__(self, schema: Any) -> None:
-        self._nodes: dict[str, Node] = {}
+        self._schema = schema
+        self._nodes: dict[int, Node] = {}
+        """By the identity of a schema as it was given."""
+        self._constants: dict[str, Node] = {}
         self._resources: dict[str, tuple[Any, str]] = {}
         """Value and pointer by URI."""
-        self._anchors: dict[str, tuple[Any, str, str]] = {}
-        """Value, pointer and base by URI with fragment."""
+        self._anchors: dict[str, Node] = {}
+        """By URI with fragment."""
+        self.ignored: dict[str, None] = {}
+        """Keywords and formats that may have been meant to say something, and do not."""
         self._resources[""] = (schema, "#")
-        self._walk(schema, "#", "", 0)
-        base = self._base_in("", schema)
-        self.root = self._node(schema, "#", base)
+        draft = draft_of(schema)
+        self._walk(schema, "#", "", guess(schema) if draft is None else draft, 0)
+        self.root = self._node(schema, "#", "", LATEST)
 
     def child(self, parent: Node, *path: str | int) -> Node:
         """The schema at `path` inside `parent`."""
@@ -54,17 +69,16 @@ class Document:
         for step in path:
             value = value[step]
             pointer = join(pointer, step)
-        return self._node(value, pointer, self._base_in(parent.base, value))
+        return self._node(value, pointer, parent.base, parent.draft)
 
     def constant(self, parent: Node, value: Any, *path: str | int) -> Node:
         """A schema that only `value` satisfies, which is at `path` inside `parent`."""
         pointer = parent.pointer
         for step in path:
             pointer = join(pointer, step)
-        key = f"={pointer}"
-        if key not in self._nodes:
-            self._nodes[key] = Node({"const": value}, pointer, parent.base)
-        return self._nodes[key]
+        if pointer not in self._constants:
+            self._constants[pointer] = Node({"const": value}, pointer, parent.base)
+        return self._constants[pointer]
 
     def target(self, node: Node, keyword: str = "$ref") -> Node:
         """Where the reference of `node` leads. Raises UnsupportedSchema."""
@@ -78,7 +92,7 @@ class Document:
         if fragment and not fragment.startswith("/"):
             found = self._anchors.get(f"{uri}#{fragment}")
             if found is not None:
-                return self._node(found[0], found[1], found[2])
+                return found
         resource = self._resources.get(uri)
         if resource is None or (fragment and not fragment.startswith("/")):
             raise UnsupportedSchema(
@@ -86,9 +100,11 @@ class Document:
                 "schema"
             )
         value, pointer = resource
-        base = self._base_in(uri, value)
+        base, draft = uri, node.draft
         for step in fragment.split("/")[1:]:
             name = unquote(step).replace("~1", "/").replace("~0", "~")
+            if (known := self._nodes.get(id(value))) is not None:
+                base, draft = known.base, known.draft
             try:
                 value = value[int(name)] if isinstance(value, list) else value[name]
             except (KeyError, IndexError, ValueError, TypeError):
@@ -96,27 +112,19 @@ class Document:
                     f"`{keyword}` at {node.pointer} leads to {_shown(reference)}, where nothing is"
                 ) from None
             pointer = join(pointer, name)
-            base = self._base_in(base, value)
         if not isinstance(value, dict | bool):
             raise InvalidSchema(
                 f"`{keyword}` at {node.pointer} leads to {_shown(reference)}, which is no schema"
             )
-        if pointer not in self._nodes:
-            self._walk(value, pointer, base, 0)  # under a keyword that holds no schemas
-        return self._node(value, pointer, base)
+        if id(value) not in self._nodes:
+            self._walk(value, pointer, base, draft, 0)  # under a keyword that holds no schemas
+        return self._node(value, pointer, base, draft)
 
-    def _node(self, value: Any, pointer: str, base: str) -> Node:
-        node = self._nodes.get(pointer)
-        if node is None or node.value is not value:
-            node = self._nodes[pointer] = Node(value, pointer, base)
-        return node
+    def _node(self, value: Any, pointer: str, base: str, draft: int) -> Node:
+        node = self._nodes.get(id(value)) if isinstance(value, dict) else None
+        return node or Node(value, pointer, base, draft)
 
-    def _base_in(self, base: str, value: Any) -> str:
-        if isinstance(value, dict) and isinstance(value.get("$id"), str):
-            return str(urldefrag(urljoin(base, value["$id"]))[0])
-        return base
-
-    def _walk(self, schema: Any, pointer: str, base: str, depth: int) -> None:
+    def _walk(self, schema: Any, pointer: str, base: str, draft: int, depth: int) -> None:
         """Check a schema and all in it; take down its names."""
         if isinstance(schema, bool):
             return
@@ -126,43 +134,55 @@ class Document:
             raise UnsupportedSchema(
                 f"the schema is nested too deep at {pointer}: at most {MAX_DEPTH} levels"
             )
-        base = self._base_in(base, schema)
-        self._node(schema, pointer, base)
+        if id(schema) in self._nodes:
+            return
+        if "$id" in schema or "id" in schema:
+            draft = draft_of(schema) or draft
+        value = translate(schema, draft)
+        if isinstance(value.get("$id"), str):
+            base = str(urldefrag(urljoin(base, value["$id"]))[0])
+            self._resources.setdefault(base, (schema, pointer))
+        node = self._nodes[id(schema)] = Node(value, pointer, base, draft)
         if len(self._nodes) > MAX_PLACES:
             raise UnsupportedSchema(f"the schema has more than {MAX_PLACES} parts")
-        for keyword, value in schema.items():
-            check_value(keyword, value, pointer)
-        self._name(schema, pointer, base)
-        for value, at in _inner(schema, pointer):
-            self._walk(value, at, base, depth + 1)
-
-    def _name(self, schema: dict[str, Any], pointer: str, base: str) -> None:
-        if "$id" in schema:
-            self._resources.setdefault(base, (schema, pointer))
+        for keyword, given in value.items():
+            check_value(keyword, given, pointer, name_in(schema, keyword))
+            self._note(keyword, given)
         for keyword in ("$anchor", "$dynamicAnchor"):
-            if keyword in schema:
-                self._anchors.setdefault(f"{base}#{schema[keyword]}", (schema, pointer, base))
-        draft = schema.get("$schema", "")
-        if draft and draft.rstrip("#").partition("://")[2] not in DRAFTS:
-            raise unsupported("$schema", pointer, "only Draft 2020-12 and the three before it are")
+            if keyword in value:
+                self._anchors.setdefault(f"{base}#{value[keyword]}", node)
+        for keyword, *steps, inner in _inner(value):
+            at = join(pointer, name_in(schema, keyword))
+            for step in steps:
+                at = join(at, step)
+            self._walk(inner, at, base, draft, depth + 1)
+
+    def _note(self, keyword: str, value: Any) -> None:
+        """Take down what is ignored."""
+        if len(self.ignored) == MAX_IGNORED:
+            return
+        if keyword == "format" and is_unknown_format(value):
+            self.ignored[f"format:{value}"] = None
+        elif (
+            keyword not in KNOWN
+            and keyword not in QUIET
+            and keyword[:2] != "x-"
+            and keyword[:1] not in ("_", "@")
+        ):
+            self.ignored[keyword] = None
 
 
-def _inner(schema: dict[str, Any], pointer: str) -> Iterator[tuple[Any, str]]:
-    """The schemas directly inside one. Raises InvalidSchema."""
+def _inner(schema: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """The way to each schema directly inside one, and that schema."""
     for keyword, value in schema.items():
-        at = join(pointer, keyword)
         if keyword in SCHEMA:
-            yield value, at
+            yield keyword, value
         elif keyword in SCHEMA_LIST:
-            if not isinstance(value, list) or (not value and keyword != "prefixItems"):
-                raise InvalidSchema(f"`{keyword}` at {pointer} must be a list of schemas")
             for index, item in enumerate(value):
-                yield item, join(at, index)
+                yield keyword, index, item
         elif keyword in SCHEMA_MAP:
-            if not isinstance(value, dict):
-                raise InvalidSchema(f"`{keyword}` at {pointer} must be an object of schemas")
             for name, item in value.items():
-                yield item, join(at, name)
+                yield keyword, name, item
 
 
 def join(pointer: str, step: str | int) -> str:

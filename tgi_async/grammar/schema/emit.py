@@ -1,4 +1,4 @@
-"""From cases back to a schema, in the few keywords that engines have.
+"""From clauses back to a schema, in the few keywords that engines have.
 
 Those are: `type`, `enum`, the bounds of numbers, strings, arrays and objects, `pattern`, `format`,
 `multipleOf`, `prefixItems`, `items`, `properties`, `patternProperties`, `additionalProperties`,
@@ -7,26 +7,32 @@ Those are: `type`, `enum`, the bounds of numbers, strings, arrays and objects, `
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
-from tgi_async.grammar.schema.case import (
+from tgi_async.grammar.schema.clause import (
     ANY,
     ANYTHING,
     Arrays,
-    Case,
+    Clause,
     Numbers,
     Objects,
+    Requirement,
     Strings,
-    Wanted,
+    least_of,
 )
-from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
+from tgi_async.grammar.schema.errors import Inexpressible, UnsupportedSchema
 from tgi_async.grammar.schema.expand import Expander
-from tgi_async.grammar.schema.keywords import TYPES
+from tgi_async.grammar.schema.keywords import MAX_COUNT, MAX_NUMBER, TYPES
+from tgi_async.grammar.schema.scalars import none_of_pattern
 
-MAX_WANTED = 5_000
+MAX_REQUIREMENTS = 5_000
 """Different schemas of values, inside one."""
+MOST_INTERVALS = 40
+"""Between multiples, where a number must be none."""
 MAX_ITEMS = 1_000
 """`minItems`, `maxItems`, `minProperties`, `maxProperties`: engines unroll them."""
 
@@ -34,12 +40,12 @@ MAX_ITEMS = 1_000
 class Emitter:
     """Raises UnsupportedSchema for what is beyond engines, and for what no value satisfies."""
 
-    def __init__(self, expander: Expander, root: Wanted) -> None:
+    def __init__(self, expander: Expander, root: Requirement) -> None:
         self._root = root
-        self._table: dict[Wanted, list[Case]] = {}
+        self._table: dict[Requirement, list[Clause]] = {}
         self._fill(expander)
         self._finite = self._satisfiable()
-        self._shared: dict[Wanted, str] = {}
+        self._shared: dict[Requirement, str] = {}
         self._find_shared()
         self._definitions: dict[str, Any] = {}
 
@@ -55,22 +61,24 @@ class Emitter:
     def _fill(self, expander: Expander) -> None:
         waiting = [self._root]
         while waiting:
-            wanted = waiting.pop()
-            if wanted in self._table:
+            requirement = waiting.pop()
+            if requirement in self._table:
                 continue
-            if len(self._table) >= MAX_WANTED:
-                raise UnsupportedSchema(f"the schema has more than {MAX_WANTED} different parts")
-            cases = self._table[wanted] = expander.cases(wanted)
-            waiting.extend(_inside(cases))
+            if len(self._table) >= MAX_REQUIREMENTS:
+                raise UnsupportedSchema(
+                    f"the schema has more than {MAX_REQUIREMENTS} different parts"
+                )
+            clauses = self._table[requirement] = expander.clauses(requirement)
+            waiting.extend(_inside(clauses))
 
-    def _satisfiable(self) -> set[Wanted]:
+    def _satisfiable(self) -> set[Requirement]:
         """What some value of finite size is as wanted by."""
-        finite: set[Wanted] = set()
+        finite: set[Requirement] = set()
         while True:
             more = {
-                wanted
-                for wanted, cases in self._table.items()
-                if wanted not in finite and any(_ends(case, finite) for case in cases)
+                requirement
+                for requirement, clauses in self._table.items()
+                if requirement not in finite and any(_ends(clause, finite) for clause in clauses)
             }
             if not more:
                 return finite
@@ -78,113 +86,154 @@ class Emitter:
 
     def _find_shared(self) -> None:
         """Name what is wanted in more than one place or inside itself; the rest is put in place."""
-        seen: set[Wanted] = set()
+        seen: set[Requirement] = set()
         waiting = [self._root]
         while waiting:
-            wanted = waiting.pop()
-            cases = self._table[wanted]
-            if cases == [ANY] or not any(True for _ in _inside(cases)):
+            requirement = waiting.pop()
+            clauses = self._table[requirement]
+            if clauses == [ANY] or not any(True for _ in _inside(clauses)):
                 continue
-            if wanted in seen:
-                self._shared.setdefault(wanted, str(len(self._shared)))
+            if requirement in seen:
+                self._shared.setdefault(requirement, str(len(self._shared)))
                 continue
-            seen.add(wanted)
-            waiting.extend(_inside(self._table[wanted]))
+            seen.add(requirement)
+            waiting.extend(_inside(self._table[requirement]))
 
-    def _place(self, wanted: Wanted) -> Any:
-        if wanted not in self._finite:
+    def _place(self, requirement: Requirement) -> Any:
+        if requirement not in self._finite:
             return False
-        name = self._shared.get(wanted)
+        name = self._shared.get(requirement)
         if name is None:
-            return self._written(wanted)
+            return self._written(requirement)
         if name not in self._definitions:
             self._definitions[name] = None  # for what is inside itself
-            self._definitions[name] = self._written(wanted)
+            try:
+                self._definitions[name] = self._written(requirement)
+            except Inexpressible:
+                del self._definitions[name]
+                raise
         return {"$ref": f"#/$defs/{name}"}
 
-    def _written(self, wanted: Wanted) -> Any:
+    def _written(self, requirement: Requirement) -> Any:
         options: list[Any] = []
-        for case in self._table[wanted]:
-            if not _ends(case, self._finite):
+        lost: dict[str, Inexpressible] = {}
+        kept: set[str] = set()
+        for clause in self._table[requirement]:
+            if not _ends(clause, self._finite):
                 continue
-            for option in self._options(case):
+            for kind, option in self._options(clause):
+                if isinstance(option, Inexpressible):
+                    lost.setdefault(kind, option)
+                    continue
+                kept |= {kind} if kind else clause.types
                 if option not in options:
                     options.append(option)
+        for kind, error in lost.items():
+            if kind not in kept:
+                raise error
         if True in options:
             return True
         return options[0] if len(options) == 1 else {"anyOf": options}
 
-    def _options(self, case: Case) -> Iterator[Any]:
-        if case == ANY:
-            yield True
+    def _options(self, clause: Clause) -> Iterator[tuple[str, Any]]:
+        """Schemas of which a value must satisfy one, each with its type, empty for several.
+
+        For what can not be written, the reason.
+        """
+        if clause == ANY:
+            yield "", True
             return
         values: list[Any] = []
-        types = [kind for kind in TYPES if kind in case.types]
-        if "boolean" in types and len(case.booleans) == 1:
+        types = [kind for kind in TYPES if kind in clause.types]
+        if "boolean" in types and len(clause.booleans) == 1:
             types.remove("boolean")
-            values += case.booleans
-        among = case.strings.among
-        rest: dict[str, Any] = {}
-        if "string" in types and among is not None:
+            values += clause.booleans
+        among = clause.strings.among
+        if "string" in types and among is not None and not _is_tested(clause.strings):
             types.remove("string")
             values += among
-            rest = _string_keywords(
-                Strings(formats=case.strings.formats, beyond=case.strings.beyond)
-            )
-        if values:
-            if "null" in types:
-                types.remove("null")
-                values.append(None)
-            if rest:
-                rest["type"] = "string"
-            yield {"enum": values, **rest}
-        if not types:
-            return
-        names = ["integer" if kind == "number" and case.numbers.integer else kind for kind in types]
-        option: dict[str, Any] = {"type": names[0] if len(names) == 1 else names}
+        if values and "null" in types:
+            types.remove("null")
+            values.append(None)
+        together: dict[str, Any] = {}
+        names: list[str] = []
         for kind in types:
-            match kind:
-                case "number":
-                    keywords = _number_keywords(case.numbers)
-                case "string":
-                    keywords = _string_keywords(case.strings)
-                case "array":
-                    keywords = self._array_keywords(case.arrays)
-                case "object":
-                    keywords = self._object_keywords(case.objects)
-                case _:
-                    continue
-            further = keywords.pop("allOf", [])
-            option |= keywords
+            try:
+                several = self._keywords(kind, clause)
+            except Inexpressible as error:
+                yield kind, error
+                continue
+            name = "integer" if kind == "number" and clause.numbers.integer else kind
+            if len(several) > 1 or "enum" in several[0]:
+                yield from ((kind, {"type": name, **keywords}) for keywords in several)
+                continue
+            further = several[0].pop("allOf", [])
+            together |= several[0]
+            names.append(name)
             if further:
-                option.setdefault("allOf", []).extend(further)
-        yield option
+                together.setdefault("allOf", []).extend(further)
+        if values:
+            yield "", {"enum": values}
+        if names:
+            yield "", {"type": names[0] if len(names) == 1 else names, **together}
+
+    def _keywords(self, kind: str, clause: Clause) -> list[dict[str, Any]]:
+        """Of values of one type; of which one must hold. Raises UnsupportedSchema."""
+        match kind:
+            case "number":
+                return _number_keywords(clause.numbers)
+            case "string":
+                return [_string_keywords(clause.strings)]
+            case "array":
+                return [self._array_keywords(clause.arrays)]
+            case "object":
+                return [self._object_keywords(clause.objects)]
+        return [{}]
 
     def _array_keywords(self, arrays: Arrays) -> dict[str, Any]:
-        single = arrays.most is not None and arrays.most <= 1
         for beyond in arrays.beyond:
-            if not (beyond.keyword == "uniqueItems" and single):
-                raise beyond.refusal()
+            raise beyond.refusal()
         for keyword, bound in (("minItems", arrays.least), ("maxItems", arrays.most)):
-            if bound is not None and bound > MAX_ITEMS:
+            if bound is not None and bound > MAX_ITEMS and keyword == "minItems":
                 raise UnsupportedSchema(f"`{keyword}` must be at most {MAX_ITEMS}. Given: {bound}")
         keywords: dict[str, Any] = {}
         if arrays.prefix:
-            keywords["prefixItems"] = [self._place(wanted) for wanted in arrays.prefix]
+            keywords["prefixItems"] = [self._place(requirement) for requirement in arrays.prefix]
         if arrays.items != ANYTHING:
             keywords["items"] = self._place(arrays.items)
         if arrays.least:
             keywords["minItems"] = arrays.least
-        if arrays.most is not None:
-            keywords["maxItems"] = arrays.most
+        most = arrays.most
+        if arrays.unique and most != 1:
+            keywords["uniqueItems"] = True
+            most = least_of(most, self._different(arrays))
+        if most is not None:
+            keywords["maxItems"] = min(most, MAX_ITEMS)
         return keywords
+
+    def _different(self, arrays: Arrays) -> int | None:
+        """How many different items there can be; None: many."""
+        if arrays.prefix:
+            return None
+        count = 0
+        for clause in self._table[arrays.items]:
+            if not _ends(clause, self._finite):
+                continue
+            for kind in clause.types:
+                n = _how_many(kind, clause)
+                if n is None:
+                    return None
+                count += n
+        return count
 
     def _object_keywords(self, objects: Objects) -> dict[str, Any]:
         for beyond in objects.beyond:
             raise beyond.refusal()
         names = dict.fromkeys((*objects.properties, *objects.required))
-        properties = {name: self._place(objects.wanted(name)) for name in names}
-        patterns = {pattern: self._place(wanted) for pattern, wanted in objects.patterns.items()}
+        properties = {name: self._place(objects.requirement(name)) for name in names}
+        patterns = {
+            pattern: self._place(requirement) for pattern, requirement in objects.patterns.items()
+        }
         additional = self._place(objects.additional)
         keywords: dict[str, Any] = {}
         if properties:
@@ -195,69 +244,83 @@ class Emitter:
             keywords["additionalProperties"] = additional
         if objects.required:
             keywords["required"] = list(objects.required)
-        least = max(0, objects.least - len(objects.required)) and objects.least
-        if least or objects.most is not None:
-            self._check_counts(objects, properties, bool(patterns) or additional is not False)
-        if least:
-            keywords["minProperties"] = least
+        if max(objects.least, objects.most or 0) > MAX_ITEMS:
+            at = objects.bounded_at
+            raise UnsupportedSchema(f"the number of properties at {at} must be at most {MAX_ITEMS}")
+        if objects.least:
+            keywords["minProperties"] = objects.least
         if objects.most is not None:
             keywords["maxProperties"] = objects.most
         return keywords
 
-    def _check_counts(self, objects: Objects, properties: dict[str, Any], is_open: bool) -> None:
-        """Raises UnsupportedSchema for what engines can not count."""
-        least, most = objects.least - len(objects.required), objects.most
-        keyword = "maxProperties" if least <= 0 else "minProperties"
-        at = objects.bounded_at
-        optional = [
-            name
-            for name, schema in properties.items()
-            if name not in objects.required and schema is not False
-        ]
-        if max(objects.least, most or 0) > MAX_ITEMS:
-            raise UnsupportedSchema(f"`{keyword}` at {at} must be at most {MAX_ITEMS}")
-        if least > 1 and is_open:
-            # The engine would let one name come twice, and count it twice.
-            raise unsupported(keyword, at, "more than one further property can not be demanded")
-        simple = least <= 1 and (most is None or most - len(objects.required) == 1)
-        if optional and (is_open or not simple):
-            raise unsupported(keyword, at, "beside properties that are not required")
 
-
-def _inside(cases: list[Case]) -> Iterator[Wanted]:
+def _inside(clauses: list[Clause]) -> Iterator[Requirement]:
     """What is wanted of the values directly inside."""
-    for case in cases:
-        if "array" in case.types:
-            yield from case.arrays.prefix
-            yield case.arrays.items
-        if "object" in case.types:
-            objects = case.objects
+    for clause in clauses:
+        if "array" in clause.types:
+            yield from clause.arrays.prefix
+            yield clause.arrays.items
+        if "object" in clause.types:
+            objects = clause.objects
             for name in dict.fromkeys((*objects.properties, *objects.required)):
-                yield objects.wanted(name)
+                yield objects.requirement(name)
             yield from objects.patterns.values()
             yield objects.additional
 
 
-def _ends(case: Case, finite: set[Wanted]) -> bool:
-    """Whether a value can be in this case, if values can be as wanted by `finite`."""
-    if case.types - {"array", "object"}:
+def _ends(clause: Clause, finite: set[Requirement]) -> bool:
+    """Whether a value can be in this clause, if values can be as wanted by `finite`."""
+    if clause.types - {"array", "object"}:
         return True
-    if "array" in case.types:
-        needed = [case.arrays.item(index) for index in range(min(case.arrays.least, MAX_ITEMS))]
-        if all(wanted in finite for wanted in needed):
+    if "array" in clause.types:
+        needed = [clause.arrays.item(index) for index in range(min(clause.arrays.least, MAX_ITEMS))]
+        if all(requirement in finite for requirement in needed):
             return True
-    if "object" not in case.types:
+    if "object" not in clause.types:
         return False
-    return all(case.objects.wanted(name) in finite for name in case.objects.required)
+    objects = clause.objects
+    others = (objects.additional, *objects.patterns.values())
+    if objects.least > len(objects.required) and finite.isdisjoint(others):
+        return False
+    return all(objects.requirement(name) in finite for name in objects.required)
 
 
-def _number_keywords(numbers: Numbers) -> dict[str, Any]:
-    if numbers.fraction is not None:
-        raise numbers.fraction.refusal()
-    for beyond in numbers.beyond:
-        raise beyond.refusal()
-    keywords: dict[str, Any] = {}
+def _how_many(kind: str, clause: Clause) -> int | None:
+    """The number of values of a type, or a larger one; None: many."""
+    match kind:
+        case "null":
+            return 1
+        case "boolean":
+            return len(clause.booleans)
+        case "string" if clause.strings.among is not None:
+            return len(clause.strings.among)
+        case "number":
+            low, high = clause.numbers.range
+            steps = [Fraction(str(step)) for step in clause.numbers.multiples]
+            if clause.numbers.integer or low == high:
+                steps.append(Fraction(1))
+            if low is None or high is None or not steps:
+                return None
+            return int((Fraction(str(high)) - Fraction(str(low))) / max(steps)) + 1
+        case "array" if clause.arrays.most == 0:
+            return 1
+    return None
+
+
+def _number_keywords(numbers: Numbers) -> list[dict[str, Any]]:
     low, high = numbers.range
+    if (low is not None and low > MAX_NUMBER) or (high is not None and high < -MAX_NUMBER):
+        raise UnsupportedSchema("a number must be between -2**53 and 2**53")
+    if numbers.not_multiples:
+        return [_range_keywords(one) for one in _between(numbers)]
+    return [_range_keywords(numbers)]
+
+
+def _range_keywords(numbers: Numbers) -> dict[str, Any]:
+    low, high = numbers.range
+    low = None if low is None else max(low, -MAX_NUMBER)
+    high = None if high is None else min(high, MAX_NUMBER)
+    keywords: dict[str, Any] = {}
     if low is not None:
         inclusive = numbers.integer or low != numbers.above
         keywords["minimum" if inclusive else "exclusiveMinimum"] = low
@@ -272,14 +335,50 @@ def _number_keywords(numbers: Numbers) -> dict[str, Any]:
     return keywords
 
 
+def _between(numbers: Numbers) -> list[Numbers]:
+    """The same between two multiples, for the multiples that are nearest to the bounds or to 0.
+
+    Raises Inexpressible.
+    """
+    steps = sorted(Fraction(str(step)) for step in numbers.not_multiples)
+    if any(step % steps[0] for step in steps):
+        raise Inexpressible("a number must be no multiple of several numbers")
+    low, high = numbers.range
+    first = -MOST_INTERVALS // 2
+    if low is not None:
+        first = math.floor(Fraction(str(low)) / steps[0])
+    elif high is not None:
+        first = math.ceil(Fraction(str(high)) / steps[0]) - MOST_INTERVALS
+    found: list[Numbers] = []
+    for index in range(first, first + MOST_INTERVALS):
+        above, below = (_plain(at * steps[0]) for at in (index, index + 1))
+        one = replace(numbers, not_multiples=()).intersect(Numbers(above=above, below=below))
+        if not one.empty:
+            found.append(one)
+    if not found:
+        raise Inexpressible("no number between two multiples is found")
+    return found
+
+
+def _plain(value: Fraction) -> float:
+    return int(value) if value.denominator == 1 else float(value)
+
+
+def _is_tested(strings: Strings) -> bool:
+    """Whether single texts are not all there is: which of them are so, only the engine knows."""
+    return bool(strings.formats or strings.beyond)
+
+
 def _string_keywords(strings: Strings) -> dict[str, Any]:
     for _, beyond in strings.beyond:
         raise beyond.refusal()
     keywords: dict[str, Any] = {}
+    if strings.among is not None:
+        keywords["enum"] = list(strings.among)
     if strings.least:
         keywords["minLength"] = strings.least
     if strings.most is not None:
-        keywords["maxLength"] = strings.most
+        keywords["maxLength"] = min(strings.most, MAX_COUNT)
     patterns = [pattern for pattern, _ in strings.patterns]
     if strings.none_of:
         patterns.append(none_of_pattern(strings.none_of))
@@ -291,29 +390,3 @@ def _string_keywords(strings: Strings) -> dict[str, Any]:
         else:
             keywords[keyword] = value
     return keywords
-
-
-def none_of_pattern(texts: tuple[str, ...]) -> str:
-    """A regular expression, without looking ahead, of all texts but these."""
-    tree: dict[str, Any] = {}
-    for text in texts:
-        at = tree
-        for letter in text:
-            at = at.setdefault(letter, {})
-        at[""] = {}
-    return f"^(?s:{_other(tree)})$"
-
-
-def _other(tree: dict[str, Any]) -> str:
-    """All texts that are not in a tree of letters; the end of a text is an empty letter."""
-    letters = [letter for letter in tree if letter]
-    options = [] if "" in tree else [""]
-    for letter in letters:
-        options.append(re.escape(letter) + _other(tree[letter]))
-    others = f"[^{''.join(_in_class(letter) for letter in letters)}]" if letters else "."
-    options.append(f"{others}.*")
-    return f"(?:{'|'.join(options)})"
-
-
-def _in_class(letter: str) -> str:
-    return f"\\{letter}" if letter in "\\]^-[&~|" else letter

@@ -8,11 +8,15 @@ class SchemaError(Exception):
 
 
 class InvalidSchema(SchemaError):
-    """It is not a schema of Draft 2020-12."""
+    """It is not a schema of its draft."""
 
 
 class UnsupportedSchema(SchemaError):
     """It is one, but asks for what can not be done, or for too much."""
+
+
+class Inexpressible(UnsupportedSchema):
+    """A way to satisfy a schema that no engine has words for; left out where there are others."""
 
 
 def unsupported(keyword: str, pointer: str, why: str) -> UnsupportedSchema:

@@ -53,34 +53,36 @@ SCHEMA = frozenset(
 SCHEMA_LIST = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
 SCHEMA_MAP = frozenset({"properties", "patternProperties", "dependentSchemas"}) | DEFINITIONS
 
-DRAFTS = frozenset(
-    {
-        "json-schema.org/draft/2020-12/schema",
-        "json-schema.org/draft/2019-09/schema",
-        "json-schema.org/draft-07/schema",
-        "json-schema.org/draft-06/schema",
-    }
-)
-"""What `$schema` may say. All are read as Draft 2020-12: older words that mean something else there
-are no part of it, and so are refused."""
-
 MAX_COUNT = 100_000
 """Of characters; see `emit` for the bounds of what an engine has to unroll."""
 MAX_NUMBER = 2**53
 """Beyond it not every integer is a number of JSON's most readers, nor of the engines."""
 
 
-def check_value(keyword: str, value: Any, pointer: str) -> None:
-    """Raises InvalidSchema or UnsupportedSchema for a keyword whose value is not as it must be."""
-    check = CHECKS.get(keyword)
-    if check is not None and (wanted := check(value)):
-        raise InvalidSchema(f"`{keyword}` at {pointer} must be {wanted}")
-    if keyword in COUNTS and value > MAX_COUNT:
+def check_value(keyword: str, value: Any, pointer: str, name: str) -> None:
+    """Check the value of a keyword, which is called `name` where it was given.
+
+    Raises InvalidSchema or UnsupportedSchema.
+    """
+    if wanted := problem(keyword, value):
+        raise InvalidSchema(f"`{name}` at {pointer} must be {wanted}")
+    if keyword in LEAST and value > MAX_COUNT:
         raise UnsupportedSchema(
             f"`{keyword}` at {pointer} must be at most {MAX_COUNT}. Given: {_shown(value)}"
         )
-    if keyword in NUMBERS and not abs(value) <= MAX_NUMBER:
-        raise UnsupportedSchema(f"`{keyword}` at {pointer} must be between -2**53 and 2**53")
+
+
+def problem(keyword: str, value: Any) -> str:
+    """What the value of a keyword must be, if it is not; schemas inside it are not looked at."""
+    if keyword in SCHEMA:
+        return "" if isinstance(value, dict | bool) else "a schema"
+    if keyword in SCHEMA_LIST:
+        ok = isinstance(value, list) and (value or keyword == "prefixItems")
+        return "" if ok else "a list of schemas"
+    if keyword in SCHEMA_MAP:
+        return "" if isinstance(value, dict) else "an object of schemas"
+    check = CHECKS.get(keyword)
+    return "" if check is None else check(value)
 
 
 def _shown(value: Any) -> str:
@@ -152,15 +154,14 @@ COUNTS = frozenset(
         "maxContains",
     }
 )
+LEAST = frozenset({"minLength", "minItems", "minProperties", "minContains"})
 NUMBERS = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"})
 
 CHECKS: dict[str, Callable[[Any], str]] = {
     **dict.fromkeys(COUNTS, _count),
     **dict.fromkeys(NUMBERS, _number),
     "multipleOf": _positive,
-    **dict.fromkeys(
-        ("pattern", "format", "$ref", "$dynamicRef", "$comment", "title", "description"), _text
-    ),
+    **dict.fromkeys(("pattern", "format", "$ref", "$dynamicRef"), _text),
     **dict.fromkeys(IDENTIFIERS, _text),
     "uniqueItems": _flag,
     "required": _names,

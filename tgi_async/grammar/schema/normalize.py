@@ -34,13 +34,16 @@ def check_size(characters: int) -> None:
         )
 
 
-def normal(schema: Any) -> dict[str, Any] | bool:
-    """The same values satisfy it, and it has only keywords that `emit` names.
+def normalize(schema: Any, ignored: dict[str, None] | None = None) -> dict[str, Any] | bool:
+    """The same values satisfy it, or fewer, and it has only keywords that `emit` names.
 
+    `ignored` gets the keywords and formats that may have been meant to say something, and do not.
     Raises InvalidSchema or UnsupportedSchema.
     """
     try:
         document = Document(schema)
+        if ignored is not None:
+            ignored |= document.ignored
         root = document.root
         return Emitter(Expander(document), ((root, True),)).schema()
     except RecursionError as error:

@@ -1,8 +1,8 @@
-"""One case of a schema: types, and for each type what a value of it must be.
+"""One clause of a schema: types, and for each type what a value of it must be.
 
-A schema is a list of cases, of which a value must be in at least one. Two cases of which a value
-must be in both are one case again, so `allOf` needs no keyword of its own, and what is not needed
-(`not`, `if`, `oneOf`, ...) is gone once a schema has become cases.
+A schema is a list of clauses, of which a value must be in at least one. Two clauses that a value
+must both be in are one clause again, so `allOf` needs no keyword of its own, and what is not needed
+(`not`, `if`, `oneOf`, ...) is gone once a schema has become clauses.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from functools import lru_cache
 from typing import TypeVar
 
 from tgi_async.grammar.schema.document import Node
-from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
+from tgi_async.grammar.schema.errors import Inexpressible, UnsupportedSchema, unsupported
 from tgi_async.grammar.schema.keywords import TYPES
 
-Wanted = tuple[tuple[Node, bool], ...]
+Requirement = tuple[tuple[Node, bool], ...]
 """Schemas that a value must satisfy, or with False must not. Empty: any value."""
 
-ANYTHING: Wanted = ()
-NOTHING: Wanted = ((Node(False, "#", ""), True),)
+ANYTHING: Requirement = ()
+NOTHING: Requirement = ((Node(False, "#", ""), True),)
 
 
-def both(left: Wanted, right: Wanted) -> Wanted:
+def both(left: Requirement, right: Requirement) -> Requirement:
     """A value must be as wanted by either."""
     if NOTHING[0] in left or NOTHING[0] in right:
         return NOTHING
@@ -34,15 +34,15 @@ def both(left: Wanted, right: Wanted) -> Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Beyond:
-    """What a case asks of values of a type that no engine can do; refused if it stays."""
+class Unsupported:
+    """What a clause asks of values of a type that no engine can do; refused if it stays."""
 
     keyword: str
     pointer: str
     why: str
 
-    def refusal(self) -> UnsupportedSchema:
-        return unsupported(self.keyword, self.pointer, self.why)
+    def refusal(self) -> Inexpressible:
+        return Inexpressible(str(unsupported(self.keyword, self.pointer, self.why)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +54,25 @@ class Numbers:
     below: float | None = None
     integer: bool = False
     multiples: tuple[float, ...] = ()
-    fraction: Beyond | None = None
-    """Set: an integer is none of these."""
-    beyond: tuple[Beyond, ...] = ()
+    not_multiples: tuple[float, ...] = ()
+    """It is a multiple of none of these."""
 
-    def also(self, other: Numbers) -> Numbers:
+    def intersect(self, other: Numbers) -> Numbers:
         return Numbers(
-            _most(self.minimum, other.minimum),
-            _least(self.maximum, other.maximum),
-            _most(self.above, other.above),
-            _least(self.below, other.below),
+            most_of(self.minimum, other.minimum),
+            least_of(self.maximum, other.maximum),
+            most_of(self.above, other.above),
+            least_of(self.below, other.below),
             self.integer or other.integer,
             self.multiples + tuple(one for one in other.multiples if one not in self.multiples),
-            self.fraction or other.fraction,
-            self.beyond + other.beyond,
+            self.not_multiples
+            + tuple(one for one in other.not_multiples if one not in self.not_multiples),
         )
 
     @property
     def range(self) -> tuple[float | None, float | None]:
         """Least and most; for integers both are integers, and are of them."""
-        low, high = _most(self.minimum, self.above), _least(self.maximum, self.below)
+        low, high = most_of(self.minimum, self.above), least_of(self.maximum, self.below)
         if self.integer:
             if low is not None:
                 low = math.floor(low) + 1 if low == self.above else math.ceil(low)
@@ -83,7 +82,7 @@ class Numbers:
 
     @property
     def empty(self) -> bool:
-        if self.integer and self.fraction:
+        if self.integer and 1 in self.not_multiples:
             return True
         low, high = self.range
         if low is None or high is None:
@@ -110,10 +109,12 @@ class Strings:
     among: tuple[str, ...] | None = None
     """Only these, if any are named."""
     none_of: tuple[str, ...] = ()
-    beyond: tuple[tuple[str | None, Beyond], ...] = ()
+    negated: tuple[str, ...] = ()
+    """Patterns and formats that must not match; those that can be are among `patterns` too."""
+    beyond: tuple[tuple[str | None, Unsupported], ...] = ()
     """Patterns that must not match; None: what can not even be tested."""
 
-    def also(self, other: Strings) -> Strings:
+    def intersect(self, other: Strings) -> Strings:
         among = self.among
         if among is None:
             among = other.among
@@ -121,11 +122,12 @@ class Strings:
             among = tuple(one for one in among if one in other.among)
         merged = Strings(
             max(self.least, other.least),
-            _least(self.most, other.most),
+            least_of(self.most, other.most),
             self.patterns + tuple(one for one in other.patterns if one not in self.patterns),
             self.formats + tuple(one for one in other.formats if one not in self.formats),
             among,
             self.none_of + other.none_of,
+            self.negated + other.negated,
             self.beyond + other.beyond,
         )
         return merged._filtered() if among is not None else merged
@@ -151,23 +153,52 @@ class Strings:
     def empty(self) -> bool:
         if self.among is not None:
             return not self.among
+        if self.negated and (
+            any(pattern in self.negated for pattern, _ in self.patterns)
+            or any(name in self.negated for name in self.formats)
+        ):
+            return True
         return self.most is not None and self.least > self.most
 
 
 @dataclass(frozen=True, slots=True)
+class SomeItems:
+    """How many items, from `start` on, are as required."""
+
+    requirement: Requirement
+    negated: Requirement
+    """What an item is that is not so."""
+    least: int = 1
+    most: int | None = None
+    start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SomeProperty:
+    """At least one property but these, or of those that a pattern matches, is as required."""
+
+    requirement: Requirement
+    within: str | None = None
+    names: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Arrays:
-    prefix: tuple[Wanted, ...] = ()
-    items: Wanted = ANYTHING
+    prefix: tuple[Requirement, ...] = ()
+    items: Requirement = ANYTHING
     least: int = 0
     most: int | None = None
-    beyond: tuple[Beyond, ...] = ()
+    beyond: tuple[Unsupported, ...] = ()
     evaluated: int | None = 0
     """How many items a keyword has looked at; None: all."""
+    some: tuple[SomeItems, ...] = ()
+    unique: bool = False
 
-    def item(self, index: int) -> Wanted:
+    def item(self, index: int) -> Requirement:
         return self.prefix[index] if index < len(self.prefix) else self.items
 
-    def also(self, other: Arrays) -> Arrays:
+    def intersect(self, other: Arrays) -> Arrays:
         length = max(len(self.prefix), len(other.prefix))
         evaluated = (
             None
@@ -178,9 +209,11 @@ class Arrays:
             tuple(both(self.item(index), other.item(index)) for index in range(length)),
             both(self.items, other.items),
             max(self.least, other.least),
-            _least(self.most, other.most),
+            least_of(self.most, other.most),
             self.beyond + other.beyond,
             evaluated,
+            self.some + tuple(one for one in other.some if one not in self.some),
+            self.unique or other.unique,
         )
 
     @property
@@ -190,45 +223,63 @@ class Arrays:
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    properties: dict[str, Wanted] = field(default_factory=dict)
-    patterns: dict[str, Wanted] = field(default_factory=dict)
-    additional: Wanted = ANYTHING
+    properties: dict[str, Requirement] = field(default_factory=dict)
+    patterns: dict[str, Requirement] = field(default_factory=dict)
+    additional: Requirement = ANYTHING
     required: tuple[str, ...] = ()
     least: int = 0
     most: int | None = None
-    beyond: tuple[Beyond, ...] = ()
+    beyond: tuple[Unsupported, ...] = ()
     bounded_at: str = "#"
     """Place of `minProperties` or `maxProperties`."""
+    some: tuple[SomeProperty, ...] = ()
+    further: int = 0
+    """How many properties without a name here there must be."""
     names_seen: tuple[str, ...] = ()
     patterns_seen: tuple[str, ...] = ()
     all_seen: bool = False
     """What a keyword has looked at, for `unevaluatedProperties`."""
 
-    def wanted(self, name: str) -> Wanted:
-        wanted = self.properties.get(name)
+    @property
+    def names(self) -> list[str]:
+        """Those that are named."""
+        return list(dict.fromkeys((*self.properties, *self.required)))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may have properties that are not named."""
+        others = (self.additional, *self.patterns.values())
+        return any(requirement != NOTHING for requirement in others)
+
+    def requirement(self, name: str) -> Requirement:
+        named = self.properties.get(name)
+        if not self.patterns:
+            return self.additional if named is None else named
         matched = [value for pattern, value in self.patterns.items() if matches(pattern, name)]
-        if wanted is None and not matched:
+        if named is None and not matched:
             return self.additional
-        found = ANYTHING if wanted is None else wanted
+        found = ANYTHING if named is None else named
         for value in matched:
             found = both(found, value)
         return found
 
-    def also(self, other: Objects) -> Objects:
+    def intersect(self, other: Objects) -> Objects:
         names = dict.fromkeys((*self.properties, *other.properties))
         patterns = {}
         for pattern in dict.fromkeys((*self.patterns, *other.patterns)):
             left = self.patterns.get(pattern, self.additional)
             patterns[pattern] = both(left, other.patterns.get(pattern, other.additional))
         return Objects(
-            {name: both(self.wanted(name), other.wanted(name)) for name in names},
+            {name: both(self.requirement(name), other.requirement(name)) for name in names},
             patterns,
             both(self.additional, other.additional),
             tuple(dict.fromkeys((*self.required, *other.required))),
             max(self.least, other.least),
-            _least(self.most, other.most),
+            least_of(self.most, other.most),
             self.beyond + other.beyond,
             self.bounded_at if self.least or self.most is not None else other.bounded_at,
+            self.some + tuple(one for one in other.some if one not in self.some),
+            max(self.further, other.further),
             self.names_seen + other.names_seen,
             self.patterns_seen + other.patterns_seen,
             self.all_seen or other.all_seen,
@@ -238,11 +289,15 @@ class Objects:
     def empty(self) -> bool:
         if self.most is not None and max(self.least, len(self.required)) > self.most:
             return True
-        return any(self.wanted(name) == NOTHING for name in self.required)
+        return any(self.requirement(name) == NOTHING for name in self.required)
+
+
+NO_NUMBERS, NO_STRINGS, NO_ARRAYS, NO_OBJECTS = Numbers(), Strings(), Arrays(), Objects()
+"""Of a clause whose values are of other types."""
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Clause:
     types: frozenset[str] = frozenset(TYPES)
     booleans: frozenset[bool] = frozenset({True, False})
     numbers: Numbers = Numbers()
@@ -250,22 +305,23 @@ class Case:
     arrays: Arrays = Arrays()
     objects: Objects = Objects()
 
-    def also(self, other: Case) -> Case | None:
+    def intersect(self, other: Clause) -> Clause | None:
         """Both at once; None: no value can be."""
         if self == ANY:
             return other.possible()
         if other == ANY:
             return self.possible()
-        return Case(
-            self.types & other.types,
+        types = self.types & other.types
+        return Clause(
+            types,
             self.booleans & other.booleans,
-            self.numbers.also(other.numbers),
-            self.strings.also(other.strings),
-            self.arrays.also(other.arrays),
-            self.objects.also(other.objects),
+            self.numbers.intersect(other.numbers) if "number" in types else NO_NUMBERS,
+            self.strings.intersect(other.strings) if "string" in types else NO_STRINGS,
+            self.arrays.intersect(other.arrays) if "array" in types else NO_ARRAYS,
+            self.objects.intersect(other.objects) if "object" in types else NO_OBJECTS,
         ).possible()
 
-    def possible(self) -> Case | None:
+    def possible(self) -> Clause | None:
         """Without the types that no value can be of; None: no value at all."""
         gone = set()
         if not self.booleans:
@@ -283,7 +339,7 @@ class Case:
             return None
         return self if not gone else replace(self, types=types)
 
-    def unseen(self) -> Case:
+    def unseen(self) -> Clause:
         """The same, as if no keyword had looked at what is inside."""
         return replace(
             self,
@@ -292,7 +348,7 @@ class Case:
         )
 
 
-ANY = Case()
+ANY = Clause()
 
 
 @lru_cache(maxsize=1024)
@@ -315,13 +371,13 @@ def matches(pattern: str, text: str, pointer: str = "#") -> bool:
 Bound = TypeVar("Bound", int, float)
 
 
-def _most(left: Bound | None, right: Bound | None) -> Bound | None:
+def most_of(left: Bound | None, right: Bound | None) -> Bound | None:
     if left is None or right is None:
         return right if left is None else left
     return max(left, right)
 
 
-def _least(left: Bound | None, right: Bound | None) -> Bound | None:
+def least_of(left: Bound | None, right: Bound | None) -> Bound | None:
     if left is None or right is None:
         return right if left is None else left
     return min(left, right)

@@ -1,0 +1,247 @@
+"""The clauses in which the keywords of a schema do not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tgi_async.grammar.schema.clause import (
+    ANY,
+    ANYTHING,
+    NOTHING,
+    Arrays,
+    Clause,
+    Numbers,
+    Objects,
+    SomeItems,
+    SomeProperty,
+    Strings,
+    Unsupported,
+)
+from tgi_async.grammar.schema.document import Node
+from tgi_async.grammar.schema.keyword_visitor import (
+    ARRAY,
+    EVERY,
+    LATER,
+    MOST_WAYS,
+    NUMBER,
+    OBJECT,
+    STRING,
+    KeywordVisitor,
+    conjoin,
+    leading,
+    without,
+)
+from tgi_async.grammar.schema.positive import names_allowed, types_clause
+from tgi_async.grammar.schema.scalars import (
+    format_clause,
+    other_strings,
+    other_than,
+    plain_pattern,
+)
+
+
+class Negated(KeywordVisitor):
+    """Raises UnsupportedSchema."""
+
+    def clauses(self, node: Node) -> list[Clause]:
+        assert isinstance(node.value, dict)
+        clauses: list[Clause] = []
+        for keyword in leading(node):
+            clauses = [*clauses, *self._negated(node, keyword)][:MOST_WAYS]
+        for keyword in LATER & node.value.keys():
+            if self._wanted(node, keyword) != ANYTHING:
+                beyond = Unsupported(keyword, node.pointer, "under a `not`, `if` or `oneOf`")
+                clauses.append(
+                    Clause(OBJECT, objects=Objects(beyond=(beyond,)))
+                    if keyword == "unevaluatedProperties"
+                    else Clause(ARRAY, arrays=Arrays(beyond=(beyond,)))
+                )
+        return clauses
+
+    def _negated(self, node: Node, keyword: str) -> list[Clause]:
+        schema = node.value
+        assert isinstance(schema, dict)
+        value: Any = schema.get(keyword)
+        beyond = Unsupported(keyword, node.pointer, "under a `not`, `if` or `oneOf`")
+        no_arrays = [Clause(ARRAY, arrays=Arrays(beyond=(beyond,)))]
+        if (simple := _OPPOSITE.get(keyword)) is not None:
+            return simple(value)
+        match keyword:
+            case "type":
+                return _other_types(value)
+            case "multipleOf":
+                return [Clause(NUMBER, numbers=Numbers(not_multiples=(value,)))]
+            case "pattern":
+                plain_pattern(value, node.pointer)
+                return [Clause(STRING, strings=other_strings(value, beyond))]
+            case "format":
+                if format_clause(value, node.pointer) == ANY:
+                    return []
+                strings = Strings(negated=(value,), beyond=((None, beyond),))
+                return [Clause(STRING, strings=strings)]
+            case "const":
+                return other_than(self._document, node, value, ("const",))
+            case "enum":
+                clauses = [ANY]
+                for index, one in enumerate(value):
+                    others = other_than(self._document, node, one, ("enum", index))
+                    clauses = conjoin(clauses, others, node, MOST_WAYS)
+                return clauses
+            case "properties":
+                return self._other_objects(node)
+            case "prefixItems":
+                return self._other_arrays(node)
+            case "required":
+                return [Clause(OBJECT, objects=without(name).objects) for name in value]
+            case "uniqueItems":
+                return no_arrays if value else []
+            case "contains":
+                return self._other_contents(node)
+            case "propertyNames":
+                some = [
+                    SomeProperty(ANYTHING, None, tuple(one.properties), tuple(one.patterns))
+                    for one in names_allowed(
+                        node, self._expand(self._document.child(node, keyword), True)
+                    )
+                ]
+                return [Clause(OBJECT, objects=Objects(some=(one,))) for one in some]
+            case "dependentRequired":
+                return [
+                    Clause(OBJECT, objects=Objects({other: NOTHING}, required=(name,)))
+                    for name, others in value.items()
+                    for other in others
+                    if other != name
+                ]
+            case "dependentSchemas":
+                clauses = []
+                for name in value:
+                    child = self._document.child(node, keyword, name)
+                    there = [Clause(OBJECT, objects=Objects(required=(name,)))]
+                    clauses += conjoin(there, self._expand(child, False), node, MOST_WAYS)
+                return clauses
+            case "allOf":
+                return [
+                    clause
+                    for child in self._children(node, keyword)
+                    for clause in self._expand(child, False)
+                ]
+            case "anyOf":
+                clauses = [ANY]
+                for child in self._children(node, keyword):
+                    clauses = conjoin(clauses, self._expand(child, False), node, MOST_WAYS)
+                return clauses
+            case "oneOf":
+                return self._none_or_several(node)
+            case "not":
+                return self._expand(self._document.child(node, keyword), True)
+            case "if":
+                return self._broken_if(node)
+            case "$ref" | "$dynamicRef":
+                return self._expand(self._document.target(node, keyword), False)
+        raise AssertionError(keyword)
+
+    def _other_objects(self, node: Node) -> list[Clause]:
+        schema = node.value
+        assert isinstance(schema, dict)
+        clauses = []
+        for name in schema.get("properties", {}):
+            unwanted = self._unwanted(node, "properties", name)
+            if unwanted != NOTHING:
+                clauses.append(Clause(OBJECT, objects=Objects({name: unwanted}, required=(name,))))
+        patterns = schema.get("patternProperties", {})
+        at = f"{node.pointer}/patternProperties"
+        plain = {pattern: plain_pattern(pattern, at) for pattern in patterns}
+        some = [
+            SomeProperty(self._unwanted(node, "patternProperties", pattern), plain[pattern])
+            for pattern in patterns
+        ]
+        if "additionalProperties" in schema:
+            names = tuple(schema.get("properties", {}))
+            unwanted = self._unwanted(node, "additionalProperties")
+            some.append(SomeProperty(unwanted, None, names, tuple(plain.values())))
+        for one in some:
+            if one.requirement != NOTHING:
+                clauses.append(Clause(OBJECT, objects=Objects(some=(one,))))
+        return clauses
+
+    def _other_contents(self, node: Node) -> list[Clause]:
+        schema = node.value
+        assert isinstance(schema, dict)
+        if "contains" not in schema:
+            return []
+        least, most = int(schema.get("minContains", 1)), schema.get("maxContains")
+        wanted, unwanted = self._wanted(node, "contains"), self._unwanted(node, "contains")
+        some = [SomeItems(wanted, unwanted, 0, least - 1)] if least else []
+        some += [SomeItems(wanted, unwanted, int(most) + 1)] if most is not None else []
+        return [Clause(ARRAY, arrays=Arrays(some=(one,))) for one in some]
+
+    def _other_arrays(self, node: Node) -> list[Clause]:
+        schema = node.value
+        assert isinstance(schema, dict)
+        length = len(schema.get("prefixItems", ()))
+        clauses = []
+        for index in range(length):
+            unwanted = self._unwanted(node, "prefixItems", index)
+            if unwanted != NOTHING:
+                prefix = (ANYTHING,) * index + (unwanted,)
+                clauses.append(Clause(ARRAY, arrays=Arrays(prefix, least=index + 1)))
+        if "items" in schema:
+            wanted = self._wanted(node, "items")
+            if wanted == NOTHING:
+                clauses.append(Clause(ARRAY, arrays=Arrays(least=length + 1)))
+            elif wanted != ANYTHING:
+                some = SomeItems(self._unwanted(node, "items"), wanted, start=length)
+                clauses.append(Clause(ARRAY, arrays=Arrays(some=(some,))))
+        return clauses
+
+    def _none_or_several(self, node: Node) -> list[Clause]:
+        children = self._children(node, "oneOf")
+        none = [ANY]
+        for child in children:
+            none = conjoin(none, self._expand(child, False), node, MOST_WAYS)
+        several: list[Clause] = []
+        for index, child in enumerate(children):
+            for other in children[:index]:
+                pair = conjoin(
+                    self._expand(child, True), self._expand(other, True), node, MOST_WAYS
+                )
+                several = [*several, *pair][:MOST_WAYS]
+        return [*none, *several]
+
+    def _broken_if(self, node: Node) -> list[Clause]:
+        assert isinstance(node.value, dict)
+        if "if" not in node.value:
+            return []
+        condition = self._document.child(node, "if")
+        clauses: list[Clause] = []
+        for keyword, holds in (("then", True), ("else", False)):
+            if keyword in node.value:
+                broken = self._expand(self._document.child(node, keyword), False)
+                clauses += conjoin(self._expand(condition, holds), broken, node, MOST_WAYS)
+        return clauses
+
+
+def _other_types(value: str | list[str]) -> list[Clause]:
+    held = types_clause(value)
+    types = EVERY - held.types
+    clauses = [Clause(types)] if types else []
+    if "number" in held.types and held.numbers.integer:
+        clauses.append(Clause(NUMBER, numbers=Numbers(not_multiples=(1,))))
+    return clauses
+
+
+_OPPOSITE: dict[str, Callable[[Any], list[Clause]]] = {
+    "minimum": lambda value: [Clause(NUMBER, numbers=Numbers(below=value))],
+    "maximum": lambda value: [Clause(NUMBER, numbers=Numbers(above=value))],
+    "exclusiveMinimum": lambda value: [Clause(NUMBER, numbers=Numbers(maximum=value))],
+    "exclusiveMaximum": lambda value: [Clause(NUMBER, numbers=Numbers(minimum=value))],
+    "minLength": lambda value: [Clause(STRING, strings=Strings(most=int(value) - 1))] * (value > 0),
+    "maxLength": lambda value: [Clause(STRING, strings=Strings(least=int(value) + 1))],
+    "minItems": lambda value: [Clause(ARRAY, arrays=Arrays(most=int(value) - 1))] * (value > 0),
+    "maxItems": lambda value: [Clause(ARRAY, arrays=Arrays(least=int(value) + 1))],
+    "minProperties": lambda value: (
+        [Clause(OBJECT, objects=Objects(most=int(value) - 1))] * (value > 0)
+    ),
+    "maxProperties": lambda value: [Clause(OBJECT, objects=Objects(least=int(value) + 1))],
+}

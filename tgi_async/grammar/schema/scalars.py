@@ -1,0 +1,218 @@
+"""What is wanted of single values: constants, patterns and formats."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tgi_async.grammar.schema.automaton import automaton
+from tgi_async.grammar.schema.clause import (
+    ANYTHING,
+    NOTHING,
+    Arrays,
+    Clause,
+    Numbers,
+    Objects,
+    Requirement,
+    SomeProperty,
+    Strings,
+    Unsupported,
+)
+from tgi_async.grammar.schema.document import MAX_DEPTH, Document, Node
+from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
+from tgi_async.grammar.schema.formats import FORMATS, FORMATS_AS_PATTERNS
+from tgi_async.grammar.schema.keywords import MAX_NUMBER, TYPES
+from tgi_async.grammar.schema.regex import NotRegular, is_plain
+
+NEVER = "^[^\\s\\S]$"
+"""Matches no text."""
+_NOT_OF_BOTH = re.compile(r"(?<!\\)(?:\\\\)*\\[AzZ]")
+r"""`\A` and the like: an anchor in one dialect of regular expressions, a letter in another."""
+
+
+def pattern_clause(pattern: str, pointer: str) -> Clause:
+    """A string somewhere in which `pattern` matches.
+
+    Raises UnsupportedSchema for one that is read in two ways; what an engine can not do, it says.
+    """
+    return Clause(strings=Strings(patterns=((plain_pattern(pattern, pointer), pointer),)))
+
+
+def plain_pattern(pattern: str, pointer: str) -> str:
+    """The same texts match it, or fewer, and engines read it. Raises UnsupportedSchema."""
+    if _NOT_OF_BOTH.search(pattern):
+        raise unsupported("pattern", pointer, r"`\A` and `\Z` are written `^` and `$`")
+    if is_plain(pattern):
+        return pattern
+    try:
+        found = automaton(pattern)
+        return NEVER if found.is_empty else found.pattern()
+    except NotRegular:
+        pass
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            re.compile(pattern)
+        except Warning as warning:
+            raise unsupported("pattern", pointer, f"it is read in two ways: {warning}") from warning
+        except (re.error, OverflowError, RecursionError):
+            pass  # the dialect is not Python's
+    return pattern
+
+
+def other_strings(pattern: str, beyond: Unsupported) -> Strings:
+    """Strings nowhere in which `pattern` matches."""
+    try:
+        others = automaton(pattern, wide=True).negated()
+        written = NEVER if others.is_empty else others.pattern()
+    except NotRegular:
+        return Strings(beyond=((pattern, beyond),))
+    return Strings(
+        patterns=((written, beyond.pointer),), negated=(plain_pattern(pattern, beyond.pointer),)
+    )
+
+
+def format_clause(name: str, pointer: str) -> Clause:
+    """A string of this format; any value for a format that is not held to."""
+    if name in FORMATS_AS_PATTERNS:
+        return Clause(strings=Strings(patterns=((FORMATS_AS_PATTERNS[name], pointer),)))
+    return Clause(strings=Strings(formats=(name,))) if name in FORMATS else Clause()
+
+
+def constant_clauses(
+    document: Document, node: Node, values: Sequence[Any], path: tuple[str | None, ...]
+) -> list[Clause]:
+    """One of these values, which are at `path` inside the schema; None in it: their index."""
+    types: set[str] = set()
+    booleans: set[bool] = set()
+    strings: list[str] = []
+    clauses: list[Clause] = []
+    for index, value in enumerate(values):
+        at = tuple(index if step is None else step for step in path)
+        if value is None:
+            types.add("null")
+        elif isinstance(value, bool):
+            types.add("boolean")
+            booleans.add(value)
+        elif isinstance(value, str):
+            types.add("string")
+            strings.append(value)
+        elif isinstance(value, int | float):
+            number = _number(value, node)
+            same = Numbers(number, number, integer=isinstance(number, int))
+            clauses.append(Clause(frozenset({"number"}), numbers=same))
+        elif isinstance(value, list):
+            clauses.append(_list_clause(document, node, value, at))
+        else:
+            clauses.append(_object_clause(document, node, value, at))
+    if types:
+        among = Strings(among=tuple(dict.fromkeys(strings)))
+        clauses.insert(
+            0, Clause(frozenset(types), frozenset(booleans or {True, False}), strings=among)
+        )
+    return clauses
+
+
+def other_than(
+    document: Document, node: Node, value: Any, at: tuple[str | int, ...]
+) -> list[Clause]:
+    """Any value but this one."""
+    every = frozenset(TYPES)
+    if value is None:
+        return [Clause(every - {"null"})]
+    if isinstance(value, bool):
+        return [Clause(booleans=frozenset({not value}))]
+    if isinstance(value, str):
+        return [Clause(strings=Strings(none_of=(value,)))]
+    if isinstance(value, int | float):
+        number = _number(value, node)
+        more = Clause(frozenset({"number"}), numbers=Numbers(above=number))
+        return [Clause(numbers=Numbers(below=number)), more]
+    if isinstance(value, list):
+        length = len(value)
+        array = frozenset({"array"})
+        clauses = [Clause(every - array), Clause(array, arrays=Arrays(least=length + 1))]
+        if length:
+            clauses.append(Clause(array, arrays=Arrays(most=length - 1)))
+        for index, item in enumerate(value):
+            unlike: Requirement = ((document.constant(node, item, *at, index), False),)
+            prefix = (ANYTHING,) * index + (unlike,)
+            clauses.append(Clause(array, arrays=Arrays(prefix, least=length, most=length)))
+        return clauses
+    thing = frozenset({"object"})
+    another = SomeProperty(ANYTHING, None, tuple(value))
+    clauses = [Clause(every - thing), Clause(thing, objects=Objects(some=(another,)))]
+    for name, item in value.items():
+        unlike = ((document.constant(node, item, *at, name), False),)
+        clauses.append(Clause(thing, objects=Objects({name: NOTHING})))
+        clauses.append(Clause(thing, objects=Objects({name: unlike}, required=(name,))))
+    return clauses
+
+
+def _list_clause(
+    document: Document, node: Node, value: list[Any], at: tuple[str | int, ...]
+) -> Clause:
+    _check_depth(node)
+    items: tuple[Requirement, ...] = tuple(
+        ((document.constant(node, item, *at, index), True),) for index, item in enumerate(value)
+    )
+    length = len(items)
+    return Clause(frozenset({"array"}), arrays=Arrays(items, NOTHING, length, length, evaluated=0))
+
+
+def _object_clause(
+    document: Document, node: Node, value: dict[str, Any], at: tuple[str | int, ...]
+) -> Clause:
+    _check_depth(node)
+    properties: dict[str, Requirement] = {
+        name: ((document.constant(node, item, *at, name), True),) for name, item in value.items()
+    }
+    objects = Objects(properties, additional=NOTHING, required=tuple(value))
+    return Clause(frozenset({"object"}), objects=objects)
+
+
+def _check_depth(node: Node) -> None:
+    if node.pointer.count("/") > 4 * MAX_DEPTH:
+        raise UnsupportedSchema(f"the value at {node.pointer[:100]}... is nested too deep")
+
+
+def _number(value: float, node: Node) -> float:
+    if not abs(value) <= MAX_NUMBER:
+        raise UnsupportedSchema(f"the number at {node.pointer} must be between -2**53 and 2**53")
+    return int(value) if value == int(value) else value
+
+
+def intersection(patterns: Iterable[str]) -> str:
+    """A pattern of the texts that all of these match. Raises NotRegular."""
+    one, *others = [automaton(pattern) for pattern in patterns]
+    for other in others:
+        one = one.intersect(other)
+    return NEVER if one.is_empty else one.pattern()
+
+
+def none_of_pattern(texts: tuple[str, ...]) -> str:
+    """A regular expression, without looking ahead, of all texts but these."""
+    tree: dict[str, Any] = {}
+    for text in texts:
+        at = tree
+        for letter in text:
+            at = at.setdefault(letter, {})
+        at[""] = {}
+    return f"^(?s:{_other(tree)})$"
+
+
+def _other(tree: dict[str, Any]) -> str:
+    """All texts that are not in a tree of letters; the end of a text is an empty letter."""
+    letters = [letter for letter in tree if letter]
+    options = [] if "" in tree else [""]
+    for letter in letters:
+        options.append(re.escape(letter) + _other(tree[letter]))
+    others = f"[^{''.join(_in_class(letter) for letter in letters)}]" if letters else "."
+    options.append(f"{others}.*")
+    return f"(?:{'|'.join(options)})"
+
+
+def _in_class(letter: str) -> str:
+    return f"\\{letter}" if letter in "\\]^-[&~|" else letter
