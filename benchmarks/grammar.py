@@ -156,12 +156,12 @@ def masks(rounds: int) -> None:
     import numpy as np
 
     from tgi_async.grammar.grammar import Json, Regex
-    from workers.grammar import engines
+    from workers.grammar.llguidance_engine import LlguidanceEngine
     from workers.models.embedded import prepare_embedded
 
     folder = prepare_embedded()
     vocab_size, end = 49152, 2
-    engine = engines.engine("llguidance", folder, vocab_size, [end])
+    engine = LlguidanceEngine(folder / "tokenizer.json", vocab_size, [end])
     grammars: dict[str, Json | Regex] = {name: Json(one) for name, one in SCHEMAS.items()}
     grammars |= {name: Regex(pattern) for name, pattern in REGEXES.items()}
     mask = np.zeros(vocab_size // 32, np.int32)

@@ -51,13 +51,11 @@ required = st.builds(
 )
 
 
-@pytest.fixture(scope="module", params=["llguidance", "xgrammar"])
-def vocabulary(request: pytest.FixtureRequest) -> Iterator[Vocabulary]:
-    if request.param == "xgrammar":
-        pytest.importorskip("xgrammar")
+@pytest.fixture(scope="module")
+def vocabulary() -> Iterator[Vocabulary]:
     with tempfile.TemporaryDirectory() as name:
         folder, size = save_tiny_tokenizer(Path(name))
-        yield Vocabulary(request.param, folder, size, [END])
+        yield Vocabulary(folder, size, [END])
 
 
 def finished(vocabulary: Vocabulary, grammar: Grammar, room: Any, seed: int, jumps: bool) -> None:

@@ -55,7 +55,7 @@ def small() -> Iterator[Small]:
         folder, size = save_tiny_tokenizer(Path(name))
         save_tiny_llama(folder, vocabulary=size)
         model = load(folder, torch.float32, torch.device("cpu"))
-        yield Small(model, Vocabulary("llguidance", folder, size, [END]))
+        yield Small(model, Vocabulary(folder, size, [END]))
 
 
 class Case(NamedTuple):

@@ -27,7 +27,6 @@ from tgi_async.api.app import create_app
 from tgi_async.api.gate import Gate
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
-from tgi_async.grammar.engines import require
 from tgi_async.grammar.vetting import Vetting
 from tgi_async.listener import Answering, answering, bind, on_signals
 from tgi_async.scheduler.reservations import Capacity
@@ -137,7 +136,6 @@ async def _serve_on(
     """`scratch` is a folder for what the cache cannot take."""
     began = time.perf_counter()
     world_size = n_shards(settings.sharded, settings.num_shard, os.environ)
-    require(settings.grammar_engine)
     spans = traces.sending_to(settings.otlp_endpoint) if settings.otlp_endpoint else None
     gate.phase("preparing the model")
     prepared = await _prepare(settings, prepare, scratch)
@@ -166,7 +164,6 @@ async def _serve_on(
             max_total_tokens=settings.max_total_tokens or 0,
             trust_remote_code=settings.trust_remote_code,
             model_impl=settings.model_impl,
-            grammar_engine=settings.grammar_engine,
             rope_scaling=settings.rope_scaling or "",
             rope_factor=settings.rope_factor or 1.0,
             attention=settings.attention,
@@ -268,7 +265,7 @@ def _vetting(
         return None
     further = [id for id in chat_ends if id < ready.vocab_size]
     end_ids = list(dict.fromkeys(ready.eos_token_ids + further))
-    return Vetting(settings.grammar_engine, str(prepared.path), ready.vocab_size, end_ids)
+    return Vetting(str(prepared.path), ready.vocab_size, end_ids)
 
 
 def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:

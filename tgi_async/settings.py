@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tgi_async.errors import StartError
-from tgi_async.grammar.engines import ENGINES
 from tgi_async.telemetry.logs import LEVELS, level_of
 from tgi_async.text.tools.formats import NAMES
 
@@ -225,12 +224,6 @@ class Settings:
     )
     disable_grammar_support: bool = _option(
         False, FACE, "refuse grammars, response formats and calls of tools", kind=bool
-    )
-    grammar_engine: str = _option(
-        "llguidance",
-        OPERATION,
-        "what holds texts to grammars; xgrammar needs tgi-async[xgrammar]",
-        choices=ENGINES,
     )
     kserve: bool = _option(False, FACE, "have the routes of KServe's V2 protocol", kind=bool)
 

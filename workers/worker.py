@@ -106,9 +106,7 @@ class Worker:
         further = [id for id in start.stop_token_ids if id < shape.vocab_size]
         end_ids = list(dict.fromkeys(shape.eos_token_ids + further))
         constraints = Constraints(
-            lambda: Vocabulary(
-                start.grammar_engine, Path(start.model_path), shape.vocab_size, end_ids
-            ),
+            lambda: Vocabulary(Path(start.model_path), shape.vocab_size, end_ids),
             shape.vocab_size,
         )
         if self._ranks is not None and self._rank == 0:

@@ -87,7 +87,7 @@ def shared_vetting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vetting
     folder = tmp_path_factory.mktemp("tiny")
     inner = tiny_inner()
     inner.save(str(folder / "tokenizer.json"))
-    vetting = SharedVetting("llguidance", str(folder), inner.get_vocab_size(), [257], n_processes=1)
+    vetting = SharedVetting(str(folder), inner.get_vocab_size(), [257], n_processes=1)
     yield vetting
     Vetting.close(vetting)
 

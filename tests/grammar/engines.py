@@ -19,7 +19,7 @@ import tokenizers
 from tests.api.tiny_tokenizer import tiny_inner
 from tgi_async.grammar.grammar import Grammar
 from workers.grammar.engine import Engine, GrammarError, Matcher
-from workers.grammar.engines import engine
+from workers.grammar.llguidance_engine import LlguidanceEngine
 
 MERGES = ['{"', '": ', '", "', '"}', ", ", "true", "null", "ab", "한", "12", "[]", "\\n", "a,"]
 """Tokens besides the single bytes: so tokens go across the borders of a grammar's parts."""
@@ -43,8 +43,8 @@ def folder() -> Path:
 
 
 @cache
-def engine_of(name: str = "llguidance") -> Engine:
-    return engine(name, folder(), vocab_size(), [end_id()])
+def engine_of() -> Engine:
+    return LlguidanceEngine(folder() / "tokenizer.json", vocab_size(), [end_id()])
 
 
 def vocab_size() -> int:

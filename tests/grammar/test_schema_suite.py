@@ -109,19 +109,12 @@ def named(file: Path) -> str:
 
 @pytest.mark.parametrize("draft", DRAFTS)
 def test_no_invalid_value_is_taken_and_nearly_every_valid_one(draft):
-    counts = {file.stem: counted(file, "llguidance") for file in FILES if file.parent.name == draft}
+    counts = {file.stem: counted(file) for file in FILES if file.parent.name == draft}
     taken, n = (sum(column) for column in zip(*counts.values(), strict=True))
     print(f"{draft}: {taken} of {n} valid values are taken")
     assert taken >= LEAST_SHARE * n
     for stem in WHOLE & counts.keys():
         assert counts[stem][0] == counts[stem][1], stem
-
-
-@pytest.mark.parametrize("file", [file for file in FILES if file.parent == SUITE], ids=named)
-def test_xgrammar_takes_no_invalid_value(file):
-    """It takes fewer valid ones: see docs/grammars.md."""
-    pytest.importorskip("xgrammar")
-    counted(file, "xgrammar")
 
 
 FORMATS = (
@@ -152,7 +145,7 @@ TOO_LAX = ("punycode", "A-label", "256", "3rd and 4th")
 @pytest.mark.parametrize("name", FORMATS)
 def test_formats_are_held_to(name):
     for case in cases(SUITE / "optional" / "format" / f"{name}.json"):
-        matcher = compiled(case["schema"], "llguidance")
+        matcher = compiled(case["schema"])
         assert matcher is not None
         for test in case["tests"]:
             told = f"{case['description']} {test['description']}"

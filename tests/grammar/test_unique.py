@@ -134,13 +134,6 @@ def test_a_value_behind_an_unknown_text_is_refused():
         engine_of().matcher(Sequence([Regex("[a-z]+"), Json(SET)]))
 
 
-def test_xgrammar_compares_them_too():
-    pytest.importorskip("xgrammar")
-    matcher = engine_of("xgrammar").matcher(Json(normalize(SET)))
-    assert accepts(matcher, '["ab", "abc", 1]')
-    assert not accepts(matcher, '["ab", "abc", "ab"]')
-
-
 def test_what_must_come_is_not_forced_past_an_equal_item():
     schema = {"type": "array", "items": {"enum": ["abcdef", "abcxyz"]}, "uniqueItems": True}
     matcher = engine_of().matcher(Json({**normalize(schema), "minItems": 2}))

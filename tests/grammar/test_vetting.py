@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from tests.grammar.engines import end_id, folder, vocab_size
-from tgi_async.errors import Overloaded, StartError
-from tgi_async.grammar import engines, vetting
+from tgi_async.errors import Overloaded
+from tgi_async.grammar import vetting
 from tgi_async.grammar.grammar import Choice, Json, Regex, Repeat, Sequence, Text, decode
 from tgi_async.grammar.verdict import Verdict
 from tgi_async.grammar.vetting import Vetting
-from workers.grammar.engines import engine
 
 ENDLESS = Json({"type": "string", "pattern": "^(a+)+$", "enum": ["a" * 40 + "b"]})
 """To see whether the pattern matches the text takes longer than anybody lives."""
@@ -22,7 +21,7 @@ GOOD = Json({"type": "object", "properties": {"a": {"type": "integer"}}})
 
 
 def made(**settings: Any) -> Vetting:
-    return Vetting("llguidance", str(folder()), vocab_size(), [end_id()], **settings)
+    return Vetting(str(folder()), vocab_size(), [end_id()], **settings)
 
 
 @pytest.fixture(scope="module")
@@ -240,14 +239,3 @@ async def test_the_loop_goes_on_meanwhile(vets):
         await asyncio.sleep(0.01)
         turns += 1
     assert turns > 5
-
-
-def test_an_engine_that_is_not_installed_is_told(monkeypatch):
-    monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    with pytest.raises(StartError, match=r"--grammar-engine xgrammar needs the package xgrammar"):
-        engines.require("xgrammar")
-
-
-def test_an_unknown_engine_is_told():
-    with pytest.raises(ValueError, match="outlines"):
-        engine("outlines", folder(), 10, [1])

@@ -80,7 +80,7 @@ GRAMMARS: list[Grammar] = [
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
     folder, size = save_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
-    return Vocabulary("llguidance", folder, size, [END])
+    return Vocabulary(folder, size, [END])
 
 
 def text_of(vocabulary: Vocabulary, tokens: Sequence[int]) -> str:
@@ -184,7 +184,7 @@ def test_where_too_much_would_have_to_be_looked_at_the_shortest_text_is_said(
 ) -> None:
     monkeypatch.setattr(f"workers.constraints.foresight.{limit}", 5)
     folder, size = save_tiny_tokenizer(tmp_path)
-    vocabulary = Vocabulary("llguidance", folder, size, [END])
+    vocabulary = Vocabulary(folder, size, [END])
     for grammar in (Json(PERSON), REPORTED[0]):
         n = len(needed(vocabulary, grammar) or [])
         for seed in range(5):
@@ -378,4 +378,4 @@ def test_who_left_is_not_worked_for(gate: Gate) -> None:
 
 def test_a_tokenizer_that_can_not_be_used_is_told(tmp_path: Path) -> None:
     with pytest.raises(GrammarError, match=r"tokenizer\.json"):
-        Vocabulary("llguidance", tmp_path, 100, [0])
+        Vocabulary(tmp_path, 100, [0])

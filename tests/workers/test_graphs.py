@@ -48,7 +48,7 @@ def model(folder: Path) -> Iterator[Loaded]:
 
 @pytest.fixture(scope="module")
 def vocabulary(folder: Path, model: Loaded) -> Vocabulary:
-    return Vocabulary("llguidance", folder, model.shape.vocab_size, [END])
+    return Vocabulary(folder, model.shape.vocab_size, [END])
 
 
 @pytest.fixture(scope="module")

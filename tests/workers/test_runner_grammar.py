@@ -49,7 +49,7 @@ def model(folder: Path) -> Loaded:
 
 @pytest.fixture(scope="module")
 def vocabulary(folder: Path, model: Loaded) -> Vocabulary:
-    return Vocabulary("llguidance", folder, model.shape.vocab_size, [END])
+    return Vocabulary(folder, model.shape.vocab_size, [END])
 
 
 SAMPLINGS = [

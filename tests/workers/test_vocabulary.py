@@ -13,12 +13,10 @@ from workers.constraints import vocabulary as module
 from workers.constraints.vocabulary import Vocabulary
 
 
-@pytest.fixture(params=["llguidance", "xgrammar"])
-def vocabulary(request: pytest.FixtureRequest, tmp_path: Path) -> Vocabulary:
-    if request.param == "xgrammar":
-        pytest.importorskip("xgrammar")
+@pytest.fixture
+def vocabulary(tmp_path: Path) -> Vocabulary:
     folder, size = save_tiny_tokenizer(tmp_path)
-    return Vocabulary(request.param, folder, size, [END])
+    return Vocabulary(folder, size, [END])
 
 
 def test_a_grammar_is_compiled_once(vocabulary: Vocabulary) -> None:

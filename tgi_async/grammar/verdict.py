@@ -8,9 +8,8 @@ CHARACTERS = 25_000
 
 
 class Start(Struct, frozen=True):
-    """The first line: which engine, for which model. Then come encoded grammars."""
+    """The first line: for which model. Then come encoded grammars."""
 
-    engine: str
     model_path: str
     vocab_size: int
     end_ids: list[int]

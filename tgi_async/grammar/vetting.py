@@ -37,14 +37,13 @@ MAX_CHARACTERS = 2_000_000
 
 
 class Vetting:
-    """The vetting of one engine for one model. For one event loop.
+    """The vetting of grammars for one model. For one event loop.
 
     The first process is started by `prepare`, the others when they are needed.
     """
 
     def __init__(
         self,
-        engine: str,
         model_path: str,
         vocab_size: int,
         end_ids: Sequence[int],
@@ -53,7 +52,7 @@ class Vetting:
         seconds: float = SECONDS,
         patience: float = PATIENCE,
     ) -> None:
-        start = Start(engine, model_path, vocab_size, list(end_ids), seconds)
+        start = Start(model_path, vocab_size, list(end_ids), seconds)
         self._seconds = seconds
         self._pool = ProcessPool(
             COMMAND,

@@ -146,8 +146,6 @@ class Start(Frame, frozen=True, tag="start"):
     world_size: Annotated[int, Meta(ge=1, lt=2**31)] = 1
     model_impl: str = "auto"
     """"fused", "transformers", or "auto": the fused decoder where it runs the model."""
-    grammar_engine: str = "llguidance"
-    """"llguidance" or "xgrammar"."""
     rope_scaling: str = ""
     """"linear" or "dynamic", by `rope_factor`, in the place of what the model says; "": not."""
     rope_factor: float = 1.0

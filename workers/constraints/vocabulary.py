@@ -17,8 +17,8 @@ from workers.constraints.expressions import ENDLESS, TooComplex
 from workers.constraints.foresight import Foresight
 from workers.constraints.growth import openings
 from workers.constraints.tokens import TokenTable
-from workers.grammar import engines
 from workers.grammar.engine import GrammarError, Matcher
+from workers.grammar.llguidance_engine import LlguidanceEngine
 
 OPENERS = frozenset("([{<")
 MOST_LITERALS = 64
@@ -114,9 +114,7 @@ class Compiled:
 class Vocabulary:
     """The engine of a worker's model, and what completions are made of."""
 
-    def __init__(
-        self, engine: str, model_path: Path, vocab_size: int, end_ids: Sequence[int]
-    ) -> None:
+    def __init__(self, model_path: Path, vocab_size: int, end_ids: Sequence[int]) -> None:
         """Raises GrammarError where no grammar can be followed with this tokenizer."""
         file = model_path / "tokenizer.json"
         if not file.exists():
@@ -132,7 +130,7 @@ class Vocabulary:
         texts = self._tokenizer.decode_batch([[i] for i in range(n)], skip_special_tokens=False)
         usable = ["" if i in special or "\ufffd" in text else text for i, text in enumerate(texts)]
         self.completer = Completer(usable, end_ids)
-        self.engine = engines.engine(engine, model_path, vocab_size, end_ids)
+        self.engine = LlguidanceEngine(file, vocab_size, end_ids)
         self.token_table = TokenTable(self._tokenizer, self.engine.token_texts(), end_ids)
         self.special_ids = {
             token.content: i

@@ -24,7 +24,7 @@ from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
 from tgi_async.grammar.schema.normalize import normalize
 from tgi_async.grammar.verdict import Start, Verdict, seconds_for
 from workers.grammar.engine import Engine, GrammarError
-from workers.grammar.engines import engine as engine_named
+from workers.grammar.llguidance_engine import LlguidanceEngine
 
 MEMORY = 1 << 30
 """Bytes of address space, beyond what the engine itself has."""
@@ -45,7 +45,8 @@ LONGEST_REASON = 400
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer each encoded grammar with a `Verdict`, until `requests` ends."""
     start = msgspec.json.decode(requests.readline(), type=Start)
-    engine = engine_named(start.engine, Path(start.model_path), start.vocab_size, start.end_ids)
+    tokenizer = Path(start.model_path) / "tokenizer.json"
+    engine = LlguidanceEngine(tokenizer, start.vocab_size, start.end_ids)
     words = -(-start.vocab_size // 32)
     lazy = terms.Json({"type": "array", "uniqueItems": True, "contains": {"pattern": "a|^b"}})
     verdict(engine, words, terms.encode(lazy))  # what is made when it is needed first is made

@@ -31,7 +31,7 @@ from tgi_async.text.tools.notation import NotForced, Terms
 from tgi_async.text.tools.parser import answer_parser
 from tgi_async.text.tools.tgi import NO_TOOL, CallReader, call_of, call_of_one
 from workers.grammar.engine import GrammarError
-from workers.grammar.engines import engine
+from workers.grammar.llguidance_engine import LlguidanceEngine
 from workers.grammar.vetting_process import verdict
 
 THINK = Marks("<think>", "</think>")
@@ -54,7 +54,7 @@ class Held:
         inner.add_special_tokens(list(special))
         inner.save(str(folder / "tokenizer.json"))
         self.tokenizer = Tokenizer(inner)
-        self._engine = engine("llguidance", folder, self.tokenizer.vocab_size, [257])
+        self._engine = LlguidanceEngine(folder / "tokenizer.json", self.tokenizer.vocab_size, [257])
 
     def normal(self, grammar: Grammar) -> Grammar:
         """The grammar as workers get it."""
