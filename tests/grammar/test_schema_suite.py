@@ -80,19 +80,19 @@ def cases(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def compiled(schema: Any, name: str) -> Matcher | None:
+def compiled(schema: Any) -> Matcher | None:
     """None if it is refused."""
     try:
-        return engine_of(name).matcher(Json(normalize(schema)))
+        return engine_of().matcher(Json(normalize(schema)))
     except (SchemaError, GrammarError):
         return None
 
 
-def counted(file: Path, name: str) -> tuple[int, int]:
+def counted(file: Path) -> tuple[int, int]:
     """How many valid values are taken, of how many; no invalid one may be."""
     taken = n = 0
     for case in cases(file):
-        matcher = compiled(case["schema"], name)
+        matcher = compiled(case["schema"])
         for test in case["tests"]:
             accepted = matcher is not None and is_taken(matcher, test["data"])
             if test["valid"] and not test["description"].endswith(ANNOTATION):
