@@ -435,7 +435,8 @@ class CheckedCore:
         require(done == (event.finish_reason is not None), "S7", f"{event.finish_reason}")
         if not done:
             return
-        cut = emitted[-1] in case.request.stop_ids and len(emitted) < case.request.max_new_tokens
+        spent = len(emitted) >= case.request.max_new_tokens
+        cut = emitted[-1] in case.request.stop_ids and (not spent or bool(case.request.grammar))
         require(event.finish_reason == ("eos_token" if cut else "length"), "S7", "wrong reason")
         self.reached["stop token"] += cut
         if case.request.prompt_logprobs:

@@ -384,10 +384,11 @@ class Core:
             request.tokens.append(one.token)
             self.waiting.charge(request.client, OUTPUT_COST)
             reason: FinishReason | None = None
-            if len(request.tokens) > request.limit:  # the last one is never computed
+            spent = len(request.tokens) > request.limit  # the last one is never computed
+            if one.token in request.stop_ids and (not spent or request.grammar):
+                reason = "eos_token"  # a text that a grammar ended in time is whole, and not cut
+            elif spent:
                 reason = "length"
-            elif one.token in request.stop_ids:
-                reason = "eos_token"
             events.append(TokenEvent(request, one, reason))
             if reason is not None:
                 self.finish(request)

@@ -132,19 +132,23 @@ class Progress:
 
         The text fits: after each token that is left in the mask it does so again, and one is left.
         """
+        room = self._left
+        if self._completes and not self._node.nullable and foresight.fits(self._node, room - 1):
+            room -= 1  # for the token that ends the text: without it, the text counts as cut
         forced = self._matcher.forced()
         if forced:
             taken = forced[: self._left if self._jumps else 1]
             after = foresight.after(self._node, taken) if self._completes else None
             if not self._completes or (
-                after is not None and foresight.fits(after, self._left - len(taken))
+                after is not None and foresight.fits(after, room - len(taken))
             ):
                 self._force(forced)
                 return
         self._matcher.fill(self.mask)
         if not self._completes:
             return
-        way = foresight.narrow(self._node, self._left, self.mask, self._way)
+        known = self._way if len(self._way) <= room else []
+        way = foresight.narrow(self._node, room, self.mask, known)
         if way is None:
             self._foresight = None
             self._way, self._unchecked = [], 0
