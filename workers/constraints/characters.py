@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 import unicodedata
 from functools import cache
 
+from tgi_async.grammar.characters import LAST, Ranges, complement, union
 from workers.constraints.expressions import Expressions, Node, TooComplex
 
-Ranges = tuple[tuple[int, int], ...]
-"""Code points, ends included, in order, none beside another."""
-
-LAST = sys.maxunicode
 SURROGATES = (0xD800, 0xDFFF)
 MAX_FOLDED = 5_000
 """Characters of a set whose case does not matter."""
 
-
-def merged(ranges: list[tuple[int, int]]) -> Ranges:
-    """In order, with none beside another."""
-    found: list[tuple[int, int]] = []
-    for low, high in sorted(ranges):
-        if found and low <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(high, found[-1][1]))
-        else:
-            found.append((low, high))
-    return tuple(found)
-
-
-def inverted(ranges: Ranges) -> Ranges:
-    """All other characters."""
-    found = []
-    after = 0
-    for low, high in ranges:
-        if low > after:
-            found.append((after, low - 1))
-        after = high + 1
-    if after <= LAST:
-        found.append((after, LAST))
-    return tuple(found)
-
-
 ANY = ((0, LAST),)
-NO_LINE_BREAK = inverted(((10, 10),))
+NO_LINE_BREAK = complement(((10, 10),))
 DIGITS = ((48, 57),)
-WORD = merged([(48, 57), (65, 90), (95, 95), (97, 122)])
-SPACES = merged([(9, 13), (32, 32)])
+WORD = union([(48, 57), (65, 90), (95, 95), (97, 122)])
+SPACES = union([(9, 13), (32, 32)])
 
 
 @cache
@@ -54,16 +25,14 @@ def category(name: str) -> Ranges:
     known = {"L", "M", "N", "P", "S", "Z", "C"}
     if not (name[:1] in known and len(name) <= 2 and name[1:].islower() == (len(name) == 2)):
         raise TooComplex
-    return merged(
-        [(i, i) for i in range(LAST + 1) if unicodedata.category(chr(i)).startswith(name)]
-    )
+    return union([(i, i) for i in range(LAST + 1) if unicodedata.category(chr(i)).startswith(name)])
 
 
 @cache
 def unicode_spaces() -> Ranges:
     """White space as Unicode has it."""
     single = (0x20, 0x85, 0xA0, 0x1680, 0x202F, 0x205F, 0x3000)
-    return merged([(9, 13), (0x2000, 0x200A), (0x2028, 0x2029), *((one, one) for one in single)])
+    return union([(9, 13), (0x2000, 0x200A), (0x2028, 0x2029), *((one, one) for one in single)])
 
 
 def folded(ranges: Ranges) -> Ranges:
@@ -78,7 +47,7 @@ def folded(ranges: Ranges) -> Ranges:
                     found.append((ord(other), ord(other)))
     if any(low <= ord(one) <= high for low, high in found for one in "ks"):
         found += [(0x212A, 0x212A), (0x17F, 0x17F)]
-    return merged(found)
+    return union(found)
 
 
 LENGTHS = (

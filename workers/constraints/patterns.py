@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tgi_async.grammar.characters import Ranges, complement, union
 from workers.constraints import characters as sets
-from workers.constraints.characters import Ranges, characters
+from workers.constraints.characters import characters
 from workers.constraints.expressions import Expressions, Node, TooComplex
 
 ESCAPED = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "a": 7, "0": 0}
@@ -184,11 +185,11 @@ class _Reader:
         classes = {"d": sets.DIGITS, "w": sets.WORD, "s": self._spaces}
         if letter.lower() in classes:
             found = classes[letter.lower()]
-            return sets.inverted(found) if letter.isupper() else found
+            return complement(found) if letter.isupper() else found
         if letter in "pP":
             name = self._until("}") if self._take("{") else self._next()
             found = sets.category(name)
-            return sets.inverted(found) if letter == "P" else found
+            return complement(found) if letter == "P" else found
         if letter in HEX_DIGITS:
             if self._take("{"):
                 digits = self._until("}")
@@ -222,10 +223,10 @@ class _Reader:
             found += low
             first = False
         self._at += 1
-        ranges = sets.merged(found)
+        ranges = union(found)
         if self._folds:
             ranges = sets.folded(ranges)
-        return sets.inverted(ranges) if inverted else ranges
+        return complement(ranges) if inverted else ranges
 
     def _member(self) -> Ranges:
         if self._take("[:"):
@@ -233,7 +234,7 @@ class _Reader:
             found = POSIX.get(name.removeprefix("^"))
             if found is None:
                 raise TooComplex
-            return sets.inverted(found) if name.startswith("^") else found
+            return complement(found) if name.startswith("^") else found
         letter = self._next()
         if letter == "[":
             return self._class()

@@ -131,7 +131,7 @@ class Vocabulary:
         usable = ["" if i in special or "\ufffd" in text else text for i, text in enumerate(texts)]
         self.completer = Completer(usable, end_ids)
         self.engine = LlguidanceEngine(file, vocab_size, end_ids)
-        self.token_table = TokenTable(self._tokenizer, self.engine.token_texts(), end_ids)
+        self.token_table = TokenTable(self._tokenizer, self.engine.token_texts, end_ids)
         self.special_ids = {
             token.content: i
             for i, token in self._tokenizer.get_added_tokens_decoder().items()

@@ -62,6 +62,7 @@ class Engine(Protocol):
         """At the beginning of a text. Raises GrammarError."""
         ...
 
+    @property
     def token_texts(self) -> list[bytes | None]:
         """What each token id adds to a text; None for special tokens."""
         ...

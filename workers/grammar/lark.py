@@ -15,8 +15,8 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
+from workers.grammar.comparing_schemas import without_unique
 from workers.grammar.engine import GrammarError
-from workers.grammar.unique import without_unique
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions

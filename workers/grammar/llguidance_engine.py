@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from tgi_async.grammar.grammar import Grammar
+from workers.grammar.comparing_schemas import contexts
 from workers.grammar.engine import GrammarError, Matcher
 from workers.grammar.lark import lark_of
-from workers.grammar.unique import Tokens, UniqueMatcher, contexts
+from workers.grammar.token_index import TokenIndex
+from workers.grammar.unique import UniqueMatcher
 
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,  # some 20 ms, once
@@ -54,23 +57,16 @@ class LlguidanceEngine:
             slices=SLICES,
         )
 
-        self._vocab_size = vocab_size
-        self._tokens: Tokens | None = None
-        """Made for the first grammar that needs them."""
-
     def matcher(self, grammar: Grammar) -> Matcher:
         """See `engine.Engine`."""
         schemas = contexts(grammar)
         compiled = self._compiled(grammar)
-        return UniqueMatcher(compiled, self._known_tokens(), schemas) if schemas else compiled
+        return UniqueMatcher(compiled, self._token_index, schemas) if schemas else compiled
 
-    def _known_tokens(self) -> Tokens:
-        if self._tokens is None:
-            n = min(self._vocab_size, self._tokenizer.vocab_size)
-            texts = [self._tokenizer.decode_bytes([id]) for id in range(n)]
-            special = {id for id in range(n) if self._tokenizer.is_special_token(id)}
-            self._tokens = Tokens(texts + [b""] * (self._vocab_size - n), special)
-        return self._tokens
+    @cached_property
+    def _token_index(self) -> TokenIndex:
+        """Made for the first grammar that needs it."""
+        return TokenIndex(self.token_texts)
 
     def _compiled(self, grammar: Grammar) -> LlguidanceMatcher:
         try:
@@ -82,6 +78,7 @@ class LlguidanceEngine:
             raise GrammarError(reason_of(compiled.get_error()))
         return LlguidanceMatcher(compiled, _Shared(len(text)))
 
+    @cached_property
     def token_texts(self) -> list[bytes | None]:
         """See `engine.Engine`."""
         known = self._tokenizer

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
+from tgi_async.grammar.characters import LAST, Ranges, union
 from tgi_async.grammar.schema.regex import (
-    LAST,
     WORD,
     Ahead,
     Nfa,
     NotRegular,
-    Set,
     nfa_of,
-    union,
 )
 
 MOST_STATES = 300
@@ -235,7 +233,7 @@ class _Subsets:
         )
 
 
-def _has(chars: Set, char: int) -> bool:
+def _has(chars: Ranges, char: int) -> bool:
     return any(low <= char <= high for low, high in chars)
 
 
@@ -359,7 +357,7 @@ def _atom(text: str) -> str:
     return text if single and "\\]" not in text else f"(?:{text})"
 
 
-def _class(chars: Set) -> str:
+def _class(chars: Ranges) -> str:
     """Characters as a class; empty for halves of surrogate pairs alone."""
     kept: list[tuple[int, int]] = []
     for low, high in chars:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-LAST = 0x10FFFF
-Set = tuple[tuple[int, int], ...]
-"""Characters: intervals in order, both ends included."""
+from tgi_async.grammar.characters import LAST, Ranges, complement, union
 
 MOST_STATES = 3_000
 LONGEST = 2_000
@@ -53,37 +51,14 @@ class NotRegular(Exception):
     """The expression is not read here, or its automaton is too large."""
 
 
-def complement(chars: Set) -> Set:
-    """All other characters."""
-    found, at = [], 0
-    for low, high in chars:
-        if low > at:
-            found.append((at, low - 1))
-        at = high + 1
-    if at <= LAST:
-        found.append((at, LAST))
-    return tuple(found)
-
-
-def union(*sets: Set) -> Set:
-    """Characters of any of these."""
-    found: list[tuple[int, int]] = []
-    for low, high in sorted(one for chars in sets for one in chars):
-        if found and low <= found[-1][1] + 1:
-            found[-1] = (found[-1][0], max(high, found[-1][1]))
-        else:
-            found.append((low, high))
-    return tuple(found)
-
-
-def chars(text: str) -> Set:
+def chars(text: str) -> Ranges:
     """The characters of a text."""
     return union(*(((ord(one), ord(one)),) for one in text))
 
 
-ALL: Set = ((0, LAST),)
-BEYOND_ASCII: Set = ((128, LAST),)
-SPACES: Set = (
+ALL: Ranges = ((0, LAST),)
+BEYOND_ASCII: Ranges = ((128, LAST),)
+SPACES: Ranges = (
     *((0x1C, 0x1F), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A)),
     *((0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)),
 )
@@ -111,7 +86,7 @@ class Nfa:
     Conditions are `^`, `$`, `b`, `B`, `Ahead`, and an empty text for none.
     """
 
-    edges: list[list[tuple[Set | str | Ahead, int]]] = field(default_factory=list)
+    edges: list[list[tuple[Ranges | str | Ahead, int]]] = field(default_factory=list)
     start: int = 0
     end: int = 0
 
@@ -121,7 +96,7 @@ class Nfa:
         self.edges.append([])
         return len(self.edges) - 1
 
-    def edge(self, source: int, label: Set | str | Ahead, target: int) -> None:
+    def edge(self, source: int, label: Ranges | str | Ahead, target: int) -> None:
         self.edges[source].append((label, target))
 
 
@@ -264,7 +239,7 @@ class _Reader:
             return self._single(self._escape(self._wide))
         return self._single(chars(letter))
 
-    def _single(self, label: Set | str | Ahead) -> tuple[int, int]:
+    def _single(self, label: Ranges | str | Ahead) -> tuple[int, int]:
         begin, end = self._nfa.state(), self._nfa.state()
         self._nfa.edge(begin, label, end)
         return begin, end
@@ -295,12 +270,12 @@ class _Reader:
             raise NotRegular("a parenthesis is not closed")
         return made
 
-    def _set(self) -> Set:
+    def _set(self) -> Ranges:
         negated = self._take("^")
         wide = self._wide != negated
         if self._peek("]"):
             raise NotRegular("an empty class")
-        parts: list[Set] = []
+        parts: list[Ranges] = []
         while not self._take("]"):
             low = self._member(wide)
             if self._peek("-") and not self._peek("-]"):
@@ -315,7 +290,7 @@ class _Reader:
         found = union(*parts)
         return complement(found) if negated else found
 
-    def _member(self, wide: bool) -> Set:
+    def _member(self, wide: bool) -> Ranges:
         letter = self._next()
         if letter != "\\":
             return chars(letter)
@@ -323,7 +298,7 @@ class _Reader:
             return chars("\b")
         return self._escape(wide)
 
-    def _escape(self, wide: bool) -> Set:
+    def _escape(self, wide: bool) -> Ranges:
         if found := _HEX.match(self._pattern, self._at):
             self._at = found.end()
             number = int(found[1] or found[2] or found[3], 16)
