@@ -5,7 +5,7 @@
 
 `masks` runs the engine alone, on the embedded model's tokenizer, over texts that follow the grammar
 at random. The others ask a running server at `/generate_stream`, with and without grammars in turn:
-`throughput` 16 streams of which every one is constrained by a regular expression that can not end
+`throughput` 16 streams of which every one is constrained by a regular expression that cannot end
 early, `first-token` a schema of 100 properties that is new each time, and `hostile` eight streams
 of free text while two requests a second come with harmful grammars, or with benign ones.
 """

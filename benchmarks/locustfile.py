@@ -33,7 +33,7 @@ def _arrive_quickly(parser: LocustArgumentParser) -> None:
 
 
 class BadAnswer(Exception):
-    """An answer that a client can not use, and why."""
+    """An answer that a client cannot use, and why."""
 
 
 class Streamer(HttpUser):

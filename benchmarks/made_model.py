@@ -97,7 +97,7 @@ SPARE_BYTES = 64 << 20
 
 
 class NotMade(Exception):
-    """The model can not be written there; the message says why."""
+    """The model cannot be written there; the message says why."""
 
 
 def config_of(shape: str) -> Any:

@@ -283,7 +283,7 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer what can not be served and close, once what came before it is answered."""
+        """Answer what cannot be served and close, once what came before it is answered."""
         log.info("refused what %s sent: %s", self.client, refusal)
         self._deaf = True
         cycle = self._running

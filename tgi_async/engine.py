@@ -90,7 +90,7 @@ class Engine:
         self._task: asyncio.Task[None] | None = None
         self.worker_restarts = 0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done, with an exception, when the workers can not be brought back."""
+        """Done, with an exception, when the workers cannot be brought back."""
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -286,7 +286,7 @@ class Engine:
                 except (WorkerDied, UnexpectedResult) as error:
                     await self._recover(str(error))
         except (StartError, WorkerDied) as error:
-            log.error("the model worker can not be brought back: %s", error)
+            log.error("the model worker cannot be brought back: %s", error)
             self._give_up(error, str(error))
         except Exception as error:
             log.exception("the engine failed")
@@ -339,7 +339,7 @@ class Engine:
         self.core.reset()
         if self._deaths >= MAX_DEATHS:
             log.error("%d deaths without progress: what ran fails", self._deaths)
-            # What has not run yet can not have been the cause.
+            # What has not run yet cannot have been the cause.
             self._fail(GenerationError(f"{reason}, {self._deaths} times without progress"), None)
             self._deaths = 0
         ready = await self._workers.relaunch(self._start)

@@ -62,7 +62,7 @@ class Answering:
         self._serving = serving
 
     async def until_stopped(self, engine: Engine, *, delay: float, grace: float) -> int:
-        """Answer until signals say to stop, or until the workers can not be brought back.
+        """Answer until signals say to stop, or until the workers cannot be brought back.
 
         Returns the exit status: 0 after a signal, else 1.
         """
@@ -210,7 +210,7 @@ def bind(host: str, port: int) -> socket.socket:
         except (OSError, UnicodeError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise StartError(
-                f"Can not listen on {host} port {port}: {reason}. Choose another with --hostname "
+                f"Cannot listen on {host} port {port}: {reason}. Choose another with --hostname "
                 "and --port."
             ) from error
         undo.pop_all()

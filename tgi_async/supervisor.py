@@ -151,7 +151,7 @@ class WorkerGroup:
                 start_new_session=True,
             )
         except OSError as error:
-            raise WorkerDied(f"worker {rank} can not be started: {error}") from error
+            raise WorkerDied(f"worker {rank} cannot be started: {error}") from error
         self._processes.append(process)
         exit = asyncio.create_task(process.wait())
         exit.add_done_callback(lambda _: self._channel.wake())

@@ -13,7 +13,7 @@ import time
 def die_with_parent(router: int) -> None:
     """Have the kernel kill this process when its parent, the process `router`, dies.
 
-    Where the kernel can not, a thread looks every second. Call it before anything slow: a router
+    Where the kernel cannot, a thread looks every second. Call it before anything slow: a router
     that died earlier than this is noticed here, for its children belong to another process then.
     """
     if sys.platform == "linux":

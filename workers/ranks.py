@@ -26,7 +26,7 @@ class PeerLost(BaseException):
 
 
 class FellOut(BaseException):
-    """This rank failed in the middle of what the others take part in; they can not be called back.
+    """This rank failed in the middle of what the others take part in; they cannot be called back.
     No `Exception`, as above."""
 
 

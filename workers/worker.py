@@ -63,7 +63,7 @@ class Worker:
         try:
             runner, device = self._load(start)
         except (Unsupported, ValueError, OSError) as error:
-            self._channel.send(Refused(f"{start.model_path} can not be served: {error}"))
+            self._channel.send(Refused(f"{start.model_path} cannot be served: {error}"))
             return
         if isinstance(runner, Follower):
             runner.run()

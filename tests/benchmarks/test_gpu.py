@@ -309,5 +309,5 @@ def test_a_model_that_is_refused_is_said(tmp_path: Path, model: Path) -> None:
     for file in model.iterdir():
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(RuntimeError, match="can not be served"):
+    with pytest.raises(RuntimeError, match="cannot be served"):
         Decodes(tmp_path, [Case(1, 20)], 2, RATES, Report(None)).run()

@@ -99,4 +99,4 @@ def test_what_they_never_take_is_refused(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which can be chosen for")
 def test_a_worker_refuses_what_cannot_be_had_before_it_loads(tmp_path: Path) -> None:
     said = refusal(tmp_path / "no-model", attention="flash")
-    assert "can not be served: --attention flash needs an NVIDIA GPU" in said
+    assert "cannot be served: --attention flash needs an NVIDIA GPU" in said

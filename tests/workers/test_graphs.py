@@ -117,7 +117,7 @@ class Failing(Replaying):
 
     def _try(self, what: str) -> None:
         if not self.left[what]:
-            raise RuntimeError(f"can not {what} it\nat all")
+            raise RuntimeError(f"cannot {what} it\nat all")
         self.left[what] -= 1
 
     def prepare(self, work):  # type: ignore[no-untyped-def]
@@ -145,10 +145,10 @@ def graphs_of(recorder: Failing, ranks: Ranks | None = None) -> DecodeGraphs:
         (
             Failing(3, 2),
             [2, 4],
-            ["decode steps of up to 1 rows are filled up to 2: can not"],
+            ["decode steps of up to 1 rows are filled up to 2: cannot"],
         ),
-        (Failing(1, 3), [4], ["decode steps of up to 2 rows are filled up to 4: can not"]),
-        (Failing(3, 0), [], ["decode steps run without CUDA graphs, slower: can not record it"]),
+        (Failing(1, 3), [4], ["decode steps of up to 2 rows are filled up to 4: cannot"]),
+        (Failing(3, 0), [], ["decode steps run without CUDA graphs, slower: cannot record it"]),
     ],
 )
 def test_graphs_that_were_recorded_stay_when_another_can_not_be(
@@ -172,7 +172,7 @@ def test_a_rank_that_fails_where_others_wait_for_it_falls_out() -> None:
         def least(self, n: int) -> int:
             return n
 
-    with pytest.raises(FellOut, match="4 rows failed: can not prepare"):
+    with pytest.raises(FellOut, match="4 rows failed: cannot prepare"):
         graphs_of(Failing(0, 3), Two()).record()
     graphs = graphs_of(Failing(3, 1), Two())
     graphs.record()

@@ -44,7 +44,7 @@ def reference(folder: Path) -> PreTrainedModel:
 
 
 class Wrapped:
-    """A model, and one of its tokens that it can not stand."""
+    """A model, and one of its tokens that it cannot stand."""
 
     def __init__(self, inner: Loaded, hated: int = 96) -> None:
         self.inner = inner

@@ -349,7 +349,7 @@ def test_a_config_that_can_not_be_served_is_refused(
 ) -> None:
     folder = edited(**changes)
     message = refusal(folder)
-    assert message.startswith(f"{folder} can not be served: ")
+    assert message.startswith(f"{folder} cannot be served: ")
     assert reason in message
 
 

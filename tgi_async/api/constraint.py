@@ -83,7 +83,7 @@ async def vetted(
     `ignore` gets the names of what has no meaning in its schemas.
 
     Raises:
-        ValidationError: it can not be followed; in TGI's order and words with `strict_tgi`.
+        ValidationError: it cannot be followed; in TGI's order and words with `strict_tgi`.
         Overloaded: too many are being vetted.
     """
     if grammar is None and constraint is None:

@@ -6,7 +6,7 @@ still be hit; evicted least recently used first).
 
 The prefix cache is a tree of full blocks. A node stands for "these tokens after that parent", and
 is found by exact equality of (parent, token ids), so a hit is proved by its tokens and never by a
-hash alone. A node's id is never used twice: what hung under an evicted node can not be reached
+hash alone. A node's id is never used twice: what hung under an evicted node cannot be reached
 through a new one. A node is *pending* while the block table that means to compute it is running,
 and *ready*, with a block, once the step that filled that block was acknowledged.
 

@@ -3,7 +3,7 @@
 After "Fairness in Serving Large Language Models" (OSDI 2024, arXiv 2401.00588). Each client has a
 counter of the service it received: `INPUT_COST` a prompt token computed for it, `OUTPUT_COST` a
 token emitted. The queued client with the least counter is served first. A client that was idle is
-lifted when it queues again, so that it can not save up service it did not ask for.
+lifted when it queues again, so that it cannot save up service it did not ask for.
 
 **The bound that holds.** Let M be the most prompt and output tokens of the requests running at
 once (`overcommit` times the pool, or one request that fills it), R the rows, and

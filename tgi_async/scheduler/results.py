@@ -30,7 +30,7 @@ def check_result(
         late = set(done.late)
         free = {part.row for part in parts if not part.request.grammar}
         if strange := (late - sampling) | (late & (free | sampled.keys() | failed.keys())):
-            raise UnexpectedResult(f"rows {sorted(strange)} can not be late in step {done.step}")
+            raise UnexpectedResult(f"rows {sorted(strange)} cannot be late in step {done.step}")
         sampling -= late
     for one in done.sampled:
         if one.forced and any(part.row == one.row and not part.request.grammar for part in parts):

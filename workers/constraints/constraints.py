@@ -104,7 +104,7 @@ class Constraints:
                 self._done.wait(left)
 
     def late(self, row: int) -> bool:
-        """Whether it can not be said yet what may come next in `row`."""
+        """Whether it cannot be said yet what may come next in `row`."""
         followed = self._rows.get(row)
         if followed is None:
             return False
@@ -117,7 +117,7 @@ class Constraints:
         return followed is not None and followed.slow
 
     def error(self, row: int) -> str:
-        """Why a row that is not late can not go on; empty if it can."""
+        """Why a row that is not late cannot go on; empty if it can."""
         followed = self._rows.get(row)
         return "" if followed is None else followed.error
 
@@ -169,7 +169,7 @@ class Constraints:
         try:
             work()
         except GrammarError as error:
-            followed.error = f"the grammar can not be followed: {error}"
+            followed.error = f"the grammar cannot be followed: {error}"
         except BaseException as error:  # a panic of an engine is no Exception
             log.exception("an engine of grammars failed")
             followed.error = f"the grammar's engine failed: {error}"

@@ -39,7 +39,7 @@ class Progress:
         self._unchecked = 0
         """Tokens for which completion in time is certain."""
         self._completes = True
-        """Whether the text can be completed at all; once it can not, nothing is attempted."""
+        """Whether the text can be completed at all; once it cannot, nothing is attempted."""
         self._way: list[int] = []
         """What is left of the completion that has been begun."""
         self._keeps_whole = False

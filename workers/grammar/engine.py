@@ -12,7 +12,7 @@ from tgi_async.grammar.grammar import Grammar
 
 
 class GrammarError(Exception):
-    """This grammar can not be followed, or not within the engine's limits; the message says why."""
+    """This grammar cannot be followed, or not within the engine's limits; the message says why."""
 
 
 class Matcher(Protocol):

@@ -102,7 +102,7 @@ def _normal(grammar: Grammar, ignored: dict[str, None]) -> Grammar:
 
 
 def _try(engine: Engine, words: int, grammar: Grammar) -> None:
-    """Raises GrammarError for a grammar that can not be compiled, is slow or leads nowhere."""
+    """Raises GrammarError for a grammar that cannot be compiled, is slow or leads nowhere."""
     beginning = engine.matcher(grammar)
     chosen = random.Random(0)
     slow = 0

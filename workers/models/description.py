@@ -35,7 +35,7 @@ RECURRENT = frozenset(
 
 
 class Unsupported(Exception):
-    """This model can not be served; the message says why and what would be nearest."""
+    """This model cannot be served; the message says why and what would be nearest."""
 
 
 @dataclass(frozen=True, slots=True)

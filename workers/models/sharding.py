@@ -131,7 +131,7 @@ class Sharding:
         module = self._model.get_submodule(name)
         if not isinstance(module, nn.Linear):
             raise Unsupported(
-                f"{self._kind} can not be spread over ranks: {name} is a "
+                f"{self._kind} cannot be spread over ranks: {name} is a "
                 f"{type(module).__name__}; serve it with --num-shard 1"
             )
         dim = _dimension(style, 2)
@@ -176,7 +176,7 @@ class Sharding:
     def _unit(self, name: str, n: int, n_heads: int) -> int:
         if n % n_heads:
             raise Unsupported(
-                f"{self._kind} can not be spread over ranks: {name} has {n} numbers for {n_heads} "
+                f"{self._kind} cannot be spread over ranks: {name} has {n} numbers for {n_heads} "
                 "heads; serve it with --num-shard 1"
             )
         return n // n_heads
@@ -185,7 +185,7 @@ class Sharding:
         world = self._ranks.world_size
         unit = next((one for one in COLUMNS if n % one == 0 and n // one >= world), 0)
         if not unit:
-            raise Unsupported(f"{n} columns can not be spread over {world} ranks")
+            raise Unsupported(f"{n} columns cannot be spread over {world} ranks")
         return divide(n, world, unit)
 
     def _spread_vocabulary(self) -> None:
@@ -193,7 +193,7 @@ class Sharding:
         embedding, head = self._model.get_input_embeddings(), self._model.get_output_embeddings()
         if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
             raise Unsupported(
-                f"{self._kind} can not be spread over ranks: its embedding is a "
+                f"{self._kind} cannot be spread over ranks: its embedding is a "
                 f"{type(embedding).__name__} and its head a {type(head).__name__}"
             )
         self._embedding_rows, self._head_rows = embedding.num_embeddings, head.out_features

@@ -181,7 +181,7 @@ class Weights:
         try:
             made = converter.convert(source.name, model=self._model, config=self._model.config)
         except (RuntimeError, ValueError) as error:
-            raise BrokenCheckpoint(f"{source.name} can not be put together: {error}") from error
+            raise BrokenCheckpoint(f"{source.name} cannot be put together: {error}") from error
         found = {key: one[0] if isinstance(one, list) else one for key, one in made.items()}
         mine: torch.Tensor = found.pop(name)
         self._spare |= found

@@ -28,7 +28,7 @@ from tgi_async.wire.messages import MAX_BIASES, Id
 MAX_BIAS = 100.0
 MAX_STOP_IDS = 256
 LEAST_LOGPROB = -9999.0
-"""OpenAI's word for a token that hardly comes. JSON has none for one that can not come at all."""
+"""OpenAI's word for a token that hardly comes. JSON has none for one that cannot come at all."""
 
 
 NewTokens = Annotated[int, Meta(ge=-1, lt=2**32)]

@@ -186,7 +186,7 @@ class _Subsets:
     def _advanced(
         self, needed: frozenset[tuple[int, int]], char: int
     ) -> frozenset[tuple[int, int]] | None:
-        """What must still come behind a character; None: it can not."""
+        """What must still come behind a character; None: it cannot."""
         found = set()
         for index, state in needed:
             one = self._ahead[index]

@@ -112,7 +112,7 @@ class Strings:
     negated: tuple[str, ...] = ()
     """Patterns and formats that must not match; those that can be are among `patterns` too."""
     beyond: tuple[tuple[str | None, Unsupported], ...] = ()
-    """Patterns that must not match; None: what can not even be tested."""
+    """Patterns that must not match; None: what cannot even be tested."""
 
     def intersect(self, other: Strings) -> Strings:
         among = self.among
@@ -364,7 +364,7 @@ def matches(pattern: str, text: str, pointer: str = "#") -> bool:
         return _compiled(pattern).search(text) is not None
     except (re.error, Warning, OverflowError, RecursionError) as error:
         raise UnsupportedSchema(
-            f"the regular expression {pattern[:100]!r} at {pointer} can not be tested: {error}"
+            f"the regular expression {pattern[:100]!r} at {pointer} cannot be tested: {error}"
         ) from error
 
 

@@ -138,7 +138,7 @@ class Emitter:
     def _options(self, clause: Clause) -> Iterator[tuple[str, Any]]:
         """Schemas of which a value must satisfy one, each with its type, empty for several.
 
-        For what can not be written, the reason.
+        For what cannot be written, the reason.
         """
         if clause == ANY:
             yield "", True

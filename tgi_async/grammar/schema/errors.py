@@ -12,7 +12,7 @@ class InvalidSchema(SchemaError):
 
 
 class UnsupportedSchema(SchemaError):
-    """It is one, but asks for what can not be done, or for too much."""
+    """It is one, but asks for what cannot be done, or for too much."""
 
 
 class Inexpressible(UnsupportedSchema):

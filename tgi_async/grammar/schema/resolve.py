@@ -65,7 +65,7 @@ def resolved(clause: Clause) -> list[Clause]:
 def _disjoint(objects: Objects) -> Objects:
     """The same with patterns that match no name of a property, and no two of them one other name.
 
-    Engines would join their schemas, and can not for all. Large automata are left to them.
+    Engines would join their schemas, and cannot for all. Large automata are left to them.
     """
     named = [name for name in objects.names if any(matches(one, name) for one in objects.patterns)]
     if not named and len(objects.patterns) == 1:
@@ -97,7 +97,7 @@ def _disjoint(objects: Objects) -> Objects:
                 return objects
         written = {name or found.pattern(): needed for found, name, needed in regions}
     except NotRegular:
-        return objects  # the engine says what it can not do
+        return objects  # the engine says what it cannot do
     properties = {name: objects.requirement(name) for name in objects.names}
     return replace(objects, properties=properties, patterns=written)
 

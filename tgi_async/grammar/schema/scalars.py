@@ -35,7 +35,7 @@ r"""`\A` and the like: an anchor in one dialect of regular expressions, a letter
 def pattern_clause(pattern: str, pointer: str) -> Clause:
     """A string somewhere in which `pattern` matches.
 
-    Raises UnsupportedSchema for one that is read in two ways; what an engine can not do, it says.
+    Raises UnsupportedSchema for one that is read in two ways; what an engine cannot do, it says.
     """
     return Clause(strings=Strings(patterns=((plain_pattern(pattern, pointer), pointer),)))
 
