@@ -67,7 +67,7 @@ def test_a_port_in_use_is_one_message(serve: Serve) -> None:
         server = serve(None, "--port", str(port))
         assert server.ended() == 1
     assert server.log == (
-        f"Error: Can not listen on 127.0.0.1 port {port}: Address already in use. Choose another "
+        f"Error: Cannot listen on 127.0.0.1 port {port}: Address already in use. Choose another "
         "with --hostname and --port.\n"
     )
     assert server.worker_pids == []
