@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -116,6 +117,25 @@ def test_they_end_with_the_pool(make):
     assert running is not None
     pool.close()
     assert running.poll() is not None
+
+
+def test_none_is_started_for_a_pool_that_is_closed(make):
+    pool = make()
+    pool.close()
+    with pytest.raises(ProcessEnded):
+        ask(pool)
+    assert [process._running for process in pool._processes] == [None]
+
+
+def test_who_asks_while_it_is_closed_hears_of_its_end(make):
+    pool = make()
+    ask(pool)
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(ask, pool, sleep=60)
+        time.sleep(0.1)
+        pool.close()
+        with pytest.raises(ProcessEnded):
+            asked.result(10)
 
 
 def test_a_process_ends_when_nobody_asks_any_more(make):

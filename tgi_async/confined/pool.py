@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import queue
 import select
+import signal
 import subprocess
 import sys
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
+from threading import Lock
 
 from tgi_async.fair_threads import FairThreads
 from tgi_async.processes import environment
@@ -80,61 +82,60 @@ class ProcessPool:
 
 
 class _Process:
-    """Used by one thread at a time."""
+    """Asked by one thread at a time, and closed by any."""
 
     def __init__(self, command: Sequence[str], start: bytes, patience: float) -> None:
         self._command = command
         self._start = start
         self._patience = patience
         self._running: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self._lock = Lock()
+        """Held to replace the process, for a thread may be about to start one when all close."""
 
     def ask(self, line: bytes) -> bytes:
-        reply = self._reply(line)
+        running = self.start()
+        reply = self._reply(running, line)
         if reply is None:
-            assert self._running is not None
-            if self._running.poll() is None and not self._at_end():
-                self._running.kill()
-            status = self._running.wait()
-            self.end()
+            if running.poll() is None and not _at_end(running):
+                running.kill()
+            status = running.wait()
+            with self._lock:
+                self._end()
             raise ProcessEnded(status)
         return reply
 
-    def _reply(self, line: bytes) -> bytes | None:
+    def _reply(self, running: subprocess.Popen[bytes], line: bytes) -> bytes | None:
         """What the process says; None if it ended instead, or must be."""
+        assert running.stdin is not None
+        assert running.stdout is not None
         try:
-            running = self.start()
-            assert running.stdin is not None
-            assert running.stdout is not None
             running.stdin.write(line + b"\n")
             running.stdin.flush()
-            if not self._says_something():
+            if not _says_something(running, self._patience):
                 return None
             reply = running.stdout.readline()
         except (BrokenPipeError, ConnectionResetError):
             return None
+        except ValueError:  # its pipes were closed meanwhile
+            return None
         return reply if reply.endswith(b"\n") else None
 
-    def _says_something(self) -> bool:
-        assert self._running is not None
-        assert self._running.stdout is not None
-        poll = select.poll()
-        poll.register(self._running.stdout, select.POLLIN)
-        return bool(poll.poll(self._patience * 1000))
-
-    def _at_end(self) -> bool:
-        """Whether the process has closed its output, and so is about to end."""
-        assert self._running is not None
-        assert self._running.stdout is not None
-        poll = select.poll()
-        poll.register(self._running.stdout, select.POLLIN)
-        return any(event & select.POLLHUP for _, event in poll.poll(0))
-
     def start(self) -> subprocess.Popen[bytes]:
-        """The process, which may still be on its way to read its first line."""
-        if self._running is not None and self._running.poll() is None:
+        """The process, which may still be on its way to read its first line.
+
+        Raises ProcessEnded after `close`.
+        """
+        with self._lock:
+            if self._closed:
+                raise ProcessEnded(-signal.SIGKILL)
+            if self._running is None or self._running.poll() is not None:
+                self._end()
+                self._running = self._popen()
             return self._running
-        self.end()
-        self._running = subprocess.Popen(
+
+    def _popen(self) -> subprocess.Popen[bytes]:
+        running = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -142,16 +143,22 @@ class _Process:
             env={name: value for name, value in environment().items() if name in VARIABLES},
             start_new_session=True,  # Ctrl-C is for the server, whose end closes their input
         )
-        assert self._running.stdin is not None
-        assert self._running.stdout is not None
-        for pipe in (self._running.stdin, self._running.stdout):
+        assert running.stdin is not None
+        assert running.stdout is not None
+        for pipe in (running.stdin, running.stdout):
             _widen(pipe.fileno())
-        self._running.stdin.write(self._start + b"\n")
-        self._running.stdin.flush()
-        return self._running
+        with suppress(BrokenPipeError):  # it has ended: who asks it hears how
+            running.stdin.write(self._start + b"\n")
+            running.stdin.flush()
+        return running
 
-    def end(self) -> None:
-        """End the process, if there is one."""
+    def close(self) -> None:
+        """End the process, if there is one, and start none any more."""
+        with self._lock:
+            self._closed = True
+            self._end()
+
+    def _end(self) -> None:
         running, self._running = self._running, None
         if running is None:
             return
@@ -163,6 +170,21 @@ class _Process:
                     pipe.close()
 
 
+def _says_something(running: subprocess.Popen[bytes], patience: float) -> bool:
+    assert running.stdout is not None
+    poll = select.poll()
+    poll.register(running.stdout, select.POLLIN)
+    return bool(poll.poll(patience * 1000))
+
+
+def _at_end(running: subprocess.Popen[bytes]) -> bool:
+    """Whether the process has closed its output, and so is about to end."""
+    assert running.stdout is not None
+    poll = select.poll()
+    poll.register(running.stdout, select.POLLIN)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+
 def _widen(pipe: int) -> None:
     if sys.platform == "linux":
         with suppress(PermissionError):  # this user has so many pipes that no more may be wide
@@ -171,4 +193,4 @@ def _widen(pipe: int) -> None:
 
 def _end_all(processes: Sequence[_Process]) -> None:
     for process in processes:
-        process.end()
+        process.close()
