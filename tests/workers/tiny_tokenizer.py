@@ -15,8 +15,8 @@ LINES = (
 )
 
 
-def save_tiny_tokenizer(folder: Path) -> tuple[Path, int]:
-    """Writes tokenizer.json into the folder. Returns it, and the number of tokens."""
+def save_tiny_tokenizer(folder: Path, *more_lines: str) -> tuple[Path, int]:
+    """Write tokenizer.json into the folder. Returns it, and the number of tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -26,7 +26,7 @@ def save_tiny_tokenizer(folder: Path) -> tuple[Path, int]:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(LINES * 4, trainer)
+    tokenizer.train_from_iterator((*LINES * 4, *more_lines * 100), trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder, tokenizer.get_vocab_size()
 

@@ -346,44 +346,6 @@ class Expressions:
                 return self._searched(node)
         return ENDLESS
 
-    def most(self, node: Node) -> int:
-        """How many symbols the shortest text has at most, after any beginning; `ENDLESS` where
-        that is not known. Raises RecursionError.
-        """
-        known: dict[Node, int] = {}
-
-        def of(node: Node) -> int:
-            if node not in known:
-                known[node] = found(node)
-            return known[node]
-
-        def found(node: Node) -> int:
-            parts = node.parts
-            match node.kind:
-                case "symbols" | "empty":
-                    return 0
-                case "then":
-                    most, behind = 0, []
-                    while node.kind == "then":
-                        behind.append(node.parts[0])
-                        node = node.parts[1]
-                    most, cost = of(node), self.cost(node)
-                    for part in reversed(behind):
-                        most = max(most, of(part) + cost)
-                        cost += self.cost(part)
-                    return min(ENDLESS, most)
-                case "choice":
-                    return max(of(one) for one in parts)
-                case "repeated":
-                    again = max(0, int(parts[1]) - 1) * self.cost(parts[0])
-                    return min(ENDLESS, of(parts[0]) + again)
-                case "machine":
-                    machine: Machine = parts[0]
-                    return max([machine.most, *(of(one) for one in machine.inner)])
-            return ENDLESS
-
-        return max(self.cost(node), of(node))
-
     def _bound(self, node: Node) -> int:
         """The shortest text has no fewer symbols."""
         if node.cost is not None or node.kind not in ("both", "other", "then"):

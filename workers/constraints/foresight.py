@@ -23,14 +23,15 @@ from workers.constraints.expressions import (
     TooComplex,
 )
 from workers.constraints.language import SpecialId, language
-from workers.constraints.tokens import LONGEST, TokenTable, allowed_in
+from workers.constraints.token_counts import TokenCounts
+from workers.constraints.tokens import TokenTable, allowed_in
 
 Mask = NDArray[np.int32]
 
 MAX_COST = 8192
 """Bytes of the longest completion that is looked for where its tokens have to be counted."""
-MAX_COUNTED = 20_000
-"""Bytes whose tokens are counted for one mask: some 20 ms."""
+MAX_COUNTED = 8192
+"""Bytes whose tokens are counted for one mask: some 5 ms."""
 PLAIN = 12
 """Bytes of a token, on the average, that a completion may have to be worth counting its tokens."""
 MAX_DERIVED = 20_000
@@ -55,12 +56,11 @@ class _Walk(NamedTuple):
 
     mask: Mask
     ids: NDArray[np.int32]
-    states: NDArray[np.int16] | None
-    """[ids], by their place in a table; None where there are too many."""
-    reached: list[int]
-    """The states among them, in the order of what they cost."""
-    cost: int
-    """Bytes of the longest of the completions behind them."""
+    """By `costs`."""
+    costs: NDArray[np.int64]
+    """[ids]: bytes of the shortest completion behind each token, never falling."""
+    states: NDArray[np.int16]
+    """[ids]: what may follow, by its place in a table."""
 
 
 class Foresight:
@@ -75,10 +75,9 @@ class Foresight:
             self.start: Node = language(self._expressions, grammar, special_id)
         except (RecursionError, UnicodeEncodeError, OverflowError) as error:
             raise TooComplex from error
+        self._counts = TokenCounts(self._expressions, tokens)
         self.least = self._expressions.cost(self.start)
         """Bytes of the shortest text."""
-        self.most = self._expressions.most(self.start)
-        """Bytes of the longest of the shortest completions, wherever a text is."""
         self._n_first = len(self._expressions)
         self._ways: dict[Node, list[int] | None] = {}
         self._left_to_count = MAX_COUNTED
@@ -88,9 +87,10 @@ class Foresight:
     @property
     def nbytes(self) -> int:
         """Bytes of memory, roughly."""
-        walked = sum(6 * len(one.ids) + one.mask.nbytes for one in self._walks.values())
+        walked = sum(14 * len(one.ids) + one.mask.nbytes for one in self._walks.values())
         ways = sum(8 * len(way) for way in self._ways.values() if way) + 200 * len(self._ways)
-        return self._expressions.nbytes + self._rows.nbytes + walked + ways
+        known = self._expressions.nbytes + self._counts.nbytes
+        return known + self._rows.nbytes + walked + ways
 
     @property
     def is_crowded(self) -> bool:
@@ -126,17 +126,19 @@ class Foresight:
 
     def _way(self, node: Node) -> list[int] | None:
         if self._expressions.cost(node) > MAX_COST:
-            return None
+            return self._counts.way(node) if self._counts.enough(node) <= MAX_COST else None
         texts = {
             self._expressions.least(node, one): None for one in range(len(self._tokens.fillers))
         }
-        ways = [way for text in texts if (way := self._tokens.of(text)) is not None]
-        return min(ways, key=len, default=None)
+        ways = [self._tokens.of(text) for text in texts]
+        ways.append(self._counts.way(node))
+        return min((way for way in ways if way is not None), key=len, default=None)
 
     def fits_from_start(self, room: int) -> bool:
         """Whether a whole text can be said within so many tokens."""
-        if self.least <= room:
-            return True
+        with self._lock:
+            if min(self.least, self._counts.enough(self.start)) <= room:
+                return True
         way = self.way(self.start)
         return way is not None and len(way) <= room
 
@@ -154,6 +156,8 @@ class Foresight:
             return False
         if cost <= room:
             return True  # a token has a byte or more
+        if self._counts.enough(node) <= room:
+            return True
         if cost > room * PLAIN:
             return False
         self._left_to_count -= cost
@@ -162,27 +166,44 @@ class Foresight:
         way = self.way(node)
         return way is not None and len(way) <= room
 
+    def due(self, node: Node, left: int, way: list[int]) -> list[int] | None:
+        """The shortest completion, where it is all that the `left` tokens have room for.
+
+        `way` is a completion that is known; empty: none is.
+
+        It is taken at once where it needs tokens of several bytes: which other tokens would do as
+        well is then only to be had by counting those of many texts.
+        """
+        with self._lock:
+            self._expressions.begin()
+            try:
+                if self._expressions.cost(node) <= left or self._counts.most(node) < left:
+                    return None
+            except (TooComplex, RecursionError):
+                return None
+            due = way or self.way(node) or []
+            return due if len(due) == left else None
+
     def narrow(self, node: Node, left: int, mask: Mask, way: list[int]) -> list[int] | None:
         """Leave tokens out of a mask after which the text does not fit into the `left` tokens.
 
         `way` is a completion that is known; empty: none is. Return it, or the one that was needed;
         None where the engine does not let it in, so that the expression is not the engine's.
         """
-        if left > self.most:
-            return way
         with self._lock:
             self._expressions.begin()
+            if left > self._counts.most(node):
+                return way
             given = mask[: self._tokens.n_words]
             walk = self._walks.get(node)
             if walk is None or not np.array_equal(walk.mask, given):
                 try:
                     walk = self._walk(node, given)
                 except (TooComplex, RecursionError, _Full):
-                    ids = allowed_in(given & ~self._tokens.ends)
-                    walk = _Walk(given.copy(), ids, None, [], ENDLESS)
+                    walk = self._unknown(given)
                 else:
                     self._keep(node, walk)
-            if walk.cost < left:
+            if not len(walk.ids) or walk.costs[-1] < left:
                 return way
             self._clear(mask, self._late(walk, left - 1))
             way = way or self.way(node) or []
@@ -193,15 +214,21 @@ class Foresight:
                 mask.view(np.uint32)[word] |= bit
             return way
 
+    def _unknown(self, mask: Mask) -> _Walk:
+        """After any token, no text is known to fit."""
+        ids = allowed_in(mask & ~self._tokens.ends)
+        dead = np.full(len(ids), DEAD, np.int16)
+        return _Walk(mask.copy(), ids, np.full(len(ids), ENDLESS), dead)
+
     def _late(self, walk: _Walk, room: int) -> NDArray[np.int32]:
         """The tokens after which the text does not fit into so many."""
-        if walk.states is None:
-            return walk.ids
+        first = int(np.searchsorted(walk.costs, room, side="right"))
+        ids, states = walk.ids[first:], walk.states[first:]
         self._left_to_count = MAX_COUNTED
         late = np.zeros(MAX_STATES, np.bool_)
-        for state in walk.reached:
+        for state in self._by_cost(states):
             late[state] = state == DEAD or not self._fits(self._nodes[state], room)
-        return walk.ids[late[walk.states]]
+        return ids[late[states]]
 
     def _clear(self, mask: Mask, ids: NDArray[np.int32]) -> None:
         bits = np.zeros(32 * self._tokens.n_words, np.bool_)
@@ -238,29 +265,39 @@ class Foresight:
     def _walked(self, node: Node, mask: Mask) -> _Walk:
         tokens = self._tokens
         ids = allowed_in(mask & ~tokens.ends)
-        states = np.full(len(ids), self._state(node), np.int16)
-        lengths = tokens.lengths[ids]
-        for place in np.flatnonzero(lengths == 0).tolist():  # special tokens
-            after = self.after(node, [int(ids[place])])
-            states[place] = DEAD if after is None else self._state(after)
-        moving = np.flatnonzero(lengths)
-        for place in range(LONGEST):
-            moving = moving[lengths[moving] > place]
-            if not len(moving):
-                break
-            now = states[moving]
-            for state in _distinct(now):
+        reached = np.full(tokens.trie.n_prefixes, DEAD, np.int16)
+        """By the place of a prefix."""
+        reached[0] = self._state(node)
+        before, first = reached[:1], 1
+        for level in tokens.trie.levels:
+            for state in _distinct(before):
                 if not self._built[state]:
                     self._build(state)
-            now = self._rows[now, tokens.bytes[place, ids[moving]]]
-            states[moving] = now
-            moving = moving[now != DEAD]
-        states[moving[lengths[moving] > LONGEST]] = DEAD
-        reached = sorted(
-            _distinct(states), key=lambda one: self._expressions.cost(self._nodes[one])
-        )
-        cost = max((self._expressions.cost(self._nodes[one]) for one in reached), default=0)
-        return _Walk(mask.copy(), ids, states, reached, cost)
+            now = reached[first : first + len(level.bytes)]
+            now[:] = self._rows[before[level.parents], level.bytes]
+            before = now
+            first += len(now)
+            if not now.any():
+                break
+        states = reached[tokens.trie.ends[ids]]
+        for place in np.flatnonzero(tokens.silent[ids]).tolist():
+            after = self.after(node, [int(ids[place])])
+            states[place] = DEAD if after is None else self._state(after)
+        ranks = np.zeros(MAX_STATES, np.int16)
+        costs = np.zeros(MAX_STATES, np.int64)
+        for rank, state in enumerate(self._by_cost(states)):
+            ranks[state] = rank
+            costs[state] = self._cost(state)
+        order = np.argsort(ranks[states], kind="stable")
+        states = states[order]
+        return _Walk(mask.copy(), ids[order], costs[states], states)
+
+    def _by_cost(self, states: NDArray[np.int16]) -> list[int]:
+        """Each of them once, the cheapest first."""
+        return sorted(_distinct(states), key=self._cost)
+
+    def _cost(self, state: int) -> int:
+        return ENDLESS if state == DEAD else self._expressions.cost(self._nodes[state])
 
     def _state(self, node: Node) -> int:
         found = self._index.get(node)

@@ -144,10 +144,14 @@ class Progress:
             ):
                 self._force(forced)
                 return
+        known = self._way if len(self._way) <= room else []
+        if self._completes and (due := foresight.due(self._node, room, known)):
+            self._way = due
+            self._force(due)
+            return
         self._matcher.fill(self.mask)
         if not self._completes:
             return
-        known = self._way if len(self._way) <= room else []
         way = foresight.narrow(self._node, room, self.mask, known)
         if way is None:
             self._foresight = None

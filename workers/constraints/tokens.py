@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from workers.constraints.expressions import FILLERS, SPECIAL
-
-LONGEST = 32
-"""Bytes of the tokens that a table has; those of longer ones are cut off."""
+from workers.constraints.runs import Runs
+from workers.constraints.trie import Trie
 
 
 class TokenTable:
@@ -32,35 +31,41 @@ class TokenTable:
             (SPECIAL + i,) if text is None else tuple(text) for i, text in enumerate(texts)
         ]
         """Of each token, for `Expressions.after`."""
-        self.bytes = np.zeros((LONGEST, len(texts)), np.uint8)
-        """[LONGEST, tokens]"""
-        self.lengths = np.zeros(len(texts), np.int32)
-        """[tokens], in bytes; 0 for special tokens, and those that add nothing."""
-        for i, text in enumerate(texts):
-            if text:
-                self.lengths[i] = len(text)
-                kept = text[:LONGEST]
-                self.bytes[: len(kept), i] = np.frombuffer(kept, np.uint8)
+        self.trie = Trie(texts)
+        self.silent = np.array([not text for text in texts], np.bool_)
+        """[tokens]: special tokens, and those that add nothing."""
         self._ids: dict[bytes, int] = {}
         for i in range(len(texts) - 1, -1, -1):
             if (text := texts[i]) and i not in self.end_ids:
                 self._ids[text] = i
         self.longest = max(map(len, self._ids), default=0)
         """Bytes of the longest token."""
+        self.runs = Runs(self._ids)
         plain = [text for text in self._ids if text.isalpha() and text.islower()]
         longest = max(plain, key=lambda text: (len(text), text), default=b"a")
         self.fillers = (*FILLERS, longest)
         """See `Expressions`: free text in few tokens."""
 
     def of(self, symbols: Sequence[int]) -> list[int] | None:
-        """The tokens of a text; None where the vocabulary has none for a byte of it."""
+        """The tokenizer's own tokens of a text, or as `spelled` has them where it has none."""
+        return self._parts(symbols, self._of_text)
+
+    def spelled(self, symbols: Sequence[int]) -> list[int] | None:
+        """Tokens of a text, as many as it has bytes or fewer; None where the vocabulary has none
+        for a byte of it."""
+        return self._parts(symbols, self._greedy)
+
+    @staticmethod
+    def _parts(
+        symbols: Sequence[int], spell: Callable[[bytes], list[int] | None]
+    ) -> list[int] | None:
         found: list[int] = []
         text = bytearray()
         for symbol in (*symbols, None):
             if symbol is not None and symbol < SPECIAL:
                 text.append(symbol)
                 continue
-            tokens = self._of_text(bytes(text))
+            tokens = spell(bytes(text))
             if tokens is None:
                 return None
             found += tokens

@@ -1,0 +1,135 @@
+"""How many tokens the rest of a text needs at most, by what its expression is made of.
+
+Of a text that must only become long enough, the rest is runs of one byte; of all else, each byte
+counts as a token. So these are bounds that cost next to nothing: where they are too high to tell,
+the tokens of a completion are counted.
+"""
+
+from __future__ import annotations
+
+from workers.constraints.expressions import ENDLESS, Expressions, Machine, Node
+from workers.constraints.tokens import TokenTable
+
+
+class TokenCounts:
+    """Those of one grammar. Not thread-safe."""
+
+    def __init__(self, expressions: Expressions, tokens: TokenTable) -> None:
+        self._expressions = expressions
+        self._tokens = tokens
+        self._enough: dict[Node, int] = {}
+        self._most: dict[Node, int] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, roughly."""
+        return 100 * (len(self._enough) + len(self._most))
+
+    def enough(self, node: Node) -> int:
+        """With so many tokens, a text can be completed; `ENDLESS` and more if that is not known."""
+        found = self._enough.get(node)
+        if found is None:
+            for one in _with_rests(node, self._enough):
+                found = self._enough[one] = min(ENDLESS, self._enough_of(one))
+            assert found is not None
+        return found
+
+    def _enough_of(self, node: Node) -> int:
+        if node.nullable:
+            return 0
+        parts = node.parts
+        match node.kind:
+            case "then":
+                return self.enough(parts[0]) + self.enough(parts[1])
+            case "choice":
+                return min(self.enough(one) for one in parts)
+            case "repeated":
+                return self._repeated(parts[0], parts[1])
+        return self._expressions.cost(node)
+
+    def _repeated(self, node: Node, n: int) -> int:
+        if node.kind == "symbols":
+            count = self._tokens.runs.count(node.parts[0], n)
+            if count is not None:
+                return count
+        return n * self.enough(node)
+
+    def most(self, node: Node) -> int:
+        """`enough` of whatever may follow any beginning of a text, if it is not more than this.
+
+        `ENDLESS` where that is not known.
+        """
+        return max(self.enough(node), self._most_of(node))
+
+    def _most_of(self, node: Node) -> int:
+        found = self._most.get(node)
+        if found is None:
+            for one in _with_rests(node, self._most):
+                found = self._most[one] = min(ENDLESS, self._found(one))
+            assert found is not None
+        return found
+
+    def _found(self, node: Node) -> int:
+        parts = node.parts
+        match node.kind:
+            case "symbols" | "empty":
+                return 0
+            case "then":
+                first, rest = parts
+                inside = self._most_of(first) + self.enough(rest)
+                return max(inside, self._most_of(rest), self.enough(rest))
+            case "choice":
+                return max(self._most_of(one) for one in parts)
+            case "repeated":
+                inner, again = parts[0], max(0, int(parts[1]) - 1)
+                if inner.kind == "symbols":
+                    count = self._tokens.runs.most(inner.parts[0], again)
+                    if count is not None:
+                        return count
+                return self._most_of(inner) + again * self.enough(inner)
+            case "machine":
+                machine: Machine = parts[0]
+                return max(int(machine.most), *(self._most_of(one) for one in machine.inner), 0)
+        return ENDLESS
+
+    def way(self, node: Node) -> list[int] | None:
+        """No more tokens than `enough`, which complete a text; None where they are not known."""
+        found: list[int] = []
+        while not node.nullable:
+            first, node = node.parts if node.kind == "then" else (node, self._expressions.empty)
+            tokens = self._part(first)
+            if tokens is None:
+                return None
+            found += tokens
+        return found
+
+    def _part(self, node: Node) -> list[int] | None:
+        if node.nullable:
+            return []
+        parts = node.parts
+        match node.kind:
+            case "then":
+                return self.way(node)
+            case "choice":
+                return self.way(min(parts, key=self.enough))
+            case "repeated":
+                inner, n = parts[0], parts[1]
+                if inner.kind == "symbols":
+                    run = self._tokens.runs.tokens(inner.parts[0], n)
+                    if run is not None:
+                        return run
+                once = self.way(inner)
+                return None if once is None else once * n
+        if self._expressions.cost(node) >= ENDLESS:
+            return None
+        return self._tokens.spelled(self._expressions.least(node))
+
+
+def _with_rests(node: Node, known: dict[Node, int]) -> list[Node]:
+    """A sequence and its ends that are not known, the shortest first: sequences may be so long that
+    nothing could call itself for each of their parts."""
+    found = [node]
+    while node.kind == "then" and node.parts[1] not in known:
+        node = node.parts[1]
+        found.append(node)
+    return found[::-1]
