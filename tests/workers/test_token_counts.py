@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -32,9 +30,9 @@ GRAMMARS: list[Grammar] = [
 
 
 @pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vocabulary]:
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
     folder, size = save_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"), "a" + 33 * " " + "a")
-    yield Vocabulary(folder, size, [END])
+    return Vocabulary(folder, size, [END])
 
 
 def runs_of(table: dict[str, int]) -> Runs:
