@@ -8,12 +8,12 @@ UNKNOWN = 10_000.0
 
 
 class Watched:
-    """A deadline, a clock, and a worker that does or does not use the processor."""
+    """A deadline, a clock, and a worker that uses the processor or does not."""
 
     def __init__(self, phases: tuple[float, ...] = (2.0,)) -> None:
         self.deadline = Deadline()
         self.now = 1000.0
-        self.ticks: int | None = 7
+        self.used: float | None = 7.0
         self.load(phases)
 
     def load(self, phases: tuple[float, ...]) -> None:
@@ -22,11 +22,13 @@ class Watched:
             self.deadline.loaded(seconds)
         self.deadline.ready()
 
-    def look(self, *, after: float = LOOK_SECONDS, busy: bool = False) -> str | None:
+    def look(
+        self, *, after: float = LOOK_SECONDS, busy: bool = False, share: float = 0.0
+    ) -> str | None:
         self.now += after
-        if busy and self.ticks is not None:
-            self.ticks += 1
-        return self.deadline.missed(self.now, lambda: self.ticks)
+        if self.used is not None:
+            self.used += (1.0 if busy else share) * min(after, LOOK_SECONDS)
+        return self.deadline.missed(self.now, lambda: self.used)
 
     def until_missed(self, *, busy: bool = False, most: float = UNKNOWN) -> float:
         """Seconds without a result until the deadline is missed."""
@@ -40,6 +42,10 @@ class Watched:
         for _ in range(1 + int(seconds / LOOK_SECONDS)):
             assert self.look(busy=True) is None
         self.deadline.met()
+
+
+def nothing() -> None:
+    """Of a worker that loads nothing can be said."""
 
 
 def about(seconds: float) -> object:
@@ -59,11 +65,20 @@ def test_one_that_computes_gets_minutes() -> None:
 
 def test_one_that_is_waiting_for_a_disk_or_cannot_be_seen_gets_minutes() -> None:
     watched = Watched()
-    watched.ticks = None
+    watched.used = None
     assert watched.until_missed() == about(BUSY_SECONDS)
 
 
-def test_a_tick_of_work_begins_the_idle_time_anew() -> None:
+def test_ranks_that_poll_for_a_stopped_one_do_nothing_and_one_that_polls_a_gpu_does() -> None:
+    watched = Watched()
+    while watched.look(share=0.005) is None:
+        assert watched.now < 1010
+    watched = Watched()
+    for _ in range(500):
+        assert watched.look(share=0.03) is None
+
+
+def test_a_moment_of_work_begins_the_idle_time_anew() -> None:
     watched = Watched()
     for look in range(200):
         assert watched.look(busy=look % 8 == 0) is None
@@ -128,15 +143,15 @@ def test_a_first_start_takes_as_long_as_it_takes_and_a_later_one_does_not() -> N
     deadline.started()
     for _ in range(100_000):
         now += LOOK_SECONDS
-        assert deadline.missed(now, None) is None
+        assert deadline.missed(now, nothing) is None
     deadline.loaded(100.0)
     deadline.ready()
     deadline.started()
     for _ in range(10):  # each phase has all of the time
         for _ in range(int(FACTOR * 100 / LOOK_SECONDS)):
             now += LOOK_SECONDS
-            assert deadline.missed(now, None) is None
+            assert deadline.missed(now, nothing) is None
         deadline.loaded(100.0)
-    while (how := deadline.missed(now := now + LOOK_SECONDS, None)) is None:
+    while (how := deadline.missed(now := now + LOOK_SECONDS, nothing)) is None:
         assert now < 100_000
     assert how == "for 400 s"

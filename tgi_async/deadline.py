@@ -4,8 +4,9 @@ What is measured is the time without any result, and only while this process run
 for little, however long it was in coming, so that a machine that slept, or a container that was
 paused, costs no worker its life. Two limits hold:
 
-- A worker that uses no processor time at all, and waits for no disk, for `IDLE_SECONDS` is stuck:
-  stopped (SIGSTOP), or in a deadlock. Compiling, a long prefill and a busy machine never look so.
+- A worker that uses next to no processor time, and waits for no disk, for `IDLE_SECONDS` is stuck:
+  stopped (SIGSTOP), or in a deadlock. Compiling, a long prefill, waiting for a GPU and a busy
+  machine never look so.
 - One that does use some may be compiling a kernel, or may have a slow device. It gets
   `BUSY_SECONDS`.
 
@@ -22,6 +23,11 @@ from collections.abc import Callable
 LOOK_SECONDS = 0.5
 """Between two looks at a worker that owes something."""
 IDLE_SECONDS = 5.0
+IDLE_SHARE = 0.01
+"""Of a processor's time. Ranks that wait in gloo for one that is stopped use 0.3 %; a GPU that is
+waited for is polled every millisecond, which takes more."""
+TICK_SECONDS = 0.01
+"""What processor time is counted in."""
 BUSY_SECONDS = 300.0
 FACTOR = 4.0
 DECAY = 0.999
@@ -42,7 +48,8 @@ class Deadline:
         self._stalled = 0.0
         self._idle = 0.0
         self._looked: float | None = None
-        self._activity: int | None = None
+        self._used: float | None = None
+        """Processor seconds at the beginning of the idle time."""
 
     def started(self) -> None:
         """A start of workers begins."""
@@ -64,13 +71,13 @@ class Deadline:
         self._slowest = max(self._stalled, self._slowest * DECAY)
         self._patience = 1.0
         self._stalled = self._idle = 0.0
-        self._looked = self._activity = None
+        self._looked = self._used = None
 
-    def missed(self, now: float, activity: Callable[[], int | None] | None) -> str | None:
+    def missed(self, now: float, processor_seconds: Callable[[], float | None]) -> str | None:
         """Return in what way a worker that owes something missed its deadline, if it did.
 
-        `activity` gives a number that grows while the worker does anything, None where that cannot
-        be said. It is absent for a worker that loads, which may wait for anything.
+        `processor_seconds` gives those that the worker has used, None for one of which it cannot
+        be said that it does nothing.
         """
         if self._looked is None:
             # Where results come all the time, a look costs nothing but this.
@@ -79,9 +86,12 @@ class Deadline:
         seconds = min(now - self._looked, 2 * LOOK_SECONDS)
         self._looked = now
         self._stalled += seconds
-        seen = activity() if activity is not None else None
-        self._idle = self._idle + seconds if seen is not None and seen == self._activity else 0.0
-        self._activity = seen
+        used = processor_seconds()
+        allowed = IDLE_SHARE * (self._idle + seconds) + 1.5 * TICK_SECONDS
+        if used is not None and self._used is not None and used - self._used <= allowed:
+            self._idle += seconds
+        else:
+            self._idle, self._used = 0.0, used
         if self._idle >= self._patience * max(IDLE_SECONDS, FACTOR * self._slowest):
             return self._give_up(f"for {self._stalled:.0f} s, and used no processor time")
         busy = max(BUSY_SECONDS, FACTOR * max(self._slowest, self._longest_phase))
@@ -97,4 +107,4 @@ class Deadline:
     def _rest(self) -> None:
         """Measure from the next look on."""
         self._stalled = self._idle = 0.0
-        self._looked = self._activity = None
+        self._looked = self._used = None

@@ -38,11 +38,11 @@ def environment(inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
     return made
 
 
-def activity(pids: Iterable[int]) -> int | None:
-    """Return a number that grows while these processes, or children of theirs, use the processor.
+def processor_seconds(pids: Iterable[int]) -> float | None:
+    """Return the processor time that these processes and their children have used, in seconds.
 
-    Its unit is a clock tick, usually 10 ms. None where one of them is about to run, waits for a
-    disk or is being debugged, and where the kernel does not tell.
+    None where one of them is about to run, waits for a disk or is being debugged, and where the
+    kernel does not say.
     """
     ticks = 0
     todo = list(pids)
@@ -59,4 +59,5 @@ def activity(pids: Iterable[int]) -> int | None:
                 todo += map(int, children.split())
     except (OSError, ValueError, IndexError):
         return None
-    return ticks or None  # no process has used none
+    # No process has used none.
+    return ticks / os.sysconf("SC_CLK_TCK") if ticks else None

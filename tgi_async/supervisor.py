@@ -231,13 +231,14 @@ class WorkerGroup:
     def _check_deadline(self) -> None:
         """Raises WorkerDied where nothing came for too long."""
         self._is_due = False
-        activity = None if self._loading else self._activity
-        if how := self._deadline.missed(time.monotonic(), activity):
+        if how := self._deadline.missed(time.monotonic(), self._processor_seconds):
             what = "did not get ready" if self._loading else "gave no result"
             raise WorkerDied(f"the model worker {what} {how}")
 
-    def _activity(self) -> int | None:
-        return processes.activity(self.pids)
+    def _processor_seconds(self) -> float | None:
+        """A rank's, on average. None while they load, when they may wait for anything."""
+        used = None if self._loading else processes.processor_seconds(self.pids)
+        return None if used is None else used / self._world_size
 
     async def _wait_for_last_word(self) -> None:
         """A rank may have sent something before it exited in order. Raises WorkerDied if not."""

@@ -1,4 +1,4 @@
-"""Whether processes do anything, by what the kernel says."""
+"""Whether processes do anything, by the processor time that they use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.fake_engine_run import DEADLINE
-from tgi_async.processes import activity
+from tgi_async.processes import processor_seconds
 
 USES_SOME = "import time; end = time.process_time() + 0.05\nwhile time.process_time() < end: pass\n"
 SLEEPS = USES_SOME + "time.sleep(3600)"
@@ -39,9 +39,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def stands_still(*pids: int) -> bool:
-    before = activity(pids)
+    before = processor_seconds(pids)
     time.sleep(0.1)
-    return before is not None and activity(pids) == before
+    return before is not None and (processor_seconds(pids) or 0.0) == before
 
 
 def test_a_process_that_sleeps_does_nothing() -> None:
@@ -51,7 +51,7 @@ def test_a_process_that_sleeps_does_nothing() -> None:
 
 def test_a_process_that_is_stopped_does_nothing() -> None:
     with started(SPINS) as process:
-        wait_until(lambda: activity([process.pid]) is None)
+        wait_until(lambda: processor_seconds([process.pid]) is None)
         time.sleep(0.1)
         process.send_signal(signal.SIGSTOP)
         wait_until(lambda: stands_still(process.pid))
@@ -68,4 +68,4 @@ def test_a_process_that_computes_or_has_a_child_that_does_is_seen(code: str) -> 
 def test_what_cannot_be_seen_is_not_taken_for_idle() -> None:
     with started(SLEEPS) as process:
         wait_until(lambda: stands_still(process.pid))
-    assert activity([process.pid]) is None
+    assert processor_seconds([process.pid]) is None
