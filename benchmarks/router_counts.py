@@ -85,7 +85,7 @@ class Frames:
         self.n_running = 0
         """Rows of the last step that was done."""
 
-    def channel(self, folder: Path, incarnation: int, world_size: int) -> Frames:
+    def channel(self, folder: Path, epoch: int, world_size: int) -> Frames:
         """In place of RouterChannel."""
         return self
 

@@ -87,13 +87,13 @@ def work(channel: WorkerChannel, pace: Pace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--incarnation", type=int, required=True)
+    parser.add_argument("--epoch", type=int, required=True)
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--router", type=int, required=True)
     given = parser.parse_args()
     die_with_parent(given.router)
     pace = msgspec.json.decode(os.environ[VARIABLE], type=Pace)
-    channel = WorkerChannel(given.folder, given.incarnation, given.rank)
+    channel = WorkerChannel(given.folder, given.epoch, given.rank)
     try:
         work(channel, pace)
     finally:

@@ -256,7 +256,10 @@ class CheckedCore:
         self.reached["death"] += 1
         self.reached["replay"] += sum(bool(one.n_emitted) for one in running)
         self.reached["death with a step in flight"] += bool(self.sent)
-        self.core.reset()
+        # Every second time as after an error in the core, by what is live.
+        one_by_one = self.reached["death"] % 2 == 0
+        live = [case.request for case in self.live.values()] if one_by_one else None
+        self.core.reset(live, one_by_one=one_by_one)
         for request in reversed(running):
             self.ledger.put_back(request)
         self.worker = ModelWorker(self.budget.block_size)

@@ -89,7 +89,7 @@ def check_batch(core: Core, live: set[int]) -> None:
 def check_work_conserved(core: Core, n_prefill_left: int) -> None:
     """S3: after a plan that preempted nobody, the head would not have fitted."""
     head = core.waiting.head()
-    if head is None or head.n_in_flight or not n_prefill_left:
+    if head is None or head.n_in_flight or not n_prefill_left or core.on_trial:
         return
     if len(core.running) == core.budget.max_rows:
         return

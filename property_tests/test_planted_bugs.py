@@ -5,6 +5,7 @@ Every bug is a core with one small thing wrong, sent on the same random walks as
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pytest
@@ -235,9 +236,9 @@ class IdlesBesideWork(Core):
 class WaitsForTheDead(Core):
     """After a death, a request still waits for a prefix that nobody computes any more."""
 
-    def reset(self) -> None:
+    def reset(self, live: Iterable[Request] | None = None, *, one_by_one: bool = False) -> None:
         waits = {request: request.waits_for for request in self.waiting}
-        super().reset()
+        super().reset(live, one_by_one=one_by_one)
         for request, node in waits.items():
             request.waits_for = node
 
@@ -270,10 +271,18 @@ class LosesAbortsOfWaiting(Core):
             request.status = Status.ENDED
 
 
+class TriesOneForEver(Core):
+    """After a death, nobody follows the first one that is admitted again."""
+
+    @property
+    def on_trial(self) -> bool:
+        return self._n_replays > 0 and self._trial is not None
+
+
 class LosesRequestsOnDeath(Core):
-    def reset(self) -> None:
+    def reset(self, live: Iterable[Request] | None = None, *, one_by_one: bool = False) -> None:
         del self.running[1:]
-        super().reset()
+        super().reset(None, one_by_one=one_by_one)
 
 
 class EmitsDroppedTokens(Core):
@@ -339,8 +348,8 @@ class PutsBackBehind(WaitingQueue):
 
 
 class ChargesReplays(Core):
-    def _requeue(self, request: Request) -> None:
-        super()._requeue(request)
+    def _preempt(self, request: Request) -> None:
+        super()._preempt(request)
         request.charged = False
 
 
@@ -456,6 +465,7 @@ PLANTED = {
     "a preemption loses a token": Planted(LosesATokenWhenPreempted, "S6"),
     "prompt log-probabilities come twice": Planted(ScoresPromptsTwice, "S6"),
     "an abort is lost": Planted(LosesAbortsOfWaiting, "S7"),
+    "one request at a time is one for ever": Planted(TriesOneForEver, "S3"),
     "a death loses requests": Planted(LosesRequestsOnDeath, "S7"),
     "a dropped token is emitted": Planted(EmitsDroppedTokens, "S7"),
     "a request ends twice": Planted(EndsTwice, "S7"),

@@ -111,7 +111,7 @@ class Running:
 
     @property
     def starts(self) -> list[dict[str, Any]]:
-        """Each start of a worker so far: incarnation, pid, and the Start frame."""
+        """Each start of a worker so far: epoch, pid, and the Start frame."""
         text = self._journal.read_text() if self._journal.exists() else ""
         return [json.loads(line) for line in text.splitlines()]
 

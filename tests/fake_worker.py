@@ -1,6 +1,6 @@
 """A mock of the model worker, for tests: it speaks the real wire and runs no model.
 
-Started like the real one (`python -m tests.fake_worker --folder ... --incarnation ... --rank ...
+Started like the real one (`python -m tests.fake_worker --folder ... --epoch ... --rank ...
 --router ...`). What it does is set by the environment variable FAKE_WORKER, a `Behaviour` as JSON.
 
 Its "model" is a chain of hashes kept in the slots of the KV cache: the slot of position i holds a
@@ -49,9 +49,9 @@ VOCABULARY = 258
 
 
 class Behaviour(msgspec.Struct, kw_only=True):
-    """What a fake worker does. Steps are counted from 1 in each incarnation; so are incarnations.
+    """What a fake worker does. Steps are counted from 1 in each epoch; so are epochs.
 
-    The keys of `die_at` and of its like are incarnations, or 0 for all of them.
+    The keys of `die_at` and of its like are epochs, or 0 for all of them.
     """
 
     n_blocks: int = 64
@@ -76,7 +76,7 @@ class Behaviour(msgspec.Struct, kw_only=True):
     exit_status: int | None = None
     """How it dies; by SIGKILL, if None."""
     die_loading: list[int] = []
-    """Incarnations that die before they are ready."""
+    """Epochs whose worker dies before it is ready."""
     refuse: dict[int, str] = {}
     """Why it refuses the model."""
     garbage_at: dict[int, int] = {}
@@ -86,7 +86,7 @@ class Behaviour(msgspec.Struct, kw_only=True):
     early_result: bool = False
     """Send a result before being ready."""
     blocks_later: int | None = None
-    """Blocks that the second and later incarnations have, whatever is asked for."""
+    """Blocks of workers after the first one, whatever is asked for."""
     deaf_at: dict[int, int] = {}
     """Steps after which it reads no more, without dying."""
     load_seconds: float = 0.0
@@ -112,10 +112,10 @@ class _Row:
 class FakeWorker:
     """The loop of a worker, and the mischief."""
 
-    def __init__(self, channel: WorkerChannel, behaviour: Behaviour, incarnation: int) -> None:
+    def __init__(self, channel: WorkerChannel, behaviour: Behaviour, epoch: int) -> None:
         self._channel = channel
         self._behaviour = behaviour
-        self._incarnation = incarnation
+        self._epoch = epoch
         self._rows: dict[int, _Row] = {}
         self._slots: dict[int, int] = {}
         self._block_size = behaviour.block_size
@@ -132,11 +132,11 @@ class FakeWorker:
             return
         self._channel.send(Loading("loading weights", 0.0, "none"))
         time.sleep(behaviour.load_seconds)
-        if self._incarnation in behaviour.die_loading:
+        if self._epoch in behaviour.die_loading:
             self._die()
         self._channel.send(Loading("loading weights", 0.01, "none"))
         n_blocks = start.n_blocks or behaviour.n_blocks
-        if self._incarnation > 1 and behaviour.blocks_later is not None:
+        if self._epoch > 1 and behaviour.blocks_later is not None:
             n_blocks = behaviour.blocks_later
         self._n_blocks = n_blocks
         self._channel.send(
@@ -232,11 +232,11 @@ class FakeWorker:
         return block * self._block_size + position % self._block_size
 
     def _now(self, table: dict[int, int] | dict[int, str]) -> int | str | None:
-        return table.get(self._incarnation, table.get(0))
+        return table.get(self._epoch, table.get(0))
 
     def _note(self, start: Start) -> None:
         if self._behaviour.journal:
-            line = {"incarnation": self._incarnation, "pid": os.getpid(), "start": start}
+            line = {"epoch": self._epoch, "pid": os.getpid(), "start": start}
             with open(self._behaviour.journal, "ab") as file:
                 file.write(msgspec.json.encode(line) + b"\n")
 
@@ -306,15 +306,15 @@ def _prompt_logprob(state: int, following: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--incarnation", type=int, required=True)
+    parser.add_argument("--epoch", type=int, required=True)
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--router", type=int, required=True)
     given = parser.parse_args()
     die_with_parent(given.router)
     behaviour = msgspec.json.decode(os.environ.get(VARIABLE, "{}"), type=Behaviour)
-    channel = WorkerChannel(given.folder, given.incarnation, given.rank)
+    channel = WorkerChannel(given.folder, given.epoch, given.rank)
     try:
-        FakeWorker(channel, behaviour, given.incarnation).run()
+        FakeWorker(channel, behaviour, given.epoch).run()
     finally:
         channel.close()
 

@@ -225,18 +225,6 @@ async def test_a_worker_gone_for_good_fails_all_and_takes_no_more(
             run.submit("late")
 
 
-async def test_an_error_in_the_engine_itself_fails_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with running(Behaviour(), tmp_path) as run:
-        monkeypatch.setattr(run.engine.core, "complete", lambda done: 1 // 0)
-        with pytest.raises(GenerationError, match="the engine failed"):
-            await run.generate("x")
-        assert not run.engine.ready
-        with pytest.raises(Unhealthy):
-            run.submit("late")
-
-
 async def test_stopping_while_a_worker_loads_leaves_nothing(tmp_path: Path) -> None:
     async with running(Behaviour(die_at={1: 3}), tmp_path) as run:
         run.behaviour.load_seconds = 30

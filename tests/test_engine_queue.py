@@ -48,13 +48,14 @@ async def test_a_full_queue_makes_room_for_another_client(tmp_path: Path) -> Non
         eve, ann = Client(run, "eve"), Client(run, "ann")
         first = eve.ask("runs", 100)
         await anext(first)
-        for number in range(4):
-            eve.ask(f"waits {number}", 100)
+        waiting = [eve.ask(f"waits {number}", 100) for number in range(4)]
         with pytest.raises(Overloaded):
             eve.ask("one too many")
         assert eve.evicted == []
         asked = ann.ask("hello")
         assert eve.evicted == ["waits 3"]
+        with pytest.raises(Overloaded, match="its place went to a client with fewer"):
+            await anext(waiting[3])
         assert run.engine.n_waiting == 4
         first.cancel()
         # Hers is next: she has had nothing yet.

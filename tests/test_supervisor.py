@@ -164,7 +164,7 @@ async def test_a_cancelled_receive_loses_no_result(groups: Groups) -> None:
     assert (await group.receive()).step == 1
 
 
-async def test_a_later_incarnation_works_beside_the_files_of_a_killed_one(groups: Groups) -> None:
+async def test_a_later_epoch_works_beside_the_files_of_a_killed_one(groups: Groups) -> None:
     first = groups.make()
     await first.launch(START, ignore)
     await first.kill()

@@ -1,19 +1,30 @@
 """The engine: sockets, time and tasks around the deterministic core.
 
-It plans and sends steps while the core allows it, hands results back to the core, turns tokens into
-text, and wakes whoever waits for them. Everything happens on one event loop, so nothing is locked.
+**One task.** It alone plans and sends steps, hands results to the core, turns tokens into text and
+wakes whoever waits for them; who submits or cancels a request wakes it. Everything happens on one
+event loop, so nothing is locked.
 
 **Nothing is lost.** A worker's death is a preemption of everything: the core forgets what was in
-flight, a new incarnation of the workers is launched with the first one's block count, and every
-live request is computed again from its prompt and what it has emitted.
+flight, another group of workers is launched with the first one's block count, and every live
+request is computed again from its prompt and what it has emitted.
+
+**Nobody waits for nothing.** Whatever is raised ends in one of three ways. What goes wrong with the
+text of one request, or with its parameters, fails that request. Anything else that the task meets,
+in the core, on the wire or in a worker, is recovered from like a worker's death, for after it
+neither the core nor the workers can be relied on. A request that was the only suspect twice in a
+row fails, and all do after `MAX_DEATHS` in a row without a token. If recovery itself fails, the
+server ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
+from enum import Enum
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
@@ -21,6 +32,7 @@ from tgi_async.backoff import Backoff
 from tgi_async.errors import (
     GenerationError,
     IncompleteGeneration,
+    Overloaded,
     ServerError,
     StartError,
     Unhealthy,
@@ -28,15 +40,16 @@ from tgi_async.errors import (
 )
 from tgi_async.generation import GenerationRequest
 from tgi_async.generation_stream import GenerationStream, TokenNames
-from tgi_async.incarnations import Incarnations
+from tgi_async.live_streams import LiveStreams
 from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.plan import Budget
-from tgi_async.scheduler.request import FailedEvent, PromptEvent, Request, TokenEvent
-from tgi_async.scheduler.reservations import Capacity, Reservation
+from tgi_async.scheduler.request import Request
+from tgi_async.scheduler.reservations import EVICTED, Capacity, Reservation
 from tgi_async.scheduler.results import UnexpectedResult
-from tgi_async.supervisor import WORKER, WorkerDied
+from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup
 from tgi_async.telemetry.steps import StepMetrics, StepTimer
 from tgi_async.wire.messages import MAX_END_IDS, Loading, Ready, Start, StepDone
+from tgi_async.worker_restarter import WorkerRestarter
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +60,28 @@ MOST_MERGED_TOKENS = 512
 A router that is behind its workers keeps these busy first, and then writes to each client once for
 several tokens. A first token is handed on at once.
 """
-MAX_DEATHS = 3
-"""Deaths of the workers with no token between them, after which the requests that ran fail."""
+MAX_DEATHS = 5
+"""Restarts with no token between them, after which every live request fails."""
 STOPPING = "The server is shutting down"
 GONE = "The model worker is gone for good"
+FAILED = "the engine failed"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class State(Enum):
+    """What an engine does. It goes from one to a later one, but for restarts."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    """The workers are started again; requests are taken and wait."""
+    RETIRED = "retired"
+    """Serving, through restarts too, though clients are to look elsewhere."""
+    STOPPED = "stopped"
+    FAILED = "failed"
+    """The workers cannot be brought back."""
 
 
 class Engine:
@@ -75,18 +106,16 @@ class Engine:
         self._lookahead = lookahead
         self._max_batch_total_tokens = max_batch_total_tokens
         self._capacity = capacity or Capacity(start.max_rows)
-        self._workers = Incarnations(world_size, command, backoff or Backoff())
-        self._streams: dict[int, GenerationStream] = {}
+        self._workers = WorkerRestarter(world_size, command, backoff or Backoff())
+        self._streams = LiveStreams()
         self._last_id = 0
+        self._state = State.STARTING
         self._deaths = 0
-        self._serving = False
-        self._retired = False
-        self._stopping = False
-        self._pump_scheduled = False
-        self._began = False
-        """Whether somebody is to be handed a first token."""
-        self._due: list[GenerationStream] = []
-        """Those that emitted something which was not handed on."""
+        """Restarts since the last token, but for deaths of workers that had nothing to do."""
+        self._suspect: Request | None = None
+        """The core's at the last restart."""
+        self._fault: Exception | None = None
+        """What the core raised to a client, for the task to recover from."""
         self._task: asyncio.Task[None] | None = None
         self.worker_restarts = 0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -139,29 +168,32 @@ class Engine:
     def serve(self, metrics: StepMetrics) -> None:
         """Begin to take requests, once launched."""
         self._steps = StepTimer(metrics)
-        self._serving = True
+        if self._state is State.STARTING:
+            self._state = State.READY
         self._task = asyncio.create_task(self._serve())
 
     def retire(self) -> None:
         """Be not ready from now on, so that clients look elsewhere; requests are still taken."""
-        self._retired = True
+        if self._state in (State.STARTING, State.READY, State.RESTARTING):
+            self._state = State.RETIRED
 
     async def stop(self, grace: float) -> None:
         """End the workers. What still lives gets an IncompleteGeneration; what never ran, a 503."""
-        self._stopping = True
-        self._serving = False
+        self._state = State.STOPPED
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        self._fail(IncompleteGeneration(), Unhealthy(STOPPING))
-        await self._workers.stop(grace)
+        try:
+            self._fail_all(IncompleteGeneration(), Unhealthy(STOPPING))
+        finally:
+            await self._workers.stop(grace)
 
     # -- what the API sees ----------------------------------------------------------------------
 
     @property
     def ready(self) -> bool:
         """Whether workers are there to make progress, and will be for a while."""
-        return self._serving and not self._retired and not self._stopping
+        return self._state is State.READY
 
     @property
     def max_total_tokens(self) -> int:
@@ -199,17 +231,18 @@ class Engine:
         """Reserve rows for requests to come, whose bodies have `n_bytes`.
 
         `on_evicted` is called if another client gets them before any of them runs; whatever was
-        submitted for them is over then, and its streams bring nothing.
+        submitted for them is over then, and its streams raise Overloaded.
 
         Raises ValidationError for more than there are, Overloaded where there is no room now,
         Unhealthy when stopping or gone for good.
         """
         self._check_serving()
-        reservation, evicted = self.core.reserve(client, n_rows, n_bytes)
+        reservation, evicted = self._in_core(self.core.reserve, client, n_rows, n_bytes)
         reservation.on_evicted = on_evicted
         for one in evicted:
             for request in one.requests:
-                self._streams.pop(request.id, None)
+                if (stream := self._streams.remove(request)) is not None:
+                    stream.fail(Overloaded(EVICTED))
             if one.on_evicted is not None:
                 one.on_evicted()
         return reservation
@@ -251,10 +284,10 @@ class Engine:
             prompt_top_n_tokens=request.prompt_top_n_tokens,
             reservation=request.reservation,
         )
-        self.core.submit(queued)
+        self._in_core(self.core.submit, queued)
         stream = GenerationStream(request, queued, self._tokenizer, self.cancel)
-        self._streams[queued.id] = stream
-        self._schedule_pump()
+        self._streams.add(stream)
+        self._wake()
         return stream
 
     def _stop_ids_of(self, request: GenerationRequest) -> frozenset[int]:
@@ -266,157 +299,179 @@ class Engine:
 
     def cancel(self, request: Request) -> None:
         """The client left."""
-        if self._streams.pop(request.id, None) is not None:
-            self.core.finish(request)
-            self._schedule_pump()
+        if self._streams.remove(request) is not None:
+            with contextlib.suppress(GenerationError):
+                self._in_core(self.core.finish, request)
+            self._wake()
 
     def _check_serving(self) -> None:
-        if self._stopping:
+        if self._state is State.STOPPED:
             raise Unhealthy(STOPPING)
-        if self.failed.done():
+        if self._state is State.FAILED:
             raise Unhealthy(GONE)
 
-    # -- the loop -------------------------------------------------------------------------------
+    def _in_core(self, call: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        """Call the core for a client. Raises the ServerError that refuses what was asked.
+
+        What else it raises fails the request, and leaves a core that the task is to recover.
+        """
+        try:
+            return call(*given, **named)
+        except ServerError:
+            raise
+        except Exception as error:
+            self._fault = error
+            self._wake()
+            raise GenerationError(FAILED) from error
+
+    def _wake(self) -> None:
+        """Have the task plan, once for everything that comes in one turn of the event loop."""
+        if self._workers.group is not None:
+            self._workers.group.wake()
+
+    # -- the task -------------------------------------------------------------------------------
 
     async def _serve(self) -> None:
         try:
             while True:
                 try:
                     await self._serve_group()
-                except (WorkerDied, UnexpectedResult) as error:
-                    await self._recover(str(error))
+                except Exception as error:
+                    await self._recover(error)
         except (StartError, WorkerDied) as error:
             log.error("the model worker cannot be brought back: %s", error)
             self._give_up(error, str(error))
         except Exception as error:
-            log.exception("the engine failed")
-            self._give_up(error, "the engine failed")
+            log.exception("%s, and so did its recovery", FAILED)
+            self._give_up(error, FAILED)
 
     def _give_up(self, error: Exception, message: str) -> None:
-        self._serving = False
+        self._state = State.FAILED
         self.failed.set_exception(error)
         self.failed.exception()  # looked at, should nobody else do so
-        self._fail(GenerationError(message), Unhealthy(GONE))
+        self._fail_all(GenerationError(message), Unhealthy(GONE))
 
     async def _serve_group(self) -> None:
-        """Receive results until the workers die."""
+        """Send steps and take results until something goes wrong."""
         group = self._workers.group
         assert group is not None
-        self._pump()
-        while True:
-            done: StepDone | None = await group.receive()
-            n_steps = n_tokens = 0
-            while done is not None:
-                self._take(done)
-                n_steps += 1
-                n_tokens += len(done.sampled)
-                if self._began or n_steps == MOST_MERGED_STEPS or n_tokens >= MOST_MERGED_TOKENS:
-                    break
-                done = group.poll()
-            self._hand_on()
-            if done is not None:
+        while self._fault is None:
+            done = group.poll()
+            if done is None:
+                # Somebody came or left, or it is the first time.
+                self._pump(group)
+            elif self._take_all(group, done):
                 # More may wait already, and others want to run.
                 await asyncio.sleep(0)
+                continue
+            await group.wait()
+        raise self._fault
 
-    def _take(self, done: StepDone) -> None:
-        """Hand on a step's result, and send the next step."""
-        received = time.monotonic()
-        if self._complete(done):
-            self._deaths = 0
-        self._steps.done(done, received)
-        self._pump()
+    def _take_all(self, group: WorkerGroup, done: StepDone | None) -> bool:
+        """Take the results that are there, send the next steps, and let clients have the tokens.
 
-    async def _recover(self, reason: str) -> None:
-        """Replay every live request on new workers. Raises if these do not start either."""
-        self._hand_on()
-        self._serving = False
-        self.worker_restarts += 1
-        self._deaths += 1
-        live = len(self._streams)
-        log.error("%s; starting it again, %d requests will be replayed", reason, live)
-        await self._workers.kill()
-        self._steps.lost()
-        self.core.reset()
-        if self._deaths >= MAX_DEATHS:
-            log.error("%d deaths without progress: what ran fails", self._deaths)
-            # What has not run yet cannot have been the cause.
-            self._fail(GenerationError(f"{reason}, {self._deaths} times without progress"), None)
-            self._deaths = 0
-        ready = await self._workers.relaunch(self._start)
-        if ready.n_blocks < self.n_blocks:
-            raise StartError(
-                f"it came back with {ready.n_blocks} blocks of KV cache and had {self.n_blocks}"
-            )
-        self._serving = True
-        log.info("the worker is back")
+        True if more results may be there.
+        """
+        n_steps = n_tokens = 0
+        while done is not None:
+            received = time.monotonic()
+            begun = self._complete(done)
+            self._steps.done(done, received)
+            self._pump(group)
+            n_steps += 1
+            n_tokens += len(done.sampled)
+            if begun or n_steps == MOST_MERGED_STEPS or n_tokens >= MOST_MERGED_TOKENS:
+                break
+            done = group.poll()
+        self._streams.hand_on()
+        return done is not None
 
-    def _schedule_pump(self) -> None:
-        """Plan once for everything that comes in one turn of the event loop."""
-        if not self._pump_scheduled and self._serving:
-            self._pump_scheduled = True
-            asyncio.get_running_loop().call_soon(self._scheduled_pump)
-
-    def _scheduled_pump(self) -> None:
-        self._pump_scheduled = False
-        try:
-            self._pump()
-        except WorkerDied as error:
-            # The task that waits for results sees this death, and recovers from it.
-            log.error("%s", error)
-            assert self._workers.group is not None
-            self._workers.group.end()
-
-    def _pump(self) -> None:
+    def _pump(self, group: WorkerGroup) -> None:
         """Send steps while the core plans any."""
-        group = self._workers.group
-        if not self._serving or group is None:
-            return
         while True:
             began = time.monotonic()
             plan = self.core.plan()
             if plan is None:
                 return
             now = time.monotonic()
-            for request in plan.admitted:
-                if (stream := self._streams.get(request.id)) is not None:
-                    stream.started(now)
+            if plan.admitted:
+                self._streams.started(plan.admitted, now)
             self._steps.sent(plan, began, now)
             group.send(plan.step)
 
     def _complete(self, done: StepDone) -> bool:
-        """Tell the requests what a step brought them. True if it brought anything."""
+        """Give the requests what a step brought them. True if it is the first token of one."""
         events = self.core.complete(done)
-        for event in events:
-            stream = self._streams.get(event.request.id)
-            if stream is None:
-                continue
-            if isinstance(event, TokenEvent):
-                if not stream.due:
-                    stream.due = True
-                    self._due.append(stream)
-                    if not stream.begun:
-                        stream.begun = self._began = True
-                if stream.emit(event.sampled, event.finish_reason) is not None:
-                    del self._streams[event.request.id]
-                    # It knows of every end but that by a stop sequence.
-                    self.core.finish(event.request)
-            elif isinstance(event, PromptEvent):
-                stream.score(event)
-            elif isinstance(event, FailedEvent):
-                self._streams.pop(event.request.id).fail(GenerationError(event.message))
-        return bool(events)
+        if events:
+            self._deaths = 0
+        # The core knows of every end but that by a stop sequence.
+        return self._streams.take(events, self.core.finish)
 
-    def _hand_on(self) -> None:
-        """Let clients have what steps brought them, once for all that came together."""
-        due, self._due, self._began = self._due, [], False
-        for stream in due:
-            stream.hand_on()
+    # -- what goes wrong ------------------------------------------------------------------------
 
-    def _fail(self, error: ServerError, of_waiting: ServerError | None) -> None:
-        """End what has run with `error`, and what has not with the other one, if there is any."""
-        for stream in list(self._streams.values()):
-            reason = error if stream.request.charged else of_waiting
-            if reason is not None:
-                del self._streams[stream.request.id]
-                self.core.finish(stream.request)
-                stream.fail(reason)
+    async def _recover(self, error: Exception) -> None:
+        """Replay every live request on new workers. Raises if these do not start either."""
+        foreseen = isinstance(error, (WorkerDied, UnexpectedResult))
+        reason = str(error) if foreseen else FAILED
+        log.error(
+            "%s; starting the workers again, %d requests will be replayed",
+            reason,
+            len(self._streams),
+            exc_info=None if foreseen else error,
+        )
+        if self._state is State.READY:
+            self._state = State.RESTARTING
+        self.worker_restarts += 1
+        self._fault = None
+        self._streams.hand_on()
+        await self._workers.kill()
+        self._steps.lost()
+        self._replay(reason, None if foreseen else error)
+        ready = await self._workers.relaunch(self._start)
+        if ready.n_blocks < self.n_blocks:
+            raise StartError(
+                f"it came back with {ready.n_blocks} blocks of KV cache and had {self.n_blocks}"
+            )
+        if self._state is State.RESTARTING:
+            self._state = State.READY
+        log.info("the worker is back")
+
+    def _replay(self, reason: str, fault: Exception | None) -> None:
+        """Put all that lives back into the core, but for what keeps ending the workers.
+
+        Raises `fault`, an error of the engine's own, where it comes again and again without any
+        request.
+        """
+        for stream in self._streams:
+            stream.request.rewind(stream.n_emitted, len(stream.prompt_logprobs))
+        before, self._suspect = self._suspect, self.core.suspect
+        self.core.reset([stream.request for stream in self._streams], one_by_one=True)
+        if not self._streams and fault is None:
+            self._deaths = 0
+            return
+        self._deaths += 1
+        if not self._streams and fault is not None and self._deaths >= MAX_DEATHS:
+            raise fault
+        message = f"{reason}, {{}} times without progress"
+        if self._deaths >= MAX_DEATHS:
+            log.error("%d restarts without progress: all that lives fails", self._deaths)
+            error = GenerationError(message.format(self._deaths))
+            self._deaths = 0
+            self._fail_all(error, Unhealthy(str(error)))
+        elif self._suspect is not None and self._suspect is before:
+            log.error("one request was the suspect twice in a row: it fails")
+            self.core.finish(self._suspect)
+            if (failing := self._streams.remove(self._suspect)) is not None:
+                # The first time it was not alone.
+                failing.fail(GenerationError(message.format(3)))
+            self._suspect = None
+
+    def _fail_all(self, error: ServerError, of_waiting: ServerError) -> None:
+        """End what has run with `error`, and what has not with the other one."""
+        requests = [stream.request for stream in self._streams]
+        # Clients first, as the core may be what is broken.
+        self._streams.fail_all(error, of_waiting)
+        if requests:
+            self.core.reset(requests)
+            for request in requests:
+                self.core.finish(request)

@@ -51,6 +51,8 @@ class GenerationStream:
         )
         self.request = request
         self.tap: Callable[[Emitted], bool] | None = None
+        self.n_emitted = 0
+        """Tokens taken: all that a replay may count on."""
         self.begun = False
         """Whether it has emitted anything."""
         self.due = False
@@ -142,6 +144,7 @@ class GenerationStream:
         top = self._top(sampled.top) if sampled.top else ()
         special = self._names.is_special(sampled.token)
         self._buffer.append(Token(sampled.token, text, sampled.logprob, special, top))
+        self.n_emitted += 1
         if reason is not None:
             self._finish(reason)
         return reason

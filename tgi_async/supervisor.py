@@ -1,7 +1,7 @@
 """Worker processes: started, watched and ended together.
 
-One `WorkerGroup` is one incarnation of the ranks. It is never repaired: when any rank dies, the
-whole group is killed and the engine launches the next incarnation.
+One `WorkerGroup` is one epoch of the ranks. It is never repaired: when any rank dies or misses its
+deadline, the whole group is killed and the engine launches the next one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import msgspec
 import zmq
 
 from tgi_async import cgroups, processes
+from tgi_async.deadline import LOOK_SECONDS, Deadline
 from tgi_async.errors import StartError
 from tgi_async.wire.channel import RouterChannel
 from tgi_async.wire.codec import WireError
@@ -56,20 +58,32 @@ class WorkerDied(Exception):
 
 
 class WorkerGroup:
-    """One incarnation of the workers, one process a rank."""
+    """One epoch of the workers, one process a rank."""
 
     def __init__(
         self,
         folder: Path,
-        incarnation: int,
+        epoch: int,
         world_size: int = 1,
         command: tuple[str, ...] = WORKER,
+        deadline: Deadline | None = None,
     ) -> None:
+        self._deadline = deadline or Deadline()
+        self._loading = True
+        self._n_owed = 0
+        """Results of the steps that were sent."""
+        self._look: asyncio.TimerHandle | None = None
+        """Wakes who waits for a worker, to look at its deadline."""
+        self._is_due = False
+        """Whether it is time to look."""
+        self._exited = False
+        """Whether a rank has."""
+        self._last_word_by: float | None = None
         self._folder = folder
-        self._incarnation = incarnation
+        self._epoch = epoch
         self._world_size = world_size
         self._command = command
-        self._channel = RouterChannel(folder, incarnation, world_size)
+        self._channel = RouterChannel(folder, epoch, world_size)
         self._processes: list[asyncio.subprocess.Process] = []
         self._exits: list[asyncio.Task[int]] = []
         self._n_killed = cgroups.n_killed()
@@ -83,16 +97,19 @@ class WorkerGroup:
 
         Raises StartError if the worker refuses the model, WorkerDied if a rank dies meanwhile.
         """
+        self._deadline.started()
         for rank in range(self._world_size):
             await self._spawn(rank)
         if self._world_size > 1 and not start.meeting_place:
-            place = self._folder / f"ranks-{self._incarnation}"
+            place = self._folder / f"ranks-{self._epoch}"
             start = msgspec.structs.replace(start, meeting_place=f"file://{place}")
         self._send(msgspec.structs.replace(start, world_size=self._world_size))
         ready: list[Ready] = []
+        self._watch()
         while len(ready) < self._world_size:
             message = await self._receive()
             if isinstance(message, Loading):
+                self._deadline.loaded(message.seconds)
                 on_loading(message)
             elif isinstance(message, Ready):
                 ready.append(message)
@@ -100,20 +117,49 @@ class WorkerGroup:
                 raise StartError(message.message)
             else:
                 raise WorkerDied("a worker sent a result before it was ready")
+        self._deadline.ready()
+        self._loading = False
         return _together(ready)
 
     def send(self, step: Step) -> None:
         """Raises WorkerDied where a worker does not take steps any more."""
         self._send(step)
-
-    async def receive(self) -> StepDone:
-        """The next result. Raises WorkerDied when a rank has died or sent something else."""
-        return _result(await self._receive())
+        self._n_owed += 1
+        if self._look is None:
+            self._watch()
 
     def poll(self) -> StepDone | None:
         """The next result, if one is there. Raises WorkerDied where something else is."""
         message = self._poll()
-        return None if message is None else _result(message)
+        if message is None:
+            return None
+        if not isinstance(message, StepDone):
+            raise WorkerDied(f"a worker sent {type(message).__name__} instead of a result")
+        self._n_owed -= 1
+        self._deadline.met()
+        return message
+
+    async def wait(self) -> None:
+        """Return when a result may be there, or at `wake`, after a poll that found none.
+
+        Raises WorkerDied when a rank has died or missed its deadline.
+        """
+        if self._is_due:
+            self._check_deadline()
+        if self._exited:
+            await self._wait_for_last_word()
+        else:
+            await self._channel.wait()
+
+    async def receive(self) -> StepDone:
+        """The next result. Raises WorkerDied when a rank has died or sent something else."""
+        while (done := self.poll()) is None:
+            await self.wait()
+        return done
+
+    def wake(self) -> None:
+        """Let who waits look for itself, or who waits next."""
+        self._channel.wake()
 
     async def stop(self, grace: float) -> None:
         """Let the workers finish what is queued and exit; kill those that take longer."""
@@ -123,16 +169,15 @@ class WorkerGroup:
             await asyncio.wait(self._exits, timeout=grace)
         await self.kill()
 
-    def end(self) -> None:
-        """Kill every rank; `receive` notices."""
+    async def kill(self) -> None:
+        """End every rank at once, and wait until they are gone."""
+        if self._look is not None:
+            self._look.cancel()
         for process in self._processes:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
+                    # A process that is stopped would take no other signal.
                     process.send_signal(signal.SIGKILL)
-
-    async def kill(self) -> None:
-        """End every rank at once, and wait until they are gone."""
-        self.end()
         if self._exits:
             await asyncio.wait(self._exits)
         self._channel.close()
@@ -142,7 +187,7 @@ class WorkerGroup:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
                 f"--folder={self._folder}",
-                f"--incarnation={self._incarnation}",
+                f"--epoch={self._epoch}",
                 f"--rank={rank}",
                 f"--router={os.getpid()}",
                 stdin=asyncio.subprocess.DEVNULL,
@@ -154,8 +199,12 @@ class WorkerGroup:
             raise WorkerDied(f"worker {rank} cannot be started: {error}") from error
         self._processes.append(process)
         exit = asyncio.create_task(process.wait())
-        exit.add_done_callback(lambda _: self._channel.wake())
+        exit.add_done_callback(self._on_exit)
         self._exits.append(exit)
+
+    def _on_exit(self, exit: asyncio.Task[int]) -> None:
+        self._exited = True
+        self._channel.wake()
 
     def _send(self, message: Start | Step | Stop) -> None:
         try:
@@ -165,21 +214,42 @@ class WorkerGroup:
 
     async def _receive(self) -> ToRouter:
         while (message := self._poll()) is None:
-            if any(exit.done() for exit in self._exits):
-                return await self._last_word()
-            await self._channel.wait()
+            await self.wait()
         return message
 
-    async def _last_word(self) -> ToRouter:
-        """What was sent just before an exit in order, such as Refused. Raises WorkerDied."""
-        if self._left_in_order():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_WORD_SECONDS):
-                    while True:
-                        await self._channel.wait()
-                        if (message := self._poll()) is not None:
-                            return message
-        raise WorkerDied(self._epitaph())
+    def _watch(self) -> None:
+        """Have the deadline looked at from now on, while anything is owed."""
+        self._look = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._on_look)
+
+    def _on_look(self) -> None:
+        self._look = None
+        if self._loading or self._n_owed:
+            self._is_due = True
+            self._channel.wake()
+            self._watch()
+
+    def _check_deadline(self) -> None:
+        """Raises WorkerDied where nothing came for too long."""
+        self._is_due = False
+        if how := self._deadline.missed(time.monotonic(), self._processor_seconds):
+            what = "did not get ready" if self._loading else "gave no result"
+            raise WorkerDied(f"the model worker {what} {how}")
+
+    def _processor_seconds(self) -> float | None:
+        """A rank's, on average. None while they load, when they may wait for anything."""
+        used = None if self._loading else processes.processor_seconds(self.pids)
+        return None if used is None else used / self._world_size
+
+    async def _wait_for_last_word(self) -> None:
+        """A rank may have sent something before it exited in order. Raises WorkerDied if not."""
+        now = time.monotonic()
+        if self._last_word_by is None:
+            self._last_word_by = now + LAST_WORD_SECONDS
+        if not self._left_in_order() or now >= self._last_word_by:
+            raise WorkerDied(self._epitaph())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._last_word_by - now):
+                await self._channel.wait()
 
     def _poll(self) -> ToRouter | None:
         try:
@@ -212,9 +282,3 @@ def _together(ready: list[Ready]) -> Ready:
         weight_bytes=sum(one.weight_bytes for one in ready),
         notes=list(dict.fromkeys(note for one in ready for note in one.notes)),
     )
-
-
-def _result(message: ToRouter) -> StepDone:
-    if not isinstance(message, StepDone):
-        raise WorkerDied(f"a worker sent {type(message).__name__} instead of a result")
-    return message

@@ -19,7 +19,7 @@ PEER_LOST_SECONDS = 5.0
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
     parser.add_argument("--folder", type=Path, required=True, help="where the sockets are")
-    parser.add_argument("--incarnation", type=int, required=True)
+    parser.add_argument("--epoch", type=int, required=True)
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--router", type=int, required=True, help="process that started this one")
     arguments = parser.parse_args()
@@ -28,7 +28,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     use_scratch(arguments.folder)
-    channel = WorkerChannel(arguments.folder, arguments.incarnation, arguments.rank)
+    channel = WorkerChannel(arguments.folder, arguments.epoch, arguments.rank)
     try:
         # Takes seconds: torch. The lines above must not wait for it.
         from workers.ranks import PeerLost

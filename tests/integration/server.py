@@ -124,7 +124,10 @@ class Server:
         return self._process.wait(STOP_SECONDS)
 
     def kill_worker(self) -> None:
-        os.kill(self.worker_pid(), signal.SIGKILL)
+        self.signal_worker(signal.SIGKILL)
+
+    def signal_worker(self, number: int) -> None:
+        os.kill(self.worker_pid(), number)
 
     def client(self) -> httpx.AsyncClient:
         """With as many connections as asked for, and no limit on how long an answer takes."""

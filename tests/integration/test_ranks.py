@@ -128,15 +128,16 @@ async def test_two_ranks_of_transformers_code(
 
 
 @pytest.mark.full
-async def test_a_rank_that_dies_is_a_pause(
-    model_folder: Path, reference: Reference, tokenizer: Tokenizer
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_rank_that_dies_or_stops_is_a_pause(
+    model_folder: Path, reference: Reference, tokenizer: Tokenizer, number: int
 ) -> None:
     cases = mixed(tokenizer, 4, longest=60, new_tokens=(40, 40))
     async with running_engine(model_folder, n_blocks=200, max_rows=8, world_size=2) as engine:
         streams = [engine.submit(request) for request in requests(cases)]
         first = [await anext(aiter(stream)) for stream in streams]
         assert engine._workers.group is not None
-        os.kill(engine._workers.group.pids[1], signal.SIGKILL)
+        os.kill(engine._workers.group.pids[1], number)
 
         for case, stream, begun in zip(cases, streams, first, strict=True):
             tokens = [token.id for token in begun.tokens]

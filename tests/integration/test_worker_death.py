@@ -1,8 +1,11 @@
-"""SIGKILL to the worker: a pause for its clients, then the rest of the same text."""
+"""SIGKILL or SIGSTOP to the worker: a pause for its clients, then the rest of the same text."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
+import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -10,6 +13,7 @@ import pytest
 
 from tests.integration.server import Reply, Server, stream
 from tests.integration.waiting import until
+from tgi_async.deadline import IDLE_SECONDS
 
 pytestmark = pytest.mark.model
 
@@ -29,17 +33,19 @@ STREAMS: list[tuple[str, dict[str, Any]]] = [
 """Twelve, every second one greedy, the others seeded; half of each follow a grammar."""
 
 
-async def run_all(server: Server, deaths_at: tuple[int, ...] = ()) -> list[Reply]:
-    """All streams together; the worker is killed when so many tokens have been sent in all."""
+async def run_all(
+    server: Server, harm: Callable[[], None] = lambda: None, at: tuple[int, ...] = ()
+) -> list[Reply]:
+    """All streams together; `harm` is done when so many tokens have been sent in all."""
     n_sent = 0
-    remaining = list(deaths_at)
+    remaining = list(at)
 
     def on_token() -> None:
         nonlocal n_sent
         n_sent += 1
         if remaining and n_sent >= remaining[0]:
             remaining.pop(0)
-            server.kill_worker()
+            harm()
 
     async with server.client() as client, asyncio.TaskGroup() as group:
         tasks = [
@@ -50,15 +56,47 @@ async def run_all(server: Server, deaths_at: tuple[int, ...] = ()) -> list[Reply
     return [task.result() for task in tasks]
 
 
-async def test_streams_end_with_the_text_of_an_undisturbed_run(server: Server) -> None:
-    undisturbed = await run_all(server)
+@pytest.fixture(scope="module")
+def undisturbed(server: Server) -> list[Reply]:
+    replies = asyncio.run(run_all(server))
+    assert all(len(reply.tokens) == 48 for reply in replies)
+    return replies
+
+
+async def test_streams_end_with_the_text_of_an_undisturbed_run(
+    server: Server, undisturbed: list[Reply]
+) -> None:
     restarts = server.gauges()["tgi_async_worker_restarts"]
-
-    disturbed = await run_all(server, deaths_at=(100, 300))
-
-    assert disturbed == undisturbed
-    assert all(len(reply.tokens) == 48 for reply in disturbed)
+    assert await run_all(server, server.kill_worker, at=(100, 300)) == undisturbed
     assert server.gauges()["tgi_async_worker_restarts"] == restarts + 2
+
+
+async def test_a_worker_that_is_stopped_is_replaced_within_seconds(
+    server: Server, undisturbed: list[Reply]
+) -> None:
+    restarts = server.gauges()["tgi_async_worker_restarts"]
+    stopped_at = found_at = 0.0
+
+    def stop() -> None:
+        nonlocal stopped_at
+        server.signal_worker(signal.SIGSTOP)
+        stopped_at = time.monotonic()
+
+    async with server.client() as client:
+
+        async def health(status: int) -> bool:
+            return (await client.get("/health")).status_code == status
+
+        serving = asyncio.create_task(run_all(server, stop, at=(200,)))
+        await until(lambda: health(503))
+        found_at = time.monotonic()
+        await until(lambda: health(200))
+        assert await serving == undisturbed
+
+    # The machine that runs this may be busy, and its steps slow.
+    assert 0 < stopped_at < found_at < stopped_at + 4 * IDLE_SECONDS
+    assert server.gauges()["tgi_async_worker_restarts"] == restarts + 1
+    assert "gave no result" in server.log
 
 
 async def test_a_request_that_comes_while_the_worker_is_away_is_served(server: Server) -> None:

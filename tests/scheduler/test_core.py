@@ -505,6 +505,87 @@ def test_what_was_in_flight_at_a_death_is_not_awaited() -> None:
         core.complete(lost)
 
 
+@pytest.mark.parametrize("lookahead", [0, 1])
+def test_one_by_one_each_is_admitted_when_the_one_before_has_a_token(lookahead: int) -> None:
+    core = Core(ROOMY._replace(lookahead=lookahead, max_batch_prefill_tokens=8))
+    requests = [submitted(core, id, 12, 20) for id in (1, 2, 3)]
+    for _ in range(4):
+        step(core)
+    core.reset(one_by_one=True)
+    in_flight: list[Plan] = []
+    for n, request in enumerate(requests):
+        known = len(request.tokens)
+        while len(request.tokens) == known:
+            while (plan := core.plan()) is not None:
+                in_flight.append(plan)
+            assert core.running == requests[: n + 1]
+            assert core.suspect is request
+            core.complete(result(core, in_flight.pop(0)))
+        assert core.suspect is None
+    # Now as ever: two at once.
+    further = [submitted(core, id, 2) for id in (4, 5)]
+    assert planned(core).admitted == further
+
+
+def test_a_suspect_that_leaves_makes_room_for_the_next_one() -> None:
+    core = Core(ROOMY._replace(lookahead=1))
+    first, second = (submitted(core, id, 4) for id in (1, 2))
+    core.reset(one_by_one=True)
+    planned(core)
+    assert core.suspect is first
+    core.finish(first)
+    planned(core)
+    assert core.suspect is second
+
+
+def test_nobody_waits_for_the_grammar_of_a_suspect() -> None:
+    core = Core(ROOMY)
+    late, other = submitted(core, 1, 4, grammar="g"), submitted(core, 2, 4)
+    core.reset(one_by_one=True)
+    plan = planned(core)
+    assert (plan.admitted, core.suspect) == ([late], late)
+    core.complete(StepDone(plan.step.step, [], [], [], 0.0, 0.0, late=[late.row]))
+    assert core.suspect is None
+    assert planned(core).admitted == [other]
+
+
+def test_a_core_begins_again_with_what_lives_whatever_its_lists_say() -> None:
+    core = Core(ROOMY)
+    clients = ("ann", "bob", "ann", "eve")
+    requests = [submitted(core, n, 4, 6, client=client) for n, client in enumerate(clients, 1)]
+    step(core)
+    core.finish(requests[1])
+    # As if it had raised on its way.
+    requests[0].status = Status.ENDED
+    core.running.clear()
+    core.waiting._queues.clear()
+    core.waiting._live.clear()
+    core.waiting._counters.clear()
+    core._free_rows.clear()
+    core.reset([requests[3], requests[0], requests[2]])
+    assert planned(core).admitted == [requests[n] for n in (0, 2, 3)]
+    core.reset([requests[n] for n in (0, 2, 3)])
+    while core.running or core.waiting:
+        step(core)
+    assert [request.n_emitted for request in requests] == [6, 1, 6, 6]
+    assert core.blocks.n_used == 0
+
+
+def test_a_request_is_rewound_to_what_its_client_knows() -> None:
+    core = Core(ROOMY)
+    request = submitted(core, 1, 7, 20)
+    for token in (1, 2, 3, 4, 5, 6):
+        step(core, token)
+    request.n_scored = 7
+    request.rewind(2, 5)
+    assert request.tokens[7:] == [1, 2]
+    assert request.n_scored == 5
+    core.reset([request])
+    (admit,) = planned(core).step.admit
+    assert admit.tokens == request.tokens
+    assert core.blocks.n_used == 3
+
+
 # -- results that do not fit --------------------------------------------------------------------
 
 

@@ -125,7 +125,7 @@ async def test_who_waits_can_be_woken(router: RouterChannel, worker: WorkerChann
     assert router.poll() is None
 
 
-async def test_an_incarnation_hears_nothing_of_another(folder: Path, router: RouterChannel) -> None:
+async def test_an_epoch_hears_nothing_of_another(folder: Path, router: RouterChannel) -> None:
     earlier = WorkerChannel(folder, 0, 0)
     earlier.send(Loading("a ghost", 0.0))
     worker = WorkerChannel(folder, 1, 0)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
+from collections.abc import Iterable
 
 from tgi_async.errors import Overloaded, ValidationError
 from tgi_async.generation import FinishReason
@@ -79,6 +80,10 @@ class Core:
         self._arrivals = 0
         self._committed_tokens = 0
         """Prompt and most output tokens of all running requests."""
+        self._n_replays = 0
+        """Admissions that are still to be made one by one."""
+        self._trial: Request | None = None
+        self._trial_length = 0
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -140,21 +145,45 @@ class Core:
         if request.reservation is not None:
             self.reservations.end(request.reservation, ran=request.charged)
 
-    def reset(self) -> None:
-        """The worker died: everything running is preempted, and what was in flight is lost."""
+    def reset(self, live: Iterable[Request] | None = None, *, one_by_one: bool = False) -> None:
+        """Begin again with workers that know nothing: every live request waits, and none runs.
+
+        `live` are the requests that the caller still serves, for the lists here are in doubt once
+        a method has raised. None: what the lists say. With `one_by_one` each of them is admitted
+        when the one before has got a token, so that there is a `suspect` if it happens again.
+        """
+        if live is None:
+            live = [*self.running, *self.waiting]
+        running: list[Request] = []
+        waiting: list[Request] = []
+        for request in sorted(live, key=lambda one: one.arrival):
+            (waiting if request.status is Status.WAITING else running).append(request)
+            request.requeue()
         self._in_flight.clear()
         self._acknowledged = self._last_step
         self._closing.clear()
         self._release.clear()
         self.blocks.reset()
-        for request in reversed(self.running):
-            self._requeue(request)
-        for request in self.waiting:
-            request.n_in_flight = 0
-            request.waits_for = None
         self.running.clear()
+        self.waiting.reset(waiting, running)
         self._committed_tokens = 0
         self._free_rows = list(range(self.budget.max_rows - 1, -1, -1))
+        self._n_replays = len(running) + len(waiting) if one_by_one else 0
+        self._trial = None
+
+    @property
+    def suspect(self) -> Request | None:
+        """The request that was admitted last, one by one, and has got no token since."""
+        trial = self._trial
+        if trial is None or len(trial.tokens) != self._trial_length:
+            return None
+        return trial
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether nobody is admitted before the suspect has got a token."""
+        suspect = self.suspect
+        return self._n_replays > 0 and suspect is not None and suspect.status is Status.RUNNING
 
     def complete(self, done: StepDone) -> list[Event]:
         """The oldest step in flight is done.
@@ -284,6 +313,10 @@ class Core:
         request = self.waiting.head()
         if request is None or request.n_in_flight:
             return None
+        if self._n_replays:
+            if self.on_trial:
+                return None
+            self._trial, self._trial_length = request, len(request.tokens)
         if request.waits_for is not None and request.waits_for.owner is not None:
             return None
         committed = self._committed_tokens + request.n_prompt + request.max_new_tokens
@@ -310,6 +343,7 @@ class Core:
             return None
 
         self.waiting.remove(request)
+        self._n_replays = max(0, self._n_replays - 1)
         request.status = Status.RUNNING
         request.lacking = 0
         request.row = self._free_rows.pop()
@@ -399,6 +433,9 @@ class Core:
     def _postpone(self, part: Part) -> None:
         """A late row computes its last token again, in the step in flight or in the next one."""
         request = part.request
+        if request is self._trial:
+            # The workers bore it, and others need not wait for its grammar.
+            self._trial = None
         for step in self._in_flight:
             for later in step.parts:
                 if later.table is part.table:
@@ -448,11 +485,7 @@ class Core:
         """Give a request's blocks back; it will be computed again from its known tokens."""
         self.n_preemptions += 1
         self._leave(request)
-        self._requeue(request)
-
-    def _requeue(self, request: Request) -> None:
         request.status = Status.WAITING
-        request.table = None
         request.row = -1
         request.n_planned = 0
         self.waiting.put_back(request)

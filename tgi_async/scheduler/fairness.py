@@ -66,6 +66,22 @@ class WaitingQueue:
     def queued_clients(self) -> list[str]:
         return list(self._queues)
 
+    def reset(self, waiting: list[Request], running: list[Request]) -> None:
+        """Queue exactly these, whatever was queued before; each list is in order of arrival.
+
+        Counters are kept. Those that ran queue again as preempted requests do.
+        """
+        self._queues.clear()
+        self._n_waiting = len(waiting)
+        self._live.clear()
+        for request in (*waiting, *running):
+            self._live[request.client] = self._live.get(request.client, 0) + 1
+        for request in waiting:
+            self._counters.setdefault(request.client, self._floor)
+            self._queues.setdefault(request.client, OrderedDict())[request.id] = request
+        for request in reversed(running):
+            self.put_back(request)
+
     def add(self, request: Request) -> None:
         """A new request queues behind its client's others."""
         self._live[request.client] = self._live.get(request.client, 0) + 1

@@ -119,6 +119,22 @@ class Request:
     def n_emitted(self) -> int:
         return len(self.tokens) - self.n_prompt
 
+    def requeue(self) -> None:
+        """Wait again, with nothing computed or in flight."""
+        self.status = Status.WAITING
+        self.table = None
+        self.row = -1
+        self.n_planned = 0
+        self.n_in_flight = 0
+        self.waits_for = None
+        self.lacking = 0
+
+    def rewind(self, n_emitted: int, n_scored: int) -> None:
+        """Forget the tokens and prompt log-probabilities beyond those that were handed on."""
+        del self.tokens[self.n_prompt + n_emitted :]
+        self.keys.clear()
+        self.n_scored = min(self.n_scored, n_scored)
+
     def block_keys(self, block_size: int) -> list[Key]:
         """The keys of the blocks that the known tokens fill."""
         n_made = len(self.keys) * block_size

@@ -1,8 +1,8 @@
-"""ZeroMQ sockets between the router and the workers of one incarnation.
+"""ZeroMQ sockets between the router and the workers of one epoch.
 
 Each rank pulls from a socket of its own; all ranks push replies to one. Steps go to rank 0 alone,
 which leads the others through them; what begins and ends a worker goes to all. The sockets are
-`ipc://` files in a folder that only this user can enter. A new incarnation of the workers gets new
+`ipc://` files in a folder that only this user can enter. Each epoch of the workers has new
 sockets, so that no frame of a dead one can reach it.
 """
 
@@ -42,14 +42,14 @@ class RouterChannel:
     Raises StartError where no socket can be made in `folder`.
     """
 
-    def __init__(self, folder: Path, incarnation: int, world_size: int) -> None:
+    def __init__(self, folder: Path, epoch: int, world_size: int) -> None:
         self._codec_out = to_worker_codec()
         self._codec_in = to_router_codec()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._replies = self._context.socket(zmq.PULL)
         _configure(self._replies)
         try:
-            self._replies.bind(_address(folder, f"replies-{incarnation}"))
+            self._replies.bind(_address(folder, f"replies-{epoch}"))
         except zmq.ZMQError as error:
             self._replies.close()
             self._context.term()
@@ -62,13 +62,14 @@ class RouterChannel:
             socket = self._context.socket(zmq.PUSH)
             _configure(socket)
             # Connecting before the worker binds lets frames wait for it.
-            socket.connect(_address(folder, f"steps-{incarnation}-{rank}"))
+            socket.connect(_address(folder, f"steps-{epoch}-{rank}"))
             self._steps.append(socket)
         self._loop = asyncio.get_running_loop()
         self._readable: int = self._replies.FD
         """A descriptor that is readable from when a reply comes until the next poll."""
         self._watched = False
         self._waiter: asyncio.Future[None] | None = None
+        self._woken = False
 
     def send(self, message: ToWorker) -> None:
         """A step to rank 0, anything else to every rank. Raises zmq.Again where a rank does not
@@ -86,7 +87,13 @@ class RouterChannel:
         return self._codec_in.decode(frame)
 
     async def wait(self) -> None:
-        """Return when a reply may be there, or when woken, after a poll that found none."""
+        """Return when a reply may be there, or when woken, after a poll that found none.
+
+        It returns at once where `wake` was called while nobody waited.
+        """
+        if self._woken:
+            self._woken = False
+            return
         if not self._watched:
             self._loop.add_reader(self._readable, self._on_readable)
             self._watched = True
@@ -98,7 +105,9 @@ class RouterChannel:
 
     def wake(self) -> None:
         """Let who waits look for itself."""
-        if self._waiter is not None and not self._waiter.done():
+        if self._waiter is None:
+            self._woken = True
+        elif not self._waiter.done():
             self._waiter.set_result(None)
 
     def close(self) -> None:
@@ -115,7 +124,8 @@ class RouterChannel:
         if self._waiter is None:
             # It stays readable until somebody polls, and would call here again and again.
             self._unwatch()
-        self.wake()
+        else:
+            self.wake()
 
     def _unwatch(self) -> None:
         if self._watched:
@@ -126,16 +136,16 @@ class RouterChannel:
 class WorkerChannel:
     """A worker's end."""
 
-    def __init__(self, folder: Path, incarnation: int, rank: int) -> None:
+    def __init__(self, folder: Path, epoch: int, rank: int) -> None:
         self._codec_in = to_worker_codec()
         self._codec_out = to_router_codec()
         self._context = zmq.Context()
         self._steps = self._context.socket(zmq.PULL)
         _configure(self._steps)
-        self._steps.bind(_address(folder, f"steps-{incarnation}-{rank}"))
+        self._steps.bind(_address(folder, f"steps-{epoch}-{rank}"))
         self._replies = self._context.socket(zmq.PUSH)
         _configure(self._replies)
-        self._replies.connect(_address(folder, f"replies-{incarnation}"))
+        self._replies.connect(_address(folder, f"replies-{epoch}"))
 
     def receive(self, milliseconds: int | None = None) -> ToWorker | None:
         """The next frame; None if there is none for so long. None waits for ever."""

@@ -12,31 +12,31 @@ from tests.fake_worker import COMMAND, VARIABLE, Behaviour
 from tests.test_supervisor import START, ignore
 from tgi_async.backoff import Backoff
 from tgi_async.errors import StartError
-from tgi_async.incarnations import Incarnations
 from tgi_async.supervisor import WorkerDied
+from tgi_async.worker_restarter import WorkerRestarter
 
-Make = Callable[..., Incarnations]
+Make = Callable[..., WorkerRestarter]
 
 
 @pytest.fixture
 async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
-    """Makes incarnations of fake workers; at the end nothing of them is left."""
-    made: list[Incarnations] = []
+    """Makes restarters of fake workers; at the end nothing of them is left."""
+    made: list[WorkerRestarter] = []
 
-    def incarnations(behaviour: Behaviour | None = None, **backoff: float) -> Incarnations:
+    def restarter(behaviour: Behaviour | None = None, **backoff: float) -> WorkerRestarter:
         monkeypatch.setenv(VARIABLE, (behaviour or Behaviour()).environment())
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
-        made.append(Incarnations(1, COMMAND, Backoff(**({"first": 0.01} | backoff))))
+        made.append(WorkerRestarter(1, COMMAND, Backoff(**({"first": 0.01} | backoff))))
         return made[-1]
 
-    yield incarnations
+    yield restarter
     for workers in made:
         folder = workers.folder
         await workers.stop(DEADLINE)
         assert not folder.exists()
 
 
-async def die(workers: Incarnations) -> None:
+async def die(workers: WorkerRestarter) -> None:
     """Kill a worker that has nothing to do, and wait until that is known."""
     assert workers.group is not None
     (pid,) = workers.group.pids

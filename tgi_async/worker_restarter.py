@@ -1,4 +1,4 @@
-"""The incarnations of the workers: when one group has died, the next one is launched."""
+"""Restarts of the workers: when one group has died, the next one is launched."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tgi_async.backoff import Backoff
+from tgi_async.deadline import Deadline
 from tgi_async.supervisor import WorkerDied, WorkerGroup
 from tgi_async.temporary import PrivateFolder
 from tgi_async.wire.messages import Loading, Ready, Start
@@ -19,15 +20,16 @@ MAX_ATTEMPTS = 3
 """Times that workers are launched again, one after another, before they are given up."""
 
 
-class Incarnations:
-    """At most one of them lives: `group`."""
+class WorkerRestarter:
+    """Launches one group after another, each in an epoch of its own. At most one lives: `group`."""
 
     def __init__(self, world_size: int, command: tuple[str, ...], backoff: Backoff) -> None:
         self._world_size = world_size
         self._command = command
         self._backoff = backoff
         self._folder = PrivateFolder()
-        self._n = 0
+        self._deadline = Deadline()
+        self._epoch = 0
         self._ready_at: float | None = None
         self.group: WorkerGroup | None = None
 
@@ -37,13 +39,15 @@ class Incarnations:
         return Path(self._folder.name)
 
     async def launch(self, start: Start, on_loading: Callable[[Loading], None]) -> Ready:
-        """Start the next incarnation and wait until it is warm.
+        """Start the next group and wait until it is warm.
 
         Raises StartError if a worker refuses the model, WorkerDied if one dies meanwhile.
         """
-        self._n += 1
+        self._epoch += 1
         self._ready_at = None
-        self.group = WorkerGroup(self.folder, self._n, self._world_size, self._command)
+        self.group = WorkerGroup(
+            self.folder, self._epoch, self._world_size, self._command, self._deadline
+        )
         try:
             ready = await self.group.launch(start, on_loading)
         except BaseException:

@@ -1,0 +1,110 @@
+"""When a worker that owes something counts as dead, though its process is there.
+
+What is measured is the time without any result, and only while this process runs: one look counts
+for little, however long it was in coming, so that a machine that slept, or a container that was
+paused, costs no worker its life. Two limits hold:
+
+- A worker that uses next to no processor time, and waits for no disk, for `IDLE_SECONDS` is stuck:
+  stopped (SIGSTOP), or in a deadlock. Compiling, a long prefill, waiting for a GPU and a busy
+  machine never look so.
+- One that does use some may be compiling a kernel, or may have a slow device. It gets
+  `BUSY_SECONDS`.
+
+Both grow where results were seen to take long: to `FACTOR` times the slowest of late, for a busy
+worker also `FACTOR` times the longest phase of its start, for its warm-up runs the largest step.
+Where a worker missed its deadline, the next one gets twice as long, until a result comes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+LOOK_SECONDS = 0.5
+"""Between two looks at a worker that owes something."""
+IDLE_SECONDS = 5.0
+IDLE_SHARE = 0.01
+"""Of a processor's time. Ranks that wait in gloo for one that is stopped use 0.3 %; a GPU that is
+waited for is polled every millisecond, which takes more."""
+TICK_SECONDS = 0.01
+"""What processor time is counted in."""
+BUSY_SECONDS = 300.0
+FACTOR = 4.0
+DECAY = 0.999
+"""How much of the slowest result is left after another one: half after 700."""
+MOST_PATIENCE = 8.0
+
+
+class Deadline:
+    """One for all epochs of the workers. Moments are of the monotonic clock, in seconds."""
+
+    def __init__(self) -> None:
+        self._slowest = 0.0
+        """Seconds that the slowest result of late took, as far as looks show."""
+        self._longest_phase = math.inf
+        """Of the last start; there is no limit to how long the first one takes."""
+        self._phases: list[float] = []
+        self._patience = 1.0
+        self._stalled = 0.0
+        self._idle = 0.0
+        self._looked: float | None = None
+        self._used: float | None = None
+        """Processor seconds at the beginning of the idle time."""
+
+    def started(self) -> None:
+        """A start of workers begins."""
+        self._phases = []
+        self._rest()
+
+    def loaded(self, seconds: float) -> None:
+        """A phase of the start that took so long has ended, or the next one has begun."""
+        self._phases.append(seconds)
+        self._rest()
+
+    def ready(self) -> None:
+        """The start is over."""
+        self._longest_phase = max(self._phases, default=0.0)
+        self._rest()
+
+    def met(self) -> None:
+        """A result came."""
+        self._slowest = max(self._stalled, self._slowest * DECAY)
+        self._patience = 1.0
+        self._stalled = self._idle = 0.0
+        self._looked = self._used = None
+
+    def missed(self, now: float, processor_seconds: Callable[[], float | None]) -> str | None:
+        """Return in what way a worker that owes something missed its deadline, if it did.
+
+        `processor_seconds` gives those that the worker has used, None for one of which it cannot
+        be said that it does nothing.
+        """
+        if self._looked is None:
+            # Where results come all the time, a look costs nothing but this.
+            self._looked = now
+            return None
+        seconds = min(now - self._looked, 2 * LOOK_SECONDS)
+        self._looked = now
+        self._stalled += seconds
+        used = processor_seconds()
+        allowed = IDLE_SHARE * (self._idle + seconds) + 1.5 * TICK_SECONDS
+        if used is not None and self._used is not None and used - self._used <= allowed:
+            self._idle += seconds
+        else:
+            self._idle, self._used = 0.0, used
+        if self._idle >= self._patience * max(IDLE_SECONDS, FACTOR * self._slowest):
+            return self._give_up(f"for {self._stalled:.0f} s, and used no processor time")
+        busy = max(BUSY_SECONDS, FACTOR * max(self._slowest, self._longest_phase))
+        if self._stalled >= self._patience * busy:
+            return self._give_up(f"for {self._stalled:.0f} s")
+        return None
+
+    def _give_up(self, how: str) -> str:
+        self._patience = min(2 * self._patience, MOST_PATIENCE)
+        self._rest()
+        return how
+
+    def _rest(self) -> None:
+        """Measure from the next look on."""
+        self._stalled = self._idle = 0.0
+        self._looked = self._used = None

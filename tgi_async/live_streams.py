@@ -1,0 +1,90 @@
+"""The streams of all requests that live, and the way of what they emit to their clients."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+from tgi_async.errors import GenerationError, ServerError
+from tgi_async.generation import FinishReason
+from tgi_async.generation_stream import GenerationStream
+from tgi_async.scheduler.request import Event, PromptEvent, Request, TokenEvent
+
+log = logging.getLogger(__name__)
+
+
+class LiveStreams:
+    """By request. What goes wrong with the text of one of them is the end of that one alone."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[int, GenerationStream] = {}
+        self._due: list[GenerationStream] = []
+        """Those that emitted something which was not handed on."""
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[GenerationStream]:
+        return iter(list(self._by_id.values()))
+
+    def add(self, stream: GenerationStream) -> None:
+        self._by_id[stream.request.id] = stream
+
+    def remove(self, request: Request) -> GenerationStream | None:
+        """Return the stream of a request that is over; None if it was not there."""
+        return self._by_id.pop(request.id, None)
+
+    def started(self, requests: list[Request], now: float) -> None:
+        """These begin to run at `now` of the monotonic clock."""
+        for request in requests:
+            if (stream := self._by_id.get(request.id)) is not None:
+                stream.started(now)
+
+    def take(self, events: list[Event], finish: Callable[[Request], None]) -> bool:
+        """Take what a step brought. True if it brought the first token of one of them.
+
+        `finish` is called with a request whose text ended where the core knows of no end.
+        """
+        begun = False
+        for event in events:
+            stream = self._by_id.get(event.request.id)
+            if stream is None:
+                continue
+            reason: FinishReason | None = None
+            try:
+                if isinstance(event, TokenEvent):
+                    reason = stream.emit(event.sampled, event.finish_reason)
+                elif isinstance(event, PromptEvent):
+                    stream.score(event)
+                    continue
+                else:
+                    del self._by_id[event.request.id]
+                    stream.fail(GenerationError(event.message))
+                    continue
+            except Exception as error:
+                log.error("the tokens of a request cannot be made text", exc_info=error)
+                del self._by_id[event.request.id]
+                stream.fail(GenerationError("its tokens cannot be made text"))
+                finish(event.request)
+                continue
+            if not stream.due:
+                stream.due = True
+                self._due.append(stream)
+                if not stream.begun:
+                    stream.begun = begun = True
+            if reason is not None:
+                del self._by_id[event.request.id]
+                finish(event.request)
+        return begun
+
+    def hand_on(self) -> None:
+        """Let clients have what was taken, once for all that came together."""
+        due, self._due = self._due, []
+        for stream in due:
+            stream.hand_on()
+
+    def fail_all(self, error: ServerError, of_waiting: ServerError) -> None:
+        """End those that have run with `error`, and those that have not with the other one."""
+        for stream in self._by_id.values():
+            stream.fail(error if stream.request.charged else of_waiting)
+        self._by_id.clear()
