@@ -114,7 +114,8 @@ async def test_while_the_engine_recovers_it_is_not_ready(
 async def test_a_request_that_the_core_cannot_bear_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    behaviour = Behaviour(n_blocks=400, row_error_on=POISON if name == "_fail" else None)
+    on = POISON if name == "_fail" else None
+    behaviour = Behaviour(n_blocks=400, row_error_on=on, step_seconds=0.01)
     async with running(behaviour, tmp_path) as run:
         poisoned(run, name, monkeypatch)
         serving = asyncio.create_task(serve_twelve(run))
@@ -150,7 +151,7 @@ async def test_a_request_that_cannot_be_admitted_fails_alone(
 
 
 async def test_who_kills_the_worker_fails_alone_beside_others_that_get_on(tmp_path: Path) -> None:
-    async with running(Behaviour(n_blocks=400, die_on=POISON), tmp_path) as run:
+    async with running(Behaviour(n_blocks=400, die_on=POISON, step_seconds=0.01), tmp_path) as run:
         serving = asyncio.create_task(serve_twelve(run, 60))
         await until(lambda: run.engine.n_running == 12)
         await fails(run.submit([1, POISON]), "SIGKILL, 3 times without progress")
@@ -203,7 +204,7 @@ async def test_prompt_logprobs_that_the_core_kept_to_itself_come_again(
 async def test_an_error_while_a_request_is_taken_in_is_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running(Behaviour(n_blocks=400), tmp_path) as run:
+    async with running(Behaviour(n_blocks=400, step_seconds=0.01), tmp_path) as run:
         serving = asyncio.create_task(serve_twelve(run))
         await until(lambda: run.engine.n_running == 12)
         add = run.engine.core.waiting.add
