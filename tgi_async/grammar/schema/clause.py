@@ -33,6 +33,11 @@ def both(left: Requirement, right: Requirement) -> Requirement:
     return left + tuple(one for one in right if one not in left)
 
 
+def stricter(left: Requirement, right: Requirement) -> bool:
+    """Whether all that the right one wants is wanted by the left one too."""
+    return left == NOTHING or all(one in left for one in right)
+
+
 @dataclass(frozen=True, slots=True)
 class Unsupported:
     """What a clause asks of values of a type that no engine can do; refused if it stays."""
@@ -291,7 +296,31 @@ class Objects:
             return True
         return any(self.requirement(name) == NOTHING for name in self.required)
 
+    def within(self, other: Objects) -> bool:
+        """Whether `other` has all of these objects, as far as the demands alone tell."""
+        if len(self.required) < len(other.required) or self._counts != other._counts:
+            return False
+        for name, wanted in other.properties.items():
+            if not stricter(self.requirement(name), wanted):
+                return False
+        if other.additional != ANYTHING or self.patterns:
+            if self.patterns != other.patterns or not stricter(self.additional, other.additional):
+                return False
+            if not all(
+                name in other.properties or stricter(self.requirement(name), other.additional)
+                for name in self.properties
+            ):
+                return False
+        return set(other.required) <= set(self.required)
 
+    @property
+    def _counts(self) -> tuple[object, ...]:
+        """All that is no demand of a single property."""
+        seen = (self.names_seen, self.patterns_seen, self.all_seen)
+        return (*seen, self.least, self.most, self.further, self.some, self.beyond)
+
+
+OBJECT = frozenset({"object"})
 NO_NUMBERS, NO_STRINGS, NO_ARRAYS, NO_OBJECTS = Numbers(), Strings(), Arrays(), Objects()
 """Of a clause whose values are of other types."""
 
@@ -338,6 +367,12 @@ class Clause:
         if not types:
             return None
         return self if not gone else replace(self, types=types)
+
+    def within(self, other: Clause) -> bool:
+        """Whether `other` has all of these values, as far as the demands alone tell."""
+        if self.types != OBJECT:
+            return self == other
+        return "object" in other.types and self.objects.within(other.objects)
 
     def unseen(self) -> Clause:
         """The same, as if no keyword had looked at what is inside."""

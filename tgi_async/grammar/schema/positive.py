@@ -23,12 +23,10 @@ from tgi_async.grammar.schema.document import Node
 from tgi_async.grammar.schema.errors import unsupported
 from tgi_async.grammar.schema.keyword_visitor import (
     LATER,
-    MOST_WAYS,
+    MAX_CLAUSES,
     OBJECT,
     KeywordVisitor,
-    conjoin,
     leading,
-    limited,
     without,
 )
 from tgi_async.grammar.schema.regex import NotRegular
@@ -51,7 +49,7 @@ class Positive(KeywordVisitor):
         track = track or not LATER.isdisjoint(schema)
         clauses = [ANY]
         for keyword in leading(node):
-            clauses = conjoin(clauses, self._keyword(node, keyword, track), node)
+            clauses = self._meet(clauses, self._keyword(node, keyword, track))
         for keyword in schema:
             if keyword in LATER:
                 clauses = self._unevaluated(node, keyword, clauses)
@@ -97,7 +95,7 @@ class Positive(KeywordVisitor):
             case "allOf":
                 clauses = [ANY]
                 for child in self._children(node, keyword):
-                    clauses = conjoin(clauses, self._expand(child, True, track), node)
+                    clauses = self._meet(clauses, self._expand(child, True, track))
                 return clauses
             case "anyOf":
                 return self._any(node, track)
@@ -173,7 +171,7 @@ class Positive(KeywordVisitor):
         for name, others in node.value["dependentRequired"].items():
             if others:
                 there = Clause(OBJECT, objects=Objects(required=(name, *others)))
-                clauses = conjoin(clauses, [without(name), there], node)
+                clauses = self._meet(clauses, [without(name), there])
         return clauses
 
     def _dependent_schemas(self, node: Node, track: bool) -> list[Clause]:
@@ -182,37 +180,37 @@ class Positive(KeywordVisitor):
         for name in node.value["dependentSchemas"]:
             child = self._document.child(node, "dependentSchemas", name)
             there = [Clause(OBJECT, objects=Objects(required=(name,)))]
-            met = conjoin(there, self._expand(child, True, track), node)
-            clauses = conjoin(clauses, [without(name), *met], node)
+            met = self._meet(there, self._expand(child, True, track))
+            clauses = self._meet(clauses, [without(name), *met])
         return clauses
 
     def _any(self, node: Node, track: bool) -> list[Clause]:
         clauses: list[Clause] = []
         for child in self._children(node, "anyOf"):
             option = self._expand(child, True, track)
-            together = conjoin(clauses, option, node) if track else []
-            clauses = limited([*clauses, *option, *together], node)
+            together = self._meet(clauses, option) if track else []
+            clauses = self._some([*clauses, *option, *together], MAX_CLAUSES)
         return clauses
 
     def _one(self, node: Node, track: bool) -> list[Clause]:
         children = self._children(node, "oneOf")
-        options = [self._expand(child, True, track) for child in children]
+        options: list[list[Clause]] = []
+        narrow: list[bool] = []
+        for child in children:
+            before = self._narrowing.count
+            options.append(self._expand(child, True, track))
+            narrow.append(self._narrowing.count != before)
         clauses: list[Clause] = []
         for index, option in enumerate(options):
             for other, child in enumerate(children):
-                if other != index and self._overlap(option, options[other]):
+                if other != index and (narrow[other] or self._overlap(option, options[other])):
                     # One of the ways not to be in the other one is enough: of many, some are left.
-                    ways = conjoin(option, self._expand(child, False), node, MOST_WAYS)
-                    option = [clause for clause in ways if not self._unsatisfiable(clause)]
-            clauses = limited([*clauses, *option], node)
+                    option = self._ways(option, self._expand(child, False))
+            clauses = self._some([*clauses, *option], MAX_CLAUSES)
         return clauses
 
     def _overlap(self, left: list[Clause], right: list[Clause]) -> bool:
-        return any(
-            (both_of := one.intersect(other)) is not None and not self._unsatisfiable(both_of)
-            for one in left
-            for other in right
-        )
+        return any(not self._values.apart(one, other) for one in left for other in right)
 
     def _if(self, node: Node, track: bool) -> list[Clause]:
         assert isinstance(node.value, dict)
@@ -224,9 +222,9 @@ class Positive(KeywordVisitor):
             branch = self._expand(condition, holds, track and holds)
             if keyword in node.value:
                 child = self._document.child(node, keyword)
-                branch = conjoin(branch, self._expand(child, True, track), node)
+                branch = self._meet(branch, self._expand(child, True, track))
             clauses += branch
-        return limited(clauses, node)
+        return clauses
 
     def _unevaluated(self, node: Node, keyword: str, clauses: list[Clause]) -> list[Clause]:
         wanted = self._wanted(node, keyword)
@@ -240,13 +238,11 @@ class Positive(KeywordVisitor):
                     ANYTHING if seen.all_seen else wanted,
                     all_seen=True,
                 )
-                met += conjoin([clause], [Clause(objects=rest)], node)
+                met += self._meet([clause], [Clause(objects=rest)])
             else:
                 count = clause.arrays.evaluated
                 items = Arrays((ANYTHING,) * (count or 0), wanted, evaluated=None)
-                met += (
-                    [clause] if count is None else conjoin([clause], [Clause(arrays=items)], node)
-                )
+                met += [clause] if count is None else self._meet([clause], [Clause(arrays=items)])
         return met
 
 
