@@ -329,10 +329,10 @@ NO_NUMBERS, NO_STRINGS, NO_ARRAYS, NO_OBJECTS = Numbers(), Strings(), Arrays(), 
 class Clause:
     types: frozenset[str] = frozenset(TYPES)
     booleans: frozenset[bool] = frozenset({True, False})
-    numbers: Numbers = Numbers()
-    strings: Strings = Strings()
-    arrays: Arrays = Arrays()
-    objects: Objects = Objects()
+    numbers: Numbers = NO_NUMBERS
+    strings: Strings = NO_STRINGS
+    arrays: Arrays = NO_ARRAYS
+    objects: Objects = NO_OBJECTS
 
     def intersect(self, other: Clause) -> Clause | None:
         """Both at once; None: no value can be."""
@@ -341,13 +341,24 @@ class Clause:
         if other == ANY:
             return self.possible()
         types = self.types & other.types
+        if not types:
+            return None
+        numbers = strings = arrays = objects = None
+        if "number" in types:
+            numbers = _joined(self.numbers, other.numbers, NO_NUMBERS)
+        if "string" in types:
+            strings = _joined(self.strings, other.strings, NO_STRINGS)
+        if "array" in types:
+            arrays = _joined(self.arrays, other.arrays, NO_ARRAYS)
+        if "object" in types:
+            objects = _joined(self.objects, other.objects, NO_OBJECTS)
         return Clause(
             types,
             self.booleans & other.booleans,
-            self.numbers.intersect(other.numbers) if "number" in types else NO_NUMBERS,
-            self.strings.intersect(other.strings) if "string" in types else NO_STRINGS,
-            self.arrays.intersect(other.arrays) if "array" in types else NO_ARRAYS,
-            self.objects.intersect(other.objects) if "object" in types else NO_OBJECTS,
+            numbers or NO_NUMBERS,
+            strings or NO_STRINGS,
+            arrays or NO_ARRAYS,
+            objects or NO_OBJECTS,
         ).possible()
 
     def possible(self) -> Clause | None:
@@ -384,6 +395,15 @@ class Clause:
 
 
 ANY = Clause()
+
+Part = TypeVar("Part", Numbers, Strings, Arrays, Objects)
+
+
+def _joined(left: Part, right: Part, every: Part) -> Part:
+    """Both at once; `every` demands nothing."""
+    if left is every or left is right:
+        return right
+    return left if right is every else left.intersect(right)
 
 
 @lru_cache(maxsize=1024)

@@ -27,6 +27,7 @@ from tgi_async.grammar.schema.clause import (
 from tgi_async.grammar.schema.errors import Inexpressible, UnsupportedSchema
 from tgi_async.grammar.schema.expand import Expander
 from tgi_async.grammar.schema.keywords import MAX_COUNT, MAX_NUMBER, TYPES
+from tgi_async.grammar.schema.merge import merged
 from tgi_async.grammar.schema.scalars import none_of_pattern
 
 MAX_REQUIREMENTS = 5_000
@@ -56,7 +57,7 @@ class Emitter:
         schema: dict[str, Any] | bool = self._place(self._root)
         if not self._definitions or isinstance(schema, bool):
             return schema
-        return {**schema, "$defs": self._definitions}
+        return merged(self._definitions, schema)
 
     def _fill(self, expander: Expander) -> None:
         waiting = [self._root]

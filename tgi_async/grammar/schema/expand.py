@@ -22,6 +22,7 @@ from tgi_async.grammar.schema.resolve import resolved
 
 MOST_RESOLVED = 128
 """Clauses that those of one place become; see `resolve`."""
+SCALAR = frozenset({"string", "boolean"})
 MOST_LOOKS = 5_000
 """At what is required of properties, to drop clauses without a value early."""
 DEEPEST_LOOK = 2
@@ -42,6 +43,7 @@ class Expander:
         """Nodes and requirements some of whose values are left out."""
         self._open: set[tuple[Node, bool, bool]] = set()
         self._empty: dict[Requirement, bool] = {}
+        self._few: dict[Requirement, frozenset[object] | None] = {}
         self._n_looks = 0
         self._depth = 0
         """Of looks inside each other."""
@@ -96,6 +98,12 @@ class Expander:
         before = self._narrowing.count
         if types == OBJECT:
             left, right = one.objects, other.objects
+            for name in left.required:
+                if name in right.required:
+                    few = self._constants(left.requirement(name))
+                    others = self._constants(right.requirement(name))
+                    if few is not None and others is not None and few.isdisjoint(others):
+                        return True
             for name in dict.fromkeys((*left.required, *right.required)):
                 wanted = both(left.requirement(name), right.requirement(name))
                 if wanted == NOTHING or (len(wanted) > 1 and self._nothing_is(wanted)):
@@ -104,6 +112,28 @@ class Expander:
         return both_of is None or (
             types != OBJECT and self.simplified(both_of) is None and self._narrowing.count == before
         )
+
+    def _constants(self, requirement: Requirement) -> frozenset[object] | None:
+        """All values that are as required, if they are texts, true or false; None: or others."""
+        if requirement not in self._few:
+            self._few[requirement] = None  # while it is looked at
+            before = self._narrowing.count
+            try:
+                clauses = self._conjoined(requirement)
+            except UnsupportedSchema:
+                clauses = [ANY]
+            found: set[object] = set()
+            for clause in clauses:
+                if not clause.types <= SCALAR or (
+                    "string" in clause.types and clause.strings.among is None
+                ):
+                    break
+                found |= clause.booleans if "boolean" in clause.types else set()
+                found |= set(clause.strings.among or ()) if "string" in clause.types else set()
+            else:
+                if self._narrowing.count == before:
+                    self._few[requirement] = frozenset(found)
+        return self._few[requirement]
 
     def _nothing_is(self, requirement: Requirement) -> bool:
         known = self._empty.get(requirement)
@@ -114,7 +144,9 @@ class Expander:
             self._depth += 1
             before = self._narrowing.count
             try:
-                known = self._empty[requirement] = not self._conjoined(requirement)
+                clauses = self._conjoined(requirement)
+                known = all(self.simplified(clause) is None for clause in clauses)
+                self._empty[requirement] = known
             except UnsupportedSchema:
                 return False  # told when its turn comes; or it leads back to where this began
             finally:

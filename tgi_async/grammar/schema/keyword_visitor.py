@@ -126,20 +126,23 @@ def meet(
 ) -> list[Clause]:
     """The clauses that are in one of either side.
 
-    Of many, those without a value are dropped, and those that are within others; of still more
-    than `MAX_CLAUSES`, the ones that are kept are of the first on either side.
+    Of many, those without a value are dropped. Of more than `MAX_CLAUSES`, some are kept that are
+    among the first on both sides.
     """
     if len(left) * len(right) <= FEW:
         return [both for one in left for other in right if (both := one.intersect(other))]
     met: list[Clause] = []
-    for one, other in _pairs(left, right):
+    rest: list[Clause] = []
+    for one in left:
+        (met if any(one.within(other) for other in right) else rest).append(one)
+    for one, other in _pairs(rest, right):
         clause = one.intersect(other)
         if clause is not None and (clause := simplified(clause)) is not None:
             met.append(clause)
-            if len(met) == MAX_CLAUSES:
+            if len(met) >= MAX_CLAUSES:
                 narrowing.count += 1
-                return _widest(met)[:MOST_KEPT]
-    return _widest(met)
+                return met[:MOST_KEPT]
+    return met
 
 
 def _pairs(left: list[Clause], right: list[Clause]) -> Iterable[tuple[Clause, Clause]]:
@@ -148,17 +151,6 @@ def _pairs(left: list[Clause], right: list[Clause]) -> Iterable[tuple[Clause, Cl
     if len(left) * len(right) > MAX_CLAUSES:
         pairs = sorted(pairs, key=lambda pair: (pair[0] + 1) * (pair[1] + 1))
     return ((left[at], right[index]) for at, index in pairs)
-
-
-def _widest(clauses: list[Clause]) -> list[Clause]:
-    """Those that are within no other."""
-    kept: list[Clause] = []
-    for clause in clauses:
-        if any(clause.within(other) for other in kept):
-            continue
-        kept = [other for other in kept if not other.within(clause)]
-        kept.append(clause)
-    return kept
 
 
 def leading(node: Node) -> Iterable[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 from tgi_async.grammar.schema.clause import (
@@ -170,7 +171,7 @@ class Positive(KeywordVisitor):
         clauses = [ANY]
         for name, others in node.value["dependentRequired"].items():
             if others:
-                there = Clause(OBJECT, objects=Objects(required=(name, *others)))
+                there = Clause(OBJECT, objects=Objects(required=tuple(others)))
                 clauses = self._meet(clauses, [without(name), there])
         return clauses
 
@@ -179,9 +180,10 @@ class Positive(KeywordVisitor):
         clauses = [ANY]
         for name in node.value["dependentSchemas"]:
             child = self._document.child(node, "dependentSchemas", name)
-            there = [Clause(OBJECT, objects=Objects(required=(name,)))]
-            met = self._meet(there, self._expand(child, True, track))
-            clauses = self._meet(clauses, [without(name), *met])
+            there = self._expand(child, True, track)
+            if track:  # what is looked at depends on whether it is there
+                there = self._meet([Clause(OBJECT, objects=Objects(required=(name,)))], there)
+            clauses = self._meet(clauses, [without(name), *there])
         return clauses
 
     def _any(self, node: Node, track: bool) -> list[Clause]:
@@ -217,14 +219,15 @@ class Positive(KeywordVisitor):
         if "if" not in node.value or not (track or node.value.keys() & {"then", "else"}):
             return [ANY]
         condition = self._document.child(node, "if")
-        clauses: list[Clause] = []
+        branches: list[list[Clause]] = []
         for keyword, holds in (("then", True), ("else", False)):
             branch = self._expand(condition, holds, track and holds)
             if keyword in node.value:
                 child = self._document.child(node, keyword)
                 branch = self._meet(branch, self._expand(child, True, track))
-            clauses += branch
-        return clauses
+            branches.append(branch)
+        # In turns: where some have to be left out, it is not all of one side.
+        return [one for pair in zip_longest(*branches) for one in pair if one is not None]
 
     def _unevaluated(self, node: Node, keyword: str, clauses: list[Clause]) -> list[Clause]:
         wanted = self._wanted(node, keyword)
