@@ -23,7 +23,7 @@ from tgi_async.grammar.schema.clause import (
 from tgi_async.grammar.schema.document import MAX_DEPTH, Document, Node
 from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
 from tgi_async.grammar.schema.formats import FORMATS, FORMATS_AS_PATTERNS
-from tgi_async.grammar.schema.keywords import MAX_NUMBER, TYPES
+from tgi_async.grammar.schema.keywords import TYPES
 from tgi_async.grammar.schema.regex import NotRegular, is_plain
 
 NEVER = "^[^\\s\\S]$"
@@ -100,7 +100,7 @@ def constant_clauses(
             types.add("string")
             strings.append(value)
         elif isinstance(value, int | float):
-            number = _number(value, node)
+            number = _number(value)
             same = Numbers(number, number, integer=isinstance(number, int))
             clauses.append(Clause(frozenset({"number"}), numbers=same))
         elif isinstance(value, list):
@@ -127,7 +127,7 @@ def other_than(
     if isinstance(value, str):
         return [Clause(strings=Strings(none_of=(value,)))]
     if isinstance(value, int | float):
-        number = _number(value, node)
+        number = _number(value)
         more = Clause(frozenset({"number"}), numbers=Numbers(above=number))
         return [Clause(numbers=Numbers(below=number)), more]
     if isinstance(value, list):
@@ -178,9 +178,7 @@ def _check_depth(node: Node) -> None:
         raise UnsupportedSchema(f"the value at {node.pointer[:100]}... is nested too deep")
 
 
-def _number(value: float, node: Node) -> float:
-    if not abs(value) <= MAX_NUMBER:
-        raise UnsupportedSchema(f"the number at {node.pointer} must be between -2**53 and 2**53")
+def _number(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
