@@ -266,14 +266,10 @@ REFUSED: list[tuple[Any, str]] = [
         {"$id": "http://x.y/a", "$dynamicRef": "#b", "$defs": {"b": {"$id": "b"}}},
         "keyword `$dynamicRef` at # is not supported: there is more than one `$id`",
     ),
-    ({"minimum": 2**60, "type": "number"}, "a number must be between -2**53 and 2**53"),
-    ({"const": 10**30}, "the number at # must be between -2**53 and 2**53"),
+    ({"minimum": 2**63, "type": "integer"}, "its number is not followed: it is beyond 2**53"),
+    ({"const": 2**60 + 1}, "its number is not followed: it is beyond 2**53"),
     ({"minLength": 10**9}, "`minLength` at # must be at most 100000. Given: 1000000000"),
     ({"type": "array", "minItems": 5000}, "`minItems` must be at most 1000. Given: 5000"),
-    (
-        {"allOf": [{"anyOf": [{"minimum": i}, {"maxLength": i}]} for i in range(12)]},
-        "# has more than 500 alternatives",
-    ),
 ]
 
 

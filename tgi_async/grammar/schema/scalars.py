@@ -31,6 +31,9 @@ NEVER = "^[^\\s\\S]$"
 _NOT_OF_BOTH = re.compile(r"(?<!\\)(?:\\\\)*\\[AzZ]")
 r"""`\A` and the like: an anchor in one dialect of regular expressions, a letter in another."""
 
+_ANGLE = re.compile(r"(?<!\\)((?:\\\\)*)\\([<>])")
+"""They stand for themselves, and to engines are the borders of words behind a backslash."""
+
 
 def pattern_clause(pattern: str, pointer: str) -> Clause:
     """A string somewhere in which `pattern` matches.
@@ -45,7 +48,7 @@ def plain_pattern(pattern: str, pointer: str) -> str:
     if _NOT_OF_BOTH.search(pattern):
         raise unsupported("pattern", pointer, r"`\A` and `\Z` are written `^` and `$`")
     if is_plain(pattern):
-        return pattern
+        return _ANGLE.sub(r"\1\2", pattern)
     try:
         found = automaton(pattern)
         return NEVER if found.is_empty else found.pattern()
