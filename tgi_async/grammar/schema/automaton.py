@@ -332,10 +332,11 @@ def _either(left: str, right: str) -> str:
 
 def _part(text: str) -> str:
     """To stand beside others."""
-    return f"(?:{text})" if _has_choice(text) else text
+    return f"(?:{text})" if has_choice(text) else text
 
 
-def _has_choice(text: str) -> bool:
+def has_choice(text: str) -> bool:
+    """Whether an expression has alternatives outside of groups."""
     depth, escaped, in_class = 0, False, False
     for letter in text:
         if escaped:

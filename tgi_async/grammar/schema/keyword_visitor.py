@@ -147,7 +147,7 @@ def meet(
 
 def _pairs(left: list[Clause], right: list[Clause]) -> Iterable[tuple[Clause, Clause]]:
     """Each with each; of very many, those first that are among the first on both sides."""
-    pairs = product(range(len(left)), range(len(right)))
+    pairs: Iterable[tuple[int, int]] = product(range(len(left)), range(len(right)))
     if len(left) * len(right) > MAX_CLAUSES:
         pairs = sorted(pairs, key=lambda pair: (pair[0] + 1) * (pair[1] + 1))
     return ((left[at], right[index]) for at, index in pairs)

@@ -86,13 +86,11 @@ def _inwards(bound: float, integer: bool, most: int, *, up: bool) -> float:
     """
     if abs(bound) <= MAX_NUMBER:
         return bound
-    whole = math.ceil(bound) if up else math.floor(bound)
+    whole: int = math.ceil(bound) if up else math.floor(bound)
     if (up and whole <= most) or (not up and whole >= most):
         return most
     size = len(str(abs(whole))) - DIGITS
-    step = 10**size if not integer else 2 ** (abs(whole).bit_length() - 53)
-    if integer and step <= 1:
-        return whole
+    step: int = 1 << (abs(whole).bit_length() - 53) if integer else 10**size
     return -(-whole // step) * step if up else whole // step * step
 
 

@@ -171,7 +171,8 @@ class Positive(KeywordVisitor):
         clauses = [ANY]
         for name, others in node.value["dependentRequired"].items():
             if others:
-                there = Clause(OBJECT, objects=Objects(required=tuple(others)))
+                # It may be there or not: the others are.
+                there = Clause(OBJECT, objects=Objects({name: ANYTHING}, required=tuple(others)))
                 clauses = self._meet(clauses, [without(name), there])
         return clauses
 
@@ -180,9 +181,9 @@ class Positive(KeywordVisitor):
         clauses = [ANY]
         for name in node.value["dependentSchemas"]:
             child = self._document.child(node, "dependentSchemas", name)
-            there = self._expand(child, True, track)
-            if track:  # what is looked at depends on whether it is there
-                there = self._meet([Clause(OBJECT, objects=Objects(required=(name,)))], there)
+            # What is looked at depends on whether it is there; for the rest it may be or not.
+            named = Objects(required=(name,)) if track else Objects({name: ANYTHING})
+            there = self._meet([Clause(OBJECT, objects=named)], self._expand(child, True, track))
             clauses = self._meet(clauses, [without(name), *there])
         return clauses
 

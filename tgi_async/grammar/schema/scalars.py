@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from tgi_async.grammar.schema.automaton import automaton
+from tgi_async.grammar.schema.automaton import automaton, has_choice
 from tgi_async.grammar.schema.clause import (
     ANYTHING,
     NOTHING,
@@ -40,7 +41,53 @@ def pattern_clause(pattern: str, pointer: str) -> Clause:
 
     Raises UnsupportedSchema for one that is read in two ways; what an engine cannot do, it says.
     """
-    return Clause(strings=Strings(patterns=((plain_pattern(pattern, pointer), pointer),)))
+    plain = plain_pattern(pattern, pointer)
+    patterns = [plain]
+    if plain == pattern and (parts := _parts(pattern)):
+        with suppress(NotRegular):
+            patterns = [
+                plain_pattern(one, pointer) if holds else _others(one) for one, holds in parts
+            ]
+    return Clause(strings=Strings(patterns=tuple((one, pointer) for one in patterns)))
+
+
+def _others(pattern: str) -> str:
+    """A pattern of the texts nowhere in which this one matches. Raises NotRegular."""
+    found = automaton(pattern, wide=True).negated()
+    return NEVER if found.is_empty else found.pattern()
+
+
+def _parts(pattern: str) -> list[tuple[str, bool]]:
+    """Patterns that hold, or with False do not, where one that begins by looking ahead matches.
+
+    Together their automaton may be too large, where that of each is not.
+    """
+    parts: list[tuple[str, bool]] = []
+    rest = pattern.removeprefix("^")
+    while rest[:3] in ("(?=", "(?!"):
+        end = _closing(rest)
+        if end is None:
+            return []
+        parts.append((f"^(?:{rest[3:end]})", rest[2] == "="))
+        rest = rest[end + 1 :]
+    if not parts or pattern[:1] != "^" or has_choice(rest):
+        return []
+    return [*parts, (f"^{rest}", True)]
+
+
+def _closing(text: str) -> int | None:
+    """Where the group that the text begins with ends."""
+    depth, in_class, escaped = 0, False, False
+    for at, letter in enumerate(text):
+        if escaped or letter == "\\":
+            escaped = not escaped
+        elif in_class or letter == "[":
+            in_class = letter != "]"
+        elif letter in "()":
+            depth += 1 if letter == "(" else -1
+            if not depth:
+                return at
+    return None
 
 
 def plain_pattern(pattern: str, pointer: str) -> str:
@@ -68,8 +115,7 @@ def plain_pattern(pattern: str, pointer: str) -> str:
 def other_strings(pattern: str, beyond: Unsupported) -> Strings:
     """Strings nowhere in which `pattern` matches."""
     try:
-        others = automaton(pattern, wide=True).negated()
-        written = NEVER if others.is_empty else others.pattern()
+        written = _others(pattern)
     except NotRegular:
         return Strings(beyond=((pattern, beyond),))
     return Strings(
