@@ -21,6 +21,8 @@ MAX_CLAUSES = 500
 """Of one place."""
 FEW = 16
 """Clauses that are not looked at closer; of more, those without a value are dropped early."""
+MOST_COMPARED = 64
+"""Clauses that are compared with each other, to drop those that others have too."""
 MOST_KEPT = 128
 """Clauses of a product that has more than `MAX_CLAUSES`: some are left out."""
 MOST_WAYS = 32
@@ -142,7 +144,17 @@ def meet(
             if len(met) >= MAX_CLAUSES:
                 narrowing.count += 1
                 return met[:MOST_KEPT]
-    return met
+    return _widest(met) if len(met) <= MOST_COMPARED else met
+
+
+def _widest(clauses: list[Clause]) -> list[Clause]:
+    """Those that are within no other."""
+    kept: list[Clause] = []
+    for clause in clauses:
+        if not any(clause.within(other) for other in kept):
+            kept = [other for other in kept if not other.within(clause)]
+            kept.append(clause)
+    return kept
 
 
 def _pairs(left: list[Clause], right: list[Clause]) -> Iterable[tuple[Clause, Clause]]:

@@ -74,7 +74,7 @@ class Positive(KeywordVisitor):
             case "enum":
                 return constant_clauses(self._document, node, value, ("enum", None))
             case "properties":
-                return [Clause(objects=self._objects(node))]
+                return [Clause(objects=self._objects(node, track))]
             case "prefixItems":
                 return [Clause(arrays=self._arrays(node))]
             case "required":
@@ -110,7 +110,7 @@ class Positive(KeywordVisitor):
                 return self._expand(self._document.target(node, keyword), True, track)
         raise AssertionError(keyword)
 
-    def _objects(self, node: Node) -> Objects:
+    def _objects(self, node: Node, track: bool) -> Objects:
         schema = node.value
         assert isinstance(schema, dict)
         at = f"{node.pointer}/patternProperties"
@@ -125,9 +125,9 @@ class Positive(KeywordVisitor):
             self._wanted(node, "additionalProperties")
             if "additionalProperties" in schema
             else ANYTHING,
-            names_seen=tuple(schema.get("properties", {})),
-            patterns_seen=tuple(patterns),
-            all_seen="additionalProperties" in schema,
+            names_seen=tuple(schema.get("properties", {})) if track else (),
+            patterns_seen=tuple(patterns) if track else (),
+            all_seen=track and "additionalProperties" in schema,
         )
 
     def _arrays(self, node: Node) -> Arrays:

@@ -41,6 +41,7 @@ def pattern_clause(pattern: str, pointer: str) -> Clause:
 
     Raises UnsupportedSchema for one that is read in two ways; what an engine cannot do, it says.
     """
+    pattern = _ANGLE.sub(r"\1\2", pattern)
     plain = plain_pattern(pattern, pointer)
     patterns = [plain]
     if plain == pattern and (parts := _parts(pattern)):
@@ -68,7 +69,8 @@ def _parts(pattern: str) -> list[tuple[str, bool]]:
         end = _closing(rest)
         if end is None:
             return []
-        parts.append((f"^(?:{rest[3:end]})", rest[2] == "="))
+        ahead = rest[3:end]
+        parts.append((f"^(?:{ahead})" if has_choice(ahead) else f"^{ahead}", rest[2] == "="))
         rest = rest[end + 1 :]
     if not parts or pattern[:1] != "^" or has_choice(rest):
         return []
@@ -94,8 +96,9 @@ def plain_pattern(pattern: str, pointer: str) -> str:
     """The same texts match it, or fewer, and engines read it. Raises UnsupportedSchema."""
     if _NOT_OF_BOTH.search(pattern):
         raise unsupported("pattern", pointer, r"`\A` and `\Z` are written `^` and `$`")
+    pattern = _ANGLE.sub(r"\1\2", pattern)
     if is_plain(pattern):
-        return _ANGLE.sub(r"\1\2", pattern)
+        return pattern
     try:
         found = automaton(pattern)
         return NEVER if found.is_empty else found.pattern()
