@@ -202,6 +202,28 @@ HOSTILE = [
     Json({"allOf": [{"contains": {"const": i}, "maxContains": i} for i in range(12)]}),
     Json({"oneOf": [{"required": [f"p{i}", f"q{i}"], "type": "object"} for i in range(60)]}),
     Json({"type": "object", "properties": {f"p{i}": {} for i in range(60)}, "minProperties": 30}),
+    Json(
+        {
+            "type": "object",
+            "allOf": [
+                {"if": {"properties": {f"p{i}": {"$ref": "#"}}}, "then": {"anyOf": [{"$ref": "#"}]}}
+                for i in range(40)
+            ],
+        }
+    ),
+    Json(
+        {
+            "oneOf": [
+                {"properties": {f"p{i}": {"oneOf": [{"minimum": j} for j in range(20)]}}}
+                for i in range(20)
+            ]
+        }
+    ),
+    Json({"dependentSchemas": {f"p{i}": {"required": [f"q{i}"]} for i in range(300)}}),
+    Json(
+        {"$defs": {f"{i}": {"anyOf": [{"$ref": f"#/$defs/{i + 1}"}] * 2} for i in range(60)}}
+        | {"$ref": "#/$defs/0"}
+    ),
     Json({"not": {"oneOf": [{"not": {"items": {"minimum": i}}} for i in range(30)]}}),
     Json({"type": "array", "uniqueItems": True, "minItems": 1000, "items": {"minLength": 999}}),
     Json({"items": [{"extends": [{"disallow": [{"$ref": "#"}]}]}], "divisibleBy": 1e-300}),

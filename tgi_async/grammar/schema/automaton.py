@@ -393,4 +393,4 @@ def _letter(number: int) -> str:
     letter = chr(number)
     if number < 32 or number == 127:
         return f"\\x{number:02x}"
-    return letter if letter.isalnum() or number > 127 or letter in " _" else f"\\{letter}"
+    return letter if letter.isalnum() or number > 127 or letter in " _<>" else f"\\{letter}"

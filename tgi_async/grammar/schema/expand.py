@@ -23,7 +23,7 @@ from tgi_async.grammar.schema.resolve import resolved
 MOST_RESOLVED = 128
 """Clauses that those of one place become; see `resolve`."""
 SCALAR = frozenset({"string", "boolean"})
-MOST_LOOKS = 5_000
+MOST_LOOKS = 2_000
 """At what is required of properties, to drop clauses without a value early."""
 DEEPEST_LOOK = 2
 """Properties inside each other, of which the inner ones are looked at too."""

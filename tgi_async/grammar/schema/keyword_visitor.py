@@ -21,7 +21,7 @@ MAX_CLAUSES = 500
 """Of one place."""
 FEW = 16
 """Clauses that are not looked at closer; of more, those without a value are dropped early."""
-MOST_COMPARED = 64
+MOST_COMPARED = 32
 """Clauses that are compared with each other, to drop those that others have too."""
 MOST_KEPT = 128
 """Clauses of a product that has more than `MAX_CLAUSES`: some are left out."""

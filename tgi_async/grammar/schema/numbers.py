@@ -42,7 +42,7 @@ def number_keywords(numbers: Numbers) -> list[dict[str, Any]]:
         elif one.range == (None, None):
             return [{}]
     if not found:
-        raise Inexpressible("its number is not followed: it is beyond 2**53 and no 64-bit double")
+        raise Inexpressible("a number beyond 2**53 must be a double within 64 bits")
     return found
 
 
