@@ -8,6 +8,7 @@ Those are: `type`, `enum`, the bounds of numbers, strings, arrays and objects, `
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
@@ -26,10 +27,13 @@ from tgi_async.grammar.schema.expand import Expander
 from tgi_async.grammar.schema.keywords import MAX_COUNT, TYPES
 from tgi_async.grammar.schema.merge import merged
 from tgi_async.grammar.schema.numbers import number_keywords
-from tgi_async.grammar.schema.scalars import none_of_pattern
+from tgi_async.grammar.schema.regex import NotRegular
+from tgi_async.grammar.schema.scalars import intersection, none_of_pattern
 
 MAX_REQUIREMENTS = 5_000
 """Different schemas of values, inside one."""
+MOST_TOGETHER = 4
+"""Patterns of one string that are left to the engine: of more it cannot tell whether a text is so."""
 MAX_ITEMS = 1_000
 """`minItems`, `maxItems`, `minProperties`, `maxProperties`: engines unroll them."""
 
@@ -322,6 +326,9 @@ def _string_keywords(strings: Strings) -> dict[str, Any]:
     patterns = [pattern for pattern, _ in strings.patterns]
     if strings.none_of:
         patterns.append(none_of_pattern(strings.none_of))
+    if len(patterns) > MOST_TOGETHER:
+        with suppress(NotRegular):
+            patterns = [intersection(tuple(patterns))]
     demands = [("pattern", pattern) for pattern in patterns]
     demands += [("format", name) for name in strings.formats]
     for keyword, value in demands:

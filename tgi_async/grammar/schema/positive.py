@@ -282,7 +282,7 @@ def names_allowed(node: Node, clauses: list[Clause]) -> list[Objects]:
             raise unsupported("propertyNames", node.pointer, why)
         if len(found) > 1:
             try:
-                found = [intersection(found)]
+                found = [intersection(tuple(found))]
             except NotRegular as error:
                 raise unsupported("propertyNames", node.pointer, str(error)) from error
         patterns += found

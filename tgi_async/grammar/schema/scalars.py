@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from tgi_async.grammar.schema.automaton import automaton, has_choice
@@ -234,7 +235,8 @@ def _number(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
-def intersection(patterns: Iterable[str]) -> str:
+@lru_cache(maxsize=64)
+def intersection(patterns: tuple[str, ...]) -> str:
     """A pattern of the texts that all of these match. Raises NotRegular."""
     one, *others = [automaton(pattern) for pattern in patterns]
     for other in others:
