@@ -33,7 +33,7 @@ from tgi_async.grammar.schema.scalars import intersection, none_of_pattern
 MAX_REQUIREMENTS = 5_000
 """Different schemas of values, inside one."""
 MOST_TOGETHER = 4
-"""Patterns of one string that are left to the engine: of more it cannot tell whether a text is so."""
+"""Patterns of one string that are left to the engine: of more it cannot tell if any text is so."""
 MAX_ITEMS = 1_000
 """`minItems`, `maxItems`, `minProperties`, `maxProperties`: engines unroll them."""
 
