@@ -548,3 +548,15 @@ def test_patterns_that_look_ahead_at_anchors_are_followed(pattern, good, bad):
     matcher = engine_of().matcher(Json(normalize({"type": "string", "pattern": pattern})))
     assert all(accepts(matcher, json.dumps(text)) for text in good)
     assert not any(accepts(matcher, json.dumps(text)) for text in bad)
+
+
+def test_what_is_no_schema_under_a_keyword_of_a_later_draft_is_passed_over():
+    draft = "http://json-schema.org/draft-07/schema#"
+    schema = {
+        "$schema": draft,
+        "$defs": {"description": "notes", "a": {"const": 1}},
+        "$ref": "#/$defs/a",
+    }
+    matcher = engine_of().matcher(Json(normalize(schema)))
+    assert accepts(matcher, "1")
+    assert not accepts(matcher, "2")
