@@ -28,12 +28,14 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from tests.grammar.engines import accepts, engine_of, is_taken, one_line, vocab_size, walk
+from tgi_async.grammar.check import seconds_for
+from tgi_async.grammar.checker import SECONDS
 from tgi_async.grammar.grammar import Json, decode, encode
 from tgi_async.grammar.schema.drafts import draft_of, guess
-from tgi_async.grammar.verdict import seconds_for
-from tgi_async.grammar.vetting import SECONDS
+from tgi_async.grammar.schema.errors import UnsupportedSchema
+from tgi_async.grammar.schema.normalize import check_size
+from workers.grammar.check_process import check
 from workers.grammar.engine import GrammarError
-from workers.grammar.vetting_process import verdict
 
 VALIDATORS = {
     3: jsonschema.Draft3Validator,
@@ -60,8 +62,12 @@ def outcome(schema: Any, tests: list[Any], walks: int, notes: list[str]) -> tupl
         return "invalid", str(error).partition("\n")[0][:80]
     words = -(-vocab_size() // 32)
     encoded = encode(Json(schema))
+    try:
+        check_size(len(encoded))
+    except UnsupportedSchema as error:
+        return "refused", str(error)
     began = time.process_time()
-    answer = verdict(engine_of(), words, encoded)
+    answer = check(engine_of(), words, encoded)
     took = time.process_time() - began
     if took > seconds_for(len(encoded), SECONDS):
         return "slow", f"{took:.1f} s"

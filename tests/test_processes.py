@@ -14,7 +14,7 @@ import pytest
 import tgi_async
 from tests.shadows import MESSAGE, write_shadows
 from tgi_async import processes
-from tgi_async.grammar import vetting
+from tgi_async.grammar import checker
 from tgi_async.launcher import PREPARE
 from tgi_async.supervisor import WORKER
 from tgi_async.text import chat
@@ -43,7 +43,7 @@ def started(command: tuple[str, ...], cwd: Path, **variables: str) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("command", [WORKER, PREPARE, vetting.COMMAND, chat.COMMAND])
+@pytest.mark.parametrize("command", [WORKER, PREPARE, checker.COMMAND, chat.COMMAND])
 @pytest.mark.parametrize("path", ["", os.pathsep])
 def test_files_of_the_working_directory_do_not_run(
     command: tuple[str, ...], path: str, hostile: Path

@@ -70,7 +70,7 @@ def test_workers_know_only_the_wire_and_grammars_of_the_router(path: Path) -> No
 
 def test_engines_of_grammars_do_without_torch() -> None:
     script = (
-        "import sys, workers.grammar.llguidance_engine, workers.grammar.vetting_process\n"
+        "import sys, workers.grammar.llguidance_engine, workers.grammar.check_process\n"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     found = subprocess.run(

@@ -41,7 +41,7 @@ class GenerationRequest(Struct, frozen=True):
     prompt_top_n_tokens: int = 0
     """How many of the likeliest tokens to tell at each prompt token, with `prompt_logprobs`."""
     grammar: str = ""
-    """A vetted grammar, as `grammar.encode` writes it, that the output is held to; or empty."""
+    """A checked grammar, as `grammar.encode` writes it, that the output is held to; or empty."""
     shown: dict[int, str] = {}
     """Special tokens that are part of the text, by their names: marks of calls and of thoughts."""
     reservation: Reservation | None = None

@@ -27,7 +27,7 @@ from tgi_async.api.app import create_app
 from tgi_async.api.gate import Gate
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
-from tgi_async.grammar.vetting import Vetting
+from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.listener import Answering, answering, bind, on_signals
 from tgi_async.scheduler.reservations import Capacity
 from tgi_async.settings import Settings
@@ -195,7 +195,7 @@ async def _serve_on(
             chat_template=chat_template,
             limits=limits,
             metrics=metrics,
-            vetting=_vetting(settings, prepared, ready, chat_ends),
+            checker=_checker(settings, prepared, ready, chat_ends),
             chat_stop_token_ids=tuple(chat_ends),
         )
         collector = None
@@ -258,14 +258,14 @@ def _chat_template(
     return ChatTemplate(templates, tokenizer.special_tokens | special_tokens_of(config))
 
 
-def _vetting(
+def _checker(
     settings: Settings, prepared: Prepared, ready: Ready, chat_ends: list[int]
-) -> Vetting | None:
+) -> GrammarChecker | None:
     if settings.disable_grammar_support:
         return None
     further = [id for id in chat_ends if id < ready.vocab_size]
     end_ids = list(dict.fromkeys(ready.eos_token_ids + further))
-    return Vetting(str(prepared.path), ready.vocab_size, end_ids)
+    return GrammarChecker(str(prepared.path), ready.vocab_size, end_ids)
 
 
 def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:

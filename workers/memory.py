@@ -20,7 +20,7 @@ CPU_MOST = 4 * 2**30
 CPU_SHARE = 3
 """On a CPU the cache takes at most one part in CPU_SHARE of what is free, and CPU_MOST bytes."""
 OTHERS = 256 * 2**20
-"""What stays free in any case: the processes that vet grammars and render templates are not there
+"""What stays free in any case: the processes that check grammars and render templates are not there
 yet (60 and 12 MB each), and the router grows with its clients."""
 CUDA_SHARE = 0.9
 """Of a GPU's memory, for weights, activations and cache together."""

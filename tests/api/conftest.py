@@ -16,7 +16,7 @@ from tests.api.tiny_tokenizer import tiny_inner, tiny_tokenizer
 from tests.api.waiting import until
 from tgi_async.api.app import create_app
 from tgi_async.connection import Connection
-from tgi_async.grammar.vetting import Vetting
+from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.sampling_defaults import SamplingDefaults
@@ -75,7 +75,7 @@ def tokenizer() -> Tokenizer:
     return tiny_tokenizer()
 
 
-class SharedVetting(Vetting):
+class SharedChecker(GrammarChecker):
     """Outlives the applications that use it."""
 
     def close(self) -> None:
@@ -83,18 +83,18 @@ class SharedVetting(Vetting):
 
 
 @pytest.fixture(scope="session")
-def shared_vetting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vetting]:
+def shared_checker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GrammarChecker]:
     folder = tmp_path_factory.mktemp("tiny")
     inner = tiny_inner()
     inner.save(str(folder / "tokenizer.json"))
-    vetting = SharedVetting(str(folder), inner.get_vocab_size(), [257], n_processes=1)
-    yield vetting
-    Vetting.close(vetting)
+    checker = SharedChecker(str(folder), inner.get_vocab_size(), [257], n_processes=1)
+    yield checker
+    GrammarChecker.close(checker)
 
 
 @pytest.fixture
-def vetting(shared_vetting: Vetting) -> Vetting | None:
-    return shared_vetting
+def checker(shared_checker: GrammarChecker) -> GrammarChecker | None:
+    return shared_checker
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def app(
     engine: FakeEngine,
     tokenizer: Tokenizer,
     chat_template: ChatTemplate | None,
-    vetting: Vetting | None,
+    checker: GrammarChecker | None,
     chat_stop_token_ids: tuple[int, ...],
 ) -> Starlette:
     metrics = Metrics(
@@ -121,7 +121,7 @@ def app(
         limits=settings,
         metrics=metrics,
         compute_type="test-machine",
-        vetting=vetting,
+        checker=checker,
         chat_stop_token_ids=chat_stop_token_ids,
     )
 

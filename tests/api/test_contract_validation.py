@@ -302,9 +302,9 @@ class TestGrammars:
         told = {"error": f"Input validation error: {message}", "error_type": "validation"}
         assert (response.status_code, response.json()) == (422, told)
 
-    @pytest.mark.parametrize("vetting", [None])
+    @pytest.mark.parametrize("checker", [None])
     @pytest.mark.parametrize("strict", [False, True])
-    async def test_a_server_without_grammars_says_so(self, api, settings, vetting, strict):
+    async def test_a_server_without_grammars_says_so(self, api, settings, checker, strict):
         settings.strict_tgi = strict
         response = await api.generate(grammar={"type": "regex", "value": "a"})
         message = (

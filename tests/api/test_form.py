@@ -179,7 +179,7 @@ async def test_a_grammar_that_cannot_be_read_is_told_with_its_place(ask):
         assert told in refusal(response)
 
 
-@pytest.mark.parametrize("vetting", [None])
+@pytest.mark.parametrize("checker", [None])
 async def test_without_grammars_the_field_is_refused_by_name(ask):
     response = await ask("Hi", guided_choice=["a"])
     assert refusal(response) == (

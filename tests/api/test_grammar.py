@@ -111,11 +111,11 @@ def encoded(schema: object) -> str:
 OBJECT = {"type": "object"}
 
 
-class TestVetted:
-    """What reaches the engine is what was vetted."""
+class TestChecked:
+    """What reaches the engine is what was checked."""
 
     @pytest.mark.parametrize(
-        ("grammar", "vetted"),
+        ("grammar", "checked"),
         [
             ({"type": "json", "value": SCHEMA}, encoded(SHOWN)),
             ({"type": "json", "value": '{"type": "object"}'}, encoded(OBJECT)),
@@ -125,13 +125,13 @@ class TestVetted:
             ({"type": "regex", "value": "a+"}, encode(Regex("a+"))),
         ],
     )
-    async def test_grammars(self, api, engine, grammar, vetted):
+    async def test_grammars(self, api, engine, grammar, checked):
         for send in (api.generate, api.generate_stream):
             assert (await send(grammar=grammar)).status_code == 200
-            assert engine.requests.pop().grammar == vetted
+            assert engine.requests.pop().grammar == checked
 
     @pytest.mark.parametrize(
-        ("wanted", "vetted"),
+        ("wanted", "checked"),
         [
             (None, ""),
             ({"type": "text"}, ""),
@@ -143,11 +143,11 @@ class TestVetted:
             ({"type": "regex", "value": "a+"}, encode(Regex("a+"))),
         ],
     )
-    async def test_response_formats(self, api, engine, wanted, vetted):
+    async def test_response_formats(self, api, engine, wanted, checked):
         for stream in (False, True):
             response = await api.chat(response_format=wanted, stream=stream)
             assert response.status_code == 200
-            assert engine.requests.pop().grammar == vetted
+            assert engine.requests.pop().grammar == checked
 
     async def test_what_a_schema_says_in_vain_is_named(self, api):
         schema = {"type": "string", "nullable": True, "x-y": 1, "format": "phone number"}

@@ -41,7 +41,7 @@ async def attack(server: Server, n: int, per_second: float) -> None:
         else:
             parameters = {"max_new_tokens": 8, "grammar": hostile(draw)}
             reply = await client.post("/generate", json={"inputs": "a", "parameters": parameters})
-        # Refused, answered, given up in the middle, or sent away while too many are being vetted.
+        # Refused, answered, given up in the middle, or sent away while too many are being checked.
         assert reply.status_code in (200, 400, 422, 424, 429, 503), reply.text
 
     async with server.client() as client, asyncio.TaskGroup() as group:

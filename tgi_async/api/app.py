@@ -24,7 +24,7 @@ from tgi_async.api.routes import routes
 from tgi_async.api.service import Service
 from tgi_async.errors import MethodNotAllowed, NotFound, ServerError
 from tgi_async.fair_threads import FairThreads
-from tgi_async.grammar.vetting import Vetting
+from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
@@ -43,10 +43,10 @@ def create_app(
     limits: Limits,
     metrics: Metrics,
     compute_type: str | None = None,
-    vetting: Vetting | None = None,
+    checker: GrammarChecker | None = None,
     chat_stop_token_ids: tuple[int, ...] = (),
 ) -> Starlette:
-    """The ASGI application. Without `vetting`, requests for a grammar are refused.
+    """The ASGI application. Without `checker`, requests for a grammar are refused.
 
     `chat_stop_token_ids` end the answers of a chat, besides the model's own ends.
 
@@ -66,20 +66,20 @@ def create_app(
         admission=Admission(engine, limits),
         tokenize_permits=Permits(limits.max_concurrent_requests),
         pool=FairThreads(limits.validation_workers, "text"),
-        vetting=vetting,
+        checker=checker,
         chat_stop_token_ids=chat_stop_token_ids,
     )
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        if vetting is not None:
-            service.pool.submit(vetting.prepare)
+        if checker is not None:
+            service.pool.submit(checker.prepare)
         yield
         service.pool.shutdown(wait=False, cancel_futures=True)
         if chat_template is not None:
             chat_template.close()
-        if vetting is not None:
-            vetting.close()
+        if checker is not None:
+            checker.close()
 
     app = Starlette(
         routes=routes(service, os.environ),

@@ -17,9 +17,9 @@ from tgi_async.api.schemas.grammar import (
 from tgi_async.api.structural_tag import TagError, term_of_tag
 from tgi_async.errors import ValidationError
 from tgi_async.grammar import grammar as terms
+from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
 from tgi_async.grammar.schema.normalize import parse
-from tgi_async.grammar.vetting import Vetting
 
 
 def term_of(grammar: Grammar, field: str, *, strict_tgi: bool) -> terms.Grammar:
@@ -68,8 +68,8 @@ def _of_objects(schema: Any) -> Any:
     return schema
 
 
-async def vetted(
-    vetting: Vetting | None,
+async def checked(
+    checker: GrammarChecker | None,
     grammar: Grammar | None,
     constraint: terms.Grammar | None,
     field: str,
@@ -84,11 +84,11 @@ async def vetted(
 
     Raises:
         ValidationError: it cannot be followed; in TGI's order and words with `strict_tgi`.
-        Overloaded: too many are being vetted.
+        Overloaded: too many are being checked.
     """
     if grammar is None and constraint is None:
         return ""
-    if vetting is None:
+    if checker is None:
         raise ValidationError(
             "grammar is not supported"
             if strict_tgi
@@ -98,23 +98,23 @@ async def vetted(
     if constraint is None:
         assert grammar is not None
         constraint = term_of(grammar, field, strict_tgi=strict_tgi)
-        verdict = await vetting.verdict(constraint)
+        check = await checker.check(constraint)
     else:
-        verdict = await vetting.verdict(constraint)
-        if verdict.refusal and grammar is not None:
-            alone = await vetting.verdict(term_of(grammar, field, strict_tgi=strict_tgi))
-            verdict, field = (alone, field) if alone.refusal else (verdict, "tools")
-    if verdict.invalid:
-        _refuse(verdict.refusal, field, True, strict_tgi=strict_tgi)
+        check = await checker.check(constraint)
+        if check.refusal and grammar is not None:
+            alone = await checker.check(term_of(grammar, field, strict_tgi=strict_tgi))
+            check, field = (alone, field) if alone.refusal else (check, "tools")
+    if check.invalid:
+        _refuse(check.refusal, field, True, strict_tgi=strict_tgi)
     if strict_tgi and isinstance(grammar, JsonGrammar | JsonSchemaGrammar):
         schema = constraint.schema if isinstance(constraint, terms.Json) else {"properties": {}}
         if not isinstance(schema, dict) or "properties" not in schema:
             raise ValidationError("grammar is not valid: Grammar must have a 'properties' field")
-    if verdict.refusal:
+    if check.refusal:
         regex = isinstance(constraint, terms.Regex)
-        _refuse(verdict.refusal, field, regex, strict_tgi=strict_tgi)
-    ignore(f"{field}.{name}" for name in verdict.ignored)
-    return verdict.grammar
+        _refuse(check.refusal, field, regex, strict_tgi=strict_tgi)
+    ignore(f"{field}.{name}" for name in check.ignored)
+    return check.grammar
 
 
 def _refuse(reason: str, field: str, invalid: bool, *, strict_tgi: bool) -> NoReturn:

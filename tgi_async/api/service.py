@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 from msgspec import structs
 
 from tgi_async.api.admission import Admission
-from tgi_async.api.constraint import vetted
+from tgi_async.api.constraint import checked
 from tgi_async.api.engine import Engine, Generation
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.field_names import OF_TGI, FieldNames
@@ -29,8 +29,8 @@ from tgi_async.api.parameters import (
 from tgi_async.api.permits import Permits
 from tgi_async.errors import ServerError, ValidationError
 from tgi_async.generation import GenerationRequest, Timings
+from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.grammar.grammar import Grammar
-from tgi_async.grammar.vetting import Vetting
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
@@ -57,7 +57,7 @@ class Service:
     admission: Admission
     tokenize_permits: Permits
     pool: Executor
-    vetting: Vetting | None = None
+    checker: GrammarChecker | None = None
     """None: no request may have a grammar."""
     chat_stop_token_ids: tuple[int, ...] = ()
     """Tokens that end an answer in a chat, besides the model's own."""
@@ -100,7 +100,7 @@ class Service:
 
         Raises:
             ValidationError: the first rule that is broken, in TGI's order.
-            Overloaded: too many grammars are being vetted.
+            Overloaded: too many grammars are being checked.
         """
         check(parameters, self.limits, names)
         if isinstance(prompt, str):
@@ -115,8 +115,8 @@ class Service:
         max_new_tokens = fit(len(prompt), parameters.max_new_tokens, self.limits, names)
         if not prompt:
             raise ValidationError(f"`{names.prompt}` cannot be empty")
-        grammar = await vetted(
-            self.vetting,
+        grammar = await checked(
+            self.checker,
             parameters.grammar,
             constraint,
             "tools" if parameters.grammar is None else names.grammar,

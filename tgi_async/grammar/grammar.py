@@ -1,7 +1,7 @@
 """What a text is held to, in words of no engine.
 
 A route turns what its client asked for (a schema, a regular expression, a choice of tools) into one
-of these. `encode` gives the text that is vetted, cached by and sent to the workers; an engine
+of these. `encode` gives the text that is checked, cached by and sent to the workers; an engine
 compiles it there (`workers.grammar.engine`).
 """
 

@@ -85,7 +85,7 @@ class Constraint(Frame, frozen=True):
     """A grammar that a row's output follows from its first token on."""
 
     grammar: str
-    """As `grammar.encode` writes it; the router has had it vetted."""
+    """As `grammar.encode` writes it; the router has had it checked."""
     max_new_tokens: Count
     """Of the whole output. Near its end, the shortest way to complete the text is taken."""
 

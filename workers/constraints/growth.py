@@ -90,7 +90,7 @@ def _tag(tag: Tag) -> str:
 
 
 class _Schema:
-    """A JSON Schema that was vetted."""
+    """A JSON Schema that was checked."""
 
     def __init__(self, root: Any) -> None:
         self._root = root

@@ -1,1 +1,1 @@
-"""Engines of grammars: in the workers, and in the processes that vet."""
+"""Engines of grammars: in the workers, and in the processes that check grammars."""

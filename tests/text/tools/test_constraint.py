@@ -30,9 +30,9 @@ from tgi_async.text.tools.harmony import FINAL, HARMONY
 from tgi_async.text.tools.notation import NotForced, Terms
 from tgi_async.text.tools.parser import answer_parser
 from tgi_async.text.tools.tgi import NO_TOOL, CallReader, call_of, call_of_one
+from workers.grammar.check_process import check
 from workers.grammar.engine import GrammarError
 from workers.grammar.llguidance_engine import LlguidanceEngine
-from workers.grammar.vetting_process import verdict
 
 THINK = Marks("<think>", "</think>")
 WEATHER = arguments_schema(
@@ -58,7 +58,7 @@ class Held:
 
     def normal(self, grammar: Grammar) -> Grammar:
         """The grammar as workers get it."""
-        found = verdict(self._engine, -(-self.tokenizer.vocab_size // 32), encode(grammar))
+        found = check(self._engine, -(-self.tokenizer.vocab_size // 32), encode(grammar))
         assert not found.refusal
         return decode(found.grammar)
 

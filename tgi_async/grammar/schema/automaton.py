@@ -27,6 +27,8 @@ MOST_STEPS = 20_000
 LONGEST = 20_000
 """Characters of an expression that is written."""
 SURROGATES = (0xD800, 0xDFFF)
+BEFORE = (None, False, True)
+"""What is known of the character before a place: there is none, or whether it is of a word."""
 
 Config = tuple[int, frozenset[tuple[int, int]]]
 """A state, and of what must still come: which, and how far it has got."""
@@ -134,8 +136,9 @@ class _Subsets:
         self._nfa = nfa
         labels = [label for edges in nfa.edges for label, _ in edges]
         self._looks = [label for label in labels if isinstance(label, Ahead)]
-        self._ahead = [_ahead(label) for label in self._looks]
-        self._words = "b" in labels or "B" in labels
+        self._ahead = [_ahead(label, before) for label in self._looks for before in BEFORE]
+        inner = [label for look in self._looks for edges in look.nfa.edges for label, _ in edges]
+        self._words = any(label in ("b", "B") for label in (*labels, *inner))
         bounds = {0, *(SURROGATES[0], SURROGATES[1] + 1)}
         sets = [label for label in labels if isinstance(label, tuple)]
         for one in [*sets, *([WORD] if self._words else [])]:
@@ -154,8 +157,9 @@ class _Subsets:
         """By state, the next ones and with which kinds of characters."""
         self._is_word = [_has(WORD, char) for char in self.bounds]
 
-    def automaton(self) -> Automaton:
-        start: Subset = (frozenset({(self._nfa.start, frozenset())}), None)
+    def automaton(self, before: bool | None = None) -> Automaton:
+        """`before`: of the character before the text, as in a `Subset`."""
+        start: Subset = (frozenset({(self._nfa.start, frozenset())}), before)
         subsets, steps = _explore(start, self._successors)
         accepting = frozenset(
             index for index, subset in enumerate(subsets) if self._accepts(subset)
@@ -211,7 +215,8 @@ class _Subsets:
                     continue
                 more = needed
                 if isinstance(label, Ahead):
-                    more = needed | {(self._looks.index(label), 0)}
+                    look = len(BEFORE) * self._looks.index(label) + BEFORE.index(before)
+                    more = needed | {(look, 0)}
                 elif (
                     (label == "^" and before is not None)
                     or (label == "$" and after is not None)
@@ -237,15 +242,12 @@ def _has(chars: Ranges, char: int) -> bool:
     return any(low <= char <= high for low, high in chars)
 
 
-def _determined(nfa: Nfa) -> Automaton:
-    return _Subsets(nfa).automaton()
+def _determined(nfa: Nfa, before: bool | None = None) -> Automaton:
+    return _Subsets(nfa).automaton(before)
 
 
-def _ahead(look: Ahead) -> Automaton:
-    labels = {label for edges in look.nfa.edges for label, _ in edges if isinstance(label, str)}
-    if labels & {"^", "b", "B"}:
-        raise NotRegular("an anchor in what looks ahead")
-    found = _determined(look.nfa)
+def _ahead(look: Ahead, before: bool | None) -> Automaton:
+    found = _determined(look.nfa, before)
     return found if look.positive else found.negated()
 
 
@@ -330,10 +332,11 @@ def _either(left: str, right: str) -> str:
 
 def _part(text: str) -> str:
     """To stand beside others."""
-    return f"(?:{text})" if _has_choice(text) else text
+    return f"(?:{text})" if has_choice(text) else text
 
 
-def _has_choice(text: str) -> bool:
+def has_choice(text: str) -> bool:
+    """Whether an expression has alternatives outside of groups."""
     depth, escaped, in_class = 0, False, False
     for letter in text:
         if escaped:
@@ -390,4 +393,4 @@ def _letter(number: int) -> str:
     letter = chr(number)
     if number < 32 or number == 127:
         return f"\\x{number:02x}"
-    return letter if letter.isalnum() or number > 127 or letter in " _" else f"\\{letter}"
+    return letter if letter.isalnum() or number > 127 or letter in " _<>" else f"\\{letter}"

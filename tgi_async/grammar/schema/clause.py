@@ -33,6 +33,11 @@ def both(left: Requirement, right: Requirement) -> Requirement:
     return left + tuple(one for one in right if one not in left)
 
 
+def stricter(left: Requirement, right: Requirement) -> bool:
+    """Whether all that the right one wants is wanted by the left one too."""
+    return left == NOTHING or all(one in left for one in right)
+
+
 @dataclass(frozen=True, slots=True)
 class Unsupported:
     """What a clause asks of values of a type that no engine can do; refused if it stays."""
@@ -291,7 +296,31 @@ class Objects:
             return True
         return any(self.requirement(name) == NOTHING for name in self.required)
 
+    def within(self, other: Objects) -> bool:
+        """Whether `other` has all of these objects, as far as the demands alone tell."""
+        if len(self.required) < len(other.required) or self._counts != other._counts:
+            return False
+        for name, wanted in other.properties.items():
+            if not stricter(self.requirement(name), wanted):
+                return False
+        if other.additional != ANYTHING or self.patterns:
+            if self.patterns != other.patterns or not stricter(self.additional, other.additional):
+                return False
+            if not all(
+                name in other.properties or stricter(self.requirement(name), other.additional)
+                for name in self.properties
+            ):
+                return False
+        return set(other.required) <= set(self.required)
 
+    @property
+    def _counts(self) -> tuple[object, ...]:
+        """All that is no demand of a single property."""
+        seen = (self.names_seen, self.patterns_seen, self.all_seen)
+        return (*seen, self.least, self.most, self.further, self.some, self.beyond)
+
+
+OBJECT = frozenset({"object"})
 NO_NUMBERS, NO_STRINGS, NO_ARRAYS, NO_OBJECTS = Numbers(), Strings(), Arrays(), Objects()
 """Of a clause whose values are of other types."""
 
@@ -300,10 +329,10 @@ NO_NUMBERS, NO_STRINGS, NO_ARRAYS, NO_OBJECTS = Numbers(), Strings(), Arrays(), 
 class Clause:
     types: frozenset[str] = frozenset(TYPES)
     booleans: frozenset[bool] = frozenset({True, False})
-    numbers: Numbers = Numbers()
-    strings: Strings = Strings()
-    arrays: Arrays = Arrays()
-    objects: Objects = Objects()
+    numbers: Numbers = NO_NUMBERS
+    strings: Strings = NO_STRINGS
+    arrays: Arrays = NO_ARRAYS
+    objects: Objects = NO_OBJECTS
 
     def intersect(self, other: Clause) -> Clause | None:
         """Both at once; None: no value can be."""
@@ -312,13 +341,24 @@ class Clause:
         if other == ANY:
             return self.possible()
         types = self.types & other.types
+        if not types:
+            return None
+        numbers = strings = arrays = objects = None
+        if "number" in types:
+            numbers = _joined(self.numbers, other.numbers, NO_NUMBERS)
+        if "string" in types:
+            strings = _joined(self.strings, other.strings, NO_STRINGS)
+        if "array" in types:
+            arrays = _joined(self.arrays, other.arrays, NO_ARRAYS)
+        if "object" in types:
+            objects = _joined(self.objects, other.objects, NO_OBJECTS)
         return Clause(
             types,
             self.booleans & other.booleans,
-            self.numbers.intersect(other.numbers) if "number" in types else NO_NUMBERS,
-            self.strings.intersect(other.strings) if "string" in types else NO_STRINGS,
-            self.arrays.intersect(other.arrays) if "array" in types else NO_ARRAYS,
-            self.objects.intersect(other.objects) if "object" in types else NO_OBJECTS,
+            numbers or NO_NUMBERS,
+            strings or NO_STRINGS,
+            arrays or NO_ARRAYS,
+            objects or NO_OBJECTS,
         ).possible()
 
     def possible(self) -> Clause | None:
@@ -339,6 +379,12 @@ class Clause:
             return None
         return self if not gone else replace(self, types=types)
 
+    def within(self, other: Clause) -> bool:
+        """Whether `other` has all of these values, as far as the demands alone tell."""
+        if self.types != OBJECT:
+            return self == other
+        return "object" in other.types and self.objects.within(other.objects)
+
     def unseen(self) -> Clause:
         """The same, as if no keyword had looked at what is inside."""
         return replace(
@@ -349,6 +395,15 @@ class Clause:
 
 
 ANY = Clause()
+
+Part = TypeVar("Part", Numbers, Strings, Arrays, Objects)
+
+
+def _joined(left: Part, right: Part, every: Part) -> Part:
+    """Both at once; `every` demands nothing."""
+    if left is every or left is right:
+        return right
+    return left if right is every else left.intersect(right)
 
 
 @lru_cache(maxsize=1024)

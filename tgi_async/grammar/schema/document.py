@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
 
+import msgspec
+
 from tgi_async.grammar.schema.drafts import LATEST, QUIET, draft_of, guess, name_in, translate
 from tgi_async.grammar.schema.errors import InvalidSchema, UnsupportedSchema, unsupported
 from tgi_async.grammar.schema.formats import is_unknown_format
 from tgi_async.grammar.schema.keywords import (
+    ANNOTATIONS,
     KNOWN,
     SCHEMA,
     SCHEMA_LIST,
@@ -23,6 +26,8 @@ MAX_PLACES = 20_000
 """Schemas in a document."""
 
 
+NAMES = frozenset({"$id", "$anchor", "$dynamicAnchor", "$dynamicRef"})
+"""Of a schema, by which it is told from others."""
 MAX_IGNORED = 16
 """Names of what is ignored in a document."""
 
@@ -49,8 +54,10 @@ class Document:
     def __init__(self, schema: Any) -> None:
         self._schema = schema
         self._nodes: dict[int, Node] = {}
-        """By the identity of a schema as it was given."""
-        self._constants: dict[str, Node] = {}
+        """By the identity of a schema as it was given. Equal schemas have one."""
+        self._alike: dict[tuple[object, ...], Node] = {}
+        """By all that has a meaning in a schema."""
+        self._constants: dict[bytes, Node] = {}
         self._resources: dict[str, tuple[Any, str]] = {}
         """Value and pointer by URI."""
         self._anchors: dict[str, Node] = {}
@@ -76,9 +83,10 @@ class Document:
         pointer = parent.pointer
         for step in path:
             pointer = join(pointer, step)
-        if pointer not in self._constants:
-            self._constants[pointer] = Node({"const": value}, pointer, parent.base)
-        return self._constants[pointer]
+        written = msgspec.json.encode(value)
+        if written not in self._constants:
+            self._constants[written] = Node({"const": value}, pointer, parent.base)
+        return self._constants[written]
 
     def target(self, node: Node, keyword: str = "$ref") -> Node:
         """Where the reference of `node` leads. Raises UnsupportedSchema."""
@@ -156,6 +164,26 @@ class Document:
             for step in steps:
                 at = join(at, step)
             self._walk(inner, at, base, draft, depth + 1)
+        if not NAMES & value.keys():
+            node = self._alike.setdefault((base, draft, *self._meaning(value)), node)
+            self._nodes[id(schema)] = node
+
+    def _meaning(self, value: dict[str, Any]) -> Iterator[object]:
+        """The same for schemas that mean the same, once those inside are known."""
+        for keyword, given in value.items():
+            if keyword in KNOWN and keyword not in ANNOTATIONS:
+                yield keyword
+                if keyword in SCHEMA:
+                    yield self._alike_to(given)
+                elif keyword in SCHEMA_LIST:
+                    yield tuple(map(self._alike_to, given))
+                elif keyword in SCHEMA_MAP:
+                    yield tuple((name, self._alike_to(one)) for name, one in given.items())
+                else:
+                    yield msgspec.json.encode(given)
+
+    def _alike_to(self, schema: Any) -> object:
+        return schema if isinstance(schema, bool) else self._nodes[id(schema)]
 
     def _note(self, keyword: str, value: Any) -> None:
         """Take down what is ignored."""

@@ -127,7 +127,11 @@ def translate(schema: dict[str, Any], draft: int) -> dict[str, Any]:
     """
     if draft < 2019 and isinstance(schema.get("$ref"), str):
         kept = DEFINITIONS | {"$schema", "$ref"}
-        return {keyword: value for keyword, value in schema.items() if keyword in kept}
+        return {
+            keyword: value
+            for keyword, value in schema.items()
+            if keyword in kept and _is_of(keyword, value, draft)
+        }
     if draft >= LATEST and "dependencies" not in schema:
         return schema
     written = {keyword: value for keyword, value in schema.items() if _is_of(keyword, value, draft)}
@@ -155,8 +159,11 @@ def _is_of(keyword: str, value: Any, draft: int) -> bool:
         return False
     if draft <= 4 and keyword == "$id":
         return False
-    later = SINCE.get(keyword, 0) > draft
-    return not (later and problem(keyword, value))
+    if SINCE.get(keyword, 0) <= draft:
+        return True
+    if keyword == "$defs" and isinstance(value, dict):
+        return all(isinstance(one, dict | bool) for one in value.values())
+    return not problem(keyword, value)
 
 
 def _identify(schema: dict[str, Any], written: dict[str, Any], keyword: str) -> None:

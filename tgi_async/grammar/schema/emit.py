@@ -7,9 +7,8 @@ Those are: `type`, `enum`, the bounds of numbers, strings, arrays and objects, `
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
@@ -18,7 +17,6 @@ from tgi_async.grammar.schema.clause import (
     ANYTHING,
     Arrays,
     Clause,
-    Numbers,
     Objects,
     Requirement,
     Strings,
@@ -26,13 +24,16 @@ from tgi_async.grammar.schema.clause import (
 )
 from tgi_async.grammar.schema.errors import Inexpressible, UnsupportedSchema
 from tgi_async.grammar.schema.expand import Expander
-from tgi_async.grammar.schema.keywords import MAX_COUNT, MAX_NUMBER, TYPES
-from tgi_async.grammar.schema.scalars import none_of_pattern
+from tgi_async.grammar.schema.keywords import MAX_COUNT, TYPES
+from tgi_async.grammar.schema.merge import merged
+from tgi_async.grammar.schema.numbers import number_keywords
+from tgi_async.grammar.schema.regex import NotRegular
+from tgi_async.grammar.schema.scalars import intersection, none_of_pattern
 
 MAX_REQUIREMENTS = 5_000
 """Different schemas of values, inside one."""
-MOST_INTERVALS = 40
-"""Between multiples, where a number must be none."""
+MOST_TOGETHER = 4
+"""Patterns of one string that are left to the engine: of more it cannot tell if any text is so."""
 MAX_ITEMS = 1_000
 """`minItems`, `maxItems`, `minProperties`, `maxProperties`: engines unroll them."""
 
@@ -56,7 +57,7 @@ class Emitter:
         schema: dict[str, Any] | bool = self._place(self._root)
         if not self._definitions or isinstance(schema, bool):
             return schema
-        return {**schema, "$defs": self._definitions}
+        return merged(self._definitions, schema)
 
     def _fill(self, expander: Expander) -> None:
         waiting = [self._root]
@@ -181,7 +182,7 @@ class Emitter:
         """Of values of one type; of which one must hold. Raises UnsupportedSchema."""
         match kind:
             case "number":
-                return _number_keywords(clause.numbers)
+                return number_keywords(clause.numbers)
             case "string":
                 return [_string_keywords(clause.strings)]
             case "array":
@@ -307,63 +308,6 @@ def _how_many(kind: str, clause: Clause) -> int | None:
     return None
 
 
-def _number_keywords(numbers: Numbers) -> list[dict[str, Any]]:
-    low, high = numbers.range
-    if (low is not None and low > MAX_NUMBER) or (high is not None and high < -MAX_NUMBER):
-        raise UnsupportedSchema("a number must be between -2**53 and 2**53")
-    if numbers.not_multiples:
-        return [_range_keywords(one) for one in _between(numbers)]
-    return [_range_keywords(numbers)]
-
-
-def _range_keywords(numbers: Numbers) -> dict[str, Any]:
-    low, high = numbers.range
-    low = None if low is None else max(low, -MAX_NUMBER)
-    high = None if high is None else min(high, MAX_NUMBER)
-    keywords: dict[str, Any] = {}
-    if low is not None:
-        inclusive = numbers.integer or low != numbers.above
-        keywords["minimum" if inclusive else "exclusiveMinimum"] = low
-    if high is not None:
-        inclusive = numbers.integer or high != numbers.below
-        keywords["maximum" if inclusive else "exclusiveMaximum"] = high
-    for index, multiple in enumerate(numbers.multiples):
-        if index:
-            keywords.setdefault("allOf", []).append({"multipleOf": multiple})
-        else:
-            keywords["multipleOf"] = multiple
-    return keywords
-
-
-def _between(numbers: Numbers) -> list[Numbers]:
-    """The same between two multiples, for the multiples that are nearest to the bounds or to 0.
-
-    Raises Inexpressible.
-    """
-    steps = sorted(Fraction(str(step)) for step in numbers.not_multiples)
-    if any(step % steps[0] for step in steps):
-        raise Inexpressible("a number must be no multiple of several numbers")
-    low, high = numbers.range
-    first = -MOST_INTERVALS // 2
-    if low is not None:
-        first = math.floor(Fraction(str(low)) / steps[0])
-    elif high is not None:
-        first = math.ceil(Fraction(str(high)) / steps[0]) - MOST_INTERVALS
-    found: list[Numbers] = []
-    for index in range(first, first + MOST_INTERVALS):
-        above, below = (_plain(at * steps[0]) for at in (index, index + 1))
-        one = replace(numbers, not_multiples=()).intersect(Numbers(above=above, below=below))
-        if not one.empty:
-            found.append(one)
-    if not found:
-        raise Inexpressible("no number between two multiples is found")
-    return found
-
-
-def _plain(value: Fraction) -> float:
-    return int(value) if value.denominator == 1 else float(value)
-
-
 def _is_tested(strings: Strings) -> bool:
     """Whether single texts are not all there is: which of them are so, only the engine knows."""
     return bool(strings.formats or strings.beyond)
@@ -382,6 +326,9 @@ def _string_keywords(strings: Strings) -> dict[str, Any]:
     patterns = [pattern for pattern, _ in strings.patterns]
     if strings.none_of:
         patterns.append(none_of_pattern(strings.none_of))
+    if len(patterns) > MOST_TOGETHER:
+        with suppress(NotRegular):
+            patterns = [intersection(tuple(patterns))]
     demands = [("pattern", pattern) for pattern in patterns]
     demands += [("format", name) for name in strings.formats]
     for keyword, value in demands:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice, product
+from typing import Protocol
 
 from tgi_async.grammar.schema.clause import ANYTHING, NOTHING, Clause, Objects, Requirement
 from tgi_async.grammar.schema.document import Document, Node
-from tgi_async.grammar.schema.errors import UnsupportedSchema
 from tgi_async.grammar.schema.keywords import (
     ANNOTATIONS,
     DEFINITIONS,
@@ -17,6 +19,12 @@ from tgi_async.grammar.schema.keywords import (
 
 MAX_CLAUSES = 500
 """Of one place."""
+FEW = 16
+"""Clauses that are not looked at closer; of more, those without a value are dropped early."""
+MOST_COMPARED = 32
+"""Clauses that are compared with each other, to drop those that others have too."""
+MOST_KEPT = 128
+"""Clauses of a product that has more than `MAX_CLAUSES`: some are left out."""
 MOST_WAYS = 32
 """Not to satisfy a schema, or only one option of a `oneOf`. One is enough: of more, some are left
 out.
@@ -42,6 +50,23 @@ LATER = frozenset({"unevaluatedItems", "unevaluatedProperties"})
 ACTING = KNOWN - NO_MEANING - LATER
 
 
+@dataclass(slots=True)
+class Narrowing:
+    """How often values were left out so far: what has not changed it is exact."""
+
+    count: int = 0
+
+
+class Values(Protocol):
+    """What is known of the values that clauses have."""
+
+    def simplified(self, clause: Clause) -> Clause | None:
+        """One with the same values; None: there are none."""
+
+    def apart(self, one: Clause, other: Clause) -> bool:
+        """Whether surely no value is in both."""
+
+
 class KeywordVisitor:
     """`expand` gives the clauses of a schema that must hold, or must not (its second argument)."""
 
@@ -49,11 +74,32 @@ class KeywordVisitor:
         self,
         document: Document,
         expand: Callable[..., list[Clause]],
-        unsatisfiable: Callable[[Clause], bool],
+        values: Values,
+        narrowing: Narrowing,
     ) -> None:
         self._document = document
         self._expand = expand
-        self._unsatisfiable = unsatisfiable
+        self._values = values
+        self._narrowing = narrowing
+
+    def _meet(self, left: list[Clause], right: list[Clause]) -> list[Clause]:
+        return meet(left, right, self._values.simplified, self._narrowing)
+
+    def _ways(self, left: list[Clause], right: list[Clause]) -> list[Clause]:
+        """The first few clauses that are in one of either side."""
+        met = (
+            simple
+            for one in left
+            for other in right
+            if (both := one.intersect(other)) and (simple := self._values.simplified(both))
+        )
+        return self._some(met, MOST_WAYS)
+
+    def _some(self, clauses: Iterable[Clause], most: int) -> list[Clause]:
+        """The first of them."""
+        found = list(islice(clauses, most + 1))
+        self._narrowing.count += len(found) > most
+        return found[:most]
 
     def _children(self, node: Node, keyword: str) -> list[Node]:
         assert isinstance(node.value, dict)
@@ -74,34 +120,49 @@ class KeywordVisitor:
         return ((child, False),) if child.value else NOTHING
 
 
-def conjoin(
-    left: list[Clause], right: list[Clause], node: Node, most: int | None = None
+def meet(
+    left: list[Clause],
+    right: list[Clause],
+    simplified: Callable[[Clause], Clause | None],
+    narrowing: Narrowing,
 ) -> list[Clause]:
-    """The clauses that are in one of either side; of more than `most`, the first.
+    """The clauses that are in one of either side.
 
-    Raises UnsupportedSchema for too many.
+    Of many, those without a value are dropped. Of more than `MAX_CLAUSES`, some are kept that are
+    among the first on both sides.
     """
+    if len(left) * len(right) <= FEW:
+        return [both for one in left for other in right if (both := one.intersect(other))]
     met: list[Clause] = []
+    rest: list[Clause] = []
     for one in left:
-        for other in right:
-            if (clause := one.intersect(other)) is not None:
-                met.append(clause)
-                if len(met) == most:
-                    return met
-                if len(met) > MAX_CLAUSES:
-                    raise _too_many(node)
-    return met
+        (met if any(one.within(other) for other in right) else rest).append(one)
+    for one, other in _pairs(rest, right):
+        clause = one.intersect(other)
+        if clause is not None and (clause := simplified(clause)) is not None:
+            met.append(clause)
+            if len(met) >= MAX_CLAUSES:
+                narrowing.count += 1
+                return met[:MOST_KEPT]
+    return _widest(met) if len(met) <= MOST_COMPARED else met
 
 
-def limited(clauses: list[Clause], node: Node) -> list[Clause]:
-    """The same. Raises UnsupportedSchema for too many."""
-    if len(clauses) > MAX_CLAUSES:
-        raise _too_many(node)
-    return clauses
+def _widest(clauses: list[Clause]) -> list[Clause]:
+    """Those that are within no other."""
+    kept: list[Clause] = []
+    for clause in clauses:
+        if not any(clause.within(other) for other in kept):
+            kept = [other for other in kept if not other.within(clause)]
+            kept.append(clause)
+    return kept
 
 
-def _too_many(node: Node) -> UnsupportedSchema:
-    return UnsupportedSchema(f"{node.pointer} has more than {MAX_CLAUSES} alternatives")
+def _pairs(left: list[Clause], right: list[Clause]) -> Iterable[tuple[Clause, Clause]]:
+    """Each with each; of very many, those first that are among the first on both sides."""
+    pairs: Iterable[tuple[int, int]] = product(range(len(left)), range(len(right)))
+    if len(left) * len(right) > MAX_CLAUSES:
+        pairs = sorted(pairs, key=lambda pair: (pair[0] + 1) * (pair[1] + 1))
+    return ((left[at], right[index]) for at, index in pairs)
 
 
 def leading(node: Node) -> Iterable[str]:

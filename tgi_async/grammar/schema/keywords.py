@@ -55,8 +55,6 @@ SCHEMA_MAP = frozenset({"properties", "patternProperties", "dependentSchemas"}) 
 
 MAX_COUNT = 100_000
 """Of characters; see `emit` for the bounds of what an engine has to unroll."""
-MAX_NUMBER = 2**53
-"""Beyond it not every integer is a number of JSON's most readers, nor of the engines."""
 
 
 def check_value(keyword: str, value: Any, pointer: str, name: str) -> None:

@@ -28,7 +28,6 @@ from tgi_async.grammar.schema.keyword_visitor import (
     OBJECT,
     STRING,
     KeywordVisitor,
-    conjoin,
     leading,
     without,
 )
@@ -48,7 +47,7 @@ class Negated(KeywordVisitor):
         assert isinstance(node.value, dict)
         clauses: list[Clause] = []
         for keyword in leading(node):
-            clauses = [*clauses, *self._negated(node, keyword)][:MOST_WAYS]
+            clauses = self._some([*clauses, *self._negated(node, keyword)], MOST_WAYS)
         for keyword in LATER & node.value.keys():
             if self._wanted(node, keyword) != ANYTHING:
                 beyond = Unsupported(keyword, node.pointer, "under a `not`, `if` or `oneOf`")
@@ -86,7 +85,7 @@ class Negated(KeywordVisitor):
                 clauses = [ANY]
                 for index, one in enumerate(value):
                     others = other_than(self._document, node, one, ("enum", index))
-                    clauses = conjoin(clauses, others, node, MOST_WAYS)
+                    clauses = self._ways(clauses, others)
                 return clauses
             case "properties":
                 return self._other_objects(node)
@@ -118,7 +117,7 @@ class Negated(KeywordVisitor):
                 for name in value:
                     child = self._document.child(node, keyword, name)
                     there = [Clause(OBJECT, objects=Objects(required=(name,)))]
-                    clauses += conjoin(there, self._expand(child, False), node, MOST_WAYS)
+                    clauses += self._ways(there, self._expand(child, False))
                 return clauses
             case "allOf":
                 return [
@@ -129,7 +128,7 @@ class Negated(KeywordVisitor):
             case "anyOf":
                 clauses = [ANY]
                 for child in self._children(node, keyword):
-                    clauses = conjoin(clauses, self._expand(child, False), node, MOST_WAYS)
+                    clauses = self._ways(clauses, self._expand(child, False))
                 return clauses
             case "oneOf":
                 return self._none_or_several(node)
@@ -199,14 +198,12 @@ class Negated(KeywordVisitor):
         children = self._children(node, "oneOf")
         none = [ANY]
         for child in children:
-            none = conjoin(none, self._expand(child, False), node, MOST_WAYS)
+            none = self._ways(none, self._expand(child, False))
         several: list[Clause] = []
         for index, child in enumerate(children):
             for other in children[:index]:
-                pair = conjoin(
-                    self._expand(child, True), self._expand(other, True), node, MOST_WAYS
-                )
-                several = [*several, *pair][:MOST_WAYS]
+                pair = self._ways(self._expand(child, True), self._expand(other, True))
+                several = self._some([*several, *pair], MOST_WAYS)
         return [*none, *several]
 
     def _broken_if(self, node: Node) -> list[Clause]:
@@ -218,7 +215,7 @@ class Negated(KeywordVisitor):
         for keyword, holds in (("then", True), ("else", False)):
             if keyword in node.value:
                 broken = self._expand(self._document.child(node, keyword), False)
-                clauses += conjoin(self._expand(condition, holds), broken, node, MOST_WAYS)
+                clauses += self._ways(self._expand(condition, holds), broken)
         return clauses
 
 

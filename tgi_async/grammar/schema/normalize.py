@@ -11,7 +11,7 @@ from tgi_async.grammar.schema.emit import Emitter
 from tgi_async.grammar.schema.errors import InvalidSchema, UnsupportedSchema
 from tgi_async.grammar.schema.expand import Expander
 
-MAX_CHARACTERS = 250_000
+MAX_CHARACTERS = 500_000
 """Of a schema, as JSON."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 from tgi_async.grammar.schema.clause import (
@@ -23,12 +24,10 @@ from tgi_async.grammar.schema.document import Node
 from tgi_async.grammar.schema.errors import unsupported
 from tgi_async.grammar.schema.keyword_visitor import (
     LATER,
-    MOST_WAYS,
+    MAX_CLAUSES,
     OBJECT,
     KeywordVisitor,
-    conjoin,
     leading,
-    limited,
     without,
 )
 from tgi_async.grammar.schema.regex import NotRegular
@@ -51,7 +50,7 @@ class Positive(KeywordVisitor):
         track = track or not LATER.isdisjoint(schema)
         clauses = [ANY]
         for keyword in leading(node):
-            clauses = conjoin(clauses, self._keyword(node, keyword, track), node)
+            clauses = self._meet(clauses, self._keyword(node, keyword, track))
         for keyword in schema:
             if keyword in LATER:
                 clauses = self._unevaluated(node, keyword, clauses)
@@ -75,7 +74,7 @@ class Positive(KeywordVisitor):
             case "enum":
                 return constant_clauses(self._document, node, value, ("enum", None))
             case "properties":
-                return [Clause(objects=self._objects(node))]
+                return [Clause(objects=self._objects(node, track))]
             case "prefixItems":
                 return [Clause(arrays=self._arrays(node))]
             case "required":
@@ -97,7 +96,7 @@ class Positive(KeywordVisitor):
             case "allOf":
                 clauses = [ANY]
                 for child in self._children(node, keyword):
-                    clauses = conjoin(clauses, self._expand(child, True, track), node)
+                    clauses = self._meet(clauses, self._expand(child, True, track))
                 return clauses
             case "anyOf":
                 return self._any(node, track)
@@ -111,7 +110,7 @@ class Positive(KeywordVisitor):
                 return self._expand(self._document.target(node, keyword), True, track)
         raise AssertionError(keyword)
 
-    def _objects(self, node: Node) -> Objects:
+    def _objects(self, node: Node, track: bool) -> Objects:
         schema = node.value
         assert isinstance(schema, dict)
         at = f"{node.pointer}/patternProperties"
@@ -126,9 +125,9 @@ class Positive(KeywordVisitor):
             self._wanted(node, "additionalProperties")
             if "additionalProperties" in schema
             else ANYTHING,
-            names_seen=tuple(schema.get("properties", {})),
-            patterns_seen=tuple(patterns),
-            all_seen="additionalProperties" in schema,
+            names_seen=tuple(schema.get("properties", {})) if track else (),
+            patterns_seen=tuple(patterns) if track else (),
+            all_seen=track and "additionalProperties" in schema,
         )
 
     def _arrays(self, node: Node) -> Arrays:
@@ -172,8 +171,9 @@ class Positive(KeywordVisitor):
         clauses = [ANY]
         for name, others in node.value["dependentRequired"].items():
             if others:
-                there = Clause(OBJECT, objects=Objects(required=(name, *others)))
-                clauses = conjoin(clauses, [without(name), there], node)
+                # It may be there or not: the others are.
+                there = Clause(OBJECT, objects=Objects({name: ANYTHING}, required=tuple(others)))
+                clauses = self._meet(clauses, [without(name), there])
         return clauses
 
     def _dependent_schemas(self, node: Node, track: bool) -> list[Clause]:
@@ -181,52 +181,54 @@ class Positive(KeywordVisitor):
         clauses = [ANY]
         for name in node.value["dependentSchemas"]:
             child = self._document.child(node, "dependentSchemas", name)
-            there = [Clause(OBJECT, objects=Objects(required=(name,)))]
-            met = conjoin(there, self._expand(child, True, track), node)
-            clauses = conjoin(clauses, [without(name), *met], node)
+            # What is looked at depends on whether it is there; for the rest it may be or not.
+            named = Objects(required=(name,)) if track else Objects({name: ANYTHING})
+            there = self._meet([Clause(OBJECT, objects=named)], self._expand(child, True, track))
+            clauses = self._meet(clauses, [without(name), *there])
         return clauses
 
     def _any(self, node: Node, track: bool) -> list[Clause]:
         clauses: list[Clause] = []
         for child in self._children(node, "anyOf"):
             option = self._expand(child, True, track)
-            together = conjoin(clauses, option, node) if track else []
-            clauses = limited([*clauses, *option, *together], node)
+            together = self._meet(clauses, option) if track else []
+            clauses = self._some([*clauses, *option, *together], MAX_CLAUSES)
         return clauses
 
     def _one(self, node: Node, track: bool) -> list[Clause]:
         children = self._children(node, "oneOf")
-        options = [self._expand(child, True, track) for child in children]
+        options: list[list[Clause]] = []
+        narrow: list[bool] = []
+        for child in children:
+            before = self._narrowing.count
+            options.append(self._expand(child, True, track))
+            narrow.append(self._narrowing.count != before)
         clauses: list[Clause] = []
         for index, option in enumerate(options):
             for other, child in enumerate(children):
-                if other != index and self._overlap(option, options[other]):
+                if other != index and (narrow[other] or self._overlap(option, options[other])):
                     # One of the ways not to be in the other one is enough: of many, some are left.
-                    ways = conjoin(option, self._expand(child, False), node, MOST_WAYS)
-                    option = [clause for clause in ways if not self._unsatisfiable(clause)]
-            clauses = limited([*clauses, *option], node)
+                    option = self._ways(option, self._expand(child, False))
+            clauses = self._some([*clauses, *option], MAX_CLAUSES)
         return clauses
 
     def _overlap(self, left: list[Clause], right: list[Clause]) -> bool:
-        return any(
-            (both_of := one.intersect(other)) is not None and not self._unsatisfiable(both_of)
-            for one in left
-            for other in right
-        )
+        return any(not self._values.apart(one, other) for one in left for other in right)
 
     def _if(self, node: Node, track: bool) -> list[Clause]:
         assert isinstance(node.value, dict)
         if "if" not in node.value or not (track or node.value.keys() & {"then", "else"}):
             return [ANY]
         condition = self._document.child(node, "if")
-        clauses: list[Clause] = []
+        branches: list[list[Clause]] = []
         for keyword, holds in (("then", True), ("else", False)):
             branch = self._expand(condition, holds, track and holds)
             if keyword in node.value:
                 child = self._document.child(node, keyword)
-                branch = conjoin(branch, self._expand(child, True, track), node)
-            clauses += branch
-        return limited(clauses, node)
+                branch = self._meet(branch, self._expand(child, True, track))
+            branches.append(branch)
+        # In turns: where some have to be left out, it is not all of one side.
+        return [one for pair in zip_longest(*branches) for one in pair if one is not None]
 
     def _unevaluated(self, node: Node, keyword: str, clauses: list[Clause]) -> list[Clause]:
         wanted = self._wanted(node, keyword)
@@ -240,13 +242,11 @@ class Positive(KeywordVisitor):
                     ANYTHING if seen.all_seen else wanted,
                     all_seen=True,
                 )
-                met += conjoin([clause], [Clause(objects=rest)], node)
+                met += self._meet([clause], [Clause(objects=rest)])
             else:
                 count = clause.arrays.evaluated
                 items = Arrays((ANYTHING,) * (count or 0), wanted, evaluated=None)
-                met += (
-                    [clause] if count is None else conjoin([clause], [Clause(arrays=items)], node)
-                )
+                met += [clause] if count is None else self._meet([clause], [Clause(arrays=items)])
         return met
 
 
@@ -282,7 +282,7 @@ def names_allowed(node: Node, clauses: list[Clause]) -> list[Objects]:
             raise unsupported("propertyNames", node.pointer, why)
         if len(found) > 1:
             try:
-                found = [intersection(found)]
+                found = [intersection(tuple(found))]
             except NotRegular as error:
                 raise unsupported("propertyNames", node.pointer, str(error)) from error
         patterns += found

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
-from tgi_async.grammar.schema.automaton import automaton
+from tgi_async.grammar.schema.automaton import automaton, has_choice
 from tgi_async.grammar.schema.clause import (
     ANYTHING,
     NOTHING,
@@ -23,7 +25,7 @@ from tgi_async.grammar.schema.clause import (
 from tgi_async.grammar.schema.document import MAX_DEPTH, Document, Node
 from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
 from tgi_async.grammar.schema.formats import FORMATS, FORMATS_AS_PATTERNS
-from tgi_async.grammar.schema.keywords import MAX_NUMBER, TYPES
+from tgi_async.grammar.schema.keywords import TYPES
 from tgi_async.grammar.schema.regex import NotRegular, is_plain
 
 NEVER = "^[^\\s\\S]$"
@@ -31,19 +33,71 @@ NEVER = "^[^\\s\\S]$"
 _NOT_OF_BOTH = re.compile(r"(?<!\\)(?:\\\\)*\\[AzZ]")
 r"""`\A` and the like: an anchor in one dialect of regular expressions, a letter in another."""
 
+_ANGLE = re.compile(r"(?<!\\)((?:\\\\)*)\\([<>])")
+"""They stand for themselves, and to engines are the borders of words behind a backslash."""
+
 
 def pattern_clause(pattern: str, pointer: str) -> Clause:
     """A string somewhere in which `pattern` matches.
 
     Raises UnsupportedSchema for one that is read in two ways; what an engine cannot do, it says.
     """
-    return Clause(strings=Strings(patterns=((plain_pattern(pattern, pointer), pointer),)))
+    pattern = _ANGLE.sub(r"\1\2", pattern)
+    plain = plain_pattern(pattern, pointer)
+    patterns = [plain]
+    if plain == pattern and (parts := _parts(pattern)):
+        with suppress(NotRegular):
+            patterns = [
+                plain_pattern(one, pointer) if holds else _others(one) for one, holds in parts
+            ]
+    return Clause(strings=Strings(patterns=tuple((one, pointer) for one in patterns)))
+
+
+def _others(pattern: str) -> str:
+    """A pattern of the texts nowhere in which this one matches. Raises NotRegular."""
+    found = automaton(pattern, wide=True).negated()
+    return NEVER if found.is_empty else found.pattern()
+
+
+def _parts(pattern: str) -> list[tuple[str, bool]]:
+    """Patterns that hold, or with False do not, where one that begins by looking ahead matches.
+
+    Together their automaton may be too large, where that of each is not.
+    """
+    parts: list[tuple[str, bool]] = []
+    rest = pattern.removeprefix("^")
+    while rest[:3] in ("(?=", "(?!"):
+        end = _closing(rest)
+        if end is None:
+            return []
+        ahead = rest[3:end]
+        parts.append((f"^(?:{ahead})" if has_choice(ahead) else f"^{ahead}", rest[2] == "="))
+        rest = rest[end + 1 :]
+    if not parts or pattern[:1] != "^" or has_choice(rest):
+        return []
+    return [*parts, (f"^{rest}", True)]
+
+
+def _closing(text: str) -> int | None:
+    """Where the group that the text begins with ends."""
+    depth, in_class, escaped = 0, False, False
+    for at, letter in enumerate(text):
+        if escaped or letter == "\\":
+            escaped = not escaped
+        elif in_class or letter == "[":
+            in_class = letter != "]"
+        elif letter in "()":
+            depth += 1 if letter == "(" else -1
+            if not depth:
+                return at
+    return None
 
 
 def plain_pattern(pattern: str, pointer: str) -> str:
     """The same texts match it, or fewer, and engines read it. Raises UnsupportedSchema."""
     if _NOT_OF_BOTH.search(pattern):
         raise unsupported("pattern", pointer, r"`\A` and `\Z` are written `^` and `$`")
+    pattern = _ANGLE.sub(r"\1\2", pattern)
     if is_plain(pattern):
         return pattern
     try:
@@ -65,8 +119,7 @@ def plain_pattern(pattern: str, pointer: str) -> str:
 def other_strings(pattern: str, beyond: Unsupported) -> Strings:
     """Strings nowhere in which `pattern` matches."""
     try:
-        others = automaton(pattern, wide=True).negated()
-        written = NEVER if others.is_empty else others.pattern()
+        written = _others(pattern)
     except NotRegular:
         return Strings(beyond=((pattern, beyond),))
     return Strings(
@@ -100,7 +153,7 @@ def constant_clauses(
             types.add("string")
             strings.append(value)
         elif isinstance(value, int | float):
-            number = _number(value, node)
+            number = _number(value)
             same = Numbers(number, number, integer=isinstance(number, int))
             clauses.append(Clause(frozenset({"number"}), numbers=same))
         elif isinstance(value, list):
@@ -127,7 +180,7 @@ def other_than(
     if isinstance(value, str):
         return [Clause(strings=Strings(none_of=(value,)))]
     if isinstance(value, int | float):
-        number = _number(value, node)
+        number = _number(value)
         more = Clause(frozenset({"number"}), numbers=Numbers(above=number))
         return [Clause(numbers=Numbers(below=number)), more]
     if isinstance(value, list):
@@ -178,13 +231,12 @@ def _check_depth(node: Node) -> None:
         raise UnsupportedSchema(f"the value at {node.pointer[:100]}... is nested too deep")
 
 
-def _number(value: float, node: Node) -> float:
-    if not abs(value) <= MAX_NUMBER:
-        raise UnsupportedSchema(f"the number at {node.pointer} must be between -2**53 and 2**53")
+def _number(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
-def intersection(patterns: Iterable[str]) -> str:
+@lru_cache(maxsize=64)
+def intersection(patterns: tuple[str, ...]) -> str:
     """A pattern of the texts that all of these match. Raises NotRegular."""
     one, *others = [automaton(pattern) for pattern in patterns]
     for other in others:

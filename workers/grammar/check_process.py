@@ -1,4 +1,4 @@
-"""The process that vets grammars: a line of JSON in, a line of JSON out.
+"""The process that checks grammars: a line of JSON in, a line of JSON out.
 
 A schema becomes the one that engines follow, is compiled as a worker will, and its first masks are
 filled along a few texts: so that what reaches a worker has been tried here, at the same limits.
@@ -18,11 +18,11 @@ import numpy as np
 
 from tgi_async.confined.child import address_space, answer_lines, limit_memory
 from tgi_async.grammar import grammar as terms
+from tgi_async.grammar.check import GrammarCheck, Start, seconds_for
 from tgi_async.grammar.grammar import Grammar
 from tgi_async.grammar.schema.document import MAX_IGNORED
 from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
 from tgi_async.grammar.schema.normalize import normalize
-from tgi_async.grammar.verdict import Start, Verdict, seconds_for
 from workers.grammar.engine import Engine, GrammarError
 from workers.grammar.llguidance_engine import LlguidanceEngine
 
@@ -43,37 +43,37 @@ LONGEST_REASON = 400
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
-    """Answer each encoded grammar with a `Verdict`, until `requests` ends."""
+    """Answer each encoded grammar with a `GrammarCheck`, until `requests` ends."""
     start = msgspec.json.decode(requests.readline(), type=Start)
     tokenizer = Path(start.model_path) / "tokenizer.json"
     engine = LlguidanceEngine(tokenizer, start.vocab_size, start.end_ids)
     words = -(-start.vocab_size // 32)
     lazy = terms.Json({"type": "array", "uniqueItems": True, "contains": {"pattern": "a|^b"}})
-    verdict(engine, words, terms.encode(lazy))  # what is made when it is needed first is made
+    check(engine, words, terms.encode(lazy))  # what is made when it is needed first is made
     if size := address_space():
         limit_memory(size + MEMORY)
     answer_lines(
         requests,
         replies,
-        lambda line: msgspec.json.encode(verdict(engine, words, line.decode())),
+        lambda line: msgspec.json.encode(check(engine, words, line.decode())),
         lambda line: seconds_for(len(line), start.seconds),
     )
 
 
-def verdict(engine: Engine, words: int, encoded: str) -> Verdict:
+def check(engine: Engine, words: int, encoded: str) -> GrammarCheck:
     """`words` is the length of a mask."""
     try:
         ignored: dict[str, None] = {}
         grammar = _normal(terms.decode(encoded), ignored)
         _try(engine, words, grammar)
     except SchemaError as error:
-        return Verdict(refusal=_short(str(error)), invalid=isinstance(error, InvalidSchema))
+        return GrammarCheck(refusal=_short(str(error)), invalid=isinstance(error, InvalidSchema))
     except GrammarError as error:
-        return Verdict(refusal=_short(str(error)))
+        return GrammarCheck(refusal=_short(str(error)))
     except (MemoryError, RecursionError) as error:
-        return Verdict(refusal=f"{type(error).__name__} while it was compiled")
+        return GrammarCheck(refusal=f"{type(error).__name__} while it was compiled")
     names = tuple(name[:LONGEST_NAME] for name in list(ignored)[:MAX_IGNORED])
-    return Verdict(terms.encode(grammar), ignored=names)
+    return GrammarCheck(terms.encode(grammar), ignored=names)
 
 
 def _short(reason: str) -> str:

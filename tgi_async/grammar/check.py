@@ -1,4 +1,4 @@
-"""What the server and the processes that vet say to each other, as lines of JSON."""
+"""What the server and the processes that check grammars say to each other, as lines of JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Start(Struct, frozen=True):
     """Of processor time for a grammar, and with it for each `CHARACTERS` of its length."""
 
 
-class Verdict(Struct, frozen=True):
+class GrammarCheck(Struct, frozen=True):
     """The answer to a grammar."""
 
     grammar: str = ""

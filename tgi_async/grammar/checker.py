@@ -1,6 +1,6 @@
 """Grammars that clients send are tried before a worker sees them: in processes that can be ended.
 
-See `vetting_process` for what is tried. Verdicts are kept by content, refusals too, so that a
+See `check_process` for what is tried. Checks are kept by content, refusals too, so that a
 schema that comes with every request costs once; and one that comes twice at once is tried once.
 """
 
@@ -18,26 +18,26 @@ import msgspec
 from tgi_async import processes
 from tgi_async.confined.pool import ProcessEnded, ProcessPool
 from tgi_async.errors import Overloaded
+from tgi_async.grammar.check import GrammarCheck, Start, seconds_for
 from tgi_async.grammar.grammar import Grammar, encode
-from tgi_async.grammar.verdict import Start, Verdict, seconds_for
 
-COMMAND = processes.command("workers.grammar.vetting_process")
+COMMAND = processes.command("workers.grammar.check_process")
 PROCESSES = 2
 SECONDS = 0.25
-"""Of processor time for a short grammar; see `verdict.seconds_for`."""
+"""Of processor time for a short grammar; see `check.seconds_for`."""
 PATIENCE = 30.0
 """Seconds on the clock for one, however busy the machine."""
 MAX_WAITING = 64
 """Grammars that may wait for a process; more are told that the server is overloaded."""
 MAX_KEPT = 1024
 MAX_KEPT_CHARACTERS = 16 << 20
-"""Of all verdicts that are kept."""
+"""Of all checks that are kept."""
 MAX_CHARACTERS = 2_000_000
 """Of a grammar, encoded."""
 
 
-class Vetting:
-    """The vetting of grammars for one model. For one event loop.
+class GrammarChecker:
+    """The checker of grammars for one model. For one event loop.
 
     The first process is started by `prepare`, the others when they are needed.
     """
@@ -58,26 +58,26 @@ class Vetting:
             COMMAND,
             msgspec.json.encode(start),
             n_processes=n_processes,
-            name="vetting",
+            name="grammar check",
             patience=patience,
         )
-        self._known: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._known: OrderedDict[bytes, GrammarCheck] = OrderedDict()
         self._n_characters = 0
-        self._under_way: dict[bytes, asyncio.Task[Verdict]] = {}
+        self._under_way: dict[bytes, asyncio.Task[GrammarCheck]] = {}
 
     def prepare(self) -> None:
         """Start a process, which loads the engine while nobody waits for it."""
         self._pool.prepare()
 
-    async def verdict(self, grammar: Grammar) -> Verdict:
+    async def check(self, grammar: Grammar) -> GrammarCheck:
         """Whether workers may get it. Raises Overloaded."""
         try:
             encoded = encode(grammar)
             line = encoded.encode()
         except (UnicodeEncodeError, ValueError, RecursionError, OverflowError):
-            return Verdict(refusal="it is nested too deep, or not made of text and numbers")
+            return GrammarCheck(refusal="it is nested too deep, or not made of text and numbers")
         if len(line) > MAX_CHARACTERS:
-            return Verdict(refusal=f"it is longer than {MAX_CHARACTERS} characters")
+            return GrammarCheck(refusal=f"it is longer than {MAX_CHARACTERS} characters")
         key = blake2b(line, digest_size=16).digest()
         known = self._known.get(key)
         if known is not None:
@@ -87,24 +87,24 @@ class Vetting:
         if task is None:
             if len(self._under_way) >= MAX_WAITING:
                 raise Overloaded("Too many grammars are being checked")
-            task = asyncio.create_task(self._vet(key, line))
+            task = asyncio.create_task(self._check(key, line))
             self._under_way[key] = task
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
         # Another request may wait for the same: it goes on when this one is given up.
         return await asyncio.shield(task)
 
-    async def _vet(self, key: bytes, line: bytes) -> Verdict:
+    async def _check(self, key: bytes, line: bytes) -> GrammarCheck:
         loop = asyncio.get_running_loop()
         try:
             reply = await loop.run_in_executor(self._pool.threads, self._pool.ask, line)
         except ProcessEnded as ended:
             with suppress(RuntimeError):  # the server is stopping
                 self._pool.threads.submit(self._pool.prepare)
-            verdict = Verdict(refusal=self._why(ended, len(line)))
+            check = GrammarCheck(refusal=self._why(ended, len(line)))
         else:
-            verdict = msgspec.json.decode(reply, type=Verdict)
-        self._keep(key, verdict)
-        return verdict
+            check = msgspec.json.decode(reply, type=GrammarCheck)
+        self._keep(key, check)
+        return check
 
     def _why(self, ended: ProcessEnded, length: int) -> str:
         if ended.status == -signal.SIGPROF:
@@ -112,9 +112,9 @@ class Vetting:
             return f"compiling it took more than {seconds:.2g} seconds"
         return f"compiling it ended its process (status {ended.status})"
 
-    def _keep(self, key: bytes, verdict: Verdict) -> None:
-        self._known[key] = verdict
-        self._n_characters += len(verdict.grammar)
+    def _keep(self, key: bytes, check: GrammarCheck) -> None:
+        self._known[key] = check
+        self._n_characters += len(check.grammar)
         while len(self._known) > MAX_KEPT or self._n_characters > MAX_KEPT_CHARACTERS:
             _, oldest = self._known.popitem(last=False)
             self._n_characters -= len(oldest.grammar)
