@@ -7,7 +7,8 @@ import signal
 import socket
 import threading
 from collections import Counter
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 import httpx
@@ -62,8 +63,19 @@ def test_a_signal_lets_live_streams_end_and_takes_no_new_ones(serve: Serve) -> N
     assert server.ended() == 0
 
 
+@contextmanager
+def hangups(handled: signal.Handlers) -> Iterator[None]:
+    """Processes that are started meanwhile inherit this, whatever these tests were started with."""
+    before = signal.signal(signal.SIGHUP, handled)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_terminal_that_is_closed_lets_live_streams_end(serve: Serve) -> None:
-    server = serve(slow())
+    with hangups(signal.SIG_DFL):
+        server = serve(slow())
     with server.stream(10) as events:
         server.signal(signal.SIGHUP)
         server.until_logged("SIGHUP: no new requests")
@@ -73,11 +85,8 @@ def test_a_terminal_that_is_closed_lets_live_streams_end(serve: Serve) -> None:
 
 
 def test_a_terminal_that_is_closed_is_nothing_under_nohup(serve: Serve) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+    with hangups(signal.SIG_IGN):
         server = serve(slow())
-    finally:
-        signal.signal(signal.SIGHUP, before)
     with server.stream(10) as events:
         server.signal(signal.SIGHUP)
         assert list(events)[-1]["generated_text"]
