@@ -69,7 +69,9 @@ pins:
 
 PYTHONS := 3.11 3.12 3.13 3.14
 OLDEST_PYTHON := python3.11
-RESOLVE := .cache/pins/bin/uv pip compile pyproject.toml --all-extras --upgrade --quiet --no-header \
+# The extra `flash` is not pinned: flash-attn has no wheel, and what builds it depends on CUDA.
+EXTRAS := $(addprefix --extra ,cuda otel benchmarks dev)
+RESOLVE := .cache/pins/bin/uv pip compile pyproject.toml $(EXTRAS) --upgrade --quiet --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links --only-binary :all: \
 	--python-platform x86_64-manylinux_2_31
 

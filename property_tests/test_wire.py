@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+import msgpack
 import msgspec
 import pytest
 from hypothesis import given
@@ -73,6 +74,21 @@ def test_what_a_worker_is_told_arrives_as_it_was(message: ToWorker) -> None:
 def test_what_the_router_is_told_arrives_as_it_was(message: ToRouter) -> None:
     wire = to_router_codec()
     assert wire.decode(wire.encode(message)) == message
+
+
+@given(st.one_of(for_workers, for_router))
+def test_another_library_reads_a_frame_as_the_same_values(message: ToWorker | ToRouter) -> None:
+    frame = (to_worker_codec() if isinstance(message, ToWorker) else to_router_codec()).encode(
+        message  # type: ignore[arg-type]
+    )
+    assert frame[0] == VERSION
+    assert msgpack.unpackb(frame[1:]) == msgspec.to_builtins(message)
+
+
+@given(for_router)
+def test_a_frame_that_another_library_wrote_is_read(message: ToRouter) -> None:
+    frame = bytes([VERSION]) + msgpack.packb(msgspec.to_builtins(message))
+    assert to_router_codec().decode(frame) == message
 
 
 @given(for_workers, for_router)
