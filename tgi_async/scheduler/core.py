@@ -41,7 +41,7 @@ from tgi_async.scheduler.request import (
     TokenEvent,
 )
 from tgi_async.scheduler.reservations import EVICTED, Reservation, Reservations
-from tgi_async.scheduler.results import InFlight, UnexpectedResult, check_result, spread
+from tgi_async.scheduler.results import InFlight, UnexpectedResult, check_result
 from tgi_async.wire.messages import (
     Admit,
     Constraint,
@@ -408,26 +408,29 @@ class Core:
         if not part.samples:
             return
         request.n_in_flight -= 1
-        first = sampled[part.row]
-        if first.forced:
+        found = sampled[part.row]
+        forced = len(found.tokens) > 1
+        if forced:
             # Of a request that has ended, too: the worker runs what it was sent.
             self._await_no_more(request)
         if request.status is Status.ENDED:
             return
-        for one in [first] if not first.forced else spread(first):
-            request.tokens.append(one.token)
+        for index, token in enumerate(found.tokens):
+            request.tokens.append(token)
             self.waiting.charge(request.client, OUTPUT_COST)
             reason: FinishReason | None = None
             spent = len(request.tokens) > request.limit  # the last one is never computed
-            if one.token in request.stop_ids and (not spent or request.grammar):
+            if token in request.stop_ids and (not spent or request.grammar):
                 reason = "eos_token"  # a text that a grammar ended in time is whole, and not cut
             elif spent:
                 reason = "length"
-            events.append(TokenEvent(request, one, reason))
+            logprob = found.logprobs[index] if found.logprobs else None
+            top = found.top[index] if index < len(found.top) else []
+            events.append(TokenEvent(request, token, logprob, top, reason))
             if reason is not None:
                 self.finish(request)
                 return
-        if first.forced:
+        if forced:
             request.prefill_end = len(request.tokens)
 
     def _postpone(self, part: Part) -> None:

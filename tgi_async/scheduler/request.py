@@ -10,7 +10,7 @@ from msgspec import Struct
 from tgi_async.generation import FinishReason
 from tgi_async.scheduler.blocks import BlockTable, Key, Node, keys_of
 from tgi_async.scheduler.reservations import Reservation
-from tgi_async.wire.messages import Sampled, Sampling, TopToken
+from tgi_async.wire.messages import Sampling, TopToken
 
 
 class Status(Enum):
@@ -147,7 +147,10 @@ class TokenEvent(Struct, frozen=True):
     """A request emitted a token, its last one if `finish_reason` is set."""
 
     request: Request
-    sampled: Sampled
+    token: int
+    logprob: float | None
+    top: list[TopToken]
+    """The likeliest tokens in its place; empty if none are wanted."""
     finish_reason: FinishReason | None
 
 
