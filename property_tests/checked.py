@@ -80,7 +80,7 @@ class CheckedCore:
         """Reserve rows, as a request does that is still to be tokenized. None: refused."""
         never = n_rows > self.budget.capacity.max_rows
         try:
-            reservation, evicted = self.core.reserve(client, n_rows, n_bytes)
+            reservation, evicted, _ = self.core.reserve(client, n_rows, n_bytes)
         except ValidationError:
             require(never, "A4", f"{n_rows} rows could be had")
             self.reached["more rows than there are"] += 1

@@ -28,13 +28,13 @@ from collections import deque
 from collections.abc import Iterable
 
 from tgi_async.errors import Overloaded, ValidationError
-from tgi_async.generation import FinishReason
 from tgi_async.scheduler.blocks import BlockManager, BlockTable
 from tgi_async.scheduler.fairness import INPUT_COST, OUTPUT_COST, WaitingQueue
 from tgi_async.scheduler.plan import Budget, Draft, Part, Plan
 from tgi_async.scheduler.request import (
     Event,
     FailedEvent,
+    FinishReason,
     PromptEvent,
     Request,
     Status,
@@ -89,16 +89,18 @@ class Core:
 
     def reserve(
         self, client: str, n_rows: int, n_bytes: int
-    ) -> tuple[Reservation, list[Reservation]]:
-        """Reserve rows for requests to come. Returns the evicted, too, whose requests are over.
+    ) -> tuple[Reservation, list[Reservation], list[Request]]:
+        """Reserve rows for requests to come. Returns the evicted, too, and their requests, which
+        are over.
 
         Raises ValidationError for more than there are, Overloaded where there is no room now.
         """
         reservation, evicted = self.reservations.reserve(client, n_rows, n_bytes)
-        for one in evicted:
-            for request in one.requests:
-                self.finish(request)
-        return reservation, evicted
+        # None of their requests has run.
+        ended = [one for one in self.waiting if one.reservation in evicted] if evicted else []
+        for request in ended:
+            self.finish(request)
+        return reservation, evicted, ended
 
     def submit(self, request: Request) -> None:
         """A new request.
@@ -124,10 +126,8 @@ class Core:
                 f"{budget.n_blocks * budget.block_size} tokens (`max_batch_total_tokens`). Given: "
                 f"{request.n_prompt} `inputs` tokens and {request.max_new_tokens} `max_new_tokens`"
             )
-        if request.reservation is not None:
-            if request.reservation.evicted:
-                raise Overloaded(EVICTED)
-            request.reservation.requests.append(request)
+        if request.reservation is not None and request.reservation.evicted:
+            raise Overloaded(EVICTED)
         self._arrivals += 1
         request.arrival = self._arrivals
         self.waiting.add(request)

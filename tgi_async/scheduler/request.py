@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-from tgi_async.generation import FinishReason
-from tgi_async.scheduler.blocks import BlockTable, Key, Node, keys_of
+from tgi_async.scheduler.blocks import BlockTable, Key, Node, Salt, keys_of
 from tgi_async.scheduler.reservations import Reservation
 from tgi_async.wire.messages import Sampling, TopToken
+
+FinishReason = Literal["length", "eos_token", "stop_sequence"]
 
 
 class Status(Enum):
@@ -48,6 +49,7 @@ class Request:
         "prompt_top_n_tokens",
         "reservation",
         "row",
+        "salts",
         "sampling",
         "status",
         "stop_ids",
@@ -68,6 +70,7 @@ class Request:
         grammar: str = "",
         prompt_logprobs: bool = False,
         prompt_top_n_tokens: int = 0,
+        salts: tuple[Salt, ...] = (),
         reservation: Reservation | None = None,
     ) -> None:
         self.id = id
@@ -86,6 +89,7 @@ class Request:
         self.limit = self.n_prompt + max_new_tokens - 1
         """Most positions this request can ever compute: its last token is never an input."""
         self.tokens = list(prompt)
+        self.salts = salts
         self.keys: list[Key] = []
         """Of the blocks that are full, made once."""
 
@@ -139,7 +143,7 @@ class Request:
         """The keys of the blocks that the known tokens fill."""
         n_made = len(self.keys) * block_size
         if len(self.tokens) - n_made >= block_size:
-            self.keys += keys_of(self.tokens[n_made:], block_size)
+            self.keys += keys_of(self.tokens[n_made:], block_size, self.salts, n_made)
         return self.keys
 
 
