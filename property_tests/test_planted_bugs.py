@@ -426,8 +426,9 @@ class KeepsRowsThatEnded(Reservations):
 class RunsWhatWasEvicted(Core):
     def reserve(
         self, client: str, n_rows: int, n_bytes: int
-    ) -> tuple[Reservation, list[Reservation]]:
-        return self.reservations.reserve(client, n_rows, n_bytes)
+    ) -> tuple[Reservation, list[Reservation], list[Request]]:
+        reservation, evicted = self.reservations.reserve(client, n_rows, n_bytes)
+        return reservation, evicted, []
 
 
 class TakesInWhatWasEvicted(Core):
