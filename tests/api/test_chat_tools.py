@@ -262,10 +262,14 @@ class TestForced:
         assert "get_weather" in prompt_of(engine, tokenizer)
 
 
+@pytest.fixture(params=[False, True])
+def strict(settings, request):
+    settings.strict_tgi = request.param
+    return request.param
+
+
 class TestChoice:
-    @pytest.mark.parametrize("strict", [False, True])
-    async def test_an_unknown_name_is_refused(self, api, settings, engine, strict):
-        settings.strict_tgi = strict
+    async def test_an_unknown_name_is_refused(self, strict, api, engine):
         for choice in ("nothing", {"type": "function", "function": {"name": "nothing"}}):
             response = await api.chat("Hi", tools=TOOLS, tool_choice=choice, stream=True)
             told = "Tool error: Tool with name nothing not found"
@@ -276,9 +280,7 @@ class TestChoice:
                 assert refusal(response) == told
         assert engine.requests == []
 
-    @pytest.mark.parametrize("strict", [False, True])
-    async def test_none_is_plain_chat_without_tools(self, api, settings, engine, tokenizer, strict):
-        settings.strict_tgi = strict
+    async def test_none_is_plain_chat_without_tools(self, strict, api, engine, tokenizer):
         writes(engine, CALL)
         response = await api.chat("Hi", tools=TOOLS, tool_choice="none")
         assert response.json()["choices"][0]["message"] == {"content": CALL, "role": "assistant"}
@@ -437,8 +439,8 @@ class TestWithAForm:
         response = await api.chat("Hi", tools=tools, response_format=FORM)
         assert "Leave `strict` out" in refusal(response)
 
-    async def test_as_tgi_they_exclude_each_other(self, api, settings):
-        settings.strict_tgi = True
+    @pytest.mark.usefixtures("as_tgi")
+    async def test_as_tgi_they_exclude_each_other(self, api):
         form = {"type": "json_object", "value": NATION}
         response = await api.chat("Hi", tools=TOOLS, response_format=form)
         assert response.status_code == 422
@@ -707,8 +709,8 @@ class TestThoughts:
         assert message == {"role": "assistant", "content": "<think>abc"}
         assert decode(engine.requests[1].grammar) == Regex("[a-c]+")
 
-    async def test_as_tgi_they_are_text(self, api, engine, settings):
-        settings.strict_tgi = True
+    @pytest.mark.usefixtures("as_tgi")
+    async def test_as_tgi_they_are_text(self, api, engine):
         writes(engine, "<think>Well.</think>Yes.")
         message = (await api.chat("Hi")).json()["choices"][0]["message"]
         assert message["content"] == "<think>Well.</think>Yes."
@@ -752,7 +754,6 @@ LOOP = {
 
 
 @pytest.mark.parametrize("name", ["hermes", "qwen3_coder"])
-@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(
     "parameters",
     [
@@ -770,10 +771,9 @@ LOOP = {
     ],
 )
 async def test_strange_schemas_are_answered_or_refused(
-    api, engine, settings, name, strict, parameters
+    strict, api, engine, settings, name, parameters
 ):
     settings.payload_limit = 1_000_000
-    settings.strict_tgi = strict
     settings.tool_call_parser = name
     function = {"name": "f", "parameters": parameters}
     tools = [{"type": "function", "function": function}]

@@ -287,9 +287,11 @@ class TestFieldsOfVllm:
                 # The template of a chat writes one itself.
                 assert marked == (added if asked is None else asked) + (ask == api.chat)
 
-    async def test_an_empty_suffix_asks_for_nothing(self, api, settings):
+    async def test_an_empty_suffix_asks_for_nothing(self, api):
         assert (await api.complete("Hi", suffix="")).status_code == 200
-        settings.strict_tgi = True
+
+    @pytest.mark.usefixtures("as_tgi")
+    async def test_tgi_refuses_an_empty_suffix_too(self, api):
         assert (await api.complete("Hi", suffix="")).status_code == 422
 
 
@@ -428,16 +430,21 @@ class TestLeftOpen:
         assert "`top_p` must be" in refusal(await ask("Hi", top_p=2, temperature=0))
 
     @pytest.mark.parametrize("fields", [{}, {"temperature": 0}, {"temperature": 0.7}])
-    async def test_a_top_p_of_0_is_greedy(self, ask, engine, settings, fields):
+    async def test_a_top_p_of_0_is_greedy(self, ask, engine, fields):
         assert (await ask("Hi", top_p=0, **fields)).status_code == 200
         assert not engine.requests.pop().sampling.do_sample
-        settings.strict_tgi = True
+
+    @pytest.mark.parametrize("fields", [{}, {"temperature": 0}, {"temperature": 0.7}])
+    @pytest.mark.usefixtures("as_tgi")
+    async def test_tgi_refuses_a_top_p_of_0(self, ask, fields):
         assert (await ask("Hi", top_p=0, **fields)).status_code == 422
 
-    async def test_max_tokens_of_minus_1_are_no_limit(self, ask, engine, settings):
+    async def test_max_tokens_of_minus_1_are_no_limit(self, ask, engine):
         for name in ("max_tokens", "max_completion_tokens", "max_new_tokens"):
             assert (await ask("Hi", **{name: -1})).status_code == 200
             assert engine.requests.pop().max_new_tokens > 100
             assert (await ask("Hi", **{name: -2})).status_code == 400
-        settings.strict_tgi = True
+
+    @pytest.mark.usefixtures("as_tgi")
+    async def test_tgi_refuses_max_tokens_of_minus_1(self, ask):
         assert (await ask("Hi", max_tokens=-1)).status_code == 422

@@ -67,7 +67,7 @@ class Admission:
 
     def _overloaded(self, message: str, n_rows: int) -> Overloaded:
         seconds = self._turnover.refused(n_rows)
-        if self._limits.strict_tgi:
+        if not self._limits.dialect.explains_errors:
             return Overloaded(retry_after=seconds)
         return Overloaded(message, retry_after=seconds)
 

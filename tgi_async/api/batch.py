@@ -48,7 +48,7 @@ async def generate_texts(
     """The texts, in order. The first failure ends the others.
 
     Raises:
-        ServerError: that of the first that failed; like TGI, with `strict_tgi`, without saying why.
+        ServerError: that of the first that failed; TGI does not say why.
     """
     most = service.limits.max_concurrent_requests
     if len(requests) > most:
@@ -65,7 +65,7 @@ async def generate_texts(
             ]
     except BaseExceptionGroup as failures:
         first = failures.exceptions[0]
-        if service.limits.strict_tgi and isinstance(first, ServerError):
+        if not service.limits.dialect.explains_errors and isinstance(first, ServerError):
             raise InferenceFailed("Incomplete generation") from None
         raise first from None
     return [task.result() for task in tasks]

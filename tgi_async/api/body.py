@@ -76,7 +76,7 @@ async def read_json_body(scope: Scope, receive: Receive, limits: Limits) -> byte
     declared = headers.get("content-length", "")
     limit = limits.payload_limit
     message = "Failed to buffer the request body: length limit exceeded"
-    if not limits.strict_tgi:
+    if limits.dialect.explains_errors:
         message += f". Allowed: {limit} bytes{set_by(limits, '--payload-limit')}"
     too_long = BodyRefused(413, message)
     # Longer digits than this are no number a limit could have, and slow to read as one.

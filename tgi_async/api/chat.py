@@ -28,14 +28,14 @@ async def chat(service: Service, body: ChatRequest, exchange: Exchange) -> None:
 
 
 async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> None:
-    strict = service.limits.strict_tgi
-    if strict:
+    dialect = service.limits.dialect
+    if dialect.reads_fields_of_tgi_only:
         exchange.ignore(body.ignored_by_tgi())
         body = body.as_tgi_reads_it()
     else:
         refuse_unsupported(exchange.unknown, exchange.ignored)
     body = with_tools(body)
-    offer = offer_of(body, strict_tgi=strict)
+    offer = offer_of(body, dialect)
     n = body.n_choices(service.limits)
     body.check_own(service.limits)
     form = form_of(body)
@@ -43,22 +43,24 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
         form = None  # it binds a text, and the answer is a call
     grammar = None if form is None else form.grammar
     parameters = body.parameters(service.limits, body.most_new_tokens, body.top_logprobs, grammar)
-    if strict and offer is not None:
+    if dialect.calls_tools_like_tgi and offer is not None:
         await call_like_tgi(service, body, offer, parameters, exchange)
         return
     async with service.admission.take(exchange, n):
         prompt = await prompt_of(service, body, offer)
-        if not strict and service.chat_template is not None:
+        if not dialect.reads_fields_of_tgi_only and service.chat_template is not None:
             exchange.ignore(unread_fields(service.chat_template, body))
         n_called = sum(len(message.tool_calls or ()) for message in body.messages)
-        reader = None if strict else AnswerReader(service, offer, prompt, form, n_called=n_called)
+        reader = None
+        if not dialect.calls_tools_like_tgi:
+            reader = AnswerReader(service, offer, prompt, form, n_called=n_called)
         banned = await banned_of(service, body)
         request = await service.request(
             prompt,
             parameters,
             exchange,
             logprobs=bool(body.logprobs),
-            include_stop=strict or body.includes_stop,
+            include_stop=dialect.shows_stop_sequences or body.includes_stop,
             add_special_tokens=bool(body.add_special_tokens),
             names=body.names(service.limits, form and form.field),
             constraint=None if reader is None else reader.constraint,

@@ -11,7 +11,6 @@ from tgi_async.api.chat_tools import AnswerReader
 from tgi_async.api.exchange import event
 from tgi_async.api.finished import text_of
 from tgi_async.api.limits import Limits
-from tgi_async.api.openai import finish_reason_of
 from tgi_async.api.prompt_logprobs import RankedScores, prompt_logprobs_of
 from tgi_async.api.schemas.chat import (
     AssistantDelta,
@@ -51,7 +50,7 @@ class ChatAnswer:
         self._created = now()
         self._model = _model_of(body, service.limits)
         self._fingerprint = service.fingerprint
-        self._strict = service.limits.strict_tgi
+        self._dialect = service.limits.dialect
         self._tokenizer = service.tokenizer
         self._n_prompt = len(request.prompt)
         self.n_streamed = 0
@@ -108,7 +107,7 @@ class ChatAnswer:
         events = self._read(choice, emitted.tokens, reason)
         if not events and reason is None and not self._with_logprobs:
             return b""
-        shows_role = self._strict or not choice.begun
+        shows_role = not (choice.begun and self._dialect.shows_role_once)
         choice.begun = True
         delta = choice.delta(events, shows_role=shows_role)
         return self.chunk(index, delta, emitted.tokens, reason and self._reason(choice, reason))
@@ -132,7 +131,7 @@ class ChatAnswer:
         return event(self._chunk([], self._usage(self.n_streamed, n_cached)))
 
     def _usage(self, n_generated: int, n_cached: int) -> Usage:
-        if self._strict:
+        if not self._dialect.shows_usage_details:
             return Usage.of(self._n_prompt, n_generated)
         return Usage.of(
             self._n_prompt,
@@ -170,7 +169,7 @@ class ChatAnswer:
         )
 
     def _reason(self, choice: _Choice, reason: FinishReason) -> str:
-        told = finish_reason_of(reason, strict_tgi=self._strict)
+        told = self._dialect.finish_reason(reason)
         if choice.n_calls and told == "stop":
             return "function_call" if self._older else "tool_calls"
         return told

@@ -16,7 +16,7 @@ from tgi_async.api.chat_tools import Offer
 from tgi_async.api.engine import Generation
 from tgi_async.api.exchange import DONE, Exchange, encode
 from tgi_async.api.finished import collect, text_of
-from tgi_async.api.openai import finish_reason_of, stream_choices, tgi_error_event
+from tgi_async.api.openai import stream_choices, tgi_error_event
 from tgi_async.api.parameters import GenerateParameters
 from tgi_async.api.schemas.chat import (
     AssistantDelta,
@@ -102,7 +102,7 @@ class _LikeTGI:
         choice = ChatChoice(
             message=message,
             logprobs=told.logprobs(first.tokens),
-            finish_reason=finish_reason_of(first.finish_reason, strict_tgi=True),
+            finish_reason=service.limits.dialect.finish_reason(first.finish_reason),
         )
         n_generated = len(first.tokens)
         headers = reply_headers(

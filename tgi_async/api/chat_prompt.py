@@ -38,14 +38,14 @@ async def prompt_of(service: Service, body: ChatRequest, offer: Offer | None) ->
         TemplateError: there is no template, it refuses these messages, or it takes too long.
         ValidationError: the messages or the template's variables are not allowed.
     """
-    strict = service.limits.strict_tgi
+    dialect = service.limits.dialect
     bodies = enumerate(with_calls(body.messages))
     messages = [_message(place, message) for place, message in bodies]
-    fields = {} if strict else _template_fields(body)
+    fields = {} if dialect.reads_fields_of_tgi_only else _template_fields(body)
     template = service.chat_template
     if template is None:
         raise TemplateError("template not found")
-    if not messages and not strict:
+    if not messages and not dialect.allows_empty_chat:
         raise ValidationError("`messages` cannot be empty")
     try:
         messages, tools = _told(service, template, body, offer, messages, fields)
@@ -69,18 +69,18 @@ def _told(
 
     `tool_prompt` is said behind the last message; in TGI there always is one.
     """
-    strict = service.limits.strict_tgi
-    if not strict and not template.traits.shows_calls:
+    like_tgi = service.limits.dialect.calls_tools_like_tgi
+    if not like_tgi and not template.traits.shows_calls:
         messages = without_calls(messages, format_for(service))
     if offer is None:
         return messages, None
     variable = template.traits.tools_variable
-    if strict or body.tool_prompt is not None:
+    if like_tgi or body.tool_prompt is not None:
         said = tool_text(offer.tools, body.tool_prompt, shown=variable is not None)
         messages = behind_last(messages, said)
     elif variable is None:
         messages = in_front(messages, format_for(service).described(offer.tools))
-    if variable == "xml_tools" and not strict:
+    if variable == "xml_tools" and not like_tgi:
         functions = [tool["function"] for tool in offer.tools]
         fields["variables"] = {"xml_tools": functions, **fields["variables"]}
     return messages, offer.tools

@@ -16,7 +16,7 @@ from tgi_async.api.tokenize import simple_tokens
 async def chat_tokenize(service: Service, body: ChatRequest, exchange: Exchange) -> None:
     """The prompt that the chat route would make, and its tokens; nothing is generated."""
     body = with_tools(body)
-    offer = offer_of(body, strict_tgi=service.limits.strict_tgi)
+    offer = offer_of(body, service.limits.dialect)
     with service.tokenize_permits.take():
         text = await prompt_of(service, body, offer)
         check_text(text, None, service.limits)

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from tgi_async.api.constraint import term_of
+from tgi_async.api.dialect import Dialect
 from tgi_async.api.form import Form
 from tgi_async.api.schemas.chat import ChatRequest
 from tgi_async.api.schemas.tools import AllowedTools, AnyTool, NamedTool, Tool
@@ -59,22 +60,23 @@ class Offer:
         return {function["name"]: function.get("parameters") for function in functions}
 
 
-def offer_of(body: ChatRequest, *, strict_tgi: bool) -> Offer | None:
+def offer_of(body: ChatRequest, dialect: Dialect) -> Offer | None:
     """The tools on offer; None if there are none, or they are not to be called.
 
     Raises:
         ToolError: the tools, the choice among them and the form of the answer do not fit together.
     """
-    if strict_tgi and body.response_format is not None and body.tools is not None:
+    like_tgi = dialect.calls_tools_like_tgi
+    if like_tgi and body.response_format is not None and body.tools is not None:
         raise ToolError("Grammar and tools are mutually exclusive")
-    word, name = _choice_of(body, strict_tgi=strict_tgi)
+    word, name = _choice_of(body, dialect)
     if not body.tools:
-        if word in ("named", "required") and not strict_tgi:
+        if word in ("named", "required") and not like_tgi:
             raise ToolError("`tool_choice` wants a call, and there are no `tools` to call")
         return None
     if word == "none":
         return None
-    if not strict_tgi and len(body.tools) > MOST_TOOLS:  # a rule that TGI does not have
+    if not like_tgi and len(body.tools) > MOST_TOOLS:  # a rule that TGI does not have
         raise ToolError(f"at most {MOST_TOOLS} tools can be offered. Given: {len(body.tools)}")
     tools = [shown_tool(tool) for tool in body.tools]
     if isinstance(body.tool_choice, AllowedTools):
@@ -93,7 +95,7 @@ def offer_of(body: ChatRequest, *, strict_tgi: bool) -> Offer | None:
 
 
 def _choice_of(
-    body: ChatRequest, *, strict_tgi: bool
+    body: ChatRequest, dialect: Dialect
 ) -> tuple[Literal["auto", "none", "required", "named"], str]:
     """The kind of choice among tools, and a name if it is by name."""
     choice = body.tool_choice
@@ -106,7 +108,7 @@ def _choice_of(
     if choice == "none":
         return "none", ""
     names = {tool["function"]["name"] for tool in body.tools or ()}
-    mistrals = choice == "any" and "any" not in names and not strict_tgi
+    mistrals = choice == "any" and "any" not in names and not dialect.calls_tools_like_tgi
     if isinstance(choice, AnyTool) or choice == "required" or mistrals:
         return "required", ""
     return "named", choice
@@ -201,7 +203,7 @@ class AnswerReader:
         answer: Grammar | None = None
         before = self._turn.answer
         if form is not None:
-            answer = term_of(form.grammar, form.field, strict_tgi=False)
+            answer = term_of(form.grammar, form.field)
             if before and not prompt.endswith(before):
                 answer = terms.Sequence([*terms_of(before), answer])
             elif not self._offer and not self._opened:

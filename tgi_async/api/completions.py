@@ -13,7 +13,7 @@ from tgi_async.api.exchange import Exchange, encode, event
 from tgi_async.api.finished import Finished, collect_all, text_of
 from tgi_async.api.form import Form, form_of
 from tgi_async.api.limits import set_by
-from tgi_async.api.openai import errors_told, finish_reason_of, stream_choices
+from tgi_async.api.openai import errors_told, stream_choices
 from tgi_async.api.prompt_logprobs import RankedScores, prompt_logprobs_of
 from tgi_async.api.schemas.completions import Completion, CompletionChoice, CompletionRequest
 from tgi_async.api.schemas.openai import PromptLogprob, Usage, now, unique_id
@@ -50,7 +50,7 @@ async def completions(service: Service, body: CompletionRequest, exchange: Excha
 
 
 async def _complete(service: Service, body: CompletionRequest, exchange: Exchange) -> None:
-    if service.limits.strict_tgi:
+    if service.limits.dialect.reads_fields_of_tgi_only:
         exchange.ignore(body.ignored_by_tgi())
         body = body.as_tgi_reads_it()
     else:
@@ -118,7 +118,7 @@ async def _request(
     # Scoring a prompt is a generation of one token, which is not told.
     max_new_tokens = 1 if body.scores_only else body.most_new_tokens
     n_logprobs = body.n_logprobs
-    strict = service.limits.strict_tgi
+    dialect = service.limits.dialect
     request = await service.request(
         prompt,
         body.parameters(
@@ -126,12 +126,12 @@ async def _request(
         ),
         exchange,
         logprobs=n_logprobs is not None or (body.best_of or 1) > 1,
-        include_stop=strict or body.includes_stop,
+        include_stop=dialect.shows_stop_sequences or body.includes_stop,
         add_special_tokens=body.add_special_tokens is not False,
         names=body.names(service.limits, form and form.field),
         truncated=lambda tokens: body.truncated(tokens, service.limits),
     )
-    if strict:
+    if dialect.reads_fields_of_tgi_only:
         return request
     request = body.completed(
         request,
@@ -164,7 +164,7 @@ class _Answer:
         self._created = now()
         self._model = service.limits.model_names[0]
         self._fingerprint = service.fingerprint
-        self._strict = service.limits.strict_tgi
+        self._dialect = service.limits.dialect
         self._body = body
         self._n = body.n_choices(service.limits)
         self._echoed = texts if body.echo else [""] * len(texts)
@@ -257,9 +257,9 @@ class _Answer:
         return prompt_logprobs_of(self._tokenizer, self._prompts[index // self._n], scores, n)
 
     def _reason(self, reason: FinishReason | None) -> str | None:
-        if self._strict and self._body.stream:
+        if self._body.stream and not self._dialect.shows_reason_at_end_only:
             return reason or ""
-        return reason and finish_reason_of(reason, strict_tgi=self._strict)
+        return reason and self._dialect.finish_reason(reason)
 
     def _usage(self, n_generated: Sequence[int], n_cached: Sequence[int]) -> Usage:
         """Of all prompts and all that was generated for them; `n_cached` is one for each prompt."""
@@ -267,7 +267,7 @@ class _Answer:
         return self._usage_of(sum(self._n_prompt), n_told, sum(n_cached))
 
     def _usage_of(self, n_prompt: int, n_generated: int, n_cached: int) -> Usage:
-        cached = None if self._strict else n_cached
+        cached = n_cached if self._dialect.shows_usage_details else None
         return Usage.of(n_prompt, n_generated, cached_tokens=cached)
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType) -> Completion:
@@ -286,7 +286,7 @@ def _prompts(service: Service, body: CompletionRequest) -> list[Prompt]:
         raise BodyRefused.of_wrong_type(
             "Empty array detected. Do not use an empty array for the prompt.", "prompt"
         )
-    if body.suffix is not None and (body.suffix or service.limits.strict_tgi):
+    if body.suffix is not None and (body.suffix or not service.limits.dialect.allows_empty_suffix):
         raise SuffixNotSupported(
             "Suffix is not supported and can be achieved by preprocessing the prompt.",
             param="suffix",

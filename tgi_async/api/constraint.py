@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
+from tgi_async.api.dialect import OURS, Dialect
 from tgi_async.api.schemas.grammar import (
     ChoiceGrammar,
     ContextFreeGrammar,
@@ -22,7 +23,7 @@ from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
 from tgi_async.grammar.schema.normalize import parse
 
 
-def term_of(grammar: Grammar, field: str, *, strict_tgi: bool) -> terms.Grammar:
+def term_of(grammar: Grammar, field: str, dialect: Dialect = OURS) -> terms.Grammar:
     """`field` is what the client calls it. Raises ValidationError for what is no grammar."""
     match grammar:
         case RegexGrammar(value):
@@ -42,20 +43,20 @@ def term_of(grammar: Grammar, field: str, *, strict_tgi: bool) -> terms.Grammar:
                 return term_of_tag(value)
             except TagError as error:
                 raise ValidationError(f"`{field}`: {error}") from error
-    value = parsed(grammar.value, field, strict_tgi=strict_tgi)
-    if strict_tgi and not isinstance(value, dict):
+    value = parsed(grammar.value, field, dialect)
+    if dialect.words_grammar_errors_like_tgi and not isinstance(value, dict):
         raise ValidationError("grammar is not supported")
     return terms.Json(_of_objects(value))
 
 
-def parsed(schema: Any, field: str, *, strict_tgi: bool = False) -> Any:
+def parsed(schema: Any, field: str, dialect: Dialect = OURS) -> Any:
     """A schema that may be a text in JSON. Raises ValidationError for a text that is none."""
     if not isinstance(schema, str):
         return schema
     try:
         return parse(schema)
     except SchemaError as error:
-        _refuse(str(error), field, isinstance(error, InvalidSchema), strict_tgi=strict_tgi)
+        _refuse(str(error), field, isinstance(error, InvalidSchema), dialect)
 
 
 def _of_objects(schema: Any) -> Any:
@@ -75,7 +76,7 @@ async def checked(
     field: str,
     *,
     ignore: Callable[[Iterable[str]], None],
-    strict_tgi: bool,
+    dialect: Dialect,
 ) -> str:
     """The encoded grammar, empty for none.
 
@@ -83,7 +84,7 @@ async def checked(
     `ignore` gets the names of what has no meaning in its schemas.
 
     Raises:
-        ValidationError: it cannot be followed; in TGI's order and words with `strict_tgi`.
+        ValidationError: it cannot be followed; in the order and words of the `dialect`.
         Overloaded: too many are being checked.
     """
     if grammar is None and constraint is None:
@@ -91,34 +92,36 @@ async def checked(
     if checker is None:
         raise ValidationError(
             "grammar is not supported"
-            if strict_tgi
+            if dialect.words_grammar_errors_like_tgi
             else f"`{field}` is not supported: the server was started with "
             "--disable-grammar-support. Remove it from the request"
         )
     if constraint is None:
         assert grammar is not None
-        constraint = term_of(grammar, field, strict_tgi=strict_tgi)
+        constraint = term_of(grammar, field, dialect)
         check = await checker.check(constraint)
     else:
         check = await checker.check(constraint)
         if check.refusal and grammar is not None:
-            alone = await checker.check(term_of(grammar, field, strict_tgi=strict_tgi))
+            alone = await checker.check(term_of(grammar, field, dialect))
             check, field = (alone, field) if alone.refusal else (check, "tools")
     if check.invalid:
-        _refuse(check.refusal, field, True, strict_tgi=strict_tgi)
-    if strict_tgi and isinstance(grammar, JsonGrammar | JsonSchemaGrammar):
+        _refuse(check.refusal, field, True, dialect)
+    if dialect.words_grammar_errors_like_tgi and isinstance(
+        grammar, JsonGrammar | JsonSchemaGrammar
+    ):
         schema = constraint.schema if isinstance(constraint, terms.Json) else {"properties": {}}
         if not isinstance(schema, dict) or "properties" not in schema:
             raise ValidationError("grammar is not valid: Grammar must have a 'properties' field")
     if check.refusal:
         regex = isinstance(constraint, terms.Regex)
-        _refuse(check.refusal, field, regex, strict_tgi=strict_tgi)
+        _refuse(check.refusal, field, regex, dialect)
     ignore(f"{field}.{name}" for name in check.ignored)
     return check.grammar
 
 
-def _refuse(reason: str, field: str, invalid: bool, *, strict_tgi: bool) -> NoReturn:
-    if not strict_tgi:
+def _refuse(reason: str, field: str, invalid: bool, dialect: Dialect) -> NoReturn:
+    if not dialect.words_grammar_errors_like_tgi:
         raise ValidationError(f"`{field}`: {reason}")
     if invalid:
         raise ValidationError(f"grammar is not valid: {reason}")

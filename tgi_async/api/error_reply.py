@@ -62,7 +62,7 @@ def form_of(path: str, limits: Limits) -> ErrorForm:
     """The form of errors at this path, also where there is no route."""
     if path != "/v1" and not path.startswith("/v1/"):
         return as_tgi
-    return lambda error: as_tgi(error) if limits.strict_tgi else as_openai(error)
+    return as_openai if limits.dialect.answers_errors_like_openai else as_tgi
 
 
 def openai_error(error: ServerError, *, in_stream: bool = False) -> OpenAIError:

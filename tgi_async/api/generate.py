@@ -49,9 +49,10 @@ async def compat_generate(
     parameters = body.given
     if parameters.return_full_text is None:
         tag = service.limits.model_pipeline_tag
-        follows = parameters.grammar is not None and not service.limits.strict_tgi
+        follows = parameters.grammar is not None
+        shown = not follows or service.limits.dialect.shows_prompt_before_grammar
         full = tag is None or tag == "text-generation"
-        parameters = structs.replace(parameters, return_full_text=full and not follows)
+        parameters = structs.replace(parameters, return_full_text=full and shown)
     if body.stream:
         await _stream(service, body.inputs, parameters, exchange)
     else:

@@ -1,4 +1,4 @@
-"""How the OpenAI routes answer: reasons, errors and streams of several choices."""
+"""How the OpenAI routes answer: errors and streams of several choices."""
 
 from __future__ import annotations
 
@@ -14,20 +14,10 @@ from tgi_async.api.schemas.errors import OpenAIErrorBody, StreamError, StreamFai
 from tgi_async.api.service import Service
 from tgi_async.api.timing import stream_headers
 from tgi_async.errors import Overloaded, ServerError, ValidationError
-from tgi_async.generation import Emitted, FinishReason
+from tgi_async.generation import Emitted
 
 TGI_STREAM_STATUS = 422
 """What TGI says in a stream, whatever went wrong."""
-
-
-def finish_reason_of(reason: FinishReason, *, strict_tgi: bool) -> str:
-    """OpenAI's word for the end: what ended by a token or a stop sequence is `stop`.
-
-    TGI has a word of its own for the latter.
-    """
-    if reason == "length" or (reason == "stop_sequence" and strict_tgi):
-        return reason
-    return "stop"
 
 
 @asynccontextmanager
@@ -39,7 +29,7 @@ async def errors_told(service: Service, exchange: Exchange, streamed: bool) -> A
     try:
         yield
     except (ValidationError, Overloaded):
-        if streamed and service.limits.strict_tgi and not exchange.streaming:
+        if streamed and not service.limits.dialect.begins_streams_late and not exchange.streaming:
             await exchange.open_stream(stream_headers(service.compute_type, 0), tgi_error_event)
         raise
 
@@ -78,11 +68,11 @@ async def stream_choices(
             last = ending_of_choice
         service.account(generation.timings, n_generated)
 
-    strict = service.limits.strict_tgi
-    told = tgi_error_event if strict else error_event
+    late = service.limits.dialect.begins_streams_late
+    told = error_event if late else tgi_error_event
     head = stream_headers(service.compute_type, n_characters)
     try:
-        await exchange.open_stream(head, told, late=not strict)
+        await exchange.open_stream(head, told, late=late)
         await together([follow(*one) for one in enumerate(generations)])
     finally:
         for generation in generations:

@@ -18,7 +18,7 @@ def set_bounds(components: dict[str, Json], limits: Limits) -> None:
     least, most = PENALTY_RANGE
     share: Json = {"exclusiveMinimum": 0, "exclusiveMaximum": 1}
     penalty: Json = {"minimum": -2, "maximum": 2}
-    seed: Json = {"minimum": 0 if limits.strict_tgi else -(2**63), "maximum": 2**64 - 1}
+    seed: Json = {"minimum": limits.dialect.least_seed, "maximum": 2**64 - 1}
     bounds: dict[str, Json] = {
         "best_of": {"maximum": limits.max_best_of},
         "temperature": {"exclusiveMinimum": 0, "maximum": MAX_TEMPERATURE},
@@ -45,7 +45,7 @@ def set_bounds(components: dict[str, Json], limits: Limits) -> None:
         _bound(fields["frequency_penalty"], penalty)
         _bound(fields["seed"], seed)
         _bound_stop(fields["stop"], limits)
-        if not limits.strict_tgi:
+        if not limits.dialect.reads_fields_of_tgi_only:
             _bound(fields["prompt_logprobs"], {"maximum": limits.max_top_n_tokens})
             _bound(fields["truncate_prompt_tokens"], {"maximum": limits.max_input_tokens})
             _bound(fields["presence_penalty"], penalty)

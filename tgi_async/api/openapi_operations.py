@@ -123,7 +123,7 @@ GENERATE = (
 
 
 def _tokenize(limits: Limits) -> tuple[Operation, ...]:
-    strict = limits.strict_tgi
+    dialect = limits.dialect
     more: dict[str, Any] = {
         "body": (GenerateRequest, PromptTokenizeRequest, ChatTokenizeRequest),
         "reply": (list[SimpleToken], TokenizeResponse),
@@ -134,8 +134,9 @@ def _tokenize(limits: Limits) -> tuple[Operation, ...]:
         _generation(
             "/tokenize",
             "tokenize",
-            "Tokenize a text" + ("" if strict else ", in TGI's form or in vLLM's, or a chat"),
-            **(own if strict else more),
+            "Tokenize a text"
+            + (", in TGI's form or in vLLM's, or a chat" if dialect.tokenizes_chats else ""),
+            **(more if dialect.tokenizes_chats else own),
             failures=failures,
         ),
         _generation(
@@ -153,17 +154,17 @@ def _tokenize(limits: Limits) -> tuple[Operation, ...]:
             body=(ChatRequest,),
             reply=(ChatTokenizeResponse,),
             failures=failures,
-            keyed=not strict,
+            keyed=dialect.guards_all_work,
         ),
     )
 
 
 def _stream_error(limits: Limits) -> Any:
-    return StreamError if limits.strict_tgi else OpenAIErrorBody
+    return OpenAIErrorBody if limits.dialect.begins_streams_late else StreamError
 
 
 def _openai(limits: Limits) -> tuple[Operation, ...]:
-    ours = not limits.strict_tgi
+    ours = limits.dialect.answers_errors_like_openai
     return (
         _generation(
             "/v1/chat/completions",
@@ -245,7 +246,7 @@ def _kserve(limits: Limits) -> tuple[Operation, ...]:
             "A text for each input",
             body=(cloud.InferenceRequest,),
             reply=(cloud.InferenceResponse,),
-            keyed=not limits.strict_tgi,
+            keyed=limits.dialect.guards_all_work,
         ),
         Operation("get", model, "kserve", "The model", reply=(cloud.Metadata,)),
         Operation("get", f"{model}/ready", "kserve", "Whether the model serves", **ready),

@@ -73,7 +73,7 @@ class Operations:
 
     def _model(self, name: str) -> ModelInfo:
         limits = self._service.limits
-        if limits.strict_tgi:
+        if not limits.dialect.shows_model_details:
             return ModelInfo(id=name, owned_by=limits.model_id)
         return ModelInfo(
             id=name,

@@ -136,9 +136,10 @@ def check(parameters: GenerateParameters, limits: Limits, names: FieldNames = OF
     if p.seed is not None:
         if (p.best_of or 1) > 1:
             raise ValidationError("`seed` must not be set when `best_of` > 1")
-        if not (0 if limits.strict_tgi else -(2**63)) <= p.seed < 2**64:
+        least_seed = limits.dialect.least_seed
+        if not least_seed <= p.seed < 2**64:
             # Not shown: it may have thousands of digits.
-            least = "0" if limits.strict_tgi else "-2**63"
+            least = "-2**63" if least_seed == -(2**63) else str(least_seed)
             raise ValidationError(f"`seed` must be >= {least} and < 2**64")
     if p.top_n_tokens is not None and p.top_n_tokens > limits.max_top_n_tokens:
         raise ValidationError(
@@ -208,7 +209,7 @@ def fit(
     if names != OF_TGI:
         raise _too_long(n_prompt, wanted, limits, names)
     if n_prompt + admitted > limits.max_total_tokens:
-        given = admitted if limits.strict_tgi else wanted
+        given = wanted if limits.dialect.explains_errors else admitted
         raise ValidationError(
             f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
             f"Given: {n_prompt} `inputs` tokens and {given} `max_new_tokens`"

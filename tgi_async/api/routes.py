@@ -46,10 +46,10 @@ def routes(service: Service, environment: Mapping[str, str]) -> list[Route]:
         StartError: one of these names is no path.
     """
     keyed, open_to_all = _Post(service, keyed=True), _Post(service, keyed=False)
-    strict = service.limits.strict_tgi
+    dialect = service.limits.dialect
     # Open in TGI, though each costs as much as the routes that it guards.
-    guarded = open_to_all if strict else keyed
-    openais = _json if strict else _lenient_json
+    guarded = keyed if dialect.guards_all_work else open_to_all
+    openais = _lenient_json if dialect.reads_respelled_numbers else _json
     operations = Operations(service)
     docs = Docs(service.limits, service.version)
     found = [
@@ -63,7 +63,7 @@ def routes(service: Service, environment: Mapping[str, str]) -> list[Route]:
         keyed(
             "/tokenize",
             tokenize,
-            _json(GenerateRequest) if strict else SHAPES_OF_TOKENIZE.decode,
+            SHAPES_OF_TOKENIZE.decode if dialect.tokenizes_chats else _json(GenerateRequest),
             counted=False,
         ),
         keyed("/detokenize", detokenize, _json(DetokenizeRequest), counted=False),
@@ -119,7 +119,9 @@ class _Post:
         form = as_tgi if handler is vertex else form_of(path, limits)
         app: ASGIApp = Endpoint(self._service, handler, decode, counted=counted, error_form=form)
         if self._api_key:
-            app = RequireKey(app, self._api_key, any_case=limits.strict_tgi, error_form=form)
+            app = RequireKey(
+                app, self._api_key, any_case=limits.dialect.folds_case_of_key, error_form=form
+            )
         return Route(path, app, methods=["POST"])
 
 

@@ -121,7 +121,7 @@ class Service:
             constraint,
             "tools" if parameters.grammar is None else names.grammar,
             ignore=exchange.ignore,
-            strict_tgi=self.limits.strict_tgi,
+            dialect=self.limits.dialect,
         )
         exchange.validation_seconds = time.monotonic() - exchange.started
         self.metrics.request_validated(exchange.validation_seconds, len(prompt), max_new_tokens)

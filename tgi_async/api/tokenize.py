@@ -68,7 +68,7 @@ async def _text(service: Service, body: PromptTokenizeRequest | ChatTokenizeRequ
         return body.prompt
     refuse_unbuilt(chat_template=body.chat_template)
     chat = with_tools(body)
-    offer = offer_of(chat, strict_tgi=service.limits.strict_tgi)
+    offer = offer_of(chat, service.limits.dialect)
     return await prompt_of(service, chat, offer)
 
 

@@ -44,13 +44,14 @@ def _request(service: Service, raw: bytes, exchange: Exchange) -> GenerateReques
     instance = _SHAPES.decode(raw)
     unknown = unknown_fields(raw, type(instance))
     named = ignored(unknown)
-    if isinstance(instance, ChatRequest) and not service.limits.strict_tgi:
+    of_tgi_only = service.limits.dialect.reads_fields_of_tgi_only
+    if isinstance(instance, ChatRequest) and not of_tgi_only:
         refuse_unsupported(unknown, named)
     exchange.ignore(f"instances.{path}" for path in named)
     if isinstance(instance, ChatRequest):
         return instance
     parameters = instance.given
-    if service.limits.strict_tgi:
+    if of_tgi_only:
         parameters = VertexParameters(
             max_new_tokens=parameters.max_new_tokens, seed=parameters.seed
         )

@@ -171,7 +171,7 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
     def names(self, limits: Limits, form: str | None) -> FieldNames:
         """What the client calls the fields, `form` that of the grammar; TGI's messages have TGI's
         names."""
-        if limits.strict_tgi:
+        if not limits.dialect.names_fields_as_sent:
             return OF_TGI
         return FieldNames(
             "messages", self.most_new_tokens_name, "top_logprobs", form or "response_format"

@@ -72,7 +72,7 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
     def names(self, limits: Limits, form: str | None) -> FieldNames:
         """What the client calls the fields, `form` that of the grammar; TGI's messages have TGI's
         names."""
-        if limits.strict_tgi:
+        if not limits.dialect.names_fields_as_sent:
             return OF_TGI
         return FieldNames(
             "prompt", self.most_new_tokens_name, "logprobs", form or "response_format"

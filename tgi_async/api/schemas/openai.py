@@ -203,10 +203,10 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         and `typical_p` 1, `top_k` 0 and -1. TGI refuses them. What the request leaves open is as
         the model's makers recommend it; TGI samples from the plain distribution then.
         """
-        strict = limits.strict_tgi
-        if strict and self.max_tokens == -1:
+        dialect = limits.dialect
+        if not dialect.reads_neutral_values and self.max_tokens == -1:
             raise BodyRefused.of_wrong_type("Expected `int` >= 0", "max_tokens")
-        advice = SamplingDefaults() if strict else limits.sampling_defaults
+        advice = limits.sampling_defaults if dialect.recommends_sampling else SamplingDefaults()
         temperature = self._temperature(limits)
         greedy = self._greedy(limits)
         top_p = advice.top_p if self.top_p is None else self.top_p
@@ -214,7 +214,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         return GenerateParameters(
             do_sample=not greedy,
             temperature=None if greedy else temperature,
-            top_p=None if greedy or (top_p == 1 and not strict) else top_p,
+            top_p=None if greedy or (top_p == 1 and dialect.reads_neutral_values) else top_p,
             top_k=None if greedy or top_k in (0, -1) else top_k,
             typical_p=None if greedy or self.typical_p == 1 else self.typical_p,
             min_p=None if greedy else self.min_p,
@@ -235,7 +235,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         Makers who recommend the likeliest token do not mean a request that asks for sampling, be it
         by a parameter that only sampling has or by several choices.
         """
-        if self.temperature is not None or limits.strict_tgi:
+        if self.temperature is not None or not limits.dialect.recommends_sampling:
             return self.temperature
         advised = limits.sampling_defaults.temperature
         asks = (
@@ -250,7 +250,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
 
     def _greedy(self, limits: Limits) -> bool:
         """Whether each token is the likeliest one."""
-        none_but_the_first = self.top_p == 0 and not limits.strict_tgi
+        none_but_the_first = self.top_p == 0 and limits.dialect.reads_neutral_values
         return none_but_the_first or self._temperature(limits) == 0
 
     def check_own(self, limits: Limits) -> None:
@@ -261,7 +261,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         """
         if self._greedy(limits):
             # Greedy leaves the parameters of sampling out, but wrong ones are still wrong.
-            no_top_p = (1,) if limits.strict_tgi else (0, 1)
+            no_top_p = (0, 1) if limits.dialect.reads_neutral_values else (1,)
             off = self.top_p in no_top_p, self.top_k in (0, -1), self.typical_p == 1
             check_warpers(
                 GenerateParameters(
