@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from tgi_async.api.engine import Engine
-from tgi_async.api.exchange import Exchange
 from tgi_async.api.limits import Limits
+from tgi_async.api.request_context import RequestContext
 from tgi_async.errors import Overloaded
 from tgi_async.scheduler.reservations import EVICTED
 
@@ -34,7 +34,7 @@ class Admission:
         self._turnover = Turnover()
 
     @asynccontextmanager
-    async def take(self, exchange: Exchange, n_rows: int = 1) -> AsyncIterator[None]:
+    async def take(self, context: RequestContext, n_rows: int = 1) -> AsyncIterator[None]:
         """Hold a row for each of the generations to come, from before anything is done for them.
 
         Raises:
@@ -48,10 +48,10 @@ class Admission:
             holding.reschedule(0.0)  # now: whatever the request waits for is cancelled
 
         try:
-            reservation = self._engine.reserve(exchange.peer, n_rows, exchange.n_bytes, leave)
+            reservation = self._engine.reserve(context.peer, n_rows, context.n_bytes, leave)
         except Overloaded as error:
             raise self._overloaded(str(error), n_rows) from None
-        exchange.reservation = reservation
+        context.reservation = reservation
         try:
             async with holding:
                 yield

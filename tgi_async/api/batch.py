@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import msgspec
-from msgspec import Struct, structs
-
-from tgi_async.api.chat import chat
-from tgi_async.api.exchange import Captured, Exchange
+from tgi_async.api.chat import answer_whole
+from tgi_async.api.encoding import encode
 from tgi_async.api.generate import generate
 from tgi_async.api.limits import set_by
+from tgi_async.api.request_context import RequestContext
 from tgi_async.api.schemas.chat import ChatRequest
 from tgi_async.api.schemas.generate import GenerateRequest
 from tgi_async.api.service import Service
@@ -25,27 +23,10 @@ class InferenceFailed(ServerError):
     failure = "incomplete"
 
 
-class _Generated(Struct):
-    generated_text: str
-
-
-class _Message(Struct):
-    content: str | None = None
-    tool_calls: msgspec.Raw = msgspec.Raw(b"")
-
-
-class _Choice(Struct):
-    message: _Message
-
-
-class _Chat(Struct):
-    choices: list[_Choice]
-
-
 async def generate_texts(
-    service: Service, requests: Sequence[GenerateRequest | ChatRequest], exchange: Exchange
+    service: Service, requests: Sequence[GenerateRequest | ChatRequest], context: RequestContext
 ) -> list[str]:
-    """The texts, in order. The first failure ends the others.
+    """Return the texts, in order. The first failure ends the others.
 
     Raises:
         ServerError: that of the first that failed; TGI does not say why.
@@ -56,11 +37,11 @@ async def generate_texts(
             f"at most {most} texts can be in one body. Given: {len(requests)}"
             + set_by(service.limits, "--max-concurrent-requests")
         )
-    n_bytes = exchange.n_bytes // max(len(requests), 1)
+    n_bytes = context.n_bytes // max(len(requests), 1)
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(_generate_text(service, request, Captured(exchange, n_bytes)))
+                group.create_task(_generate_text(service, request, context.part(n_bytes)))
                 for request in requests
             ]
     except BaseExceptionGroup as failures:
@@ -72,13 +53,12 @@ async def generate_texts(
 
 
 async def _generate_text(
-    service: Service, request: GenerateRequest | ChatRequest, inner: Captured
+    service: Service, request: GenerateRequest | ChatRequest, context: RequestContext
 ) -> str:
     if isinstance(request, GenerateRequest):
-        await generate(service, request, inner)
-        return msgspec.json.decode(inner.body, type=_Generated).generated_text
-    await chat(service, structs.replace(request, stream=False), inner)
-    reply = msgspec.json.decode(inner.body, type=_Chat)
-    message = reply.choices[0].message
-    # A text is all that there is room for, so calls are told as JSON.
-    return message.content or bytes(message.tool_calls).decode()
+        return (await generate(service, request, context)).body.generated_text
+    message = (await answer_whole(service, request, context)).body.choices[0].message
+    if message.content:
+        return message.content
+    # A text is all that there is room for, so calls are shown as JSON.
+    return encode(message.tool_calls).decode() if message.tool_calls else ""

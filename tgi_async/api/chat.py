@@ -2,63 +2,156 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
 from msgspec import structs
 
 from tgi_async.api.bad_words import banned_of
 from tgi_async.api.chat_answer import ChatAnswer
 from tgi_async.api.chat_functions import with_tools
-from tgi_async.api.chat_like_tgi import call_like_tgi
+from tgi_async.api.chat_like_tgi import LikeTGI
 from tgi_async.api.chat_prompt import prompt_of
 from tgi_async.api.chat_thinking import unread_fields
-from tgi_async.api.chat_tools import AnswerReader, offer_of
-from tgi_async.api.exchange import Exchange, encode
+from tgi_async.api.chat_tools import AnswerReader, Offer, offer_of
+from tgi_async.api.engine import Generation
+from tgi_async.api.exchange import Exchange
 from tgi_async.api.finished import collect_all
-from tgi_async.api.form import form_of
-from tgi_async.api.openai import errors_told, stream_choices
-from tgi_async.api.schemas.chat import ChatRequest
+from tgi_async.api.form import Form, form_of
+from tgi_async.api.openai import early_errors, read_body, stream_choices
+from tgi_async.api.parameters import GenerateParameters
+from tgi_async.api.request_context import RequestContext
+from tgi_async.api.result import EventStream, Reply
+from tgi_async.api.schemas.chat import ChatCompletion, ChatRequest
 from tgi_async.api.service import Service
 from tgi_async.api.timing import reply_headers
-from tgi_async.api.unsupported import refuse_unsupported
+from tgi_async.generation import GenerationRequest
 
 
-async def chat(service: Service, body: ChatRequest, exchange: Exchange) -> None:
-    """Answers, whole or as a stream. What is wrong with the request is told before a stream."""
-    async with errors_told(service, exchange, bool(body.stream)):
-        await _answer(service, body, exchange)
+async def chat(
+    service: Service, body: ChatRequest, context: RequestContext
+) -> Reply[ChatCompletion] | EventStream:
+    """Answer a chat, whole or as a stream."""
+    if body.stream:
+        return EventStream(partial(_stream, service, body, context))
+    return await answer_whole(service, body, context)
 
 
-async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> None:
-    dialect = service.limits.dialect
-    if dialect.reads_fields_of_tgi_only:
-        exchange.ignore(body.ignored_by_tgi())
-        body = body.as_tgi_reads_it()
-    else:
-        refuse_unsupported(exchange.unknown, exchange.ignored)
-    body = with_tools(body)
-    offer = offer_of(body, dialect)
-    n = body.n_choices(service.limits)
-    body.check_own(service.limits)
+async def answer_whole(
+    service: Service, body: ChatRequest, context: RequestContext
+) -> Reply[ChatCompletion]:
+    """Answer a chat with one object."""
+    question = _read(service, body, context)
+    if question.offer is not None and service.limits.dialect.calls_tools_like_tgi:
+        async with service.admission.take(context):
+            return await _like_tgi(service, question, context).reply()
+    async with _answering(service, question, context) as chat:
+        finished = await collect_all(chat.generations)
+    for one in finished:
+        service.account(one.timings, len(one.tokens))
+    n_generated = sum(len(one.tokens) for one in finished)
+    headers = reply_headers(
+        context,
+        service.compute_type,
+        len(chat.prompt),
+        [chat.request],
+        [one.timings for one in finished],
+        n_generated,
+    )
+    choices = [
+        chat.answer.choice(index, one.tokens, one.finish_reason)
+        for index, one in enumerate(finished)
+    ]
+    return Reply(chat.answer.whole(choices, n_generated, finished[0].n_cached), headers)
+
+
+async def _stream(
+    service: Service, body: ChatRequest, context: RequestContext, exchange: Exchange
+) -> None:
+    async with early_errors(service, exchange):
+        question = _read(service, body, context)
+        if question.offer is not None and service.limits.dialect.calls_tools_like_tgi:
+            async with service.admission.take(context):
+                await _like_tgi(service, question, context).stream(exchange)
+            return
+        async with _answering(service, question, context) as chat:
+            first = chat.generations[0]
+            await stream_choices(
+                service,
+                exchange,
+                chat.generations,
+                len(chat.prompt),
+                chat.answer.events,
+                lambda: chat.answer.ending(first.n_cached),
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What a body asks for: `n` answers, which are held to `form` or may call tools on `offer`."""
+
+    body: ChatRequest
+    offer: Offer | None
+    form: Form | None
+    parameters: GenerateParameters
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """A chat whose answers are being generated."""
+
+    prompt: str
+    request: GenerationRequest
+    generations: list[Generation]
+    answer: ChatAnswer
+
+
+def _read(service: Service, body: ChatRequest, context: RequestContext) -> _Question:
+    limits = service.limits
+    body = with_tools(read_body(body, context, limits.dialect))
+    offer = offer_of(body, limits.dialect)
+    n = body.n_choices(limits)
+    body.check_own(limits)
     form = form_of(body)
     if offer is not None and offer.forced is not None:
         form = None  # it binds a text, and the answer is a call
     grammar = None if form is None else form.grammar
-    parameters = body.parameters(service.limits, body.most_new_tokens, body.top_logprobs, grammar)
-    if dialect.calls_tools_like_tgi and offer is not None:
-        await call_like_tgi(service, body, offer, parameters, exchange)
-        return
-    async with service.admission.take(exchange, n):
+    parameters = body.parameters(limits, body.most_new_tokens, body.top_logprobs, grammar)
+    return _Question(body, offer, form, parameters, n)
+
+
+def _like_tgi(service: Service, question: _Question, context: RequestContext) -> LikeTGI:
+    assert question.offer is not None
+    return LikeTGI(service, question.body, question.offer, question.parameters, context)
+
+
+@asynccontextmanager
+async def _answering(
+    service: Service, question: _Question, context: RequestContext
+) -> AsyncIterator[_Chat]:
+    """Hold rows, and generate the answers."""
+    body, offer, form, dialect = (
+        question.body,
+        question.offer,
+        question.form,
+        service.limits.dialect,
+    )
+    async with service.admission.take(context, question.n):
         prompt = await prompt_of(service, body, offer)
         if not dialect.reads_fields_of_tgi_only and service.chat_template is not None:
-            exchange.ignore(unread_fields(service.chat_template, body))
-        n_called = sum(len(message.tool_calls or ()) for message in body.messages)
+            context.ignore(unread_fields(service.chat_template, body))
         reader = None
         if not dialect.calls_tools_like_tgi:
+            n_called = sum(len(message.tool_calls or ()) for message in body.messages)
             reader = AnswerReader(service, offer, prompt, form, n_called=n_called)
         banned = await banned_of(service, body)
         request = await service.request(
             prompt,
-            parameters,
-            exchange,
+            question.parameters,
+            context,
             logprobs=bool(body.logprobs),
             include_stop=dialect.shows_stop_sequences or body.includes_stop,
             add_special_tokens=bool(body.add_special_tokens),
@@ -75,33 +168,7 @@ async def _answer(service: Service, body: ChatRequest, exchange: Exchange) -> No
                 special_texts=service.tokenizer.special_texts,
             )
             request = structs.replace(request, shown=reader.shown)
-        generations = service.submit_choices(request, n)
+        generations = service.submit_choices(request, question.n)
         answer = ChatAnswer(service, body, request, reader)
         answer.scores = generations[0]
-        if body.stream:
-            await stream_choices(
-                service,
-                exchange,
-                generations,
-                len(prompt),
-                answer.events,
-                lambda: answer.ending(generations[0].n_cached),
-            )
-            return
-        finished = await collect_all(generations)
-    for one in finished:
-        service.account(one.timings, len(one.tokens))
-    n_generated = sum(len(one.tokens) for one in finished)
-    headers = reply_headers(
-        exchange,
-        service.compute_type,
-        len(prompt),
-        [request],
-        [one.timings for one in finished],
-        n_generated,
-    )
-    choices = [
-        answer.choice(index, one.tokens, one.finish_reason) for index, one in enumerate(finished)
-    ]
-    whole = answer.whole(choices, n_generated, finished[0].n_cached)
-    await exchange.reply(encode(whole), headers=headers)
+        yield _Chat(prompt, request, generations, answer)

@@ -8,7 +8,7 @@ from typing import Literal
 from msgspec import UNSET, UnsetType, structs
 
 from tgi_async.api.chat_tools import AnswerReader
-from tgi_async.api.exchange import event
+from tgi_async.api.encoding import Events
 from tgi_async.api.finished import text_of
 from tgi_async.api.limits import Limits
 from tgi_async.api.prompt_logprobs import RankedScores, prompt_logprobs_of
@@ -94,8 +94,8 @@ class ChatAnswer:
             prompt_logprobs=self._prompt_logprobs(),
         )
 
-    def events(self, index: int, emitted: Emitted) -> bytes:
-        """One chunk for all tokens that came together; none where nothing of it can be told yet.
+    def events(self, index: int, emitted: Emitted) -> Events:
+        """Return one chunk for all tokens that came together; none where nothing can be shown yet.
 
         The first of a choice has the role; in TGI all have.
         """
@@ -106,29 +106,29 @@ class ChatAnswer:
         reason = emitted.finish_reason
         events = self._read(choice, emitted.tokens, reason)
         if not events and reason is None and not self._with_logprobs:
-            return b""
+            return ()
         shows_role = not (choice.begun and self._dialect.shows_role_once)
         choice.begun = True
         delta = choice.delta(events, shows_role=shows_role)
-        return self.chunk(index, delta, emitted.tokens, reason and self._reason(choice, reason))
+        return [self.chunk(index, delta, emitted.tokens, reason and self._reason(choice, reason))]
 
     def chunk(
         self, index: int, delta: AssistantDelta, tokens: Sequence[Token], reason: str | None
-    ) -> bytes:
-        """The event of a chunk with this delta."""
+    ) -> ChatCompletionChunk:
+        """Return a chunk with this delta."""
         one = ChatDelta(
             index=index, delta=delta, logprobs=self.logprobs(tokens), finish_reason=reason
         )
         chunk = self._chunk([one], None)
         if index == 0:
             chunk = structs.replace(chunk, prompt_logprobs=self._prompt_logprobs())
-        return event(chunk)
+        return chunk
 
-    def ending(self, n_cached: int = 0) -> bytes:
-        """The extra chunk that `stream_options.include_usage` asks for."""
+    def ending(self, n_cached: int = 0) -> Events:
+        """Return the extra chunk that `stream_options.include_usage` asks for."""
         if not self._include_usage:
-            return b""
-        return event(self._chunk([], self._usage(self.n_streamed, n_cached)))
+            return ()
+        return [self._chunk([], self._usage(self.n_streamed, n_cached))]
 
     def _usage(self, n_generated: int, n_cached: int) -> Usage:
         if not self._dialect.shows_usage_details:

@@ -13,15 +13,19 @@ from msgspec import UNSET
 from tgi_async.api.chat_answer import ChatAnswer
 from tgi_async.api.chat_prompt import prompt_of
 from tgi_async.api.chat_tools import Offer
+from tgi_async.api.encoding import DONE
 from tgi_async.api.engine import Generation
-from tgi_async.api.exchange import DONE, Exchange, encode
+from tgi_async.api.exchange import Exchange
 from tgi_async.api.finished import collect, text_of
-from tgi_async.api.openai import stream_choices, tgi_error_event
+from tgi_async.api.openai import stream_choices, tgi_error_events
 from tgi_async.api.parameters import GenerateParameters
+from tgi_async.api.request_context import RequestContext
+from tgi_async.api.result import Reply
 from tgi_async.api.schemas.chat import (
     AssistantDelta,
     AssistantMessage,
     ChatChoice,
+    ChatCompletion,
     ChatRequest,
 )
 from tgi_async.api.schemas.tools import (
@@ -45,23 +49,11 @@ from tgi_async.text.tools.tgi import (
 )
 
 
-async def call_like_tgi(
-    service: Service,
-    body: ChatRequest,
-    offer: Offer,
-    parameters: GenerateParameters,
-    exchange: Exchange,
-) -> None:
-    """Answer with one call, or in words."""
-    tools = [*offer.tools, NO_TOOL] if offer.forced is None else offer.forced
-    offer = Offer(tools, tools, parallel=False)
-    async with service.admission.take(exchange):
-        tgi = _LikeTGI(service, body, offer, parameters, exchange)
-        await (tgi.stream() if body.stream else tgi.reply())
+class LikeTGI:
+    """One request, which is answered with one call or in words.
 
-
-class _LikeTGI:
-    """One request. In TGI its two generations have each their own prompt."""
+    It holds a row. In TGI its two generations have each their own prompt.
+    """
 
     def __init__(
         self,
@@ -69,15 +61,17 @@ class _LikeTGI:
         body: ChatRequest,
         offer: Offer,
         parameters: GenerateParameters,
-        exchange: Exchange,
+        context: RequestContext,
     ) -> None:
+        tools = [*offer.tools, NO_TOOL] if offer.forced is None else offer.forced
         self._service = service
         self._body = body
-        self._offer = offer
+        self._offer = Offer(tools, tools, parallel=False)
         self._parameters = parameters
-        self._exchange = exchange
+        self._context = context
 
-    async def reply(self) -> None:
+    async def reply(self) -> Reply[ChatCompletion]:
+        """Answer with one object."""
         service = self._service
         prompt, request = await self._request(self._offer)
         first = await collect(service.submit(request))
@@ -86,47 +80,48 @@ class _LikeTGI:
             name, arguments = call_of(first.text)
         except ValueError as error:
             raise ToolError(f"Failed to parse generated text: {error}") from error
-        told = ChatAnswer(service, self._body, request)
+        answer = ChatAnswer(service, self._body, request)
         requests, timings = [request], [first.timings]
         if name == NO_TOOL_NAME:
             prompt, request = await self._request(None)
             second = await collect(service.submit(request))
             service.account(second.timings, len(second.tokens))
-            told = ChatAnswer(service, self._body, request)
+            answer = ChatAnswer(service, self._body, request)
             requests, timings = [request], [second.timings]
             message = AssistantMessage(second.text)
         else:
             function = FunctionCall(name=name, arguments=arguments, description=None)
             message = AssistantMessage(tool_calls=[ToolCall(id="0", function=function)])
-        # TGI tells of the first generation, whichever the message is from.
+        # TGI reports the first generation, whichever the message is from.
         choice = ChatChoice(
             message=message,
-            logprobs=told.logprobs(first.tokens),
+            logprobs=answer.logprobs(first.tokens),
             finish_reason=service.limits.dialect.finish_reason(first.finish_reason),
         )
         n_generated = len(first.tokens)
         headers = reply_headers(
-            self._exchange, service.compute_type, len(prompt), requests, timings, n_generated
+            self._context, service.compute_type, len(prompt), requests, timings, n_generated
         )
-        await self._exchange.reply(encode(told.whole([choice], n_generated)), headers=headers)
+        return Reply(answer.whole([choice], n_generated), headers)
 
-    async def stream(self) -> None:
+    async def stream(self, exchange: Exchange) -> None:
+        """Stream the answer."""
         service = self._service
         prompt, request = await self._request(self._offer)
         generation = service.submit(request)
-        told = ChatAnswer(service, self._body, request)
+        answer = ChatAnswer(service, self._body, request)
         try:
-            called = await self._stream_call(generation, told, len(prompt))
+            called = await self._stream_call(exchange, generation, answer, len(prompt))
         finally:
             generation.cancel()
         if called:
-            await self._exchange.close(told.ending() + DONE)
+            await exchange.close([*answer.ending(), DONE])
             return
         prompt, request = await self._request(None)
-        told = ChatAnswer(service, self._body, request)
+        answer = ChatAnswer(service, self._body, request)
         generations = service.submit_choices(request, 1)
         await stream_choices(
-            service, self._exchange, generations, len(prompt), told.events, told.ending
+            service, exchange, generations, len(prompt), answer.events, answer.ending
         )
 
     async def _request(self, offer: Offer | None) -> tuple[str, GenerationRequest]:
@@ -138,7 +133,7 @@ class _LikeTGI:
         request = await self._service.request(
             prompt,
             self._parameters,
-            self._exchange,
+            self._context,
             logprobs=bool(self._body.logprobs),
             include_stop=True,
             add_special_tokens=False,
@@ -148,30 +143,31 @@ class _LikeTGI:
         return prompt, request
 
     async def _stream_call(
-        self, generation: Generation, told: ChatAnswer, n_characters: int
+        self, exchange: Exchange, generation: Generation, answer: ChatAnswer, n_characters: int
     ) -> bool:
-        """Stream the call as it comes; False as soon as it is `no_tool`. TGI tells no reason of the
-        end, and nothing at all of a call whose name was cut off.
+        """Stream the call as it comes; return False as soon as it is `no_tool`.
+
+        TGI sends no reason for the end, and nothing at all of a call whose name was cut off.
         """
-        service, exchange = self._service, self._exchange
+        service = self._service
         reader = CallReader()
         call_id = _next_id(self._body)
         async for emitted in generation:
-            told.n_streamed += len(emitted.tokens)
+            answer.n_streamed += len(emitted.tokens)
             events = reader.feed(text_of(emitted.tokens))
             if any(event == CallBegun(NO_TOOL_NAME) for event in events):
                 return False
             if events and not exchange.streaming:
                 headers = stream_headers(service.compute_type, n_characters)
-                await exchange.open_stream(headers, tgi_error_event)
+                await exchange.open_stream(headers, tgi_error_events)
             tokens = emitted.tokens
             for piece in _apart(events):
-                await exchange.write(told.chunk(0, _delta(piece, call_id), tokens, None))
+                await exchange.write([answer.chunk(0, _delta(piece, call_id), tokens, None)])
                 tokens = []
-        service.account(generation.timings, told.n_streamed)
+        service.account(generation.timings, answer.n_streamed)
         if not exchange.streaming:
             headers = stream_headers(service.compute_type, n_characters)
-            await exchange.open_stream(headers, tgi_error_event)
+            await exchange.open_stream(headers, tgi_error_events)
         return True
 
 

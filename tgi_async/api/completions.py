@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 
 from msgspec import UNSET, UnsetType, structs
 
 from tgi_async.api.bad_words import banned_of
 from tgi_async.api.body import BodyRefused
 from tgi_async.api.completion_logprobs import LogprobsWriter, Piece, PromptScores, pieces_of
-from tgi_async.api.exchange import Exchange, encode, event
+from tgi_async.api.encoding import Events
+from tgi_async.api.engine import Generation
+from tgi_async.api.exchange import Exchange
 from tgi_async.api.finished import Finished, collect_all, text_of
 from tgi_async.api.form import Form, form_of
 from tgi_async.api.limits import set_by
-from tgi_async.api.openai import errors_told, stream_choices
+from tgi_async.api.openai import early_errors, read_body, stream_choices
 from tgi_async.api.prompt_logprobs import RankedScores, prompt_logprobs_of
+from tgi_async.api.request_context import RequestContext
+from tgi_async.api.result import EventStream, Reply
 from tgi_async.api.schemas.completions import Completion, CompletionChoice, CompletionRequest
 from tgi_async.api.schemas.openai import PromptLogprob, Usage, now, unique_id
 from tgi_async.api.service import Service, choices_of
 from tgi_async.api.timing import reply_headers
-from tgi_async.api.unsupported import refuse_unsupported
 from tgi_async.errors import ServerError
 from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
 
@@ -43,32 +49,78 @@ class TooManyPrompts(ServerError):
     failure = "validation"
 
 
-async def completions(service: Service, body: CompletionRequest, exchange: Exchange) -> None:
-    """Completions of each prompt, whole or as one stream in which they take turns."""
-    async with errors_told(service, exchange, bool(body.stream)):
-        await _complete(service, body, exchange)
+async def completions(
+    service: Service, body: CompletionRequest, context: RequestContext
+) -> Reply[Completion] | EventStream:
+    """Complete each prompt, whole or as one stream in which they take turns."""
+    if body.stream:
+        return EventStream(partial(_stream, service, body, context))
+    return await _whole(service, body, context)
 
 
-async def _complete(service: Service, body: CompletionRequest, exchange: Exchange) -> None:
-    if service.limits.dialect.reads_fields_of_tgi_only:
-        exchange.ignore(body.ignored_by_tgi())
-        body = body.as_tgi_reads_it()
-    else:
-        refuse_unsupported(exchange.unknown, exchange.ignored)
+async def _whole(
+    service: Service, body: CompletionRequest, context: RequestContext
+) -> Reply[Completion]:
+    async with _completing(service, body, context) as batch:
+        finished = await collect_all(batch.generations)
+    for one in finished:
+        service.account(one.timings, len(one.tokens))
+    headers = reply_headers(
+        context,
+        service.compute_type,
+        batch.n_characters,
+        batch.requests,
+        [one.timings for one in finished],
+        sum(len(one.tokens) for one in finished),
+    )
+    return Reply(batch.answer.whole(finished), headers)
+
+
+async def _stream(
+    service: Service, body: CompletionRequest, context: RequestContext, exchange: Exchange
+) -> None:
+    async with early_errors(service, exchange), _completing(service, body, context) as batch:
+        answer, generations = batch.answer, batch.generations
+
+        def events(index: int, emitted: Emitted) -> Events:
+            return answer.events(index, emitted, generations[index])
+
+        def ending() -> Events:
+            return answer.ending([one.n_cached for one in generations[:: batch.n_each]])
+
+        await stream_choices(service, exchange, generations, batch.n_characters, events, ending)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Prompts that are being completed, each of them `n_each` times."""
+
+    n_characters: int
+    n_each: int
+    requests: list[GenerationRequest]
+    generations: list[Generation]
+    answer: _Answer
+
+
+@asynccontextmanager
+async def _completing(
+    service: Service, body: CompletionRequest, context: RequestContext
+) -> AsyncIterator[_Batch]:
+    """Hold rows, and generate the completions."""
+    body = read_body(body, context, service.limits.dialect)
     prompts = _prompts(service, body)
     n_each = body.n_generated(service.limits)
     body.check_own(service.limits)
     form = form_of(body)
-    async with service.admission.take(exchange, len(prompts) * n_each):
+    async with service.admission.take(context, len(prompts) * n_each):
         banned = await banned_of(service, body)
         requests = [
-            await _request(service, body, prompt, exchange, form, banned) for prompt in prompts
+            await _request(service, body, prompt, context, form, banned) for prompt in prompts
         ]
         if body.truncate_prompt_tokens is None:
             texts = [await _text_of(service, prompt) for prompt in prompts]
         else:
             texts = [await _text_of(service, request.prompt) for request in requests]
-        n_characters = sum(map(len, texts))
         scored: list[list[Piece]] = []
         if body.echo and body.n_logprobs is not None:
             scored = [
@@ -83,39 +135,18 @@ async def _complete(service: Service, body: CompletionRequest, exchange: Exchang
             ]
         )
         answer = _Answer(service, body, texts, requests, scored)
-        if body.stream:
-
-            def events(index: int, emitted: Emitted) -> bytes:
-                return answer.events(index, emitted, generations[index])
-
-            def ending() -> bytes:
-                return answer.ending([one.n_cached for one in generations[::n_each]])
-
-            await stream_choices(service, exchange, generations, n_characters, events, ending)
-            return
-        finished = await collect_all(generations)
-    for one in finished:
-        service.account(one.timings, len(one.tokens))
-    headers = reply_headers(
-        exchange,
-        service.compute_type,
-        n_characters,
-        requests,
-        [one.timings for one in finished],
-        sum(len(one.tokens) for one in finished),
-    )
-    await exchange.reply(encode(answer.whole(finished)), headers=headers)
+        yield _Batch(sum(map(len, texts)), n_each, requests, generations, answer)
 
 
 async def _request(
     service: Service,
     body: CompletionRequest,
     prompt: Prompt,
-    exchange: Exchange,
+    context: RequestContext,
     form: Form | None,
     banned: list[list[int]],
 ) -> GenerationRequest:
-    # Scoring a prompt is a generation of one token, which is not told.
+    # Scoring a prompt is a generation of one token, which is not shown.
     max_new_tokens = 1 if body.scores_only else body.most_new_tokens
     n_logprobs = body.n_logprobs
     dialect = service.limits.dialect
@@ -124,7 +155,7 @@ async def _request(
         body.parameters(
             service.limits, max_new_tokens, n_logprobs, None if form is None else form.grammar
         ),
-        exchange,
+        context,
         logprobs=n_logprobs is not None or (body.best_of or 1) > 1,
         include_stop=dialect.shows_stop_sequences or body.includes_stop,
         add_special_tokens=body.add_special_tokens is not False,
@@ -200,8 +231,8 @@ class _Answer:
         )
         return self._completion(choices, usage)
 
-    def events(self, index: int, emitted: Emitted, scores: RankedScores) -> bytes:
-        """One chunk for all tokens that came together.
+    def events(self, index: int, emitted: Emitted, scores: RankedScores) -> Events:
+        """Return one chunk for all tokens that came together.
 
         Usage is in the last chunk of each choice, as in TGI, unless OpenAI's `include_usage` asks
         for it once at the end.
@@ -215,13 +246,13 @@ class _Answer:
         if emitted.finish_reason is not None and not self._body.include_usage:
             n_generated = 0 if self._body.scores_only else self._n_streamed[index]
             usage = self._usage_of(self._n_prompt[index // self._n], n_generated, scores.n_cached)
-        return event(self._completion([choice], usage))
+        return [self._completion([choice], usage)]
 
-    def ending(self, n_cached: Sequence[int]) -> bytes:
-        """The extra chunk that `stream_options.include_usage` asks for."""
+    def ending(self, n_cached: Sequence[int]) -> Events:
+        """Return the extra chunk that `stream_options.include_usage` asks for."""
         if not self._body.include_usage:
-            return b""
-        return event(self._completion([], self._usage(self._n_streamed, n_cached)))
+            return ()
+        return [self._completion([], self._usage(self._n_streamed, n_cached))]
 
     def _choice(
         self,

@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tgi_async.api.exchange import HeaderList
+from tgi_async.api.encoding import HeaderList
 
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 """All of them: a page that uses a wrong one reads the 405 rather than nothing."""

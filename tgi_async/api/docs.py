@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from tgi_async.api.exchange import encode
+from tgi_async.api.encoding import encode
 from tgi_async.api.limits import Limits
 from tgi_async.api.openapi import Json, document
 

@@ -1,4 +1,4 @@
-"""The ASGI side of a route that takes JSON: body in, handler run, client watched.
+"""The edge of a route that takes JSON: body in, handler run, result out, client watched.
 
 While the handler works, the connection is watched. A client that goes away, at whatever moment,
 cancels the handler, and the handler's `finally` clauses give back permits and blocks.
@@ -16,8 +16,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from tgi_async.api.body import BodyRefused, read_json_body
+from tgi_async.api.encoding import encode
 from tgi_async.api.error_reply import ErrorForm, as_tgi
 from tgi_async.api.exchange import Exchange
+from tgi_async.api.request_context import RequestContext
+from tgi_async.api.result import EventStream, Result
 from tgi_async.api.service import Service
 from tgi_async.api.unknown_fields import unknown_fields
 from tgi_async.api.unsupported import ignored
@@ -25,7 +28,7 @@ from tgi_async.errors import ServerError
 from tgi_async.fair_threads import CLIENT
 
 T = TypeVar("T")
-Handler = Callable[[Service, T, Exchange], Awaitable[None]]
+Handler = Callable[[Service, T, RequestContext], Awaitable[Result]]
 log = logging.getLogger(__name__)
 
 
@@ -55,16 +58,16 @@ class Endpoint(Generic[T]):
         exchange = Exchange(scope, send, self._error_form)
         try:
             raw = await read_json_body(scope, receive, self._service.limits)
-            exchange.n_bytes = len(raw)
+            exchange.context.n_bytes = len(raw)
             body = self._decode(raw)
-            exchange.unknown = unknown_fields(raw, type(body))
+            exchange.context.unknown = unknown_fields(raw, type(body))
             del raw  # which would stay as long as the request
         except ClientDisconnect:
             return
         except BodyRefused as refused:
             await exchange.fail(refused)
             return
-        exchange.ignore(ignored(exchange.unknown))
+        exchange.context.ignore(ignored(exchange.context.unknown))
         work = asyncio.create_task(self._work(body, exchange))
         gone = asyncio.create_task(_disconnected(receive))
         try:
@@ -83,14 +86,19 @@ class Endpoint(Generic[T]):
             await asyncio.gather(work, gone, return_exceptions=True)
 
     async def _work(self, body: T, exchange: Exchange) -> None:
-        CLIENT.set(exchange.peer)
+        context = exchange.context
+        CLIENT.set(context.peer)
         count = self._service.metrics if self._counted else None
         if count:
             count.request_received()
         try:
-            await self._handler(self._service, body, exchange)
+            result = await self._handler(self._service, body, context)
+            if isinstance(result, EventStream):
+                await result.write(exchange)
+            else:
+                await exchange.reply(encode(result.body), headers=result.headers)
             if count:
-                count.request_succeeded(time.monotonic() - exchange.started)
+                count.request_succeeded(time.monotonic() - context.started)
         except asyncio.CancelledError:
             if count:
                 count.request_failed("dropped")
@@ -107,7 +115,7 @@ class Endpoint(Generic[T]):
                 count.request_failed("generation", internal)
             await exchange.fail(internal)
         finally:
-            self._service.ignored_fields.note(exchange.ignored)
+            self._service.ignored_fields.note(context.ignored)
 
 
 async def _disconnected(receive: Receive) -> None:

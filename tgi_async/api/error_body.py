@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tgi_async.api.encoding import encode
 from tgi_async.api.error_reply import openai_type
-from tgi_async.api.exchange import encode
 from tgi_async.api.schemas.errors import OpenAIError, OpenAIErrorBody
 
 TGI_TYPES = {503: "healthcheck"}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from msgspec import UNSET, structs
 
-from tgi_async.api.exchange import Exchange, encode, event
+from tgi_async.api.encoding import Events
+from tgi_async.api.exchange import Exchange
 from tgi_async.api.finished import collect_all
 from tgi_async.api.generate_details import DetailsWriter
 from tgi_async.api.parameters import (
@@ -14,6 +17,8 @@ from tgi_async.api.parameters import (
     random_seed,
 )
 from tgi_async.api.relay import relay
+from tgi_async.api.request_context import RequestContext
+from tgi_async.api.result import EventStream, Reply
 from tgi_async.api.schemas.errors import ErrorBody
 from tgi_async.api.schemas.generate import (
     CompatGenerateRequest,
@@ -29,22 +34,26 @@ from tgi_async.errors import IncompleteGeneration, ServerError
 from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
 
 
-async def generate(service: Service, body: GenerateRequest, exchange: Exchange) -> None:
-    """One JSON object."""
-    await _reply(service, body.inputs, body.given, exchange, as_list=False)
+async def generate(
+    service: Service, body: GenerateRequest, context: RequestContext
+) -> Reply[GenerateResponse]:
+    """Answer with one object."""
+    return await _whole(service, body.inputs, body.given, context)
 
 
-async def generate_stream(service: Service, body: GenerateRequest, exchange: Exchange) -> None:
-    """A stream of token events."""
-    await _stream(service, body.inputs, body.given, exchange)
+async def generate_stream(
+    service: Service, body: GenerateRequest, context: RequestContext
+) -> EventStream:
+    """Answer with an event for each token."""
+    return EventStream(partial(_stream, service, body.inputs, body.given, context))
 
 
 async def compat_generate(
-    service: Service, body: CompatGenerateRequest, exchange: Exchange
-) -> None:
-    """`/`: a stream, or a list of one object. Here the prompt belongs to the text by default.
+    service: Service, body: CompatGenerateRequest, context: RequestContext
+) -> Reply[list[GenerateResponse]] | EventStream:
+    """Answer `/` with a stream, or a list of one object. The prompt is shown by default.
 
-    Not to one that follows a grammar, which it would break: that is TGI's way only.
+    Before a text that follows a grammar, which it would break, only TGI shows it.
     """
     parameters = body.given
     if parameters.return_full_text is None:
@@ -54,26 +63,21 @@ async def compat_generate(
         full = tag is None or tag == "text-generation"
         parameters = structs.replace(parameters, return_full_text=full and shown)
     if body.stream:
-        await _stream(service, body.inputs, parameters, exchange)
-    else:
-        await _reply(service, body.inputs, parameters, exchange, as_list=True)
+        return EventStream(partial(_stream, service, body.inputs, parameters, context))
+    reply = await _whole(service, body.inputs, parameters, context)
+    return Reply([reply.body], reply.headers)
 
 
-async def _reply(
-    service: Service,
-    inputs: str,
-    parameters: GenerateParameters,
-    exchange: Exchange,
-    *,
-    as_list: bool,
-) -> None:
+async def _whole(
+    service: Service, inputs: str, parameters: GenerateParameters, context: RequestContext
+) -> Reply[GenerateResponse]:
     check_best_of(parameters, service.limits)
     best_of = parameters.best_of or 1
     wants_details = parameters.details or parameters.decoder_input_details
     prefill: list[PrefillToken] = []
-    async with service.admission.take(exchange, best_of):
+    async with service.admission.take(context, best_of):
         request = await service.request(
-            inputs, parameters, exchange, logprobs=wants_details or best_of > 1, include_stop=True
+            inputs, parameters, context, logprobs=wants_details or best_of > 1, include_stop=True
         )
         writer = DetailsWriter(service.tokenizer, request)
         finished = await collect_all(service.submit_all(reseeded(request, best_of)))
@@ -88,25 +92,29 @@ async def _reply(
         details = writer.details(best, others, prefill, shown)
         response = GenerateResponse(shown + best.text, details)
     headers = reply_headers(
-        exchange, service.compute_type, len(inputs), [request], [best.timings], len(best.tokens)
+        context, service.compute_type, len(inputs), [request], [best.timings], len(best.tokens)
     )
-    await exchange.reply(encode([response] if as_list else response), headers=headers)
+    return Reply(response, headers)
 
 
 async def _stream(
-    service: Service, inputs: str, parameters: GenerateParameters, exchange: Exchange
+    service: Service,
+    inputs: str,
+    parameters: GenerateParameters,
+    context: RequestContext,
+    exchange: Exchange,
 ) -> None:
     # TGI's streams begin before anything is checked: its clients look for errors in events.
-    await exchange.open_stream(stream_headers(service.compute_type, len(inputs)), _error_event)
+    await exchange.open_stream(stream_headers(service.compute_type, len(inputs)), _error_events)
     check_streamed(parameters)
-    async with service.admission.take(exchange):
+    async with service.admission.take(context):
         request = await service.request(
-            inputs, parameters, exchange, logprobs=True, include_stop=True
+            inputs, parameters, context, logprobs=True, include_stop=True
         )
         generation = service.submit(request)
         events = _TokenEvents(service, request, parameters, inputs)
         try:
-            last = await relay(generation, exchange, events.encode)
+            last = await relay(generation, exchange, events.of)
         finally:
             generation.cancel()
         service.account(generation.timings, events.n_tokens)
@@ -130,30 +138,28 @@ class _TokenEvents:
         self._texts = [inputs] if parameters.return_full_text else []
         self.n_tokens = 0
 
-    def encode(self, emitted: Emitted) -> bytes:
-        """All events of `emitted` as one piece."""
+    def of(self, emitted: Emitted) -> Events:
+        """Return an event for each token of `emitted`."""
         tokens = emitted.tokens
         if emitted.finish_reason is None:
-            return b"".join([self._event(token) for token in tokens])
-        pieces = [self._event(token) for token in tokens[:-1]]
-        pieces.append(self._event(tokens[-1], emitted.finish_reason))
-        return b"".join(pieces)
+            return [self._event(token) for token in tokens]
+        events = [self._event(token) for token in tokens[:-1]]
+        events.append(self._event(tokens[-1], emitted.finish_reason))
+        return events
 
-    def _event(self, token: Token, reason: FinishReason | None = None) -> bytes:
-        """One event, the last one if there is a reason."""
+    def _event(self, token: Token, reason: FinishReason | None = None) -> StreamResponse:
+        """Return one event, the last one if there is a reason."""
         self._texts.append(token.text)
         self.n_tokens += 1
-        return event(
-            StreamResponse(
-                index=self.n_tokens,
-                token=self._writer.token(token),
-                top_tokens=self._writer.top_tokens(token) if self._with_top_tokens else UNSET,
-                generated_text="".join(self._texts) if reason else None,
-                details=self._told_details(reason) if reason and self._details else None,
-            )
+        return StreamResponse(
+            index=self.n_tokens,
+            token=self._writer.token(token),
+            top_tokens=self._writer.top_tokens(token) if self._with_top_tokens else UNSET,
+            generated_text="".join(self._texts) if reason else None,
+            details=self._details_of_end(reason) if reason and self._details else None,
         )
 
-    def _told_details(self, reason: FinishReason) -> StreamDetails:
+    def _details_of_end(self, reason: FinishReason) -> StreamDetails:
         return StreamDetails(
             finish_reason=reason,
             generated_tokens=self.n_tokens,
@@ -162,13 +168,13 @@ class _TokenEvents:
         )
 
 
-def _error_event(error: ServerError) -> bytes:
+def _error_events(error: ServerError) -> Events:
     if isinstance(error, IncompleteGeneration):
-        return event(ErrorBody(f"{error} stream", f"{error.error_type}_stream"))
-    return event(ErrorBody(str(error), error.error_type))
+        return [ErrorBody(f"{error} stream", f"{error.error_type}_stream")]
+    return [ErrorBody(str(error), error.error_type)]
 
 
 def reseeded(request: GenerationRequest, n: int) -> list[GenerationRequest]:
-    """The request, and `n` - 1 more of it with seeds of their own, each of which can be told."""
+    """Return the request, and `n` - 1 more of it with seeds of their own, which replies show."""
     others = [structs.replace(request.sampling, seed=random_seed()) for _ in range(n - 1)]
     return [request, *(structs.replace(request, sampling=sampling) for sampling in others)]

@@ -6,8 +6,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tgi_async.api.batch import generate_texts
-from tgi_async.api.exchange import Exchange, encode
 from tgi_async.api.operations import json_response, unhealthy_response
+from tgi_async.api.request_context import RequestContext
+from tgi_async.api.result import Reply
 from tgi_async.api.schemas.cloud import (
     InferenceInput,
     InferenceOutput,
@@ -37,18 +38,23 @@ class LengthMismatch(ServerError):
     failure = "validation"
 
 
-async def infer(service: Service, body: InferenceRequest, exchange: Exchange) -> None:
-    """One output for each input. The path's model and version may be any: there is one model."""
+async def infer(
+    service: Service, body: InferenceRequest, context: RequestContext
+) -> Reply[InferenceResponse]:
+    """Answer with one output for each input.
+
+    The path's model and version may be any: there is one model.
+    """
     if not body.inputs:
         raise ValidationError("`inputs` cannot be empty")
     if len(body.inputs) != len(body.outputs):
         raise LengthMismatch("Inputs and outputs length mismatch")
     requests = [body.generation(_text(place, given)) for place, given in enumerate(body.inputs)]
-    texts = await generate_texts(service, requests, exchange)
+    texts = await generate_texts(service, requests, context)
     outputs = [
         _output(asked.name, text.encode()) for asked, text in zip(body.outputs, texts, strict=True)
     ]
-    await exchange.reply(encode(InferenceResponse(body.id, outputs)))
+    return Reply(InferenceResponse(body.id, outputs))
 
 
 class KServe:

@@ -7,8 +7,8 @@ import time
 from starlette.requests import Request
 from starlette.responses import Response
 
+from tgi_async.api.encoding import encode
 from tgi_async.api.error_reply import as_tgi, form_of
-from tgi_async.api.exchange import encode
 from tgi_async.api.schemas.info import Info, ModelInfo, ModelsInfo
 from tgi_async.api.service import Service
 from tgi_async.errors import NotFound, Unhealthy

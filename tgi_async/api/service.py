@@ -15,7 +15,6 @@ from msgspec import structs
 from tgi_async.api.admission import Admission
 from tgi_async.api.constraint import checked
 from tgi_async.api.engine import Engine, Generation
-from tgi_async.api.exchange import Exchange
 from tgi_async.api.field_names import OF_TGI, FieldNames
 from tgi_async.api.ignored_fields import IgnoredFields
 from tgi_async.api.limits import Limits
@@ -27,6 +26,7 @@ from tgi_async.api.parameters import (
     sampling_of,
 )
 from tgi_async.api.permits import Permits
+from tgi_async.api.request_context import RequestContext
 from tgi_async.errors import ServerError, ValidationError
 from tgi_async.generation import GenerationRequest, Timings
 from tgi_async.grammar.checker import GrammarChecker
@@ -81,7 +81,7 @@ class Service:
         self,
         prompt: str | list[int],
         parameters: GenerateParameters,
-        exchange: Exchange,
+        context: RequestContext,
         *,
         logprobs: bool,
         include_stop: bool,
@@ -120,15 +120,15 @@ class Service:
             parameters.grammar,
             constraint,
             "tools" if parameters.grammar is None else names.grammar,
-            ignore=exchange.ignore,
+            ignore=context.ignore,
             dialect=self.limits.dialect,
         )
-        exchange.validation_seconds = time.monotonic() - exchange.started
-        self.metrics.request_validated(exchange.validation_seconds, len(prompt), max_new_tokens)
+        context.validation_seconds = time.monotonic() - context.started
+        self.metrics.request_validated(context.validation_seconds, len(prompt), max_new_tokens)
         return GenerationRequest(
             prompt=prompt,
             sampling=sampling_of(parameters, logprobs=logprobs),
-            client=exchange.peer,
+            client=context.peer,
             max_new_tokens=max_new_tokens,
             stop=parameters.stop_sequences,
             ignore_eos=parameters.ignore_eos,
@@ -136,7 +136,7 @@ class Service:
             prompt_logprobs=parameters.decoder_input_details,
             include_stop=include_stop,
             grammar=grammar,
-            reservation=exchange.reservation,
+            reservation=context.reservation,
         )
 
     def submit(self, request: GenerationRequest) -> Generation:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from msgspec import Raw
+
 from tgi_async.api.body import Shapes
 from tgi_async.api.chat_functions import with_tools
 from tgi_async.api.chat_prompt import prompt_of
 from tgi_async.api.chat_tools import offer_of
-from tgi_async.api.exchange import Exchange, encode
+from tgi_async.api.encoding import encode
 from tgi_async.api.parameters import check_text, refuse_unbuilt
+from tgi_async.api.request_context import RequestContext
+from tgi_async.api.result import Reply
 from tgi_async.api.schemas.generate import GenerateRequest, SimpleToken
 from tgi_async.api.schemas.tokenize import (
     ChatTokenizeRequest,
@@ -27,17 +31,15 @@ SHAPES: Shapes[TokenizeRequest] = Shapes(
 )
 
 
-async def tokenize(service: Service, body: TokenizeRequest, exchange: Exchange) -> None:
-    """The tokens of a text, or those of the prompt that the chat route would make.
+async def tokenize(service: Service, body: TokenizeRequest, context: RequestContext) -> Reply[Raw]:
+    """Answer with the tokens of a text, or those of the prompt that the chat route would make.
 
     Special ones are added to a text. Parameters of TGI's form change nothing, as in TGI.
     """
     if isinstance(body, GenerateRequest):
         check_text(body.inputs, None, service.limits)
         with service.tokenize_permits.take():
-            encoded = await service.in_pool(_encoded_tokens, service, body.inputs)
-        await exchange.reply(encoded)
-        return
+            return Reply(await service.in_pool(_encoded_tokens, service, body.inputs))
     with service.tokenize_permits.take():
         text = await _text(service, body)
         encoded = await service.in_pool(
@@ -47,11 +49,13 @@ async def tokenize(service: Service, body: TokenizeRequest, exchange: Exchange) 
             add_special_tokens=bool(body.add_special_tokens),
             with_texts=bool(body.return_token_strs),
         )
-    await exchange.reply(encoded)
+    return Reply(encoded)
 
 
-async def detokenize(service: Service, body: DetokenizeRequest, exchange: Exchange) -> None:
-    """The text of token ids."""
+async def detokenize(
+    service: Service, body: DetokenizeRequest, context: RequestContext
+) -> Reply[DetokenizeResponse]:
+    """Answer with the text of token ids."""
     tokenizer = service.tokenizer
     largest = max(body.tokens, default=0)
     if largest >= tokenizer.vocab_size:
@@ -60,7 +64,7 @@ async def detokenize(service: Service, body: DetokenizeRequest, exchange: Exchan
         )
     with service.tokenize_permits.take():
         text = await service.in_pool(tokenizer.decode, body.tokens, skip_special_tokens=False)
-    await exchange.reply(encode(DetokenizeResponse(text)))
+    return Reply(DetokenizeResponse(text))
 
 
 async def _text(service: Service, body: PromptTokenizeRequest | ChatTokenizeRequest) -> str:
@@ -72,17 +76,16 @@ async def _text(service: Service, body: PromptTokenizeRequest | ChatTokenizeRequ
     return await prompt_of(service, chat, offer)
 
 
-def _encoded_tokens(service: Service, text: str) -> bytes:
-    return encode(simple_tokens(service.tokenizer, text))
+def _encoded_tokens(service: Service, text: str) -> Raw:
+    # Encoded off the event loop, for there may be many.
+    return Raw(encode(simple_tokens(service.tokenizer, text)))
 
 
-def _encoded_ids(
-    service: Service, text: str, *, add_special_tokens: bool, with_texts: bool
-) -> bytes:
+def _encoded_ids(service: Service, text: str, *, add_special_tokens: bool, with_texts: bool) -> Raw:
     tokenizer = service.tokenizer
     ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
     texts = [tokenizer.entry(id) for id in ids] if with_texts else None
-    return encode(TokenizeResponse(len(ids), service.limits.max_total_tokens, ids, texts))
+    return Raw(encode(TokenizeResponse(len(ids), service.limits.max_total_tokens, ids, texts)))
 
 
 def simple_tokens(

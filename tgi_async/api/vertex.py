@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tgi_async.api.batch import generate_texts
 from tgi_async.api.body import Shapes
-from tgi_async.api.exchange import Exchange, encode
+from tgi_async.api.request_context import RequestContext
+from tgi_async.api.result import Reply
 from tgi_async.api.schemas.chat import ChatRequest
 from tgi_async.api.schemas.cloud import (
     VertexInstance,
@@ -31,23 +32,27 @@ class NoInstances(ServerError):
     failure = "validation"
 
 
-async def vertex(service: Service, body: VertexRequest, exchange: Exchange) -> None:
-    """One text for each instance."""
+async def vertex(
+    service: Service, body: VertexRequest, context: RequestContext
+) -> Reply[VertexResponse]:
+    """Answer with one text for each instance."""
     if not body.instances:
         raise NoInstances("Input validation error")
-    requests = [_request(service, bytes(instance), exchange) for instance in body.instances]
-    texts = await generate_texts(service, requests, exchange)
-    await exchange.reply(encode(VertexResponse(texts)))
+    requests = [_request(service, bytes(instance), context) for instance in body.instances]
+    texts = await generate_texts(service, requests, context)
+    return Reply(VertexResponse(texts))
 
 
-def _request(service: Service, raw: bytes, exchange: Exchange) -> GenerateRequest | ChatRequest:
+def _request(
+    service: Service, raw: bytes, context: RequestContext
+) -> GenerateRequest | ChatRequest:
     instance = _SHAPES.decode(raw)
     unknown = unknown_fields(raw, type(instance))
     named = ignored(unknown)
     of_tgi_only = service.limits.dialect.reads_fields_of_tgi_only
     if isinstance(instance, ChatRequest) and not of_tgi_only:
         refuse_unsupported(unknown, named)
-    exchange.ignore(f"instances.{path}" for path in named)
+    context.ignore(f"instances.{path}" for path in named)
     if isinstance(instance, ChatRequest):
         return instance
     parameters = instance.given

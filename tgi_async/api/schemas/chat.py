@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
@@ -177,16 +177,14 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
             "messages", self.most_new_tokens_name, "top_logprobs", form or "response_format"
         )
 
-    def as_tgi_reads_it(self) -> ChatRequest:
-        """The body without the fields that TGI ignores, its presence penalty made what TGI makes
-        of it: a repetition penalty.
-        """
+    def as_tgi_reads_it(self) -> Self:
+        """The same with the presence penalty as what TGI makes of it: a repetition penalty."""
         presence = self.presence_penalty
-        read = dict.fromkeys(self.ignored_by_tgi()) | {
-            "presence_penalty": None,
-            "repetition_penalty": None if presence is None else presence + 2.0,
-        }
-        return structs.replace(self, **read)
+        return structs.replace(
+            super().as_tgi_reads_it(),
+            presence_penalty=None,
+            repetition_penalty=None if presence is None else presence + 2.0,
+        )
 
     @classmethod
     def read_by_tgi(cls) -> frozenset[str]:

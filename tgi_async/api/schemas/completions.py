@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import UNSET, Struct, UnsetType, structs
+from msgspec import UNSET, Struct, UnsetType
 
 from tgi_async.api.field_names import OF_TGI, FieldNames
 from tgi_async.api.limits import Limits, set_by
@@ -77,10 +77,6 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
         return FieldNames(
             "prompt", self.most_new_tokens_name, "logprobs", form or "response_format"
         )
-
-    def as_tgi_reads_it(self) -> CompletionRequest:
-        """The body without the fields that TGI ignores."""
-        return structs.replace(self, **dict.fromkeys(self.ignored_by_tgi()))
 
     @classmethod
     def read_by_tgi(cls) -> frozenset[str]:

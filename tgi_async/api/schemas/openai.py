@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
@@ -163,6 +163,10 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     def read_by_tgi(cls) -> frozenset[str]:
         """The fields that TGI does not ignore."""
         raise NotImplementedError
+
+    def as_tgi_reads_it(self) -> Self:
+        """The body without the fields that TGI ignores."""
+        return structs.replace(self, **dict.fromkeys(self.ignored_by_tgi()))
 
     def ignored_by_tgi(self) -> list[str]:
         """The fields that ask for something, and are ignored by TGI."""
