@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 from starlette.datastructures import Headers
@@ -19,6 +19,7 @@ from tgi_async.api.limits import Limits, set_by
 from tgi_async.errors import ServerError
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 _MISSING = "Object missing required field "
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BODY_SECONDS = 60.0
@@ -123,6 +124,33 @@ def decode_json(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw) -> 
         raise BodyRefused(400, f"Failed to parse the request body as JSON: {error}") from None
 
 
+class BodyType(Protocol[T_co]):
+    """What a route takes."""
+
+    @property
+    def types(self) -> tuple[Any, ...]:
+        """The alternatives."""
+
+    def decode(self, body: bytes) -> T_co:
+        """Decode `body`.
+
+        Raises:
+            BodyRefused: it is none of the types.
+        """
+
+
+class Json(Generic[T]):
+    """Bodies of one type."""
+
+    def __init__(self, body_type: type[T]) -> None:
+        self.types: tuple[Any, ...] = (body_type,)
+        self._decoder = msgspec.json.Decoder(body_type)
+
+    def decode(self, body: bytes) -> T:
+        """Decode `body`, as `decode_json` does."""
+        return decode_json(self._decoder, body)
+
+
 class Shapes(Generic[T]):
     """Bodies of several types, told apart by a field that one of them requires.
 
@@ -131,6 +159,7 @@ class Shapes(Generic[T]):
     """
 
     def __init__(self, types: Mapping[str, type[T]]) -> None:
+        self.types: tuple[Any, ...] = tuple(types.values())
         self._decoders = {name: msgspec.json.Decoder(one) for name, one in types.items()}
 
     def decode(self, body: bytes) -> T:

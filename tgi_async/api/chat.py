@@ -16,15 +16,23 @@ from tgi_async.api.chat_like_tgi import LikeTGI
 from tgi_async.api.chat_prompt import prompt_of
 from tgi_async.api.chat_thinking import unread_fields
 from tgi_async.api.chat_tools import AnswerReader, Offer, offer_of
+from tgi_async.api.dialect import Dialect
 from tgi_async.api.engine import Generation
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.finished import collect_all
 from tgi_async.api.form import Form, form_of
-from tgi_async.api.openai import early_errors, read_body, stream_choices
+from tgi_async.api.openai import (
+    body_type,
+    early_errors,
+    read_body,
+    stream_choices,
+    stream_error_type,
+)
+from tgi_async.api.operation import Post
 from tgi_async.api.parameters import GenerateParameters
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.result import EventStream, Reply
-from tgi_async.api.schemas.chat import ChatCompletion, ChatRequest
+from tgi_async.api.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatRequest
 from tgi_async.api.service import Service
 from tgi_async.api.timing import reply_headers
 from tgi_async.generation import GenerationRequest
@@ -172,3 +180,18 @@ async def _answering(
         answer = ChatAnswer(service, body, request, reader)
         answer.scores = generations[0]
         yield _Chat(prompt, request, generations, answer)
+
+
+def operation(dialect: Dialect) -> Post[ChatRequest]:
+    """Return the operation of this file."""
+    return Post(
+        path="/v1/chat/completions",
+        tag="openai",
+        summary="Answer a chat, as a stream if `stream` is true; `[DONE]` ends it",
+        handler=chat,
+        body=body_type(ChatRequest, dialect),
+        reply=(ChatCompletion,),
+        events=(ChatCompletionChunk, stream_error_type(dialect)),
+        openai=True,
+        timed=True,
+    )

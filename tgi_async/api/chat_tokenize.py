@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from msgspec import Raw
 
+from tgi_async.api.body import Json
 from tgi_async.api.chat_functions import with_tools
 from tgi_async.api.chat_prompt import prompt_of
 from tgi_async.api.chat_tools import offer_of
 from tgi_async.api.encoding import encode
+from tgi_async.api.operation import Post
 from tgi_async.api.parameters import check_text
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.result import Reply
@@ -32,3 +34,15 @@ def _encoded(service: Service, text: str) -> Raw:
     # A template writes the special tokens itself.
     tokens = simple_tokens(service.tokenizer, text, add_special_tokens=False)
     return Raw(encode(ChatTokenizeResponse(tokens, text)))
+
+
+OPERATION = Post(
+    path="/chat_tokenize",
+    tag="tokenize",
+    summary="The prompt of a chat, and its tokens",
+    handler=chat_tokenize,
+    body=Json(ChatRequest),
+    reply=(ChatTokenizeResponse,),
+    generates=False,
+    keyed_in_tgi=False,
+)

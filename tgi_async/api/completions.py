@@ -12,13 +12,21 @@ from msgspec import UNSET, UnsetType, structs
 from tgi_async.api.bad_words import banned_of
 from tgi_async.api.body import BodyRefused
 from tgi_async.api.completion_logprobs import LogprobsWriter, Piece, PromptScores, pieces_of
+from tgi_async.api.dialect import Dialect
 from tgi_async.api.encoding import Events
 from tgi_async.api.engine import Generation
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.finished import Finished, collect_all, text_of
 from tgi_async.api.form import Form, form_of
 from tgi_async.api.limits import set_by
-from tgi_async.api.openai import early_errors, read_body, stream_choices
+from tgi_async.api.openai import (
+    body_type,
+    early_errors,
+    read_body,
+    stream_choices,
+    stream_error_type,
+)
+from tgi_async.api.operation import Post
 from tgi_async.api.prompt_logprobs import RankedScores, prompt_logprobs_of
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.result import EventStream, Reply
@@ -352,3 +360,18 @@ async def _text_of(service: Service, prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     return await service.in_pool(service.tokenizer.decode, prompt, skip_special_tokens=False)
+
+
+def operation(dialect: Dialect) -> Post[CompletionRequest]:
+    """Return the operation of this file."""
+    return Post(
+        path="/v1/completions",
+        tag="openai",
+        summary="Go on with one text or several, as a stream if `stream` is true; `[DONE]` ends it",
+        handler=completions,
+        body=body_type(CompletionRequest, dialect),
+        reply=(Completion,),
+        events=(Completion, stream_error_type(dialect)),
+        openai=True,
+        timed=True,
+    )

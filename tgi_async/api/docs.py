@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from msgspec import Raw
 
 from tgi_async.api.encoding import encode
-from tgi_async.api.limits import Limits
-from tgi_async.api.openapi import Json, document
+from tgi_async.api.openapi import Json
+from tgi_async.api.operation import Get, Operation
+from tgi_async.api.result import Reply, Text
+from tgi_async.api.service import Service
 
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
@@ -21,20 +23,45 @@ STYLE = (
 
 
 class Docs:
-    """Each method is a route. Both answers are made once."""
+    """Both answers are made once, before the first request."""
 
-    def __init__(self, limits: Limits, version: str) -> None:
-        found = document(limits, version)
-        self._document = encode(found)
+    def __init__(self) -> None:
+        self._document = Raw()
+        self._page = ""
+
+    def write(self, found: Json) -> None:
+        """Have this document answered."""
+        self._document = Raw(encode(found))
         self._page = page(found)
 
-    async def document(self, request: Request) -> Response:
-        """The OpenAPI document."""
-        return Response(self._document, media_type="application/json")
+    def document(self, service: Service, path: Mapping[str, str]) -> Reply[Raw]:
+        """Return the OpenAPI document."""
+        return Reply(self._document)
 
-    async def page(self, request: Request) -> Response:
-        """The same for people."""
-        return HTMLResponse(self._page)
+    def page(self, service: Service, path: Mapping[str, str]) -> Text:
+        """Return the same for people."""
+        return Text(self._page, "text/html; charset=utf-8")
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """The operations of this file."""
+        to_read: dict[str, Any] = {
+            "tag": "operate",
+            "summary": "This document, to be read",
+            "handler": self.page,
+            "text": "text/html",
+        }
+        return (
+            Get(path="/docs", **to_read),
+            Get(path="/docs/", **to_read),
+            Get(
+                path="/api-doc/openapi.json",
+                tag="operate",
+                summary="This document",
+                handler=self.document,
+                reply=(Json,),
+            ),
+        )
 
 
 def page(found: Json) -> str:

@@ -1,4 +1,4 @@
-"""The edge of a route that takes JSON: body in, handler run, result out, client watched.
+"""The edge: what comes in is decoded, its handler is run, and what that returns is encoded.
 
 While the handler works, the connection is watched. A client that goes away, at whatever moment,
 cancels the handler, and the handler's `finally` clauses give back permits and blocks.
@@ -12,15 +12,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tgi_async.api.body import BodyRefused, read_json_body
 from tgi_async.api.encoding import encode
-from tgi_async.api.error_reply import ErrorForm, as_tgi
 from tgi_async.api.exchange import Exchange
-from tgi_async.api.request_context import RequestContext
-from tgi_async.api.result import EventStream, Result
+from tgi_async.api.operation import Get, Post
+from tgi_async.api.result import EventStream, Text
 from tgi_async.api.service import Service
 from tgi_async.api.unknown_fields import unknown_fields
 from tgi_async.api.unsupported import ignored
@@ -28,38 +28,43 @@ from tgi_async.errors import ServerError
 from tgi_async.fair_threads import CLIENT
 
 T = TypeVar("T")
-Handler = Callable[[Service, T, RequestContext], Awaitable[Result]]
 log = logging.getLogger(__name__)
 
 
+def get_endpoint(service: Service, operation: Get) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint of a route that takes no body."""
+    error_form = operation.error_form(service.limits.dialect)
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            result = operation.handler(service, request.path_params)
+        except ServerError as error:
+            return error_form(error).response()
+        if result is None:
+            return Response()
+        if isinstance(result, Text):
+            return Response(result.text, headers={"content-type": result.content_type})
+        return Response(encode(result.body), media_type="application/json")
+
+    return endpoint
+
+
 class Endpoint(Generic[T]):
-    """An ASGI application for one route.
+    """An ASGI application for a route that takes JSON."""
 
-    `decode` makes the handler's input of a body, or raises BodyRefused. `counted`: whether its
-    requests are in `tgi_request_*` (the generating routes are). `error_form`: how errors are told.
-    """
-
-    def __init__(
-        self,
-        service: Service,
-        handler: Handler[T],
-        decode: Callable[[bytes], T],
-        *,
-        counted: bool = True,
-        error_form: ErrorForm = as_tgi,
-    ) -> None:
+    def __init__(self, service: Service, operation: Post[T]) -> None:
         self._service = service
-        self._handler = handler
-        self._decode = decode
-        self._counted = counted
-        self._error_form = error_form
+        self._handler = operation.handler
+        self._body = operation.body
+        self._counted = operation.generates
+        self._error_form = operation.error_form(service.limits.dialect)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, send, self._error_form)
         try:
             raw = await read_json_body(scope, receive, self._service.limits)
             exchange.context.n_bytes = len(raw)
-            body = self._decode(raw)
+            body = self._body.decode(raw)
             exchange.context.unknown = unknown_fields(raw, type(body))
             del raw  # which would stay as long as the request
         except ClientDisconnect:

@@ -6,10 +6,12 @@ from functools import partial
 
 from msgspec import UNSET, structs
 
+from tgi_async.api.body import Json
 from tgi_async.api.encoding import Events
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.finished import collect_all
 from tgi_async.api.generate_details import DetailsWriter
+from tgi_async.api.operation import Post
 from tgi_async.api.parameters import (
     GenerateParameters,
     check_best_of,
@@ -178,3 +180,39 @@ def reseeded(request: GenerationRequest, n: int) -> list[GenerationRequest]:
     """Return the request, and `n` - 1 more of it with seeds of their own, which replies show."""
     others = [structs.replace(request.sampling, seed=random_seed()) for _ in range(n - 1)]
     return [request, *(structs.replace(request, sampling=sampling) for sampling in others)]
+
+
+_TOKEN_EVENTS = (StreamResponse, ErrorBody)
+
+OPERATIONS = (
+    Post(
+        path="/generate",
+        tag="generate",
+        summary="Generate tokens",
+        handler=generate,
+        body=Json(GenerateRequest),
+        reply=(GenerateResponse,),
+        timed=True,
+    ),
+    Post(
+        path="/generate_stream",
+        tag="generate",
+        summary="Generate a stream of tokens",
+        handler=generate_stream,
+        body=Json(GenerateRequest),
+        events=_TOKEN_EVENTS,
+        success="A stream. It begins before anything is checked: an error is its last event.",
+        errors_are_events=True,
+        timed=True,
+    ),
+    Post(
+        path="/",
+        tag="generate",
+        summary="Generate tokens, as a stream if `stream` is true",
+        handler=compat_generate,
+        body=Json(CompatGenerateRequest),
+        reply=(list[GenerateResponse],),
+        events=_TOKEN_EVENTS,
+        timed=True,
+    ),
+)

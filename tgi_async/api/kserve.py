@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from starlette.requests import Request
-from starlette.responses import Response
+from collections.abc import Mapping
 
 from tgi_async.api.batch import generate_texts
-from tgi_async.api.operations import json_response, unhealthy_response
+from tgi_async.api.body import Json
+from tgi_async.api.operation import Get, Post
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.result import Reply
 from tgi_async.api.schemas.cloud import (
@@ -19,6 +19,7 @@ from tgi_async.api.schemas.cloud import (
     Readiness,
 )
 from tgi_async.api.service import Service
+from tgi_async.api.status import HEALTHY, health
 from tgi_async.errors import ServerError, ValidationError
 
 
@@ -57,33 +58,30 @@ async def infer(
     return Reply(InferenceResponse(body.id, outputs))
 
 
-class KServe:
-    """The protocol's routes that take no body. Each method is a route."""
+def server(service: Service, path: Mapping[str, str]) -> Reply[Metadata]:
+    """Say what this server is."""
+    extensions = ["health", "models", "metrics"]
+    return Reply(Metadata("text-generation-inference", service.version, extensions))
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
 
-    async def server(self, request: Request) -> Response:
-        """What this server is."""
-        extensions = ["health", "models", "metrics"]
-        return json_response(
-            Metadata("text-generation-inference", self._service.version, extensions)
-        )
+def model(service: Service, path: Mapping[str, str]) -> Reply[Metadata]:
+    """Show the model under the name that it was asked for."""
+    return Reply(Metadata(path["model"], path["version"], ["infer", "ready"]))
 
-    async def model(self, request: Request) -> Response:
-        """The model under the name that it was asked for."""
-        path = request.path_params
-        return json_response(Metadata(path["model"], path["version"], ["infer", "ready"]))
 
-    async def live(self, request: Request) -> Response:
-        """Whether this process answers."""
-        return json_response(Liveness(True))
+def live(service: Service, path: Mapping[str, str]) -> Reply[Liveness]:
+    """Say that this process answers."""
+    return Reply(Liveness(True))
 
-    async def ready(self, request: Request) -> Response:
-        """Whether there is a worker to serve; 503 where there is none."""
-        if not self._service.engine.ready:
-            return unhealthy_response()
-        return json_response(Readiness(live=True, ready=True))
+
+def ready(service: Service, path: Mapping[str, str]) -> Reply[Readiness]:
+    """Say that there is a worker to serve.
+
+    Raises:
+        Unhealthy: there is none.
+    """
+    health(service, path)
+    return Reply(Readiness(live=True, ready=True))
 
 
 def _text(place: int, given: InferenceInput) -> str:
@@ -95,3 +93,45 @@ def _text(place: int, given: InferenceInput) -> str:
 
 def _output(name: str, data: bytes) -> InferenceOutput:
     return InferenceOutput(name, [1, len(data)], "BYTES", list(data))
+
+
+_MODEL = "/v2/models/{model}/versions/{version}"
+
+OPERATIONS = (
+    Post(
+        path=f"{_MODEL}/infer",
+        tag="kserve",
+        summary="A text for each input",
+        handler=infer,
+        body=Json(InferenceRequest),
+        reply=(InferenceResponse,),
+        keyed_in_tgi=False,
+    ),
+    Get(path=_MODEL, tag="kserve", summary="The model", handler=model, reply=(Metadata,)),
+    Get(
+        path=f"{_MODEL}/ready",
+        tag="kserve",
+        summary="Whether the model serves",
+        handler=ready,
+        reply=(Readiness,),
+        success=HEALTHY,
+        failure="503",
+    ),
+    Get(
+        path="/v2/health/ready",
+        tag="kserve",
+        summary="Whether the server serves",
+        handler=ready,
+        reply=(Readiness,),
+        success=HEALTHY,
+        failure="503",
+    ),
+    Get(
+        path="/v2/health/live",
+        tag="kserve",
+        summary="Whether the process answers",
+        handler=live,
+        reply=(Liveness,),
+    ),
+    Get(path="/v2", tag="kserve", summary="The server", handler=server, reply=(Metadata,)),
+)

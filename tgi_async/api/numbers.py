@@ -5,16 +5,40 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 from msgspec import Raw, inspect
 
-from tgi_async.api.body import BodyRefused, decode_json
+from tgi_async.api.body import BodyRefused, Json, decode_json
 
+S = TypeVar("S", bound=msgspec.Struct)
 _QUOTED = re.compile(rb'"(-?\d{1,20}(?:\.\d{1,20})?)"')
 _WHOLE = re.compile(rb"(-?\d{1,20})\.0{1,20}")
 _FIELDS = msgspec.json.Decoder(dict[str, Raw])
+
+
+class RespelledJson(Generic[S]):
+    """Bodies of one type whose numbers may be spelled in another way."""
+
+    def __init__(self, body_type: type[S]) -> None:
+        self.types: tuple[Any, ...] = (body_type,)
+        self._type = body_type
+        self._json = Json(body_type)
+
+    def decode(self, body: bytes) -> S:
+        """Decode `body`, respelled if it does not fit as it is.
+
+        Raises:
+            BodyRefused: it does not fit, or is no JSON.
+        """
+        try:
+            return self._json.decode(body)
+        except BodyRefused as refused:
+            other = respelled(body, self._type) if refused.status == 422 else None
+            if other is None:
+                raise
+        return self._json.decode(other)
 
 
 def respelled(body: bytes, body_type: type[msgspec.Struct]) -> bytes | None:

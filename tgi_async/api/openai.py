@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from tgi_async.api.body import BodyType, Json
 from tgi_async.api.dialect import Dialect
 from tgi_async.api.encoding import DONE, Events
 from tgi_async.api.engine import Generation
 from tgi_async.api.error_reply import openai_error
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.finished import together
+from tgi_async.api.numbers import RespelledJson
 from tgi_async.api.relay import relay
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.schemas.errors import OpenAIErrorBody, StreamError, StreamFailure
@@ -39,6 +41,16 @@ async def early_errors(service: Service, exchange: Exchange) -> AsyncIterator[No
         if not service.limits.dialect.begins_streams_late and not exchange.streaming:
             await exchange.open_stream(stream_headers(service.compute_type, 0), tgi_error_events)
         raise
+
+
+def body_type(of: type[B], dialect: Dialect) -> BodyType[B]:
+    """Return what a route takes: bodies of this type."""
+    return RespelledJson(of) if dialect.reads_respelled_numbers else Json(of)
+
+
+def stream_error_type(dialect: Dialect) -> Any:
+    """Return the type of an error within a stream."""
+    return OpenAIErrorBody if dialect.begins_streams_late else StreamError
 
 
 def read_body(body: B, context: RequestContext, dialect: Dialect) -> B:

@@ -27,4 +27,12 @@ class EventStream:
     write: Callable[[Exchange], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A whole reply with status 200 that is no JSON."""
+
+    text: bytes | str
+    content_type: str
+
+
 Result = Reply[Any] | EventStream

@@ -5,19 +5,23 @@ from __future__ import annotations
 from tgi_async.api.body import Shapes
 from tgi_async.api.chat import chat
 from tgi_async.api.completions import completions
+from tgi_async.api.dialect import Dialect
 from tgi_async.api.generate import compat_generate
+from tgi_async.api.openai import stream_error_type
+from tgi_async.api.operation import Post
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.result import Result
-from tgi_async.api.schemas.chat import ChatRequest
-from tgi_async.api.schemas.completions import CompletionRequest
-from tgi_async.api.schemas.generate import CompatGenerateRequest
+from tgi_async.api.schemas.chat import ChatCompletion, ChatCompletionChunk, ChatRequest
+from tgi_async.api.schemas.completions import Completion, CompletionRequest
+from tgi_async.api.schemas.errors import ErrorBody
+from tgi_async.api.schemas.generate import (
+    CompatGenerateRequest,
+    GenerateResponse,
+    StreamResponse,
+)
 from tgi_async.api.service import Service
 
 SagemakerRequest = CompatGenerateRequest | ChatRequest | CompletionRequest
-
-SHAPES: Shapes[SagemakerRequest] = Shapes(
-    {"inputs": CompatGenerateRequest, "messages": ChatRequest, "prompt": CompletionRequest}
-)
 
 
 async def invocations(service: Service, body: SagemakerRequest, context: RequestContext) -> Result:
@@ -27,3 +31,25 @@ async def invocations(service: Service, body: SagemakerRequest, context: Request
     if isinstance(body, ChatRequest):
         return await chat(service, body, context)
     return await completions(service, body, context)
+
+
+def operation(dialect: Dialect) -> Post[SagemakerRequest]:
+    """Return the operation of this file."""
+    return Post(
+        path="/invocations",
+        tag="cloud",
+        summary="SageMaker's route: does what `/`, chat or completions does, by the body's shape",
+        handler=invocations,
+        body=Shapes[SagemakerRequest](
+            {"inputs": CompatGenerateRequest, "messages": ChatRequest, "prompt": CompletionRequest}
+        ),
+        reply=(list[GenerateResponse], ChatCompletion, Completion),
+        events=(
+            StreamResponse,
+            ErrorBody,
+            ChatCompletionChunk,
+            Completion,
+            stream_error_type(dialect),
+        ),
+        timed=True,
+    )

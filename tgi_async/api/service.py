@@ -62,6 +62,8 @@ class Service:
     chat_stop_token_ids: tuple[int, ...] = ()
     """Tokens that end an answer in a chat, besides the model's own."""
     version: str = field(default_factory=lambda: version("tgi-async"))
+    started: int = field(default_factory=lambda: int(time.time()))
+    """In seconds since 1970."""
     ignored_fields: IgnoredFields = field(init=False)
 
     def __post_init__(self) -> None:

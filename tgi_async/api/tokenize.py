@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from msgspec import Raw
 
-from tgi_async.api.body import Shapes
+from tgi_async.api.body import Json, Shapes
 from tgi_async.api.chat_functions import with_tools
 from tgi_async.api.chat_prompt import prompt_of
 from tgi_async.api.chat_tools import offer_of
+from tgi_async.api.dialect import Dialect
 from tgi_async.api.encoding import encode
+from tgi_async.api.operation import Operation, Post
 from tgi_async.api.parameters import check_text, refuse_unbuilt
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.result import Reply
@@ -25,10 +27,6 @@ from tgi_async.errors import ValidationError
 from tgi_async.text.tokenizer import Tokenizer
 
 TokenizeRequest = GenerateRequest | PromptTokenizeRequest | ChatTokenizeRequest
-
-SHAPES: Shapes[TokenizeRequest] = Shapes(
-    {"inputs": GenerateRequest, "prompt": PromptTokenizeRequest, "messages": ChatTokenizeRequest}
-)
 
 
 async def tokenize(service: Service, body: TokenizeRequest, context: RequestContext) -> Reply[Raw]:
@@ -100,3 +98,45 @@ def simple_tokens(
         SimpleToken(span.id, text[span.start : span.stop], span.start, span.stop)
         for span in tokenizer.spans(text, add_special_tokens=add_special_tokens)
     ]
+
+
+def operations(dialect: Dialect) -> tuple[Operation, ...]:
+    """Return the operations of this file."""
+    return TOKENIZE if dialect.tokenizes_chats else TOKENIZE_AS_TGI, DETOKENIZE
+
+
+TOKENIZE = Post(
+    path="/tokenize",
+    tag="tokenize",
+    summary="Tokenize a text, in TGI's form or in vLLM's, or a chat",
+    handler=tokenize,
+    body=Shapes[TokenizeRequest](
+        {
+            "inputs": GenerateRequest,
+            "prompt": PromptTokenizeRequest,
+            "messages": ChatTokenizeRequest,
+        }
+    ),
+    reply=(list[SimpleToken], TokenizeResponse),
+    generates=False,
+)
+
+TOKENIZE_AS_TGI = Post(
+    path="/tokenize",
+    tag="tokenize",
+    summary="Tokenize a text",
+    handler=tokenize,
+    body=Json(GenerateRequest),
+    reply=(list[SimpleToken],),
+    generates=False,
+)
+
+DETOKENIZE = Post(
+    path="/detokenize",
+    tag="tokenize",
+    summary="The text of tokens",
+    handler=detokenize,
+    body=Json(DetokenizeRequest),
+    reply=(DetokenizeResponse,),
+    generates=False,
+)

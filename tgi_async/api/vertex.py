@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tgi_async.api.batch import generate_texts
-from tgi_async.api.body import Shapes
+from tgi_async.api.body import Json, Shapes
+from tgi_async.api.operation import Post
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.result import Reply
 from tgi_async.api.schemas.chat import ChatRequest
@@ -61,3 +62,14 @@ def _request(
             max_new_tokens=parameters.max_new_tokens, seed=parameters.seed
         )
     return GenerateRequest(instance.inputs, parameters)
+
+
+OPERATION = Post(
+    path="/vertex",
+    tag="cloud",
+    summary="Vertex AI's route: a text for each instance",
+    handler=vertex,
+    body=Json(VertexRequest),
+    parts=(VertexInstance, ChatRequest),
+    reply=(VertexResponse,),
+)

@@ -117,8 +117,8 @@ class TestModels:
         assert events(await api.chat("Hi", model=asked, stream=True))[0]["model"] == told
         assert (await api.complete("Hi", model=asked)).json()["model"] == "first"
 
-    async def test_as_tgi_there_is_no_more_to_say(self, client, settings):
-        settings.strict_tgi = True
+    @pytest.mark.usefixtures("as_tgi")
+    async def test_as_tgi_there_is_no_more_to_say(self, client):
         [one, *_] = (await client.get("/v1/models")).json()["data"]
         assert one == {"id": "first", "object": "model", "created": 0, "owned_by": "tiny/model"}
         response = await client.get("/v1/models/other")
