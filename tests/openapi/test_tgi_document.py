@@ -11,8 +11,8 @@ import pytest
 
 from tests.api.conftest import Settings
 from tests.openapi.fields import highest, names
-from tgi_async.api.docs import Docs
-from tgi_async.api.openapi import document
+from tgi_async.api.openapi.docs import Docs
+from tgi_async.api.openapi.document import document
 from tgi_async.api.routes import operations
 
 SHARED = Path(os.environ.get("TGI_ASYNC_SHARED", Path(__file__).parents[3] / "shared"))

@@ -13,8 +13,8 @@ import msgspec
 from msgspec import UNSET
 from starlette.responses import Response
 
+from tgi_async.api.error_schema import ErrorBody, OpenAIError, OpenAIErrorBody
 from tgi_async.api.limits import Limits
-from tgi_async.api.schemas.errors import ErrorBody, OpenAIError, OpenAIErrorBody
 from tgi_async.errors import ServerError
 
 _encode = msgspec.json.Encoder().encode

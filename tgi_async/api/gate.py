@@ -12,12 +12,12 @@ from collections.abc import Collection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tgi_async.api.cloud.schema import Liveness
 from tgi_async.api.cors import Cors
 from tgi_async.api.dialect import OURS, Dialect
 from tgi_async.api.encoding import encode
 from tgi_async.api.error_body import error_body
 from tgi_async.api.request_id import RequestIds
-from tgi_async.api.schemas.cloud import Liveness
 from tgi_async.errors import RETRY_AFTER_SECONDS
 
 CLOSE = (b"connection", b"close")

@@ -12,10 +12,10 @@ from typing import Any, Generic, TypeVar
 from tgi_async.api.body import BodyType
 from tgi_async.api.dialect import Dialect
 from tgi_async.api.error_reply import ErrorForm, as_openai, as_tgi
+from tgi_async.api.error_schema import ErrorBody, OpenAIErrorBody
 from tgi_async.api.limits import Limits
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.result import Reply, Result, Text
-from tgi_async.api.schemas.errors import ErrorBody, OpenAIErrorBody
 from tgi_async.api.service import Service
 
 T = TypeVar("T")

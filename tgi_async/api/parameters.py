@@ -11,8 +11,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from tgi_async.api.field_names import OF_TGI, FieldNames
+from tgi_async.api.grammar.schema import Grammar
 from tgi_async.api.limits import Limits, set_by
-from tgi_async.api.schemas.grammar import Grammar
 from tgi_async.errors import ContextLengthExceeded, ValidationError
 from tgi_async.wire.messages import Sampling
 

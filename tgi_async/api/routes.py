@@ -9,24 +9,20 @@ from typing import Any
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from tgi_async.api import (
-    chat,
-    chat_tokenize,
-    completions,
-    generate,
-    kserve,
-    sagemaker,
-    status,
-    tokenize,
-    vertex,
-)
+from tgi_async.api import status
 from tgi_async.api.auth import RequireKey
-from tgi_async.api.docs import Docs
+from tgi_async.api.chat import handler as chat
+from tgi_async.api.chat import tokenize as chat_tokenize
+from tgi_async.api.cloud import kserve, sagemaker, vertex
+from tgi_async.api.completions import handler as completions
 from tgi_async.api.endpoint import Endpoint, get_endpoint
+from tgi_async.api.generate import handler as generate
 from tgi_async.api.limits import Limits
-from tgi_async.api.openapi import document
+from tgi_async.api.openapi.docs import Docs
+from tgi_async.api.openapi.document import document
 from tgi_async.api.operation import Get, Operation, Post
 from tgi_async.api.service import Service
+from tgi_async.api.tokenize import handler as tokenize
 from tgi_async.errors import StartError
 
 

@@ -13,9 +13,9 @@ from typing import ParamSpec, TypeVar
 from msgspec import structs
 
 from tgi_async.api.admission import Admission
-from tgi_async.api.constraint import checked
 from tgi_async.api.engine import Engine, Generation
 from tgi_async.api.field_names import OF_TGI, FieldNames
+from tgi_async.api.grammar.constraint import checked
 from tgi_async.api.ignored_fields import IgnoredFields
 from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import (
