@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from tgi_async.api import exchange as exchange_module
-from tgi_async.api.encoding import DONE, encode_events
+from tgi_async.api.encoding import encode_events
 from tgi_async.api.exchange import Exchange
 from tgi_async.errors import Overloaded, Unhealthy
 
@@ -36,15 +36,6 @@ def event(payload) -> bytes:
 
 def describe(error):
     return [{"told": str(error)}]
-
-
-async def test_an_event_is_one_line_of_json():
-    assert encode_events([{"a": "\n한"}]) == 'data: {"a":"\\n한"}\n\n'.encode()
-
-
-async def test_events_are_one_piece_and_the_last_one_is_no_json():
-    assert encode_events(["a", DONE]) == b'data: "a"\n\ndata: [DONE]\n\n'
-    assert encode_events([]) == b""
 
 
 async def test_the_peer_is_known_without_its_port(sent):

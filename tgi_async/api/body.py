@@ -42,7 +42,7 @@ class BodyRefused(ServerError):
 
     @classmethod
     def of_wrong_type(cls, reason: str, place: str = "") -> BodyRefused:
-        """Well-formed JSON that is not what the route takes; `place` is the field's path."""
+        """Refuse JSON that is not what the route takes; `place` is the field's path."""
         param = place
         if reason.startswith(_MISSING):
             param += "." * bool(place) + reason.removeprefix(_MISSING).strip("`")
@@ -55,7 +55,7 @@ class BodyRefused(ServerError):
 
 
 async def read_json_body(scope: Scope, receive: Receive, limits: Limits) -> bytes:
-    """The whole body, of at most `payload_limit` bytes; nothing beyond the limit is kept.
+    """Read the whole body, of at most `payload_limit` bytes; nothing beyond the limit is kept.
 
     A byte order mark, which some writers begin with, is left out (RFC 8259, 8.1).
 
@@ -152,7 +152,7 @@ class Json(Generic[T]):
 
 
 class Shapes(Generic[T]):
-    """Bodies of several types, told apart by a field that one of them requires.
+    """Bodies of several types, distinguished by a field that one of them requires.
 
     As in TGI, the first type that a body fits is taken, so a wrong field may be passed over where
     the body has the fields of another type too.

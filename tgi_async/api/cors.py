@@ -57,7 +57,7 @@ class Cors:
         await self._app(scope, receive, readable)
 
     def _headers(self, origin: str | None) -> HeaderList:
-        """What each reply gets. Where origins differ, a cache must know by what."""
+        """Return the headers of each reply. Where origins differ, a cache must know by what."""
         if self._any:
             allowed = None if origin is None else b"*"
         else:

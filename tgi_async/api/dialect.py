@@ -41,7 +41,7 @@ class Dialect:
 
     # Further details of replies.
     names_stop_sequences: bool = False
-    """The OpenAI routes tell texts that end with a stop sequence from those that end by a token."""
+    """The reason `stop_sequence` of a text's end is not called `stop`."""
     shows_usage_details: bool = True
     shows_model_details: bool = True
     """`/v1/models` says when the server started and how long a text can be."""

@@ -29,7 +29,7 @@ class Direct(Protocol):
     """Writes pieces of a body that has begun, without waiting."""
 
     def keeps_up(self) -> bool:
-        """Whether the client takes what it is sent, so that a piece can be written now."""
+        """Return whether the client takes what it is sent, so that a piece can be written now."""
 
     def write(self, piece: bytes) -> None:
         """Write a piece, which must not be empty."""
@@ -115,7 +115,7 @@ class Exchange:
         self._begun = True
 
     def keeps_up(self) -> bool:
-        """Whether `write_now` may be called: nothing waits to be sent, and the server can do so."""
+        """Return whether `write_now` may be called: nothing waits to be sent before it."""
         return (
             self._direct is not None
             and self._begun
@@ -154,7 +154,7 @@ class Exchange:
         )
 
     def seconds_to_keep_alive(self) -> float:
-        """When the stream will have been silent for so long that it needs a sign of life."""
+        """Return in how many seconds the stream needs a sign of life."""
         if self._sending or not (self.streaming or self._late_head):
             return KEEP_ALIVE_SECONDS
         return self._last_write + KEEP_ALIVE_SECONDS - time.monotonic()
@@ -174,7 +174,7 @@ class Exchange:
         self._last_write = time.monotonic()
 
     async def _send_head(self) -> None:
-        """Unless it has been sent."""
+        """Send the head, unless it has been sent."""
         head, self._late_head = self._late_head, None
         if head is not None:
             self.streaming = True

@@ -9,7 +9,7 @@ from tgi_async.text.sampling_defaults import SamplingDefaults
 
 
 def set_by(limits: Limits, *flags: str) -> str:
-    """Which flags set a limit, to end a message with; TGI's messages do not say."""
+    """Return the end of a message about a limit: the flags that set it, which TGI does not name."""
     if not limits.dialect.explains_errors:
         return ""
     return f". The limit is set by the server's {' and '.join(flags)}"

@@ -87,7 +87,7 @@ def refuse_unbuilt(**fields: object) -> None:
 
 
 def check_best_of(parameters: GenerateParameters, limits: Limits) -> None:
-    """The rules on `best_of` that need no permit; `best_of` 0 counts as 1."""
+    """Check the rules on `best_of` that need no permit; `best_of` 0 counts as 1."""
     best_of = parameters.best_of or 1
     if best_of == 1:
         return
@@ -103,7 +103,7 @@ def check_best_of(parameters: GenerateParameters, limits: Limits) -> None:
 
 
 def check_streamed(parameters: GenerateParameters) -> None:
-    """What a stream cannot have."""
+    """Check for what a stream cannot have."""
     if parameters.best_of not in (None, 1):
         raise ValidationError("`best_of` != 1 is not supported when streaming tokens")
     if parameters.decoder_input_details:
@@ -113,7 +113,7 @@ def check_streamed(parameters: GenerateParameters) -> None:
 
 
 def check(parameters: GenerateParameters, limits: Limits, names: FieldNames = OF_TGI) -> None:
-    """Every rule that needs no tokens, in TGI's order.
+    """Check every rule that needs no tokens, in TGI's order.
 
     Raises:
         ValidationError: for the first rule that is broken.
@@ -177,13 +177,13 @@ def check_warpers(p: GenerateParameters) -> None:
 
 
 def check_additive_penalty(name: str, value: float | None) -> None:
-    """The range of the penalties that are subtracted from a logit."""
+    """Check the range of a penalty that is subtracted from a logit."""
     if value is not None and not -2.0 <= value <= 2.0:
         raise ValidationError(f"`{name}` must be >= -2.0 and <= 2.0")
 
 
 def check_text(text: str, truncate: int | None, limits: Limits, names: FieldNames = OF_TGI) -> None:
-    """The rules on the prompt's text, before it is tokenized."""
+    """Check the rules on the prompt's text, before it is tokenized."""
     if not text:
         raise ValidationError(f"`{names.prompt}` cannot be empty")
     if truncate is not None and not 0 < truncate <= limits.max_input_tokens:
@@ -196,7 +196,7 @@ def check_text(text: str, truncate: int | None, limits: Limits, names: FieldName
 def fit(
     n_prompt: int, max_new_tokens: int | None, limits: Limits, names: FieldNames = OF_TGI
 ) -> int:
-    """How many new tokens a prompt of `n_prompt` tokens gets.
+    """Return how many new tokens a prompt of `n_prompt` tokens gets.
 
     Raises:
         ValidationError: it does not fit.
@@ -224,7 +224,7 @@ def fit(
 def _too_long(
     n_prompt: int, n_wanted: int, limits: Limits, names: FieldNames
 ) -> ContextLengthExceeded:
-    """The error in OpenAI's words, by which clients know it and some learn the numbers.
+    """Return the error in OpenAI's words, by which clients know it and some learn the numbers.
 
     LangChain looks for "prompt is too long", which is Anthropic's.
     """
@@ -246,12 +246,12 @@ def _too_long(
 
 
 def random_seed() -> int:
-    """For a generation that was given none: unsigned 64 bits."""
+    """Return an unsigned 64-bit seed, for a generation that was given none."""
     return secrets.randbits(64)
 
 
 def sampling_of(parameters: GenerateParameters, *, logprobs: bool) -> Sampling:
-    """How a row samples. A request without a seed gets a random one here.
+    """Return how a row samples. A request without a seed gets a random one here.
 
     A negative seed is the unsigned one with the same bits. Like TGI's, this samples as soon as a
     value is set that changes the distribution, and is greedy for `do_sample` false with a

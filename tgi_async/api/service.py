@@ -43,9 +43,9 @@ R = TypeVar("R")
 class Service:
     """The parts of the server that a route needs.
 
-    `pool` runs what would hold up the event loop: tokenizing and rendering. Only who was admitted
-    or holds a permit puts work into it, so its queue is bounded. `tokenize_permits` are apart from
-    `admission`, so that counting tokens goes on while no generation finds room.
+    `pool` runs what would hold up the event loop: tokenizing and rendering. Only requests that
+    were admitted or hold a permit put work into it, so its queue is bounded. `tokenize_permits`
+    are apart from `admission`, so that counting tokens goes on while no generation finds room.
     """
 
     engine: Engine
@@ -181,7 +181,7 @@ class Service:
 def choices_of(
     request: GenerationRequest, n: int, *, scored_once: bool = False
 ) -> list[GenerationRequest]:
-    """`n` requests that differ in their random numbers only.
+    """Return `n` requests that differ in their random numbers only.
 
     Their prompt is one: `scored_once` leaves its log-probabilities to the first.
     """

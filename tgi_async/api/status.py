@@ -135,7 +135,7 @@ def metrics(service: Service, path: Mapping[str, str]) -> Text:
 
 
 def health_operation(path: str) -> Get:
-    """Return the operation that tells at this path whether the server serves."""
+    """Return the operation that says at this path whether the server serves."""
     return Get(
         path=path,
         tag="operate",

@@ -1,4 +1,4 @@
-"""The `x-*` headers that tell a client what its request took, in TGI's units."""
+"""The `x-*` headers about what a request took, in TGI's units."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tgi_async.generation import GenerationRequest, Timings
 
 
 def stream_headers(compute_type: str, n_characters: int) -> HeaderList:
-    """What is known when a stream begins. Characters are Unicode characters of the prompts."""
+    """Return what is known when a stream begins. Characters are those of the prompts."""
     return [
         (b"x-compute-type", compute_type.encode()),
         (b"x-compute-characters", str(n_characters).encode()),
@@ -26,7 +26,7 @@ def reply_headers(
     timings: Sequence[Timings],
     n_generated: int,
 ) -> HeaderList:
-    """What is known at the end: `x-compute-time` in seconds, other times in milliseconds.
+    """Return what is known at the end: `x-compute-time` in seconds, others in milliseconds.
 
     Where there are several prompts, queue and inference time are sums over them.
     """

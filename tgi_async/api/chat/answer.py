@@ -67,10 +67,10 @@ class ChatAnswer:
         self._n_scores = body.n_prompt_logprobs
         self._shows_thoughts = body.shows_thoughts
         self.scores: RankedScores | None = None
-        """Of the prompt: those of the first choice's generation; None once they are told."""
+        """Of the prompt: those of the first choice's generation; None once they are in a reply."""
 
     def choice(self, index: int, tokens: Sequence[Token], reason: FinishReason) -> ChatChoice:
-        """One whole answer."""
+        """Return one whole answer."""
         choice = self._begun()
         events = self._read(choice, tokens, reason)
         return ChatChoice(
@@ -83,7 +83,7 @@ class ChatAnswer:
     def whole(
         self, choices: list[ChatChoice], n_generated: int, n_cached: int = 0
     ) -> ChatCompletion:
-        """The whole reply; `n_cached` tokens of the prompt were in the prefix cache."""
+        """Return the whole reply; `n_cached` tokens of the prompt were in the prefix cache."""
         return ChatCompletion(
             id=self._id,
             created=self._created,
@@ -152,7 +152,7 @@ class ChatAnswer:
         return _Choice(self._reader, shows_thoughts=self._shows_thoughts, older=self._older)
 
     def _prompt_logprobs(self) -> list[dict[int, PromptLogprob] | None] | UnsetType:
-        """Those of the prompt, once, if they are wanted."""
+        """Return those of the prompt, once, if they were asked for."""
         scores, self.scores = self.scores, None
         if self._n_scores is None or scores is None:
             return UNSET
@@ -169,13 +169,13 @@ class ChatAnswer:
         )
 
     def _reason(self, choice: _Choice, reason: FinishReason) -> str:
-        told = self._dialect.finish_reason(reason)
-        if choice.n_calls and told == "stop":
+        name = self._dialect.finish_reason(reason)
+        if choice.n_calls and name == "stop":
             return "function_call" if self._older else "tool_calls"
-        return told
+        return name
 
     def logprobs(self, tokens: Sequence[Token]) -> Logprobs | None:
-        """Those of the tokens, if they are wanted."""
+        """Return those of the tokens, if they were asked for."""
         if not self._with_logprobs:
             return None
         return Logprobs([self._token_logprob(token) for token in tokens])
@@ -197,7 +197,7 @@ def _model_of(body: ChatRequest, limits: Limits) -> str:
 
 
 class _Choice:
-    """One answer as it is read. `older`: its call is told in OpenAI's older form."""
+    """One answer as it is read. `older`: its call is shown in OpenAI's older form."""
 
     def __init__(
         self, reader: AnswerReader | None, *, shows_thoughts: bool = True, older: bool
@@ -213,7 +213,7 @@ class _Choice:
         """Whether a chunk was sent of it."""
 
     def read(self, tokens: Sequence[Token], reason: FinishReason | None) -> list[Event]:
-        """What the tokens say; where the text ends for a reason, with what was held back."""
+        """Return what the tokens say; with a reason to end, also what was held back."""
         if self._parser is None:
             return [Prose(text_of(tokens))]
         parser, events, place = self._parser, list[Event](), 0
@@ -232,7 +232,7 @@ class _Choice:
         return events
 
     def message(self, events: Sequence[Event]) -> AssistantMessage:
-        """All of it."""
+        """Return the whole message."""
         calls: list[tuple[str, list[str]]] = []
         for one in events:
             if isinstance(one, CallBegun):
@@ -256,7 +256,7 @@ class _Choice:
         )
 
     def delta(self, events: Sequence[Event], *, shows_role: bool) -> AssistantDelta:
-        """The next pieces of it, which `read` told last."""
+        """Return the next pieces of the message, which `read` returned last."""
         role: Literal["assistant"] | UnsetType = "assistant" if shows_role else UNSET
         if self._parser is None:
             return AssistantDelta(_text(events, Prose), role)

@@ -12,7 +12,7 @@ from tgi_async.errors import ToolError
 
 
 def with_tools(body: ChatRequest) -> ChatRequest:
-    """The body with its functions as tools, of which one may be called at a time.
+    """Return the body with its functions as tools, of which one may be called at a time.
 
     Raises:
         ToolError: it has both, or wants a function called and has none.
@@ -33,7 +33,7 @@ def with_tools(body: ChatRequest) -> ChatRequest:
 
 
 def with_calls(messages: Sequence[MessageBody]) -> list[MessageBody]:
-    """The messages with calls of functions as calls of tools, and their results as of tools.
+    """Return the messages with calls of functions, and their results, as those of tools.
 
     The older form has no ids, so these are made: nine letters and digits, as some templates want.
     """

@@ -14,7 +14,7 @@ Messages = list[dict[str, Any]]
 
 
 def in_front(messages: Sequence[Mapping[str, Any]], text: str) -> Messages:
-    """With `text` in the system message, or before the first message of the user.
+    """Put `text` into the system message, or before the first message of the user.
 
     A system message is not made: there are templates that refuse one.
     """
@@ -29,7 +29,7 @@ def in_front(messages: Sequence[Mapping[str, Any]], text: str) -> Messages:
 
 
 def behind_last(messages: Sequence[Mapping[str, Any]], text: str) -> Messages:
-    """With `text` behind the last message, if that has any."""
+    """Put `text` behind the last message, if that has any."""
     made = [dict(message) for message in messages]
     if made and made[-1]["content"] is not None:
         made[-1]["content"] = _joined(made[-1]["content"], text)
@@ -37,7 +37,7 @@ def behind_last(messages: Sequence[Mapping[str, Any]], text: str) -> Messages:
 
 
 def without_calls(messages: Sequence[Mapping[str, Any]], format: Format) -> Messages:
-    """With calls as the model writes them, and their results as something that the user says."""
+    """Write calls as the model writes them, and their results as messages of the user."""
     made: Messages = []
     answering = False
     for message in messages:
@@ -61,7 +61,7 @@ def without_calls(messages: Sequence[Mapping[str, Any]], format: Format) -> Mess
 
 
 def _call(call: Mapping[str, Any]) -> tuple[str, Any]:
-    """Name and arguments; at OpenAI these are a text in JSON."""
+    """Return name and arguments, which are a text in JSON at OpenAI."""
     function = call["function"]
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
@@ -72,7 +72,7 @@ def _call(call: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _joined(one: Any, other: Any) -> Any:
-    """Two contents as one: a text, or a list of parts if either is one."""
+    """Return two contents as one: a text, or a list of parts if either is one."""
     if one is None or other is None:
         return other if one is None else one
     if isinstance(one, str) and isinstance(other, str):

@@ -1,6 +1,6 @@
 """Tools as TGI has them: each answer is held to a call of one, of which `no_tool` is one.
 
-Who is answered with `no_tool` is answered a second time, in words.
+A client that is answered with `no_tool` is answered a second time, in words.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class LikeTGI:
         )
 
     async def _request(self, offer: Offer | None) -> tuple[str, GenerationRequest]:
-        """The prompt and what is generated for it: a call, or where nothing is on offer, words."""
+        """Return the prompt and the request for a call, or without an offer, for words."""
         constraint: Grammar | None = None
         if offer is not None:
             constraint = call_of_one([tool["function"] for tool in offer.tools])
@@ -172,7 +172,7 @@ class LikeTGI:
 
 
 def _apart(events: Sequence[Event]) -> list[tuple[str | None, str]]:
-    """Name and piece of the arguments of each delta: the first has the name and a bracket."""
+    """Return name and piece of arguments for each delta; the first has the name and a bracket."""
     pieces: list[tuple[str | None, str]] = []
     for event in events:
         if isinstance(event, CallBegun):
@@ -196,7 +196,7 @@ def _delta(piece: tuple[str | None, str], call_id: str) -> AssistantDelta:
 
 
 def _next_id(body: ChatRequest) -> str:
-    """One above the highest number among the calls of the conversation."""
+    """Return one above the highest number among the calls of the conversation."""
     calls = [call for message in body.messages for call in message.tool_calls or ()]
     ids = [call.get("id") or "" for call in calls]
     ids += [message.tool_call_id or "" for message in body.messages]

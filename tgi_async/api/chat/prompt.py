@@ -48,7 +48,7 @@ async def prompt_of(service: Service, body: ChatRequest, offer: Offer | None) ->
     if not messages and not dialect.allows_empty_chat:
         raise ValidationError("`messages` cannot be empty")
     try:
-        messages, tools = _told(service, template, body, offer, messages, fields)
+        messages, tools = _with_tools(service, template, body, offer, messages, fields)
     except RecursionError as error:
         raise TemplateError(
             "the tools or calls cannot be shown: they are nested too deep"
@@ -57,7 +57,7 @@ async def prompt_of(service: Service, body: ChatRequest, offer: Offer | None) ->
     return await asyncio.get_running_loop().run_in_executor(template.threads, render)
 
 
-def _told(
+def _with_tools(
     service: Service,
     template: ChatTemplate,
     body: ChatRequest,
@@ -65,7 +65,7 @@ def _told(
     messages: list[dict[str, Any]],
     fields: dict[str, Any],
 ) -> tuple[list[dict[str, Any]], Sequence[Mapping[str, Any]] | None]:
-    """Messages and tools for the template; where it does not show tools, a message tells of them.
+    """Return messages and tools for the template; one that shows no tools gets them in a message.
 
     `tool_prompt` is said behind the last message; in TGI there always is one.
     """
@@ -87,7 +87,7 @@ def _told(
 
 
 def _template_fields(body: ChatRequest) -> dict[str, Any]:
-    """Those that TGI does not know, and ignores."""
+    """Return the fields for the template that TGI does not know."""
     if body.continue_final_message and body.add_generation_prompt:
         raise ValidationError(
             "`continue_final_message` and `add_generation_prompt` exclude each other: the prompt "
@@ -110,7 +110,7 @@ def _objects(value: object) -> bool:
 
 
 def _message(place: int, message: MessageBody) -> dict[str, Any]:
-    """The message as a template sees it, with null for what it does not have."""
+    """Return the message as a template sees it, with null for what it does not have."""
     content, in_parts = _content(place, message)
     thoughts = message.reasoning_content or message.reasoning or message.thinking or in_parts
     if content is None and (thoughts or (message.role in SILENT and not message.tool_calls)):
@@ -134,7 +134,7 @@ def _without_nulls(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _content(place: int, message: MessageBody) -> tuple[str | list[dict[str, str]] | None, str]:
-    """What the message says, and what its parts of thoughts have.
+    """Return what the message says, and its thoughts.
 
     A refusal is what the assistant said.
     """

@@ -179,7 +179,7 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
         )
 
     def as_tgi_reads_it(self) -> Self:
-        """The same with the presence penalty as what TGI makes of it: a repetition penalty."""
+        """Return the same with the presence penalty as TGI reads it: a repetition penalty."""
         presence = self.presence_penalty
         return structs.replace(
             super().as_tgi_reads_it(),

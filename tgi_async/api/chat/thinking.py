@@ -19,14 +19,16 @@ def thinking_variables(body: ChatRequest) -> dict[str, Any]:
     Raises:
         ValidationError: two fields contradict each other.
     """
-    wishes = _wishes(body)
+    given = _given(body)
     variables: dict[str, Any] = {}
-    efforts = [(field, wish) for field, wish in wishes if not isinstance(wish, bool)]
+    efforts = [(field, value) for field, value in given if not isinstance(value, bool)]
     for field, effort in efforts:
         if effort != efforts[0][1]:
             raise _contradiction(efforts[0][0], field)
         variables["reasoning_effort"] = effort
-    turned = [(field, wish if isinstance(wish, bool) else wish != "none") for field, wish in wishes]
+    turned = [
+        (field, value if isinstance(value, bool) else value != "none") for field, value in given
+    ]
     for field, on in turned:
         if on != turned[0][1]:
             raise _contradiction(turned[0][0], field)
@@ -39,14 +41,14 @@ def unread_fields(template: ChatTemplate, body: ChatRequest) -> list[str]:
     read = template.traits.thinking_variables
     kwargs = THINKING_VARIABLES.intersection(body.chat_template_kwargs or ())
     unread = [f"chat_template_kwargs.{name}" for name in sorted(kwargs - read)]
-    for field, wish in _wishes(body):
-        variables = SWITCHES if isinstance(wish, bool) else (*SWITCHES, "reasoning_effort")
+    for field, value in _given(body):
+        variables = SWITCHES if isinstance(value, bool) else (*SWITCHES, "reasoning_effort")
         if not read.intersection(variables):
             unread.append(field)
     return unread
 
 
-def _wishes(body: ChatRequest) -> list[tuple[str, bool | str | float]]:
+def _given(body: ChatRequest) -> list[tuple[str, bool | str | float]]:
     """Return the fields that are given, with how much to think or whether at all."""
     thinking, reasoning = body.thinking, body.reasoning
     if isinstance(thinking, Thinking):
@@ -58,7 +60,7 @@ def _wishes(body: ChatRequest) -> list[tuple[str, bool | str | float]]:
         ("reasoning.effort", None if reasoning is None else reasoning.effort),
         ("reasoning.enabled", None if reasoning is None else reasoning.enabled),
     ]
-    return [(field, wish) for field, wish in found if wish is not None]
+    return [(field, value) for field, value in found if value is not None]
 
 
 def _contradiction(field: str, other: str) -> ValidationError:

@@ -61,7 +61,7 @@ class Offer:
 
 
 def offer_of(body: ChatRequest, dialect: Dialect) -> Offer | None:
-    """The tools on offer; None if there are none, or they are not to be called.
+    """Return the tools on offer; None if there are none, or they are not to be called.
 
     Raises:
         ToolError: the tools, the choice among them and the form of the answer do not fit together.
@@ -97,7 +97,7 @@ def offer_of(body: ChatRequest, dialect: Dialect) -> Offer | None:
 def _choice_of(
     body: ChatRequest, dialect: Dialect
 ) -> tuple[Literal["auto", "none", "required", "named"], str]:
-    """The kind of choice among tools, and a name if it is by name."""
+    """Return the kind of choice among tools, and a name if it is by name."""
     choice = body.tool_choice
     if isinstance(choice, NamedTool):
         return "named", choice.wanted
@@ -115,7 +115,7 @@ def _choice_of(
 
 
 def _among(tools: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Mapping[str, Any]]:
-    """The tools with these names. Raises ToolError where one is not there."""
+    """Return the tools with these names. Raise ToolError where one is missing."""
     by_name = {tool["function"]["name"]: tool for tool in tools}
     if lacking := next((name for name in names if name not in by_name), None):
         raise ToolError(f"Tool with name {lacking} not found")
@@ -123,7 +123,7 @@ def _among(tools: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Map
 
 
 def shown_tool(tool: Tool) -> Mapping[str, Any]:
-    """The tool as templates know it. TGI's name for a function's `parameters` is `arguments`."""
+    """Return the tool as templates know it. TGI calls a function's `parameters` `arguments`."""
     function = tool["function"]
     if "arguments" not in function or "parameters" in function:
         return tool
@@ -134,14 +134,14 @@ def shown_tool(tool: Tool) -> Mapping[str, Any]:
 
 
 def format_for(service: Service) -> Format:
-    """How the model writes calls."""
+    """Return how the model writes calls."""
     if service.limits.tool_call_parser is not None:
         return format_named(service.limits.tool_call_parser)
     return JSON if service.chat_template is None else service.chat_template.traits.format
 
 
 def _turn_for(service: Service, format: Format) -> Turn:
-    """What else is in the model's answers."""
+    """Return what else is in the model's answers."""
     if format.turn is not None:
         return format.turn
     return Turn() if service.chat_template is None else service.chat_template.traits.turn
@@ -188,7 +188,7 @@ class AnswerReader:
             self._turn = self._turn._replace(thoughts=None)  # the answer begins at once
 
     def call_id(self, index: int, name: str) -> str:
-        """An id for the call with this index in the answer."""
+        """Return an id for the call with this index in the answer."""
         ids = "any" if self._format is None else self._format.ids
         if ids == "numbered":
             return f"functions.{name}:{self._n_called + index}"
@@ -196,7 +196,7 @@ class AnswerReader:
         return letters if ids == "short" else f"call_{letters}"
 
     def _constraint(self, prompt: str, form: Form | None) -> Grammar | None:
-        """None: nothing, or the form alone."""
+        """Return the grammar of the whole text; None: it has none, or the form alone."""
         terms_of = splitter(self.shown.values())
         if self._held is None:
             return self._held_calls(terms_of)
@@ -218,7 +218,7 @@ class AnswerReader:
         return answer
 
     def _held_calls(self, terms_of: Terms) -> Grammar | None:
-        """What holds calls that the model may make to the schemas of `strict` functions."""
+        """Return the grammar that makes optional calls follow the schemas of `strict` functions."""
         offer, format, turn = self._offer, self._format, self._turn
         if (
             not offer
@@ -238,7 +238,7 @@ class AnswerReader:
             return held_calls(format, functions, terms_of, turn=turn, most=most)
 
     def parser(self) -> AnswerParser | None:
-        """One for each choice; None where all of an answer is prose."""
+        """Return a new parser for a choice; None where all of an answer is prose."""
         turn = self._turn
         if self._format is None and turn.thoughts is None and not turn.dropped:
             return None
@@ -255,7 +255,7 @@ class AnswerReader:
 
 @lru_cache(maxsize=64)
 def _special_in(tokenizer: Tokenizer, literals: tuple[str, ...]) -> dict[int, str]:
-    """The special tokens that are in any of these texts, by their ids."""
+    """Return the special tokens that are in any of these texts, by their ids."""
     named = {id: tokenizer.token_text(id) for id in tokenizer.special_ids}
     return {
         id: name for id, name in named.items() if name and any(name in text for text in literals)
@@ -263,7 +263,7 @@ def _special_in(tokenizer: Tokenizer, literals: tuple[str, ...]) -> dict[int, st
 
 
 def _calls_of(offer: Offer, format: Format, answer: Grammar | None, terms_of: Terms) -> Grammar:
-    """Calls that the answer must be, or may be in place of a text that follows `answer`."""
+    """Return the grammar of calls, or of calls and of texts that follow `answer`."""
     functions, most = _functions_of(offer), None if offer.parallel else 1
     forced = offer.forced is not None
     with _refusing(format, 'Ask with `tool_choice` "auto"' if forced else "Leave `strict` out"):
@@ -273,7 +273,7 @@ def _calls_of(offer: Offer, format: Format, answer: Grammar | None, terms_of: Te
 
 
 def _functions_of(offer: Offer) -> list[tuple[str, Any]]:
-    """The functions that may be called, with the schemas of their arguments.
+    """Return the functions that may be called, with the schemas of their arguments.
 
     None: any arguments, where the call is not forced and the function not `strict`.
     """

@@ -17,7 +17,7 @@ from tgi_async.errors import ServerError, ValidationError
 
 
 class InferenceFailed(ServerError):
-    """All that TGI tells of a failure in these routes."""
+    """All that TGI says of a failure in these routes."""
 
     error_type = "Incomplete generation"
     failure = "incomplete"

@@ -69,7 +69,7 @@ class InferenceRequest(Struct, frozen=True):
     parameters: GenerateParameters | None = None
 
     def generation(self, text: str) -> GenerateRequest:
-        """What one input asks for."""
+        """Return the request for one input."""
         return GenerateRequest(text, self.parameters)
 
 

@@ -20,7 +20,7 @@ class CompletionAnswer:
     """Builds the reply, or the chunks of it, to one request.
 
     Choices are numbered through: those of the first prompt, of the second, and so on. `scored` has
-    the prompts in pieces where their log-probabilities are told.
+    the prompts in pieces where their log-probabilities are asked for.
     """
 
     def __init__(
@@ -50,21 +50,21 @@ class CompletionAnswer:
         ]
 
     def whole(self, finished: Sequence[Finished]) -> Completion:
-        """The whole reply; of each prompt's completions, the best ones."""
+        """Return the whole reply, with the best completions of each prompt."""
         n_each = len(finished) // len(self._n_prompt)
-        told: list[tuple[Finished, Finished]] = []
+        shown: list[tuple[Finished, Finished]] = []
         for start in range(0, len(finished), n_each):
             group = finished[start : start + n_each]
             scored = group[0]
             if n_each > self._n:
                 group = sorted(group, key=lambda one: one.mean_logprob, reverse=True)[: self._n]
-            told += [(one, scored) for one in group]
+            shown += [(one, scored) for one in group]
         choices = [
             structs.replace(
                 self._choice(index, one.tokens, one.finish_reason, one),
                 prompt_logprobs=self._prompt_logprobs(index, scored),
             )
-            for index, (one, scored) in enumerate(told)
+            for index, (one, scored) in enumerate(shown)
         ]
         usage = self._usage(
             [len(one.tokens) for one in finished], [one.n_cached for one in finished[::n_each]]
@@ -103,7 +103,7 @@ class CompletionAnswer:
         *,
         first: bool = True,
     ) -> CompletionChoice:
-        """A choice, or a part of it: the `first` one has the prompt, if that is echoed."""
+        """Return a choice or a part of it; the `first` part has the prompt, if that is echoed."""
         if self._body.scores_only:
             tokens, reason = (), reason and "length"
         logprobs = None
@@ -121,7 +121,7 @@ class CompletionAnswer:
     def _prompt_logprobs(
         self, index: int, scores: RankedScores
     ) -> list[dict[int, PromptLogprob] | None] | UnsetType:
-        """Those of the prompt of a choice, if they are wanted."""
+        """Return those of the prompt of a choice, if they were asked for."""
         n = self._body.n_prompt_logprobs
         if n is None:
             return UNSET
@@ -133,9 +133,9 @@ class CompletionAnswer:
         return reason and self._dialect.finish_reason(reason)
 
     def _usage(self, n_generated: Sequence[int], n_cached: Sequence[int]) -> Usage:
-        """Of all prompts and all that was generated for them; `n_cached` is one for each prompt."""
-        n_told = 0 if self._body.scores_only else sum(n_generated)
-        return self._usage_of(sum(self._n_prompt), n_told, sum(n_cached))
+        """Return the usage of all prompts; `n_cached` has one count for each."""
+        n_shown = 0 if self._body.scores_only else sum(n_generated)
+        return self._usage_of(sum(self._n_prompt), n_shown, sum(n_cached))
 
     def _usage_of(self, n_prompt: int, n_generated: int, n_cached: int) -> Usage:
         cached = n_cached if self._dialect.shows_usage_details else None

@@ -193,7 +193,7 @@ def _prompts(service: Service, body: CompletionRequest) -> list[Prompt]:
             "Suffix is not supported and can be achieved by preprocessing the prompt.",
             param="suffix",
         )
-    prompts = _told_apart(body.prompt)
+    prompts = _split_prompts(body.prompt)
     most = service.limits.max_client_batch_size
     if len(prompts) > most:
         raise TooManyPrompts(
@@ -204,7 +204,7 @@ def _prompts(service: Service, body: CompletionRequest) -> list[Prompt]:
     return prompts
 
 
-def _told_apart(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
+def _split_prompts(prompt: str | list[str | int | list[int]]) -> list[Prompt]:
     if isinstance(prompt, str):
         return [prompt]
     ids = [one for one in prompt if isinstance(one, int)]

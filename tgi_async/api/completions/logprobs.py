@@ -21,7 +21,7 @@ class Piece(NamedTuple):
 
 
 def pieces_of(tokenizer: Tokenizer, prompt: str, ids: Sequence[int]) -> list[Piece]:
-    """`prompt`, which has been tokenized to `ids`, in pieces.
+    """Cut `prompt`, which has been tokenized to `ids`, into its tokens.
 
     A special token is shown by its name, and takes room only where the prompt has that name.
     Offsets are off where the tokenizer itself changes the text, as one does that knows no capitals.
@@ -41,7 +41,7 @@ def pieces_of(tokenizer: Tokenizer, prompt: str, ids: Sequence[int]) -> list[Pie
 
 
 class PromptScores(Protocol):
-    """What a generation tells of its prompt, as `api.engine.Generation` has it."""
+    """What is known of a generation's prompt, as `api.engine.Generation` has it."""
 
     @property
     def n_cached(self) -> int: ...
@@ -57,7 +57,7 @@ class LogprobsWriter:
     """Writes the tokens of one choice, which go on where its echoed prompt ends."""
 
     def __init__(self, tokenizer: Tokenizer, n_echoed: int, n_top: int | None = None) -> None:
-        """`n_top`: how many of the likeliest tokens are told at each place; None: all there are."""
+        """`n_top`: how many of the likeliest tokens to show at each place; None: all there are."""
         self._tokenizer = tokenizer
         self._n_top = n_top
         self._offset = n_echoed
@@ -68,7 +68,7 @@ class LogprobsWriter:
         prompt: Sequence[Piece] = (),
         scores: PromptScores | None = None,
     ) -> CompletionLogprobs:
-        """The next tokens, with those of the prompt, which have `scores`, before them."""
+        """Return the next tokens, after those of the prompt, which have `scores`."""
         written = CompletionLogprobs([], [], [], [])
         if prompt:
             assert scores is not None
@@ -96,9 +96,9 @@ class LogprobsWriter:
 def _top(
     id: int, shown: str, logprob: float | None, likeliest: Sequence[TopToken]
 ) -> dict[str, float]:
-    """The likeliest tokens by their texts, and the one that was taken, whether likely or not.
+    """Return the likeliest tokens by their texts, and the one that was taken, likely or not.
 
-    Several tokens may have one text, such as halves of characters: then the likeliest is told.
+    Several tokens may have one text, such as halves of characters: then the likeliest is shown.
     """
     top = {} if logprob is None else {shown: finite_logprob(logprob)}
     for one in likeliest:

@@ -54,7 +54,7 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
         return bool(self.echo) and self.most_new_tokens == 0
 
     def n_generated(self, limits: Limits) -> int:
-        """How many choices of each prompt are generated; the best `n` are told.
+        """Return how many choices of each prompt are generated; the best `n` are shown.
 
         Raises:
             ValidationError: too many, or too few, or more than `n` in a stream.

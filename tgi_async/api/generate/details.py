@@ -19,20 +19,20 @@ class DetailsWriter:
         self._tokenizer = tokenizer
         self._request = request
 
-    def told(self, seed: int) -> int | None:
-        """The seed that makes the same text again; None where nothing was drawn."""
+    def shown_seed(self, seed: int) -> int | None:
+        """Return the seed that makes the same text again; None where nothing was drawn."""
         return seed if self._request.sampling.do_sample else None
 
     def details(
         self, best: Finished, others: Sequence[Finished], prefill: list[PrefillToken], shown: str
     ) -> Details:
-        """Details of the best sequence, with the others in it; `shown` goes before each text."""
+        """Return details of the best sequence, with the others; `shown` goes before each text."""
         rest = [
             BestOfSequence(
                 generated_text=shown + other.text,
                 finish_reason=other.finish_reason,
                 generated_tokens=len(other.tokens),
-                seed=self.told(other.seed),
+                seed=self.shown_seed(other.seed),
                 prefill=prefill,
                 tokens=[self.token(token) for token in other.tokens],
                 top_tokens=self._all_top_tokens(other),
@@ -42,7 +42,7 @@ class DetailsWriter:
         return Details(
             finish_reason=best.finish_reason,
             generated_tokens=len(best.tokens),
-            seed=self.told(best.seed),
+            seed=self.shown_seed(best.seed),
             prefill=prefill,
             tokens=[self.token(token) for token in best.tokens],
             best_of_sequences=rest or UNSET,
@@ -50,7 +50,7 @@ class DetailsWriter:
         )
 
     def prefill(self, finished: Finished) -> list[PrefillToken]:
-        """The prompt's tokens; the first has no log-probability, for nothing is before it."""
+        """Return the prompt's tokens; the first, with nothing before it, has no log-probability."""
         logprobs = [None, *finished.prompt_logprobs[1:]]
         return [
             PrefillToken(id, self._tokenizer.token_text(id), logprob)
@@ -58,12 +58,12 @@ class DetailsWriter:
         ]
 
     def token(self, token: Token) -> TokenBody:
-        """An emitted token."""
+        """Return an emitted token."""
         text = self._tokenizer.token_text(token.id) if token.special else token.text
         return TokenBody(token.id, text, token.logprob, token.special)
 
     def top_tokens(self, token: Token) -> list[TokenBody]:
-        """The likeliest tokens at the place of `token`."""
+        """Return the likeliest tokens at the place of `token`."""
         return [TokenBody(top.id, top.text, top.logprob, top.special) for top in token.top]
 
     def _all_top_tokens(self, finished: Finished) -> list[list[TokenBody]] | UnsetType:

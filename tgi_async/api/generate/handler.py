@@ -165,7 +165,7 @@ class _TokenEvents:
         return StreamDetails(
             finish_reason=reason,
             generated_tokens=self.n_tokens,
-            seed=self._writer.told(self._request.sampling.seed),
+            seed=self._writer.shown_seed(self._request.sampling.seed),
             input_length=len(self._request.prompt),
         )
 

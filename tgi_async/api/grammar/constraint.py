@@ -24,7 +24,11 @@ from tgi_async.grammar.schema.normalize import parse
 
 
 def term_of(grammar: Grammar, field: str, dialect: Dialect = OURS) -> terms.Grammar:
-    """`field` is what the client calls it. Raises ValidationError for what is no grammar."""
+    """Return the grammar as workers know it; `field` is what the client calls it.
+
+    Raises:
+        ValidationError: it is no grammar.
+    """
     match grammar:
         case RegexGrammar(value):
             return terms.Regex(value)
@@ -50,7 +54,7 @@ def term_of(grammar: Grammar, field: str, dialect: Dialect = OURS) -> terms.Gram
 
 
 def parsed(schema: Any, field: str, dialect: Dialect = OURS) -> Any:
-    """A schema that may be a text in JSON. Raises ValidationError for a text that is none."""
+    """Return a schema, parsed if it is a text. Raise ValidationError for a text that is no JSON."""
     if not isinstance(schema, str):
         return schema
     try:
@@ -60,7 +64,7 @@ def parsed(schema: Any, field: str, dialect: Dialect = OURS) -> Any:
 
 
 def _of_objects(schema: Any) -> Any:
-    """A schema that names properties and no type is meant for objects, as TGI takes it.
+    """Return the schema, for objects only if it names properties and no type, as in TGI.
 
     The standard lets any value that is no object satisfy it too.
     """
@@ -78,7 +82,7 @@ async def checked(
     ignore: Callable[[Iterable[str]], None],
     dialect: Dialect,
 ) -> str:
-    """The encoded grammar, empty for none.
+    """Return the encoded grammar, empty for none.
 
     `constraint` holds `grammar` already, if there is one, and besides it only calls of `tools`.
     `ignore` gets the names of what has no meaning in its schemas.

@@ -1,6 +1,6 @@
 """What constrains a text: `grammar` of `/generate`, `response_format` of the OpenAI routes.
 
-Both are told apart by their `type`. TGI has the rest in `value`, and the same forms in both places.
+The `type` says which it is. TGI has the rest in `value`, and the same forms in both places.
 OpenAI's have `json_schema` beside `type`, or nothing; other servers have names of their own.
 """
 
@@ -142,7 +142,7 @@ class StructuredOutputs(Struct, frozen=True, kw_only=True):
 
 
 def grammar_of(wanted: ResponseFormat | None) -> Grammar | None:
-    """The constraint of a response format, if it is one."""
+    """Return the grammar of a response format, if it has one."""
     if wanted is None or isinstance(wanted, TextFormat):
         return None
     if isinstance(wanted, JsonObjectFormat):

@@ -121,7 +121,7 @@ class _Whole(Struct, frozen=True, kw_only=True):
 
 
 def term_of_tag(value: Any) -> Grammar:
-    """`value` is a structural tag, or a text in JSON that holds one. Raises TagError."""
+    """Return the grammar of a structural tag, or of a text in JSON that holds one."""
     try:
         if isinstance(value, str):
             whole = msgspec.json.decode(value, type=_Whole)

@@ -66,7 +66,7 @@ def respelled(body: bytes, body_type: type[msgspec.Struct]) -> bytes | None:
 
 @cache
 def _numbers_of(body_type: type[msgspec.Struct]) -> dict[str, bool]:
-    """The fields that are a number or nothing, and whether it is a whole one."""
+    """Return the fields that are a number or null, and whether it is a whole one."""
     found: dict[str, bool] = {}
     info = inspect.type_info(body_type)
     assert isinstance(info, inspect.StructType)

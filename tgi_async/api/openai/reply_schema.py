@@ -41,7 +41,7 @@ class Usage(Struct, frozen=True):
         cached_tokens: int | None = None,
         reasoning_tokens: int | None = None,
     ) -> Usage:
-        """With their sum, and the details that are not None."""
+        """Return the usage with the sum, and the details that are not None."""
         return cls(
             prompt_tokens,
             completion_tokens,
@@ -60,15 +60,15 @@ class PromptLogprob(Struct, frozen=True):
 
 
 def finite_logprob(logprob: float) -> float:
-    """A log-probability as these routes tell it: a finite number."""
+    """Return a log-probability as these routes show it: a finite number."""
     return max(LEAST_LOGPROB, logprob)  # of NaN too
 
 
 def unique_id(kind: str) -> str:
-    """An id that no other reply has, e.g. `chatcmpl-…`."""
+    """Return an id that no other reply has, e.g. `chatcmpl-…`."""
     return f"{kind}-{uuid.uuid4().hex}"
 
 
 def now() -> int:
-    """Seconds since 1970."""
+    """Return the seconds since 1970."""
     return int(time.time())

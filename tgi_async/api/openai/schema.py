@@ -116,15 +116,15 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def read_by_tgi(cls) -> frozenset[str]:
-        """The fields that TGI does not ignore."""
+        """Return the fields that TGI does not ignore."""
         raise NotImplementedError
 
     def as_tgi_reads_it(self) -> Self:
-        """The body without the fields that TGI ignores."""
+        """Return the body without the fields that TGI ignores."""
         return structs.replace(self, **dict.fromkeys(self.ignored_by_tgi()))
 
     def ignored_by_tgi(self) -> list[str]:
-        """The fields that ask for something, and are ignored by TGI."""
+        """Return the fields that ask for something, and are ignored by TGI."""
         names = set(self.__struct_fields__) - self.read_by_tgi()
         given = {name: getattr(self, name) for name in sorted(names)}
         idle = {"n": 1, "best_of": 1}
@@ -135,7 +135,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         ]
 
     def n_choices(self, limits: Limits) -> int:
-        """How many choices each prompt gets.
+        """Return how many choices each prompt gets.
 
         Raises:
             ValidationError: more than `max_best_of`, or none.
@@ -155,7 +155,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         top_n_tokens: U32 | None = None,
         grammar: Grammar | None = None,
     ) -> GenerateParameters:
-        """The same wishes as generation parameters, as far as these have them.
+        """Return the fields as generation parameters, as far as these have them.
 
         Temperature 0 is greedy, whatever else is set, and so is `top_p` 0; otherwise these routes
         sample. Values that OpenAI's clients send to turn a parameter off are taken as such: `top_p`
@@ -189,7 +189,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         )
 
     def _temperature(self, limits: Limits) -> float | None:
-        """None: as the model gives the probabilities.
+        """Return the temperature; None: as the model gives the probabilities.
 
         Makers who recommend the likeliest token do not mean a request that asks for sampling, be it
         by a parameter that only sampling has or by several choices.
@@ -208,12 +208,12 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         return None if advised == 0 and any(asks) else advised
 
     def _greedy(self, limits: Limits) -> bool:
-        """Whether each token is the likeliest one."""
+        """Return whether each token is the likeliest one."""
         none_but_the_first = self.top_p == 0 and limits.dialect.reads_neutral_values
         return none_but_the_first or self._temperature(limits) == 0
 
     def check_own(self, limits: Limits) -> None:
-        """The rules on what generation parameters do not have.
+        """Check the rules on fields that generation parameters do not have.
 
         Raises:
             ValidationError: for the first rule that is broken.
@@ -264,7 +264,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
             )
 
     def truncated(self, prompt: list[int], limits: Limits) -> list[int]:
-        """The tokens of a prompt that are kept: its last ones, unless `truncation_side` is right.
+        """Return the tokens of a prompt to keep: its last ones, unless `truncation_side` is right.
 
         With -1 it is as many as the server takes beside the tokens that are to be generated.
         """
@@ -312,7 +312,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         )
 
     def _biases(self) -> dict[int, float]:
-        """By token id. Raises ValidationError."""
+        """Return the biases by token id. Raise ValidationError."""
         if not self.logit_bias:
             return {}
         if isinstance(self.logit_bias, list):

@@ -65,7 +65,7 @@ class Docs:
 
 
 def page(found: Json) -> str:
-    """The document as HTML: every operation, then every schema."""
+    """Return the document as HTML: every operation, then every schema."""
     title = f"{found['info']['title']} {found['info']['version']}"
     parts = [
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>',
@@ -118,7 +118,7 @@ def _schema(name: str, schema: Json) -> list[str]:
 
 
 def _type(schema: Json) -> str:
-    """A schema in one line; another one is linked."""
+    """Return a schema in one line; another one is linked."""
     if "$ref" in schema:
         name = escape(schema["$ref"].rpartition("/")[2])
         return f'<a href="#{name}">{name}</a>'

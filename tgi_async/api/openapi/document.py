@@ -118,7 +118,7 @@ class _Described:
         return found
 
     def _content(self) -> Json:
-        """What is answered with status 200, by media type."""
+        """Return the bodies of replies with status 200, by media type."""
         operation = self._operation
         content: Json = {}
         if operation.reply:
@@ -128,7 +128,7 @@ class _Described:
         return content
 
     def _refusals(self) -> Iterator[tuple[str, Json]]:
-        """What is answered to a wrong body, by status."""
+        """Yield the replies to a wrong body, by status."""
         return iter(())
 
     def _others(self) -> Iterator[tuple[str, Json]]:

@@ -89,7 +89,7 @@ def _encoded_ids(service: Service, text: str, *, add_special_tokens: bool, with_
 def simple_tokens(
     tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True
 ) -> list[SimpleToken]:
-    """The tokens of `text` as TGI shows them.
+    """Return the tokens of `text` as TGI shows them.
 
     Raises:
         ValidationError: `text` cannot be tokenized.
