@@ -24,6 +24,7 @@ import uvloop
 
 from tgi_async import cgroups, processes
 from tgi_async.api.app import create_app
+from tgi_async.api.dialect import Dialect, dialect_of
 from tgi_async.api.gate import Gate
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
@@ -78,7 +79,7 @@ class Limits:
     api_key: str | None
     cors_allow_origin: tuple[str, ...]
     sampling_defaults: SamplingDefaults
-    strict_tgi: bool
+    dialect: Dialect
     tool_call_parser: str | None
     kserve: bool
 
@@ -110,9 +111,8 @@ async def _serve(settings: Settings, prepare: tuple[str, ...], worker: tuple[str
             contextlib.closing(bind(settings.hostname, settings.port)) as listener,
             PrivateFolder() as scratch,
         ):
-            gate = Gate(
-                settings.cors_allow_origin, kserve=settings.kserve, strict_tgi=settings.strict_tgi
-            )
+            dialect = dialect_of(strict_tgi=settings.strict_tgi)
+            gate = Gate(settings.cors_allow_origin, kserve=settings.kserve, dialect=dialect)
             address = _address(listener)
             async with answering(gate, listener) as http:
                 log.info("listening on %s; not ready yet", address)
@@ -299,7 +299,7 @@ def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
         payload_limit=settings.payload_limit,
         api_key=settings.api_key,
         cors_allow_origin=settings.cors_allow_origin,
-        strict_tgi=settings.strict_tgi,
+        dialect=dialect_of(strict_tgi=settings.strict_tgi),
         tool_call_parser=settings.tool_call_parser,
         kserve=settings.kserve,
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from tgi_async.api.dialect import Dialect
 from tgi_async.text.sampling_defaults import SamplingDefaults
 
 
 def set_by(limits: Limits, *flags: str) -> str:
-    """Which flags set a limit, to end a message with; TGI's messages do not say."""
-    if limits.strict_tgi:
+    """Return the end of a message about a limit: the flags that set it, which TGI does not name."""
+    if not limits.dialect.explains_errors:
         return ""
     return f". The limit is set by the server's {' and '.join(flags)}"
 
@@ -72,8 +73,8 @@ class Limits(Protocol):
         """What the OpenAI routes use for parameters that a request leaves open."""
 
     @property
-    def strict_tgi(self) -> bool:
-        """Whether to behave as TGI does where this server is otherwise different on purpose."""
+    def dialect(self) -> Dialect:
+        """What is done otherwise than TGI does it."""
 
     @property
     def tool_call_parser(self) -> str | None:

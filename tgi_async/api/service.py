@@ -13,10 +13,9 @@ from typing import ParamSpec, TypeVar
 from msgspec import structs
 
 from tgi_async.api.admission import Admission
-from tgi_async.api.constraint import checked
 from tgi_async.api.engine import Engine, Generation
-from tgi_async.api.exchange import Exchange
 from tgi_async.api.field_names import OF_TGI, FieldNames
+from tgi_async.api.grammar.constraint import checked
 from tgi_async.api.ignored_fields import IgnoredFields
 from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import (
@@ -27,6 +26,7 @@ from tgi_async.api.parameters import (
     sampling_of,
 )
 from tgi_async.api.permits import Permits
+from tgi_async.api.request_context import RequestContext
 from tgi_async.errors import ServerError, ValidationError
 from tgi_async.generation import GenerationRequest, Timings
 from tgi_async.grammar.checker import GrammarChecker
@@ -43,9 +43,9 @@ R = TypeVar("R")
 class Service:
     """The parts of the server that a route needs.
 
-    `pool` runs what would hold up the event loop: tokenizing and rendering. Only who was admitted
-    or holds a permit puts work into it, so its queue is bounded. `tokenize_permits` are apart from
-    `admission`, so that counting tokens goes on while no generation finds room.
+    `pool` runs what would hold up the event loop: tokenizing and rendering. Only requests that
+    were admitted or hold a permit put work into it, so its queue is bounded. `tokenize_permits`
+    are apart from `admission`, so that counting tokens goes on while no generation finds room.
     """
 
     engine: Engine
@@ -62,6 +62,8 @@ class Service:
     chat_stop_token_ids: tuple[int, ...] = ()
     """Tokens that end an answer in a chat, besides the model's own."""
     version: str = field(default_factory=lambda: version("tgi-async"))
+    started: int = field(default_factory=lambda: int(time.time()))
+    """In seconds since 1970."""
     ignored_fields: IgnoredFields = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +83,7 @@ class Service:
         self,
         prompt: str | list[int],
         parameters: GenerateParameters,
-        exchange: Exchange,
+        context: RequestContext,
         *,
         logprobs: bool,
         include_stop: bool,
@@ -120,15 +122,15 @@ class Service:
             parameters.grammar,
             constraint,
             "tools" if parameters.grammar is None else names.grammar,
-            ignore=exchange.ignore,
-            strict_tgi=self.limits.strict_tgi,
+            ignore=context.ignore,
+            dialect=self.limits.dialect,
         )
-        exchange.validation_seconds = time.monotonic() - exchange.started
-        self.metrics.request_validated(exchange.validation_seconds, len(prompt), max_new_tokens)
+        context.validation_seconds = time.monotonic() - context.started
+        self.metrics.request_validated(context.validation_seconds, len(prompt), max_new_tokens)
         return GenerationRequest(
             prompt=prompt,
             sampling=sampling_of(parameters, logprobs=logprobs),
-            client=exchange.peer,
+            client=context.peer,
             max_new_tokens=max_new_tokens,
             stop=parameters.stop_sequences,
             ignore_eos=parameters.ignore_eos,
@@ -136,7 +138,7 @@ class Service:
             prompt_logprobs=parameters.decoder_input_details,
             include_stop=include_stop,
             grammar=grammar,
-            reservation=exchange.reservation,
+            reservation=context.reservation,
         )
 
     def submit(self, request: GenerationRequest) -> Generation:
@@ -179,7 +181,7 @@ class Service:
 def choices_of(
     request: GenerationRequest, n: int, *, scored_once: bool = False
 ) -> list[GenerationRequest]:
-    """`n` requests that differ in their random numbers only.
+    """Return `n` requests that differ in their random numbers only.
 
     Their prompt is one: `scored_once` leaves its log-probabilities to the first.
     """
