@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.families.cases import CASES, Case, config_of, save
 from tests.families.parity import CPU
-from workers.models.description import Unsupported
+from workers.errors import Unsupported
 from workers.models.layers import PackedForward, ReadLinear, keep_what_is_read, layers_of
 from workers.models.loading import load
 from workers.models.rope import Scaling

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from tests.workers.test_weights import CPU, KINDS, saved
-from workers.models.description import Unsupported
+from workers.errors import Unsupported
 from workers.models.pretrained import Pretrained
 from workers.models.sharding import divide_heads
-from workers.models.slices import Range, Slices, cut
 from workers.models.tp_plans import plan_of
+from workers.slices import Range, Slices, cut
 
 
 class Alone:

@@ -20,9 +20,9 @@ from workers.layers.linear import Linear, ReorderedWeight
 from workers.models.checkpoint import BrokenCheckpoint
 from workers.models.loading import load
 from workers.models.pretrained import Pretrained
-from workers.models.slices import Range, cut, divide, within
 from workers.models.transformers_path import TransformersModel
 from workers.models.weight_files import SINGLE
+from workers.slices import Range, cut, divide, within
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {

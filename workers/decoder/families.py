@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from workers.models.slices import Range
+from workers.slices import Range
 
 FAMILIES = frozenset(
     {

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from workers.errors import Unsupported
 from workers.models import rope
 from workers.models.eos import eos_token_ids
 
@@ -32,10 +33,6 @@ RECURRENT = frozenset(
     }
 )
 """Families with a state besides keys and values that no `layer_types` tells of."""
-
-
-class Unsupported(Exception):
-    """This model cannot be served; the message says why and what would be nearest."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from workers.models.description import Shape, Unsupported
-from workers.models.slices import Range, Slices, divide
+from workers.errors import Unsupported
+from workers.models.description import Shape
 from workers.models.tp_plans import GATHERED, WHOLE, plan_of
 from workers.ranks import Ranks
+from workers.slices import Range, Slices, divide
 
 COLUMNS = (64, 8, 2, 1)
 """Columns that stay together: of these the largest that leaves each rank something to do."""

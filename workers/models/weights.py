@@ -32,7 +32,7 @@ from transformers.core_model_loading import (
 
 from workers import memory
 from workers.models.checkpoint import BrokenCheckpoint, Checkpoint
-from workers.models.slices import Range, Slices, cut, within
+from workers.slices import Range, Slices, cut, within
 
 RELEASE_BYTES = 2**22
 """Read pages of the files are let go after so many bytes."""
