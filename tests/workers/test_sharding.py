@@ -13,9 +13,8 @@ from tests.workers.our_layers import tensors_of
 from tests.workers.test_weights import CPU, KINDS, saved
 from workers.errors import Unsupported
 from workers.models.pretrained import Pretrained
-from workers.models.sharding import divide_heads
 from workers.models.tp_plans import plan_of
-from workers.slices import Range, Slices, cut
+from workers.slices import Range, Slices, cut, divide_heads
 
 
 class Alone:

@@ -55,7 +55,7 @@ class StackedExperts(Layer):
         return self.combined(self._hidden[0](*routed, **named))
 
 
-class Experts(nn.Module):
+class SeparateExperts(nn.Module):
     """Experts that have linear layers of their own, by number and the checkpoint's names."""
 
     def __init__(
@@ -104,3 +104,18 @@ class Experts(nn.Module):
             result.index_add_(0, row, (mixed * weights[row, place, None]).to(x.dtype))
         combine = self.style.combine
         return result if combine is None else combine(result)
+
+
+Experts = StackedExperts | SeparateExperts
+
+
+def experts_for(
+    method: QuantMethod, own: nn.Module, names: ExpertNames, device: torch.device
+) -> Experts:
+    """Return the experts of a layer in their method, in the place of transformers' module `own`.
+
+    Raises Unsupported for experts that the method cannot have.
+    """
+    if method.stacked_experts:
+        return StackedExperts(own, device)
+    return SeparateExperts(method, own, names, device)

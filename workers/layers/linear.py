@@ -66,7 +66,9 @@ class Linear(Layer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features]."""
-        return self.combined(self.weight.apply(x))
+        result = self.weight.apply(x)
+        combine = self.style.combine
+        return result if combine is None else combine(result)
 
     def extra_repr(self) -> str:
         form = type(self.weight).__name__ if self.loaded else "not loaded"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from workers.layers.embedding import Embedding
-from workers.layers.experts import ExpertNames, Experts, StackedExperts
+from workers.layers.experts import ExpertNames, Experts, experts_for
 from workers.layers.layer import Layer
 from workers.layers.linear import Linear
 from workers.quantization import registry
@@ -40,7 +41,7 @@ class Replacements:
         self._method, self._expert_names = method, expert_names or ExpertNames()
         self._embedding, self._head = model.get_input_embeddings(), model.get_output_embeddings()
         self._sources: dict[type, str] = {}
-        self.modules: dict[str, Linear | Embedding | StackedExperts | Experts] = {}
+        self.modules: dict[str, Linear | Embedding | Experts] = {}
         """By the names of those that they replace."""
         places: dict[nn.Module, list[str]] = {}
         for name, module in model.named_modules(remove_duplicate=False):
@@ -71,9 +72,7 @@ class Replacements:
         names = (name for name, one in self._model.named_modules() if one is module)
         return self.modules.get(next(names, ""))
 
-    def _replacement(
-        self, names: list[str], module: Any
-    ) -> Linear | Embedding | StackedExperts | Experts | None:
+    def _replacement(self, names: list[str], module: Any) -> Linear | Embedding | Experts | None:
         if type(module) is nn.Linear:
             if self._are_read(names, ".weight"):
                 return None
@@ -91,9 +90,7 @@ class Replacements:
             if self._are_read(names, "."):
                 return None
             method = self._method_of(names[0], "experts")
-            if method.stacked_experts:
-                return StackedExperts(module, self._device)
-            return Experts(method, module, self._expert_names, self._device)
+            return experts_for(method, module, self._expert_names, self._device)
         return None
 
     def _method_of(self, name: str, kind: Kind) -> QuantMethod:
@@ -104,28 +101,25 @@ class Replacements:
         for name in names:
             parent, _, leaf = name.rpartition(".")
             owner = type(self._model.get_submodule(parent))
+            read = re.compile(rf"self\.{re.escape(leaf + what)}")
+            # A class is found in its file by parsing all of that, so look at the file first.
+            if read.search(_read_file(_file(owner))) is None:
+                continue
             if owner not in self._sources:
-                self._sources[owner] = _source(owner)
-            if re.search(rf"self\.{re.escape(leaf + what)}", self._sources[owner]):
+                self._sources[owner] = inspect.getsource(owner)
+            if read.search(self._sources[owner]):
                 return True
         return False
 
 
-def replaced(model: Any, device: torch.device) -> Any:
-    """A model whose weights are there, with layers of ours that keep those very tensors."""
-    found = Replacements(model, device)
-    for name, layer in found.layers.items():
-        if not layer.loaded:
-            parameters: Mapping[str, nn.Parameter] = dict(
-                model.get_submodule(name).named_parameters()
-            )
-            layer.load({leaf: one.detach() for leaf, one in parameters.items()})
-    found.put()
-    return model
-
-
-def _source(kind: type) -> str:
+def _file(kind: type) -> str:
+    """Return the file of a class; "" for one that was made at run time."""
     try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # a class that was made at run time
+        return inspect.getfile(kind)
+    except (OSError, TypeError):
         return ""
+
+
+@functools.cache
+def _read_file(path: str) -> str:
+    return Path(path).read_text() if Path(path).is_file() else ""

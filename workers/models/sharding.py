@@ -21,14 +21,14 @@ from torch import nn
 
 from workers.errors import Unsupported
 from workers.layers.embedding import Embedding
-from workers.layers.experts import Experts, StackedExperts
+from workers.layers.experts import Experts, SeparateExperts, StackedExperts
 from workers.layers.layer import Style
 from workers.layers.linear import Linear
 from workers.models.description import Shape
 from workers.models.tp_plans import GATHERED, WHOLE, plan_of
 from workers.quantization.method import Cut
 from workers.ranks import Ranks
-from workers.slices import Range, Slices, divide
+from workers.slices import Range, Slices, divide, divide_heads
 
 COLUMNS = (64, 8, 2, 1)
 """Columns that stay together: of these the largest that leaves each rank something to do."""
@@ -157,7 +157,7 @@ class Sharding:
             return
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         if name in parameters:
-            if isinstance(experts, Experts):
+            if isinstance(experts, SeparateExperts):
                 self._spread_experts(parent, experts, leaf)
                 return
             dim = _dimension(style, parameters[name].dim())
@@ -201,7 +201,7 @@ class Sharding:
         for leaf, slices in layer.method.cut(layer.size, style.cut).items():
             self.slices[f"{name}.{leaf}"] = slices
 
-    def _spread_experts(self, name: str, experts: Experts, leaf: str) -> None:
+    def _spread_experts(self, name: str, experts: SeparateExperts, leaf: str) -> None:
         """Columns of each expert's MLP. The results of all are summed at once."""
         for at, one in experts.each():
             for own, layer in one.items():
@@ -215,7 +215,7 @@ class Sharding:
 
     def _sum_results(self, name: str) -> None:
         ours = self._ours.get(name)
-        if isinstance(ours, Experts | StackedExperts):
+        if isinstance(ours, Experts):
             ours.style = Style(combine=self._added, adds_once=self._ranks.rank == 0)
         else:
             self._summed.append(name)
@@ -341,19 +341,6 @@ class Sharding:
 
     def _gathered(self, logits: torch.Tensor) -> torch.Tensor:
         return self._ranks.gather(logits, self.logit_widths)
-
-
-def divide_heads(n_heads: int, n_kv_heads: int, rank: int, world_size: int) -> tuple[Range, Range]:
-    """The query and the key-value heads of a rank, of no more ranks than query heads."""
-    group = n_heads // n_kv_heads
-    if world_size <= n_kv_heads:
-        keys = divide(n_kv_heads, world_size)[rank]
-        return Range(keys.start * group, keys.end * group), keys
-    # Ranks to a key-value head, whose queries they share.
-    shared = divide(world_size, n_kv_heads)
-    key = next(at for at, one in enumerate(shared) if rank < one.end)
-    own = divide(group, shared[key].size)[rank - shared[key].start]
-    return Range(key * group + own.start, key * group + own.end), Range(key, key + 1)
 
 
 def _dimension(style: str, n_dims: int) -> int:

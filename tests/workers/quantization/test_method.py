@@ -21,7 +21,7 @@ from tests.workers.test_weights import saved
 from tgi_async.generation import GenerationRequest
 from tgi_async.wire.messages import Sampling
 from workers.errors import Unsupported
-from workers.layers.experts import Experts
+from workers.layers.experts import SeparateExperts
 from workers.layers.linear import Linear
 from workers.models.loading import load
 from workers.models.transformers_path import TransformersModel
@@ -83,7 +83,7 @@ def test_logits_are_those_of_what_the_weights_stand_for(tmp_path: Path, kind: st
     assert isinstance(model, TransformersModel)
     linear = [one for one in model.module.modules() if isinstance(one, Linear)]
     assert sum(isinstance(one.method, ToyMethod) for one in linear) >= 8
-    experts = [one for one in model.module.modules() if isinstance(one, Experts)]
+    experts = [one for one in model.module.modules() if isinstance(one, SeparateExperts)]
     assert bool(experts) == (kind in ("mixtral", "qwen2_moe"))
     assert_near(PagedSequences(model).run(), logits_of(dense))
 
