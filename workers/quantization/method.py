@@ -119,7 +119,8 @@ class QuantMethod(ABC):
 
     @abstractmethod
     def slots(self, size: Size, dtype: torch.dtype) -> dict[str, Slot]:
-        """Return the tensors of a layer whose results are of this dtype."""
+        """Return the tensors of a layer whose results are of this dtype. The bias is `bias`, which
+        is read by the one rank that adds it where results are summed."""
 
     @abstractmethod
     def cut(self, size: Size, cut: Cut) -> dict[str, Slices]:

@@ -17,6 +17,7 @@ from tests.integration.reference import Reference
 from tests.integration.running_engine import finish_all, running_engine
 from tests.workers.paged_sequences import PagedSequences
 from tests.workers.quantization.toy import ToyMethod, dequantized
+from tests.workers.test_sharding import part
 from tests.workers.test_weights import saved
 from tgi_async.generation import GenerationRequest
 from tgi_async.wire.messages import Sampling
@@ -27,6 +28,7 @@ from workers.models.loading import load
 from workers.models.transformers_path import TransformersModel
 from workers.models.weight_files import SINGLE
 from workers.quantization.registry import METHODS
+from workers.slices import Range
 
 CPU = torch.device("cpu")
 GROUP = 8
@@ -132,6 +134,34 @@ def test_a_method_that_nobody_has_added_is_named(tmp_path: Path) -> None:
     folder = quantize(saved(tmp_path / "dense", "llama"), tmp_path / "toy", quant_method="rot13")
     with pytest.raises(Unsupported, match=r"the weights are quantized \(rot13\)"):
         load(folder, torch.float32, CPU)
+
+
+def test_ranks_have_whole_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "GROUP", 32)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2}
+    folder = quantize(saved(tmp_path / "dense", "llama", **sizes), tmp_path / "toy")
+    parts = [part(folder, rank, 2) for rank in range(2)]
+    layers = [one.module.model.layers[1].mlp for one in parts]
+    assert [one.down_proj.in_features for one in layers] == [32, 64]
+    assert [one.up_proj.out_features for one in layers] == [32, 64]
+    name = "model.layers.1.mlp.down_proj"
+    assert [one.weights.slices[f"{name}.codes"] for one in parts] == [
+        {1: [Range(0, 32)]},
+        {1: [Range(32, 96)]},
+    ]
+    assert [one.weights.slices[f"{name}.scales"] for one in parts] == [
+        {1: [Range(0, 1)]},
+        {1: [Range(1, 3)]},
+    ]
+
+
+def test_a_cut_through_a_group_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of heads, whose number does not go by groups: two of 16 numbers are on each rank."""
+    monkeypatch.setitem(globals(), "GROUP", 64)
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    folder = quantize(saved(tmp_path / "dense", "llama", **sizes), tmp_path / "toy")
+    with pytest.raises(Unsupported, match="groups of 64 inputs are on one rank"):
+        part(folder, 0, 2)
 
 
 @pytest.mark.model
