@@ -31,6 +31,8 @@ from workers.decoder import triton_kernels
 from workers.decoder.device import DeviceDecoder
 from workers.decoder.families import Description
 from workers.layers import triton_linear
+from workers.layers.layer import Layer
+from workers.layers.replace import Replacements
 from workers.models.weights import put
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -101,11 +103,16 @@ def described(name: str, dtype: torch.dtype) -> Description:
     put(rotary, "inv_freq", torch.ones(rotary.inv_freq.shape))
     if hasattr(embedding, "embed_scale"):
         put(embedding, "embed_scale", torch.tensor(48.0))
+    Replacements(model, GPU).put()
     return Description(model, _move, GPU)
 
 
 def _move(module: nn.Module, borrow: bool) -> None:
     for one in module.modules():
+        if isinstance(one, Layer):
+            slots = one.slots.items()
+            one.load({x: torch.empty(y.shape, dtype=y.dtype, device=GPU) for x, y in slots})
+            continue
         for leaf, old in list(one.named_parameters(recurse=False)):
             put(one, leaf, torch.empty(old.shape, dtype=old.dtype, device=GPU))
 

@@ -14,8 +14,9 @@ from workers import memory
 from workers.attention.context import AttentionContext
 from workers.decoder.families import Description, NotFused
 from workers.decoder.native import NativeDecoder
+from workers.errors import Unsupported
 from workers.models import rope
-from workers.models.description import Shape, Unsupported
+from workers.models.description import Shape
 from workers.models.pretrained import Pretrained
 from workers.models.transformers_path import TransformersModel
 from workers.ranks import Ranks

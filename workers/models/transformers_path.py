@@ -10,7 +10,7 @@ from workers.attention import registry
 from workers.attention.context import AttentionContext
 from workers.models.adapters import adapt
 from workers.models.families import TESTED
-from workers.models.layers import PackedForward, keep_what_is_read, layers_of
+from workers.models.layers import PackedForward, layers_of
 from workers.models.pretrained import Pretrained
 
 DIM_STEP = 16
@@ -23,7 +23,6 @@ class TransformersModel:
     def __init__(self, loaded: Pretrained) -> None:
         """Raises Unsupported."""
         self.module = loaded.module
-        keep_what_is_read(self.module)
         notes = loaded.complete() + adapt(self.module)
         self.weight_bytes = loaded.weight_bytes
         layers = layers_of(self.module)

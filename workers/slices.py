@@ -41,3 +41,16 @@ def within(ranges: Sequence[Range], part: Range) -> list[Range]:
     """What of the ranges lies in a part, counted from its beginning."""
     met = [Range(max(one.start, part.start), min(one.end, part.end)) for one in ranges]
     return [Range(a - part.start, b - part.start) for a, b in met if a < b]
+
+
+def divide_heads(n_heads: int, n_kv_heads: int, rank: int, world_size: int) -> tuple[Range, Range]:
+    """The query and the key-value heads of a rank, of no more ranks than query heads."""
+    group = n_heads // n_kv_heads
+    if world_size <= n_kv_heads:
+        keys = divide(n_kv_heads, world_size)[rank]
+        return Range(keys.start * group, keys.end * group), keys
+    # Ranks to a key-value head, whose queries they share.
+    shared = divide(world_size, n_kv_heads)
+    key = next(at for at, one in enumerate(shared) if rank < one.end)
+    own = divide(group, shared[key].size)[rank - shared[key].start]
+    return Range(key * group + own.start, key * group + own.end), Range(key, key + 1)

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from workers.models.errors import ModelUnavailable
-from workers.models.progress import say
+from workers.errors import ModelUnavailable
+from workers.progress import say
 
 T = TypeVar("T")
 
