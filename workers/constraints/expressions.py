@@ -237,10 +237,54 @@ class Expressions:
 
     def after(self, node: Node, symbol: int) -> Node:
         """What may follow a symbol."""
-        for mask, following in node.steps or self.steps(node):
+        steps = node.steps
+        if steps is None:
+            # What follows other symbols is not worked out, where that is not known already.
+            if node.kind == "then" and not node.parts[0].nullable:
+                first, rest = node.parts
+                return self.then(self.after(first, symbol), rest)
+            if node.kind == "repeated":
+                return self.then(self.after(node.parts[0], symbol), self._fewer(node, 1))
+            steps = self.steps(node)
+        for mask, following in steps:
             if mask >> symbol & 1:
                 return following
         return self.nothing
+
+    def after_text(self, node: Node, symbols: Sequence[int]) -> Node:
+        """What may follow these symbols."""
+        at = 0
+        while at < len(symbols):
+            n = self._run(node, symbols, at)
+            if n:
+                first, rest = node.parts if node.kind == "then" else (node, self.empty)
+                node = self.then(self._fewer(first, n), rest)
+                at += n
+            else:
+                node = self.after(node, symbols[at])
+                at += 1
+        return node
+
+    def _run(self, node: Node, symbols: Sequence[int], at: int) -> int:
+        """How many of the next symbols are each a whole part of what is repeated here."""
+        first = node.parts[0] if node.kind == "then" else node
+        if first.kind != "repeated" or first.nullable:
+            return 0
+        inner, least, _ = first.parts
+        whole = 0
+        for mask, following in self.steps(inner):
+            if following is self.empty:
+                whole |= mask
+        end = min(len(symbols), at + least)
+        found = at
+        while found < end and whole >> symbols[found] & 1:
+            found += 1
+        return found - at
+
+    def _fewer(self, node: Node, n: int) -> Node:
+        """What is left of a repetition after so many times."""
+        inner, least, most = node.parts
+        return self.repeated(inner, max(0, least - n), None if most is None else most - n)
 
     def steps(self, node: Node) -> Steps:
         """What may follow any symbol."""
@@ -260,9 +304,8 @@ class Expressions:
             case "choice":
                 return self._union([self.steps(one) for one in parts])
             case "repeated":
-                inner, least, most = parts
-                again = self.repeated(inner, max(0, least - 1), None if most is None else most - 1)
-                return [(mask, self.then(one, again)) for mask, one in self.steps(inner)]
+                again = self._fewer(node, 1)
+                return [(mask, self.then(one, again)) for mask, one in self.steps(parts[0])]
             case "both":
                 found = self.steps(parts[0])
                 for part in parts[1:]:

@@ -103,8 +103,7 @@ class Foresight:
             self._expressions.begin()
             try:
                 for token in tokens:
-                    for symbol in self._tokens.symbols[token]:
-                        node = self._expressions.after(node, symbol)
+                    node = self._expressions.after_text(node, self._tokens.symbols[token])
             except (TooComplex, RecursionError, IndexError):
                 return None
             return None if node is self._expressions.nothing else node
