@@ -67,7 +67,7 @@ class Machine(Protocol):
 class Node:
     """An expression. Equal ones of one `Expressions` are the same object."""
 
-    __slots__ = ("cost", "kind", "nullable", "parts", "serial", "steps")
+    __slots__ = ("cost", "kind", "nullable", "parts", "serial", "steps", "window")
 
     def __init__(self, kind: str, parts: tuple[Any, ...], nullable: bool, serial: int) -> None:
         self.serial = serial
@@ -76,6 +76,8 @@ class Node:
         self.nullable = nullable
         self.cost: int | None = None
         self.steps: Steps | None = None
+        self.window: Node | None = None
+        """See `MaskCache`."""
 
 
 class Expressions:

@@ -23,8 +23,10 @@ from workers.constraints.expressions import (
     TooComplex,
 )
 from workers.constraints.language import SpecialId, language
+from workers.constraints.mask_cache import MaskCache
 from workers.constraints.token_counts import TokenCounts
 from workers.constraints.tokens import TokenTable, allowed_in
+from workers.grammar.engine import Matcher
 
 Mask = NDArray[np.int32]
 
@@ -76,6 +78,7 @@ class Foresight:
         except (RecursionError, UnicodeEncodeError, OverflowError) as error:
             raise TooComplex from error
         self._counts = TokenCounts(self._expressions, tokens)
+        self._masks = MaskCache(self._expressions, tokens.longest)
         self.least = self._expressions.cost(self.start)
         """Bytes of the shortest text."""
         self._n_first = len(self._expressions)
@@ -89,7 +92,7 @@ class Foresight:
         """Bytes of memory, roughly."""
         walked = sum(14 * len(one.ids) + one.mask.nbytes for one in self._walks.values())
         ways = sum(8 * len(way) for way in self._ways.values() if way) + 200 * len(self._ways)
-        known = self._expressions.nbytes + self._counts.nbytes
+        known = self._expressions.nbytes + self._counts.nbytes + self._masks.nbytes
         return known + self._rows.nbytes + walked + ways
 
     @property
@@ -107,6 +110,33 @@ class Foresight:
             except (TooComplex, RecursionError, IndexError):
                 return None
             return None if node is self._expressions.nothing else node
+
+    def knows_mask(self, node: Node) -> bool:
+        """Whether the mask where this may follow is known; then nothing is forced there."""
+        with self._lock:
+            return self._mask(node) is not None
+
+    def fill(self, node: Node, matcher: Matcher, mask: Mask) -> None:
+        """Write the engine's mask where this may follow and nothing is forced: as it was before,
+        if it is known. Raises GrammarError."""
+        with self._lock:
+            known = self._mask(node)
+        if known is not None:
+            np.copyto(mask, known)
+            return
+        matcher.fill(mask)
+        if not matcher.remembers:
+            with self._lock:
+                try:
+                    self._masks.put(node, mask)
+                except (TooComplex, RecursionError):
+                    return
+
+    def _mask(self, node: Node) -> Mask | None:
+        try:
+            return self._masks.get(node)
+        except (TooComplex, RecursionError):
+            return None
 
     def way(self, node: Node) -> list[int] | None:
         """The tokens of the shortest text from here; None if none is known.
@@ -140,6 +170,16 @@ class Foresight:
                 return True
         way = self.way(self.start)
         return way is not None and len(way) <= room
+
+    def most(self, node: Node) -> int:
+        """Tokens with which a text can be completed wherever it goes from here; `ENDLESS` and more
+        if that is not known."""
+        with self._lock:
+            self._expressions.begin()
+            try:
+                return self._counts.most(node)
+            except (TooComplex, RecursionError):
+                return ENDLESS
 
     def fits(self, node: Node, room: int) -> bool:
         """Whether a text can be completed within so many tokens."""

@@ -114,6 +114,8 @@ class _Shared:
 class LlguidanceMatcher:
     """See `engine.Matcher`."""
 
+    remembers = False
+
     def __init__(self, matcher: LLMatcher, shared: _Shared) -> None:
         self._matcher = matcher
         self._shared = shared
