@@ -21,9 +21,9 @@ from tgi_async.grammar.grammar import Grammar, Json, Regex, encode
 from tgi_async.grammar.schema.errors import SchemaError
 from tgi_async.grammar.schema.normalize import normalize
 from tgi_async.wire.messages import Constraint
-from workers.constraints.expressions import Node
 from workers.constraints.foresight import Foresight
 from workers.constraints.mask_cache import MaskCache
+from workers.constraints.nodes import Node
 from workers.constraints.progress import Progress
 from workers.constraints.tokens import allowed_in
 from workers.constraints.vocabulary import Vocabulary

@@ -10,9 +10,10 @@ from tests.grammar.engines import accepts, engine_of
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar, Json, Regex
 from tgi_async.grammar.schema.normalize import normalize
-from workers.constraints.expressions import ENDLESS, Expressions, Node, TooComplex
+from workers.constraints.expressions import ENDLESS, Expressions
 from workers.constraints.formats import FORMATS
 from workers.constraints.language import language
+from workers.constraints.nodes import Node, TooComplex
 from workers.constraints.patterns import matching, searching
 
 

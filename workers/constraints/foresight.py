@@ -14,16 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tgi_async.grammar.grammar import Grammar
-from workers.constraints.expressions import (
-    ALL_BYTES,
-    ENDLESS,
-    SPECIAL,
-    Expressions,
-    Node,
-    TooComplex,
-)
+from workers.constraints.expressions import ENDLESS, Expressions
 from workers.constraints.language import SpecialId, language
 from workers.constraints.mask_cache import MaskCache
+from workers.constraints.nodes import ALL_BYTES, SPECIAL, Node, TooComplex
 from workers.constraints.token_counts import TokenCounts
 from workers.constraints.tokens import TokenTable, allowed_in
 from workers.grammar.engine import Matcher

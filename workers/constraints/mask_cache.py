@@ -11,7 +11,8 @@ from collections import OrderedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.constraints.expressions import ENDLESS, Expressions, Node
+from workers.constraints.expressions import ENDLESS, Expressions
+from workers.constraints.nodes import Node
 
 Mask = NDArray[np.int32]
 

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tgi_async.wire.messages import Constraint
-from workers.constraints.expressions import ENDLESS, Node
+from workers.constraints.expressions import ENDLESS
 from workers.constraints.foresight import Foresight
+from workers.constraints.nodes import Node
 from workers.constraints.vocabulary import Vocabulary
 from workers.grammar.engine import Matcher
 

@@ -7,7 +7,8 @@ the tokens of a completion are counted.
 
 from __future__ import annotations
 
-from workers.constraints.expressions import ENDLESS, Expressions, Machine, Node
+from workers.constraints.expressions import ENDLESS, Expressions
+from workers.constraints.nodes import Machine, Node
 from workers.constraints.tokens import TokenTable
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from workers.constraints import characters as sets
 from workers.constraints.characters import characters
-from workers.constraints.expressions import ALL_BYTES, Expressions, Node, TooComplex
+from workers.constraints.expressions import Expressions
 from workers.constraints.formats import FORMATS
 from workers.constraints.literals import Literals
+from workers.constraints.nodes import ALL_BYTES, Node, TooComplex
 from workers.constraints.numbers import Bounds, NumberMachine
 from workers.constraints.patterns import matching, searching
 
