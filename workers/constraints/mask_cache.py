@@ -27,10 +27,11 @@ DEPTH = 16
 class _Known:
     """A mask, and whether the engine gave it twice."""
 
-    __slots__ = ("is_sure", "mask")
+    __slots__ = ("is_sure", "mask", "raw")
 
     def __init__(self, mask: Mask) -> None:
-        self.mask = mask
+        self.raw = mask.tobytes()
+        self.mask: Mask = np.frombuffer(self.raw, np.int32)
         self.is_sure = False
 
 
@@ -57,7 +58,7 @@ class MaskCache:
         return self._nbytes
 
     def get(self, node: Node) -> Mask | None:
-        """The mask where this may follow, if it is known. It is not to be written to."""
+        """The mask where this may follow, if it is known. It cannot be written to."""
         key = self.window(node)
         known = self._known.get(key)
         if known is None or not known.is_sure:
@@ -72,14 +73,14 @@ class MaskCache:
         key = self.window(node)
         known = self._known.get(key)
         if known is None:
-            self._known[key] = _Known(mask.copy())
+            self._known[key] = _Known(mask)
             self._nbytes += mask.nbytes
             while self._nbytes > MAX_BYTES:
                 _, dropped = self._known.popitem(last=False)
                 self._nbytes -= dropped.mask.nbytes
             return
         self._known.move_to_end(key)
-        known.is_sure = np.array_equal(known.mask, mask)
+        known.is_sure = known.raw == mask.tobytes()
         if not known.is_sure:
             self._fits = False
             self._known.clear()

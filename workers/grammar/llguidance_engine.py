@@ -129,8 +129,8 @@ class LlguidanceMatcher:
 
     def advance(self, tokens: Sequence[int]) -> None:
         """See `engine.Matcher`."""
-        self._matcher.consume_tokens(list(tokens))
-        self._check()
+        if not self._matcher.consume_tokens(list(tokens)):
+            self._check()
 
     def forced(self) -> list[int]:
         """See `engine.Matcher`."""
