@@ -39,9 +39,9 @@ from benchmarks.router_worker import MadeUpRows, Pace, ready
 from tgi_async import supervisor
 from tgi_async.api.app import create_app
 from tgi_async.api.dialect import OURS
+from tgi_async.api.limits import Limits
 from tgi_async.connection import Connection
 from tgi_async.engine import Engine
-from tgi_async.launcher import Limits
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.telemetry.observer import Observer
 from tgi_async.text.sampling_defaults import SamplingDefaults

@@ -92,7 +92,6 @@ class Engine:
         *,
         tokenizer: TokenNames,
         start: Start,
-        world_size: int = 1,
         command: tuple[str, ...] = WORKER,
         overcommit: float = 4.0,
         lookahead: int = 1,
@@ -106,7 +105,7 @@ class Engine:
         self._lookahead = lookahead
         self._max_batch_total_tokens = max_batch_total_tokens
         self._capacity = capacity or Capacity(start.max_rows)
-        self._workers = WorkerRestarter(world_size, command, backoff or Backoff())
+        self._workers = WorkerRestarter(start.world_size, command, backoff or Backoff())
         self._streams = LiveStreams()
         self._last_id = 0
         self._state = State.STARTING

@@ -53,8 +53,8 @@ async def running_engine(
             max_batch_prefill_tokens=max_batch_prefill_tokens,
             max_total_tokens=0,
             model_impl=model_impl,
+            world_size=world_size,
         ),
-        world_size=world_size,
         lookahead=lookahead,
         command=command,
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from msgspec import structs
 
@@ -37,6 +37,15 @@ from tgi_async.text.tokenizer import Tokenizer
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class PromptSource(NamedTuple):
+    """A text or its tokens."""
+
+    content: str | list[int]
+    add_special_tokens: bool = True
+    truncated: Callable[[list[int]], list[int]] | None = None
+    """What of the tokens is kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,21 +90,19 @@ class Service:
 
     async def request(
         self,
-        prompt: str | list[int],
+        prompt: PromptSource,
         parameters: GenerateParameters,
         context: RequestContext,
         *,
         logprobs: bool,
         include_stop: bool,
-        add_special_tokens: bool = True,
         names: FieldNames = OF_TGI,
         constraint: Grammar | None = None,
-        truncated: Callable[[list[int]], list[int]] | None = None,
         stop_token_ids: tuple[int, ...] = (),
     ) -> GenerationRequest:
         """Validate, and tokenize what is not tokenized yet.
 
-        `parameters.truncate` keeps the last tokens, `truncated` what it returns. `names` are those
+        `parameters.truncate` keeps the last tokens. `names` are those
         of the route's fields; a `constraint` counts instead of the grammar. `stop_token_ids` end
         the text too, unless the client wants it to go on past every end. Fairness is owed to the
         peer's address alone: there is one API key, and a key that nobody checks is free text.
@@ -105,17 +112,18 @@ class Service:
             Overloaded: too many grammars are being checked.
         """
         check(parameters, self.limits, names)
-        if isinstance(prompt, str):
-            check_text(prompt, parameters.truncate, self.limits, names)
-            prompt = await self.in_pool(
-                self.tokenizer.encode, prompt, add_special_tokens=add_special_tokens
+        ids = prompt.content
+        if isinstance(ids, str):
+            check_text(ids, parameters.truncate, self.limits, names)
+            ids = await self.in_pool(
+                self.tokenizer.encode, ids, add_special_tokens=prompt.add_special_tokens
             )
         if parameters.truncate is not None:
-            prompt = prompt[-parameters.truncate :]
-        if truncated is not None:
-            prompt = truncated(prompt)
-        max_new_tokens = fit(len(prompt), parameters.max_new_tokens, self.limits, names)
-        if not prompt:
+            ids = ids[-parameters.truncate :]
+        if prompt.truncated is not None:
+            ids = prompt.truncated(ids)
+        max_new_tokens = fit(len(ids), parameters.max_new_tokens, self.limits, names)
+        if not ids:
             raise ValidationError(f"`{names.prompt}` cannot be empty")
         grammar = await checked(
             self.checker,
@@ -126,9 +134,9 @@ class Service:
             dialect=self.limits.dialect,
         )
         context.validation_seconds = time.monotonic() - context.started
-        self.metrics.request_validated(context.validation_seconds, len(prompt), max_new_tokens)
+        self.metrics.request_validated(context.validation_seconds, len(ids), max_new_tokens)
         return GenerationRequest(
-            prompt=prompt,
+            prompt=ids,
             sampling=sampling_of(parameters, logprobs=logprobs),
             client=context.peer,
             max_new_tokens=max_new_tokens,

@@ -33,7 +33,7 @@ from tgi_async.api.operation import Post
 from tgi_async.api.parameters import GenerateParameters
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.result import EventStream, Reply
-from tgi_async.api.service import Service
+from tgi_async.api.service import PromptSource, Service
 from tgi_async.api.timing import reply_headers
 from tgi_async.generation import GenerationRequest
 
@@ -157,15 +157,17 @@ async def _answering(
             reader = AnswerReader(service, offer, prompt, form, n_called=n_called)
         banned = await banned_of(service, body)
         request = await service.request(
-            prompt,
+            PromptSource(
+                prompt,
+                add_special_tokens=bool(body.add_special_tokens),
+                truncated=lambda tokens: body.truncated(tokens, service.limits),
+            ),
             question.parameters,
             context,
             logprobs=bool(body.logprobs),
             include_stop=dialect.shows_stop_sequences or body.includes_stop,
-            add_special_tokens=bool(body.add_special_tokens),
             names=body.names(service.limits, form and form.field),
             constraint=None if reader is None else reader.constraint,
-            truncated=lambda tokens: body.truncated(tokens, service.limits),
             stop_token_ids=service.chat_stop_token_ids,
         )
         if reader is not None:

@@ -34,7 +34,7 @@ from tgi_async.api.openai.answers import stream_choices, tgi_error_events
 from tgi_async.api.parameters import GenerateParameters
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.result import Reply
-from tgi_async.api.service import Service
+from tgi_async.api.service import PromptSource, Service
 from tgi_async.api.timing import reply_headers, stream_headers
 from tgi_async.errors import ToolError
 from tgi_async.generation import GenerationRequest
@@ -131,12 +131,11 @@ class LikeTGI:
             constraint = call_of_one([tool["function"] for tool in offer.tools])
         prompt = await prompt_of(self._service, self._body, offer)
         request = await self._service.request(
-            prompt,
+            PromptSource(prompt, add_special_tokens=False),
             self._parameters,
             self._context,
             logprobs=bool(self._body.logprobs),
             include_stop=True,
-            add_special_tokens=False,
             constraint=constraint,
             stop_token_ids=self._service.chat_stop_token_ids,
         )

@@ -31,7 +31,7 @@ from tgi_async.api.openai.form import Form, form_of
 from tgi_async.api.operation import Post
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.result import EventStream, Reply
-from tgi_async.api.service import Service, choices_of
+from tgi_async.api.service import PromptSource, Service, choices_of
 from tgi_async.api.timing import reply_headers
 from tgi_async.errors import ServerError
 from tgi_async.generation import Emitted, GenerationRequest
@@ -158,16 +158,18 @@ async def _request(
     n_logprobs = body.n_logprobs
     dialect = service.limits.dialect
     request = await service.request(
-        prompt,
+        PromptSource(
+            prompt,
+            add_special_tokens=body.add_special_tokens is not False,
+            truncated=lambda tokens: body.truncated(tokens, service.limits),
+        ),
         body.parameters(
             service.limits, max_new_tokens, n_logprobs, None if form is None else form.grammar
         ),
         context,
         logprobs=n_logprobs is not None or (body.best_of or 1) > 1,
         include_stop=dialect.shows_stop_sequences or body.includes_stop,
-        add_special_tokens=body.add_special_tokens is not False,
         names=body.names(service.limits, form and form.field),
-        truncated=lambda tokens: body.truncated(tokens, service.limits),
     )
     if dialect.reads_fields_of_tgi_only:
         return request

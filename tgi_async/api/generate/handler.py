@@ -30,7 +30,7 @@ from tgi_async.api.parameters import (
 from tgi_async.api.relay import relay
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.result import EventStream, Reply
-from tgi_async.api.service import Service
+from tgi_async.api.service import PromptSource, Service
 from tgi_async.api.timing import reply_headers, stream_headers
 from tgi_async.errors import IncompleteGeneration, ServerError
 from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
@@ -79,7 +79,11 @@ async def _whole(
     prefill: list[PrefillToken] = []
     async with service.admission.take(context, best_of):
         request = await service.request(
-            inputs, parameters, context, logprobs=wants_details or best_of > 1, include_stop=True
+            PromptSource(inputs),
+            parameters,
+            context,
+            logprobs=wants_details or best_of > 1,
+            include_stop=True,
         )
         writer = DetailsWriter(service.tokenizer, request)
         finished = await collect_all(service.submit_all(reseeded(request, best_of)))
@@ -111,7 +115,7 @@ async def _stream(
     check_streamed(parameters)
     async with service.admission.take(context):
         request = await service.request(
-            inputs, parameters, context, logprobs=True, include_stop=True
+            PromptSource(inputs), parameters, context, logprobs=True, include_stop=True
         )
         generation = service.submit(request)
         events = _TokenEvents(service, request, parameters, inputs)
