@@ -156,7 +156,7 @@ def _is_valid(schema: Any, value: Any) -> bool:
 
 
 @given(schemas, schemas, st.integers(0, 2**32))
-def test_every_text_that_a_grammar_allows_is_valid(schema, shared, seed):
+def test_every_text_that_a_grammar_allows_is_valid(schema: Any, shared: Any, seed: int) -> None:
     whole = {"$defs": {"it": shared}, "allOf": [schema]}
     matcher = _matcher(whole)
     assume(matcher is not None)
@@ -177,7 +177,9 @@ values = st.recursive(
 
 
 @given(schemas, schemas, st.lists(values, min_size=1, max_size=8))
-def test_a_grammar_allows_no_invalid_value_and_valid_ones_in_some_order(schema, shared, candidates):
+def test_a_grammar_allows_no_invalid_value_and_valid_ones_in_some_order(
+    schema: Any, shared: Any, candidates: list[Any]
+) -> None:
     """Every one, unless a keyword is there of which fewer values may be written."""
     whole = {"$defs": {"it": shared}, "allOf": [schema]}
     matcher = _matcher(whole)
@@ -236,7 +238,9 @@ VALIDATORS = {4: Draft4Validator, 6: Draft6Validator, 7: Draft7Validator}
 
 
 @given(st.sampled_from(sorted(VALIDATORS)), schemas, schemas, st.integers(0, 2**32))
-def test_every_text_is_valid_in_the_draft_of_its_schema(draft, schema, shared, seed):
+def test_every_text_is_valid_in_the_draft_of_its_schema(
+    draft: int, schema: Any, shared: Any, seed: int
+) -> None:
     whole = {
         "$schema": f"http://json-schema.org/draft-0{draft}/schema#",
         "definitions": {"it": _of_draft(shared, draft)},
@@ -295,7 +299,7 @@ without_objects = st.recursive(
 
 
 @given(st.data(), without_objects)
-def test_values_that_are_made_for_a_schema_are_accepted(data, schema):
+def test_values_that_are_made_for_a_schema_are_accepted(data: st.DataObject, schema: Any) -> None:
     matcher = _matcher(schema)
     assume(matcher is not None)
     with warnings.catch_warnings():
@@ -336,14 +340,14 @@ patterns = st.recursive(
 
 
 @given(patterns, st.integers(0, 2**32))
-def test_every_text_that_a_regular_expression_allows_matches(pattern, seed):
+def test_every_text_that_a_regular_expression_allows_matches(pattern: str, seed: int) -> None:
     text, complete = walk(engine_of().matcher(Regex(pattern)), seed, 100)
     assume(complete)
     assert re.fullmatch(pattern, text, re.ASCII)
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_walk_can_fail(seed):
+def test_a_walk_can_fail(seed: int) -> None:
     """That the tests above look at something."""
     matcher = engine_of().matcher(Json({"type": "integer"}))
     text, complete = walk(matcher, seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import tokenizers
 from hypothesis import event, given
@@ -44,7 +46,7 @@ def _trained(
     return made
 
 
-def _bpe(**options: object) -> trainers.Trainer:
+def _bpe(**options: Any) -> trainers.Trainer:
     return trainers.BpeTrainer(vocab_size=400, show_progress=False, **options)
 
 

@@ -168,7 +168,7 @@ async def running(
             max_total_tokens=0,
             stop_token_ids=list(stop_token_ids),
         ),
-        **({"command": COMMAND, "backoff": Backoff(0.001, 0.01)} | options),
+        **{"command": COMMAND, "backoff": Backoff(0.001, 0.01), **options},
     )
     steps = Steps()
     found = Running(engine, behaviour, steps, journal)

@@ -167,8 +167,8 @@ class FakeWorker:
     def _step(self, step: Step, n_steps: int) -> None:
         behaviour = self._behaviour
         time.sleep(behaviour.step_seconds)
-        for row in step.release:
-            del self._rows[row]
+        for number in step.release:
+            del self._rows[number]
         for admit in step.admit:
             assert admit.row not in self._rows
             self._rows[admit.row] = _Row(admit)
@@ -194,8 +194,8 @@ class FakeWorker:
             return
         if n_steps == self._now(behaviour.deaf_at):
             time.sleep(3600)
-        number = step.step + 100 if n_steps == self._now(behaviour.other_step_at) else step.step
-        self._channel.send(StepDone(number, sampled, scored, errors, 0.001, 0.0005))
+        answered = step.step + 100 if n_steps == self._now(behaviour.other_step_at) else step.step
+        self._channel.send(StepDone(answered, sampled, scored, errors, 0.001, 0.0005))
 
     def _compute(self, row: _Row, run: Run) -> list[PromptLogprobs]:
         """Fill the slots of the row's next `n` positions."""
@@ -225,7 +225,8 @@ class FakeWorker:
             token = row.tokens[n_emitted] if n_emitted < row.n_prompt else EOS
         row.tokens.append(token)
         top = [TopToken(65 + i, -0.5 * i) for i in range(row.sampling.top_n_tokens)]
-        return Sampled(number, [token], [-0.5] if row.sampling.logprobs else [], top and [top])
+        logprobs = [-0.5] if row.sampling.logprobs else []
+        return Sampled(number, [token], logprobs, [top] if top else [])
 
     def _slot(self, row: _Row, position: int) -> int:
         block = row.blocks[position // self._block_size]

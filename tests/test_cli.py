@@ -5,12 +5,12 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tgi_async import cgroups, cli
+from tgi_async import cgroups
 from tgi_async.cli import launcher_main, main
 from tgi_async.errors import StartError
 from tgi_async.settings import Settings
@@ -117,8 +117,12 @@ def test_flags_are_not_guessed_from_their_beginning(served: list[Settings]) -> N
 def test_the_token_of_the_hub_has_another_name_in_tgi(
     served: list[Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.subprocess, "call", lambda command, env: 0)
-    for start in (lambda: launcher_main([]), lambda: main(["download-weights"])):
+    monkeypatch.setattr(subprocess, "call", lambda command, env: 0)
+    starts: list[Callable[[], int]] = [
+        lambda: launcher_main([]),
+        lambda: main(["download-weights"]),
+    ]
+    for start in starts:
         with monkeypatch.context() as patch:
             patch.setenv("HF_TOKEN", "to be put back")
             patch.delenv("HF_TOKEN")
@@ -180,7 +184,12 @@ def test_download_weights_hands_its_arguments_on_as_they_are(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     called: list[list[str]] = []
-    monkeypatch.setattr(cli.subprocess, "call", lambda command, env: called.append(command) or 5)
+
+    def call(command: list[str], env: dict[str, str]) -> int:
+        called.append(command)
+        return 5
+
+    monkeypatch.setattr(subprocess, "call", call)
     assert main(["download-weights", *arguments]) == 5
     assert called == [[sys.executable, "-P", "-m", "workers.models.prepare", *arguments]]
 
@@ -238,7 +247,7 @@ def test_an_interrupted_download_has_no_traceback(monkeypatch: pytest.MonkeyPatc
     def interrupt(command: list[str], env: dict[str, str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.subprocess, "call", interrupt)
+    monkeypatch.setattr(subprocess, "call", interrupt)
     assert main(["download-weights"]) == 130
 
 

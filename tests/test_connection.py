@@ -12,7 +12,8 @@ import uvicorn
 
 from tests.api.waiting import until
 from tgi_async.api.exchange import DIRECT
-from tgi_async.connection import BodyWriter, Connection
+from tgi_async.connection import Connection
+from tgi_async.reply_cycle import BodyWriter
 
 PIECE = b"x" * 100_000
 REQUEST = b"GET / HTTP/1.1\r\nhost: test\r\n\r\n"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from tgi_async.scheduler.blocks import Salt
 from tgi_async.wire.messages import Sampling
 
 
-def spelling(text: str, **behaviour: object) -> Behaviour:
+def spelling(text: str, **behaviour: Any) -> Behaviour:
     """A model that writes this text, a character a token."""
     return Behaviour(script=tiny_tokenizer().encode(text), **behaviour)
 

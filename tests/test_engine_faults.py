@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -141,14 +142,16 @@ async def test_the_error_says_how_the_worker_died(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("nonsense", ["garbage_at", "other_step_at"])
 async def test_nonsense_from_a_worker_is_its_death(tmp_path: Path, nonsense: str) -> None:
-    async with running(Behaviour(**{nonsense: {1: 4, 2: 2}}), tmp_path) as run:
+    faults: dict[str, Any] = {nonsense: {1: 4, 2: 2}}
+    async with running(Behaviour(**faults), tmp_path) as run:
         assert (await run.generate("sense", 20)).ids == run.expected("sense", 20)
         assert run.engine.worker_restarts == 2
 
 
 @pytest.mark.parametrize("nonsense", ["garbage_at", "other_step_at"])
 async def test_nonsense_without_end_fails_the_request(tmp_path: Path, nonsense: str) -> None:
-    async with running(Behaviour(**{nonsense: {0: 1}}), tmp_path) as run:
+    faults: dict[str, Any] = {nonsense: {0: 1}}
+    async with running(Behaviour(**faults), tmp_path) as run:
         with pytest.raises(GenerationError, match="3 times without progress"):
             await run.generate("sense", 20)
 

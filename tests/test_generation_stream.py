@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -23,8 +24,8 @@ class Cancelled(list[Request]):
     """The requests that were cancelled."""
 
 
-def stream(cancelled: Cancelled | None = None, **asked: object) -> GenerationStream:
-    request = GenerationRequest([A], Sampling(seed=7), **asked)  # type: ignore[arg-type]
+def stream(cancelled: Cancelled | None = None, **asked: Any) -> GenerationStream:
+    request = GenerationRequest([A], Sampling(seed=7), **asked)
     queued = Request(1, request.prompt, 9)
     told = Cancelled() if cancelled is None else cancelled
     return GenerationStream(request, queued, NAMES, told.append)
@@ -56,7 +57,7 @@ async def test_tokens_that_came_together_are_taken_together() -> None:
 
 async def test_whoever_waits_is_woken() -> None:
     one = stream()
-    waiting = asyncio.create_task(anext(one))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(anext(one))
     await asyncio.sleep(0)
     one.emit(A)
     one.hand_on()
@@ -85,7 +86,7 @@ def emit(one: GenerationStream, *ids: int, last: FinishReason | None = None) -> 
 async def test_a_tap_is_offered_all_but_the_end_while_somebody_waits() -> None:
     one = stream()
     one.tap = tap = Tap()
-    waiting = asyncio.create_task(anext(one))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(anext(one))
     await asyncio.sleep(0)
     emit(one, A)
     emit(one, B, C)
@@ -109,7 +110,7 @@ async def test_a_tap_overtakes_nobody() -> None:
 async def test_what_a_tap_does_not_take_is_for_whoever_waits() -> None:
     one = stream()
     one.tap = tap = Tap()
-    waiting = asyncio.create_task(anext(one))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(anext(one))
     await asyncio.sleep(0)
     tap.open = False
     emit(one, A)
@@ -124,7 +125,7 @@ async def test_a_tap_that_fails_fails_only_whoever_waits() -> None:
 
     one = stream()
     one.tap = broken
-    waiting = asyncio.create_task(anext(one))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(anext(one))
     await asyncio.sleep(0)
     emit(one, A)
     with pytest.raises(KeyError, match="bug"):
@@ -150,7 +151,7 @@ async def test_an_error_comes_after_what_was_emitted() -> None:
 async def test_cancelling_ends_it_for_everybody() -> None:
     cancelled = Cancelled()
     one = stream(cancelled)
-    waiting = asyncio.create_task(anext(one))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(anext(one))
     await asyncio.sleep(0)
     one.cancel()
     with pytest.raises(StopAsyncIteration):

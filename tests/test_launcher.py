@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -106,7 +107,10 @@ def talk(serve: Serve) -> Talk:
 
     def ask(*flags: str, route: str = "/generate") -> tuple[FakeServer, httpx.Response]:
         server = serve(None, *flags)
-        body = {"inputs": "Hi", "parameters": {"max_new_tokens": 5, "seed": 7, "top_k": 3}}
+        body: dict[str, Any] = {
+            "inputs": "Hi",
+            "parameters": {"max_new_tokens": 5, "seed": 7, "top_k": 3},
+        }
         if route != "/generate":
             body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
         return server, httpx.post(f"{server.url}{route}", json=body)

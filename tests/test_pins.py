@@ -16,7 +16,7 @@ FILES = sorted((ROOT / "constraints").glob("*.txt"))
 
 
 def pins(file: Path) -> dict[str, Version]:
-    pinned = {}
+    pinned: dict[str, Version] = {}
     for line in file.read_text().splitlines():
         name, _, version = line.partition("==")
         pinned[canonicalize_name(name)] = Version(version)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tgi_async.errors import StartError
@@ -14,11 +16,16 @@ def test_max_input_length_is_the_old_name_of_max_input_tokens() -> None:
         Settings(max_input_length=77, max_input_tokens=77)
 
 
+def limited(name: str, n: int) -> Settings:
+    limit: dict[str, Any] = {name: n}
+    return Settings(max_total_tokens=100, **limit)
+
+
 @pytest.mark.parametrize("name", ["max_input_tokens", "max_input_length"])
 def test_a_prompt_must_leave_room_for_an_answer(name: str) -> None:
     with pytest.raises(StartError, match=r"less than --max-total-tokens\. Given: 100 and 100"):
-        Settings(max_total_tokens=100, **{name: 100})
-    assert Settings(max_total_tokens=100, **{name: 99}).input_limit == 99
+        limited(name, 100)
+    assert limited(name, 99).input_limit == 99
 
 
 def test_a_request_must_fit_in_the_pool() -> None:

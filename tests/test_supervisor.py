@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,11 +39,11 @@ class Groups:
         self._monkeypatch = monkeypatch
         self.made: list[WorkerGroup] = []
 
-    def make(self, behaviour: Behaviour | None = None, **options: object) -> WorkerGroup:
+    def make(self, behaviour: Behaviour | None = None, **options: Any) -> WorkerGroup:
         self._monkeypatch.setenv(VARIABLE, (behaviour or Behaviour()).environment())
         self._monkeypatch.setenv("PYTHONPATH", str(ROOT))
         number = len(self.made) + 1
-        self.made.append(WorkerGroup(self._folder, number, **({"command": COMMAND} | options)))
+        self.made.append(WorkerGroup(self._folder, number, **{"command": COMMAND, **options}))
         return self.made[-1]
 
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -16,6 +16,7 @@ from tests.api.tiny_tokenizer import tiny_inner, tiny_tokenizer
 from tests.api.waiting import until
 from tgi_async.api.app import create_app
 from tgi_async.api.dialect import Dialect, dialect_of
+from tgi_async.api.limits import Limits
 from tgi_async.connection import Connection
 from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.telemetry.metrics import Metrics
@@ -30,10 +31,15 @@ CHATML = (
 
 NO_ADVICE = SamplingDefaults()
 
+Ask = Callable[..., Awaitable[httpx.Response]]
+"""Sends a request with what it is called with to one of the OpenAI routes."""
+
+EventsOf = Callable[[httpx.Response], list[Any]]
+
 
 @dataclass
 class Settings:
-    """Limits small enough that tests reach them."""
+    """`Limits` small enough that tests reach them, and which tests may change."""
 
     model_id: str = "tiny/model"
     model_names: tuple[str, ...] = ("tiny/model",)
@@ -58,6 +64,11 @@ class Settings:
     @property
     def dialect(self) -> Dialect:
         return dialect_of(strict_tgi=self.strict_tgi)
+
+    @property
+    def limits(self) -> Limits:
+        """These settings, for an application that sees what a test changes afterwards."""
+        return cast(Limits, self)
 
 
 @pytest.fixture
@@ -129,7 +140,7 @@ def app(
         engine=engine,
         tokenizer=tokenizer,
         chat_template=chat_template,
-        limits=settings,
+        limits=settings.limits,
         metrics=metrics,
         compute_type="test-machine",
         checker=checker,
@@ -183,7 +194,7 @@ class Api:
         body = {"messages": [{"role": "user", "content": text}], **fields}
         return await self.client.post("/v1/chat/completions", json=body)
 
-    async def complete(self, prompt: str | list[str] = "Hi", **fields: Any) -> httpx.Response:
+    async def complete(self, prompt: Any = "Hi", **fields: Any) -> httpx.Response:
         return await self.client.post("/v1/completions", json={"prompt": prompt, **fields})
 
     async def metric(self, name: str) -> float:
@@ -223,5 +234,5 @@ def refusal(response: httpx.Response) -> str:
 
 
 @pytest.fixture
-def events() -> Any:
+def events() -> EventsOf:
     return events_of

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
-from tgi_async.errors import ServerError
 from tgi_async.generation import (
     Emitted,
     FinishReason,
@@ -43,6 +42,8 @@ class FakeGeneration:
         self.prompt_top_tokens: list[tuple[TopToken, ...]] = (
             [()] + [top] * (len(request.prompt) - 1) if n_top else []
         )
+        self.tap: Callable[[Emitted], bool] | None = None
+        """Never called: all is left to the reader."""
         self.cancelled = False
         self.done = False
 
@@ -91,8 +92,8 @@ class FakeEngine:
         self.batches_by_choice: dict[int, list[list[Token]]] = {}
         self.batches_in_order: list[list[list[Token]]] = []
         self.finish_reason: FinishReason = "eos_token"
-        self.refusal: ServerError | None = None
-        self.error: ServerError | None = None
+        self.refusal: Exception | None = None
+        self.error: Exception | None = None
         self.fail_before = -1
         self.wait_before = -1
         self.waiting = asyncio.Event()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.api.conftest import events_of
+from tests.api.conftest import Api, Settings, events_of
 from tests.api.fake_engine import FakeEngine
 from tests.api.waiting import until
 from tgi_async.api import admission, exchange
 from tgi_async.api.admission import MOST_SECONDS, UNKNOWN_SECONDS, Turnover
 from tgi_async.errors import GenerationError
 from tgi_async.scheduler.reservations import Capacity
+from tgi_async.text.tokenizer import Tokenizer
 
 BODY = {"inputs": "Hi"}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -29,14 +32,14 @@ N_ROWS, N_QUEUED = 2, 4
 
 
 @pytest.fixture
-def engine():
+def engine() -> FakeEngine:
     engine = FakeEngine(Capacity(N_ROWS, N_QUEUED))
     engine.wait_before = 0
     return engine
 
 
 @pytest.fixture
-async def other(address):
+async def other(address: tuple[str, int]) -> AsyncIterator[httpx.AsyncClient]:
     """Another client: a connection from an address of its own."""
     transport = httpx.AsyncHTTPTransport(local_address="127.0.0.2")
     url = f"http://{address[0]}:{address[1]}"
@@ -44,16 +47,32 @@ async def other(address):
         yield client
 
 
-async def fill(live, engine, n=N_ROWS + N_QUEUED, path="/generate", body=BODY):
+async def until_requests(engine: FakeEngine, n: int) -> None:
+    await until(lambda: len(engine.requests) == n)
+
+
+async def until_rows(engine: FakeEngine, n: int) -> None:
+    await until(lambda: engine.reservations.n_rows == n)
+
+
+async def fill(
+    live: httpx.AsyncClient,
+    engine: FakeEngine,
+    n: int = N_ROWS + N_QUEUED,
+    path: str = "/generate",
+    body: dict[str, Any] = BODY,
+) -> list[asyncio.Task[httpx.Response]]:
     """Requests that take all rows and places, in order."""
     asked = []
     for number in range(1, n + 1):
         asked.append(asyncio.create_task(live.post(path, json=body)))
-        await until(lambda number=number: len(engine.requests) == number)
+        await until_requests(engine, number)
     return asked
 
 
-async def test_more_requests_than_rows_wait_and_are_served(live, engine):
+async def test_more_requests_than_rows_wait_and_are_served(
+    live: httpx.AsyncClient, engine: FakeEngine
+) -> None:
     asked = await fill(live, engine)
     assert not any(one.done() for one in asked)
     engine.go.set()
@@ -62,7 +81,9 @@ async def test_more_requests_than_rows_wait_and_are_served(live, engine):
 
 
 @pytest.mark.parametrize(("path", "body"), ROUTES)
-async def test_what_finds_no_place_is_told_when_to_come_back(live, engine, path, body):
+async def test_what_finds_no_place_is_told_when_to_come_back(
+    live: httpx.AsyncClient, engine: FakeEngine, path: str, body: dict[str, Any]
+) -> None:
     asked = await fill(live, engine)
     refused = await live.post(path, json=body)
     assert refused.status_code == 429
@@ -74,7 +95,13 @@ async def test_what_finds_no_place_is_told_when_to_come_back(live, engine, path,
 
 
 @pytest.mark.parametrize(("path", "body"), ROUTES)
-async def test_the_newest_of_a_crowd_gives_way_to_another_client(live, other, engine, path, body):
+async def test_the_newest_of_a_crowd_gives_way_to_another_client(
+    live: httpx.AsyncClient,
+    other: httpx.AsyncClient,
+    engine: FakeEngine,
+    path: str,
+    body: dict[str, Any],
+) -> None:
     *before, newest = await fill(live, engine, path=path, body=body)
     newcomer = asyncio.create_task(other.post("/generate", json=BODY))
     told = await newest
@@ -88,7 +115,9 @@ async def test_the_newest_of_a_crowd_gives_way_to_another_client(live, other, en
     assert engine.reservations.n_rows == 0
 
 
-async def test_a_stream_of_tgi_that_gives_way_is_told_in_an_event(live, other, engine):
+async def test_a_stream_of_tgi_that_gives_way_is_told_in_an_event(
+    live: httpx.AsyncClient, other: httpx.AsyncClient, engine: FakeEngine
+) -> None:
     *before, newest = await fill(live, engine, path="/generate_stream")
     newcomer = asyncio.create_task(other.post("/generate", json=BODY))
     told = events_of(await newest)
@@ -98,13 +127,17 @@ async def test_a_stream_of_tgi_that_gives_way_is_told_in_an_event(live, other, e
 
 
 async def test_what_gives_way_while_it_is_tokenized_does_not_wait_for_that(
-    live, other, engine, tokenizer, monkeypatch
-):
+    live: httpx.AsyncClient,
+    other: httpx.AsyncClient,
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = await fill(live, engine, N_ROWS + N_QUEUED - 1)
     go = threading.Event()
     encode = tokenizer.encode
 
-    def slow_encode(text, **kwargs):
+    def slow_encode(text: str, **kwargs: Any) -> list[int]:
         if text == "slow":
             go.wait(10)
         return encode(text, **kwargs)
@@ -121,13 +154,17 @@ async def test_what_gives_way_while_it_is_tokenized_does_not_wait_for_that(
 
 
 async def test_a_crowd_that_is_tokenized_does_not_hold_up_another_client(
-    live, other, engine, tokenizer, monkeypatch
-):
+    live: httpx.AsyncClient,
+    other: httpx.AsyncClient,
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     engine.go.set()
     order, began, go = [], threading.Event(), threading.Event()
     encode = tokenizer.encode
 
-    def slow_encode(text, **kwargs):
+    def slow_encode(text: str, **kwargs: Any) -> list[int]:
         began.set()
         go.wait(10)
         order.append(text)
@@ -137,10 +174,10 @@ async def test_a_crowd_that_is_tokenized_does_not_hold_up_another_client(
     asked = []
     for number in range(5):
         asked.append(asyncio.create_task(live.post("/generate", json={"inputs": f"eve {number}"})))
-        await until(lambda number=number: engine.reservations.n_rows == number + 1)
+        await until_rows(engine, number + 1)
     await until(began.is_set)
     asked.append(asyncio.create_task(other.post("/generate", json={"inputs": "ann"})))
-    await until(lambda: engine.reservations.n_rows == 6)
+    await until_rows(engine, 6)
     await asyncio.sleep(0.05)  # it is off the loop's hands now
     go.set()
     assert [(await one).status_code for one in asked] == [200] * 6
@@ -148,7 +185,12 @@ async def test_a_crowd_that_is_tokenized_does_not_hold_up_another_client(
     assert "ann" in order[:4]
 
 
-async def test_a_stream_that_waits_for_long_shows_that_it_lives(live, other, engine, monkeypatch):
+async def test_a_stream_that_waits_for_long_shows_that_it_lives(
+    live: httpx.AsyncClient,
+    other: httpx.AsyncClient,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(exchange, "KEEP_ALIVE_SECONDS", 0.02)
     before = await fill(live, engine, N_ROWS + N_QUEUED - 1)
     async with live.stream(
@@ -165,7 +207,9 @@ async def test_a_stream_that_waits_for_long_shows_that_it_lives(live, other, eng
     await asyncio.gather(newcomer, *before)
 
 
-async def test_a_stream_that_fails_before_its_first_token_has_the_status_of_that(api, engine):
+async def test_a_stream_that_fails_before_its_first_token_has_the_status_of_that(
+    api: Api, engine: FakeEngine
+) -> None:
     engine.go.set()
     engine.error, engine.fail_before = GenerationError("no luck"), 0
     for send in (api.chat, api.complete):
@@ -174,7 +218,9 @@ async def test_a_stream_that_fails_before_its_first_token_has_the_status_of_that
         assert told.headers["content-type"] == "application/json"
 
 
-async def test_a_client_that_leaves_the_queue_makes_room_at_once(live, engine):
+async def test_a_client_that_leaves_the_queue_makes_room_at_once(
+    live: httpx.AsyncClient, engine: FakeEngine
+) -> None:
     *before, newest = await fill(live, engine)
     newest.cancel()
     await until(lambda: engine.reservations.n_rows == N_ROWS + N_QUEUED - 1)
@@ -183,7 +229,9 @@ async def test_a_client_that_leaves_the_queue_makes_room_at_once(live, engine):
     await asyncio.gather(*before)
 
 
-async def test_the_place_of_a_request_that_is_wrong_comes_back(api, engine):
+async def test_the_place_of_a_request_that_is_wrong_comes_back(
+    api: Api, engine: FakeEngine
+) -> None:
     engine.go.set()
     assert (await api.generate("Hi", temperature=-1)).status_code == 422
     assert (await api.generate("a" * 101)).status_code == 422
@@ -192,10 +240,12 @@ async def test_the_place_of_a_request_that_is_wrong_comes_back(api, engine):
 
 class TestLikeTGI:
     @pytest.fixture(autouse=True)
-    def strict(self, settings):
+    def strict(self, settings: Settings) -> None:
         settings.strict_tgi = True
 
-    async def test_what_is_refused_is_told_in_the_words_of_tgi(self, live, engine):
+    async def test_what_is_refused_is_told_in_the_words_of_tgi(
+        self, live: httpx.AsyncClient, engine: FakeEngine
+    ) -> None:
         asked = await fill(live, engine)
         refused = await live.post("/generate", json=BODY)
         assert refused.status_code == 429
@@ -207,26 +257,27 @@ class TestLikeTGI:
         await asyncio.gather(*asked)
 
 
+class Clock:
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 class TestTurnover:
     @pytest.fixture
-    def clock(self, monkeypatch):
-        class Clock:
-            now = 1000.0
-
-            def monotonic(self):
-                return self.now
-
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
         clock = Clock()
         monkeypatch.setattr(admission, "time", clock)
         return clock
 
-    def test_nothing_is_known_at_first(self, clock):
+    def test_nothing_is_known_at_first(self, clock: Clock) -> None:
         turnover = Turnover()
         assert turnover.refused(1) == UNKNOWN_SECONDS
         turnover.released(1, crowded=True)
         assert turnover.refused(1) == UNKNOWN_SECONDS
 
-    def test_those_who_are_refused_come_back_one_after_another(self, clock):
+    def test_those_who_are_refused_come_back_one_after_another(self, clock: Clock) -> None:
         turnover = Turnover()
         for _ in range(5):
             turnover.released(1, crowded=True)
@@ -238,14 +289,14 @@ class TestTurnover:
             turnover.released(1, crowded=True)
         assert turnover.refused(1) == 1
 
-    def test_nobody_is_told_to_wait_for_longer_than_a_minute(self, clock):
+    def test_nobody_is_told_to_wait_for_longer_than_a_minute(self, clock: Clock) -> None:
         turnover = Turnover()
         for _ in range(2):
             turnover.released(1, crowded=True)
             clock.now += 1000
         assert turnover.refused(100) == turnover.refused(100) == MOST_SECONDS
 
-    def test_what_came_back_when_nobody_waited_says_nothing_of_a_crowd(self, clock):
+    def test_what_came_back_when_nobody_waited_says_nothing_of_a_crowd(self, clock: Clock) -> None:
         turnover = Turnover()
         for _ in range(5):
             turnover.released(1, crowded=False)

@@ -11,10 +11,13 @@ import asyncio
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 
-from tests.api.conftest import refusal
+from tests.api.conftest import Api, EventsOf, Settings, refusal
+from tests.api.fake_engine import FakeEngine
 from tests.api.waiting import until
+from tgi_async.grammar.checker import GrammarChecker
 
 DOCS = Path(__file__).parents[2] / "docs"
 UNSUPPORTED = "grammar is not supported"
@@ -152,14 +155,16 @@ IMAGES = "images in `inputs`"
 
 
 @pytest.fixture(params=[False, True], ids=["default", "strict"])
-def mode(request, settings):
+def mode(request: pytest.FixtureRequest, settings: Settings) -> None:
     settings.strict_tgi = request.param
 
 
 @pytest.mark.usefixtures("mode")
 class TestRules:
     @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.message)
-    async def test_a_broken_rule_is_told(self, api, engine, events, settings, row):
+    async def test_a_broken_rule_is_told(
+        self, api: Api, engine: FakeEngine, events: EventsOf, settings: Settings, row: Row
+    ) -> None:
         for name, value in row.limits.items():
             setattr(settings, name, value)
         answer = row.answer(strict_tgi=settings.strict_tgi)
@@ -172,7 +177,7 @@ class TestRules:
             assert (response.status_code, events(response)) == (200, [told])
         assert engine.requests == []
 
-    async def test_the_first_rule_in_tgis_order_is_told(self, api, settings):
+    async def test_the_first_rule_in_tgis_order_is_told(self, api: Api, settings: Settings) -> None:
         """Each step mends what was told, and may break more."""
         given: dict[str, Any] = {
             "best_of": 4,
@@ -217,8 +222,8 @@ class TestRules:
         assert (await api.generate(inputs, **given)).status_code == 200
 
     async def test_best_of_is_looked_at_before_permits_are_and_nothing_else_is(
-        self, live, engine, settings
-    ):
+        self, live: httpx.AsyncClient, engine: FakeEngine, settings: Settings
+    ) -> None:
         engine.wait_before = 0
         body = {"inputs": "Hi"}
         held = [
@@ -243,7 +248,9 @@ class TestRules:
             ("stop", ["a", "b", "c"], "`stop` supports up to 2 stop sequences. Given: 3"),
         ],
     )
-    async def test_the_openai_routes_share_the_rules(self, api, settings, field, value, message):
+    async def test_the_openai_routes_share_the_rules(
+        self, api: Api, settings: Settings, field: str, value: float | list[str], message: str
+    ) -> None:
         for send in (api.chat, api.complete):
             response = await send("Hi", **{field: value})
             if settings.strict_tgi:
@@ -257,10 +264,10 @@ class TestRules:
 
 class TestStrict:
     @pytest.fixture(autouse=True)
-    def strict(self, settings):
+    def strict(self, settings: Settings) -> None:
         settings.strict_tgi = True
 
-    async def test_too_many_prompts_and_a_suffix_have_types_of_their_own(self, api):
+    async def test_too_many_prompts_and_a_suffix_have_types_of_their_own(self, api: Api) -> None:
         response = await api.complete(["a", "b", "c", "d"])
         assert response.status_code == 422
         assert response.json() == {
@@ -274,7 +281,7 @@ class TestStrict:
             "error_type": "suffix not supported",
         }
 
-    async def test_an_empty_list_of_prompts_is_told_in_plain_text(self, api):
+    async def test_an_empty_list_of_prompts_is_told_in_plain_text(self, api: Api) -> None:
         response = await api.complete([])
         assert response.status_code == 422
         assert response.text.endswith(
@@ -282,7 +289,9 @@ class TestStrict:
         )
 
     @pytest.mark.parametrize("send", ["chat", "complete"])
-    async def test_a_prompt_that_is_too_long_is_told_in_tgis_words(self, api, send):
+    async def test_a_prompt_that_is_too_long_is_told_in_tgis_words(
+        self, api: Api, send: str
+    ) -> None:
         response = await getattr(api, send)("a" * 200, max_tokens=5)
         assert response.status_code == 422
         assert response.json()["error_type"] == "validation"
@@ -291,7 +300,9 @@ class TestStrict:
 
 class TestGrammars:
     @pytest.mark.parametrize("strict", [False, True])
-    async def test_only_tgi_wants_properties(self, api, engine, settings, strict):
+    async def test_only_tgi_wants_properties(
+        self, api: Api, engine: FakeEngine, settings: Settings, strict: bool
+    ) -> None:
         settings.strict_tgi = strict
         response = await api.generate(grammar={"type": "json", "value": {"type": "array"}})
         if not strict:
@@ -304,7 +315,9 @@ class TestGrammars:
 
     @pytest.mark.parametrize("checker", [None])
     @pytest.mark.parametrize("strict", [False, True])
-    async def test_a_server_without_grammars_says_so(self, api, settings, checker, strict):
+    async def test_a_server_without_grammars_says_so(
+        self, api: Api, settings: Settings, checker: GrammarChecker | None, strict: bool
+    ) -> None:
         settings.strict_tgi = strict
         response = await api.generate(grammar={"type": "regex", "value": "a"})
         message = (
@@ -317,7 +330,7 @@ class TestGrammars:
         assert (response.status_code, response.json()) == (422, told)
 
 
-def test_what_does_not_hold_is_in_the_table_of_differences():
+def test_what_does_not_hold_is_in_the_table_of_differences() -> None:
     files = [DOCS / "differences.md"]
     table = [line for file in files for line in file.read_text().splitlines()]
     for name in {row.documented for row in ROWS if row.here} | {IMAGES}:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
 
-from tests.api.fake_engine import words
+from tests.api.conftest import Api, EventsOf, Settings
+from tests.api.fake_engine import FakeEngine, words
 from tests.api.waiting import until, until_metric
 from tgi_async.api import exchange
 from tgi_async.errors import Unhealthy
 from tgi_async.telemetry import record
 from tgi_async.telemetry.record import RequestRecord
+from tgi_async.text.tokenizer import Tokenizer
 
 BODY = {"inputs": "Hi"}
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -30,7 +35,9 @@ ROUTES = [
 ]
 
 
-async def send_raw(address, path, body, *, whole=True):
+async def send_raw(
+    address: tuple[str, int], path: str, body: Any, *, whole: bool = True
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection that has sent a request; with `whole` false, all of it but the last byte."""
     reader, writer = await asyncio.open_connection(*address)
     data = json.dumps(body).encode()
@@ -43,7 +50,7 @@ async def send_raw(address, path, body, *, whole=True):
     return reader, writer
 
 
-async def hang_up(writer):
+async def hang_up(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
     await asyncio.sleep(0)
 
@@ -51,8 +58,14 @@ async def hang_up(writer):
 @pytest.mark.parametrize("wait_before", [0, 1])
 @pytest.mark.parametrize(("path", "body"), ROUTES)
 async def test_a_client_that_goes_away_cancels_its_generations(
-    address, live, engine, app, path, body, wait_before
-):
+    address: tuple[str, int],
+    live: httpx.AsyncClient,
+    engine: FakeEngine,
+    app: Starlette,
+    path: str,
+    body: dict[str, Any],
+    wait_before: int,
+) -> None:
     engine.wait_before = wait_before
     _, writer = await send_raw(address, path, body)
     await engine.waiting.wait()
@@ -66,12 +79,16 @@ async def test_a_client_that_goes_away_cancels_its_generations(
 
 
 async def test_a_client_that_goes_away_while_it_is_tokenized_never_reaches_the_engine(
-    address, live, engine, tokenizer, monkeypatch
-):
+    address: tuple[str, int],
+    live: httpx.AsyncClient,
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     began, go = threading.Event(), threading.Event()
     encode = tokenizer.encode
 
-    def slow_encode(text, **kwargs):
+    def slow_encode(text: str, **kwargs: Any) -> list[int]:
         began.set()
         go.wait(10)
         return encode(text, **kwargs)
@@ -86,14 +103,18 @@ async def test_a_client_that_goes_away_while_it_is_tokenized_never_reaches_the_e
     assert len(engine.requests) == 1
 
 
-async def test_a_client_that_goes_away_within_its_body_asks_for_nothing(address, live, engine):
+async def test_a_client_that_goes_away_within_its_body_asks_for_nothing(
+    address: tuple[str, int], live: httpx.AsyncClient, engine: FakeEngine
+) -> None:
     _, writer = await send_raw(address, "/generate", BODY, whole=False)
     await hang_up(writer)
     assert (await live.post("/generate", json=BODY)).status_code == 200
     assert len(engine.requests) == 1
 
 
-async def test_a_request_beyond_the_permits_is_a_429_at_once(live, engine, settings):
+async def test_a_request_beyond_the_permits_is_a_429_at_once(
+    live: httpx.AsyncClient, engine: FakeEngine, settings: Settings
+) -> None:
     engine.wait_before = 0
     held = [
         asyncio.create_task(live.post("/generate", json=BODY))
@@ -112,7 +133,7 @@ async def test_a_request_beyond_the_permits_is_a_429_at_once(live, engine, setti
     assert (await live.post("/generate", json=BODY)).status_code == 200
 
 
-async def test_a_request_while_the_server_stops_is_a_503(api, engine):
+async def test_a_request_while_the_server_stops_is_a_503(api: Api, engine: FakeEngine) -> None:
     engine.refusal = Unhealthy("shutting down")
     response = await api.generate("Hi")
     assert response.status_code == 503
@@ -120,7 +141,9 @@ async def test_a_request_while_the_server_stops_is_a_503(api, engine):
     assert "retry-after" in response.headers
 
 
-async def test_best_of_takes_a_row_for_each(api, engine, settings):
+async def test_best_of_takes_a_row_for_each(
+    api: Api, engine: FakeEngine, settings: Settings
+) -> None:
     settings.max_best_of = 9
     assert (await api.generate("Hi", best_of=4, do_sample=True)).status_code == 200
     assert (await api.generate("Hi", best_of=5, do_sample=True)).status_code == 422
@@ -128,7 +151,9 @@ async def test_best_of_takes_a_row_for_each(api, engine, settings):
     assert (await api.generate("Hi", best_of=4, do_sample=True)).status_code == 429
 
 
-async def test_tokens_are_counted_while_all_generations_are_taken(live, engine, settings):
+async def test_tokens_are_counted_while_all_generations_are_taken(
+    live: httpx.AsyncClient, engine: FakeEngine, settings: Settings
+) -> None:
     engine.wait_before = 0
     held = [
         asyncio.create_task(live.post("/generate", json=BODY))
@@ -140,7 +165,9 @@ async def test_tokens_are_counted_while_all_generations_are_taken(live, engine, 
     await asyncio.gather(*held)
 
 
-async def test_a_silent_stream_shows_that_it_lives(live, engine, monkeypatch):
+async def test_a_silent_stream_shows_that_it_lives(
+    live: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exchange, "KEEP_ALIVE_SECONDS", 0.02)
     engine.wait_before = 1
     async with live.stream("POST", "/generate_stream", json=BODY) as response:
@@ -153,7 +180,9 @@ async def test_a_silent_stream_shows_that_it_lives(live, engine, monkeypatch):
     assert '"generated_text":"Hello there"' in rest
 
 
-async def test_a_reply_that_is_not_a_stream_has_no_signs_of_life(live, engine, monkeypatch):
+async def test_a_reply_that_is_not_a_stream_has_no_signs_of_life(
+    live: httpx.AsyncClient, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exchange, "KEEP_ALIVE_SECONDS", 0.02)
     engine.wait_before = 1
     answer = asyncio.create_task(live.post("/generate", json=BODY))
@@ -163,7 +192,9 @@ async def test_a_reply_that_is_not_a_stream_has_no_signs_of_life(live, engine, m
     assert (await answer).json() == {"generated_text": "Hello there"}
 
 
-async def test_a_client_that_does_not_read_stops_its_own_stream_only(address, live, engine):
+async def test_a_client_that_does_not_read_stops_its_own_stream_only(
+    address: tuple[str, int], live: httpx.AsyncClient, engine: FakeEngine
+) -> None:
     piece = words("x" * 10_000)
     engine.batches = [piece] * 10_000
     reader, writer = await send_raw(address, "/v1/completions", {"prompt": "Hi", "stream": True})
@@ -178,7 +209,7 @@ async def test_a_client_that_does_not_read_stops_its_own_stream_only(address, li
     assert reader is not None
 
 
-async def settled(value):
+async def settled(value: Callable[[], int]) -> int:
     """A number, once it has stopped changing."""
     before = -1
     async with asyncio.timeout(20):
@@ -188,8 +219,10 @@ async def settled(value):
     return now
 
 
-async def test_an_error_in_the_server_is_a_500_and_is_logged(api, engine, caplog):
-    engine.submit = None
+async def test_an_error_in_the_server_is_a_500_and_is_logged(
+    api: Api, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.refusal = TypeError("bug")
     response = await api.generate("Hi")
     assert response.status_code == 500
     assert response.json() == {"error": "Internal server error", "error_type": "internal"}
@@ -204,8 +237,10 @@ async def test_an_error_in_the_server_is_a_500_and_is_logged(api, engine, caplog
         ({"top_p": 2.0}, "Input validation error: `top_p` must be > 0.0 and < 1.0"),
     ],
 )
-async def test_the_record_of_a_request_has_why_it_failed(api, engine, parameters, reason):
-    engine.submit = None
+async def test_the_record_of_a_request_has_why_it_failed(
+    api: Api, engine: FakeEngine, parameters: dict[str, Any], reason: str
+) -> None:
+    engine.refusal = TypeError("bug")
     seen = RequestRecord({"method": "POST", "path": "/generate", "headers": []})
     before = record.enter(seen)
     await api.generate("Hi", **parameters)
@@ -213,12 +248,16 @@ async def test_the_record_of_a_request_has_why_it_failed(api, engine, parameters
     assert seen.reason == reason
 
 
-async def test_an_error_in_the_server_within_a_stream_ends_it(api, engine, events):
+async def test_an_error_in_the_server_within_a_stream_ends_it(
+    api: Api, engine: FakeEngine, events: EventsOf
+) -> None:
     engine.error, engine.fail_before = KeyError("bug"), 1
     assert events(await api.generate_stream("Hi"))[-1]["error_type"] == "internal"
 
 
-async def test_a_server_that_is_forced_to_stop_cancels_generations(app, engine):
+async def test_a_server_that_is_forced_to_stop_cancels_generations(
+    app: Starlette, engine: FakeEngine
+) -> None:
     engine.wait_before = 0
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://tiny") as client:
@@ -230,7 +269,7 @@ async def test_a_server_that_is_forced_to_stop_cancels_generations(app, engine):
     assert engine.generations[0].cancelled
 
 
-async def test_what_was_asked_and_how_it_ended_is_counted(api):
+async def test_what_was_asked_and_how_it_ended_is_counted(api: Api) -> None:
     await api.generate("Hi")
     await api.generate("Hi", temperature=-1)
     await api.chat("Hi")

@@ -1,23 +1,25 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
+from starlette.types import Message
 
 from tgi_async.api import exchange as exchange_module
 from tgi_async.api.encoding import encode_events
 from tgi_async.api.exchange import Exchange
-from tgi_async.errors import Overloaded, Unhealthy
+from tgi_async.errors import Overloaded, ServerError, Unhealthy
 
 
 class Sent:
     """What an exchange sent, and the exchange."""
 
-    def __init__(self, scope=None) -> None:
-        self.messages = []
+    def __init__(self, scope: dict[str, Any] | None = None) -> None:
+        self.messages: list[Message] = []
         self.exchange = Exchange(scope or {"client": ("10.0.0.7", 5)}, self._send)
 
-    async def _send(self, message) -> None:
+    async def _send(self, message: Message) -> None:
         self.messages.append(message)
 
     @property
@@ -30,34 +32,34 @@ def sent() -> Sent:
     return Sent()
 
 
-def event(payload) -> bytes:
+def event(payload: object) -> bytes:
     return encode_events([payload])
 
 
-def describe(error):
+def describe(error: ServerError) -> list[dict[str, str]]:
     return [{"told": str(error)}]
 
 
-async def test_the_peer_is_known_without_its_port(sent):
+async def test_the_peer_is_known_without_its_port(sent: Sent) -> None:
     assert sent.exchange.context.peer == "10.0.0.7"
 
 
-async def test_a_unix_socket_has_no_peer():
+async def test_a_unix_socket_has_no_peer() -> None:
     assert Sent({"client": None}).exchange.context.peer == ""
 
 
-async def test_an_error_before_anything_is_a_reply(sent):
+async def test_an_error_before_anything_is_a_reply(sent: Sent) -> None:
     await sent.exchange.fail(Overloaded())
     assert sent.messages[0]["status"] == 429
     assert sent.bodies == [b'{"error":"Model is overloaded","error_type":"overloaded"}']
 
 
-async def test_only_a_503_says_when_to_come_back(sent):
+async def test_only_a_503_says_when_to_come_back(sent: Sent) -> None:
     await sent.exchange.fail(Unhealthy())
     assert b"retry-after" in dict(sent.messages[0]["headers"])
 
 
-async def test_an_error_within_a_stream_ends_it(sent):
+async def test_an_error_within_a_stream_ends_it(sent: Sent) -> None:
     await sent.exchange.open_stream([], describe)
     await sent.exchange.write(["first"])
     await sent.exchange.fail(Overloaded())
@@ -65,13 +67,15 @@ async def test_an_error_within_a_stream_ends_it(sent):
     assert not sent.messages[-1].get("more_body", False)
 
 
-async def test_an_error_after_the_end_changes_nothing(sent):
+async def test_an_error_after_the_end_changes_nothing(sent: Sent) -> None:
     await sent.exchange.reply(b"{}")
     await sent.exchange.fail(Overloaded())
     assert sent.bodies == [b"{}"]
 
 
-async def test_signs_of_life_are_sent_in_an_open_stream_only(sent, monkeypatch):
+async def test_signs_of_life_are_sent_in_an_open_stream_only(
+    sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exchange_module, "KEEP_ALIVE_SECONDS", 0.0)
     await sent.exchange.keep_alive()
     assert sent.messages == []
@@ -86,13 +90,13 @@ class Writer:
     """Takes pieces for a client that may not keep up."""
 
     def __init__(self) -> None:
-        self.pieces = []
+        self.pieces: list[bytes] = []
         self.ready = True
 
     def keeps_up(self) -> bool:
         return self.ready
 
-    def write(self, piece) -> None:
+    def write(self, piece: bytes) -> None:
         self.pieces.append(piece)
 
 
@@ -102,17 +106,19 @@ def writer() -> Writer:
 
 
 @pytest.fixture
-def direct(writer) -> Sent:
+def direct(writer: Writer) -> Sent:
     return Sent({"client": None, "extensions": {exchange_module.DIRECT: {"writer": writer}}})
 
 
-async def test_a_server_without_a_short_way_is_never_written_to_at_once(sent):
+async def test_a_server_without_a_short_way_is_never_written_to_at_once(sent: Sent) -> None:
     await sent.exchange.open_stream([], describe)
     await sent.exchange.write(["first"])
     assert not sent.exchange.keeps_up()
 
 
-async def test_the_first_event_goes_the_usual_way_for_all_to_see(direct, writer, monkeypatch):
+async def test_the_first_event_goes_the_usual_way_for_all_to_see(
+    direct: Sent, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exchange_module, "KEEP_ALIVE_SECONDS", 0.0)
     await direct.exchange.open_stream([], describe)
     await direct.exchange.keep_alive()
@@ -125,12 +131,12 @@ async def test_the_first_event_goes_the_usual_way_for_all_to_see(direct, writer,
     assert writer.pieces == [event("second")]
 
 
-async def test_nothing_overtakes_what_waits_to_be_sent(direct, writer):
+async def test_nothing_overtakes_what_waits_to_be_sent(direct: Sent, writer: Writer) -> None:
     await direct.exchange.open_stream([], describe)
     await direct.exchange.write(["first"])
     go = asyncio.Event()
 
-    async def slow(message):
+    async def slow(message: Message) -> None:
         await go.wait()
 
     direct.exchange._send = slow
@@ -142,7 +148,9 @@ async def test_nothing_overtakes_what_waits_to_be_sent(direct, writer):
     assert direct.exchange.keeps_up()
 
 
-async def test_a_client_that_is_behind_or_has_all_is_not_written_to_at_once(direct, writer):
+async def test_a_client_that_is_behind_or_has_all_is_not_written_to_at_once(
+    direct: Sent, writer: Writer
+) -> None:
     await direct.exchange.open_stream([], describe)
     await direct.exchange.write(["first"])
     writer.ready = False
@@ -152,14 +160,16 @@ async def test_a_client_that_is_behind_or_has_all_is_not_written_to_at_once(dire
     assert not direct.exchange.keeps_up()
 
 
-async def test_no_event_is_no_piece(direct, writer):
+async def test_no_event_is_no_piece(direct: Sent, writer: Writer) -> None:
     await direct.exchange.open_stream([], describe)
     await direct.exchange.write(["first"])
     direct.exchange.write_now([])
     assert writer.pieces == []
 
 
-async def test_what_is_written_at_once_is_a_sign_of_life(direct, monkeypatch):
+async def test_what_is_written_at_once_is_a_sign_of_life(
+    direct: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await direct.exchange.open_stream([], describe)
     await direct.exchange.write(["first"])
     direct.exchange._last_write -= 60
@@ -168,7 +178,7 @@ async def test_what_is_written_at_once_is_a_sign_of_life(direct, monkeypatch):
     assert direct.exchange.seconds_to_keep_alive() > 10
 
 
-async def test_a_stream_that_is_not_silent_needs_no_sign_of_life(sent):
+async def test_a_stream_that_is_not_silent_needs_no_sign_of_life(sent: Sent) -> None:
     await sent.exchange.open_stream([], describe)
     await sent.exchange.keep_alive()
     assert sent.bodies == []

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import httpx
 import pytest
+
+from tests.api.conftest import Api, EventsOf, Settings
+from tests.api.fake_engine import FakeEngine
 
 SET_BY = "The limit is set by the server's "
 
@@ -71,7 +77,9 @@ SET_BY = "The limit is set by the server's "
         ),
     ],
 )
-async def test_a_broken_rule_is_told_in_its_words(api, engine, parameters, message):
+async def test_a_broken_rule_is_told_in_its_words(
+    api: Api, engine: FakeEngine, parameters: dict[str, Any], message: str
+) -> None:
     response = await api.generate("Hi", **parameters)
     assert response.status_code == 422
     assert response.json() == {
@@ -91,7 +99,7 @@ async def test_a_broken_rule_is_told_in_its_words(api, engine, parameters, messa
         ),
     ],
 )
-async def test_a_prompt_that_does_not_fit_is_refused(api, inputs, message):
+async def test_a_prompt_that_does_not_fit_is_refused(api: Api, inputs: str, message: str) -> None:
     response = await api.generate(inputs, max_new_tokens=1)
     assert response.status_code == 422
     assert response.json()["error"] == f"Input validation error: {message}"
@@ -119,14 +127,16 @@ async def test_a_prompt_that_does_not_fit_is_refused(api, inputs, message):
         {"unknown_to_us": {"deep": [1]}},
     ],
 )
-async def test_values_at_their_limits_are_accepted(api, parameters):
+async def test_values_at_their_limits_are_accepted(api: Api, parameters: dict[str, Any]) -> None:
     assert (await api.generate("Hi", **parameters)).status_code == 200
 
 
 @pytest.mark.parametrize(
     ("seed", "drawn"), [(-1, 2**64 - 1), (-(2**63), 2**63), (7, 7), (2**64 - 1, 2**64 - 1)]
 )
-async def test_a_negative_seed_is_a_seed_too(api, engine, seed, drawn):
+async def test_a_negative_seed_is_a_seed_too(
+    api: Api, engine: FakeEngine, seed: int, drawn: int
+) -> None:
     for send in (api.generate, api.chat, api.complete):
         assert (await send("Hi", seed=seed)).status_code == 200
         assert engine.requests.pop().sampling.seed == drawn
@@ -134,19 +144,19 @@ async def test_a_negative_seed_is_a_seed_too(api, engine, seed, drawn):
     assert told["details"]["seed"] == drawn
 
 
-async def test_tgi_knows_no_negative_seed(api, settings):
+async def test_tgi_knows_no_negative_seed(api: Api, settings: Settings) -> None:
     settings.strict_tgi = True
     response = await api.generate("Hi", seed=-1)
     assert response.status_code == 422
     assert response.json()["error"].endswith("`seed` must be >= 0 and < 2**64")
 
 
-async def test_the_first_broken_rule_wins(api):
+async def test_the_first_broken_rule_wins(api: Api) -> None:
     response = await api.generate("", top_k=0, temperature=0, max_new_tokens=0)
     assert response.json()["error"].endswith("`temperature` must be strictly positive")
 
 
-async def test_a_prompt_of_the_longest_length_is_accepted(api):
+async def test_a_prompt_of_the_longest_length_is_accepted(api: Api) -> None:
     assert (await api.generate("a" * 100, max_new_tokens=28)).status_code == 200
 
 
@@ -165,7 +175,9 @@ async def test_a_prompt_of_the_longest_length_is_accepted(api):
         {"top_n_tokens": -1},
     ],
 )
-async def test_a_number_out_of_its_type_is_a_422_in_plain_text(api, parameters):
+async def test_a_number_out_of_its_type_is_a_422_in_plain_text(
+    api: Api, parameters: dict[str, Any]
+) -> None:
     response = await api.generate("Hi", **parameters)
     assert response.status_code == 422
     assert response.headers["content-type"].startswith("text/plain")
@@ -176,21 +188,21 @@ async def test_a_number_out_of_its_type_is_a_422_in_plain_text(api, parameters):
 
 
 @pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity"])
-async def test_a_number_that_is_none_is_not_json(client, literal):
+async def test_a_number_that_is_none_is_not_json(client: httpx.AsyncClient, literal: str) -> None:
     body = '{"inputs": "Hi", "parameters": {"temperature": %s}}' % literal  # noqa: UP031
     headers = {"content-type": "application/json"}
     response = await client.post("/generate", content=body, headers=headers)
     assert response.status_code == 400
 
 
-async def test_a_float_that_overflows_is_refused(client):
+async def test_a_float_that_overflows_is_refused(client: httpx.AsyncClient) -> None:
     body = '{"inputs": "Hi", "parameters": {"temperature": 1e999}}'
     headers = {"content-type": "application/json"}
     response = await client.post("/generate", content=body, headers=headers)
     assert response.status_code == 422
 
 
-async def test_best_of_is_refused_where_it_is_turned_off(api, settings):
+async def test_best_of_is_refused_where_it_is_turned_off(api: Api, settings: Settings) -> None:
     settings.max_best_of = 1
     response = await api.generate("Hi", best_of=2, do_sample=True)
     told = f"`best_of` != 1 is not allowed for this endpoint. {SET_BY}--max-best-of"
@@ -208,19 +220,25 @@ async def test_best_of_is_refused_where_it_is_turned_off(api, settings):
         ),
     ],
 )
-async def test_what_a_stream_cannot_have(api, events, parameters, message):
+async def test_what_a_stream_cannot_have(
+    api: Api, events: EventsOf, parameters: dict[str, Any], message: str
+) -> None:
     [event] = events(await api.generate_stream("Hi", **parameters))
     assert event["error"] == f"Input validation error: {message}"
 
 
-async def test_more_new_tokens_than_there_is_room_end_at_the_room(api, engine, settings):
+async def test_more_new_tokens_than_there_is_room_end_at_the_room(
+    api: Api, engine: FakeEngine, settings: Settings
+) -> None:
     """TGI admits what has room for 1024 new tokens, whatever is asked beyond that."""
     settings.max_input_tokens, settings.max_total_tokens = 1000, 2000
     await api.generate("a" * 900, max_new_tokens=1500)
     assert engine.requests[0].max_new_tokens == 1100
 
 
-async def test_max_new_tokens_beyond_1024_is_exact(api, engine, settings):
+async def test_max_new_tokens_beyond_1024_is_exact(
+    api: Api, engine: FakeEngine, settings: Settings
+) -> None:
     settings.max_input_tokens, settings.max_total_tokens = 1000, 4000
     await api.generate("Hi", max_new_tokens=1500)
     assert engine.requests[0].max_new_tokens == 1500
@@ -241,12 +259,14 @@ async def test_max_new_tokens_beyond_1024_is_exact(api, engine, settings):
     ],
 )
 async def test_a_value_that_changes_the_distribution_means_sampling(
-    api, engine, parameters, sampled
-):
+    api: Api, engine: FakeEngine, parameters: dict[str, Any], sampled: bool
+) -> None:
     await api.generate("Hi", **parameters)
     assert engine.requests[0].sampling.do_sample is sampled
 
 
-async def test_a_tiny_temperature_is_raised_to_one_that_divides_safely(api, engine):
+async def test_a_tiny_temperature_is_raised_to_one_that_divides_safely(
+    api: Api, engine: FakeEngine
+) -> None:
     await api.generate("Hi", temperature=1e-300)
     assert engine.requests[0].sampling.temperature == 1e-6

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import pytest
 
 from tests.api.fake_engine import words
 from tgi_async.api.encoding import Events
+from tgi_async.api.engine import Generation
+from tgi_async.api.exchange import Exchange
 from tgi_async.api.relay import relay
 from tgi_async.errors import GenerationError
 from tgi_async.generation import Emitted
@@ -19,14 +24,15 @@ class Scripted:
     def __init__(self, *emitted: Emitted, error: Exception | None = None) -> None:
         self._emitted = list(emitted)
         self._error = error
-        self.tap = None
+        self.tap: Callable[[Emitted], bool] | None = None
 
-    def __aiter__(self):
+    def __aiter__(self) -> Scripted:
         return self
 
     async def __anext__(self) -> Emitted:
         while self._emitted:
             emitted = self._emitted.pop(0)
+            assert self.tap is not None
             if emitted.finish_reason is not None or not self.tap(emitted):
                 return emitted
         if self._error is not None:
@@ -55,10 +61,14 @@ def texts(emitted: Emitted) -> Events:
     return [token.text for token in emitted.tokens]
 
 
+async def relayed(generation: Scripted, exchange: Pieces) -> Events:
+    return await relay(cast(Generation, generation), cast(Exchange, exchange), texts)
+
+
 async def test_a_client_that_keeps_up_is_written_to_at_once() -> None:
     exchange = Pieces(False, True)
     generation = Scripted(Emitted([A], None), Emitted([B], None), Emitted([C, D], "length"))
-    assert await relay(generation, exchange, texts) == ["c", "d"]
+    assert await relayed(generation, exchange) == ["c", "d"]
     assert exchange.pieces == [("waited", ["a"]), ("at once", ["b"])]
 
 
@@ -67,12 +77,12 @@ async def test_who_does_not_is_waited_for() -> None:
     generation = Scripted(
         Emitted([A], None), Emitted([B, C], None), Emitted([D], None), Emitted([A], "length")
     )
-    assert await relay(generation, exchange, texts) == ["a"]
+    assert await relayed(generation, exchange) == ["a"]
     assert exchange.pieces == [("at once", ["a"]), ("waited", ["b", "c"]), ("at once", ["d"])]
 
 
 async def test_what_fails_is_told_after_what_was_emitted() -> None:
     exchange = Pieces(True)
     with pytest.raises(GenerationError, match="broken"):
-        await relay(Scripted(Emitted([A], None), error=GenerationError("broken")), exchange, texts)
+        await relayed(Scripted(Emitted([A], None), error=GenerationError("broken")), exchange)
     assert exchange.pieces == [("at once", ["a"])]

@@ -7,7 +7,9 @@ import re
 
 import httpx
 import pytest
+from starlette.applications import Starlette
 
+from tests.api.fake_engine import FakeEngine
 from tgi_async.telemetry.observer import Observer
 
 MADE = re.compile(r"req_[0-9a-f]{32}")
@@ -24,7 +26,9 @@ MADE = re.compile(r"req_[0-9a-f]{32}")
         ("GET", "/generate", 405),
     ],
 )
-async def test_every_reply_has_one(client, method, path, status):
+async def test_every_reply_has_one(
+    client: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
     body = {"inputs": "Hi"} if method == "POST" else None
     first = await client.request(method, path, json=body)
     second = await client.request(method, path, json=body)
@@ -36,18 +40,20 @@ async def test_every_reply_has_one(client, method, path, status):
 
 
 @pytest.mark.parametrize("given", ["a", "0" * 128, "a/b:c=d+e@f,{g}~!", "req_1"])
-async def test_what_can_be_one_is_taken(client, given):
+async def test_what_can_be_one_is_taken(client: httpx.AsyncClient, given: str) -> None:
     response = await client.get("/health", headers={"x-request-id": given})
     assert response.headers["x-request-id"] == given
 
 
 @pytest.mark.parametrize("given", [b"", b" ", b"a b", b"0" * 129, b"\xff", b"a\tb", "é".encode()])
-async def test_what_cannot_be_one_is_replaced(client, given):
-    response = await client.get("/health", headers={"x-request-id": given})
+async def test_what_cannot_be_one_is_replaced(client: httpx.AsyncClient, given: bytes) -> None:
+    response = await client.get("/health", headers={b"x-request-id": given})
     assert MADE.fullmatch(response.headers["x-request-id"])
 
 
-async def test_requests_may_have_the_same_or_one_that_begins_another(live, engine):
+async def test_requests_may_have_the_same_or_one_that_begins_another(
+    live: httpx.AsyncClient, engine: FakeEngine
+) -> None:
     for given in ("a", "a", "ab"):
         response = await live.post(
             "/generate", json={"inputs": "Hi"}, headers={"x-request-id": given}
@@ -57,7 +63,7 @@ async def test_requests_may_have_the_same_or_one_that_begins_another(live, engin
     assert len(engine.requests) == 3
 
 
-async def test_the_log_has_it(app, caplog):
+async def test_the_log_has_it(app: Starlette, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     transport = httpx.ASGITransport(Observer(app))
     async with httpx.AsyncClient(transport=transport, base_url="http://tiny") as client:

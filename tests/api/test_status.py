@@ -5,20 +5,26 @@ from __future__ import annotations
 import time
 from importlib.metadata import version
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.api.conftest import Api, EventsOf, Settings
+from tests.api.fake_engine import FakeEngine
 
 READY = ["/health", "/health/ready", "/ping", "/"]
 
 
 @pytest.mark.parametrize("path", [*READY, "/health/live"])
-async def test_health_is_empty_where_all_is_well(client, path):
+async def test_health_is_empty_where_all_is_well(client: httpx.AsyncClient, path: str) -> None:
     response = await client.get(path)
     assert (response.status_code, response.content) == (200, b"")
 
 
 @pytest.mark.parametrize("path", READY)
-async def test_health_without_a_worker_says_when_to_ask_again(client, engine, path):
+async def test_health_without_a_worker_says_when_to_ask_again(
+    client: httpx.AsyncClient, engine: FakeEngine, path: str
+) -> None:
     engine.ready = False
     response = await client.get(path)
     assert response.status_code == 503
@@ -27,18 +33,20 @@ async def test_health_without_a_worker_says_when_to_ask_again(client, engine, pa
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_the_process_lives_while_a_worker_restarts(client, engine, method):
+async def test_the_process_lives_while_a_worker_restarts(
+    client: httpx.AsyncClient, engine: FakeEngine, method: str
+) -> None:
     engine.ready = False
     assert (await client.request(method, "/health/live")).status_code == 200
     assert (await client.request(method, "/health/ready")).status_code == 503
 
 
-async def test_requests_are_taken_while_the_worker_restarts(api, engine):
+async def test_requests_are_taken_while_the_worker_restarts(api: Api, engine: FakeEngine) -> None:
     engine.ready = False
     assert (await api.generate("Hi")).status_code == 200
 
 
-async def test_info(client):
+async def test_info(client: httpx.AsyncClient) -> None:
     assert (await client.get("/info")).json() == {
         "model_id": "tiny/model",
         "model_sha": "abc123",
@@ -61,10 +69,10 @@ async def test_info(client):
 
 class TestModels:
     @pytest.fixture(autouse=True)
-    def names(self, settings):
+    def names(self, settings: Settings) -> None:
         settings.model_names = ("first", "owner/second", "/a folder/third")
 
-    async def test_all_names_are_listed(self, client):
+    async def test_all_names_are_listed(self, client: httpx.AsyncClient) -> None:
         found = (await client.get("/v1/models")).json()
         assert found["object"] == "list"
         assert [one["id"] for one in found["data"]] == ["first", "owner/second", "/a folder/third"]
@@ -79,7 +87,9 @@ class TestModels:
             ("%2Fa%20folder%2Fthird", "/a folder/third"),
         ],
     )
-    async def test_each_can_be_asked_for(self, client, path, name):
+    async def test_each_can_be_asked_for(
+        self, client: httpx.AsyncClient, path: str, name: str
+    ) -> None:
         before = time.time()
         found = (await client.get(f"/v1/models/{path}")).json()
         assert 0 < before - found.pop("created") < 3600
@@ -94,7 +104,7 @@ class TestModels:
         ).json()["data"]
 
     @pytest.mark.parametrize("name", ["fir", "owner", "first/", "FIRST", "tiny/model", ""])
-    async def test_another_name_is_not_there(self, client, name):
+    async def test_another_name_is_not_there(self, client: httpx.AsyncClient, name: str) -> None:
         response = await client.get(f"/v1/models/{name}")
         assert response.status_code == 404
         error = response.json()["error"]
@@ -112,20 +122,22 @@ class TestModels:
             ("gpt-4", "gpt-4"),
         ],
     )
-    async def test_replies_have_the_first_name(self, api, events, asked, told):
+    async def test_replies_have_the_first_name(
+        self, api: Api, events: EventsOf, asked: str | None, told: str
+    ) -> None:
         assert (await api.chat("Hi", model=asked)).json()["model"] == told
         assert events(await api.chat("Hi", model=asked, stream=True))[0]["model"] == told
         assert (await api.complete("Hi", model=asked)).json()["model"] == "first"
 
     @pytest.mark.usefixtures("as_tgi")
-    async def test_as_tgi_there_is_no_more_to_say(self, client):
+    async def test_as_tgi_there_is_no_more_to_say(self, client: httpx.AsyncClient) -> None:
         [one, *_] = (await client.get("/v1/models")).json()["data"]
         assert one == {"id": "first", "object": "model", "created": 0, "owned_by": "tiny/model"}
         response = await client.get("/v1/models/other")
         assert (response.status_code, response.content) == (404, b"")
 
 
-async def test_metrics_have_the_engines_gauges(client):
+async def test_metrics_have_the_engines_gauges(client: httpx.AsyncClient) -> None:
     response = await client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
     families = {family.name: family for family in text_string_to_metric_families(response.text)}

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
+import httpx
 import pytest
+
+from tests.api.conftest import Api
 
 STREAM = {"x-compute-type", "x-compute-characters", "x-request-id"}
 WHOLE = STREAM | {
@@ -18,7 +22,7 @@ WHOLE = STREAM | {
     "x-generated-tokens",
 }
 MESSAGES = [{"role": "user", "content": "Hi"}]
-TIMED = [
+TIMED: list[tuple[str, dict[str, Any]]] = [
     ("/generate", {"inputs": "Hi"}),
     ("/", {"inputs": "Hi"}),
     ("/v1/chat/completions", {"messages": MESSAGES}),
@@ -31,12 +35,14 @@ STREAMED = [
 ]
 
 
-def told(response):
+def told(response: httpx.Response) -> dict[str, str]:
     return {name: value for name, value in response.headers.items() if name.startswith("x-")}
 
 
 @pytest.mark.parametrize(("path", "body"), TIMED)
-async def test_a_reply_has_all_of_them(client, path, body):
+async def test_a_reply_has_all_of_them(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
     headers = told(await client.post(path, json=body))
     assert set(headers) == WHOLE
     # The engine of these tests says that it queued for 0.5 s and computed for 2 s.
@@ -52,7 +58,9 @@ async def test_a_reply_has_all_of_them(client, path, body):
 
 
 @pytest.mark.parametrize(("path", "body"), STREAMED)
-async def test_a_stream_has_those_that_are_known_when_it_begins(client, path, body):
+async def test_a_stream_has_those_that_are_known_when_it_begins(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
     response = await client.post(path, json=body)
     assert set(told(response)) == STREAM | {"x-accel-buffering"}
     assert response.headers["x-accel-buffering"] == "no"
@@ -60,13 +68,13 @@ async def test_a_stream_has_those_that_are_known_when_it_begins(client, path, bo
     assert response.headers["content-type"] == "text/event-stream"
 
 
-async def test_characters_are_those_of_unicode_and_tokens_those_of_the_model(api):
+async def test_characters_are_those_of_unicode_and_tokens_those_of_the_model(api: Api) -> None:
     headers = (await api.generate("Hé한")).headers
     assert headers["x-compute-characters"] == "3"
     assert headers["x-prompt-tokens"] == "6"
 
 
-async def test_several_prompts_are_added_up(api):
+async def test_several_prompts_are_added_up(api: Api) -> None:
     headers = (await api.complete(["Hi", "Hello"])).headers
     assert headers["x-compute-characters"] == "7"
     assert headers["x-prompt-tokens"] == "7"

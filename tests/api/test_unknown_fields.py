@@ -7,10 +7,13 @@ import logging
 import re
 import time
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
-from tests.api.conftest import refusal
+from tests.api.conftest import Api, Ask, Settings, refusal
+from tests.api.fake_engine import FakeEngine
 from tgi_async.api.chat.schema import ChatRequest
 from tgi_async.api.completions.schema import CompletionRequest
 from tgi_async.api.generate.schema import GenerateRequest
@@ -24,9 +27,9 @@ HEADER = "x-tgi-ignored"
 
 
 @pytest.fixture(params=["chat", "complete"])
-def ask(api, request):
+def ask(api: Api, request: pytest.FixtureRequest) -> Ask:
     """One of the OpenAI routes."""
-    return getattr(api, request.param)
+    return api.chat if request.param == "chat" else api.complete
 
 
 def paths(body: object, body_type: type = ChatRequest) -> list[str]:
@@ -68,18 +71,18 @@ class TestFinding:
             ({"thinking": {"type": "enabled", "foo": 1}}, ["thinking.foo"]),
         ],
     )
-    def test_fields_are_found_where_they_are(self, part, found):
+    def test_fields_are_found_where_they_are(self, part: dict[str, Any], found: list[Any]) -> None:
         assert paths(part) == found
 
-    def test_bodies_of_tgi_have_theirs_in_parameters(self):
+    def test_bodies_of_tgi_have_theirs_in_parameters(self) -> None:
         body = {"inputs": "x", "foo": 1, "parameters": {"foo": 2, "grammar": {"type": "json"}}}
         assert paths(body, GenerateRequest) == ["foo", "parameters.foo"]
 
-    def test_the_routes_have_fields_of_their_own(self):
+    def test_the_routes_have_fields_of_their_own(self) -> None:
         assert paths({"prompt": "x", "messages": []}, CompletionRequest) == ["messages"]
         assert paths({"prompt": "x", "messages": []}) == ["prompt"]
 
-    def test_what_is_found_is_bounded(self):
+    def test_what_is_found_is_bounded(self) -> None:
         assert len(paths({f"f{i}": 1 for i in range(3 * MOST_FIELDS)})) == MOST_FIELDS
         many = [{"role": "user", "content": ""}] * 70_000
         began = time.thread_time()
@@ -88,60 +91,62 @@ class TestFinding:
         few = [{"role": "user", "content": ""}] * (MOST_OBJECTS - 10)
         assert paths({"messages": [*few, {"foo": 1}]}) == ["messages.foo"]
 
-    def test_white_space_around_a_body_changes_nothing(self):
+    def test_white_space_around_a_body_changes_nothing(self) -> None:
         body = b' \r\n\t{"foo" : 1 , "messages": [ { "bar":1 } ] } '
         assert list(unknown_fields(body, ChatRequest)) == ["foo", "messages.bar"]
 
     @pytest.mark.parametrize(
         "part", [rb'"modalities": 1e999', b'"modalities": "\xff"', b'"\xff": 1']
     )
-    async def test_what_a_decoder_passes_over_breaks_nothing(self, client, part):
+    async def test_what_a_decoder_passes_over_breaks_nothing(
+        self, client: httpx.AsyncClient, part: bytes
+    ) -> None:
         body = b'{"messages": [{"role": "user", "content": "Hi"}], ' + part + b"}"
         headers = {"content-type": "application/json"}
         response = await client.post("/v1/chat/completions", content=body, headers=headers)
         assert response.status_code == 400
 
-    def test_a_name_may_be_anything(self):
+    def test_a_name_may_be_anything(self) -> None:
         assert paths({"\n": 1, "": 1, "ü": 1}) == ["\n", "", "ü"]
 
 
 class TestHeader:
-    async def test_an_unknown_field_passes_and_is_named(self, ask, api):
+    async def test_an_unknown_field_passes_and_is_named(self, ask: Ask, api: Api) -> None:
         response = await ask("Hi", foo=1, bar={"x": 1}, baz=None, user="me")
         assert response.status_code == 200
         assert response.headers[HEADER] == "foo, bar"
         assert await api.metric("tgi_async_ignored_fields") == 2
 
-    async def test_a_stream_names_it_too(self, ask, api):
+    async def test_a_stream_names_it_too(self, ask: Ask, api: Api) -> None:
         response = await ask("Hi", stream=True, foo=1)
         assert response.headers[HEADER] == "foo"
         response = await api.generate_stream("Hi", foo=1)
         assert response.headers[HEADER] == "parameters.foo"
 
-    async def test_a_refusal_names_it_too(self, ask):
+    async def test_a_refusal_names_it_too(self, ask: Ask) -> None:
         response = await ask("Hi", foo=1, n=0)
         assert response.status_code == 400
         assert response.headers[HEADER] == "foo"
 
-    async def test_without_any_there_is_no_header(self, ask, api):
+    async def test_without_any_there_is_no_header(self, ask: Ask, api: Api) -> None:
         assert HEADER not in (await ask("Hi", temperature=0, user="me")).headers
         assert HEADER not in (await api.generate("Hi")).headers
 
     @pytest.mark.parametrize("path", ["/generate", "/", "/invocations"])
-    async def test_tgis_routes_refuse_nothing(self, client, path):
+    async def test_tgis_routes_refuse_nothing(self, client: httpx.AsyncClient, path: str) -> None:
         body = {"inputs": "Hi", "foo": 1, "parameters": {"num_beams": 4, "top_k": None}}
         response = await client.post(path, json=body)
         assert response.status_code == 200
         assert response.headers[HEADER] == "foo, parameters.num_beams"
 
-    async def test_sagemaker_tells_of_what_it_was_sent(self, client):
+    async def test_sagemaker_tells_of_what_it_was_sent(self, client: httpx.AsyncClient) -> None:
         response = await client.post("/invocations", json={"prompt": "Hi", "foo": 1})
         assert response.headers[HEADER] == "foo"
         response = await client.post("/invocations", json={"prompt": "Hi", "num_beams": 4})
         assert response.status_code == 422
 
-    async def test_vertex_looks_into_its_instances(self, client):
-        chat = {"messages": [{"role": "user", "content": "Hi", "bar": 1}]}
+    async def test_vertex_looks_into_its_instances(self, client: httpx.AsyncClient) -> None:
+        chat: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi", "bar": 1}]}
         body = {"instances": [{"inputs": "Hi", "foo": 1}, chat], "baz": 1}
         response = await client.post("/vertex", json=body)
         assert response.status_code == 200
@@ -151,11 +156,11 @@ class TestHeader:
         assert response.status_code == 422
         assert "`num_beams`" in response.text
 
-    async def test_tokenizing_routes_tell_too(self, client):
+    async def test_tokenizing_routes_tell_too(self, client: httpx.AsyncClient) -> None:
         response = await client.post("/tokenize", json={"inputs": "Hi", "foo": 1})
         assert response.headers[HEADER] == "foo"
 
-    def test_the_header_is_at_most_a_kilobyte_of_harmless_letters(self):
+    def test_the_header_is_at_most_a_kilobyte_of_harmless_letters(self) -> None:
         value = header_value([f"{'x' * 20}{i}" for i in range(500)])
         assert len(value) <= 1024
         assert value.startswith(b"xxxxxxxxxxxxxxxxxxxx0, ")
@@ -164,7 +169,9 @@ class TestHeader:
             b"a??b:?c, ????, " + b"x" * 61 + b"..."
         )
 
-    def test_each_name_is_logged_once_and_at_most_a_hundred(self, caplog):
+    def test_each_name_is_logged_once_and_at_most_a_hundred(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         caplog.set_level(logging.INFO)
         fields = IgnoredFields(Metrics(max_input_tokens=9, max_total_tokens=9))
         fields.note(["a\nb", "c"])
@@ -180,10 +187,10 @@ class TestHeader:
 
 class TestStrictTgi:
     @pytest.fixture(autouse=True)
-    def strict(self, settings):
+    def strict(self, settings: Settings) -> None:
         settings.strict_tgi = True
 
-    async def test_nothing_is_refused_and_all_is_named(self, ask, engine):
+    async def test_nothing_is_refused_and_all_is_named(self, ask: Ask, engine: FakeEngine) -> None:
         response = await ask(
             "Hi", num_beams=4, min_tokens=3, top_k=-5, n=2, foo=1, guided_regex="(", temperature=0
         )
@@ -195,7 +202,9 @@ class TestStrictTgi:
 
 
 class TestRefused:
-    async def test_what_would_change_the_text_is_refused_by_name(self, ask, engine):
+    async def test_what_would_change_the_text_is_refused_by_name(
+        self, ask: Ask, engine: FakeEngine
+    ) -> None:
         known = {"echo", "best_of"} if ask.__name__ == "complete" else set()
         for name in REFUSED.keys() - known:
             response = await ask("Hi", **{name: 7})
@@ -205,7 +214,7 @@ class TestRefused:
             )
         assert engine.requests == []
 
-    async def test_a_value_that_asks_for_nothing_passes_in_silence(self, api):
+    async def test_a_value_that_asks_for_nothing_passes_in_silence(self, api: Api) -> None:
         for place in range(2):
             fields = {
                 name: refusal.neutral[place]
@@ -217,16 +226,16 @@ class TestRefused:
         nulls = dict.fromkeys(REFUSED)
         assert (await api.chat("Hi", **nulls)).status_code == 200
 
-    async def test_true_is_no_1(self, api):
+    async def test_true_is_no_1(self, api: Api) -> None:
         assert (await api.chat("Hi", num_beams=True)).status_code == 400
         assert (await api.chat("Hi", length_penalty=1.0)).status_code == 200
         assert (await api.chat("Hi", use_beam_search=0)).status_code == 400
 
-    async def test_their_settings_do_nothing_by_themselves(self, ask):
+    async def test_their_settings_do_nothing_by_themselves(self, ask: Ask) -> None:
         response = await ask("Hi", **dict.fromkeys(SETTINGS_OF_REFUSED, 3))
         assert (response.status_code, response.headers.get(HEADER)) == (200, None)
 
-    async def test_the_message_says_what_to_do(self, api):
+    async def test_the_message_says_what_to_do(self, api: Api) -> None:
         response = await api.chat("Hi", repeat_penalty=1.1)
         assert refusal(response) == (
             "Input validation error: `repeat_penalty` is not supported by this server. "
@@ -236,17 +245,19 @@ class TestRefused:
 
 
 class TestHarmless:
-    async def test_they_pass_in_silence(self, ask):
+    async def test_they_pass_in_silence(self, ask: Ask) -> None:
         response = await ask("Hi", **dict.fromkeys(HARMLESS[""], "x"))
         assert (response.status_code, response.headers.get(HEADER)) == (200, None)
 
     @pytest.mark.parametrize("place", HARMLESS)
-    def test_only_in_their_places(self, place):
+    def test_only_in_their_places(self, place: str) -> None:
         for name in HARMLESS[place]:
             assert ignored({f"{place}.{name}" if place else name: b"1"}) == []
             assert ignored({f"elsewhere.{name}": b"1"}) == [f"elsewhere.{name}"]
 
-    async def test_what_openais_client_sends_back_of_an_answer_is_not_named(self, client, settings):
+    async def test_what_openais_client_sends_back_of_an_answer_is_not_named(
+        self, client: httpx.AsyncClient, settings: Settings
+    ) -> None:
         settings.max_input_tokens, settings.max_total_tokens = 200, 300
         answer = {
             "role": "assistant",
@@ -271,7 +282,7 @@ class TestHarmless:
         assert (response.status_code, response.headers.get(HEADER)) == (200, None)
 
 
-def test_the_document_lists_what_the_code_does():
+def test_the_document_lists_what_the_code_does() -> None:
     text = DOCS.read_text()
 
     def listed(title: str) -> list[str]:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -49,11 +50,11 @@ def make() -> Iterator[Make]:
         one.close()
 
 
-def ask(pool: ProcessPool, **job: float) -> list:
+def ask(pool: ProcessPool, **job: float) -> Any:
     return json.loads(pool.ask(json.dumps(job).encode()))
 
 
-def test_a_line_is_answered_by_a_process_that_stays(make):
+def test_a_line_is_answered_by_a_process_that_stays(make: Make) -> None:
     pool = make()
     first, second = ask(pool, a=1), ask(pool, b=2)
     assert (first[0], first[2], second[2]) == ("hello", {"a": 1}, {"b": 2})
@@ -61,7 +62,9 @@ def test_a_line_is_answered_by_a_process_that_stays(make):
 
 
 @pytest.mark.parametrize(("job", "status"), [({"spin": 1}, -signal.SIGPROF), ({"exit": 3}, 3)])
-def test_one_that_ends_says_how_and_is_replaced(make, job, status):
+def test_one_that_ends_says_how_and_is_replaced(
+    make: Make, job: dict[str, Any], status: int
+) -> None:
     pool = make()
     before = ask(pool)[1]
     with pytest.raises(ProcessEnded) as ended:
@@ -70,7 +73,7 @@ def test_one_that_ends_says_how_and_is_replaced(make, job, status):
     assert ask(pool)[1] != before
 
 
-def test_one_that_says_nothing_is_ended(make):
+def test_one_that_says_nothing_is_ended(make: Make) -> None:
     pool = make(patience=0.5)
     before = ask(pool)[1]
     with pytest.raises(ProcessEnded) as ended:
@@ -79,12 +82,12 @@ def test_one_that_says_nothing_is_ended(make):
     assert ask(pool)[1] != before
 
 
-def test_a_large_one_is_ended_first_where_memory_runs_out(make):
+def test_a_large_one_is_ended_first_where_memory_runs_out(make: Make) -> None:
     assert json.loads(make().ask(b'{"score": 1}')) == 500
 
 
 @pytest.mark.parametrize(("allowed", "asked", "left"), [(2, 1, 1), (2, 3, 2)])
-def test_a_limit_that_is_there_already_is_not_raised(allowed, asked, left):
+def test_a_limit_that_is_there_already_is_not_raised(allowed: int, asked: int, left: int) -> None:
     script = (
         "import resource\n"
         "from tgi_async.confined.child import limit_memory\n"
@@ -96,11 +99,11 @@ def test_a_limit_that_is_there_already_is_not_raised(allowed, asked, left):
     assert (done.stdout.strip(), done.stderr) == (str(left), "")
 
 
-def test_memory_is_bounded(make):
+def test_memory_is_bounded(make: Make) -> None:
     assert json.loads(make().ask(b'{"fill": 2000000000}')) == "no memory"
 
 
-def test_the_next_one_can_be_started_before_it_is_needed(make):
+def test_the_next_one_can_be_started_before_it_is_needed(make: Make) -> None:
     pool = make(n_processes=2)
     pool.prepare()
     running = [process._running for process in pool._processes]
@@ -109,7 +112,7 @@ def test_the_next_one_can_be_started_before_it_is_needed(make):
     assert ask(pool)[1] == started.pid
 
 
-def test_they_end_with_the_pool(make):
+def test_they_end_with_the_pool(make: Make) -> None:
     pool = make()
     ask(pool)
     [process] = pool._processes
@@ -119,7 +122,7 @@ def test_they_end_with_the_pool(make):
     assert running.poll() is not None
 
 
-def test_none_is_started_for_a_pool_that_is_closed(make):
+def test_none_is_started_for_a_pool_that_is_closed(make: Make) -> None:
     pool = make()
     pool.close()
     with pytest.raises(ProcessEnded):
@@ -127,7 +130,7 @@ def test_none_is_started_for_a_pool_that_is_closed(make):
     assert [process._running for process in pool._processes] == [None]
 
 
-def test_who_asks_while_it_is_closed_hears_of_its_end(make):
+def test_who_asks_while_it_is_closed_hears_of_its_end(make: Make) -> None:
     pool = make()
     ask(pool)
     with ThreadPoolExecutor(1) as threads:
@@ -138,12 +141,13 @@ def test_who_asks_while_it_is_closed_hears_of_its_end(make):
             asked.result(10)
 
 
-def test_a_process_ends_when_nobody_asks_any_more(make):
+def test_a_process_ends_when_nobody_asks_any_more(make: Make) -> None:
     """As when the server is killed: its end of the pipe is closed."""
     pool = make()
     ask(pool)
     [process] = pool._processes
     assert process._running is not None
+    assert process._running.stdin is not None
     process._running.stdin.close()
     deadline = time.monotonic() + 30
     while process._running.poll() is None and time.monotonic() < deadline:

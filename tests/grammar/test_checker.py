@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from signal import Signals
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ def processes(checker: GrammarChecker) -> list[int]:
     return [one.pid for one in running if one is not None]
 
 
-async def test_a_grammar_comes_back_as_workers_get_it(checks):
+async def test_a_grammar_comes_back_as_workers_get_it(checks: GrammarChecker) -> None:
     schema = {
         "definitions": {"a": {"type": "null"}},
         "properties": {"x": {"$ref": "#/definitions/a"}},
@@ -61,30 +62,39 @@ async def test_a_grammar_comes_back_as_workers_get_it(checks):
         (Json({"const": "\ud800"}), "it is nested too deep, or not made of text", False),
     ],
 )
-async def test_a_refusal_says_why(checks, grammar, why, invalid):
+async def test_a_refusal_says_why(
+    checks: GrammarChecker, grammar: Json | Regex | Sequence, why: str, invalid: bool
+) -> None:
     check = await checks.check(grammar)
     assert check.refusal.startswith(why)
     assert (check.grammar, check.invalid) == ("", invalid)
 
 
-async def test_what_takes_too_long_is_refused_and_the_next_is_served(checks):
+async def test_what_takes_too_long_is_refused_and_the_next_is_served(
+    checks: GrammarChecker,
+) -> None:
     check = await checks.check(ENDLESS)
     assert check == GrammarCheck(refusal="compiling it took more than 0.5 seconds")
     assert (await checks.check(GOOD)).grammar
 
 
-async def test_verdicts_are_kept_refusals_too(checks):
+async def test_verdicts_are_kept_refusals_too(checks: GrammarChecker) -> None:
     await checks.check(ENDLESS)
     [before] = processes(checks)
     assert (await checks.check(ENDLESS)).refusal
     assert processes(checks) == [before], "it was not tried again"
 
 
-async def test_the_same_is_tried_once_when_it_comes_twice():
+async def test_the_same_is_tried_once_when_it_comes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     checker = made(n_processes=1)
     asked: list[bytes] = []
     ask = checker._pool.ask
-    checker._pool.ask = lambda line: (asked.append(line), ask(line))[1]
+
+    def noted(line: bytes) -> bytes:
+        asked.append(line)
+        return ask(line)
+
+    monkeypatch.setattr(checker._pool, "ask", noted)
     try:
         first, second = await asyncio.gather(checker.check(GOOD), checker.check(GOOD))
         assert first == second
@@ -93,7 +103,7 @@ async def test_the_same_is_tried_once_when_it_comes_twice():
         checker.close()
 
 
-async def test_one_that_gives_up_leaves_the_verdict_to_the_others():
+async def test_one_that_gives_up_leaves_the_verdict_to_the_others() -> None:
     checker = made(n_processes=1)
     try:
         impatient = asyncio.create_task(checker.check(GOOD))
@@ -105,7 +115,7 @@ async def test_one_that_gives_up_leaves_the_verdict_to_the_others():
         checker.close()
 
 
-async def test_only_so_many_wait(monkeypatch):
+async def test_only_so_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checker, "MAX_WAITING", 2)
     checks = made(n_processes=1)
     try:
@@ -119,7 +129,9 @@ async def test_only_so_many_wait(monkeypatch):
         checks.close()
 
 
-async def test_so_many_verdicts_are_kept(monkeypatch, checks):
+async def test_so_many_verdicts_are_kept(
+    monkeypatch: pytest.MonkeyPatch, checks: GrammarChecker
+) -> None:
     monkeypatch.setattr(checker, "MAX_KEPT", 3)
     for letter in "abcdef":
         await checks.check(Regex(letter))
@@ -128,15 +140,18 @@ async def test_so_many_verdicts_are_kept(monkeypatch, checks):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV])
-async def test_a_process_that_died_is_replaced(checks, sent):
+async def test_a_process_that_died_is_replaced(checks: GrammarChecker, sent: Signals) -> None:
     await checks.check(Regex(f"before {sent}"))
     [process] = checks._pool._processes
+    assert process._running is not None
     os.kill(process._running.pid, sent)
     process._running.wait()
     assert (await checks.check(Regex(f"after {sent}"))).grammar
 
 
-async def test_a_process_that_dies_while_it_is_asked_costs_that_request(checks):
+async def test_a_process_that_dies_while_it_is_asked_costs_that_request(
+    checks: GrammarChecker,
+) -> None:
     await checks.check(Regex("x"))
     [before] = processes(checks)
     asked = asyncio.create_task(checks.check(Json({**ENDLESS.schema, "title": "again"})))
@@ -148,7 +163,7 @@ async def test_a_process_that_dies_while_it_is_asked_costs_that_request(checks):
     assert (await checks.check(Regex("y"))).grammar
 
 
-async def test_a_process_that_hangs_is_ended():
+async def test_a_process_that_hangs_is_ended() -> None:
     checker = made(n_processes=1, patience=1.5)
     try:
         await checker.check(Regex("x"))
@@ -161,7 +176,7 @@ async def test_a_process_that_hangs_is_ended():
         checker.close()
 
 
-def test_processes_end_with_the_server():
+def test_processes_end_with_the_server() -> None:
     checker = made(n_processes=2)
     checker.prepare()
     [started] = processes(checker)
@@ -245,7 +260,9 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("grammar", HOSTILE, ids=lambda it: str(it)[:40])
-async def test_hostile_grammars_end_within_the_limit(checks, grammar):
+async def test_hostile_grammars_end_within_the_limit(
+    checks: GrammarChecker, grammar: Json | Regex
+) -> None:
     """Followed or refused: the next one is served."""
     check = await checks.check(grammar)
     assert bool(check.grammar) != bool(check.refusal), check
@@ -253,7 +270,7 @@ async def test_hostile_grammars_end_within_the_limit(checks, grammar):
     assert (await checks.check(GOOD)).grammar
 
 
-async def test_the_loop_goes_on_meanwhile(checks):
+async def test_the_loop_goes_on_meanwhile(checks: GrammarChecker) -> None:
     """A slow grammar holds up nobody who does not ask for one."""
     asked = asyncio.create_task(checks.check(Json({**ENDLESS.schema, "title": "more"})))
     turns = 0

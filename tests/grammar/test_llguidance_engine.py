@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,7 @@ FOLLOWED: list[tuple[Grammar, list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(("grammar", "good", "bad"), FOLLOWED, ids=lambda it: str(it)[:60])
-def test_terms_are_followed(grammar, good, bad):
+def test_terms_are_followed(grammar: Any, good: list[str], bad: list[str]) -> None:
     for text in good:
         assert follows(engine_of(), grammar, text), text
     for text in bad:
@@ -138,14 +139,14 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("grammar", "why"), REFUSED, ids=lambda it: str(it)[:60])
-def test_what_can_not_be_followed_is_told_in_short(grammar, why):
+def test_what_can_not_be_followed_is_told_in_short(grammar: Any, why: str) -> None:
     with pytest.raises(GrammarError) as refused:
         engine_of().matcher(grammar)
     assert str(refused.value).startswith(why)
     assert len(str(refused.value)) < 400
 
 
-def test_the_end_of_the_text_is_the_token_that_ends_it():
+def test_the_end_of_the_text_is_the_token_that_ends_it() -> None:
     matcher = engine_of().matcher(Regex("ab?"))
     assert end_id() not in allowed(matcher)
     matcher.advance(tokenizer().encode("a").ids)
@@ -155,14 +156,14 @@ def test_the_end_of_the_text_is_the_token_that_ends_it():
     assert matcher.ended
 
 
-def test_a_text_that_can_not_go_on_has_ended():
+def test_a_text_that_can_not_go_on_has_ended() -> None:
     matcher = engine_of().matcher(Text("a"))
     matcher.advance(tokenizer().encode("a").ids)
     assert (matcher.complete, matcher.ended) == (True, True)
     assert allowed(matcher) == [end_id()]
 
 
-def test_forced_tokens_are_allowed_and_those_of_the_tokenizer():
+def test_forced_tokens_are_allowed_and_those_of_the_tokenizer() -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
     matcher = engine_of().matcher(Json(schema))
     forced = matcher.forced()
@@ -173,18 +174,18 @@ def test_forced_tokens_are_allowed_and_those_of_the_tokenizer():
     assert engine_of().matcher(Regex("[ab]")).forced() == []
 
 
-def test_an_endless_forced_text_comes_in_parts():
+def test_an_endless_forced_text_comes_in_parts() -> None:
     matcher = engine_of().matcher(Regex("a{5000}"))
     assert 0 < len(matcher.forced()) <= 256
 
 
-def test_a_token_that_is_not_allowed_is_refused():
+def test_a_token_that_is_not_allowed_is_refused() -> None:
     matcher = engine_of().matcher(NUMBER)
     with pytest.raises(GrammarError):
         matcher.advance(tokenizer().encode("x").ids)
 
 
-def test_a_copy_goes_its_own_way():
+def test_a_copy_goes_its_own_way() -> None:
     matcher = engine_of().matcher(Regex("xy|xz"))
     copy = matcher.copy()
     copy.advance(tokenizer().encode("x").ids)
@@ -192,7 +193,7 @@ def test_a_copy_goes_its_own_way():
     assert allowed(copy) == tokenizer().encode("yz").ids
 
 
-def test_many_threads_have_matchers_of_one_engine():
+def test_many_threads_have_matchers_of_one_engine() -> None:
     engine = engine_of()
     texts: dict[int, tuple[str, bool]] = {}
 
@@ -208,7 +209,7 @@ def test_many_threads_have_matchers_of_one_engine():
     assert texts == alone
 
 
-def test_a_special_token_is_no_text():
+def test_a_special_token_is_no_text() -> None:
     matcher = engine_of().matcher(Json({"type": "string"}))
     special = tokenizer().token_to_id(START)
     matcher.advance(tokenizer().encode('"').ids)

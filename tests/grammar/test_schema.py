@@ -217,7 +217,9 @@ FOLLOWED: list[tuple[Any, list[Any], list[Any]]] = [
 @pytest.mark.parametrize(
     ("schema", "valid", "invalid"), FOLLOWED, ids=lambda it: json.dumps(it, ensure_ascii=False)[:50]
 )
-def test_values_are_accepted_as_the_schema_says(schema, valid, invalid):
+def test_values_are_accepted_as_the_schema_says(
+    schema: bool | dict[str, Any], valid: Any, invalid: Any
+) -> None:
     matcher = engine_of().matcher(Json(normalize(schema)))
     for value in valid:
         assert Draft202012Validator(schema).is_valid(value)
@@ -277,7 +279,7 @@ REFUSED: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("schema", "why"), REFUSED, ids=lambda it: str(it)[:50])
-def test_what_can_not_be_followed_is_refused_by_name(schema, why):
+def test_what_can_not_be_followed_is_refused_by_name(schema: dict[str, Any], why: str) -> None:
     with pytest.raises(UnsupportedSchema) as refused:
         normalize(schema)
     assert str(refused.value).startswith(why)
@@ -308,7 +310,7 @@ INVALID: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("schema", "why"), INVALID, ids=lambda it: str(it)[:50])
-def test_what_is_no_schema_is_told(schema, why):
+def test_what_is_no_schema_is_told(schema: dict[str, Any] | int, why: str) -> None:
     with pytest.raises(InvalidSchema) as refused:
         normalize(schema)
     assert str(refused.value).startswith(why)
@@ -385,7 +387,7 @@ OLDER: list[tuple[Any, list[Any], list[Any]]] = [
 @pytest.mark.parametrize(
     ("schema", "valid", "invalid"), OLDER, ids=lambda it: json.dumps(it, ensure_ascii=False)[:50]
 )
-def test_each_draft_is_read_as_itself(schema, valid, invalid):
+def test_each_draft_is_read_as_itself(schema: dict[str, Any], valid: Any, invalid: Any) -> None:
     matcher = engine_of().matcher(Json(normalize(schema)))
     for value in valid:
         assert accepts(matcher, one_line(value)), value
@@ -393,7 +395,7 @@ def test_each_draft_is_read_as_itself(schema, valid, invalid):
         assert not accepts(matcher, one_line(value)), value
 
 
-def test_what_may_have_been_meant_is_named():
+def test_what_may_have_been_meant_is_named() -> None:
     ignored: dict[str, None] = {}
     schema = {
         "title": None,
@@ -414,12 +416,12 @@ def test_what_may_have_been_meant_is_named():
     assert len(ignored) == MAX_IGNORED
 
 
-def test_only_what_is_reached_is_refused():
+def test_only_what_is_reached_is_refused() -> None:
     unused = {"$defs": {"unused": {"pattern": "\\A"}}, "type": "null"}
     assert normalize(unused) == {"type": "null"}
 
 
-def test_a_text_is_read_as_json_is():
+def test_a_text_is_read_as_json_is() -> None:
     assert parse('{"type": "null"}') == {"type": "null"}
     for text in ("{", '{"a": NaN}', "\ud800", '{"a": 1e999}'):
         with pytest.raises(InvalidSchema, match="it is not JSON"):
@@ -430,7 +432,7 @@ def test_a_text_is_read_as_json_is():
         parse(" " * (MAX_CHARACTERS + 1))
 
 
-def test_nesting_is_bounded():
+def test_nesting_is_bounded() -> None:
     schema: Any = True
     for _ in range(100):
         schema = {"items": schema}
@@ -438,7 +440,7 @@ def test_nesting_is_bounded():
         normalize(schema)
 
 
-def test_every_refusal_is_in_the_docs():
+def test_every_refusal_is_in_the_docs() -> None:
     docs = " ".join(DOCS.read_text().split())
     for _, why in REFUSED:
         if why.startswith("keyword"):
@@ -447,7 +449,7 @@ def test_every_refusal_is_in_the_docs():
             assert reason.rpartition("; ")[2][:38].rstrip(":") in docs
 
 
-def test_options_that_are_told_apart_by_one_property_need_no_complement():
+def test_options_that_are_told_apart_by_one_property_need_no_complement() -> None:
     options = [
         {
             "type": "object",
@@ -457,11 +459,12 @@ def test_options_that_are_told_apart_by_one_property_need_no_complement():
         for i in range(150)
     ]
     normal = normalize({"oneOf": options})
+    assert isinstance(normal, dict)
     assert len(normal["anyOf"]) == 150
     assert "not" not in json.dumps(normal)
 
 
-def test_a_long_chain_of_conditions_on_one_property_is_followed():
+def test_a_long_chain_of_conditions_on_one_property_is_followed() -> None:
     kinds = [f"k{i}" for i in range(20)]
     schema = {
         "type": "object",
@@ -482,7 +485,7 @@ def test_a_long_chain_of_conditions_on_one_property_is_followed():
         assert not is_taken(matcher, {"kind": kind})
 
 
-def test_dependencies_that_agree_are_not_multiplied():
+def test_dependencies_that_agree_are_not_multiplied() -> None:
     schema = {
         "type": "object",
         "properties": {"type": {"enum": ["a", "b"]}},
@@ -495,7 +498,7 @@ def test_dependencies_that_agree_are_not_multiplied():
     assert not is_taken(matcher, {"type": "a", "p1": 1})
 
 
-def test_of_too_many_alternatives_some_are_written_and_only_valid_ones():
+def test_of_too_many_alternatives_some_are_written_and_only_valid_ones() -> None:
     pairs = [{"anyOf": [{"required": [f"a{i}"]}, {"required": [f"b{i}"]}]} for i in range(12)]
     schema = {"type": "object", "allOf": pairs}
     matcher = engine_of().matcher(Json(normalize(schema)))
@@ -503,7 +506,7 @@ def test_of_too_many_alternatives_some_are_written_and_only_valid_ones():
     assert not is_taken(matcher, {f"a{i}": 0 for i in range(11)})
 
 
-def test_what_is_left_out_of_one_option_is_not_taken_for_the_others():
+def test_what_is_left_out_of_one_option_is_not_taken_for_the_others() -> None:
     pairs = [{"anyOf": [{"required": [f"a{i}"]}, {"required": [f"b{i}"]}]} for i in range(12)]
     every_b = {f"b{i}": 0 for i in range(12)}
     schema = {
@@ -528,7 +531,9 @@ NUMBERS: list[tuple[Any, list[int], list[int]]] = [
 
 
 @pytest.mark.parametrize(("bounds", "good", "bad"), NUMBERS, ids=lambda it: str(it)[:40])
-def test_bounds_of_integers_hold_up_to_64_bits(bounds, good, bad):
+def test_bounds_of_integers_hold_up_to_64_bits(
+    bounds: dict[str, Any], good: list[int], bad: list[int]
+) -> None:
     matcher = engine_of().matcher(Json(normalize({"type": "integer", **bounds})))
     assert all(accepts(matcher, str(number)) for number in good)
     assert not any(accepts(matcher, str(number)) for number in bad)
@@ -544,13 +549,15 @@ AHEAD: list[tuple[str, list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(("pattern", "good", "bad"), AHEAD, ids=lambda it: str(it)[:40])
-def test_patterns_that_look_ahead_at_anchors_are_followed(pattern, good, bad):
+def test_patterns_that_look_ahead_at_anchors_are_followed(
+    pattern: str, good: list[str], bad: list[str]
+) -> None:
     matcher = engine_of().matcher(Json(normalize({"type": "string", "pattern": pattern})))
     assert all(accepts(matcher, json.dumps(text)) for text in good)
     assert not any(accepts(matcher, json.dumps(text)) for text in bad)
 
 
-def test_what_is_no_schema_under_a_keyword_of_a_later_draft_is_passed_over():
+def test_what_is_no_schema_under_a_keyword_of_a_later_draft_is_passed_over() -> None:
     draft = "http://json-schema.org/draft-07/schema#"
     schema = {
         "$schema": draft,

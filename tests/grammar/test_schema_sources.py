@@ -131,7 +131,7 @@ MCP = {
     [Everything.model_json_schema(), ZOD, OPENAPI, MCP],
     ids=["pydantic", "zod", "openapi", "mcp"],
 )
-def test_what_is_written_is_valid(schema):
+def test_what_is_written_is_valid(schema: dict[str, Any]) -> None:
     matcher = engine_of().matcher(Json(normalize(schema)))
     n_complete = 0
     for seed in range(4):
@@ -165,13 +165,13 @@ VALUES: list[tuple[Any, list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(("schema", "good", "bad"), VALUES, ids=["zod", "openapi", "mcp"])
-def test_values_are_taken_as_meant(schema, good, bad):
+def test_values_are_taken_as_meant(schema: dict[str, Any], good: list[str], bad: list[str]) -> None:
     matcher = engine_of().matcher(Json(normalize(schema)))
     assert all(accepts(matcher, text) for text in good)
     assert not any(accepts(matcher, text) for text in bad)
 
 
-def test_what_openapi_means_with_nullable_is_named():
+def test_what_openapi_means_with_nullable_is_named() -> None:
     ignored: dict[str, None] = {}
     normalize(OPENAPI, ignored)
     assert list(ignored) == ["nullable"]
@@ -231,7 +231,7 @@ PYDANTIC: list[tuple[Any, Any]] = [
 
 
 @pytest.mark.parametrize(("kind", "value"), PYDANTIC, ids=lambda it: str(it)[:40])
-def test_types_of_pydantic_are_followed(kind, value):
+def test_types_of_pydantic_are_followed(kind: Any, value: Any) -> None:
     schema = TypeAdapter(kind).json_schema()
     normal = normalize(schema)
     matcher = engine_of().matcher(Json(normal))
@@ -247,7 +247,7 @@ ZODS = json.loads((Path(__file__).parent / "zod_schemas.json").read_text())
 
 
 @pytest.mark.parametrize("name", ZODS)
-def test_schemas_of_zod_are_followed(name):
+def test_schemas_of_zod_are_followed(name: str) -> None:
     schema = ZODS[name]
     matcher = engine_of().matcher(Json(normalize(schema)))
     judge = validator_for(schema)(schema, registry=Registry())

@@ -108,7 +108,7 @@ def named(file: Path) -> str:
 
 
 @pytest.mark.parametrize("draft", DRAFTS)
-def test_no_invalid_value_is_taken_and_nearly_every_valid_one(draft):
+def test_no_invalid_value_is_taken_and_nearly_every_valid_one(draft: str) -> None:
     counts = {file.stem: counted(file) for file in FILES if file.parent.name == draft}
     taken, n = (sum(column) for column in zip(*counts.values(), strict=True))
     print(f"{draft}: {taken} of {n} valid values are taken")
@@ -143,7 +143,7 @@ TOO_LAX = ("punycode", "A-label", "256", "3rd and 4th")
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_formats_are_held_to(name):
+def test_formats_are_held_to(name: str) -> None:
     for case in cases(SUITE / "optional" / "format" / f"{name}.json"):
         matcher = compiled(case["schema"])
         assert matcher is not None

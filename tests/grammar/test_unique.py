@@ -64,7 +64,7 @@ NARROW: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("schema", NARROW, ids=lambda it: json.dumps(it)[:60])
-def test_the_way_never_ends_where_only_earlier_items_could_come(schema):
+def test_the_way_never_ends_where_only_earlier_items_could_come(schema: dict[str, Any]) -> None:
     matcher = engine_of().matcher(Json(normalize(schema)))
     for seed in range(5):
         text, complete = walk(matcher, seed, 600)
@@ -81,7 +81,7 @@ def test_the_way_never_ends_where_only_earlier_items_could_come(schema):
     ],
     ids=lambda it: json.dumps(it)[:60],
 )
-def test_open_items_differ(schema):
+def test_open_items_differ(schema: dict[str, Any]) -> None:
     matcher = engine_of().matcher(Json(normalize(schema)))
     n_complete = 0
     for seed in range(12):
@@ -101,7 +101,7 @@ def test_open_items_differ(schema):
         ('<u>["ab", "ab"]</u>', True),
     ],
 )
-def test_a_value_within_a_text_is_found(text, taken):
+def test_a_value_within_a_text_is_found(text: str, taken: bool) -> None:
     free = {"type": "array", "items": {"enum": ["ab"]}}
     tags = [
         Tag("<t>", "<t>", Json(normalize(SET)), "</t>"),
@@ -123,20 +123,24 @@ def test_a_value_within_a_text_is_found(text, taken):
         ),
     ],
 )
-def test_items_are_compared_in_a_larger_grammar(grammar, good, bad):
+def test_items_are_compared_in_a_larger_grammar(
+    grammar: Choice | Sequence, good: str, bad: str
+) -> None:
     matcher = engine_of().matcher(grammar)
     assert accepts(matcher, good)
     assert not accepts(matcher, bad)
 
 
-def test_a_value_behind_an_unknown_text_is_refused():
+def test_a_value_behind_an_unknown_text_is_refused() -> None:
     with pytest.raises(GrammarError, match="need a known text before the value"):
         engine_of().matcher(Sequence([Regex("[a-z]+"), Json(SET)]))
 
 
-def test_what_must_come_is_not_forced_past_an_equal_item():
+def test_what_must_come_is_not_forced_past_an_equal_item() -> None:
     schema = {"type": "array", "items": {"enum": ["abcdef", "abcxyz"]}, "uniqueItems": True}
-    matcher = engine_of().matcher(Json({**normalize(schema), "minItems": 2}))
+    normal = normalize(schema)
+    assert isinstance(normal, dict)
+    matcher = engine_of().matcher(Json({**normal, "minItems": 2}))
     for seed in range(5):
         text, complete = walk(matcher, seed)
         assert complete

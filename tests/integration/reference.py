@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,10 @@ class Reference:
             logits = self.logits(tokens[:-1], len(emitted))
             if processors:
                 ids = torch.tensor([tokens])
+                # transformers wants a LongTensor and a FloatTensor, which no operation returns
+                process: Callable[..., torch.Tensor] = processors
                 rows = [
-                    processors(ids[:, : len(prompt) + place], logits[place : place + 1].clone())
+                    process(ids[:, : len(prompt) + place], logits[place : place + 1].clone())
                     for place in range(len(emitted))
                 ]
                 logits = torch.cat(rows)

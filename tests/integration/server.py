@@ -58,7 +58,7 @@ class Server:
         they are None. Raises AssertionError if it does not start, or does not stop by itself with
         the status `ends_with`.
         """
-        changed = environment() | (variables or {})
+        changed: dict[str, str | None] = {**environment(), **(variables or {})}
         with log.open("wb") as file:
             process = subprocess.Popen(
                 (*within, *COMMAND, "--hostname", "127.0.0.1", "--port", "0", *flags),

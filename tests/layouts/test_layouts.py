@@ -98,14 +98,15 @@ class Case:
         assert ours.special_tokens == theirs.special_tokens_map
         templates = read_templates(self.served)
         assert bool(templates) == bool(theirs.chat_template)
-        for tools in (None, [{"type": "function", "function": {"name": "f"}}]):
+        asked: list[Any] = [None, [{"type": "function", "function": {"name": "f"}}]]
+        for tools in asked:
             if not templates:
                 break
-            expected = theirs.apply_chat_template(
+            prompt = theirs.apply_chat_template(
                 MESSAGES, tools=tools, tokenize=False, add_generation_prompt=True
             )
             renderer = Renderer(templates, ours.special_tokens)
-            assert renderer.render(MESSAGES, tools=tools) == expected
+            assert renderer.render(MESSAGES, tools=tools) == prompt
 
     def check_ends(self) -> None:
         theirs = AutoTokenizer.from_pretrained(self.opened).eos_token_id

@@ -53,7 +53,8 @@ def tgi() -> Any:
 
 
 def ours(settings: Settings) -> set[str]:
-    return names(document(operations(settings, Docs()), settings, "0"))
+    limits = settings.limits
+    return names(document(operations(limits, Docs()), limits, "0"))
 
 
 def test_what_ours_lacks_is_what_is_wrong_in_tgis(tgi: Any) -> None:

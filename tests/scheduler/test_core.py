@@ -154,7 +154,7 @@ def test_a_long_prompt_is_prefilled_in_chunks_beside_decodes() -> None:
 def test_prompts_have_all_of_the_prefill_budget_where_nobody_decodes() -> None:
     core = Core(ROOMY._replace(max_batch_prefill_tokens=7))
     submitted(core, 1, 15)
-    chunks = []
+    chunks: list[tuple[int, int]] = []
     for _ in range(6):
         if len(chunks) == 3:
             submitted(core, 2, 9)

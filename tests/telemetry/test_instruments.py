@@ -16,7 +16,9 @@ def samples(text: str) -> dict[tuple[str, str], float]:
     found = {}
     for line in text.splitlines():
         if not line.startswith("#"):
-            name, labels, value = re.fullmatch(r"(\w+)(?:{(.*)})? (\S+)", line).groups()
+            sample = re.fullmatch(r"(\w+)(?:{(.*)})? (\S+)", line)
+            assert sample is not None
+            name, labels, value = sample.groups()
             found[name, ",".join(re.findall(r'"(.*?)"', labels or ""))] = float(value)
     parsed = {
         (sample.name.removesuffix("_total"), ",".join(sample.labels.values())): sample.value
@@ -27,7 +29,7 @@ def samples(text: str) -> dict[tuple[str, str], float]:
     return found
 
 
-def test_a_counter_keeps_its_name():
+def test_a_counter_keeps_its_name() -> None:
     counter = Counter("tgi_request_count", "Requests")
     counter.add()
     counter.add(2)
@@ -37,13 +39,13 @@ def test_a_counter_keeps_its_name():
     )
 
 
-def test_a_counter_starts_at_zero_and_a_labelled_one_with_nothing():
+def test_a_counter_starts_at_zero_and_a_labelled_one_with_nothing() -> None:
     assert samples("".join(Counter("a", "A").lines())) == {("a", ""): 0}
     assert samples("".join(Counter("a", "A", "err").lines())) == {}
     assert samples("".join(Counter("a", "A", "err", ("x",)).lines())) == {("a", "x"): 0}
 
 
-def test_a_counter_counts_by_label():
+def test_a_counter_counts_by_label() -> None:
     counter = Counter("a", "A", "err")
     counter.add(label="x")
     counter.add(label="y")
@@ -54,7 +56,7 @@ def test_a_counter_counts_by_label():
 @pytest.mark.parametrize(
     ("value", "counts"), [(0, (1, 1, 1)), (1, (1, 1, 1)), (1.5, (0, 1, 1)), (9, (0, 0, 1))]
 )
-def test_a_bucket_includes_its_bound(value, counts):
+def test_a_bucket_includes_its_bound(value: float, counts: tuple[int, int, int]) -> None:
     histogram = Histogram("a", "A", [1, 2])
     histogram.observe(value)
     read = samples("".join(histogram.lines()))
@@ -63,7 +65,7 @@ def test_a_bucket_includes_its_bound(value, counts):
     assert read["a_count", ""] == 1
 
 
-def test_a_histogram_counts_by_label():
+def test_a_histogram_counts_by_label() -> None:
     histogram = Histogram("a", "A", [1], "method")
     histogram.observe(0.5, "decode")
     histogram.observe(3, "decode")
@@ -74,5 +76,5 @@ def test_a_histogram_counts_by_label():
     assert read["a_count", "prefill"] == 1
 
 
-def test_a_gauge_is_what_it_is_now():
+def test_a_gauge_is_what_it_is_now() -> None:
     assert samples(gauge("a", "A", 5)) == {("a", ""): 5}

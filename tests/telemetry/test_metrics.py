@@ -28,7 +28,7 @@ def read(metrics: Metrics) -> dict[tuple[str, str], float]:
     return samples(metrics.expose(IDLE).decode())
 
 
-def test_what_the_dashboards_ask_for_is_there_before_the_first_request(metrics):
+def test_what_the_dashboards_ask_for_is_there_before_the_first_request(metrics: Metrics) -> None:
     text = metrics.expose(IDLE).decode()
     for name in (
         "tgi_request_count",
@@ -46,12 +46,12 @@ def test_what_the_dashboards_ask_for_is_there_before_the_first_request(metrics):
         assert f"\n{name}" in text
 
 
-def test_no_name_ends_in_total(metrics):
+def test_no_name_ends_in_total(metrics: Metrics) -> None:
     metrics.request_received()
     assert not [name for name, _ in read(metrics) if name.endswith("_total")]
 
 
-def test_buckets_are_those_of_tgi(metrics):
+def test_buckets_are_those_of_tgi(metrics: Metrics) -> None:
     values = read(metrics)
     durations = [label for name, label in values if name == "tgi_request_duration_bucket"]
     assert len(durations) == 36
@@ -63,7 +63,7 @@ def test_buckets_are_those_of_tgi(metrics):
     assert len([1 for name, _ in values if name == "tgi_batch_next_size_bucket"]) == 1025
 
 
-def test_a_request_from_arrival_to_answer(metrics):
+def test_a_request_from_arrival_to_answer(metrics: Metrics) -> None:
     metrics.request_received()
     metrics.request_validated(0.25, 30, 100)
     metrics.admitted(16)
@@ -83,12 +83,12 @@ def test_a_request_from_arrival_to_answer(metrics):
     assert values["tgi_request_duration_sum", ""] == 3
 
 
-def test_a_generation_without_tokens_has_no_time_per_token(metrics):
+def test_a_generation_without_tokens_has_no_time_per_token(metrics: Metrics) -> None:
     metrics.request_generated(0.5, 2.0, 0)
     assert read(metrics)["tgi_request_mean_time_per_token_duration_count", ""] == 0
 
 
-def test_failures_are_told_apart(metrics):
+def test_failures_are_told_apart(metrics: Metrics) -> None:
     metrics.request_failed("dropped")
     metrics.request_failed("overloaded")
     metrics.request_failed("dropped")
@@ -97,7 +97,7 @@ def test_failures_are_told_apart(metrics):
     assert values["tgi_request_failure", "overloaded"] == 1
 
 
-def test_a_step_with_prompt_tokens_is_a_prefill(metrics):
+def test_a_step_with_prompt_tokens_is_a_prefill(metrics: Metrics) -> None:
     metrics.step_sent(n_prefill_tokens=9, n_admitted=2, n_decode=3, plan_seconds=0.75)
     metrics.step(
         n_prefill_tokens=9,
@@ -122,7 +122,9 @@ def test_a_step_with_prompt_tokens_is_a_prefill(metrics):
 
 
 @pytest.mark.parametrize(("n_admitted", "n_decode", "joined"), [(1, 1, 1), (1, 0, 0), (0, 1, 0)])
-def test_joining_needs_some_that_run_and_some_that_come(metrics, n_admitted, n_decode, joined):
+def test_joining_needs_some_that_run_and_some_that_come(
+    metrics: Metrics, n_admitted: int, n_decode: int, joined: int
+) -> None:
     metrics.step_sent(
         n_prefill_tokens=1, n_admitted=n_admitted, n_decode=n_decode, plan_seconds=0.5
     )
@@ -131,7 +133,7 @@ def test_joining_needs_some_that_run_and_some_that_come(metrics, n_admitted, n_d
     assert values.get(("tgi_batch_concat_duration_count", "decode"), 0) == joined
 
 
-def test_what_can_fail_has_failed_zero_times_at_the_start(metrics):
+def test_what_can_fail_has_failed_zero_times_at_the_start(metrics: Metrics) -> None:
     values = read(metrics)
     for err in ("validation", "overloaded", "template", "incomplete", "generation", "dropped"):
         assert values["tgi_request_failure", err] == 0
@@ -139,7 +141,7 @@ def test_what_can_fail_has_failed_zero_times_at_the_start(metrics):
         assert values["tgi_batch_inference_failure", method] == 0
 
 
-def test_a_load_balancer_reads_the_queue_and_the_share_of_the_cache():
+def test_a_load_balancer_reads_the_queue_and_the_share_of_the_cache() -> None:
     now = SimpleNamespace(**vars(IDLE) | {"n_running": 3, "n_waiting": 2, "used_blocks": 6})
     metrics = Metrics(max_input_tokens=1000, max_total_tokens=2000, max_batch_total_tokens=128)
     values = samples(metrics.expose(now).decode())
@@ -149,7 +151,7 @@ def test_a_load_balancer_reads_the_queue_and_the_share_of_the_cache():
     assert values["tgi_batch_max_total_tokens", ""] == 128
 
 
-CONTRACT = {
+CONTRACT: dict[str, list[tuple[str, str | None]]] = {
     "counter": [
         ("tgi_request_count", None),
         ("tgi_request_success", None),
@@ -214,7 +216,9 @@ def busy(metrics: Metrics) -> str:
     ("kind", "name", "label"),
     [(kind, name, label) for kind, found in CONTRACT.items() for name, label in found],
 )
-def test_every_metric_of_tgi_has_its_kind_label_and_buckets(busy, kind, name, label):
+def test_every_metric_of_tgi_has_its_kind_label_and_buckets(
+    busy: str, kind: str, name: str, label: str | None
+) -> None:
     assert f"# TYPE {name} {kind}\n" in busy
     sample = name + "_bucket" if kind == "histogram" else name
     found = [line for line in busy.splitlines() if re.match(rf"{sample}[ {{]", line)]

@@ -243,7 +243,7 @@ def test_spans_reach_a_collector_over_grpc() -> None:
             return ExportTraceServiceResponse()
 
     server = grpc.server(ThreadPoolExecutor(1))
-    service.add_TraceServiceServicer_to_server(Receiver(), server)
+    service.add_TraceServiceServicer_to_server(Receiver(), server)  # type: ignore[no-untyped-call] # made by a tool
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     spans = OpenTelemetry(
@@ -257,15 +257,15 @@ def test_spans_reach_a_collector_over_grpc() -> None:
 
 def test_a_collector_that_never_answers_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     installed()
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+
     released = threading.Event()
 
-    class Deaf:
+    class Deaf(SpanExporter):
         def export(self, spans: Any) -> Any:
             released.wait(60)
 
         def shutdown(self) -> None: ...
-
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     monkeypatch.setattr(traces, "LAST_EXPORT_SECONDS", 0.05)
     processor = BatchSpanProcessor(Deaf(), max_queue_size=4, max_export_batch_size=2)

@@ -34,7 +34,9 @@ def render(source: str, **message: Any) -> str:
         ("{{ messages | tojson }}", PARTS, '[{"role": "user", "content": "Hello"}]'),
     ],
 )
-def test_content_has_the_form_that_the_template_shows(source, content, text):
+def test_content_has_the_form_that_the_template_shows(
+    source: str, content: list[dict[str, Any]] | str, text: str
+) -> None:
     assert render(source, content=content) == text
 
 
@@ -48,7 +50,9 @@ def test_content_has_the_form_that_the_template_shows(source, content, text):
         ("{{ 'f' + arguments }}", 'f{"a": "ü"}'),
     ],
 )
-def test_arguments_of_calls_have_the_form_that_the_template_shows(shown, text, given):
+def test_arguments_of_calls_have_the_form_that_the_template_shows(
+    shown: str, text: str, given: dict[str, Any] | str
+) -> None:
     source = (
         "{% for m in messages %}{% for c in m.tool_calls or [] %}"
         "{% set arguments = c.function.arguments %}" + shown + "{% endfor %}{% endfor %}"
@@ -58,7 +62,7 @@ def test_arguments_of_calls_have_the_form_that_the_template_shows(shown, text, g
 
 
 @pytest.mark.parametrize("arguments", ["{broken", "[1]", "[" * 100_000])
-def test_arguments_that_are_no_object_stay_as_they_are(arguments):
+def test_arguments_that_are_no_object_stay_as_they_are(arguments: str) -> None:
     source = "{{ messages[0].tool_calls[0].function.arguments }}"
     call = {"function": {"arguments": arguments}}
     assert render(source, tool_calls=[call]) == arguments
@@ -90,24 +94,28 @@ BESIDE_NULL = (
         ('["a"]', '<f arguments=["a"]>'),
     ],
 )
-def test_every_call_is_shown_where_arguments_are_shown_by_name(arguments, text):
+def test_every_call_is_shown_where_arguments_are_shown_by_name(
+    arguments: str | None, text: str
+) -> None:
     call = {"function": {"name": "f", "arguments": arguments}}
     assert render(BY_NAME, tool_calls=[call]) == text
 
 
-def test_a_call_may_lack_its_arguments():
+def test_a_call_may_lack_its_arguments() -> None:
     assert render(BY_NAME, tool_calls=[{"function": {"name": "f"}}]) == "<f>"
     assert render(BESIDE_NULL, tool_calls=[{"function": {"name": "f"}}]) == "<f {}>"
 
 
 @pytest.mark.parametrize("content", [None, "", []])
-def test_a_call_without_words_is_shown_where_only_null_lets_it(content):
+def test_a_call_without_words_is_shown_where_only_null_lets_it(
+    content: list[Any] | str | None,
+) -> None:
     call = {"function": {"name": "f", "arguments": '{"a": 1}'}}
     assert render(BESIDE_NULL, content=content, tool_calls=[call]) == '<f {"a": 1}>'
 
 
 @pytest.mark.parametrize("content", [None, "", []])
-def test_the_missing_words_of_a_call_are_not_shown(content):
+def test_the_missing_words_of_a_call_are_not_shown(content: list[Any] | str | None) -> None:
     call = {"function": {"name": "f", "arguments": "{}"}}
     assert render(BY_NAME, content=content, tool_calls=[call]) == "<f>"
 
@@ -130,7 +138,7 @@ ONE_AT_A_TIME = (
         (["2", "9"], "<Well|f {}><|g {}>[one][two][?]"),
     ],
 )
-def test_several_calls_are_shown_where_a_message_has_one(ids, text):
+def test_several_calls_are_shown_where_a_message_has_one(ids: list[Any], text: str) -> None:
     calls = [{"id": id, "function": {"name": name}} for id, name in (("1", "f"), ("2", "g"))]
     results = [
         {"role": "tool", "content": content, "tool_call_id": id}
@@ -144,27 +152,27 @@ def test_several_calls_are_shown_where_a_message_has_one(ids, text):
     assert Renderer({"default": ONE_AT_A_TIME}, {}).render(messages) == text
 
 
-def test_several_calls_stay_together_where_they_may():
+def test_several_calls_stay_together_where_they_may() -> None:
     calls = [{"function": {"name": name}} for name in "fg"]
     assert render(BY_NAME, content="Well", tool_calls=calls) == "Well<f><g>"
 
 
 @pytest.mark.parametrize("call", [{}, {"function": None}])
-def test_a_call_of_another_shape_is_left_to_the_template(call):
+def test_a_call_of_another_shape_is_left_to_the_template(call: dict[str, Any]) -> None:
     assert render("{{ messages[0].tool_calls[0] | tojson }}", tool_calls=[call]) == json.dumps(call)
 
 
-def test_a_field_that_is_null_is_not_there():
+def test_a_field_that_is_null_is_not_there() -> None:
     assert render("{{ messages[0].keys() | list }}", content=None, name=None) == "['role']"
 
 
 @pytest.mark.parametrize("given", ["reasoning_content", "thinking", "reasoning"])
 @pytest.mark.parametrize("read", ["reasoning_content", "thinking"])
-def test_thoughts_are_found_under_every_name(given, read):
+def test_thoughts_are_found_under_every_name(given: str, read: str) -> None:
     assert render("{{ messages[0]." + read + " }}", **{given: "hm"}) == "hm"
 
 
-def test_a_developer_is_the_system_where_the_template_knows_none():
+def test_a_developer_is_the_system_where_the_template_knows_none() -> None:
     assert render("{{ messages[0].role }}", role="developer") == "system"
     assert render("{# developer #}{{ messages[0].role }}", role="developer") == "developer"
 
@@ -194,7 +202,9 @@ DEVELOPER = {"role": "developer", "content": [{"type": "text", "text": "Be kind.
         ([BRIEF, HELLO, HELLO], "<user>Be brief.\n\nHello\n\nHello"),
     ],
 )
-def test_what_a_template_refuses_is_put_into_the_users_message(messages, text):
+def test_what_a_template_refuses_is_put_into_the_users_message(
+    messages: list[dict[str, Any]], text: str
+) -> None:
     assert (
         Renderer({"default": ALTERNATING}, {}).render(messages, add_generation_prompt=True) == text
     )
@@ -203,12 +213,12 @@ def test_what_a_template_refuses_is_put_into_the_users_message(messages, text):
 @pytest.mark.parametrize(
     "messages", [[BRIEF], [BRIEF, ANSWER], [HELLO, BRIEF], [HELLO, ANSWER, ANSWER]]
 )
-def test_what_has_no_place_in_a_users_message_stays_refused(messages):
+def test_what_has_no_place_in_a_users_message_stays_refused(messages: list[dict[str, Any]]) -> None:
     with pytest.raises(TemplateError, match=r"no such role|no turn"):
         Renderer({"default": ALTERNATING}, {}).render(messages, add_generation_prompt=True)
 
 
-def test_a_template_that_takes_system_messages_and_turns_gets_them():
+def test_a_template_that_takes_system_messages_and_turns_gets_them() -> None:
     source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     made = Renderer({"default": source}, {}).render([BRIEF, HELLO, HELLO])
     assert made == "<system>Be brief.<user>Hello<user>Hello"

@@ -73,7 +73,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def reference():
+def reference() -> Any:
     """A tokenizer of transformers with our special tokens."""
     transformers = pytest.importorskip("transformers")
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tiny_inner(), **SPECIAL_TOKENS)
@@ -84,11 +84,12 @@ def expected(reference: Any, source: str, case: dict[str, Any]) -> str | None:
     given = {"add_generation_prompt": not case.get("continue_final_message"), **case}
     given |= given.pop("variables", {})
     try:
-        return reference.apply_chat_template(
+        text: str = reference.apply_chat_template(
             given.pop("messages"), chat_template=source, tokenize=False, **given
         )
     except Exception:
         return None
+    return text
 
 
 @cache
@@ -107,7 +108,7 @@ def rendered(source: str, case: dict[str, Any]) -> str | None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_text_is_the_same(reference, file):
+def test_the_text_is_the_same(reference: Any, file: Path) -> None:
     source = file.read_text("utf-8")
     n_compared = 0
     for name, case in CASES.items():
@@ -118,7 +119,7 @@ def test_the_text_is_the_same(reference, file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_arguments_of_calls_may_be_text_as_in_openai(file):
+def test_arguments_of_calls_may_be_text_as_in_openai(file: Path) -> None:
     source = file.read_text("utf-8")
     as_object = {"messages": called(ARGUMENTS), "tools": [TOOL]}
     as_text = {"messages": called(json.dumps(ARGUMENTS, ensure_ascii=False)), "tools": [TOOL]}

@@ -28,47 +28,47 @@ def render(source: str, *messages: dict[str, Any], **options: Any) -> str:
     return renderer.render(messages or [user("Hi")], **options)
 
 
-def test_ends_where_the_assistant_begins():
+def test_ends_where_the_assistant_begins() -> None:
     assert render(CHATML) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_the_assistants_beginning_can_be_left_out():
+def test_the_assistants_beginning_can_be_left_out() -> None:
     assert render(CHATML, add_generation_prompt=False) == "<|im_start|>user\nHi<|im_end|>\n"
 
 
 @pytest.mark.parametrize("source", [CHATML, UNTRIMMED])
 @pytest.mark.parametrize("said", ["Well", "assistant", "user", "Hi", "Well  \n"])
-def test_an_assistants_message_at_the_end_is_continued_and_trimmed(source, said):
+def test_an_assistants_message_at_the_end_is_continued_and_trimmed(source: str, said: str) -> None:
     prompt = render(source, user("Hi"), assistant(said))
     assert prompt.endswith(f"<|im_start|>assistant\n{said.rstrip()}")
     assert prompt.count("<|im_end|>") == 1
 
 
 @pytest.mark.parametrize("choice", ["continue_final_message", "add_generation_prompt"])
-def test_nothing_is_continued_where_the_client_decides_otherwise(choice):
+def test_nothing_is_continued_where_the_client_decides_otherwise(choice: str) -> None:
     options = {choice: choice == "add_generation_prompt"}
     prompt = render(CHATML, user("Hi"), assistant("Well"), **options)
     assert prompt.endswith("Well<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_continuing_where_asked_keeps_the_white_space_that_the_template_keeps():
+def test_continuing_where_asked_keeps_the_white_space_that_the_template_keeps() -> None:
     said = [user("Hi"), assistant("Well  \n")]
     assert render(UNTRIMMED, *said, continue_final_message=True).endswith("assistant\nWell  \n")
     assert render(CHATML, *said, continue_final_message=True).endswith("assistant\nWell")
 
 
-def test_any_message_can_be_continued_where_asked():
+def test_any_message_can_be_continued_where_asked() -> None:
     assert render(CHATML, user("Hi"), continue_final_message=True) == "<|im_start|>user\nHi"
 
 
-def test_the_last_text_of_parts_is_continued():
+def test_the_last_text_of_parts_is_continued() -> None:
     source = "{% for p in messages[0].content %}{{ p.text or '<image>' }}{% endfor %}!"
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, {"type": "image"}]
     message = {"role": "assistant", "content": parts}
     assert render(source, message, continue_final_message=True) == "ab"
 
 
-def test_an_empty_assistants_message_at_the_end_is_an_ordinary_one():
+def test_an_empty_assistants_message_at_the_end_is_an_ordinary_one() -> None:
     prompt = render(CHATML, user("Hi"), assistant(""))
     assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
 
@@ -76,39 +76,39 @@ def test_an_empty_assistants_message_at_the_end_is_an_ordinary_one():
 @pytest.mark.parametrize(
     "source", ["{{ messages[0].content }}", "{{ messages[-1].content | upper }}"]
 )
-def test_a_template_that_hides_the_last_message_cannot_continue_it(source):
+def test_a_template_that_hides_the_last_message_cannot_continue_it(source: str) -> None:
     with pytest.raises(TemplateError, match="End with a user message"):
         render(source, user("Hi"), assistant("Well"))
 
 
-def test_a_message_without_text_cannot_be_continued():
+def test_a_message_without_text_cannot_be_continued() -> None:
     call = {"role": "assistant", "tool_calls": []}
     with pytest.raises(TemplateError, match="no text that could be continued"):
         render("{{ messages }}", call, continue_final_message=True)
 
 
-def test_special_tokens_are_variables():
+def test_special_tokens_are_variables() -> None:
     assert render("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}") == "<s>Hi</s>"
 
 
-def test_tools_and_documents_are_none():
+def test_tools_and_documents_are_none() -> None:
     assert render("{% if tools is none and documents is none %}none{% endif %}") == "none"
 
 
-def test_a_text_in_a_message_is_not_a_template():
+def test_a_text_in_a_message_is_not_a_template() -> None:
     assert render("{{ messages[0].content }}", user("{{ 1 + 1 }}")) == "{{ 1 + 1 }}"
 
 
-def test_variables_that_the_template_reads_arrive():
+def test_variables_that_the_template_reads_arrive() -> None:
     assert render("{{ my_tone }}", variables={"my_tone": "kind"}) == "kind"
 
 
-def test_variables_that_many_models_know_are_accepted_by_all():
+def test_variables_that_many_models_know_are_accepted_by_all() -> None:
     assert render("x", variables={"enable_thinking": False}) == "x"
 
 
 @pytest.mark.parametrize("name", ["tone", "range", "x" * 999])
-def test_a_variable_that_nothing_reads_is_refused(name):
+def test_a_variable_that_nothing_reads_is_refused(name: str) -> None:
     with pytest.raises(ValidationError, match="is not read by this model's template") as refused:
         render("{{ mood }}{{ range(1) }}", variables={name: 1})
     assert "Allowed: enable_thinking, mood" in str(refused.value)
@@ -116,7 +116,7 @@ def test_a_variable_that_nothing_reads_is_refused(name):
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "add_generation_prompt", "bos_token"])
-def test_a_variable_that_would_replace_another_is_refused(name):
+def test_a_variable_that_would_replace_another_is_refused(name: str) -> None:
     with pytest.raises(ValidationError, match=f"chat_template_kwargs.{name}` is made by the serv"):
         render("{{ bos_token }}{{ messages }}{{ tools }}", variables={name: []})
 
@@ -133,21 +133,21 @@ class TestSeveral:
             ({"tools": [{}], "documents": [{}]}, "tool_use"),
         ],
     )
-    def test_what_is_given_chooses(self, given, chosen):
+    def test_what_is_given_chooses(self, given: dict[str, Any], chosen: str) -> None:
         assert Renderer(self.sources, {}).render([user("Hi")], **given) == chosen
 
     @pytest.mark.parametrize("given", [{"tools": [{}]}, {"documents": [{}]}])
-    def test_default_is_used_where_there_is_no_other(self, given):
+    def test_default_is_used_where_there_is_no_other(self, given: dict[str, Any]) -> None:
         assert Renderer({"default": "default"}, {}).render([user("Hi")], **given) == "default"
 
-    def test_without_a_default_one_is_told_so(self):
+    def test_without_a_default_one_is_told_so(self) -> None:
         with pytest.raises(
             TemplateError, match=r"template not found.*Its templates: rag, tool_use"
         ):
             Renderer({"tool_use": "x", "rag": "y"}, {}).render([user("Hi")])
 
 
-def test_a_template_refuses_in_tgis_form():
+def test_a_template_refuses_in_tgis_form() -> None:
     with pytest.raises(TemplateError) as refused:
         render("{# roles #}\n{{ raise_exception('roles must alternate') }}")
     told = "Template error: syntax error: roles must alternate (in <string>:2)"
@@ -167,13 +167,13 @@ def test_a_template_refuses_in_tgis_form():
         "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     ],
 )
-def test_what_goes_wrong_within_is_a_template_error(source):
+def test_what_goes_wrong_within_is_a_template_error(source: str) -> None:
     with pytest.raises(TemplateError):
         render(source)
 
 
 @pytest.mark.parametrize("source", ["\n{% if %}", "\n{% endfor %}"])
-def test_a_template_that_cannot_be_compiled_is_an_error_of_requests(source):
+def test_a_template_that_cannot_be_compiled_is_an_error_of_requests(source: str) -> None:
     renderer = Renderer({"default": source}, {})
     with pytest.raises(TemplateError, match=r"syntax error: .* \(in <string>:2\)"):
         renderer.render([user("Hi")])
@@ -196,13 +196,15 @@ def test_a_template_that_cannot_be_compiled_is_an_error_of_requests(source):
         ),
     ],
 )
-def test_the_ending_of_an_answer_is_what_a_template_writes_behind_it(source, ending):
+def test_the_ending_of_an_answer_is_what_a_template_writes_behind_it(
+    source: str, ending: str
+) -> None:
     [(found, within)] = Renderer({"default": source}, SPECIAL_TOKENS).endings()
     assert found.startswith(ending)
     assert within == ""
 
 
-def test_what_is_within_a_turn_is_what_a_template_writes_between_its_parts():
+def test_what_is_within_a_turn_is_what_a_template_writes_between_its_parts() -> None:
     source = (
         "{% for m in messages %}{% if m.thinking %}{{ m.thinking }}[/think]{% endif %}"
         "{{ m.content }}{% for c in m.tool_calls or () %}[call]{{ c.function.name }}{% endfor %}"
@@ -219,10 +221,10 @@ def test_what_is_within_a_turn_is_what_a_template_writes_between_its_parts():
         "{% if %}",
     ],
 )
-def test_a_template_that_shows_no_answer_has_no_ending(source):
+def test_a_template_that_shows_no_answer_has_no_ending(source: str) -> None:
     assert Renderer({"default": source}, SPECIAL_TOKENS).endings() == []
 
 
-def test_each_template_of_a_model_has_its_ending():
+def test_each_template_of_a_model_has_its_ending() -> None:
     templates = {"default": CHATML, "tool_use": CHATML.replace("im_end", "eot")}
     assert Renderer(templates, {}).endings() == [("<|im_end|>\n", ""), ("<|eot|>\n", "")]

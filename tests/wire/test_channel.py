@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def router(folder: Path) -> Iterator[RouterChannel]:
+async def router(folder: Path) -> AsyncIterator[RouterChannel]:
     channel = RouterChannel(folder, 1, 1)
     yield channel
     channel.close()
@@ -39,6 +39,13 @@ async def receive(router: RouterChannel) -> ToRouter:
     return reply
 
 
+async def phase_of_next(router: RouterChannel) -> str:
+    """The phase that the next reply, a note of progress, tells."""
+    loading = await receive(router)
+    assert isinstance(loading, Loading)
+    return loading.phase
+
+
 def step(number: int) -> Step:
     return Step(number, [], [], [], [])
 
@@ -53,7 +60,8 @@ async def test_frames_arrive_in_order_in_both_directions(
     assert worker.receive() == Stop()
     for number in range(20):
         worker.send(StepDone(number, [], [], [], 0.5, 0.25))
-    assert [(await receive(router)).step for _ in range(20)] == list(range(20))
+    replies = [await receive(router) for _ in range(20)]
+    assert replies == [StepDone(number, [], [], [], 0.5, 0.25) for number in range(20)]
 
 
 async def test_frames_wait_for_a_worker_that_is_not_there_yet(
@@ -88,7 +96,7 @@ async def test_steps_go_to_rank_0_what_else_there_is_to_all_and_all_reply_to_one
         assert [worker.receive() for worker in workers] == [Stop()] * 3
         for rank, worker in enumerate(workers):
             worker.send(Loading(f"rank {rank}", 0.0))
-        phases = {(await receive(router)).phase for _ in workers}
+        phases = {await phase_of_next(router) for _ in workers}
         assert phases == {"rank 0", "rank 1", "rank 2"}
     finally:
         for worker in workers:
@@ -102,7 +110,7 @@ async def test_polling_finds_what_is_there_and_does_not_wait(
     assert router.poll() is None
     worker.send(Loading("first", 0.0))
     worker.send(Loading("second", 0.0))
-    assert [(await receive(router)).phase for _ in range(2)] == ["first", "second"]
+    assert [await phase_of_next(router) for _ in range(2)] == ["first", "second"]
     assert router.poll() is None
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import httpx
 import pytest
 
 from tests.api.chat.test_tools import CALL, QWEN, TIME, TWO_CALLS, WEATHER, prompt_of, template
-from tests.api.conftest import refusal
-from tests.api.fake_engine import EOS, words
+from tests.api.conftest import Api, EventsOf, Settings, refusal
+from tests.api.fake_engine import EOS, FakeEngine, words
+from tgi_async.text.chat import ChatTemplate
+from tgi_async.text.tokenizer import Tokenizer
 
 FUNCTIONS = [WEATHER["function"], TIME["function"]]
 ASKED = {"role": "user", "content": "Weather?"}
@@ -16,21 +20,23 @@ CALLED = {"name": "get_weather", "arguments": '{"city": "Seoul"}'}
 
 
 @pytest.fixture
-def settings(settings):
+def settings(settings: Settings) -> Settings:
     settings.max_total_tokens, settings.max_input_tokens = 8192, 8000
     return settings
 
 
 @pytest.fixture
-def chat_template():
+def chat_template() -> ChatTemplate | None:
     return template(QWEN)
 
 
-def writes(engine, text):
+def writes(engine: FakeEngine, text: str) -> None:
     engine.batches = [words(text[at : at + 3]) for at in range(0, len(text), 3)] + [[EOS]]
 
 
-async def test_a_call_is_told_in_the_form_in_which_it_was_asked_for(api, engine, events):
+async def test_a_call_is_told_in_the_form_in_which_it_was_asked_for(
+    api: Api, engine: FakeEngine, events: EventsOf
+) -> None:
     writes(engine, CALL)
     [choice] = (await api.chat("Hi", functions=FUNCTIONS)).json()["choices"]
     assert choice["finish_reason"] == "function_call"
@@ -46,13 +52,13 @@ async def test_a_call_is_told_in_the_form_in_which_it_was_asked_for(api, engine,
     assert chunks[-1]["choices"][0]["finish_reason"] == "function_call"
 
 
-async def test_there_is_one_call_at_most(api, engine):
+async def test_there_is_one_call_at_most(api: Api, engine: FakeEngine) -> None:
     writes(engine, TWO_CALLS)
     [choice] = (await api.chat("Hi", functions=FUNCTIONS)).json()["choices"]
     assert choice["message"]["function_call"]["name"] == "get_weather"
 
 
-async def test_prose_is_as_ever(api, engine):
+async def test_prose_is_as_ever(api: Api, engine: FakeEngine) -> None:
     writes(engine, "It rains.")
     [choice] = (await api.chat("Hi", functions=FUNCTIONS)).json()["choices"]
     assert choice["message"] == {"role": "assistant", "content": "It rains."}
@@ -68,7 +74,9 @@ async def test_prose_is_as_ever(api, engine):
         ({"function_call": {"name": "get_time"}}, {"tool_choice": "get_time"}),
     ],
 )
-async def test_the_model_is_asked_the_same(api, engine, older, newer):
+async def test_the_model_is_asked_the_same(
+    api: Api, engine: FakeEngine, older: dict[str, Any], newer: dict[str, Any]
+) -> None:
     await api.chat("Hi", functions=FUNCTIONS, **older)
     await api.chat("Hi", tools=[WEATHER, TIME], **newer)
     first, second = engine.requests
@@ -83,12 +91,16 @@ async def test_the_model_is_asked_the_same(api, engine, older, newer):
         ({"functions": FUNCTIONS, "function_call": {"name": "f"}}, "name f not found"),
     ],
 )
-async def test_what_does_not_fit_together_is_refused(api, engine, fields, told):
+async def test_what_does_not_fit_together_is_refused(
+    api: Api, engine: FakeEngine, fields: dict[str, Any], told: str
+) -> None:
     assert told in refusal(await api.chat("Hi", **fields))
     assert engine.requests == []
 
 
-async def test_a_conversation_goes_on_as_with_tools(client, engine, tokenizer):
+async def test_a_conversation_goes_on_as_with_tools(
+    client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
     result = {"role": "function", "name": "get_weather", "content": "rain"}
     older = [ASKED, {"role": "assistant", "content": None, "function_call": CALLED}, result]
     call = {"id": "call00001", "type": "function", "function": CALLED}
@@ -105,7 +117,7 @@ async def test_a_conversation_goes_on_as_with_tools(client, engine, tokenizer):
     assert json.dumps(CALLED["name"]) in prompt_of(engine, tokenizer)
 
 
-async def test_tgi_knows_no_functions(api, engine, settings):
+async def test_tgi_knows_no_functions(api: Api, engine: FakeEngine, settings: Settings) -> None:
     settings.strict_tgi = True
     [choice] = (await api.chat("Hi", functions=FUNCTIONS, function_call="auto")).json()["choices"]
     assert choice["message"]["content"] == "Hello there"

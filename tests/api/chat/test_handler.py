@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
+import httpx
 import pytest
 
-from tests.api.conftest import refusal
-from tests.api.fake_engine import EOS, words
+from tests.api.conftest import Api, EventsOf, Settings, refusal
+from tests.api.fake_engine import EOS, FakeEngine, words
 from tgi_async.errors import GenerationError
-from tgi_async.generation import Token, TopToken
+from tgi_async.generation import FinishReason, Token, TopToken
 from tgi_async.grammar.grammar import Json, Regex, decode
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.sampling_defaults import SamplingDefaults
+from tgi_async.text.tokenizer import Tokenizer
 
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
-async def test_answers_as_openai_does(api, engine):
+async def test_answers_as_openai_does(api: Api, engine: FakeEngine) -> None:
     body = (await api.chat("Hi")).json()
     assert body["object"] == "chat.completion"
     assert body["id"].startswith("chatcmpl-")
@@ -41,38 +45,46 @@ async def test_answers_as_openai_does(api, engine):
     }
 
 
-async def test_the_prompt_is_the_rendered_template_and_nothing_added(api, engine, tokenizer):
+async def test_the_prompt_is_the_rendered_template_and_nothing_added(
+    api: Api, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
     await api.chat("Hi")
     rendered = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert engine.requests[0].prompt == tokenizer.encode(rendered, add_special_tokens=False)
 
 
-async def test_stop_text_is_cut_off(api, engine):
+async def test_stop_text_is_cut_off(api: Api, engine: FakeEngine) -> None:
     await api.chat("Hi", stop="END")
     assert not engine.requests[0].include_stop
     assert engine.requests[0].stop == ("END",)
 
 
-async def test_ids_are_unique(api):
+async def test_ids_are_unique(api: Api) -> None:
     assert (await api.chat("Hi")).json()["id"] != (await api.chat("Hi")).json()["id"]
 
 
 @pytest.mark.parametrize(
     ("named", "shown"), [("gpt-4", "gpt-4"), ("tgi", "tiny/model"), (None, "tiny/model")]
 )
-async def test_any_model_name_is_accepted_and_shown(api, named, shown):
+async def test_any_model_name_is_accepted_and_shown(
+    api: Api, named: str | None, shown: str
+) -> None:
     assert (await api.chat("Hi", model=named)).json()["model"] == shown
 
 
 @pytest.mark.parametrize(
     ("reason", "shown"), [("eos_token", "stop"), ("stop_sequence", "stop"), ("length", "length")]
 )
-async def test_finish_reasons_are_openais(api, engine, reason, shown):
+async def test_finish_reasons_are_openais(
+    api: Api, engine: FakeEngine, reason: FinishReason, shown: str
+) -> None:
     engine.finish_reason = reason
     assert (await api.chat("Hi")).json()["choices"][0]["finish_reason"] == shown
 
 
-async def test_samples_by_default_and_is_greedy_at_temperature_0(api, engine):
+async def test_samples_by_default_and_is_greedy_at_temperature_0(
+    api: Api, engine: FakeEngine
+) -> None:
     await api.chat("Hi")
     await api.chat("Hi", temperature=0, top_p=0.9, top_k=5)
     assert [request.sampling.do_sample for request in engine.requests] == [True, False]
@@ -81,33 +93,37 @@ async def test_samples_by_default_and_is_greedy_at_temperature_0(api, engine):
 
 class TestWithAdviceOfTheModelsMakers:
     @pytest.fixture
-    def settings(self, settings):
+    def settings(self, settings: Settings) -> Settings:
         settings.sampling_defaults = SamplingDefaults(temperature=0.2, top_p=0.9, top_k=20)
         return settings
 
-    async def test_what_a_request_leaves_open_is_as_they_recommend(self, api, engine):
+    async def test_what_a_request_leaves_open_is_as_they_recommend(
+        self, api: Api, engine: FakeEngine
+    ) -> None:
         await api.chat("Hi", top_p=0.5)
         sampling = engine.requests[0].sampling
         assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.2, 0.5, 20)
 
-    async def test_a_request_can_turn_it_off(self, api, engine):
+    async def test_a_request_can_turn_it_off(self, api: Api, engine: FakeEngine) -> None:
         await api.chat("Hi", temperature=1, top_p=1, top_k=-1)
         sampling = engine.requests[0].sampling
         assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 1.0, 0)
 
-    async def test_greedy_stays_greedy(self, api, engine):
+    async def test_greedy_stays_greedy(self, api: Api, engine: FakeEngine) -> None:
         await api.chat("Hi", temperature=0)
         assert not engine.requests[0].sampling.do_sample
 
     async def test_a_model_that_is_not_to_be_sampled_is_greedy_unless_asked(
-        self, api, engine, settings
-    ):
+        self, api: Api, engine: FakeEngine, settings: Settings
+    ) -> None:
         settings.sampling_defaults = SamplingDefaults(temperature=0.0)
         await api.chat("Hi")
         await api.chat("Hi", temperature=0.5)
         assert [request.sampling.do_sample for request in engine.requests] == [False, True]
 
-    async def test_as_tgi_it_is_not_followed(self, api, engine, settings):
+    async def test_as_tgi_it_is_not_followed(
+        self, api: Api, engine: FakeEngine, settings: Settings
+    ) -> None:
         settings.strict_tgi = True
         await api.chat("Hi")
         assert engine.requests[0].sampling.temperature == 1.0
@@ -116,19 +132,21 @@ class TestWithAdviceOfTheModelsMakers:
 @pytest.mark.parametrize(
     "off", [{"top_p": 1}, {"top_k": -1}, {"top_k": 0}, {"typical_p": 1.0}, {"min_p": 0}, {"n": 1}]
 )
-async def test_values_that_turn_a_parameter_off_are_accepted(api, engine, off):
+async def test_values_that_turn_a_parameter_off_are_accepted(
+    api: Api, engine: FakeEngine, off: dict[str, Any]
+) -> None:
     assert (await api.chat("Hi", **off)).status_code == 200
     sampling = engine.requests[0].sampling
     assert (sampling.top_p, sampling.top_k, sampling.typical_p) == (1.0, 0, 1.0)
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
-async def test_max_tokens_has_two_names(api, engine, field):
+async def test_max_tokens_has_two_names(api: Api, engine: FakeEngine, field: str) -> None:
     await api.chat("Hi", **{field: 3})
     assert engine.requests[0].max_new_tokens == 3
 
 
-async def test_extra_sampling_parameters_arrive(api, engine):
+async def test_extra_sampling_parameters_arrive(api: Api, engine: FakeEngine) -> None:
     await api.chat("Hi", top_k=4, repetition_penalty=1.2, ignore_eos=True, seed=5, min_p=0.05)
     [request] = engine.requests
     assert request.ignore_eos
@@ -142,7 +160,9 @@ def chat_stop_token_ids() -> tuple[int, ...]:
     return (256,)
 
 
-async def test_an_answer_ends_by_the_end_of_the_template_unless_all_are_ignored(api, engine):
+async def test_an_answer_ends_by_the_end_of_the_template_unless_all_are_ignored(
+    api: Api, engine: FakeEngine
+) -> None:
     await api.chat("Hi")
     await api.chat("Hi", ignore_eos=True)
     await api.generate("Hi")
@@ -150,7 +170,7 @@ async def test_an_answer_ends_by_the_end_of_the_template_unless_all_are_ignored(
     assert [request.stop_token_ids for request in engine.requests] == [(256,), (), (), ()]
 
 
-async def test_fields_without_effect_here_are_ignored(api):
+async def test_fields_without_effect_here_are_ignored(api: Api) -> None:
     response = await api.chat(
         "Hi", user="me", metadata={}, store=False, parallel_tool_calls=True, stream_options=None
     )
@@ -167,12 +187,14 @@ async def test_fields_without_effect_here_are_ignored(api):
         ({"type": "regex", "value": "a+"}, Regex),
     ],
 )
-async def test_an_answer_is_held_to_the_form_that_is_asked_for(api, engine, form, kind):
+async def test_an_answer_is_held_to_the_form_that_is_asked_for(
+    api: Api, engine: FakeEngine, form: dict[str, Any], kind: type[Json] | type[Regex]
+) -> None:
     assert (await api.chat("Hi", response_format=form)).status_code == 200
     assert isinstance(decode(engine.requests[0].grammar), kind)
 
 
-async def test_a_form_is_looked_at_after_the_other_rules(api, engine):
+async def test_a_form_is_looked_at_after_the_other_rules(api: Api, engine: FakeEngine) -> None:
     wrong = {"response_format": {"type": "regex", "value": "("}}
     response = await api.chat("Hi", **wrong, temperature=-1)
     assert "`temperature`" in refusal(response)
@@ -193,11 +215,13 @@ async def test_a_form_is_looked_at_after_the_other_rules(api, engine):
         {"logit_bias": []},
     ],
 )
-async def test_what_asks_for_nothing_unbuilt_is_accepted(api, fields):
+async def test_what_asks_for_nothing_unbuilt_is_accepted(api: Api, fields: dict[str, Any]) -> None:
     assert (await api.chat("Hi", **fields)).status_code == 200
 
 
-async def test_text_parts_are_joined(client, engine, tokenizer):
+async def test_text_parts_are_joined(
+    client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
     parts = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
     body = {"messages": [{"role": "user", "content": parts}]}
     assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
@@ -222,7 +246,9 @@ INPUT = {"type": "input_text", "text": "Hi"}
         ),
     ],
 )
-async def test_messages_that_cannot_be_shown_are_refused(client, message, told):
+async def test_messages_that_cannot_be_shown_are_refused(
+    client: httpx.AsyncClient, message: dict[str, Any], told: str
+) -> None:
     response = await client.post("/v1/chat/completions", json={"messages": [message]})
     assert told in refusal(response)
 
@@ -231,7 +257,7 @@ class TestHistory:
     """Earlier answers come back in the form of whatever client or server they are from."""
 
     @pytest.fixture
-    def chat_template(self):
+    def chat_template(self) -> Iterator[ChatTemplate]:
         template = ChatTemplate(
             "{% for m in messages %}[{{ m.role }}|{{ m.reasoning_content }}|{{ m.content }}]"
             "{% endfor %}",
@@ -268,7 +294,14 @@ class TestHistory:
             ),
         ],
     )
-    async def test_is_understood(self, client, engine, tokenizer, message, shown):
+    async def test_is_understood(
+        self,
+        client: httpx.AsyncClient,
+        engine: FakeEngine,
+        tokenizer: Tokenizer,
+        message: dict[str, Any],
+        shown: str,
+    ) -> None:
         messages = [{"role": "assistant", **message}, {"role": "user", "content": [INPUT]}]
         response = await client.post("/v1/chat/completions", json={"messages": messages})
         assert response.status_code == 200, response.text
@@ -276,7 +309,9 @@ class TestHistory:
         assert prompt == f"{shown}[user||Hi]"
 
 
-async def test_an_assistant_message_at_the_end_is_continued(client, engine, tokenizer):
+async def test_an_assistant_message_at_the_end_is_continued(
+    client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well, "}]
     await client.post("/v1/chat/completions", json={"messages": messages})
     prompt = tokenizer.decode(engine.requests[0].prompt, skip_special_tokens=False)
@@ -285,15 +320,15 @@ async def test_an_assistant_message_at_the_end_is_continued(client, engine, toke
 
 class TestWithoutTemplate:
     @pytest.fixture
-    def chat_template(self):
+    def chat_template(self) -> ChatTemplate | None:
         return None
 
-    async def test_chat_is_refused(self, api):
+    async def test_chat_is_refused(self, api: Api) -> None:
         response = await api.chat("Hi")
         assert refusal(response) == "Template error: template not found"
 
 
-async def test_logprobs(api, engine):
+async def test_logprobs(api: Api, engine: FakeEngine) -> None:
     engine.batches = [[Token(1, "a", -0.1, False, (TopToken(2, "b", -0.2, False),))]]
     response = await api.chat("Hi", logprobs=True, top_logprobs=1)
     assert response.json()["choices"][0]["logprobs"] == {
@@ -309,19 +344,23 @@ async def test_logprobs(api, engine):
     assert engine.requests[0].sampling.logprobs
 
 
-async def test_a_token_that_cannot_come_has_a_number_all_the_same(api, engine):
+async def test_a_token_that_cannot_come_has_a_number_all_the_same(
+    api: Api, engine: FakeEngine
+) -> None:
     never = -math.inf
     engine.batches = [[Token(1, "a", never, False, (TopToken(2, "b", never, False),))]]
     [entry] = (await api.chat("Hi", logprobs=True)).json()["choices"][0]["logprobs"]["content"]
     assert (entry["logprob"], entry["top_logprobs"][0]["logprob"]) == (-9999.0, -9999.0)
 
 
-async def test_top_tokens_are_not_computed_where_no_log_probabilities_are_told(api, engine):
+async def test_top_tokens_are_not_computed_where_no_log_probabilities_are_told(
+    api: Api, engine: FakeEngine
+) -> None:
     await api.chat("Hi", top_logprobs=2)
     assert engine.requests[0].sampling.top_n_tokens == 0
 
 
-async def test_a_special_token_among_logprobs_has_its_name(api, engine):
+async def test_a_special_token_among_logprobs_has_its_name(api: Api, engine: FakeEngine) -> None:
     engine.batches = [[EOS]]
     body = (await api.chat("Hi", logprobs=True)).json()
     [entry] = body["choices"][0]["logprobs"]["content"]
@@ -329,7 +368,7 @@ async def test_a_special_token_among_logprobs_has_its_name(api, engine):
     assert bytes(entry["bytes"]).decode() == "<|im_end|>"
 
 
-async def test_n_choices_are_answered_in_order(api, engine):
+async def test_n_choices_are_answered_in_order(api: Api, engine: FakeEngine) -> None:
     engine.batches_by_choice = {0: [words("a")], 1: [words("b"), words("c")]}
     body = (await api.chat("Hi", n=2, seed=3)).json()
     texts = [choice["message"]["content"] for choice in body["choices"]]
@@ -341,7 +380,9 @@ async def test_n_choices_are_answered_in_order(api, engine):
     assert body["usage"]["completion_tokens"] == 3
 
 
-async def test_n_choices_of_a_stream_have_their_index(api, engine, events):
+async def test_n_choices_of_a_stream_have_their_index(
+    api: Api, engine: FakeEngine, events: EventsOf
+) -> None:
     engine.batches_by_choice = {0: [words("a")], 1: [words("b"), words("c"), words("d")]}
     options = {"include_usage": True}
     response = await api.chat("Hi", n=2, stream=True, stream_options=options)
@@ -355,7 +396,7 @@ async def test_n_choices_of_a_stream_have_their_index(api, engine, events):
         assert ends == [None] * (len(choices) - 1) + ["stop"]
 
 
-async def test_stream_has_chunks_and_done(api, events):
+async def test_stream_has_chunks_and_done(api: Api, events: EventsOf) -> None:
     response = await api.chat("Hi", stream=True)
     assert response.headers["content-type"].startswith("text/event-stream")
     *chunks, done = events(response)
@@ -370,18 +411,22 @@ async def test_stream_has_chunks_and_done(api, events):
     assert all(chunk["usage"] is None for chunk in chunks)
 
 
-async def test_as_tgi_every_delta_of_a_stream_has_the_role(api, events, settings):
+async def test_as_tgi_every_delta_of_a_stream_has_the_role(
+    api: Api, events: EventsOf, settings: Settings
+) -> None:
     settings.strict_tgi = True
     *chunks, _ = events(await api.chat("Hi", stream=True))
     assert {chunk["choices"][0]["delta"]["role"] for chunk in chunks} == {"assistant"}
 
 
 @pytest.mark.parametrize("wrong", [{"top_p": 2}, {"top_k": -2}, {"typical_p": 0}])
-async def test_wrong_sampling_parameters_are_wrong_at_temperature_0_too(api, wrong):
+async def test_wrong_sampling_parameters_are_wrong_at_temperature_0_too(
+    api: Api, wrong: dict[str, Any]
+) -> None:
     assert (await api.chat("Hi", temperature=0, **wrong)).status_code == 400
 
 
-async def test_stream_has_usage_in_an_extra_chunk_where_asked(api, events):
+async def test_stream_has_usage_in_an_extra_chunk_where_asked(api: Api, events: EventsOf) -> None:
     response = await api.chat("Hi", stream=True, stream_options={"include_usage": True})
     *_, last, done = events(response)
     assert done == "[DONE]"
@@ -389,14 +434,18 @@ async def test_stream_has_usage_in_an_extra_chunk_where_asked(api, events):
     assert last["usage"]["completion_tokens"] == 4
 
 
-async def test_stream_has_logprobs_of_all_tokens_that_came_together(api, engine, events):
+async def test_stream_has_logprobs_of_all_tokens_that_came_together(
+    api: Api, engine: FakeEngine, events: EventsOf
+) -> None:
     engine.batches = [words("a", "b")]
     [chunk, _] = events(await api.chat("Hi", stream=True, logprobs=True))
     content = chunk["choices"][0]["logprobs"]["content"]
     assert [entry["token"] for entry in content] == ["a", "b"]
 
 
-async def test_text_held_back_for_a_stop_sequence_that_never_came_is_kept(api, engine, events):
+async def test_text_held_back_for_a_stop_sequence_that_never_came_is_kept(
+    api: Api, engine: FakeEngine, events: EventsOf
+) -> None:
     engine.batches = [[*words("a"), EOS._replace(text=" EN")]]
     assert (await api.chat("Hi")).json()["choices"][0]["message"]["content"] == "a EN"
     [chunk, _] = events(await api.chat("Hi", stream=True))
@@ -404,13 +453,15 @@ async def test_text_held_back_for_a_stop_sequence_that_never_came_is_kept(api, e
 
 
 @pytest.mark.parametrize("fields", [{"temperature": -1}, {"max_tokens": 0}])
-async def test_errors_before_a_stream_have_their_status(api, fields):
+async def test_errors_before_a_stream_have_their_status(api: Api, fields: dict[str, Any]) -> None:
     response = await api.chat("Hi", stream=True, **fields)
     [field] = fields
     assert f"`{field}` must be strictly positive" in refusal(response)
 
 
-async def test_a_failure_within_a_stream_is_an_event_before_done(api, engine, events):
+async def test_a_failure_within_a_stream_is_an_event_before_done(
+    api: Api, engine: FakeEngine, events: EventsOf
+) -> None:
     engine.error, engine.fail_before = GenerationError("no luck"), 1
     *_, failure, done = events(await api.chat("Hi", stream=True))
     assert done == "[DONE]"

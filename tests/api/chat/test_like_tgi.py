@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 
-from tests.api.chat.test_tools import TIME, TOOLS, WEATHER, prompt_of, template, writes
-from tests.api.fake_engine import EOS, words
-from tgi_async.grammar.grammar import Choice, decode
+from tests.api.chat.test_tools import TIME, TOOLS, WEATHER, held_to, prompt_of, template, writes
+from tests.api.conftest import Api, EventsOf, Settings
+from tests.api.fake_engine import EOS, FakeEngine, words
+from tgi_async.grammar.grammar import Choice, Json, Sequence
+from tgi_async.text.chat import ChatTemplate
+from tgi_async.text.tokenizer import Tokenizer
 
 CALL = '{"function": {"_name": "get_weather", "city": "Seoul", "days": {"n": 3}}}'
 NO_TOOL = '{"function": {"_name": "no_tool", "content": "Hello"}}'
@@ -20,7 +24,7 @@ SHOWS_TOOLS = (
 
 
 @pytest.fixture
-def settings(settings):
+def settings(settings: Settings) -> Settings:
     settings.strict_tgi = True
     settings.max_total_tokens = 8192
     settings.max_input_tokens = 8000
@@ -28,7 +32,7 @@ def settings(settings):
 
 
 @pytest.fixture
-def chat_template():
+def chat_template() -> ChatTemplate | None:
     return template(SHOWS_TOOLS)
 
 
@@ -36,7 +40,7 @@ def written(text: str) -> list[Any]:
     return [words(text[at : at + 3]) for at in range(0, len(text), 3)] + [[EOS]]
 
 
-async def test_a_call_has_one_form(api, engine):
+async def test_a_call_has_one_form(api: Api, engine: FakeEngine) -> None:
     writes(engine, CALL)
     body = (await api.chat("Weather?", tools=TOOLS)).json()
     [choice] = body["choices"]
@@ -68,12 +72,18 @@ async def test_a_call_has_one_form(api, engine):
         ({"type": "function", "function": {"name": "get_time"}}, ["get_time"]),
     ],
 )
-async def test_each_answer_is_held_to_a_call_of_one(api, engine, tokenizer, choice, names):
+async def test_each_answer_is_held_to_a_call_of_one(
+    api: Api,
+    engine: FakeEngine,
+    tokenizer: Tokenizer,
+    choice: dict[str, Any] | str,
+    names: list[str],
+) -> None:
     writes(engine, CALL)
     await api.chat("Hi", tools=TOOLS, tool_choice=choice)
-    _, functions, _ = decode(engine.requests[0].grammar).parts
+    _, functions, _ = held_to(engine, Sequence).parts
     assert isinstance(functions, Choice)
-    schemas = [option.schema for option in functions.options]
+    schemas = [option.schema for option in functions.options if isinstance(option, Json)]
     for schema, name in zip(schemas, names, strict=True):
         assert f'"{name}"' in json.dumps(schema["properties"]["_name"])
     assert all(schema["required"][0] == "_name" for schema in schemas)
@@ -81,7 +91,9 @@ async def test_each_answer_is_held_to_a_call_of_one(api, engine, tokenizer, choi
     assert prompt_of(engine, tokenizer).startswith(f"{len(names)} tools")
 
 
-async def test_the_prompt_is_told_behind_the_last_message(api, engine, tokenizer):
+async def test_the_prompt_is_told_behind_the_last_message(
+    api: Api, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
     writes(engine, CALL)
     await api.chat("Hi", tools=TOOLS)
     assert "Hi\n---\n\nGiven the functions available, please" in prompt_of(engine, tokenizer)
@@ -91,16 +103,20 @@ async def test_the_prompt_is_told_behind_the_last_message(api, engine, tokenizer
 
 class TestOfATemplateWithoutTools:
     @pytest.fixture
-    def chat_template(self):
+    def chat_template(self) -> ChatTemplate | None:
         return template("{{ messages[-1].content }}")
 
-    async def test_the_tools_are_told_too(self, api, engine, tokenizer):
+    async def test_the_tools_are_told_too(
+        self, api: Api, engine: FakeEngine, tokenizer: Tokenizer
+    ) -> None:
         writes(engine, CALL)
         await api.chat("Hi", tools=[TIME], tool_choice="required", tool_prompt="Choose.")
         assert prompt_of(engine, tokenizer) == f"Hi\n---\n{json.dumps([TIME])}\nChoose."
 
 
-async def test_no_tool_is_answered_a_second_time_in_words(api, engine, tokenizer):
+async def test_no_tool_is_answered_a_second_time_in_words(
+    api: Api, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
     second = [words("Hel"), words("lo", " there"), [EOS]]
     engine.batches_in_order = [written(NO_TOOL), second]
     body = (await api.chat("Hi", tools=TOOLS, logprobs=True)).json()
@@ -117,7 +133,7 @@ async def test_no_tool_is_answered_a_second_time_in_words(api, engine, tokenizer
     assert choice["finish_reason"] == "stop"
 
 
-async def test_a_call_that_is_cut_off_is_an_error(api, engine):
+async def test_a_call_that_is_cut_off_is_an_error(api: Api, engine: FakeEngine) -> None:
     writes(engine, CALL[:30])
     engine.finish_reason = "length"
     response = await api.chat("Hi", tools=TOOLS)
@@ -128,7 +144,9 @@ async def test_a_call_that_is_cut_off_is_an_error(api, engine):
 
 
 @pytest.mark.parametrize("tools", [TOOLS, []])
-async def test_grammar_and_tools_exclude_each_other(api, engine, tools):
+async def test_grammar_and_tools_exclude_each_other(
+    api: Api, engine: FakeEngine, tools: list[Any]
+) -> None:
     form = {"type": "json", "value": {"properties": {}}}
     response = await api.chat("Hi", tools=tools, response_format=form, tool_choice="none")
     assert response.status_code == 422
@@ -140,7 +158,7 @@ async def test_grammar_and_tools_exclude_each_other(api, engine, tools):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-async def test_a_streamed_call(api, engine, events, size):
+async def test_a_streamed_call(api: Api, engine: FakeEngine, events: EventsOf, size: int) -> None:
     writes(engine, CALL, size)
     *chunks, done = events(await api.chat("Weather?", tools=TOOLS, stream=True))
     assert done == "[DONE]"
@@ -157,7 +175,9 @@ async def test_a_streamed_call(api, engine, events, size):
     assert {chunk["choices"][0]["finish_reason"] for chunk in chunks} == {None}
 
 
-async def test_ids_of_streamed_calls_go_on_where_the_conversation_is(client, engine, events):
+async def test_ids_of_streamed_calls_go_on_where_the_conversation_is(
+    client: httpx.AsyncClient, engine: FakeEngine, events: EventsOf
+) -> None:
     writes(engine, CALL)
     function = {"name": "get_time", "arguments": {}}
     calls = [{"id": "7", "type": "function", "function": function}, {"function": function}]
@@ -168,7 +188,9 @@ async def test_ids_of_streamed_calls_go_on_where_the_conversation_is(client, eng
     assert chunks[0]["choices"][0]["delta"]["tool_calls"][0]["id"] == "8"
 
 
-async def test_a_stream_of_no_tool_is_that_of_the_second_generation(api, engine, events):
+async def test_a_stream_of_no_tool_is_that_of_the_second_generation(
+    api: Api, engine: FakeEngine, events: EventsOf
+) -> None:
     second = [words("Hel"), words("lo", " there"), [EOS]]
     engine.batches_in_order = [written(NO_TOOL), second]
     *chunks, done = events(await api.chat("Hi", tools=TOOLS, stream=True))
@@ -178,12 +200,14 @@ async def test_a_stream_of_no_tool_is_that_of_the_second_generation(api, engine,
     assert engine.generations[0].cancelled
 
 
-async def test_of_a_streamed_call_without_a_name_nothing_is_told(api, engine, events):
+async def test_of_a_streamed_call_without_a_name_nothing_is_told(
+    api: Api, engine: FakeEngine, events: EventsOf
+) -> None:
     writes(engine, CALL[:20])
     assert events(await api.chat("Hi", tools=TOOLS, stream=True)) == ["[DONE]"]
 
 
-async def test_usage_of_a_streamed_call(api, engine, events):
+async def test_usage_of_a_streamed_call(api: Api, engine: FakeEngine, events: EventsOf) -> None:
     writes(engine, CALL)
     options = {"include_usage": True}
     response = await api.chat("Hi", tools=TOOLS, stream=True, stream_options=options)
@@ -191,7 +215,9 @@ async def test_usage_of_a_streamed_call(api, engine, events):
     assert usage["usage"]["completion_tokens"] == len(engine.batches)
 
 
-async def test_a_call_of_a_vertex_instance_is_told_as_json(client, engine):
+async def test_a_call_of_a_vertex_instance_is_told_as_json(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
     writes(engine, CALL)
     instance = {"messages": [{"role": "user", "content": "Hi"}], "tools": TOOLS}
     response = await client.post("/vertex", json={"instances": [instance]})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from tests.api.conftest import refusal
-from tests.api.fake_engine import EOS, words
+from tests.api.conftest import Api, EventsOf, refusal
+from tests.api.fake_engine import EOS, FakeEngine, words
 from tgi_async.text.chat import ChatTemplate
+from tgi_async.text.tokenizer import Tokenizer
 
 TEMPLATE = (
     "{{ messages[0].content }}|{{ reasoning_effort | default('-') }}|"
@@ -15,7 +18,7 @@ TEMPLATE = (
 
 
 @pytest.fixture
-def chat_template():
+def chat_template() -> ChatTemplate | None:
     return ChatTemplate(TEMPLATE, {})
 
 
@@ -37,7 +40,9 @@ def chat_template():
         ),
     ],
 )
-async def test_the_template_is_given_them(api, engine, tokenizer, fields, prompt):
+async def test_the_template_is_given_them(
+    api: Api, engine: FakeEngine, tokenizer: Tokenizer, fields: dict[str, Any], prompt: str
+) -> None:
     response = await api.chat("Hi", **fields)
     assert tokenizer.decode(engine.requests[0].prompt) == prompt
     assert "x-tgi-ignored" not in response.headers
@@ -51,7 +56,9 @@ async def test_the_template_is_given_them(api, engine, tokenizer, fields, prompt
         ({"enable_thinking": True, "thinking": {"type": "disabled"}}, "`thinking`"),
     ],
 )
-async def test_two_that_contradict_each_other_are_refused(api, fields, named):
+async def test_two_that_contradict_each_other_are_refused(
+    api: Api, fields: dict[str, Any], named: str
+) -> None:
     response = await api.chat("Hi", **fields)
     assert named in refusal(response)
     assert "contradict each other" in refusal(response)
@@ -69,7 +76,7 @@ ALL = ["reasoning_effort", "enable_thinking", "chat_template_kwargs.thinking"]
         (ChatTemplate("{{ reasoning_effort }}{{ messages }}", {}), ALL[1:]),
     ],
 )
-async def test_what_the_template_does_not_read_is_named(api, named):
+async def test_what_the_template_does_not_read_is_named(api: Api, named: list[str]) -> None:
     response = await api.chat(
         "Hi",
         reasoning_effort="low",
@@ -82,7 +89,9 @@ async def test_what_the_template_does_not_read_is_named(api, named):
 @pytest.mark.parametrize("fields", [{"include_reasoning": False}, {"reasoning": {"exclude": True}}])
 @pytest.mark.parametrize("chat_template", [ChatTemplate("<think></think>{{ messages }}", {})])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_thoughts_are_left_out_where_they_are_not_wanted(api, engine, events, fields, stream):
+async def test_thoughts_are_left_out_where_they_are_not_wanted(
+    api: Api, engine: FakeEngine, events: EventsOf, fields: dict[str, Any], stream: bool
+) -> None:
     engine.batches = [[token] for token in words("<think>", "hm", "</think>", "Hello")] + [[EOS]]
     for wanted in (True, False):
         response = await api.chat("Hi", stream=stream, **({} if wanted else fields))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import httpx
 import pytest
 
-from tests.api.conftest import refusal
+from tests.api.conftest import Api, EventsOf, Settings, refusal
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
@@ -42,7 +45,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"tool_prompt": []}, "tool_prompt: Expected `str | null`, got `array`"),
     ],
 )
-async def test_malformed_ones_are_told(api, fields, told):
+async def test_malformed_ones_are_told(api: Api, fields: dict[str, Any], told: str) -> None:
     is_told(await api.chat("Hi", **fields), told)
 
 
@@ -68,17 +71,21 @@ async def test_malformed_ones_are_told(api, fields, told):
         ),
     ],
 )
-async def test_malformed_messages_are_told(client, message, told):
+async def test_malformed_messages_are_told(
+    client: httpx.AsyncClient, message: dict[str, Any], told: str
+) -> None:
     body = {"messages": [{"role": "assistant", **message}]}
     is_told(await client.post("/v1/chat/completions", json=body), f"messages[0].{told}")
 
 
-def is_told(response, told):
+def is_told(response: httpx.Response, told: str) -> None:
     prefix = "Failed to deserialize the JSON body into the target type: "
     assert refusal(response).startswith(prefix + told)
 
 
-async def test_a_conversation_with_calls_and_their_results_is_taken(client, settings):
+async def test_a_conversation_with_calls_and_their_results_is_taken(
+    client: httpx.AsyncClient, settings: Settings
+) -> None:
     settings.max_total_tokens, settings.max_input_tokens = 1024, 1000
     function = {"name": "f", "arguments": "{}", "description": None}
     call = {"id": "0", "type": "function", "function": function}
@@ -92,7 +99,9 @@ async def test_a_conversation_with_calls_and_their_results_is_taken(client, sett
 
 
 @pytest.mark.parametrize("strict", [False, True])
-async def test_answers_have_no_field_of_calls(api, events, settings, strict):
+async def test_answers_have_no_field_of_calls(
+    api: Api, events: EventsOf, settings: Settings, strict: bool
+) -> None:
     settings.strict_tgi = strict
     [choice] = (await api.chat("Hi")).json()["choices"]
     assert choice["message"].keys() == {"role", "content"}

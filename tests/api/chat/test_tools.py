@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
+import httpx
 import pytest
 
-from tests.api.conftest import refusal
-from tests.api.fake_engine import EOS, words
+from tests.api.conftest import Api, EventsOf, Settings, refusal
+from tests.api.fake_engine import EOS, FakeEngine, words
 from tests.api.tiny_tokenizer import tiny_inner
 from tgi_async.generation import Token
-from tgi_async.grammar.grammar import Choice, Json, Prose, Regex, Repeat, Sequence, decode
+from tgi_async.grammar.grammar import Choice, Json, Prose, Regex, Repeat, Sequence, Term, decode
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": CITY}}
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "get_weather", "parameters": CITY},
+}
 TIME = {"type": "function", "function": {"name": "get_time"}}
 TOOLS = [WEATHER, TIME]
 NAMED = {"type": "function", "function": {"name": "get_time"}}
@@ -35,7 +39,7 @@ QWEN = (
 
 
 @pytest.fixture
-def settings(settings):
+def settings(settings: Settings) -> Settings:
     settings.max_total_tokens = 8192
     settings.max_input_tokens = 8000
     return settings
@@ -48,8 +52,18 @@ def template(source: str) -> ChatTemplate:
 
 
 @pytest.fixture
-def chat_template():
+def chat_template() -> ChatTemplate | None:
     return template(QWEN)
+
+
+T = TypeVar("T", bound=Term)
+
+
+def held_to(engine: FakeEngine, kind: type[T], place: int = 0) -> T:
+    """What a request was held to: a grammar of this kind."""
+    grammar = decode(engine.requests[place].grammar)
+    assert isinstance(grammar, kind)
+    return grammar
 
 
 def writes(engine: Any, text: str, size: int = 3) -> None:
@@ -96,7 +110,7 @@ def functions(message: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 class TestAuto:
-    async def test_a_call(self, api, engine):
+    async def test_a_call(self, api: Api, engine: FakeEngine) -> None:
         writes(engine, CALL)
         [choice] = (await api.chat("Weather?", tools=TOOLS)).json()["choices"]
         assert choice["finish_reason"] == "tool_calls"
@@ -109,12 +123,16 @@ class TestAuto:
             "function": {"name": "get_weather", "arguments": '{"city": "Seoul"}'},
         }
 
-    async def test_one_generation_decides_and_nothing_constrains_it(self, api, engine):
+    async def test_one_generation_decides_and_nothing_constrains_it(
+        self, api: Api, engine: FakeEngine
+    ) -> None:
         writes(engine, CALL)
         await api.chat("Weather?", tools=TOOLS)
         assert [request.grammar for request in engine.requests] == [""]
 
-    async def test_the_same_as_a_stream(self, api, engine, events):
+    async def test_the_same_as_a_stream(
+        self, api: Api, engine: FakeEngine, events: EventsOf
+    ) -> None:
         for size in range(1, len(TWO_CALLS)):
             writes(engine, f"Let me see.\n{TWO_CALLS}", size)
             *chunks, _ = events(await api.chat("Weather?", tools=TOOLS, stream=True))
@@ -129,7 +147,9 @@ class TestAuto:
                 *[None] * (len(chunks) - 1),
             ]
 
-    async def test_arguments_come_in_pieces(self, api, engine, events):
+    async def test_arguments_come_in_pieces(
+        self, api: Api, engine: FakeEngine, events: EventsOf
+    ) -> None:
         writes(engine, CALL)
         *chunks, _ = events(await api.chat("Weather?", tools=TOOLS, stream=True))
         pieces = [
@@ -140,7 +160,9 @@ class TestAuto:
         assert len(pieces) > 3
         assert "".join(pieces) == '{"city": "Seoul"}'
 
-    async def test_prose_before_calls_and_several_of_them(self, api, engine):
+    async def test_prose_before_calls_and_several_of_them(
+        self, api: Api, engine: FakeEngine
+    ) -> None:
         writes(engine, f"Let me see.\n{TWO_CALLS}")
         [choice] = (await api.chat("Weather?", tools=TOOLS)).json()["choices"]
         assert choice["message"]["content"] == "Let me see."
@@ -149,7 +171,7 @@ class TestAuto:
             ("get_time", {}),
         ]
 
-    async def test_prose_alone(self, api, engine):
+    async def test_prose_alone(self, api: Api, engine: FakeEngine) -> None:
         writes(engine, "It is < 3 degrees. ")
         [choice] = (await api.chat("Weather?", tools=TOOLS)).json()["choices"]
         assert choice["message"] == {"content": "It is < 3 degrees. ", "role": "assistant"}
@@ -163,14 +185,18 @@ class TestAuto:
             '<tool_call>\n{"name": "get_ti',
         ],
     )
-    async def test_what_is_no_call_is_content(self, api, engine, events, text):
+    async def test_what_is_no_call_is_content(
+        self, api: Api, engine: FakeEngine, events: EventsOf, text: str
+    ) -> None:
         writes(engine, text)
         [choice] = (await api.chat("Weather?", tools=TOOLS)).json()["choices"]
         assert (choice["message"]["content"], choice["finish_reason"]) == (text, "stop")
         *chunks, _ = events(await api.chat("Weather?", tools=TOOLS, stream=True))
         assert gathered(chunks)[0]["content"] == text
 
-    async def test_a_call_that_is_cut_off_says_length(self, api, engine, events):
+    async def test_a_call_that_is_cut_off_says_length(
+        self, api: Api, engine: FakeEngine, events: EventsOf
+    ) -> None:
         writes(engine, CALL[:60])
         engine.finish_reason = "length"
         [choice] = (await api.chat("Weather?", tools=TOOLS)).json()["choices"]
@@ -180,7 +206,9 @@ class TestAuto:
         *chunks, _ = events(await api.chat("Weather?", tools=TOOLS, stream=True))
         assert gathered(chunks)[1] == "length"
 
-    async def test_at_most_one_call_where_only_one_is_wanted(self, api, engine, events):
+    async def test_at_most_one_call_where_only_one_is_wanted(
+        self, api: Api, engine: FakeEngine, events: EventsOf
+    ) -> None:
         writes(engine, TWO_CALLS)
         asked = {"tools": TOOLS, "parallel_tool_calls": False}
         [choice] = (await api.chat("Weather?", **asked)).json()["choices"]
@@ -188,7 +216,9 @@ class TestAuto:
         *chunks, _ = events(await api.chat("Weather?", stream=True, **asked))
         assert functions(gathered(chunks)[0]) == [("get_weather", {"city": "Seoul"})]
 
-    async def test_several_choices_have_each_their_own(self, api, engine, events):
+    async def test_several_choices_have_each_their_own(
+        self, api: Api, engine: FakeEngine, events: EventsOf
+    ) -> None:
         engine.batches_by_choice = {
             0: [words(CALL[:50]), words(CALL[50:]), [EOS]],
             1: [words("No "), words("need."), [EOS]],
@@ -201,7 +231,9 @@ class TestAuto:
         assert functions(gathered(chunks, 0)[0]) == [("get_weather", {"city": "Seoul"})]
         assert gathered(chunks, 1)[0]["content"] == "No need."
 
-    async def test_log_probabilities_are_of_all_tokens(self, api, engine, events):
+    async def test_log_probabilities_are_of_all_tokens(
+        self, api: Api, engine: FakeEngine, events: EventsOf
+    ) -> None:
         writes(engine, CALL)
         n_tokens = len(engine.batches)
         [choice] = (await api.chat("W?", tools=TOOLS, logprobs=True)).json()["choices"]
@@ -210,14 +242,18 @@ class TestAuto:
         told = [chunk["choices"][0]["logprobs"]["content"] for chunk in chunks]
         assert sum(map(len, told)) == n_tokens
 
-    async def test_usage_counts_tokens_that_were_held_back(self, api, engine, events):
+    async def test_usage_counts_tokens_that_were_held_back(
+        self, api: Api, engine: FakeEngine, events: EventsOf
+    ) -> None:
         writes(engine, CALL)
         options = {"include_usage": True}
         response = await api.chat("W?", tools=TOOLS, stream=True, stream_options=options)
         *_, usage, _ = events(response)
         assert usage["usage"]["completion_tokens"] == len(engine.batches)
 
-    async def test_nothing_is_sent_while_all_is_held_back(self, api, engine, events):
+    async def test_nothing_is_sent_while_all_is_held_back(
+        self, api: Api, engine: FakeEngine, events: EventsOf
+    ) -> None:
         writes(engine, CALL)
         *chunks, _ = events(await api.chat("Weather?", tools=TOOLS, stream=True))
         deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
@@ -226,50 +262,57 @@ class TestAuto:
 
 
 class TestForced:
-    async def test_required(self, api, engine):
+    async def test_required(self, api: Api, engine: FakeEngine) -> None:
         writes(engine, TWO_CALLS)
         response = await api.chat("Weather?", tools=TOOLS, tool_choice="required")
         [choice] = response.json()["choices"]
         assert len(choice["message"]["tool_calls"]) == 2
-        [repeat] = decode(engine.requests[0].grammar).parts
+        [repeat] = held_to(engine, Sequence).parts
         assert isinstance(repeat, Repeat)
         assert (repeat.least, repeat.most) == (1, None)
         assert isinstance(repeat.part, Choice)
         assert len(repeat.part.options) == 2
 
-    async def test_required_but_one_only(self, api, engine):
+    async def test_required_but_one_only(self, api: Api, engine: FakeEngine) -> None:
         asked = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
         await api.chat("Weather?", **asked)
-        [choice] = decode(engine.requests[0].grammar).parts
+        [choice] = held_to(engine, Sequence).parts
         assert isinstance(choice, Choice)
 
     @pytest.mark.parametrize("choice", [NAMED, "get_time"])
-    async def test_a_named_one(self, api, engine, choice):
+    async def test_a_named_one(
+        self, api: Api, engine: FakeEngine, choice: dict[str, Any] | str
+    ) -> None:
         await api.chat("Weather?", tools=TOOLS, tool_choice=choice)
-        [call] = decode(engine.requests[0].grammar).parts
+        [call] = held_to(engine, Sequence).parts
         assert isinstance(call, Sequence)
         [schema] = [part.schema for part in call.parts if isinstance(part, Json)]
         assert (schema["type"], schema["additionalProperties"]) == ("object", False)
 
-    async def test_the_schema_is_that_of_the_function(self, api, engine):
+    async def test_the_schema_is_that_of_the_function(self, api: Api, engine: FakeEngine) -> None:
         await api.chat("Weather?", tools=TOOLS, tool_choice="get_weather")
-        [call] = decode(engine.requests[0].grammar).parts
+        [call] = held_to(engine, Sequence).parts
+        assert isinstance(call, Sequence)
         [schema] = [part.schema for part in call.parts if isinstance(part, Json)]
         assert schema == {**CITY, "additionalProperties": False}
 
-    async def test_all_tools_are_shown_all_the_same(self, api, engine, tokenizer):
+    async def test_all_tools_are_shown_all_the_same(
+        self, api: Api, engine: FakeEngine, tokenizer: Tokenizer
+    ) -> None:
         await api.chat("Weather?", tools=TOOLS, tool_choice=NAMED)
         assert "get_weather" in prompt_of(engine, tokenizer)
 
 
 @pytest.fixture(params=[False, True])
-def strict(settings, request):
+def strict(settings: Settings, request: pytest.FixtureRequest) -> bool:
     settings.strict_tgi = request.param
-    return request.param
+    return settings.strict_tgi
 
 
 class TestChoice:
-    async def test_an_unknown_name_is_refused(self, strict, api, engine):
+    async def test_an_unknown_name_is_refused(
+        self, strict: bool, api: Api, engine: FakeEngine
+    ) -> None:
         for choice in ("nothing", {"type": "function", "function": {"name": "nothing"}}):
             response = await api.chat("Hi", tools=TOOLS, tool_choice=choice, stream=True)
             told = "Tool error: Tool with name nothing not found"
@@ -280,14 +323,16 @@ class TestChoice:
                 assert refusal(response) == told
         assert engine.requests == []
 
-    async def test_none_is_plain_chat_without_tools(self, strict, api, engine, tokenizer):
+    async def test_none_is_plain_chat_without_tools(
+        self, strict: bool, api: Api, engine: FakeEngine, tokenizer: Tokenizer
+    ) -> None:
         writes(engine, CALL)
         response = await api.chat("Hi", tools=TOOLS, tool_choice="none")
         assert response.json()["choices"][0]["message"] == {"content": CALL, "role": "assistant"}
         assert "get_weather" not in prompt_of(engine, tokenizer)
 
     @pytest.mark.parametrize("choice", ["required", "get_time"])
-    async def test_a_call_of_no_tool_is_refused(self, api, choice):
+    async def test_a_call_of_no_tool_is_refused(self, api: Api, choice: str) -> None:
         response = await api.chat("Hi", tools=[], tool_choice=choice)
         assert "no `tools` to call" in refusal(response)
 
@@ -299,14 +344,20 @@ class TestChoice:
             ({"type": "function", "name": "get_time"}, NAMED),
         ],
     )
-    async def test_other_words_for_the_same(self, api, engine, choice, as_if):
+    async def test_other_words_for_the_same(
+        self,
+        api: Api,
+        engine: FakeEngine,
+        choice: dict[str, Any] | str,
+        as_if: dict[str, Any] | str,
+    ) -> None:
         for tool_choice in (choice, as_if):
             response = await api.chat("Hi", tools=TOOLS, tool_choice=tool_choice)
             assert response.status_code == 200
         first, second = engine.requests
         assert first.grammar == second.grammar != ""
 
-    async def test_a_function_may_be_called_any(self, api, engine):
+    async def test_a_function_may_be_called_any(self, api: Api, engine: FakeEngine) -> None:
         tools = [WEATHER, {"type": "function", "function": {"name": "any"}}]
         for choice in ("any", {"type": "function", "function": {"name": "any"}}):
             await api.chat("Hi", tools=tools, tool_choice=choice)
@@ -314,8 +365,10 @@ class TestChoice:
         assert first.grammar == second.grammar
 
     @pytest.mark.parametrize("flat", [False, True])
-    async def test_allowed_tools_are_the_only_ones(self, api, engine, tokenizer, flat):
-        def allowed(mode, *tools):
+    async def test_allowed_tools_are_the_only_ones(
+        self, api: Api, engine: FakeEngine, tokenizer: Tokenizer, flat: bool
+    ) -> None:
+        def allowed(mode: str, *tools: Any) -> dict[str, Any]:
             config = {"mode": mode, "tools": list(tools)}
             return {"type": "allowed_tools", **(config if flat else {"allowed_tools": config})}
 
@@ -338,7 +391,7 @@ class TestChoice:
         response = await api.chat("Hi", tools=TOOLS, tool_choice=allowed("auto", named, unknown))
         assert refusal(response) == "Tool error: Tool with name f not found"
 
-    async def test_too_many_tools_are_refused(self, api):
+    async def test_too_many_tools_are_refused(self, api: Api) -> None:
         many = [{"type": "function", "function": {"name": f"f{i}"}} for i in range(129)]
         response = await api.chat("Hi", tools=many)
         assert "at most 128 tools" in refusal(response)
@@ -356,23 +409,37 @@ FORM = {"type": "json_schema", "json_schema": {"name": "answer", "schema": NATIO
 class TestWithAForm:
     """`tools` and `response_format` in one request: the form binds a text that is no call."""
 
-    async def test_a_grammar_holds_the_answer_to_calls_or_to_the_form(self, api, engine):
+    async def test_a_grammar_holds_the_answer_to_calls_or_to_the_form(
+        self, api: Api, engine: FakeEngine
+    ) -> None:
         strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
         await api.chat("Hi", tools=[strict, TIME], response_format=FORM)
-        calls, form = decode(engine.requests[0].grammar).options
-        assert form.schema == NATION
+        calls, form = held_to(engine, Choice).options
+        assert form == Json(NATION)
+        assert isinstance(calls, Sequence)
         [repeat] = calls.parts
+        assert isinstance(repeat, Repeat)
         assert (repeat.least, repeat.most) == (1, None)
-        held, free = (option.parts[1].schema for option in repeat.part.options)
+        assert isinstance(repeat.part, Choice)
+        held, free = (
+            part.schema
+            for option in repeat.part.options
+            if isinstance(option, Sequence)
+            for part in option.parts
+            if isinstance(part, Json)
+        )
         assert (held["required"], free) == (["city"], {"type": "object"})
 
-    async def test_at_most_one_call_where_only_one_is_wanted(self, api, engine):
+    async def test_at_most_one_call_where_only_one_is_wanted(
+        self, api: Api, engine: FakeEngine
+    ) -> None:
         asked = {"tools": [TIME], "response_format": FORM, "parallel_tool_calls": False}
         await api.chat("Hi", **asked)
-        calls, _ = decode(engine.requests[0].grammar).options
+        calls, _ = held_to(engine, Choice).options
+        assert isinstance(calls, Sequence)
         assert isinstance(calls.parts[0], Sequence)
 
-    async def test_a_call(self, api, engine, events):
+    async def test_a_call(self, api: Api, engine: FakeEngine, events: EventsOf) -> None:
         writes(engine, TWO_CALLS)
         asked = {"tools": TOOLS, "response_format": FORM}
         [choice] = (await api.chat("Hi", **asked)).json()["choices"]
@@ -382,7 +449,9 @@ class TestWithAForm:
         *chunks, _ = events(await api.chat("Hi", stream=True, **asked))
         assert functions(gathered(chunks)[0]) == told
 
-    async def test_a_text_of_the_form_is_content_whatever_is_in_it(self, api, engine, events):
+    async def test_a_text_of_the_form_is_content_whatever_is_in_it(
+        self, api: Api, engine: FakeEngine, events: EventsOf
+    ) -> None:
         text = json.dumps({"nation": CALL})
         writes(engine, text)
         asked = {"tools": TOOLS, "response_format": FORM}
@@ -394,7 +463,7 @@ class TestWithAForm:
             "stop",
         )
 
-    async def test_thoughts_come_before_either(self, api, engine):
+    async def test_thoughts_come_before_either(self, api: Api, engine: FakeEngine) -> None:
         opened = {"chat_template_kwargs": {"open": True}}
         for text, content in ((f"Well.</think>\n\n{CALL}", None), ('Well.</think>{"a"', '{"a"')):
             writes(engine, text)
@@ -402,26 +471,32 @@ class TestWithAForm:
             message = (await api.chat("Hi", **asked)).json()["choices"][0]["message"]
             assert (message["reasoning_content"], message["content"]) == ("Well.", content)
             assert bool(message.get("tool_calls")) == (content is None)
-        *thoughts, either = decode(engine.requests[0].grammar).parts
+        *thoughts, either = held_to(engine, Sequence).parts
         assert thoughts[0] == Prose("</think>")
         assert isinstance(either, Choice)
 
     @pytest.mark.parametrize("choice", ["required", "get_time"])
-    async def test_a_forced_call_has_no_form(self, api, engine, choice):
+    async def test_a_forced_call_has_no_form(
+        self, api: Api, engine: FakeEngine, choice: str
+    ) -> None:
         await api.chat("Hi", tools=TOOLS, tool_choice=choice)
         await api.chat("Hi", tools=TOOLS, tool_choice=choice, response_format=FORM)
         alone, beside = (request.grammar for request in engine.requests)
         assert alone == beside
 
-    async def test_the_form_alone_where_no_call_is_wanted(self, api, engine):
+    async def test_the_form_alone_where_no_call_is_wanted(
+        self, api: Api, engine: FakeEngine
+    ) -> None:
         await api.chat("Hi", tools=TOOLS, tool_choice="none", response_format=FORM)
-        assert decode(engine.requests[0].grammar).schema == NATION
+        assert held_to(engine, Json).schema == NATION
 
-    async def test_a_form_of_any_text_leaves_calls_free(self, api, engine):
+    async def test_a_form_of_any_text_leaves_calls_free(self, api: Api, engine: FakeEngine) -> None:
         await api.chat("Hi", tools=TOOLS, response_format={"type": "text"})
         assert engine.requests[0].grammar == ""
 
-    async def test_a_refusal_names_what_cannot_be_followed(self, api, settings):
+    async def test_a_refusal_names_what_cannot_be_followed(
+        self, api: Api, settings: Settings
+    ) -> None:
         broken = {"type": "object", "properties": {"a": {"type": "wrong"}}}
         function = {"name": "f", "parameters": broken, "strict": True}
         tools = [{"type": "function", "function": function}]
@@ -440,7 +515,7 @@ class TestWithAForm:
         assert "Leave `strict` out" in refusal(response)
 
     @pytest.mark.usefixtures("as_tgi")
-    async def test_as_tgi_they_exclude_each_other(self, api):
+    async def test_as_tgi_they_exclude_each_other(self, api: Api) -> None:
         form = {"type": "json_object", "value": NATION}
         response = await api.chat("Hi", tools=TOOLS, response_format=form)
         assert response.status_code == 422
@@ -471,7 +546,15 @@ class TestCutOff:
             (f"{CALL[:-3]}", ['{"city": "Seoul"}']),
         ],
     )
-    async def test_no_marks_are_shown(self, api, engine, events, fields, text, told):
+    async def test_no_marks_are_shown(
+        self,
+        api: Api,
+        engine: FakeEngine,
+        events: EventsOf,
+        fields: dict[str, Any],
+        text: str,
+        told: list[Any],
+    ) -> None:
         writes(engine, text)
         engine.finish_reason = "length"
         [choice] = (await api.chat("Weather?", tools=TOOLS, **fields)).json()["choices"]
@@ -485,7 +568,7 @@ class TestCutOff:
             assert [call["function"]["arguments"] for call in calls] == told
             assert all(call["function"]["name"] == "get_weather" for call in calls)
 
-    async def test_a_stop_sequence_cuts_too(self, api, engine):
+    async def test_a_stop_sequence_cuts_too(self, api: Api, engine: FakeEngine) -> None:
         writes(engine, "<tool_call>")
         engine.finish_reason = "stop_sequence"
         [choice] = (await api.chat("Hi", tools=TOOLS, tool_choice="required")).json()["choices"]
@@ -493,17 +576,23 @@ class TestCutOff:
 
 
 class TestPrompt:
-    async def test_the_template_shows_the_tools(self, api, engine, tokenizer):
+    async def test_the_template_shows_the_tools(
+        self, api: Api, engine: FakeEngine, tokenizer: Tokenizer
+    ) -> None:
         await api.chat("Hi", tools=TOOLS)
         prompt = prompt_of(engine, tokenizer)
         assert json.dumps(WEATHER) in prompt
         assert "---" not in prompt
 
-    async def test_a_tool_prompt_is_said_behind_the_last_message(self, api, engine, tokenizer):
+    async def test_a_tool_prompt_is_said_behind_the_last_message(
+        self, api: Api, engine: FakeEngine, tokenizer: Tokenizer
+    ) -> None:
         await api.chat("Hi", tools=TOOLS, tool_prompt="Choose well.")
         assert "user\nHi\n---\nChoose well.<|im_end|>" in prompt_of(engine, tokenizer)
 
-    async def test_calls_and_results_are_given_to_the_template(self, client, engine, tokenizer):
+    async def test_calls_and_results_are_given_to_the_template(
+        self, client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+    ) -> None:
         call = {"id": "1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
         messages = [
             {"role": "user", "content": "Time?"},
@@ -516,7 +605,9 @@ class TestPrompt:
         assert '"name": "get_time"' in prompt
         assert "<|im_start|>tool\n12:00" in prompt
 
-    async def test_an_id_that_is_null_is_one_that_is_left_out(self, client, engine, tokenizer):
+    async def test_an_id_that_is_null_is_one_that_is_left_out(
+        self, client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+    ) -> None:
         """aichat sends it so."""
         function = {"name": "get_time", "arguments": "{}"}
         prompts = []
@@ -539,15 +630,15 @@ class TestPrompt:
 
 class TestOfATemplateWithoutTools:
     @pytest.fixture
-    def chat_template(self):
+    def chat_template(self) -> ChatTemplate | None:
         return template(
             "{% for m in messages %}<|im_start|>{{ m.role + '\n' + m.content }}<|im_end|>\n"
             "{% endfor %}<|im_start|>assistant\n",
         )
 
     async def test_the_model_is_told_of_them_before_the_first_question(
-        self, api, engine, tokenizer
-    ):
+        self, api: Api, engine: FakeEngine, tokenizer: Tokenizer
+    ) -> None:
         writes(engine, '{"name": "get_time", "arguments": {}}')
         response = await api.chat("Time?", tools=TOOLS)
         assert functions(response.json()["choices"][0]["message"]) == [("get_time", {})]
@@ -556,7 +647,9 @@ class TestOfATemplateWithoutTools:
         assert json.dumps(WEATHER) in prompt
         assert prompt.endswith("\n\nTime?<|im_end|>\n<|im_start|>assistant")
 
-    async def test_or_in_the_system_message(self, client, engine, tokenizer):
+    async def test_or_in_the_system_message(
+        self, client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+    ) -> None:
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
         body = {"messages": messages, "tools": TOOLS}
         assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
@@ -564,14 +657,16 @@ class TestOfATemplateWithoutTools:
         assert prompt.startswith("<|im_start|>system\nBe brief.\n\nYou may call functions")
         assert "user\nHi<|im_end|>" in prompt
 
-    async def test_a_tool_prompt_comes_with_the_tools(self, api, engine, tokenizer):
+    async def test_a_tool_prompt_comes_with_the_tools(
+        self, api: Api, engine: FakeEngine, tokenizer: Tokenizer
+    ) -> None:
         await api.chat("Hi", tools=[TIME], tool_prompt="Choose well.")
         said = f"user\nHi\n---\n{json.dumps([TIME])}\nChoose well.<|im_end|>"
         assert said in prompt_of(engine, tokenizer)
 
     async def test_calls_and_results_of_the_conversation_are_shown_as_text(
-        self, client, engine, tokenizer
-    ):
+        self, client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+    ) -> None:
         function = {"name": "get_weather", "arguments": '{"city": "Säo"}'}
         calls = [
             {"id": "1", "type": "function", "function": function},
@@ -596,12 +691,14 @@ class TestOfATemplateWithoutTools:
 
 class TestOfATemplateWithAVariableOfItsOwn:
     @pytest.fixture
-    def chat_template(self):
+    def chat_template(self) -> ChatTemplate | None:
         return template(
             "{% if xml_tools %}{{ xml_tools[0] }}{% endif %}{{ messages[0].content }}{{ spoken }}",
         )
 
-    async def test_the_functions_are_given_under_its_name(self, api, engine, tokenizer):
+    async def test_the_functions_are_given_under_its_name(
+        self, api: Api, engine: FakeEngine, tokenizer: Tokenizer
+    ) -> None:
         extra = {"chat_template_kwargs": {"spoken": "now"}}
         assert (await api.chat("Hi", tools=[TIME], **extra)).status_code == 200
         assert prompt_of(engine, tokenizer) == "{'name': 'get_time'}Hinow"
@@ -609,18 +706,22 @@ class TestOfATemplateWithAVariableOfItsOwn:
 
 class TestMarksThatAreSpecialTokens:
     @pytest.fixture
-    def chat_template(self):
+    def chat_template(self) -> ChatTemplate | None:
         return template("{% if tools %}{% endif %}[TOOL_CALLS][ARGS]{{ messages }}")
 
     @pytest.fixture
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer:
         inner = tiny_inner()
         inner.add_special_tokens(["[TOOL_CALLS]", "[ARGS]", "[OTHER]"])
         return Tokenizer(inner)
 
-    async def test_they_are_part_of_the_text_that_is_read(self, api, engine, tokenizer):
+    async def test_they_are_part_of_the_text_that_is_read(
+        self, api: Api, engine: FakeEngine, tokenizer: Tokenizer
+    ) -> None:
         begin = tokenizer.special_id("[TOOL_CALLS]")
         args = tokenizer.special_id("[ARGS]")
+        assert begin is not None
+        assert args is not None
         # As the stream of a generation has them that was asked to show them.
         engine.batches = [
             [Token(begin, "[TOOL_CALLS]", -0.5, True)],
@@ -632,18 +733,22 @@ class TestMarksThatAreSpecialTokens:
         assert functions(choice["message"]) == [("get_time", {})]
         assert engine.requests[0].shown == {begin: "[TOOL_CALLS]", args: "[ARGS]"}
 
-    async def test_ids_are_such_as_the_template_takes(self, api, engine, events):
+    async def test_ids_are_such_as_the_template_takes(
+        self, api: Api, engine: FakeEngine, events: EventsOf
+    ) -> None:
         writes(engine, "[TOOL_CALLS]get_time[ARGS]{}")
         [choice] = (await api.chat("Time?", tools=TOOLS)).json()["choices"]
         assert re.fullmatch("[0-9A-Za-z]{9}", choice["message"]["tool_calls"][0]["id"])
 
-    async def test_without_tools_none_is_shown(self, api, engine):
+    async def test_without_tools_none_is_shown(self, api: Api, engine: FakeEngine) -> None:
         await api.chat("Time?")
         assert engine.requests[0].shown == {}
 
 
 class TestThoughts:
-    async def test_they_are_told_apart(self, api, engine, events):
+    async def test_they_are_told_apart(
+        self, api: Api, engine: FakeEngine, events: EventsOf
+    ) -> None:
         writes(engine, f"<think>\nWell.\n</think>\n\nSo:\n{CALL}")
         [choice] = (await api.chat("Hi", tools=TOOLS)).json()["choices"]
         message = choice["message"]
@@ -653,7 +758,7 @@ class TestThoughts:
         assert (streamed["reasoning_content"], streamed["content"]) == ("Well.", "So:")
         assert reason == choice["finish_reason"] == "tool_calls"
 
-    async def test_also_without_tools(self, api, engine, events):
+    async def test_also_without_tools(self, api: Api, engine: FakeEngine, events: EventsOf) -> None:
         writes(engine, "<think>Well.</think>Yes.")
         [choice] = (await api.chat("Hi")).json()["choices"]
         assert choice["message"] == {
@@ -673,7 +778,15 @@ class TestThoughts:
             (["Yes", "."], {}, 0),
         ],
     )
-    async def test_their_tokens_are_counted(self, api, engine, events, pieces, fields, n_thought):
+    async def test_their_tokens_are_counted(
+        self,
+        api: Api,
+        engine: FakeEngine,
+        events: EventsOf,
+        pieces: list[str],
+        fields: dict[str, Any],
+        n_thought: int,
+    ) -> None:
         engine.batches = [words(*pieces)]
         usage = (await api.chat("Hi", **fields)).json()["usage"]
         assert usage["completion_tokens_details"] == {"reasoning_tokens": n_thought}
@@ -682,27 +795,27 @@ class TestThoughts:
         *_, last, _ = events(await api.chat("Hi", n=2, **fields, **options))
         assert last["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2 * n_thought}
 
-    async def test_they_may_begin_in_the_prompt(self, api, engine):
+    async def test_they_may_begin_in_the_prompt(self, api: Api, engine: FakeEngine) -> None:
         writes(engine, "Well.</think>Yes.")
         opened = {"chat_template_kwargs": {"open": True}}
         message = (await api.chat("Hi", **opened)).json()["choices"][0]["message"]
         assert (message["reasoning_content"], message["content"]) == ("Well.", "Yes.")
 
-    async def test_what_is_forced_comes_after_them(self, api, engine):
+    async def test_what_is_forced_comes_after_them(self, api: Api, engine: FakeEngine) -> None:
         opened = {"chat_template_kwargs": {"open": True}}
         await api.chat("Hi", tools=TOOLS, tool_choice="required", **opened)
         await api.chat("Hi", tools=TOOLS, tool_choice="required")
-        with_thoughts, without = (decode(request.grammar).parts for request in engine.requests)
+        with_thoughts, without = (held_to(engine, Sequence, place).parts for place in (0, 1))
         assert with_thoughts[0] == Prose("</think>")
-        assert with_thoughts[-1].parts == without
+        assert with_thoughts[-1] == Sequence(without)
 
-    async def test_a_form_comes_after_them_too(self, api, engine):
+    async def test_a_form_comes_after_them_too(self, api: Api, engine: FakeEngine) -> None:
         form = {"response_format": {"type": "regex", "value": "[a-c]+"}}
         opened = {"chat_template_kwargs": {"open": True}}
         writes(engine, "Well.</think>abc")
         message = (await api.chat("Hi", **form, **opened)).json()["choices"][0]["message"]
         assert (message["reasoning_content"], message["content"]) == ("Well.", "abc")
-        assert decode(engine.requests[0].grammar).parts[0] == Prose("</think>")
+        assert held_to(engine, Sequence).parts[0] == Prose("</think>")
         # Where the prompt does not begin them, the answer begins at once.
         writes(engine, "<think>abc")
         message = (await api.chat("Hi", **form)).json()["choices"][0]["message"]
@@ -710,13 +823,15 @@ class TestThoughts:
         assert decode(engine.requests[1].grammar) == Regex("[a-c]+")
 
     @pytest.mark.usefixtures("as_tgi")
-    async def test_as_tgi_they_are_text(self, api, engine):
+    async def test_as_tgi_they_are_text(self, api: Api, engine: FakeEngine) -> None:
         writes(engine, "<think>Well.</think>Yes.")
         message = (await api.chat("Hi")).json()["choices"][0]["message"]
         assert message["content"] == "<think>Well.</think>Yes."
 
 
-async def test_what_the_format_cannot_force_is_refused(api, engine, settings):
+async def test_what_the_format_cannot_force_is_refused(
+    api: Api, engine: FakeEngine, settings: Settings
+) -> None:
     settings.tool_call_parser = "qwen3_coder"
     pattern = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^a"}}}
     tools = [{"type": "function", "function": {"name": "f", "parameters": pattern}}]
@@ -725,14 +840,16 @@ async def test_what_the_format_cannot_force_is_refused(api, engine, settings):
     assert (await api.chat("Hi", tools=tools)).status_code == 200
 
 
-async def test_the_format_can_be_set(api, engine, settings):
+async def test_the_format_can_be_set(api: Api, engine: FakeEngine, settings: Settings) -> None:
     settings.tool_call_parser = "mistral"
     writes(engine, '[TOOL_CALLS] [{"name": "get_time", "arguments": {}}]')
     [choice] = (await api.chat("Time?", tools=TOOLS)).json()["choices"]
     assert functions(choice["message"]) == [("get_time", {})]
 
 
-async def test_chat_tokenize_shows_the_same_prompt(client, engine, tokenizer):
+async def test_chat_tokenize_shows_the_same_prompt(
+    client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
+) -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}], "tools": TOOLS}
     told = (await client.post("/chat_tokenize", json=body)).json()["templated_text"]
     await client.post("/v1/chat/completions", json=body)
@@ -771,8 +888,8 @@ LOOP = {
     ],
 )
 async def test_strange_schemas_are_answered_or_refused(
-    strict, api, engine, settings, name, parameters
-):
+    strict: bool, api: Api, engine: FakeEngine, settings: Settings, name: str, parameters: Any
+) -> None:
     settings.payload_limit = 1_000_000
     settings.tool_call_parser = name
     function = {"name": "f", "parameters": parameters}
@@ -787,7 +904,9 @@ async def test_strange_schemas_are_answered_or_refused(
             assert response.status_code in (200, 422 if strict else 400), response.text
 
 
-async def test_deep_arguments_of_earlier_calls_are_answered_or_refused(client, settings):
+async def test_deep_arguments_of_earlier_calls_are_answered_or_refused(
+    client: httpx.AsyncClient, settings: Settings
+) -> None:
     settings.payload_limit = 1_000_000
     for depth in (100, 700, 5000):
         arguments = '{"a":' * depth + "1" + "}" * depth

@@ -29,12 +29,12 @@ SAID_AGAIN = "{% if tools %}{% endif %}{{ messages[-1].content }}"
 
 
 def client_of(server: Running, tokenizer: Tokenizer, parser: str) -> httpx.AsyncClient:
-    limits = Settings(max_total_tokens=1024, max_input_tokens=1000, tool_call_parser=parser)
+    settings = Settings(max_total_tokens=1024, max_input_tokens=1000, tool_call_parser=parser)
     app = create_app(
         engine=server.engine,
         tokenizer=tokenizer,
         chat_template=template(SAID_AGAIN),
-        limits=limits,
+        limits=settings.limits,
         metrics=Metrics(max_input_tokens=1000, max_total_tokens=1024),
     )
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://tiny")

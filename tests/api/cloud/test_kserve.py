@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from typing import Any
 
+import httpx
 import pytest
+
+from tests.api.conftest import Settings
+from tests.api.fake_engine import FakeEngine
 
 MODEL = "/v2/models/tiny/versions/1"
 PATHS = [MODEL, f"{MODEL}/ready", "/v2/health/ready", "/v2/health/live", "/v2"]
 
 
 @pytest.fixture(autouse=True)
-def kserve(settings):
+def kserve(settings: Settings) -> None:
     settings.kserve = True
 
 
-def body(*texts, **fields):
+def body(*texts: str, **fields: Any) -> dict[str, Any]:
     inputs = [
         {"name": "text", "shape": [1, 2], "datatype": "BYTES", "data": list(text.encode())}
         for text in texts
@@ -24,11 +29,11 @@ def body(*texts, **fields):
     return {"id": "7", "inputs": inputs, "outputs": outputs, **fields}
 
 
-async def infer(client, *texts, **fields):
+async def infer(client: httpx.AsyncClient, *texts: str, **fields: Any) -> httpx.Response:
     return await client.post(f"{MODEL}/infer", json=body(*texts, **fields))
 
 
-async def test_each_input_has_its_output(client, engine):
+async def test_each_input_has_its_output(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     engine.batches = [engine.batches[0]]
     data = list(b"Hel")
     assert (await infer(client, "Hé", "Ho")).json() == {
@@ -41,7 +46,9 @@ async def test_each_input_has_its_output(client, engine):
     assert sorted(len(request.prompt) for request in engine.requests) == [2, 3]
 
 
-async def test_parameters_are_those_of_generate(client, engine):
+async def test_parameters_are_those_of_generate(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
     await infer(client, "Hi")
     await infer(client, "Hi", parameters={"max_new_tokens": 3})
     first, second = engine.requests
@@ -50,7 +57,9 @@ async def test_parameters_are_those_of_generate(client, engine):
     assert second.max_new_tokens == 3
 
 
-async def test_outputs_that_are_not_as_many_as_inputs_are_refused(client):
+async def test_outputs_that_are_not_as_many_as_inputs_are_refused(
+    client: httpx.AsyncClient,
+) -> None:
     response = await infer(client, "Hi", outputs=[])
     assert response.status_code == 422
     assert response.json() == {
@@ -59,13 +68,13 @@ async def test_outputs_that_are_not_as_many_as_inputs_are_refused(client):
     }
 
 
-async def test_no_inputs_are_refused(client):
+async def test_no_inputs_are_refused(client: httpx.AsyncClient) -> None:
     response = await infer(client)
     assert response.status_code == 422
     assert response.json()["error"] == "Input validation error: `inputs` cannot be empty"
 
 
-async def test_bytes_that_are_no_text_are_refused(client):
+async def test_bytes_that_are_no_text_are_refused(client: httpx.AsyncClient) -> None:
     given = body("Hi")
     given["inputs"][0]["data"] = [255]
     response = await client.post(f"{MODEL}/infer", json=given)
@@ -77,26 +86,28 @@ async def test_bytes_that_are_no_text_are_refused(client):
 
 
 @pytest.mark.parametrize("byte", [-1, 256, 0.5, "a"])
-async def test_what_is_no_byte_is_a_422(client, byte):
+async def test_what_is_no_byte_is_a_422(client: httpx.AsyncClient, byte: float | str) -> None:
     given = body("Hi")
     given["inputs"][0]["data"] = [byte]
     assert (await client.post(f"{MODEL}/infer", json=given)).status_code == 422
 
 
-async def test_a_broken_rule_is_told(client):
+async def test_a_broken_rule_is_told(client: httpx.AsyncClient) -> None:
     response = await infer(client, "Hi", parameters={"top_k": 0})
     assert response.status_code == 422
     assert response.json()["error"].endswith("`top_k` must be strictly positive")
 
 
-async def test_with_strict_tgi_it_says_nothing(client, settings):
+async def test_with_strict_tgi_it_says_nothing(
+    client: httpx.AsyncClient, settings: Settings
+) -> None:
     settings.strict_tgi = True
     response = await infer(client, "Hi", parameters={"top_k": 0})
     assert response.status_code == 500
     assert response.json()["error_type"] == "Incomplete generation"
 
 
-async def test_metadata(client):
+async def test_metadata(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v2")).json() == {
         "name": "text-generation-inference",
         "version": version("tgi-async"),
@@ -109,7 +120,7 @@ async def test_metadata(client):
     }
 
 
-async def test_live_and_ready(client, engine):
+async def test_live_and_ready(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     assert (await client.get("/v2/health/live")).json() == {"live": True}
     for path in ("/v2/health/ready", f"{MODEL}/ready"):
         assert (await client.get(path)).json() == {"live": True, "ready": True}
@@ -123,10 +134,10 @@ async def test_live_and_ready(client, engine):
 
 class TestWithoutTheSetting:
     @pytest.fixture(autouse=True)
-    def off(self, settings, kserve):
+    def off(self, settings: Settings, kserve: None) -> None:
         settings.kserve = False
 
     @pytest.mark.parametrize("path", PATHS)
-    async def test_its_routes_are_not_there(self, client, path):
+    async def test_its_routes_are_not_there(self, client: httpx.AsyncClient, path: str) -> None:
         assert (await client.get(path)).status_code == 404
         assert (await infer(client, "Hi")).status_code == 404

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import httpx
 import pytest
+
+from tests.api.conftest import Api, EventsOf
+from tests.api.fake_engine import FakeEngine
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
-async def invoke(client, **body):
+async def invoke(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
     return await client.post("/invocations", json=body)
 
 
-async def test_inputs_are_answered_as_by_the_compat_route(client):
+async def test_inputs_are_answered_as_by_the_compat_route(client: httpx.AsyncClient) -> None:
     body = {"inputs": "Hi ", "parameters": {"max_new_tokens": 5}}
     response = await invoke(client, **body)
     assert response.json() == [{"generated_text": "Hi Hello there"}]
@@ -19,13 +25,13 @@ async def test_inputs_are_answered_as_by_the_compat_route(client):
     assert response.headers["x-compute-characters"] == "3"
 
 
-async def test_messages_are_a_chat(client):
+async def test_messages_are_a_chat(client: httpx.AsyncClient) -> None:
     reply = (await invoke(client, messages=MESSAGES)).json()
     assert reply["object"] == "chat.completion"
     assert reply["choices"][0]["message"]["content"] == "Hello there"
 
 
-async def test_a_prompt_is_a_completion(client):
+async def test_a_prompt_is_a_completion(client: httpx.AsyncClient) -> None:
     reply = (await invoke(client, prompt="Hi")).json()
     assert reply["object"] == "text_completion"
     assert reply["choices"][0]["text"] == "Hello there"
@@ -35,13 +41,15 @@ async def test_a_prompt_is_a_completion(client):
     ("body", "done"),
     [({"inputs": "Hi"}, False), ({"messages": MESSAGES}, True), ({"prompt": "Hi"}, True)],
 )
-async def test_each_can_be_a_stream(client, events, body, done):
+async def test_each_can_be_a_stream(
+    client: httpx.AsyncClient, events: EventsOf, body: dict[str, Any], done: bool
+) -> None:
     found = events(await invoke(client, **body, stream=True))
     assert (found[-1] == "[DONE]") is done
     assert len(found) > 2
 
 
-async def test_the_first_type_that_fits_is_taken(client):
+async def test_the_first_type_that_fits_is_taken(client: httpx.AsyncClient) -> None:
     both = {"inputs": "Hi", "messages": MESSAGES, "prompt": "Hi"}
     assert isinstance((await invoke(client, **both)).json(), list)
     broken = {"inputs": 1, "messages": MESSAGES, "prompt": "Hi"}
@@ -58,7 +66,9 @@ async def test_the_first_type_that_fits_is_taken(client):
         ({}, "Object has none of the fields `inputs`, `messages`, `prompt`"),
     ],
 )
-async def test_what_fits_none_is_told_by_the_field_that_is_there(client, engine, body, place):
+async def test_what_fits_none_is_told_by_the_field_that_is_there(
+    client: httpx.AsyncClient, engine: FakeEngine, body: dict[str, Any], place: str
+) -> None:
     response = await invoke(client, **body)
     assert response.status_code == 422
     prefix = "Failed to deserialize the JSON body into the target type: "
@@ -66,19 +76,19 @@ async def test_what_fits_none_is_told_by_the_field_that_is_there(client, engine,
     assert engine.requests == []
 
 
-async def test_a_body_that_is_no_object_is_a_422(client):
+async def test_a_body_that_is_no_object_is_a_422(client: httpx.AsyncClient) -> None:
     response = await client.post("/invocations", json=["Hi"])
     assert response.status_code == 422
     assert response.text.endswith("Expected `object`, got `array`")
 
 
-async def test_a_broken_rule_is_told_as_by_the_route_itself(client):
+async def test_a_broken_rule_is_told_as_by_the_route_itself(client: httpx.AsyncClient) -> None:
     response = await invoke(client, inputs="Hi", parameters={"top_k": 0})
     assert response.status_code == 422
     assert response.json()["error"].endswith("`top_k` must be strictly positive")
 
 
-async def test_it_is_counted_as_one_request(client, api):
+async def test_it_is_counted_as_one_request(client: httpx.AsyncClient, api: Api) -> None:
     await invoke(client, prompt="Hi")
     assert await api.metric("tgi_request_count") == 1
     assert await api.metric("tgi_request_success") == 1

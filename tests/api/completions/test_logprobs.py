@@ -16,13 +16,13 @@ from tgi_async.text.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("prompt", ["", "Hi there", "日本 é!", "a<|im_end|><|im_start|>b"])
-def test_the_pieces_are_the_prompt(tokenizer, prompt):
+def test_the_pieces_are_the_prompt(tokenizer: Tokenizer, prompt: str) -> None:
     pieces = pieces_of(tokenizer, prompt, tokenizer.encode(prompt))
     assert "".join(piece.text for piece in pieces) == prompt
     assert all(prompt.startswith(piece.text, piece.offset) for piece in pieces)
 
 
-def test_a_special_token_that_the_prompt_does_not_name_takes_no_room(tokenizer):
+def test_a_special_token_that_the_prompt_does_not_name_takes_no_room(tokenizer: Tokenizer) -> None:
     assert pieces_of(tokenizer, "ab", [256, *tokenizer.encode("ab")]) == [
         Piece(256, "<|im_start|>", 0),
         Piece(64, "a", 0),
@@ -30,7 +30,7 @@ def test_a_special_token_that_the_prompt_does_not_name_takes_no_room(tokenizer):
     ]
 
 
-def test_a_tokenizer_that_changes_the_text_shifts_no_offset_beyond_its_end():
+def test_a_tokenizer_that_changes_the_text_shifts_no_offset_beyond_its_end() -> None:
     inner = tiny_inner()
     inner.normalizer = normalizers.Replace("A", "bbbb")
     tokenizer = Tokenizer(inner)
@@ -38,7 +38,7 @@ def test_a_tokenizer_that_changes_the_text_shifts_no_offset_beyond_its_end():
     assert [piece.offset for piece in pieces] == [0, 1, 2, 2, 2]
 
 
-def test_what_is_written_in_parts_is_what_is_written_at_once(tokenizer):
+def test_what_is_written_in_parts_is_what_is_written_at_once(tokenizer: Tokenizer) -> None:
     tokens = [*words("a", "", "bc"), EOS._replace(text="d"), *words("e")]
     parts = LogprobsWriter(tokenizer, 7)
     first, second = parts.write(tokens[:2]), parts.write(tokens[2:])
@@ -48,7 +48,7 @@ def test_what_is_written_in_parts_is_what_is_written_at_once(tokenizer):
         assert getattr(first, part) + getattr(second, part) == getattr(whole, part)
 
 
-def test_a_token_that_cannot_come_has_a_number_all_the_same(tokenizer):
+def test_a_token_that_cannot_come_has_a_number_all_the_same(tokenizer: Tokenizer) -> None:
     [token] = words("a")
     never = -math.inf
     token = token._replace(logprob=never, top=(TopToken(98, "b", never, False),))
@@ -63,7 +63,7 @@ class Scores(NamedTuple):
     n_cached: int = 0
 
 
-def test_a_prompt_has_its_likeliest_tokens_and_the_one_that_is_there(tokenizer):
+def test_a_prompt_has_its_likeliest_tokens_and_the_one_that_is_there(tokenizer: Tokenizer) -> None:
     pieces = pieces_of(tokenizer, "abc", tokenizer.encode("abc"))
     top = (TopToken(98, "b", -0.5, False), TopToken(120, "x", -1.0, False))
     written = LogprobsWriter(tokenizer, 3).write(

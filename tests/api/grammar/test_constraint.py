@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 
-from tests.api.conftest import refusal
+from tests.api.conftest import Api, EventsOf, refusal
+from tests.api.fake_engine import FakeEngine
 from tgi_async.api.grammar.schema import (
     Grammar,
     JsonGrammar,
@@ -36,7 +39,7 @@ SHOWN = {"type": "object", **SCHEMA}
         ),
     ],
 )
-def test_grammars(given, found):
+def test_grammars(given: dict[str, Any], found: Any) -> None:
     assert msgspec.convert(given, Grammar) == found
 
 
@@ -61,7 +64,9 @@ CONFIG = {"name": "it", "schema": SCHEMA, "strict": True}
         ),
     ],
 )
-def test_response_formats_are_openais_and_tgis(given, grammar):
+def test_response_formats_are_openais_and_tgis(
+    given: dict[str, Any] | None, grammar: JsonGrammar | JsonSchemaGrammar | RegexGrammar | None
+) -> None:
     assert grammar_of(msgspec.convert(given, ResponseFormat | None)) == grammar
 
 
@@ -83,7 +88,9 @@ PREFIX = "Failed to deserialize the JSON body into the target type: "
 
 class TestMalformed:
     @pytest.mark.parametrize(("grammar", "told"), MALFORMED)
-    async def test_grammars_are_told(self, api, grammar, told):
+    async def test_grammars_are_told(
+        self, api: Api, grammar: dict[str, Any] | str, told: str
+    ) -> None:
         response = await api.generate(grammar=grammar)
         assert response.status_code == 422
         assert response.text == PREFIX + told.format(field="parameters.grammar")
@@ -99,7 +106,9 @@ class TestMalformed:
             ),
         ],
     )
-    async def test_response_formats_are_told(self, api, wanted, told):
+    async def test_response_formats_are_told(
+        self, api: Api, wanted: dict[str, Any] | str, told: str
+    ) -> None:
         response = await api.chat(response_format=wanted)
         assert refusal(response) == PREFIX + told.format(field="response_format")
 
@@ -125,7 +134,9 @@ class TestChecked:
             ({"type": "regex", "value": "a+"}, encode(Regex("a+"))),
         ],
     )
-    async def test_grammars(self, api, engine, grammar, checked):
+    async def test_grammars(
+        self, api: Api, engine: FakeEngine, grammar: dict[str, Any], checked: str
+    ) -> None:
         for send in (api.generate, api.generate_stream):
             assert (await send(grammar=grammar)).status_code == 200
             assert engine.requests.pop().grammar == checked
@@ -143,21 +154,23 @@ class TestChecked:
             ({"type": "regex", "value": "a+"}, encode(Regex("a+"))),
         ],
     )
-    async def test_response_formats(self, api, engine, wanted, checked):
+    async def test_response_formats(
+        self, api: Api, engine: FakeEngine, wanted: dict[str, Any] | None, checked: str
+    ) -> None:
         for stream in (False, True):
             response = await api.chat(response_format=wanted, stream=stream)
             assert response.status_code == 200
             assert engine.requests.pop().grammar == checked
 
-    async def test_what_a_schema_says_in_vain_is_named(self, api):
+    async def test_what_a_schema_says_in_vain_is_named(self, api: Api) -> None:
         schema = {"type": "string", "nullable": True, "x-y": 1, "format": "phone number"}
         for send, field in ((api.generate, "grammar"), (api.chat, "response_format")):
-            response = await send(**{field: {"type": "json", "value": schema}})
+            response = await send("Hi", **{field: {"type": "json", "value": schema}})
             assert response.headers["x-tgi-ignored"] == (
                 f"{field}.nullable, {field}.format:phone?number"
             )
 
-    async def test_several_choices_have_the_same(self, api, engine):
+    async def test_several_choices_have_the_same(self, api: Api, engine: FakeEngine) -> None:
         await api.generate(grammar={"type": "regex", "value": "a"}, best_of=2, do_sample=True)
         assert [request.grammar for request in engine.requests] == [encode(Regex("a"))] * 2
 
@@ -174,14 +187,16 @@ class TestChecked:
             ({"type": "regex", "value": "[z-a]"}, "invalid character class range, the start must"),
         ],
     )
-    async def test_a_refusal_names_the_field_and_the_place(self, api, engine, grammar, told):
+    async def test_a_refusal_names_the_field_and_the_place(
+        self, api: Api, engine: FakeEngine, grammar: dict[str, Any], told: str
+    ) -> None:
         for send, field in ((api.generate, "grammar"), (api.chat, "response_format")):
-            response = await send(**{field: grammar})
+            response = await send("Hi", **{field: grammar})
             error = refusal(response) if send == api.chat else response.json()["error"]
             assert error.startswith(f"Input validation error: `{field}`: {told}")
         assert engine.requests == []
 
-    async def test_a_refusal_of_a_stream_is_an_event(self, api, events):
+    async def test_a_refusal_of_a_stream_is_an_event(self, api: Api, events: EventsOf) -> None:
         response = await api.generate_stream(grammar={"type": "regex", "value": "a("})
         [told] = events(response)
         assert told["error_type"] == "validation"

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.api.conftest import refusal
+from tests.api.conftest import Api, Ask, refusal
+from tests.api.fake_engine import FakeEngine
 from tgi_async.grammar.grammar import (
     Choice,
     ContextFree,
@@ -35,9 +36,9 @@ TAGGED = Tagged([Tag("<f=", "<f=a>", Json(SCHEMA), "</f>")])
 
 
 @pytest.fixture(params=["chat", "complete"])
-def ask(api, request):
+def ask(api: Api, request: pytest.FixtureRequest) -> Ask:
     """One of the routes."""
-    return getattr(api, request.param)
+    return api.chat if request.param == "chat" else api.complete
 
 
 FORMS: list[tuple[dict[str, Any], Any]] = [
@@ -102,7 +103,7 @@ FORMS: list[tuple[dict[str, Any], Any]] = [
 ]
 
 
-async def test_each_field_says_what_the_text_is_held_to(ask, engine):
+async def test_each_field_says_what_the_text_is_held_to(ask: Ask, engine: FakeEngine) -> None:
     for fields, term in FORMS:
         response = await ask("Hi", **fields)
         assert response.status_code == 200, (fields, response.text)
@@ -110,13 +111,14 @@ async def test_each_field_says_what_the_text_is_held_to(ask, engine):
         assert "x-tgi-ignored" not in response.headers
 
 
-async def test_what_asks_for_nothing_leaves_the_text_free(ask, engine):
-    for fields in (
+async def test_what_asks_for_nothing_leaves_the_text_free(ask: Ask, engine: FakeEngine) -> None:
+    nothing: list[dict[str, Any]] = [
         {"response_format": {"type": "text"}},
         {"structured_outputs": {}},
         {"structured_outputs": {"json_object": False}},
         {"guided_decoding_backend": "xgrammar", "guided_whitespace_pattern": "x"},
-    ):
+    ]
+    for fields in nothing:
         assert (await ask("Hi", **fields)).status_code == 200
         assert engine.requests[-1].grammar == ""
 
@@ -166,13 +168,15 @@ async def test_what_asks_for_nothing_leaves_the_text_free(ask, engine):
         ),
     ],
 )
-async def test_what_is_wrong_is_told_by_the_name_of_the_field(ask, engine, fields, message):
+async def test_what_is_wrong_is_told_by_the_name_of_the_field(
+    ask: Ask, engine: FakeEngine, fields: dict[str, Any], message: str
+) -> None:
     response = await ask("Hi", **fields)
     assert refusal(response) == f"Input validation error: {message}"
     assert engine.requests == []
 
 
-async def test_a_grammar_that_cannot_be_read_is_told_with_its_place(ask):
+async def test_a_grammar_that_cannot_be_read_is_told_with_its_place(ask: Ask) -> None:
     for grammar, told in (("root ::= (", "the EBNF cannot be read"), ("start: nope", "nope")):
         response = await ask("Hi", guided_grammar=grammar)
         assert refusal(response).startswith("Input validation error: `guided_grammar`: ")
@@ -180,7 +184,7 @@ async def test_a_grammar_that_cannot_be_read_is_told_with_its_place(ask):
 
 
 @pytest.mark.parametrize("checker", [None])
-async def test_without_grammars_the_field_is_refused_by_name(ask):
+async def test_without_grammars_the_field_is_refused_by_name(ask: Ask) -> None:
     response = await ask("Hi", guided_choice=["a"])
     assert refusal(response) == (
         "Input validation error: `guided_choice` is not supported: the server was started with "
@@ -261,7 +265,9 @@ class TestStructuralTags:
             ),
         ],
     )
-    async def test_formats(self, api, engine, given, term):
+    async def test_formats(
+        self, api: Api, engine: FakeEngine, given: dict[str, Any], term: Any
+    ) -> None:
         response = await api.complete("Hi", structural_tag={"format": given})
         assert response.status_code == 200, response.text
         assert decode(engine.requests[-1].grammar) == term
@@ -290,13 +296,15 @@ class TestStructuralTags:
             ({"format": {"type": "grammar", "grammar": LARK}}, "`grammar` must be EBNF"),
         ],
     )
-    async def test_what_cannot_be_followed_is_told(self, api, given, told):
+    async def test_what_cannot_be_followed_is_told(
+        self, api: Api, given: dict[str, Any] | str, told: str
+    ) -> None:
         response = await api.complete("Hi", structural_tag=given)
         assert refusal(response).startswith("Input validation error: `structural_tag`: ")
         assert told in refusal(response)
 
-    async def test_nothing_is_nested_without_end(self, api):
-        deep = {"type": "any_text"}
+    async def test_nothing_is_nested_without_end(self, api: Api) -> None:
+        deep: dict[str, Any] = {"type": "any_text"}
         for _ in range(60):
             deep = {"type": "star", "content": deep}
         response = await api.complete("Hi", structural_tag={"format": deep})

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from typing import Any
 
+import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from tests.api.conftest import Settings
 
 URL = "/api-doc/openapi.json"
 
 
-async def document_of(client):
+async def document_of(client: httpx.AsyncClient) -> Any:
     return (await client.get(URL)).json()
 
 
-def references(value):
+def references(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         yield from [value["$ref"]] if "$ref" in value else []
         for one in value.values():
@@ -24,24 +31,28 @@ def references(value):
 
 
 @pytest.fixture(params=[False, True], ids=["without KServe", "with KServe"])
-def kserve(settings, request):
+def kserve(settings: Settings, request: pytest.FixtureRequest) -> None:
     settings.kserve = request.param
 
 
 @pytest.mark.usefixtures("kserve")
 class TestRoutes:
-    async def test_every_route_is_described_and_no_other(self, app, client):
+    async def test_every_route_is_described_and_no_other(
+        self, app: Starlette, client: httpx.AsyncClient
+    ) -> None:
+        routes = [route for route in app.routes if isinstance(route, Route)]
+        assert len(routes) == len(app.routes)
         found = {
             (method.lower(), route.path.replace(":path}", "}"))
-            for route in app.routes
-            for method in route.methods
+            for route in routes
+            for method in route.methods or ()
             if method != "HEAD"
         }
         paths = (await document_of(client))["paths"]
         assert {(method, path) for path in paths for method in paths[path]} == found
 
 
-async def test_every_reference_leads_to_a_schema(client):
+async def test_every_reference_leads_to_a_schema(client: httpx.AsyncClient) -> None:
     found = await document_of(client)
     names = {f"#/components/schemas/{name}" for name in found["components"]["schemas"]}
     used = set(references(found))
@@ -49,7 +60,7 @@ async def test_every_reference_leads_to_a_schema(client):
     assert used <= names
 
 
-async def test_bounds_are_those_of_this_server(client):
+async def test_bounds_are_those_of_this_server(client: httpx.AsyncClient) -> None:
     schemas = (await document_of(client))["components"]["schemas"]
     fields = schemas["GenerateParameters"]["properties"]
     assert fields["truncate"]["anyOf"][0]["maximum"] == 100
@@ -59,20 +70,22 @@ async def test_bounds_are_those_of_this_server(client):
     assert fields["stop"]["anyOf"][0]["maxItems"] == 2
 
 
-async def test_a_format_with_a_schema_has_it_under_one_of_its_names(client):
+async def test_a_format_with_a_schema_has_it_under_one_of_its_names(
+    client: httpx.AsyncClient,
+) -> None:
     schemas = (await document_of(client))["components"]["schemas"]
     either = [{"required": [name]} for name in ("json_schema", "value", "schema")]
     assert schemas["JsonSchemaFormat"]["anyOf"] == either
 
 
-async def test_headers_say_their_unit(client):
+async def test_headers_say_their_unit(client: httpx.AsyncClient) -> None:
     paths = (await document_of(client))["paths"]
     headers = paths["/generate"]["post"]["responses"]["200"]["headers"]
     assert "in seconds" in headers["x-compute-time"]["description"]
     assert "in milliseconds" in headers["x-queue-time"]["description"]
 
 
-async def test_without_a_key_none_is_asked_for(client):
+async def test_without_a_key_none_is_asked_for(client: httpx.AsyncClient) -> None:
     found = await document_of(client)
     assert "securitySchemes" not in found["components"]
     assert "401" not in found["paths"]["/generate"]["post"]["responses"]
@@ -80,11 +93,11 @@ async def test_without_a_key_none_is_asked_for(client):
 
 class TestWithKey:
     @pytest.fixture(autouse=True)
-    def key(self, settings):
+    def key(self, settings: Settings) -> None:
         settings.api_key = "secret"
         settings.kserve = True
 
-    async def test_routes_that_need_it_are_marked(self, client):
+    async def test_routes_that_need_it_are_marked(self, client: httpx.AsyncClient) -> None:
         paths = (await document_of(client))["paths"]
         for path, methods in paths.items():
             for method, operation in methods.items():
@@ -95,26 +108,31 @@ class TestWithKey:
 
 
 class Page(HTMLParser):
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         super().__init__()
-        self.links, self.anchors, self.loaded, self.words = set(), set(), set(), []
+        self.links: set[str | None] = set()
+        self.anchors: set[str] = set()
+        self.loaded: set[str] = set()
+        self.words: list[str] = []
         self.feed(text)
 
-    def handle_starttag(self, tag, attributes):
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         found = dict(attributes)
         if tag == "a":
             self.links.add(found["href"])
         if "id" in found:
-            self.anchors.add("#" + found["id"])
+            self.anchors.add(f"#{found['id']}")
         if tag in ("script", "link", "img", "iframe") or "src" in found:
             self.loaded.add(tag)
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         self.words.append(data)
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/"])
-async def test_the_page_has_every_operation_and_loads_nothing(client, path):
+async def test_the_page_has_every_operation_and_loads_nothing(
+    client: httpx.AsyncClient, path: str
+) -> None:
     response = await client.get(path)
     assert response.headers["content-type"] == "text/html; charset=utf-8"
     page = Page(response.text)

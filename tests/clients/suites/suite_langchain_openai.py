@@ -58,7 +58,7 @@ def test_what_it_tells_of_an_answer() -> None:
 
 
 def test_what_it_tells_of_a_stream() -> None:
-    whole = None
+    whole: Any = None
     for piece in chat(max_tokens=4, stream_usage=True).stream(QUESTION):
         whole = piece if whole is None else whole + piece
 
@@ -114,7 +114,7 @@ def test_bound_tools(choice: str) -> None:
     llm = chat(max_tokens=120).bind_tools([GetWeather], tool_choice=choice)
 
     answer = llm.invoke("What is the weather in Paris, in celsius?")
-    whole = None
+    whole: Any = None
     for piece in llm.stream("What is the weather in Paris, in celsius?"):
         whole = piece if whole is None else whole + piece
 

@@ -90,7 +90,7 @@ def test_the_same_asynchronously() -> None:
 
 
 def test_parameters_of_sampling() -> None:
-    sampled = {
+    sampled: dict[str, Any] = {
         "temperature": 1.5,
         "top_p": 0.9,
         "seed": 7,

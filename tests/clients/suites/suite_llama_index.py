@@ -87,7 +87,7 @@ def test_a_forced_call() -> None:
 @pytest.mark.parametrize(
     "by", [{"is_function_calling_model": True}, {"should_use_structured_outputs": True}]
 )
-def test_structured_output(by: dict[str, bool]) -> None:
+def test_structured_output(by: dict[str, Any]) -> None:
     llm = like(**by)
 
     assert isinstance(llm.structured_predict(Weather, PromptTemplate(QUESTION)), Weather)

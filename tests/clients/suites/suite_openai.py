@@ -66,7 +66,8 @@ def call(request: pytest.FixtureRequest) -> Any:
     return request.param()
 
 
-def checked(schema: type[M], reply: BaseModel) -> M:
+def checked(schema: type[M], reply: Any) -> M:
+    """The reply of OpenAI's client, read as this schema."""
     return schema.model_validate_json(reply.to_json())
 
 

@@ -88,7 +88,7 @@ def test_a_stream_says_what_the_whole_answer_says() -> None:
 
 
 def test_parameters_of_sampling() -> None:
-    settings = {
+    settings: dict[str, Any] = {
         "temperature": 1.5,
         "top_p": 0.9,
         "presence_penalty": 0.1,

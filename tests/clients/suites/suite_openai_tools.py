@@ -37,7 +37,7 @@ class City(BaseModel):
 
 
 TOOLS: list[Any] = [openai.pydantic_function_tool(one) for one in (GetWeather, GetTime)]
-MODELS = {"GetWeather": GetWeather, "GetTime": GetTime}
+MODELS: dict[str, type[BaseModel]] = {"GetWeather": GetWeather, "GetTime": GetTime}
 ENDS_OF_LISTS = ("77", "15971", "31845")
 """The tokens of "]", "]<" and "}]" in the embedded model's vocabulary; its calls are in a list."""
 NAMED: Any = {"type": "function", "function": {"name": "GetTime"}}

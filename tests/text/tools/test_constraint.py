@@ -256,7 +256,9 @@ def test_thoughts_come_first_where_they_have_begun(
 
 def test_marks_are_tokens_where_the_tokenizer_has_them() -> None:
     grammar = forced_calls(HERMES, FUNCTIONS[1:], splitter(["<tool_call>"]), most=1)
-    call = grammar.parts[0]  # type: ignore[union-attr]
+    assert isinstance(grammar, InOrder)
+    call = grammar.parts[0]
+    assert isinstance(call, InOrder)
     assert call.parts == [
         Special("<tool_call>"),
         Text('\n{"name": "get_time", "arguments": '),
@@ -301,6 +303,7 @@ def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
         assert held.accepts(grammar, text)
         parser = answer_parser(QWEN3_CODER, {"f": IN_TAGS})
         _, told = merged(parser.feed(text) + parser.end())
+        assert isinstance(told, Arguments)
         assert json.loads(told.text) == arguments
     for arguments in (
         {},
@@ -334,7 +337,7 @@ def test_what_cannot_be_forced_in_tags_is_refused_by_name(schema: Any, told: str
 
 
 def test_in_tgis_way_an_answer_is_a_call_of_one(held: Held) -> None:
-    functions = [
+    functions: list[dict[str, Any]] = [
         {"name": "get_weather", "parameters": {"properties": {"city": {"type": "string"}}}},
         {"name": "get_time"},
         NO_TOOL["function"],

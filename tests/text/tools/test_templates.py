@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.text.test_chat_like_transformers import FILES
-from tgi_async.text.tools.format import Marks
+from tgi_async.text.tools.format import Format, Marks
 from tgi_async.text.tools.formats import FORMATS, NAMES, format_named, format_of
 from tgi_async.text.tools.templates import Traits, opens_thoughts
 
@@ -111,7 +111,7 @@ def test_names_are_unique_and_find_their_format() -> None:
 
 
 @pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
-def test_instructions_show_the_tools_where_there_are_any(one) -> None:
+def test_instructions_show_the_tools_where_there_are_any(one: Format) -> None:
     if one.instructions:
         assert '{"a": "é"}' in one.described([{"a": "é"}])
         assert "{tools}" not in one.described([])

@@ -21,7 +21,7 @@ TOOL_PROMPT = (
 )
 
 NO_TOOL_NAME = "no_tool"
-NO_TOOL = {
+NO_TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": NO_TOOL_NAME,
