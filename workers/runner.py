@@ -28,9 +28,9 @@ from workers.constraints.rows import ConstrainedRows
 from workers.graphs.decode import DecodeGraphs, Decodes
 from workers.launched import Forwarded, Launched, Scored, seconds
 from workers.sampling import Allowed, Sampler
-from workers.sampling.transfer import Fetched, send
 from workers.table import RowTable
 from workers.timing import Mark
+from workers.transfer import Fetched, send
 
 SCORED_AT_ONCE = 64
 """Prompt positions scored at once, which bounds the float32 copies of their logits."""

@@ -22,7 +22,7 @@ from workers.decoder.device import DeviceDecoder
 from workers.graphs.recorder import CudaRecorder, Recorder
 from workers.graphs.staging import DEPTH, Staging
 from workers.models.loading import Loaded, load
-from workers.sampling.transfer import Fetched
+from workers.transfer import Fetched
 
 DRAWN = Sampling(do_sample=True, seed=7, temperature=0.8, logprobs=True)
 ELSEWHERE = Sampling(repetition_penalty=1.3, logprobs=True)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.sampling.transfer import send
+from workers.transfer import send
 
 if TYPE_CHECKING:
     from workers.attention.cache import PagedCache
