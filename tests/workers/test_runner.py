@@ -13,7 +13,7 @@ from tests.workers.tiny_llama import VOCABULARY, save_tiny_llama
 from tgi_async.wire.messages import Admit, Grow, Run, Sampling, Step, StepDone, TopToken
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
-from workers.graphs.decode import DecodeGraphs
+from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows
 from workers.graphs.recorder import Recorder
 from workers.launched import Launched
 from workers.models.loading import Loaded, load
@@ -97,9 +97,10 @@ class Batch:
         sampler = Sampler(6, VOCABULARY, device, on_device=on_device)
         graphs = None
         if recorder is not None:
-            graphs = DecodeGraphs(
-                model, cache, recorder, [1, 2, 5], 128, table, sampler.device_sampling
-            )
+            assert sampler.device_sampling is not None
+            rows = SampledRows(table, sampler.device_sampling)
+            plan = GraphPlan(recorder, [1, 2, 5])
+            graphs = DecodeGraphs(model, model.attention, cache, plan, 128, rows)
             assert graphs.record() == []
         self.runner = Runner(model, table, cache, sampler, graphs=graphs)
         self._free = [int(block) for block in torch.randperm(N_BLOCKS)]

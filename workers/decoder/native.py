@@ -9,7 +9,8 @@ import torch
 from workers import native
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
-from workers.attention.kernel import MAX_QUERIES, Kernel
+from workers.attention.layer import AttentionShape
+from workers.attention.native import NativeAttention
 from workers.decoder.families import Block, Description, NotFused
 from workers.layers.packed import ACTIVATIONS, PackedWeight, Weight
 from workers.native import NativeUnavailable
@@ -77,7 +78,7 @@ class NativeDecoder:
         self._ranks = ranks
         self.notes: list[str] = []
         """What was given up, for a person."""
-        self._run = _function(description)
+        self._run, self.attention = _function(description)
         self._embedding = description.embedding()
         self._kept: list[object] = []
         """What the structures point to."""
@@ -136,7 +137,7 @@ class NativeDecoder:
         outside the vocabulary."""
         if context.cache is not self._cache:
             self._use(context.cache)
-        spans = context.spans(self._positions_at_once)
+        spans = self.attention.metadata(context)
         logits = torch.empty(len(logit_positions), self._decoder.n_logits)
         step = _Step(
             input_ids.data_ptr(),
@@ -178,10 +179,6 @@ class NativeDecoder:
             if step.stage < last:
                 ranks.all_reduce(partial)
         return 0
-
-    @property
-    def _positions_at_once(self) -> int:
-        return int(MAX_QUERIES // (self._decoder.n_heads // self._decoder.n_kv_heads))
 
     def _use(self, cache: PagedCache) -> None:
         for block, (keys, values) in zip(self._blocks, cache.pointers, strict=True):
@@ -237,12 +234,14 @@ class NativeDecoder:
         return tensor.data_ptr()
 
 
-def _function(description: Description) -> ctypes._NamedFuncPointer:
-    """`decoder_run`. Raises NotFused where it cannot be had or is not for this model."""
+def _function(description: Description) -> tuple[ctypes._NamedFuncPointer, NativeAttention]:
+    """`decoder_run`, and the attention whose metadata it reads. Raises NotFused where it cannot be
+    had or is not for this model."""
     numbers, dtype = description.numbers, description.dtype
     if description.device.type != "cpu":
         raise NotFused(f"the fused decoder runs on a CPU, not on {description.device}")
-    refusal = Kernel.refusal(numbers.n_heads, numbers.n_kv_heads, numbers.head_dim, dtype)
+    shape = AttentionShape(numbers.n_heads, numbers.n_kv_heads, numbers.head_dim, dtype)
+    refusal = NativeAttention.shape_refusal(shape)
     if refusal:
         raise NotFused(f"its attention is not the kernel's: {refusal}")
     if numbers.hidden % 2 or numbers.intermediate % 2:
@@ -250,9 +249,9 @@ def _function(description: Description) -> ctypes._NamedFuncPointer:
     if len(description.ropes) > MOST_ROPES:
         raise NotFused(f"it has {len(description.ropes)} rotary embeddings, not {MOST_ROPES}")
     try:
-        run = native.kernels().decoder_run
+        run, attention = native.kernels().decoder_run, NativeAttention(shape)
     except NativeUnavailable as error:
         raise NotFused(str(error)) from error
     run.argtypes = (ctypes.POINTER(_Decoder), ctypes.POINTER(_Step))
     run.restype = ctypes.c_int
-    return run
+    return run, attention

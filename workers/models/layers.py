@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 
 from workers.attention.tracing import Layer, tracing
-from workers.models.adapters import inputs
+from workers.models.attention_patches import inputs
 from workers.models.description import Unsupported
 
 ACROSS_TOKENS = (nn.Conv1d, nn.LSTM, nn.GRU, nn.RNN)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from workers.layers.linear import Linear, replace_linears, stays_plain
-from workers.models import adapters
+from workers.models import attention_patches
 from workers.models.checkpoint import Checkpoint
 from workers.models.description import read_config, shape_of
 from workers.models.rope import Scaling
@@ -93,7 +93,7 @@ def _on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
         model = AutoModelForCausalLM.from_config(
             config,
             dtype=dtype,
-            attn_implementation=adapters.built_with(config.model_type),
+            attn_implementation=attention_patches.built_with(config.model_type),
             trust_remote_code=trust_remote_code,
         )
     return model.eval().requires_grad_(False)
