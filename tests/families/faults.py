@@ -147,14 +147,14 @@ def _positions(model: TransformersModel) -> Iterator[None]:
     kind = model.module.config.model_type
     if kind not in LEARNED_POSITIONS:
         raise NoPlace
-    forward = model._forward
-    model._forward = lambda ids, positions, wanted: forward(  # type: ignore[assignment]
+    packed = model._packed
+    model._packed = lambda ids, positions, wanted: packed(  # type: ignore[assignment]
         ids, positions + 1, wanted
     )
     try:
         yield
     finally:
-        model._forward = forward
+        model._packed = packed
 
 
 @contextmanager

@@ -26,8 +26,8 @@ from workers.attention.device_batch import DeviceBatch, decode_numbers
 from workers.attention.triton_paged import TritonAttention
 from workers.decoder.device import DeviceDecoder
 from workers.decoder.families import FAMILIES, Block, Description, NotFused
+from workers.forward import ForwardBatch, Model
 from workers.models.loading import load
-from workers.runner import Model
 
 BLOCK_SIZE = 4
 BLOCKS_PER_ROW = 2
@@ -112,7 +112,7 @@ class Rows:
         device = self.cache.keys[0].device
         given = (x.to(device) for x in (ids, positions, torch.arange(len(ids))))
         with torch.inference_mode():
-            return self.decoder(*given, context).cpu()
+            return self.decoder.forward(ForwardBatch(*given, context)).logits.cpu()
 
     def all(self) -> list[torch.Tensor]:
         """Logits [length, vocabulary] of each row."""
@@ -248,7 +248,8 @@ def test_no_logits_are_wanted_of_the_middle_of_a_prompt(device: str) -> None:
     nothing = torch.empty(0, dtype=torch.int32)
     context = AttentionContext(cache, rows.slots(0, 5), 0, rows.tables[:0], nothing, [chunk])
     given = (rows.tokens[0][:5], torch.arange(5), nothing.long())
-    logits = rows.decoder(*(x.to(device) for x in given), context)
+    batch = ForwardBatch(*(x.to(device) for x in given), context)
+    logits = rows.decoder.forward(batch).logits
     assert logits.shape == (0, VOCABULARY)
     assert logits.dtype == torch.float32
     rows.computed[0] = 5

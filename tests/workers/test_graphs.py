@@ -9,7 +9,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -27,6 +26,7 @@ from workers.attention.cache import PagedCache
 from workers.attention.gather import TorchAttention
 from workers.attention.layer import AttentionShape
 from workers.constraints.vocabulary import Vocabulary
+from workers.forward import ForwardBatch, ForwardOutput
 from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows, default_sizes
 from workers.models.loading import Loaded, load
 from workers.ranks import FellOut, Ranks
@@ -131,13 +131,14 @@ class Failing(Replaying):
 def graphs_of(
     recorder: Failing, ranks: Ranks | None = None, backend: type[TorchAttention] = DeviceAttention
 ) -> DecodeGraphs:
-    def model(ids: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor, _: object) -> Any:
-        return torch.zeros(len(wanted), 11)
+    class Zeros:
+        def forward(self, batch: ForwardBatch) -> ForwardOutput:
+            return ForwardOutput(torch.zeros(len(batch.wanted), 11))
 
     cache = PagedCache(1, 4, 4, 1, 16, torch.float32)
     rows = SampledRows(RowTable(4, 16, 4, torch.device("cpu")), HostSampling())
     attention = backend(AttentionShape(1, 1, 16, torch.float32))
-    return DecodeGraphs(model, attention, cache, GraphPlan(recorder, [1, 2, 4]), 16, rows, ranks)
+    return DecodeGraphs(Zeros(), attention, cache, GraphPlan(recorder, [1, 2, 4]), 16, rows, ranks)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from workers.attention.triton_paged import TritonAttention
 from workers.decoder import triton_kernels
 from workers.decoder.device import DeviceDecoder
 from workers.decoder.families import Description
+from workers.forward import ForwardBatch
 from workers.layers import triton_linear
 from workers.models.weights import put
 
@@ -176,7 +177,8 @@ def captured(decoder: DeviceDecoder, cache: PagedCache, n_rows: int) -> Attentio
 
 def forward(decoder: DeviceDecoder, cache: PagedCache, n_rows: int) -> torch.Tensor:
     ids, positions, wanted = (torch.empty(n_rows, dtype=torch.int64, device=GPU) for _ in range(3))
-    return decoder(ids, positions, wanted, captured(decoder, cache, n_rows))
+    batch = ForwardBatch(ids, positions, wanted, captured(decoder, cache, n_rows))
+    return decoder.forward(batch).logits
 
 
 def main(capability: int, dtype: torch.dtype, n_rows: int, name: str, keep: Path | None) -> None:

@@ -24,10 +24,10 @@ from torch import nn
 from workers.attention import registry
 from workers.attention.backend import AttentionBackend
 from workers.attention.cache import PagedCache
-from workers.attention.context import AttentionContext
 from workers.attention.layer import AttentionLayer, AttentionShape
 from workers.decoder import triton_kernels as kernels
 from workers.decoder.families import Block, Description, NotFused
+from workers.forward import ForwardBatch, ForwardOutput
 from workers.layers.device_linear import DeviceLinear, GatedLinear
 from workers.ranks import Ranks
 
@@ -65,7 +65,7 @@ class _Layer:
 
 
 class DeviceDecoder:
-    """A model over packed tokens and a paged cache, on a GPU. See `runner.Model`.
+    """A model over packed tokens and a paged cache, on a GPU. See `forward.Model`.
 
     It also runs on a CPU where Triton interprets its kernels.
     """
@@ -110,17 +110,12 @@ class DeviceDecoder:
         each = {x.data_ptr(): x.nbytes for x in chain(held, layers)}
         self.weight_bytes = sum(each.values())
 
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logit_positions: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        """See `runner.Model`; logits are float32. An id outside the vocabulary, which only the
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        """See `forward.Model`; logits are float32. An id outside the vocabulary, which only the
         device sees, makes the logits of its row NaN."""
-        turns = self._turns(position_ids)
-        residual, x = self._embed(input_ids)
+        tokens, context = batch.text("the fused decoder"), batch.attention
+        turns = self._turns(batch.positions)
+        residual, x = self._embed(tokens)
         slots = self.attention.slots(context)
         last = len(self._layers) - 1
         for at, layer in enumerate(self._layers):
@@ -130,12 +125,12 @@ class DeviceDecoder:
             x = self._add_norm(residual, y, layer.attention_norm, layer.mlp_norm)
             y = self._summed(layer.down.parts(layer.gate_up(x)))
             norm = self._final_norm if at == last else self._layers[at + 1].input_norm
-            wanted = logit_positions if at == last else None
+            wanted = batch.wanted if at == last else None
             x = self._add_norm(residual, y, layer.mlp_output_norm, norm, wanted)
         logits = self._logits(x)
-        if self._ranks is None:
-            return logits
-        return self._ranks.gather(logits, self._numbers.logit_widths)
+        if self._ranks is not None:
+            logits = self._ranks.gather(logits, self._numbers.logit_widths)
+        return ForwardOutput(logits)
 
     def _turns(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
         """float32 [n_tokens, 2, rotary / 2] of each rope."""

@@ -8,10 +8,10 @@ import torch
 
 from workers import native
 from workers.attention.cache import PagedCache
-from workers.attention.context import AttentionContext
 from workers.attention.layer import AttentionShape
 from workers.attention.native import NativeAttention
 from workers.decoder.families import Block, Description, NotFused
+from workers.forward import ForwardBatch, ForwardOutput
 from workers.layers.packed import ACTIVATIONS, PackedWeight, Weight
 from workers.native import NativeUnavailable
 from workers.ranks import Ranks
@@ -66,7 +66,7 @@ class _Step(ctypes.Structure):
 
 
 class NativeDecoder:
-    """A model over packed tokens and a paged cache, in C. See `runner.Model`."""
+    """A model over packed tokens and a paged cache, in C. See `forward.Model`."""
 
     def __init__(self, description: Description, ranks: Ranks | None = None) -> None:
         """Takes the weights out of the model that is described, layer by layer; with `ranks`, the
@@ -126,30 +126,25 @@ class NativeDecoder:
             logit_softcap=numbers.logit_softcap,
         )
 
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logit_positions: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        """See `runner.Model`; logits are float32. Raises MemoryError, and ValueError for an id
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        """See `forward.Model`; logits are float32. Raises MemoryError, and ValueError for an id
         outside the vocabulary."""
+        tokens, wanted, context = batch.text("the fused decoder"), batch.wanted, batch.attention
         if context.cache is not self._cache:
             self._use(context.cache)
         spans = self.attention.metadata(context)
-        logits = torch.empty(len(logit_positions), self._decoder.n_logits)
+        logits = torch.empty(len(wanted), self._decoder.n_logits)
         step = _Step(
-            input_ids.data_ptr(),
-            position_ids.data_ptr(),
+            tokens.data_ptr(),
+            batch.positions.data_ptr(),
             context.slot_mapping.data_ptr(),
             spans.data_ptr(),
-            logit_positions.data_ptr(),
+            wanted.data_ptr(),
             logits.data_ptr(),
             None,
-            len(input_ids),
+            len(tokens),
             len(spans),
-            len(logit_positions),
+            len(wanted),
             context.cache.block_size,
             torch.get_num_threads(),
             0,
@@ -160,12 +155,14 @@ class NativeDecoder:
             failed = self._run_together(step, self._ranks)
         if failed == BAD_ID:
             raise ValueError(
-                f"token ids are 0 to {self._vocab_size - 1}, got {int(input_ids.min())} to "
-                f"{int(input_ids.max())}"
+                f"token ids are 0 to {self._vocab_size - 1}, got {int(tokens.min())} to "
+                f"{int(tokens.max())}"
             )
         if failed:
-            raise MemoryError(f"no memory for a forward pass of {len(input_ids)} tokens")
-        return logits if self._ranks is None else self._ranks.gather(logits, self._logit_widths)
+            raise MemoryError(f"no memory for a forward pass of {len(tokens)} tokens")
+        if self._ranks is not None:
+            logits = self._ranks.gather(logits, self._logit_widths)
+        return ForwardOutput(logits)
 
     def _run_together(self, step: _Step, ranks: Ranks) -> int:
         """Stage by stage, each but the last ending in a sum over the ranks."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,15 +25,13 @@ from numpy.typing import NDArray
 from workers.attention.backend import AttentionBackend, AttentionCapture, DecodeRows, Part
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
+from workers.forward import ForwardBatch, Model
 from workers.graphs.recorder import Outputs, Recorder
 from workers.graphs.staging import Layout, Numbers, Staging
 from workers.ranks import FellOut, Ranks
 from workers.sampling.device import DeviceSampling
 from workers.sampling.output import Picked
 from workers.table import RowTable
-
-if TYPE_CHECKING:
-    from workers.runner import Model
 
 SECONDS = 60.0
 """After which no further graph is begun; steps are filled up to the next larger one then."""
@@ -275,7 +273,9 @@ class DecodeGraphs:
             ids = self._ranks.share(ids)
         captured = {self._attention: graph.attention.metadata(at)}
         context = AttentionContext.captured(self._cache, graph.n_rows, captured)
-        logits = self._model(ids, at["positions"].long(), self._every[: graph.n_rows], context)
+        every = self._every[: graph.n_rows]
+        batch = ForwardBatch(ids, at["positions"].long(), every, context)
+        logits = self._model.forward(batch).logits
         if self._sampling is None or self._table is None:
             return ()
         asked = at["sampling"].view(graph.n_rows, DeviceSampling.WIDTH)

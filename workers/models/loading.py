@@ -14,16 +14,15 @@ from tgi_async.cgroups import gigabytes
 from workers import memory
 from workers.attention import registry
 from workers.attention.backend import AttentionBackend
-from workers.attention.context import AttentionContext
 from workers.attention.native import NativeAttention
 from workers.decoder.families import Description, NotFused
 from workers.decoder.native import NativeDecoder
+from workers.forward import ForwardBatch, ForwardOutput, Model
 from workers.models import rope
 from workers.models.description import Shape, Unsupported
 from workers.models.pretrained import Pretrained
 from workers.models.transformers_path import TransformersModel
 from workers.ranks import Ranks
-from workers.runner import Model
 
 
 class Loaded(Model, Protocol):
@@ -68,15 +67,9 @@ class FusedModel:
         self.weight_bytes = self._decoder.weight_bytes
         self.notes = list(self._decoder.notes)
 
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logit_positions: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        """See `runner.Model`, and the decoder for what it raises."""
-        return self._decoder(input_ids, position_ids, logit_positions, context)
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        """See `forward.Model`, and the decoder for what it raises."""
+        return self._decoder.forward(batch)
 
 
 def decoder_for(attention: registry.Backend, device: torch.device) -> MakeDecoder:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from workers.attention import registry
-from workers.attention.context import AttentionContext
 from workers.attention.layer import AttentionShape
 from workers.attention.paged import PagedAttention
+from workers.forward import ForwardBatch, ForwardOutput
 from workers.models.attention_patches import patch_attention
 from workers.models.families import TESTED
 from workers.models.layers import PackedForward, keep_what_is_read, layers_of
@@ -20,7 +18,7 @@ DIM_STEP = 16
 
 
 class TransformersModel:
-    """transformers' own code over packed tokens and a paged cache. See `runner.Model`."""
+    """transformers' own code over packed tokens and a paged cache. See `forward.Model`."""
 
     def __init__(self, loaded: Pretrained, attention: registry.Backend) -> None:
         """Raises Unsupported."""
@@ -48,16 +46,11 @@ class TransformersModel:
             self.notes.append(
                 f"{kind} is not among the families that tests hold to transformers (docs/models.md)"
             )
-        self._forward = PackedForward(self.module)
+        self._packed = PackedForward(self.module)
         self._paged = PagedAttention(self.attention, [layer.window for layer in layers])
 
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logit_positions: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        """See `runner.Model`."""
-        with self._paged.over(context):
-            return self._forward(input_ids, position_ids, logit_positions)
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        """See `forward.Model`."""
+        tokens = batch.text("transformers' code")
+        with self._paged.over(batch.attention):
+            return ForwardOutput(self._packed(tokens, batch.positions, batch.wanted))
