@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -12,23 +12,13 @@ from workers.attention.cache import PagedCache
 from workers.constraints.constraints import Constraints
 from workers.errors import Unsupported
 from workers.following import Follower, Leader
-from workers.graphs.decode import DecodeGraphs
-from workers.graphs.recorder import Recorder
+from workers.forward import Model
+from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows
 from workers.models.loading import Loaded
 from workers.ranks import Ranks
-from workers.runner import Model, Runner
+from workers.runner import Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
-
-
-@dataclass(slots=True)
-class GraphPlan:
-    """Decode steps of these numbers of rows are to be recorded."""
-
-    recorder: Recorder
-    sizes: list[int]
-    notes: list[str] = field(default_factory=list)
-    """What was given up, for a person; filled in by `Assembly.serving`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +90,17 @@ class Assembly:
         sampler = self._sampler() if leads else None
         recorded: DecodeGraphs | None = None
         if graphs is not None:
+            rows = None
+            if table is not None and sampler is not None:
+                assert sampler.device_sampling is not None
+                rows = SampledRows(table, sampler.device_sampling)
             recorded = DecodeGraphs(
                 self.model,
+                self.model.attention,
                 cache,
-                graphs.recorder,
-                graphs.sizes,
+                graphs,
                 self.longest,
-                table,
-                None if sampler is None else sampler.device_sampling,
+                rows,
                 self.ranks,
                 None if self.leader is None else self.leader.replay,
             )

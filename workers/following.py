@@ -11,10 +11,10 @@ import torch
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
+from workers.forward import ForwardBatch, ForwardOutput, Model
 from workers.graphs.decode import DecodeGraphs
 from workers.graphs.staging import Numbers
 from workers.ranks import FellOut, Ranks
-from workers.runner import Model
 
 N_NUMBERS = 5
 """Of a header: packed tokens (0: the end; negative: a graph of so many rows is run), wanted logits
@@ -22,20 +22,15 @@ N_NUMBERS = 5
 
 
 class Leader:
-    """A model as rank 0 runs it. See `runner.Model`."""
+    """A model as rank 0 runs it. See `forward.Model`."""
 
     def __init__(self, model: Model, ranks: Ranks) -> None:
         self._model = model
         self._ranks = ranks
 
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logit_positions: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        """See `runner.Model`. Raises PeerLost, and FellOut for a failure of this rank."""
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        """See `forward.Model`. Raises PeerLost, and FellOut for a failure of this rank."""
+        tokens, context = batch.text("a model on several ranks"), batch.attention
         prefills = [
             number
             for one in context.prefills
@@ -47,8 +42,8 @@ class Leader:
         self._ranks.share(
             torch.tensor(
                 [
-                    len(input_ids),
-                    len(logit_positions),
+                    len(tokens),
+                    len(batch.wanted),
                     context.n_decode,
                     tables.shape[-1],
                     len(prefills),
@@ -65,9 +60,9 @@ class Leader:
                 ]
             )
         )
-        self._ranks.share(torch.cat([input_ids, position_ids, logit_positions]))
+        self._ranks.share(torch.cat([tokens, batch.positions, batch.wanted]))
         try:
-            return self._model(input_ids, position_ids, logit_positions, context)
+            return self._model.forward(batch)
         except torch.AcceleratorError:
             raise
         except RuntimeError as error:
@@ -135,7 +130,7 @@ class Follower:
             decode_lengths=lengths.int(),
             prefills=_prefills(prefills),
         )
-        self._model(ids, positions, wanted, context)
+        self._model.forward(ForwardBatch(ids, positions, wanted, context))
         return True
 
 

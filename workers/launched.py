@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tgi_async.wire.messages import PromptLogprobs, RowError, TopToken
 from workers.sampling.output import FetchedOutput, Picked
-from workers.sampling.transfer import Fetched, send
 from workers.table import Row
 from workers.timing import Mark
+from workers.transfer import Fetched, send
 
 
 class Forwarded(NamedTuple):

@@ -7,8 +7,6 @@ wanted, go through the language-model head.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,29 +23,16 @@ from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.constraints.constraints import Constraints
 from workers.constraints.rows import ConstrainedRows
+from workers.forward import ForwardBatch, Model
 from workers.graphs.decode import DecodeGraphs, Decodes
 from workers.launched import Forwarded, Launched, Scored, seconds
 from workers.sampling import Allowed, Sampler
-from workers.sampling.transfer import Fetched, send
 from workers.table import RowTable
 from workers.timing import Mark
+from workers.transfer import Fetched, send
 
 SCORED_AT_ONCE = 64
 """Prompt positions scored at once, which bounds the float32 copies of their logits."""
-
-
-class Model(Protocol):
-    """A causal language model over packed tokens."""
-
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logit_positions: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        """Logits [len(logit_positions), vocabulary] of int64 [T] ids at int64 [T] positions."""
-        ...
 
 
 class Runner:
@@ -239,12 +224,10 @@ class Runner:
         )
         if self._constraints:
             self._constraints.go()
-        logits = self._model(
-            input_ids,
-            send(np.concatenate(positions), device),
-            send(wanted, device),
-            context,
+        batch = ForwardBatch(
+            input_ids, send(np.concatenate(positions), device), send(wanted, device), context
         )
+        logits = self._model.forward(batch).logits
         forwarded = self._mark()
         launched.scored += self._score(scored, logits[len(sampled_at) :])
         if sampling:

@@ -20,14 +20,14 @@ from tgi_async.cgroups import gigabytes
 from tgi_async.wire.channel import WorkerChannel
 from tgi_async.wire.messages import Loading, Ready, Refused, Start, Step, Stop, ToWorker
 from workers import memory, native
-from workers.assembly import Assembly, GraphPlan
+from workers.assembly import Assembly
 from workers.attention import registry
-from workers.attention.cuda import CudaAttention
+from workers.attention.triton_paged import gpu_refusal
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
 from workers.errors import Unsupported
 from workers.following import Follower, Leader
-from workers.graphs.decode import default_sizes
+from workers.graphs.decode import GraphPlan, default_sizes
 from workers.graphs.recorder import CudaRecorder
 from workers.launched import Launched
 from workers.models.loading import load
@@ -77,7 +77,8 @@ class Worker:
 
     def _load(self, start: Start) -> tuple[Runner | Follower, torch.device]:
         device, notes = choose_device(self._rank, start.world_size)
-        registry.choose(start.attention, device)
+        attention, reasons = registry.choose(start.attention, device)
+        notes += reasons
         dtype = DTYPES[start.dtype or "bfloat16"]
         if device.type == "cpu" and dtype is torch.float16:
             dtype = torch.bfloat16
@@ -98,6 +99,7 @@ class Worker:
                 self._ranks,
                 Scaling(start.rope_scaling, start.rope_factor) if start.rope_scaling else None,
                 start.max_total_tokens,
+                attention,
                 # Another one of them was here before, and what little there is may be for now only.
                 must_fit=not start.n_blocks,
             )
@@ -118,7 +120,7 @@ class Worker:
             start.max_rows,
             longest,
             min(prefill_tokens, longest),
-            start.block_size or registry.block_size(device),
+            start.block_size or attention.page_size,
             constraints,
             self._ranks,
             self._leader,
@@ -279,7 +281,7 @@ def choose_device(rank: int = 0, world_size: int = 1) -> tuple[torch.device, lis
     """Where a rank serves, and what a person should know of the choice. Raises Unsupported."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), unused_gpus()
-    refusal = CudaAttention.refusal()
+    refusal = gpu_refusal()
     if refusal is None:
         if world_size == 1:
             return torch.device("cuda"), []

@@ -18,6 +18,7 @@ from tgi_async.wire.messages import Sampling
 from workers.attention.cache import PagedCache
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
+from workers.graphs.decode import GraphPlan, SampledRows
 from workers.launched import Launched
 from workers.models.loading import Loaded
 from workers.runner import Runner
@@ -61,8 +62,8 @@ class Drive:
         self.graphs: Counted | None = None
         if graphs:
             sampling = sampler.device_sampling = HostSampling()
-            recorder = Replaying()
-            self.graphs = Counted(model, cache, recorder, [1, 2, 4], LONGEST, table, sampling)
+            plan, rows_of_all = GraphPlan(Replaying(), [1, 2, 4]), SampledRows(table, sampling)
+            self.graphs = Counted(model, model.attention, cache, plan, LONGEST, rows_of_all)
             assert self.graphs.record() == []
         self.runner = Runner(model, table, cache, sampler, constraints, self.graphs)
         self.core = Core(Budget(n_blocks, BLOCK_SIZE, rows, 16, LONGEST))

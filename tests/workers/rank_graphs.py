@@ -15,9 +15,9 @@ import torch
 from tests.workers.device_doubles import Counted, DeviceAttention, HostSampling, Replaying
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
 from workers import assembly as assembling
-from workers.assembly import Assembly, GraphPlan
-from workers.attention import registry
+from workers.assembly import Assembly
 from workers.following import Follower, Leader
+from workers.graphs.decode import GraphPlan
 from workers.models.loading import load
 from workers.ranks import Ranks
 from workers.sampling import Sampler
@@ -35,7 +35,6 @@ def sampling_sampler(self: Assembly) -> Sampler:
 
 def main(rank: int, world_size: int, model: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    registry.ATTENTIONS["cpu"] = DeviceAttention  # type: ignore[assignment]
     Assembly._sampler = sampling_sampler  # type: ignore[method-assign]
     made: list[Counted] = []
 
@@ -46,7 +45,9 @@ def main(rank: int, world_size: int, model: Path, folder: Path) -> None:
 
     assembling.DecodeGraphs = Kept  # type: ignore[misc]
     ranks = Ranks(rank, world_size, f"file://{folder}/meet", CPU)
-    loaded = load(model, torch.float32, CPU, False, "transformers", ranks)
+    loaded = load(
+        model, torch.float32, CPU, False, "transformers", ranks, attention=DeviceAttention
+    )
     leader = None if rank else Leader(loaded, ranks)
     assembly = Assembly(loaded, torch.float32, CPU, 4, 64, 16, 4, None, ranks, leader)
     plan = GraphPlan(Replaying(), [1, 2, 4])
