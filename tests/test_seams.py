@@ -101,7 +101,7 @@ def test_parts_of_a_model_do_not_know_how_it_is_loaded(folder: str) -> None:
 
 def test_quantization_is_below_the_layers_that_use_it() -> None:
     """But for the kernels of weights that are not quantized."""
-    kernels = ("workers.layers.packed.", "workers.layers.device_linear.")
+    kernels = ("workers.kernels.packed.", "workers.kernels.device_linear.")
     found = {name for path in sources("workers/quantization") for name in imports(path)}
     used = [name for name in found if name.startswith("workers.layers")]
     assert used
