@@ -55,6 +55,7 @@ class Foresight:
         self._ways: dict[Node, list[int] | None] = {}
         self._left_to_count = MAX_COUNTED
         self._walks = TokenWalks(self._expressions, tokens)
+        self.known_mask(self.start)  # what all texts have before them is looked at now
 
     @property
     def nbytes(self) -> int:
