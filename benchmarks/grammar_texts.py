@@ -60,7 +60,9 @@ REGEXES = {
     "no line break": r"[^\n]{4000}",
     "lower case": "[a-z ]{4000}",
 }
-"""None can end within a few hundred tokens."""
+"""None can end within some sixty tokens."""
+UNENDING = {name: pattern.replace("{4000}", "{40000}") for name, pattern in REGEXES.items()}
+"""The same, and none can end within a few hundred tokens, runs of spaces included."""
 KINDS = ("string", "integer", "number", "boolean")
 
 

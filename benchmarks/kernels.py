@@ -25,7 +25,6 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from torch import nn
 
 from workers.attention.backend import AttentionBackend
 from workers.attention.cache import PagedCache
@@ -33,7 +32,9 @@ from workers.attention.context import AttentionContext, Prefill
 from workers.attention.gather import TorchAttention
 from workers.attention.layer import AttentionLayer, AttentionShape
 from workers.attention.native import NativeAttention
-from workers.layers.linear import Linear, PlainWeight, ReorderedWeight
+from workers.quantization.method import Size
+from workers.quantization.plain import PlainWeight, ReorderedWeight
+from workers.quantization.registry import PLAIN
 
 N_HEADS, N_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 9, 3, 64, 16
 POOL_BYTES = 512 << 20
@@ -122,15 +123,17 @@ def report_attention(dtype: torch.dtype) -> None:
 def linear_forms(shapes: list[tuple[int, int]], joined: list[tuple[int, ...]]) -> dict[str, Layers]:
     """The same weights in every form, each layer with its k."""
     made: dict[str, Layers] = {"ours": [], "joined": [], "oneDNN": [], "torch": []}
-    linears = [nn.Linear(k, n, bias=False, dtype=torch.bfloat16) for n, k in shapes]
-    for linear in linears:
-        k, weight = linear.in_features, linear.weight.detach()
-        made["ours"].append((k, Linear.from_linear(linear)))
-        made["oneDNN"].append((k, ReorderedWeight(weight, None)))
-        made["torch"].append((k, PlainWeight(weight, None)))
+    weights = [torch.randn(n, k, dtype=torch.bfloat16) for n, k in shapes]
+    for (_, k), weight in zip(shapes, weights, strict=True):
+        plain = PlainWeight(weight, None)
+        made["ours"].append((k, plain.fastest().apply))
+        made["oneDNN"].append((k, ReorderedWeight(weight, None).apply))
+        made["torch"].append((k, plain.apply))
     for group in joined:
-        layer = Linear.from_linear(*(linears[i] for i in group))
-        made["joined"].append((layer.in_features, layer))
+        sizes = [Size(*shapes[i]) for i in group]
+        if (prepare := PLAIN.prepared("c_linear", sizes)) is not None:
+            layer = prepare([PlainWeight(weights[i], None) for i in group], "")
+            made["joined"].append((sizes[0].inputs, layer.apply))
     return {name: layers for name, layers in made.items() if layers}
 
 

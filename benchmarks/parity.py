@@ -30,7 +30,7 @@ from tests.families.parity import (
     generate,
 )
 from workers.decoder.families import FAMILIES
-from workers.models.description import Unsupported
+from workers.errors import Unsupported
 from workers.models.loading import Loaded, load
 from workers.models.transformers_path import TransformersModel
 

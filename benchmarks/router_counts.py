@@ -38,9 +38,10 @@ from benchmarks.router import TEXT, Route, prepared
 from benchmarks.router_worker import MadeUpRows, Pace, ready
 from tgi_async import supervisor
 from tgi_async.api.app import create_app
+from tgi_async.api.dialect import OURS
+from tgi_async.api.limits import Limits
 from tgi_async.connection import Connection
 from tgi_async.engine import Engine
-from tgi_async.launcher import Limits
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.telemetry.observer import Observer
 from tgi_async.text.sampling_defaults import SamplingDefaults
@@ -175,7 +176,7 @@ def limits(n_requests: int) -> Limits:
         api_key=None,
         cors_allow_origin=(),
         sampling_defaults=SamplingDefaults(),
-        strict_tgi=False,
+        dialect=OURS,
         tool_call_parser=None,
         kserve=False,
     )

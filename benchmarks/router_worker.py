@@ -48,7 +48,7 @@ class MadeUpRows:
             if left[run.row] == 0:
                 left[run.row] = 1
                 token = tokens[(step.step + 7 * run.row) % len(tokens)]
-                sampled.append(Sampled(run.row, token, -0.123456789))
+                sampled.append(Sampled(run.row, [token], [-0.123456789]))
         return StepDone(step.step, sampled, [], [], 0.0, 0.0)
 
 

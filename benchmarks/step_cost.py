@@ -91,7 +91,7 @@ class MadeUpWorker:
             self.left[run.row] -= run.n
             if self.left[run.row] == 0:
                 self.left[run.row] = 1
-                sampled.append(Sampled(run.row, (step.step * 7919 + run.row) % 32000))
+                sampled.append(Sampled(run.row, [(step.step * 7919 + run.row) % 32000]))
         return StepDone(step.step, sampled, [], [], 0.0, 0.0)
 
 

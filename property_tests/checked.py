@@ -80,7 +80,7 @@ class CheckedCore:
         """Reserve rows, as a request does that is still to be tokenized. None: refused."""
         never = n_rows > self.budget.capacity.max_rows
         try:
-            reservation, evicted = self.core.reserve(client, n_rows, n_bytes)
+            reservation, evicted, _ = self.core.reserve(client, n_rows, n_bytes)
         except ValidationError:
             require(never, "A4", f"{n_rows} rows could be had")
             self.reached["more rows than there are"] += 1
@@ -408,7 +408,7 @@ class CheckedCore:
             require(case is not None, "S7", f"{event.request.id} has an event after its end")
             assert case is not None
             if isinstance(event, TokenEvent):
-                awaited.discard(event.sampled.row)
+                awaited -= {row for row, one in sent.cases.items() if one is case}
                 self._check_token(case, event)
             elif isinstance(event, PromptEvent):
                 require(event.start == len(case.scored) + 1, "S6", f"scored from {event.start}")
@@ -423,13 +423,13 @@ class CheckedCore:
                 self._end(case)
         for one in due.values():
             row = self.rows.get(one.row)
-            if one.forced and row is not None and row.case is sent.cases[one.row]:
+            if len(one.tokens) > 1 and row is not None and row.case is sent.cases[one.row]:
                 row.prefill_end = len(row.case.known)
         require(not awaited, "S6", f"the tokens of rows {awaited} are lost")
         require(not doomed, "S7", f"the failures of {doomed} are lost")
 
     def _check_token(self, case: Case, event: TokenEvent) -> None:
-        case.emitted.append(event.sampled.token)
+        case.emitted.append(event.token)
         emitted, due = case.emitted, case.due
         require(emitted == due[: len(emitted)], "S6", f"emitted {emitted}, not {due}")
         self.lawful.add(tuple(case.known))

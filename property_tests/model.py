@@ -163,7 +163,7 @@ class ModelWorker:
                 row.n_computed -= 1
                 done.late.append(run.row)
             elif samples:
-                done.sampled.append(Sampled(run.row, sampled[0], forced=sampled[1:]))
+                done.sampled.append(Sampled(run.row, sampled))
         return Outcome(done, writes)
 
     def _slot(self, row: _Row, position: int) -> Slot:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import ClassVar
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 
 from property_tests.invariants import check_places, check_tables, check_tree
 from property_tests.model import History, Slot
-from tgi_async.scheduler.blocks import BlockManager, BlockTable, keys_of
+from tgi_async.scheduler.blocks import BlockManager, BlockTable, Salt, keys_of
 
 TOKENS = st.integers(0, 2)
 
@@ -118,3 +118,53 @@ def test_blocks_are_in_one_place_and_hold_what_their_tokens_say() -> None:
     BlockMachine.reached.clear()
     run_state_machine_as_test(BlockMachine, settings=settings())
     assert all(BlockMachine.reached[name] for name in ("hit", "wait", "eviction", "sharing"))
+
+
+SALTS = [bytes([number]) * 16 for number in range(3)]
+
+
+@st.composite
+def salted(draw: st.DrawFn) -> tuple[list[int], tuple[Salt, ...]]:
+    """Tokens, and salts of some of their places."""
+    tokens = draw(st.lists(st.integers(0, 1), min_size=1, max_size=20))
+    n = draw(st.integers(0, 3))
+    borders = sorted(draw(st.lists(st.integers(0, 20), min_size=2 * n, max_size=2 * n)))
+    spans = [pair for pair in zip(borders[::2], borders[1::2], strict=True) if pair[0] < pair[1]]
+    return tokens, tuple(Salt(*span, draw(st.sampled_from(SALTS))) for span in spans)
+
+
+def salted_places(salts: tuple[Salt, ...], n: int) -> list[tuple[Salt, ...]]:
+    """The salts of each of the first `n` positions."""
+    return [tuple(salt for salt in salts if salt.start <= at < salt.end) for at in range(n)]
+
+
+@given(salted(), salted(), st.booleans(), st.integers(1, 4), st.integers(0, 5))
+def test_blocks_are_shared_up_to_the_first_other_token_or_salt(
+    one: tuple[list[int], tuple[Salt, ...]],
+    other: tuple[list[int], tuple[Salt, ...]],
+    same_tokens: bool,
+    size: int,
+    n_made: int,
+) -> None:
+    tokens, salts = one
+    others, other_salts = (tokens, other[1]) if same_tokens else other
+    manager = BlockManager(20, size)
+    keys = keys_of(tokens, size, salts)
+    table = manager.open([], keys)
+    manager.grow(table, len(keys))
+    table.n_computed = size * len(keys)
+    manager.commit(table, keys)
+
+    first = min(n_made, len(others) // size)
+    other_keys = keys_of(others[: first * size], size, other_salts)
+    other_keys += keys_of(others[first * size :], size, other_salts, first * size)
+    hits = manager.match(other_keys).hits
+
+    shared = 0
+    ours = list(zip(tokens, salted_places(salts, len(tokens)), strict=True))
+    theirs = list(zip(others, salted_places(other_salts, len(others)), strict=True))
+    while (end := (shared + 1) * size) <= min(len(ours), len(theirs)):
+        if ours[:end] != theirs[:end]:
+            break
+        shared += 1
+    assert len(hits) == shared

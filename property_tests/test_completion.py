@@ -26,9 +26,10 @@ from tgi_async.grammar.grammar import Grammar, Json, Regex, encode
 from tgi_async.grammar.schema.errors import SchemaError
 from tgi_async.grammar.schema.normalize import normalize
 from tgi_async.wire.messages import Constraint
-from workers.constraints.expressions import Expressions, Node
+from workers.constraints.expressions import Expressions
 from workers.constraints.formats import FORMATS
 from workers.constraints.language import language
+from workers.constraints.nodes import Node
 from workers.constraints.patterns import matching
 from workers.constraints.progress import Progress
 from workers.constraints.tokens import allowed_in

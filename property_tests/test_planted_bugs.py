@@ -290,13 +290,13 @@ class EmitsDroppedTokens(Core):
         ended = part.request.status is Status.ENDED
         super()._acknowledge(part, sampled, events)
         if ended and part.samples:
-            events.append(TokenEvent(part.request, sampled[part.row], None))
+            events.append(TokenEvent(part.request, sampled[part.row].tokens[0], None, [], None))
 
 
 class CachesDroppedTokens(Core):
     def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
         if part.request.status is Status.ENDED and part.samples:
-            part.request.tokens.append(sampled[part.row].token)
+            part.request.tokens.append(sampled[part.row].tokens[0])
         super()._acknowledge(part, sampled, events)
 
 
@@ -305,7 +305,7 @@ class EndsTwice(Core):
         super()._acknowledge(part, sampled, events)
         reason: FinishReason = "length"
         if part.request.status is Status.ENDED and events and events[-1].request is part.request:
-            events.append(TokenEvent(part.request, sampled[part.row], reason))
+            events.append(TokenEvent(part.request, sampled[part.row].tokens[0], None, [], reason))
 
 
 class ScoresPromptsTwice(Core):
@@ -426,8 +426,9 @@ class KeepsRowsThatEnded(Reservations):
 class RunsWhatWasEvicted(Core):
     def reserve(
         self, client: str, n_rows: int, n_bytes: int
-    ) -> tuple[Reservation, list[Reservation]]:
-        return self.reservations.reserve(client, n_rows, n_bytes)
+    ) -> tuple[Reservation, list[Reservation], list[Request]]:
+        reservation, evicted = self.reservations.reserve(client, n_rows, n_bytes)
+        return reservation, evicted, []
 
 
 class TakesInWhatWasEvicted(Core):

@@ -71,7 +71,7 @@ def test_a_row_gives_in_any_batch_bit_for_bit_what_it_gives_alone(
             single = alone[one.row]
             line = logits[one.row : one.row + 1]
             expected, _ = single.to_wire([0], single.sample([0], [positions[one.row]], line))
-            assert [Sampled(0, one.token, one.logprob, one.top)] == expected
+            assert [Sampled(0, one.tokens, one.logprobs, one.top)] == expected
             positions[one.row] += 1
 
 
@@ -84,15 +84,16 @@ def test_what_is_reported_is_a_part_of_a_distribution(
     sampler.admit(0, request, context)
     output = sampler.sample([0], [len(context)], logits_of(1, seed, 2.0, False))
     (one,), _ = sampler.to_wire([0], output)
-    assert 0 <= one.token < V
-    assert (one.logprob is not None) == request.logprobs
-    assert one.logprob is None or one.logprob <= 1e-6
-    assert len(one.top) <= request.top_n_tokens
-    logprobs = [top.logprob for top in one.top]
+    assert 0 <= one.tokens[0] < V
+    assert len(one.logprobs) == request.logprobs
+    assert all(logprob <= 1e-6 for logprob in one.logprobs)
+    likeliest = one.top[0] if one.top else []
+    assert len(likeliest) <= request.top_n_tokens
+    logprobs = [top.logprob for top in likeliest]
     assert logprobs == sorted(logprobs, reverse=True)
     assert torch.tensor(logprobs).exp().sum() <= 1 + 1e-5
-    if one.top and not request.do_sample:
-        assert one.token == one.top[0].id
+    if likeliest and not request.do_sample:
+        assert one.tokens[0] == likeliest[0].id
 
 
 @given(
@@ -133,6 +134,6 @@ def test_truncation_changes_no_draw_but_those_that_it_cuts(
     logits = logits_of(1, seed, 2.0, False).expand(2, -1).contiguous()
     output = sampler.sample([0, 1], [len(context)] * 2, logits)
     (few, every), _ = sampler.to_wire([0, 1], output)
-    kept = {top.id for top in few.top}
-    assert few.token in kept
-    assert (few.token == every.token) == (every.token in kept)
+    kept = {top.id for top in few.top[0]}
+    assert few.tokens[0] in kept
+    assert (few.tokens == every.tokens) == (every.tokens[0] in kept)

@@ -225,7 +225,7 @@ class FakeWorker:
             token = row.tokens[n_emitted] if n_emitted < row.n_prompt else EOS
         row.tokens.append(token)
         top = [TopToken(65 + i, -0.5 * i) for i in range(row.sampling.top_n_tokens)]
-        return Sampled(number, token, -0.5 if row.sampling.logprobs else None, top)
+        return Sampled(number, [token], [-0.5] if row.sampling.logprobs else [], top and [top])
 
     def _slot(self, row: _Row, position: int) -> int:
         block = row.blocks[position // self._block_size]

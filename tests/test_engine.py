@@ -17,6 +17,7 @@ from tgi_async.errors import (
     ValidationError,
 )
 from tgi_async.generation import TopToken
+from tgi_async.scheduler.blocks import Salt
 from tgi_async.wire.messages import Sampling
 
 
@@ -70,6 +71,16 @@ async def test_a_shared_prefix_is_computed_once(tmp_path: Path) -> None:
         assert first.ids == run.expected("The same beginning, A")
         assert second.ids == run.expected("The same beginning, B")
         assert run.steps.n_cached == [0, 20]
+
+
+async def test_a_salt_keeps_equal_prompts_apart_from_its_place_on(tmp_path: Path) -> None:
+    tenant = Salt(0, 1, b"tenant".ljust(16))
+    image = Salt(14, 16, b"image".ljust(16))
+    async with running(Behaviour(), tmp_path) as run:
+        for salts in ((), (tenant,), (image,), (tenant,), (image,), ()):
+            answer = await run.generate("The same beginning, A", salts=salts)
+            assert answer.ids == run.expected("The same beginning, A")
+        assert run.steps.n_cached == [0, 0, 12, 20, 20, 20]
 
 
 async def test_a_client_that_leaves_frees_its_blocks_while_steps_are_in_flight(

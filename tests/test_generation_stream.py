@@ -13,7 +13,7 @@ from tgi_async.generation_stream import GenerationStream
 from tgi_async.scheduler.request import PromptEvent, Request
 from tgi_async.telemetry import record
 from tgi_async.telemetry.record import RequestRecord
-from tgi_async.wire.messages import Sampled, Sampling, TopToken
+from tgi_async.wire.messages import Sampling, TopToken
 
 NAMES = tiny_tokenizer()
 A, B, C = NAMES.encode("abc")
@@ -45,9 +45,9 @@ def text_of(emitted: Emitted) -> str:
 
 async def test_tokens_that_came_together_are_taken_together() -> None:
     one = stream()
-    assert [one.emit(Sampled(0, id), None) for id in (A, B)] == [None, None]
+    assert [one.emit(id) for id in (A, B)] == [None, None]
     assert text_of(await anext(one)) == "ab"
-    assert one.emit(Sampled(0, C), "length") == "length"
+    assert one.emit(C, "length") == "length"
     last = await anext(one)
     assert (text_of(last), last.finish_reason) == ("c", "length")
     with pytest.raises(StopAsyncIteration):
@@ -58,7 +58,7 @@ async def test_whoever_waits_is_woken() -> None:
     one = stream()
     waiting = asyncio.create_task(anext(one))  # type: ignore[arg-type]
     await asyncio.sleep(0)
-    one.emit(Sampled(0, A), None)
+    one.emit(A)
     one.hand_on()
     assert text_of(await waiting) == "a"
 
@@ -78,7 +78,7 @@ class Tap(list[str]):
 
 def emit(one: GenerationStream, *ids: int, last: FinishReason | None = None) -> None:
     for id in ids:
-        one.emit(Sampled(0, id), last)
+        one.emit(id, last)
     one.hand_on()
 
 
@@ -133,14 +133,14 @@ async def test_a_tap_that_fails_fails_only_whoever_waits() -> None:
 
 async def test_a_stop_sequence_is_an_end_of_its_own() -> None:
     one = stream(stop=("ab",))
-    assert one.emit(Sampled(0, A), None) is None
-    assert one.emit(Sampled(0, B), None) == "stop_sequence"
+    assert one.emit(A) is None
+    assert one.emit(B) == "stop_sequence"
     assert (await anext(one)).finish_reason == "stop_sequence"
 
 
 async def test_an_error_comes_after_what_was_emitted() -> None:
     one = stream()
-    one.emit(Sampled(0, A), None)
+    one.emit(A)
     one.fail(GenerationError("broken"))
     assert text_of(await anext(one)) == "a"
     with pytest.raises(GenerationError, match="broken"):
@@ -179,7 +179,7 @@ def test_the_record_of_its_request_follows_it(seen: RequestRecord) -> None:
     assert generated.timings is one.timings
     assert seen.requests[0].prompt == [A]
     one.started(one._submitted + 1e-9)
-    one.emit(Sampled(0, A), "length")
+    one.emit(A, "length")
     assert seen.finish_reasons == ["length"]
     assert generated.timings.inference > 0
 
@@ -200,8 +200,8 @@ END = NAMES.encode("<|im_end|>")[0]
 def finished(one: GenerationStream, *ids: int, reason: FinishReason = "eos_token") -> list[str]:
     """The texts of these tokens, the last of which ends the text."""
     for id in ids[:-1]:
-        assert one.emit(Sampled(0, id), None) is None
-    assert one.emit(Sampled(0, ids[-1]), reason) == reason
+        assert one.emit(id) is None
+    assert one.emit(ids[-1], reason) == reason
     return [token.text for token in one._buffer]
 
 
@@ -242,7 +242,7 @@ def test_half_a_character_comes_before_the_mark_behind_it() -> None:
 def test_a_stop_sequence_ends_nothing_before_min_tokens() -> None:
     request = GenerationRequest([A], Sampling(min_tokens=3), stop=("ab", "c"), include_stop=False)
     one = GenerationStream(request, Request(1, [A], 9), NAMES, lambda _: None)
-    reasons = [one.emit(Sampled(0, id), None) for id in (A, B, C, A, B)]
+    reasons = [one.emit(id) for id in (A, B, C, A, B)]
     assert reasons == [None, None, None, None, "stop_sequence"]
     assert "".join(token.text for token in one._buffer) == "abc"
 
@@ -253,6 +253,6 @@ def test_a_stop_sequence_may_begin_before_min_tokens(include_stop: bool, text: s
         [A], Sampling(min_tokens=3), stop=("ab",), include_stop=include_stop
     )
     one = GenerationStream(request, Request(1, [A], 9), NAMES, lambda _: None)
-    reasons = [one.emit(Sampled(0, id), None) for id in (A, B, A, B)]
+    reasons = [one.emit(id) for id in (A, B, A, B)]
     assert reasons == [None, None, None, "stop_sequence"]
     assert "".join(token.text for token in one._buffer) == text

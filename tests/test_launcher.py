@@ -22,6 +22,7 @@ from tests.api.waiting import until, until_metric
 from tests.fake_engine_run import alive
 from tests.fake_server import FakeServer
 from tests.fake_worker import Behaviour
+from tgi_async.api.dialect import OURS, TGI
 from tgi_async.errors import StartError
 from tgi_async.launcher import Prepared, _limits
 from tgi_async.settings import Settings
@@ -90,9 +91,9 @@ def test_limits_are_completed_by_what_there_is() -> None:
     found = _limits(Settings(max_best_of=7), prepared, 100)
     assert (found.max_total_tokens, found.max_input_tokens) == (100, 99)
     assert (found.model_id, found.revision, found.max_best_of) == ("a/b", "main", 7)
-    assert (found.strict_tgi, found.kserve) == (False, False)
+    assert (found.dialect, found.kserve) == (OURS, False)
     found = _limits(Settings(strict_tgi=True, kserve=True), prepared, 100)
-    assert (found.strict_tgi, found.kserve) == (True, True)
+    assert (found.dialect, found.kserve) == (TGI, True)
     found = _limits(Settings(max_total_tokens=50, max_input_length=10), prepared, 100)
     assert (found.max_total_tokens, found.max_input_tokens) == (50, 10)
     with pytest.raises(StartError, match=r"less than max-total-tokens, here 100\. Given: 100"):

@@ -108,3 +108,20 @@ def test_a_worker_ties_its_life_to_the_router_before_it_loads_torch() -> None:
 
 def test_all_modules_of_the_workers_are_seen() -> None:
     assert {"workers.runner", "workers.models.gguf"} <= set(modules(workers))
+
+
+@pytest.mark.parametrize("folder", ["attention", "layers", "quantization", "sampling"])
+def test_parts_of_a_model_do_not_know_how_it_is_loaded(folder: str) -> None:
+    found = {name for path in sources(f"workers/{folder}") for name in imports(path)}
+    loading = ("workers.models", "workers.decoder", "workers.worker", "workers.assembly")
+    assert found
+    assert [name for name in sorted(found) if name.startswith(loading)] == []
+
+
+def test_quantization_is_below_the_layers_that_use_it() -> None:
+    """But for the kernels of weights that are not quantized."""
+    kernels = ("workers.layers.packed.", "workers.layers.device_linear.")
+    found = {name for path in sources("workers/quantization") for name in imports(path)}
+    used = [name for name in found if name.startswith("workers.layers")]
+    assert used
+    assert [name for name in used if not name.startswith(kernels)] == []

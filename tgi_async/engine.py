@@ -92,7 +92,6 @@ class Engine:
         *,
         tokenizer: TokenNames,
         start: Start,
-        world_size: int = 1,
         command: tuple[str, ...] = WORKER,
         overcommit: float = 4.0,
         lookahead: int = 1,
@@ -106,7 +105,7 @@ class Engine:
         self._lookahead = lookahead
         self._max_batch_total_tokens = max_batch_total_tokens
         self._capacity = capacity or Capacity(start.max_rows)
-        self._workers = WorkerRestarter(world_size, command, backoff or Backoff())
+        self._workers = WorkerRestarter(start.world_size, command, backoff or Backoff())
         self._streams = LiveStreams()
         self._last_id = 0
         self._state = State.STARTING
@@ -237,12 +236,12 @@ class Engine:
         Unhealthy when stopping or gone for good.
         """
         self._check_serving()
-        reservation, evicted = self._in_core(self.core.reserve, client, n_rows, n_bytes)
+        reservation, evicted, ended = self._in_core(self.core.reserve, client, n_rows, n_bytes)
         reservation.on_evicted = on_evicted
+        for request in ended:
+            if (stream := self._streams.remove(request)) is not None:
+                stream.fail(Overloaded(EVICTED))
         for one in evicted:
-            for request in one.requests:
-                if (stream := self._streams.remove(request)) is not None:
-                    stream.fail(Overloaded(EVICTED))
             if one.on_evicted is not None:
                 one.on_evicted()
         return reservation
@@ -282,6 +281,7 @@ class Engine:
             grammar=request.grammar,
             prompt_logprobs=request.prompt_logprobs,
             prompt_top_n_tokens=request.prompt_top_n_tokens,
+            salts=request.salts,
             reservation=request.reservation,
         )
         self._in_core(self.core.submit, queued)

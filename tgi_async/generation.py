@@ -7,14 +7,14 @@ iterator over what has been emitted since it last looked. It never sees steps, r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from msgspec import Struct
 
+from tgi_async.scheduler.blocks import Salt
+from tgi_async.scheduler.request import FinishReason as FinishReason
 from tgi_async.scheduler.reservations import Reservation
 from tgi_async.wire.messages import Sampling
-
-FinishReason = Literal["length", "eos_token", "stop_sequence"]
 
 
 class GenerationRequest(Struct, frozen=True):
@@ -44,6 +44,8 @@ class GenerationRequest(Struct, frozen=True):
     """A checked grammar, as `grammar.encode` writes it, that the output is held to; or empty."""
     shown: dict[int, str] = {}
     """Special tokens that are part of the text, by their names: marks of calls and of thoughts."""
+    salts: tuple[Salt, ...] = ()
+    """What the prefix cache must know besides the tokens, in order of position."""
     reservation: Reservation | None = None
     """What it has a row of, where it came with a request over HTTP."""
     special_texts: Mapping[int, str] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tgi_async.errors import ServerError
@@ -20,7 +20,6 @@ from tgi_async.scheduler.request import PromptEvent, Request
 from tgi_async.telemetry import record
 from tgi_async.text.stream import Decoder, TextStream
 from tgi_async.wire import messages
-from tgi_async.wire.messages import Sampled
 
 
 class TokenNames(Decoder, Protocol):
@@ -126,24 +125,29 @@ class GenerationStream:
         self.prompt_ranks += event.ranks
         self.prompt_top_tokens += map(self._top, event.top)
 
-    def emit(self, sampled: Sampled, reason: FinishReason | None) -> FinishReason | None:
-        """Take a token, the last one if `reason` is set. Returns why it ends, if it does.
+    def emit(
+        self,
+        token: int,
+        reason: FinishReason | None = None,
+        logprob: float | None = None,
+        top: Sequence[messages.TopToken] = (),
+    ) -> FinishReason | None:
+        """Take a token, the last one if `reason` is set. Returns why the text ends, if it does.
 
-        `hand_on` lets others have it.
-
-        A stop sequence may end it where the scheduler knows of no end.
+        A stop sequence may end it where the scheduler knows of no end. Readers get the token when
+        `hand_on` is called.
         """
-        if reason == "eos_token" and self._hides_end and sampled.token not in self._marks:
+        if reason == "eos_token" and self._hides_end and token not in self._marks:
             text = self._text.flush()
         else:
-            text, stopped = self._text.push(sampled.token)
+            text, stopped = self._text.push(token)
             if stopped:
                 reason = "stop_sequence"
             elif reason is not None:
                 text += self._text.flush()
-        top = self._top(sampled.top) if sampled.top else ()
-        special = self._names.is_special(sampled.token)
-        self._buffer.append(Token(sampled.token, text, sampled.logprob, special, top))
+        likeliest = self._top(top) if top else ()
+        special = self._names.is_special(token)
+        self._buffer.append(Token(token, text, logprob, special, likeliest))
         self.n_emitted += 1
         if reason is not None:
             self._finish(reason)
@@ -179,7 +183,7 @@ class GenerationStream:
         if self._record is not None:
             self._record.finish_reasons.append(reason)
 
-    def _top(self, likeliest: list[messages.TopToken]) -> tuple[TopToken, ...]:
+    def _top(self, likeliest: Sequence[messages.TopToken]) -> tuple[TopToken, ...]:
         names = self._names
         return tuple(
             TopToken(one.id, names.token_text(one.id), one.logprob, names.is_special(one.id))

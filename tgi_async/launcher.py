@@ -16,15 +16,18 @@ import os
 import signal
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
 from tgi_async import cgroups, processes
 from tgi_async.api.app import create_app
+from tgi_async.api.dialect import dialect_of
 from tgi_async.api.gate import Gate
+from tgi_async.api.limits import Limits
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
 from tgi_async.grammar.checker import GrammarChecker
@@ -58,31 +61,6 @@ class Prepared:
     revision: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the API holds requests to: the settings, completed by what model and memory allow."""
-
-    model_id: str
-    model_names: tuple[str, ...]
-    revision: str | None
-    model_pipeline_tag: str | None
-    max_concurrent_requests: int
-    max_best_of: int
-    max_stop_sequences: int
-    max_top_n_tokens: int
-    max_input_tokens: int
-    max_total_tokens: int
-    max_client_batch_size: int
-    validation_workers: int
-    payload_limit: int
-    api_key: str | None
-    cors_allow_origin: tuple[str, ...]
-    sampling_defaults: SamplingDefaults
-    strict_tgi: bool
-    tool_call_parser: str | None
-    kserve: bool
-
-
 def serve(
     settings: Settings, *, prepare: tuple[str, ...] = PREPARE, worker: tuple[str, ...] = WORKER
 ) -> int:
@@ -110,9 +88,8 @@ async def _serve(settings: Settings, prepare: tuple[str, ...], worker: tuple[str
             contextlib.closing(bind(settings.hostname, settings.port)) as listener,
             PrivateFolder() as scratch,
         ):
-            gate = Gate(
-                settings.cors_allow_origin, kserve=settings.kserve, strict_tgi=settings.strict_tgi
-            )
+            dialect = dialect_of(strict_tgi=settings.strict_tgi)
+            gate = Gate(settings.cors_allow_origin, kserve=settings.kserve, dialect=dialect)
             address = _address(listener)
             async with answering(gate, listener) as http:
                 log.info("listening on %s; not ready yet", address)
@@ -163,6 +140,7 @@ async def _serve_on(
             max_batch_prefill_tokens=settings.max_batch_prefill_tokens or 0,
             max_total_tokens=settings.max_total_tokens or 0,
             trust_remote_code=settings.trust_remote_code,
+            world_size=world_size,
             model_impl=settings.model_impl,
             rope_scaling=settings.rope_scaling or "",
             rope_factor=settings.rope_factor or 1.0,
@@ -171,7 +149,6 @@ async def _serve_on(
             cuda_memory_fraction=settings.cuda_memory_fraction,
             stop_token_ids=chat_ends,
         ),
-        world_size=world_size,
         command=worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,
         capacity=Capacity.of(
@@ -282,27 +259,18 @@ def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
             f"--max-input-tokens must be less than max-total-tokens, here {total}. "
             f"Given: {longest}."
         )
-    return Limits(
-        model_id=prepared.model_id,
-        model_names=settings.served_model_name or (prepared.model_id,),
-        revision=prepared.revision,
-        model_pipeline_tag="text-generation",
-        sampling_defaults=SamplingDefaults.from_folder(prepared.path),
-        max_concurrent_requests=settings.max_concurrent_requests,
-        max_best_of=settings.max_best_of,
-        max_stop_sequences=settings.max_stop_sequences,
-        max_top_n_tokens=settings.max_top_n_tokens,
-        max_input_tokens=longest,
-        max_total_tokens=total,
-        max_client_batch_size=settings.max_client_batch_size,
-        validation_workers=settings.validation_workers,
-        payload_limit=settings.payload_limit,
-        api_key=settings.api_key,
-        cors_allow_origin=settings.cors_allow_origin,
-        strict_tgi=settings.strict_tgi,
-        tool_call_parser=settings.tool_call_parser,
-        kserve=settings.kserve,
-    )
+    found: dict[str, Any] = {
+        "model_id": prepared.model_id,
+        "model_names": settings.served_model_name or (prepared.model_id,),
+        "revision": prepared.revision,
+        "model_pipeline_tag": "text-generation",
+        "sampling_defaults": SamplingDefaults.from_folder(prepared.path),
+        "max_input_tokens": longest,
+        "max_total_tokens": total,
+        "dialect": dialect_of(strict_tgi=settings.strict_tgi),
+    }
+    named = {one.name for one in fields(Limits)} - found.keys()
+    return Limits(**found, **{name: getattr(settings, name) for name in named})
 
 
 def _show(gate: Gate, loading: Loading) -> None:

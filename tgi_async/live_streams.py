@@ -53,7 +53,7 @@ class LiveStreams:
             reason: FinishReason | None = None
             try:
                 if isinstance(event, TokenEvent):
-                    reason = stream.emit(event.sampled, event.finish_reason)
+                    reason = stream.emit(event.token, event.finish_reason, event.logprob, event.top)
                 elif isinstance(event, PromptEvent):
                     stream.score(event)
                     continue

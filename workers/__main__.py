@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from tgi_async.wire.channel import WorkerChannel
+from workers.cache import use_scratch
 from workers.lifeline import die_with_parent
-from workers.models.cache import use_scratch
 
 PEER_LOST_SECONDS = 5.0
 """How long a worker that lost another waits for the router to end it."""

@@ -10,10 +10,10 @@ from tgi_async.wire.messages import Admit, Run, Sampling, Step
 from workers import memory
 from workers.attention.cache import PagedCache
 from workers.constraints.constraints import Constraints
+from workers.errors import Unsupported
 from workers.following import Follower, Leader
 from workers.forward import Model
 from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows
-from workers.models.description import Unsupported
 from workers.models.loading import Loaded
 from workers.ranks import Ranks
 from workers.runner import Runner

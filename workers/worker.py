@@ -25,11 +25,11 @@ from workers.attention import registry
 from workers.attention.triton_paged import gpu_refusal
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
+from workers.errors import Unsupported
 from workers.following import Follower, Leader
 from workers.graphs.decode import GraphPlan, default_sizes
 from workers.graphs.recorder import CudaRecorder
 from workers.launched import Launched
-from workers.models.description import Unsupported
 from workers.models.loading import load
 from workers.models.rope import Scaling
 from workers.ranks import Ranks

@@ -15,6 +15,7 @@ from tests.api.fake_engine import FakeEngine
 from tests.api.tiny_tokenizer import tiny_inner, tiny_tokenizer
 from tests.api.waiting import until
 from tgi_async.api.app import create_app
+from tgi_async.api.dialect import Dialect, dialect_of
 from tgi_async.connection import Connection
 from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.telemetry.metrics import Metrics
@@ -54,10 +55,20 @@ class Settings:
     tool_call_parser: str | None = None
     kserve: bool = False
 
+    @property
+    def dialect(self) -> Dialect:
+        return dialect_of(strict_tgi=self.strict_tgi)
+
 
 @pytest.fixture
 def settings() -> Settings:
     return Settings()
+
+
+@pytest.fixture
+def as_tgi(settings: Settings) -> None:
+    """Have `--strict-tgi`. Asked for before the application is made."""
+    settings.strict_tgi = True
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from tgi_async.api import exchange as exchange_module
-from tgi_async.api.exchange import Exchange, event
+from tgi_async.api.encoding import encode_events
+from tgi_async.api.exchange import Exchange
 from tgi_async.errors import Overloaded, Unhealthy
 
 
@@ -29,20 +30,20 @@ def sent() -> Sent:
     return Sent()
 
 
+def event(payload) -> bytes:
+    return encode_events([payload])
+
+
 def describe(error):
-    return event({"told": str(error)})
-
-
-async def test_an_event_is_one_line_of_json():
-    assert event({"a": "\n한"}) == 'data: {"a":"\\n한"}\n\n'.encode()
+    return [{"told": str(error)}]
 
 
 async def test_the_peer_is_known_without_its_port(sent):
-    assert sent.exchange.peer == "10.0.0.7"
+    assert sent.exchange.context.peer == "10.0.0.7"
 
 
 async def test_a_unix_socket_has_no_peer():
-    assert Sent({"client": None}).exchange.peer == ""
+    assert Sent({"client": None}).exchange.context.peer == ""
 
 
 async def test_an_error_before_anything_is_a_reply(sent):
@@ -58,9 +59,9 @@ async def test_only_a_503_says_when_to_come_back(sent):
 
 async def test_an_error_within_a_stream_ends_it(sent):
     await sent.exchange.open_stream([], describe)
-    await sent.exchange.write(b"first")
+    await sent.exchange.write(["first"])
     await sent.exchange.fail(Overloaded())
-    assert sent.bodies == [b"first", b'data: {"told":"Model is overloaded"}\n\n']
+    assert sent.bodies == [event("first"), b'data: {"told":"Model is overloaded"}\n\n']
     assert not sent.messages[-1].get("more_body", False)
 
 
@@ -107,7 +108,7 @@ def direct(writer) -> Sent:
 
 async def test_a_server_without_a_short_way_is_never_written_to_at_once(sent):
     await sent.exchange.open_stream([], describe)
-    await sent.exchange.write(b"first")
+    await sent.exchange.write(["first"])
     assert not sent.exchange.keeps_up()
 
 
@@ -116,24 +117,24 @@ async def test_the_first_event_goes_the_usual_way_for_all_to_see(direct, writer,
     await direct.exchange.open_stream([], describe)
     await direct.exchange.keep_alive()
     assert not direct.exchange.keeps_up()
-    await direct.exchange.write(b"first")
+    await direct.exchange.write(["first"])
     assert direct.exchange.keeps_up()
-    direct.exchange.write_now(b"second")
-    await direct.exchange.close(b"last")
-    assert direct.bodies == [b":\n\n", b"first", b"last"]
-    assert writer.pieces == [b"second"]
+    direct.exchange.write_now(["second"])
+    await direct.exchange.close(["last"])
+    assert direct.bodies == [b":\n\n", event("first"), event("last")]
+    assert writer.pieces == [event("second")]
 
 
 async def test_nothing_overtakes_what_waits_to_be_sent(direct, writer):
     await direct.exchange.open_stream([], describe)
-    await direct.exchange.write(b"first")
+    await direct.exchange.write(["first"])
     go = asyncio.Event()
 
     async def slow(message):
         await go.wait()
 
     direct.exchange._send = slow
-    waiting = asyncio.create_task(direct.exchange.write(b"second"))
+    waiting = asyncio.create_task(direct.exchange.write(["second"]))
     await asyncio.sleep(0)
     assert not direct.exchange.keeps_up()
     go.set()
@@ -143,7 +144,7 @@ async def test_nothing_overtakes_what_waits_to_be_sent(direct, writer):
 
 async def test_a_client_that_is_behind_or_has_all_is_not_written_to_at_once(direct, writer):
     await direct.exchange.open_stream([], describe)
-    await direct.exchange.write(b"first")
+    await direct.exchange.write(["first"])
     writer.ready = False
     assert not direct.exchange.keeps_up()
     writer.ready = True
@@ -153,17 +154,17 @@ async def test_a_client_that_is_behind_or_has_all_is_not_written_to_at_once(dire
 
 async def test_no_event_is_no_piece(direct, writer):
     await direct.exchange.open_stream([], describe)
-    await direct.exchange.write(b"first")
-    direct.exchange.write_now(b"")
+    await direct.exchange.write(["first"])
+    direct.exchange.write_now([])
     assert writer.pieces == []
 
 
 async def test_what_is_written_at_once_is_a_sign_of_life(direct, monkeypatch):
     await direct.exchange.open_stream([], describe)
-    await direct.exchange.write(b"first")
+    await direct.exchange.write(["first"])
     direct.exchange._last_write -= 60
     assert direct.exchange.seconds_to_keep_alive() < 0
-    direct.exchange.write_now(b"second")
+    direct.exchange.write_now(["second"])
     assert direct.exchange.seconds_to_keep_alive() > 10
 
 

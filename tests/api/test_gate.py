@@ -6,6 +6,7 @@ import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
+from tgi_async.api.dialect import TGI
 from tgi_async.api.gate import Gate
 
 PAGE = {"origin": "https://page.example"}
@@ -44,7 +45,7 @@ async def test_openai_routes_say_it_in_openais_form() -> None:
         error = (await client.post("/v1/chat/completions", content=b"{}")).json()["error"]
     assert error.pop("message").startswith("The server is not ready yet: starting")
     assert error == {"type": "server_error", "param": None, "code": "loading"}
-    async with client_of(Gate(strict_tgi=True)) as client:
+    async with client_of(Gate(dialect=TGI)) as client:
         reply = await client.post("/v1/chat/completions", content=b"{}")
     assert reply.json()["error_type"] == "healthcheck"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.api.fake_engine import words
+from tgi_async.api.encoding import Events
 from tgi_async.api.relay import relay
 from tgi_async.errors import GenerationError
 from tgi_async.generation import Emitted
@@ -38,27 +39,27 @@ class Pieces:
 
     def __init__(self, *keeping_up: bool) -> None:
         self._keeping_up = list(keeping_up)
-        self.pieces: list[tuple[str, bytes]] = []
+        self.pieces: list[tuple[str, Events]] = []
 
     def keeps_up(self) -> bool:
         return self._keeping_up.pop(0)
 
-    async def write(self, events: bytes) -> None:
+    async def write(self, events: Events) -> None:
         self.pieces.append(("waited", events))
 
-    def write_now(self, events: bytes) -> None:
+    def write_now(self, events: Events) -> None:
         self.pieces.append(("at once", events))
 
 
-def text(emitted: Emitted) -> bytes:
-    return "".join(token.text for token in emitted.tokens).encode()
+def texts(emitted: Emitted) -> Events:
+    return [token.text for token in emitted.tokens]
 
 
 async def test_a_client_that_keeps_up_is_written_to_at_once() -> None:
     exchange = Pieces(False, True)
     generation = Scripted(Emitted([A], None), Emitted([B], None), Emitted([C, D], "length"))
-    assert await relay(generation, exchange, text) == b"cd"
-    assert exchange.pieces == [("waited", b"a"), ("at once", b"b")]
+    assert await relay(generation, exchange, texts) == ["c", "d"]
+    assert exchange.pieces == [("waited", ["a"]), ("at once", ["b"])]
 
 
 async def test_who_does_not_is_waited_for() -> None:
@@ -66,12 +67,12 @@ async def test_who_does_not_is_waited_for() -> None:
     generation = Scripted(
         Emitted([A], None), Emitted([B, C], None), Emitted([D], None), Emitted([A], "length")
     )
-    assert await relay(generation, exchange, text) == b"a"
-    assert exchange.pieces == [("at once", b"a"), ("waited", b"bc"), ("at once", b"d")]
+    assert await relay(generation, exchange, texts) == ["a"]
+    assert exchange.pieces == [("at once", ["a"]), ("waited", ["b", "c"]), ("at once", ["d"])]
 
 
 async def test_what_fails_is_told_after_what_was_emitted() -> None:
     exchange = Pieces(True)
     with pytest.raises(GenerationError, match="broken"):
-        await relay(Scripted(Emitted([A], None), error=GenerationError("broken")), exchange, text)
-    assert exchange.pieces == [("at once", b"a")]
+        await relay(Scripted(Emitted([A], None), error=GenerationError("broken")), exchange, texts)
+    assert exchange.pieces == [("at once", ["a"])]

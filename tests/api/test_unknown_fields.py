@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.api.conftest import refusal
+from tgi_async.api.chat.schema import ChatRequest
+from tgi_async.api.completions.schema import CompletionRequest
+from tgi_async.api.generate.schema import GenerateRequest
 from tgi_async.api.ignored_fields import MOST_LOGGED, IgnoredFields, header_value
-from tgi_async.api.schemas.chat import ChatRequest
-from tgi_async.api.schemas.completions import CompletionRequest
-from tgi_async.api.schemas.generate import GenerateRequest
 from tgi_async.api.unknown_fields import MOST_FIELDS, MOST_OBJECTS, unknown_fields
 from tgi_async.api.unsupported import HARMLESS, REFUSED, SETTINGS_OF_REFUSED, ignored
 from tgi_async.telemetry.metrics import Metrics

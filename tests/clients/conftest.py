@@ -8,8 +8,8 @@ import pytest
 
 from tests.clients.suites.full_server import ROWS
 from tests.integration.server import Server
+from workers.errors import ModelUnavailable
 from workers.models.embedded import find_gguf
-from workers.models.errors import ModelUnavailable
 
 API_KEY = "a key that clients must send"
 FLAGS = (

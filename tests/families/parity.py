@@ -124,7 +124,7 @@ def generate(
                 found[run.row].append(recorder.logits[order.index(run.row)])
             computed[run.row] = end
         for one in done.sampled:
-            token = known[one.row][len(tokens[one.row])] if known else one.token
+            token = known[one.row][len(tokens[one.row])] if known else one.tokens[0]
             table.last_tokens[one.row] = token
             tokens[one.row].append(token)
     return [Text(t, torch.stack(rows)) for t, rows in zip(tokens, found, strict=True)]

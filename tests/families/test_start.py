@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.families.cases import CASES, Case, config_of, save
 from tests.families.parity import CPU
-from workers.models.description import Unsupported
-from workers.models.layers import PackedForward, ReadLinear, keep_what_is_read, layers_of
+from tests.workers.our_layers import replaced
+from workers.errors import Unsupported
+from workers.models.layers import PackedForward, layers_of
 from workers.models.loading import load
 from workers.models.rope import Scaling
 from workers.models.transformers_path import TransformersModel
@@ -64,8 +65,8 @@ def test_logits_are_selected_where_a_model_does_not() -> None:
 
 def test_a_weight_that_other_code_reads_stays() -> None:
     model = built("hunyuan_v1_moe", head_dim=16, moe_topk=2)
-    keep_what_is_read(model)
-    kept = {name for name, one in model.named_modules() if isinstance(one, ReadLinear)}
+    named = replaced(model).named_modules()
+    kept = {name for name, one in named if isinstance(one, torch.nn.Linear)}
     assert kept == {f"model.layers.{at}.mlp.gate.wg" for at in range(4)}
 
 

@@ -14,7 +14,7 @@ import torch
 
 from tests.families.cases import CASES
 from tests.families.parity import CPU, Text, forced
-from workers.models.description import Unsupported
+from workers.errors import Unsupported
 from workers.models.loading import load
 from workers.ranks import Ranks
 

@@ -20,6 +20,7 @@ from tgi_async.wire.messages import Admit
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
+from tests.workers.our_layers import replaced, tensors_of
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.attention.device_batch import DeviceBatch, decode_numbers
@@ -128,7 +129,7 @@ def reference(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def device_decoder(model: Any, device: str) -> DeviceDecoder:
-    return DeviceDecoder(TritonAttention, Description(copy.deepcopy(model).to(device)))
+    return DeviceDecoder(TritonAttention, Description(replaced(copy.deepcopy(model).to(device))))
 
 
 def test_every_family_is_among_them() -> None:
@@ -159,7 +160,7 @@ def faults(block: Block) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(
-    "fault", [name for name, _ in faults(Description(small("gemma3")).block(0))]
+    "fault", [name for name, _ in faults(Description(replaced(small("gemma3"))).block(0))]
 )
 def test_a_fault_in_one_layer_would_be_seen(
     device: str, fault: str, monkeypatch: pytest.MonkeyPatch
@@ -262,8 +263,8 @@ def test_no_logits_are_wanted_of_the_middle_of_a_prompt(device: str) -> None:
 def test_the_weights_of_transformers_are_let_go(device: str, variant: str) -> None:
     model = small(variant).to(device)
     n_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    decoder = DeviceDecoder(TritonAttention, Description(model))
-    assert not list(model.model.layers.parameters())
+    decoder = DeviceDecoder(TritonAttention, Description(replaced(model)))
+    assert not tensors_of(model.model.layers)
     tied = model.config.tie_word_embeddings and device == "cpu"  # where what is borrowed is copied
     assert decoder.weight_bytes == n_bytes + (VOCABULARY * 64 * 4 if tied else 0)
 
@@ -272,8 +273,8 @@ def test_a_shape_that_attention_does_not_take_leaves_the_model_as_it_was(device:
     heads = {"num_attention_heads": 192, "num_key_value_heads": 1}
     model = tiny("llama", num_hidden_layers=2, hidden_size=192 * 4, **heads).to(device)
     with pytest.raises(NotFused, match=r"its attention is not the kernels': .*192"):
-        DeviceDecoder(TritonAttention, Description(model))
-    assert len(list(model.model.layers.parameters())) == 2 * 9
+        DeviceDecoder(TritonAttention, Description(replaced(model)))
+    assert len(tensors_of(model.model.layers)) == 2 * 9
 
 
 def test_the_runner_says_what_transformers_says(device: str, tmp_path: Path) -> None:

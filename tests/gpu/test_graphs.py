@@ -122,7 +122,7 @@ def test_what_a_row_samples_is_what_it_samples_without_graphs(
         assert tokens_of(ours) == tokens_of(theirs)
         for one, other in zip(ours.sampled, theirs.sampled, strict=True):
             assert one.row == other.row
-            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 def test_a_step_is_launched_before_the_one_before_it_is_read(

@@ -406,12 +406,11 @@ def test_each_row_takes_its_own_path_and_gets_what_it_asked_for(
             wanted, _ = theirs.to_wire(rows, expected)
             assert not errors
             for one, other in zip(sampled, wanted, strict=True):
-                assert (one.row, one.token) == (other.row, other.token)
-                assert [top.id for top in one.top] == [top.id for top in other.top]
-                assert (one.logprob is None) == (other.logprob is None)
-                assert other.logprob is None or one.logprob == pytest.approx(
-                    other.logprob, abs=1e-4
-                )
+                assert (one.row, one.tokens[0]) == (other.row, other.tokens[0])
+                assert [[top.id for top in each] for each in one.top] == [
+                    [top.id for top in each] for each in other.top
+                ]
+                assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 def test_what_has_been_picked_is_not_sampled_again(

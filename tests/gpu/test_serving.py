@@ -105,7 +105,7 @@ def test_sampling_and_log_probabilities_of_prompts_are_the_cpus(
         found.append([batch.step({0: 30}, admitted), *(batch.step({0: 1}) for _ in range(3))])
     for ours, cpus in zip(*found, strict=True):
         assert tokens_of(ours) == tokens_of(cpus)
-        assert ours.sampled[0].logprob == pytest.approx(cpus.sampled[0].logprob, abs=1e-4)
+        assert ours.sampled[0].logprobs[0] == pytest.approx(cpus.sampled[0].logprobs[0], abs=1e-4)
     ((ours,), (cpus,)) = (done[0].prompt_logprobs for done in found)
     assert ours.logprobs == pytest.approx(cpus.logprobs, abs=1e-4)
 
@@ -116,7 +116,7 @@ def test_the_worker_serves_on_the_gpu(
     channel = run(start(folder), *steps(6), Stop())
     assert channel.ready.device == cuda.type
     assert channel.ready.block_size == 16
-    assert [one.sampled[0].token for one in channel.results] == greedy(reference, SHORT, 6)
+    assert [one.sampled[0].tokens[0] for one in channel.results] == greedy(reference, SHORT, 6)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -127,7 +127,7 @@ def test_half_precision_is_near_float32(
     (one,) = found.results[0].sampled
     with torch.inference_mode():
         scores = reference(torch.tensor([SHORT])).logits[0, -1].log_softmax(-1)
-    assert one.logprob == pytest.approx(float(scores[one.token]), abs=0.5)
+    assert one.logprobs[0] == pytest.approx(float(scores[one.tokens[0]]), abs=0.5)
 
 
 def test_a_greedy_step_never_waits_for_the_device(

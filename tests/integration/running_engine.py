@@ -12,6 +12,7 @@ from typing import NamedTuple
 from tests.integration.waiting import until
 from tgi_async.engine import Engine
 from tgi_async.generation import FinishReason, GenerationRequest
+from tgi_async.supervisor import WORKER
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Start
@@ -37,6 +38,7 @@ async def running_engine(
     lookahead: int = 1,
     model_impl: str = "fused",
     world_size: int = 1,
+    command: tuple[str, ...] = WORKER,
 ) -> AsyncIterator[Engine]:
     """An engine that serves the model of a folder in float32; stopped, with its workers, after."""
     engine = Engine(
@@ -51,9 +53,10 @@ async def running_engine(
             max_batch_prefill_tokens=max_batch_prefill_tokens,
             max_total_tokens=0,
             model_impl=model_impl,
+            world_size=world_size,
         ),
-        world_size=world_size,
         lookahead=lookahead,
+        command=command,
     )
     try:
         ready = await engine.launch(lambda loading: None)

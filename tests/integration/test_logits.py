@@ -86,7 +86,7 @@ def test_logits_of_chunks_and_decodes_are_those_of_one_pass(
         admit = admits[step - 1 : step]
         done = runner.collect(runner.launch(Step(step, [], admit, [], runs)))
         assert not done.errors
-        sampled = {one.row: one.token for one in done.sampled}
+        sampled = {one.row: one.tokens[0] for one in done.sampled}
         # First the rows that sample, decodes before chunks; then what is scored of each chunk.
         order = [one.row for one in done.sampled]
         offset = len(order)

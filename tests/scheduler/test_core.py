@@ -53,7 +53,7 @@ def result(core: Core, plan: Plan, token: int = 7) -> StepDone:
     """Every row that has no known tokens left samples `token`."""
     (parts,) = (one.parts for one in core._in_flight if one.step == plan.step.step)
     rows = [part.row for part in parts if part.samples]
-    return StepDone(plan.step.step, [Sampled(row, token) for row in rows], [], [], 0.0, 0.0)
+    return StepDone(plan.step.step, [Sampled(row, [token]) for row in rows], [], [], 0.0, 0.0)
 
 
 def step(core: Core, token: int = 7) -> list[Event]:
@@ -321,7 +321,7 @@ def test_a_row_that_fails_fails_alone() -> None:
     core = Core(ROOMY)
     first, second = submitted(core, 1, 4), submitted(core, 2, 4)
     plan = planned(core)
-    sampled = [Sampled(second.row, 7)]
+    sampled = [Sampled(second.row, [7])]
     done = StepDone(plan.step.step, sampled, [], [RowError(first.row, "out of luck")], 0.0, 0.0)
     failed, token = core.complete(done)
     assert failed == FailedEvent(first, "out of luck")
@@ -602,11 +602,14 @@ def test_results_come_in_the_order_of_their_steps() -> None:
     ("sampled", "errors", "scored", "message"),
     [
         ([], [], [], r"rows \[0\] have no token"),
-        ([Sampled(0, 7), Sampled(0, 8)], [], [], "two tokens"),
-        ([Sampled(0, 7), Sampled(1, 7)], [], [], r"rows \[1\] do not sample"),
-        ([Sampled(0, 7), Sampled(5, 7)], [], [], r"rows \[5\] do not sample"),
-        ([Sampled(0, 7)], [RowError(5, "bad")], [], r"rows \[5\] are not in step"),
-        ([Sampled(0, 7)], [], [PromptLogprobs(5, 1, [0.0])], r"rows \[5\] are not in step"),
+        ([Sampled(0, [7]), Sampled(0, [8])], [], [], "two results"),
+        ([Sampled(0, [7]), Sampled(1, [7])], [], [], r"rows \[1\] do not sample"),
+        ([Sampled(0, [7]), Sampled(5, [7])], [], [], r"rows \[5\] do not sample"),
+        ([Sampled(0, [7, 8])], [], [], "no grammar that forces them"),
+        ([Sampled(0, [7], n_computed=1)], [], [], "beyond step"),
+        ([Sampled(0, [7], [-1.0, -2.0])], [], [], "log-probabilities of others"),
+        ([Sampled(0, [7])], [RowError(5, "bad")], [], r"rows \[5\] are not in step"),
+        ([Sampled(0, [7])], [], [PromptLogprobs(5, 1, [0.0])], r"rows \[5\] are not in step"),
     ],
 )
 def test_a_result_that_does_not_fit_its_step_changes_nothing(

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tgi_async.errors import TemplateError
 from tgi_async.text.chat_renderer import Renderer
 
 PARTS = [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]
@@ -166,3 +167,48 @@ def test_thoughts_are_found_under_every_name(given, read):
 def test_a_developer_is_the_system_where_the_template_knows_none():
     assert render("{{ messages[0].role }}", role="developer") == "system"
     assert render("{# developer #}{{ messages[0].role }}", role="developer") == "developer"
+
+
+# As the templates of Gemma 2 and Mistral 7B refuse what they do not know.
+ALTERNATING = """
+{%- for m in messages -%}
+{%- if m.role not in ('user', 'assistant') -%}{{ raise_exception('no such role') }}{%- endif -%}
+{%- if (m.role == 'user') != (loop.index0 % 2 == 0) -%}{{ raise_exception('no turn') }}{%- endif -%}
+<{{ m.role }}>{{ m.content }}
+{%- endfor -%}
+"""
+HELLO = {"role": "user", "content": "Hello"}
+AGAIN = {"role": "user", "content": [{"type": "text", "text": "A"}, {"type": "text", "text": "B"}]}
+ANSWER = {"role": "assistant", "content": "Hi"}
+BRIEF = {"role": "system", "content": "Be brief."}
+DEVELOPER = {"role": "developer", "content": [{"type": "text", "text": "Be kind."}]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ([BRIEF, HELLO], "<user>Be brief.\n\nHello"),
+        ([BRIEF, DEVELOPER, AGAIN], "<user>Be brief.\n\nBe kind.\n\nAB"),
+        ([{"role": "system", "content": ""}, HELLO], "<user>Hello"),
+        ([HELLO, AGAIN, ANSWER, AGAIN, HELLO], "<user>Hello\n\nAB<assistant>Hi<user>AB\n\nHello"),
+        ([BRIEF, HELLO, HELLO], "<user>Be brief.\n\nHello\n\nHello"),
+    ],
+)
+def test_what_a_template_refuses_is_put_into_the_users_message(messages, text):
+    assert (
+        Renderer({"default": ALTERNATING}, {}).render(messages, add_generation_prompt=True) == text
+    )
+
+
+@pytest.mark.parametrize(
+    "messages", [[BRIEF], [BRIEF, ANSWER], [HELLO, BRIEF], [HELLO, ANSWER, ANSWER]]
+)
+def test_what_has_no_place_in_a_users_message_stays_refused(messages):
+    with pytest.raises(TemplateError, match=r"no such role|no turn"):
+        Renderer({"default": ALTERNATING}, {}).render(messages, add_generation_prompt=True)
+
+
+def test_a_template_that_takes_system_messages_and_turns_gets_them():
+    source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    made = Renderer({"default": source}, {}).render([BRIEF, HELLO, HELLO])
+    assert made == "<system>Be brief.<user>Hello<user>Hello"

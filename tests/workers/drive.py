@@ -129,9 +129,9 @@ class Drive:
         self.n_late += len(done.late)
         for event in self.core.complete(done):
             if isinstance(event, TokenEvent):
-                self.said[event.request.id].append(event.sampled.token)
+                self.said[event.request.id].append(event.token)
                 told = self.logprobs.setdefault(event.request.id, [])
-                told.append(event.sampled.logprob)
+                told.append(event.logprob)
                 self.reasons[event.request.id] = event.finish_reason
             elif isinstance(event, FailedEvent):
                 self.errors[event.request.id] = event.message

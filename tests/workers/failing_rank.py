@@ -19,7 +19,7 @@ def main() -> None:
     how = sys.argv.pop(1)
     if "--rank=1" in sys.argv:
         import workers.worker
-        from workers.models.description import Unsupported
+        from workers.errors import Unsupported
 
         def load(*_: Any, **__: Any) -> Any:
             if how == "refused":

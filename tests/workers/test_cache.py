@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from workers.models import cache as module
-from workers.models.cache import build_once, cache_root, can_write, is_built, use_scratch
-from workers.models.errors import ModelUnavailable
+from workers import cache as module
+from workers.cache import build_once, cache_root, can_write, is_built, use_scratch
+from workers.errors import ModelUnavailable
 
 
 @pytest.fixture(autouse=True)

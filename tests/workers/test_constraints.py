@@ -178,11 +178,11 @@ def test_hardly_more_room_than_the_shortest_text_needs_is_enough(
         assert accepts(grammar, text_of(vocabulary, said)), (n, text_of(vocabulary, said))
 
 
-@pytest.mark.parametrize("limit", ["MAX_STATES", "MAX_COUNTED"])
+@pytest.mark.parametrize("limit", ["token_walks.MAX_STATES", "foresight.MAX_COUNTED"])
 def test_where_too_much_would_have_to_be_looked_at_the_shortest_text_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    monkeypatch.setattr(f"workers.constraints.foresight.{limit}", 5)
+    monkeypatch.setattr(f"workers.constraints.{limit}", 5)
     folder, size = save_tiny_tokenizer(tmp_path)
     vocabulary = Vocabulary(folder, size, [END])
     for grammar in (Json(PERSON), REPORTED[0]):

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from tests.layouts.tokenizers import sentencepiece_model
 from tests.workers.model_files import INDEX, model_files, pickled, write_files
 from tests.workers.tiny_tokenizer import tiny_marks
+from workers.errors import ModelUnavailable
 from workers.models.convert import _save, complete
-from workers.models.errors import ModelUnavailable
 from workers.models.folder import examine, local_folder
 
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.workers.tiny_gguf import TOKENS, Tiny, write_tiny_gguf
+from workers.errors import ModelUnavailable
 from workers.models import embedded
 from workers.models.embedded import FILE, RECOMMENDED, find_gguf, prepare_embedded
-from workers.models.errors import ModelUnavailable
 from workers.models.gguf_convert import convert_gguf
 
 

@@ -10,9 +10,10 @@ from tests.grammar.engines import accepts, engine_of
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar, Json, Regex
 from tgi_async.grammar.schema.normalize import normalize
-from workers.constraints.expressions import ENDLESS, Expressions, Node, TooComplex
+from workers.constraints.expressions import ENDLESS, Expressions
 from workers.constraints.formats import FORMATS
 from workers.constraints.language import language
+from workers.constraints.nodes import Node, TooComplex
 from workers.constraints.patterns import matching, searching
 
 
@@ -155,3 +156,19 @@ def test_what_may_have_been_meant_in_too_many_ways_is_given_up() -> None:
     expressions.begin()
     with pytest.raises(TooComplex):
         has(expressions, node, "x" * 500)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["[a-z ]{30}", "(.|\n){3,7}x", "(a|ab){4}", "(ab?){2,}", "(a|b)*c{5}", "a{3}b"]
+)
+def test_a_text_leads_where_its_bytes_lead_one_by_one(pattern: str) -> None:
+    expressions = Expressions()
+    node = matching(expressions, pattern)
+    for text in ("a", "aaa", "ab가b", "aaab", "abababab", "ccccc", "b" * 40):
+        after = node
+        for byte in text.encode():
+            after = expressions.after(after, byte)
+        assert expressions.after_text(node, text.encode()) is after
+        for _ in range(3):  # and it is the same where all that may follow is known
+            expressions.steps(node)
+            assert expressions.after_text(node, text.encode()) is after

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.workers.model_files import INDEX, index, model_files, safetensors, write_files
-from workers.models.errors import ModelUnavailable
+from workers.errors import ModelUnavailable
 from workers.models.folder import Lacks, examine, local_folder
 from workers.models.weight_files import safetensors_files
 

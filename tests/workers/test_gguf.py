@@ -7,7 +7,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from tests.workers.tiny_gguf import BLOCKS, HIDDEN, TOKENS, Array, write_tiny_gguf
-from workers.models.errors import ModelUnavailable
+from workers.errors import ModelUnavailable
 from workers.models.gguf import QUANTIZATIONS, GgufModel, unpermute
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.models.errors import ModelUnavailable
+from workers.errors import ModelUnavailable
 from workers.models.gguf_choice import choose_gguf, only_gguf
 
 FILES = [

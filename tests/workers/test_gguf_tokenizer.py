@@ -13,7 +13,7 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import (
 )
 
 from tests.workers.tiny_gguf import TEMPLATE, TOKENS, write_tiny_gguf
-from workers.models.errors import ModelUnavailable
+from workers.errors import ModelUnavailable
 from workers.models.gguf import GgufModel
 from workers.models.gguf_pre_tokenizers import SPLITTINGS
 from workers.models.gguf_tokenizer import build_tokenizer, end_token_ids, tokenizer_config

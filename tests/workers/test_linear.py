@@ -10,9 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from tests.workers.our_layers import replaced, settled
 from workers import native
 from workers.layers import packed
-from workers.layers.linear import Linear, replace_linears
+from workers.layers.layer import Layer
+from workers.layers.linear import Linear
+from workers.quantization import plain
+from workers.quantization.method import LayerWeight, Size
+from workers.quantization.plain import PlainWeight
+from workers.quantization.registry import PLAIN
 
 BF16 = torch.bfloat16
 SHAPES = [(576, 576), (192, 576), (1536, 64), (64, 1536), (1, 2), (49, 32), (100, 31), (17, 1)]
@@ -71,7 +77,7 @@ def assert_rounded(out: torch.Tensor, layer: nn.Linear, x: torch.Tensor) -> None
 @torch.inference_mode()
 def test_it_computes_what_torch_computes(form: str, n: int, k: int, bias: bool) -> None:
     plain = linear(n, k, bias)
-    ours = Linear.from_linear(plain)
+    ours = settled(plain)
     for m in N_ROWS:
         x = torch.randn(m, k, dtype=BF16)
         assert_rounded(ours(x), plain, x)
@@ -80,7 +86,7 @@ def test_it_computes_what_torch_computes(form: str, n: int, k: int, bias: bool) 
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 @torch.inference_mode()
 def test_a_row_has_the_same_bits_in_a_batch_of_any_size(needs_kernel: None, n: int, k: int) -> None:
-    ours = Linear.from_linear(linear(n, k, bias=True))
+    ours = settled(linear(n, k, bias=True))
     x = torch.randn(300, k, dtype=BF16)
     alone = torch.cat([ours(row[None]) for row in x])
     for m in (*range(1, 71), 300):
@@ -90,7 +96,7 @@ def test_a_row_has_the_same_bits_in_a_batch_of_any_size(needs_kernel: None, n: i
 
 @torch.inference_mode()
 def test_a_row_has_the_same_bits_on_any_number_of_threads(needs_kernel: None) -> None:
-    ours = Linear.from_linear(linear(200, 96))
+    ours = settled(linear(200, 96))
     x = torch.randn(37, 96, dtype=BF16)
     n_threads = torch.get_num_threads()
     try:
@@ -106,7 +112,7 @@ def test_a_row_has_the_same_bits_on_any_number_of_threads(needs_kernel: None) ->
 @torch.inference_mode()
 def test_batch_dimensions_are_kept(form: str) -> None:
     plain = linear(48, 32)
-    ours = Linear.from_linear(plain)
+    ours = settled(plain)
     for shape in [(32,), (1, 5, 32), (2, 3, 4, 32), (1, 0, 32), (0, 32)]:
         x = torch.randn(shape, dtype=BF16)
         assert_rounded(ours(x), plain, x)
@@ -115,7 +121,7 @@ def test_batch_dimensions_are_kept(form: str) -> None:
 @torch.inference_mode()
 def test_an_input_need_not_be_contiguous(form: str) -> None:
     plain = linear(48, 32)
-    ours = Linear.from_linear(plain)
+    ours = settled(plain)
     wide = torch.randn(6, 80, dtype=BF16)
     for x in (wide[:, 7:39], wide[::2, 7:39], wide[None, 1:4, 8:40]):
         assert_rounded(ours(x), plain, x)
@@ -125,7 +131,7 @@ def test_an_input_need_not_be_contiguous(form: str) -> None:
 
 @torch.inference_mode()
 def test_not_a_number_and_infinity_stay_in_their_row(form: str) -> None:
-    ours = Linear.from_linear(linear(50, 31))
+    ours = settled(linear(50, 31))
     x = torch.randn(9, 31, dtype=BF16)
     good = ours(x)
     x[3, 5], x[6, 30] = float("nan"), float("inf")
@@ -137,32 +143,28 @@ def test_not_a_number_and_infinity_stay_in_their_row(form: str) -> None:
 
 
 @torch.inference_mode()
-def test_joined_layers_give_their_results_side_by_side(form: str) -> None:
+def test_merged_layers_give_their_results_side_by_side(needs_kernel: None) -> None:
     parts = [linear(n, 64, bias=True) for n in (96, 32, 40)]
     x = torch.randn(1, 5, 64, dtype=BF16)
-    joined = Linear.from_linear(*parts)(x).split([96, 32, 40], dim=-1)
-    for part, out in zip(parts, joined, strict=True):
+    prepare = PLAIN.prepared("c_linear", [Size(n, 64, True) for n in (96, 32, 40)])
+    assert prepare is not None
+    weights = [PlainWeight(part.weight.detach(), part.bias.detach()) for part in parts]
+    merged: LayerWeight = prepare(weights, "")
+    for part, out in zip(parts, merged.apply(x).split([96, 32, 40], dim=-1), strict=True):
         assert_rounded(out, part, x)
-        if form == "kernel":
-            assert torch.equal(out, Linear.from_linear(part)(x))
-
-
-def test_layers_that_differ_are_not_joined() -> None:
-    for other in (linear(8, 16), linear(8, 32, bias=True), linear(8, 32, dtype=torch.float32)):
-        with pytest.raises(ValueError, match="must agree in input size, dtype, device"):
-            Linear.from_linear(linear(8, 32), other)
+        assert torch.equal(out, settled(part)(x))
 
 
 @torch.inference_mode()
 def test_float32_has_torchs_own_bits() -> None:
     plain = linear(96, 64, bias=True, dtype=torch.float32)
     x = torch.randn(11, 64)
-    assert torch.equal(Linear.from_linear(plain)(x), plain(x))
+    assert torch.equal(settled(plain)(x), plain(x))
 
 
 @NEEDS_AVX512_BF16
 def test_a_wrong_input_is_refused(needs_kernel: None) -> None:
-    ours = Linear.from_linear(linear(48, 32))
+    ours = settled(linear(48, 32))
     for x in (
         torch.zeros(2, 33, dtype=BF16),
         torch.zeros(2, 32),
@@ -186,7 +188,12 @@ class Toy(nn.Module):
         )
         self.again = self.blocks[0]
         self.head = nn.Linear(32, 50, bias=False, dtype=dtype)
-        self.head.weight = self.embed.weight
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.again(self.blocks[0](self.up(self.embed(ids))))
@@ -194,13 +201,30 @@ class Toy(nn.Module):
         return out
 
 
+def toy(dtype: torch.dtype) -> Toy:
+    model = Toy(dtype)
+    model.head.weight = model.embed.weight
+    return model
+
+
+def settle(model: nn.Module) -> list[str]:
+    """Have ours for all layers, and return what was given up for them."""
+    notes: list[str] = []
+    for layer in replaced(model).modules():
+        if isinstance(layer, Layer):
+            layer.settle()
+        note = layer.weight.note if isinstance(layer, Linear) else None
+        notes += [note] if note and note not in notes else []
+    return notes
+
+
 @pytest.mark.parametrize("dtype", [BF16, torch.float32])
 @torch.inference_mode()
 def test_every_linear_of_a_model_is_replaced(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    model = Toy(dtype)
+    model = toy(dtype)
     before = copy.deepcopy(model)
-    replace_linears(model)
+    settle(model)
     assert not [x for x in model.modules() if isinstance(x, nn.Linear)]
     assert model.again is model.blocks[0]
     ids = torch.arange(50)
@@ -208,11 +232,13 @@ def test_every_linear_of_a_model_is_replaced(dtype: torch.dtype) -> None:
     torch.testing.assert_close(model(ids), before(ids), rtol=0.02, atol=0.02)
 
 
-def test_replaced_weights_are_not_kept(needs_kernel: None) -> None:
-    model = Toy(BF16)
+def test_packed_weights_are_not_kept(needs_kernel: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As where the processor has AVX512_BF16.
+    monkeypatch.setattr(plain, "form_of", lambda device, dtype: (packed.PackedWeight, None))
+    model = toy(BF16)
     kept = weakref.ref(model.embed.weight)
     dropped = [weakref.ref(model.up.weight), weakref.ref(model.again.weight)]
-    replace_linears(model)
+    settle(model)
     gc.collect()
     assert kept() is not None
     assert [x() for x in dropped] == [None, None]
@@ -220,7 +246,7 @@ def test_replaced_weights_are_not_kept(needs_kernel: None) -> None:
 
 @NEEDS_AVX512_BF16
 def test_what_was_given_up_is_said(form: str) -> None:
-    notes = replace_linears(Toy(BF16))
+    notes = settle(toy(BF16))
     wanted = {
         "kernel": [],
         "onednn": ["linear layers run slower, through oneDNN: no C compiler"],
@@ -228,4 +254,4 @@ def test_what_was_given_up_is_said(form: str) -> None:
     }
     assert len(notes) == len(wanted[form])
     assert all(note.startswith(x) for note, x in zip(notes, wanted[form], strict=True))
-    assert replace_linears(Toy(torch.float32)) == []
+    assert settle(toy(torch.float32)) == []

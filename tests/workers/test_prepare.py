@@ -9,7 +9,7 @@ import pytest
 
 from tests.workers.model_files import model_files, write_files
 from tests.workers.tiny_gguf import write_tiny_gguf
-from workers.models.errors import ModelUnavailable
+from workers.errors import ModelUnavailable
 from workers.models.folder import Lacks, examine, local_folder
 from workers.models.prepare import main, prepare
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from workers.models.progress import reports, size, track
+from workers.progress import reports, size, track
 
 
 @pytest.mark.parametrize(

@@ -106,10 +106,11 @@ def test_smollm2_and_what_its_ranks_hold(
         json.loads((tmp_path / f"bytes-{rank}.json").read_text())[f"transformers:{model_folder}"]
         for rank in range(world_size)
     ]
-    whole = Pretrained(model_folder, torch.float32, CPU, False).module
-    n_whole = sum(one.numel() for one in whole.parameters())
-    n_norms = sum(one.numel() for name, one in whole.named_parameters() if "norm" in name)
-    keys = [one for name, one in whole.named_parameters() if "k_proj" in name or "v_proj" in name]
+    matching = Pretrained(model_folder, torch.float32, CPU, False).weights.matching
+    whole = {name: one for name, one in matching.state.items() if name not in matching.tied}
+    n_whole = sum(one.numel() for one in whole.values())
+    n_norms = sum(one.numel() for name, one in whole.items() if "norm" in name)
+    keys = [one for name, one in whole.items() if "k_proj" in name or "v_proj" in name]
     # Of its 3 heads of keys and values, one is with two of four ranks.
     n_shared = sum(one.numel() for one in keys) // 3 if world_size == 4 else 0
     print(f"{world_size} ranks: {[n / 1e6 for n in held]} MB of {4 * n_whole / 1e6}")

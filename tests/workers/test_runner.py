@@ -120,7 +120,7 @@ class Batch:
 
 
 def tokens_of(done: StepDone) -> dict[int, int]:
-    return {one.row: one.token for one in done.sampled}
+    return {one.row: one.tokens[0] for one in done.sampled}
 
 
 @torch.inference_mode()
@@ -173,10 +173,10 @@ def test_logits_equal_those_of_transformers(model: Loaded, reference: PreTrained
         one = next(one for one in done.sampled if one.row == 0)
         with torch.inference_mode():
             scores = reference(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
-        assert one.logprob == pytest.approx(float(scores.max()), abs=1e-4)
-        assert [top.id for top in one.top] == scores.topk(5).indices.tolist()
-        ids = [*ids, one.token]
-        assert next(one for one in done.sampled if one.row == 1).logprob is None
+        assert one.logprobs == pytest.approx([float(scores.max())], abs=1e-4)
+        assert [top.id for top in one.top[0]] == scores.topk(5).indices.tolist()
+        ids = [*ids, *one.tokens]
+        assert next(one for one in done.sampled if one.row == 1).logprobs == []
 
 
 def test_a_replay_of_prompt_and_emitted_tokens_goes_on_the_same(

@@ -105,12 +105,12 @@ def test_a_greedy_row_takes_the_largest_logit_and_of_equals_the_lowest_id(
     logits = logits_of(3, dtype=dtype)
     logits[1, [30, 20, 700]] = 50.0
     sampled, errors = step(batch([Sampling()] * 3), [0, 1, 2], 4, logits)
-    assert [one.token for one in sampled] == [logits[0].argmax(), 20, logits[2].argmax()]
+    assert [one.tokens[0] for one in sampled] == [logits[0].argmax(), 20, logits[2].argmax()]
     assert not errors
 
 
 def test_a_row_without_logprobs_or_top_tokens_reports_none() -> None:
-    assert only(Sampling(), logits_of(1)) == Sampled(0, int(logits_of(1).argmax()))
+    assert only(Sampling(), logits_of(1)) == Sampled(0, [int(logits_of(1).argmax())])
 
 
 def test_a_row_that_does_not_sample_ignores_temperature_and_truncation() -> None:
@@ -123,7 +123,7 @@ def test_a_row_that_does_not_sample_ignores_temperature_and_truncation() -> None
 def test_a_greedy_rows_logprob_is_the_log_softmax_in_float32(dtype: torch.dtype) -> None:
     logits = logits_of(1, dtype=dtype)
     expected = logits.float().log_softmax(1).max().item()
-    assert only(Sampling(logprobs=True), logits).logprob == pytest.approx(expected, abs=1e-5)
+    assert only(Sampling(logprobs=True), logits).logprobs == pytest.approx([expected], abs=1e-5)
 
 
 def warped_logprobs(logits: torch.Tensor, *warpers: LogitsProcessor) -> torch.Tensor:
@@ -154,16 +154,16 @@ def test_logprobs_are_those_of_the_processed_logits(seed: int) -> None:
         TopPLogitsWarper(0.9),
     )
     found = only(sampling, logits)
-    assert found.logprob == pytest.approx(expected[found.token].item(), abs=1e-5)
+    assert found.logprobs[0] == pytest.approx(expected[found.tokens[0]].item(), abs=1e-5)
     finite = int(expected.isfinite().sum())
     values, ids = expected.topk(min(6, finite))
-    assert [top.id for top in found.top] == ids.tolist()
-    assert [top.logprob for top in found.top] == pytest.approx(values.tolist(), abs=1e-5)
+    assert [top.id for top in found.top[0]] == ids.tolist()
+    assert [top.logprob for top in found.top[0]] == pytest.approx(values.tolist(), abs=1e-5)
 
 
 def test_top_tokens_are_exactly_as_many_as_asked_and_start_with_the_greedy_token() -> None:
     logits = logits_of(1, dtype=torch.bfloat16).float().round()
-    top = only(Sampling(top_n_tokens=5), logits).top
+    top = only(Sampling(top_n_tokens=5), logits).top[0]
     assert len(top) == 5
     assert [one.id for one in top] == logits[0].sort(descending=True, stable=True).indices[
         :5
@@ -171,13 +171,13 @@ def test_top_tokens_are_exactly_as_many_as_asked_and_start_with_the_greedy_token
 
 
 def test_top_tokens_may_be_as_many_as_the_vocabulary() -> None:
-    top = only(Sampling(top_n_tokens=10 * V), logits_of(1)).top
+    top = only(Sampling(top_n_tokens=10 * V), logits_of(1)).top[0]
     assert sorted(one.id for one in top) == list(range(V))
 
 
 def test_tokens_cut_by_truncation_are_not_reported() -> None:
     found = only(Sampling(do_sample=True, top_k=2, top_n_tokens=5), logits_of(1))
-    assert len(found.top) == 2
+    assert len(found.top[0]) == 2
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 1.5])
@@ -201,11 +201,11 @@ def test_the_same_seed_gives_the_same_token_and_another_seed_or_choice_or_positi
     first = Sampling(do_sample=True, seed=9)
     assert only(first, logits) == only(first, logits)
     others = [
-        only(Sampling(do_sample=True, seed=10), logits).token,
-        only(Sampling(do_sample=True, seed=9, choice=1), logits).token,
-        step(batch([first]), [0], 5, logits)[0][0].token,
+        only(Sampling(do_sample=True, seed=10), logits).tokens[0],
+        only(Sampling(do_sample=True, seed=9, choice=1), logits).tokens[0],
+        step(batch([first]), [0], 5, logits)[0][0].tokens[0],
     ]
-    assert only(first, logits).token not in others
+    assert only(first, logits).tokens[0] not in others
 
 
 @pytest.mark.parametrize(
@@ -239,10 +239,10 @@ def test_the_noise_of_float32_between_batch_shapes_changes_almost_no_draw(asked:
 def test_a_lone_draw_over_the_vocabulary_is_that_of_a_row_that_reports_or_cuts_nothing() -> None:
     logits = logits_of(1)
     drawn = [Sampling(do_sample=True, seed=seed) for seed in range(50)]
-    tokens = [only(one, logits).token for one in drawn]
+    tokens = [only(one, logits).tokens[0] for one in drawn]
     assert len(set(tokens)) > 5
     for told in ({"logprobs": True}, {"top_n_tokens": 3}, {"top_p": 1 - 1e-9}, {"min_p": 1e-30}):
-        assert [only(structs.replace(one, **told), logits).token for one in drawn] == tokens
+        assert [only(structs.replace(one, **told), logits).tokens[0] for one in drawn] == tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -259,9 +259,9 @@ def test_a_row_gives_in_any_batch_bit_for_bit_what_it_gives_alone(dtype: torch.d
         for one in sampled:
             line = logits[one.row : one.row + 1]
             (single,), _ = step(alone[one.row], [0], position, line)
-            assert (one.token, one.logprob, one.top) == (
-                single.token,
-                single.logprob,
+            assert (one.tokens, one.logprobs, one.top) == (
+                single.tokens,
+                single.logprobs,
                 single.top,
             )
 
@@ -306,18 +306,18 @@ def test_a_replayed_row_goes_on_as_the_undisturbed_one() -> None:
         emitted = []
         for position in range(4, 10):
             (one,), _ = step(made, [0], position, logits_of(1, position))
-            emitted.append(one.token)
+            emitted.append(one.tokens[0])
         replayed = batch([sampling], PROMPT + emitted[:3])
         for position in range(7, 10):
             (one,), _ = step(replayed, [0], position, logits_of(1, position))
-            assert one.token == emitted[position - 4]
+            assert one.tokens[0] == emitted[position - 4]
 
 
 def test_a_repetition_penalty_covers_the_tokens_just_sampled() -> None:
     logits = torch.zeros(1, V)
     logits[0, [50, 60, 70]] = torch.tensor([4.0, 3.9, 3.8])
     made = batch([Sampling(repetition_penalty=1.5)])
-    tokens = [step(made, [0], position, logits)[0][0].token for position in range(4, 7)]
+    tokens = [step(made, [0], position, logits)[0][0].tokens[0] for position in range(4, 7)]
     assert tokens == [50, 60, 70]
 
 
@@ -339,9 +339,9 @@ def test_openais_penalties_and_biases_are_those_of_a_plain_implementation() -> N
         for token, bias in zip(asked.biased_ids, asked.biases, strict=True):
             expected[token] += bias
         (one,), _ = step(made, [0], position, logits)
-        assert one.token == expected.argmax()
-        assert one.logprob == pytest.approx(expected.log_softmax(0).max().item(), abs=1e-5)
-        output.append(one.token)
+        assert one.tokens[0] == expected.argmax()
+        assert one.logprobs[0] == pytest.approx(expected.log_softmax(0).max().item(), abs=1e-5)
+        output.append(one.tokens[0])
     assert len(set(output)) > 3
 
 
@@ -366,11 +366,12 @@ def test_log_probabilities_of_the_model_are_before_all_processing(
     processed = only(asked, logits)
     told = {"logprobs": True, "top_n_tokens": top_n, "model_logprobs": True}
     found = only(structs.replace(asked, **told), logits)
-    assert found.token == processed.token
-    assert found.logprob == pytest.approx(expected[found.token].item(), abs=1e-5)
+    assert found.tokens[0] == processed.tokens[0]
+    assert found.logprobs[0] == pytest.approx(expected[found.tokens[0]].item(), abs=1e-5)
     values, ids = expected.topk(top_n)
-    assert [one.id for one in found.top] == ids.tolist()
-    assert [one.logprob for one in found.top] == pytest.approx(values.tolist(), abs=1e-5)
+    likeliest = found.top[0] if top_n else []
+    assert [one.id for one in likeliest] == ids.tolist()
+    assert [one.logprob for one in likeliest] == pytest.approx(values.tolist(), abs=1e-5)
 
 
 def test_a_watermark_follows_the_token_before() -> None:
@@ -379,7 +380,7 @@ def test_a_watermark_follows_the_token_before() -> None:
     previous = PROMPT[-1]
     for position in range(4, 8):
         expected = (logits + green(torch.tensor([previous]), V) * DELTA).argmax()
-        previous = step(made, [0], position, logits)[0][0].token
+        previous = step(made, [0], position, logits)[0][0].tokens[0]
         assert previous == expected
 
 
@@ -415,8 +416,8 @@ def test_the_models_logits_are_left_as_they_are() -> None:
 def test_a_temperature_near_zero_is_greedy_and_does_not_overflow() -> None:
     logits = logits_of(1)
     found = only(Sampling(do_sample=True, temperature=1e-40, logprobs=True), logits)
-    assert found.token == logits.argmax()
-    assert found.logprob == 0.0
+    assert found.tokens[0] == logits.argmax()
+    assert found.logprobs == [0.0]
 
 
 def test_a_row_that_is_used_again_keeps_nothing_of_its_last_request() -> None:
@@ -437,4 +438,4 @@ def test_what_a_row_wanted_is_remembered_when_it_is_used_again_before_the_result
     output = made.sample([0], [4], logits_of(1))
     made.release(0)
     made.admit(0, Sampling(), PROMPT)
-    assert made.to_wire([0], output)[0][0].logprob is not None
+    assert made.to_wire([0], output)[0][0].logprobs

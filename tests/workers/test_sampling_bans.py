@@ -57,7 +57,7 @@ def walk(asked: Sampling, n: int) -> list[int]:
     made = sampler_of(asked)
     output: list[int] = []
     for step in range(n):
-        output.append(next_of(made, len(PROMPT) + step, logits(seed=step % 3)).token)
+        output.append(next_of(made, len(PROMPT) + step, logits(seed=step % 3)).tokens[0])
     return output
 
 
@@ -92,23 +92,23 @@ def test_bad_words_are_those_of_transformers() -> None:
 def test_a_sequence_is_banned_in_the_output_alone() -> None:
     """As in vLLM: what the prompt ends with does not count."""
     made = sampler_of(Sampling(banned=[[9, 50]]))
-    assert next_of(made, 3, favouring(50, 51)).token == 50
-    assert next_of(made, 4, favouring(9)).token == 9
-    assert next_of(made, 5, favouring(50, 51)).token == 51
+    assert next_of(made, 3, favouring(50, 51)).tokens[0] == 50
+    assert next_of(made, 4, favouring(9)).tokens[0] == 9
+    assert next_of(made, 5, favouring(50, 51)).tokens[0] == 51
 
 
 def test_sequences_that_end_alike_do_not_undo_each_other() -> None:
     made = sampler_of(Sampling(banned=[[1, 50], [2, 50], [3, 2, 50]]))
     for step, (wanted, comes) in enumerate([(1, 1), (50, 51), (2, 2), (50, 51), (4, 4), (50, 50)]):
-        assert next_of(made, 3 + step, favouring(wanted, 51)).token == comes
+        assert next_of(made, 3 + step, favouring(wanted, 51)).tokens[0] == comes
 
 
 def test_a_row_that_comes_back_remembers_its_output() -> None:
     asked = Sampling(banned=[[1, 2, 50]], min_tokens=4, end_ids=END)
     back = sampler_of(asked, tokens=[*PROMPT, 1, 2])
-    assert next_of(back, 5, favouring(7, 50, 51)).token == 51
+    assert next_of(back, 5, favouring(7, 50, 51)).tokens[0] == 51
     back = sampler_of(asked, tokens=[*PROMPT, 1, 2, 3, 4])
-    assert next_of(back, 7, favouring(7)).token == 7
+    assert next_of(back, 7, favouring(7)).tokens[0] == 7
 
 
 def test_each_row_has_its_own_bans() -> None:
@@ -123,32 +123,32 @@ def test_each_row_has_its_own_bans() -> None:
     for step, line in enumerate(scores):
         output = made.sample(list(range(5)), [3 + step] * 5, line.expand(5, -1))
         sampled, _ = made.to_wire(list(range(5)), output)
-    assert [one.token for one in sampled] == [60, 50, 60, 50, 60]
+    assert [one.tokens[0] for one in sampled] == [60, 50, 60, 50, 60]
 
 
 def test_where_a_grammar_allows_nothing_else_it_counts_more() -> None:
     made = sampler_of(Sampling(min_tokens=9, end_ids=END, banned=[[50]]))
     for ids, comes in (((7,), 7), ((7, 60), 60), ((50,), 50), ((50, 7), 50), ((50, 60), 60)):
         output = made.sample([0], [3], favouring(50, 7, 60), only(*ids))
-        assert made.to_wire([0], output)[0][0].token == comes
+        assert made.to_wire([0], output)[0][0].tokens[0] == comes
 
 
 def test_what_is_banned_has_no_probability_and_the_models_own_is_reported() -> None:
     asked = Sampling(banned=[[50]], do_sample=True, seed=1, logprobs=True, top_n_tokens=2)
     scores = favouring(50, 51)
     found = next_of(sampler_of(asked), 3, scores)
-    assert (found.token, found.top[0].id) == (51, 51)
-    assert found.logprob == pytest.approx(0.0, abs=1e-6)
-    assert found.top[1].logprob == pytest.approx(-99.0, abs=1e-3)
+    assert (found.tokens[0], found.top[0][0].id) == (51, 51)
+    assert found.logprobs[0] == pytest.approx(0.0, abs=1e-6)
+    assert found.top[0][1].logprob == pytest.approx(-99.0, abs=1e-3)
     own = Sampling(banned=[[50]], logprobs=True, top_n_tokens=1, model_logprobs=True)
     found = next_of(sampler_of(own), 3, scores)
-    assert (found.token, found.top[0].id) == (51, 50)
-    assert found.logprob == pytest.approx(float(scores.log_softmax(-1)[0, 51]))
+    assert (found.tokens[0], found.top[0][0].id) == (51, 50)
+    assert found.logprobs[0] == pytest.approx(float(scores.log_softmax(-1)[0, 51]))
 
 
 def test_a_token_that_the_model_does_not_have_is_left_out() -> None:
     asked = Sampling(banned=[[V], [1, V], [V, 50]], min_tokens=1, end_ids=[V + 5])
-    assert next_of(sampler_of(asked), 3, favouring(50)).token == 50
+    assert next_of(sampler_of(asked), 3, favouring(50)).tokens[0] == 50
 
 
 def test_a_row_is_quick_again_once_it_may_end() -> None:

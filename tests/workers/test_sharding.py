@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.workers.our_layers import tensors_of
 from tests.workers.test_weights import CPU, KINDS, saved
-from workers.models.description import Unsupported
+from workers.errors import Unsupported
 from workers.models.pretrained import Pretrained
-from workers.models.sharding import divide_heads
-from workers.models.slices import Range, Slices, cut
 from workers.models.tp_plans import plan_of
+from workers.slices import Range, Slices, cut, divide_heads
 
 
 class Alone:
@@ -27,6 +27,14 @@ class Alone:
 def part(folder: Path, rank: int, world_size: int) -> Pretrained:
     ranks: Any = Alone(rank, world_size)
     return Pretrained(folder, torch.float32, CPU, False, ranks)
+
+
+def filled(loaded: Pretrained) -> dict[str, torch.Tensor]:
+    """Its parameters, by name."""
+    loaded.weights.fill(loaded.module)
+    buffers = dict(loaded.module.named_buffers())
+    found = tensors_of(loaded.module)
+    return {name: one for name, one in found.items() if name not in buffers and one.numel()}
 
 
 def n_copies(shape: torch.Size, parts: list[Slices]) -> Counter[int]:
@@ -61,10 +69,10 @@ def test_heads_are_with_their_keys(n_heads: int, n_kv_heads: int, world_size: in
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_number_is_with_a_rank(tmp_path: Path, kind: str, world_size: int) -> None:
     folder = saved(tmp_path, kind)
-    whole = Pretrained(folder, torch.float32, CPU, False).module
+    whole = filled(Pretrained(folder, torch.float32, CPU, False))
     parts = [part(folder, rank, world_size).weights.slices for rank in range(world_size)]
     n_spread = 0
-    for name, parameter in whole.named_parameters():
+    for name, parameter in whole.items():
         copies = n_copies(parameter.shape, [one.get(name, {}) for one in parts])
         if name in parts[0]:
             n_spread += parameter.numel()
@@ -72,7 +80,7 @@ def test_every_number_is_with_a_rank(tmp_path: Path, kind: str, world_size: int)
             assert set(copies) <= ({1, 2} if _of_keys(name) else {1}), name
         else:
             assert set(copies) == {world_size}, name
-    assert n_spread > 0.8 * sum(one.numel() for one in whole.parameters())
+    assert n_spread > 0.8 * sum(one.numel() for one in whole.values())
 
 
 def _of_keys(name: str) -> bool:
@@ -82,22 +90,20 @@ def _of_keys(name: str) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rank_holds_what_its_slices_say(tmp_path: Path, kind: str) -> None:
     folder = saved(tmp_path, kind)
-    whole = Pretrained(folder, torch.float32, CPU, False)
-    whole.weights.fill(whole.module)
+    whole = filled(Pretrained(folder, torch.float32, CPU, False))
     for rank in range(2):
         mine = part(folder, rank, 2)
-        mine.weights.fill(mine.module)
-        for name, parameter in mine.module.named_parameters():
-            expected = cut(whole.module.get_parameter(name), mine.weights.slices.get(name, {}))
+        for name, parameter in filled(mine).items():
+            expected = cut(whole[name], mine.weights.slices.get(name, {}))
             assert torch.equal(parameter, expected), name
 
 
 def test_what_is_added_once_is_with_one_rank(tmp_path: Path) -> None:
     folder = saved(tmp_path, "opt")
     layers = [part(folder, rank, 2).module.model.decoder.layers[0] for rank in range(2)]
-    assert [layer.fc2.bias is not None for layer in layers] == [True, False]
-    assert [layer.self_attn.out_proj.bias is not None for layer in layers] == [True, False]
-    assert all(layer.fc1.bias is not None for layer in layers)
+    assert ["bias" in layer.fc2.wanted for layer in layers] == [True, False]
+    assert ["bias" in layer.self_attn.out_proj.wanted for layer in layers] == [True, False]
+    assert all("bias" in layer.fc1.wanted for layer in layers)
 
 
 def test_more_ranks_than_heads(tmp_path: Path) -> None:

@@ -138,3 +138,18 @@ def test_a_long_run_is_completed_within_a_budget_that_only_long_tokens_fit(
     text = b"".join(bytes(table.symbols[one]) for one in said if one != END)
     assert len(text) == 300
     assert n_free >= 3
+
+
+def test_a_run_of_any_characters_is_counted_in_tokens_too(vocabulary: Vocabulary) -> None:
+    """Some have several bytes, and others are a byte each."""
+    table = vocabulary.token_table
+    expressions = Expressions(table.fillers)
+    counts = TokenCounts(expressions, table)
+    spaces = table.runs.count(1 << ord(" "), 400)
+    assert spaces is not None
+    for pattern in ("(.|\n){400}", "[^\n]{400}"):
+        node = language(expressions, Regex(pattern), lambda name: None)
+        assert counts.enough(node) <= spaces < 100
+        assert counts.most(node) < 110
+        begun = expressions.after(node, "가".encode()[0])
+        assert counts.enough(begun) <= counts.most(node)

@@ -14,15 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.workers.our_layers import tensors_of
 from tgi_async.supervisor import ENVIRONMENT
-from workers.layers import linear
-from workers.layers.linear import Linear, ReorderedWeight
 from workers.models.checkpoint import BrokenCheckpoint
 from workers.models.loading import load
 from workers.models.pretrained import Pretrained
-from workers.models.slices import Range, cut, divide, within
 from workers.models.transformers_path import TransformersModel
 from workers.models.weight_files import SINGLE
+from workers.quantization import plain
+from workers.quantization.plain import ReorderedWeight
+from workers.slices import Range, cut, divide, within
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {
@@ -70,16 +71,6 @@ def complete(folder: Path, dtype: torch.dtype = torch.float32) -> Pretrained:
     return loaded
 
 
-def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Everything a model has, by name; a linear layer of ours is as one of torch's."""
-    found = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, module in model.named_modules():
-        if isinstance(module, Linear):
-            for leaf, tensor in zip(("weight", "bias"), module.tensors, strict=False):
-                found[f"{name}.{leaf}"] = tensor
-    return found
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_tensor_is_transformers(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
@@ -98,7 +89,7 @@ def test_a_tied_head_is_the_embedding_itself(tmp_path: Path) -> None:
     assert "lm_head.weight" not in load_file(folder / SINGLE)
     loaded = complete(folder)
     (head,) = loaded.module.lm_head.tensors
-    assert head.data_ptr() == loaded.module.model.embed_tokens.weight.data_ptr()
+    assert head.data_ptr() == loaded.module.model.embed_tokens.tensors[0].data_ptr()
     assert loaded.weight_bytes == sum(
         one.nbytes for one in AutoModelForCausalLM.from_pretrained(folder).parameters()
     )
@@ -110,15 +101,15 @@ def test_weights_in_onednns_order_are_counted_and_give_the_same(
 ) -> None:
     """They have no storage. Processors with fast bfloat16 take them where there is no compiler."""
     folder = saved(tmp_path, "llama", tie_word_embeddings=False)
-    plain = load(folder, torch.float32, CPU, implementation="transformers")
-    monkeypatch.setattr(linear, "_form", lambda device, dtype: (ReorderedWeight, None))
+    expected = load(folder, torch.float32, CPU, implementation="transformers")
+    monkeypatch.setattr(plain, "form_of", lambda device, dtype: (ReorderedWeight, None))
     model = load(folder, torch.float32, CPU, implementation="transformers")
     assert isinstance(model, TransformersModel)
-    assert isinstance(model.module.lm_head._weight, ReorderedWeight)
-    assert model.weight_bytes == plain.weight_bytes
+    assert isinstance(model.module.lm_head.weight, ReorderedWeight)
+    assert model.weight_bytes == expected.weight_bytes
     x = torch.randn(3, SIZES["hidden_size"])
-    expected = plain.module.lm_head(x)  # type: ignore[attr-defined]
-    torch.testing.assert_close(model.module.lm_head(x), expected, atol=1e-5, rtol=1e-5)
+    logits = expected.module.lm_head(x)  # type: ignore[attr-defined]
+    torch.testing.assert_close(model.module.lm_head(x), logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -131,7 +122,7 @@ def test_a_tied_head_that_the_checkpoint_has_too(tmp_path: Path, same: bool) -> 
     loaded = complete(folder)
     (head,) = loaded.module.lm_head.tensors
     assert torch.equal(head, tensors["lm_head.weight"])
-    assert (head.data_ptr() == loaded.module.model.embed_tokens.weight.data_ptr()) == same
+    assert (head.data_ptr() == loaded.module.model.embed_tokens.tensors[0].data_ptr()) == same
 
 
 def test_several_files_are_one_checkpoint(tmp_path: Path) -> None:
@@ -194,11 +185,11 @@ def test_of_experts_only_what_is_needed_is_taken(tmp_path: Path, slices: Any) ->
     folder = saved(tmp_path, "mixtral", intermediate_size=24)
     assert any("experts.4.w1" in name for name in load_file(folder / SINGLE))
     name = "model.layers.1.mlp.experts.gate_up_proj"
-    whole = complete(folder).module.get_parameter(name)
+    whole = tensors_of(complete(folder).module)[name]
     loaded = Pretrained(folder, torch.float32, CPU, False)
     loaded.weights.slices = {name: slices}
     loaded.complete()
-    assert torch.equal(loaded.module.get_parameter(name), cut(whole, slices))
+    assert torch.equal(tensors_of(loaded.module)[name], cut(whole, slices))
 
 
 def test_ranges_within_a_part() -> None:

@@ -33,6 +33,8 @@ from workers.decoder.device import DeviceDecoder
 from workers.decoder.families import Description
 from workers.forward import ForwardBatch
 from workers.layers import triton_linear
+from workers.layers.layer import Layer
+from workers.layers.replace import Replacements
 from workers.models.weights import put
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -103,11 +105,16 @@ def described(name: str, dtype: torch.dtype) -> Description:
     put(rotary, "inv_freq", torch.ones(rotary.inv_freq.shape))
     if hasattr(embedding, "embed_scale"):
         put(embedding, "embed_scale", torch.tensor(48.0))
+    Replacements(model, GPU).put()
     return Description(model, _move, GPU)
 
 
 def _move(module: nn.Module, borrow: bool) -> None:
     for one in module.modules():
+        if isinstance(one, Layer):
+            slots = one.slots.items()
+            one.load({x: torch.empty(y.shape, dtype=y.dtype, device=GPU) for x, y in slots})
+            continue
         for leaf, old in list(one.named_parameters(recurse=False)):
             put(one, leaf, torch.empty(old.shape, dtype=old.dtype, device=GPU))
 

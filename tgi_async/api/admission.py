@@ -1,7 +1,7 @@
 """The way of a request into the server, and out again.
 
-Whoever finds no row free waits in the engine's queue. Who finds no room in it, or has to leave it
-for another client, is told so, and when to come back.
+A request that finds no row free waits in the engine's queue. One that finds no room there, or has
+to leave it for another client, is refused with a time after which to retry.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from tgi_async.api.engine import Engine
-from tgi_async.api.exchange import Exchange
 from tgi_async.api.limits import Limits
+from tgi_async.api.request_context import RequestContext
 from tgi_async.errors import Overloaded
 from tgi_async.scheduler.reservations import EVICTED
 
@@ -34,7 +34,7 @@ class Admission:
         self._turnover = Turnover()
 
     @asynccontextmanager
-    async def take(self, exchange: Exchange, n_rows: int = 1) -> AsyncIterator[None]:
+    async def take(self, context: RequestContext, n_rows: int = 1) -> AsyncIterator[None]:
         """Hold a row for each of the generations to come, from before anything is done for them.
 
         Raises:
@@ -48,10 +48,10 @@ class Admission:
             holding.reschedule(0.0)  # now: whatever the request waits for is cancelled
 
         try:
-            reservation = self._engine.reserve(exchange.peer, n_rows, exchange.n_bytes, leave)
+            reservation = self._engine.reserve(context.peer, n_rows, context.n_bytes, leave)
         except Overloaded as error:
             raise self._overloaded(str(error), n_rows) from None
-        exchange.reservation = reservation
+        context.reservation = reservation
         try:
             async with holding:
                 yield
@@ -67,7 +67,7 @@ class Admission:
 
     def _overloaded(self, message: str, n_rows: int) -> Overloaded:
         seconds = self._turnover.refused(n_rows)
-        if self._limits.strict_tgi:
+        if not self._limits.dialect.explains_errors:
             return Overloaded(retry_after=seconds)
         return Overloaded(message, retry_after=seconds)
 
@@ -79,10 +79,10 @@ class Turnover:
         self._releases: deque[tuple[float, int]] = deque(maxlen=N_RELEASES)
         """When, and how many rows, while there was a crowd."""
         self._next = 0.0
-        """By then, all who were told to come back find rows."""
+        """By then, all clients that were asked to retry find rows."""
 
     def released(self, n_rows: int, *, crowded: bool) -> None:
-        """A request is over; `crowded`: others wait."""
+        """Record that a request ended; `crowded`: others wait."""
         now = time.monotonic()
         if not crowded and now > self._next:
             # Rows that nobody waits for say nothing of how fast they could be had.
@@ -91,9 +91,9 @@ class Turnover:
             self._releases.append((now, n_rows))
 
     def refused(self, n_rows: int) -> int:
-        """In how many seconds a client should come back that asked for so many rows.
+        """Return in how many seconds a client should retry that asked for so many rows.
 
-        Those who are refused are told to come one after another, as rows are given back.
+        Refused clients are asked to retry one after another, as rows are given back.
         """
         now = time.monotonic()
         rate = self._rate(now)
@@ -104,7 +104,7 @@ class Turnover:
         return max(FEWEST_SECONDS, math.ceil(self._next - now))
 
     def _rate(self, now: float) -> float:
-        """Rows given back in a second; 0: not known."""
+        """Return how many rows are given back in a second; 0: not known."""
         if len(self._releases) < 2:
             return 0.0
         began, n_first = self._releases[0]

@@ -30,9 +30,9 @@ from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
 
 OPENAI_ROUTES = "/v1/chat/completions, /v1/completions and /v1/models"
-OPENAI_NAMES = ("/chat/completions", "/completions", "/models", "/responses", "/embeddings")
-"""How the paths end that clients of OpenAI ask for, whatever they were told is before."""
 """For clients that ask for another one, such as /v1/responses, and have a setting for it."""
+OPENAI_NAMES = ("/chat/completions", "/completions", "/models", "/responses", "/embeddings")
+"""How the paths end that clients of OpenAI ask for, whatever their base URL is."""
 
 
 def create_app(
@@ -46,7 +46,7 @@ def create_app(
     checker: GrammarChecker | None = None,
     chat_stop_token_ids: tuple[int, ...] = (),
 ) -> Starlette:
-    """The ASGI application. Without `checker`, requests for a grammar are refused.
+    """Return the ASGI application. Without `checker`, requests for a grammar are refused.
 
     `chat_stop_token_ids` end the answers of a chat, besides the model's own ends.
 
@@ -92,7 +92,7 @@ def create_app(
 
 
 def _unrouted(limits: Limits) -> Callable[[Request, Exception], Awaitable[Response]]:
-    """Answers where no route fits; a 405 names the methods of all routes of the path.
+    """Return what answers where no route fits; a 405 names all methods of the path.
 
     OPTIONS asks for just that, so that it is no error.
     """
@@ -109,15 +109,15 @@ def _unrouted(limits: Limits) -> Callable[[Request, Exception], Awaitable[Respon
         elif path.rstrip("/").endswith(OPENAI_NAMES):
             here = f". Here are {OPENAI_ROUTES}: the base URL of a client of OpenAI's ends in /v1"
             form = form_of("/v1", limits)
-        told: ServerError = NotFound(f"There is no {path[:200]} here{here}", code="unknown_url")
+        refused: ServerError = NotFound(f"There is no {path[:200]} here{here}", code="unknown_url")
         if error.status_code == 405:
             allowed = ", ".join(sorted({*_methods(request), "OPTIONS"}))
             if method == "OPTIONS":
                 return Response(headers={"allow": allowed})
-            told = MethodNotAllowed(
+            refused = MethodNotAllowed(
                 f"{path[:200]} does not take {method[:20]}. Allowed: {allowed}", allowed
             )
-        return form(told).response()
+        return form(refused).response()
 
     return answer
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 from starlette.datastructures import Headers
@@ -19,6 +19,7 @@ from tgi_async.api.limits import Limits, set_by
 from tgi_async.errors import ServerError
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 _MISSING = "Object missing required field "
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BODY_SECONDS = 60.0
@@ -41,7 +42,7 @@ class BodyRefused(ServerError):
 
     @classmethod
     def of_wrong_type(cls, reason: str, place: str = "") -> BodyRefused:
-        """Well-formed JSON that is not what the route takes; `place` is the field's path."""
+        """Refuse JSON that is not what the route takes; `place` is the field's path."""
         param = place
         if reason.startswith(_MISSING):
             param += "." * bool(place) + reason.removeprefix(_MISSING).strip("`")
@@ -54,7 +55,7 @@ class BodyRefused(ServerError):
 
 
 async def read_json_body(scope: Scope, receive: Receive, limits: Limits) -> bytes:
-    """The whole body, of at most `payload_limit` bytes; nothing beyond the limit is kept.
+    """Read the whole body, of at most `payload_limit` bytes; nothing beyond the limit is kept.
 
     A byte order mark, which some writers begin with, is left out (RFC 8259, 8.1).
 
@@ -76,7 +77,7 @@ async def read_json_body(scope: Scope, receive: Receive, limits: Limits) -> byte
     declared = headers.get("content-length", "")
     limit = limits.payload_limit
     message = "Failed to buffer the request body: length limit exceeded"
-    if not limits.strict_tgi:
+    if limits.dialect.explains_errors:
         message += f". Allowed: {limit} bytes{set_by(limits, '--payload-limit')}"
     too_long = BodyRefused(413, message)
     # Longer digits than this are no number a limit could have, and slow to read as one.
@@ -123,14 +124,42 @@ def decode_json(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw) -> 
         raise BodyRefused(400, f"Failed to parse the request body as JSON: {error}") from None
 
 
+class BodyType(Protocol[T_co]):
+    """What a route takes."""
+
+    @property
+    def types(self) -> tuple[Any, ...]:
+        """The alternatives."""
+
+    def decode(self, body: bytes) -> T_co:
+        """Decode `body`.
+
+        Raises:
+            BodyRefused: it is none of the types.
+        """
+
+
+class Json(Generic[T]):
+    """Bodies of one type."""
+
+    def __init__(self, body_type: type[T]) -> None:
+        self.types: tuple[Any, ...] = (body_type,)
+        self._decoder = msgspec.json.Decoder(body_type)
+
+    def decode(self, body: bytes) -> T:
+        """Decode `body`, as `decode_json` does."""
+        return decode_json(self._decoder, body)
+
+
 class Shapes(Generic[T]):
-    """Bodies of several types, told apart by a field that one of them requires.
+    """Bodies of several types, distinguished by a field that one of them requires.
 
     As in TGI, the first type that a body fits is taken, so a wrong field may be passed over where
     the body has the fields of another type too.
     """
 
     def __init__(self, types: Mapping[str, type[T]]) -> None:
+        self.types: tuple[Any, ...] = tuple(types.values())
         self._decoders = {name: msgspec.json.Decoder(one) for name, one in types.items()}
 
     def decode(self, body: bytes) -> T:

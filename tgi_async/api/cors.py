@@ -8,7 +8,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tgi_async.api.exchange import HeaderList
+from tgi_async.api.encoding import HeaderList
 
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 """All of them: a page that uses a wrong one reads the 405 rather than nothing."""
@@ -57,7 +57,7 @@ class Cors:
         await self._app(scope, receive, readable)
 
     def _headers(self, origin: str | None) -> HeaderList:
-        """What each reply gets. Where origins differ, a cache must know by what."""
+        """Return the headers of each reply. Where origins differ, a cache must know by what."""
         if self._any:
             allowed = None if origin is None else b"*"
         else:

@@ -1,4 +1,4 @@
-"""The ASGI side of a route that takes JSON: body in, handler run, client watched.
+"""The edge: what comes in is decoded, its handler is run, and what that returns is encoded.
 
 While the handler works, the connection is watched. A client that goes away, at whatever moment,
 cancels the handler, and the handler's `finally` clauses give back permits and blocks.
@@ -12,12 +12,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tgi_async.api.body import BodyRefused, read_json_body
-from tgi_async.api.error_reply import ErrorForm, as_tgi
+from tgi_async.api.encoding import encode
 from tgi_async.api.exchange import Exchange
+from tgi_async.api.operation import Get, Post
+from tgi_async.api.result import EventStream, Text
 from tgi_async.api.service import Service
 from tgi_async.api.unknown_fields import unknown_fields
 from tgi_async.api.unsupported import ignored
@@ -25,46 +28,51 @@ from tgi_async.errors import ServerError
 from tgi_async.fair_threads import CLIENT
 
 T = TypeVar("T")
-Handler = Callable[[Service, T, Exchange], Awaitable[None]]
 log = logging.getLogger(__name__)
 
 
+def get_endpoint(service: Service, operation: Get) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint of a route that takes no body."""
+    error_form = operation.error_form(service.limits.dialect)
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            result = operation.handler(service, request.path_params)
+        except ServerError as error:
+            return error_form(error).response()
+        if result is None:
+            return Response()
+        if isinstance(result, Text):
+            return Response(result.text, headers={"content-type": result.content_type})
+        return Response(encode(result.body), media_type="application/json")
+
+    return endpoint
+
+
 class Endpoint(Generic[T]):
-    """An ASGI application for one route.
+    """An ASGI application for a route that takes JSON."""
 
-    `decode` makes the handler's input of a body, or raises BodyRefused. `counted`: whether its
-    requests are in `tgi_request_*` (the generating routes are). `error_form`: how errors are told.
-    """
-
-    def __init__(
-        self,
-        service: Service,
-        handler: Handler[T],
-        decode: Callable[[bytes], T],
-        *,
-        counted: bool = True,
-        error_form: ErrorForm = as_tgi,
-    ) -> None:
+    def __init__(self, service: Service, operation: Post[T]) -> None:
         self._service = service
-        self._handler = handler
-        self._decode = decode
-        self._counted = counted
-        self._error_form = error_form
+        self._handler = operation.handler
+        self._body = operation.body
+        self._counted = operation.generates
+        self._error_form = operation.error_form(service.limits.dialect)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, send, self._error_form)
         try:
             raw = await read_json_body(scope, receive, self._service.limits)
-            exchange.n_bytes = len(raw)
-            body = self._decode(raw)
-            exchange.unknown = unknown_fields(raw, type(body))
+            exchange.context.n_bytes = len(raw)
+            body = self._body.decode(raw)
+            exchange.context.unknown = unknown_fields(raw, type(body))
             del raw  # which would stay as long as the request
         except ClientDisconnect:
             return
         except BodyRefused as refused:
             await exchange.fail(refused)
             return
-        exchange.ignore(ignored(exchange.unknown))
+        exchange.context.ignore(ignored(exchange.context.unknown))
         work = asyncio.create_task(self._work(body, exchange))
         gone = asyncio.create_task(_disconnected(receive))
         try:
@@ -83,14 +91,19 @@ class Endpoint(Generic[T]):
             await asyncio.gather(work, gone, return_exceptions=True)
 
     async def _work(self, body: T, exchange: Exchange) -> None:
-        CLIENT.set(exchange.peer)
+        context = exchange.context
+        CLIENT.set(context.peer)
         count = self._service.metrics if self._counted else None
         if count:
             count.request_received()
         try:
-            await self._handler(self._service, body, exchange)
+            result = await self._handler(self._service, body, context)
+            if isinstance(result, EventStream):
+                await result.write(exchange)
+            else:
+                await exchange.reply(encode(result.body), headers=result.headers)
             if count:
-                count.request_succeeded(time.monotonic() - exchange.started)
+                count.request_succeeded(time.monotonic() - context.started)
         except asyncio.CancelledError:
             if count:
                 count.request_failed("dropped")
@@ -107,7 +120,7 @@ class Endpoint(Generic[T]):
                 count.request_failed("generation", internal)
             await exchange.fail(internal)
         finally:
-            self._service.ignored_fields.note(exchange.ignored)
+            self._service.ignored_fields.note(context.ignored)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -43,9 +43,10 @@ class Generation(Protocol):
         """The likeliest tokens at each prompt token (none at the first), where they are wanted."""
 
     tap: Callable[[Emitted], bool] | None
-    """Offered what was emitted, but for the end, before who awaits it is woken. True: it took it.
+    """Called with what was emitted, but for the end, before the reader that awaits it is woken.
 
-    It is called in the engine's turn, and only while somebody awaits, so that nothing is overtaken.
+    It returns whether it took it. It is called in the engine's turn, and only while a reader
+    awaits, so that the order stays.
     """
 
     def __aiter__(self) -> AsyncIterator[Emitted]: ...

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tgi_async.api.encoding import encode
 from tgi_async.api.error_reply import openai_type
-from tgi_async.api.exchange import encode
-from tgi_async.api.schemas.errors import OpenAIError, OpenAIErrorBody
+from tgi_async.api.error_schema import OpenAIError, OpenAIErrorBody
 
 TGI_TYPES = {503: "healthcheck"}
 """Names of errors by status; any other status is the client's mistake."""

@@ -13,8 +13,8 @@ import msgspec
 from msgspec import UNSET
 from starlette.responses import Response
 
+from tgi_async.api.error_schema import ErrorBody, OpenAIError, OpenAIErrorBody
 from tgi_async.api.limits import Limits
-from tgi_async.api.schemas.errors import ErrorBody, OpenAIError, OpenAIErrorBody
 from tgi_async.errors import ServerError
 
 _encode = msgspec.json.Encoder().encode
@@ -29,7 +29,7 @@ class ErrorReply(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...]
 
     def response(self) -> Response:
-        """The same for Starlette."""
+        """Return the same for Starlette."""
         response = Response(self.body, self.status)
         if self.content_type:
             response.raw_headers.append((b"content-type", self.content_type))
@@ -41,7 +41,7 @@ ErrorForm = Callable[[ServerError], ErrorReply]
 
 
 def as_tgi(error: ServerError) -> ErrorReply:
-    """An object, plain text or nothing, as TGI answers with for each kind."""
+    """Return an object, plain text or nothing, as TGI does for each kind of error."""
     if error.tgi_body == "none":
         return ErrorReply(error.status, b"", b"", error.headers)
     if error.tgi_body == "text":
@@ -52,21 +52,21 @@ def as_tgi(error: ServerError) -> ErrorReply:
 
 
 def as_openai(error: ServerError) -> ErrorReply:
-    """OpenAI's object, whatever went wrong."""
-    told = error.error_type if error.tgi_body == "json" else UNSET
-    body = _encode(OpenAIErrorBody(openai_error(error), told))
+    """Return OpenAI's object, whatever went wrong."""
+    error_type = error.error_type if error.tgi_body == "json" else UNSET
+    body = _encode(OpenAIErrorBody(openai_error(error), error_type))
     return ErrorReply(_status(error), b"application/json", body, error.headers)
 
 
 def form_of(path: str, limits: Limits) -> ErrorForm:
-    """The form of errors at this path, also where there is no route."""
+    """Return the form of errors at a path without a route."""
     if path != "/v1" and not path.startswith("/v1/"):
         return as_tgi
-    return lambda error: as_tgi(error) if limits.strict_tgi else as_openai(error)
+    return as_openai if limits.dialect.answers_errors_like_openai else as_tgi
 
 
 def openai_error(error: ServerError, *, in_stream: bool = False) -> OpenAIError:
-    """What OpenAI's object has. A reply that has begun cannot show its status any more."""
+    """Return OpenAI's object. In a stream, whose reply has begun, it has the status too."""
     status = _status(error)
     return OpenAIError(
         message=str(error),
@@ -82,7 +82,7 @@ def _status(error: ServerError) -> int:
 
 
 def openai_type(status: int) -> str:
-    """OpenAI's name for the errors of a status."""
+    """Return OpenAI's name for the errors of a status."""
     if status == 429:
         return "rate_limit_error"
     # 424 is TGI's word for a failure of the model.

@@ -1,4 +1,4 @@
-"""One request's answer: either whole or as a stream of server-sent events.
+"""How one request is answered: either whole or as a stream of server-sent events.
 
 A stream writes one body message at a time and waits until the server has taken it, so a client that
 stops reading holds one encoded message here; what its generation emits meanwhile gathers in the
@@ -12,37 +12,24 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-import msgspec
 from starlette.types import Scope, Send
 
+from tgi_async.api.encoding import Events, HeaderList, encode_events
 from tgi_async.api.error_reply import ErrorForm, as_tgi
 from tgi_async.api.ignored_fields import HEADER, header_value
-from tgi_async.api.unknown_fields import Unknown
+from tgi_async.api.request_context import RequestContext
 from tgi_async.errors import ServerError
-from tgi_async.scheduler.reservations import Reservation
 
 KEEP_ALIVE_SECONDS = 15.0
-DONE = b"data: [DONE]\n\n"
-"""Ends the streams of the OpenAI routes, also after an error."""
-
 DIRECT = "tgi_async.direct"
 """The ASGI extension whose `writer` is a `Direct` one."""
-
-HeaderList = list[tuple[bytes, bytes]]
-
-encode = msgspec.json.Encoder().encode
-
-
-def event(payload: object) -> bytes:
-    """One server-sent event holding `payload` as JSON."""
-    return b"data: " + encode(payload) + b"\n\n"
 
 
 class Direct(Protocol):
     """Writes pieces of a body that has begun, without waiting."""
 
     def keeps_up(self) -> bool:
-        """Whether the client takes what it is sent, so that a piece can be written now."""
+        """Return whether the client takes what it is sent, so that a piece can be written now."""
 
     def write(self, piece: bytes) -> None:
         """Write a piece, which must not be empty."""
@@ -67,25 +54,13 @@ class Exchange:
         """Whether an event was sent the usual way, for all layers in between to see."""
         self._sending = False
         self._last_write = 0.0
-        self._error_event: Callable[[ServerError], bytes] | None = None
+        self._error_events: Callable[[ServerError], Events] | None = None
         self._late_head: HeaderList | None = None
         """Of a stream that is open and has sent nothing."""
-        self.unknown: Unknown = {}
-        """The fields of the body that its schema does not have."""
-        self.ignored: list[str] = []
-        """Names of fields that have no effect."""
-        self.started = time.monotonic()
         self.streaming = False
         self.finished = False
-        self.validation_seconds = 0.0
-        """From the arrival of the request's head until all its prompts were found admissible."""
         peer = scope.get("client")
-        self.peer: str = peer[0] if peer else ""
-        """Address of the client, without its port; empty on a Unix socket."""
-        self.n_bytes = 0
-        """Of the request's body."""
-        self.reservation: Reservation | None = None
-        """The rows that the engine holds for it."""
+        self.context = RequestContext(peer=peer[0] if peer else "")
 
     async def reply(
         self,
@@ -109,15 +84,15 @@ class Exchange:
     async def open_stream(
         self,
         headers: Iterable[tuple[bytes, bytes]],
-        error_event: Callable[[ServerError], bytes],
+        error_events: Callable[[ServerError], Events],
         *,
         late: bool = False,
     ) -> None:
-        """Begin an event stream; an error in it is sent as what `error_event` makes of it.
+        """Begin an event stream; an error in it is sent as what `error_events` makes of it.
 
         `late`: its head waits for the first event.
         """
-        self._error_event = error_event
+        self._error_events = error_events
         head = [
             (b"content-type", b"text/event-stream"),
             (b"cache-control", b"no-cache"),
@@ -130,20 +105,17 @@ class Exchange:
         if not late:
             await self._send_head()
 
-    def ignore(self, names: Iterable[str]) -> None:
-        """Name these fields of the request in the header `x-tgi-ignored` of the reply."""
-        self.ignored += [name for name in names if name not in self.ignored]
-
     def _ignored_header(self) -> HeaderList:
-        return [(HEADER, header_value(self.ignored))] if self.ignored else []
+        ignored = self.context.ignored
+        return [(HEADER, header_value(ignored))] if ignored else []
 
-    async def write(self, events: bytes) -> None:
-        """Send encoded events; returns when the server has taken them."""
-        await self._push(events)
+    async def write(self, events: Events) -> None:
+        """Send events, at least one; returns when the server has taken them."""
+        await self._push(encode_events(events))
         self._begun = True
 
     def keeps_up(self) -> bool:
-        """Whether `write_now` may be called: nothing waits to be sent, and the server can do so."""
+        """Return whether `write_now` may be called: nothing waits to be sent before it."""
         return (
             self._direct is not None
             and self._begun
@@ -152,25 +124,25 @@ class Exchange:
             and self._direct.keeps_up()
         )
 
-    def write_now(self, events: bytes) -> None:
-        """Send encoded events, if there are any, in this turn of the event loop."""
+    def write_now(self, events: Events) -> None:
+        """Send events, if there are any, in this turn of the event loop."""
         assert self._direct is not None
         if events:
-            self._direct.write(events)
+            self._direct.write(encode_events(events))
             self._last_write = time.monotonic()
 
-    async def close(self, events: bytes = b"") -> None:
+    async def close(self, events: Events = ()) -> None:
         """Send the last events and end the stream."""
         await self._send_head()
         self.finished = True
-        await self._send({"type": "http.response.body", "body": events})
+        await self._send({"type": "http.response.body", "body": encode_events(events)})
 
     async def fail(self, error: ServerError) -> None:
         """Answer with an error, in the form that fits what has been sent already."""
         if self.finished:
             return
-        if self.streaming and self._error_event is not None:
-            await self.close(self._error_event(error))
+        if self.streaming and self._error_events is not None:
+            await self.close(self._error_events(error))
             return
         self._late_head = None
         reply = self._error_form(error)
@@ -182,7 +154,7 @@ class Exchange:
         )
 
     def seconds_to_keep_alive(self) -> float:
-        """When the stream will have been silent for so long that it needs a sign of life."""
+        """Return in how many seconds the stream needs a sign of life."""
         if self._sending or not (self.streaming or self._late_head):
             return KEEP_ALIVE_SECONDS
         return self._last_write + KEEP_ALIVE_SECONDS - time.monotonic()
@@ -202,30 +174,8 @@ class Exchange:
         self._last_write = time.monotonic()
 
     async def _send_head(self) -> None:
-        """Unless it has been sent."""
+        """Send the head, unless it has been sent."""
         head, self._late_head = self._late_head, None
         if head is not None:
             self.streaming = True
             await self._send({"type": "http.response.start", "status": 200, "headers": head})
-
-
-class Captured(Exchange):
-    """Keeps the whole reply of another route's handler, for routes that are made of others."""
-
-    def __init__(self, outer: Exchange, n_bytes: int) -> None:
-        super().__init__({"client": (outer.peer, 0)}, outer._send)
-        self.n_bytes = n_bytes
-        self.ignored = outer.ignored
-        self.body = b""
-
-    async def reply(
-        self,
-        body: bytes,
-        *,
-        status: int = 200,
-        content_type: bytes = b"application/json",
-        headers: Iterable[tuple[bytes, bytes]] = (),
-    ) -> None:
-        """Keep the body."""
-        self.finished = True
-        self.body = body

@@ -1,4 +1,4 @@
-"""A generation that has ended, and the headers and details told of it."""
+"""Generations that have ended, and waiting for them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def collect_all(generations: Sequence[Generation]) -> list[Finished]:
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results of all; the first failure ends the others and is raised by itself."""
+    """Return the results of all; the first failure ends the others and is raised by itself."""
     if len(work) == 1:
         return [await work[0]]
     try:
@@ -82,5 +82,5 @@ async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def text_of(tokens: Sequence[Token]) -> str:
-    """The text that tokens add. A special one adds none, but may release what was held back."""
+    """Return the text that tokens add. A special one may release what was held back."""
     return "".join([token.text for token in tokens])

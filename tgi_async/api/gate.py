@@ -12,11 +12,12 @@ from collections.abc import Collection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tgi_async.api.cloud.schema import Liveness
 from tgi_async.api.cors import Cors
+from tgi_async.api.dialect import OURS, Dialect
+from tgi_async.api.encoding import encode
 from tgi_async.api.error_body import error_body
-from tgi_async.api.exchange import encode
 from tgi_async.api.request_id import RequestIds
-from tgi_async.api.schemas.cloud import Liveness
 from tgi_async.errors import RETRY_AFTER_SECONDS
 
 CLOSE = (b"connection", b"close")
@@ -25,15 +26,15 @@ CLOSE = (b"connection", b"close")
 class Gate:
     """An ASGI application in front of the server's, which `open` makes known.
 
-    The parameters are the settings `cors_allow_origin`, `kserve` and `strict_tgi`.
+    `origins` and `kserve` are the settings `cors_allow_origin` and `kserve`.
     """
 
     def __init__(
-        self, origins: Collection[str] = (), *, kserve: bool = False, strict_tgi: bool = False
+        self, origins: Collection[str] = (), *, kserve: bool = False, dialect: Dialect = OURS
     ) -> None:
         self._app: ASGIApp = RequestIds(Cors(self._loading, origins))
         self._kserve = kserve
-        self._strict_tgi = strict_tgi
+        self._dialect = dialect
         self._closing = False
         self.phase("starting")
 
@@ -73,7 +74,7 @@ class Gate:
             seconds = round(time.monotonic() - self._began, 1)
             message = f"The server is not ready yet: {self._phase}, for {seconds:.0f} s so far"
             body = error_body(
-                "" if self._strict_tgi else path,
+                path if self._dialect.answers_errors_like_openai else "",
                 503,
                 message,
                 code="loading",

@@ -11,8 +11,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from tgi_async.api.field_names import OF_TGI, FieldNames
+from tgi_async.api.grammar.schema import Grammar
 from tgi_async.api.limits import Limits, set_by
-from tgi_async.api.schemas.grammar import Grammar
 from tgi_async.errors import ContextLengthExceeded, ValidationError
 from tgi_async.wire.messages import Sampling
 
@@ -87,7 +87,7 @@ def refuse_unbuilt(**fields: object) -> None:
 
 
 def check_best_of(parameters: GenerateParameters, limits: Limits) -> None:
-    """The rules on `best_of` that need no permit; `best_of` 0 counts as 1."""
+    """Check the rules on `best_of` that need no permit; `best_of` 0 counts as 1."""
     best_of = parameters.best_of or 1
     if best_of == 1:
         return
@@ -103,7 +103,7 @@ def check_best_of(parameters: GenerateParameters, limits: Limits) -> None:
 
 
 def check_streamed(parameters: GenerateParameters) -> None:
-    """What a stream cannot have."""
+    """Check for what a stream cannot have."""
     if parameters.best_of not in (None, 1):
         raise ValidationError("`best_of` != 1 is not supported when streaming tokens")
     if parameters.decoder_input_details:
@@ -113,7 +113,7 @@ def check_streamed(parameters: GenerateParameters) -> None:
 
 
 def check(parameters: GenerateParameters, limits: Limits, names: FieldNames = OF_TGI) -> None:
-    """Every rule that needs no tokens, in TGI's order.
+    """Check every rule that needs no tokens, in TGI's order.
 
     Raises:
         ValidationError: for the first rule that is broken.
@@ -136,9 +136,10 @@ def check(parameters: GenerateParameters, limits: Limits, names: FieldNames = OF
     if p.seed is not None:
         if (p.best_of or 1) > 1:
             raise ValidationError("`seed` must not be set when `best_of` > 1")
-        if not (0 if limits.strict_tgi else -(2**63)) <= p.seed < 2**64:
+        least_seed = limits.dialect.least_seed
+        if not least_seed <= p.seed < 2**64:
             # Not shown: it may have thousands of digits.
-            least = "0" if limits.strict_tgi else "-2**63"
+            least = "-2**63" if least_seed == -(2**63) else str(least_seed)
             raise ValidationError(f"`seed` must be >= {least} and < 2**64")
     if p.top_n_tokens is not None and p.top_n_tokens > limits.max_top_n_tokens:
         raise ValidationError(
@@ -176,13 +177,13 @@ def check_warpers(p: GenerateParameters) -> None:
 
 
 def check_additive_penalty(name: str, value: float | None) -> None:
-    """The range of the penalties that are subtracted from a logit."""
+    """Check the range of a penalty that is subtracted from a logit."""
     if value is not None and not -2.0 <= value <= 2.0:
         raise ValidationError(f"`{name}` must be >= -2.0 and <= 2.0")
 
 
 def check_text(text: str, truncate: int | None, limits: Limits, names: FieldNames = OF_TGI) -> None:
-    """The rules on the prompt's text, before it is tokenized."""
+    """Check the rules on the prompt's text, before it is tokenized."""
     if not text:
         raise ValidationError(f"`{names.prompt}` cannot be empty")
     if truncate is not None and not 0 < truncate <= limits.max_input_tokens:
@@ -195,7 +196,7 @@ def check_text(text: str, truncate: int | None, limits: Limits, names: FieldName
 def fit(
     n_prompt: int, max_new_tokens: int | None, limits: Limits, names: FieldNames = OF_TGI
 ) -> int:
-    """How many new tokens a prompt of `n_prompt` tokens gets.
+    """Return how many new tokens a prompt of `n_prompt` tokens gets.
 
     Raises:
         ValidationError: it does not fit.
@@ -208,7 +209,7 @@ def fit(
     if names != OF_TGI:
         raise _too_long(n_prompt, wanted, limits, names)
     if n_prompt + admitted > limits.max_total_tokens:
-        given = admitted if limits.strict_tgi else wanted
+        given = wanted if limits.dialect.explains_errors else admitted
         raise ValidationError(
             f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
             f"Given: {n_prompt} `inputs` tokens and {given} `max_new_tokens`"
@@ -223,7 +224,7 @@ def fit(
 def _too_long(
     n_prompt: int, n_wanted: int, limits: Limits, names: FieldNames
 ) -> ContextLengthExceeded:
-    """The error in OpenAI's words, by which clients know it and some learn the numbers.
+    """Return the error in OpenAI's words, by which clients know it and some learn the numbers.
 
     LangChain looks for "prompt is too long", which is Anthropic's.
     """
@@ -245,12 +246,12 @@ def _too_long(
 
 
 def random_seed() -> int:
-    """For a generation that was given none: unsigned 64 bits."""
+    """Return an unsigned 64-bit seed, for a generation that was given none."""
     return secrets.randbits(64)
 
 
 def sampling_of(parameters: GenerateParameters, *, logprobs: bool) -> Sampling:
-    """How a row samples. A request without a seed gets a random one here.
+    """Return how a row samples. A request without a seed gets a random one here.
 
     A negative seed is the unsigned one with the same bits. Like TGI's, this samples as soon as a
     value is set that changes the distribution, and is greedy for `do_sample` false with a

@@ -9,7 +9,7 @@ from tgi_async.errors import Overloaded
 
 
 class Permits:
-    """A counter that refuses instead of queueing: whoever finds none free is told at once."""
+    """A counter that refuses at once instead of queueing."""
 
     def __init__(self, total: int) -> None:
         self.free = total

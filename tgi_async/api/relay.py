@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tgi_async.api.encoding import Events
 from tgi_async.api.engine import Generation
 from tgi_async.api.exchange import Exchange
 from tgi_async.generation import Emitted
 
 
 async def relay(
-    generation: Generation, exchange: Exchange, events_of: Callable[[Emitted], bytes]
-) -> bytes:
-    """Write what a generation emits, as it comes. Returns its last events, which are not written.
+    generation: Generation, exchange: Exchange, events_of: Callable[[Emitted], Events]
+) -> Events:
+    """Write what a generation emits, as it comes. Return its last events, which are not written.
 
     A client that keeps up is written to in the engine's own turn, with no task, future or queue for
-    each token. Who does not is waited for here; what is emitted meanwhile comes in one piece.
+    each token. One that does not is waited for here; what is emitted meanwhile comes in one piece.
 
     Raises:
         ServerError: the generation failed.
@@ -28,7 +29,7 @@ async def relay(
         return True
 
     generation.tap = take
-    last = b""
+    last: Events = ()
     async for emitted in generation:
         last = events_of(emitted)
         if last and emitted.finish_reason is None:

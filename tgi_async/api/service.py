@@ -8,15 +8,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 from msgspec import structs
 
 from tgi_async.api.admission import Admission
-from tgi_async.api.constraint import checked
 from tgi_async.api.engine import Engine, Generation
-from tgi_async.api.exchange import Exchange
 from tgi_async.api.field_names import OF_TGI, FieldNames
+from tgi_async.api.grammar.constraint import checked
 from tgi_async.api.ignored_fields import IgnoredFields
 from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import (
@@ -27,6 +26,7 @@ from tgi_async.api.parameters import (
     sampling_of,
 )
 from tgi_async.api.permits import Permits
+from tgi_async.api.request_context import RequestContext
 from tgi_async.errors import ServerError, ValidationError
 from tgi_async.generation import GenerationRequest, Timings
 from tgi_async.grammar.checker import GrammarChecker
@@ -39,13 +39,22 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+class PromptSource(NamedTuple):
+    """A text or its tokens."""
+
+    content: str | list[int]
+    add_special_tokens: bool = True
+    truncated: Callable[[list[int]], list[int]] | None = None
+    """What of the tokens is kept."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """The parts of the server that a route needs.
 
-    `pool` runs what would hold up the event loop: tokenizing and rendering. Only who was admitted
-    or holds a permit puts work into it, so its queue is bounded. `tokenize_permits` are apart from
-    `admission`, so that counting tokens goes on while no generation finds room.
+    `pool` runs what would hold up the event loop: tokenizing and rendering. Only requests that
+    were admitted or hold a permit put work into it, so its queue is bounded. `tokenize_permits`
+    are apart from `admission`, so that counting tokens goes on while no generation finds room.
     """
 
     engine: Engine
@@ -62,6 +71,8 @@ class Service:
     chat_stop_token_ids: tuple[int, ...] = ()
     """Tokens that end an answer in a chat, besides the model's own."""
     version: str = field(default_factory=lambda: version("tgi-async"))
+    started: int = field(default_factory=lambda: int(time.time()))
+    """In seconds since 1970."""
     ignored_fields: IgnoredFields = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,21 +90,19 @@ class Service:
 
     async def request(
         self,
-        prompt: str | list[int],
+        prompt: PromptSource,
         parameters: GenerateParameters,
-        exchange: Exchange,
+        context: RequestContext,
         *,
         logprobs: bool,
         include_stop: bool,
-        add_special_tokens: bool = True,
         names: FieldNames = OF_TGI,
         constraint: Grammar | None = None,
-        truncated: Callable[[list[int]], list[int]] | None = None,
         stop_token_ids: tuple[int, ...] = (),
     ) -> GenerationRequest:
         """Validate, and tokenize what is not tokenized yet.
 
-        `parameters.truncate` keeps the last tokens, `truncated` what it returns. `names` are those
+        `parameters.truncate` keeps the last tokens. `names` are those
         of the route's fields; a `constraint` counts instead of the grammar. `stop_token_ids` end
         the text too, unless the client wants it to go on past every end. Fairness is owed to the
         peer's address alone: there is one API key, and a key that nobody checks is free text.
@@ -103,32 +112,33 @@ class Service:
             Overloaded: too many grammars are being checked.
         """
         check(parameters, self.limits, names)
-        if isinstance(prompt, str):
-            check_text(prompt, parameters.truncate, self.limits, names)
-            prompt = await self.in_pool(
-                self.tokenizer.encode, prompt, add_special_tokens=add_special_tokens
+        ids = prompt.content
+        if isinstance(ids, str):
+            check_text(ids, parameters.truncate, self.limits, names)
+            ids = await self.in_pool(
+                self.tokenizer.encode, ids, add_special_tokens=prompt.add_special_tokens
             )
         if parameters.truncate is not None:
-            prompt = prompt[-parameters.truncate :]
-        if truncated is not None:
-            prompt = truncated(prompt)
-        max_new_tokens = fit(len(prompt), parameters.max_new_tokens, self.limits, names)
-        if not prompt:
+            ids = ids[-parameters.truncate :]
+        if prompt.truncated is not None:
+            ids = prompt.truncated(ids)
+        max_new_tokens = fit(len(ids), parameters.max_new_tokens, self.limits, names)
+        if not ids:
             raise ValidationError(f"`{names.prompt}` cannot be empty")
         grammar = await checked(
             self.checker,
             parameters.grammar,
             constraint,
             "tools" if parameters.grammar is None else names.grammar,
-            ignore=exchange.ignore,
-            strict_tgi=self.limits.strict_tgi,
+            ignore=context.ignore,
+            dialect=self.limits.dialect,
         )
-        exchange.validation_seconds = time.monotonic() - exchange.started
-        self.metrics.request_validated(exchange.validation_seconds, len(prompt), max_new_tokens)
+        context.validation_seconds = time.monotonic() - context.started
+        self.metrics.request_validated(context.validation_seconds, len(ids), max_new_tokens)
         return GenerationRequest(
-            prompt=prompt,
+            prompt=ids,
             sampling=sampling_of(parameters, logprobs=logprobs),
-            client=exchange.peer,
+            client=context.peer,
             max_new_tokens=max_new_tokens,
             stop=parameters.stop_sequences,
             ignore_eos=parameters.ignore_eos,
@@ -136,7 +146,7 @@ class Service:
             prompt_logprobs=parameters.decoder_input_details,
             include_stop=include_stop,
             grammar=grammar,
-            reservation=exchange.reservation,
+            reservation=context.reservation,
         )
 
     def submit(self, request: GenerationRequest) -> Generation:
@@ -179,7 +189,7 @@ class Service:
 def choices_of(
     request: GenerationRequest, n: int, *, scored_once: bool = False
 ) -> list[GenerationRequest]:
-    """`n` requests that differ in their random numbers only.
+    """Return `n` requests that differ in their random numbers only.
 
     Their prompt is one: `scored_once` leaves its log-probabilities to the first.
     """

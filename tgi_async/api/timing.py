@@ -1,16 +1,17 @@
-"""The `x-*` headers that tell a client what its request took, in TGI's units."""
+"""The `x-*` headers about what a request took, in TGI's units."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 
-from tgi_async.api.exchange import Exchange, HeaderList
+from tgi_async.api.encoding import HeaderList
+from tgi_async.api.request_context import RequestContext
 from tgi_async.generation import GenerationRequest, Timings
 
 
 def stream_headers(compute_type: str, n_characters: int) -> HeaderList:
-    """What is known when a stream begins. Characters are Unicode characters of the prompts."""
+    """Return what is known when a stream begins. Characters are those of the prompts."""
     return [
         (b"x-compute-type", compute_type.encode()),
         (b"x-compute-characters", str(n_characters).encode()),
@@ -18,18 +19,18 @@ def stream_headers(compute_type: str, n_characters: int) -> HeaderList:
 
 
 def reply_headers(
-    exchange: Exchange,
+    context: RequestContext,
     compute_type: str,
     n_characters: int,
     requests: Sequence[GenerationRequest],
     timings: Sequence[Timings],
     n_generated: int,
 ) -> HeaderList:
-    """What is known at the end: `x-compute-time` in seconds, other times in milliseconds.
+    """Return what is known at the end: `x-compute-time` in seconds, others in milliseconds.
 
     Where there are several prompts, queue and inference time are sums over them.
     """
-    total = time.monotonic() - exchange.started
+    total = time.monotonic() - context.started
     inference = sum(timing.inference for timing in timings)
     counts = {
         b"x-prompt-tokens": sum(len(request.prompt) for request in requests),
@@ -37,7 +38,7 @@ def reply_headers(
     }
     seconds = {
         b"x-total-time": total,
-        b"x-validation-time": exchange.validation_seconds,
+        b"x-validation-time": context.validation_seconds,
         b"x-queue-time": sum(timing.queued for timing in timings),
         b"x-inference-time": inference,
         b"x-time-per-token": inference / max(n_generated, 1),

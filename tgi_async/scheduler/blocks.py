@@ -5,8 +5,8 @@ free, used (at least one block table holds it), or cached (no table holds it, bu
 still be hit; evicted least recently used first).
 
 The prefix cache is a tree of full blocks. A node stands for "these tokens after that parent", and
-is found by exact equality of (parent, token ids), so a hit is proved by its tokens and never by a
-hash alone. A node's id is never used twice: what hung under an evicted node cannot be reached
+is found by exact equality of (parent, token ids, salts), so a hit is proved by its tokens and never
+by a hash alone. A node's id is never used twice: what hung under an evicted node cannot be reached
 through a new one. A node is *pending* while the block table that means to compute it is running,
 and *ready*, with a block, once the step that filled that block was acknowledged.
 
@@ -16,24 +16,52 @@ Paging is vLLM's (arXiv 2309.06180); sharing between running requests is RadixAt
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 ROOT = 0
 
 Key = bytes
-"""The tokens of a full block, four bytes each.
+"""The tokens of a full block, four bytes each, and its salts.
 
 A tuple of them would take six times the memory, and three times as long to look up.
 """
 
 
-def keys_of(tokens: list[int], block_size: int) -> list[Key]:
-    """The keys of all blocks that `tokens`, each of them below 2**32, fill."""
+class Salt(NamedTuple):
+    """What keys and values at positions `start` to `end - 1` depend on besides the tokens.
+
+    An adapter or a tenant salts position 0: all blocks follow the first, so that nothing is shared
+    with others. An image salts the positions of its placeholders, and blocks before it are shared.
+    """
+
+    start: int
+    end: int
+    digest: bytes
+    """16 bytes: of the adapter's weights, the tenant's name, the image's pixels."""
+
+
+def keys_of(
+    tokens: list[int], block_size: int, salts: Sequence[Salt] = (), first: int = 0
+) -> list[Key]:
+    """Return the keys of all blocks that `tokens`, each of them below 2**32, fill.
+
+    `first` is the position of the first token, at which a block begins; salts are in order.
+    """
     packed = array("I", tokens).tobytes()
     size = 4 * block_size
-    return [packed[start : start + size] for start in range(0, len(packed) - size + 1, size)]
+    keys = [packed[start : start + size] for start in range(0, len(packed) - size + 1, size)]
+    for salt in salts:
+        # The places too: two images whose border moves have equal tokens and equal digests.
+        salted = struct.pack("<qq", salt.start, salt.end) + salt.digest
+        begin = max(0, (salt.start - first) // block_size)
+        end = min(len(keys), -(-(salt.end - first) // block_size))
+        for index in range(begin, end):
+            keys[index] += salted
+    return keys
 
 
 class Node:

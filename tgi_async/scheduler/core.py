@@ -28,20 +28,20 @@ from collections import deque
 from collections.abc import Iterable
 
 from tgi_async.errors import Overloaded, ValidationError
-from tgi_async.generation import FinishReason
 from tgi_async.scheduler.blocks import BlockManager, BlockTable
 from tgi_async.scheduler.fairness import INPUT_COST, OUTPUT_COST, WaitingQueue
 from tgi_async.scheduler.plan import Budget, Draft, Part, Plan
 from tgi_async.scheduler.request import (
     Event,
     FailedEvent,
+    FinishReason,
     PromptEvent,
     Request,
     Status,
     TokenEvent,
 )
 from tgi_async.scheduler.reservations import EVICTED, Reservation, Reservations
-from tgi_async.scheduler.results import InFlight, UnexpectedResult, check_result, spread
+from tgi_async.scheduler.results import InFlight, UnexpectedResult, check_result
 from tgi_async.wire.messages import (
     Admit,
     Constraint,
@@ -89,16 +89,18 @@ class Core:
 
     def reserve(
         self, client: str, n_rows: int, n_bytes: int
-    ) -> tuple[Reservation, list[Reservation]]:
-        """Reserve rows for requests to come. Returns the evicted, too, whose requests are over.
+    ) -> tuple[Reservation, list[Reservation], list[Request]]:
+        """Reserve rows for requests to come. Returns the evicted, too, and their requests, which
+        are over.
 
         Raises ValidationError for more than there are, Overloaded where there is no room now.
         """
         reservation, evicted = self.reservations.reserve(client, n_rows, n_bytes)
-        for one in evicted:
-            for request in one.requests:
-                self.finish(request)
-        return reservation, evicted
+        # None of their requests has run.
+        ended = [one for one in self.waiting if one.reservation in evicted] if evicted else []
+        for request in ended:
+            self.finish(request)
+        return reservation, evicted, ended
 
     def submit(self, request: Request) -> None:
         """A new request.
@@ -124,10 +126,8 @@ class Core:
                 f"{budget.n_blocks * budget.block_size} tokens (`max_batch_total_tokens`). Given: "
                 f"{request.n_prompt} `inputs` tokens and {request.max_new_tokens} `max_new_tokens`"
             )
-        if request.reservation is not None:
-            if request.reservation.evicted:
-                raise Overloaded(EVICTED)
-            request.reservation.requests.append(request)
+        if request.reservation is not None and request.reservation.evicted:
+            raise Overloaded(EVICTED)
         self._arrivals += 1
         request.arrival = self._arrivals
         self.waiting.add(request)
@@ -408,26 +408,29 @@ class Core:
         if not part.samples:
             return
         request.n_in_flight -= 1
-        first = sampled[part.row]
-        if first.forced:
+        found = sampled[part.row]
+        forced = len(found.tokens) > 1
+        if forced:
             # Of a request that has ended, too: the worker runs what it was sent.
             self._await_no_more(request)
         if request.status is Status.ENDED:
             return
-        for one in [first] if not first.forced else spread(first):
-            request.tokens.append(one.token)
+        for index, token in enumerate(found.tokens):
+            request.tokens.append(token)
             self.waiting.charge(request.client, OUTPUT_COST)
             reason: FinishReason | None = None
             spent = len(request.tokens) > request.limit  # the last one is never computed
-            if one.token in request.stop_ids and (not spent or request.grammar):
+            if token in request.stop_ids and (not spent or request.grammar):
                 reason = "eos_token"  # a text that a grammar ended in time is whole, and not cut
             elif spent:
                 reason = "length"
-            events.append(TokenEvent(request, one, reason))
+            logprob = found.logprobs[index] if found.logprobs else None
+            top = found.top[index] if index < len(found.top) else []
+            events.append(TokenEvent(request, token, logprob, top, reason))
             if reason is not None:
                 self.finish(request)
                 return
-        if first.forced:
+        if forced:
             request.prefill_end = len(request.tokens)
 
     def _postpone(self, part: Part) -> None:

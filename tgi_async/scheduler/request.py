@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-from tgi_async.generation import FinishReason
-from tgi_async.scheduler.blocks import BlockTable, Key, Node, keys_of
+from tgi_async.scheduler.blocks import BlockTable, Key, Node, Salt, keys_of
 from tgi_async.scheduler.reservations import Reservation
-from tgi_async.wire.messages import Sampled, Sampling, TopToken
+from tgi_async.wire.messages import Sampling, TopToken
+
+GREEDY = Sampling()
+FinishReason = Literal["length", "eos_token", "stop_sequence"]
 
 
 class Status(Enum):
@@ -19,6 +22,7 @@ class Status(Enum):
     ENDED = "ended"
 
 
+@dataclass(slots=True, eq=False)
 class Request:
     """Tokens known, tokens planned, and the blocks that hold them.
 
@@ -27,88 +31,53 @@ class Request:
     positions that some step sent has computed or will, the table's `n_computed` those acknowledged.
     """
 
-    __slots__ = (
-        "arrival",
-        "charged",
-        "client",
-        "decoding",
-        "grammar",
-        "id",
-        "keys",
-        "lacking",
-        "limit",
-        "max_new_tokens",
-        "n_cached",
-        "n_in_flight",
-        "n_planned",
-        "n_prompt",
-        "n_scored",
-        "prefill_end",
-        "prompt_logprobs",
-        "prompt_top_n_tokens",
-        "reservation",
-        "row",
-        "sampling",
-        "status",
-        "stop_ids",
-        "table",
-        "tokens",
-        "waits_for",
-    )
+    id: int
+    prompt: InitVar[list[int]]
+    max_new_tokens: int
+    _: KW_ONLY
+    client: str = ""
+    sampling: Sampling = GREEDY
+    stop_ids: frozenset[int] = frozenset()
+    grammar: str = ""
+    """Encoded, or empty."""
+    prompt_logprobs: bool = False
+    """These need every prompt position computed, so they take no hits."""
+    prompt_top_n_tokens: int = 0
+    salts: tuple[Salt, ...] = ()
+    reservation: Reservation | None = None
+    """What it has a row of; None: it is not counted."""
 
-    def __init__(
-        self,
-        id: int,
-        prompt: list[int],
-        max_new_tokens: int,
-        *,
-        client: str = "",
-        sampling: Sampling | None = None,
-        stop_ids: frozenset[int] = frozenset(),
-        grammar: str = "",
-        prompt_logprobs: bool = False,
-        prompt_top_n_tokens: int = 0,
-        reservation: Reservation | None = None,
-    ) -> None:
-        self.id = id
-        self.client = client
-        self.sampling = sampling or Sampling()
-        self.stop_ids = stop_ids
-        self.grammar = grammar
-        """Encoded, or empty."""
-        self.prompt_logprobs = prompt_logprobs
-        """These need every prompt position computed, so they take no hits."""
-        self.prompt_top_n_tokens = prompt_top_n_tokens
-        self.reservation = reservation
-        """What it has a row of; None: it is not counted."""
-        self.max_new_tokens = max_new_tokens
-        self.n_prompt = len(prompt)
-        self.limit = self.n_prompt + max_new_tokens - 1
-        """Most positions this request can ever compute: its last token is never an input."""
+    tokens: list[int] = field(init=False)
+    n_prompt: int = field(init=False)
+    limit: int = field(init=False)
+    """Most positions this request can ever compute: its last token is never an input."""
+    keys: list[Key] = field(default_factory=list, init=False)
+    """Of the blocks that are full, made once."""
+    status: Status = field(default=Status.WAITING, init=False)
+    arrival: int = field(default=0, init=False)
+    charged: bool = field(default=False, init=False)
+    """Whether it has run."""
+    table: BlockTable | None = field(default=None, init=False)
+    row: int = field(default=-1, init=False)
+    n_cached: int = field(default=0, init=False)
+    """Prompt tokens that were in the prefix cache when it was first admitted."""
+    n_planned: int = field(default=0, init=False)
+    n_in_flight: int = field(default=0, init=False)
+    n_scored: int = field(default=0, init=False)
+    """Prompt positions before this have had their log-probabilities reported."""
+    prefill_end: int = field(default=0, init=False)
+    """Tokens known at admission, or since a grammar forced some: the row samples when it has
+    computed them."""
+    decoding: bool = field(default=False, init=False)
+    """Whether it has sampled, or tried to, since it was admitted: its prefill is over."""
+    waits_for: Node | None = field(default=None, init=False)
+    lacking: int = field(default=0, init=False)
+    """Blocks it needed when it last did not fit, plus `BlockManager.n_shared` of that time."""
+
+    def __post_init__(self, prompt: list[int]) -> None:
         self.tokens = list(prompt)
-        self.keys: list[Key] = []
-        """Of the blocks that are full, made once."""
-
-        self.status = Status.WAITING
-        self.arrival = 0
-        self.charged = False
-        """Whether it has run."""
-        self.table: BlockTable | None = None
-        self.row = -1
-        self.n_cached = 0
-        """Prompt tokens that were in the prefix cache when it was first admitted."""
-        self.n_planned = 0
-        self.n_in_flight = 0
-        self.n_scored = 0
-        """Prompt positions before this have been told their log-probabilities."""
-        self.prefill_end = 0
-        """Tokens known at admission, or since a grammar forced some: the row samples when it has
-        computed them."""
-        self.decoding = False
-        """Whether it has sampled, or tried to, since it was admitted: its prefill is over."""
-        self.waits_for: Node | None = None
-        self.lacking = 0
-        """Blocks it needed when it last did not fit, plus `BlockManager.n_shared` of that time."""
+        self.n_prompt = len(prompt)
+        self.limit = self.n_prompt + self.max_new_tokens - 1
 
     @property
     def scored(self) -> bool:
@@ -139,7 +108,7 @@ class Request:
         """The keys of the blocks that the known tokens fill."""
         n_made = len(self.keys) * block_size
         if len(self.tokens) - n_made >= block_size:
-            self.keys += keys_of(self.tokens[n_made:], block_size)
+            self.keys += keys_of(self.tokens[n_made:], block_size, self.salts, n_made)
         return self.keys
 
 
@@ -147,7 +116,10 @@ class TokenEvent(Struct, frozen=True):
     """A request emitted a token, its last one if `finish_reason` is set."""
 
     request: Request
-    sampled: Sampled
+    token: int
+    logprob: float | None
+    top: list[TopToken]
+    """The likeliest tokens in its place; empty if none are wanted."""
     finish_reason: FinishReason | None
 
 

@@ -20,13 +20,9 @@ begun to run: prompts and tokens take memory in proportion to them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from tgi_async.errors import Overloaded, ValidationError
-
-if TYPE_CHECKING:
-    from tgi_async.scheduler.request import Request
-
 
 QUEUED_PAYLOADS = 16
 """Bodies of the largest size that may wait; their prompts are a few times as large as tokens."""
@@ -67,7 +63,6 @@ class Reservation:
         "n_rows",
         "n_waiting",
         "on_evicted",
-        "requests",
     )
 
     def __init__(self, client: str, n_rows: int, n_bytes: int) -> None:
@@ -78,8 +73,6 @@ class Reservation:
         """Rows that have not run yet."""
         self.evicted = False
         """Whether its place went to another client."""
-        self.requests: list[Request] = []
-        """What was submitted for it, while none of it has run."""
         self.on_evicted: Callable[[], None] | None = None
 
 
@@ -151,7 +144,6 @@ class Reservations:
         share.n_rows -= 1
         reservation.n_waiting -= 1
         if reservation in share.reservations:
-            reservation.requests.clear()
             self._begin(reservation, share)
         self._tidy(reservation.client, share)
 
@@ -168,7 +160,6 @@ class Reservations:
     def release(self, reservation: Reservation) -> None:
         """The request is over. Idempotent."""
         self._give_back(reservation)
-        reservation.requests.clear()
 
     def _give_back(self, reservation: Reservation) -> None:
         share = self._shares.get(reservation.client)

@@ -33,22 +33,18 @@ def check_result(
             raise UnexpectedResult(f"rows {sorted(strange)} cannot be late in step {done.step}")
         sampling -= late
     for one in done.sampled:
-        if one.forced and any(part.row == one.row and not part.request.grammar for part in parts):
-            raise UnexpectedResult(f"row {one.row} has no grammar that forces tokens")
+        n = len(one.tokens)
+        if n > 1 and any(part.row == one.row and not part.request.grammar for part in parts):
+            raise UnexpectedResult(f"row {one.row} has {n} tokens and no grammar that forces them")
+        if one.n_computed:
+            raise UnexpectedResult(f"row {one.row} computed tokens beyond step {done.step}")
+        if len(one.logprobs) not in (0, n) or len(one.top) > n:
+            raise UnexpectedResult(f"row {one.row} has {n} tokens, and log-probabilities of others")
     if len(sampled) != len(done.sampled):
-        raise UnexpectedResult(f"a row has two tokens in step {done.step}")
+        raise UnexpectedResult(f"a row has two results in step {done.step}")
     if lacking := sampling - sampled.keys() - failed.keys():
         raise UnexpectedResult(f"rows {sorted(lacking)} have no token in step {done.step}")
     if extra := sampled.keys() - sampling - failed.keys():
         raise UnexpectedResult(f"rows {sorted(extra)} do not sample in step {done.step}")
     if strange := (failed.keys() | {one.row for one in done.prompt_logprobs}) - rows:
         raise UnexpectedResult(f"rows {sorted(strange)} are not in step {done.step}")
-
-
-def spread(first: Sampled) -> list[Sampled]:
-    """A sampled token and those that its grammar forced after it, each by itself.
-
-    A token that could not have been another has the log-probability 0.
-    """
-    logprob = None if first.logprob is None else 0.0
-    return [first, *(Sampled(first.row, token, logprob) for token in first.forced)]

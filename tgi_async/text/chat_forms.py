@@ -42,6 +42,8 @@ class Forms:
     `silences`: beside which of them it shows calls.
     `single_calls`: whether it refuses messages of several calls, as Llama 3's templates do.
     `developer`: whether it knows that role.
+    `system`: whether it takes a system message, which templates of Gemma 2 and Mistral 7B refuse.
+    `user_turns`: whether it takes two messages of a user in a row, which the same ones refuse.
     """
 
     content: Literal["text", "either", "parts"] = "text"
@@ -50,16 +52,22 @@ class Forms:
     silences: tuple[Silence, ...] = ()
     single_calls: bool = False
     developer: bool = False
+    system: bool = True
+    user_turns: bool = True
 
     @classmethod
     def probed(cls, source: str, render: Render) -> Forms:
         """The forms of the template with this source."""
         known = cls(content=_content_form(render), developer="developer" in source)
-        return _with_calls(known, render)
+        return _with_calls(_with_turns(known, render), render)
 
 
 def all_shaped(messages: Sequence[Message], forms: Forms) -> list[dict[str, Any]]:
     """The messages in these forms."""
+    if not forms.system:
+        messages = _without_system(messages)
+    if not forms.user_turns:
+        messages = _without_repeated_users(messages)
     if forms.single_calls:
         messages = _one_by_one(messages)
     return [shaped(message, forms) for message in messages]
@@ -86,6 +94,54 @@ def shaped(message: Message, forms: Forms) -> dict[str, Any]:
         if name in made:
             return {"thinking": made[name], **made, "reasoning_content": made[name]}
     return made
+
+
+def _without_system(messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages with the system's at the start put before the first text of the user."""
+    n = 0
+    while n < len(messages) and messages[n]["role"] in ("system", "developer"):
+        n += 1
+    if n in (0, len(messages)) or messages[n]["role"] != "user":
+        return messages
+    texts = [_text_of(message) for message in messages[:n]]
+    return [_behind([text for text in texts if text], messages[n]), *messages[n + 1 :]]
+
+
+def _without_repeated_users(messages: Sequence[Message]) -> list[Message]:
+    """The messages with those of a user that follow each other made one."""
+    made: list[Message] = []
+    for message in messages:
+        if made and message["role"] == made[-1]["role"] == "user":
+            made[-1] = _joined(made[-1], message)
+        else:
+            made.append(message)
+    return made
+
+
+def _joined(first: Message, second: Message) -> Message:
+    """One message with the contents of both, a blank line between them."""
+    if isinstance(first.get("content"), str):
+        return _behind([_text_of(first)], second)
+    before = first.get("content") or []
+    return {**second, "content": [*before, *_parts_of(_behind([""], second))]}
+
+
+def _behind(texts: Sequence[str], message: Message) -> Message:
+    """The message with these texts before its own, a blank line between each and the next."""
+    before = "".join(f"{text}\n\n" for text in texts)
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": before + content}
+    return {**message, "content": [{"type": "text", "text": before}, *(content or ())]}
+
+
+def _text_of(message: Message) -> str:
+    return "".join(part.get("text") or "" for part in _parts_of(message))
+
+
+def _parts_of(message: Message) -> Sequence[Mapping[str, Any]]:
+    content = message.get("content")
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content or ()
 
 
 def _one_by_one(messages: Sequence[Message]) -> list[Message]:
@@ -172,6 +228,18 @@ def _content_form(render: Render) -> Literal["text", "either", "parts"]:
         return "parts"
     # One that does not know lists shows them as Python does.
     return "either" if text == listed else "text"
+
+
+def _with_turns(forms: Forms, render: Render) -> Forms:
+    """The forms, completed by those of system messages and of a user's messages in a row."""
+
+    def takes(*roles: str) -> bool:
+        content = _shaped_content(_TEXT, forms)
+        return bool(_attempt(render, [{"role": role, "content": content} for role in roles], None))
+
+    if not takes("user"):
+        return forms
+    return replace(forms, system=takes("system", "user"), user_turns=takes("user", "user"))
 
 
 def _with_calls(forms: Forms, render: Render) -> Forms:

@@ -218,15 +218,19 @@ class TopToken(Frame, frozen=True):
 
 
 class Sampled(Frame, frozen=True):
-    """What one row of a step produced."""
+    """The tokens that one row of a step produced, in order."""
 
     row: Count
-    token: Id
-    logprob: float | None = None
-    top: list[TopToken] = []
-    forced: list[Id] = []
-    """What follows it whatever is sampled, by the row's grammar: tokens known before they are
-    computed. The row samples next when it has computed them."""
+    tokens: Annotated[list[Id], Meta(min_length=1)]
+    """The sampled one, and those that follow it by the row's grammar whatever is sampled."""
+    logprobs: list[float] = []
+    """One for each token where they are wanted, else none. A token that could not have been another
+    has 0."""
+    top: list[list[TopToken]] = []
+    """The likeliest tokens at the place of each token; shorter where none are wanted."""
+    n_computed: Count = 0
+    """How many of `tokens`, from the first on, have their keys and values in the row's blocks. The
+    row samples next when it has computed the others."""
 
 
 class PromptLogprobs(Frame, frozen=True):

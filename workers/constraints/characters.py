@@ -6,7 +6,8 @@ import unicodedata
 from functools import cache
 
 from tgi_async.grammar.characters import LAST, Ranges, complement, union
-from workers.constraints.expressions import Expressions, Node, TooComplex
+from workers.constraints.expressions import Expressions
+from workers.constraints.nodes import Node, TooComplex
 
 SURROGATES = (0xD800, 0xDFFF)
 MAX_FOLDED = 5_000

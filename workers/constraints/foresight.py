@@ -7,24 +7,19 @@ leads to. So those that leave too few tokens for the rest can be left out, and n
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tgi_async.grammar.grammar import Grammar
-from workers.constraints.expressions import (
-    ALL_BYTES,
-    ENDLESS,
-    SPECIAL,
-    Expressions,
-    Node,
-    TooComplex,
-)
+from workers.constraints.expressions import ENDLESS, Expressions
 from workers.constraints.language import SpecialId, language
+from workers.constraints.mask_cache import MaskCache
+from workers.constraints.nodes import Node, TooComplex
 from workers.constraints.token_counts import TokenCounts
-from workers.constraints.tokens import TokenTable, allowed_in
+from workers.constraints.token_walks import TokenWalks, Walk
+from workers.constraints.tokens import TokenTable
+from workers.grammar.engine import Matcher
 
 Mask = NDArray[np.int32]
 
@@ -36,31 +31,8 @@ PLAIN = 12
 """Bytes of a token, on the average, that a completion may have to be worth counting its tokens."""
 MAX_DERIVED = 20_000
 """Expressions, of what may follow the texts so far."""
-MAX_STATES = 1024
-"""Whose rows are kept, 0.5 kB each."""
 MAX_WAYS = 1024
 """Completions that are kept."""
-MAX_WALKS = 64
-MAX_WALKED = 200_000
-"""Tokens of all walks that are kept, 6 bytes each."""
-
-DEAD = 0
-
-
-class _Full(Exception):
-    """There are more states than are kept."""
-
-
-class _Walk(NamedTuple):
-    """Where the tokens of a mask lead to."""
-
-    mask: Mask
-    ids: NDArray[np.int32]
-    """By `costs`."""
-    costs: NDArray[np.int64]
-    """[ids]: bytes of the shortest completion behind each token, never falling."""
-    states: NDArray[np.int16]
-    """[ids]: what may follow, by its place in a table."""
 
 
 class Foresight:
@@ -76,21 +48,20 @@ class Foresight:
         except (RecursionError, UnicodeEncodeError, OverflowError) as error:
             raise TooComplex from error
         self._counts = TokenCounts(self._expressions, tokens)
+        self._masks = MaskCache(self._expressions, tokens.longest)
         self.least = self._expressions.cost(self.start)
         """Bytes of the shortest text."""
         self._n_first = len(self._expressions)
         self._ways: dict[Node, list[int] | None] = {}
         self._left_to_count = MAX_COUNTED
-        self._walks: OrderedDict[Node, _Walk] = OrderedDict()
-        self._forget()
+        self._walks = TokenWalks(self._expressions, tokens)
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory, roughly."""
-        walked = sum(14 * len(one.ids) + one.mask.nbytes for one in self._walks.values())
         ways = sum(8 * len(way) for way in self._ways.values() if way) + 200 * len(self._ways)
-        known = self._expressions.nbytes + self._counts.nbytes
-        return known + self._rows.nbytes + walked + ways
+        known = self._expressions.nbytes + self._counts.nbytes + self._masks.nbytes
+        return known + self._walks.nbytes + ways
 
     @property
     def is_crowded(self) -> bool:
@@ -103,11 +74,37 @@ class Foresight:
             self._expressions.begin()
             try:
                 for token in tokens:
-                    for symbol in self._tokens.symbols[token]:
-                        node = self._expressions.after(node, symbol)
+                    node = self._expressions.after_text(node, self._tokens.symbols[token])
             except (TooComplex, RecursionError, IndexError):
                 return None
             return None if node is self._expressions.nothing else node
+
+    def knows_mask(self, node: Node) -> bool:
+        """Whether the mask where this may follow is known; then nothing is forced there."""
+        with self._lock:
+            return self._mask(node) is not None
+
+    def fill(self, node: Node, matcher: Matcher, mask: Mask) -> None:
+        """Write the engine's mask where this may follow and nothing is forced: as it was before,
+        if it is known. Raises GrammarError."""
+        with self._lock:
+            known = self._mask(node)
+        if known is not None:
+            np.copyto(mask, known)
+            return
+        matcher.fill(mask)
+        if not matcher.remembers:
+            with self._lock:
+                try:
+                    self._masks.put(node, mask)
+                except (TooComplex, RecursionError):
+                    return
+
+    def _mask(self, node: Node) -> Mask | None:
+        try:
+            return self._masks.get(node)
+        except (TooComplex, RecursionError):
+            return None
 
     def way(self, node: Node) -> list[int] | None:
         """The tokens of the shortest text from here; None if none is known.
@@ -141,6 +138,16 @@ class Foresight:
                 return True
         way = self.way(self.start)
         return way is not None and len(way) <= room
+
+    def most(self, node: Node) -> int:
+        """Tokens with which a text can be completed wherever it goes from here; `ENDLESS` and more
+        if that is not known."""
+        with self._lock:
+            self._expressions.begin()
+            try:
+                return self._counts.most(node)
+            except (TooComplex, RecursionError):
+                return ENDLESS
 
     def fits(self, node: Node, room: int) -> bool:
         """Whether a text can be completed within so many tokens."""
@@ -195,14 +202,7 @@ class Foresight:
             if left > self._counts.most(node):
                 return way
             given = mask[: self._tokens.n_words]
-            walk = self._walks.get(node)
-            if walk is None or not np.array_equal(walk.mask, given):
-                try:
-                    walk = self._walk(node, given)
-                except (TooComplex, RecursionError, _Full):
-                    walk = self._unknown(given)
-                else:
-                    self._keep(node, walk)
+            walk = self._walks.of(node, given)
             if not len(walk.ids) or walk.costs[-1] < left:
                 return way
             self._clear(mask, self._late(walk, left - 1))
@@ -214,110 +214,12 @@ class Foresight:
                 mask.view(np.uint32)[word] |= bit
             return way
 
-    def _unknown(self, mask: Mask) -> _Walk:
-        """After any token, no text is known to fit."""
-        ids = allowed_in(mask & ~self._tokens.ends)
-        dead = np.full(len(ids), DEAD, np.int16)
-        return _Walk(mask.copy(), ids, np.full(len(ids), ENDLESS), dead)
-
-    def _late(self, walk: _Walk, room: int) -> NDArray[np.int32]:
+    def _late(self, walk: Walk, room: int) -> NDArray[np.int32]:
         """The tokens after which the text does not fit into so many."""
-        first = int(np.searchsorted(walk.costs, room, side="right"))
-        ids, states = walk.ids[first:], walk.states[first:]
         self._left_to_count = MAX_COUNTED
-        late = np.zeros(MAX_STATES, np.bool_)
-        for state in self._by_cost(states):
-            late[state] = state == DEAD or not self._fits(self._nodes[state], room)
-        return ids[late[states]]
+        return self._walks.late(walk, room, lambda node: self._fits(node, room))
 
     def _clear(self, mask: Mask, ids: NDArray[np.int32]) -> None:
         bits = np.zeros(32 * self._tokens.n_words, np.bool_)
         bits[ids] = True
         mask[: self._tokens.n_words] &= ~np.packbits(bits, bitorder="little").view(np.int32)
-
-    # Where tokens lead to
-
-    def _forget(self) -> None:
-        nothing = self._expressions.nothing
-        self._nodes: list[Node] = [nothing]
-        self._index: dict[Node, int] = {nothing: DEAD}
-        self._rows = np.zeros((MAX_STATES, SPECIAL), np.int16)
-        self._built = np.zeros(MAX_STATES, np.bool_)
-        self._built[DEAD] = True
-        self._walks.clear()
-
-    def _keep(self, node: Node, walk: _Walk) -> None:
-        self._walks[node] = walk
-        self._walks.move_to_end(node)
-        while len(self._walks) > 1 and (
-            len(self._walks) > MAX_WALKS
-            or sum(len(one.ids) for one in self._walks.values()) > MAX_WALKED
-        ):
-            self._walks.popitem(last=False)
-
-    def _walk(self, node: Node, mask: Mask) -> _Walk:
-        try:
-            return self._walked(node, mask)
-        except _Full:
-            self._forget()
-            return self._walked(node, mask)
-
-    def _walked(self, node: Node, mask: Mask) -> _Walk:
-        tokens = self._tokens
-        ids = allowed_in(mask & ~tokens.ends)
-        reached = np.full(tokens.trie.n_prefixes, DEAD, np.int16)
-        """By the place of a prefix."""
-        reached[0] = self._state(node)
-        before, first = reached[:1], 1
-        for level in tokens.trie.levels:
-            for state in _distinct(before):
-                if not self._built[state]:
-                    self._build(state)
-            now = reached[first : first + len(level.bytes)]
-            now[:] = self._rows[before[level.parents], level.bytes]
-            before = now
-            first += len(now)
-            if not now.any():
-                break
-        states = reached[tokens.trie.ends[ids]]
-        for place in np.flatnonzero(tokens.silent[ids]).tolist():
-            after = self.after(node, [int(ids[place])])
-            states[place] = DEAD if after is None else self._state(after)
-        ranks = np.zeros(MAX_STATES, np.int16)
-        costs = np.zeros(MAX_STATES, np.int64)
-        for rank, state in enumerate(self._by_cost(states)):
-            ranks[state] = rank
-            costs[state] = self._cost(state)
-        order = np.argsort(ranks[states], kind="stable")
-        states = states[order]
-        return _Walk(mask.copy(), ids[order], costs[states], states)
-
-    def _by_cost(self, states: NDArray[np.int16]) -> list[int]:
-        """Each of them once, the cheapest first."""
-        return sorted(_distinct(states), key=self._cost)
-
-    def _cost(self, state: int) -> int:
-        return ENDLESS if state == DEAD else self._expressions.cost(self._nodes[state])
-
-    def _state(self, node: Node) -> int:
-        found = self._index.get(node)
-        if found is None:
-            if len(self._nodes) >= MAX_STATES:
-                raise _Full
-            found = self._index[node] = len(self._nodes)
-            self._nodes.append(node)
-        return found
-
-    def _build(self, state: int) -> None:
-        row = self._rows[state]
-        for mask, following in self._expressions.steps(self._nodes[state]):
-            raw = np.frombuffer((mask & ALL_BYTES).to_bytes(SPECIAL // 8, "little"), np.uint8)
-            row[np.unpackbits(raw, bitorder="little").view(np.bool_)] = self._state(following)
-        self._built[state] = True
-
-
-def _distinct(states: NDArray[np.int16]) -> list[int]:
-    there = np.zeros(MAX_STATES, np.bool_)
-    there[states] = True
-    found: list[int] = np.flatnonzero(there).tolist()
-    return found

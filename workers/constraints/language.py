@@ -7,8 +7,9 @@ from collections.abc import Callable
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
 from workers.constraints.characters import ANY, characters
-from workers.constraints.expressions import SPECIAL, Expressions, Node, Steps, TooComplex
+from workers.constraints.expressions import Expressions
 from workers.constraints.literals import Literals
+from workers.constraints.nodes import SPECIAL, Node, Steps, TooComplex
 from workers.constraints.patterns import matching
 from workers.constraints.values import MANY, value
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 
-from workers.constraints.expressions import Expressions, Node, Steps
+from workers.constraints.expressions import Expressions
+from workers.constraints.nodes import Node, Steps
 
 State = tuple[int, int, int]
 """The texts from one place to another have a beginning of so many bytes in common."""

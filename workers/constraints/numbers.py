@@ -7,7 +7,8 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from workers.constraints.expressions import Expressions, Steps
+from workers.constraints.expressions import Expressions
+from workers.constraints.nodes import Steps
 
 MOST_DIGITS = 24
 """That are looked for behind a beginning."""

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from tgi_async.grammar.characters import Ranges, complement, union
 from workers.constraints import characters as sets
 from workers.constraints.characters import characters
-from workers.constraints.expressions import Expressions, Node, TooComplex
+from workers.constraints.expressions import Expressions
+from workers.constraints.nodes import Node, TooComplex
 
 ESCAPED = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "a": 7, "0": 0}
 HEX_DIGITS = {"x": 2, "u": 4, "U": 8}

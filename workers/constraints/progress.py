@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tgi_async.wire.messages import Constraint
-from workers.constraints.expressions import Node
+from workers.constraints.expressions import ENDLESS
 from workers.constraints.foresight import Foresight
+from workers.constraints.nodes import Node
 from workers.constraints.vocabulary import Vocabulary
 from workers.grammar.engine import Matcher
 
@@ -50,6 +51,8 @@ class Progress:
         self._foresight: Foresight | None = None
         self._node: Node
         """What may follow, where there is foresight."""
+        self._most = ENDLESS
+        """With so many tokens, the text can be completed wherever it goes."""
 
     def checks_after(self, n_tokens: int) -> bool:
         """Whether `advance` by so many tokens will look for a completion, which takes longer."""
@@ -128,31 +131,44 @@ class Progress:
                 self._vocabulary.completer.keep_whole(self.mask, self._hints)
 
     def _look_ahead(self, foresight: Foresight) -> None:
-        """Find what may come next and leaves room for the rest.
+        """Find what may come next and leaves room for the rest."""
+        forced = [] if foresight.knows_mask(self._node) else self._matcher.forced()
+        taken = forced[: self._left if self._jumps else 1]
+        if self._completes:
+            least_left = self._left - max(1, len(taken))
+            if self._most >= least_left:
+                self._most = foresight.most(self._node)
+            if self._most >= least_left:
+                self._keep_room(foresight, forced, taken)
+                return
+        if forced:
+            self._force(forced)
+        else:
+            foresight.fill(self._node, self._matcher, self.mask)
+
+    def _keep_room(self, foresight: Foresight, forced: list[int], taken: list[int]) -> None:
+        """Find what may come next where not everything leaves room for the rest.
 
         The text fits: after each token that is left in the mask it does so again, and one is left.
         """
         room = self._left
-        if self._completes and not self._node.nullable and foresight.fits(self._node, room - 1):
+        if not self._node.nullable and foresight.fits(self._node, room - 1):
             room -= 1  # for the token that ends the text: without it, the text counts as cut
-        forced = self._matcher.forced()
         if forced:
-            taken = forced[: self._left if self._jumps else 1]
-            after = foresight.after(self._node, taken) if self._completes else None
-            if not self._completes or (
-                after is not None and foresight.fits(after, room - len(taken))
-            ):
+            after = foresight.after(self._node, taken)
+            if after is not None and foresight.fits(after, room - len(taken)):
                 self._force(forced)
                 return
-        known = self._way if len(self._way) <= room else []
-        if self._completes and (due := foresight.due(self._node, room, known)):
+        begun = self._way if len(self._way) <= room else []
+        if due := foresight.due(self._node, room, begun):
             self._way = due
             self._force(due)
             return
-        self._matcher.fill(self.mask)
-        if not self._completes:
-            return
-        way = foresight.narrow(self._node, room, self.mask, known)
+        if forced:
+            self._matcher.fill(self.mask)
+        else:
+            foresight.fill(self._node, self._matcher, self.mask)
+        way = foresight.narrow(self._node, room, self.mask, begun)
         if way is None:
             self._foresight = None
             self._way, self._unchecked = [], 0

@@ -71,9 +71,11 @@ class ConstrainedRows:
         for one in sampled:
             if one.row in self._constraints and self._table.get(one.row) is launched.rows[one.row]:
                 forced = launched.forced.get(one.row, [])
-                taken[one.row] = forced or [one.token]
+                taken[one.row] = forced or one.tokens
                 if forced:
-                    one = structs.replace(one, forced=forced[1:])
+                    # They could not have been others.
+                    logprobs = one.logprobs and one.logprobs + [0.0] * (len(forced) - 1)
+                    one = structs.replace(one, tokens=forced, logprobs=logprobs)
             told.append(one)
         self._constraints.advance(taken)
         return told

@@ -7,7 +7,8 @@ the tokens of a completion are counted.
 
 from __future__ import annotations
 
-from workers.constraints.expressions import ENDLESS, Expressions, Machine, Node
+from workers.constraints.expressions import ENDLESS, Expressions
+from workers.constraints.nodes import Machine, Node
 from workers.constraints.tokens import TokenTable
 
 
@@ -48,11 +49,8 @@ class TokenCounts:
         return self._expressions.cost(node)
 
     def _repeated(self, node: Node, n: int) -> int:
-        if node.kind == "symbols":
-            count = self._tokens.runs.count(node.parts[0], n)
-            if count is not None:
-                return count
-        return n * self.enough(node)
+        count = self._tokens.runs.count(single(node), n)
+        return n * self.enough(node) if count is None else count
 
     def most(self, node: Node) -> int:
         """`enough` of whatever may follow any beginning of a text, if it is not more than this.
@@ -82,11 +80,9 @@ class TokenCounts:
                 return max(self._most_of(one) for one in parts)
             case "repeated":
                 inner, again = parts[0], max(0, int(parts[1]) - 1)
-                if inner.kind == "symbols":
-                    count = self._tokens.runs.most(inner.parts[0], again)
-                    if count is not None:
-                        return count
-                return self._most_of(inner) + again * self.enough(inner)
+                count = self._tokens.runs.most(single(inner), again)
+                more = again * self.enough(inner) if count is None else count
+                return self._most_of(inner) + more
             case "machine":
                 machine: Machine = parts[0]
                 return max(int(machine.most), *(self._most_of(one) for one in machine.inner), 0)
@@ -114,15 +110,25 @@ class TokenCounts:
                 return self.way(min(parts, key=self.enough))
             case "repeated":
                 inner, n = parts[0], parts[1]
-                if inner.kind == "symbols":
-                    run = self._tokens.runs.tokens(inner.parts[0], n)
-                    if run is not None:
-                        return run
+                run = self._tokens.runs.tokens(single(inner), n)
+                if run is not None:
+                    return run
                 once = self.way(inner)
                 return None if once is None else once * n
         if self._expressions.cost(node) >= ENDLESS:
             return None
         return self._tokens.spelled(self._expressions.least(node))
+
+
+def single(node: Node) -> int:
+    """Symbols (a bit mask) each of which alone is a whole text, as far as that is plain to see."""
+    if node.kind == "symbols":
+        return int(node.parts[0])
+    found = 0
+    for one in node.parts if node.kind == "choice" else ():
+        if one.kind == "symbols":
+            found |= one.parts[0]
+    return found
 
 
 def _with_rests(node: Node, known: dict[Node, int]) -> list[Node]:

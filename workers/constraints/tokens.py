@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from workers.constraints.expressions import FILLERS, SPECIAL
+from workers.constraints.expressions import FILLERS
+from workers.constraints.nodes import SPECIAL
 from workers.constraints.runs import Runs
 from workers.constraints.trie import Trie
 

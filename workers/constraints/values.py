@@ -11,13 +11,12 @@ from fractions import Fraction
 from math import gcd
 from typing import Any
 
-from workers.constraints import characters as sets
-from workers.constraints.characters import characters
-from workers.constraints.expressions import ALL_BYTES, Expressions, Node, TooComplex
-from workers.constraints.formats import FORMATS
+from workers.constraints.expressions import Expressions
 from workers.constraints.literals import Literals
+from workers.constraints.nodes import Node, TooComplex
 from workers.constraints.numbers import Bounds, NumberMachine
 from workers.constraints.patterns import matching, searching
+from workers.constraints.strings import Strings
 
 KNOWN = frozenset(
     {
@@ -52,9 +51,6 @@ KNOWN = frozenset(
 MANY = 50
 """Constants, of which there is no expression for each."""
 TYPES = ("null", "boolean", "number", "string", "array", "object")
-SHORT_ESCAPES = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '"', 92: "\\"}
-ESCAPED = (1 << 32) - 1 | 1 << 34 | 1 << 92 | 1 << 127
-"""Characters that do not stand for themselves."""
 NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 INTEGER = r"-?(?:0|[1-9][0-9]*)"
 STRING = r'"(?:[^"\\\x00-\x1f\x7f]|\\["\\bfnrt]|\\u[0-9a-fA-F]{4})*"'
@@ -76,7 +72,7 @@ class _Values:
         self._first_node = len(expressions)
         self._any: Node | None = None
         self._comma = expressions.text(b", ")
-        self._quoted: dict[Node, Node] = {}
+        self._strings = Strings(expressions)
         self._matching: dict[str, Node] = {}
 
     def named(self, reference: str) -> str:
@@ -96,13 +92,13 @@ class _Values:
             return self._x.choice([self.of(one) for one in schema["anyOf"]])
         if "const" in schema or "enum" in schema:
             values = [schema["const"]] if "const" in schema else schema["enum"]
-            demands = self._demands(schema)
+            demands = self._strings.demands(schema)
             if not demands and len(values) > MANY:
                 return Literals(self._x, map(_json, values)).start
             found = self._x.choice([self._literal(one) for one in values])
             if not demands:
                 return found
-            strings = self._quote(self._x.both(demands))
+            strings = self._strings.quote(self._x.both(demands))
             others = self._x.choice(
                 [self._literal(one) for one in values if not isinstance(one, str)]
             )
@@ -137,8 +133,7 @@ class _Values:
             case "number" | "integer":
                 return self._number(kind == "integer", schema)
             case "string":
-                demands = self._demands(schema)
-                return self._quote(self._x.both(demands) if demands else self._text(0, None))
+                return self._strings.of(schema)
             case "array":
                 return self._array(schema)
             case "object":
@@ -158,76 +153,6 @@ class _Values:
         high, below = _bound(schema, "maximum", "exclusiveMaximum", min)
         bounds = Bounds(integer, low, high, above, below, step)
         return self._x.machine(NumberMachine(self._x, bounds), "")
-
-    # Strings
-
-    def _demands(self, schema: dict[str, Any]) -> list[Node]:
-        """What a string must match, before it is written as JSON."""
-        found = []
-        for one in (schema, *schema.get("allOf", ())):
-            if "pattern" in one:
-                found.append(searching(self._x, one["pattern"]))
-            if "format" in one:
-                if one["format"] not in FORMATS:
-                    raise TooComplex
-                found.append(matching(self._x, FORMATS[one["format"]]))
-        least, most = schema.get("minLength", 0), schema.get("maxLength")
-        if least or most is not None:
-            found.append(self._text(least, most))
-        return found
-
-    def _text(self, least: int, most: int | None) -> Node:
-        return self._x.repeated(characters(self._x, sets.ANY), least, most)
-
-    def _quote(self, node: Node) -> Node:
-        quote = self._x.symbols(1 << 34)
-        return self._x.sequence([quote, self._escaped(node), quote])
-
-    def _escaped(self, node: Node) -> Node:
-        """The same texts inside of a JSON string."""
-        known = self._quoted.get(node)
-        if known is None:
-            known = self._quoted[node] = self._with_escapes(node)
-        return known
-
-    def _with_escapes(self, node: Node) -> Node:
-        x, parts = self._x, node.parts
-        match node.kind:
-            case "symbols":
-                return self._character(parts[0])
-            case "then":
-                heads = []
-                while node.kind == "then":
-                    heads.append(self._escaped(node.parts[0]))
-                    node = node.parts[1]
-                return x.sequence([*heads, self._escaped(node)])
-            case "choice":
-                return x.choice([self._escaped(one) for one in parts])
-            case "both":
-                return x.both([self._escaped(one) for one in parts])
-            case "repeated":
-                return x.repeated(self._escaped(parts[0]), parts[1], parts[2])
-            case "empty":
-                return node
-        raise TooComplex
-
-    def _character(self, mask: int) -> Node:
-        x = self._x
-        options = [x.symbols(mask & ~ESCAPED)]
-        if special := mask & ESCAPED:
-            backslash = x.symbols(1 << 92)
-            short = 0
-            for code, letter in SHORT_ESCAPES.items():
-                short |= (special >> code & 1) << ord(letter)
-            options.append(x.then(backslash, x.symbols(short)))
-            prefix = x.text(b"\\u00")
-            for high in range(8):
-                low = special >> 16 * high & 0xFFFF
-                low &= 0xFFFF if high in (0, 1) else 1 << 15 if high == 7 else 0
-                if low:
-                    digits = [x.symbols(_hex_digits(1 << high)), x.symbols(_hex_digits(low))]
-                    options.append(x.sequence([prefix, *digits]))
-        return x.choice(options)
 
     # Arrays and objects
 
@@ -297,7 +222,7 @@ class _Values:
         taken = [self._literal(name) for name in names]
         options = []
         for pattern, one in schema.get("patternProperties", {}).items():
-            matched = self._quote(searching(x, pattern))
+            matched = self._strings.quote(searching(x, pattern))
             name = x.both([matched, x.other(x.choice(taken))]) if taken else matched
             options.append(x.sequence([name, colon, self.of(one)]))
             taken.append(matched)
@@ -358,15 +283,6 @@ class _Values:
 def _json(value: Any) -> bytes:
     text = json.dumps(value, ensure_ascii=False, separators=(", ", ": "))
     return text.replace("\x7f", "\\u007f").encode()
-
-
-def _hex_digits(values: int) -> int:
-    """The digits, in either case, of a set of values."""
-    mask = 0
-    for one in range(16):
-        if values >> one & 1:
-            mask |= 1 << ord(f"{one:x}") | 1 << ord(f"{one:X}")
-    return mask & ALL_BYTES
 
 
 def _fraction(number: float) -> Fraction:

@@ -13,9 +13,10 @@ from tokenizers import Tokenizer
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
 from workers.constraints.completion import Completer, Hints, Mask
-from workers.constraints.expressions import ENDLESS, TooComplex
+from workers.constraints.expressions import ENDLESS
 from workers.constraints.foresight import Foresight
 from workers.constraints.growth import openings
+from workers.constraints.nodes import TooComplex
 from workers.constraints.tokens import TokenTable
 from workers.grammar.engine import GrammarError, Matcher
 from workers.grammar.llguidance_engine import LlguidanceEngine

@@ -19,16 +19,16 @@ from typing import Any
 
 import torch
 import triton
-from torch import nn
 
 from workers.attention import registry
 from workers.attention.backend import AttentionBackend
 from workers.attention.cache import PagedCache
 from workers.attention.layer import AttentionLayer, AttentionShape
 from workers.decoder import triton_kernels as kernels
-from workers.decoder.families import Block, Description, NotFused
+from workers.decoder.families import Block, Description, NotFused, prepare
 from workers.forward import ForwardBatch, ForwardOutput
 from workers.layers.device_linear import DeviceLinear, GatedLinear
+from workers.layers.linear import Linear
 from workers.ranks import Ranks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -85,11 +85,13 @@ class DeviceDecoder:
         self._ranks = ranks
         self.attention = _attention_of(attention, description)
         self.notes = list(self.attention.notes)
+        description.expect("triton_linear", "triton_rows")
         device = description.device
         self._width = triton.next_power_of_2(numbers.hidden)
         self._warps = min(16, max(4, self._width // 512))
-        self._embedding = description.embedding()
-        self._head = _linear([description.head()])
+        embedding = description.embedding()
+        self._embedding: torch.Tensor = prepare("triton_rows", [embedding])([embedding.weight], "")
+        self._head: DeviceLinear = _prepared([description.head()])
         description.forget_head()
         self._layers: list[_Layer] = []
         for at in range(description.n_blocks):
@@ -268,12 +270,11 @@ def _attention_of(attention: registry.Backend, description: Description) -> Atte
 
 
 def _layer(block: Block, activation: str) -> _Layer:
-    gate, up = _gate_up(block.gate_up)
     return _Layer(
-        qkv=_linear(block.qkv),
-        out=_linear([block.out]),
-        gate_up=GatedLinear(gate, up, activation),
-        down=_linear([block.down]),
+        qkv=_prepared(block.qkv),
+        out=_prepared([block.out]),
+        gate_up=_prepared(block.gate_up, activation),
+        down=_prepared([block.down]),
         input_norm=block.input_norm,
         head_norms=_head_norms(block.query_norm, block.key_norm),
         attention_norm=block.attention_norm,
@@ -284,31 +285,10 @@ def _layer(block: Block, activation: str) -> _Layer:
     )
 
 
-def _linear(linears: Sequence[nn.Linear]) -> DeviceLinear:
-    weights = [x.weight.detach() for x in linears]
-    biases = [x.bias.detach() for x in linears if x.bias is not None]
-    return DeviceLinear(_joined(weights), _joined(biases) if biases else None)
-
-
-def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """One below the other, in memory of their own."""
-    if len(tensors) > 1:
-        return torch.cat(tensors)
-    (only,) = tensors
-    # On the host, what is borrowed may be a view of a file.
-    return only.clone() if only.device.type == "cpu" else only.contiguous()
-
-
-def _gate_up(
-    linears: list[nn.Linear],
-) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Weight and bias of both, whether they come as one layer or as two."""
-    n = 2 // len(linears)
-    return [
-        (weight, None if x.bias is None else x.bias.detach().chunk(n)[at])
-        for x in linears
-        for at, weight in enumerate(x.weight.detach().chunk(n))
-    ]
+def _prepared(linears: Sequence[Linear], activation: str = "") -> Any:
+    """A DeviceLinear of merged layers; with an activation, a GatedLinear of gate and up."""
+    weights = [one.checkpoint_weight for one in linears]
+    return prepare("triton_linear", linears)(weights, activation)
 
 
 def _head_norms(query: torch.Tensor | None, key: torch.Tensor | None) -> torch.Tensor | None:

@@ -14,7 +14,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
-from workers.models.slices import Range
+from workers.layers.embedding import Embedding
+from workers.layers.linear import Linear
+from workers.quantization.method import Kernel, Prepare
+from workers.slices import Range
 
 FAMILIES = frozenset(
     {
@@ -65,11 +68,11 @@ class Rope:
 class Block:
     """One layer. Norms, float32, are what a normed row is multiplied with; None: not there."""
 
-    qkv: list[nn.Linear]
+    qkv: list[Linear]
     """Joined already, or the three of them."""
-    out: nn.Linear
-    gate_up: list[nn.Linear]
-    down: nn.Linear
+    out: Linear
+    gate_up: list[Linear]
+    down: Linear
     input_norm: torch.Tensor
     query_norm: torch.Tensor | None
     key_norm: torch.Tensor | None
@@ -130,6 +133,23 @@ def _there(module: nn.Module, borrow: bool) -> None:
     """For a model whose weights are there already."""
 
 
+def prepare(kernel: Kernel, layers: Sequence[Linear | Embedding]) -> Prepare:
+    """Return what makes merged layers into a kernel's weight. Raises NotFused where there is no
+    way."""
+    for layer in layers:
+        if not isinstance(layer, Linear | Embedding):
+            raise NotFused(f"its code reads the weight of a {type(layer).__name__}")
+    methods = {layer.method for layer in layers}
+    if len(methods) > 1:
+        names = ", ".join(sorted(method.name for method in methods))
+        raise NotFused(f"it has layers to merge of which each is quantized in its own way: {names}")
+    (method,) = methods
+    found = method.prepared(kernel, [layer.own_size for layer in layers])
+    if found is None:
+        raise NotFused(f"weights in {method.name} have no form for the kernel {kernel}")
+    return found
+
+
 class Description:
     """A model of transformers, read as a decoder of ours."""
 
@@ -140,9 +160,9 @@ class Description:
         device: torch.device | None = None,
         part: Part | None = None,
     ) -> None:
-        """`fill` is called with a module before its weights are looked at, which are on the meta
-        device until then, and with whether they are only borrowed, to be copied where they are
-        kept; they are on `device` afterwards.
+        """`model` has layers of ours. `fill` is called with a module before its weights are looked
+        at, which are not there until then, and with whether they are only borrowed, to be copied
+        where they are kept; they are on `device` afterwards.
         With `part`, its linear layers and its embedding are a rank's. Raises NotFused."""
         config = model.config
         kind = config.model_type
@@ -155,10 +175,12 @@ class Description:
         self._top = model
         self._model = model.model
         self._fill = fill
-        self._embedding: nn.Embedding = self._model.embed_tokens
-        self._head: nn.Linear = model.lm_head
-        self.dtype = self._embedding.weight.dtype
-        self.device = device or self._embedding.weight.device
+        if not isinstance(self._model.embed_tokens, Embedding):
+            raise NotFused("its code reads the weight of its embedding")
+        self._embedding = self._model.embed_tokens
+        self._head: Linear = model.lm_head
+        self.dtype = self._embedding.dtype
+        self.device = device or self._embedding.device
         kinds: Sequence[str | None] = getattr(config, "layer_types", None) or []
         self.ropes, self._rope_of = _ropes(self._model.rotary_emb)
         self._kinds = list(kinds) or [None] * config.num_hidden_layers
@@ -189,12 +211,20 @@ class Description:
             logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
         )
 
-    def embedding(self) -> torch.Tensor:
-        """[tokens, hidden], to be kept."""
-        self._fill(self._embedding, False)
-        return self._embedding.weight.detach().contiguous()
+    def expect(self, linear: Kernel, rows: Kernel) -> None:
+        """Raises NotFused where a layer has no weight for these kernels."""
+        for layer in self._model.layers:
+            for group in (*_merged(layer), [layer.self_attn.o_proj], [layer.mlp.down_proj]):
+                prepare(linear, group)
+        prepare(linear, [self._head])
+        prepare(rows, [self._embedding])
 
-    def head(self) -> nn.Linear:
+    def embedding(self) -> Embedding:
+        """With a weight that is to be kept."""
+        self._fill(self._embedding, False)
+        return self._embedding
+
+    def head(self) -> Linear:
         self._fill(self._head, True)
         return self._head
 
@@ -206,18 +236,15 @@ class Description:
         """Layer `at`; `forget` it when its weights were copied."""
         layer = self._model.layers[at]
         self._fill(layer, True)
-        attention, mlp = layer.self_attn, layer.mlp
+        attention = layer.self_attn
         sandwich = hasattr(layer, "pre_feedforward_layernorm")
         rope = self._rope_of.get(self._kinds[at], 0)
+        qkv, gate_up = _merged(layer)
         return Block(
-            qkv=[attention.qkv_proj]
-            if hasattr(attention, "qkv_proj")
-            else [attention.q_proj, attention.k_proj, attention.v_proj],
+            qkv=qkv,
             out=attention.o_proj,
-            gate_up=[mlp.gate_up_proj]
-            if hasattr(mlp, "gate_up_proj")
-            else [mlp.gate_proj, mlp.up_proj],
-            down=mlp.down_proj,
+            gate_up=gate_up,
+            down=layer.mlp.down_proj,
             input_norm=self._norm(layer.input_layernorm),
             query_norm=self._norm(attention.q_norm) if hasattr(attention, "q_norm") else None,
             key_norm=self._norm(attention.k_norm) if hasattr(attention, "k_norm") else None,
@@ -248,10 +275,21 @@ class Description:
         return getattr(owner, "sliding_window", None) or 0
 
     def _embedding_scale(self) -> float:
-        scale = getattr(self._embedding, "embed_scale", None)
-        if scale is not None:
-            return float(scale.to(self.dtype))
+        if self._embedding.scale is not None:
+            return self._embedding.scale
         return float(getattr(self._model.config, "embedding_multiplier", 1.0))
+
+
+def _merged(layer: Any) -> tuple[list[Linear], list[Linear]]:
+    """Queries, keys and values, and gate and up: joined already, or each by itself."""
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv = (
+        [attention.qkv_proj]
+        if hasattr(attention, "qkv_proj")
+        else [attention.q_proj, attention.k_proj, attention.v_proj]
+    )
+    gate_up = [mlp.gate_up_proj] if hasattr(mlp, "gate_up_proj") else [mlp.gate_proj, mlp.up_proj]
+    return qkv, gate_up
 
 
 def _ropes(module: Any) -> tuple[list[Rope], dict[str | None, int]]:

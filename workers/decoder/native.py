@@ -10,8 +10,9 @@ from workers import native
 from workers.attention.cache import PagedCache
 from workers.attention.layer import AttentionShape
 from workers.attention.native import NativeAttention
-from workers.decoder.families import Block, Description, NotFused
+from workers.decoder.families import Block, Description, NotFused, prepare
 from workers.forward import ForwardBatch, ForwardOutput
+from workers.layers.linear import Linear
 from workers.layers.packed import ACTIVATIONS, PackedWeight, Weight
 from workers.native import NativeUnavailable
 from workers.ranks import Ranks
@@ -79,7 +80,9 @@ class NativeDecoder:
         self.notes: list[str] = []
         """What was given up, for a person."""
         self._run, self.attention = _function(description)
-        self._embedding = description.embedding()
+        description.expect("c_linear", "c_rows")
+        embedding = description.embedding()
+        self._embedding: torch.Tensor = prepare("c_rows", [embedding])([embedding.weight], "")
         self._kept: list[object] = []
         """What the structures point to."""
         self.weight_bytes = self._embedding.nbytes
@@ -185,7 +188,7 @@ class NativeDecoder:
     def _fill(self, filled: _Block, block: Block, description: Description) -> None:
         filled.qkv = self._weight(block.qkv)
         filled.out = self._weight([block.out])
-        filled.gate_up = self._gate_up(block.gate_up, description.numbers.activation)
+        filled.gate_up = self._weight(block.gate_up, description.numbers.activation)
         filled.down = self._weight([block.down])
         filled.input_norm = self._keep(block.input_norm)
         filled.query_norm = self._keep(block.query_norm)
@@ -196,29 +199,10 @@ class NativeDecoder:
         filled.window = block.window
         filled.rope = -1 if block.rope is None else block.rope
 
-    def _weight(self, linears: list[torch.nn.Linear]) -> Weight:
-        weights = [x.weight.detach() for x in linears]
-        biases = [x.bias.detach() for x in linears if x.bias is not None]
-        return self._struct(
-            PackedWeight(
-                torch.cat(weights) if len(weights) > 1 else weights[0],
-                torch.cat(biases) if biases else None,
-            )
-        )
-
-    def _gate_up(self, linears: list[torch.nn.Linear], activation: str) -> Weight:
-        parts = [
-            (weight, bias)
-            for x in linears
-            for weight, bias in zip(
-                x.weight.detach().chunk(2 // len(linears)),
-                (None, None) if x.bias is None else x.bias.detach().chunk(2 // len(linears)),
-                strict=False,
-            )
-        ]
-        return self._struct(PackedWeight(*parts[0], up=parts[1], activation=activation))
-
-    def _struct(self, packed: PackedWeight) -> Weight:
+    def _weight(self, linears: list[Linear], activation: str = "") -> Weight:
+        """Of merged layers; with an activation, they are gate and up."""
+        weights = [one.checkpoint_weight for one in linears]
+        packed: PackedWeight = prepare("c_linear", linears)(weights, activation)
         self._kept.append(packed)
         self.weight_bytes += packed.bytes
         return packed.struct

@@ -45,6 +45,11 @@ class Matcher(Protocol):
         """Whether the text must end here."""
         ...
 
+    @property
+    def remembers(self) -> bool:
+        """Whether what may come next depends on more than what a text may go on with."""
+        ...
+
     def copy(self) -> Matcher:
         """One that goes its own way from here."""
         ...

@@ -34,7 +34,8 @@ SLICES = [
     "[a-z]{1,24}",
     "[a-z ]{1,24}",
     "[A-Za-z0-9 ]{1,24}",
-    _IN_JSON + "{1,10}",
+    _IN_JSON + "{1,8}",
+    _IN_JSON + "{1,15}",
     _IN_JSON + "{1,30}",
     _IN_JSON + "+",
     r"[^\n]{1,100}",
@@ -114,6 +115,8 @@ class _Shared:
 class LlguidanceMatcher:
     """See `engine.Matcher`."""
 
+    remembers = False
+
     def __init__(self, matcher: LLMatcher, shared: _Shared) -> None:
         self._matcher = matcher
         self._shared = shared
@@ -126,8 +129,8 @@ class LlguidanceMatcher:
 
     def advance(self, tokens: Sequence[int]) -> None:
         """See `engine.Matcher`."""
-        self._matcher.consume_tokens(list(tokens))
-        self._check()
+        if not self._matcher.consume_tokens(list(tokens)):
+            self._check()
 
     def forced(self) -> list[int]:
         """See `engine.Matcher`."""

@@ -27,6 +27,8 @@ FREE_NUMBERS = 8
 class UniqueMatcher:
     """See `engine.Matcher`: that of an engine, without what `contexts` forbid."""
 
+    remembers = True
+
     def __init__(
         self, inner: Matcher, tokens: TokenIndex, schemas: list[tuple[bytes, Any]]
     ) -> None:

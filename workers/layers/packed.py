@@ -8,6 +8,7 @@ import functools
 import torch
 
 from workers import native
+from workers.quantization.method import LayerWeight
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -64,7 +65,7 @@ def kernel() -> ctypes.CDLL:
     return library
 
 
-class PackedWeight:
+class PackedWeight(LayerWeight):
     """A weight [n, k] in the kernel's order, with its bias; the tensor it came from is not kept.
 
     A row's result depends on that row alone: it has the same bits in a batch of any size, at any
@@ -127,7 +128,7 @@ class PackedWeight:
     def bytes(self) -> int:
         return sum(one.nbytes for one in self.tensors)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., k] -> [..., n]."""
         shape = x.shape
         if x.dtype is not self.dtype or not x.is_cpu or shape[-1] != self.k:

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.models.errors import ModelUnavailable
-from workers.models.progress import say
+from workers.errors import ModelUnavailable
+from workers.progress import say
 
 PARALLEL = 8
 """Files fetched at the same time."""

@@ -15,11 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workers.models.cache import build_once
+from workers.cache import build_once
 from workers.models.convert_tokenizer import WARNING, add_special_tokens, convert_tokenizer
 from workers.models.folder import Lacks, ModelFolder
-from workers.models.progress import say, track
 from workers.models.weight_files import INDEX, PICKLED, pickled_files
+from workers.progress import say, track
 
 if TYPE_CHECKING:
     import torch

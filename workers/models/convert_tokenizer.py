@@ -10,8 +10,8 @@ from typing import Any
 
 from workers.models.folder import ModelFolder
 from workers.models.json_object import read_object
-from workers.models.progress import say
 from workers.models.special_tokens import CONFIG, TOKENIZER, lacking_tokens
+from workers.progress import say
 
 SAMPLES = ("Hello world", "one, two\n  three", "é 한국어")
 """What a converted tokenizer and its original should split alike."""

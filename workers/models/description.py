@@ -12,8 +12,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from workers.errors import Unsupported
 from workers.models import rope
 from workers.models.eos import eos_token_ids
+from workers.quantization import registry
 
 ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Kinds of layers whose only state is keys and values, each seen by position alone."""
@@ -32,10 +34,6 @@ RECURRENT = frozenset(
     }
 )
 """Families with a state besides keys and values that no `layer_types` tells of."""
-
-
-class Unsupported(Exception):
-    """This model cannot be served; the message says why and what would be nearest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +69,7 @@ def read_config(path: Path, trust_remote_code: bool, scaling: rope.Scaling | Non
         raise Unsupported(
             f"{kind} is an encoder-decoder model, not served yet; use a decoder-only model"
         )
-    if getattr(config, "quantization_config", None) is not None:
-        raise Unsupported(
-            "the weights are quantized, which is not served yet; use the unquantized model"
-        )
+    registry.method_of(config)
     for other, what in (("vision_config", "images"), ("audio_config", "sound")):
         if getattr(config, other, None) is not None:
             raise Unsupported(f"{kind} takes {what}, not served yet; use a text-only model")

@@ -10,8 +10,8 @@ from __future__ import annotations
 from importlib import metadata, util
 from pathlib import Path
 
-from workers.models.cache import build_once
-from workers.models.errors import ModelUnavailable
+from workers.cache import build_once
+from workers.errors import ModelUnavailable
 from workers.models.gguf_convert import convert_gguf
 
 MODEL_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

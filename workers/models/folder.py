@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.models.errors import ModelUnavailable
+from workers.errors import ModelUnavailable
 from workers.models.gguf_choice import choose_gguf, only_gguf
 from workers.models.json_object import read_object
 from workers.models.special_tokens import lacking_tokens

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workers.models.errors import ModelUnavailable
+from workers.errors import ModelUnavailable
 from workers.models.gguf_architectures import ARCHITECTURES, QUANTIZATIONS, REFUSED, TENSORS
 from workers.models.gguf_rope import rope_parameters
 from workers.models.gguf_values import shortest

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from workers.models.errors import ModelUnavailable
-from workers.models.progress import say
+from workers.errors import ModelUnavailable
+from workers.progress import say
 
 # fmt: off
 PREFERRED = (

@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from workers.models.cache import build_once
-from workers.models.progress import say, size, track
+from workers.cache import build_once
+from workers.progress import say, size, track
 
 CONVERSION = 1
 """Raise when what the conversion writes changes, so that an older result is not used."""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from workers.models.gguf_values import shortest
-
-if TYPE_CHECKING:
-    from workers.models.gguf import GgufModel
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3_ORIGINAL = 8192
@@ -19,7 +16,19 @@ GEMMA3_LOCAL_THETA = 10000.0
 """Of the sliding layers, unless the file says otherwise."""
 
 
-def rope_parameters(model: GgufModel, rotary_dim: int) -> dict[str, object]:
+class Metadata(Protocol):
+    """What is read of a GGUF file here; see `gguf.GgufModel`."""
+
+    name: str
+
+    def setting(self, key: str, default: Any = None) -> Any: ...
+    def require_setting(self, key: str) -> Any: ...
+    def has(self, name: str) -> bool: ...
+    def values(self, name: str) -> Any: ...
+    def unsupported(self, message: str) -> Exception: ...
+
+
+def rope_parameters(model: Metadata, rotary_dim: int) -> dict[str, object]:
     """The settings for `rotary_dim` rotated dimensions of a head. Raises `ModelUnavailable`."""
     theta = shortest(model.setting("rope.freq_base", 10000.0))
     scaled: dict[str, object] = {"rope_theta": theta, **_scaling(model, theta, rotary_dim)}
@@ -32,7 +41,7 @@ def rope_parameters(model: GgufModel, rotary_dim: int) -> dict[str, object]:
     }
 
 
-def _scaling(model: GgufModel, theta: float, rotary_dim: int) -> dict[str, object]:
+def _scaling(model: Metadata, theta: float, rotary_dim: int) -> dict[str, object]:
     if model.has("rope_freqs.weight"):
         return _llama3(model, theta, rotary_dim)
     if model.has("rope_factors_long.weight"):
@@ -56,7 +65,7 @@ def _scaling(model: GgufModel, theta: float, rotary_dim: int) -> dict[str, objec
     return scaling
 
 
-def _llama3(model: GgufModel, theta: float, rotary_dim: int) -> dict[str, object]:
+def _llama3(model: Metadata, theta: float, rotary_dim: int) -> dict[str, object]:
     factors = [float(factor) for factor in model.values("rope_freqs.weight")]
     factor = shortest(max(factors))
     expected = llama3_factors(theta, rotary_dim, factor)
@@ -84,7 +93,7 @@ def llama3_factors(theta: float, rotary_dim: int, factor: float) -> list[float]:
     return factors
 
 
-def _longrope(model: GgufModel) -> dict[str, object]:
+def _longrope(model: Metadata) -> dict[str, object]:
     scaling: dict[str, object] = {
         "rope_type": "longrope",
         "original_max_position_embeddings": model.require_setting(

@@ -17,14 +17,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workers.errors import ModelUnavailable
 from workers.models.blobs import PARALLEL, LargeFile, fetch_all, partial_path
-from workers.models.errors import ModelUnavailable
 from workers.models.folder import ModelFolder
 from workers.models.gguf_choice import choose_gguf, only_gguf
 from workers.models.hub_errors import explained
-from workers.models.progress import reports, say, size
 from workers.models.weight_files import INDEX
 from workers.models.weight_files import SAFETENSORS as SAFETENSORS_FILE
+from workers.progress import reports, say, size
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from typing import Any
 
 import torch
@@ -11,37 +10,11 @@ import transformers
 from torch import nn
 
 from workers.attention.tracing import Layer, tracing
+from workers.errors import Unsupported
 from workers.models.attention_patches import inputs
-from workers.models.description import Unsupported
 
 ACROSS_TOKENS = (nn.Conv1d, nn.LSTM, nn.GRU, nn.RNN)
 """Modules that mix positions, whose past would have to be kept beside keys and values."""
-
-
-class ReadLinear(nn.Linear):
-    """A linear layer whose weight other code reads too: it stays as it is."""
-
-
-def keep_what_is_read(model: nn.Module) -> None:
-    """Mark the linear layers whose weight their owner's code names, such as a router that computes
-    in float32, so that they are not replaced."""
-    sources: dict[str, str] = {}
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            if type(child) is not nn.Linear:
-                continue
-            kind = f"{type(parent).__module__}.{type(parent).__qualname__}"
-            if kind not in sources:
-                sources[kind] = _source(type(parent))
-            if re.search(rf"self\.{re.escape(name)}\.weight", sources[kind]):
-                child.__class__ = ReadLinear
-
-
-def _source(kind: type) -> str:
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # a class that was made at run time
-        return ""
 
 
 class PackedForward:

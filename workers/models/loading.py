@@ -17,9 +17,10 @@ from workers.attention.backend import AttentionBackend
 from workers.attention.native import NativeAttention
 from workers.decoder.families import Description, NotFused
 from workers.decoder.native import NativeDecoder
+from workers.errors import Unsupported
 from workers.forward import ForwardBatch, ForwardOutput, Model
 from workers.models import rope
-from workers.models.description import Shape, Unsupported
+from workers.models.description import Shape
 from workers.models.pretrained import Pretrained
 from workers.models.transformers_path import TransformersModel
 from workers.ranks import Ranks

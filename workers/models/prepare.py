@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from workers.models.cache import use_scratch
-from workers.models.errors import ModelUnavailable
-from workers.models.progress import say
+from workers.cache import use_scratch
+from workers.errors import ModelUnavailable
+from workers.progress import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,13 +11,19 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from workers.layers.linear import Linear, replace_linears, stays_plain
+from workers.layers.embedding import Embedding
+from workers.layers.layer import Layer
+from workers.layers.linear import Linear
+from workers.layers.replace import Replacements
 from workers.models import attention_patches
 from workers.models.checkpoint import Checkpoint
 from workers.models.description import read_config, shape_of
+from workers.models.matching import expert_names
 from workers.models.rope import Scaling
 from workers.models.sharding import Sharding
 from workers.models.weights import Weights, put
+from workers.quantization import registry
+from workers.quantization.method import QuantWeight
 from workers.ranks import Ranks
 
 
@@ -42,18 +48,23 @@ class Pretrained:
         self.shape = shape_of(path, config)
         self.dtype, self.device, self.ranks = dtype, device, ranks
         self.module = _on_meta(config, dtype, trust_remote_code)
-        tensors = {id(one): one for one in self.module.state_dict(keep_vars=True).values()}
-        self.whole_bytes = sum(one.nbytes for one in tensors.values())
+        ours = Replacements(
+            self.module, device, registry.method_of(config), expert_names(self.module)
+        )
+        self.weights = Weights(
+            self.module, Checkpoint(path), dtype, device, ours.layers, ours.modules
+        )
+        self.whole_bytes = self.weights.matching.whole_bytes
         """Of the parameters on all ranks."""
-        self.weights = Weights(self.module, Checkpoint(path), dtype, device)
         _compute_buffers(self.module, self.weights, device)
         self.sharding: Sharding | None = None
         if ranks is not None:
-            self.sharding = Sharding(self.module, self.shape, ranks)
+            self.sharding = Sharding(self.module, self.shape, ranks, ours.modules)
             self.weights.slices = self.sharding.slices
             self.shape = replace(
                 self.shape, n_heads=self.sharding.n_heads, n_kv_heads=self.sharding.n_kv_heads
             )
+        ours.put()
 
     def fill(self, module: nn.Module, borrow: bool) -> None:
         """Give a module of the model its numbers; borrowed ones are to be copied where they are
@@ -64,21 +75,44 @@ class Pretrained:
     def complete(self) -> list[str]:
         """Give the whole model its numbers, its linear layers in the form that is fastest, and say
         what was given up."""
-        # What is packed is read straight from the file.
-        borrow = not stays_plain(self.device, self.dtype)
-        notes = replace_linears(self.module, lambda one: self.weights.fill(one, borrow=borrow))
+        notes: list[str] = []
+        self._share_tied()
+        for layer in self.module.modules():
+            if not isinstance(layer, Layer):
+                continue
+            # What is copied into another form is read straight from the file.
+            self.weights.fill(layer, borrow=layer.borrows)
+            layer.settle()
+            note = layer.weight.note if isinstance(layer, Linear) else None
+            notes += [note] if note and note not in notes else []
         self.weights.fill(self.module)
         self.weights.release()
         if self.sharding is not None:
             self.sharding.join(self.module)
         return notes
 
+    def _share_tied(self) -> None:
+        """Have the embedding look up rows in the weight of a head that is the same, where that can
+        do both."""
+        names = {id(layer): name for name, layer in self.module.named_modules()}
+        embedding, head = self.module.get_input_embeddings(), self.module.get_output_embeddings()
+        if not isinstance(embedding, Embedding) or not isinstance(head, Linear):
+            return
+        pair = names[id(embedding)], names[id(head)]
+        ties = self.weights.matching.ties
+        if embedding.style.cut != head.style.cut or not (ties(*pair) or ties(*pair[::-1])):
+            return
+        self.weights.fill(head, borrow=head.borrows)
+        head.settle()
+        if isinstance(head.weight, QuantWeight):
+            embedding.share(head.weight)
+
     @property
     def weight_bytes(self) -> int:
         """What the parameters of a complete model take."""
         held = list(self.module.parameters())
         for one in self.module.modules():
-            held += one.tensors if isinstance(one, Linear) else []
+            held += one.tensors if isinstance(one, Layer) else []
         return sum({_place(one): one.nbytes for one in held}.values())
 
 
@@ -103,7 +137,7 @@ def _compute_buffers(model: Any, weights: Weights, device: torch.device) -> None
     """The buffers that no checkpoint has, such as rotary frequencies, and what transformers lets
     a checkpoint lack: by the model's own initialization, on the CPU as in transformers."""
     for name, one in model.state_dict(keep_vars=True).items():
-        one._is_hf_initialized = weights.has(name)
+        one._is_hf_initialized = not weights.matching.lacks(name)
     computed: list[tuple[nn.Module, str]] = []
     for module in model.modules():
         own = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))

@@ -10,16 +10,25 @@ has two), one for the embedding, and the logits are put together once.
 from __future__ import annotations
 
 import copy
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
 
-from workers.models.description import Shape, Unsupported
-from workers.models.slices import Range, Slices, divide
+from workers.errors import Unsupported
+from workers.layers.embedding import Embedding
+from workers.layers.experts import Experts, SeparateExperts, StackedExperts
+from workers.layers.layer import Style
+from workers.layers.linear import Linear
+from workers.models.description import Shape
 from workers.models.tp_plans import GATHERED, WHOLE, plan_of
+from workers.quantization.method import Cut
 from workers.ranks import Ranks
+from workers.slices import Range, Slices, divide, divide_heads
 
 COLUMNS = (64, 8, 2, 1)
 """Columns that stay together: of these the largest that leaves each rank something to do."""
@@ -33,13 +42,28 @@ KEY_VALUE_HEAD_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 class Sharding:
     """The weights of one rank, as `slices` by parameter.
 
-    Modules are changed to say their own sizes; `join` lets their results be summed, which the fused
-    decoder does by itself.
+    Layers of ours get their style. Other modules are changed to say their own sizes; `join` lets
+    their results be summed, which the fused decoder does by itself.
     """
 
-    def __init__(self, model: Any, shape: Shape, ranks: Ranks) -> None:
-        """Raises Unsupported."""
+    def __init__(
+        self, model: Any, shape: Shape, ranks: Ranks, ours: Mapping[str, nn.Module]
+    ) -> None:
+        """`ours` are layers, by name, that will be in the place of some of the model's.
+
+        Raises Unsupported.
+        """
         self._model = model
+        self._ours = WeakValueDictionary(ours)  # who drops one from the model drops its weight
+        self._together = math.lcm(
+            *(
+                layer.method.columns
+                for one in ours.values()
+                for layer in one.modules()
+                if isinstance(layer, Linear)
+            )
+        )
+        """Columns that methods of quantization want to keep together."""
         self._ranks = ranks
         self._kind = model.config.model_type
         self.slices: dict[str, Slices] = {}
@@ -90,7 +114,7 @@ class Sharding:
 
     def columns(self, n: int) -> Range:
         """This rank's of n columns of an MLP."""
-        return self._divide(n)[self._ranks.rank]
+        return self._divide(n, self._together)[self._ranks.rank]
 
     @property
     def vocabulary(self) -> Range:
@@ -108,9 +132,12 @@ class Sharding:
             model.get_parameter(name).data.zero_()
         for name in self._summed:
             model.get_submodule(name).register_forward_hook(self._sum)
-        model.get_input_embeddings().register_forward_pre_hook(self._find_own)
-        model.get_input_embeddings().register_forward_hook(self._sum_embeddings)
-        model.get_output_embeddings().register_forward_hook(self._gather)
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        if not isinstance(embedding, Embedding):
+            embedding.register_forward_pre_hook(self._find_own)
+            embedding.register_forward_hook(self._sum_embeddings)
+        if not isinstance(head, Linear):
+            head.register_forward_hook(self._gather)
 
     # -- weights ---------------------------------------------------------------------------------
 
@@ -118,13 +145,21 @@ class Sharding:
         if style in WHOLE or style in GATHERED or (of_attention and not self._spread_heads):
             return
         if style == "moe_tp_experts":
-            self._summed.append(name)
+            self._sum_results(name)
             return
+        parent, _, leaf = name.rpartition(".")
+        experts = self._ours.get(parent)
         if style == "once":
-            self._once.append(name)
+            if isinstance(experts, StackedExperts):
+                experts.once.add(leaf)
+            else:
+                self._once.append(name)
             return
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         if name in parameters:
+            if isinstance(experts, SeparateExperts):
+                self._spread_experts(parent, experts, leaf)
+                return
             dim = _dimension(style, parameters[name].dim())
             self.slices[name] = {dim: self._ranges(name, style, parameters[name].shape[dim])}
             return
@@ -134,19 +169,59 @@ class Sharding:
                 f"{self._kind} cannot be spread over ranks: {name} is a "
                 f"{type(module).__name__}; serve it with --num-shard 1"
             )
-        dim = _dimension(style, 2)
-        ranges = self._ranges(name, style, module.weight.shape[dim])
-        n = sum(one.size for one in ranges)
-        self.slices[f"{name}.weight"] = {dim: ranges}
         if style in ("rowwise", "packed_rowwise"):
+            ranges = self._ranges(name, style, module.in_features)
+            self._cut(name, module, Cut(inputs=ranges))
+        else:
+            ranges = self._ranges(name, style, module.out_features)
+            self._cut(name, module, Cut(outputs=ranges))
+
+    def _cut(self, name: str, module: nn.Linear, cut: Cut) -> None:
+        """Have this rank's part of a linear layer; of inputs, results are summed."""
+        ours = self._ours.get(name)
+        if isinstance(ours, Linear):
+            combine = None if cut.inputs is None else self._added
+            self._spread_layer(name, ours, Style(cut, combine, self._adds_once(cut)))
+            return
+        n = sum(one.size for one in cut.inputs or cut.outputs or ())
+        if cut.inputs is not None:
+            self.slices[f"{name}.weight"] = {1: cut.inputs}
             module.in_features = n
             self._summed.append(name)
-            if self._ranks.rank:
-                module.register_parameter("bias", None)  # is added once
-        else:
+            if not self._adds_once(cut):
+                module.register_parameter("bias", None)
+        elif cut.outputs is not None:
+            self.slices[f"{name}.weight"] = {0: cut.outputs}
             module.out_features = n
             if module.bias is not None:
-                self.slices[f"{name}.bias"] = {0: ranges}
+                self.slices[f"{name}.bias"] = {0: cut.outputs}
+
+    def _spread_layer(self, name: str, layer: Linear | Embedding, style: Style) -> None:
+        layer.spread(style)
+        for leaf, slices in layer.method.cut(layer.size, style.cut).items():
+            self.slices[f"{name}.{leaf}"] = slices
+
+    def _spread_experts(self, name: str, experts: SeparateExperts, leaf: str) -> None:
+        """Columns of each expert's MLP. The results of all are summed at once."""
+        for at, one in experts.each():
+            for own, layer in one.items():
+                if (own == experts.names.down) != (leaf == "down_proj"):
+                    continue
+                of_inputs = own == experts.names.down
+                n = layer.size.inputs if of_inputs else layer.size.outputs
+                ranges = [self.columns(n)]
+                cut = Cut(inputs=ranges) if of_inputs else Cut(outputs=ranges)
+                self._spread_layer(f"{name}.{at}.{own}", layer, Style(cut))
+
+    def _sum_results(self, name: str) -> None:
+        ours = self._ours.get(name)
+        if isinstance(ours, Experts):
+            ours.style = Style(combine=self._added, adds_once=self._ranks.rank == 0)
+        else:
+            self._summed.append(name)
+
+    def _adds_once(self, cut: Cut) -> bool:
+        return cut.inputs is None or self._ranks.rank == 0
 
     def _ranges(self, name: str, style: str, n: int) -> list[Range]:
         """Of n inputs or outputs, this rank's."""
@@ -181,9 +256,11 @@ class Sharding:
             )
         return n // n_heads
 
-    def _divide(self, n: int) -> list[Range]:
+    def _divide(self, n: int, whole: int = 1) -> list[Range]:
+        """In multiples of `whole`."""
         world = self._ranks.world_size
-        unit = next((one for one in COLUMNS if n % one == 0 and n // one >= world), 0)
+        units = sorted({math.lcm(one, whole) for one in COLUMNS}, reverse=True)
+        unit = next((one for one in units if n % one == 0 and n // one >= world), 0)
         if not unit:
             raise Unsupported(f"{n} columns cannot be spread over {world} ranks")
         return divide(n, world, unit)
@@ -197,13 +274,20 @@ class Sharding:
                 f"{type(embedding).__name__} and its head a {type(head).__name__}"
             )
         self._embedding_rows, self._head_rows = embedding.num_embeddings, head.out_features
-        embedding.padding_idx = None  # has no meaning without training, and may be another rank's
-        self.slices[f"{names[id(embedding)]}.weight"] = {0: [self.vocabulary]}
-        own = self._divide(self._head_rows)[self._ranks.rank]
-        self.slices[f"{names[id(head)]}.weight"] = {0: [own]}
-        if head.bias is not None:
-            self.slices[f"{names[id(head)]}.bias"] = {0: [own]}
-        head.out_features = own.size
+        tokens = Cut(outputs=[self.vocabulary])
+        name = names[id(embedding)]
+        if isinstance(ours := self._ours.get(name), Embedding):
+            self._spread_layer(name, ours, Style(tokens, self._added))
+        else:
+            # It has no meaning without training, and may be another rank's.
+            embedding.padding_idx = None
+            self.slices[f"{name}.weight"] = {0: [self.vocabulary]}
+        own = Cut(outputs=[self._divide(self._head_rows)[self._ranks.rank]])
+        name = names[id(head)]
+        if isinstance(ours := self._ours.get(name), Linear):
+            self._spread_layer(name, ours, Style(own, self._gathered))
+        else:
+            self._cut(name, head, own)
 
     def _localize(self, name: str) -> None:
         """Let an attention module know the heads that it has."""
@@ -236,7 +320,10 @@ class Sharding:
     # -- results ---------------------------------------------------------------------------------
 
     def _sum(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        return self._ranks.all_reduce(output.contiguous())
+        return self._added(output)
+
+    def _added(self, result: torch.Tensor) -> torch.Tensor:
+        return self._ranks.all_reduce(result.contiguous())
 
     def _find_own(self, module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
         found = inputs[0]
@@ -247,23 +334,13 @@ class Sharding:
         return ids.masked_fill(self._strange, 0)
 
     def _sum_embeddings(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        return self._ranks.all_reduce(output.masked_fill(self._strange[..., None], 0))
+        return self._added(output.masked_fill(self._strange[..., None], 0))
 
     def _gather(self, module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        return self._ranks.gather(output, self.logit_widths)
+        return self._gathered(output)
 
-
-def divide_heads(n_heads: int, n_kv_heads: int, rank: int, world_size: int) -> tuple[Range, Range]:
-    """The query and the key-value heads of a rank, of no more ranks than query heads."""
-    group = n_heads // n_kv_heads
-    if world_size <= n_kv_heads:
-        keys = divide(n_kv_heads, world_size)[rank]
-        return Range(keys.start * group, keys.end * group), keys
-    # Ranks to a key-value head, whose queries they share.
-    shared = divide(world_size, n_kv_heads)
-    key = next(at for at, one in enumerate(shared) if rank < one.end)
-    own = divide(group, shared[key].size)[rank - shared[key].start]
-    return Range(key * group + own.start, key * group + own.end), Range(key, key + 1)
+    def _gathered(self, logits: torch.Tensor) -> torch.Tensor:
+        return self._ranks.gather(logits, self.logit_widths)
 
 
 def _dimension(style: str, n_dims: int) -> int:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from workers.models.description import Unsupported
+from workers.errors import Unsupported
 
 WHOLE = frozenset(
     {

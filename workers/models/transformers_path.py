@@ -10,7 +10,7 @@ from workers.attention.paged import PagedAttention
 from workers.forward import ForwardBatch, ForwardOutput
 from workers.models.attention_patches import patch_attention
 from workers.models.families import TESTED
-from workers.models.layers import PackedForward, keep_what_is_read, layers_of
+from workers.models.layers import PackedForward, layers_of
 from workers.models.pretrained import Pretrained
 
 DIM_STEP = 16
@@ -23,7 +23,6 @@ class TransformersModel:
     def __init__(self, loaded: Pretrained, attention: registry.Backend) -> None:
         """Raises Unsupported."""
         self.module = loaded.module
-        keep_what_is_read(self.module)
         notes = loaded.complete() + patch_attention(self.module)
         self.weight_bytes = loaded.weight_bytes
         layers = layers_of(self.module)

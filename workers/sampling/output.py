@@ -107,14 +107,15 @@ class FetchedOutput:
         """
         parts = self._fetched.tensors()
         tokens, maxima = parts[0].tolist(), parts[1].tolist()
-        logprobs = parts[2].tolist() if self._has_logprobs else [None] * len(rows)
+        logprobs = parts[2].tolist() if self._has_logprobs else []
         top = TopTokens(*parts[-3:]) if self._has_top else None
         tops: list[list[TopToken]] = [[]] * len(rows) if top is None else _lists(top)
         sampled, errors = [], []
         for i, row in enumerate(rows):
             if math.isfinite(maxima[i]):
-                logprob = logprobs[i] if self._wanted[i] else None
-                sampled.append(Sampled(row, tokens[i], logprob, tops[i]))
+                logprob = [logprobs[i]] if logprobs and self._wanted[i] else []
+                top_here = [tops[i]] if tops[i] else []
+                sampled.append(Sampled(row, [tokens[i]], logprob, top_here))
             else:
                 errors.append(RowError(row, _broken(maxima[i])))
         return sampled, errors

@@ -1,0 +1,279 @@
+"""`/v1/chat/completions`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
+
+from tgi_async.api.chat.tool_schema import (
+    CalledFunction,
+    FunctionCall,
+    FunctionCallDelta,
+    FunctionDefinition,
+    FunctionName,
+    MessageToolCall,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    ToolChoice,
+)
+from tgi_async.api.field_names import OF_TGI, FieldNames
+from tgi_async.api.limits import Limits
+from tgi_async.api.openai.reply_schema import PromptLogprob, Usage
+from tgi_async.api.openai.schema import OpenAIRequest
+from tgi_async.api.parameters import U32
+
+READ_BY_TGI = frozenset(
+    {
+        "messages",
+        "model",
+        "frequency_penalty",
+        "logprobs",
+        "top_logprobs",
+        "max_tokens",
+        "max_completion_tokens",
+        "presence_penalty",
+        "stop",
+        "stream",
+        "stream_options",
+        "seed",
+        "temperature",
+        "top_p",
+        "tools",
+        "tool_prompt",
+        "tool_choice",
+        "response_format",
+    }
+)
+
+
+class TextChunk(Struct, frozen=True, tag_field="type", tag="text"):
+    text: str
+
+
+class InputTextChunk(TextChunk, frozen=True, tag="input_text"):
+    """What OpenAI's Responses API calls a text of the user."""
+
+
+class OutputTextChunk(TextChunk, frozen=True, tag="output_text"):
+    """What OpenAI's Responses API calls a text of the assistant."""
+
+
+class RefusalChunk(Struct, frozen=True, tag_field="type", tag="refusal"):
+    """What the assistant said instead of an answer."""
+
+    refusal: str
+
+
+class ThinkingChunk(Struct, frozen=True, tag_field="type", tag="thinking"):
+    """Thoughts of the assistant: a text, or Mistral's list of parts."""
+
+    thinking: str | list[TextChunk]
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.thinking, str):
+            return self.thinking
+        return "".join(part.text for part in self.thinking)
+
+
+class ReasoningChunk(Struct, frozen=True, tag_field="type", tag="reasoning"):
+    """Thoughts under another name."""
+
+    text: str
+
+
+class ImageUrl(Struct, frozen=True):
+    url: str
+
+
+class ImageChunk(Struct, frozen=True, tag_field="type", tag="image_url"):
+    image_url: ImageUrl
+
+
+Chunk = (
+    TextChunk
+    | InputTextChunk
+    | OutputTextChunk
+    | RefusalChunk
+    | ThinkingChunk
+    | ReasoningChunk
+    | ImageChunk
+)
+
+
+class MessageBody(Struct, frozen=True, kw_only=True):
+    """`function_call` is OpenAI's older form of `tool_calls`.
+
+    What the assistant thought is in `reasoning_content`, `reasoning` or `thinking`, as the server
+    that it comes from calls it, or in parts of the content.
+    """
+
+    role: str
+    content: str | list[Chunk] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    function_call: CalledFunction | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    thinking: str | None = None
+
+
+class Thinking(Struct, frozen=True):
+    """As the makers of GLM, Kimi and DeepSeek have it in their own services."""
+
+    type: Literal["enabled", "disabled"]
+
+
+class Reasoning(Struct, frozen=True, kw_only=True):
+    """OpenRouter's."""
+
+    effort: Annotated[str, Meta(max_length=64)] | float | None = None
+    enabled: bool | None = None
+    exclude: bool | None = None
+
+
+class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
+    """`tool_prompt` is TGI's: what is said of the tools behind the last message. `functions` and
+    `function_call` are OpenAI's older form of `tools` and `tool_choice`.
+
+    The fields after them are for the chat template, under the names that vLLM, transformers and
+    makers of models have.
+    """
+
+    messages: list[MessageBody]
+    logprobs: bool | None = None
+    top_logprobs: U32 | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    tool_prompt: str | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[FunctionDefinition] | None = None
+    function_call: str | FunctionName | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    reasoning_effort: Annotated[str, Meta(max_length=64)] | float | None = None
+    enable_thinking: bool | None = None
+    thinking: Thinking | bool | None = None
+    reasoning: Reasoning | None = None
+    include_reasoning: bool | None = None
+
+    @property
+    def shows_thoughts(self) -> bool:
+        """Whether the reply has what the model thought."""
+        excluded = self.reasoning is not None and bool(self.reasoning.exclude)
+        return self.include_reasoning is not False and not excluded
+
+    def names(self, limits: Limits, form: str | None) -> FieldNames:
+        """What the client calls the fields, `form` that of the grammar; TGI's messages have TGI's
+        names."""
+        if not limits.dialect.names_fields_as_sent:
+            return OF_TGI
+        return FieldNames(
+            "messages", self.most_new_tokens_name, "top_logprobs", form or "response_format"
+        )
+
+    def as_tgi_reads_it(self) -> Self:
+        """Return the same with the presence penalty as TGI reads it: a repetition penalty."""
+        presence = self.presence_penalty
+        return structs.replace(
+            super().as_tgi_reads_it(),
+            presence_penalty=None,
+            repetition_penalty=None if presence is None else presence + 2.0,
+        )
+
+    @classmethod
+    def read_by_tgi(cls) -> frozenset[str]:
+        return READ_BY_TGI
+
+
+class TopLogprob(Struct, frozen=True):
+    """`bytes` is `token` in UTF-8."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(Struct, frozen=True):
+    """What a token adds to the text, which is nothing while a character is incomplete."""
+
+    token: str
+    logprob: float | None
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(Struct, frozen=True):
+    content: list[TokenLogprob]
+
+
+class AssistantMessage(Struct, frozen=True):
+    """`content` is null where there are calls and no words, and not there in TGI's form of that.
+
+    `function_call` is the call where the request has `functions`.
+    `tool_call_id` is in TGI's document; neither TGI nor this server sends it.
+    """
+
+    content: str | UnsetType | None = UNSET
+    role: Literal["assistant"] = "assistant"
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+    function_call: FunctionCall | UnsetType = UNSET
+    tool_call_id: str | UnsetType = UNSET
+
+
+class ChatChoice(Struct, frozen=True, kw_only=True):
+    index: int = 0
+    message: AssistantMessage
+    logprobs: Logprobs | None
+    finish_reason: str
+
+
+class AssistantDelta(Struct, frozen=True):
+    """A piece of the message. The role comes once; clients put the pieces together."""
+
+    content: str | UnsetType = UNSET
+    role: Literal["assistant"] | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: FunctionCallDelta | UnsetType = UNSET
+    tool_call_id: str | UnsetType = UNSET
+
+
+class ChatDelta(Struct, frozen=True, kw_only=True):
+    index: int = 0
+    delta: AssistantDelta
+    logprobs: Logprobs | None
+    finish_reason: str | None
+
+
+class ChatCompletion(Struct, frozen=True, kw_only=True):
+    """`prompt_logprobs` are vLLM's, where they are asked for."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET
+
+
+class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
+    """`prompt_logprobs` come with the first chunk of the first choice."""
+
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatDelta]
+    usage: Usage | None = None
+    prompt_logprobs: list[dict[int, PromptLogprob] | None] | UnsetType = UNSET

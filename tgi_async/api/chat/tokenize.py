@@ -1,0 +1,55 @@
+"""`/chat_tokenize`."""
+
+from __future__ import annotations
+
+from msgspec import Raw, Struct
+
+from tgi_async.api.body import Json
+from tgi_async.api.chat.functions import with_tools
+from tgi_async.api.chat.prompt import prompt_of
+from tgi_async.api.chat.schema import ChatRequest
+from tgi_async.api.chat.tools import offer_of
+from tgi_async.api.encoding import encode
+from tgi_async.api.generate.schema import SimpleToken
+from tgi_async.api.operation import Post
+from tgi_async.api.parameters import check_text
+from tgi_async.api.request_context import RequestContext
+from tgi_async.api.result import Reply
+from tgi_async.api.service import Service
+from tgi_async.api.tokenize.handler import simple_tokens
+
+
+class ChatTokenizeResponse(Struct, frozen=True):
+    """The prompt of a chat and its tokens."""
+
+    tokenize_response: list[SimpleToken]
+    templated_text: str
+
+
+async def chat_tokenize(service: Service, body: ChatRequest, context: RequestContext) -> Reply[Raw]:
+    """Answer with the prompt that the chat route would make, and with its tokens."""
+    body = with_tools(body)
+    offer = offer_of(body, service.limits.dialect)
+    with service.tokenize_permits.take():
+        text = await prompt_of(service, body, offer)
+        check_text(text, None, service.limits)
+        return Reply(await service.in_pool(_encoded, service, text))
+
+
+def _encoded(service: Service, text: str) -> Raw:
+    # Encoded off the event loop, for it may be long.
+    # A template writes the special tokens itself.
+    tokens = simple_tokens(service.tokenizer, text, add_special_tokens=False)
+    return Raw(encode(ChatTokenizeResponse(tokens, text)))
+
+
+OPERATION = Post(
+    path="/chat_tokenize",
+    tag="tokenize",
+    summary="The prompt of a chat, and its tokens",
+    handler=chat_tokenize,
+    body=Json(ChatRequest),
+    reply=(ChatTokenizeResponse,),
+    generates=False,
+    keyed_in_tgi=False,
+)

@@ -1,0 +1,1 @@
+"""Routes of SageMaker, Vertex AI and KServe."""

@@ -1,0 +1,152 @@
+"""The answers of `/v1/completions`, whole and in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec import UNSET, UnsetType, structs
+
+from tgi_async.api.completions.logprobs import LogprobsWriter, Piece, PromptScores
+from tgi_async.api.completions.schema import Completion, CompletionChoice, CompletionRequest
+from tgi_async.api.encoding import Events
+from tgi_async.api.finished import Finished, text_of
+from tgi_async.api.openai.prompt_logprobs import RankedScores, prompt_logprobs_of
+from tgi_async.api.openai.reply_schema import PromptLogprob, Usage, now, unique_id
+from tgi_async.api.service import Service
+from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
+
+
+class CompletionAnswer:
+    """Builds the reply, or the chunks of it, to one request.
+
+    Choices are numbered through: those of the first prompt, of the second, and so on. `scored` has
+    the prompts in pieces where their log-probabilities are asked for.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        body: CompletionRequest,
+        texts: Sequence[str],
+        requests: Sequence[GenerationRequest],
+        scored: Sequence[Sequence[Piece]],
+    ) -> None:
+        self._id = unique_id("cmpl")
+        self._created = now()
+        self._model = service.limits.model_names[0]
+        self._fingerprint = service.fingerprint
+        self._dialect = service.limits.dialect
+        self._body = body
+        self._n = body.n_choices(service.limits)
+        self._echoed = texts if body.echo else [""] * len(texts)
+        self._scored = scored
+        self._tokenizer = service.tokenizer
+        self._prompts = [request.prompt for request in requests]
+        self._n_prompt = list(map(len, self._prompts))
+        self._n_streamed = [0] * (self._n * len(texts))
+        self._writers = [
+            LogprobsWriter(service.tokenizer, len(self._echoed[index // self._n]), body.n_logprobs)
+            for index in range(len(self._n_streamed))
+        ]
+
+    def whole(self, finished: Sequence[Finished]) -> Completion:
+        """Return the whole reply, with the best completions of each prompt."""
+        n_each = len(finished) // len(self._n_prompt)
+        shown: list[tuple[Finished, Finished]] = []
+        for start in range(0, len(finished), n_each):
+            group = finished[start : start + n_each]
+            scored = group[0]
+            if n_each > self._n:
+                group = sorted(group, key=lambda one: one.mean_logprob, reverse=True)[: self._n]
+            shown += [(one, scored) for one in group]
+        choices = [
+            structs.replace(
+                self._choice(index, one.tokens, one.finish_reason, one),
+                prompt_logprobs=self._prompt_logprobs(index, scored),
+            )
+            for index, (one, scored) in enumerate(shown)
+        ]
+        usage = self._usage(
+            [len(one.tokens) for one in finished], [one.n_cached for one in finished[::n_each]]
+        )
+        return self._completion(choices, usage)
+
+    def events(self, index: int, emitted: Emitted, scores: RankedScores) -> Events:
+        """Return one chunk for all tokens that came together.
+
+        Usage is in the last chunk of each choice, as in TGI, unless OpenAI's `include_usage` asks
+        for it once at the end.
+        """
+        first = not self._n_streamed[index]
+        self._n_streamed[index] += len(emitted.tokens)
+        choice = self._choice(index, emitted.tokens, emitted.finish_reason, scores, first=first)
+        if first and index % self._n == 0:
+            choice = structs.replace(choice, prompt_logprobs=self._prompt_logprobs(index, scores))
+        usage: Usage | UnsetType = UNSET
+        if emitted.finish_reason is not None and not self._body.include_usage:
+            n_generated = 0 if self._body.scores_only else self._n_streamed[index]
+            usage = self._usage_of(self._n_prompt[index // self._n], n_generated, scores.n_cached)
+        return [self._completion([choice], usage)]
+
+    def ending(self, n_cached: Sequence[int]) -> Events:
+        """Return the extra chunk that `stream_options.include_usage` asks for."""
+        if not self._body.include_usage:
+            return ()
+        return [self._completion([], self._usage(self._n_streamed, n_cached))]
+
+    def _choice(
+        self,
+        index: int,
+        tokens: Sequence[Token],
+        reason: FinishReason | None,
+        scores: PromptScores,
+        *,
+        first: bool = True,
+    ) -> CompletionChoice:
+        """Return a choice or a part of it; the `first` part has the prompt, if that is echoed."""
+        if self._body.scores_only:
+            tokens, reason = (), reason and "length"
+        logprobs = None
+        place = index // self._n
+        if self._body.n_logprobs is not None:
+            pieces = self._scored[place] if first and self._scored else ()
+            logprobs = self._writers[index].write(tokens, pieces, scores)
+        return CompletionChoice(
+            index=index,
+            text=(self._echoed[place] if first else "") + text_of(tokens),
+            logprobs=logprobs,
+            finish_reason=self._reason(reason),
+        )
+
+    def _prompt_logprobs(
+        self, index: int, scores: RankedScores
+    ) -> list[dict[int, PromptLogprob] | None] | UnsetType:
+        """Return those of the prompt of a choice, if they were asked for."""
+        n = self._body.n_prompt_logprobs
+        if n is None:
+            return UNSET
+        return prompt_logprobs_of(self._tokenizer, self._prompts[index // self._n], scores, n)
+
+    def _reason(self, reason: FinishReason | None) -> str | None:
+        if self._body.stream and not self._dialect.shows_reason_at_end_only:
+            return reason or ""
+        return reason and self._dialect.finish_reason(reason)
+
+    def _usage(self, n_generated: Sequence[int], n_cached: Sequence[int]) -> Usage:
+        """Return the usage of all prompts; `n_cached` has one count for each."""
+        n_shown = 0 if self._body.scores_only else sum(n_generated)
+        return self._usage_of(sum(self._n_prompt), n_shown, sum(n_cached))
+
+    def _usage_of(self, n_prompt: int, n_generated: int, n_cached: int) -> Usage:
+        cached = n_cached if self._dialect.shows_usage_details else None
+        return Usage.of(n_prompt, n_generated, cached_tokens=cached)
+
+    def _completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType) -> Completion:
+        return Completion(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            system_fingerprint=self._fingerprint,
+            choices=choices,
+            usage=usage,
+        )

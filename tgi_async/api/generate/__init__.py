@@ -1,0 +1,1 @@
+"""`/generate`, `/generate_stream` and `/`."""

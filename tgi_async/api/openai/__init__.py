@@ -1,0 +1,1 @@
+"""What `/v1/chat/completions` and `/v1/completions` share."""

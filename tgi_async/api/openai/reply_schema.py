@@ -1,0 +1,74 @@
+"""Parts of replies that `/v1/chat/completions` and `/v1/completions` share."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from msgspec import UNSET, Struct, UnsetType
+
+LEAST_LOGPROB = -9999.0
+"""OpenAI's word for a token that hardly comes. JSON has none for one that cannot come at all."""
+
+
+class PromptTokensDetails(Struct, frozen=True):
+    """`cached_tokens` are those that the prefix cache had."""
+
+    cached_tokens: int
+
+
+class CompletionTokensDetails(Struct, frozen=True):
+    """`reasoning_tokens` are those of thoughts."""
+
+    reasoning_tokens: int
+
+
+class Usage(Struct, frozen=True):
+    """TGI has no details. Each prompt counts once, however many choices it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
+
+    @classmethod
+    def of(
+        cls,
+        prompt_tokens: int,
+        completion_tokens: int,
+        *,
+        cached_tokens: int | None = None,
+        reasoning_tokens: int | None = None,
+    ) -> Usage:
+        """Return the usage with the sum, and the details that are not None."""
+        return cls(
+            prompt_tokens,
+            completion_tokens,
+            prompt_tokens + completion_tokens,
+            UNSET if cached_tokens is None else PromptTokensDetails(cached_tokens),
+            UNSET if reasoning_tokens is None else CompletionTokensDetails(reasoning_tokens),
+        )
+
+
+class PromptLogprob(Struct, frozen=True):
+    """Of a token at a place of the prompt; the likeliest one's rank is 1."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+def finite_logprob(logprob: float) -> float:
+    """Return a log-probability as these routes show it: a finite number."""
+    return max(LEAST_LOGPROB, logprob)  # of NaN too
+
+
+def unique_id(kind: str) -> str:
+    """Return an id that no other reply has, e.g. `chatcmpl-…`."""
+    return f"{kind}-{uuid.uuid4().hex}"
+
+
+def now() -> int:
+    """Return the seconds since 1970."""
+    return int(time.time())

@@ -1,0 +1,38 @@
+"""What handlers return. `Endpoint` sends it, and is the only place that encodes it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from tgi_async.api.encoding import HeaderList
+from tgi_async.api.exchange import Exchange
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Generic[T_co]):
+    """A whole reply with status 200, whose body is sent as JSON."""
+
+    body: T_co
+    headers: HeaderList = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class EventStream:
+    """A reply in events, which `write` sends as they come."""
+
+    write: Callable[[Exchange], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A whole reply with status 200 that is no JSON."""
+
+    text: bytes | str
+    content_type: str
+
+
+Result = Reply[Any] | EventStream

@@ -1,1 +1,0 @@
-"""Bodies of requests and replies. Unknown fields of a request are ignored, as in TGI."""

@@ -1,0 +1,163 @@
+"""Masks by what they depend on: what a text may go on with, within the bytes of one token.
+
+In `[a-z ]{4000}` nearly every place has the same mask as the one before, in a JSON string too, and
+the next row with the same grammar passes through the same places.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.constraints.expressions import ENDLESS, Expressions
+from workers.constraints.nodes import Node
+
+Mask = NDArray[np.int32]
+
+MAX_BYTES = 4 << 20
+"""Of all masks of one grammar."""
+MAX_LOOKED_AT = 16
+"""Parts of a sequence in which repetitions are looked for."""
+DEPTH = 16
+"""Of parts in parts, whose bytes are counted."""
+
+
+class _Known:
+    """A mask, and whether the engine gave it twice."""
+
+    __slots__ = ("is_sure", "mask", "raw")
+
+    def __init__(self, mask: Mask) -> None:
+        self.raw = mask.tobytes()
+        self.mask: Mask = np.frombuffer(self.raw, np.int32)
+        self.is_sure = False
+
+
+class MaskCache:
+    """The masks of one grammar that were needed last. Not thread-safe.
+
+    What the engine gives at a place is believed once it gave the same at an equal one; where it did
+    not, the expressions are not the engine's, and nothing is kept any more.
+    """
+
+    def __init__(self, expressions: Expressions, longest: int) -> None:
+        """`longest`: bytes of the longest token."""
+        self._expressions = expressions
+        self._longest = longest
+        self._known: OrderedDict[Node, _Known] = OrderedDict()
+        self._nbytes = 0
+        self._fits = True
+        self._least: dict[Node, int] = {}
+        self._most_visible: dict[Node, int] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, roughly."""
+        return self._nbytes
+
+    def get(self, node: Node) -> Mask | None:
+        """The mask where this may follow, if it is known. It cannot be written to."""
+        key = self.window(node)
+        known = self._known.get(key)
+        if known is None or not known.is_sure:
+            return None
+        self._known.move_to_end(key)
+        return known.mask
+
+    def put(self, node: Node, mask: Mask) -> None:
+        """Keep the engine's mask of where this may follow. Raises TooComplex."""
+        if not self._fits:
+            return
+        key = self.window(node)
+        known = self._known.get(key)
+        if known is None:
+            self._known[key] = _Known(mask)
+            self._nbytes += mask.nbytes
+            while self._nbytes > MAX_BYTES:
+                _, dropped = self._known.popitem(last=False)
+                self._nbytes -= dropped.mask.nbytes
+            return
+        self._known.move_to_end(key)
+        known.is_sure = known.raw == mask.tobytes()
+        if not known.is_sure:
+            self._fits = False
+            self._known.clear()
+            self._nbytes = 0
+
+    def window(self, node: Node) -> Node:
+        """One expression for all that have the same beginnings, as long as a token."""
+        if node.window is None:
+            node.window = self._window(node)
+        return node.window
+
+    def _window(self, node: Node) -> Node:
+        x = self._expressions
+        match node.kind:
+            case "repeated":
+                return self._fewer(node)
+            case "choice":
+                parts = [self.window(one) for one in node.parts]
+                return node if parts == list(node.parts) else x.choice(parts)
+            case "then":
+                return self._sequence(node)
+        return node
+
+    def _fewer(self, node: Node) -> Node:
+        """A repetition with counts that are no higher than what a token can tell apart."""
+        inner, least, most = node.parts
+        n = self._visible(inner)
+        if least > n:
+            return self._expressions.repeated(inner, n + 1)
+        return node if most is None or most <= n else self._expressions.repeated(inner, least)
+
+    def _visible(self, inner: Node) -> int:
+        """How often something can be there within a token, at most."""
+        found = self._most_visible.get(inner)
+        if found is None:
+            found = self._most_visible[inner] = self._longest // max(1, self._least_bytes(inner))
+        return found
+
+    def _sequence(self, node: Node) -> Node:
+        x = self._expressions
+        found: list[Node] = []
+        rest = node
+        while rest.kind == "then" and len(found) < MAX_LOOKED_AT:
+            first, rest = rest.parts
+            found.append(self.window(first))
+            if first.kind == "repeated" and first.parts[1] > self._visible(first.parts[0]):
+                # No token gets behind it.
+                if x.cost(rest) < ENDLESS:
+                    rest = x.empty
+                break
+        else:
+            if rest.kind == "repeated":
+                rest = self.window(rest)
+        for one in reversed(found):
+            rest = x.then(one, rest)
+        return rest
+
+    def _least_bytes(self, node: Node, depth: int = 0) -> int:
+        """No text has fewer bytes."""
+        if node.nullable:
+            return 0
+        found = self._least.get(node)
+        if found is None:
+            found = self._least[node] = 1 if depth > DEPTH else self._sum(node, depth + 1)
+        return found
+
+    def _sum(self, node: Node, depth: int) -> int:
+        match node.kind:
+            case "then":
+                found = 0
+                for _ in range(MAX_LOOKED_AT):
+                    if node.kind == "then":
+                        first, node = node.parts
+                        found += self._least_bytes(first, depth)
+                return found + self._least_bytes(node, depth) if node.kind != "then" else found
+            case "choice":
+                return min(self._least_bytes(one, depth) for one in node.parts)
+            case "repeated":
+                return int(node.parts[1]) * self._least_bytes(node.parts[0], depth)
+        return 1

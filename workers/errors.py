@@ -1,0 +1,14 @@
+"""Errors that several folders of the worker raise and catch."""
+
+from __future__ import annotations
+
+
+class Unsupported(Exception):
+    """This model cannot be served; the message says why and what would be nearest."""
+
+
+class ModelUnavailable(Exception):
+    """No model folder ready for serving can be made; the message is one for a person.
+
+    It says what was asked for, why it cannot be had, and what to do.
+    """

@@ -1,0 +1,1 @@
+"""How the weights of a layer lie in a checkpoint and on a device: one file a method."""

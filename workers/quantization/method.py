@@ -1,0 +1,141 @@
+"""What a quantization method knows of a layer; registry.py lists the methods.
+
+A method says which tensors of the checkpoint a layer has (`slots`), how a rank cuts them (`cut`),
+and what they are together (`weight`): a QuantWeight, which multiplies, looks up rows and can be had
+dense. Layers (workers/layers) and loading know nothing else of it. The fused decoders ask it for
+weights in the form that their kernels read (`prepared`); where it has none, a model runs through
+transformers' code.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+
+from workers.slices import Range, Slices
+
+Tensors = Mapping[str, torch.Tensor]
+"""Of one layer, by their names below the layer's: `weight`, `bias`, `qweight` ..."""
+
+Kind = Literal["linear", "experts", "head", "embedding"]
+
+Kernel = Literal["c_linear", "c_rows", "triton_linear", "triton_rows"]
+"""What a fused decoder can ask for, of one layer or of several that are merged:
+
+- `c_linear`: a `packed.PackedWeight`, whose `struct` is the `weight` of linear.h;
+- `triton_linear`: a `device_linear.DeviceLinear`, or with an activation a `GatedLinear`;
+- `c_rows`, `triton_rows`: of an embedding, a tensor [tokens, hidden] of the model's dtype.
+"""
+
+
+class Size(NamedTuple):
+    """A linear layer: y [.., outputs] = x [.., inputs] W^T + bias. An embedding has a row for each
+    output."""
+
+    outputs: int
+    inputs: int
+    bias: bool = False
+
+
+class Slot(NamedTuple):
+    """A tensor of a layer in the checkpoint, as a whole."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+    """It is converted to this one; None: it stays as it is in the file."""
+
+
+class Cut(NamedTuple):
+    """Which outputs and inputs of a layer a rank has, one range behind the other; None: all."""
+
+    outputs: list[Range] | None = None
+    inputs: list[Range] | None = None
+
+
+class LayerWeight(ABC):
+    """The weight and the bias of a layer, in a form that multiplies."""
+
+    note: str | None = None
+    """What was given up for this form, for the log."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> list[torch.Tensor]:
+        """What it keeps in memory."""
+
+    @abstractmethod
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., inputs] -> [..., outputs] of its dtype, on its device."""
+
+
+class QuantWeight(LayerWeight):
+    """The same, as the checkpoint has it."""
+
+    @abstractmethod
+    def rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids [...] -> [..., inputs]: the rows of an embedding."""
+
+    @abstractmethod
+    def dense(self, dtype: torch.dtype) -> torch.Tensor:
+        """[outputs, inputs]: what it stands for. Slow; tests compare with it."""
+
+    def fastest(self) -> LayerWeight:
+        """Return the form that multiplies fastest where it is. Keep nothing of this one beside it,
+        or return this one itself."""
+        return self
+
+
+Prepare = Callable[[Sequence[QuantWeight], str], Any]
+"""Weights that are merged, one below the other, and an activation or "" -> what `Kernel` says. With
+an activation there are two, gate and up, or one that has both. The results keep nothing of them
+that does not belong to them: the weights may be views of a mapped file."""
+
+
+class QuantMethod(ABC):
+    """A quantization method, with the settings of one checkpoint."""
+
+    name: ClassVar[str]
+    """`quant_method` in config.json."""
+    stacked_experts: ClassVar[bool] = False
+    """Whether a layer's experts are the tensors that transformers' code reads, [experts, ...];
+    else each expert has linear layers of its own."""
+    columns: int = 1
+    """Inputs that a rank can only have together, such as those of a group; so many columns of an
+    MLP stay together."""
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> QuantMethod:
+        """`quantization_config` of config.json. Raises Unsupported for settings that are not
+        built."""
+        return cls()
+
+    def for_layer(self, name: str, kind: Kind) -> QuantMethod | None:
+        """Return the method of one layer of the model, by its name in transformers; None where the
+        checkpoint has it unquantized."""
+        return self if kind in ("linear", "experts") else None
+
+    @abstractmethod
+    def slots(self, size: Size, dtype: torch.dtype) -> dict[str, Slot]:
+        """Return the tensors of a layer whose results are of this dtype. The bias is `bias`, which
+        is read by the one rank that adds it where results are summed."""
+
+    @abstractmethod
+    def cut(self, size: Size, cut: Cut) -> dict[str, Slices]:
+        """Return which part of each tensor a rank reads; what is not named it reads whole. `size`
+        is the whole layer's. Raises Unsupported where the tensors cannot be cut there."""
+
+    @abstractmethod
+    def weight(self, tensors: Tensors, size: Size, dtype: torch.dtype) -> QuantWeight:
+        """Return the tensors, cut already, as one weight of this size; results are of `dtype`."""
+
+    def borrows(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether `fastest` copies, so that a weight may be made of views of a mapped file."""
+        return False
+
+    def prepared(self, kernel: Kernel, sizes: Sequence[Size]) -> Prepare | None:
+        """Return how layers of these sizes, merged, are made into a kernel's weight; None where
+        there is no way. It is asked before any tensor is read."""
+        return None
