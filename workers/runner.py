@@ -126,7 +126,7 @@ class Runner:
         )
 
     def close(self) -> None:
-        """To be called before the ranks are left."""
+        """Give up the graphs; to be called before the ranks are destroyed."""
         if self._graphs is not None:
             self._graphs.close()
 
