@@ -29,7 +29,7 @@ from workers.errors import Unsupported
 from workers.following import DriverRank, FollowerRank
 from workers.graphs.decode import GraphPlan, default_sizes
 from workers.graphs.recorder import CudaRecorder
-from workers.launched import Launched
+from workers.launched import LaunchedStep
 from workers.models.loading import load
 from workers.models.rope import Scaling
 from workers.ranks import Ranks
@@ -190,7 +190,7 @@ class Worker:
             self._channel.send(Loading(name, time.perf_counter() - began, detail))
 
     def _serve(self, runner: Runner, overlap: bool) -> None:
-        launched: Launched | None = None
+        launched: LaunchedStep | None = None
         while True:
             message = self._next(launched)
             if message is None:
@@ -215,7 +215,7 @@ class Worker:
                 self._channel.send(runner.collect(launched))
                 launched = None
 
-    def _next(self, launched: Launched | None) -> ToWorker | None:
+    def _next(self, launched: LaunchedStep | None) -> ToWorker | None:
         """The next frame, or None if the results of what is launched are there before one comes:
         whatever comes meanwhile is to be launched behind it, so that the device never idles."""
         if launched is None:
