@@ -8,6 +8,7 @@ import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,22 @@ def test_no_file_of_the_router_imports_it_even_late(path: Path) -> None:
 def test_workers_know_only_the_wire_and_grammars_of_the_router(path: Path) -> None:
     of_the_router = [name for name in imports(path) if name.split(".")[0] == "tgi_async"]
     assert [name for name in of_the_router if not name.startswith(OF_THE_ROUTER)] == []
+
+
+def test_no_modules_of_the_workers_import_each_other() -> None:
+    """Not even late, or for their types alone; so each can be read, and changed, behind the ones
+    that it imports."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sources("workers")}
+    imported = {
+        name: {
+            # A module that is imported from its package does not import the package's own file.
+            next((one for one in (found, found.rpartition(".")[0]) if one in names), name)
+            for found in imports(ROOT / f"{name.replace('.', '/')}.py")
+        }
+        - {name}
+        for name in names
+    }
+    TopologicalSorter(imported).prepare()  # raises CycleError, with the cycle
 
 
 def test_engines_of_grammars_do_without_torch() -> None:

@@ -11,7 +11,7 @@ from workers import memory
 from workers.attention.cache import PagedCache
 from workers.constraints.constraints import Constraints
 from workers.errors import Unsupported
-from workers.following import Follower, Leader
+from workers.following import DriverRank, FollowerRank
 from workers.forward import Model
 from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows
 from workers.models.loading import Loaded
@@ -36,7 +36,7 @@ class Assembly:
     block_size: int
     constraints: Constraints | None = None
     ranks: Ranks | None = None
-    leader: Leader | None = None
+    driver: DriverRank | None = None
     """On rank 0 of several: the model as it runs on all of them."""
 
     @property
@@ -81,7 +81,7 @@ class Assembly:
         if done.errors:
             raise Unsupported(f"the model does not run: {done.errors[0].message}")
 
-    def serving(self, n_blocks: int, graphs: GraphPlan | None = None) -> Runner | Follower:
+    def serving(self, n_blocks: int, graphs: GraphPlan | None = None) -> Runner | FollowerRank:
         """What serves: rank 0's runner, or what follows it on the others. With `graphs`, decode
         steps are recorded first."""
         cache = self._cache(n_blocks)
@@ -102,13 +102,13 @@ class Assembly:
                 self.longest,
                 rows,
                 self.ranks,
-                None if self.leader is None else self.leader.replay,
+                None if self.driver is None else self.driver.replay,
             )
             graphs.notes += recorded.record()
         if table is None or sampler is None:
             assert self.ranks is not None
-            return Follower(self.model, self.ranks, cache, self.device, recorded)
-        model: Model = self.leader or self.model
+            return FollowerRank(self.model, self.ranks, cache, self.device, recorded)
+        model: Model = self.driver or self.model
         return Runner(model, table, cache, sampler, self.constraints, recorded)
 
     def _cache(self, n_blocks: int) -> PagedCache:

@@ -26,10 +26,10 @@ from workers.attention.triton_paged import gpu_refusal
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
 from workers.errors import Unsupported
-from workers.following import Follower, Leader
+from workers.following import DriverRank, FollowerRank
 from workers.graphs.decode import GraphPlan, default_sizes
 from workers.graphs.recorder import CudaRecorder
-from workers.launched import Launched
+from workers.launched import LaunchedStep
 from workers.models.loading import load
 from workers.models.rope import Scaling
 from workers.ranks import Ranks
@@ -53,7 +53,7 @@ class Worker:
         self._rank = rank
         self._ranks: Ranks | None = None
         """All that share the model, where there are several."""
-        self._leader: Leader | None = None
+        self._driver: DriverRank | None = None
 
     def run(self) -> None:
         """Load the model and serve steps until told to stop. Raises PeerLost."""
@@ -65,17 +65,17 @@ class Worker:
         except (Unsupported, ValueError, OSError) as error:
             self._channel.send(Refused(f"{start.model_path} cannot be served: {error}"))
             return
-        if isinstance(runner, Follower):
+        if isinstance(runner, FollowerRank):
             runner.run()
         else:
             self._serve(runner, overlap=device.type == "cuda")
-            if self._leader is not None:
-                self._leader.end()
+            if self._driver is not None:
+                self._driver.end()
         if self._ranks is not None:
             runner.close()
-            self._ranks.leave()
+            self._ranks.destroy()
 
-    def _load(self, start: Start) -> tuple[Runner | Follower, torch.device]:
+    def _load(self, start: Start) -> tuple[Runner | FollowerRank, torch.device]:
         device, notes = choose_device(self._rank, start.world_size)
         attention, reasons = registry.choose(start.attention, device)
         notes += reasons
@@ -112,7 +112,7 @@ class Worker:
             shape.vocab_size,
         )
         if self._ranks is not None and self._rank == 0:
-            self._leader = Leader(model, self._ranks)
+            self._driver = DriverRank(model, self._ranks)
         assembly = Assembly(
             model,
             dtype,
@@ -123,7 +123,7 @@ class Worker:
             start.block_size or attention.page_size,
             constraints,
             self._ranks,
-            self._leader,
+            self._driver,
         )
         with self._phase("warming up", f"{start.max_rows} rows, {prefill_tokens} prefill tokens"):
             assembly.warm_up()
@@ -131,7 +131,7 @@ class Worker:
             start.kv_cache_memory, start.cuda_memory_fraction
         )
         if self._ranks is not None:
-            n_blocks = self._ranks.least(n_blocks)
+            n_blocks = self._ranks.all_reduce_min(n_blocks)
         per_block = assembly.bytes_per_block
         if device.type == "cpu" and not start.n_blocks:
             notes += _check_cache(n_blocks, assembly, start.kv_cache_memory, start.max_total_tokens)
@@ -165,7 +165,7 @@ class Worker:
 
     def _assembled(
         self, assembly: Assembly, n_blocks: int, sizes: list[int] | None, notes: list[str]
-    ) -> Runner | Follower:
+    ) -> Runner | FollowerRank:
         """What serves; decode steps of these numbers of rows are recorded on a GPU, None being the
         default and an empty list none."""
         if assembly.device.type != "cuda":
@@ -190,7 +190,7 @@ class Worker:
             self._channel.send(Loading(name, time.perf_counter() - began, detail))
 
     def _serve(self, runner: Runner, overlap: bool) -> None:
-        launched: Launched | None = None
+        launched: LaunchedStep | None = None
         while True:
             message = self._next(launched)
             if message is None:
@@ -215,7 +215,7 @@ class Worker:
                 self._channel.send(runner.collect(launched))
                 launched = None
 
-    def _next(self, launched: Launched | None) -> ToWorker | None:
+    def _next(self, launched: LaunchedStep | None) -> ToWorker | None:
         """The next frame, or None if the results of what is launched are there before one comes:
         whatever comes meanwhile is to be launched behind it, so that the device never idles."""
         if launched is None:

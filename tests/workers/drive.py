@@ -19,7 +19,7 @@ from workers.attention.cache import PagedCache
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
 from workers.graphs.decode import GraphPlan, SampledRows
-from workers.launched import Launched
+from workers.launched import LaunchedStep
 from workers.models.loading import Loaded
 from workers.runner import Runner
 from workers.sampling import Sampler
@@ -101,7 +101,7 @@ class Drive:
 
     def run(self, n_steps: int | None = None) -> None:
         """Until nothing is left to do, as `Worker._serve` does it, or for so many steps."""
-        launched: Launched | None = None
+        launched: LaunchedStep | None = None
         while n_steps is None or n_steps > 0:
             plan = self.core.plan()
             if plan is None:
@@ -124,7 +124,7 @@ class Drive:
         if launched is not None:
             self._complete(launched)
 
-    def _complete(self, launched: Launched) -> None:
+    def _complete(self, launched: LaunchedStep) -> None:
         done = self.runner.collect(launched)
         self.n_late += len(done.late)
         for event in self.core.complete(done):

@@ -99,9 +99,9 @@ async def test_it_says_over_the_wire_what_the_kernel_in_c_says(folder: Path) -> 
         assert isinstance(ours, StepDone)
         assert ours.errors == theirs.errors == []
         for one, other in zip(ours.sampled, theirs.sampled, strict=True):
-            assert (one.row, one.token) == (other.row, other.token)
-            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
-            said[one.row].append(one.token)
+            assert (one.row, one.tokens) == (other.row, other.tokens)
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+            said[one.row] += one.tokens
     assert said[0] == greedy(folder, N_STEPS)
     assert len(said[1]) == N_STEPS - 1
 

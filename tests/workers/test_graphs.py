@@ -29,7 +29,7 @@ from workers.constraints.vocabulary import Vocabulary
 from workers.forward import ForwardBatch, ForwardOutput
 from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows, default_sizes
 from workers.models.loading import Loaded, load
-from workers.ranks import FellOut, Ranks
+from workers.ranks import RankFailed, Ranks
 from workers.table import RowTable
 
 
@@ -169,13 +169,13 @@ def test_a_rank_that_fails_where_others_wait_for_it_falls_out() -> None:
         def __init__(self) -> None:
             pass
 
-        def share(self, values: torch.Tensor) -> torch.Tensor:
+        def broadcast(self, values: torch.Tensor) -> torch.Tensor:
             return values
 
-        def least(self, n: int) -> int:
+        def all_reduce_min(self, n: int) -> int:
             return n
 
-    with pytest.raises(FellOut, match="4 rows failed: cannot prepare"):
+    with pytest.raises(RankFailed, match="4 rows failed: cannot prepare"):
         graphs_of(Failing(0, 3), Two()).record()
     graphs = graphs_of(Failing(3, 1), Two())
     graphs.record()

@@ -15,7 +15,7 @@ from workers.attention.cache import PagedCache
 from workers.forward import ForwardBatch, ForwardOutput
 from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows
 from workers.graphs.recorder import Recorder
-from workers.launched import Launched
+from workers.launched import LaunchedStep
 from workers.models.loading import Loaded, load
 from workers.runner import Runner
 from workers.sampling import Sampler
@@ -112,7 +112,7 @@ class Batch:
 
     def launch(
         self, run: dict[int, int], *admit: Admit, release: tuple[int, ...] = (), grow: Any = ()
-    ) -> Launched:
+    ) -> LaunchedStep:
         self._n_steps += 1
         runs = [Run(row, n) for row, n in run.items()]
         step = Step(self._n_steps, list(release), list(admit), list(grow), runs)

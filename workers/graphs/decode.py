@@ -28,7 +28,7 @@ from workers.attention.context import AttentionContext
 from workers.forward import ForwardBatch, Model
 from workers.graphs.recorder import Outputs, Recorder
 from workers.graphs.staging import Layout, Numbers, Staging
-from workers.ranks import FellOut, Ranks
+from workers.ranks import RankFailed, Ranks
 from workers.sampling.device import DeviceSampling
 from workers.sampling.output import Picked
 from workers.table import RowTable
@@ -106,11 +106,11 @@ class DecodeGraphs:
         most_positions: int,
         rows: SampledRows | None = None,
         ranks: Ranks | None = None,
-        tell: Callable[[int, Numbers], None] | None = None,
+        broadcast: Callable[[int, Numbers], None] | None = None,
     ) -> None:
         """`attention` is the model's; `most_positions` is the longest text of a row. `rows` are
-        rank 0's. With `ranks`, the model is this one's part, and rank 0 has `tell`, which makes the
-        others `follow`.
+        rank 0's. With `ranks`, the model is this one's part, and rank 0 has `broadcast`, by which
+        the others `follow`.
         """
         self._model = model
         self._attention = attention
@@ -119,7 +119,7 @@ class DecodeGraphs:
         self._table = rows.table if rows else None
         self._sampling = rows.sampling if rows else None
         self._ranks = ranks
-        self._tell = tell
+        self._broadcast = broadcast
         device = cache.keys[0].device
         self._graphs: list[_Graph] = []
         for n_rows in sorted(set(plan.sizes), reverse=True):
@@ -205,12 +205,12 @@ class DecodeGraphs:
         self._run(graph, len(numbers))
 
     def close(self) -> None:
-        """Give up the graphs, which NCCL waits for when it is left."""
+        """Give up the graphs, which NCCL waits for when its group is destroyed."""
         self._graphs = []
 
     def _run(self, graph: _Graph, size: int) -> Outputs:
-        if self._tell is not None:
-            self._tell(graph.n_rows, self._staging.next()[:size])
+        if self._broadcast is not None:
+            self._broadcast(graph.n_rows, self._staging.next()[:size])
         self._staging.send(size)
         assert graph.replay is not None
         graph.replay()
@@ -252,7 +252,7 @@ class DecodeGraphs:
         except RuntimeError as error:
             if self._ranks is not None:
                 # The others wait for this one in the middle of it.
-                raise FellOut(f"a step of {graph.n_rows} rows failed: {error}") from error
+                raise RankFailed(f"a step of {graph.n_rows} rows failed: {error}") from error
             return _first_line(error)
         try:
             graph.replay, graph.outputs = self._recorder.record(lambda: self._step(graph))
@@ -270,7 +270,7 @@ class DecodeGraphs:
         else:
             ids = self._every.new_empty(graph.n_rows)
         if self._ranks is not None:
-            ids = self._ranks.share(ids)
+            ids = self._ranks.broadcast(ids)
         captured = {self._attention: graph.attention.metadata(at)}
         context = AttentionContext.captured(self._cache, graph.n_rows, captured)
         every = self._every[: graph.n_rows]
@@ -292,7 +292,7 @@ class DecodeGraphs:
 
     def _all(self, mine: bool) -> bool:
         """Whether it is so on all ranks."""
-        return mine if self._ranks is None else bool(self._ranks.least(int(mine)))
+        return mine if self._ranks is None else bool(self._ranks.all_reduce_min(int(mine)))
 
 
 def _first_line(error: Exception) -> str:

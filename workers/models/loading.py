@@ -128,7 +128,7 @@ def _expect_room(size: int, ranks: Ranks | None) -> None:
     rather than let the kernel kill the worker half-way."""
     room = memory.room_on_cpu(swap=True)
     # All ranks look before any of them loads.
-    least = room.size if ranks is None else ranks.least(room.size)
+    least = room.size if ranks is None else ranks.all_reduce_min(room.size)
     if size > least:
         raise Unsupported(
             f"its weights take {gigabytes(size)}, and there is no room for them: {room.because}"
