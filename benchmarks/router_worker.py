@@ -15,7 +15,7 @@ import msgspec
 
 from tgi_async.wire.channel import WorkerChannel
 from tgi_async.wire.messages import Ready, Sampled, Start, Step, StepDone, Stop
-from workers.lifeline import die_with_parent
+from workers.parent_death import die_with_parent
 
 VARIABLE = "ROUTER_BENCHMARK_WORKER"
 BLOCK_SIZE = 16

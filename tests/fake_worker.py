@@ -39,7 +39,7 @@ from tgi_async.wire.messages import (
     Stop,
     TopToken,
 )
-from workers.lifeline import die_with_parent
+from workers.parent_death import die_with_parent
 
 VARIABLE = "FAKE_WORKER"
 COMMAND = (sys.executable, "-m", "tests.fake_worker")

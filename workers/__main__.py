@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tgi_async.wire.channel import WorkerChannel
 from workers.cache import use_scratch
-from workers.lifeline import die_with_parent
+from workers.parent_death import die_with_parent
 
 PEER_LOST_SECONDS = 5.0
 """How long a worker that lost another waits for the router to end it."""

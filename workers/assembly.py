@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -11,24 +11,14 @@ from workers import memory
 from workers.attention.cache import PagedCache
 from workers.constraints.constraints import Constraints
 from workers.errors import Unsupported
-from workers.following import Follower, Leader
-from workers.graphs.decode import DecodeGraphs
-from workers.graphs.recorder import Recorder
+from workers.following import DriverRank, FollowerRank
+from workers.forward import Model
+from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows
 from workers.models.loading import Loaded
 from workers.ranks import Ranks
-from workers.runner import Model, Runner
+from workers.runner import Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
-
-
-@dataclass(slots=True)
-class GraphPlan:
-    """Decode steps of these numbers of rows are to be recorded."""
-
-    recorder: Recorder
-    sizes: list[int]
-    notes: list[str] = field(default_factory=list)
-    """What was given up, for a person; filled in by `Assembly.serving`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +36,7 @@ class Assembly:
     block_size: int
     constraints: Constraints | None = None
     ranks: Ranks | None = None
-    leader: Leader | None = None
+    driver: DriverRank | None = None
     """On rank 0 of several: the model as it runs on all of them."""
 
     @property
@@ -91,7 +81,7 @@ class Assembly:
         if done.errors:
             raise Unsupported(f"the model does not run: {done.errors[0].message}")
 
-    def serving(self, n_blocks: int, graphs: GraphPlan | None = None) -> Runner | Follower:
+    def serving(self, n_blocks: int, graphs: GraphPlan | None = None) -> Runner | FollowerRank:
         """What serves: rank 0's runner, or what follows it on the others. With `graphs`, decode
         steps are recorded first."""
         cache = self._cache(n_blocks)
@@ -100,22 +90,25 @@ class Assembly:
         sampler = self._sampler() if leads else None
         recorded: DecodeGraphs | None = None
         if graphs is not None:
+            rows = None
+            if table is not None and sampler is not None:
+                assert sampler.device_sampling is not None
+                rows = SampledRows(table, sampler.device_sampling)
             recorded = DecodeGraphs(
                 self.model,
+                self.model.attention,
                 cache,
-                graphs.recorder,
-                graphs.sizes,
+                graphs,
                 self.longest,
-                table,
-                None if sampler is None else sampler.device_sampling,
+                rows,
                 self.ranks,
-                None if self.leader is None else self.leader.replay,
+                None if self.driver is None else self.driver.replay,
             )
             graphs.notes += recorded.record()
         if table is None or sampler is None:
             assert self.ranks is not None
-            return Follower(self.model, self.ranks, cache, self.device, recorded)
-        model: Model = self.leader or self.model
+            return FollowerRank(self.model, self.ranks, cache, self.device, recorded)
+        model: Model = self.driver or self.model
         return Runner(model, table, cache, sampler, self.constraints, recorded)
 
     def _cache(self, n_blocks: int) -> PagedCache:

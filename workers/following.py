@@ -1,7 +1,7 @@
-"""Forward passes on several ranks: rank 0 leads, the others follow.
+"""Forward passes on several ranks: rank 0 drives, the others follow.
 
-Only rank 0 keeps the batch and samples. It tells the others what each forward pass is about, the
-sampled tokens among it, and they run it too. So nothing that a rank decides by itself (whether a
+Only rank 0 keeps the batch and samples. It broadcasts what each forward pass is about, the sampled
+tokens included, and the others run it too. So nothing that a rank decides by itself (whether a
 grammar's mask has come in time, which row of a failing batch is to blame) can part them.
 """
 
@@ -11,31 +11,26 @@ import torch
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
+from workers.forward import ForwardBatch, ForwardOutput, Model
 from workers.graphs.decode import DecodeGraphs
 from workers.graphs.staging import Numbers
-from workers.ranks import FellOut, Ranks
-from workers.runner import Model
+from workers.ranks import RankFailed, Ranks
 
 N_NUMBERS = 5
 """Of a header: packed tokens (0: the end; negative: a graph of so many rows is run), wanted logits
 (of a graph: its numbers), decodes, block table width, and how many numbers tell of prefills."""
 
 
-class Leader:
-    """A model as rank 0 runs it. See `runner.Model`."""
+class DriverRank:
+    """A model as rank 0 runs it. See `forward.Model`."""
 
     def __init__(self, model: Model, ranks: Ranks) -> None:
         self._model = model
         self._ranks = ranks
 
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logit_positions: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        """See `runner.Model`. Raises PeerLost, and FellOut for a failure of this rank."""
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        """See `forward.Model`. Raises PeerLost, and RankFailed for a failure of this rank."""
+        tokens, context = batch.text("a model on several ranks"), batch.attention
         prefills = [
             number
             for one in context.prefills
@@ -44,18 +39,18 @@ class Leader:
         prefills += [block for one in context.prefills for block in one.block_table.tolist()]
         prefills = [len(context.prefills), *prefills]
         tables = context.decode_block_tables
-        self._ranks.share(
+        self._ranks.broadcast(
             torch.tensor(
                 [
-                    len(input_ids),
-                    len(logit_positions),
+                    len(tokens),
+                    len(batch.wanted),
                     context.n_decode,
                     tables.shape[-1],
                     len(prefills),
                 ]
             )
         )
-        self._ranks.share(
+        self._ranks.broadcast(
             torch.cat(
                 [
                     context.slot_mapping,
@@ -65,26 +60,26 @@ class Leader:
                 ]
             )
         )
-        self._ranks.share(torch.cat([input_ids, position_ids, logit_positions]))
+        self._ranks.broadcast(torch.cat([tokens, batch.positions, batch.wanted]))
         try:
-            return self._model(input_ids, position_ids, logit_positions, context)
+            return self._model.forward(batch)
         except torch.AcceleratorError:
             raise
         except RuntimeError as error:
-            raise FellOut(f"a forward pass failed on rank 0: {error}") from error
+            raise RankFailed(f"a forward pass failed on rank 0: {error}") from error
 
     def replay(self, n_rows: int, numbers: Numbers) -> None:
         """Have the others run a graph over these numbers; this rank does so by itself. Raises
         PeerLost."""
-        self._ranks.share(torch.tensor([-n_rows, len(numbers), 0, 0, 0]))
-        self._ranks.share(torch.from_numpy(numbers))
+        self._ranks.broadcast(torch.tensor([-n_rows, len(numbers), 0, 0, 0]))
+        self._ranks.broadcast(torch.from_numpy(numbers))
 
     def end(self) -> None:
-        """Let the others go. Raises PeerLost."""
-        self._ranks.share(torch.zeros(N_NUMBERS, dtype=torch.int64))
+        """End the loops of the other ranks. Raises PeerLost."""
+        self._ranks.broadcast(torch.zeros(N_NUMBERS, dtype=torch.int64))
 
 
-class Follower:
+class FollowerRank:
     """A model as the other ranks run it."""
 
     def __init__(
@@ -107,26 +102,26 @@ class Follower:
             pass
 
     def close(self) -> None:
-        """To be called before the ranks are left."""
+        """Give up the graphs; to be called before the process group is destroyed."""
         if self._graphs is not None:
             self._graphs.close()
 
     @torch.inference_mode()
     def _run_one(self) -> bool:
-        header = self._ranks.share(torch.empty(N_NUMBERS, dtype=torch.int64))
+        header = self._ranks.broadcast(torch.empty(N_NUMBERS, dtype=torch.int64))
         n_tokens, n_wanted, n_decode, width, n_prefills = header.tolist()
         if not n_tokens:
             return False
         if n_tokens < 0:
             assert self._graphs is not None
-            numbers = self._ranks.share(torch.empty(n_wanted, dtype=torch.int32))
+            numbers = self._ranks.broadcast(torch.empty(n_wanted, dtype=torch.int32))
             self._graphs.follow(-n_tokens, numbers.numpy())
             return True
         sizes = [n_tokens, n_decode, n_decode * width, n_prefills]
-        told = self._ranks.share(torch.empty(sum(sizes), dtype=torch.int64))
-        slots, lengths, tables, prefills = told.split(sizes)
+        context_numbers = self._ranks.broadcast(torch.empty(sum(sizes), dtype=torch.int64))
+        slots, lengths, tables, prefills = context_numbers.split(sizes)
         packed = torch.empty(2 * n_tokens + n_wanted, dtype=torch.int64, device=self._device)
-        ids, positions, wanted = self._ranks.share(packed).split([n_tokens, n_tokens, n_wanted])
+        ids, positions, wanted = self._ranks.broadcast(packed).split([n_tokens, n_tokens, n_wanted])
         context = AttentionContext(
             cache=self._cache,
             slot_mapping=slots.contiguous(),
@@ -135,14 +130,14 @@ class Follower:
             decode_lengths=lengths.int(),
             prefills=_prefills(prefills),
         )
-        self._model(ids, positions, wanted, context)
+        self._model.forward(ForwardBatch(ids, positions, wanted, context))
         return True
 
 
-def _prefills(told: torch.Tensor) -> list[Prefill]:
-    n = int(told[0])
-    chunks = told[1 : 1 + 4 * n].reshape(n, 4).tolist()
-    blocks = told[1 + 4 * n :].int().split([n_blocks for *_, n_blocks in chunks])
+def _prefills(numbers: torch.Tensor) -> list[Prefill]:
+    n = int(numbers[0])
+    chunks = numbers[1 : 1 + 4 * n].reshape(n, 4).tolist()
+    blocks = numbers[1 + 4 * n :].int().split([n_blocks for *_, n_blocks in chunks])
     return [
         Prefill(start, n_tokens, length, table.contiguous())
         for (start, n_tokens, length, _), table in zip(chunks, blocks, strict=True)

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from tgi_async.wire.messages import PromptLogprobs, RowError, TopToken
 from workers.sampling.output import FetchedOutput, Picked
-from workers.sampling.transfer import Fetched, send
 from workers.table import Row
 from workers.timing import Mark
+from workers.transfer import Fetched, send
 
 
-class Forwarded(NamedTuple):
+class SamplingBatch(NamedTuple):
     """Rows whose next token is to be sampled."""
 
     rows: list[int]
@@ -30,10 +30,10 @@ class Forwarded(NamedTuple):
     stored: bool = False
     """Whether each row's `picked` token is its last token already."""
 
-    def pick(self, places: Sequence[int]) -> Forwarded:
+    def pick(self, places: Sequence[int]) -> SamplingBatch:
         """The rows at these places."""
         some = send(np.asarray(places, np.int64), self.logits.device)
-        return Forwarded(
+        return SamplingBatch(
             [self.rows[place] for place in places],
             self.logits[some],
             [self.masks[place] for place in places],
@@ -68,13 +68,13 @@ class Scored(NamedTuple):
 
 
 @dataclass(slots=True)
-class Launched:
+class LaunchedStep:
     """A step whose results may still be on their way on the device."""
 
     step: int
     rows: dict[int, Row]
     """What the step is about. Its row numbers may be others' by the time it is collected."""
-    forwarded: list[Forwarded] = field(default_factory=list)
+    to_sample: list[SamplingBatch] = field(default_factory=list)
     """What is left to be sampled; more than one entry only where rows had to run alone."""
     outputs: list[tuple[list[int], FetchedOutput]] = field(default_factory=list)
     """Rows that sampled, and what."""

@@ -25,7 +25,7 @@ class PeerLost(BaseException):
     for a failure of the model or of a request."""
 
 
-class FellOut(BaseException):
+class RankFailed(BaseException):
     """This rank failed in the middle of what the others take part in; they cannot be called back.
     No `Exception`, as above."""
 
@@ -52,7 +52,7 @@ class Ranks:
         self._try(join)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum over the ranks, in place. Raises PeerLost."""
+        """Put the sum over the ranks in place of `x`. Raises PeerLost."""
         self._try(lambda: dist.all_reduce(x, group=self._group))
         return x
 
@@ -66,19 +66,19 @@ class Ranks:
             return x.new_zeros(()).expand(*x.shape[:-1], sum(widths))
         return torch.cat([part[..., :n] for part, n in zip(parts, widths, strict=True)], dim=-1)
 
-    def share(self, values: torch.Tensor) -> torch.Tensor:
-        """Rank 0's values, on all ranks, in place. Raises PeerLost."""
+    def broadcast(self, values: torch.Tensor) -> torch.Tensor:
+        """Put rank 0's values in place of those of the other ranks. Raises PeerLost."""
         self._try(lambda: dist.broadcast(values, 0, group=self._group))
         return values
 
-    def least(self, n: int) -> int:
-        """The least of the ranks' numbers. Raises PeerLost."""
+    def all_reduce_min(self, n: int) -> int:
+        """Return the least of the ranks' numbers. Raises PeerLost."""
         x = torch.tensor([n])
         self._try(lambda: dist.all_reduce(x, dist.ReduceOp.MIN, group=self._group))
         return int(x)
 
-    def leave(self) -> None:
-        """When all is said."""
+    def destroy(self) -> None:
+        """Destroy the process group. Graphs that use it are to be closed before."""
         dist.destroy_process_group()
 
     def _try(self, exchange: Callable[[], object]) -> None:

@@ -7,8 +7,6 @@ wanted, go through the language-model head.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,29 +23,16 @@ from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.constraints.constraints import Constraints
 from workers.constraints.rows import ConstrainedRows
+from workers.forward import ForwardBatch, Model
 from workers.graphs.decode import DecodeGraphs, Decodes
-from workers.launched import Forwarded, Launched, Scored, seconds
+from workers.launched import LaunchedStep, SamplingBatch, Scored, seconds
 from workers.sampling import Allowed, Sampler
-from workers.sampling.transfer import Fetched, send
 from workers.table import RowTable
 from workers.timing import Mark
+from workers.transfer import Fetched, send
 
 SCORED_AT_ONCE = 64
 """Prompt positions scored at once, which bounds the float32 copies of their logits."""
-
-
-class Model(Protocol):
-    """A causal language model over packed tokens."""
-
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logit_positions: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        """Logits [len(logit_positions), vocabulary] of int64 [T] ids at int64 [T] positions."""
-        ...
 
 
 class Runner:
@@ -70,7 +55,7 @@ class Runner:
         self._graphs = graphs
         self._constrained = None if constraints is None else ConstrainedRows(table, constraints)
 
-    def launch(self, step: Step) -> Launched:
+    def launch(self, step: Step) -> LaunchedStep:
         """`forward` and `sample`. The steps before must have been collected if `constrained`."""
         launched = self.forward(step)
         self.sample(launched)
@@ -81,7 +66,7 @@ class Runner:
         """Whether a step can be sampled only once the one before has been collected."""
         return bool(self._constraints)
 
-    def forward(self, step: Step) -> Launched:
+    def forward(self, step: Step) -> LaunchedStep:
         """Compute a step. Its failure is the failure of the rows that fail when they run alone."""
         for row in step.release:
             self._release(row)
@@ -90,7 +75,7 @@ class Runner:
         for grow in step.grow:
             self._table.grow(grow)
         table = self._table
-        launched = Launched(step.step, {run.row: table[run.row] for run in step.run})
+        launched = LaunchedStep(step.step, {run.row: table[run.row] for run in step.run})
         runs = [run for run in step.run if not table[run.row].failed]
         if len(runs) < len(step.run):
             # Planned before the router knew; every row of a step gets a token or an error.
@@ -102,18 +87,18 @@ class Runner:
             self._run_together(runs, launched)
         return launched
 
-    def sample(self, launched: Launched) -> None:
+    def sample(self, launched: LaunchedStep) -> None:
         """Sample the rows that were forwarded; who fails then fails alone too."""
         began = self._mark()
-        forwarded, launched.forwarded = launched.forwarded, []
-        for part in forwarded:
+        batches, launched.to_sample = launched.to_sample, []
+        for part in batches:
             if self._constrained is not None and self.constrained:
                 part = self._constrained.masked(part, launched)
             if part.rows:
                 self._sample_together(part, launched)
         launched.samplings.append((began, self._mark()))
 
-    def collect(self, launched: Launched) -> StepDone:
+    def collect(self, launched: LaunchedStep) -> StepDone:
         """Wait for a step's results, and put them as the router wants them."""
         sampled: list[Sampled] = []
         errors = launched.errors
@@ -141,7 +126,7 @@ class Runner:
         )
 
     def close(self) -> None:
-        """To be called before the ranks are left."""
+        """Give up the graphs; to be called before the ranks are destroyed."""
         if self._graphs is not None:
             self._graphs.close()
 
@@ -167,7 +152,7 @@ class Runner:
 
     # -- the forward pass -----------------------------------------------------------------------
 
-    def _run_together(self, runs: list[Run], launched: Launched) -> None:
+    def _run_together(self, runs: list[Run], launched: LaunchedStep) -> None:
         """Run a batch; where it fails as a whole, each row alone, to find the one that does."""
         try:
             self._run(runs, launched)
@@ -183,7 +168,7 @@ class Runner:
             launched.errors.append(RowError(row, str(error)))
 
     @torch.inference_mode()
-    def _run(self, runs: list[Run], launched: Launched) -> None:
+    def _run(self, runs: list[Run], launched: LaunchedStep) -> None:
         began = self._mark()
         table, device = self._table, self._table.last_tokens.device
         decodes = [run.row for run in runs if not table[run.row].prefilling]
@@ -239,23 +224,21 @@ class Runner:
         )
         if self._constraints:
             self._constraints.go()
-        logits = self._model(
-            input_ids,
-            send(np.concatenate(positions), device),
-            send(wanted, device),
-            context,
+        batch = ForwardBatch(
+            input_ids, send(np.concatenate(positions), device), send(wanted, device), context
         )
+        logits = self._model.forward(batch).logits
         forwarded = self._mark()
         launched.scored += self._score(scored, logits[len(sampled_at) :])
         if sampling:
             free: list[NDArray[np.int32] | None] = [None] * len(sampling)
-            launched.forwarded.append(Forwarded(sampling, logits[: len(sampled_at)], free))
+            launched.to_sample.append(SamplingBatch(sampling, logits[: len(sampled_at)], free))
         for run in runs:
             table[run.row].n_computed += run.n
         launched.forwards.append((began, forwarded))
         launched.samplings.append((forwarded, self._mark()))
 
-    def _replay(self, decodes: list[int], launched: Launched) -> bool:
+    def _replay(self, decodes: list[int], launched: LaunchedStep) -> bool:
         """Compute and sample decode rows by a graph, if one takes them."""
         if self._graphs is None:
             return False
@@ -273,12 +256,14 @@ class Runner:
         if done is None:
             return False
         free: list[NDArray[np.int32] | None] = [None] * len(decodes)
-        launched.forwarded.append(Forwarded(decodes, done[0], free, done[1], bool(stored.all())))
+        launched.to_sample.append(
+            SamplingBatch(decodes, done[0], free, done[1], bool(stored.all()))
+        )
         for row in decodes:
             table[row].n_computed += 1
         return True
 
-    def _sample_together(self, part: Forwarded, launched: Launched) -> None:
+    def _sample_together(self, part: SamplingBatch, launched: LaunchedStep) -> None:
         try:
             self._sample(part, launched)
         except torch.AcceleratorError:
@@ -292,7 +277,7 @@ class Runner:
             launched.errors.append(RowError(part.rows[0], str(error)))
 
     @torch.inference_mode()
-    def _sample(self, part: Forwarded, launched: Launched) -> None:
+    def _sample(self, part: SamplingBatch, launched: LaunchedStep) -> None:
         table, device = self._table, self._table.last_tokens.device
         rows = part.rows
         masks = [(line, mask) for line, mask in enumerate(part.masks) if mask is not None]

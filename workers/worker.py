@@ -20,16 +20,16 @@ from tgi_async.cgroups import gigabytes
 from tgi_async.wire.channel import WorkerChannel
 from tgi_async.wire.messages import Loading, Ready, Refused, Start, Step, Stop, ToWorker
 from workers import memory, native
-from workers.assembly import Assembly, GraphPlan
+from workers.assembly import Assembly
 from workers.attention import registry
-from workers.attention.cuda import CudaAttention
+from workers.attention.triton_paged import gpu_refusal
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
 from workers.errors import Unsupported
-from workers.following import Follower, Leader
-from workers.graphs.decode import default_sizes
+from workers.following import DriverRank, FollowerRank
+from workers.graphs.decode import GraphPlan, default_sizes
 from workers.graphs.recorder import CudaRecorder
-from workers.launched import Launched
+from workers.launched import LaunchedStep
 from workers.models.loading import load
 from workers.models.rope import Scaling
 from workers.ranks import Ranks
@@ -53,7 +53,7 @@ class Worker:
         self._rank = rank
         self._ranks: Ranks | None = None
         """All that share the model, where there are several."""
-        self._leader: Leader | None = None
+        self._driver: DriverRank | None = None
 
     def run(self) -> None:
         """Load the model and serve steps until told to stop. Raises PeerLost."""
@@ -65,19 +65,20 @@ class Worker:
         except (Unsupported, ValueError, OSError) as error:
             self._channel.send(Refused(f"{start.model_path} cannot be served: {error}"))
             return
-        if isinstance(runner, Follower):
+        if isinstance(runner, FollowerRank):
             runner.run()
         else:
             self._serve(runner, overlap=device.type == "cuda")
-            if self._leader is not None:
-                self._leader.end()
+            if self._driver is not None:
+                self._driver.end()
         if self._ranks is not None:
             runner.close()
-            self._ranks.leave()
+            self._ranks.destroy()
 
-    def _load(self, start: Start) -> tuple[Runner | Follower, torch.device]:
+    def _load(self, start: Start) -> tuple[Runner | FollowerRank, torch.device]:
         device, notes = choose_device(self._rank, start.world_size)
-        registry.choose(start.attention, device)
+        attention, reasons = registry.choose(start.attention, device)
+        notes += reasons
         dtype = DTYPES[start.dtype or "bfloat16"]
         if device.type == "cpu" and dtype is torch.float16:
             dtype = torch.bfloat16
@@ -98,6 +99,7 @@ class Worker:
                 self._ranks,
                 Scaling(start.rope_scaling, start.rope_factor) if start.rope_scaling else None,
                 start.max_total_tokens,
+                attention,
                 # Another one of them was here before, and what little there is may be for now only.
                 must_fit=not start.n_blocks,
             )
@@ -110,7 +112,7 @@ class Worker:
             shape.vocab_size,
         )
         if self._ranks is not None and self._rank == 0:
-            self._leader = Leader(model, self._ranks)
+            self._driver = DriverRank(model, self._ranks)
         assembly = Assembly(
             model,
             dtype,
@@ -118,10 +120,10 @@ class Worker:
             start.max_rows,
             longest,
             min(prefill_tokens, longest),
-            start.block_size or registry.block_size(device),
+            start.block_size or attention.page_size,
             constraints,
             self._ranks,
-            self._leader,
+            self._driver,
         )
         with self._phase("warming up", f"{start.max_rows} rows, {prefill_tokens} prefill tokens"):
             assembly.warm_up()
@@ -129,7 +131,7 @@ class Worker:
             start.kv_cache_memory, start.cuda_memory_fraction
         )
         if self._ranks is not None:
-            n_blocks = self._ranks.least(n_blocks)
+            n_blocks = self._ranks.all_reduce_min(n_blocks)
         per_block = assembly.bytes_per_block
         if device.type == "cpu" and not start.n_blocks:
             notes += _check_cache(n_blocks, assembly, start.kv_cache_memory, start.max_total_tokens)
@@ -163,7 +165,7 @@ class Worker:
 
     def _assembled(
         self, assembly: Assembly, n_blocks: int, sizes: list[int] | None, notes: list[str]
-    ) -> Runner | Follower:
+    ) -> Runner | FollowerRank:
         """What serves; decode steps of these numbers of rows are recorded on a GPU, None being the
         default and an empty list none."""
         if assembly.device.type != "cuda":
@@ -188,7 +190,7 @@ class Worker:
             self._channel.send(Loading(name, time.perf_counter() - began, detail))
 
     def _serve(self, runner: Runner, overlap: bool) -> None:
-        launched: Launched | None = None
+        launched: LaunchedStep | None = None
         while True:
             message = self._next(launched)
             if message is None:
@@ -213,7 +215,7 @@ class Worker:
                 self._channel.send(runner.collect(launched))
                 launched = None
 
-    def _next(self, launched: Launched | None) -> ToWorker | None:
+    def _next(self, launched: LaunchedStep | None) -> ToWorker | None:
         """The next frame, or None if the results of what is launched are there before one comes:
         whatever comes meanwhile is to be launched behind it, so that the device never idles."""
         if launched is None:
@@ -279,7 +281,7 @@ def choose_device(rank: int = 0, world_size: int = 1) -> tuple[torch.device, lis
     """Where a rank serves, and what a person should know of the choice. Raises Unsupported."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), unused_gpus()
-    refusal = CudaAttention.refusal()
+    refusal = gpu_refusal()
     if refusal is None:
         if world_size == 1:
             return torch.device("cuda"), []

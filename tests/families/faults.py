@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from workers.attention.context import AttentionContext
+from workers.attention.layer import AttentionLayer
 from workers.models.transformers_path import TransformersModel
 
 LAYERS = (1, 2)
@@ -30,24 +32,28 @@ class NoPlace(Exception):
 @contextmanager
 def _attending(model: TransformersModel, change: Change) -> Iterator[None]:
     """Attention whose arguments are changed; `change` says whether it did."""
-    attention: Any = model._attention
-    attend = attention._attend
-    names = ("query", "key", "value", "layer", "context", "scale", "window", "softcap", "chunk")
+    attention: Any = model.attention
+    forward = attention.forward
     changed = False
 
-    def wrong(*given: Any) -> torch.Tensor:
+    def wrong(
+        layer: AttentionLayer, q: Any, k: Any, v: Any, batch: AttentionContext
+    ) -> torch.Tensor:
         nonlocal changed
-        arguments = dict(zip((*names, "sinks", "slopes"), given, strict=True))
-        if arguments["layer"] in LAYERS:
+        if layer.index in LAYERS:
+            arguments = {one.name: getattr(layer, one.name) for one in fields(layer)}
+            arguments["batch"] = batch
             changed |= change(arguments)
-        result: torch.Tensor = attend(*arguments.values())
+            batch = arguments.pop("batch")
+            layer = AttentionLayer(**arguments)
+        result: torch.Tensor = forward(layer, q, k, v, batch)
         return result
 
-    attention._attend = wrong
+    attention.forward = wrong
     try:
         yield
     finally:
-        attention._attend = attend
+        del attention.forward
     if not changed:
         raise NoPlace
 
@@ -65,7 +71,7 @@ def _changing(name: str, by: Callable[[Any], Any]) -> Change:
 
 def _other_block(arguments: dict[str, Any]) -> bool:
     """The second block of every row is read where the first is."""
-    context = arguments["context"]
+    context = arguments["batch"]
     tables = context.decode_block_tables.clone()
     if tables.shape[1] > 1:
         tables[:, 1] = tables[:, 0]
@@ -75,7 +81,7 @@ def _other_block(arguments: dict[str, Any]) -> bool:
         if len(table) > 1:
             table[1] = table[0]
         prefills.append(chunk._replace(block_table=table))
-    arguments["context"] = replace(context, decode_block_tables=tables, prefills=prefills)
+    arguments["batch"] = replace(context, decode_block_tables=tables, prefills=prefills)
     return True
 
 
@@ -141,14 +147,14 @@ def _positions(model: TransformersModel) -> Iterator[None]:
     kind = model.module.config.model_type
     if kind not in LEARNED_POSITIONS:
         raise NoPlace
-    forward = model._forward
-    model._forward = lambda ids, positions, wanted: forward(  # type: ignore[assignment]
+    packed = model._packed
+    model._packed = lambda ids, positions, wanted: packed(  # type: ignore[assignment]
         ids, positions + 1, wanted
     )
     try:
         yield
     finally:
-        model._forward = forward
+        model._packed = packed
 
 
 @contextmanager

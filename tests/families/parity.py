@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from tests.families.cases import VOCABULARY
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
 from workers.attention.cache import PagedCache
-from workers.attention.context import AttentionContext
+from workers.forward import ForwardBatch, ForwardOutput
 from workers.models.loading import Loaded
 from workers.runner import Runner
 from workers.sampling import Sampler
@@ -57,15 +57,9 @@ class Recorder:
         self._model = model
         self.logits = torch.empty(0)
 
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logit_positions: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        self.logits = self._model(input_ids, position_ids, logit_positions, context).clone()
-        return self.logits
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        self.logits = self._model.forward(batch).logits.clone()
+        return ForwardOutput(self.logits)
 
 
 def prompts() -> list[list[int]]:

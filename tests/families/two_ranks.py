@@ -41,7 +41,7 @@ def main(rank: int, folder: Path, names: list[str]) -> None:
         if rank == 0:
             saved = found if isinstance(found, str) else [text.logits for text in found]
             torch.save(saved, path / "ranks.pt")
-    ranks.leave()
+    ranks.destroy()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from workers.attention import triton_paged
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
 from workers.attention.device_batch import SPLIT, DeviceBatch, decode_numbers
+from workers.attention.layer import AttentionLayer, AttentionShape
 from workers.attention.triton_paged import TritonAttention
 
 DIM, BLOCK = 20, 16
@@ -86,9 +87,10 @@ class Rows:
             torch.nn.functional.pad(x, (0, 0, 0, more), value=float("nan"))
             for x in (self.q, self.k, self.v)
         )
-        context = AttentionContext.captured(self.cache, batch)
-        kernels = TritonAttention(*self.heads, DIM, torch.float32)
-        return kernels(q, k, v, 0, context, SCALE, window, 0.0, chunk, sinks)[0]
+        attention = TritonAttention(AttentionShape(*self.heads, DIM, torch.float32))
+        context = AttentionContext.captured(self.cache, q.shape[2], {attention: batch})
+        layer = AttentionLayer(0, SCALE, window, chunk, sinks=sinks)
+        return attention.forward(layer, q, k, v, context)[0]
 
     def expected(
         self, window: int = 0, chunk: int = 0, sinks: torch.Tensor | None = None

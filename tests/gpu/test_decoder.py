@@ -24,10 +24,11 @@ from tests.workers.our_layers import replaced, tensors_of
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.attention.device_batch import DeviceBatch, decode_numbers
+from workers.attention.triton_paged import TritonAttention
 from workers.decoder.device import DeviceDecoder
 from workers.decoder.families import FAMILIES, Block, Description, NotFused
+from workers.forward import ForwardBatch, Model
 from workers.models.loading import load
-from workers.runner import Model
 
 BLOCK_SIZE = 4
 BLOCKS_PER_ROW = 2
@@ -112,7 +113,7 @@ class Rows:
         device = self.cache.keys[0].device
         given = (x.to(device) for x in (ids, positions, torch.arange(len(ids))))
         with torch.inference_mode():
-            return self.decoder(*given, context).cpu()
+            return self.decoder.forward(ForwardBatch(*given, context)).logits.cpu()
 
     def all(self) -> list[torch.Tensor]:
         """Logits [length, vocabulary] of each row."""
@@ -128,7 +129,7 @@ def reference(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def device_decoder(model: Any, device: str) -> DeviceDecoder:
-    return DeviceDecoder(Description(replaced(copy.deepcopy(model).to(device))))
+    return DeviceDecoder(TritonAttention, Description(replaced(copy.deepcopy(model).to(device))))
 
 
 def test_every_family_is_among_them() -> None:
@@ -214,7 +215,8 @@ def test_a_captured_pass_has_the_logits_of_an_ordinary_one(device: str) -> None:
         torch.empty((0, 4), dtype=torch.int32, device=device),
         most_parts=2 * N_ROWS,
     )
-    captured = rows.run(AttentionContext.captured(rows.cache, batch), order)
+    attention = rows.decoder.attention
+    captured = rows.run(AttentionContext.captured(rows.cache, N_ROWS, {attention: batch}), order)
     for pool, was in zip(rows.cache.keys + rows.cache.values, before, strict=True):
         block, offset = slots[:n_there] // BLOCK_SIZE, slots[:n_there] % BLOCK_SIZE
         assert not pool[block, :, offset].isnan().any()
@@ -247,7 +249,8 @@ def test_no_logits_are_wanted_of_the_middle_of_a_prompt(device: str) -> None:
     nothing = torch.empty(0, dtype=torch.int32)
     context = AttentionContext(cache, rows.slots(0, 5), 0, rows.tables[:0], nothing, [chunk])
     given = (rows.tokens[0][:5], torch.arange(5), nothing.long())
-    logits = rows.decoder(*(x.to(device) for x in given), context)
+    batch = ForwardBatch(*(x.to(device) for x in given), context)
+    logits = rows.decoder.forward(batch).logits
     assert logits.shape == (0, VOCABULARY)
     assert logits.dtype == torch.float32
     rows.computed[0] = 5
@@ -260,7 +263,7 @@ def test_no_logits_are_wanted_of_the_middle_of_a_prompt(device: str) -> None:
 def test_the_weights_of_transformers_are_let_go(device: str, variant: str) -> None:
     model = small(variant).to(device)
     n_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    decoder = DeviceDecoder(Description(replaced(model)))
+    decoder = DeviceDecoder(TritonAttention, Description(replaced(model)))
     assert not tensors_of(model.model.layers)
     tied = model.config.tie_word_embeddings and device == "cpu"  # where what is borrowed is copied
     assert decoder.weight_bytes == n_bytes + (VOCABULARY * 64 * 4 if tied else 0)
@@ -270,14 +273,14 @@ def test_a_shape_that_attention_does_not_take_leaves_the_model_as_it_was(device:
     heads = {"num_attention_heads": 192, "num_key_value_heads": 1}
     model = tiny("llama", num_hidden_layers=2, hidden_size=192 * 4, **heads).to(device)
     with pytest.raises(NotFused, match=r"its attention is not the kernels': .*192"):
-        DeviceDecoder(Description(replaced(model)))
+        DeviceDecoder(TritonAttention, Description(replaced(model)))
     assert len(tensors_of(model.model.layers)) == 2 * 9
 
 
 def test_the_runner_says_what_transformers_says(device: str, tmp_path: Path) -> None:
     folder = save_tiny_llama(tmp_path)
     where = torch.device(device)
-    model = load(folder, torch.float32, where, implementation="fused", decoder=DeviceDecoder)
+    model = load(folder, torch.float32, where, False, "fused", attention=TritonAttention)
     expected_of = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     batch = Batch(model, where)
     found: dict[int, list[int]] = {0: [], 1: []}
@@ -339,7 +342,7 @@ def test_two_ranks_have_the_logits_of_one(device: str, variant: str, tmp_path: P
         with meeting.turn:
             own = load(
                 tmp_path, torch.float32, torch.device(device), False, "fused", ranks,
-                decoder=DeviceDecoder,
+                attention=TritonAttention,
             )  # fmt: skip
             shape = own.shape
             cache = PagedCache(

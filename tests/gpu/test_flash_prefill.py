@@ -11,7 +11,9 @@ from tests.workers.paged_batch import Shape, largest_difference
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from workers.attention.cuda import CudaAttention, FlashAttention, VarlenAttention
+from workers.attention.flash import FlashAttention, VarlenAttention
+from workers.attention.layer import AttentionShape
+from workers.attention.triton_paged import TritonAttention
 
 CHOICES = {"flash": FlashAttention, "varlen": VarlenAttention}
 DECODES, PREFILLS = [1, 300], [(33, 190), (1, 1), (20, 270), (1, 257)]
@@ -30,11 +32,9 @@ def choice(request: pytest.FixtureRequest, device: str, monkeypatch: pytest.Monk
 
 
 def difference(choice: str, shape: Shape, decodes: list[int], **options: object) -> float:
-    attention, notes = CHOICES[choice].kernels(
-        shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.dtype
-    )
-    assert notes == []
-    return largest_difference(attention, shape, decodes, PREFILLS, **options)  # type: ignore[arg-type]
+    backend = CHOICES[choice]
+    assert backend(shape.attention).notes == []
+    return largest_difference(backend, shape, decodes, PREFILLS, **options)  # type: ignore[arg-type]
 
 
 def shape(device: str, head_dim: int = 64, dtype: torch.dtype = torch.bfloat16) -> Shape:
@@ -69,9 +69,9 @@ def test_what_they_do_not_take_the_triton_kernel_does(
 
 def test_a_shape_that_they_do_not_take_is_told(device: str, choice: str) -> None:
     for head_dim, dtype in ((64, torch.float32), (20, torch.bfloat16), (264, torch.bfloat16)):
-        attention, (note,) = CHOICES[choice].kernels(4, 2, head_dim, dtype)
-        assert note.startswith("prefills run without ")
         there = Shape(4, 2, head_dim, 256, dtype, device)
-        assert largest_difference(attention, there, [], [(3, 3)]) < 0.03
+        (note,) = CHOICES[choice](there.attention).notes
+        assert note.startswith("prefills run without ")
+        assert largest_difference(CHOICES[choice], there, [], [(3, 3)]) < 0.03
     assert device != "cpu" or flash_doubles.calls == []
-    assert CudaAttention.kernels(4, 2, 64, torch.float32)[1] == []
+    assert TritonAttention(AttentionShape(4, 2, 64, torch.float32)).notes == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,11 @@ from tgi_async.wire.messages import Admit, Grow, Sampling
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from workers.attention import registry
-from workers.attention.cuda import CudaAttention
-from workers.decoder.device import DeviceDecoder
+from workers.attention.triton_paged import TritonAttention
 from workers.graphs.recorder import CudaRecorder, Recorder
 from workers.graphs.staging import DEPTH, Staging
 from workers.models.loading import Loaded, load
-from workers.sampling.transfer import Fetched
+from workers.transfer import Fetched
 
 DRAWN = Sampling(do_sample=True, seed=7, temperature=0.8, logprobs=True)
 ELSEWHERE = Sampling(repetition_penalty=1.3, logprobs=True)
@@ -40,11 +37,9 @@ def reference(folder: Path) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module", params=["transformers"])
-def model(folder: Path, device: str, request: pytest.FixtureRequest) -> Iterator[Loaded]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.ATTENTIONS, device, CudaAttention)
-        where = torch.device(device)
-        yield load(folder, torch.float32, where, False, request.param, decoder=DeviceDecoder)
+def model(folder: Path, device: str, request: pytest.FixtureRequest) -> Loaded:
+    where = torch.device(device)
+    return load(folder, torch.float32, where, False, request.param, attention=TritonAttention)
 
 
 @pytest.fixture
@@ -149,7 +144,7 @@ def test_texts_that_are_too_long_for_a_graph_together_run_without(
     replays: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workers.graphs.decode.MOST_BLOCKS", 8)
+    monkeypatch.setattr("workers.attention.device_batch.MOST_BLOCKS", 8)
     batch = Batch(model, torch.device(device), recorder)
     found = [batch.step({0: 30}, batch.admit(0, LONG))]
     found += [batch.step({0: 1}) for _ in range(4)]  # 8 blocks of 4 positions are full at 32

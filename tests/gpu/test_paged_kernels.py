@@ -11,8 +11,10 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
-from workers.attention.cuda import CudaAttention
 from workers.attention.device_batch import SPLIT
+from workers.attention.gather import TorchAttention
+from workers.attention.layer import AttentionLayer, AttentionShape
+from workers.attention.registry import build
 from workers.attention.triton_paged import SPLITS_AT_ONCE, TritonAttention
 
 EXACT = 1e-5
@@ -30,9 +32,8 @@ def difference(
     sinks: bool = False,
     slopes: bool = False,
 ) -> float:
-    attend = TritonAttention(shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.dtype)
     return largest_difference(
-        attend,
+        TritonAttention,
         shape,
         decodes,
         prefills,
@@ -125,12 +126,13 @@ def test_a_decode_row_does_not_depend_on_its_batch(device: str) -> None:
     tables = torch.arange(160, dtype=torch.int32).reshape(4, 40)
     lengths = torch.tensor([250, 130, 17, 600], dtype=torch.int32)
     slots = tables.long()[torch.arange(4), (lengths - 1) // 16] * 16 + (lengths - 1) % 16
-    attend = TritonAttention(6, 2, 32, torch.float32)
+    attention = TritonAttention(AttentionShape(6, 2, 32, torch.float32))
+    layer = AttentionLayer(0, 1.0)
 
     def run(rows: slice) -> torch.Tensor:
         n = len(range(4)[rows])
         context = AttentionContext(cache, slots[rows], n, tables[rows], lengths[rows])
-        return attend(q[:, :, rows], k[:, :, rows], v[:, :, rows], 0, context, 1.0, 0, 0.0)
+        return attention.forward(layer, *(x[:, :, rows] for x in (q, k, v)), context)
 
     together = run(slice(0, 4))
     for row in range(4):
@@ -145,19 +147,24 @@ def test_new_keys_and_values_are_in_the_cache_and_nothing_else_changed(device: s
     slots = torch.tensor([9, 2])
     rows = torch.tensor([[2], [0]], dtype=torch.int32)
     context = AttentionContext(cache, slots, 2, rows, torch.tensor([2, 3], dtype=torch.int32))
-    TritonAttention(3, 3, 20, torch.float32)(q, k, v, 1, context, 1.0, 0, 0.0)
+    attention = TritonAttention(AttentionShape(3, 3, 20, torch.float32))
+    found = attention.forward(AttentionLayer(1, 1.0), q, k, v, context)
     for pools, new in ((cache.keys, k), (cache.values, v)):
         assert torch.equal(pools[0], torch.full_like(pools[0], -1))
         assert torch.equal(pools[1][2, :, 1], new[0, :, 0])
         assert torch.equal(pools[1][0, :, 2], new[0, :, 1])
         assert int((pools[1] != -1).sum()) == 2 * 3 * 20
+    written = [pool.clone() for pool in cache.keys + cache.values]
+    again = attention.forward(AttentionLayer(1, 1.0), q, None, None, context)
+    assert torch.equal(again, found)
+    assert all(map(torch.equal, written, cache.keys + cache.values))
 
 
 def test_strides_of_a_projection_that_holds_all_three_are_followed(device: str) -> None:
     qkv = torch.randn(1, 5, 8, 16, device=device)
     q, k, v = (part.transpose(1, 2) for part in qkv.split((4, 2, 2), dim=2))
     tables = torch.empty(0, 0, dtype=torch.int32)
-    attend = TritonAttention(4, 2, 16, torch.float32)
+    attention = TritonAttention(AttentionShape(4, 2, 16, torch.float32))
     outs = []
     for copied in (False, True):
         cache = PagedCache(1, 1, 16, 2, 16, torch.float32, device)
@@ -170,23 +177,35 @@ def test_strides_of_a_projection_that_holds_all_three_are_followed(device: str) 
             [Prefill(0, 5, 5, torch.zeros(1, dtype=torch.int32))],
         )
         given = [x.contiguous() if copied else x for x in (q, k, v)]
-        outs.append(attend(*given, 0, context, 0.25, 0, 0.0))
+        outs.append(attention.forward(AttentionLayer(0, 0.25), *given, context))
     assert torch.equal(*outs)
 
 
 def test_a_shape_that_does_not_fit_a_program_is_named_by_its_numbers() -> None:
-    (note,) = CudaAttention(17, 1, 512, torch.float32).notes
+    plain = build(TritonAttention, AttentionShape(17, 1, 512, torch.float32))
+    assert type(plain) is TorchAttention
+    (note,) = plain.notes
     assert "up to 16 heads of 512 numbers in torch.float32 to each" in note
-    assert CudaAttention(128, 1, 128, torch.bfloat16).notes == []
+    served = build(TritonAttention, AttentionShape(128, 1, 128, torch.bfloat16))
+    assert type(served) is TritonAttention
+    assert served.notes == []
 
 
-def test_a_layer_with_other_heads_is_refused(device: str) -> None:
+def test_a_layer_may_have_fewer_heads_and_never_more(device: str) -> None:
     cache = PagedCache(1, 1, 4, 2, 16, torch.float32, device)
     row, one = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
     context = AttentionContext(cache, torch.zeros(1, dtype=torch.int64), 1, row, one)
-    q, k = (torch.ones(1, h, 1, 16, device=device) for h in (4, 2))
-    attend = TritonAttention(8, 2, 16, torch.float32)
-    with pytest.raises(ValueError, match="4 heads where others have 8"):
-        attend(q, k, k, 0, context, 1.0, 0, 0.0)
+    q, k = (torch.randn(1, h, 1, 16, device=device) for h in (4, 2))
+    layer = AttentionLayer(0, 1.0)
+    found = [
+        TritonAttention(AttentionShape(n_heads, 2, 16, torch.float32)).forward(
+            layer, q, k, k, context
+        )
+        for n_heads in (8, 4)
+    ]
+    assert torch.equal(*found)
+    few = TritonAttention(AttentionShape(2, 2, 16, torch.float32))
+    with pytest.raises(ValueError, match="4 heads where 2 are the most"):
+        few.forward(layer, q, k, k, context)
     with pytest.raises(ValueError, match="do not fit"):
-        attend(q, k.bfloat16(), k, 0, context, 1.0, 0, 0.0)
+        few.forward(layer, q, k.bfloat16(), k, context)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from tgi_async.wire.messages import Admit, Sampling, Stop
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from workers.attention import registry
-from workers.attention.cuda import CudaAttention
+from workers.attention.triton_paged import TritonAttention
 from workers.models.loading import Loaded, load
 
 SIZES: dict[str, Any] = {
@@ -63,10 +61,9 @@ def reference(folder: Path) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path, device: str) -> Iterator[Loaded]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.ATTENTIONS, device, CudaAttention)
-        yield load(folder, torch.float32, torch.device(device), implementation="transformers")
+def model(folder: Path, device: str) -> Loaded:
+    where = torch.device(device)
+    return load(folder, torch.float32, where, False, "transformers", attention=TritonAttention)
 
 
 def test_mixed_batches_say_what_each_sequence_says_alone(

@@ -12,7 +12,7 @@ from tests.integration.reference import Reference
 from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
 from workers.attention.cache import PagedCache
-from workers.attention.context import AttentionContext
+from workers.forward import ForwardBatch, ForwardOutput
 from workers.models.loading import Loaded, load
 from workers.runner import Runner
 from workers.sampling import Sampler
@@ -33,15 +33,9 @@ class Recorder:
         self._model = model
         self.logits = torch.empty(0)
 
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logit_positions: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        self.logits = self._model(input_ids, position_ids, logit_positions, context).clone()
-        return self.logits
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        self.logits = self._model.forward(batch).logits.clone()
+        return ForwardOutput(self.logits)
 
 
 @pytest.mark.parametrize("implementation", ["fused", "transformers"])

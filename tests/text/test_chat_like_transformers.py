@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,15 @@ from typing import Any
 import pytest
 
 from tests.api.tiny_tokenizer import tiny_inner
+from tests.published import CHAT_TEMPLATES, needs_published
 from tgi_async.errors import ServerError
+from tgi_async.text.chat_forms import Forms, all_shaped
 from tgi_async.text.chat_renderer import Renderer
 
-SHARED = Path(os.environ.get("TGI_ASYNC_SHARED", Path(__file__).parents[3] / "shared"))
-FILES = sorted((SHARED / "data" / "chat-templates").glob("*.jinja"))
+FILES = sorted(CHAT_TEMPLATES.glob("*.jinja"))
 SPECIAL_TOKENS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
 
-pytestmark = pytest.mark.skipif(
-    not FILES, reason=f"no chat templates in {SHARED}; set TGI_ASYNC_SHARED to their folder"
-)
+pytestmark = needs_published
 
 HELLO = {"role": "user", "content": "Hello, <b>world</b> & “you”!"}
 SYSTEM = {"role": "system", "content": "Be brief.\n"}
@@ -80,12 +78,14 @@ def reference() -> Any:
 
 
 def expected(reference: Any, source: str, case: dict[str, Any]) -> str | None:
-    """What transformers makes of it; None where it, or the template, refuses."""
+    """What transformers makes of it, in the forms that the template takes; None where it, or the
+    template, refuses."""
     given = {"add_generation_prompt": not case.get("continue_final_message"), **case}
     given |= given.pop("variables", {})
+    messages = all_shaped(given.pop("messages"), forms(source))
     try:
         text: str = reference.apply_chat_template(
-            given.pop("messages"), chat_template=source, tokenize=False, **given
+            messages, chat_template=source, tokenize=False, **given
         )
     except Exception:
         return None
@@ -96,6 +96,10 @@ def expected(reference: Any, source: str, case: dict[str, Any]) -> str | None:
 def renderer(source: str) -> Renderer:
     """Compiled once for all tests."""
     return Renderer({"default": source}, SPECIAL_TOKENS)
+
+
+def forms(source: str) -> Forms:
+    return renderer(source)._templates["default"].forms
 
 
 def rendered(source: str, case: dict[str, Any]) -> str | None:
@@ -111,7 +115,10 @@ def rendered(source: str, case: dict[str, Any]) -> str | None:
 def test_the_text_is_the_same(reference: Any, file: Path) -> None:
     source = file.read_text("utf-8")
     n_compared = 0
+    only_null = forms(source).silences == ("null",)
     for name, case in CASES.items():
+        if only_null and any("tool_calls" in message for message in case["messages"]):
+            continue  # transformers leaves out what is null, and this template shows no calls then
         text = expected(reference, source, case)
         assert rendered(source, case) == text, name
         n_compared += text is not None

@@ -6,50 +6,53 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
-from workers.attention.gather import attend_gathered
-from workers.attention.paged import PagedAttention
+from workers.attention.device_batch import DecodeCapture, DeviceBatch
+from workers.attention.gather import TorchAttention
+from workers.attention.layer import AttentionLayer
 from workers.graphs.decode import DecodeGraphs
 from workers.sampling.device import NUMBERS, DeviceSampling
 from workers.sampling.output import Picked
 from workers.sampling.race import raced
 
 
-class DeviceAttention(PagedAttention):
-    """A double of CudaAttention: each decode row by itself."""
+class DeviceAttention(TorchAttention):
+    """A double of TritonAttention, which can be captured: each decode row by itself."""
 
-    def __init__(self, n_heads: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:
-        super().__init__(_attend)
+    name = "double"
 
+    def capture(self, cache: PagedCache, n_rows: int, most_positions: int) -> DecodeCapture:
+        return DecodeCapture(cache, n_rows, most_positions)
 
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layer: int,
-    context: AttentionContext,
-    *rule: object,
-) -> torch.Tensor:
-    if context._captured is None:
-        return attend_gathered(query, key, value, layer, context, *rule)  # type: ignore[arg-type]
-    batch, cache = context._captured, context.cache
-    out = torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
-    for row, length in enumerate(batch.lengths.tolist()):
-        if not length:
-            continue
-        start = int(batch.starts[row])
-        blocks = batch.tables[start : start - (-length // cache.block_size)]
-        one = AttentionContext(
-            cache,
-            batch.slots[row : row + 1].long(),
-            1,
-            blocks[None].contiguous(),
-            torch.tensor([length], dtype=torch.int32),
-        )
-        at = slice(row, row + 1)
-        parts = [x[:, :, at] for x in (query, key, value)]
-        out[:, at] = attend_gathered(*parts, layer, one, *rule)  # type: ignore[arg-type]
-    return out
+    def forward(
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        batch: AttentionContext,
+    ) -> torch.Tensor:
+        numbers, cache = batch.metadata.get(self), batch.cache
+        if not isinstance(numbers, DeviceBatch):
+            return super().forward(layer, query, key, value, batch)
+        out = torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+        for row, length in enumerate(numbers.lengths.tolist()):
+            if not length:
+                continue
+            start = int(numbers.starts[row])
+            blocks = numbers.tables[start : start - (-length // cache.block_size)]
+            one = AttentionContext(
+                cache,
+                numbers.slots[row : row + 1].long(),
+                1,
+                blocks[None].contiguous(),
+                torch.tensor([length], dtype=torch.int32),
+            )
+            at = slice(row, row + 1)
+            parts = [None if x is None else x[:, :, at] for x in (key, value)]
+            out[:, at] = super().forward(layer, query[:, :, at], *parts, one)
+        return out
 
 
 class HostSampling(DeviceSampling):

@@ -18,7 +18,8 @@ from tgi_async.wire.messages import Sampling
 from workers.attention.cache import PagedCache
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
-from workers.launched import Launched
+from workers.graphs.decode import GraphPlan, SampledRows
+from workers.launched import LaunchedStep
 from workers.models.loading import Loaded
 from workers.runner import Runner
 from workers.sampling import Sampler
@@ -61,8 +62,8 @@ class Drive:
         self.graphs: Counted | None = None
         if graphs:
             sampling = sampler.device_sampling = HostSampling()
-            recorder = Replaying()
-            self.graphs = Counted(model, cache, recorder, [1, 2, 4], LONGEST, table, sampling)
+            plan, rows_of_all = GraphPlan(Replaying(), [1, 2, 4]), SampledRows(table, sampling)
+            self.graphs = Counted(model, model.attention, cache, plan, LONGEST, rows_of_all)
             assert self.graphs.record() == []
         self.runner = Runner(model, table, cache, sampler, constraints, self.graphs)
         self.core = Core(Budget(n_blocks, BLOCK_SIZE, rows, 16, LONGEST))
@@ -100,7 +101,7 @@ class Drive:
 
     def run(self, n_steps: int | None = None) -> None:
         """Until nothing is left to do, as `Worker._serve` does it, or for so many steps."""
-        launched: Launched | None = None
+        launched: LaunchedStep | None = None
         while n_steps is None or n_steps > 0:
             plan = self.core.plan()
             if plan is None:
@@ -123,7 +124,7 @@ class Drive:
         if launched is not None:
             self._complete(launched)
 
-    def _complete(self, launched: Launched) -> None:
+    def _complete(self, launched: LaunchedStep) -> None:
         done = self.runner.collect(launched)
         self.n_late += len(done.late)
         for event in self.core.complete(done):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
-
-Attend = Callable[..., torch.Tensor]
+from workers.attention.layer import AttentionLayer, AttentionShape
+from workers.attention.registry import Backend
 
 
 @dataclass
@@ -22,6 +20,10 @@ class Shape:
     block_size: int = 16
     dtype: torch.dtype = torch.float32
     device: str = "cpu"
+
+    @property
+    def attention(self) -> AttentionShape:
+        return AttentionShape(self.n_heads, self.n_kv_heads, self.head_dim, self.dtype)
 
 
 def plain(
@@ -58,7 +60,7 @@ def plain(
 
 
 def largest_difference(
-    attend: Attend,
+    backend: Backend,
     shape: Shape,
     decodes: list[int],
     prefills: list[tuple[int, int]],
@@ -122,14 +124,13 @@ def largest_difference(
     )
     scale = dim**-0.5
     heads = torch.arange(shape.n_heads)
-    more: list[Any] = [
-        chunk,
-        heads * 0.7 - 1.0 if sinks else None,
-        0.5 / (1.0 + heads) if slopes else None,
+    per_head = (heads * 0.7 - 1.0 if sinks else None, 0.5 / (1.0 + heads) if slopes else None)
+    given = (None if x is None else x.to(shape.device) for x in per_head)
+    layer = AttentionLayer(1, scale, window, chunk, softcap, *given)
+    out = backend(shape.attention).forward(layer, packed(q), new_k, new_v, context)
+    expected = [
+        plain(*qkv, scale, window, softcap, chunk, *per_head) for qkv in zip(q, k, v, strict=True)
     ]
-    given = [x.to(shape.device) if isinstance(x, torch.Tensor) else x for x in more]
-    out = attend(packed(q), new_k, new_v, 1, context, scale, window, softcap, *given)
-    expected = [plain(*qkv, scale, window, softcap, *more) for qkv in zip(q, k, v, strict=True)]
     assert out.shape == (1, sum(new), shape.n_heads, dim)
     assert out.dtype == shape.dtype
     return float((out[0].float().cpu() - torch.cat(expected)).abs().max())

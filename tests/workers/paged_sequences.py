@@ -6,6 +6,7 @@ import torch
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
+from workers.forward import ForwardBatch
 from workers.models.loading import Loaded
 
 BLOCK_SIZE = 4
@@ -71,7 +72,8 @@ class PagedSequences:
             prefills,
         )
         ids = torch.cat([self.tokens[r][self._computed[r] :][:n] for r, n in order])
-        logits = self._model(ids, torch.cat(positions), torch.arange(len(ids)), context)
+        batch = ForwardBatch(ids, torch.cat(positions), torch.arange(len(ids)), context)
+        logits = self._model.forward(batch).logits
         for r, n in order:
             self._computed[r] += n
         parts = logits.split([n for _, n in order])

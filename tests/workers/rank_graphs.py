@@ -15,9 +15,9 @@ import torch
 from tests.workers.device_doubles import Counted, DeviceAttention, HostSampling, Replaying
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
 from workers import assembly as assembling
-from workers.assembly import Assembly, GraphPlan
-from workers.attention import registry
-from workers.following import Follower, Leader
+from workers.assembly import Assembly
+from workers.following import DriverRank, FollowerRank
+from workers.graphs.decode import GraphPlan
 from workers.models.loading import load
 from workers.ranks import Ranks
 from workers.sampling import Sampler
@@ -35,7 +35,6 @@ def sampling_sampler(self: Assembly) -> Sampler:
 
 def main(rank: int, world_size: int, model: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    registry.ATTENTIONS["cpu"] = DeviceAttention  # type: ignore[assignment]
     Assembly._sampler = sampling_sampler  # type: ignore[method-assign]
     made: list[Counted] = []
 
@@ -46,13 +45,15 @@ def main(rank: int, world_size: int, model: Path, folder: Path) -> None:
 
     assembling.DecodeGraphs = Kept  # type: ignore[misc]
     ranks = Ranks(rank, world_size, f"file://{folder}/meet", CPU)
-    loaded = load(model, torch.float32, CPU, False, "transformers", ranks)
-    leader = None if rank else Leader(loaded, ranks)
-    assembly = Assembly(loaded, torch.float32, CPU, 4, 64, 16, 4, None, ranks, leader)
+    loaded = load(
+        model, torch.float32, CPU, False, "transformers", ranks, attention=DeviceAttention
+    )
+    driver = None if rank else DriverRank(loaded, ranks)
+    assembly = Assembly(loaded, torch.float32, CPU, 4, 64, 16, 4, None, ranks, driver)
     plan = GraphPlan(Replaying(), [1, 2, 4])
     runner = assembly.serving(40, plan)
     assert plan.notes == []
-    if isinstance(runner, Follower):
+    if isinstance(runner, FollowerRank):
         runner.run()
     else:
         said: list[list[int]] = [[], []]
@@ -64,16 +65,16 @@ def main(rank: int, world_size: int, model: Path, folder: Path) -> None:
         for number in range(N_TOKENS):
             done = runner.collect(runner.launch(Step(number, [], admits, [], runs)))
             for one in done.sampled:
-                said[one.row].append(one.token)
+                said[one.row] += one.tokens
             admits = []
             runs = [Run(0, 1)] if number == 2 else [Run(1, 1), Run(0, 1)]
-        assert leader is not None
-        leader.end()
+        assert driver is not None
+        driver.end()
         (folder / "said.json").write_text(json.dumps(said))
     (folder / f"ran-{rank}.json").write_text(json.dumps(made[0].ran))
     runner.close()
     assert made[0].sizes == []
-    ranks.leave()
+    ranks.destroy()
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def main(rank: int, world_size: int, folder: Path, models: list[str]) -> None:
         if rank == 0:
             torch.save(logits, folder / f"{at}.pt")
     (folder / f"bytes-{rank}.json").write_text(json.dumps(held))
-    ranks.leave()
+    ranks.destroy()
 
 
 if __name__ == "__main__":

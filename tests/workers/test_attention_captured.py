@@ -13,8 +13,9 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 from workers.attention import triton_kernels
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
-from workers.attention.cuda import CudaAttention
 from workers.attention.device_batch import SPLIT, DeviceBatch
+from workers.attention.layer import AttentionLayer, AttentionShape
+from workers.attention.triton_paged import TritonAttention
 
 N, MOST_PARTS = 5, 12
 
@@ -49,12 +50,12 @@ def test_recording_reads_nothing_from_the_device(
             tiles=torch.zeros(0, 4, dtype=torch.int32, device="cuda"),
             most_parts=MOST_PARTS,
         )
-        context = AttentionContext.captured(cache, batch)
+        attention = TritonAttention(AttentionShape(32, 8, 128, torch.bfloat16))
+        context = AttentionContext.captured(cache, N, {attention: batch})
         q, k, v = (
             torch.zeros(1, h, N, 128, dtype=torch.bfloat16, device="cuda") for h in (32, 8, 8)
         )
-        attend, _ = CudaAttention.kernels(32, 8, 128, torch.bfloat16)
-        out = attend(q, k, v, 0, context, 0.1, window, 0.0)
+        out = attention.forward(AttentionLayer(0, 0.1, window), q, k, v, context)
         assert out.shape == (1, N, 32, 128)
         assert out.device.type == "cuda"
         with pytest.raises(DataDependentOutputException):

@@ -14,31 +14,46 @@ import torch
 
 from tests.workers import flash_doubles
 from tests.workers.test_worker import refusal
-from workers.attention import registry
 from workers.attention.flash import FlashPrefill, VarlenPrefill
+from workers.attention.native import NativeAttention
+from workers.attention.registry import choose
 
-CUDA = torch.device("cuda")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is chosen here is so for this test only."""
-    monkeypatch.setattr(registry, "ATTENTIONS", dict(registry.ATTENTIONS))
+def _a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were one that Triton compiles for."""
+    monkeypatch.setattr("workers.attention.triton_paged.gpu_refusal", lambda: None)
 
 
 @pytest.mark.parametrize(("name", "page"), [("auto", 16), ("triton", 16), ("flash", 256)])
 def test_the_choice_decides_the_page(name: str, page: int, monkeypatch: pytest.MonkeyPatch) -> None:
     flash_doubles.put_in_place(monkeypatch)
-    registry.choose(name, CUDA)
-    assert registry.block_size(CUDA) == page
-    assert registry.block_size(torch.device("cpu")) == 16
+    backend, notes = choose(name, CUDA)
+    assert backend.page_size == page
+    assert notes == []
 
 
-def test_on_a_cpu_there_is_nothing_to_choose() -> None:
-    registry.choose("auto", torch.device("cpu"))
+def test_what_needs_a_gpu_is_refused_on_a_cpu() -> None:
+    assert choose("auto", CPU) == (NativeAttention, [])
+    assert choose("native", CPU) == (NativeAttention, [])
     for name in ("triton", "flash", "varlen"):
         with pytest.raises(ValueError, match=f"--attention {name} needs an NVIDIA GPU"):
-            registry.choose(name, torch.device("cpu"))
+            choose(name, CPU)
+    with pytest.raises(ValueError, match="--attention native needs a CPU, and serving is on cuda"):
+        choose("native", CUDA)
+
+
+def test_a_name_that_nobody_registered_is_refused_with_those_that_are() -> None:
+    with pytest.raises(ValueError, match=r"one of native, torch, triton, .*, not paged"):
+        choose("paged", CPU)
+
+
+def test_a_gpu_that_triton_does_not_compile_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.attention.triton_paged.gpu_refusal", lambda: "it is too old")
+    with pytest.raises(ValueError, match="--attention triton cannot be used: it is too old"):
+        choose("triton", CUDA)
 
 
 def test_flash_attn_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,27 +61,26 @@ def test_flash_attn_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(
             ValueError, match="needs the package flash-attn, which is not installed"
         ):
-            registry.choose("flash", CUDA)
+            choose("flash", CUDA)
     # As flash-attn 4 leaves it, which has no such function.
     monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
     with pytest.raises(ValueError, match=r"flash-attn is installed and cannot be used: .*varlen"):
-        registry.choose("flash", CUDA)
+        choose("flash", CUDA)
     old = ModuleType("flash_attn")
     old.flash_attn_varlen_func = lambda q, k, v: q  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", old)
     with pytest.raises(ValueError, match=r"needs flash-attn 2\.6 or later"):
-        registry.choose("flash", CUDA)
-    assert registry.block_size(CUDA) == 16
+        choose("flash", CUDA)
 
 
 def test_a_torch_without_block_tables_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     # As torch 2.11 has it.
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda query, key, value: query)
     with pytest.raises(ValueError, match=re.escape(f"and {torch.__version__} is installed")):
-        registry.choose("varlen", CUDA)
+        choose("varlen", CUDA)
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
     with pytest.raises(ValueError, match="takes a block table"):
-        registry.choose("varlen", CUDA)
+        choose("varlen", CUDA)
 
 
 @pytest.mark.skipif(VarlenPrefill.refusal() is not None, reason=str(VarlenPrefill.refusal()))

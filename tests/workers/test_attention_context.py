@@ -9,8 +9,9 @@ import torch
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
-from workers.attention.device_batch import DeviceBatch
-from workers.attention.gather import attend_gathered
+from workers.attention.gather import TorchAttention
+from workers.attention.layer import AttentionLayer, AttentionShape
+from workers.attention.native import NativeAttention
 
 
 def context(**changed: Any) -> AttentionContext:
@@ -28,16 +29,21 @@ def context(**changed: Any) -> AttentionContext:
 
 def test_spans_are_decode_rows_and_then_chunks_cut_to_size() -> None:
     made = context()
+    # As many positions at once as 64 query vectors are of.
+    two, all_at_once = (
+        NativeAttention(AttentionShape(n_heads, 1, 16, torch.float32)) for n_heads in (32, 1)
+    )
     tables = made.decode_block_tables.data_ptr()
     chunk = made.prefills[0].block_table.data_ptr()
-    assert made.spans(2).tolist() == [
+    assert two.metadata(made).tolist() == [
         [0, 1, 4, tables],
         [1, 1, 8, tables + 8],
         [2, 1, 4, chunk],
         [3, 2, 6, chunk],
         [5, 2, 8, chunk],
     ]
-    assert made.spans(64)[2:].tolist() == [[2, 5, 8, chunk]]
+    assert all_at_once.metadata(made)[2:].tolist() == [[2, 5, 8, chunk]]
+    assert two.metadata(made) is two.metadata(made)
     assert made.n_tokens == 7
 
 
@@ -80,46 +86,15 @@ def test_an_empty_forward_pass_is_refused() -> None:
         )
 
 
-def batch(**changed: Any) -> DeviceBatch:
-    """Of two rows."""
-    none = torch.empty(0, 4, dtype=torch.int32)
-    two, three = torch.zeros(2, dtype=torch.int32), torch.zeros(3, dtype=torch.int32)
-    fields: dict[str, Any] = {
-        "slots": two - 1,
-        "lengths": two,
-        "starts": two,
-        "parts": three,
-        "tables": three,
-        "tiles": none,
-        "most_parts": 1,
-    }
-    return DeviceBatch(**(fields | changed))
-
-
 def test_a_captured_forward_pass_has_nothing_on_the_host() -> None:
-    cache, given = context().cache, batch()
-    made = AttentionContext.captured(cache, given)
+    shape = AttentionShape(1, 1, 16, torch.float32)
+    backend, other, numbers = TorchAttention(shape), NativeAttention(shape), object()
+    made = AttentionContext.captured(context().cache, 2, {backend: numbers})
     assert (made.n_tokens, made.n_decode, made.prefills) == (2, 2, [])
-    assert made.on_device(1) is made.on_device(5, packed=True) is given
+    assert backend.metadata(made) is numbers
     q = torch.zeros(1, 1, 2, 16)
     made.expect_fitting(q, q, q)
     with pytest.raises(RuntimeError, match="on the device only"):
-        made.spans(4)
+        other.metadata(made)
     with pytest.raises(RuntimeError, match="on the device only"):
-        attend_gathered(q, q, q, 0, made, 1.0, 0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"slots": torch.zeros(3, dtype=torch.int32)}, "2 decode rows, with 3 slots"),
-        ({"starts": torch.zeros(1, dtype=torch.int32)}, "1 starts"),
-        ({"parts": torch.zeros(2, dtype=torch.int32)}, "2 running sums"),
-        ({"tiles": torch.zeros(1, 4, dtype=torch.int32)}, "decode rows only"),
-    ],
-)
-def test_a_captured_forward_pass_of_parts_that_do_not_fit_is_refused(
-    changed: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(ValueError, match=said):
-        AttentionContext.captured(context().cache, batch(**changed))
+        other.forward(AttentionLayer(0, 1.0), q, q, q, made)

@@ -7,17 +7,22 @@ from typing import Any
 import pytest
 import torch
 
-from tests.workers.paged_batch import Attend, Shape, largest_difference
+from tests.workers.paged_batch import Shape, largest_difference
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
-from workers.attention.cpu import CpuAttention
-from workers.attention.gather import attend_gathered
-from workers.attention.kernel import Kernel
+from workers.attention.gather import TorchAttention
+from workers.attention.layer import AttentionLayer, AttentionShape, AttentionWindow
+from workers.attention.native import NativeAttention
+from workers.attention.paged import PagedAttention, paged_attention
+from workers.attention.registry import Backend, build
+
+ANY = AttentionWindow()
 
 
-@pytest.fixture(params=["kernel", "gather"], scope="module")
-def attend(request: pytest.FixtureRequest) -> Attend:
-    return Kernel() if request.param == "kernel" else attend_gathered
+@pytest.fixture(params=[NativeAttention, TorchAttention], scope="module")
+def backend(request: pytest.FixtureRequest) -> Backend:
+    chosen: Backend = request.param
+    return chosen
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 16, 32])
@@ -26,59 +31,61 @@ def attend(request: pytest.FixtureRequest) -> Attend:
     [(9, 3, 64), (4, 4, 32), (8, 1, 80), (6, 2, 128), (14, 2, 48), (71, 1, 16)],
 )
 def test_a_mixed_batch_equals_each_sequence_alone(
-    attend: Attend, n_heads: int, n_kv_heads: int, head_dim: int, block_size: int
+    backend: Backend, n_heads: int, n_kv_heads: int, head_dim: int, block_size: int
 ) -> None:
-    if n_heads == 71 and isinstance(attend, Kernel):
+    if n_heads == 71 and backend is NativeAttention:
         n_heads = 64
     shape = Shape(n_heads, n_kv_heads, head_dim, block_size)
     difference = largest_difference(
-        attend, shape, [1, 15, 16, 17, 127, 128, 129, 300], [(1, 1), (40, 40), (33, 190), (1, 65)]
+        backend, shape, [1, 15, 16, 17, 127, 128, 129, 300], [(1, 1), (40, 40), (33, 190), (1, 65)]
     )
     assert difference < 2e-6
 
 
 @pytest.mark.parametrize("decodes", [[], [5], [1500, 3]])
-def test_prefill_alone_and_decode_alone(attend: Attend, decodes: list[int]) -> None:
+def test_prefill_alone_and_decode_alone(backend: Backend, decodes: list[int]) -> None:
     prefills = [] if decodes else [(200, 1400)]
-    assert largest_difference(attend, Shape(), decodes, prefills) < 2e-6
+    assert largest_difference(backend, Shape(), decodes, prefills) < 2e-6
 
 
 @pytest.mark.parametrize("window", [1, 7, 64, 128, 5000])
-def test_a_sliding_window_hides_what_is_further_back(attend: Attend, window: int) -> None:
+def test_a_sliding_window_hides_what_is_further_back(backend: Backend, window: int) -> None:
     decodes, prefills = [1, 64, 65, 200, 400], [(70, 70), (70, 300)]
-    assert largest_difference(attend, Shape(), decodes, prefills, window=window) < 2e-6
+    assert largest_difference(backend, Shape(), decodes, prefills, window=window) < 2e-6
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 6.0])
-def test_softcap_bounds_the_scores(attend: Attend, spread: float) -> None:
+def test_softcap_bounds_the_scores(backend: Backend, spread: float) -> None:
     difference = largest_difference(
-        attend, Shape(), [1, 130], [(20, 50)], softcap=20.0, spread=spread
+        backend, Shape(), [1, 130], [(20, 50)], softcap=20.0, spread=spread
     )
     assert difference < 1e-5 * max(spread, 1.0)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 128, 5000])
-def test_chunks_hide_what_is_before_them(attend: Attend, chunk: int) -> None:
+def test_chunks_hide_what_is_before_them(backend: Backend, chunk: int) -> None:
     decodes, prefills = [1, 64, 65, 200, 400], [(70, 70), (70, 300)]
-    assert largest_difference(attend, Shape(), decodes, prefills, chunk=chunk) < 2e-6
+    assert largest_difference(backend, Shape(), decodes, prefills, chunk=chunk) < 2e-6
 
 
 @pytest.mark.parametrize("window", [0, 9])
 @pytest.mark.parametrize("name", ["sinks", "slopes"])
 @pytest.mark.parametrize("shape", [Shape(), Shape(6, 6, 16), Shape(8, 1, 48, 4)])
 def test_each_head_has_its_own_sink_and_slope(
-    attend: Attend, shape: Shape, name: str, window: int
+    backend: Backend, shape: Shape, name: str, window: int
 ) -> None:
     decodes, prefills = [1, 130, 400], [(3, 3), (50, 300)]
-    difference = largest_difference(attend, shape, decodes, prefills, window=window, **{name: True})
+    difference = largest_difference(
+        backend, shape, decodes, prefills, window=window, **{name: True}
+    )
     assert difference < 2e-6
 
 
 @pytest.mark.parametrize("name", ["sinks", "slopes", "chunk"])
-def test_bfloat16_has_sinks_slopes_and_chunks_too(attend: Attend, name: str) -> None:
+def test_bfloat16_has_sinks_slopes_and_chunks_too(backend: Backend, name: str) -> None:
     shape = Shape(8, 2, 64, 16, torch.bfloat16)
     decodes, prefills = [1, 64, 700], [(64, 64), (40, 400)]
-    assert largest_difference(attend, shape, decodes, prefills, **{name: 9}) < 0.02
+    assert largest_difference(backend, shape, decodes, prefills, **{name: 9}) < 0.02
 
 
 def test_sinks_that_are_not_one_for_each_head_are_refused() -> None:
@@ -86,21 +93,23 @@ def test_sinks_that_are_not_one_for_each_head_are_refused() -> None:
     row, one = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
     context = AttentionContext(cache, torch.zeros(1, dtype=torch.int64), 1, row, one)
     q, k = torch.ones(1, 4, 1, 32), torch.ones(1, 2, 1, 32)
+    layer = AttentionLayer(0, 1.0, sinks=torch.zeros(2))
+    attention = NativeAttention(AttentionShape(4, 2, 32, torch.float32))
     with pytest.raises(ValueError, match=r"sinks are contiguous float32 \[4\], got"):
-        Kernel()(q, k, k, 0, context, 1.0, 0, 0.0, 0, torch.zeros(2))
+        attention.forward(layer, q, k, k, context)
 
 
-def test_scores_far_apart_do_not_overflow(attend: Attend) -> None:
-    assert largest_difference(attend, Shape(), [1, 300], [(50, 200)], spread=30.0) < 0.05
+def test_scores_far_apart_do_not_overflow(backend: Backend) -> None:
+    assert largest_difference(backend, Shape(), [1, 300], [(50, 200)], spread=30.0) < 0.05
 
 
-def test_bfloat16_is_within_its_own_error(attend: Attend) -> None:
+def test_bfloat16_is_within_its_own_error(backend: Backend) -> None:
     shape = Shape(9, 3, 64, 16, torch.bfloat16)
-    assert largest_difference(attend, shape, [1, 64, 700], [(64, 64), (40, 400)]) < 0.02
+    assert largest_difference(backend, shape, [1, 64, 700], [(64, 64), (40, 400)]) < 0.02
 
 
 def test_a_decode_row_does_not_depend_on_its_batch() -> None:
-    kernel = Kernel()
+    attention = NativeAttention(AttentionShape(6, 2, 32, torch.float32))
     generator = torch.Generator().manual_seed(3)
     cache = PagedCache(1, 64, 16, 2, 32, torch.float32)
     for pool in cache.keys + cache.values:
@@ -109,12 +118,12 @@ def test_a_decode_row_does_not_depend_on_its_batch() -> None:
     tables = torch.arange(64, dtype=torch.int32).reshape(4, 16)
     lengths = torch.tensor([250, 130, 17, 256], dtype=torch.int32)
     slots = tables.long()[torch.arange(4), (lengths - 1) // 16] * 16 + (lengths - 1) % 16
-    args = (0, 1.0, 0, 0.0)
+    layer = AttentionLayer(0, 1.0)
 
     def run(rows: slice) -> torch.Tensor:
         n = len(range(4)[rows])
         context = AttentionContext(cache, slots[rows], n, tables[rows], lengths[rows])
-        return kernel(q[:, :, rows], k[:, :, rows], v[:, :, rows], args[0], context, *args[1:])
+        return attention.forward(layer, *(x[:, :, rows] for x in (q, k, v)), context)
 
     together = run(slice(0, 4))
     for row in range(4):
@@ -146,25 +155,25 @@ def test_what_it_would_have_to_ignore_is_refused_by_name(
     value: Any,
 ) -> None:
     q, k, v, context = one_token
-    attention = CpuAttention(4, 2, 32, torch.float32)
+    attention = PagedAttention(NativeAttention(AttentionShape(4, 2, 32, torch.float32)), [ANY])
     with attention.over(context):
         with pytest.raises(ValueError, match=name):
-            attention(Module(), q, k, v, None, **{name: value})
+            paged_attention(Module(), q, k, v, None, **{name: value})
         with pytest.raises(ValueError, match="attention_mask"):
-            attention(Module(), q, k, v, torch.zeros(1))
+            paged_attention(Module(), q, k, v, torch.zeros(1))
         with pytest.raises(ValueError, match="is_causal"):
-            attention(Module(), q, k, v, None, is_causal=False)
+            paged_attention(Module(), q, k, v, None, is_causal=False)
     with pytest.raises(RuntimeError, match="runs within PagedAttention"):
-        attention(Module(), q, k, v, None)
+        paged_attention(Module(), q, k, v, None)
 
 
 def test_what_changes_nothing_is_let_through(
     one_token: tuple[torch.Tensor, torch.Tensor, torch.Tensor, AttentionContext],
 ) -> None:
     q, k, v, context = one_token
-    attention = CpuAttention(4, 2, 32, torch.float32)
+    attention = PagedAttention(NativeAttention(AttentionShape(4, 2, 32, torch.float32)), [ANY])
     with attention.over(context):
-        out, weights = attention(
+        out, weights = paged_attention(
             Module(),
             q,
             k,
@@ -184,13 +193,17 @@ def test_a_layer_with_less_than_the_cache_is_filled_up() -> None:
     row, one = torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
     context = AttentionContext(cache, torch.zeros(1, dtype=torch.int64), 1, row, one)
     q, k, v = torch.randn(1, 4, 1, 24), torch.randn(1, 2, 1, 24), torch.randn(1, 2, 1, 10)
-    attention = CpuAttention(6, 3, 32, torch.float32)
+    attention = PagedAttention(NativeAttention(AttentionShape(6, 3, 32, torch.float32)), [ANY])
     with attention.over(context):
-        out, _ = attention(Module(), q, k, v, None, s_aux=torch.full((4,), -100.0))
+        out, _ = paged_attention(Module(), q, k, v, None, s_aux=torch.full((4,), -100.0))
     torch.testing.assert_close(out, v.repeat_interleave(2, dim=1).transpose(1, 2))
 
 
 def test_a_shape_that_is_not_the_kernels_is_served_and_said() -> None:
-    (note,) = CpuAttention(4, 2, 20, torch.float32).notes
+    plain = build(NativeAttention, AttentionShape(4, 2, 20, torch.float32))
+    assert type(plain) is TorchAttention
+    (note,) = plain.notes
     assert "head dims up to 512 in steps of 16, not 20" in note
-    assert CpuAttention(4, 2, 32, torch.float32).notes == []
+    served = build(NativeAttention, AttentionShape(4, 2, 32, torch.float32))
+    assert type(served) is NativeAttention
+    assert served.notes == []

@@ -10,13 +10,18 @@ import torch
 from workers import native
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
-from workers.attention.cpu import CpuAttention
-from workers.attention.kernel import Kernel
+from workers.attention.gather import TorchAttention
+from workers.attention.layer import AttentionLayer, AttentionShape
+from workers.attention.native import NativeAttention
+from workers.attention.registry import choose
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.usefixtures("no_kernels")
 def test_without_a_compiler_torch_serves_and_a_note_says_so() -> None:
-    (note,) = CpuAttention(4, 2, 32, torch.float32).notes
+    backend, (note,) = choose("auto", CPU)
+    assert backend is TorchAttention
     assert "attention runs in plain torch" in note
     assert "Install one (such as the package gcc)" in note
 
@@ -27,7 +32,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_pa
     broken = tmp_path / "broken.c"
     broken.write_text("not C")
     monkeypatch.setattr(native, "SOURCES", (broken,))
-    (note,) = CpuAttention(4, 2, 32, torch.float32).notes
+    _, (note,) = choose("auto", CPU)
     assert "failed with status 1" in note
     assert "broken.c" in note
 
@@ -38,7 +43,7 @@ def test_a_cache_folder_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TGI_ASYNC_CACHE", str(tmp_path / "file"))
-    (note,) = CpuAttention(4, 2, 32, torch.float32).notes
+    _, (note,) = choose("auto", CPU)
     assert str(tmp_path / "file") in note
 
 
@@ -49,17 +54,21 @@ def test_tensors_that_do_not_fit_the_cache_are_refused() -> None:
         cache, torch.zeros(1, dtype=torch.int64), 1, torch.zeros(1, 2, dtype=torch.int32), one
     )
     q, k = torch.ones(1, 4, 1, 32), torch.ones(1, 2, 1, 32)
-    attend = Kernel()
-    assert attend(q, k, k, 0, context, 1.0, 0, 0.0).shape == (1, 1, 4, 32)
+    layer = AttentionLayer(0, 1.0)
+    attention = NativeAttention(AttentionShape(4, 2, 32, torch.float32))
+    assert attention.forward(layer, q, k, k, context).shape == (1, 1, 4, 32)
     for args in (
         (q.bfloat16(), k, k),
         (q, k, k.double()),
         (q, k[..., :16], k),
         (q[:, :3], k, k),
         (q.repeat(1, 1, 2, 1), k, k),
+        (q, k, None),
     ):
         with pytest.raises(ValueError, match="do not fit"):
-            attend(*args, 0, context, 1.0, 0, 0.0)
+            attention.forward(layer, *args, context)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="6 heads where 4 are the most"):
+        attention.forward(layer, q.repeat(1, 2, 1, 1)[:, :6], k, k, context)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -90,7 +99,8 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype) -> None
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            out = Kernel()(q, k, v, 0, context, 0.125, 0, 0.0)
+            attention = NativeAttention(AttentionShape(6, 2, 64, dtype))
+            out = attention.forward(AttentionLayer(0, 0.125), q, k, v, context)
         finally:
             torch.set_num_threads(before)
         return out, torch.stack((cache.keys[0], cache.values[0]))
@@ -115,5 +125,7 @@ def test_the_number_of_threads_does_not_change_a_bit(dtype: torch.dtype) -> None
 def test_shapes_it_does_not_take_are_said(
     shape: tuple[int, int, int, torch.dtype], why: str
 ) -> None:
-    assert why in (Kernel.refusal(*shape) or "")
-    assert Kernel.refusal(64, 1, 512, torch.bfloat16) is None
+    assert why in (NativeAttention.shape_refusal(AttentionShape(*shape)) or "")
+    with pytest.raises(ValueError, match=why):
+        NativeAttention(AttentionShape(*shape))
+    assert NativeAttention.shape_refusal(AttentionShape(64, 1, 512, torch.bfloat16)) is None

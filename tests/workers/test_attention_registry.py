@@ -18,7 +18,10 @@ from transformers import (
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
-from workers.attention.registry import NAME, attention, register
+from workers.attention.layer import AttentionShape
+from workers.attention.paged import NAME, PagedAttention
+from workers.attention.registry import build, choose
+from workers.models.layers import layers_of
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -55,7 +58,10 @@ def test_logits_equal_those_of_each_sequence_alone(make: type) -> None:
     model.set_attn_implementation("eager")
     expected = [model(text[None], use_cache=False).logits[0] for text in texts]
 
-    assert register(4, 2, 16, torch.float32) == []
+    backend, notes = choose("auto", torch.device("cpu"))
+    served = build(backend, AttentionShape(4, 2, 16, torch.float32))
+    assert notes + served.notes == []
+    attention = PagedAttention(served, [layer.window for layer in layers_of(model)])
     model.set_attn_implementation(NAME)
     cache = PagedCache(3, 40, 4, 2, 16, torch.float32)
     blocks = torch.randperm(40).to(torch.int32)
@@ -85,7 +91,7 @@ def test_logits_equal_those_of_each_sequence_alone(make: type) -> None:
             start += step[i]
         lengths = torch.tensor([done[i] + 1 for i in decodes], dtype=torch.int32)
         context = AttentionContext(cache, slots, len(decodes), padded, lengths, prefills)
-        with attention().over(context):
+        with attention.over(context):
             logits = model(ids[None], position_ids=positions[None], use_cache=False).logits[0]
         for i, part in zip(order, logits.split([step[i] for i in order]), strict=True):
             whole = expected[i][done[i] : done[i] + step[i]]
@@ -96,4 +102,4 @@ def test_logits_equal_those_of_each_sequence_alone(make: type) -> None:
 
 def test_a_device_without_attention_is_refused() -> None:
     with pytest.raises(ValueError, match="for the devices cpu, cuda, not for xpu"):
-        register(4, 2, 16, torch.float32, "xpu")
+        choose("auto", torch.device("xpu"))

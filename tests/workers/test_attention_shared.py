@@ -10,7 +10,8 @@ import torch
 from tests.workers.paged_batch import plain
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
-from workers.attention.kernel import Kernel
+from workers.attention.layer import AttentionLayer, AttentionShape
+from workers.attention.native import NativeAttention
 
 BLOCK = 16
 
@@ -27,6 +28,7 @@ class Rows:
         dtype: torch.dtype,
     ) -> None:
         generator = torch.Generator().manual_seed(dim + len(lengths))
+        self.attention = NativeAttention(AttentionShape(*heads, dim, dtype))
         blocks = [-(-length // BLOCK) for length in lengths]
         self.cache = PagedCache(1, sum(blocks), BLOCK, heads[1], dim, dtype)
         for pool in self.cache.keys + self.cache.values:
@@ -56,8 +58,8 @@ class Rows:
             self.lengths[rows].contiguous(),
         )
         key, value = (one[:, :, rows] for one in self.newest)
-        asked = {"scale": 0.125, "window": 0, "softcap": 0.0} | options
-        return Kernel()(self.query[:, :, rows], key, value, 0, context, **asked)[0]
+        layer = AttentionLayer(0, 0.125, **options)
+        return self.attention.forward(layer, self.query[:, :, rows], key, value, context)[0]
 
     def plainly(self, row: int) -> torch.Tensor:
         """[n_heads, dim] without a kernel."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from workers.attention.reach import Reach
+from workers.attention.layer import AttentionWindow
 from workers.attention.tracing import Layer, Untraceable, tracing
 
 SIZES: dict[str, Any] = {
@@ -39,14 +39,14 @@ def test_heads_dims_and_windows_are_those_of_the_calls() -> None:
         "gemma2", num_key_value_heads=2, head_dim=24, sliding_window=9, layer_types=kinds
     )
     assert traced(model) == {
-        0: Layer(4, 2, 24, 24, Reach(window=9)),
-        1: Layer(4, 2, 24, 24, Reach()),
+        0: Layer(4, 2, 24, 24, AttentionWindow(window=9)),
+        1: Layer(4, 2, 24, 24, AttentionWindow()),
     }
 
 
 def test_windows_that_are_only_in_a_mask_are_found() -> None:
     model = model_of("phimoe", num_key_value_heads=2, sliding_window=9, num_local_experts=2)
-    assert {layer.reach for layer in traced(model).values()} == {Reach(window=9)}
+    assert {layer.window for layer in traced(model).values()} == {AttentionWindow(window=9)}
 
 
 def test_chunks_are_no_windows() -> None:
@@ -59,7 +59,10 @@ def test_chunks_are_no_windows() -> None:
         num_local_experts=2,
         intermediate_size_mlp=40,
     )
-    assert [layer.reach for layer in traced(model).values()] == [Reach(chunk=9), Reach()]
+    assert [layer.window for layer in traced(model).values()] == [
+        AttentionWindow(chunk=9),
+        AttentionWindow(),
+    ]
 
 
 def test_keys_and_values_may_have_other_dims() -> None:
@@ -73,7 +76,7 @@ def test_keys_and_values_may_have_other_dims() -> None:
         v_head_dim=24,
         first_k_dense_replace=2,
     )
-    assert set(traced(model).values()) == {Layer(4, 4, 32, 24, Reach())}
+    assert set(traced(model).values()) == {Layer(4, 4, 32, 24, AttentionWindow())}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.decoder.families import Block, Description, NotFused
 from workers.decoder.native import NativeDecoder
+from workers.forward import ForwardBatch
 from workers.models.loading import load
 
 BLOCK_SIZE = 4
@@ -91,7 +92,8 @@ class Rows:
         )
         ids = torch.cat([self.tokens[r][self.computed[r] :][:n] for r, n in order])
         asked = self.asked(order)
-        logits = self.decoder(ids, torch.cat(positions), torch.cat(asked), context)
+        batch = ForwardBatch(ids, torch.cat(positions), torch.cat(asked), context)
+        logits = self.decoder.forward(batch).logits
         for (r, n), part in zip(order, logits.split([len(some) for some in asked]), strict=True):
             self.logits[r].append(part)
             self.computed[r] += n

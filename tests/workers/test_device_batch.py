@@ -11,6 +11,8 @@ import torch
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.attention.device_batch import SPLIT, DecodeNumbers, DeviceBatch, decode_numbers
+from workers.attention.layer import AttentionShape
+from workers.attention.triton_paged import TritonAttention
 
 
 def context(**changed: Any) -> AttentionContext:
@@ -30,7 +32,7 @@ def context(**changed: Any) -> AttentionContext:
 
 
 def test_tiles_say_where_their_tokens_their_context_and_their_table_are() -> None:
-    batch = context().on_device(2)
+    batch = DeviceBatch.of(context(), 2)
     # Of the first row's two blocks, its four positions need one.
     assert batch.tables.tolist() == [1, 2, 3, 0, 1, 4]
     assert batch.starts.tolist() == [0, 1]
@@ -41,36 +43,38 @@ def test_tiles_say_where_their_tokens_their_context_and_their_table_are() -> Non
 
 
 def test_the_partial_results_of_a_row_lie_behind_those_of_the_rows_before() -> None:
-    batch = context(
+    one = context(
         cache=PagedCache(1, 2, 3 * SPLIT, 1, 16, torch.float32),
         slot_mapping=torch.arange(4),
         n_decode=4,
         decode_block_tables=torch.ones(4, 1, dtype=torch.int32),
         decode_lengths=torch.tensor([SPLIT, SPLIT + 1, 3 * SPLIT, 1], dtype=torch.int32),
         prefills=[],
-    ).on_device(16)
+    )
+    batch = DeviceBatch.of(one, 16)
     assert batch.parts.tolist() == [0, 1, 3, 6, 7]
     assert batch.most_parts == 7
 
 
 def test_a_batch_of_decodes_has_no_tiles_and_one_of_chunks_no_rows() -> None:
-    decodes = context(slot_mapping=torch.tensor([7, 15]), prefills=[]).on_device(64)
+    decodes = DeviceBatch.of(context(slot_mapping=torch.tensor([7, 15]), prefills=[]), 64)
     assert decodes.tiles.shape == (0, 4)
     none = torch.empty(0, 0, dtype=torch.int32)
     chunk = Prefill(0, 3, 3, torch.tensor([2], dtype=torch.int32))
-    chunks = context(
+    one = context(
         slot_mapping=torch.arange(8, 11),
         n_decode=0,
         decode_block_tables=none,
         decode_lengths=none[0:0].flatten(),
         prefills=[chunk],
-    ).on_device(64)
+    )
+    chunks = DeviceBatch.of(one, 64)
     assert (chunks.parts.tolist(), chunks.most_parts, chunks.lengths.tolist()) == ([0], 0, [])
     assert chunks.tiles.tolist() == [[0, 3, 3, 0]]
 
 
 def test_it_is_one_tensor_whose_parts_all_begin_at_16_bytes() -> None:
-    batch = context().on_device(1)
+    batch = DeviceBatch.of(context(), 1)
     parts = [part for part in batch if isinstance(part, torch.Tensor)]
     begins = [part.data_ptr() - batch.slots.data_ptr() for part in parts]
     assert {part.dtype for part in parts} == {torch.int32}
@@ -80,12 +84,14 @@ def test_it_is_one_tensor_whose_parts_all_begin_at_16_bytes() -> None:
 
 def test_all_layers_of_a_forward_pass_share_it() -> None:
     one = context()
-    assert one.on_device(2) is one.on_device(2)
+    attention = TritonAttention(AttentionShape(64, 1, 16, torch.float32))
+    assert attention.metadata(one) is attention.metadata(one)
+    assert len(attention.metadata(one).tiles) == 6
     assert len(DeviceBatch.of(one, 5).tiles) == 2
 
 
 def test_packed_chunks_have_running_sums_and_tables_of_one_width() -> None:
-    batch = context().on_device(2, packed=True)
+    batch = DeviceBatch.of(context(), 2, packed=True)
     assert batch.chunks is not None
     *tensors, most_queries, most_keys = batch.chunks
     assert [x.tolist() for x in tensors] == [[0, 5, 6], [0, 8, 9], [8, 1], [[0, 1], [4, 0]]]
@@ -94,9 +100,8 @@ def test_packed_chunks_have_running_sums_and_tables_of_one_width() -> None:
     assert batch.tiles.tolist() == [[2, 2, 5, 3], [4, 2, 7, 3], [6, 1, 8, 3], [7, 1, 1, 5]]
     storage = batch.slots.untyped_storage().data_ptr()
     assert {x.untyped_storage().data_ptr() for x in tensors} == {storage}
-    assert (
-        context(slot_mapping=torch.tensor([7, 15]), prefills=[]).on_device(2, True).chunks is None
-    )
+    decodes = context(slot_mapping=torch.tensor([7, 15]), prefills=[])
+    assert DeviceBatch.of(decodes, 2, packed=True).chunks is None
 
 
 def numbers(

@@ -4,17 +4,24 @@ and what its kernels take of a GPU. tests/gpu/test_decoder.py has its numbers.""
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.workers.triton_process import NEEDED, compile
+from workers.attention.flash import FlashAttention
+from workers.attention.gather import TorchAttention
+from workers.attention.native import NativeAttention
+from workers.attention.triton_paged import TritonAttention
+from workers.decoder.families import NotFused
 from workers.decoder.native import NativeDecoder
 from workers.models.loading import decoder_for
 
 pytestmark = NEEDED
 
+CPU = torch.device("cpu")
 PASS = ["turn", "embed"]
 ATTEND = ["place", "decode", "combine"]
 
@@ -22,7 +29,7 @@ ATTEND = ["place", "decode", "combine"]
 def launches(name: str, n_rows: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Of a captured pass, products by cuBLAS included as `linear` and `mm`."""
     from tests.workers import triton_compile_decoder as without_gpu
-    from workers.layers import device_linear
+    from workers.kernels import device_linear
 
     products: Counter[str] = Counter()
     linear, mm = device_linear.linear, torch.mm
@@ -100,5 +107,10 @@ def test_the_kernels_compile_and_fit_a_gpu(
 def test_each_device_has_its_own() -> None:
     from workers.decoder.device import DeviceDecoder
 
-    assert decoder_for(torch.device("cpu")) is NativeDecoder
-    assert decoder_for(torch.device("cuda")) is DeviceDecoder
+    assert decoder_for(NativeAttention, CPU) is NativeDecoder
+    for backend in (TritonAttention, FlashAttention):
+        made = decoder_for(backend, torch.device("cuda"))
+        assert isinstance(made, partial)
+        assert (made.func, made.args) == (DeviceDecoder, (backend,))
+    with pytest.raises(NotFused, match="it attends by torch, not by its own kernel"):
+        decoder_for(TorchAttention, CPU)

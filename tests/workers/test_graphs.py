@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,12 +22,14 @@ from tests.workers.test_runner import greedy
 from tests.workers.test_runner_grammar import GRAMMARS, PROMPTS, SAMPLINGS, run_all
 from tests.workers.tiny_llama import save_tiny_llama
 from tests.workers.tiny_tokenizer import END, save_tiny_tokenizer
-from workers.attention import registry
 from workers.attention.cache import PagedCache
+from workers.attention.gather import TorchAttention
+from workers.attention.layer import AttentionShape
 from workers.constraints.vocabulary import Vocabulary
-from workers.graphs.decode import DecodeGraphs, default_sizes
+from workers.forward import ForwardBatch, ForwardOutput
+from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows, default_sizes
 from workers.models.loading import Loaded, load
-from workers.ranks import FellOut, Ranks
+from workers.ranks import RankFailed, Ranks
 from workers.table import RowTable
 
 
@@ -40,10 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> Iterator[Loaded]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.ATTENTIONS, "cpu", DeviceAttention)
-        yield load(folder, torch.float32, torch.device("cpu"), implementation="transformers")
+def model(folder: Path) -> Loaded:
+    cpu = torch.device("cpu")
+    return load(folder, torch.float32, cpu, False, "transformers", attention=DeviceAttention)
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +128,17 @@ class Failing(Replaying):
         return super().record(work)
 
 
-def graphs_of(recorder: Failing, ranks: Ranks | None = None) -> DecodeGraphs:
-    def model(ids: torch.Tensor, positions: torch.Tensor, wanted: torch.Tensor, _: object) -> Any:
-        return torch.zeros(len(wanted), 11)
+def graphs_of(
+    recorder: Failing, ranks: Ranks | None = None, backend: type[TorchAttention] = DeviceAttention
+) -> DecodeGraphs:
+    class Zeros:
+        def forward(self, batch: ForwardBatch) -> ForwardOutput:
+            return ForwardOutput(torch.zeros(len(batch.wanted), 11))
 
     cache = PagedCache(1, 4, 4, 1, 16, torch.float32)
-    table = RowTable(4, 16, 4, torch.device("cpu"))
-    return DecodeGraphs(model, cache, recorder, [1, 2, 4], 16, table, HostSampling(), ranks)
+    rows = SampledRows(RowTable(4, 16, 4, torch.device("cpu")), HostSampling())
+    attention = backend(AttentionShape(1, 1, 16, torch.float32))
+    return DecodeGraphs(Zeros(), attention, cache, GraphPlan(recorder, [1, 2, 4]), 16, rows, ranks)
 
 
 @pytest.mark.parametrize(
@@ -166,17 +169,24 @@ def test_a_rank_that_fails_where_others_wait_for_it_falls_out() -> None:
         def __init__(self) -> None:
             pass
 
-        def share(self, values: torch.Tensor) -> torch.Tensor:
+        def broadcast(self, values: torch.Tensor) -> torch.Tensor:
             return values
 
-        def least(self, n: int) -> int:
+        def all_reduce_min(self, n: int) -> int:
             return n
 
-    with pytest.raises(FellOut, match="4 rows failed: cannot prepare"):
+    with pytest.raises(RankFailed, match="4 rows failed: cannot prepare"):
         graphs_of(Failing(0, 3), Two()).record()
     graphs = graphs_of(Failing(3, 1), Two())
     graphs.record()
     assert graphs.sizes == [4]
+
+
+def test_attention_that_cannot_be_captured_runs_without_graphs_and_says_so() -> None:
+    graphs = graphs_of(Failing(3, 3), backend=TorchAttention)
+    (note,) = graphs.record()
+    assert "without CUDA graphs, slower: torch attention cannot be captured" in note
+    assert graphs.sizes == []
 
 
 def test_all_graphs_leave_their_logits_in_one_place() -> None:

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tests.workers.tiny_llama import VOCABULARY, save_tiny_llama
 from tgi_async.wire.messages import Admit, Grow, Run, Sampling, Step, StepDone, TopToken
 from workers.attention.cache import PagedCache
-from workers.attention.context import AttentionContext
-from workers.graphs.decode import DecodeGraphs
+from workers.forward import ForwardBatch, ForwardOutput
+from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows
 from workers.graphs.recorder import Recorder
-from workers.launched import Launched
+from workers.launched import LaunchedStep
 from workers.models.loading import Loaded, load
 from workers.runner import Runner
 from workers.sampling import Sampler
@@ -51,35 +51,27 @@ class Wrapped:
         self.hated = hated
         self.n_forwards = 0
 
-    def __call__(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        at: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
         self.n_forwards += 1
-        return self.inner(ids, positions, at, context)
+        return self.inner.forward(batch)
 
 
 class Raising(Wrapped):
     """It fails as a whole if the token is in the batch."""
 
-    def __call__(self, ids: torch.Tensor, *others: Any) -> torch.Tensor:
-        if (ids == self.hated).any():
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        if (batch.tokens == self.hated).any():
             raise RuntimeError("out of registers")
-        return super().__call__(ids, *others)
+        return super().forward(batch)
 
 
 class Spoiling(Wrapped):
     """Its logits after the token are no numbers."""
 
-    def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, at: torch.Tensor, *others: Any
-    ) -> torch.Tensor:
-        logits = super().__call__(ids, positions, at, *others)
-        logits[ids[at] == self.hated] = float("nan")
-        return logits
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        output = super().forward(batch)
+        output.logits[batch.tokens[batch.wanted] == self.hated] = float("nan")
+        return output
 
 
 class Batch:
@@ -97,9 +89,10 @@ class Batch:
         sampler = Sampler(6, VOCABULARY, device, on_device=on_device)
         graphs = None
         if recorder is not None:
-            graphs = DecodeGraphs(
-                model, cache, recorder, [1, 2, 5], 128, table, sampler.device_sampling
-            )
+            assert sampler.device_sampling is not None
+            rows = SampledRows(table, sampler.device_sampling)
+            plan = GraphPlan(recorder, [1, 2, 5])
+            graphs = DecodeGraphs(model, model.attention, cache, plan, 128, rows)
             assert graphs.record() == []
         self.runner = Runner(model, table, cache, sampler, graphs=graphs)
         self._free = [int(block) for block in torch.randperm(N_BLOCKS)]
@@ -119,7 +112,7 @@ class Batch:
 
     def launch(
         self, run: dict[int, int], *admit: Admit, release: tuple[int, ...] = (), grow: Any = ()
-    ) -> Launched:
+    ) -> LaunchedStep:
         self._n_steps += 1
         runs = [Run(row, n) for row, n in run.items()]
         step = Step(self._n_steps, list(release), list(admit), list(grow), runs)
@@ -356,7 +349,7 @@ def test_an_error_found_late_is_not_that_of_the_next_request_in_the_row(
 
 def test_a_lost_device_is_not_one_rows_fault(model: Loaded) -> None:
     class Lost:
-        def __call__(self, *given: Any) -> torch.Tensor:
+        def forward(self, batch: ForwardBatch) -> ForwardOutput:
             raise torch.AcceleratorError("the device is gone")
 
     batch = Batch(Lost())

@@ -22,6 +22,7 @@ from tgi_async.grammar.grammar import Grammar, Json, Regex, Special
 from tgi_async.scheduler.request import Status
 from tgi_async.wire.messages import Sampling
 from workers.constraints.vocabulary import Vocabulary
+from workers.forward import ForwardBatch, ForwardOutput
 from workers.models.loading import Loaded, load
 
 SCHEMA = {
@@ -140,12 +141,11 @@ class Spoiling:
         self.inner, self.hated = inner, hated
         self.shape = inner.shape
 
-    def __call__(
-        self, ids: torch.Tensor, positions: torch.Tensor, at: torch.Tensor, *others: Any
-    ) -> torch.Tensor:
-        logits = self.inner(ids, positions, at, *others)
-        logits[ids[at] == self.hated] = float("nan")
-        return logits
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        output = self.inner.forward(batch)
+        assert batch.tokens is not None
+        output.logits[batch.tokens[batch.wanted] == self.hated] = float("nan")
+        return output
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -499,7 +499,7 @@ def test_graphs_are_given_up_before_the_ranks_are_left(
     said: list[str] = []
 
     class Left:
-        def leave(self) -> None:
+        def destroy(self) -> None:
             said.append("left")
 
     def load(self: Worker, start: Start) -> tuple[Any, torch.device]:

@@ -17,6 +17,7 @@ from tests.workers.triton_compile import standing_in
 from workers.attention import triton_kernels
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
+from workers.attention.layer import AttentionLayer, AttentionShape
 from workers.attention.triton_paged import TritonAttention
 
 KERNELS = ("write", "prefill", "decode", "combine")
@@ -43,11 +44,12 @@ def main(
     )
     q, k, v = (torch.zeros(1, 3, n, head_dim, dtype=dtype) for n in (n_heads, *[n_kv_heads] * 2))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    attend = TritonAttention(n_heads, n_kv_heads, head_dim, dtype)
+    attention = TritonAttention(AttentionShape(n_heads, n_kv_heads, head_dim, dtype))
     per_head = torch.zeros(n_heads) if extras else None
-    given = (head_dim**-0.5, window, softcap, 4096 if extras else 0, per_head, per_head)
+    chunk = 4096 if extras else 0
+    layer = AttentionLayer(0, head_dim**-0.5, window, chunk, softcap, per_head, per_head)
     with standing_in(triton_kernels, KERNELS, capability, keep):
-        attend(q, k, v, 0, context, *given)
+        attention.forward(layer, q, k, v, context)
 
 
 if __name__ == "__main__":

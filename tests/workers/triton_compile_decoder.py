@@ -27,10 +27,12 @@ from workers.attention import triton_kernels as attention_kernels
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
 from workers.attention.device_batch import DeviceBatch
+from workers.attention.triton_paged import TritonAttention
 from workers.decoder import triton_kernels
 from workers.decoder.device import DeviceDecoder
 from workers.decoder.families import Description
-from workers.layers import triton_linear
+from workers.forward import ForwardBatch
+from workers.kernels import triton_linear
 from workers.layers.layer import Layer
 from workers.layers.replace import Replacements
 from workers.models.weights import put
@@ -152,7 +154,7 @@ def decoder_of(description: Description) -> DeviceDecoder:
         replace(rope, frequencies=torch.empty(rope.frequencies.shape, device=GPU))
         for rope in description.ropes
     ]
-    return DeviceDecoder(description)
+    return DeviceDecoder(TritonAttention, description)
 
 
 def cache_for(description: Description) -> PagedCache:
@@ -162,7 +164,7 @@ def cache_for(description: Description) -> PagedCache:
     return PagedCache(description.n_blocks, 8, 16, numbers.n_kv_heads, dim, dtype, GPU)
 
 
-def captured(cache: PagedCache, n_rows: int) -> AttentionContext:
+def captured(decoder: DeviceDecoder, cache: PagedCache, n_rows: int) -> AttentionContext:
     """Within `no_gpu`: a forward pass of decodes as a CUDA graph has it."""
 
     def numbers(*shape: int) -> torch.Tensor:
@@ -177,12 +179,13 @@ def captured(cache: PagedCache, n_rows: int) -> AttentionContext:
         tiles=numbers(0, 4),
         most_parts=4 * n_rows,
     )
-    return AttentionContext.captured(cache, batch)
+    return AttentionContext.captured(cache, n_rows, {decoder.attention: batch})
 
 
 def forward(decoder: DeviceDecoder, cache: PagedCache, n_rows: int) -> torch.Tensor:
     ids, positions, wanted = (torch.empty(n_rows, dtype=torch.int64, device=GPU) for _ in range(3))
-    return decoder(ids, positions, wanted, captured(cache, n_rows))
+    batch = ForwardBatch(ids, positions, wanted, captured(decoder, cache, n_rows))
+    return decoder.forward(batch).logits
 
 
 def main(capability: int, dtype: torch.dtype, n_rows: int, name: str, keep: Path | None) -> None:

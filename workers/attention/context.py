@@ -1,15 +1,14 @@
-"""What attention must know about a forward pass: where each packed token belongs."""
+"""What attention must know of a forward pass: where each packed token belongs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from workers.attention.cache import PagedCache
-from workers.attention.device_batch import DeviceBatch
 
 
 class Prefill(NamedTuple):
@@ -44,35 +43,28 @@ class AttentionContext:
     decode_lengths: torch.Tensor
     """int32 [n_decode]: positions of the sequence, the current one included."""
     prefills: list[Prefill] = field(default_factory=list)
-    _spans: dict[int, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
-    _on_device: dict[tuple[int, bool], DeviceBatch] = field(
-        default_factory=dict, init=False, repr=False
-    )
-    _captured: DeviceBatch | None = field(default=None, repr=False)
+    metadata: dict[object, object] = field(default_factory=dict, init=False, repr=False)
+    """What each attention backend has built of it; see `AttentionBackend.metadata`."""
+    _captured: bool = field(default=False, repr=False)
 
     @classmethod
-    def captured(cls, cache: PagedCache, batch: DeviceBatch) -> AttentionContext:
-        """A forward pass over decode rows whose numbers change between its runs, for a CUDA graph.
+    def captured(
+        cls, cache: PagedCache, n_rows: int, metadata: Mapping[Any, object]
+    ) -> AttentionContext:
+        """Return a forward pass over decode rows whose numbers change between its runs, for a CUDA
+        graph.
 
-        They are in the tensors of `batch`, which are read on the device only and whose addresses
-        must stay; nothing is on the host, so whoever fills them looks at them before
-        (`DecodeNumbers.expect_within`). Only kernels that ask for `on_device` can attend to it.
-
-        Raises ValueError for tensors whose shapes do not fit each other.
+        They are in the `metadata`, by backend, which is read on the device only and whose addresses
+        must stay; nothing is on the host, so what fills them checks them before
+        (`AttentionCapture.fill`).
         """
-        n = batch.lengths.numel()
-        if not n == batch.slots.numel() == batch.starts.numel() == batch.parts.numel() - 1:
-            raise ValueError(
-                f"{n} decode rows, with {batch.slots.numel()} slots, {batch.starts.numel()} starts "
-                f"and {batch.parts.numel()} running sums of parts, are no forward pass"
-            )
-        if batch.tiles.numel() or batch.chunks is not None:
-            raise ValueError("a captured forward pass has decode rows only, and was given chunks")
         none = torch.empty(0, 0, dtype=torch.int32)
-        return cls(cache, none.flatten().long(), n, none, none.flatten(), _captured=batch)
+        made = cls(cache, none.flatten().long(), n_rows, none, none.flatten(), _captured=True)
+        made.metadata.update(metadata)
+        return made
 
     def __post_init__(self) -> None:
-        if self._captured is not None:
+        if self._captured:
             return
         if self.n_tokens < 1:
             raise ValueError("a forward pass needs at least one token, got none")
@@ -100,75 +92,37 @@ class AttentionContext:
     def n_tokens(self) -> int:
         return self.n_decode + sum(chunk.n for chunk in self.prefills)
 
-    def spans(self, max_positions: int) -> torch.Tensor:
-        """int64 [n_spans, 4]: first packed token, positions, context length after the last of
-        them, address of the block table. Chunks are cut evenly, to at most `max_positions`.
-
-        The work of a forward pass as kernels take it; made by the first layer that asks.
-        """
-        self.expect_on_host()
-        spans = self._spans.get(max_positions)
-        if spans is None:
-            tables = self.decode_block_tables
-            row = torch.arange(self.n_decode)
-            address = tables.data_ptr() + row * (tables.shape[-1] * tables.element_size())
-            decode = torch.stack((row, torch.ones_like(row), self.decode_lengths, address), dim=1)
-            cut = [
-                (
-                    chunk.start + begin,
-                    end - begin,
-                    chunk.length - chunk.n + end,
-                    chunk.block_table.data_ptr(),
-                )
-                for chunk in self.prefills
-                for begin, end in _cut(chunk.n, max_positions)
-            ]
-            chunks = torch.tensor(cut, dtype=torch.int64).reshape(-1, 4)
-            spans = self._spans[max_positions] = torch.cat((decode, chunks))
-        return spans
-
-    def on_device(self, max_positions: int, packed: bool = False) -> DeviceBatch:
-        """The same for the kernels of a GPU, chunks cut to tiles of at most `max_positions` and
-        with `packed` as flash-attn takes them too; made by the first layer that asks.
-        """
-        if self._captured is not None:
-            return self._captured
-        batch = self._on_device.get((max_positions, packed))
-        if batch is None:
-            batch = DeviceBatch.of(self, max_positions, packed)
-            self._on_device[max_positions, packed] = batch
-        return batch
-
     def expect_on_host(self) -> None:
         """Raises RuntimeError for a captured forward pass, of which nothing is on the host."""
-        if self._captured is not None:
+        if self._captured:
             raise RuntimeError("a captured forward pass has its numbers on the device only")
 
-    def expect_fitting(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    def expect_fitting(
+        self, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None
+    ) -> None:
         """Raises ValueError for a layer's tensors that do not fit the cache and this forward pass.
 
         Query is [1, n_heads, n_tokens, head_dim], key and value are [1, n_kv_heads, n_tokens,
-        head_dim], of the cache's dtype.
+        head_dim], of the cache's dtype. Key and value may both be None.
         """
-        self.expect_fitting_query(query)
-        cache = self.cache
-        fitting = (1, cache.n_kv_heads, self.n_tokens, cache.head_dim)
-        if not key.shape == value.shape == fitting or not key.dtype == value.dtype == cache.dtype:
-            raise ValueError(
-                f"key {key.dtype} {list(key.shape)} and value {value.dtype} {list(value.shape)} do "
-                f"not fit the cache and this forward pass, which take {cache.dtype} {list(fitting)}"
-            )
-
-    def expect_fitting_query(self, query: torch.Tensor) -> None:
-        """The same of the query alone."""
-        cache = self.cache
+        cache, n_tokens = self.cache, self.n_tokens
         n_heads = query.shape[1]
-        fitting = (1, n_heads, self.n_tokens, cache.head_dim)
+        fitting = (1, n_heads, n_tokens, cache.head_dim)
         if query.shape != fitting or n_heads % cache.n_kv_heads or query.dtype != cache.dtype:
             raise ValueError(
                 f"query {query.dtype} {list(query.shape)} and a cache of {cache.n_kv_heads} "
                 f"key-value heads in {cache.dtype} do not fit: this forward pass takes "
                 f"{list(fitting)}"
+            )
+        if key is None and value is None:
+            return
+        if key is None or value is None:
+            raise ValueError("key and value do not fit each other: one of them is None")
+        fitting = (1, cache.n_kv_heads, n_tokens, cache.head_dim)
+        if not key.shape == value.shape == fitting or not key.dtype == value.dtype == cache.dtype:
+            raise ValueError(
+                f"key {key.dtype} {list(key.shape)} and value {value.dtype} {list(value.shape)} do "
+                f"not fit the cache and this forward pass, which take {cache.dtype} {list(fitting)}"
             )
 
     def _held(self, n_blocks: int) -> int:
@@ -191,10 +145,3 @@ class AttentionContext:
         least, most = (int(x) for x in tensor.aminmax())
         if least < 0 or most >= limit:
             raise ValueError(f"{name} ranges from {least} to {most}, allowed are 0 to {limit - 1}")
-
-
-def _cut(n: int, most: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of as few parts of at most `most` as can be, all but equal in size."""
-    parts = -(-n // most)
-    for part in range(parts):
-        yield n * part // parts, n * (part + 1) // parts

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.sampling.transfer import send
-
-if TYPE_CHECKING:
-    from workers.attention.cache import PagedCache
-    from workers.attention.context import AttentionContext
+from workers.attention.backend import AttentionCapture, DecodeRows, Part
+from workers.attention.cache import PagedCache
+from workers.attention.context import AttentionContext
+from workers.transfer import send
 
 SPLIT = 128
 """Positions of a context that decode attention walks at once: few, so that even one short text
@@ -22,6 +21,13 @@ not depend on the batch, so that neither does the order in which a row's context
 ALIGNMENT = 4
 """Numbers that each part of the copy is padded to a multiple of: 16 bytes, so that Triton does not
 compile one kernel for aligned addresses and another for others."""
+MOST_BLOCKS = 2**20
+"""Of all block tables of a captured step together: 4 MiB to be copied. Longer ones run without a
+graph."""
+MOST_PARTS = 2**14
+"""Of the contexts of a captured step together, if the cache has no room for more: texts that share
+blocks may be longer together than it. Partial results of so many take 256 MiB for 32 heads of 128.
+"""
 
 
 class Chunks(NamedTuple):
@@ -123,7 +129,7 @@ class DecodeNumbers(NamedTuple):
         """Raises ValueError for rows [n] of these `lengths`, written at `slots`, that would make
         attention read or write outside the cache or behind a row's own blocks.
 
-        For those who fill the tensors of `AttentionContext.captured`; a context looks at its own.
+        For what fills the tensors of a captured pass; a context checks its own.
         """
         held = np.diff(self.starts, append=len(self.tables)) * cache.block_size
         for name, numbers, least, most in (
@@ -159,6 +165,46 @@ def decode_numbers(
     # wide the longest row makes them.
     at = np.repeat(lines * width - starts, n_blocks) + np.arange(n)
     return DecodeNumbers(starts, _running_sum(-(-lengths // SPLIT)), block_tables.ravel()[at])
+
+
+class DecodeCapture(AttentionCapture):
+    """A `DeviceBatch` of decode rows in the input buffers of a CUDA graph."""
+
+    def __init__(self, cache: PagedCache, n_rows: int, most_positions: int) -> None:
+        self._cache = cache
+        self.sizes = dict.fromkeys(("slots", "lengths", "starts"), n_rows) | {"parts": n_rows + 1}
+        in_cache = cache.n_blocks * cache.block_size // SPLIT + n_rows
+        self._most_parts = min(max(in_cache, MOST_PARTS), n_rows * -(-most_positions // SPLIT))
+        self.most_rest = min(MOST_BLOCKS, n_rows * -(-most_positions // cache.block_size))
+
+    def fill(self, rows: DecodeRows) -> tuple[dict[str, Part], NDArray[np.int32]] | None:
+        """See `AttentionCapture`."""
+        slots, lengths, tables, lines = rows
+        decode = decode_numbers(lengths, tables, -(-lengths // self._cache.block_size), lines)
+        n_parts = int(decode.parts[-1])
+        if len(decode.tables) > self.most_rest or n_parts > self._most_parts:
+            return None
+        decode.expect_within(self._cache, slots, lengths)
+        parts: dict[str, Part] = {
+            "slots": (slots, -1),
+            "lengths": (lengths, 0),
+            "starts": (decode.starts, 0),
+            "parts": (decode.parts, n_parts),
+        }
+        return parts, decode.tables
+
+    def metadata(self, parts: Mapping[str, torch.Tensor]) -> DeviceBatch:
+        """See `AttentionCapture`."""
+        tables = parts["rest"]
+        return DeviceBatch(
+            slots=parts["slots"],
+            lengths=parts["lengths"],
+            starts=parts["starts"],
+            parts=parts["parts"],
+            tables=tables,
+            tiles=tables[:0].view(0, 4),
+            most_parts=self._most_parts,
+        )
 
 
 def _running_sum(numbers: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -10,65 +10,80 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from workers.attention.backend import AttentionBackend
 from workers.attention.context import AttentionContext
+from workers.attention.layer import AttentionLayer
 
 
-def attend_gathered(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layer: int,
-    context: AttentionContext,
-    scale: float,
-    window: int,
-    softcap: float,
-    chunk: int = 0,
-    sinks: torch.Tensor | None = None,
-    slopes: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """See `paged.Attend`."""
-    device = query.device
-    context.expect_on_host()
-    context.expect_fitting(query, key, value)
-    rule = _Rule(scale, window, softcap, chunk, sinks, slopes)
-    keys, values = context.cache.keys[layer], context.cache.values[layer]
-    slots = context.slot_mapping.to(device)
-    block, offset = slots // context.cache.block_size, slots % context.cache.block_size
-    keys[block, :, offset] = key[0].transpose(0, 1)
-    values[block, :, offset] = value[0].transpose(0, 1)
+class _Places(NamedTuple):
+    """A forward pass on the device."""
 
-    rows = query[0].transpose(0, 1)  # [n_tokens, n_heads, head_dim]
-    out = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    n = context.n_decode
-    if n:
-        longest = int(context.decode_lengths.max())
-        lengths = context.decode_lengths.to(device).long()
-        tables = context.decode_block_tables.to(device)
-        k = _gather(keys, tables, longest)
-        v = _gather(values, tables, longest)
-        # Past a row's end is what was never written: NaN perhaps, and NaN times zero is NaN.
-        unwritten = (torch.arange(longest, device=device) >= lengths[:, None])[:, None, :, None]
-        k.masked_fill_(unwritten, 0)
-        v.masked_fill_(unwritten, 0)
-        positions = lengths[:, None] - 1
-        out[:n] = _attend(rows[:n, None], k, v, positions, rule)[:, 0]
-    for start, n, length, table in context.prefills:
-        k = _gather(keys, table[None].to(device), length)
-        v = _gather(values, table[None].to(device), length)
-        positions = torch.arange(length - n, length, device=device)[None]
-        out[start : start + n] = _attend(rows[None, start : start + n], k, v, positions, rule)[0]
-    return out[None]
+    blocks: torch.Tensor
+    offsets: torch.Tensor
+    """int64 [n_tokens], of each token's slot."""
+    tables: torch.Tensor
+    """int32 [n_decode, max_blocks]"""
+    lengths: torch.Tensor
+    """int64 [n_decode]"""
+    longest: int
+    chunk_tables: list[torch.Tensor]
+    """int32 [n_blocks] of each prefill."""
 
 
-class _Rule(NamedTuple):
-    """How to attend. See `paged.Attend`."""
+class TorchAttention(AttentionBackend[_Places]):
+    """For any shape of model."""
 
-    scale: float
-    window: int
-    softcap: float
-    chunk: int
-    sinks: torch.Tensor | None
-    slopes: torch.Tensor | None
+    name = "torch"
+    devices = frozenset({"cpu", "cuda"})
+
+    def build(self, batch: AttentionContext) -> _Places:
+        """See `AttentionBackend`."""
+        device = batch.cache.keys[0].device
+        slots = batch.slot_mapping.to(device)
+        return _Places(
+            slots // batch.cache.block_size,
+            slots % batch.cache.block_size,
+            batch.decode_block_tables.to(device),
+            batch.decode_lengths.to(device).long(),
+            int(batch.decode_lengths.max()) if batch.n_decode else 0,
+            [chunk.block_table.to(device) for chunk in batch.prefills],
+        )
+
+    def forward(
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        batch: AttentionContext,
+    ) -> torch.Tensor:
+        """See `AttentionBackend`."""
+        batch.expect_fitting(query, key, value)
+        places = self.metadata(batch)
+        keys, values = batch.cache.keys[layer.index], batch.cache.values[layer.index]
+        if key is not None and value is not None:
+            keys[places.blocks, :, places.offsets] = key[0].transpose(0, 1)
+            values[places.blocks, :, places.offsets] = value[0].transpose(0, 1)
+
+        rows = query[0].transpose(0, 1)  # [n_tokens, n_heads, head_dim]
+        out = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        n = batch.n_decode
+        if n:
+            lengths, longest = places.lengths, places.longest
+            k = _gather(keys, places.tables, longest)
+            v = _gather(values, places.tables, longest)
+            # Past a row's end is what was never written: NaN perhaps, and NaN times zero is NaN.
+            past = torch.arange(longest, device=query.device) >= lengths[:, None]
+            k.masked_fill_(past[:, None, :, None], 0)
+            v.masked_fill_(past[:, None, :, None], 0)
+            out[:n] = _attend(rows[:n, None], k, v, lengths[:, None] - 1, layer)[:, 0]
+        for (start, n, length, _), table in zip(batch.prefills, places.chunk_tables, strict=True):
+            k = _gather(keys, table[None], length)
+            v = _gather(values, table[None], length)
+            positions = torch.arange(length - n, length, device=query.device)[None]
+            chunk = slice(start, start + n)
+            out[chunk] = _attend(rows[None, chunk], k, v, positions, layer)[0]
+        return out[None]
 
 
 def _gather(pool: torch.Tensor, tables: torch.Tensor, length: int) -> torch.Tensor:
@@ -83,7 +98,7 @@ def _attend(
     key: torch.Tensor,
     value: torch.Tensor,
     positions: torch.Tensor,
-    rule: _Rule,
+    layer: AttentionLayer,
 ) -> torch.Tensor:
     """Query [n_rows, n, n_heads, dim] at `positions` [n_rows, n]; key and value [n_rows,
     n_kv_heads, length, dim] -> like query.
@@ -97,25 +112,25 @@ def _attend(
     folded = query.reshape(n_rows, n, n_kv_heads, group, dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
     ahead = torch.arange(length, device=key.device) - positions[:, :, None]
     seen = ahead <= 0
-    if rule.window:
-        seen &= ahead > -rule.window
-    if rule.chunk:
-        seen &= ahead >= -(positions % rule.chunk)[:, :, None]
+    if layer.window:
+        seen &= ahead > -layer.window
+    if layer.chunk:
+        seen &= ahead >= -(positions % layer.chunk)[:, :, None]
     seen = seen[:, None].repeat(1, 1, group, 1)  # [n_rows, 1, group * n, length]
-    if rule.softcap or rule.sinks is not None or rule.slopes is not None:
-        scores = folded.float() @ key.float().transpose(2, 3) * rule.scale
-        if rule.softcap:
-            scores = rule.softcap * torch.tanh(scores / rule.softcap)
-        if rule.slopes is not None:
-            slopes = rule.slopes.reshape(1, n_kv_heads, group, 1, 1)
+    if layer.softcap or layer.sinks is not None or layer.slopes is not None:
+        scores = folded.float() @ key.float().transpose(2, 3) * layer.scale
+        if layer.softcap:
+            scores = layer.softcap * torch.tanh(scores / layer.softcap)
+        if layer.slopes is not None:
+            slopes = layer.slopes.reshape(1, n_kv_heads, group, 1, 1)
             scores += (slopes * ahead[:, None, None]).flatten(2, 3)
         scores.masked_fill_(~seen, float("-inf"))
-        if rule.sinks is not None:
+        if layer.sinks is not None:
             # A key that every query sees and that has no value.
-            sinks = rule.sinks.reshape(1, n_kv_heads, group, 1, 1).expand(n_rows, -1, -1, n, 1)
+            sinks = layer.sinks.reshape(1, n_kv_heads, group, 1, 1).expand(n_rows, -1, -1, n, 1)
             scores = torch.cat((scores, sinks.flatten(2, 3)), dim=-1)
         attended = (scores.softmax(dim=-1)[..., :length] @ value.float()).to(query.dtype)
     else:
-        attended = scaled_dot_product_attention(folded, key, value, seen, scale=rule.scale)
+        attended = scaled_dot_product_attention(folded, key, value, seen, scale=layer.scale)
     attended = attended.reshape(n_rows, n_kv_heads, group, n, dim).permute(0, 3, 1, 2, 4)
     return attended.reshape(n_rows, n, n_heads, dim)

@@ -1,16 +1,22 @@
-"""Paged attention as transformers' attention modules call it, whatever the device."""
+"""Paged attention as transformers' attention modules call it, whatever the backend."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import pad
+from transformers import AttentionInterface
 
+from workers.attention.backend import AttentionBackend
 from workers.attention.context import AttentionContext
-from workers.attention.reach import Reach
+from workers.attention.layer import AttentionLayer, AttentionWindow
+
+NAME = "tgi_paged"
+"""`attn_implementation` of models that use paged attention."""
 
 # What transformers hands to every attention function without changing what is to be attended:
 # `position_ids` is in the keys and queries already, the rest says what to return or to keep.
@@ -28,118 +34,130 @@ HARMLESS = frozenset(
 )
 
 
-class Attend(Protocol):
-    """Puts new keys and values into the cache and attends."""
-
-    def __call__(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        layer: int,
-        context: AttentionContext,
-        scale: float,
-        window: int,
-        softcap: float,
-        chunk: int = 0,
-        sinks: torch.Tensor | None = None,
-        slopes: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Query [1, n_heads, n_tokens, head_dim], key and value [1, n_kv_heads, n_tokens,
-        head_dim], of the cache's dtype -> [1, n_tokens, n_heads, head_dim].
-
-        Zero is no window, no softcap, no chunks: see `Reach`. `sinks`, float32 [n_heads]: the score
-        of a key without a value, for each head. `slopes`, float32 [n_heads]: what a head's score
-        falls by for each token between key and query (ALiBi).
-
-        Raises ValueError for tensors that do not fit the cache and the context.
-        """
-        ...
-
-
 class PagedAttention:
-    """An attention function for transformers' AttentionInterface."""
+    """The attention of one model of transformers."""
 
-    BLOCK_SIZE = 16
-    """Positions of a page that suit it, where none are asked for."""
-
-    def __init__(self, attend: Attend, notes: Sequence[str] = ()) -> None:
-        self._attend = attend
-        self.notes = list(notes)
-        """What was given up, for a person."""
-        self.reaches: dict[int, Reach] = {}
-        """Of layers that were traced; others have the `sliding_window` they are called with."""
-        self._context: AttentionContext | None = None
+    def __init__(self, backend: AttentionBackend[Any], windows: Sequence[AttentionWindow]) -> None:
+        """`windows` are those of the layers, by number."""
+        self._backend = backend
+        self._windows = windows
+        self._plain: dict[tuple[int, float, float], AttentionLayer] = {}
 
     @contextmanager
-    def over(self, context: AttentionContext) -> Iterator[None]:
-        """Forward passes of models within are about `context`."""
-        self._context = context
+    def over(self, batch: AttentionContext) -> Iterator[None]:
+        """Within, forward passes of the model, in this thread, are over `batch`."""
+        token = _running.set(_Pass(self, batch))
         try:
             yield
         finally:
-            self._context = None
+            _running.reset(token)
 
-    def __call__(
+    def attend(
         self,
-        module: torch.nn.Module,
+        layer: AttentionLayer,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        *,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        is_causal: bool | None = None,
-        s_aux: torch.Tensor | None = None,
-        alibi_slopes: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """Query [1, n_heads, n_tokens, key_dim], key [1, n_kv_heads, n_tokens, key_dim], both
-        rotated, value [1, n_kv_heads, n_tokens, value_dim] -> [1, n_tokens, n_heads, value_dim].
-        The keys and values are in the cache afterwards; heads and dims that the cache has more of
-        are filled up with zeros. `s_aux` are `Attend`'s sinks, `alibi_slopes` its slopes.
-
-        Raises ValueError, naming it, for whatever it would have to ignore.
-        """
-        context = self._context
-        if context is None:
-            raise RuntimeError("a model with paged attention runs within PagedAttention.over")
-        meaningful = [name for name, x in kwargs.items() if x is not None and name not in HARMLESS]
-        if attention_mask is not None:
-            meaningful.append("attention_mask")
-        if dropout:
-            meaningful.append("dropout")
-        if is_causal is False or not getattr(module, "is_causal", True):
-            meaningful.append("is_causal=False")
-        if meaningful:
-            raise ValueError(
-                f"{type(module).__name__} asks for attention with {', '.join(meaningful)}, which "
-                "paged attention does not do: it takes causal attention with a scaling, a "
-                "window or chunks, a softcap, sinks and slopes. This model cannot be served."
-            )
-        layer: int = module.layer_idx  # type: ignore[assignment]
-        reach = self.reaches.get(layer) or Reach(window=sliding_window or 0)
-        cache = context.cache
-        n_heads, dim, value_dim = query.shape[1], cache.head_dim, value.shape[3]
-        scale = query.shape[3] ** -0.5 if scaling is None else float(scaling)
-        most_heads = n_heads // key.shape[1] * cache.n_kv_heads
-        out = self._attend(
-            _filled(query, most_heads, dim),
-            _filled(key, cache.n_kv_heads, dim),
-            _filled(value, cache.n_kv_heads, dim),
+        batch: AttentionContext,
+    ) -> torch.Tensor:
+        """See `AttentionBackend.forward`; heads and dims that the cache has more of are filled up
+        with zeros."""
+        n_heads, value_dim = query.shape[1], value.shape[3]
+        n_kv_heads, dim = batch.cache.n_kv_heads, batch.cache.head_dim
+        most_heads = n_heads // key.shape[1] * n_kv_heads
+        out = self._backend.forward(
             layer,
-            context,
-            scale,
-            reach.window,
-            softcap or 0.0,
-            reach.chunk,
-            _per_head(s_aux, most_heads),
-            _per_head(alibi_slopes, most_heads),
+            _filled(query, most_heads, dim),
+            _filled(key, n_kv_heads, dim),
+            _filled(value, n_kv_heads, dim),
+            batch,
         )
-        return out[:, :, :n_heads, :value_dim], None
+        return out[:, :, :n_heads, :value_dim]
+
+    def layer(
+        self,
+        index: int,
+        scale: float,
+        softcap: float,
+        sinks: torch.Tensor | None,
+        slopes: torch.Tensor | None,
+    ) -> AttentionLayer:
+        """Return how a layer attends. Sinks and slopes have a number for each head of the cache."""
+        key = (index, scale, softcap)
+        found = self._plain.get(key)
+        if found is None or sinks is not None or slopes is not None:
+            window, chunk = self._windows[index]
+            found = AttentionLayer(index, scale, window, chunk, softcap, sinks, slopes)
+            if sinks is None and slopes is None:
+                self._plain[key] = found
+        return found
+
+
+class _Pass(NamedTuple):
+    """A forward pass that runs."""
+
+    attention: PagedAttention
+    batch: AttentionContext
+
+
+_running: ContextVar[_Pass | None] = ContextVar("paged_attention", default=None)
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    is_causal: bool | None = None,
+    s_aux: torch.Tensor | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend in the forward pass that runs, as transformers' AttentionInterface asks for it.
+
+    Query [1, n_heads, n_tokens, key_dim], key [1, n_kv_heads, n_tokens, key_dim], both rotated,
+    value [1, n_kv_heads, n_tokens, value_dim] -> [1, n_tokens, n_heads, value_dim]. The keys and
+    values are in the cache afterwards. `s_aux` are the layer's sinks, `alibi_slopes` its slopes;
+    its window is the one that was traced, whatever `sliding_window` says.
+
+    Raises ValueError, naming it, for whatever it would have to ignore.
+    """
+    running = _running.get()
+    if running is None:
+        raise RuntimeError("a model with paged attention runs within PagedAttention.over")
+    meaningful = [name for name, x in kwargs.items() if x is not None and name not in HARMLESS]
+    if attention_mask is not None:
+        meaningful.append("attention_mask")
+    if dropout:
+        meaningful.append("dropout")
+    if is_causal is False or not getattr(module, "is_causal", True):
+        meaningful.append("is_causal=False")
+    if meaningful:
+        raise ValueError(
+            f"{type(module).__name__} asks for attention with {', '.join(meaningful)}, which "
+            "paged attention does not do: it takes causal attention with a scaling, a "
+            "window or chunks, a softcap, sinks and slopes. This model cannot be served."
+        )
+    attention, batch = running
+    index: int = module.layer_idx  # type: ignore[assignment]
+    most_heads = query.shape[1] // key.shape[1] * batch.cache.n_kv_heads
+    layer = attention.layer(
+        index,
+        query.shape[3] ** -0.5 if scaling is None else float(scaling),
+        softcap or 0.0,
+        _per_head(s_aux, most_heads),
+        _per_head(alibi_slopes, most_heads),
+    )
+    return attention.attend(layer, query, key, value, batch), None
+
+
+AttentionInterface.register(NAME, paged_attention)
 
 
 def _filled(x: torch.Tensor, n_heads: int, dim: int) -> torch.Tensor:

@@ -1,109 +1,94 @@
-"""Which attention serves which device."""
+"""The attention backends by name, and which of them serves a device."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from transformers import AttentionInterface
 
-from workers.attention.cpu import CpuAttention
-from workers.attention.cuda import CudaAttention, FlashAttention, VarlenAttention
-from workers.attention.paged import PagedAttention
+from workers.attention.backend import AttentionBackend
+from workers.attention.flash import FlashAttention, VarlenAttention
+from workers.attention.gather import TorchAttention
+from workers.attention.layer import AttentionShape
+from workers.attention.native import NativeAttention
+from workers.attention.triton_paged import TritonAttention
 
-if TYPE_CHECKING:
-    from workers.attention.triton_paged import TritonAttention
+Backend = type[AttentionBackend[Any]]
 
-ATTENTIONS: dict[str, type[CpuAttention | CudaAttention]] = {
-    "cpu": CpuAttention,
-    "cuda": CudaAttention,
+BACKENDS: dict[str, Backend] = {
+    one.name: one
+    for one in (NativeAttention, TorchAttention, TritonAttention, FlashAttention, VarlenAttention)
 }
-"""By kind of device; `choose` puts another one there."""
+"""What `--attention` may name."""
 
-CHOICES: dict[str, type[CudaAttention]] = {
-    "auto": CudaAttention,
-    "triton": CudaAttention,
-    "flash": FlashAttention,
-    "varlen": VarlenAttention,
+AUTO: dict[str, tuple[Backend, ...]] = {
+    "cpu": (NativeAttention, TorchAttention),
+    "cuda": (TritonAttention,),
 }
-"""Of a GPU, by `--attention`. `auto` has small pages, so that texts share more of the cache, and
-needs nothing besides Triton."""
+"""By kind of device, the best first. The Triton kernels have small pages, so that texts share more
+of the cache, and need nothing besides Triton."""
 
-NAME = "tgi_paged"
-"""`attn_implementation` of a model that is to use paged attention."""
+DEVICES = {"cpu": "a CPU", "cuda": "an NVIDIA GPU"}
 
-
-def _unready(*_: object, **__: object) -> None:
-    raise RuntimeError("a model runs before `register` was called for its shape")
+Registered = TypeVar("Registered", bound=Backend)
 
 
-# Models are built with this name before their shape is known.
-AttentionInterface.register(NAME, _unready)
+class Choice(NamedTuple):
+    """The backend that serves, and what the user should know of the choice."""
+
+    backend: Backend
+    notes: list[str]
 
 
-def choose(name: str, device: torch.device) -> None:
-    """Let this one of CHOICES serve the device's kind, in this process.
+def register(backend: Registered) -> Registered:
+    """Let `--attention` name this backend. A decorator of its class."""
+    BACKENDS[backend.name] = backend
+    return backend
 
-    Raises ValueError where it cannot be had, saying what is missing.
+
+def choose(name: str, device: torch.device) -> Choice:
+    """Return the backend of this name, or for "auto" the best one that runs on the device.
+
+    Raises ValueError where there is none, saying what is missing.
     """
-    if device.type != "cuda":
-        if name != "auto":
+    kind = device.type
+    if name == "auto":
+        if kind not in AUTO:
             raise ValueError(
-                f"--attention {name} needs an NVIDIA GPU, and serving is on the CPU. Leave it out"
+                f"paged attention is built for the devices {', '.join(AUTO)}, not for {kind}"
             )
-        return
-    chosen = CHOICES[name]
-    refusal = chosen.PREFILL.refusal() if chosen.PREFILL else None
-    if refusal:
+        *better, last = AUTO[kind]
+        notes: list[str] = []
+        for backend in better:
+            refusal = backend.refusal()
+            if refusal is None:
+                return Choice(backend, notes)
+            notes.append(
+                f"attention runs in plain torch, several times slower with many streams: {refusal}"
+            )
+        return Choice(last, notes)
+    if name not in BACKENDS:
+        raise ValueError(f"--attention is auto or one of {', '.join(BACKENDS)}, not {name}")
+    chosen = BACKENDS[name]
+    if kind not in chosen.devices:
+        needed = " or ".join(DEVICES.get(one, one) for one in sorted(chosen.devices))
+        serving = "the CPU" if kind == "cpu" else kind
         raise ValueError(
-            f"--attention {name} cannot be had: {refusal}. Install it, or leave --attention out"
+            f"--attention {name} needs {needed}, and serving is on {serving}. Leave it out"
         )
-    ATTENTIONS["cuda"] = chosen
-
-
-def kernels(
-    n_heads: int, n_kv_heads: int, head_dim: int, dtype: torch.dtype
-) -> tuple[TritonAttention, list[str]]:
-    """Those of a GPU; see `CudaAttention.kernels`."""
-    chosen = ATTENTIONS["cuda"]
-    assert issubclass(chosen, CudaAttention)
-    return chosen.kernels(n_heads, n_kv_heads, head_dim, dtype)
-
-
-def register(
-    n_heads: int,
-    n_kv_heads: int,
-    head_dim: int,
-    dtype: torch.dtype,
-    device: torch.device | str = "cpu",
-) -> list[str]:
-    """Put paged attention for this shape of model under NAME, and say what was given up for it.
-
-    The first call on a machine compiles the CPU's kernel, which takes some ten seconds; those of
-    a GPU are compiled when they first run. Raises ValueError for a device that has no attention
-    here.
-    """
-    kind = torch.device(device).type
-    if kind not in ATTENTIONS:
+    if refusal := chosen.refusal():
         raise ValueError(
-            f"paged attention is built for the devices {', '.join(ATTENTIONS)}, not for {kind}"
+            f"--attention {name} cannot be used: {refusal}. Install it, or leave --attention out"
         )
-    attention = ATTENTIONS[kind](n_heads, n_kv_heads, head_dim, dtype)
-    AttentionInterface.register(NAME, attention)
-    return attention.notes
+    return Choice(chosen, [])
 
 
-def attention() -> PagedAttention:
-    """What is under NAME."""
-    registered: PagedAttention = AttentionInterface()[NAME]
-    return registered
-
-
-def use(attention: PagedAttention) -> None:
-    """Put this one under NAME, which all models share."""
-    AttentionInterface.register(NAME, attention)
-
-
-def block_size(device: torch.device) -> int:
-    """Positions of a page that suit the device's attention."""
-    return ATTENTIONS[device.type].BLOCK_SIZE
+def build(backend: Backend, shape: AttentionShape) -> AttentionBackend[Any]:
+    """Return the backend for a shape of model; plain torch, with a note, for one that it does not
+    take."""
+    refusal = backend.shape_refusal(shape)
+    if refusal is None:
+        return backend(shape)
+    plain = TorchAttention(shape)
+    plain.notes.append(f"attention runs in plain torch, slower: {refusal}")
+    return plain

@@ -3,7 +3,7 @@
 Names in configs differ from family to family, and many families say only in their masks which
 layers have a window. So a model runs once, over two tokens, with an attention that attends to
 nothing and writes down how it is called. Masks are made by `_mask`, whose every element is the
-number of the reach that was asked for, so that it is still told when the model has cut it.
+number of the window that was asked for, so that it is still known when the model has cut it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from workers.attention.reach import Reach
+from workers.attention.layer import AttentionWindow
 
 NAME = "tgi_traced"
 """`attn_implementation` of a model that is being traced."""
 _FIRST = 41.0
-"""In a mask, of the first reach; one more for each that follows. Exact in bfloat16 up to 256."""
+"""In a mask, of the first window; one more for each that follows. Exact in bfloat16 up to 256."""
 
 
 class Layer(NamedTuple):
@@ -30,7 +30,7 @@ class Layer(NamedTuple):
     n_kv_heads: int
     key_dim: int
     value_dim: int
-    reach: Reach
+    window: AttentionWindow
 
 
 class Untraceable(Exception):
@@ -42,7 +42,7 @@ class Tracer:
 
     def __init__(self) -> None:
         self.layers: dict[int, Layer] = {}
-        self._reaches: list[Reach] = []
+        self._windows: list[AttentionWindow] = []
 
     def attend(
         self,
@@ -55,20 +55,20 @@ class Tracer:
         sliding_window: int | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """In the place of `PagedAttention`; attends to nothing. Raises Untraceable."""
+        """In the place of `paged_attention`; attends to nothing. Raises Untraceable."""
         name = type(module).__name__
         at = getattr(module, "layer_idx", None)
         if not isinstance(at, int):
             raise Untraceable(f"{name} does not say which layer it is of")
         if at in self.layers:
             raise Untraceable(f"{name} of layer {at} attends more than once in a pass")
-        reach = Reach(window=sliding_window or 0)
+        asked = AttentionWindow(window=sliding_window or 0)
         if attention_mask is not None:
-            reach = self._reach(name, attention_mask)
-            if sliding_window and reach.window != sliding_window:
+            asked = self._window(name, attention_mask)
+            if sliding_window and asked.window != sliding_window:
                 raise Untraceable(
                     f"{name} of layer {at} asks for a window of {sliding_window} and masks for one "
-                    f"of {reach.window or 'no'} positions"
+                    f"of {asked.window or 'no'} positions"
                 )
         _, n_heads, n_tokens, key_dim = query.shape
         if key.shape[2] != n_tokens or n_heads % key.shape[1]:
@@ -77,7 +77,7 @@ class Tracer:
                 f"{key.shape[1]} heads where there are {n_tokens} tokens"
             )
         value_dim = value.shape[3]
-        self.layers[at] = Layer(n_heads, key.shape[1], key_dim, value_dim, reach)
+        self.layers[at] = Layer(n_heads, key.shape[1], key_dim, value_dim, asked)
         return query.new_zeros((1, n_tokens, n_heads, value_dim)), None
 
     def mask(
@@ -102,18 +102,18 @@ class Tracer:
         chunked = size and size == getattr(config, "attention_chunk_size", None)
         if chunked and size == getattr(config, "sliding_window", None):
             raise Untraceable(f"{config.model_type} has windows and chunks of the same size")
-        reach = Reach(chunk=size) if chunked else Reach(window=size)
-        if reach not in self._reaches:
-            self._reaches.append(reach)
-        code = _FIRST + self._reaches.index(reach)
+        asked = AttentionWindow(chunk=size) if chunked else AttentionWindow(window=size)
+        if asked not in self._windows:
+            self._windows.append(asked)
+        code = _FIRST + self._windows.index(asked)
         return torch.full((batch_size, 1, q_length, kv_length), code, dtype=dtype, device=device)
 
-    def _reach(self, name: str, mask: torch.Tensor) -> Reach:
+    def _window(self, name: str, mask: torch.Tensor) -> AttentionWindow:
         codes = set(mask.flatten().tolist())
         place = codes.pop() - _FIRST if codes else -1.0
-        if codes or place not in range(len(self._reaches)):
+        if codes or place not in range(len(self._windows)):
             raise Untraceable(f"{name} attends with a mask of its own")
-        return self._reaches[int(place)]
+        return self._windows[int(place)]
 
 
 @contextmanager

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from functools import cache
-from typing import Any, NamedTuple
+from importlib import util
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-import triton
 
-from workers.attention import triton_kernels as kernels
+from workers.attention.backend import AttentionBackend
+from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
-from workers.attention.device_batch import SPLIT, DeviceBatch
-from workers.attention.flash import PackedPrefill
+from workers.attention.device_batch import SPLIT, DecodeCapture, DeviceBatch
+from workers.attention.layer import AttentionLayer, AttentionShape
+from workers.attention.packed_prefill import PackedPrefill
 
+LEAST_CAPABILITY = (8, 0)
+"""Ampere: what Triton compiles for, and the first with bfloat16."""
 SPLITS_AT_ONCE = 16
 ROWS_AT_ONCE = 256
 """Decode rows of which a program looks up at once whose split it has."""
@@ -20,60 +28,36 @@ KEY_BYTES = 16 * 1024
 """Of keys, and of values, that a program holds in shared memory for each stage of its pipeline."""
 QUERY_BYTES = 32 * 1024
 """Of queries that it holds there at most. All together fit the 99 KiB of the smallest GPUs."""
+LEAST_TILE = 16
+"""A product of matrices takes at least so many in each direction."""
 MULTIPROCESSORS = 4
 """Where there is no GPU to count them."""
 
 
-class _Call(NamedTuple):
-    """What a layer asks for; see `paged.Attend`."""
-
-    query: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-    """Of keys and values, the pools."""
-    batch: DeviceBatch
-    out: torch.Tensor
-    """[1, n_tokens, n_heads, head_dim]"""
-    scale: float
-    window: int
-    softcap: float
-    chunk: int
-    sinks: torch.Tensor | None
-    slopes: torch.Tensor | None
-
-
-class TritonAttention:
+class TritonAttention(AttentionBackend[DeviceBatch]):
     """Writes new keys and values into the cache and attends: at most four launches, and no waiting
-    for the device.
+    for the device."""
 
-    `prefill` attends to the chunks of what it takes; the Triton kernel to the others. Raises
-    ValueError for a shape of model that the kernels do not take.
-    """
+    name = "triton"
+    devices = frozenset({"cuda"})
+    PREFILL: ClassVar[type[PackedPrefill] | None] = None
+    """What attends to prefills in the place of the Triton kernel, where it takes them."""
 
-    def __init__(
-        self,
-        n_heads: int,
-        n_kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        prefill: PackedPrefill | None = None,
-    ) -> None:
-        # A product of matrices takes at least 16 in each direction.
-        width = max(16, triton.next_power_of_2(head_dim))
-        row = width * dtype.itemsize
-        group = n_heads // n_kv_heads
-        limit = min(128, QUERY_BYTES // row)
-        self._decode_m = max(16, triton.next_power_of_2(group))
-        if self._decode_m > limit or n_heads % n_kv_heads:
-            raise ValueError(
-                f"attention on a GPU takes up to {limit} heads of {head_dim} numbers in {dtype} to "
-                f"each key-value head, not {n_heads} to {n_kv_heads}"
-            )
-        self._prefill_m = max(self._decode_m, min(256 // dtype.itemsize, limit))
-        self._n_heads, self._group = n_heads, group
-        self._kv = {"N_KV_HEADS": n_kv_heads, "DIM": head_dim, "WIDTH": width}
+    def __init__(self, shape: AttentionShape) -> None:
+        super().__init__(shape)
+        # Only a torch built for CUDA brings Triton along.
+        from workers.attention import triton_kernels
+
+        self._kernels = triton_kernels
+        width = _width(shape)
+        row = width * shape.dtype.itemsize
+        self._decode_m = max(LEAST_TILE, _power_of_2(shape.group))
+        self._prefill_m = max(
+            self._decode_m, min(256 // shape.dtype.itemsize, _most_queries(shape))
+        )
+        self._kv = {"N_KV_HEADS": shape.n_kv_heads, "DIM": shape.head_dim, "WIDTH": width}
         self._n = min(128, max(16, KEY_BYTES // row))
-        self._widest = max(width, self._n) * dtype.itemsize
+        self._widest = max(width, self._n) * shape.dtype.itemsize
         # Two stages load the next keys during the products of these; wide rows leave no room.
         self._stages = 2 if self._n * row <= KEY_BYTES else 1
         self._programs = 1
@@ -81,177 +65,195 @@ class TritonAttention:
         when the first ones have done all their work."""
         if self._tile(self._decode_m)["num_warps"] == 4:
             self._programs = 3 if width <= 128 else 2
-        self._prefill = prefill
+        self._prefill: PackedPrefill | None = None
+        if self.PREFILL is not None:
+            try:
+                self._prefill = self.PREFILL(shape.head_dim, shape.dtype)
+            except ValueError as error:
+                self.notes.append(f"prefills run without {self.PREFILL.NAME}: {error}")
 
-    def batch(self, context: AttentionContext) -> DeviceBatch:
-        """The forward pass as these kernels read it."""
-        return context.on_device(self._prefill_m // self._group, self._prefill is not None)
+    @classmethod
+    def refusal(cls) -> str | None:
+        """Return why this machine's first GPU cannot be served on by it, or None."""
+        return gpu_refusal() or (cls.PREFILL.refusal() if cls.PREFILL else None)
 
-    def __call__(
+    @classmethod
+    def shape_refusal(cls, shape: AttentionShape) -> str | None:
+        """Return why the kernels do not take this shape of model, or None."""
+        limit = _most_queries(shape)
+        fits = max(LEAST_TILE, _power_of_2(shape.group)) <= limit
+        if fits and shape.n_heads % shape.n_kv_heads == 0:
+            return None
+        return (
+            f"attention on a GPU takes up to {limit} heads of {shape.head_dim} numbers in "
+            f"{shape.dtype} to each key-value head, not {shape.n_heads} to {shape.n_kv_heads}"
+        )
+
+    def build(self, batch: AttentionContext) -> DeviceBatch:
+        """See `AttentionBackend`."""
+        positions = self._prefill_m // self.shape.group
+        return DeviceBatch.of(batch, positions, packed=self._prefill is not None)
+
+    def slots(self, batch: AttentionContext) -> torch.Tensor:
+        """See `AttentionBackend`."""
+        return self.metadata(batch).slots
+
+    def capture(self, cache: PagedCache, n_rows: int, most_positions: int) -> DecodeCapture:
+        """See `AttentionBackend`."""
+        return DecodeCapture(cache, n_rows, most_positions)
+
+    def forward(
         self,
+        layer: AttentionLayer,
         query: torch.Tensor,
+        key: torch.Tensor | None,
+        value: torch.Tensor | None,
+        batch: AttentionContext,
+    ) -> torch.Tensor:
+        """See `AttentionBackend`. What it returns is contiguous."""
+        batch.expect_fitting(query, key, value)
+        _, n_heads, n_tokens, head_dim = query.shape
+        if n_heads > self.shape.n_heads:
+            raise ValueError(f"a layer has {n_heads} heads where {self.shape.n_heads} are the most")
+        on_device = self.metadata(batch)
+        if key is not None and value is not None:
+            self._write(layer, key, value, on_device, batch.cache)
+        query = query if query.stride(3) == 1 else query.contiguous()
+        out = query.new_empty((1, n_tokens, n_heads, head_dim))
+        pools = batch.cache.keys[layer.index], batch.cache.values[layer.index]
+        if len(on_device.tiles):
+            self._attend_chunks(layer, query, pools, on_device, out)
+        if batch.n_decode:
+            self._attend_rows(layer, query, pools, on_device, out)
+        return out
+
+    def _write(
+        self,
+        layer: AttentionLayer,
         key: torch.Tensor,
         value: torch.Tensor,
-        layer: int,
-        context: AttentionContext,
-        scale: float,
-        window: int,
-        softcap: float,
-        chunk: int = 0,
-        sinks: torch.Tensor | None = None,
-        slopes: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """See `paged.Attend`."""
-        context.expect_fitting(query, key, value)
-        self.write(key, value, layer, context)
-        return self.attend(query, layer, context, scale, window, softcap, chunk, sinks, slopes)
-
-    def write(
-        self, key: torch.Tensor, value: torch.Tensor, layer: int, context: AttentionContext
+        batch: DeviceBatch,
+        cache: PagedCache,
     ) -> None:
-        """Put new keys and values, both [1, n_kv_heads, n_tokens, head_dim], into the cache."""
         key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (key, value))
-        cache = context.cache
-        kernels.write[(context.n_tokens,)](
-            cache.keys[layer],
-            cache.values[layer],
+        self._kernels.write[(key.shape[2],)](
+            cache.keys[layer.index],
+            cache.values[layer.index],
             key,
             value,
-            self.batch(context).slots,
+            batch.slots,
             key.stride(2),
             key.stride(1),
             value.stride(2),
             value.stride(1),
-            HEADS=triton.next_power_of_2(cache.n_kv_heads),
+            HEADS=_power_of_2(cache.n_kv_heads),
             BLOCK_SIZE=cache.block_size,
             **self._kv,
         )
 
-    def attend(
+    def _attend_chunks(
         self,
+        layer: AttentionLayer,
         query: torch.Tensor,
-        layer: int,
-        context: AttentionContext,
-        scale: float,
-        window: int,
-        softcap: float,
-        chunk: int = 0,
-        sinks: torch.Tensor | None = None,
-        slopes: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """`paged.Attend` for keys and values that are in the cache already. Query [1, n_heads,
-        n_tokens, head_dim] -> [1, n_tokens, n_heads, head_dim], contiguous."""
-        context.expect_fitting_query(query)
-        _, n_heads, n_tokens, head_dim = query.shape
-        if n_heads != self._n_heads:
-            raise ValueError(f"a layer has {n_heads} heads where others have {self._n_heads}")
-        call = _Call(
-            query if query.stride(3) == 1 else query.contiguous(),
-            context.cache.keys[layer],
-            context.cache.values[layer],
-            self.batch(context),
-            query.new_empty((1, n_tokens, n_heads, head_dim)),
-            scale,
-            window,
-            softcap,
-            chunk,
-            sinks,
-            slopes,
-        )
-        if len(call.batch.tiles):
-            self._attend_chunks(call)
-        if context.n_decode:
-            self._attend_rows(call)
-        return call.out
-
-    def _attend_chunks(self, call: _Call) -> None:
-        batch = call.batch
+        pools: tuple[torch.Tensor, torch.Tensor],
+        batch: DeviceBatch,
+        out: torch.Tensor,
+    ) -> None:
         prefill, n_decode = self._prefill, len(batch.lengths)
-        plain = not call.chunk and call.sinks is None and call.slopes is None
-        if prefill and batch.chunks and plain and (not call.softcap or prefill.CAPS):
-            call.out[0, n_decode:] = prefill(
-                call.query[0, :, n_decode:].transpose(0, 1),
-                call.keys,
-                call.values,
+        plain = not layer.chunk and layer.sinks is None and layer.slopes is None
+        if prefill and batch.chunks and plain and (not layer.softcap or prefill.CAPS):
+            out[0, n_decode:] = prefill(
+                query[0, :, n_decode:].transpose(0, 1),
+                *pools,
                 batch.chunks,
-                call.scale,
-                call.window,
-                call.softcap,
+                layer.scale,
+                layer.window,
+                layer.softcap,
             )
             return
-        kernels.prefill[(len(batch.tiles), self._kv["N_KV_HEADS"])](
-            call.out,
-            call.query,
-            call.keys,
-            call.values,
+        self._kernels.prefill[(len(batch.tiles), self._kv["N_KV_HEADS"])](
+            out,
+            query,
+            *pools,
             batch.tables,
             batch.tiles,
-            call.query.stride(2),
-            call.query.stride(1),
-            call.scale,
-            _given(call.sinks, batch),
-            _given(call.slopes, batch),
-            SINKS=call.sinks is not None,
+            query.stride(2),
+            query.stride(1),
+            layer.scale,
+            _given(layer.sinks, batch),
+            _given(layer.slopes, batch),
+            SINKS=layer.sinks is not None,
             **self._tile(self._prefill_m),
-            **self._constants(call),
+            **self._constants(layer, query, pools),
         )
 
-    def _attend_rows(self, call: _Call) -> None:
-        batch, n_kv_heads = call.batch, self._kv["N_KV_HEADS"]
+    def _attend_rows(
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,
+        pools: tuple[torch.Tensor, torch.Tensor],
+        batch: DeviceBatch,
+        out: torch.Tensor,
+    ) -> None:
+        n_kv_heads, n_heads = self._kv["N_KV_HEADS"], query.shape[1]
         n_decode = len(batch.lengths)
-        partial = call.out.new_empty((batch.most_parts, *call.out.shape[2:]), dtype=torch.float32)
+        partial = out.new_empty((batch.most_parts, *out.shape[2:]), dtype=torch.float32)
         logs = partial.new_empty(partial.shape[:2])
-        reach = call.window or call.chunk
-        seen = -(-reach // SPLIT) + 1 if reach else 0
+        within = layer.window or layer.chunk
+        seen = -(-within // SPLIT) + 1 if within else 0
         most = n_decode * seen if seen else batch.most_parts
-        at_once = multiprocessors(call.query.device) * self._programs // n_kv_heads
-        kernels.decode[(max(1, min(most, at_once)), n_kv_heads)](
+        at_once = multiprocessors(query.device) * self._programs // n_kv_heads
+        self._kernels.decode[(max(1, min(most, at_once)), n_kv_heads)](
             partial,
             logs,
-            call.query,
-            call.keys,
-            call.values,
+            query,
+            *pools,
             batch.tables,
             batch.lengths,
             batch.starts,
             batch.parts,
-            call.query.stride(2),
-            call.query.stride(1),
-            call.scale,
-            _given(call.slopes, batch),
+            query.stride(2),
+            query.stride(1),
+            layer.scale,
+            _given(layer.slopes, batch),
             n_decode,
             SPLIT=SPLIT,
             SEEN=seen,
             AT_ONCE=ROWS_AT_ONCE,
             **self._tile(self._decode_m),
-            **self._constants(call),
+            **self._constants(layer, query, pools),
         )
-        kernels.combine[(n_decode, self._n_heads)](
-            call.out,
+        self._kernels.combine[(n_decode, n_heads)](
+            out,
             partial,
             logs,
             batch.lengths,
             batch.parts,
-            _given(call.sinks, batch),
-            N_HEADS=self._n_heads,
-            WINDOW=call.window,
-            CHUNK=call.chunk,
-            SINKS=call.sinks is not None,
+            _given(layer.sinks, batch),
+            N_HEADS=n_heads,
+            WINDOW=layer.window,
+            CHUNK=layer.chunk,
+            SINKS=layer.sinks is not None,
             SPLIT=SPLIT,
             AT_ONCE=SPLITS_AT_ONCE,
             DIM=self._kv["DIM"],
             WIDTH=self._kv["WIDTH"],
         )
 
-    def _constants(self, call: _Call) -> dict[str, Any]:
+    def _constants(
+        self,
+        layer: AttentionLayer,
+        query: torch.Tensor,
+        pools: tuple[torch.Tensor, torch.Tensor],
+    ) -> dict[str, Any]:
         """Of both kernels that attend."""
         return {
-            "GROUP": self._group,
-            "BLOCK_SIZE": call.keys.shape[2],
-            "WINDOW": call.window,
-            "SOFTCAP": call.softcap,
-            "CHUNK": call.chunk,
-            "SLOPES": call.slopes is not None,
+            "GROUP": query.shape[1] // self._kv["N_KV_HEADS"],
+            "BLOCK_SIZE": pools[0].shape[2],
+            "WINDOW": layer.window,
+            "SOFTCAP": layer.softcap,
+            "CHUNK": layer.chunk,
+            "SLOPES": layer.slopes is not None,
             "N": self._n,
             "num_stages": self._stages,
             **self._kv,
@@ -260,6 +262,20 @@ class TritonAttention:
     def _tile(self, m: int) -> dict[str, int]:
         """A tile of `m` query vectors, and the warps whose registers hold it."""
         return {"M": m, "num_warps": 8 if m * self._widest >= KEY_BYTES else 4}
+
+
+def _power_of_2(n: int) -> int:
+    """The least that is no less than n."""
+    return 1 << (n - 1).bit_length()
+
+
+def _width(shape: AttentionShape) -> int:
+    return max(LEAST_TILE, _power_of_2(shape.head_dim))
+
+
+def _most_queries(shape: AttentionShape) -> int:
+    """Query vectors that a program holds at most."""
+    return min(128, QUERY_BYTES // (_width(shape) * shape.dtype.itemsize))
 
 
 def _given(per_head: torch.Tensor | None, batch: DeviceBatch) -> torch.Tensor:
@@ -273,3 +289,24 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda" or not torch.cuda.is_available():
         return MULTIPROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def gpu_refusal() -> str | None:
+    """Return why Triton kernels do not run on this machine's first GPU, or None."""
+    if util.find_spec("triton") is None:
+        return "paged attention on a GPU needs Triton; install the package triton"
+    # Triton builds the glue between Python and a kernel in C.
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton needs a C compiler (gcc or clang); install one, such as the package gcc"
+    # Debian's own scheme for what is installed locally names no folder of headers.
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    if not Path(sysconfig.get_path("include", scheme), "Python.h").is_file():
+        return "Triton needs Python.h; install Python's headers, such as python3-dev"
+    capability = torch.cuda.get_device_capability()
+    if capability < LEAST_CAPABILITY:
+        had, needed = ("{}.{}".format(*each) for each in (capability, LEAST_CAPABILITY))
+        return (
+            f"{torch.cuda.get_device_name()} has compute capability {had}, and paged "
+            f"attention on a GPU needs {needed}"
+        )
+    return None

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tgi_async.wire.messages import RowError, Run, Sampled
 from workers.constraints.constraints import Constraints
-from workers.launched import Forwarded, Launched
+from workers.launched import LaunchedStep, SamplingBatch
 from workers.table import RowTable
 
 PATIENCE_SECONDS = 0.005
@@ -22,7 +22,7 @@ class ConstrainedRows:
         self._table = table
         self._constraints = constraints
 
-    def without_waiting(self, runs: list[Run], launched: Launched) -> list[Run]:
+    def without_waiting(self, runs: list[Run], launched: LaunchedStep) -> list[Run]:
         """Leave out rows that would sample and have been late; wait a little if all are."""
         waiting = [
             run for run in runs if self._samples(run) and self._constraints.sits_out(run.row)
@@ -39,7 +39,7 @@ class ConstrainedRows:
         row = self._table[run.row]
         return row.n_computed + run.n >= len(row.tokens)
 
-    def masked(self, part: Forwarded, launched: Launched) -> Forwarded:
+    def masked(self, part: SamplingBatch, launched: LaunchedStep) -> SamplingBatch:
         """The rows that can be sampled, with what each of them may say."""
         if self._table.last_tokens.is_cuda:
             # The device is busy with the forward pass meanwhile.
@@ -64,7 +64,7 @@ class ConstrainedRows:
         left = part if len(places) == len(part.rows) else part.pick(places)
         return left._replace(masks=masks)
 
-    def follow(self, sampled: list[Sampled], launched: Launched) -> list[Sampled]:
+    def follow(self, sampled: list[Sampled], launched: LaunchedStep) -> list[Sampled]:
         """Tell the grammars what their rows said, and the router what follows it."""
         taken: dict[int, list[int]] = {}
         told: list[Sampled] = []

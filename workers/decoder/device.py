@@ -21,11 +21,13 @@ import torch
 import triton
 
 from workers.attention import registry
-from workers.attention.context import AttentionContext
-from workers.attention.triton_paged import TritonAttention
+from workers.attention.backend import AttentionBackend
+from workers.attention.cache import PagedCache
+from workers.attention.layer import AttentionLayer, AttentionShape
 from workers.decoder import triton_kernels as kernels
 from workers.decoder.families import Block, Description, NotFused, prepare
-from workers.layers.device_linear import DeviceLinear, GatedLinear
+from workers.forward import ForwardBatch, ForwardOutput
+from workers.kernels.device_linear import DeviceLinear, GatedLinear
 from workers.layers.linear import Linear
 from workers.ranks import Ranks
 
@@ -63,12 +65,17 @@ class _Layer:
 
 
 class DeviceDecoder:
-    """A model over packed tokens and a paged cache, on a GPU. See `runner.Model`.
+    """A model over packed tokens and a paged cache, on a GPU. See `forward.Model`.
 
     It also runs on a CPU where Triton interprets its kernels.
     """
 
-    def __init__(self, description: Description, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self,
+        attention: registry.Backend,
+        description: Description,
+        ranks: Ranks | None = None,
+    ) -> None:
         """Takes the weights out of the model that is described, layer by layer; with `ranks`, the
         description is of this rank's part.
 
@@ -76,7 +83,8 @@ class DeviceDecoder:
         """
         self._numbers = numbers = description.numbers
         self._ranks = ranks
-        self._attention, self.notes = _attention_of(description)
+        self.attention = _attention_of(attention, description)
+        self.notes = list(self.attention.notes)
         description.expect("triton_linear", "triton_rows")
         device = description.device
         self._width = triton.next_power_of_2(numbers.hidden)
@@ -89,6 +97,12 @@ class DeviceDecoder:
         for at in range(description.n_blocks):
             self._layers.append(_layer(description.block(at), numbers.activation))
             description.forget(at)
+        self._attends = [
+            AttentionLayer(
+                at, numbers.attention_scale, layer.window, softcap=numbers.attention_softcap
+            )
+            for at, layer in enumerate(self._layers)
+        ]
         self._final_norm = description.final_norm()
         ropes = description.ropes
         self._frequencies = torch.stack([rope.frequencies for rope in ropes]).to(device)
@@ -98,30 +112,27 @@ class DeviceDecoder:
         each = {x.data_ptr(): x.nbytes for x in chain(held, layers)}
         self.weight_bytes = sum(each.values())
 
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logit_positions: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        """See `runner.Model`; logits are float32. An id outside the vocabulary, which only the
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        """See `forward.Model`; logits are float32. An id outside the vocabulary, which only the
         device sees, makes the logits of its row NaN."""
-        turns = self._turns(position_ids)
-        residual, x = self._embed(input_ids)
+        tokens, context = batch.text("the fused decoder"), batch.attention
+        turns = self._turns(batch.positions)
+        residual, x = self._embed(tokens)
+        slots = self.attention.slots(context)
         last = len(self._layers) - 1
         for at, layer in enumerate(self._layers):
-            mixed = self._attend(at, layer, x, turns, context)
-            y = self._summed(layer.out.parts(mixed))
+            query = self._place(at, layer, x, turns, slots, context.cache)
+            mixed = self.attention.forward(self._attends[at], query, None, None, context)
+            y = self._summed(layer.out.parts(mixed.view(len(x), -1)))
             x = self._add_norm(residual, y, layer.attention_norm, layer.mlp_norm)
             y = self._summed(layer.down.parts(layer.gate_up(x)))
             norm = self._final_norm if at == last else self._layers[at + 1].input_norm
-            wanted = logit_positions if at == last else None
+            wanted = batch.wanted if at == last else None
             x = self._add_norm(residual, y, layer.mlp_output_norm, norm, wanted)
         logits = self._logits(x)
-        if self._ranks is None:
-            return logits
-        return self._ranks.gather(logits, self._numbers.logit_widths)
+        if self._ranks is not None:
+            logits = self._ranks.gather(logits, self._numbers.logit_widths)
+        return ForwardOutput(logits)
 
     def _turns(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
         """float32 [n_tokens, 2, rotary / 2] of each rope."""
@@ -149,16 +160,18 @@ class DeviceDecoder:
         self._ranks.all_reduce(residual)
         return residual, self._add_norm(residual, None, None, norm)
 
-    def _attend(
+    def _place(
         self,
         at: int,
         layer: _Layer,
         x: torch.Tensor,
         turns: Sequence[torch.Tensor],
-        context: AttentionContext,
+        slots: torch.Tensor,
+        cache: PagedCache,
     ) -> torch.Tensor:
-        """Of a normed x [n_tokens, hidden]: [n_tokens, n_heads * head_dim]."""
-        numbers, n_tokens, cache = self._numbers, len(x), context.cache
+        """Write keys and values of a normed x [n_tokens, hidden] into the cache, and return the
+        queries [1, n_heads, n_tokens, head_dim]."""
+        numbers, n_tokens = self._numbers, len(x)
         qkv = layer.qkv.parts(x)
         turn = turns[layer.rope or 0]
         query = x.new_empty((n_tokens, numbers.n_heads, numbers.head_dim))
@@ -168,7 +181,7 @@ class DeviceDecoder:
             cache.keys[at],
             cache.values[at],
             qkv,
-            self._attention.batch(context).slots,
+            slots,
             turn,
             # What is not there is not read; a pointer has to be given all the same.
             turn if layer.head_norms is None else layer.head_norms,
@@ -184,15 +197,7 @@ class DeviceDecoder:
             PARTS=len(qkv),
             HEADS=HEADS,
         )
-        attended = self._attention.attend(
-            query.transpose(0, 1).unsqueeze(0),
-            at,
-            context,
-            numbers.attention_scale,
-            layer.window,
-            numbers.attention_softcap,
-        )
-        return attended.view(n_tokens, -1)
+        return query.transpose(0, 1).unsqueeze(0)
 
     def _summed(self, parts: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks of [n_parts, n_tokens, hidden], of which one is left then."""
@@ -251,17 +256,17 @@ class DeviceDecoder:
         return {"SIZE": self._numbers.hidden, "WIDTH": self._width, "num_warps": self._warps}
 
 
-def _attention_of(description: Description) -> tuple[TritonAttention, list[str]]:
-    """And what was given up for it. Raises NotFused where the decoder is not for this model."""
+def _attention_of(attention: registry.Backend, description: Description) -> AttentionBackend[Any]:
+    """Raises NotFused where the decoder, or the attention, is not for this model."""
     numbers, dtype = description.numbers, description.dtype
     if dtype not in DTYPES:
         raise NotFused(f"the fused decoder takes {', '.join(map(str, DTYPES))}, not {dtype}")
     if numbers.hidden > MOST_HIDDEN:
         raise NotFused(f"its rows of {numbers.hidden} numbers are longer than {MOST_HIDDEN}")
-    try:
-        return registry.kernels(numbers.n_heads, numbers.n_kv_heads, numbers.head_dim, dtype)
-    except ValueError as error:
-        raise NotFused(f"its attention is not the kernels': {error}") from error
+    shape = AttentionShape(numbers.n_heads, numbers.n_kv_heads, numbers.head_dim, dtype)
+    if refusal := attention.shape_refusal(shape):
+        raise NotFused(f"its attention is not the kernels': {refusal}")
+    return attention(shape)
 
 
 def _layer(block: Block, activation: str) -> _Layer:

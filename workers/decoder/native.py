@@ -8,11 +8,12 @@ import torch
 
 from workers import native
 from workers.attention.cache import PagedCache
-from workers.attention.context import AttentionContext
-from workers.attention.kernel import MAX_QUERIES, Kernel
+from workers.attention.layer import AttentionShape
+from workers.attention.native import NativeAttention
 from workers.decoder.families import Block, Description, NotFused, prepare
+from workers.forward import ForwardBatch, ForwardOutput
+from workers.kernels.packed import ACTIVATIONS, PackedWeight, Weight
 from workers.layers.linear import Linear
-from workers.layers.packed import ACTIVATIONS, PackedWeight, Weight
 from workers.native import NativeUnavailable
 from workers.ranks import Ranks
 
@@ -66,7 +67,7 @@ class _Step(ctypes.Structure):
 
 
 class NativeDecoder:
-    """A model over packed tokens and a paged cache, in C. See `runner.Model`."""
+    """A model over packed tokens and a paged cache, in C. See `forward.Model`."""
 
     def __init__(self, description: Description, ranks: Ranks | None = None) -> None:
         """Takes the weights out of the model that is described, layer by layer; with `ranks`, the
@@ -78,7 +79,7 @@ class NativeDecoder:
         self._ranks = ranks
         self.notes: list[str] = []
         """What was given up, for a person."""
-        self._run = _function(description)
+        self._run, self.attention = _function(description)
         description.expect("c_linear", "c_rows")
         embedding = description.embedding()
         self._embedding: torch.Tensor = prepare("c_rows", [embedding])([embedding.weight], "")
@@ -128,30 +129,25 @@ class NativeDecoder:
             logit_softcap=numbers.logit_softcap,
         )
 
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logit_positions: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        """See `runner.Model`; logits are float32. Raises MemoryError, and ValueError for an id
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        """See `forward.Model`; logits are float32. Raises MemoryError, and ValueError for an id
         outside the vocabulary."""
+        tokens, wanted, context = batch.text("the fused decoder"), batch.wanted, batch.attention
         if context.cache is not self._cache:
             self._use(context.cache)
-        spans = context.spans(self._positions_at_once)
-        logits = torch.empty(len(logit_positions), self._decoder.n_logits)
+        spans = self.attention.metadata(context)
+        logits = torch.empty(len(wanted), self._decoder.n_logits)
         step = _Step(
-            input_ids.data_ptr(),
-            position_ids.data_ptr(),
+            tokens.data_ptr(),
+            batch.positions.data_ptr(),
             context.slot_mapping.data_ptr(),
             spans.data_ptr(),
-            logit_positions.data_ptr(),
+            wanted.data_ptr(),
             logits.data_ptr(),
             None,
-            len(input_ids),
+            len(tokens),
             len(spans),
-            len(logit_positions),
+            len(wanted),
             context.cache.block_size,
             torch.get_num_threads(),
             0,
@@ -162,12 +158,14 @@ class NativeDecoder:
             failed = self._run_together(step, self._ranks)
         if failed == BAD_ID:
             raise ValueError(
-                f"token ids are 0 to {self._vocab_size - 1}, got {int(input_ids.min())} to "
-                f"{int(input_ids.max())}"
+                f"token ids are 0 to {self._vocab_size - 1}, got {int(tokens.min())} to "
+                f"{int(tokens.max())}"
             )
         if failed:
-            raise MemoryError(f"no memory for a forward pass of {len(input_ids)} tokens")
-        return logits if self._ranks is None else self._ranks.gather(logits, self._logit_widths)
+            raise MemoryError(f"no memory for a forward pass of {len(tokens)} tokens")
+        if self._ranks is not None:
+            logits = self._ranks.gather(logits, self._logit_widths)
+        return ForwardOutput(logits)
 
     def _run_together(self, step: _Step, ranks: Ranks) -> int:
         """Stage by stage, each but the last ending in a sum over the ranks."""
@@ -181,10 +179,6 @@ class NativeDecoder:
             if step.stage < last:
                 ranks.all_reduce(partial)
         return 0
-
-    @property
-    def _positions_at_once(self) -> int:
-        return int(MAX_QUERIES // (self._decoder.n_heads // self._decoder.n_kv_heads))
 
     def _use(self, cache: PagedCache) -> None:
         for block, (keys, values) in zip(self._blocks, cache.pointers, strict=True):
@@ -221,12 +215,14 @@ class NativeDecoder:
         return tensor.data_ptr()
 
 
-def _function(description: Description) -> ctypes._NamedFuncPointer:
-    """`decoder_run`. Raises NotFused where it cannot be had or is not for this model."""
+def _function(description: Description) -> tuple[ctypes._NamedFuncPointer, NativeAttention]:
+    """`decoder_run`, and the attention whose metadata it reads. Raises NotFused where it cannot be
+    had or is not for this model."""
     numbers, dtype = description.numbers, description.dtype
     if description.device.type != "cpu":
         raise NotFused(f"the fused decoder runs on a CPU, not on {description.device}")
-    refusal = Kernel.refusal(numbers.n_heads, numbers.n_kv_heads, numbers.head_dim, dtype)
+    shape = AttentionShape(numbers.n_heads, numbers.n_kv_heads, numbers.head_dim, dtype)
+    refusal = NativeAttention.shape_refusal(shape)
     if refusal:
         raise NotFused(f"its attention is not the kernel's: {refusal}")
     if numbers.hidden % 2 or numbers.intermediate % 2:
@@ -234,9 +230,9 @@ def _function(description: Description) -> ctypes._NamedFuncPointer:
     if len(description.ropes) > MOST_ROPES:
         raise NotFused(f"it has {len(description.ropes)} rotary embeddings, not {MOST_ROPES}")
     try:
-        run = native.kernels().decoder_run
+        run, attention = native.kernels().decoder_run, NativeAttention(shape)
     except NativeUnavailable as error:
         raise NotFused(str(error)) from error
     run.argtypes = (ctypes.POINTER(_Decoder), ctypes.POINTER(_Step))
     run.restype = ctypes.c_int
-    return run
+    return run, attention

@@ -2,9 +2,10 @@
 then given to the device as a whole.
 
 What differs between steps is read from fixed places on the device, which one copy fills before
-each (`staging`): rows, positions, slots, block tables, what each row asks of the sampler. A step of
-fewer rows than the graph has is filled up with rows that are not there: of length 0, their key and
-value put nowhere, their token stored in a line of the table that is nobody's.
+each (`staging`): rows, positions, what each row asks of the sampler, what attention has to know of
+them (`AttentionCapture`). A step of fewer rows than the graph has is filled up with rows that are
+not there: of length 0, their key and value put nowhere, their token stored in a line of the table
+that is nobody's.
 
 A graph knows no length of text: attention walks as many parts of the contexts as a number on the
 device says, on a grid that does not depend on it.
@@ -13,33 +14,27 @@ device says, on a grid that does not depend on it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from workers.attention.backend import AttentionBackend, AttentionCapture, DecodeRows, Part
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
-from workers.attention.device_batch import SPLIT, DeviceBatch, decode_numbers
+from workers.forward import ForwardBatch, Model
 from workers.graphs.recorder import Outputs, Recorder
 from workers.graphs.staging import Layout, Numbers, Staging
-from workers.ranks import FellOut, Ranks
+from workers.ranks import RankFailed, Ranks
 from workers.sampling.device import DeviceSampling
 from workers.sampling.output import Picked
 from workers.table import RowTable
 
-if TYPE_CHECKING:
-    from workers.runner import Model
-
 SECONDS = 60.0
 """After which no further graph is begun; steps are filled up to the next larger one then."""
-MOST_BLOCKS = 2**20
-"""Of all block tables of a step together: 4 MiB to be copied. Longer ones run without a graph."""
-MOST_PARTS = 2**14
-"""Of the contexts of a step together, if the cache has no room for more: texts that share blocks
-may be longer together than it. Partial results of so many take 256 MiB for 32 heads of 128."""
 STEP = 32
 """Between numbers of rows that have a graph by default, from there on; powers of two before. Matrix
 products take as long for 33 rows as for 64, but attention and sampling do not."""
@@ -62,14 +57,32 @@ class Decodes(NamedTuple):
     """[n, DeviceSampling.WIDTH]"""
 
 
+@dataclass(slots=True)
+class GraphPlan:
+    """Decode steps of these numbers of rows are to be recorded."""
+
+    recorder: Recorder
+    sizes: list[int]
+    notes: list[str] = field(default_factory=list)
+    """What the user should know was given up, once they have been."""
+
+
+class SampledRows(NamedTuple):
+    """What rank 0 has besides: the rows, and what samples them."""
+
+    table: RowTable
+    sampling: DeviceSampling
+
+
 class _Graph:
     """Of one number of rows."""
 
-    def __init__(self, n_rows: int, layout: Layout, most_parts: int, most_blocks: int) -> None:
+    def __init__(self, n_rows: int, attention: AttentionCapture) -> None:
         self.n_rows = n_rows
-        self.layout = layout
-        self.most_parts = most_parts
-        self.most_blocks = most_blocks
+        self.attention = attention
+        sizes = dict.fromkeys(("rows", "stores", "positions"), n_rows)
+        sizes["sampling"] = n_rows * DeviceSampling.WIDTH
+        self.layout = Layout({**sizes, **attention.sizes})
         self.replay: Callable[[], None] | None = None
         self.outputs: Outputs = ()
 
@@ -87,32 +100,36 @@ class DecodeGraphs:
     def __init__(
         self,
         model: Model,
+        attention: AttentionBackend[Any],
         cache: PagedCache,
-        recorder: Recorder,
-        sizes: Sequence[int],
+        plan: GraphPlan,
         most_positions: int,
-        table: RowTable | None = None,
-        sampling: DeviceSampling | None = None,
+        rows: SampledRows | None = None,
         ranks: Ranks | None = None,
-        tell: Callable[[int, Numbers], None] | None = None,
+        broadcast: Callable[[int, Numbers], None] | None = None,
     ) -> None:
-        """`sizes` are numbers of rows; `most_positions` is the longest text of a row. `table` and
-        `sampling` are rank 0's. With `ranks`, the model is this one's part, and rank 0 has `tell`,
-        which makes the others `follow`.
+        """`attention` is the model's; `most_positions` is the longest text of a row. `rows` are
+        rank 0's. With `ranks`, the model is this one's part, and rank 0 has `broadcast`, by which
+        the others `follow`.
         """
         self._model = model
+        self._attention = attention
         self._cache = cache
-        self._recorder = recorder
-        self._table = table
-        self._sampling = sampling
+        self._recorder = plan.recorder
+        self._table = rows.table if rows else None
+        self._sampling = rows.sampling if rows else None
         self._ranks = ranks
-        self._tell = tell
-        self._graphs = [self._planned(n, most_positions) for n in sorted(set(sizes), reverse=True)]
+        self._broadcast = broadcast
         device = cache.keys[0].device
-        room = max(one.layout.size + one.most_blocks for one in self._graphs)
+        self._graphs: list[_Graph] = []
+        for n_rows in sorted(set(plan.sizes), reverse=True):
+            capture = attention.capture(cache, n_rows, most_positions)
+            if capture is not None:
+                self._graphs.append(_Graph(n_rows, capture))
+        room = max((x.layout.size + x.attention.most_rest for x in self._graphs), default=0)
         self._staging = Staging(room, device)
         self._logits: torch.Tensor | None = None
-        self._every = torch.arange(self._graphs[0].n_rows, device=device)
+        self._every = torch.arange(max(plan.sizes), device=device)
 
     @property
     def sizes(self) -> list[int]:
@@ -123,6 +140,11 @@ class DecodeGraphs:
     def record(self, seconds: float = SECONDS) -> list[str]:
         """Record the graphs, the largest first, until `seconds` have passed; say what was given up
         for a person. All ranks record together."""
+        if not self._graphs:
+            return [
+                f"decode steps run without CUDA graphs, slower: {self._attention.name} attention "
+                "cannot be captured in one"
+            ]
         began = time.perf_counter()
         for at, graph in enumerate(self._graphs):
             in_time = not at or time.perf_counter() - began < seconds
@@ -158,25 +180,20 @@ class DecodeGraphs:
         if graph is None:
             return None
         lengths = (decodes.positions + 1).astype(np.int32)
-        n_blocks = -(-lengths // self._cache.block_size)
-        decode = decode_numbers(lengths, self._table.block_tables, n_blocks, decodes.rows)
-        if len(decode.tables) > graph.most_blocks or decode.parts[-1] > graph.most_parts:
+        tables = self._table.block_tables
+        filled = graph.attention.fill(DecodeRows(decodes.slots, lengths, tables, decodes.rows))
+        if filled is None:
             return None
-        decode.expect_within(self._cache, decodes.slots, lengths)
-        nobody = self._table.nobody
-        size = graph.layout.write(
-            self._staging.next(),
+        stores = np.where(decodes.stored, decodes.rows, self._table.nobody)
+        size = self._write(
+            graph,
             {
-                "rows": (decodes.rows, nobody),
-                "stores": (np.where(decodes.stored, decodes.rows, nobody), nobody),
+                "rows": (decodes.rows, self._table.nobody),
+                "stores": (stores, self._table.nobody),
                 "positions": (decodes.positions, 0),
-                "slots": (decodes.slots, -1),
-                "lengths": (lengths, 0),
-                "starts": (decode.starts, 0),
-                "parts": (decode.parts, int(decode.parts[-1])),
                 "sampling": (decodes.sampling.ravel(), 0),
             },
-            decode.tables,
+            filled,
         )
         logits, *picked = self._run(graph, size)
         return logits[:n], Picked(*(x[:n] for x in picked))
@@ -188,48 +205,44 @@ class DecodeGraphs:
         self._run(graph, len(numbers))
 
     def close(self) -> None:
-        """Give up the graphs, which NCCL waits for when it is left."""
+        """Give up the graphs, which NCCL waits for when its group is destroyed."""
         self._graphs = []
 
     def _run(self, graph: _Graph, size: int) -> Outputs:
-        if self._tell is not None:
-            self._tell(graph.n_rows, self._staging.next()[:size])
+        if self._broadcast is not None:
+            self._broadcast(graph.n_rows, self._staging.next()[:size])
         self._staging.send(size)
         assert graph.replay is not None
         graph.replay()
         return graph.outputs
 
-    def _planned(self, n_rows: int, most_positions: int) -> _Graph:
-        cache = self._cache
-        sizes = dict.fromkeys(("rows", "stores", "positions", "slots", "lengths", "starts"), n_rows)
-        layout = Layout(sizes | {"parts": n_rows + 1, "sampling": n_rows * DeviceSampling.WIDTH})
-        in_cache = cache.n_blocks * cache.block_size // SPLIT + n_rows
-        return _Graph(
-            n_rows,
-            layout,
-            min(max(in_cache, MOST_PARTS), n_rows * -(-most_positions // SPLIT)),
-            min(MOST_BLOCKS, n_rows * -(-most_positions // cache.block_size)),
-        )
+    def _write(
+        self,
+        graph: _Graph,
+        parts: dict[str, Part],
+        attention: tuple[Mapping[str, Part], Numbers],
+    ) -> int:
+        """Write the numbers of the next step, on the host; return how many there are."""
+        of_attention, rest = attention
+        return graph.layout.write(self._staging.next(), {**parts, **of_attention}, rest)
 
     def _record(self, graph: _Graph) -> str:
         """Why it cannot be recorded, or nothing."""
         # A step of nobody: with it, the cache stays as it is.
-        numbers = self._staging.next()
         nobody = 0 if self._table is None else self._table.nobody
         nothing = np.empty(0, np.int32)
-        size = graph.layout.write(
-            numbers,
+        none = np.empty(0, np.int64)
+        filled = graph.attention.fill(DecodeRows(none, nothing, nothing.reshape(0, 0), none))
+        assert filled is not None
+        size = self._write(
+            graph,
             {
                 "rows": (nothing, nobody),
                 "stores": (nothing, nobody),
                 "positions": (nothing, 0),
-                "slots": (nothing, -1),
-                "lengths": (nothing, 0),
-                "starts": (nothing, 0),
-                "parts": (nothing, 0),
                 "sampling": (nothing, 0),
             },
-            nothing,
+            filled,
         )
         self._staging.send(size)
         try:
@@ -239,7 +252,7 @@ class DecodeGraphs:
         except RuntimeError as error:
             if self._ranks is not None:
                 # The others wait for this one in the middle of it.
-                raise FellOut(f"a step of {graph.n_rows} rows failed: {error}") from error
+                raise RankFailed(f"a step of {graph.n_rows} rows failed: {error}") from error
             return _first_line(error)
         try:
             graph.replay, graph.outputs = self._recorder.record(lambda: self._step(graph))
@@ -257,18 +270,12 @@ class DecodeGraphs:
         else:
             ids = self._every.new_empty(graph.n_rows)
         if self._ranks is not None:
-            ids = self._ranks.share(ids)
-        batch = DeviceBatch(
-            slots=at["slots"],
-            lengths=at["lengths"],
-            starts=at["starts"],
-            parts=at["parts"],
-            tables=at["rest"],
-            tiles=at["rest"][:0].view(0, 4),
-            most_parts=graph.most_parts,
-        )
-        context = AttentionContext.captured(self._cache, batch)
-        logits = self._model(ids, at["positions"].long(), self._every[: graph.n_rows], context)
+            ids = self._ranks.broadcast(ids)
+        captured = {self._attention: graph.attention.metadata(at)}
+        context = AttentionContext.captured(self._cache, graph.n_rows, captured)
+        every = self._every[: graph.n_rows]
+        batch = ForwardBatch(ids, at["positions"].long(), every, context)
+        logits = self._model.forward(batch).logits
         if self._sampling is None or self._table is None:
             return ()
         asked = at["sampling"].view(graph.n_rows, DeviceSampling.WIDTH)
@@ -285,7 +292,7 @@ class DecodeGraphs:
 
     def _all(self, mine: bool) -> bool:
         """Whether it is so on all ranks."""
-        return mine if self._ranks is None else bool(self._ranks.least(int(mine)))
+        return mine if self._ranks is None else bool(self._ranks.all_reduce_min(int(mine)))
 
 
 def _first_line(error: Exception) -> str:

@@ -74,20 +74,21 @@ class Replacements:
 
     def _replacement(self, names: list[str], module: Any) -> Linear | Embedding | Experts | None:
         if type(module) is nn.Linear:
-            if self._are_read(names, ".weight"):
+            if self._is_read(names, ".weight"):
                 return None
             size = Size(module.out_features, module.in_features, module.bias is not None)
             method = self._method_of(names[0], "head" if module is self._head else "linear")
             return Linear(method, size, module.weight.dtype, self._device)
         if module is self._embedding:
             known = type(module) is nn.Embedding or SCALED.fullmatch(type(module).__name__)
-            if not known or self._are_read(names, ".weight"):
+            if not known or self._embedding_is_read(names):
                 return None
             size = Size(module.num_embeddings, module.embedding_dim)
             method = self._method_of(names[0], "embedding")
             return Embedding(method, size, module.weight.dtype, self._device)
         if hasattr(module, "_apply_gate") and hasattr(module, "gate_up_proj"):
-            if self._are_read(names, "."):
+            alone = module._parameters.keys() == module.state_dict().keys()
+            if not alone or self._is_read(names, "."):
                 return None
             method = self._method_of(names[0], "experts")
             return experts_for(method, module, self._expert_names, self._device)
@@ -96,20 +97,29 @@ class Replacements:
     def _method_of(self, name: str, kind: Kind) -> QuantMethod:
         return self._method.for_layer(name, kind) or registry.PLAIN
 
-    def _are_read(self, names: list[str], what: str) -> bool:
+    def _is_read(self, names: list[str], what: str) -> bool:
         """Whether the code of a module's owners names something of it."""
         for name in names:
             parent, _, leaf = name.rpartition(".")
             owner = type(self._model.get_submodule(parent))
-            read = re.compile(rf"self\.{re.escape(leaf + what)}")
-            # A class is found in its file by parsing all of that, so look at the file first.
-            if read.search(_read_file(_file(owner))) is None:
-                continue
-            if owner not in self._sources:
-                self._sources[owner] = inspect.getsource(owner)
-            if read.search(self._sources[owner]):
+            if self._names(owner, rf"self\.{re.escape(leaf + what)}"):
                 return True
         return False
+
+    def _embedding_is_read(self, names: list[str]) -> bool:
+        """As `_is_read`, by any code of the model."""
+        leaves = {re.escape(name.rpartition(".")[2]) for name in names}
+        owners = {type(one) for one in self._model.modules()}
+        pattern = rf"self\.(\w+\.)*({'|'.join(leaves)})\.weight\b"
+        return any(self._names(owner, pattern) for owner in owners)
+
+    def _names(self, owner: type, pattern: str) -> bool:
+        # A class is found in its file by parsing all of that, so look at the file first.
+        if re.search(pattern, _read_file(_file(owner))) is None:
+            return False
+        if owner not in self._sources:
+            self._sources[owner] = inspect.getsource(owner)
+        return re.search(pattern, self._sources[owner]) is not None
 
 
 def _file(kind: type) -> str:

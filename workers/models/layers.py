@@ -11,7 +11,7 @@ from torch import nn
 
 from workers.attention.tracing import Layer, tracing
 from workers.errors import Unsupported
-from workers.models.adapters import inputs
+from workers.models.attention_patches import inputs
 
 ACROSS_TOKENS = (nn.Conv1d, nn.LSTM, nn.GRU, nn.RNN)
 """Modules that mix positions, whose past would have to be kept beside keys and values."""

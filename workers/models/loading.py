@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from tgi_async.cgroups import gigabytes
 from workers import memory
-from workers.attention.context import AttentionContext
+from workers.attention import registry
+from workers.attention.backend import AttentionBackend
+from workers.attention.native import NativeAttention
 from workers.decoder.families import Description, NotFused
 from workers.decoder.native import NativeDecoder
 from workers.errors import Unsupported
+from workers.forward import ForwardBatch, ForwardOutput, Model
 from workers.models import rope
 from workers.models.description import Shape
 from workers.models.pretrained import Pretrained
 from workers.models.transformers_path import TransformersModel
 from workers.ranks import Ranks
-from workers.runner import Model
 
 
 class Loaded(Model, Protocol):
@@ -30,12 +33,22 @@ class Loaded(Model, Protocol):
     weight_bytes: int
     notes: list[str]
 
+    @property
+    def attention(self) -> AttentionBackend[Any]:
+        """What its layers attend by."""
+        ...
+
 
 class Decoder(Model, Protocol):
     """A fused decoder."""
 
     weight_bytes: int
     notes: list[str]
+
+    @property
+    def attention(self) -> AttentionBackend[Any]:
+        """What its layers attend by."""
+        ...
 
 
 MakeDecoder = Callable[[Description, Ranks | None], Decoder]
@@ -51,28 +64,29 @@ class FusedModel:
         self._decoder = make(description, loaded.ranks)
         loaded.weights.release()
         self.shape = loaded.shape
+        self.attention = self._decoder.attention
         self.weight_bytes = self._decoder.weight_bytes
         self.notes = list(self._decoder.notes)
 
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logit_positions: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        """See `runner.Model`, and the decoder for what it raises."""
-        return self._decoder(input_ids, position_ids, logit_positions, context)
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        """See `forward.Model`, and the decoder for what it raises."""
+        return self._decoder.forward(batch)
 
 
-def decoder_for(device: torch.device) -> MakeDecoder:
-    """The fused decoder of a device."""
-    if device.type != "cuda":
+def decoder_for(attention: registry.Backend, device: torch.device) -> MakeDecoder:
+    """Return the fused decoder of a device that attends by this backend.
+
+    Raises NotFused where there is none.
+    """
+    if device.type == "cpu" and "cpu" in attention.devices:
+        if attention is not NativeAttention:
+            refusal = NativeAttention.refusal()
+            raise NotFused(refusal or f"it attends by {attention.name}, not by its own kernel in C")
         return NativeDecoder
     # Only a torch built for CUDA brings Triton along.
     from workers.decoder.device import DeviceDecoder
 
-    return DeviceDecoder
+    return partial(DeviceDecoder, attention)
 
 
 def load(
@@ -84,17 +98,18 @@ def load(
     ranks: Ranks | None = None,
     scaling: rope.Scaling | None = None,
     max_total_tokens: int = 0,
-    decoder: MakeDecoder | None = None,
+    attention: registry.Backend | None = None,
     must_fit: bool = False,
 ) -> Loaded:
     """`implementation` is "fused", "transformers" or "auto"; with `ranks`, this rank's part.
     `scaling` is in the place of the config's. `max_total_tokens` is the longest text that is asked
-    for, 0 being the longest that is exact; the model's shape says what is had. `decoder` is in the
-    place of the device's fused one. With `must_fit`, weights for which a CPU has no memory are
-    refused rather than read.
+    for, 0 being the longest that is exact; the model's shape says what is had. `attention` defaults
+    to the device's best. With `must_fit`, weights for which a CPU has no memory are refused rather
+    than read.
 
     Raises Unsupported, or ValueError and OSError for a broken folder.
     """
+    chosen = registry.Choice(attention, []) if attention else registry.choose("auto", device)
     loaded = Pretrained(path, dtype, device, trust_remote_code, ranks, scaling)
     if must_fit and device.type == "cpu":
         _expect_room(loaded.whole_bytes, ranks)
@@ -103,8 +118,8 @@ def load(
         max_total_tokens = rope.limits_of(loaded.module.config).most
     longest, notes = rope.fix(loaded.module, max_total_tokens)
     loaded.shape = replace(loaded.shape, max_total_tokens=longest)
-    model = _running(loaded, implementation, decoder or decoder_for(device))
-    model.notes += notes + loaded.weights.notes
+    model = _running(loaded, implementation, chosen.backend)
+    model.notes += chosen.notes + notes + loaded.weights.notes
     return model
 
 
@@ -113,24 +128,24 @@ def _expect_room(size: int, ranks: Ranks | None) -> None:
     rather than let the kernel kill the worker half-way."""
     room = memory.room_on_cpu(swap=True)
     # All ranks look before any of them loads.
-    least = room.size if ranks is None else ranks.least(room.size)
+    least = room.size if ranks is None else ranks.all_reduce_min(room.size)
     if size > least:
         raise Unsupported(
             f"its weights take {gigabytes(size)}, and there is no room for them: {room.because}"
         )
 
 
-def _running(loaded: Pretrained, implementation: str, decoder: MakeDecoder) -> Loaded:
+def _running(loaded: Pretrained, implementation: str, attention: registry.Backend) -> Loaded:
     if implementation == "transformers":
-        return TransformersModel(loaded)
+        return TransformersModel(loaded, attention)
     try:
-        return FusedModel(loaded, decoder)
+        return FusedModel(loaded, decoder_for(attention, loaded.device))
     except NotFused as reason:
         if implementation == "fused":
             raise Unsupported(
                 f"the fused decoder does not run it: {reason}. --model-impl auto runs it through "
                 "transformers' code"
             ) from reason
-        model = TransformersModel(loaded)
+        model = TransformersModel(loaded, attention)
         model.notes.append(f"it runs through transformers' code, which is slower: {reason}")
         return model

@@ -15,7 +15,7 @@ from workers.layers.embedding import Embedding
 from workers.layers.layer import Layer
 from workers.layers.linear import Linear
 from workers.layers.replace import Replacements
-from workers.models import adapters
+from workers.models import attention_patches
 from workers.models.checkpoint import Checkpoint
 from workers.models.description import read_config, shape_of
 from workers.models.matching import expert_names
@@ -127,7 +127,7 @@ def _on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
         model = AutoModelForCausalLM.from_config(
             config,
             dtype=dtype,
-            attn_implementation=adapters.built_with(config.model_type),
+            attn_implementation=attention_patches.built_with(config.model_type),
             trust_remote_code=trust_remote_code,
         )
     return model.eval().requires_grad_(False)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from workers.attention import registry
-from workers.attention.context import AttentionContext
-from workers.models.adapters import adapt
+from workers.attention.layer import AttentionShape
+from workers.attention.paged import PagedAttention
+from workers.forward import ForwardBatch, ForwardOutput
+from workers.models.attention_patches import patch_attention
 from workers.models.families import TESTED
 from workers.models.layers import PackedForward, layers_of
 from workers.models.pretrained import Pretrained
@@ -18,12 +18,12 @@ DIM_STEP = 16
 
 
 class TransformersModel:
-    """transformers' own code over packed tokens and a paged cache. See `runner.Model`."""
+    """transformers' own code over packed tokens and a paged cache. See `forward.Model`."""
 
-    def __init__(self, loaded: Pretrained) -> None:
+    def __init__(self, loaded: Pretrained, attention: registry.Backend) -> None:
         """Raises Unsupported."""
         self.module = loaded.module
-        notes = loaded.complete() + adapt(self.module)
+        notes = loaded.complete() + patch_attention(self.module)
         self.weight_bytes = loaded.weight_bytes
         layers = layers_of(self.module)
         widest = max(max(layer.key_dim, layer.value_dim) for layer in layers)
@@ -34,30 +34,22 @@ class TransformersModel:
             n_kv_heads=max(layer.n_kv_heads for layer in layers),
             head_dim=-(-widest // DIM_STEP) * DIM_STEP,
         )
-        self.notes = notes + registry.register(
-            self.shape.n_heads,
-            self.shape.n_kv_heads,
-            self.shape.head_dim,
-            self.module.dtype,
-            self.module.device,
-        )
+        n_kv_heads, head_dim = self.shape.n_kv_heads, self.shape.head_dim
+        # Of a layer with fewer key-value heads, the cache's others are filled up with zeros.
+        n_heads = n_kv_heads * max(layer.n_heads // layer.n_kv_heads for layer in layers)
+        shape = AttentionShape(n_heads, n_kv_heads, head_dim, self.module.dtype)
+        self.attention = registry.build(attention, shape)
+        self.notes = notes + self.attention.notes
         kind = self.module.config.model_type
         if kind not in TESTED:
             self.notes.append(
                 f"{kind} is not among the families that tests hold to transformers (docs/models.md)"
             )
-        self._forward = PackedForward(self.module)
-        self._attention = registry.attention()
-        self._attention.reaches = {at: layer.reach for at, layer in enumerate(layers)}
+        self._packed = PackedForward(self.module)
+        self._paged = PagedAttention(self.attention, [layer.window for layer in layers])
 
-    def __call__(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        logit_positions: torch.Tensor,
-        context: AttentionContext,
-    ) -> torch.Tensor:
-        """See `runner.Model`."""
-        registry.use(self._attention)
-        with self._attention.over(context):
-            return self._forward(input_ids, position_ids, logit_positions)
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        """See `forward.Model`."""
+        tokens = batch.text("transformers' code")
+        with self._paged.over(batch.attention):
+            return ForwardOutput(self._packed(tokens, batch.positions, batch.wanted))

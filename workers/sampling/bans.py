@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tgi_async.wire.messages import MAX_BAN_LENGTH, Sampling
-from workers.sampling.transfer import send
+from workers.transfer import send
 
 _LATEST = MAX_BAN_LENGTH - 1
 """Tokens of its output that a row remembers."""

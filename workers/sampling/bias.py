@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.sampling.transfer import send
+from workers.transfer import send
 
 
 class Bias:

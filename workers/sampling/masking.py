@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers import native
-from workers.sampling.transfer import send
+from workers.transfer import send
 
 
 class Allowed(NamedTuple):

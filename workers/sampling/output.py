@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tgi_async.wire.messages import RowError, Sampled, TopToken
-from workers.sampling.transfer import Fetched
+from workers.transfer import Fetched
 
 
 class TopTokens(NamedTuple):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tgi_async.wire.messages import Sampling
-from workers.sampling.transfer import send
+from workers.transfer import send
 
 _LEAST_CAPACITY = 256
 

@@ -27,9 +27,9 @@ from workers.sampling.parameters import Needs, Parameters
 from workers.sampling.penalties import Penalties
 from workers.sampling.race import raced
 from workers.sampling.random import Purpose, keys
-from workers.sampling.transfer import send
 from workers.sampling.truncation import Drawn, Limits, draw
 from workers.sampling.watermark import Watermark
+from workers.transfer import send
 
 CANDIDATES = 256
 """How many of the likeliest tokens are looked at before the whole vocabulary is sorted."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.sampling.murmur import mix, spread
-from workers.sampling.transfer import send
+from workers.transfer import send
 
 GAMMA = 0.5
 DELTA = 2.0

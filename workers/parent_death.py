@@ -1,4 +1,4 @@
-"""A worker's life ends with the router's, also when that one is killed and can tell nobody."""
+"""End a worker with its router, also when that one is killed and can say nothing."""
 
 from __future__ import annotations
 

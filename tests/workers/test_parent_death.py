@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-LIVE = "import os, sys; from workers.lifeline import die_with_parent as d; d(int(sys.argv[1]))"
+LIVE = "import os, sys; from workers.parent_death import die_with_parent as d; d(int(sys.argv[1]))"
 
 
 def run(router: int) -> int:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from workers.attention import registry
+from workers.attention.paged import NAME
 
 
 class _Attends:
@@ -36,20 +36,20 @@ class _Attends:
 
 def built_with(kind: str) -> str:
     """`attn_implementation` to build a model of this `model_type` with."""
-    return "eager" if kind in ADAPTERS else registry.NAME
+    return "eager" if kind in PATCHES else NAME
 
 
-def adapt(model: Any) -> list[str]:
+def patch_attention(model: Any) -> list[str]:
     """Make the attention of a model go through AttentionInterface where it does not, and say what
     is different for it. Nothing happens to other models."""
     kind = model.config.model_type
-    if kind not in ADAPTERS:
+    if kind not in PATCHES:
         return []
-    model.config._attn_implementation = registry.NAME
-    name, adapter = ADAPTERS[kind]
+    model.config._attn_implementation = NAME
+    name, patch = PATCHES[kind]
     for module in model.modules():
         if type(module).__name__ == name:
-            adapter(model, module)
+            patch(model, module)
     if kind == "falcon" and model.config.alibi:
         return [
             "ALiBi is computed exactly; transformers rounds it to bfloat16, so that its text may "
@@ -174,7 +174,7 @@ def _xglm(model: Any, module: Any) -> None:
     module.forward = MethodType(forward, module)
 
 
-ADAPTERS: dict[str, tuple[str, Callable[[Any, Any], None]]] = {
+PATCHES: dict[str, tuple[str, Callable[[Any, Any], None]]] = {
     "bloom": ("BloomAttention", _bloom),
     "codegen": ("CodeGenAttention", _score_and_mix),
     "falcon": ("FalconAttention", _falcon),
