@@ -184,8 +184,9 @@ def main() -> None:
         n_bytes = n * k * dtype.itemsize
         for rows in options.rows:
             shown = []
-            for way, *work in products(n, k, activation, rows, dtype, "cuda", WEIGHT_BYTES):
-                graph, _ = timed(*work)
+            ways = products(n, k, activation, rows, dtype, "cuda", WEIGHT_BYTES)
+            for way, n_layers, run in ways:
+                graph, _ = timed(n_layers, run)
                 rate = n_bytes / graph
                 shown.append(
                     f"{way:7s} {graph * 1e6:7.1f} µs {rate / 1e9:5.0f} GB/s ({rate / copy:4.0%})"

@@ -94,8 +94,8 @@ def main() -> None:
     print(f"{n * LENGTH} tokens\n{'':38}{'perplexity':>11}{'agrees':>9}{'divergence':>12}")
     for name in names:
         perplexity = float(torch.tensor(losses[name] / n).exp())
-        agrees, apart = agreements[name] / n, divergences[name] / n
-        print(f"{name:38}{perplexity:11.4f}{agrees:9.2%}{apart:12.2e}")
+        agrees, divergence = agreements[name] / n, divergences[name] / n
+        print(f"{name:38}{perplexity:11.4f}{agrees:9.2%}{divergence:12.2e}")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class Machine:
 
     def _operations_a_second(self) -> float:
         units = 32 * self._threads
-        one = self._library.multiply_all(1, 1)
+        one: int = self._library.multiply_all(1, 1)
         return one * units / timed(lambda: self._library.multiply_all(units, self._threads))
 
 

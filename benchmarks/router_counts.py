@@ -241,7 +241,8 @@ async def router(tokenizer: Tokenizer, tokens: list[int], n_requests: int) -> As
     """A router in this process. It has no chat template."""
     frames = Frames(Pace(tokens, 0.0, n_blocks=65_536))
     start = Start("", "", 0, 0, 0, n_requests, 0, 0)
-    real, supervisor.RouterChannel = supervisor.RouterChannel, frames.channel  # type: ignore
+    real = supervisor.RouterChannel  # type: ignore[attr-defined]
+    supervisor.RouterChannel = frames.channel  # type: ignore[attr-defined, assignment]
     engine = Engine(tokenizer=tokenizer, start=start, command=SLEEPER)
     try:
         await engine.launch(lambda loading: None)
@@ -273,7 +274,7 @@ async def router(tokenizer: Tokenizer, tokens: list[int], n_requests: int) -> As
             await asyncio.wait(state.tasks)
     finally:
         await engine.stop(0)
-        supervisor.RouterChannel = real  # type: ignore[misc]
+        supervisor.RouterChannel = real  # type: ignore[attr-defined]  # where it is made
 
 
 async def count(

@@ -21,7 +21,8 @@ from time import perf_counter
 import msgspec
 
 from benchmarks.calls import Calls, allocated_blocks
-from tgi_async.scheduler.core import Budget, Core
+from tgi_async.scheduler.core import Core
+from tgi_async.scheduler.plan import Budget
 from tgi_async.scheduler.request import Request
 from tgi_async.wire.messages import Sampled, Step, StepDone
 

@@ -99,18 +99,6 @@ def _faster(make: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
-MAKE_FREQUENCIES = ("PhimoeRotaryEmbedding",)
-"""Modules that make their frequencies anew in every pass."""
-
-
-def _faster(make: Callable[..., Any]) -> Callable[..., Any]:
-    def made(*given: Any, **named: Any) -> tuple[torch.Tensor, float]:
-        frequencies, scale = make(*given, **named)
-        return frequencies.pow(1.05), scale
-
-    return made
-
-
 @contextmanager
 def _rotary_base(model: TransformersModel) -> Iterator[None]:
     """A base to the power of 1.05, or tables that turn 1.1 times as fast."""

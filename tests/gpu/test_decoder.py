@@ -111,9 +111,10 @@ class Rows:
         ids = torch.cat([self.tokens[r][self.computed[r] :][:n] for r, n in order])
         positions = torch.cat([torch.arange(n) + self.computed[r] for r, n in order])
         device = self.cache.keys[0].device
-        given = (x.to(device) for x in (ids, positions, torch.arange(len(ids))))
+        wanted = torch.arange(len(ids)).to(device)
+        batch = ForwardBatch(ids.to(device), positions.to(device), wanted, context)
         with torch.inference_mode():
-            return self.decoder.forward(ForwardBatch(*given, context)).logits.cpu()
+            return self.decoder.forward(batch).logits.cpu()
 
     def all(self) -> list[torch.Tensor]:
         """Logits [length, vocabulary] of each row."""
@@ -199,7 +200,8 @@ def test_bfloat16_is_nearer_to_float32_than_transformers_bfloat16_is(
 def test_a_captured_pass_has_the_logits_of_an_ordinary_one(device: str) -> None:
     """With room for longer texts, and rows that are not there."""
     model = small("qwen3")
-    rows = Rows(device_decoder(model, device), cache_of(model, device))
+    decoder = device_decoder(model, device)
+    rows = Rows(decoder, cache_of(model, device))
     rows.step((4, 2, 1, 1, 1))
     order, n_there = [(r, 1) for r in range(N_ROWS)], N_ROWS - 1
     slots = torch.cat([rows.slots(r, 1) for r in range(N_ROWS)])
@@ -209,14 +211,16 @@ def test_a_captured_pass_has_the_logits_of_an_ordinary_one(device: str) -> None:
     starts, parts, tables = decode_numbers(lengths.numpy(), rows.tables.numpy(), n_blocks)
     before = [pool.clone() for pool in rows.cache.keys + rows.cache.values]
     batch = DeviceBatch(
-        *(torch.from_numpy(x).to(device) for x in (slots.int().numpy(), lengths.numpy())),
-        *(torch.from_numpy(x).to(device) for x in (starts, parts)),
+        slots.int().to(device),
+        lengths.to(device),
+        torch.from_numpy(starts).to(device),
+        torch.from_numpy(parts).to(device),
         torch.cat((torch.from_numpy(tables), torch.full((9,), 10**6))).int().to(device),
         torch.empty((0, 4), dtype=torch.int32, device=device),
         most_parts=2 * N_ROWS,
     )
-    attention = rows.decoder.attention
-    captured = rows.run(AttentionContext.captured(rows.cache, N_ROWS, {attention: batch}), order)
+    context = AttentionContext.captured(rows.cache, N_ROWS, {decoder.attention: batch})
+    captured = rows.run(context, order)
     for pool, was in zip(rows.cache.keys + rows.cache.values, before, strict=True):
         block, offset = slots[:n_there] // BLOCK_SIZE, slots[:n_there] % BLOCK_SIZE
         assert not pool[block, :, offset].isnan().any()
@@ -248,8 +252,8 @@ def test_no_logits_are_wanted_of_the_middle_of_a_prompt(device: str) -> None:
     chunk = Prefill(0, 5, 5, rows.tables[0])
     nothing = torch.empty(0, dtype=torch.int32)
     context = AttentionContext(cache, rows.slots(0, 5), 0, rows.tables[:0], nothing, [chunk])
-    given = (rows.tokens[0][:5], torch.arange(5), nothing.long())
-    batch = ForwardBatch(*(x.to(device) for x in given), context)
+    tokens, wanted = rows.tokens[0][:5].to(device), nothing.long().to(device)
+    batch = ForwardBatch(tokens, torch.arange(5).to(device), wanted, context)
     logits = rows.decoder.forward(batch).logits
     assert logits.shape == (0, VOCABULARY)
     assert logits.dtype == torch.float32
@@ -270,7 +274,7 @@ def test_the_weights_of_transformers_are_let_go(device: str, variant: str) -> No
 
 
 def test_a_shape_that_attention_does_not_take_leaves_the_model_as_it_was(device: str) -> None:
-    heads = {"num_attention_heads": 192, "num_key_value_heads": 1}
+    heads: dict[str, Any] = {"num_attention_heads": 192, "num_key_value_heads": 1}
     model = tiny("llama", num_hidden_layers=2, hidden_size=192 * 4, **heads).to(device)
     with pytest.raises(NotFused, match=r"its attention is not the kernels': .*192"):
         DeviceDecoder(TritonAttention, Description(replaced(model)))

@@ -262,7 +262,7 @@ def test_numbers_that_a_slow_device_has_not_taken_over_are_not_written_over(
         staging.send(2**20)
         found.append(staging.on_device.clone())
     for step, numbers in enumerate(found):
-        assert numbers.aminmax() == (step, step)
+        assert [int(x) for x in numbers.aminmax()] == [step, step]
 
 
 def test_what_was_fetched_is_of_its_own_step(cuda: torch.device) -> None:
@@ -274,5 +274,5 @@ def test_what_was_fetched_is_of_its_own_step(cuda: torch.device) -> None:
         x += 1
     assert not fetched[0].ready
     for step, one in enumerate(fetched):
-        assert one.tensors()[0].aminmax() == (step, step)
+        assert [int(x) for x in one.tensors()[0].aminmax()] == [step, step]
     assert all(one.ready for one in fetched)

@@ -132,7 +132,8 @@ def test_a_decode_row_does_not_depend_on_its_batch(device: str) -> None:
     def run(rows: slice) -> torch.Tensor:
         n = len(range(4)[rows])
         context = AttentionContext(cache, slots[rows], n, tables[rows], lengths[rows])
-        return attention.forward(layer, *(x[:, :, rows] for x in (q, k, v)), context)
+        query, key, value = (x[:, :, rows] for x in (q, k, v))
+        return attention.forward(layer, query, key, value, context)
 
     together = run(slice(0, 4))
     for row in range(4):
@@ -176,8 +177,8 @@ def test_strides_of_a_projection_that_holds_all_three_are_followed(device: str) 
             torch.empty(0, dtype=torch.int32),
             [Prefill(0, 5, 5, torch.zeros(1, dtype=torch.int32))],
         )
-        given = [x.contiguous() if copied else x for x in (q, k, v)]
-        outs.append(attention.forward(AttentionLayer(0, 0.25), *given, context))
+        query, key, value = (x.contiguous() if copied else x for x in (q, k, v))
+        outs.append(attention.forward(AttentionLayer(0, 0.25), query, key, value, context))
     assert torch.equal(*outs)
 
 

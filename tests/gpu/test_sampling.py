@@ -359,8 +359,8 @@ def test_a_row_gives_in_any_batch_bit_for_bit_what_it_gives_alone(device: str) -
     sampler = case.sampler(device)
     sampling = sampler.device_sampling
     assert sampling is not None
-    numbers = sampler.numbers(np.asarray(case.rows), np.asarray(case.positions))
-    numbers = torch.from_numpy(numbers).to(device)
+    on_host = sampler.numbers(np.asarray(case.rows), np.asarray(case.positions))
+    numbers = torch.from_numpy(on_host).to(device)
     # As lines of a wider tensor, which are not aligned.
     logits = torch.nn.functional.pad(case.logits, (3, 10)).to(device)[:, 3:5003]
     together = sampling.sample(logits, numbers)

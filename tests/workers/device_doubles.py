@@ -3,6 +3,9 @@ numbers of a DeviceBatch and those of DeviceSampling, never the host's copy of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -50,8 +53,8 @@ class DeviceAttention(TorchAttention):
                 torch.tensor([length], dtype=torch.int32),
             )
             at = slice(row, row + 1)
-            parts = [None if x is None else x[:, :, at] for x in (key, value)]
-            out[:, at] = super().forward(layer, query[:, :, at], *parts, one)
+            k, v = (None if x is None else x[:, :, at] for x in (key, value))
+            out[:, at] = super().forward(layer, query[:, :, at], k, v, one)
         return out
 
 
@@ -78,10 +81,10 @@ class HostSampling(DeviceSampling):
 class Replaying:
     """A double of CudaRecorder: what a graph would have the device do again, the host does."""
 
-    def prepare(self, work):  # type: ignore[no-untyped-def]
+    def prepare(self, work: Callable[[], Any]) -> None:
         work()
 
-    def record(self, work):  # type: ignore[no-untyped-def]
+    def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         # Some may be views that repeat a number.
         outputs = tuple(x.contiguous() for x in work())
 

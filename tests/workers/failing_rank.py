@@ -30,7 +30,7 @@ def main() -> None:
                 time.sleep(1000)
             raise RuntimeError("rank 1 broke")
 
-        workers.worker.load = load
+        workers.worker.load = load  # type: ignore[attr-defined]  # where it is called
     worker_process.main()
 
 

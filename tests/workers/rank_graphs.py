@@ -43,7 +43,7 @@ def main(rank: int, world_size: int, model: Path, folder: Path) -> None:
             super().__init__(*arguments)
             made.append(self)
 
-    assembling.DecodeGraphs = Kept  # type: ignore[misc]
+    assembling.DecodeGraphs = Kept  # type: ignore[attr-defined, assignment]  # where it is made
     ranks = Ranks(rank, world_size, f"file://{folder}/meet", CPU)
     loaded = load(
         model, torch.float32, CPU, False, "transformers", ranks, attention=DeviceAttention

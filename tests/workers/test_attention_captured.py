@@ -44,9 +44,15 @@ def test_recording_reads_nothing_from_the_device(
     # Its tensors have no contents: whatever needs one of them raises.
     with FakeTensorMode():
         cache = PagedCache(1, 8, 16, 8, 128, torch.bfloat16, "cuda")
-        numbers = [torch.zeros(n, dtype=torch.int32, device="cuda") for n in (N, N, N, N + 1, 64)]
+        slots, lengths, starts, parts, tables = (
+            torch.zeros(n, dtype=torch.int32, device="cuda") for n in (N, N, N, N + 1, 64)
+        )
         batch = DeviceBatch(
-            *numbers,
+            slots,
+            lengths,
+            starts,
+            parts,
+            tables,
             tiles=torch.zeros(0, 4, dtype=torch.int32, device="cuda"),
             most_parts=MOST_PARTS,
         )

@@ -85,7 +85,8 @@ def test_each_head_has_its_own_sink_and_slope(
 def test_bfloat16_has_sinks_slopes_and_chunks_too(backend: Backend, name: str) -> None:
     shape = Shape(8, 2, 64, 16, torch.bfloat16)
     decodes, prefills = [1, 64, 700], [(64, 64), (40, 400)]
-    assert largest_difference(backend, shape, decodes, prefills, **{name: 9}) < 0.02
+    rule: dict[str, Any] = {name: 9 if name == "chunk" else True}
+    assert largest_difference(backend, shape, decodes, prefills, **rule) < 0.02
 
 
 def test_sinks_that_are_not_one_for_each_head_are_refused() -> None:
@@ -123,7 +124,8 @@ def test_a_decode_row_does_not_depend_on_its_batch() -> None:
     def run(rows: slice) -> torch.Tensor:
         n = len(range(4)[rows])
         context = AttentionContext(cache, slots[rows], n, tables[rows], lengths[rows])
-        return attention.forward(layer, *(x[:, :, rows] for x in (q, k, v)), context)
+        query, key, value = (x[:, :, rows] for x in (q, k, v))
+        return attention.forward(layer, query, key, value, context)
 
     together = run(slice(0, 4))
     for row in range(4):

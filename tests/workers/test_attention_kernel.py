@@ -57,16 +57,17 @@ def test_tensors_that_do_not_fit_the_cache_are_refused() -> None:
     layer = AttentionLayer(0, 1.0)
     attention = NativeAttention(AttentionShape(4, 2, 32, torch.float32))
     assert attention.forward(layer, q, k, k, context).shape == (1, 1, 4, 32)
-    for args in (
+    wrong: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = [
         (q.bfloat16(), k, k),
         (q, k, k.double()),
         (q, k[..., :16], k),
         (q[:, :3], k, k),
         (q.repeat(1, 1, 2, 1), k, k),
         (q, k, None),
-    ):
+    ]
+    for query, key, value in wrong:
         with pytest.raises(ValueError, match="do not fit"):
-            attention.forward(layer, *args, context)  # type: ignore[arg-type]
+            attention.forward(layer, query, key, value, context)
     with pytest.raises(ValueError, match="6 heads where 4 are the most"):
         attention.forward(layer, q.repeat(1, 2, 1, 1)[:, :6], k, k, context)
 

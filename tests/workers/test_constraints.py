@@ -89,7 +89,8 @@ def text_of(vocabulary: Vocabulary, tokens: Sequence[int]) -> str:
 
 def accepts(grammar: Grammar, text: str) -> bool:
     if isinstance(grammar, Json):
-        return Draft202012Validator(grammar.schema).is_valid(json.loads(text))
+        valid: bool = Draft202012Validator(grammar.schema).is_valid(json.loads(text))
+        return valid
     if isinstance(grammar, Regex):
         return re.fullmatch(grammar.pattern, text) is not None
     if isinstance(grammar, InSequence):

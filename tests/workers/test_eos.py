@@ -29,8 +29,9 @@ def ends(
         if content is not None:
             (folder / f"{name}.json").write_text(json.dumps(content))
     tiny_marks().save(str(folder / "tokenizer.json"))
-    fields = {name: value for name, value in (config or {}).items() if type(value) is int}
-    return eos_token_ids(folder, model or LlamaConfig(**{"vocab_size": VOCABULARY, **fields}))
+    fields: dict[str, Any] = {"vocab_size": VOCABULARY}
+    fields |= {name: value for name, value in (config or {}).items() if type(value) is int}
+    return eos_token_ids(folder, model or LlamaConfig(**fields))
 
 
 def test_all_files_together_name_the_ends(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from gguf import GGMLQuantizationType
 
 from tests.workers.tiny_gguf import BLOCKS, HIDDEN, TOKENS, Array, write_tiny_gguf
 from workers.errors import ModelUnavailable
-from workers.models.gguf import QUANTIZATIONS, GgufModel, unpermute
+from workers.models.gguf import GgufModel, unpermute
+from workers.models.gguf_architectures import QUANTIZATIONS
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)

@@ -44,9 +44,10 @@ def test_a_converted_model_has_the_logits_of_its_source(tmp_path: Path, variant:
     folder = converted(tmp_path, variant)
 
     read_config(folder, trust_remote_code=False)
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
+    model, loading = loaded
     assert not any(loading.values())
     torch.testing.assert_close(logits(model), logits(source), rtol=1e-5, atol=1e-5)
     assert model.config.bos_token_id == 1

@@ -173,9 +173,11 @@ def test_sentencepiece_is_what_transformers_makes_of_it(tmp_path: Path, architec
         assert ours.encode(text, add_special_tokens=False).ids == expected, text
 
 
-def test_another_kind_of_tokenizer_is_refused_by_name(tmp_path: Path) -> None:
+def test_another_kind_of_tokenizer_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = sentencepiece(tmp_path / "a.gguf")
-    model.get = {"tokenizer.ggml.model": "t5"}.get  # type: ignore[method-assign]
+    monkeypatch.setattr(model, "get", {"tokenizer.ggml.model": "t5"}.get)
 
     with pytest.raises(ModelUnavailable, match="its tokenizer is 't5'; read are byte-level BPE"):
         build_tokenizer(model)

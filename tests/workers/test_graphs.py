@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -119,11 +121,11 @@ class Failing(Replaying):
             raise RuntimeError(f"cannot {what} it\nat all")
         self.left[what] -= 1
 
-    def prepare(self, work):  # type: ignore[no-untyped-def]
+    def prepare(self, work: Callable[[], Any]) -> None:
         self._try("prepare")
         super().prepare(work)
 
-    def record(self, work):  # type: ignore[no-untyped-def]
+    def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         self._try("record")
         return super().record(work)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from torch import nn
 from tests.workers.our_layers import replaced, settled
 from workers import native
 from workers.kernels import packed
+from workers.kernels.weight import LayerWeight
 from workers.layers.layer import Layer
 from workers.layers.linear import Linear
 from workers.quantization import plain
-from workers.quantization.method import LayerWeight, Size
+from workers.quantization.method import Size
 from workers.quantization.plain import PlainWeight
 from workers.quantization.registry import PLAIN
 
@@ -237,7 +239,10 @@ def test_packed_weights_are_not_kept(needs_kernel: None, monkeypatch: pytest.Mon
     monkeypatch.setattr(plain, "form_of", lambda device, dtype: (packed.PackedWeight, None))
     model = toy(BF16)
     kept = weakref.ref(model.embed.weight)
-    dropped = [weakref.ref(model.up.weight), weakref.ref(model.again.weight)]
+    dropped: list[weakref.ref[Any]] = [
+        weakref.ref(model.up.weight),
+        weakref.ref(model.again.weight),
+    ]
     settle(model)
     gc.collect()
     assert kept() is not None

@@ -60,6 +60,7 @@ class Raising(Wrapped):
     """It fails as a whole if the token is in the batch."""
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        assert batch.tokens is not None
         if (batch.tokens == self.hated).any():
             raise RuntimeError("out of registers")
         return super().forward(batch)
@@ -70,6 +71,7 @@ class Spoiling(Wrapped):
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         output = super().forward(batch)
+        assert batch.tokens is not None
         output.logits[batch.tokens[batch.wanted] == self.hated] = float("nan")
         return output
 
@@ -100,7 +102,7 @@ class Batch:
 
     def admit(self, row: int, tokens: list[int], **options: Any) -> Admit:
         blocks = [self._free.pop() for _ in range(-(-(len(tokens) + 20) // BLOCK_SIZE))]
-        options = {"n_cached": 0, "sampling": Sampling(), "n_prompt": len(tokens)} | options
+        options = {"n_cached": 0, "sampling": Sampling(), "n_prompt": len(tokens), **options}
         return Admit(row=row, tokens=tokens, blocks=blocks, **options)
 
     def step(
@@ -134,7 +136,7 @@ def greedy(reference: PreTrainedModel, prompt: list[int], n: int) -> list[int]:
 @torch.inference_mode()
 def logprobs(reference: PreTrainedModel, ids: list[int]) -> torch.Tensor:
     """float32 [len(ids) - 1]: of each token after the first, given those before it."""
-    scores = reference(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+    scores: torch.Tensor = reference(torch.tensor([ids])).logits[0].float().log_softmax(-1)
     return scores[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
 
 

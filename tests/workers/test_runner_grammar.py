@@ -178,4 +178,6 @@ def test_the_models_own_log_probabilities_are_told_where_asked_for(
     assert told[0][0] == told[1][0]
     # What is computed beside them may round the last bit differently.
     assert told[0][1] == pytest.approx(told[1][1], rel=1e-6)
-    assert told[0][1][0] < 0
+    first = told[0][1][0]
+    assert first is not None
+    assert first < 0

@@ -65,9 +65,10 @@ def test_numbers_say_what_a_row_draws_with_and_nothing_of_other_rows() -> None:
     assert numbers.shape == (7, DeviceSampling.WIDTH)
     assert not numbers[[1, 3, 5, 6]].any()
     found = numbers.view(NUMBERS)[:, 0]
-    words = [np.array(x, np.uint64) for x in ([7, 2**64 - 1, 8], [0, 3, 0], [104, 103, 105])]
+    seeds = np.array([7, 2**64 - 1, 8], np.uint64)
+    choices, positions = np.array([0, 3, 0], np.uint64), np.array([104, 103, 105], np.uint64)
     drawn = found[[0, 2, 4]]
-    assert (drawn["keys"] == keys(*words, Purpose.TOKEN)).all()
+    assert (drawn["keys"] == keys(seeds, choices, positions, Purpose.TOKEN)).all()
     assert drawn["mode"].tolist() == [3, 1, 3]
     assert drawn["temperature"].tolist() == [1.0, np.float32(0.7), 1.0]
     assert drawn["top_k"].tolist() == [50, V, V]
@@ -78,7 +79,8 @@ def test_numbers_say_what_a_row_draws_with_and_nothing_of_other_rows() -> None:
 @NEEDED
 def test_the_kernels_read_them_where_they_are() -> None:
     scores = pytest.importorskip("workers.sampling.triton_scores")
-    places = {name: offset // 4 for name, (_, offset) in NUMBERS.fields.items()}
+    assert NUMBERS.fields is not None
+    places = {name: field[1] // 4 for name, field in NUMBERS.fields.items()}
     names = ["KEYS", "MODE", "TEMPERATURE", "TOP_K", "TOP_P", "MIN_SCORE"]
     assert places == {name.lower(): getattr(scores, name).value for name in names}
 

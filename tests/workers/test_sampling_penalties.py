@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
@@ -34,7 +36,8 @@ def apply(penalties: Penalties, scores: torch.Tensor, rows: list[int], length: i
 
 
 def transformers_repetition(scores: torch.Tensor, context: list[int], p: float) -> torch.Tensor:
-    return RepetitionPenaltyLogitsProcessor(p)(torch.tensor([context]), scores.clone())
+    penalize: Callable[..., torch.Tensor] = RepetitionPenaltyLogitsProcessor(p)
+    return penalize(torch.tensor([context]), scores.clone())
 
 
 def test_repetition_penalty_is_that_of_transformers_over_prompt_and_output() -> None:

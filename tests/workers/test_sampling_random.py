@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from workers.sampling.random import Purpose, keys, philox4x32
 
 
-def words(*values: int) -> tuple[np.ndarray, ...]:
+def words(*values: int) -> Any:
+    """A tuple of as many arrays of one uint64."""
     return tuple(np.array([value], np.uint64) for value in values)
 
 
@@ -34,13 +37,15 @@ def test_philox_gives_the_words_that_its_authors_published(
 
 
 def key(seed: int = 0, choice: int = 0, position: int = 0) -> tuple[int, ...]:
-    return tuple(keys(*words(seed, choice, position), Purpose.TOKEN)[0].tolist())
+    seeds, choices, positions = words(seed, choice, position)
+    return tuple(keys(seeds, choices, positions, Purpose.TOKEN)[0].tolist())
 
 
 def test_a_key_is_the_first_two_words_of_the_counter_made_of_position_choice_and_purpose() -> None:
     counter = words(5, 2, Purpose.TOKEN, 0)
     first, second, _, _ = philox4x32(counter, words(0x89ABCDEF, 0x01234567))
-    found = keys(*words(0x0123456789ABCDEF, 2, 5), Purpose.TOKEN)
+    seeds, choices, positions = words(0x0123456789ABCDEF, 2, 5)
+    found = keys(seeds, choices, positions, Purpose.TOKEN)
     assert found.dtype == np.int32
     assert (found.view(np.uint32) == np.stack([first, second], axis=1)).all()
 

@@ -181,7 +181,9 @@ class RunnerOf:
 
     def __init__(self, folder: Path, channel: Channel) -> None:
         self.worker = Worker(channel)  # type: ignore[arg-type]
-        self.runner, _ = self.worker._load(start(folder))
+        runner, _ = self.worker._load(start(folder))
+        assert isinstance(runner, Runner)
+        self.runner = runner
 
 
 @pytest.mark.parametrize("quiet", [0, 1, 3])

@@ -213,4 +213,5 @@ def _llama3_factors(config: Any) -> torch.Tensor:
 
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
     exponents = torch.arange(0, config.head_dim, 2) / config.head_dim
-    return config.rope_parameters["rope_theta"] ** -exponents / scaled
+    factors: torch.Tensor = config.rope_parameters["rope_theta"] ** -exponents / scaled
+    return factors

@@ -130,6 +130,6 @@ def _resource_usage(binary: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        command = [CUOBJDUMP, "--dump-resource-usage", file.name]
+        command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
         said = subprocess.run(command, capture_output=True, text=True, check=True)
     return {name: int(n) for name, n in re.findall(r"\b([A-Z]+):(\d+)", said.stdout)}

@@ -69,7 +69,8 @@ class ToyMethod(QuantMethod):
 
 
 def dequantized(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    return (codes.unflatten(-1, (scales.shape[-1], -1)) * scales.float()[..., None]).flatten(-2)
+    groups: torch.Tensor = codes.unflatten(-1, (scales.shape[-1], -1))
+    return (groups * scales.float()[..., None]).flatten(-2)
 
 
 if __name__ == "__main__":
