@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 Json = dict[str, Any]
@@ -45,7 +45,7 @@ def _fields(document: Json, schema: Json, place: str = "") -> Iterator[str]:
         yield from _fields(document, one, f"{place}.{field}")
 
 
-def highest(lacking: set[str]) -> set[str]:
+def highest(lacking: Set[str]) -> set[str]:
     """Without those that are inside another one."""
     return {name for name in lacking if not any(_inside(name, other) for other in lacking)}
 

@@ -55,7 +55,8 @@ def every_series() -> list[Series]:
     found = []
     for line in READ.splitlines():
         name, selected, by = (column.strip() for column in line.split("|"))
-        values = frozenset(tuple(pair.split("=")) for pair in selected.split(", ") if pair)
+        pairs = (pair.partition("=") for pair in selected.split(", ") if pair)
+        values = frozenset((label, value) for label, _, value in pairs)
         found.append(Series(name, values, frozenset(filter(None, by.split(", ")))))
     return found
 

@@ -243,7 +243,7 @@ def test_spans_reach_a_collector_over_grpc() -> None:
             return ExportTraceServiceResponse()
 
     server = grpc.server(ThreadPoolExecutor(1))
-    service.add_TraceServiceServicer_to_server(Receiver(), server)  # type: ignore[no-untyped-call] # made by a tool
+    service.add_TraceServiceServicer_to_server(Receiver(), server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     spans = OpenTelemetry(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 from tgi_async.grammar.grammar import (
@@ -34,6 +35,9 @@ OF_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependen
 LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")
 SINGLE = ("items", "additionalProperties", "contains", "propertyNames", "if", "then", "else")
 """Keywords whose values are schemas: by name, in a list, or one."""
+
+_PARSER = import_module("re._parser")
+"""Python's own parser of regular expressions, which has no types."""
 
 
 def openings(grammar: Grammar) -> Iterator[str]:
@@ -211,7 +215,7 @@ def _may_be(schema: dict[str, Any], kind: str) -> bool:
 def _least_width(pattern: str) -> int:
     """Characters of the shortest match, as far as Python's own syntax has it."""
     try:
-        return min(int(re._parser.parse(pattern).getwidth()[0]), MOST)  # type: ignore[attr-defined]
+        return min(int(_PARSER.parse(pattern).getwidth()[0]), MOST)
     except (re.error, OverflowError, RecursionError):
         return min(len(pattern), MOST)
 
@@ -219,7 +223,7 @@ def _least_width(pattern: str) -> int:
 def _widest(pattern: str) -> int:
     """Characters of the widest shortest match of any part that may be repeated or chosen."""
     try:
-        tree = re._parser.parse(pattern)  # type: ignore[attr-defined]
+        tree = _PARSER.parse(pattern)
     except (re.error, OverflowError, RecursionError):
         return min(len(pattern), MOST)
     widest = 0
