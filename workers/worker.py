@@ -31,7 +31,6 @@ from workers.graphs.decode import GraphPlan, default_sizes
 from workers.graphs.recorder import CudaRecorder
 from workers.launched import LaunchedStep
 from workers.models.loading import load
-from workers.models.rope import Scaling
 from workers.ranks import Ranks
 from workers.runner import Runner
 
@@ -63,7 +62,7 @@ class Worker:
         try:
             runner, device = self._load(start)
         except (Unsupported, ValueError, OSError) as error:
-            self._channel.send(Refused(f"{start.model_path} cannot be served: {error}"))
+            self._channel.send(Refused(f"{start.model.path} cannot be served: {error}"))
             return
         if isinstance(runner, FollowerRank):
             runner.run()
@@ -76,39 +75,39 @@ class Worker:
             self._ranks.destroy()
 
     def _load(self, start: Start) -> tuple[Runner | FollowerRank, torch.device]:
-        device, notes = choose_device(self._rank, start.world_size)
-        attention, reasons = registry.choose(start.attention, device)
+        device, notes = choose_device(self._rank, start.ranks.world_size)
+        attention, reasons = registry.choose(start.device.attention, device)
         notes += reasons
-        dtype = DTYPES[start.dtype or "bfloat16"]
+        dtype = DTYPES[start.model.dtype or "bfloat16"]
         if device.type == "cpu" and dtype is torch.float16:
             dtype = torch.bfloat16
             notes.append("float16 has no fast CPU kernels: serving in bfloat16")
-        prefill_tokens = start.max_batch_prefill_tokens or (
+        prefill_tokens = start.batch.max_prefill_tokens or (
             CPU_PREFILL_TOKENS if device.type == "cpu" else CUDA_PREFILL_TOKENS
         )
-        notes += _limit_threads(start.world_size if device.type == "cpu" else 1)
-        if start.world_size > 1:
-            self._ranks = Ranks(self._rank, start.world_size, start.meeting_place, device)
+        notes += _limit_threads(start.ranks.world_size if device.type == "cpu" else 1)
+        if start.ranks.world_size > 1:
+            self._ranks = Ranks(
+                self._rank, start.ranks.world_size, start.ranks.meeting_place, device
+            )
         with self._phase("loading weights", f"{dtype}".removeprefix("torch.")):
             model = load(
-                Path(start.model_path),
+                start.model,
                 dtype,
                 device,
-                start.trust_remote_code,
-                start.model_impl,
                 self._ranks,
-                Scaling(start.rope_scaling, start.rope_factor) if start.rope_scaling else None,
-                start.max_total_tokens,
                 attention,
                 # Another one of them was here before, and what little there is may be for now only.
-                must_fit=not start.n_blocks,
+                must_fit=not start.cache.n_blocks,
             )
         shape = model.shape
-        longest = min(shape.max_total_tokens, start.max_total_tokens or shape.max_total_tokens)
+        longest = min(
+            shape.max_total_tokens, start.model.max_total_tokens or shape.max_total_tokens
+        )
         further = [id for id in start.stop_token_ids if id < shape.vocab_size]
         end_ids = list(dict.fromkeys(shape.eos_token_ids + further))
         constraints = Constraints(
-            lambda: Vocabulary(Path(start.model_path), shape.vocab_size, end_ids),
+            lambda: Vocabulary(Path(start.model.path), shape.vocab_size, end_ids),
             shape.vocab_size,
         )
         if self._ranks is not None and self._rank == 0:
@@ -117,24 +116,28 @@ class Worker:
             model,
             dtype,
             device,
-            start.max_rows,
+            start.batch.max_rows,
             longest,
             min(prefill_tokens, longest),
-            start.block_size or attention.page_size,
+            start.cache.block_size or attention.page_size,
             constraints,
             self._ranks,
             self._driver,
         )
-        with self._phase("warming up", f"{start.max_rows} rows, {prefill_tokens} prefill tokens"):
+        with self._phase(
+            "warming up", f"{start.batch.max_rows} rows, {prefill_tokens} prefill tokens"
+        ):
             assembly.warm_up()
-        n_blocks = start.n_blocks or assembly.blocks_that_fit(
-            start.kv_cache_memory, start.cuda_memory_fraction
+        n_blocks = start.cache.n_blocks or assembly.blocks_that_fit(
+            start.cache.memory, start.device.cuda_memory_fraction
         )
         if self._ranks is not None:
             n_blocks = self._ranks.all_reduce_min(n_blocks)
         per_block = assembly.bytes_per_block
-        if device.type == "cpu" and not start.n_blocks:
-            notes += _check_cache(n_blocks, assembly, start.kv_cache_memory, start.max_total_tokens)
+        if device.type == "cpu" and not start.cache.n_blocks:
+            notes += _check_cache(
+                n_blocks, assembly, start.cache.memory, start.model.max_total_tokens
+            )
         if n_blocks < 1:
             raise Unsupported(
                 f"no block of the KV cache ({per_block} bytes) fits in the memory that is left; "
@@ -144,7 +147,7 @@ class Worker:
         memory.give_back()
         # What lives now lives as long as the worker: no step is to wait for a look at all of it.
         gc.freeze()
-        runner = self._assembled(assembly, n_blocks, start.cuda_graphs, notes)
+        runner = self._assembled(assembly, n_blocks, start.device.cuda_graphs, notes)
         self._channel.send(
             Ready(
                 n_blocks=n_blocks,

@@ -20,6 +20,7 @@ from tgi_async.wire.messages import Admit
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
+from tests.workers.loading import load
 from tests.workers.our_layers import replaced, tensors_of
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
@@ -28,7 +29,6 @@ from workers.attention.triton_paged import TritonAttention
 from workers.decoder.device import DeviceDecoder
 from workers.decoder.families import FAMILIES, Block, Description, NotFused
 from workers.forward import ForwardBatch, Model
-from workers.models.loading import load
 
 BLOCK_SIZE = 4
 BLOCKS_PER_ROW = 2
@@ -280,7 +280,7 @@ def test_a_shape_that_attention_does_not_take_leaves_the_model_as_it_was(device:
 def test_the_runner_says_what_transformers_says(device: str, tmp_path: Path) -> None:
     folder = save_tiny_llama(tmp_path)
     where = torch.device(device)
-    model = load(folder, torch.float32, where, False, "fused", attention=TritonAttention)
+    model = load(folder, torch.float32, where, "fused", attention=TritonAttention)
     expected_of = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     batch = Batch(model, where)
     found: dict[int, list[int]] = {0: [], 1: []}
@@ -341,7 +341,7 @@ def test_two_ranks_have_the_logits_of_one(device: str, variant: str, tmp_path: P
         ranks: Any = FakeRanks(rank, 2, meeting)
         with meeting.turn:
             own = load(
-                tmp_path, torch.float32, torch.device(device), False, "fused", ranks,
+                tmp_path, torch.float32, torch.device(device), "fused", ranks,
                 attention=TritonAttention,
             )  # fmt: skip
             shape = own.shape

@@ -15,10 +15,11 @@ from tgi_async.wire.messages import Admit, Grow, Sampling
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
+from tests.workers.loading import load
 from workers.attention.triton_paged import TritonAttention
 from workers.graphs.recorder import CudaRecorder, Recorder
 from workers.graphs.staging import DEPTH, Staging
-from workers.models.loading import Loaded, load
+from workers.models.loading import Loaded
 from workers.transfer import Fetched
 
 DRAWN = Sampling(do_sample=True, seed=7, temperature=0.8, logprobs=True)
@@ -39,7 +40,7 @@ def reference(folder: Path) -> PreTrainedModel:
 @pytest.fixture(scope="module", params=["transformers"])
 def model(folder: Path, device: str, request: pytest.FixtureRequest) -> Loaded:
     where = torch.device(device)
-    return load(folder, torch.float32, where, False, request.param, attention=TritonAttention)
+    return load(folder, torch.float32, where, request.param, attention=TritonAttention)
 
 
 @pytest.fixture

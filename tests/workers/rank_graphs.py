@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from tests.workers.device_doubles import Counted, DeviceAttention, HostSampling, Replaying
+from tests.workers.loading import load
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
 from workers import assembly as assembling
 from workers.assembly import Assembly
 from workers.following import DriverRank, FollowerRank
 from workers.graphs.decode import GraphPlan
-from workers.models.loading import load
 from workers.ranks import Ranks
 from workers.sampling import Sampler
 
@@ -45,9 +45,7 @@ def main(rank: int, world_size: int, model: Path, folder: Path) -> None:
 
     assembling.DecodeGraphs = Kept  # type: ignore[misc]
     ranks = Ranks(rank, world_size, f"file://{folder}/meet", CPU)
-    loaded = load(
-        model, torch.float32, CPU, False, "transformers", ranks, attention=DeviceAttention
-    )
+    loaded = load(model, torch.float32, CPU, "transformers", ranks, attention=DeviceAttention)
     driver = None if rank else DriverRank(loaded, ranks)
     assembly = Assembly(loaded, torch.float32, CPU, 4, 64, 16, 4, None, ranks, driver)
     plan = GraphPlan(Replaying(), [1, 2, 4])

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.workers.device_doubles import DeviceAttention, HostSampling, Replaying
 from tests.workers.drive import ROWS, Drive
+from tests.workers.loading import load
 from tests.workers.rank_graphs import N_TOKENS
 from tests.workers.rank_graphs import PROMPTS as PROMPTS_OF_RANKS
 from tests.workers.test_runner import greedy
@@ -28,7 +29,7 @@ from workers.attention.layer import AttentionShape
 from workers.constraints.vocabulary import Vocabulary
 from workers.forward import ForwardBatch, ForwardOutput
 from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows, default_sizes
-from workers.models.loading import Loaded, load
+from workers.models.loading import Loaded
 from workers.ranks import RankFailed, Ranks
 from workers.table import RowTable
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Loaded:
     cpu = torch.device("cpu")
-    return load(folder, torch.float32, cpu, False, "transformers", attention=DeviceAttention)
+    return load(folder, torch.float32, cpu, "transformers", attention=DeviceAttention)
 
 
 @pytest.fixture(scope="module")

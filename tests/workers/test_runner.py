@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tests.workers.loading import load
 from tests.workers.tiny_llama import VOCABULARY, save_tiny_llama
 from tgi_async.wire.messages import Admit, Grow, Run, Sampling, Step, StepDone, TopToken
 from workers.attention.cache import PagedCache
@@ -16,7 +17,7 @@ from workers.forward import ForwardBatch, ForwardOutput
 from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows
 from workers.graphs.recorder import Recorder
 from workers.launched import LaunchedStep
-from workers.models.loading import Loaded, load
+from workers.models.loading import Loaded
 from workers.runner import Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
