@@ -111,7 +111,7 @@ def test_all_modules_of_the_workers_are_seen() -> None:
 @pytest.mark.parametrize("folder", ["attention", "layers", "quantization", "sampling"])
 def test_parts_of_a_model_do_not_know_how_it_is_loaded(folder: str) -> None:
     found = {name for path in sources(f"workers/{folder}") for name in imports(path)}
-    loading = ("workers.models", "workers.decoder", "workers.worker", "workers.assembly")
+    loading = ("workers.models", "workers.decoder", "workers.worker", "workers.executor")
     assert found
     assert [name for name in sorted(found) if name.startswith(loading)] == []
 

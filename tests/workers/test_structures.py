@@ -11,14 +11,14 @@ import pytest
 
 import workers
 from workers import native
-from workers.attention import kernel
+from workers.attention import native as attention
 from workers.decoder import native as decoder
 from workers.layers import packed
 
 MIRRORS = {
     "weight": packed.Weight,
     "product": packed.Product,
-    "call": kernel._Call,
+    "call": attention._Call,
     "block": decoder._Block,
     "decoder": decoder._Decoder,
     "step": decoder._Step,
