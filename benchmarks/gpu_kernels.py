@@ -24,7 +24,7 @@ from torch.nn.functional import linear
 
 from benchmarks.gpu_attention import rates, timed
 from workers.decoder import triton_kernels
-from workers.layers import device_linear, triton_linear
+from workers.kernels import device_linear, triton_linear
 
 WEIGHT_BYTES = 2 << 30
 MOST_LAYERS = 32

@@ -50,8 +50,11 @@ def _masks(vocabulary: Vocabulary, grammar: Grammar, seed: int) -> list[float]:
     times: list[float] = []
     while len(times) < TOKENS and not matcher.ended:
         began = time.thread_time()
-        tokens = [] if foresight.knows_mask(node) else matcher.forced()[:1]
-        if not tokens:
+        known = foresight.known_mask(node)
+        tokens = [] if known is not None else matcher.forced()[:1]
+        if known is not None:
+            np.copyto(mask, known)
+        elif not tokens:
             foresight.fill(node, matcher, mask)
         times.append(1e6 * (time.thread_time() - began))
         if not tokens:

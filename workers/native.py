@@ -32,7 +32,7 @@ CPUINFO = Path("/proc/cpuinfo")
 HERE = Path(__file__).parent
 SOURCES = (
     HERE / "team.c",
-    HERE / "layers" / "linear.c",
+    HERE / "kernels" / "linear.c",
     HERE / "attention" / "paged_attention.c",
     HERE / "decoder" / "decoder.c",
     HERE / "sampling" / "maxima.c",

@@ -13,8 +13,8 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 from benchmarks import gpu_kernels
 from workers.attention.cache import PagedCache
 from workers.decoder import triton_kernels as kernels
-from workers.layers import device_linear
-from workers.layers.device_linear import GEMV_ROWS, NARROW_ROWS, DeviceLinear, GatedLinear
+from workers.kernels import device_linear
+from workers.kernels.device_linear import GEMV_ROWS, NARROW_ROWS, DeviceLinear, GatedLinear
 
 EXACT = 1e-4
 HALVES = (torch.bfloat16, torch.float16)

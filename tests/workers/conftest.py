@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from workers import native
-from workers.layers import packed
+from workers.kernels import packed
 from workers.models.embedded import DISTRIBUTION, prepare_embedded
 
 

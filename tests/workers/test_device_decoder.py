@@ -29,7 +29,7 @@ ATTEND = ["place", "decode", "combine"]
 def launches(name: str, n_rows: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Of a captured pass, products by cuBLAS included as `linear` and `mm`."""
     from tests.workers import triton_compile_decoder as without_gpu
-    from workers.layers import device_linear
+    from workers.kernels import device_linear
 
     products: Counter[str] = Counter()
     linear, mm = device_linear.linear, torch.mm

@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.workers.our_layers import replaced, settled
 from workers import native
-from workers.layers import packed
+from workers.kernels import packed
 from workers.layers.layer import Layer
 from workers.layers.linear import Linear
 from workers.quantization import plain

@@ -13,7 +13,7 @@ import workers
 from workers import native
 from workers.attention import native as attention
 from workers.decoder import native as decoder
-from workers.layers import packed
+from workers.kernels import packed
 
 MIRRORS = {
     "weight": packed.Weight,

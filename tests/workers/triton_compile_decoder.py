@@ -32,7 +32,7 @@ from workers.decoder import triton_kernels
 from workers.decoder.device import DeviceDecoder
 from workers.decoder.families import Description
 from workers.forward import ForwardBatch
-from workers.layers import triton_linear
+from workers.kernels import triton_linear
 from workers.layers.layer import Layer
 from workers.layers.replace import Replacements
 from workers.models.weights import put

@@ -12,7 +12,6 @@ from starlette.types import ASGIApp
 from tgi_async.api import status
 from tgi_async.api.auth import RequireKey
 from tgi_async.api.chat import handler as chat
-from tgi_async.api.chat import tokenize as chat_tokenize
 from tgi_async.api.cloud import kserve, sagemaker, vertex
 from tgi_async.api.completions import handler as completions
 from tgi_async.api.endpoint import Endpoint, get_endpoint
@@ -22,6 +21,7 @@ from tgi_async.api.openapi.docs import Docs
 from tgi_async.api.openapi.document import document
 from tgi_async.api.operation import Get, Operation, Post
 from tgi_async.api.service import Service
+from tgi_async.api.tokenize import chat as chat_tokenize
 from tgi_async.api.tokenize import handler as tokenize
 from tgi_async.errors import StartError
 

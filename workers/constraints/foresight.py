@@ -55,6 +55,7 @@ class Foresight:
         self._ways: dict[Node, list[int] | None] = {}
         self._left_to_count = MAX_COUNTED
         self._walks = TokenWalks(self._expressions, tokens)
+        self.known_mask(self.start)  # what all texts have before them is looked at now
 
     @property
     def nbytes(self) -> int:
@@ -79,19 +80,22 @@ class Foresight:
                 return None
             return None if node is self._expressions.nothing else node
 
-    def knows_mask(self, node: Node) -> bool:
-        """Whether the mask where this may follow is known; then nothing is forced there."""
+    def known_mask(self, node: Node) -> Mask | None:
+        """The engine's mask where this may follow, if it is known; then nothing is forced there.
+
+        It cannot be written to.
+        """
         with self._lock:
-            return self._mask(node) is not None
+            try:
+                return self._masks.get(node)
+            except (TooComplex, RecursionError):
+                return None
 
     def fill(self, node: Node, matcher: Matcher, mask: Mask) -> None:
-        """Write the engine's mask where this may follow and nothing is forced: as it was before,
-        if it is known. Raises GrammarError."""
-        with self._lock:
-            known = self._mask(node)
-        if known is not None:
-            np.copyto(mask, known)
-            return
+        """Have the engine write its mask where this may follow and nothing is forced, and keep it.
+
+        Raises GrammarError.
+        """
         matcher.fill(mask)
         if not matcher.remembers:
             with self._lock:
@@ -99,12 +103,6 @@ class Foresight:
                     self._masks.put(node, mask)
                 except (TooComplex, RecursionError):
                     return
-
-    def _mask(self, node: Node) -> Mask | None:
-        try:
-            return self._masks.get(node)
-        except (TooComplex, RecursionError):
-            return None
 
     def way(self, node: Node) -> list[int] | None:
         """The tokens of the shortest text from here; None if none is known.

@@ -49,13 +49,14 @@ class MaskCache:
         self._known: OrderedDict[Node, _Known] = OrderedDict()
         self._nbytes = 0
         self._fits = True
+        self._tails: dict[Node, Node] = {}
         self._least: dict[Node, int] = {}
         self._most_visible: dict[Node, int] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory, roughly."""
-        return self._nbytes
+        return self._nbytes + 100 * (len(self._tails) + len(self._least))
 
     def get(self, node: Node) -> Mask | None:
         """The mask where this may follow, if it is known. It cannot be written to."""
@@ -120,23 +121,43 @@ class MaskCache:
         return found
 
     def _sequence(self, node: Node) -> Node:
-        x = self._expressions
-        found: list[Node] = []
-        rest = node
-        while rest.kind == "then" and len(found) < MAX_LOOKED_AT:
-            first, rest = rest.parts
-            found.append(self.window(first))
-            if first.kind == "repeated" and first.parts[1] > self._visible(first.parts[0]):
-                # No token gets behind it.
-                if x.cost(rest) < ENDLESS:
-                    rest = x.empty
-                break
-        else:
-            if rest.kind == "repeated":
-                rest = self.window(rest)
-        for one in reversed(found):
-            rest = x.then(one, rest)
-        return rest
+        first, rest = node.parts
+        return self._joined(
+            node, self.window(first), None if self._hides(node) else self._tail(rest)
+        )
+
+    def _tail(self, node: Node) -> Node:
+        """What comes behind other parts: of it, only the counts of repetitions are looked at.
+
+        From the end on, which many sequences have in common.
+        """
+        begun: list[Node] = []
+        while node.kind == "then" and node not in self._tails:
+            begun.append(node)
+            node = node.parts[1]
+        found = self._tails.get(node) or (self._fewer(node) if node.kind == "repeated" else node)
+        for one in reversed(begun):
+            first = one.parts[0]
+            head = self._fewer(first) if first.kind == "repeated" else first
+            found = self._joined(one, head, None if self._hides(one) else found)
+            self._tails[one] = found
+        return found
+
+    def _joined(self, node: Node, head: Node, tail: Node | None) -> Node:
+        """The sequence with these in the places of its parts; `tail` None: no token gets there."""
+        if tail is None:
+            return head
+        first, rest = node.parts
+        return node if head is first and tail is rest else self._expressions.then(head, tail)
+
+    def _hides(self, node: Node) -> bool:
+        """Whether no token gets behind the first part of a sequence, and something can."""
+        first, rest = node.parts
+        return (
+            first.kind == "repeated"
+            and first.parts[1] > self._visible(first.parts[0])
+            and self._expressions.cost(rest) < ENDLESS
+        )
 
     def _least_bytes(self, node: Node, depth: int = 0) -> int:
         """No text has fewer bytes."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from tgi_async.wire.messages import Constraint
 from workers.constraints.expressions import ENDLESS
-from workers.constraints.foresight import Foresight
+from workers.constraints.foresight import Foresight, Mask
 from workers.constraints.nodes import Node
 from workers.constraints.vocabulary import Vocabulary
 from workers.grammar.engine import Matcher
@@ -132,21 +132,32 @@ class Progress:
 
     def _look_ahead(self, foresight: Foresight) -> None:
         """Find what may come next and leaves room for the rest."""
-        forced = [] if foresight.knows_mask(self._node) else self._matcher.forced()
+        known = foresight.known_mask(self._node)
+        forced = [] if known is not None else self._matcher.forced()
         taken = forced[: self._left if self._jumps else 1]
         if self._completes:
             least_left = self._left - max(1, len(taken))
             if self._most >= least_left:
                 self._most = foresight.most(self._node)
             if self._most >= least_left:
-                self._keep_room(foresight, forced, taken)
+                self._keep_room(foresight, forced, taken, known)
                 return
         if forced:
             self._force(forced)
         else:
+            self._fill(foresight, forced, known)
+
+    def _fill(self, foresight: Foresight, forced: list[int], known: Mask | None) -> None:
+        if known is not None:
+            np.copyto(self.mask, known)
+        elif forced:
+            self._matcher.fill(self.mask)
+        else:
             foresight.fill(self._node, self._matcher, self.mask)
 
-    def _keep_room(self, foresight: Foresight, forced: list[int], taken: list[int]) -> None:
+    def _keep_room(
+        self, foresight: Foresight, forced: list[int], taken: list[int], known: Mask | None
+    ) -> None:
         """Find what may come next where not everything leaves room for the rest.
 
         The text fits: after each token that is left in the mask it does so again, and one is left.
@@ -164,10 +175,7 @@ class Progress:
             self._way = due
             self._force(due)
             return
-        if forced:
-            self._matcher.fill(self.mask)
-        else:
-            foresight.fill(self._node, self._matcher, self.mask)
+        self._fill(foresight, forced, known)
         way = foresight.narrow(self._node, room, self.mask, begun)
         if way is None:
             self._foresight = None

@@ -15,7 +15,7 @@
 // of the one before stays in this thread's memory.
 
 #include "../attention/paged_attention.h"
-#include "../layers/linear.h"
+#include "../kernels/linear.h"
 #include "../team.h"
 #include "../vector.h"
 

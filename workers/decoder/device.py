@@ -27,7 +27,7 @@ from workers.attention.layer import AttentionLayer, AttentionShape
 from workers.decoder import triton_kernels as kernels
 from workers.decoder.families import Block, Description, NotFused, prepare
 from workers.forward import ForwardBatch, ForwardOutput
-from workers.layers.device_linear import DeviceLinear, GatedLinear
+from workers.kernels.device_linear import DeviceLinear, GatedLinear
 from workers.layers.linear import Linear
 from workers.ranks import Ranks
 

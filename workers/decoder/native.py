@@ -12,8 +12,8 @@ from workers.attention.layer import AttentionShape
 from workers.attention.native import NativeAttention
 from workers.decoder.families import Block, Description, NotFused, prepare
 from workers.forward import ForwardBatch, ForwardOutput
+from workers.kernels.packed import ACTIVATIONS, PackedWeight, Weight
 from workers.layers.linear import Linear
-from workers.layers.packed import ACTIVATIONS, PackedWeight, Weight
 from workers.native import NativeUnavailable
 from workers.ranks import Ranks
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from workers.kernels.weight import LayerWeight
 from workers.layers.layer import WHOLE, Layer, Style, n_of
-from workers.quantization.method import LayerWeight, QuantMethod, QuantWeight, Size, Tensors
+from workers.quantization.method import QuantMethod, QuantWeight, Size, Tensors
 
 
 class Linear(Layer):

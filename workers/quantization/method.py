@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
+from workers.kernels.weight import LayerWeight
 from workers.slices import Range, Slices
 
 Tensors = Mapping[str, torch.Tensor]
@@ -53,22 +54,6 @@ class Cut(NamedTuple):
 
     outputs: list[Range] | None = None
     inputs: list[Range] | None = None
-
-
-class LayerWeight(ABC):
-    """The weight and the bias of a layer, in a form that multiplies."""
-
-    note: str | None = None
-    """What was given up for this form, for the log."""
-
-    @property
-    @abstractmethod
-    def tensors(self) -> list[torch.Tensor]:
-        """What it keeps in memory."""
-
-    @abstractmethod
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., inputs] -> [..., outputs] of its dtype, on its device."""
 
 
 class QuantWeight(LayerWeight):

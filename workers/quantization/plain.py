@@ -1,6 +1,6 @@
 """Weights that are not quantized: `weight` [n, k] and `bias` [n], in the dtype of the model.
 
-On a CPU in bfloat16 the weight is packed for a C kernel of ours (layers/packed.py), or where that
+On a CPU in bfloat16 the weight is packed for a C kernel of ours (kernels/packed.py), or where that
 cannot be had reordered for oneDNN. Everything else, float32 among it, stays plain and runs torch's
 own linear, so that results in float32 are bit for bit torch's.
 """
@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from workers.layers.packed import PackedWeight, kernel
+from workers.kernels.packed import PackedWeight, kernel
+from workers.kernels.weight import LayerWeight
 from workers.native import NativeUnavailable
 from workers.quantization.method import (
     Cut,
     Kernel,
-    LayerWeight,
     Prepare,
     QuantMethod,
     QuantWeight,
@@ -29,7 +29,7 @@ from workers.quantization.method import (
 from workers.slices import Slices
 
 if TYPE_CHECKING:
-    from workers.layers.device_linear import DeviceLinear, GatedLinear
+    from workers.kernels.device_linear import DeviceLinear, GatedLinear
 
 Part = tuple[torch.Tensor, torch.Tensor | None]
 """A weight [n, k] and its bias [n]."""
@@ -136,7 +136,7 @@ def _packed(weights: Sequence[QuantWeight], activation: str) -> PackedWeight:
 
 def _on_device(weights: Sequence[QuantWeight], activation: str) -> DeviceLinear | GatedLinear:
     # Only a torch built for CUDA brings Triton along.
-    from workers.layers.device_linear import DeviceLinear, GatedLinear
+    from workers.kernels.device_linear import DeviceLinear, GatedLinear
 
     parts = _parts(weights)
     if activation:

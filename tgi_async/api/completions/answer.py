@@ -6,11 +6,15 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType, structs
 
-from tgi_async.api.completions.logprobs import LogprobsWriter, Piece, PromptScores
+from tgi_async.api.completions.logprobs import LogprobsWriter, Piece
 from tgi_async.api.completions.schema import Completion, CompletionChoice, CompletionRequest
 from tgi_async.api.encoding import Events
 from tgi_async.api.finished import Finished, text_of
-from tgi_async.api.openai.prompt_logprobs import RankedScores, prompt_logprobs_of
+from tgi_async.api.openai.prompt_logprobs import (
+    PromptScores,
+    RankedScores,
+    prompt_logprobs_of,
+)
 from tgi_async.api.openai.reply_schema import PromptLogprob, Usage, now, unique_id
 from tgi_async.api.service import Service
 from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from tgi_async.api.completions.schema import CompletionLogprobs
+from tgi_async.api.openai.prompt_logprobs import PromptScores
 from tgi_async.api.openai.reply_schema import finite_logprob
 from tgi_async.generation import Token, TopToken
 from tgi_async.text.stream import Detokenizer
@@ -38,19 +39,6 @@ def pieces_of(tokenizer: Tokenizer, prompt: str, ids: Sequence[int]) -> list[Pie
         if not special or prompt.startswith(text, offset):
             offset = min(offset + len(text), len(prompt))
     return pieces
-
-
-class PromptScores(Protocol):
-    """What is known of a generation's prompt, as `api.engine.Generation` has it."""
-
-    @property
-    def n_cached(self) -> int: ...
-
-    @property
-    def prompt_logprobs(self) -> Sequence[float | None]: ...
-
-    @property
-    def prompt_top_tokens(self) -> Sequence[Sequence[TopToken]]: ...
 
 
 class LogprobsWriter:

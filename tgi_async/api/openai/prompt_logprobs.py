@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from tgi_async.api.completions.logprobs import PromptScores
 from tgi_async.api.openai.reply_schema import PromptLogprob, finite_logprob
+from tgi_async.generation import TopToken
 from tgi_async.text.tokenizer import Tokenizer
+
+
+class PromptScores(Protocol):
+    """What is known of a generation's prompt, as `api.engine.Generation` has it."""
+
+    @property
+    def n_cached(self) -> int: ...
+
+    @property
+    def prompt_logprobs(self) -> Sequence[float | None]: ...
+
+    @property
+    def prompt_top_tokens(self) -> Sequence[Sequence[TopToken]]: ...
 
 
 class RankedScores(PromptScores, Protocol):

@@ -8,7 +8,7 @@ import functools
 import torch
 
 from workers import native
-from workers.quantization.method import LayerWeight
+from workers.kernels.weight import LayerWeight
 
 DTYPES = (torch.float32, torch.bfloat16)
 

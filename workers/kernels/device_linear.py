@@ -15,7 +15,7 @@ import torch
 import triton
 from torch.nn.functional import linear
 
-from workers.layers import triton_linear as kernels
+from workers.kernels import triton_linear as kernels
 
 GEMV_ROWS = 4
 NARROW_ROWS = 32

@@ -1,0 +1,23 @@
+"""What every form of a layer's weight can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+
+
+class LayerWeight(ABC):
+    """The weight and the bias of a layer, in a form that multiplies."""
+
+    note: str | None = None
+    """What was given up for this form, for the log."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> list[torch.Tensor]:
+        """What it keeps in memory."""
+
+    @abstractmethod
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., inputs] -> [..., outputs] of its dtype, on its device."""
