@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from tests.workers.test_runner import LONG, SHORT, Batch, greedy, tokens_of
 from tests.workers.tiny_families import VARIANTS, VOCABULARY, smaller, tiny
 from tests.workers.tiny_llama import save_tiny_llama
+from tests.workers.toy_attention import ToyAttention
 from tgi_async.wire.messages import Admit
 
 pytest.importorskip("triton", reason="the package triton is not installed")
@@ -25,6 +26,7 @@ from tests.workers.our_layers import replaced, tensors_of
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.attention.device_batch import DeviceBatch, decode_numbers
+from workers.attention.registry import Backend
 from workers.attention.triton_paged import TritonAttention
 from workers.decoder.device import DeviceDecoder
 from workers.decoder.families import FAMILIES, Block, Description, NotFused
@@ -128,8 +130,8 @@ def reference(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def device_decoder(model: Any, device: str) -> DeviceDecoder:
-    return DeviceDecoder(TritonAttention, Description(replaced(copy.deepcopy(model).to(device))))
+def device_decoder(model: Any, device: str, attention: Backend = TritonAttention) -> DeviceDecoder:
+    return DeviceDecoder(attention, Description(replaced(copy.deepcopy(model).to(device))))
 
 
 def test_every_family_is_among_them() -> None:
@@ -226,6 +228,17 @@ def test_a_captured_pass_has_the_logits_of_an_ordinary_one(device: str) -> None:
     ordinary = torch.stack([logits[-1][0] for logits in rows.logits])
     assert torch.equal(captured[:n_there], ordinary[:n_there])
     assert captured.isfinite().all()
+
+
+def test_another_backend_attends_to_what_the_decoder_wrote(device: str) -> None:
+    model = small("llama")
+    decoder = device_decoder(model, device, ToyAttention)
+    rows = Rows(decoder, cache_of(model, device))
+    rows.step((4, 2, 1, 1, 1))
+    rows.step((1, 1, 1, 1, 1))
+    for tokens, logits in zip(rows.tokens, rows.logits, strict=True):
+        found = torch.cat(logits)
+        assert (found - reference(model, tokens[: len(found)])).abs().max() < MOST_DIFFERENCE
 
 
 def test_an_id_outside_the_vocabulary_spoils_its_row_alone(device: str) -> None:

@@ -76,12 +76,12 @@ class HostSampling(DeviceSampling):
 
 
 class Replaying:
-    """A double of CudaRecorder: what a graph would have the device do again, the host does."""
+    """A double of CudaGraphCapture: what a graph would have the device do again, the host does."""
 
     def prepare(self, work):  # type: ignore[no-untyped-def]
         work()
 
-    def record(self, work):  # type: ignore[no-untyped-def]
+    def capture(self, work):  # type: ignore[no-untyped-def]
         # Some may be views that repeat a number.
         outputs = tuple(x.contiguous() for x in work())
 
