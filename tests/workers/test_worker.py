@@ -207,13 +207,13 @@ def test_on_a_gpu_the_next_step_is_launched_before_the_last_is_fetched(
 @pytest.mark.parametrize(
     ("asked", "found"),
     [
-        ({"kv_cache_memory": 7 * BYTES_PER_BLOCK + 5, "n_blocks": 0}, {"n_blocks": 7}),
-        ({"n_blocks": 9, "kv_cache_memory": 1}, {"n_blocks": 9}),
+        ({"memory": 7 * BYTES_PER_BLOCK + 5, "n_blocks": 0}, {"n_blocks": 7}),
+        ({"n_blocks": 9, "memory": 1}, {"n_blocks": 9}),
         ({"block_size": 8}, {"block_size": 8}),
         ({"max_total_tokens": 50}, {"max_total_tokens": 50, "max_batch_prefill_tokens": 50}),
         ({"max_total_tokens": 5000}, {"max_total_tokens": 128}),
-        ({"max_batch_prefill_tokens": 7}, {"max_batch_prefill_tokens": 7}),
-        ({"max_rows": 1, "max_batch_prefill_tokens": 1}, {"max_batch_prefill_tokens": 1}),
+        ({"max_prefill_tokens": 7}, {"max_batch_prefill_tokens": 7}),
+        ({"max_rows": 1, "max_prefill_tokens": 1}, {"max_batch_prefill_tokens": 1}),
     ],
 )
 def test_what_is_asked_for_is_what_there_is(
