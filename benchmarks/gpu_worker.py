@@ -17,7 +17,10 @@ import torch
 from tgi_async.wire.channel import WorkerChannel
 from tgi_async.wire.messages import (
     Admit,
+    BatchConfig,
+    DeviceConfig,
     Loading,
+    ModelConfig,
     Ready,
     Refused,
     Run,
@@ -176,13 +179,7 @@ class Pool:
 def start_of(folder: Path, attention: str, max_rows: int, max_total_tokens: int) -> Start:
     """As the router starts a worker, but for these limits."""
     return Start(
-        model_path=str(folder),
-        dtype="bfloat16",
-        block_size=0,
-        n_blocks=0,
-        kv_cache_memory=0,
-        max_rows=max_rows,
-        max_batch_prefill_tokens=0,
-        max_total_tokens=max_total_tokens,
-        attention=attention,
+        ModelConfig(str(folder), "bfloat16", max_total_tokens=max_total_tokens),
+        BatchConfig(max_rows),
+        device=DeviceConfig(attention),
     )

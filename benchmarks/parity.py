@@ -29,9 +29,10 @@ from tests.families.parity import (
     difference,
     generate,
 )
+from tests.workers.loading import load
 from workers.decoder.families import FAMILIES
 from workers.errors import Unsupported
-from workers.models.loading import Loaded, load
+from workers.models.loading import Loaded
 from workers.models.transformers_path import TransformersModel
 
 TABLE = Path(__file__).parents[1] / "docs" / "models.md"

@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tgi_async.wire.messages import ModelConfig
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.forward import ForwardBatch
@@ -71,9 +72,11 @@ def main() -> None:
     exact = theirs(torch.float32)
     ways = {
         "transformers, bfloat16": theirs(bf16),
-        "fused decoder, bfloat16": served(load(folder, bf16, CPU, implementation="fused"), bf16),
+        "fused decoder, bfloat16": served(
+            load(ModelConfig(str(folder), implementation="fused"), bf16, CPU), bf16
+        ),
         "transformers' code served, bfloat16": served(
-            load(folder, bf16, CPU, implementation="transformers"), bf16
+            load(ModelConfig(str(folder), implementation="transformers"), bf16, CPU), bf16
         ),
     }
     names = ["transformers, float32", *ways]

@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tgi_async.wire.messages import Admit, Run, Sampling, Step
+from tgi_async.wire.messages import Admit, ModelConfig, Run, Sampling, Step
 from workers import native
 from workers.attention.cache import PagedCache
 from workers.models.description import Shape
@@ -176,7 +176,7 @@ def main() -> None:
     print(f"{given.threads} threads do {machine.operations / 1e9:.0f} GFLOP/s; times in ms\n")
     folder = given.model_id or prepare_embedded()
     sizes = Sizes.of(folder)
-    model = load(folder, torch.bfloat16, torch.device("cpu"))
+    model = load(ModelConfig(str(folder)), torch.bfloat16, torch.device("cpu"))
     print(f"{'':30}{'MB':>8}{'GFLOP':>8}{'floor':>8}{'step':>8}{'share':>8}{'best':>8}{'share':>8}")
     for rows in DECODES:
         wanted = need(model.shape, sizes, rows, 1, given.context + given.passes // 2)

@@ -47,7 +47,17 @@ from tgi_async.telemetry.observer import Observer
 from tgi_async.text.sampling_defaults import SamplingDefaults
 from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.codec import to_router_codec, to_worker_codec
-from tgi_async.wire.messages import Ready, Start, Step, StepDone, Stop, ToRouter, ToWorker
+from tgi_async.wire.messages import (
+    BatchConfig,
+    ModelConfig,
+    Ready,
+    Start,
+    Step,
+    StepDone,
+    Stop,
+    ToRouter,
+    ToWorker,
+)
 
 SLEEPER = (sys.executable, "-c", "import signal; signal.pause()")
 """A worker's process, which has nothing to do here."""
@@ -240,7 +250,7 @@ class Router:
 async def router(tokenizer: Tokenizer, tokens: list[int], n_requests: int) -> AsyncIterator[Router]:
     """A router in this process. It has no chat template."""
     frames = Frames(Pace(tokens, 0.0, n_blocks=65_536))
-    start = Start("", "", 0, 0, 0, n_requests, 0, 0)
+    start = Start(ModelConfig(""), BatchConfig(n_requests))
     real = supervisor.RouterChannel  # type: ignore[attr-defined]
     supervisor.RouterChannel = frames.channel  # type: ignore[attr-defined, assignment]
     engine = Engine(tokenizer=tokenizer, start=start, command=SLEEPER)

@@ -55,10 +55,10 @@ class MadeUpRows:
 def ready(start: Start, pace: Pace) -> Ready:
     """What it says of itself: room for everything, and no token that ends a text."""
     return Ready(
-        n_blocks=start.n_blocks or pace.n_blocks,
+        n_blocks=start.cache.n_blocks or pace.n_blocks,
         block_size=BLOCK_SIZE,
         max_total_tokens=65_536,
-        max_batch_prefill_tokens=start.max_batch_prefill_tokens or 8192,
+        max_batch_prefill_tokens=start.batch.max_prefill_tokens or 8192,
         device="none",
         eos_token_ids=[],
         vocab_size=pace.vocab_size,

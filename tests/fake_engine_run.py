@@ -18,7 +18,12 @@ from tgi_async.engine import Engine
 from tgi_async.generation import FinishReason, GenerationRequest, Token
 from tgi_async.generation_stream import GenerationStream
 from tgi_async.text.tokenizer import Tokenizer
-from tgi_async.wire.messages import Sampling, Start
+from tgi_async.wire.messages import (
+    BatchConfig,
+    ModelConfig,
+    Sampling,
+    Start,
+)
 
 ROOT = Path(__file__).parent.parent
 DEADLINE = 20.0
@@ -157,17 +162,7 @@ async def running(
     os.environ |= {VARIABLE: behaviour.environment(), "PYTHONPATH": path}
     engine = Engine(
         tokenizer=tokenizer or tiny_tokenizer(),
-        start=Start(
-            model_path="",
-            dtype="",
-            block_size=0,
-            n_blocks=0,
-            kv_cache_memory=0,
-            max_rows=max_rows,
-            max_batch_prefill_tokens=0,
-            max_total_tokens=0,
-            stop_token_ids=list(stop_token_ids),
-        ),
+        start=Start(ModelConfig(""), BatchConfig(max_rows), stop_token_ids=list(stop_token_ids)),
         **{"command": COMMAND, "backoff": Backoff(0.001, 0.01), **options},
     )
     steps = Steps()

@@ -135,7 +135,7 @@ class FakeWorker:
         if self._epoch in behaviour.die_loading:
             self._die()
         self._channel.send(Loading("loading weights", 0.01, "none"))
-        n_blocks = start.n_blocks or behaviour.n_blocks
+        n_blocks = start.cache.n_blocks or behaviour.n_blocks
         if self._epoch > 1 and behaviour.blocks_later is not None:
             n_blocks = behaviour.blocks_later
         self._n_blocks = n_blocks
@@ -145,7 +145,7 @@ class FakeWorker:
                 block_size=self._block_size,
                 max_total_tokens=behaviour.max_total_tokens,
                 max_batch_prefill_tokens=(
-                    start.max_batch_prefill_tokens or behaviour.max_batch_prefill_tokens
+                    start.batch.max_prefill_tokens or behaviour.max_batch_prefill_tokens
                 ),
                 device="fake",
                 eos_token_ids=[EOS],

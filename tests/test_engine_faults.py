@@ -8,13 +8,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.fake_engine_run import Running, alive, collect, running, until
 from tests.fake_worker import Behaviour, expected_prompt_logprobs, expected_prompt_top
 from tgi_async.errors import GenerationError, IncompleteGeneration, StartError, Unhealthy
 from tgi_async.wire.codec import WireError
-from tgi_async.wire.messages import Sampling
+from tgi_async.wire.messages import CacheConfig, Sampling, Start
 
 POISON = 3
 
@@ -159,12 +160,10 @@ async def test_nonsense_without_end_fails_the_request(tmp_path: Path, nonsense: 
 async def test_a_later_worker_gets_the_first_ones_cache(tmp_path: Path) -> None:
     async with running(Behaviour(n_blocks=33, die_at={1: 2}), tmp_path) as run:
         await run.generate("x")
-        asked = [start["start"] for start in run.starts]
-        fields = ("n_blocks", "block_size", "max_batch_prefill_tokens")
-        places = (4, 3, 7)  # in the array that a Start is on the wire
-        assert [dict(zip(fields, (one[i] for i in places), strict=True)) for one in asked] == [
-            {"n_blocks": 0, "block_size": 0, "max_batch_prefill_tokens": 0},
-            {"n_blocks": 33, "block_size": 4, "max_batch_prefill_tokens": 32},
+        asked = [msgspec.convert(one["start"], Start) for one in run.starts]
+        assert [(one.cache, one.batch.max_prefill_tokens) for one in asked] == [
+            (CacheConfig(), 0),
+            (CacheConfig(n_blocks=33, block_size=4), 32),
         ]
 
 

@@ -16,18 +16,19 @@ from tests.fake_worker import COMMAND, VARIABLE, Behaviour
 from tgi_async.errors import StartError
 from tgi_async.supervisor import ENVIRONMENT, WorkerDied, WorkerGroup
 from tgi_async.wire.channel import RouterChannel
-from tgi_async.wire.messages import Admit, Loading, Refused, Run, Sampling, Start, Step
-
-START = Start(
-    model_path="",
-    dtype="",
-    block_size=0,
-    n_blocks=0,
-    kv_cache_memory=0,
-    max_rows=4,
-    max_batch_prefill_tokens=0,
-    max_total_tokens=0,
+from tgi_async.wire.messages import (
+    Admit,
+    BatchConfig,
+    Loading,
+    ModelConfig,
+    Refused,
+    Run,
+    Sampling,
+    Start,
+    Step,
 )
+
+START = Start(ModelConfig(""), BatchConfig(max_rows=4))
 FIRST = Step(1, [], [Admit(0, [1, 2], 2, 0, [0], Sampling())], [], [Run(0, 2)])
 
 

@@ -104,8 +104,8 @@ class Engine:
         self._overcommit = overcommit
         self._lookahead = lookahead
         self._max_batch_total_tokens = max_batch_total_tokens
-        self._capacity = capacity or Capacity(start.max_rows)
-        self._workers = WorkerRestarter(start.world_size, command, backoff or Backoff())
+        self._capacity = capacity or Capacity(start.batch.max_rows)
+        self._workers = WorkerRestarter(start.ranks.world_size, command, backoff or Backoff())
         self._streams = LiveStreams()
         self._last_id = 0
         self._state = State.STARTING
@@ -139,11 +139,12 @@ class Engine:
                 f"No block of {ready.block_size} tokens fits in the KV cache. Give it more memory "
                 "(--kv-cache-memory) or raise --max-batch-total-tokens."
             )
-        self._start = msgspec.structs.replace(
+        # A worker that takes its place has what the first one found.
+        replace = msgspec.structs.replace
+        self._start = replace(
             self._start,
-            n_blocks=n_blocks,
-            block_size=ready.block_size,
-            max_batch_prefill_tokens=ready.max_batch_prefill_tokens,
+            cache=replace(self._start.cache, n_blocks=n_blocks, block_size=ready.block_size),
+            batch=replace(self._start.batch, max_prefill_tokens=ready.max_batch_prefill_tokens),
         )
         pool = n_blocks * ready.block_size
         longest = min(ready.max_total_tokens, pool)
@@ -151,7 +152,7 @@ class Engine:
             Budget(
                 n_blocks=n_blocks,
                 block_size=ready.block_size,
-                max_rows=self._start.max_rows,
+                max_rows=self._start.batch.max_rows,
                 max_batch_prefill_tokens=ready.max_batch_prefill_tokens,
                 max_total_tokens=longest,
                 overcommit=self._overcommit,

@@ -44,7 +44,16 @@ from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.chat_files import read_template_config
 from tgi_async.text.sampling_defaults import SamplingDefaults
 from tgi_async.text.tokenizer import Tokenizer, special_tokens_of
-from tgi_async.wire.messages import Loading, Ready, Start
+from tgi_async.wire.messages import (
+    BatchConfig,
+    CacheConfig,
+    DeviceConfig,
+    Loading,
+    ModelConfig,
+    RankConfig,
+    Ready,
+    Start,
+)
 
 log = logging.getLogger(__name__)
 
@@ -127,28 +136,7 @@ async def _serve_on(
         log.info("the model is spread over %d processes", world_size)
     engine = Engine(
         tokenizer=tokenizer,
-        start=Start(
-            model_path=str(prepared.path),
-            dtype=settings.dtype or "",
-            block_size=0,
-            n_blocks=0,
-            kv_cache_memory=settings.kv_cache_memory or 0,
-            max_rows=min(
-                settings.max_batch_size or settings.max_concurrent_requests,
-                settings.max_concurrent_requests,
-            ),
-            max_batch_prefill_tokens=settings.max_batch_prefill_tokens or 0,
-            max_total_tokens=settings.max_total_tokens or 0,
-            trust_remote_code=settings.trust_remote_code,
-            world_size=world_size,
-            model_impl=settings.model_impl,
-            rope_scaling=settings.rope_scaling or "",
-            rope_factor=settings.rope_factor or 1.0,
-            attention=settings.attention,
-            cuda_graphs=settings.graph_sizes,
-            cuda_memory_fraction=settings.cuda_memory_fraction,
-            stop_token_ids=chat_ends,
-        ),
+        start=_start(settings, prepared, world_size, chat_ends),
         command=worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,
         capacity=Capacity.of(
@@ -193,6 +181,34 @@ async def _serve_on(
             delay=settings.shutdown_delay,
             grace=settings.graceful_termination_timeout,
         )
+
+
+def _start(settings: Settings, prepared: Prepared, world_size: int, chat_ends: list[int]) -> Start:
+    """Return what the workers are started with; zeros and empty texts are found by them."""
+    rows = settings.max_batch_size or settings.max_concurrent_requests
+    return Start(
+        ModelConfig(
+            str(prepared.path),
+            dtype=settings.dtype or "",
+            implementation=settings.model_impl,
+            trust_remote_code=settings.trust_remote_code,
+            max_total_tokens=settings.max_total_tokens or 0,
+            rope_scaling=settings.rope_scaling or "",
+            rope_factor=settings.rope_factor or 1.0,
+        ),
+        BatchConfig(
+            max_rows=min(rows, settings.max_concurrent_requests),
+            max_prefill_tokens=settings.max_batch_prefill_tokens or 0,
+        ),
+        CacheConfig(memory=settings.kv_cache_memory or 0),
+        DeviceConfig(
+            attention=settings.attention,
+            cuda_graphs=settings.graph_sizes,
+            cuda_memory_fraction=settings.cuda_memory_fraction,
+        ),
+        RankConfig(world_size),
+        stop_token_ids=chat_ends,
+    )
 
 
 async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -> Prepared:

@@ -100,10 +100,11 @@ class WorkerGroup:
         self._deadline.started()
         for rank in range(self._world_size):
             await self._spawn(rank)
-        if self._world_size > 1 and not start.meeting_place:
+        ranks = msgspec.structs.replace(start.ranks, world_size=self._world_size)
+        if self._world_size > 1 and not ranks.meeting_place:
             place = self._folder / f"ranks-{self._epoch}"
-            start = msgspec.structs.replace(start, meeting_place=f"file://{place}")
-        self._send(msgspec.structs.replace(start, world_size=self._world_size))
+            ranks = msgspec.structs.replace(ranks, meeting_place=f"file://{place}")
+        self._send(msgspec.structs.replace(start, ranks=ranks))
         ready: list[Ready] = []
         self._watch()
         while len(ready) < self._world_size:

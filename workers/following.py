@@ -13,7 +13,7 @@ from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.forward import ForwardBatch, ForwardOutput, Model
 from workers.graphs.decode import DecodeGraphs
-from workers.graphs.staging import Numbers
+from workers.graphs.input_buffers import Numbers
 from workers.ranks import RankFailed, Ranks
 
 N_NUMBERS = 5

@@ -20,18 +20,17 @@ from tgi_async.cgroups import gigabytes
 from tgi_async.wire.channel import WorkerChannel
 from tgi_async.wire.messages import Loading, Ready, Refused, Start, Step, Stop, ToWorker
 from workers import memory, native
-from workers.assembly import Assembly
 from workers.attention import registry
 from workers.attention.triton_paged import gpu_refusal
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
 from workers.errors import Unsupported
+from workers.executor import Executor
 from workers.following import DriverRank, FollowerRank
+from workers.graphs.capture import CudaGraphCapture
 from workers.graphs.decode import GraphPlan, default_sizes
-from workers.graphs.recorder import CudaRecorder
 from workers.launched import LaunchedStep
 from workers.models.loading import load
-from workers.models.rope import Scaling
 from workers.ranks import Ranks
 from workers.runner import Runner
 
@@ -63,7 +62,7 @@ class Worker:
         try:
             runner, device = self._load(start)
         except (Unsupported, ValueError, OSError) as error:
-            self._channel.send(Refused(f"{start.model_path} cannot be served: {error}"))
+            self._channel.send(Refused(f"{start.model.path} cannot be served: {error}"))
             return
         if isinstance(runner, FollowerRank):
             runner.run()
@@ -76,65 +75,69 @@ class Worker:
             self._ranks.destroy()
 
     def _load(self, start: Start) -> tuple[Runner | FollowerRank, torch.device]:
-        device, notes = choose_device(self._rank, start.world_size)
-        attention, reasons = registry.choose(start.attention, device)
+        device, notes = choose_device(self._rank, start.ranks.world_size)
+        attention, reasons = registry.choose(start.device.attention, device)
         notes += reasons
-        dtype = DTYPES[start.dtype or "bfloat16"]
+        dtype = DTYPES[start.model.dtype or "bfloat16"]
         if device.type == "cpu" and dtype is torch.float16:
             dtype = torch.bfloat16
             notes.append("float16 has no fast CPU kernels: serving in bfloat16")
-        prefill_tokens = start.max_batch_prefill_tokens or (
+        prefill_tokens = start.batch.max_prefill_tokens or (
             CPU_PREFILL_TOKENS if device.type == "cpu" else CUDA_PREFILL_TOKENS
         )
-        notes += _limit_threads(start.world_size if device.type == "cpu" else 1)
-        if start.world_size > 1:
-            self._ranks = Ranks(self._rank, start.world_size, start.meeting_place, device)
+        notes += _limit_threads(start.ranks.world_size if device.type == "cpu" else 1)
+        if start.ranks.world_size > 1:
+            self._ranks = Ranks(
+                self._rank, start.ranks.world_size, start.ranks.meeting_place, device
+            )
         with self._phase("loading weights", f"{dtype}".removeprefix("torch.")):
             model = load(
-                Path(start.model_path),
+                start.model,
                 dtype,
                 device,
-                start.trust_remote_code,
-                start.model_impl,
                 self._ranks,
-                Scaling(start.rope_scaling, start.rope_factor) if start.rope_scaling else None,
-                start.max_total_tokens,
                 attention,
                 # Another one of them was here before, and what little there is may be for now only.
-                must_fit=not start.n_blocks,
+                must_fit=not start.cache.n_blocks,
             )
         shape = model.shape
-        longest = min(shape.max_total_tokens, start.max_total_tokens or shape.max_total_tokens)
+        longest = min(
+            shape.max_total_tokens, start.model.max_total_tokens or shape.max_total_tokens
+        )
         further = [id for id in start.stop_token_ids if id < shape.vocab_size]
         end_ids = list(dict.fromkeys(shape.eos_token_ids + further))
         constraints = Constraints(
-            lambda: Vocabulary(Path(start.model_path), shape.vocab_size, end_ids),
+            lambda: Vocabulary(Path(start.model.path), shape.vocab_size, end_ids),
             shape.vocab_size,
         )
         if self._ranks is not None and self._rank == 0:
             self._driver = DriverRank(model, self._ranks)
-        assembly = Assembly(
+        executor = Executor(
             model,
             dtype,
             device,
-            start.max_rows,
+            start.batch.max_rows,
             longest,
             min(prefill_tokens, longest),
-            start.block_size or attention.page_size,
+            start.cache.block_size or attention.page_size,
             constraints,
             self._ranks,
             self._driver,
         )
-        with self._phase("warming up", f"{start.max_rows} rows, {prefill_tokens} prefill tokens"):
-            assembly.warm_up()
-        n_blocks = start.n_blocks or assembly.blocks_that_fit(
-            start.kv_cache_memory, start.cuda_memory_fraction
+        with self._phase(
+            "warming up", f"{start.batch.max_rows} rows, {prefill_tokens} prefill tokens"
+        ):
+            executor.warm_up()
+        n_blocks = start.cache.n_blocks or executor.blocks_that_fit(
+            start.cache.memory, start.device.cuda_memory_fraction
         )
         if self._ranks is not None:
             n_blocks = self._ranks.all_reduce_min(n_blocks)
-        per_block = assembly.bytes_per_block
-        if device.type == "cpu" and not start.n_blocks:
-            notes += _check_cache(n_blocks, assembly, start.kv_cache_memory, start.max_total_tokens)
+        per_block = executor.bytes_per_block
+        if device.type == "cpu" and not start.cache.n_blocks:
+            notes += _check_cache(
+                n_blocks, executor, start.cache.memory, start.model.max_total_tokens
+            )
         if n_blocks < 1:
             raise Unsupported(
                 f"no block of the KV cache ({per_block} bytes) fits in the memory that is left; "
@@ -144,13 +147,13 @@ class Worker:
         memory.give_back()
         # What lives now lives as long as the worker: no step is to wait for a look at all of it.
         gc.freeze()
-        runner = self._assembled(assembly, n_blocks, start.cuda_graphs, notes)
+        runner = self._serving(executor, n_blocks, start.device.cuda_graphs, notes)
         self._channel.send(
             Ready(
                 n_blocks=n_blocks,
-                block_size=assembly.block_size,
+                block_size=executor.block_size,
                 max_total_tokens=longest,
-                max_batch_prefill_tokens=assembly.prefill_tokens,
+                max_batch_prefill_tokens=executor.prefill_tokens,
                 device=str(device),
                 eos_token_ids=shape.eos_token_ids,
                 vocab_size=shape.vocab_size,
@@ -163,20 +166,20 @@ class Worker:
             constraints.prepare()
         return runner, device
 
-    def _assembled(
-        self, assembly: Assembly, n_blocks: int, sizes: list[int] | None, notes: list[str]
+    def _serving(
+        self, executor: Executor, n_blocks: int, sizes: list[int] | None, notes: list[str]
     ) -> Runner | FollowerRank:
-        """What serves; decode steps of these numbers of rows are recorded on a GPU, None being the
+        """What serves; decode steps of these numbers of rows are captured on a GPU, None being the
         default and an empty list none."""
-        if assembly.device.type != "cuda":
+        if executor.device.type != "cuda":
             notes += ["--cuda-graphs has no effect on a CPU"] if sizes else []
-            return assembly.serving(n_blocks)
+            return executor.serving(n_blocks)
         if sizes == []:
-            return assembly.serving(n_blocks)
-        sizes = [n for n in sizes or default_sizes(assembly.max_rows) if n <= assembly.max_rows]
-        plan = GraphPlan(CudaRecorder(), sizes or [assembly.max_rows])
-        with self._phase("recording CUDA graphs", f"of {', '.join(map(str, plan.sizes))} rows"):
-            runner = assembly.serving(n_blocks, plan)
+            return executor.serving(n_blocks)
+        sizes = [n for n in sizes or default_sizes(executor.max_rows) if n <= executor.max_rows]
+        plan = GraphPlan(CudaGraphCapture(), sizes or [executor.max_rows])
+        with self._phase("capturing CUDA graphs", f"of {', '.join(map(str, plan.sizes))} rows"):
+            runner = executor.serving(n_blocks, plan)
         notes += plan.notes
         return runner
 
@@ -247,21 +250,21 @@ def _limit_threads(world_size: int) -> list[str]:
 
 
 def _check_cache(
-    n_blocks: int, assembly: Assembly, kv_cache_memory: int, max_total_tokens: int
+    n_blocks: int, executor: Executor, kv_cache_memory: int, max_total_tokens: int
 ) -> list[str]:
     """Return what the user should know about the size of the cache.
 
     Raises Unsupported for one that was planned (`kv_cache_memory` is 0) and is too small for
     `max_total_tokens`, if they were asked for, or for a conversation.
     """
-    n_tokens, longest = n_blocks * assembly.block_size, assembly.longest
+    n_tokens, longest = n_blocks * executor.block_size, executor.longest
     least = longest if max_total_tokens else min(longest, LEAST_TOKENS)
     room = memory.room_on_cpu()
     if kv_cache_memory:
         enough = kv_cache_memory <= room.size
         return [] if enough else [f"--kv-cache-memory asks for more than there is: {room.because}"]
     if n_tokens < least:
-        wanted = -(-least // assembly.block_size) * assembly.bytes_per_block
+        wanted = -(-least // executor.block_size) * executor.bytes_per_block
         raise Unsupported(
             f"there is no room for a KV cache of {least} tokens ({gigabytes(wanted)}): "
             f"{room.because}. The cache may have a part in {memory.CPU_SHARE} of what is left, and "

@@ -11,10 +11,10 @@ from transformers import AutoConfig
 from tests.families.cases import CASES, REFUSED, Case, save
 from tests.families.faults import FAULTS, NoPlace
 from tests.families.parity import CPU, MOST_DIFFERENCE, Reference, compare, difference, generate
+from tests.workers.loading import load
 from workers.errors import Unsupported
 from workers.models.description import read_config
 from workers.models.families import TESTED
-from workers.models.loading import load
 from workers.models.transformers_path import TransformersModel
 
 QUICK = (

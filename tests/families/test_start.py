@@ -11,10 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.families.cases import CASES, Case, config_of, save
 from tests.families.parity import CPU
+from tests.workers.loading import load
 from tests.workers.our_layers import replaced
 from workers.errors import Unsupported
 from workers.models.layers import PackedForward, layers_of
-from workers.models.loading import load
 from workers.models.rope import Scaling
 from workers.models.transformers_path import TransformersModel
 

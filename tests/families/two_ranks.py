@@ -14,8 +14,8 @@ import torch
 
 from tests.families.cases import CASES
 from tests.families.parity import CPU, Text, forced
+from tests.workers.loading import load
 from workers.errors import Unsupported
-from workers.models.loading import load
 from workers.ranks import Ranks
 
 

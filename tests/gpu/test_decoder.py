@@ -16,19 +16,21 @@ from transformers import AutoModelForCausalLM
 from tests.workers.test_runner import LONG, SHORT, Batch, greedy, tokens_of
 from tests.workers.tiny_families import VARIANTS, VOCABULARY, smaller, tiny
 from tests.workers.tiny_llama import save_tiny_llama
+from tests.workers.toy_attention import ToyAttention
 from tgi_async.wire.messages import Admit
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
+from tests.workers.loading import load
 from tests.workers.our_layers import replaced, tensors_of
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.attention.device_batch import DeviceBatch, decode_numbers
+from workers.attention.registry import Backend
 from workers.attention.triton_paged import TritonAttention
 from workers.decoder.device import DeviceDecoder
 from workers.decoder.families import FAMILIES, Block, Description, NotFused
 from workers.forward import ForwardBatch, Model
-from workers.models.loading import load
 
 BLOCK_SIZE = 4
 BLOCKS_PER_ROW = 2
@@ -129,8 +131,8 @@ def reference(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def device_decoder(model: Any, device: str) -> DeviceDecoder:
-    return DeviceDecoder(TritonAttention, Description(replaced(copy.deepcopy(model).to(device))))
+def device_decoder(model: Any, device: str, attention: Backend = TritonAttention) -> DeviceDecoder:
+    return DeviceDecoder(attention, Description(replaced(copy.deepcopy(model).to(device))))
 
 
 def test_every_family_is_among_them() -> None:
@@ -232,6 +234,17 @@ def test_a_captured_pass_has_the_logits_of_an_ordinary_one(device: str) -> None:
     assert captured.isfinite().all()
 
 
+def test_another_backend_attends_to_what_the_decoder_wrote(device: str) -> None:
+    model = small("llama")
+    decoder = device_decoder(model, device, ToyAttention)
+    rows = Rows(decoder, cache_of(model, device))
+    rows.step((4, 2, 1, 1, 1))
+    rows.step((1, 1, 1, 1, 1))
+    for tokens, logits in zip(rows.tokens, rows.logits, strict=True):
+        found = torch.cat(logits)
+        assert (found - reference(model, tokens[: len(found)])).abs().max() < MOST_DIFFERENCE
+
+
 def test_an_id_outside_the_vocabulary_spoils_its_row_alone(device: str) -> None:
     model = small("llama")
     rows = Rows(device_decoder(model, device), cache_of(model, device))
@@ -284,7 +297,7 @@ def test_a_shape_that_attention_does_not_take_leaves_the_model_as_it_was(device:
 def test_the_runner_says_what_transformers_says(device: str, tmp_path: Path) -> None:
     folder = save_tiny_llama(tmp_path)
     where = torch.device(device)
-    model = load(folder, torch.float32, where, False, "fused", attention=TritonAttention)
+    model = load(folder, torch.float32, where, "fused", attention=TritonAttention)
     expected_of = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     batch = Batch(model, where)
     found: dict[int, list[int]] = {0: [], 1: []}
@@ -345,7 +358,7 @@ def test_two_ranks_have_the_logits_of_one(device: str, variant: str, tmp_path: P
         ranks: Any = FakeRanks(rank, 2, meeting)
         with meeting.turn:
             own = load(
-                tmp_path, torch.float32, torch.device(device), False, "fused", ranks,
+                tmp_path, torch.float32, torch.device(device), "fused", ranks,
                 attention=TritonAttention,
             )  # fmt: skip
             shape = own.shape

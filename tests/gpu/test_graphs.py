@@ -15,10 +15,11 @@ from tgi_async.wire.messages import Admit, Grow, Sampling
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
+from tests.workers.loading import load
 from workers.attention.triton_paged import TritonAttention
-from workers.graphs.recorder import CudaRecorder, Recorder
-from workers.graphs.staging import DEPTH, Staging
-from workers.models.loading import Loaded, load
+from workers.graphs.capture import CudaGraphCapture, GraphCapture
+from workers.graphs.input_buffers import DEPTH, InputBuffers
+from workers.models.loading import Loaded
 from workers.transfer import Fetched
 
 DRAWN = Sampling(do_sample=True, seed=7, temperature=0.8, logprobs=True)
@@ -39,16 +40,16 @@ def reference(folder: Path) -> PreTrainedModel:
 @pytest.fixture(scope="module", params=["transformers"])
 def model(folder: Path, device: str, request: pytest.FixtureRequest) -> Loaded:
     where = torch.device(device)
-    return load(folder, torch.float32, where, False, request.param, attention=TritonAttention)
+    return load(folder, torch.float32, where, request.param, attention=TritonAttention)
 
 
 @pytest.fixture
-def recorder(device: str) -> Recorder:
-    return CudaRecorder() if device == "cuda" else Replaying()
+def capture(device: str) -> GraphCapture:
+    return CudaGraphCapture() if device == "cuda" else Replaying()
 
 
 @pytest.fixture
-def replays(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def replays(capture: GraphCapture, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows each graph that ran had."""
     from workers.graphs.decode import DecodeGraphs
 
@@ -64,9 +65,13 @@ def replays(recorder: Recorder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_rows_that_come_and_go_say_what_each_sequence_says_alone(
-    model: Loaded, reference: PreTrainedModel, device: str, recorder: Recorder, replays: list[int]
+    model: Loaded,
+    reference: PreTrainedModel,
+    device: str,
+    capture: GraphCapture,
+    replays: list[int],
 ) -> None:
-    batch = Batch(model, torch.device(device), recorder)
+    batch = Batch(model, torch.device(device), capture)
     found: dict[int, list[int]] = {0: [], 1: [], 2: []}
 
     def step(run: dict[int, int], *admit: Admit, release: tuple[int, ...] = ()) -> None:
@@ -91,9 +96,13 @@ def test_rows_that_come_and_go_say_what_each_sequence_says_alone(
 @pytest.mark.full
 @pytest.mark.parametrize("model", ["fused"], indirect=True)
 def test_the_fused_decoder_says_so_too(
-    model: Loaded, reference: PreTrainedModel, device: str, recorder: Recorder, replays: list[int]
+    model: Loaded,
+    reference: PreTrainedModel,
+    device: str,
+    capture: GraphCapture,
+    replays: list[int],
 ) -> None:
-    batch = Batch(model, torch.device(device), recorder)
+    batch = Batch(model, torch.device(device), capture)
     done = [batch.step({0: 3, 1: 2}, batch.admit(0, SHORT), batch.admit(1, LONG[:2]))]
     done += [batch.step({0: 1, 1: 1}), batch.step({1: 1})]
     assert [tokens_of(one)[1] for one in done] == greedy(reference, LONG[:2], 3)
@@ -102,11 +111,11 @@ def test_the_fused_decoder_says_so_too(
 
 
 def test_what_a_row_samples_is_what_it_samples_without_graphs(
-    model: Loaded, device: str, recorder: Recorder, replays: list[int]
+    model: Loaded, device: str, capture: GraphCapture, replays: list[int]
 ) -> None:
     asked = {0: Sampling(logprobs=True), 1: DRAWN, 2: ELSEWHERE, 3: Sampling()}
     done = []
-    for one in (Batch(model, torch.device(device), recorder), Batch(model, torch.device(device))):
+    for one in (Batch(model, torch.device(device), capture), Batch(model, torch.device(device))):
         rows = {
             row: one.admit(row, LONG[row : row + 3], sampling=sampling)
             for row, sampling in asked.items()
@@ -126,9 +135,9 @@ def test_what_a_row_samples_is_what_it_samples_without_graphs(
 
 
 def test_a_step_is_launched_before_the_one_before_it_is_read(
-    model: Loaded, reference: PreTrainedModel, device: str, recorder: Recorder
+    model: Loaded, reference: PreTrainedModel, device: str, capture: GraphCapture
 ) -> None:
-    batch = Batch(model, torch.device(device), recorder)
+    batch = Batch(model, torch.device(device), capture)
     batch.step({0: 3, 1: 7}, batch.admit(0, SHORT), batch.admit(1, LONG[:7]))
     launched = [batch.launch({0: 1, 1: 1}), batch.launch({0: 1}), batch.launch({1: 1, 0: 1})]
     done = [tokens_of(batch.runner.collect(one)) for one in launched]
@@ -140,12 +149,12 @@ def test_texts_that_are_too_long_for_a_graph_together_run_without(
     model: Loaded,
     reference: PreTrainedModel,
     device: str,
-    recorder: Recorder,
+    capture: GraphCapture,
     replays: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("workers.attention.device_batch.MOST_BLOCKS", 8)
-    batch = Batch(model, torch.device(device), recorder)
+    batch = Batch(model, torch.device(device), capture)
     found = [batch.step({0: 30}, batch.admit(0, LONG))]
     found += [batch.step({0: 1}) for _ in range(4)]  # 8 blocks of 4 positions are full at 32
     assert [tokens_of(one)[0] for one in found] == greedy(reference, LONG, 5)
@@ -153,9 +162,13 @@ def test_texts_that_are_too_long_for_a_graph_together_run_without(
 
 
 def test_more_rows_than_the_largest_graph_run_without(
-    model: Loaded, reference: PreTrainedModel, device: str, recorder: Recorder, replays: list[int]
+    model: Loaded,
+    reference: PreTrainedModel,
+    device: str,
+    capture: GraphCapture,
+    replays: list[int],
 ) -> None:
-    batch = Batch(model, torch.device(device), recorder)
+    batch = Batch(model, torch.device(device), capture)
     admitted = [batch.admit(row, SHORT) for row in range(6)]
     batch.step(dict.fromkeys(range(6), 3), *admitted)
     done = batch.step(dict.fromkeys(range(6), 1))
@@ -164,9 +177,9 @@ def test_more_rows_than_the_largest_graph_run_without(
 
 
 def test_numbers_outside_the_cache_never_reach_the_device(
-    model: Loaded, device: str, recorder: Recorder, replays: list[int]
+    model: Loaded, device: str, capture: GraphCapture, replays: list[int]
 ) -> None:
-    batch = Batch(model, torch.device(device), recorder)
+    batch = Batch(model, torch.device(device), capture)
     tokens = LONG[:8]
     batch.step({0: 8}, Admit(row=0, tokens=tokens, n_prompt=8, n_cached=0, blocks=[1, 2],
                              sampling=Sampling()))  # fmt: skip
@@ -179,7 +192,7 @@ def test_work_that_cannot_be_recorded_runs_without_graphs_and_says_so(
     model: Loaded, reference: PreTrainedModel, device: str
 ) -> None:
     class Refusing(Replaying):
-        def record(self, work):  # type: ignore[no-untyped-def]
+        def capture(self, work):  # type: ignore[no-untyped-def]
             raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     from workers.graphs.decode import DecodeGraphs
@@ -187,8 +200,8 @@ def test_work_that_cannot_be_recorded_runs_without_graphs_and_says_so(
     notes: list[list[str]] = []
 
     class Noting(DecodeGraphs):
-        def record(self, seconds: float = 60.0) -> list[str]:
-            notes.append(super().record(seconds))
+        def capture(self, seconds: float = 60.0) -> list[str]:
+            notes.append(super().capture(seconds))
             return []
 
     with pytest.MonkeyPatch.context() as patch:
@@ -203,20 +216,24 @@ def test_work_that_cannot_be_recorded_runs_without_graphs_and_says_so(
 
 
 def test_when_time_is_up_steps_are_filled_up_to_the_next_larger_graph(
-    model: Loaded, reference: PreTrainedModel, device: str, recorder: Recorder, replays: list[int]
+    model: Loaded,
+    reference: PreTrainedModel,
+    device: str,
+    capture: GraphCapture,
+    replays: list[int],
 ) -> None:
     from workers.graphs.decode import DecodeGraphs
 
     notes: list[str] = []
 
     class Late(DecodeGraphs):
-        def record(self, seconds: float = 60.0) -> list[str]:
-            notes.extend(super().record(0.0))
+        def capture(self, seconds: float = 60.0) -> list[str]:
+            notes.extend(super().capture(0.0))
             return []
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tests.workers.test_runner.DecodeGraphs", Late)
-        batch = Batch(model, torch.device(device), recorder)
+        batch = Batch(model, torch.device(device), capture)
     (note,) = notes
     assert note.startswith("decode steps of 1 to 2 rows are filled up to 5: ")
     found = [batch.step({0: 3}, batch.admit(0, SHORT)), batch.step({0: 1}), batch.step({0: 1})]
@@ -231,22 +248,22 @@ def test_what_waits_for_the_device_is_not_recorded_and_harms_nothing(cuda: torch
         return (x * float(x.sum()),)
 
     before = torch.cuda.current_stream()
-    recorder = CudaRecorder()
-    recorder.prepare(waiting)
+    capture = CudaGraphCapture()
+    capture.prepare(waiting)
     with pytest.raises(RuntimeError, match="captur") as caught:
-        recorder.record(waiting)
+        capture.capture(waiting)
     assert not isinstance(caught.value, torch.AcceleratorError)
     assert torch.cuda.current_stream() == before
-    recorder = CudaRecorder()
-    recorder.prepare(lambda: (x * 2,))
-    replay, (twice,) = recorder.record(lambda: (x * 2,))
+    capture = CudaGraphCapture()
+    capture.prepare(lambda: (x * 2,))
+    replay, (twice,) = capture.capture(lambda: (x * 2,))
     x += 1
     replay()
     assert twice.tolist() == [2.0, 4.0, 6.0, 8.0]
     large = torch.empty(2**26, dtype=torch.uint8, device=cuda)
     reserved = torch.cuda.memory_reserved()
     del large
-    # Memory is only given back while nothing is recorded.
+    # Memory is only given back while nothing is captured.
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() <= reserved - 2**26
 
@@ -254,13 +271,13 @@ def test_what_waits_for_the_device_is_not_recorded_and_harms_nothing(cuda: torch
 def test_numbers_that_a_slow_device_has_not_taken_over_are_not_written_over(
     cuda: torch.device,
 ) -> None:
-    staging = Staging(2**20, cuda)
+    buffers = InputBuffers(2**20, cuda)
     found = []
     torch.cuda._sleep(2 * 10**9)  # about a second
     for step in range(2 * DEPTH):
-        staging.next()[:] = step
-        staging.send(2**20)
-        found.append(staging.on_device.clone())
+        buffers.next()[:] = step
+        buffers.send(2**20)
+        found.append(buffers.on_device.clone())
     for step, numbers in enumerate(found):
         assert [int(x) for x in numbers.aminmax()] == [step, step]
 

@@ -23,8 +23,9 @@ from tgi_async.wire.messages import Admit, Sampling, Stop
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
+from tests.workers.loading import load
 from workers.attention.triton_paged import TritonAttention
-from workers.models.loading import Loaded, load
+from workers.models.loading import Loaded
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -63,7 +64,7 @@ def reference(folder: Path) -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def model(folder: Path, device: str) -> Loaded:
     where = torch.device(device)
-    return load(folder, torch.float32, where, False, "transformers", attention=TritonAttention)
+    return load(folder, torch.float32, where, "transformers", attention=TritonAttention)
 
 
 def test_mixed_batches_say_what_each_sequence_says_alone(

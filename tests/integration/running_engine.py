@@ -15,7 +15,13 @@ from tgi_async.generation import FinishReason, GenerationRequest
 from tgi_async.supervisor import WORKER
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.tokenizer import Tokenizer
-from tgi_async.wire.messages import Start
+from tgi_async.wire.messages import (
+    BatchConfig,
+    CacheConfig,
+    ModelConfig,
+    RankConfig,
+    Start,
+)
 
 BLOCK_SIZE = 16
 
@@ -44,16 +50,10 @@ async def running_engine(
     engine = Engine(
         tokenizer=Tokenizer.from_folder(folder),
         start=Start(
-            model_path=str(folder),
-            dtype="float32",
-            block_size=BLOCK_SIZE,
-            n_blocks=n_blocks,
-            kv_cache_memory=0,
-            max_rows=max_rows,
-            max_batch_prefill_tokens=max_batch_prefill_tokens,
-            max_total_tokens=0,
-            model_impl=model_impl,
-            world_size=world_size,
+            ModelConfig(str(folder), "float32", model_impl),
+            BatchConfig(max_rows, max_batch_prefill_tokens),
+            CacheConfig(n_blocks, BLOCK_SIZE),
+            ranks=RankConfig(world_size),
         ),
         lookahead=lookahead,
         command=command,

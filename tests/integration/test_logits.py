@@ -9,11 +9,12 @@ import torch
 
 from tests.integration.prompts import mixed
 from tests.integration.reference import Reference
+from tests.workers.loading import load
 from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
 from workers.attention.cache import PagedCache
 from workers.forward import ForwardBatch, ForwardOutput
-from workers.models.loading import Loaded, load
+from workers.models.loading import Loaded
 from workers.runner import Runner
 from workers.sampling import Sampler
 from workers.table import RowTable

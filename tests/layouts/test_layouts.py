@@ -20,12 +20,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from tests.layouts import tokenizers, weights
 from tests.layouts.places import MESSAGES, PLACES, TEMPLATES
 from tests.workers.drive import Drive
+from tests.workers.loading import load
 from tgi_async.text.chat_files import read_templates
 from tgi_async.text.chat_renderer import Renderer
 from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Sampling
 from workers.models.eos import eos_token_ids
-from workers.models.loading import load
 from workers.models.prepare import prepare
 
 TEXTS = (

@@ -79,12 +79,12 @@ class HostSampling(DeviceSampling):
 
 
 class Replaying:
-    """A double of CudaRecorder: what a graph would have the device do again, the host does."""
+    """A double of CudaGraphCapture: what a graph would have the device do again, the host does."""
 
     def prepare(self, work: Callable[[], Any]) -> None:
         work()
 
-    def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         # Some may be views that repeat a number.
         outputs = tuple(x.contiguous() for x in work())
 

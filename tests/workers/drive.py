@@ -64,7 +64,7 @@ class Drive:
             sampling = sampler.device_sampling = HostSampling()
             plan, rows_of_all = GraphPlan(Replaying(), [1, 2, 4]), SampledRows(table, sampling)
             self.graphs = Counted(model, model.attention, cache, plan, LONGEST, rows_of_all)
-            assert self.graphs.record() == []
+            assert self.graphs.capture() == []
         self.runner = Runner(model, table, cache, sampler, constraints, self.graphs)
         self.core = Core(Budget(n_blocks, BLOCK_SIZE, rows, 16, LONGEST))
         self.overlap = overlap

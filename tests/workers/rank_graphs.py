@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from tests.workers.device_doubles import Counted, DeviceAttention, HostSampling, Replaying
+from tests.workers.loading import load
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
-from workers import assembly as assembling
-from workers.assembly import Assembly
+from workers import executor as executing
+from workers.executor import Executor
 from workers.following import DriverRank, FollowerRank
 from workers.graphs.decode import GraphPlan
-from workers.models.loading import load
 from workers.ranks import Ranks
 from workers.sampling import Sampler
 
@@ -27,7 +27,7 @@ PROMPTS = [[11, 12, 13], [3 + 7 * i % 90 for i in range(30)]]
 N_TOKENS = 6
 
 
-def sampling_sampler(self: Assembly) -> Sampler:
+def sampling_sampler(self: Executor) -> Sampler:
     sampler = Sampler(self.max_rows, self.model.shape.vocab_size, self.device)
     sampler.device_sampling = HostSampling()
     return sampler
@@ -35,7 +35,7 @@ def sampling_sampler(self: Assembly) -> Sampler:
 
 def main(rank: int, world_size: int, model: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    Assembly._sampler = sampling_sampler  # type: ignore[method-assign]
+    Executor._sampler = sampling_sampler  # type: ignore[method-assign]
     made: list[Counted] = []
 
     class Kept(Counted):
@@ -43,15 +43,13 @@ def main(rank: int, world_size: int, model: Path, folder: Path) -> None:
             super().__init__(*arguments)
             made.append(self)
 
-    assembling.DecodeGraphs = Kept  # type: ignore[attr-defined, assignment]  # where it is made
+    executing.DecodeGraphs = Kept  # type: ignore[attr-defined, assignment]  # where it is made
     ranks = Ranks(rank, world_size, f"file://{folder}/meet", CPU)
-    loaded = load(
-        model, torch.float32, CPU, False, "transformers", ranks, attention=DeviceAttention
-    )
+    loaded = load(model, torch.float32, CPU, "transformers", ranks, attention=DeviceAttention)
     driver = None if rank else DriverRank(loaded, ranks)
-    assembly = Assembly(loaded, torch.float32, CPU, 4, 64, 16, 4, None, ranks, driver)
+    executor = Executor(loaded, torch.float32, CPU, 4, 64, 16, 4, None, ranks, driver)
     plan = GraphPlan(Replaying(), [1, 2, 4])
-    runner = assembly.serving(40, plan)
+    runner = executor.serving(40, plan)
     assert plan.notes == []
     if isinstance(runner, FollowerRank):
         runner.run()

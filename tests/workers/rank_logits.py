@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from tests.workers.loading import load
 from tests.workers.paged_sequences import PagedSequences
-from workers.models.loading import load
 from workers.ranks import Ranks
 
 CPU = torch.device("cpu")
@@ -26,7 +26,7 @@ def main(rank: int, world_size: int, folder: Path, models: list[str]) -> None:
     held: dict[str, int] = {}
     for at, model in enumerate(models):
         implementation, _, path = model.partition(":")
-        loaded = load(Path(path), torch.float32, CPU, False, implementation, ranks)
+        loaded = load(Path(path), torch.float32, CPU, implementation, ranks)
         held[model] = loaded.weight_bytes
         logits = PagedSequences(loaded).run()
         if rank == 0:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.workers.loading import load
 from tests.workers.our_layers import replaced, tensors_of
 from tests.workers.tiny_families import VARIANTS, VOCABULARY, tiny
 from workers import native
@@ -19,7 +20,6 @@ from workers.attention.context import AttentionContext, Prefill
 from workers.decoder.families import Block, Description, NotFused
 from workers.decoder.native import NativeDecoder
 from workers.forward import ForwardBatch
-from workers.models.loading import load
 
 BLOCK_SIZE = 4
 N_ROWS = 3

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.workers.loading import load
 from tests.workers.tiny_llama import save_tiny_llama
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.forward import ForwardBatch
-from workers.models.loading import Loaded, load
+from workers.models.loading import Loaded
 
 CPU = torch.device("cpu")
 BLOCK_SIZE, N_BLOCKS = 4, 8

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.workers.device_doubles import DeviceAttention, HostSampling, Replaying
 from tests.workers.drive import ROWS, Drive
+from tests.workers.loading import load
 from tests.workers.rank_graphs import N_TOKENS
 from tests.workers.rank_graphs import PROMPTS as PROMPTS_OF_RANKS
 from tests.workers.test_runner import greedy
@@ -30,7 +31,7 @@ from workers.attention.layer import AttentionShape
 from workers.constraints.vocabulary import Vocabulary
 from workers.forward import ForwardBatch, ForwardOutput
 from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows, default_sizes
-from workers.models.loading import Loaded, load
+from workers.models.loading import Loaded
 from workers.ranks import RankFailed, Ranks
 from workers.table import RowTable
 
@@ -44,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Loaded:
     cpu = torch.device("cpu")
-    return load(folder, torch.float32, cpu, False, "transformers", attention=DeviceAttention)
+    return load(folder, torch.float32, cpu, "transformers", attention=DeviceAttention)
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +112,10 @@ def test_other_ranks_replay_what_rank_0_replays(tmp_path: Path) -> None:
 
 
 class Failing(Replaying):
-    """Prepares, or records, so many graphs and no more."""
+    """Prepares, or captures, so many graphs and no more."""
 
-    def __init__(self, n_prepared: int, n_recorded: int) -> None:
-        self.left = {"prepare": n_prepared, "record": n_recorded}
+    def __init__(self, n_prepared: int, n_captured: int) -> None:
+        self.left = {"prepare": n_prepared, "capture": n_captured}
 
     def _try(self, what: str) -> None:
         if not self.left[what]:
@@ -125,13 +126,13 @@ class Failing(Replaying):
         self._try("prepare")
         super().prepare(work)
 
-    def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
-        self._try("record")
-        return super().record(work)
+    def capture(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        self._try("capture")
+        return super().capture(work)
 
 
 def graphs_of(
-    recorder: Failing, ranks: Ranks | None = None, backend: type[TorchAttention] = DeviceAttention
+    capture: Failing, ranks: Ranks | None = None, backend: type[TorchAttention] = DeviceAttention
 ) -> DecodeGraphs:
     class Zeros:
         def forward(self, batch: ForwardBatch) -> ForwardOutput:
@@ -140,11 +141,11 @@ def graphs_of(
     cache = PagedCache(1, 4, 4, 1, 16, torch.float32)
     rows = SampledRows(RowTable(4, 16, 4, torch.device("cpu")), HostSampling())
     attention = backend(AttentionShape(1, 1, 16, torch.float32))
-    return DecodeGraphs(Zeros(), attention, cache, GraphPlan(recorder, [1, 2, 4]), 16, rows, ranks)
+    return DecodeGraphs(Zeros(), attention, cache, GraphPlan(capture, [1, 2, 4]), 16, rows, ranks)
 
 
 @pytest.mark.parametrize(
-    ("recorder", "sizes", "notes"),
+    ("capture", "sizes", "notes"),
     [
         (Failing(3, 3), [1, 2, 4], []),
         (
@@ -153,14 +154,14 @@ def graphs_of(
             ["decode steps of up to 1 rows are filled up to 2: cannot"],
         ),
         (Failing(1, 3), [4], ["decode steps of up to 2 rows are filled up to 4: cannot"]),
-        (Failing(3, 0), [], ["decode steps run without CUDA graphs, slower: cannot record it"]),
+        (Failing(3, 0), [], ["decode steps run without CUDA graphs, slower: cannot capture it"]),
     ],
 )
 def test_graphs_that_were_recorded_stay_when_another_can_not_be(
-    recorder: Failing, sizes: list[int], notes: list[str]
+    capture: Failing, sizes: list[int], notes: list[str]
 ) -> None:
-    graphs = graphs_of(recorder)
-    found = graphs.record()
+    graphs = graphs_of(capture)
+    found = graphs.capture()
     assert graphs.sizes == sizes
     assert len(found) == len(notes)
     assert all(one.startswith(start) for one, start in zip(found, notes, strict=True))
@@ -178,22 +179,22 @@ def test_a_rank_that_fails_where_others_wait_for_it_falls_out() -> None:
             return n
 
     with pytest.raises(RankFailed, match="4 rows failed: cannot prepare"):
-        graphs_of(Failing(0, 3), Two()).record()
+        graphs_of(Failing(0, 3), Two()).capture()
     graphs = graphs_of(Failing(3, 1), Two())
-    graphs.record()
+    graphs.capture()
     assert graphs.sizes == [4]
 
 
 def test_attention_that_cannot_be_captured_runs_without_graphs_and_says_so() -> None:
     graphs = graphs_of(Failing(3, 3), backend=TorchAttention)
-    (note,) = graphs.record()
+    (note,) = graphs.capture()
     assert "without CUDA graphs, slower: torch attention cannot be captured" in note
     assert graphs.sizes == []
 
 
 def test_all_graphs_leave_their_logits_in_one_place() -> None:
     graphs = graphs_of(Failing(3, 3))
-    graphs.record()
+    graphs.capture()
     assert len({one.outputs[0].data_ptr() for one in graphs._graphs}) == 1
 
 

@@ -17,7 +17,16 @@ from tests.fake_engine_run import alive
 from tests.workers.tiny_llama import save_tiny_llama
 from tgi_async.errors import StartError
 from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup
-from tgi_async.wire.messages import Admit, Run, Sampling, Start, Step
+from tgi_async.wire.messages import (
+    Admit,
+    BatchConfig,
+    CacheConfig,
+    ModelConfig,
+    Run,
+    Sampling,
+    Start,
+    Step,
+)
 from workers.models.weight_files import SINGLE
 
 PROMPT = [11, 12, 13]
@@ -45,15 +54,9 @@ def group_of(groups: list[WorkerGroup], folder: Path, *command: str) -> WorkerGr
 
 def start(model: Path) -> Start:
     return Start(
-        model_path=str(model),
-        dtype="float32",
-        block_size=16,
-        n_blocks=8,
-        kv_cache_memory=0,
-        max_rows=2,
-        max_batch_prefill_tokens=16,
-        max_total_tokens=0,
-        model_impl="transformers",
+        ModelConfig(str(model), "float32", "transformers"),
+        BatchConfig(max_rows=2, max_prefill_tokens=16),
+        CacheConfig(n_blocks=8, block_size=16),
     )
 
 

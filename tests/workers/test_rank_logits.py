@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.workers.loading import load
 from tests.workers.paged_sequences import PagedSequences
 from tests.workers.test_weights import saved
 from tests.workers.tiny_families import VARIANTS, tiny
-from workers.models.loading import load
 from workers.models.pretrained import Pretrained
 
 CPU = torch.device("cpu")
@@ -58,7 +58,7 @@ def furthest(models: list[tuple[str, Path]], found: list[list[torch.Tensor]]) ->
     """The largest difference of each model's logits from those of a single process."""
     differences = []
     for (implementation, path), logits in zip(models, found, strict=True):
-        model = load(path, torch.float32, CPU, False, implementation)
+        model = load(path, torch.float32, CPU, implementation)
         expected = PagedSequences(model).run()
         assert [one.shape for one in logits] == [one.shape for one in expected]
         pairs = zip(logits, expected, strict=True)

@@ -9,14 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tests.workers.loading import load
 from tests.workers.tiny_llama import VOCABULARY, save_tiny_llama
 from tgi_async.wire.messages import Admit, Grow, Run, Sampling, Step, StepDone, TopToken
 from workers.attention.cache import PagedCache
 from workers.forward import ForwardBatch, ForwardOutput
+from workers.graphs.capture import GraphCapture
 from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows
-from workers.graphs.recorder import Recorder
 from workers.launched import LaunchedStep
-from workers.models.loading import Loaded, load
+from workers.models.loading import Loaded
 from workers.runner import Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
@@ -77,25 +78,25 @@ class Spoiling(Wrapped):
 
 
 class Batch:
-    """A runner, and blocks for its rows. With a `recorder`, for a GPU or what passes for one, its
+    """A runner, and blocks for its rows. With a `capture`, for a GPU or what passes for one, its
     decode steps of up to 5 rows are graphs."""
 
     def __init__(
-        self, model: Any, device: torch.device = CPU, recorder: Recorder | None = None
+        self, model: Any, device: torch.device = CPU, capture: GraphCapture | None = None
     ) -> None:
         cache = PagedCache(2, N_BLOCKS, BLOCK_SIZE, 2, 16, torch.float32, device)
         for pool in (*cache.keys, *cache.values):
             pool.fill_(float("nan"))  # what nobody wrote must not matter
         table = RowTable(6, 128, BLOCK_SIZE, device)
-        on_device = True if recorder is not None else None
+        on_device = True if capture is not None else None
         sampler = Sampler(6, VOCABULARY, device, on_device=on_device)
         graphs = None
-        if recorder is not None:
+        if capture is not None:
             assert sampler.device_sampling is not None
             rows = SampledRows(table, sampler.device_sampling)
-            plan = GraphPlan(recorder, [1, 2, 5])
+            plan = GraphPlan(capture, [1, 2, 5])
             graphs = DecodeGraphs(model, model.attention, cache, plan, 128, rows)
-            assert graphs.record() == []
+            assert graphs.capture() == []
         self.runner = Runner(model, table, cache, sampler, graphs=graphs)
         self._free = [int(block) for block in torch.randperm(N_BLOCKS)]
         self._n_steps = 0

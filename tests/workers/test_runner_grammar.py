@@ -16,6 +16,7 @@ import torch
 from jsonschema import Draft202012Validator
 
 from tests.workers.drive import ROWS, Drive
+from tests.workers.loading import load
 from tests.workers.tiny_llama import save_tiny_llama
 from tests.workers.tiny_tokenizer import END, save_tiny_tokenizer
 from tgi_async.grammar.grammar import Grammar, Json, Regex, Special
@@ -23,7 +24,7 @@ from tgi_async.scheduler.request import Status
 from tgi_async.wire.messages import Sampling
 from workers.constraints.vocabulary import Vocabulary
 from workers.forward import ForwardBatch, ForwardOutput
-from workers.models.loading import Loaded, load
+from workers.models.loading import Loaded
 
 SCHEMA = {
     "type": "object",

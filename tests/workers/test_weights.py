@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.workers.loading import load
 from tests.workers.our_layers import tensors_of
 from tgi_async.supervisor import ENVIRONMENT
 from workers.models.checkpoint import BrokenCheckpoint
-from workers.models.loading import load
 from workers.models.pretrained import Pretrained
 from workers.models.transformers_path import TransformersModel
 from workers.models.weight_files import SINGLE
@@ -212,6 +212,7 @@ import json, re, sys
 from pathlib import Path
 import torch
 from transformers.models.llama import modeling_llama
+from tgi_async.wire.messages import ModelConfig
 from workers import native
 from workers.models.loading import load
 native.kernels()
@@ -221,10 +222,11 @@ def memory(name):
     return 1024 * int(re.search(rf"{name}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 # What is loaded once for any model is there before: a small one goes first.
-load(Path(sys.argv[2]), dtype, torch.device("cpu"), False, sys.argv[4])
+load(ModelConfig(sys.argv[2], implementation=sys.argv[4]), dtype, torch.device("cpu"))
 Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
 before = memory("VmRSS")
-model = load(Path(sys.argv[1]), dtype, torch.device("cpu"), False, sys.argv[4])
+config = ModelConfig(sys.argv[1], implementation=sys.argv[4])
+model = load(config, dtype, torch.device("cpu"))
 print(json.dumps([memory("VmHWM") - before, model.weight_bytes]))
 """
 

@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.workers.tiny_llama import EOS, VOCABULARY, save_tiny_llama
 from tgi_async import cgroups
 from tgi_async.wire.messages import (
     Admit,
+    BatchConfig,
+    CacheConfig,
     Loading,
+    ModelConfig,
     Ready,
     Refused,
     Run,
@@ -100,17 +104,18 @@ def edited(folder: Path, tmp_path: Path) -> Any:
 
 
 def start(folder: Path, **changes: Any) -> Start:
-    fields: dict[str, Any] = {
-        "model_path": str(folder),
-        "dtype": "float32",
-        "block_size": 0,
-        "n_blocks": 20,
-        "kv_cache_memory": 0,
-        "max_rows": 4,
-        "max_batch_prefill_tokens": 0,
-        "max_total_tokens": 0,
-    }
-    return Start(**fields | changes)
+    """A start with `changes` in whatever struct of it has a field of the name."""
+    made = Start(
+        ModelConfig(str(folder), "float32"), BatchConfig(max_rows=4), CacheConfig(n_blocks=20)
+    )
+    parts: dict[str, Any] = {name: getattr(made, name) for name in made.__struct_fields__}
+    for name, value in changes.items():
+        if name in parts:
+            parts[name] = value
+            continue
+        (owner,) = (one for one in parts if name in getattr(parts[one], "__struct_fields__", ()))
+        parts[owner] = structs.replace(parts[owner], **{name: value})
+    return Start(**parts)
 
 
 def run(*frames: ToWorker | None) -> Channel:
@@ -204,13 +209,13 @@ def test_on_a_gpu_the_next_step_is_launched_before_the_last_is_fetched(
 @pytest.mark.parametrize(
     ("asked", "found"),
     [
-        ({"kv_cache_memory": 7 * BYTES_PER_BLOCK + 5, "n_blocks": 0}, {"n_blocks": 7}),
-        ({"n_blocks": 9, "kv_cache_memory": 1}, {"n_blocks": 9}),
+        ({"memory": 7 * BYTES_PER_BLOCK + 5, "n_blocks": 0}, {"n_blocks": 7}),
+        ({"n_blocks": 9, "memory": 1}, {"n_blocks": 9}),
         ({"block_size": 8}, {"block_size": 8}),
         ({"max_total_tokens": 50}, {"max_total_tokens": 50, "max_batch_prefill_tokens": 50}),
         ({"max_total_tokens": 5000}, {"max_total_tokens": 128}),
-        ({"max_batch_prefill_tokens": 7}, {"max_batch_prefill_tokens": 7}),
-        ({"max_rows": 1, "max_batch_prefill_tokens": 1}, {"max_batch_prefill_tokens": 1}),
+        ({"max_prefill_tokens": 7}, {"max_batch_prefill_tokens": 7}),
+        ({"max_rows": 1, "max_prefill_tokens": 1}, {"max_batch_prefill_tokens": 1}),
     ],
 )
 def test_what_is_asked_for_is_what_there_is(
@@ -252,7 +257,7 @@ def test_a_cache_that_is_of_no_use_is_refused_with_the_numbers(
     message = refusal(folder, n_blocks=0, max_total_tokens=asked)
     assert f"there is no room for a KV cache of {tokens} tokens (" in message
     assert ": it is small. " in message
-    ready = run(start(folder, n_blocks=0, kv_cache_memory=5 * BYTES_PER_BLOCK), Stop()).ready
+    ready = run(start(folder, n_blocks=0, memory=5 * BYTES_PER_BLOCK), Stop()).ready
     assert ready.n_blocks == 5
 
 
@@ -260,9 +265,9 @@ def test_a_cache_larger_than_the_memory_is_made_and_warned_of(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(GIB, "it is small"))
-    ready = run(start(folder, n_blocks=0, kv_cache_memory=GIB + 1), Stop()).ready
+    ready = run(start(folder, n_blocks=0, memory=GIB + 1), Stop()).ready
     assert "--kv-cache-memory asks for more than there is: it is small" in ready.notes
-    ready = run(start(folder, n_blocks=0, kv_cache_memory=2**20), Stop()).ready
+    ready = run(start(folder, n_blocks=0, memory=2**20), Stop()).ready
     assert not any("--kv-cache-memory" in note for note in ready.notes)
 
 
@@ -326,7 +331,7 @@ def test_the_warm_up_is_the_worst_admitted_shape(
         return launch(self, step)
 
     monkeypatch.setattr(Runner, "launch", seen)
-    run(start(folder, max_batch_prefill_tokens=40), Stop())
+    run(start(folder, max_prefill_tokens=40), Stop())
     assert shapes[-1] == [Run(0, 1), Run(1, 1), Run(2, 1), Run(3, 40)]
 
 
@@ -376,7 +381,7 @@ def test_a_folder_without_weights_or_config_is_refused(folder: Path, tmp_path: P
 
 
 def test_a_cache_of_no_block_is_refused(folder: Path) -> None:
-    message = refusal(folder, n_blocks=0, kv_cache_memory=BYTES_PER_BLOCK - 1)
+    message = refusal(folder, n_blocks=0, memory=BYTES_PER_BLOCK - 1)
     assert f"no block of the KV cache ({BYTES_PER_BLOCK} bytes)" in message
     assert PagedCache.bytes_per_block(2, 16, 2, 16, torch.float32) == BYTES_PER_BLOCK
 

@@ -49,8 +49,8 @@ class ToyAttention(AttentionBackend[list[tuple[int, int, torch.Tensor]]]):
             new = slice(start, start + n)
             k, v = (x[:, slots].repeat_interleave(self.shape.group, 0) for x in (keys, values))
             scores = query[0, :, new] @ k.transpose(1, 2) * layer.scale
-            ahead = torch.ones(scores.shape[1:], dtype=torch.bool).triu(len(slots) - n + 1)
-            out[0, :, new] = scores.masked_fill(ahead, float("-inf")).softmax(-1) @ v
+            seen = torch.ones_like(scores, dtype=torch.bool).tril(len(slots) - n)
+            out[0, :, new] = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v
         return out.transpose(1, 2)
 
 

@@ -409,13 +409,16 @@ class Core:
             return
         request.n_in_flight -= 1
         found = sampled[part.row]
-        forced = len(found.tokens) > 1
+        forced = found.tokens[1:]
         if forced:
             # Of a request that has ended, too: the worker runs what it was sent.
             self._await_no_more(request)
         if request.status is Status.ENDED:
             return
-        for index, token in enumerate(found.tokens):
+        logprobs, tops = found.logprobs, found.top
+        index = -1  # counted by hand: this runs for every token, and calls are what it costs
+        for token in found.tokens:
+            index += 1
             request.tokens.append(token)
             self.waiting.charge(request.client, OUTPUT_COST)
             reason: FinishReason | None = None
@@ -424,8 +427,8 @@ class Core:
                 reason = "eos_token"  # a text that a grammar ended in time is whole, and not cut
             elif spent:
                 reason = "length"
-            logprob = found.logprobs[index] if found.logprobs else None
-            top = found.top[index] if index < len(found.top) else []
+            logprob = logprobs[index] if logprobs else None
+            top = tops[index] if tops and index < len(tops) else []
             events.append(TokenEvent(request, token, logprob, top, reason))
             if reason is not None:
                 self.finish(request)

@@ -127,38 +127,70 @@ class Run(Frame, frozen=True):
     n: Annotated[int, Meta(ge=1, lt=2**31)]
 
 
-class Start(Frame, frozen=True, tag="start"):
-    """First frame to a worker: load this model and report how many blocks fit."""
+class ModelConfig(Frame, frozen=True):
+    """Which model, and how it is run."""
 
-    model_path: str
-    dtype: str
-    block_size: Count
-    n_blocks: Count
-    """Blocks to allocate; 0 lets the worker find how many fit."""
-    kv_cache_memory: Annotated[int, Meta(ge=0)]
-    """Bytes the KV cache may take; 0 lets the worker choose. Ignored when n_blocks is given."""
-    max_rows: Count
-    max_batch_prefill_tokens: Count
-    """0 lets the worker choose what suits its device."""
-    max_total_tokens: Count
-    """Longest sequence a row may hold; 0: the model's own limit."""
-    trust_remote_code: bool = False
-    world_size: Annotated[int, Meta(ge=1, lt=2**31)] = 1
-    model_impl: str = "auto"
+    path: str
+    dtype: str = ""
+    """"bfloat16", "float16" or "float32"; "": what suits the device."""
+    implementation: str = "auto"
     """"fused", "transformers", or "auto": the fused decoder where it runs the model."""
+    trust_remote_code: bool = False
+    max_total_tokens: Count = 0
+    """Longest sequence a row may hold; 0: the model's own limit."""
     rope_scaling: str = ""
     """"linear" or "dynamic", by `rope_factor`, in the place of what the model says; "": not."""
     rope_factor: float = 1.0
+
+
+class BatchConfig(Frame, frozen=True):
+    """How much is in a step."""
+
+    max_rows: Count
+    max_prefill_tokens: Count = 0
+    """0 lets the worker choose what suits its device."""
+
+
+class CacheConfig(Frame, frozen=True):
+    """The KV cache."""
+
+    n_blocks: Count = 0
+    """Blocks to allocate; 0 lets the worker find how many fit."""
+    block_size: Count = 0
+    """Positions of a block; 0: what suits the attention."""
+    memory: Annotated[int, Meta(ge=0)] = 0
+    """Bytes that it may take; 0 lets the worker choose. Ignored when `n_blocks` is given."""
+
+
+class DeviceConfig(Frame, frozen=True):
+    """How a device is used."""
+
     attention: str = "auto"
-    """"triton", "flash", "varlen", or "auto": what suits the device."""
+    """Name of an attention backend, or "auto": what suits the device."""
     cuda_graphs: list[Count] | None = None
     """Numbers of rows for which a GPU's decode steps are recorded as graphs; None: those that suit
     `max_rows`."""
     cuda_memory_fraction: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Of a GPU's memory, that this server may use; of it a tenth stays free."""
+
+
+class RankConfig(Frame, frozen=True):
+    """The ranks that a model is spread over."""
+
+    world_size: Annotated[int, Meta(ge=1, lt=2**31)] = 1
     meeting_place: str = ""
     """Where several ranks find each other: `file:///path` of a file that is not there yet, or
     `tcp://host:port` of rank 0."""
+
+
+class Start(Frame, frozen=True, tag="start"):
+    """First frame to a worker: load this model and report how many blocks fit."""
+
+    model: ModelConfig
+    batch: BatchConfig
+    cache: CacheConfig = CacheConfig()
+    device: DeviceConfig = DeviceConfig()
+    ranks: RankConfig = RankConfig()
     stop_token_ids: list[Id] = []
     """Tokens by which a text under a grammar may end, besides those that the model's files name:
     the end that the chat template writes."""

@@ -1,11 +1,11 @@
-"""Decode steps as graphs: a forward pass and its sampling, recorded once for some numbers of rows,
+"""Decode steps as graphs: a forward pass and its sampling, captured once for some numbers of rows,
 then given to the device as a whole.
 
 What differs between steps is read from fixed places on the device, which one copy fills before
-each (`staging`): rows, positions, what each row asks of the sampler, what attention has to know of
-them (`AttentionCapture`). A step of fewer rows than the graph has is filled up with rows that are
-not there: of length 0, their key and value put nowhere, their token stored in a line of the table
-that is nobody's.
+each (`InputBuffers`): rows, positions, what each row asks of the sampler, what attention has to
+know of them (`AttentionCapture`). A step of fewer rows than the graph has is filled up with rows
+that are not there: of length 0, their key and value put nowhere, their token stored in a line of
+the table that is nobody's.
 
 A graph knows no length of text: attention walks as many parts of the contexts as a number on the
 device says, on a grid that does not depend on it.
@@ -26,8 +26,8 @@ from workers.attention.backend import AttentionBackend, AttentionCapture, Decode
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
 from workers.forward import ForwardBatch, Model
-from workers.graphs.recorder import Outputs, Recorder
-from workers.graphs.staging import Layout, Numbers, Staging
+from workers.graphs.capture import GraphCapture, Outputs
+from workers.graphs.input_buffers import InputBuffers, Layout, Numbers
 from workers.ranks import RankFailed, Ranks
 from workers.sampling.device import DeviceSampling
 from workers.sampling.output import Picked
@@ -59,9 +59,9 @@ class Decodes(NamedTuple):
 
 @dataclass(slots=True)
 class GraphPlan:
-    """Decode steps of these numbers of rows are to be recorded."""
+    """Decode steps of these numbers of rows are to be captured."""
 
-    recorder: Recorder
+    capture: GraphCapture
     sizes: list[int]
     notes: list[str] = field(default_factory=list)
     """What the user should know was given up, once they have been."""
@@ -115,7 +115,7 @@ class DecodeGraphs:
         self._model = model
         self._attention = attention
         self._cache = cache
-        self._recorder = plan.recorder
+        self._capture = plan.capture
         self._table = rows.table if rows else None
         self._sampling = rows.sampling if rows else None
         self._ranks = ranks
@@ -127,7 +127,7 @@ class DecodeGraphs:
             if capture is not None:
                 self._graphs.append(_Graph(n_rows, capture))
         room = max((x.layout.size + x.attention.most_rest for x in self._graphs), default=0)
-        self._staging = Staging(room, device)
+        self._buffers = InputBuffers(room, device)
         self._logits: torch.Tensor | None = None
         self._every = torch.arange(max(plan.sizes), device=device)
 
@@ -137,9 +137,9 @@ class DecodeGraphs:
         return [one.n_rows for one in reversed(self._graphs)]
 
     @torch.inference_mode()
-    def record(self, seconds: float = SECONDS) -> list[str]:
-        """Record the graphs, the largest first, until `seconds` have passed; say what was given up
-        for a person. All ranks record together."""
+    def capture(self, seconds: float = SECONDS) -> list[str]:
+        """Capture the graphs, the largest first, until `seconds` have passed; say what was given up
+        for a person. All ranks capture together."""
         if not self._graphs:
             return [
                 f"decode steps run without CUDA graphs, slower: {self._attention.name} attention "
@@ -153,12 +153,12 @@ class DecodeGraphs:
                 self._graphs = self._graphs[:at]
                 return [
                     f"decode steps of {left[-1]} to {left[0]} rows are filled up to "
-                    f"{self.sizes[0]}: recording CUDA graphs took longer than {seconds:.0f} s"
+                    f"{self.sizes[0]}: capturing CUDA graphs took longer than {seconds:.0f} s"
                 ]
-            error = self._record(graph)
+            error = self._capture_graph(graph)
             if not self._all(not error):
                 self._graphs = self._graphs[:at]
-                reason = error or "another rank could not record them"
+                reason = error or "another rank could not capture them"
                 if not at:
                     return [f"decode steps run without CUDA graphs, slower: {reason}"]
                 return [
@@ -201,7 +201,7 @@ class DecodeGraphs:
     def follow(self, n_rows: int, numbers: Numbers) -> None:
         """Run what rank 0 runs."""
         graph = next(one for one in self._graphs if one.n_rows == n_rows)
-        self._staging.next()[: len(numbers)] = numbers
+        self._buffers.next()[: len(numbers)] = numbers
         self._run(graph, len(numbers))
 
     def close(self) -> None:
@@ -210,8 +210,8 @@ class DecodeGraphs:
 
     def _run(self, graph: _Graph, size: int) -> Outputs:
         if self._broadcast is not None:
-            self._broadcast(graph.n_rows, self._staging.next()[:size])
-        self._staging.send(size)
+            self._broadcast(graph.n_rows, self._buffers.next()[:size])
+        self._buffers.send(size)
         assert graph.replay is not None
         graph.replay()
         return graph.outputs
@@ -224,10 +224,10 @@ class DecodeGraphs:
     ) -> int:
         """Write the numbers of the next step, on the host; return how many there are."""
         of_attention, rest = attention
-        return graph.layout.write(self._staging.next(), {**parts, **of_attention}, rest)
+        return graph.layout.write(self._buffers.next(), {**parts, **of_attention}, rest)
 
-    def _record(self, graph: _Graph) -> str:
-        """Why it cannot be recorded, or nothing."""
+    def _capture_graph(self, graph: _Graph) -> str:
+        """Return why it cannot be captured, or nothing."""
         # A step of nobody: with it, the cache stays as it is.
         nobody = 0 if self._table is None else self._table.nobody
         nothing = np.empty(0, np.int32)
@@ -244,9 +244,9 @@ class DecodeGraphs:
             },
             filled,
         )
-        self._staging.send(size)
+        self._buffers.send(size)
         try:
-            self._recorder.prepare(lambda: self._step(graph))
+            self._capture.prepare(lambda: self._step(graph))
         except torch.AcceleratorError:
             raise  # the device itself is lost
         except RuntimeError as error:
@@ -255,7 +255,7 @@ class DecodeGraphs:
                 raise RankFailed(f"a step of {graph.n_rows} rows failed: {error}") from error
             return _first_line(error)
         try:
-            graph.replay, graph.outputs = self._recorder.record(lambda: self._step(graph))
+            graph.replay, graph.outputs = self._capture.capture(lambda: self._step(graph))
         except torch.AcceleratorError:
             raise
         except RuntimeError as error:
@@ -264,7 +264,7 @@ class DecodeGraphs:
 
     def _step(self, graph: _Graph) -> Outputs:
         """The work of a step, over the numbers that are on the device."""
-        at = graph.layout.views(self._staging.on_device)
+        at = graph.layout.views(self._buffers.on_device)
         if self._table is not None:
             ids = self._table.last_tokens.index_select(0, at["rows"])
         else:

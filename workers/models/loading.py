@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from tgi_async.cgroups import gigabytes
+from tgi_async.wire.messages import ModelConfig
 from workers import memory
 from workers.attention import registry
 from workers.attention.backend import AttentionBackend
@@ -90,27 +91,27 @@ def decoder_for(attention: registry.Backend, device: torch.device) -> MakeDecode
 
 
 def load(
-    path: Path,
+    config: ModelConfig,
     dtype: torch.dtype,
     device: torch.device,
-    trust_remote_code: bool = False,
-    implementation: str = "auto",
     ranks: Ranks | None = None,
-    scaling: rope.Scaling | None = None,
-    max_total_tokens: int = 0,
     attention: registry.Backend | None = None,
     must_fit: bool = False,
 ) -> Loaded:
-    """`implementation` is "fused", "transformers" or "auto"; with `ranks`, this rank's part.
-    `scaling` is in the place of the config's. `max_total_tokens` is the longest text that is asked
-    for, 0 being the longest that is exact; the model's shape says what is had. `attention` defaults
-    to the device's best. With `must_fit`, weights for which a CPU has no memory are refused rather
-    than read.
+    """Load a model, with `ranks` this rank's part.
+
+    `config.max_total_tokens` is the longest text that is asked for, 0 being the longest that is
+    exact; the model's shape says what is had. `attention` defaults to the device's best. With
+    `must_fit`, weights for which a CPU has no memory are refused rather than read.
 
     Raises Unsupported, or ValueError and OSError for a broken folder.
     """
+    scaling = None
+    if config.rope_scaling:
+        scaling = rope.Scaling(config.rope_scaling, config.rope_factor)
+    max_total_tokens = config.max_total_tokens
     chosen = registry.Choice(attention, []) if attention else registry.choose("auto", device)
-    loaded = Pretrained(path, dtype, device, trust_remote_code, ranks, scaling)
+    loaded = Pretrained(Path(config.path), dtype, device, config.trust_remote_code, ranks, scaling)
     if must_fit and device.type == "cpu":
         _expect_room(loaded.whole_bytes, ranks)
     if scaling is not None and not max_total_tokens:
@@ -118,7 +119,7 @@ def load(
         max_total_tokens = rope.limits_of(loaded.module.config).most
     longest, notes = rope.fix(loaded.module, max_total_tokens)
     loaded.shape = replace(loaded.shape, max_total_tokens=longest)
-    model = _running(loaded, implementation, chosen.backend)
+    model = _running(loaded, config.implementation, chosen.backend)
     model.notes += chosen.notes + notes + loaded.weights.notes
     return model
 

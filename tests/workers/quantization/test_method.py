@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.integration.reference import Reference
 from tests.integration.running_engine import finish_all, running_engine
+from tests.workers.loading import load
 from tests.workers.paged_sequences import PagedSequences
 from tests.workers.quantization.toy import ToyMethod, dequantized
 from tests.workers.test_sharding import part
@@ -24,7 +25,6 @@ from tgi_async.wire.messages import Sampling
 from workers.errors import Unsupported
 from workers.layers.experts import SeparateExperts
 from workers.layers.linear import Linear
-from workers.models.loading import load
 from workers.models.transformers_path import TransformersModel
 from workers.models.weight_files import SINGLE
 from workers.quantization.registry import METHODS

@@ -1,4 +1,4 @@
-"""What is left of a recording that CUDA refuses, torch's part done by a double that leaves what
+"""What is left of a capture that CUDA refuses, torch's part done by a double that leaves what
 torch 2.11 leaves. tests/gpu/test_graphs.py has the real one."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from workers.graphs.recorder import CudaRecorder, Outputs
+from workers.graphs.capture import CudaGraphCapture, Outputs
 
 UNSUPPORTED, INVALIDATED, ILLEGAL_ADDRESS = 900, 901, 700
 POOL = (0, 7)
@@ -24,12 +24,12 @@ def failure(code: int, message: str) -> torch.AcceleratorError:
 
 
 class Cuda:
-    """A device with a current stream, whose allocator records or not."""
+    """A device with a current stream, whose allocator captures or not."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.default: Any = self._stream()
         self.current = self.default
-        self.recording = False
+        self.capturing = False
         self.released = 0
         for name in ("graph", "stream", "set_stream"):
             patch.setattr(torch.cuda, name, getattr(self, name))
@@ -55,7 +55,7 @@ class Cuda:
 
     @contextmanager
     def graph(self, graph: Any, pool: Any, stream: Any, capture_error_mode: str) -> Iterator[None]:
-        self.current, self.recording = stream, True
+        self.current, self.capturing = stream, True
         try:
             yield
         finally:
@@ -63,9 +63,9 @@ class Cuda:
 
     def _end(self, device: int, pool: Any) -> None:
         assert (device, pool) == (1, POOL)
-        if not self.recording:
-            raise RuntimeError("not currently recording")
-        self.recording = False
+        if not self.capturing:
+            raise RuntimeError("not currently capturing")
+        self.capturing = False
 
     def _release(self, device: int, pool: Any) -> None:
         self.released += 1
@@ -77,7 +77,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 
 
 class Failing:
-    """Work that fails when it is recorded."""
+    """Work that fails when it is captured."""
 
     def __init__(self, error: BaseException) -> None:
         self._error = error
@@ -89,21 +89,21 @@ class Failing:
 def test_work_that_waits_is_refused_with_the_reason_and_nothing_is_left_of_it(cuda: Cuda) -> None:
     work = Failing(failure(UNSUPPORTED, "operation not permitted when stream is capturing"))
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing") as caught:
-        CudaRecorder().record(work)
+        CudaGraphCapture().capture(work)
     assert not isinstance(caught.value, torch.AcceleratorError)
     assert cuda.current is cuda.default
-    assert not cuda.recording
+    assert not cuda.capturing
     assert cuda.released == 1
 
 
 def test_a_pool_that_torch_has_left_itself_is_not_left_twice(cuda: Cuda) -> None:
     class Ended(Failing):
         def __call__(self) -> Outputs:
-            cuda.recording = False
+            cuda.capturing = False
             return super().__call__()
 
     with pytest.raises(RuntimeError, match="no matter"):
-        CudaRecorder().record(Ended(RuntimeError("no matter")))
+        CudaGraphCapture().capture(Ended(RuntimeError("no matter")))
     assert cuda.released == 0
 
 
@@ -116,5 +116,5 @@ class Lost(BaseException):
 )
 def test_a_device_or_a_rank_that_is_lost_stays_lost(cuda: Cuda, error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
-        CudaRecorder().record(Failing(error))
+        CudaGraphCapture().capture(Failing(error))
     assert caught.value is error

@@ -1,4 +1,4 @@
-"""Numbers of a step, at fixed places on the device."""
+"""Input buffers at fixed addresses, for CUDA graphs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Layout:
         return end
 
 
-class Staging:
+class InputBuffers:
     """int32 [capacity] on the device, filled by one copy a step out of pinned memory, which does
     not wait for the device."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from workers.graphs.staging import ALIGNMENT, DEPTH, Layout, Staging
+from workers.graphs.input_buffers import ALIGNMENT, DEPTH, InputBuffers, Layout
 
 CPU = torch.device("cpu")
 
@@ -36,16 +36,16 @@ def test_parts_are_where_they_are_looked_for_filled_up_and_aligned() -> None:
 
 
 def test_each_step_is_sent_from_memory_of_its_own_to_one_place() -> None:
-    staging = Staging(6, CPU)
-    place = staging.on_device.data_ptr()
+    buffers = InputBuffers(6, CPU)
+    place = buffers.on_device.data_ptr()
     hosts = []
     for step in range(DEPTH + 1):
-        host = staging.next()
+        host = buffers.next()
         host[:] = step
         hosts.append(host.__array_interface__["data"][0])
-        staging.send(4)
-        assert staging.on_device.tolist()[:4] == [step] * 4
-        assert staging.on_device.data_ptr() == place
+        buffers.send(4)
+        assert buffers.on_device.tolist()[:4] == [step] * 4
+        assert buffers.on_device.data_ptr() == place
     assert len(set(hosts)) == DEPTH
     assert hosts[0] == hosts[-1]
-    assert staging.on_device.tolist()[4:] == [0, 0]
+    assert buffers.on_device.tolist()[4:] == [0, 0]

@@ -22,7 +22,7 @@ from workers.table import RowTable
 
 
 @dataclass(frozen=True, slots=True)
-class Assembly:
+class Executor:
     """A loaded model and the sizes that are asked for; with `ranks`, this rank's part of it."""
 
     model: Loaded
@@ -83,18 +83,18 @@ class Assembly:
 
     def serving(self, n_blocks: int, graphs: GraphPlan | None = None) -> Runner | FollowerRank:
         """What serves: rank 0's runner, or what follows it on the others. With `graphs`, decode
-        steps are recorded first."""
+        steps are captured first."""
         cache = self._cache(n_blocks)
         leads = self.ranks is None or self.ranks.rank == 0
         table = self._table() if leads else None
         sampler = self._sampler() if leads else None
-        recorded: DecodeGraphs | None = None
+        decode_graphs: DecodeGraphs | None = None
         if graphs is not None:
             rows = None
             if table is not None and sampler is not None:
                 assert sampler.device_sampling is not None
                 rows = SampledRows(table, sampler.device_sampling)
-            recorded = DecodeGraphs(
+            decode_graphs = DecodeGraphs(
                 self.model,
                 self.model.attention,
                 cache,
@@ -104,12 +104,12 @@ class Assembly:
                 self.ranks,
                 None if self.driver is None else self.driver.replay,
             )
-            graphs.notes += recorded.record()
+            graphs.notes += decode_graphs.capture()
         if table is None or sampler is None:
             assert self.ranks is not None
-            return FollowerRank(self.model, self.ranks, cache, self.device, recorded)
+            return FollowerRank(self.model, self.ranks, cache, self.device, decode_graphs)
         model: Model = self.driver or self.model
-        return Runner(model, table, cache, sampler, self.constraints, recorded)
+        return Runner(model, table, cache, sampler, self.constraints, decode_graphs)
 
     def _cache(self, n_blocks: int) -> PagedCache:
         shape = self.model.shape

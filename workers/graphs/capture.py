@@ -1,4 +1,4 @@
-"""What records the work of a device, to be given to it again as a whole."""
+"""What captures the work of a device, to be given to it again as a whole."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ import torch
 Outputs = tuple[torch.Tensor, ...]
 
 CAPTURE_ERRORS = range(900, 909)
-"""Of CUDA: for what cannot be recorded. The device is as well as before."""
+"""Of CUDA: for what cannot be captured. The device is as well as before."""
 
 
-class Recorder(Protocol):
-    """Records work over tensors whose places do not change."""
+class GraphCapture(Protocol):
+    """Captures work over tensors whose places do not change."""
 
     def prepare(self, work: Callable[[], Outputs]) -> None:
         """Run `work` once: kernels are compiled, and libraries take their memory, when they first
         run. Raises what it raises."""
         ...
 
-    def record(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
-        """Record work that was prepared: what runs it again, and where its results are then.
+    def capture(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        """Capture work that was prepared. Return what runs it again, and where its results are.
 
-        Raises RuntimeError for work that cannot be recorded, such as what waits for the device.
+        Raises RuntimeError for work that cannot be captured, such as what waits for the device.
         """
         ...
 
 
-class CudaRecorder:
+class CudaGraphCapture:
     """CUDA graphs that share their memory, so that the results of one last until another runs.
-    Record first what needs most."""
+    Capture first what needs most."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
 
     def prepare(self, work: Callable[[], Outputs]) -> None:
-        """See `Recorder`."""
+        """See `GraphCapture`."""
         before = torch.cuda.current_stream()
         self._stream.wait_stream(before)
         with torch.cuda.stream(self._stream):
             work()
         before.wait_stream(self._stream)
 
-    def record(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
-        """See `Recorder`."""
+    def capture(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+        """See `GraphCapture`."""
         before = torch.cuda.current_stream()
         graph = torch.cuda.CUDAGraph()
         # Other threads, such as those of grammars, may go on with theirs meanwhile.
@@ -58,7 +58,7 @@ class CudaRecorder:
                 outputs = work()
         except torch.AcceleratorError as error:
             self._give_up(before)
-            # That the recording was broken is said last; what broke it, before.
+            # That the capture was broken is said last; what broke it, before.
             cause = error.__context__ or error
             code = getattr(cause, "error_code", CAPTURE_ERRORS.start)
             if not isinstance(cause, RuntimeError) or code not in CAPTURE_ERRORS:
@@ -67,8 +67,8 @@ class CudaRecorder:
         return graph.replay, outputs
 
     def _give_up(self, before: torch.cuda.Stream) -> None:
-        """Undo what torch leaves of a recording whose end CUDA refuses: its stream is the current
-        one, and in torch 2.11 its allocator takes it that the recording goes on."""
+        """Undo what torch leaves of a capture whose end CUDA refuses: its stream is the current
+        one, and in torch 2.11 its allocator takes it that the capture goes on."""
         torch.cuda.set_stream(before)
         with suppress(RuntimeError):  # later ones have ended it
             torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)

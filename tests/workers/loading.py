@@ -1,0 +1,36 @@
+"""Models as tests load them, by what differs between them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tgi_async.wire.messages import ModelConfig
+from workers.attention import registry
+from workers.models import loading
+from workers.models.loading import Loaded
+from workers.models.rope import Scaling
+from workers.ranks import Ranks
+
+
+def load(
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    implementation: str = "auto",
+    ranks: Ranks | None = None,
+    *,
+    scaling: Scaling | None = None,
+    max_total_tokens: int = 0,
+    attention: registry.Backend | None = None,
+) -> Loaded:
+    """Load the model of a folder; see `loading.load`."""
+    config = ModelConfig(
+        str(path),
+        implementation=implementation,
+        max_total_tokens=max_total_tokens,
+        rope_scaling=scaling.kind if scaling else "",
+        rope_factor=scaling.factor if scaling else 1.0,
+    )
+    return loading.load(config, dtype, device, ranks, attention)
