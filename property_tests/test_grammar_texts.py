@@ -21,6 +21,7 @@ from jsonschema import Draft202012Validator
 
 from property_tests.test_grammar import schemas
 from tests.workers.drive import Drive
+from tests.workers.loading import load
 from tests.workers.tiny_llama import save_tiny_llama
 from tests.workers.tiny_tokenizer import END, save_tiny_tokenizer
 from tgi_async.grammar.grammar import Grammar, Json, Regex
@@ -29,7 +30,7 @@ from tgi_async.grammar.schema.normalize import normalize
 from tgi_async.wire.messages import Sampling
 from workers.constraints.vocabulary import Vocabulary
 from workers.grammar.engine import GrammarError
-from workers.models.loading import Loaded, load
+from workers.models.loading import Loaded
 
 PROMPT = [5, 6, 7]
 regexes = st.recursive(
