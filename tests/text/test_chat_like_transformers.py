@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,11 @@ from tgi_async.errors import ServerError
 from tgi_async.text.chat_forms import Forms, all_shaped
 from tgi_async.text.chat_renderer import Renderer
 
+FURTHER = os.environ.get("TGI_ASYNC_CHAT_TEMPLATES")
+"""A folder of further templates to try, such as models/templates of llama.cpp."""
 FILES = sorted(CHAT_TEMPLATES.glob("*.jinja"))
+if FURTHER:
+    FILES += sorted(Path(FURTHER).glob("*.jinja"))
 SPECIAL_TOKENS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
 
 pytestmark = needs_published
