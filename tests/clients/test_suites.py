@@ -50,8 +50,8 @@ def run(server: Server, command: Sequence[str | Path], folder: Path) -> None:
         ("huggingface_hub", "huggingface-hub"),
         # The last huggingface_hub before 1.0, on other HTTP libraries, is there already.
         full("huggingface_hub", "text-generation"),
-        ("text_generation", "text-generation"),
-        ("openai", "openai"),
+        full("text_generation", "text-generation"),
+        full("openai", "openai"),
         full("openai_tools", "openai"),
         full("langchain_huggingface", "langchain-huggingface"),
         full("langchain_openai", "langchain-openai"),

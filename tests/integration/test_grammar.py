@@ -84,7 +84,9 @@ def requests_of(
     ]
 
 
-@pytest.mark.parametrize("max_new_tokens", [24, 64, pytest.param(160, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "max_new_tokens", [24, *(pytest.param(n, marks=pytest.mark.full) for n in (64, 160))]
+)
 async def test_texts_follow_their_grammars(
     model_folder: Path, tokenizer: Tokenizer, max_new_tokens: int
 ) -> None:

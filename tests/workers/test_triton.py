@@ -20,10 +20,23 @@ pytestmark = [
 ]
 
 FILES = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
+SLOW = ("test_graphs", "test_sampling")
+"""A minute each; test_graphs.py and test_sampling_triton.py here try parts of the same."""
 
 
-@pytest.mark.parametrize("tier", ["not full", pytest.param("full", marks=pytest.mark.full)])
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    ("file", "tier"),
+    [
+        pytest.param(
+            file,
+            tier,
+            id=f"{file.stem}-{tier}",
+            marks=[pytest.mark.full] if tier == "full" or file.stem in SLOW else [],
+        )
+        for file in FILES
+        for tier in ("not full", "full")
+    ],
+)
 def test_interpreted_they_pass(file: Path, tier: str) -> None:
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", tier, str(file))
     done = python(*command, TRITON_INTERPRET="1")
