@@ -8,7 +8,7 @@ class Unsupported(Exception):
 
 
 class ModelUnavailable(Exception):
-    """No model folder ready for serving can be made; the message is one for a person.
+    """No model folder ready for serving can be made; the message is for the user.
 
     It says what was asked for, why it cannot be had, and what to do.
     """

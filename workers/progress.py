@@ -25,7 +25,7 @@ def say(message: str) -> None:
 
 
 def size(n_bytes: int) -> str:
-    """`n_bytes` for a person, in powers of 1000: 98.4 MB."""
+    """Return `n_bytes` as a text, in powers of 1000: 98.4 MB."""
     if n_bytes >= 10**9:
         return f"{n_bytes / 10**9:.1f} GB"
     if n_bytes >= 10**6:

@@ -78,7 +78,7 @@ class NativeDecoder:
         numbers = description.numbers
         self._ranks = ranks
         self.notes: list[str] = []
-        """What was given up, for a person."""
+        """What was given up, for the log."""
         self._run, self.attention = _function(description)
         description.expect("c_linear", "c_rows")
         embedding = description.embedding()

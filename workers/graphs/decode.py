@@ -138,8 +138,10 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def capture(self, seconds: float = SECONDS) -> list[str]:
-        """Capture the graphs, the largest first, until `seconds` have passed; say what was given up
-        for a person. All ranks capture together."""
+        """Capture the graphs, the largest first, until `seconds` have passed.
+
+        Return what was given up, for the log. All ranks capture together.
+        """
         if not self._graphs:
             return [
                 f"decode steps run without CUDA graphs, slower: {self._attention.name} attention "
