@@ -23,7 +23,7 @@ from benchmarks.load_client import LoadError, Server
 from benchmarks.load_works import Work
 from benchmarks.roofline import Sizes, need
 from benchmarks.served import serving
-from workers.models.description import read_config, shape_of
+from workers.models.description import read_config, sizes_of
 
 START_SECONDS = 240.0
 ROUND_SECONDS = 120.0
@@ -51,7 +51,7 @@ def run(
 ) -> None:
     """Raises RuntimeError where the server does not start, or all requests of a round fail."""
     sizes = Sizes.of(folder)
-    shape = shape_of(folder, read_config(folder, trust_remote_code=False))
+    config = sizes_of(read_config(folder, trust_remote_code=False))
     most = max(work.concurrency for work in works)
     flags = ["--max-concurrent-requests", f"{most}", *flags]
     found: list[dict[str, Any]] = []
@@ -60,7 +60,7 @@ def run(
         with serving(folder, log, flags, START_SECONDS) as served:
             report.note(f"the server was ready in {served.ready_seconds:.1f} s")
             for work in works:
-                floor = need(shape, sizes, work.concurrency, 1, length_of(work)).bytes / rates.copy
+                floor = need(config, sizes, work.concurrency, 1, length_of(work)).bytes / rates.copy
                 try:
                     found.append(_row(work, _measure(served.port, work, rounds), floor))
                 except LoadError as error:

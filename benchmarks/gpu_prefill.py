@@ -17,7 +17,7 @@ from benchmarks.gpu_report import Report
 from benchmarks.gpu_worker import Driver, Mark, Pool, Steps, start_of
 from benchmarks.roofline import Sizes, need
 from tgi_async.wire.messages import Ready, Run, Step
-from workers.models.description import read_config, shape_of
+from workers.models.description import read_config, sizes_of
 
 WARM = 2
 COLUMNS = {
@@ -50,7 +50,7 @@ class Prefills:
         self._cases, self._passes = cases, passes
         self._rates, self._report = rates, report
         self._sizes = Sizes.of(folder)
-        self._shape = shape_of(folder, read_config(folder, trust_remote_code=False))
+        self._config = sizes_of(read_config(folder, trust_remote_code=False))
         longest = max(case.tokens for case in cases) + 1
         most = max(case.rows for case in cases)
         self._driver = Driver(start_of(folder, attention, most, longest))
@@ -81,7 +81,7 @@ class Prefills:
         yield None
 
         took = statistics.median(clock.seconds(marks))
-        operations = need(self._shape, self._sizes, *case, case.tokens).operations
+        operations = need(self._config, self._sizes, *case, case.tokens).operations
         return {
             "prompts": case.rows,
             "tokens": case.tokens,

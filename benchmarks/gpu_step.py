@@ -21,7 +21,7 @@ from benchmarks.gpu_report import Report
 from benchmarks.gpu_worker import Driver, Mark, Pool, Steps, start_of
 from benchmarks.roofline import Sizes, need
 from tgi_async.wire.messages import Ready, Run, Step
-from workers.models.description import read_config, shape_of
+from workers.models.description import read_config, sizes_of
 
 WARM, HELD, PROFILED = 6, 5, 6
 """Steps that are not timed, that are launched ahead of the device, and that are profiled."""
@@ -65,7 +65,7 @@ class Decodes:
         self._cases, self._passes = cases, passes
         self._rates, self._report = rates, report
         self._sizes = Sizes.of(folder)
-        self._shape = shape_of(folder, read_config(folder, trust_remote_code=False))
+        self._config = sizes_of(read_config(folder, trust_remote_code=False))
         self._steps = WARM + passes + HELD + 1
         longest = max(map(self._end, cases))
         most = max(case.rows for case in cases)
@@ -166,7 +166,7 @@ class Decodes:
         step_time = self._periods[case] = statistics.median(periods)
         alone = [clock.seconds(pair)[0] for pair in held]
         context = case.context + WARM + self._passes / 2
-        floor = need(self._shape, self._sizes, case.rows, 1, context).bytes / self._rates.copy
+        floor = need(self._config, self._sizes, case.rows, 1, context).bytes / self._rates.copy
         done = [self._driver.done[number] for number in steps]
         return {
             "rows": case.rows,

@@ -21,7 +21,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tgi_async.wire.messages import ModelConfig
-from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.forward import ForwardBatch
 from workers.models.embedded import prepare_embedded
@@ -37,11 +36,8 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 def served(model: Loaded, dtype: torch.dtype) -> Logits:
     """As a worker computes them: a prompt in one chunk, in a paged cache."""
-    shape = model.shape
     n_blocks = LENGTH // BLOCK_SIZE
-    cache = PagedCache(
-        shape.n_layers, n_blocks, BLOCK_SIZE, shape.n_kv_heads, shape.head_dim, dtype
-    )
+    cache = model.spec.cache_group.pool(n_blocks, BLOCK_SIZE)
     table = torch.arange(n_blocks, dtype=torch.int32)
     everywhere = torch.arange(LENGTH)
 

@@ -28,8 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tgi_async.wire.messages import Admit, ModelConfig, Run, Sampling, Step
 from workers import native
-from workers.attention.cache import PagedCache
-from workers.models.description import Shape
+from workers.models.description import ConfigSizes, read_config, sizes_of
 from workers.models.embedded import prepare_embedded
 from workers.models.loading import Loaded, load
 from workers.runner import Runner
@@ -98,12 +97,13 @@ class Sizes(NamedTuple):
         return cls(layers, head)
 
 
-def need(shape: Shape, sizes: Sizes, rows: int, tokens: int, context: float) -> Need:
+def need(config_sizes: ConfigSizes, sizes: Sizes, rows: int, tokens: int, context: float) -> Need:
     """Of `rows` rows with `tokens` tokens each, whose last one sees `context` positions and is
     sampled."""
     seen = context - (tokens - 1) / 2
-    kept = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * 2
-    attended = 4 * shape.n_layers * shape.n_heads * shape.head_dim * seen
+    n_layers, n_heads, n_kv_heads, head_dim = config_sizes
+    kept = 2 * n_layers * n_kv_heads * head_dim * 2
+    attended = 4 * n_layers * n_heads * head_dim * seen
     return Need(
         2 * sum(sizes) + rows * context * kept,
         rows * tokens * (2 * sizes.layers + attended) + 2 * rows * sizes.head,
@@ -114,19 +114,11 @@ class Batch:
     """A worker's runner whose rows go on decoding."""
 
     def __init__(self, model: Loaded, rows: int, longest: int) -> None:
-        shape = model.shape
         cpu = torch.device("cpu")
         self.blocks = -(-longest // BLOCK_SIZE)
-        cache = PagedCache(
-            shape.n_layers,
-            rows * self.blocks,
-            BLOCK_SIZE,
-            shape.n_kv_heads,
-            shape.head_dim,
-            torch.bfloat16,
-        )
+        cache = model.spec.cache_group.pool(rows * self.blocks, BLOCK_SIZE)
         table = RowTable(rows, self.blocks * BLOCK_SIZE, BLOCK_SIZE, cpu)
-        self.runner = Runner(model, table, cache, Sampler(rows, shape.vocab_size, cpu))
+        self.runner = Runner(model, table, cache, Sampler(rows, model.spec.vocab_size, cpu))
         self.steps = 0
 
     def step(self, admit: list[Admit], run: list[Run], release: list[int] | None = None) -> float:
@@ -176,14 +168,15 @@ def main() -> None:
     print(f"{given.threads} threads do {machine.operations / 1e9:.0f} GFLOP/s; times in ms\n")
     folder = given.model_id or prepare_embedded()
     sizes = Sizes.of(folder)
+    config_sizes = sizes_of(read_config(folder, trust_remote_code=False))
     model = load(ModelConfig(str(folder)), torch.bfloat16, torch.device("cpu"))
     print(f"{'':30}{'MB':>8}{'GFLOP':>8}{'floor':>8}{'step':>8}{'share':>8}{'best':>8}{'share':>8}")
     for rows in DECODES:
-        wanted = need(model.shape, sizes, rows, 1, given.context + given.passes // 2)
+        wanted = need(config_sizes, sizes, rows, 1, given.context + given.passes // 2)
         steps = decodes(model, rows, given.context, given.passes)
         report(f"{rows} decode at {given.context}", wanted, machine, steps)
     for tokens, before in CHUNKS:
-        wanted = need(model.shape, sizes, 1, tokens, before + tokens)
+        wanted = need(config_sizes, sizes, 1, tokens, before + tokens)
         steps = chunks(model, tokens, before, max(3, given.passes // 8))
         report(f"{tokens} of a prompt after {before}", wanted, machine, steps)
 

@@ -29,6 +29,7 @@ GONE = {
     "workers.assembly:Assembly",
     "workers.attention.paged:Attend",
     "workers.attention.reach:Reach",
+    "workers.attention.tracing:Layer",
     "workers.following:Follower",
     "workers.following:Leader",
     "workers.launched:Forwarded",
@@ -37,6 +38,7 @@ GONE = {
     "workers.lifeline:die_with_parent",
     "workers.models.adapters:adapt",
     "workers.ranks:FellOut",
+    "workers.models.description:Shape",
     "workers.runner:Model",
 }
 """Names that had another one's meaning, or none; see docs/architecture.md for today's."""

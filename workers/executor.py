@@ -26,7 +26,6 @@ class Executor:
     """A loaded model and the sizes that are asked for; with `ranks`, this rank's part of it."""
 
     model: Loaded
-    dtype: torch.dtype
     device: torch.device
     max_rows: int
     longest: int
@@ -41,10 +40,7 @@ class Executor:
 
     @property
     def bytes_per_block(self) -> int:
-        shape = self.model.shape
-        return PagedCache.bytes_per_block(
-            shape.n_layers, self.block_size, shape.n_kv_heads, shape.head_dim, self.dtype
-        )
+        return self.model.spec.cache_group.bytes_per_block(self.block_size)
 
     def blocks_that_fit(self, kv_cache_memory: int = 0, fraction: float = 1.0) -> int:
         """How many, once the model has run at its worst shape. `kv_cache_memory` is what all ranks
@@ -112,19 +108,10 @@ class Executor:
         return Runner(model, table, cache, sampler, self.constraints, decode_graphs)
 
     def _cache(self, n_blocks: int) -> PagedCache:
-        shape = self.model.shape
-        return PagedCache(
-            shape.n_layers,
-            n_blocks,
-            self.block_size,
-            shape.n_kv_heads,
-            shape.head_dim,
-            self.dtype,
-            self.device,
-        )
+        return self.model.spec.cache_group.pool(n_blocks, self.block_size, self.device)
 
     def _table(self) -> RowTable:
         return RowTable(self.max_rows, self.longest, self.block_size, self.device)
 
     def _sampler(self) -> Sampler:
-        return Sampler(self.max_rows, self.model.shape.vocab_size, self.device)
+        return Sampler(self.max_rows, self.model.spec.vocab_size, self.device)

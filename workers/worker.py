@@ -100,21 +100,18 @@ class Worker:
                 # Another one of them was here before, and what little there is may be for now only.
                 must_fit=not start.cache.n_blocks,
             )
-        shape = model.shape
-        longest = min(
-            shape.max_total_tokens, start.model.max_total_tokens or shape.max_total_tokens
-        )
-        further = [id for id in start.stop_token_ids if id < shape.vocab_size]
-        end_ids = list(dict.fromkeys(shape.eos_token_ids + further))
+        spec = model.spec
+        longest = min(spec.max_total_tokens, start.model.max_total_tokens or spec.max_total_tokens)
+        further = [id for id in start.stop_token_ids if id < spec.vocab_size]
+        end_ids = list(dict.fromkeys(spec.eos_token_ids + further))
         constraints = Constraints(
-            lambda: Vocabulary(Path(start.model.path), shape.vocab_size, end_ids),
-            shape.vocab_size,
+            lambda: Vocabulary(Path(start.model.path), spec.vocab_size, end_ids),
+            spec.vocab_size,
         )
         if self._ranks is not None and self._rank == 0:
             self._driver = DriverRank(model, self._ranks)
         executor = Executor(
             model,
-            dtype,
             device,
             start.batch.max_rows,
             longest,
@@ -155,8 +152,8 @@ class Worker:
                 max_total_tokens=longest,
                 max_batch_prefill_tokens=executor.prefill_tokens,
                 device=str(device),
-                eos_token_ids=shape.eos_token_ids,
-                vocab_size=shape.vocab_size,
+                eos_token_ids=spec.eos_token_ids,
+                vocab_size=spec.vocab_size,
                 kv_cache_bytes=n_blocks * per_block,
                 weight_bytes=model.weight_bytes,
                 notes=notes + native.notes + model.notes,

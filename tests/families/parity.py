@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests.families.cases import VOCABULARY
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
-from workers.attention.cache import PagedCache
 from workers.forward import ForwardBatch, ForwardOutput
 from workers.models.loading import Loaded
 from workers.runner import Runner
@@ -80,17 +79,15 @@ def generate(
 ) -> list[Text]:
     """Greedy texts of all prompts, or the `known` ones. Row r joins in step r + 1, computes at most
     9 + r tokens of its prompt a step, and its blocks lie scattered through the pool."""
-    recorder, shape = Recorder(model), model.shape
+    recorder = Recorder(model)
     given = prompts()
     n_rows = len(given)
     n_blocks = n_rows * BLOCKS_PER_ROW
-    cache = PagedCache(
-        shape.n_layers, n_blocks, BLOCK_SIZE, shape.n_kv_heads, shape.head_dim, dtype, CPU
-    )
+    cache = model.spec.cache_group.pool(n_blocks, BLOCK_SIZE)
     for pool in cache.keys + cache.values:
         pool.fill_(float("nan"))
     table = RowTable(n_rows, BLOCKS_PER_ROW * BLOCK_SIZE, BLOCK_SIZE, CPU)
-    runner = Runner(recorder, table, cache, Sampler(n_rows, shape.vocab_size, CPU))
+    runner = Runner(recorder, table, cache, Sampler(n_rows, model.spec.vocab_size, CPU))
     tokens = [list(prompt) for prompt in given]
     found: list[list[torch.Tensor]] = [[] for _ in given]
     computed = [0] * n_rows

@@ -73,7 +73,8 @@ def test_a_weight_that_other_code_reads_stays() -> None:
 def test_the_cache_is_as_wide_as_the_widest_layer(tmp_path: Path) -> None:
     model = load(save(CASES["gemma4_text"], tmp_path), torch.float32, CPU)
     assert isinstance(model, TransformersModel)
-    assert model.shape.head_dim == 64  # of the full layers; the sliding ones have 32
+    assert {layer.attention.key_dim for layer in model.spec.layers} == {32, 64}
+    assert model.spec.cache_group.spec.head_dim == 64
 
 
 @pytest.mark.parametrize("implementation", ["fused", "transformers"])
@@ -103,7 +104,7 @@ def test_a_rope_scaling_that_is_asked_for_lengthens_texts(
         scaling=scaling,
         max_total_tokens=asked,
     )
-    assert model.shape.max_total_tokens == longest
+    assert model.spec.max_total_tokens == longest
     notes = [note for note in model.notes if "rotary embedding" in note]
     assert len(notes) == (said is not None)
     assert said is None or said in notes[0]

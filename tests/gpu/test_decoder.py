@@ -361,11 +361,7 @@ def test_two_ranks_have_the_logits_of_one(device: str, variant: str, tmp_path: P
                 tmp_path, torch.float32, torch.device(device), "fused", ranks,
                 attention=TritonAttention,
             )  # fmt: skip
-            shape = own.shape
-            cache = PagedCache(
-                2, N_ROWS * BLOCKS_PER_ROW, BLOCK_SIZE, shape.n_kv_heads, shape.head_dim,
-                torch.float32, device,
-            )  # fmt: skip
+            cache = own.spec.cache_group.pool(N_ROWS * BLOCKS_PER_ROW, BLOCK_SIZE, device)
             rows = Rows(own, cache)
             rows.step((4, 0, 1, 0, 0))
             rows.step((1, 2, 0, 2, 0))

@@ -12,7 +12,6 @@ from tests.integration.reference import Reference
 from tests.workers.loading import load
 from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
-from workers.attention.cache import PagedCache
 from workers.forward import ForwardBatch, ForwardOutput
 from workers.models.loading import Loaded
 from workers.runner import Runner
@@ -48,20 +47,12 @@ def test_logits_of_chunks_and_decodes_are_those_of_one_pass(
     implementation: str,
 ) -> None:
     model = load(model_folder, torch.float32, CPU, implementation=implementation)
-    recorder, shape = Recorder(model), model.shape
+    recorder = Recorder(model)
     prompts = [case.prompt for case in mixed(tokenizer, 6, longest=120, new_tokens=(1, 1))]
     n_rows = len(prompts)
-    cache = PagedCache(
-        shape.n_layers,
-        n_rows * BLOCKS_PER_ROW,
-        BLOCK_SIZE,
-        shape.n_kv_heads,
-        shape.head_dim,
-        torch.float32,
-        CPU,
-    )
+    cache = model.spec.cache_group.pool(n_rows * BLOCKS_PER_ROW, BLOCK_SIZE)
     table = RowTable(n_rows, BLOCKS_PER_ROW * BLOCK_SIZE, BLOCK_SIZE, CPU)
-    runner = Runner(recorder, table, cache, Sampler(n_rows, shape.vocab_size, CPU))
+    runner = Runner(recorder, table, cache, Sampler(n_rows, model.spec.vocab_size, CPU))
     # Each row's blocks lie scattered through the pool. Prompts are scored, so that every position
     # goes through the head.
     admits = [

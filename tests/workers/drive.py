@@ -15,7 +15,6 @@ from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.plan import Budget
 from tgi_async.scheduler.request import FailedEvent, Request, TokenEvent
 from tgi_async.wire.messages import Sampling
-from workers.attention.cache import PagedCache
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
 from workers.graphs.decode import GraphPlan, SampledRows
@@ -43,22 +42,13 @@ class Drive:
         graphs: bool = False,
     ) -> None:
         """With `graphs`, decode steps of up to 4 rows are run as on a GPU, by doubles."""
-        shape = model.shape
-        cache = PagedCache(
-            shape.n_layers,
-            n_blocks,
-            BLOCK_SIZE,
-            shape.n_kv_heads,
-            shape.head_dim,
-            torch.float32,
-            CPU,
-        )
+        cache = model.spec.cache_group.pool(n_blocks, BLOCK_SIZE)
         self.let_go = threading.Event()
         self.let_go.set()
         self.vocabulary = vocabulary
-        constraints = Constraints(self._vocabulary, shape.vocab_size)
+        constraints = Constraints(self._vocabulary, model.spec.vocab_size)
         table = RowTable(ROWS, LONGEST, BLOCK_SIZE, CPU)
-        sampler = Sampler(ROWS, shape.vocab_size, CPU)
+        sampler = Sampler(ROWS, model.spec.vocab_size, CPU)
         self.graphs: Counted | None = None
         if graphs:
             sampling = sampler.device_sampling = HostSampling()

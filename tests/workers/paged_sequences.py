@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.forward import ForwardBatch
 from workers.models.loading import Loaded
@@ -21,16 +20,13 @@ class PagedSequences:
     """The same random tokens for the same vocabulary, on any rank."""
 
     def __init__(self, model: Loaded) -> None:
-        shape = model.shape
         draw = torch.Generator().manual_seed(1)
-        self.tokens = [torch.randint(shape.vocab_size, (n,), generator=draw) for n in LENGTHS]
+        self.tokens = [torch.randint(model.spec.vocab_size, (n,), generator=draw) for n in LENGTHS]
         n_blocks = len(LENGTHS) * BLOCKS_PER_ROW
         order = torch.randperm(n_blocks, generator=draw).to(torch.int32)
         self._model = model
         self._tables = order.reshape(len(LENGTHS), BLOCKS_PER_ROW)
-        self._cache = PagedCache(
-            shape.n_layers, n_blocks, BLOCK_SIZE, shape.n_kv_heads, shape.head_dim, torch.float32
-        )
+        self._cache = model.spec.cache_group.pool(n_blocks, BLOCK_SIZE)
         self._computed = [0] * len(LENGTHS)
 
     @torch.inference_mode()

@@ -28,7 +28,7 @@ N_TOKENS = 6
 
 
 def sampling_sampler(self: Executor) -> Sampler:
-    sampler = Sampler(self.max_rows, self.model.shape.vocab_size, self.device)
+    sampler = Sampler(self.max_rows, self.model.spec.vocab_size, self.device)
     sampler.device_sampling = HostSampling()
     return sampler
 
@@ -47,7 +47,7 @@ def main(rank: int, world_size: int, model: Path, folder: Path) -> None:
     ranks = Ranks(rank, world_size, f"file://{folder}/meet", CPU)
     loaded = load(model, torch.float32, CPU, "transformers", ranks, attention=DeviceAttention)
     driver = None if rank else DriverRank(loaded, ranks)
-    executor = Executor(loaded, torch.float32, CPU, 4, 64, 16, 4, None, ranks, driver)
+    executor = Executor(loaded, CPU, 4, 64, 16, 4, None, ranks, driver)
     plan = GraphPlan(Replaying(), [1, 2, 4])
     runner = executor.serving(40, plan)
     assert plan.notes == []

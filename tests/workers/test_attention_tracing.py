@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from workers.attention.layer import AttentionWindow
-from workers.attention.tracing import Layer, Untraceable, tracing
+from workers.attention.layer import AttentionSpec, AttentionWindow
+from workers.attention.tracing import Untraceable, tracing
+from workers.models.attention_patches import patch_attention
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -25,7 +26,7 @@ def model_of(kind: str, **settings: Any) -> Any:
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
-def traced(model: Any) -> dict[int, Layer]:
+def traced(model: Any) -> dict[int, AttentionSpec]:
     two = torch.arange(2)[None]
     with tracing(model) as tracer, torch.inference_mode():
         model(input_ids=two, position_ids=two, use_cache=False)
@@ -33,15 +34,36 @@ def traced(model: Any) -> dict[int, Layer]:
     return tracer.layers
 
 
-def test_heads_dims_and_windows_are_those_of_the_calls() -> None:
-    kinds = ["sliding_attention", "full_attention"]
+def test_heads_dims_scales_and_windows_are_those_of_the_calls() -> None:
     model = model_of(
-        "gemma2", num_key_value_heads=2, head_dim=24, sliding_window=9, layer_types=kinds
+        "gemma2",
+        num_key_value_heads=2,
+        head_dim=24,
+        sliding_window=9,
+        layer_types=["sliding_attention", "full_attention"],
+        query_pre_attn_scalar=64,
+        attn_logit_softcapping=30.0,
     )
-    assert traced(model) == {
-        0: Layer(4, 2, 24, 24, AttentionWindow(window=9)),
-        1: Layer(4, 2, 24, 24, AttentionWindow()),
-    }
+    full = AttentionSpec(4, 2, 24, 24, 0.125, AttentionWindow(), softcap=30.0)
+    assert traced(model) == {0: full._replace(window=AttentionWindow(window=9)), 1: full}
+
+
+def test_sinks_and_slopes_are_those_of_the_calls() -> None:
+    sinks = model_of(
+        "gpt_oss",
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        num_experts_per_tok=2,
+        layer_types=["sliding_attention", "full_attention"],
+    )
+    assert all(layer.sinks and not layer.slopes for layer in traced(sinks).values())
+    slopes = model_of("bloom", n_layer=2, n_head=4)
+    patch_attention(slopes)
+    with tracing(slopes) as tracer, torch.inference_mode():
+        slopes(input_ids=torch.arange(2)[None], use_cache=False)
+    assert all(layer.slopes and not layer.sinks for layer in tracer.layers.values())
+    assert len(tracer.layers) == 2
 
 
 def test_windows_that_are_only_in_a_mask_are_found() -> None:
@@ -76,7 +98,7 @@ def test_keys_and_values_may_have_other_dims() -> None:
         v_head_dim=24,
         first_k_dense_replace=2,
     )
-    assert set(traced(model).values()) == {Layer(4, 4, 32, 24, AttentionWindow())}
+    assert set(traced(model).values()) == {AttentionSpec(4, 4, 32, 24, 32**-0.5)}
 
 
 @pytest.mark.parametrize(

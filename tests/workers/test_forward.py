@@ -29,9 +29,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def cache_of(model: Loaded) -> PagedCache:
-    shape = model.shape
-    sizes = (shape.n_layers, N_BLOCKS, BLOCK_SIZE, shape.n_kv_heads, shape.head_dim)
-    return PagedCache(*sizes, torch.float32)
+    return model.spec.cache_group.pool(N_BLOCKS, BLOCK_SIZE)
 
 
 def slots(positions: torch.Tensor) -> torch.Tensor:
@@ -73,7 +71,7 @@ def test_a_row_may_want_the_logits_of_several_positions(model: Loaded) -> None:
     # Two tokens of the row as one chunk, and as two decodes of the same blocks.
     for batch in (chunk(together, 18, 20, [18, 19]), decodes(together, 18, 19)):
         found = model.forward(batch).logits
-        assert found.shape == (2, model.shape.vocab_size)
+        assert found.shape == (2, model.spec.vocab_size)
         torch.testing.assert_close(found, torch.stack(expected[1:]), atol=1e-5, rtol=0)
     assert (expected[1] - expected[2]).abs().max() > 0.1
 

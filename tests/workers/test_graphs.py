@@ -50,7 +50,7 @@ def model(folder: Path) -> Loaded:
 
 @pytest.fixture(scope="module")
 def vocabulary(folder: Path, model: Loaded) -> Vocabulary:
-    return Vocabulary(folder, model.shape.vocab_size, [END])
+    return Vocabulary(folder, model.spec.vocab_size, [END])
 
 
 @pytest.fixture(scope="module")

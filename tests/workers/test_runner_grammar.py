@@ -51,7 +51,7 @@ def model(folder: Path) -> Loaded:
 
 @pytest.fixture(scope="module")
 def vocabulary(folder: Path, model: Loaded) -> Vocabulary:
-    return Vocabulary(folder, model.shape.vocab_size, [END])
+    return Vocabulary(folder, model.spec.vocab_size, [END])
 
 
 SAMPLINGS = [
@@ -140,7 +140,7 @@ class Spoiling:
 
     def __init__(self, inner: Loaded, hated: int) -> None:
         self.inner, self.hated = inner, hated
-        self.shape = inner.shape
+        self.spec = inner.spec
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         output = self.inner.forward(batch)

@@ -125,6 +125,7 @@ def test_a_plan_with_parts_that_are_not_built(tmp_path: Path) -> None:
 
 def test_an_attention_that_norms_all_heads_at_once_is_whole(tmp_path: Path) -> None:
     mine = part(saved(tmp_path, "olmo2"), 1, 2)
-    assert (mine.shape.n_heads, mine.shape.n_kv_heads) == (4, 2)
+    assert mine.sharding is not None
+    assert (mine.sharding.n_heads, mine.sharding.n_kv_heads) == (4, 2)
     assert "model.layers.0.self_attn.q_proj.weight" not in mine.weights.slices
     assert mine.weights.slices["model.layers.0.mlp.up_proj.weight"] == {0: [Range(24, 48)]}

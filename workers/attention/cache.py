@@ -1,8 +1,42 @@
-"""The paged key-value cache: for every layer a pool of keys and a pool of values."""
+"""The paged key-value cache: what layers keep, and for every layer pools of keys and values."""
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import torch
+
+
+class CacheSpec(NamedTuple):
+    """What a layer keeps of a text. Layers that keep the same share blocks."""
+
+    n_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    kind: Literal["full"] = "full"
+    """"full": a key and a value for every position, those outside a window included."""
+
+
+class CacheGroup(NamedTuple):
+    """Layers with equal caches: a block is one of all of them at once."""
+
+    spec: CacheSpec
+    layers: tuple[int, ...]
+    """Their numbers."""
+
+    def bytes_per_block(self, block_size: int) -> int:
+        """Bytes that one block takes in all layers of the group."""
+        n_kv_heads, head_dim, dtype, _ = self.spec
+        return PagedCache.bytes_per_block(len(self.layers), block_size, n_kv_heads, head_dim, dtype)
+
+    def pool(
+        self, n_blocks: int, block_size: int, device: torch.device | str = "cpu"
+    ) -> PagedCache:
+        """Return memory for so many blocks."""
+        n_kv_heads, head_dim, dtype, _ = self.spec
+        return PagedCache(
+            len(self.layers), n_blocks, block_size, n_kv_heads, head_dim, dtype, device
+        )
 
 
 class PagedCache:

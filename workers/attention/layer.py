@@ -17,9 +17,26 @@ class AttentionWindow(NamedTuple):
     """Those of its own chunk, the text being cut every so many positions; 0: all."""
 
 
+class AttentionSpec(NamedTuple):
+    """How a layer attends, on this rank: what its model says of it before any batch."""
+
+    n_heads: int
+    n_kv_heads: int
+    key_dim: int
+    value_dim: int
+    scale: float
+    window: AttentionWindow = AttentionWindow()
+    softcap: float = 0.0
+    """Bound of the scores; 0: none."""
+    sinks: bool = False
+    """Whether each head has a score for a key without a value."""
+    slopes: bool = False
+    """Whether a head's score falls with the distance of the key (ALiBi)."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionLayer:
-    """How one layer attends."""
+    """What a backend is given of a layer in a forward pass."""
 
     index: int
     """Of its keys and values in the cache."""

@@ -10,27 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from workers.attention.layer import AttentionWindow
+from workers.attention.layer import AttentionSpec, AttentionWindow
 
 NAME = "tgi_traced"
 """`attn_implementation` of a model that is being traced."""
 _FIRST = 41.0
 """In a mask, of the first window; one more for each that follows. Exact in bfloat16 up to 256."""
-
-
-class Layer(NamedTuple):
-    """How one layer attends."""
-
-    n_heads: int
-    n_kv_heads: int
-    key_dim: int
-    value_dim: int
-    window: AttentionWindow
 
 
 class Untraceable(Exception):
@@ -41,7 +31,7 @@ class Tracer:
     """Layers by number, as the forward passes within `tracing` have shown them."""
 
     def __init__(self) -> None:
-        self.layers: dict[int, Layer] = {}
+        self.layers: dict[int, AttentionSpec] = {}
         self._windows: list[AttentionWindow] = []
 
     def attend(
@@ -53,7 +43,7 @@ class Tracer:
         attention_mask: torch.Tensor | None,
         *,
         sliding_window: int | None = None,
-        **kwargs: Any,
+        **how: Any,
     ) -> tuple[torch.Tensor, None]:
         """In the place of `paged_attention`; attends to nothing. Raises Untraceable."""
         name = type(module).__name__
@@ -77,7 +67,18 @@ class Tracer:
                 f"{key.shape[1]} heads where there are {n_tokens} tokens"
             )
         value_dim = value.shape[3]
-        self.layers[at] = Layer(n_heads, key.shape[1], key_dim, value_dim, asked)
+        scale = how.get("scaling")
+        self.layers[at] = AttentionSpec(
+            n_heads,
+            key.shape[1],
+            key_dim,
+            value_dim,
+            key_dim**-0.5 if scale is None else float(scale),
+            asked,
+            how.get("softcap") or 0.0,
+            sinks=how.get("s_aux") is not None,
+            slopes=how.get("alibi_slopes") is not None,
+        )
         return query.new_zeros((1, n_tokens, n_heads, value_dim)), None
 
     def mask(

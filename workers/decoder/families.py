@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from workers.attention.layer import AttentionSpec, AttentionWindow
 from workers.layers.embedding import Embedding
 from workers.layers.linear import Linear
 from workers.quantization.method import Kernel, Prepare
@@ -210,6 +211,19 @@ class Description:
             logit_scale=1.0 / getattr(config, "logits_scaling", 1.0),
             logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
         )
+        self.attention = [
+            AttentionSpec(
+                self.numbers.n_heads,
+                self.numbers.n_kv_heads,
+                self.numbers.head_dim,
+                self.numbers.head_dim,
+                self.numbers.attention_scale,
+                AttentionWindow(self._window(layer.self_attn)),
+                self.numbers.attention_softcap,
+            )
+            for layer in self._model.layers
+        ]
+        """Of each layer."""
 
     def expect(self, linear: Kernel, rows: Kernel) -> None:
         """Raises NotFused where a layer has no weight for these kernels."""
@@ -253,7 +267,7 @@ class Description:
                 layer.pre_feedforward_layernorm if sandwich else layer.post_attention_layernorm
             ),
             mlp_output_norm=self._norm(layer.post_feedforward_layernorm) if sandwich else None,
-            window=self._window(attention),
+            window=self.attention[at].window.window,
             rope=rope if getattr(attention, "use_rope", True) else None,
         )
 

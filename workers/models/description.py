@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 from huggingface_hub.errors import StrictDataclassError
@@ -14,7 +13,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from workers.errors import Unsupported
 from workers.models import rope
-from workers.models.eos import eos_token_ids
 from workers.quantization import registry
 
 ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -36,17 +34,16 @@ RECURRENT = frozenset(
 """Families with a state besides keys and values that no `layer_types` tells of."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What the KV cache and the router must know of a model."""
+class ConfigSizes(NamedTuple):
+    """Sizes that a config names: of a family whose layers differ, what most of them have.
+
+    A model that is loaded says itself what its layers have (`ModelSpec`).
+    """
 
     n_layers: int
     n_heads: int
     n_kv_heads: int
     head_dim: int
-    vocab_size: int
-    max_total_tokens: int
-    eos_token_ids: list[int]
 
 
 def read_config(path: Path, trust_remote_code: bool, scaling: rope.Scaling | None = None) -> Any:
@@ -92,24 +89,17 @@ def read_config(path: Path, trust_remote_code: bool, scaling: rope.Scaling | Non
     return config
 
 
-def shape_of(path: Path, config: Any) -> Shape:
-    """As far as the config's names tell: the transformers path asks the model itself.
-
-    Raises Unsupported, and ValueError for a file of the folder that cannot be read.
-    """
+def sizes_of(config: Any) -> ConfigSizes:
+    """Raises Unsupported for a config that does not name them."""
     text = copy(config.get_text_config())
-    # Of a family whose layers differ, what most of them have.
     text.allow_global_per_layer_attribute_access = True
     heads = _first(text, "num_attention_heads", "n_head", "n_heads", "num_heads")
     hidden = _first(text, "hidden_size", "d_model", "n_embd")
-    return Shape(
+    return ConfigSizes(
         n_layers=_first(text, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
         n_heads=heads,
         n_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=getattr(text, "head_dim", None) or hidden // heads,
-        vocab_size=text.vocab_size,
-        max_total_tokens=rope.limits_of(config).exact,
-        eos_token_ids=eos_token_ids(path, config),
     )
 
 

@@ -9,7 +9,8 @@ import torch
 import transformers
 from torch import nn
 
-from workers.attention.tracing import Layer, tracing
+from workers.attention.layer import AttentionSpec
+from workers.attention.tracing import tracing
 from workers.errors import Unsupported
 from workers.models.attention_patches import inputs
 
@@ -38,7 +39,7 @@ class PackedForward:
         return logits if self._selects else logits[wanted]
 
 
-def layers_of(model: Any) -> list[Layer]:
+def layers_of(model: Any) -> list[AttentionSpec]:
     """How each layer attends, by number. Runs the model once, over two tokens.
 
     Raises Unsupported for a model that paged attention over packed tokens would compute wrongly.

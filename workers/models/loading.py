@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,16 +20,16 @@ from workers.decoder.native import NativeDecoder
 from workers.errors import Unsupported
 from workers.forward import ForwardBatch, ForwardOutput, Model
 from workers.models import rope
-from workers.models.description import Shape
 from workers.models.pretrained import Pretrained
+from workers.models.spec import ModelSpec
 from workers.models.transformers_path import TransformersModel
 from workers.ranks import Ranks
 
 
 class Loaded(Model, Protocol):
-    """A model, what must be known of it, and what a person should."""
+    """A model, what it says about itself, and what a person should know of it."""
 
-    shape: Shape
+    spec: ModelSpec
     weight_bytes: int
     notes: list[str]
 
@@ -64,8 +63,8 @@ class FusedModel:
         description = Description(loaded.module, loaded.fill, loaded.device, loaded.sharding)
         self._decoder = make(description, loaded.ranks)
         loaded.weights.release()
-        self.shape = loaded.shape
         self.attention = self._decoder.attention
+        self.spec = loaded.spec(description.attention, self.attention.shape)
         self.weight_bytes = self._decoder.weight_bytes
         self.notes = list(self._decoder.notes)
 
@@ -101,7 +100,7 @@ def load(
     """Load a model, with `ranks` this rank's part.
 
     `config.max_total_tokens` is the longest text that is asked for, 0 being the longest that is
-    exact; the model's shape says what is had. `attention` defaults to the device's best. With
+    exact; the model's spec says which it is. `attention` defaults to the device's best. With
     `must_fit`, weights for which a CPU has no memory are refused rather than read.
 
     Raises Unsupported, or ValueError and OSError for a broken folder.
@@ -117,8 +116,7 @@ def load(
     if scaling is not None and not max_total_tokens:
         # Longer texts are what it is given for.
         max_total_tokens = rope.limits_of(loaded.module.config).most
-    longest, notes = rope.fix(loaded.module, max_total_tokens)
-    loaded.shape = replace(loaded.shape, max_total_tokens=longest)
+    loaded.max_total_tokens, notes = rope.fix(loaded.module, max_total_tokens)
     model = _running(loaded, config.implementation, chosen.backend)
     model.notes += chosen.notes + notes + loaded.weights.notes
     return model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,20 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from workers.attention.cache import CacheSpec
+from workers.attention.layer import AttentionShape, AttentionSpec
 from workers.layers.embedding import Embedding
 from workers.layers.layer import Layer
 from workers.layers.linear import Linear
 from workers.layers.replace import Replacements
 from workers.models import attention_patches
 from workers.models.checkpoint import Checkpoint
-from workers.models.description import read_config, shape_of
+from workers.models.description import read_config, sizes_of
+from workers.models.eos import eos_token_ids
 from workers.models.matching import expert_names
-from workers.models.rope import Scaling
+from workers.models.rope import Scaling, limits_of
 from workers.models.sharding import Sharding
+from workers.models.spec import LayerSpec, ModelSpec
 from workers.models.weights import Weights, put
 from workers.quantization import registry
 from workers.quantization.method import QuantWeight
@@ -45,7 +49,10 @@ class Pretrained:
         Raises Unsupported, or ValueError and OSError for a broken folder.
         """
         config = read_config(path, trust_remote_code, scaling)
-        self.shape = shape_of(path, config)
+        self.vocab_size: int = config.get_text_config().vocab_size
+        self.max_total_tokens = limits_of(config).exact
+        """Longest text."""
+        self.eos_token_ids = eos_token_ids(path, config)
         self.dtype, self.device, self.ranks = dtype, device, ranks
         self.module = _on_meta(config, dtype, trust_remote_code)
         ours = Replacements(
@@ -59,11 +66,8 @@ class Pretrained:
         _compute_buffers(self.module, self.weights, device)
         self.sharding: Sharding | None = None
         if ranks is not None:
-            self.sharding = Sharding(self.module, self.shape, ranks, ours.modules)
+            self.sharding = Sharding(self.module, sizes_of(config), ranks, ours.modules)
             self.weights.slices = self.sharding.slices
-            self.shape = replace(
-                self.shape, n_heads=self.sharding.n_heads, n_kv_heads=self.sharding.n_kv_heads
-            )
         ours.put()
 
     def fill(self, module: nn.Module, borrow: bool) -> None:
@@ -90,6 +94,17 @@ class Pretrained:
         if self.sharding is not None:
             self.sharding.join(self.module)
         return notes
+
+    def spec(self, layers: Sequence[AttentionSpec], shape: AttentionShape) -> ModelSpec:
+        """Return what the model says about itself, where its layers attend like this and all of
+        them keep what `shape` says."""
+        cache = CacheSpec(shape.n_kv_heads, shape.head_dim, self.dtype)
+        return ModelSpec(
+            tuple(LayerSpec(layer, cache) for layer in layers),
+            self.vocab_size,
+            self.max_total_tokens,
+            self.eos_token_ids,
+        )
 
     def _share_tied(self) -> None:
         """Have the embedding look up rows in the weight of a head that is the same, where that can

@@ -24,7 +24,7 @@ from workers.layers.embedding import Embedding
 from workers.layers.experts import Experts, SeparateExperts, StackedExperts
 from workers.layers.layer import Style
 from workers.layers.linear import Linear
-from workers.models.description import Shape
+from workers.models.description import ConfigSizes
 from workers.models.tp_plans import GATHERED, WHOLE, plan_of
 from workers.quantization.method import Cut
 from workers.ranks import Ranks
@@ -47,7 +47,7 @@ class Sharding:
     """
 
     def __init__(
-        self, model: Any, shape: Shape, ranks: Ranks, ours: Mapping[str, nn.Module]
+        self, model: Any, sizes: ConfigSizes, ranks: Ranks, ours: Mapping[str, nn.Module]
     ) -> None:
         """`ours` are layers, by name, that will be in the place of some of the model's.
 
@@ -72,14 +72,14 @@ class Sharding:
         self._once: list[str] = []
         """Parameters that rank 0 alone adds."""
         self._plan = plan_of(model)
-        if ranks.world_size > shape.n_heads:
+        if ranks.world_size > sizes.n_heads:
             raise Unsupported(
-                f"{self._kind} has {shape.n_heads} heads, which is the most ranks it can be spread "
+                f"{self._kind} has {sizes.n_heads} heads, which is the most ranks it can be spread "
                 f"over: --num-shard is {ranks.world_size}"
             )
-        self._shape = shape
+        self._sizes = sizes
         self._queries, self._keys = divide_heads(
-            shape.n_heads, shape.n_kv_heads, ranks.rank, ranks.world_size
+            sizes.n_heads, sizes.n_kv_heads, ranks.rank, ranks.world_size
         )
         prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
         self._styles = {
@@ -106,11 +106,11 @@ class Sharding:
 
     @property
     def n_heads(self) -> int:
-        return self._queries.size if self._spread_heads else self._shape.n_heads
+        return self._queries.size if self._spread_heads else self._sizes.n_heads
 
     @property
     def n_kv_heads(self) -> int:
-        return self._keys.size if self._spread_heads else self._shape.n_kv_heads
+        return self._keys.size if self._spread_heads else self._sizes.n_kv_heads
 
     def columns(self, n: int) -> Range:
         """This rank's of n columns of an MLP."""
@@ -228,16 +228,16 @@ class Sharding:
         parent, _, leaf = name.rpartition(".")
         if _is_attention(self._model.get_submodule(parent)):
             if style == "heads":
-                n_all = self._shape.n_heads + 2 * self._shape.n_kv_heads
+                n_all = self._sizes.n_heads + 2 * self._sizes.n_kv_heads
                 dim = self._unit(name, n, n_all)
-                keys = self._shape.n_heads + self._keys.start
-                values = keys + self._shape.n_kv_heads
+                keys = self._sizes.n_heads + self._keys.start
+                values = keys + self._sizes.n_kv_heads
                 starts = [self._queries, Range(keys, keys + self._keys.size)]
                 starts.append(Range(values, values + self._keys.size))
                 return [Range(one.start * dim, one.end * dim) for one in starts]
             of_keys = leaf in KEY_VALUE
             heads = self._keys if of_keys else self._queries
-            dim = self._unit(name, n, self._shape.n_kv_heads if of_keys else self._shape.n_heads)
+            dim = self._unit(name, n, self._sizes.n_kv_heads if of_keys else self._sizes.n_heads)
             return [Range(heads.start * dim, heads.end * dim)]
         if style.startswith("packed"):
             half = n // 2
@@ -305,9 +305,9 @@ class Sharding:
         for leaf in ("q_norm", "k_norm"):  # some families have a weight for each head
             norm = getattr(module, leaf, None)
             n, own = (
-                (self._shape.n_heads, self._queries)
+                (self._sizes.n_heads, self._queries)
                 if leaf == "q_norm"
-                else (self._shape.n_kv_heads, self._keys)
+                else (self._sizes.n_kv_heads, self._keys)
             )
             weight = getattr(norm, "weight", None)
             if weight is not None and weight.dim() == 2 and weight.shape[0] == n:

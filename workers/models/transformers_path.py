@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from workers.attention import registry
 from workers.attention.layer import AttentionShape
 from workers.attention.paged import PagedAttention
@@ -27,18 +25,13 @@ class TransformersModel:
         self.weight_bytes = loaded.weight_bytes
         layers = layers_of(self.module)
         widest = max(max(layer.key_dim, layer.value_dim) for layer in layers)
-        self.shape = replace(
-            loaded.shape,
-            n_layers=len(layers),
-            n_heads=max(layer.n_heads for layer in layers),
-            n_kv_heads=max(layer.n_kv_heads for layer in layers),
-            head_dim=-(-widest // DIM_STEP) * DIM_STEP,
-        )
-        n_kv_heads, head_dim = self.shape.n_kv_heads, self.shape.head_dim
+        head_dim = -(-widest // DIM_STEP) * DIM_STEP
         # Of a layer with fewer key-value heads, the cache's others are filled up with zeros.
+        n_kv_heads = max(layer.n_kv_heads for layer in layers)
         n_heads = n_kv_heads * max(layer.n_heads // layer.n_kv_heads for layer in layers)
         shape = AttentionShape(n_heads, n_kv_heads, head_dim, self.module.dtype)
         self.attention = registry.build(attention, shape)
+        self.spec = loaded.spec(layers, shape)
         self.notes = notes + self.attention.notes
         kind = self.module.config.model_type
         if kind not in TESTED:
