@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from tgi_async.wire.channel import WorkerChannel
-from tgi_async.wire.messages import Ready, Sampled, Start, Step, StepDone, Stop
+from tgi_async.wire.messages import CachePool, Ready, Sampled, Start, Step, StepDone, Stop
 from workers.parent_death import die_with_parent
 
 VARIABLE = "ROUTER_BENCHMARK_WORKER"
@@ -55,7 +55,7 @@ class MadeUpRows:
 def ready(start: Start, pace: Pace) -> Ready:
     """What it says of itself: room for everything, and no token that ends a text."""
     return Ready(
-        n_blocks=start.cache.n_blocks or pace.n_blocks,
+        pools=[CachePool(n) for n in start.cache.n_blocks or [pace.n_blocks]],
         block_size=BLOCK_SIZE,
         max_total_tokens=65_536,
         max_batch_prefill_tokens=start.batch.max_prefill_tokens or 8192,

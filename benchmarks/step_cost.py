@@ -24,7 +24,7 @@ from benchmarks.calls import Calls, allocated_blocks
 from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.plan import Budget
 from tgi_async.scheduler.request import Request
-from tgi_async.wire.messages import Sampled, Step, StepDone
+from tgi_async.wire.messages import CachePool, Sampled, Step, StepDone
 
 BLOCK_SIZE = 16
 
@@ -115,7 +115,7 @@ def decoding(n_requests: int, length: int, n_steps: int) -> tuple[Core, MadeUpWo
     most = length + n_new
     core = Core(
         Budget(
-            n_blocks=n_requests * (most // BLOCK_SIZE + 2),
+            pools=[CachePool(n_requests * (most // BLOCK_SIZE + 2))],
             block_size=BLOCK_SIZE,
             max_rows=n_requests,
             max_batch_prefill_tokens=n_prefill,
@@ -182,7 +182,7 @@ def count_decodes(n_requests: int, length: int, n_steps: int) -> Counts:
 def measure_long_prompt(length: int, n_plans: int = 20) -> LongPrompt:
     core = Core(
         Budget(
-            n_blocks=length // BLOCK_SIZE + 4,
+            pools=[CachePool(length // BLOCK_SIZE + 4)],
             block_size=BLOCK_SIZE,
             max_rows=4,
             max_batch_prefill_tokens=length,
@@ -218,7 +218,7 @@ def measure_long_prompt(length: int, n_plans: int = 20) -> LongPrompt:
 def measure_lookup(n_prompts: int, length: int, n_plans: int = 200) -> Lookup:
     core = Core(
         Budget(
-            n_blocks=n_prompts * (length // BLOCK_SIZE + 1),
+            pools=[CachePool(n_prompts * (length // BLOCK_SIZE + 1))],
             block_size=BLOCK_SIZE,
             max_rows=1,
             max_batch_prefill_tokens=length,

@@ -48,7 +48,7 @@ from tgi_async.wire.messages import Admit, Step
 
 def largest_difference(budget: Budget) -> float:
     """U, as `tgi_async.scheduler.fairness` derives it."""
-    pool = budget.n_blocks * budget.block_size
+    pool = budget.pools[0].n_blocks * budget.block_size
     admitted = max(budget.overcommit * pool, pool + 1)
     return OUTPUT_COST * (admitted + budget.max_rows)
 
@@ -163,7 +163,7 @@ class CheckedCore:
             reservation=booking.reservation,
         )
         limit = len(prompt) + max_new_tokens
-        pool = self.budget.n_blocks * self.budget.block_size
+        pool = self.core.blocks.n_tokens
         fits = (
             bool(prompt)
             and max_new_tokens >= 1

@@ -81,7 +81,7 @@ def check_batch(core: Core, live: set[int]) -> None:
     prefilling = sum(map(_in_mid_prefill, core.running))
     require(prefilling <= 1, "S1", f"{prefilling} rows are in mid-prefill")
     if len(core.running) > 1:
-        pool = core.blocks.n_blocks * core.blocks.block_size
+        pool = core.blocks.n_tokens
         committed = sum(one.n_prompt + one.max_new_tokens for one in core.running)
         require(committed <= core.budget.overcommit * pool, "S1", f"{committed} tokens admitted")
 
@@ -97,7 +97,7 @@ def check_work_conserved(core: Core, n_prefill_left: int) -> None:
         return
     budget, size = core.budget, core.budget.block_size
     committed = sum(one.n_prompt + one.max_new_tokens for one in (*core.running, head))
-    if core.running and committed > budget.overcommit * budget.n_blocks * size:
+    if core.running and committed > budget.overcommit * core.blocks.n_tokens:
         return
     owed = 0
     for request in core.running:

@@ -19,6 +19,7 @@ from hypothesis.stateful import (
 from property_tests.invariants import check_places, check_tables, check_tree
 from property_tests.model import History, Slot
 from tgi_async.scheduler.blocks import BlockManager, BlockTable, Salt, keys_of
+from tgi_async.wire.messages import CachePool
 
 TOKENS = st.integers(0, 2)
 
@@ -40,7 +41,7 @@ class BlockMachine(RuleBasedStateMachine):
         stem=st.lists(TOKENS, min_size=20, max_size=20),
     )
     def start(self, n_blocks: int, block_size: int, stem: list[int]) -> None:
-        self.blocks = BlockManager(n_blocks, block_size)
+        self.blocks = BlockManager([CachePool(n_blocks)], block_size)
         self.stem = stem
         self.sequences: list[Sequence] = []
         self.memory: dict[Slot, History] = {}
@@ -148,7 +149,7 @@ def test_blocks_are_shared_up_to_the_first_other_token_or_salt(
 ) -> None:
     tokens, salts = one
     others, other_salts = (tokens, other[1]) if same_tokens else other
-    manager = BlockManager(20, size)
+    manager = BlockManager([CachePool(20)], size)
     keys = keys_of(tokens, size, salts)
     table = manager.open([], keys)
     manager.grow(table, len(keys))

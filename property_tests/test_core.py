@@ -25,6 +25,7 @@ from property_tests.model import EOS, VOCABULARY
 from property_tests.walk import CLIENTS, walk
 from tgi_async.scheduler.plan import Budget
 from tgi_async.scheduler.reservations import Capacity
+from tgi_async.wire.messages import CachePool
 
 WHAT_IT_IS_ABOUT = (
     "abort in flight",
@@ -71,7 +72,7 @@ def budgets(draw: st.DrawFn) -> Budget:
     block_size = draw(st.integers(1, 4))
     n_blocks = draw(st.integers(3, 10))
     return Budget(
-        n_blocks=n_blocks,
+        pools=[CachePool(n_blocks)],
         block_size=block_size,
         max_rows=draw(st.integers(1, 5)),
         max_batch_prefill_tokens=draw(st.integers(1, 9)),

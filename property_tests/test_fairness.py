@@ -17,6 +17,7 @@ from tgi_async.scheduler.fairness import INPUT_COST, OUTPUT_COST, WaitingQueue
 from tgi_async.scheduler.plan import Budget
 from tgi_async.scheduler.request import Request
 from tgi_async.scheduler.reservations import Capacity
+from tgi_async.wire.messages import CachePool
 
 MOST_TOKENS = 40
 MOST_ROWS = 4
@@ -161,7 +162,7 @@ class Crowd:
 
     def __init__(self) -> None:
         budget = Budget(
-            n_blocks=16,
+            pools=[CachePool(16)],
             block_size=4,
             max_rows=4,
             max_batch_prefill_tokens=16,

@@ -30,7 +30,7 @@ def with_blocks(blocks_type: type[BlockManager]) -> type[Core]:
     class WithBlocks(Core):
         def __init__(self, budget: Budget) -> None:
             super().__init__(budget)
-            self.blocks = blocks_type(budget.n_blocks, budget.block_size)
+            self.blocks = blocks_type(budget.pools, budget.block_size)
 
     return WithBlocks
 

@@ -35,6 +35,8 @@ def values(of: inspect.Type) -> st.SearchStrategy[Any]:
             )
         case inspect.StrType():
             return st.text(max_size=3)
+        case inspect.LiteralType():
+            return st.sampled_from(of.values)
         case inspect.NoneType():
             return st.none()
         case inspect.ListType():

@@ -11,6 +11,7 @@ from property_tests.model import EOS, VOCABULARY
 from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.plan import Budget
 from tgi_async.scheduler.reservations import Capacity
+from tgi_async.wire.messages import CachePool
 
 CLIENTS = ("ann", "bob", "eve")
 
@@ -20,7 +21,7 @@ def random_budget(random: Random) -> Budget:
     block_size = random.randint(1, 4)
     n_blocks = random.randint(3, 12)
     return Budget(
-        n_blocks=n_blocks,
+        pools=[CachePool(n_blocks)],
         block_size=block_size,
         max_rows=random.randint(1, 5),
         max_batch_prefill_tokens=random.randint(1, 9),

@@ -25,6 +25,7 @@ import msgspec
 from tgi_async.wire.channel import WorkerChannel
 from tgi_async.wire.messages import (
     Admit,
+    CachePool,
     Loading,
     PromptLogprobs,
     Ready,
@@ -135,13 +136,13 @@ class FakeWorker:
         if self._epoch in behaviour.die_loading:
             self._die()
         self._channel.send(Loading("loading weights", 0.01, "none"))
-        n_blocks = start.cache.n_blocks or behaviour.n_blocks
+        (n_blocks,) = start.cache.n_blocks or [behaviour.n_blocks]
         if self._epoch > 1 and behaviour.blocks_later is not None:
             n_blocks = behaviour.blocks_later
         self._n_blocks = n_blocks
         self._channel.send(
             Ready(
-                n_blocks=n_blocks,
+                pools=[CachePool(n_blocks)],
                 block_size=self._block_size,
                 max_total_tokens=behaviour.max_total_tokens,
                 max_batch_prefill_tokens=(

@@ -163,7 +163,7 @@ async def test_a_later_worker_gets_the_first_ones_cache(tmp_path: Path) -> None:
         asked = [msgspec.convert(one["start"], Start) for one in run.starts]
         assert [(one.cache, one.batch.max_prefill_tokens) for one in asked] == [
             (CacheConfig(), 0),
-            (CacheConfig(n_blocks=33, block_size=4), 32),
+            (CacheConfig(n_blocks=[33], block_size=4), 32),
         ]
 
 

@@ -130,27 +130,28 @@ class Engine:
             raise StartError(
                 f"The model worker did not start: {error}. Its own message is above, if it had one."
             ) from error
-        n_blocks = ready.n_blocks
+        replace = msgspec.structs.replace
+        pools = ready.pools
         if self._max_batch_total_tokens is not None:
-            n_blocks = min(n_blocks, self._max_batch_total_tokens // ready.block_size)
-        if n_blocks < 1:
+            most = self._max_batch_total_tokens // ready.block_size
+            pools = [replace(one, n_blocks=min(one.n_blocks, most)) for one in pools]
+        n_blocks = [pool.n_blocks for pool in pools]
+        if min(n_blocks) < 1:
             await self.stop(0)
             raise StartError(
                 f"No block of {ready.block_size} tokens fits in the KV cache. Give it more memory "
                 "(--kv-cache-memory) or raise --max-batch-total-tokens."
             )
         # A worker that takes its place has what the first one found.
-        replace = msgspec.structs.replace
         self._start = replace(
             self._start,
             cache=replace(self._start.cache, n_blocks=n_blocks, block_size=ready.block_size),
             batch=replace(self._start.batch, max_prefill_tokens=ready.max_batch_prefill_tokens),
         )
-        pool = n_blocks * ready.block_size
-        longest = min(ready.max_total_tokens, pool)
+        longest = min(ready.max_total_tokens, min(n_blocks) * ready.block_size)
         self.core = Core(
             Budget(
-                n_blocks=n_blocks,
+                pools=pools,
                 block_size=ready.block_size,
                 max_rows=self._start.batch.max_rows,
                 max_batch_prefill_tokens=ready.max_batch_prefill_tokens,
@@ -210,7 +211,7 @@ class Engine:
 
     @property
     def n_blocks(self) -> int:
-        return self.core.budget.n_blocks
+        return self.core.blocks.n_blocks
 
     @property
     def used_blocks(self) -> int:

@@ -277,7 +277,11 @@ class WorkerGroup:
 def _together(ready: list[Ready]) -> Ready:
     """What all ranks can do, and what they have."""
     return msgspec.structs.replace(
-        min(ready, key=lambda one: one.n_blocks),
+        ready[0],
+        pools=[
+            min(pools, key=lambda one: one.n_blocks)
+            for pools in zip(*(one.pools for one in ready), strict=True)
+        ],
         device=", ".join(sorted({one.device for one in ready})),
         kv_cache_bytes=sum(one.kv_cache_bytes for one in ready),
         weight_bytes=sum(one.weight_bytes for one in ready),

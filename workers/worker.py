@@ -18,7 +18,7 @@ import torch
 from tgi_async import cgroups
 from tgi_async.cgroups import gigabytes
 from tgi_async.wire.channel import WorkerChannel
-from tgi_async.wire.messages import Loading, Ready, Refused, Start, Step, Stop, ToWorker
+from tgi_async.wire.messages import CachePool, Loading, Ready, Refused, Start, Step, Stop, ToWorker
 from workers import memory, native
 from workers.attention import registry
 from workers.attention.triton_paged import gpu_refusal
@@ -125,9 +125,12 @@ class Worker:
             "warming up", f"{start.batch.max_rows} rows, {prefill_tokens} prefill tokens"
         ):
             executor.warm_up()
-        n_blocks = start.cache.n_blocks or executor.blocks_that_fit(
-            start.cache.memory, start.device.cuda_memory_fraction
-        )
+        if start.cache.n_blocks:
+            (n_blocks,) = start.cache.n_blocks
+        else:
+            n_blocks = executor.blocks_that_fit(
+                start.cache.memory, start.device.cuda_memory_fraction
+            )
         if self._ranks is not None:
             n_blocks = self._ranks.all_reduce_min(n_blocks)
         per_block = executor.bytes_per_block
@@ -147,7 +150,7 @@ class Worker:
         runner = self._serving(executor, n_blocks, start.device.cuda_graphs, notes)
         self._channel.send(
             Ready(
-                n_blocks=n_blocks,
+                pools=[CachePool(n_blocks, spec.cache_group.spec.kind)],
                 block_size=executor.block_size,
                 max_total_tokens=longest,
                 max_batch_prefill_tokens=executor.prefill_tokens,

@@ -285,7 +285,7 @@ def test_what_does_not_fit_in_the_cache_is_said_and_left_out(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def small(*given: Any) -> Start:
-        return replace(start_of(*given), cache=CacheConfig(n_blocks=10))
+        return replace(start_of(*given), cache=CacheConfig(n_blocks=[10]))
 
     monkeypatch.setattr(gpu_step, "start_of", small)
     report = Report(None)

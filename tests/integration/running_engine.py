@@ -52,7 +52,7 @@ async def running_engine(
         start=Start(
             ModelConfig(str(folder), "float32", model_impl),
             BatchConfig(max_rows, max_batch_prefill_tokens),
-            CacheConfig(n_blocks, BLOCK_SIZE),
+            CacheConfig([n_blocks], BLOCK_SIZE),
             ranks=RankConfig(world_size),
         ),
         lookahead=lookahead,

@@ -17,6 +17,7 @@ from tgi_async.scheduler.request import (
 from tgi_async.scheduler.results import UnexpectedResult
 from tgi_async.wire.messages import (
     Admit,
+    CachePool,
     PromptLogprobs,
     RowError,
     Run,
@@ -26,7 +27,7 @@ from tgi_async.wire.messages import (
 )
 
 ROOMY = Budget(
-    n_blocks=64,
+    pools=[CachePool(64)],
     block_size=4,
     max_rows=8,
     max_batch_prefill_tokens=64,
@@ -78,7 +79,7 @@ def test_a_request_beyond_the_token_limit_is_refused_by_its_name() -> None:
 
 
 def test_a_request_that_no_pool_can_hold_is_refused_by_its_name() -> None:
-    core = Core(ROOMY._replace(n_blocks=4))
+    core = Core(ROOMY._replace(pools=[CachePool(4)]))
     submitted(core, 1, 13, 4)
     with pytest.raises(ValidationError, match=r"16 tokens .*max_batch_total_tokens"):
         submitted(core, 2, 14, 4)
@@ -173,12 +174,20 @@ def test_what_is_left_of_the_prefill_budget_goes_to_the_next_request() -> None:
 
 
 def test_only_so_many_prompt_tokens_of_a_step_are_scored() -> None:
-    core = Core(ROOMY._replace(n_blocks=1000, max_total_tokens=2000, max_batch_prefill_tokens=1500))
+    core = Core(
+        ROOMY._replace(
+            pools=[CachePool(1000)], max_total_tokens=2000, max_batch_prefill_tokens=1500
+        )
+    )
     submitted(core, 1, 300, prompt_logprobs=True)
     submitted(core, 2, 300, prompt_logprobs=True)
     submitted(core, 3, 700)
     assert [run.n for run in planned(core).step.run] == [300, SCORED_TOKENS - 300]
-    core = Core(ROOMY._replace(n_blocks=1000, max_total_tokens=2000, max_batch_prefill_tokens=1500))
+    core = Core(
+        ROOMY._replace(
+            pools=[CachePool(1000)], max_total_tokens=2000, max_batch_prefill_tokens=1500
+        )
+    )
     submitted(core, 1, SCORED_TOKENS, prompt_logprobs=True)
     submitted(core, 2, 300, prompt_logprobs=True)
     first = planned(core)
@@ -196,14 +205,14 @@ def test_there_are_never_more_rows_than_allowed() -> None:
 
 
 def test_admission_stops_where_the_running_could_outgrow_the_overcommit() -> None:
-    core = Core(ROOMY._replace(n_blocks=8, overcommit=1.5))
+    core = Core(ROOMY._replace(pools=[CachePool(8)], overcommit=1.5))
     for id in (1, 2, 3):
         submitted(core, id, 4, 16)
     assert len(planned(core).admitted) == 2
 
 
 def test_a_smaller_request_does_not_pass_a_head_that_does_not_fit() -> None:
-    core = Core(ROOMY._replace(n_blocks=8))
+    core = Core(ROOMY._replace(pools=[CachePool(8)]))
     submitted(core, 1, 16, 4, client="ann")
     submitted(core, 2, 16, 4, client="ann")
     submitted(core, 3, 2, 2, client="ann")
@@ -211,7 +220,7 @@ def test_a_smaller_request_does_not_pass_a_head_that_does_not_fit() -> None:
 
 
 def test_a_head_that_did_not_fit_is_admitted_as_soon_as_it_does() -> None:
-    core = Core(ROOMY._replace(n_blocks=8))
+    core = Core(ROOMY._replace(pools=[CachePool(8)]))
     first = submitted(core, 1, 16, 4)
     second = submitted(core, 2, 16, 4)
     step(core)
@@ -222,7 +231,7 @@ def test_a_head_that_did_not_fit_is_admitted_as_soon_as_it_does() -> None:
 
 
 def test_a_head_that_did_not_fit_is_admitted_once_its_prefix_can_be_shared() -> None:
-    core = Core(ROOMY._replace(n_blocks=8))
+    core = Core(ROOMY._replace(pools=[CachePool(8)]))
     core.submit(Request(1, [1, 2, 3, 4, 5], 12))
     step(core)
     long = Request(2, [1, 2, 3, 4, 5, *[7] * 12, 50], 4)
@@ -435,7 +444,7 @@ def test_prompt_logprobs_are_told_once_though_a_prefill_is_computed_twice() -> N
 
 
 def test_under_pressure_the_latest_arrival_is_preempted_and_its_tokens_stay() -> None:
-    core = Core(ROOMY._replace(n_blocks=4))
+    core = Core(ROOMY._replace(pools=[CachePool(4)]))
     first, second = submitted(core, 1, 4, 9), submitted(core, 2, 4, 9)
     while not core.n_preemptions:
         step(core)
@@ -452,7 +461,7 @@ def test_under_pressure_the_latest_arrival_is_preempted_and_its_tokens_stay() ->
 
 
 def test_a_preempted_request_is_readmitted_with_what_it_emitted() -> None:
-    core = Core(ROOMY._replace(n_blocks=4))
+    core = Core(ROOMY._replace(pools=[CachePool(4)]))
     submitted(core, 1, 4, 9)
     second = submitted(core, 2, 4, 9)
     while second.status is not Status.WAITING or core.n_preemptions == 0:
@@ -468,7 +477,9 @@ def test_a_preempted_request_is_readmitted_with_what_it_emitted() -> None:
 
 
 def test_a_prefill_takes_no_block_that_a_closing_table_has_yet_to_give_back() -> None:
-    core = Core(ROOMY._replace(n_blocks=8, block_size=2, max_batch_prefill_tokens=4, lookahead=1))
+    core = Core(
+        ROOMY._replace(pools=[CachePool(8)], block_size=2, max_batch_prefill_tokens=4, lookahead=1)
+    )
     # The second is the older, but is admitted after the third: it prefills as that is preempted.
     requests = [
         submitted(core, 1, 5, 4, client="bob"),

@@ -14,7 +14,7 @@ from tgi_async.grammar.grammar import Grammar, encode
 from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.plan import Budget
 from tgi_async.scheduler.request import FailedEvent, Request, TokenEvent
-from tgi_async.wire.messages import Sampling
+from tgi_async.wire.messages import CachePool, Sampling
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
 from workers.graphs.decode import GraphPlan, SampledRows
@@ -56,7 +56,7 @@ class Drive:
             self.graphs = Counted(model, model.attention, cache, plan, LONGEST, rows_of_all)
             assert self.graphs.capture() == []
         self.runner = Runner(model, table, cache, sampler, constraints, self.graphs)
-        self.core = Core(Budget(n_blocks, BLOCK_SIZE, rows, 16, LONGEST))
+        self.core = Core(Budget([CachePool(n_blocks)], BLOCK_SIZE, rows, 16, LONGEST))
         self.overlap = overlap
         self.n_late = 0
         self.said: dict[int, list[int]] = {}

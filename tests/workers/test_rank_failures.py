@@ -56,7 +56,7 @@ def start(model: Path) -> Start:
     return Start(
         ModelConfig(str(model), "float32", "transformers"),
         BatchConfig(max_rows=2, max_prefill_tokens=16),
-        CacheConfig(n_blocks=8, block_size=16),
+        CacheConfig(n_blocks=[8], block_size=16),
     )
 
 

@@ -106,7 +106,7 @@ def edited(folder: Path, tmp_path: Path) -> Any:
 def start(folder: Path, **changes: Any) -> Start:
     """A start with `changes` in whatever struct of it has a field of the name."""
     made = Start(
-        ModelConfig(str(folder), "float32"), BatchConfig(max_rows=4), CacheConfig(n_blocks=20)
+        ModelConfig(str(folder), "float32"), BatchConfig(max_rows=4), CacheConfig(n_blocks=[20])
     )
     parts: dict[str, Any] = {name: getattr(made, name) for name in made.__struct_fields__}
     for name, value in changes.items():
@@ -209,8 +209,8 @@ def test_on_a_gpu_the_next_step_is_launched_before_the_last_is_fetched(
 @pytest.mark.parametrize(
     ("asked", "found"),
     [
-        ({"memory": 7 * BYTES_PER_BLOCK + 5, "n_blocks": 0}, {"n_blocks": 7}),
-        ({"n_blocks": 9, "memory": 1}, {"n_blocks": 9}),
+        ({"memory": 7 * BYTES_PER_BLOCK + 5, "n_blocks": []}, {"n_blocks": 7}),
+        ({"n_blocks": [9], "memory": 1}, {"n_blocks": 9}),
         ({"block_size": 8}, {"block_size": 8}),
         ({"max_total_tokens": 50}, {"max_total_tokens": 50, "max_batch_prefill_tokens": 50}),
         ({"max_total_tokens": 5000}, {"max_total_tokens": 128}),
@@ -219,7 +219,7 @@ def test_on_a_gpu_the_next_step_is_launched_before_the_last_is_fetched(
     ],
 )
 def test_what_is_asked_for_is_what_there_is(
-    folder: Path, asked: dict[str, int], found: dict[str, int]
+    folder: Path, asked: dict[str, Any], found: dict[str, int]
 ) -> None:
     ready = run(start(folder, **asked), *steps(2), Stop()).ready
     assert {name: getattr(ready, name) for name in found} == found
@@ -229,7 +229,7 @@ def test_the_cache_fills_a_share_of_the_memory(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.memory.for_cache", lambda device, fraction: 11 * BYTES_PER_BLOCK)
-    assert run(start(folder, n_blocks=0), Stop()).ready.n_blocks == 11
+    assert run(start(folder, n_blocks=[]), Stop()).ready.n_blocks == 11
 
 
 def test_a_small_cache_shortens_the_texts_and_says_why(
@@ -238,7 +238,7 @@ def test_a_small_cache_shortens_the_texts_and_says_why(
     monkeypatch.setattr(module, "LEAST_TOKENS", 64)
     monkeypatch.setattr("workers.memory.for_cache", lambda device, fraction: 4 * BYTES_PER_BLOCK)
     monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(GIB, "it is small"))
-    ready = run(start(folder, n_blocks=0), Stop()).ready
+    ready = run(start(folder, n_blocks=[]), Stop()).ready
     assert ready.n_blocks == 4
     note = "texts are limited to 64 tokens, not 128, as the KV cache has no room for more"
     assert f"{note}: it is small" in ready.notes
@@ -254,10 +254,10 @@ def test_a_cache_that_is_of_no_use_is_refused_with_the_numbers(
     size = blocks * BYTES_PER_BLOCK
     monkeypatch.setattr("workers.memory.for_cache", lambda device, fraction: size)
     monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(GIB, "it is small"))
-    message = refusal(folder, n_blocks=0, max_total_tokens=asked)
+    message = refusal(folder, n_blocks=[], max_total_tokens=asked)
     assert f"there is no room for a KV cache of {tokens} tokens (" in message
     assert ": it is small. " in message
-    ready = run(start(folder, n_blocks=0, memory=5 * BYTES_PER_BLOCK), Stop()).ready
+    ready = run(start(folder, n_blocks=[], memory=5 * BYTES_PER_BLOCK), Stop()).ready
     assert ready.n_blocks == 5
 
 
@@ -265,9 +265,9 @@ def test_a_cache_larger_than_the_memory_is_made_and_warned_of(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(GIB, "it is small"))
-    ready = run(start(folder, n_blocks=0, memory=GIB + 1), Stop()).ready
+    ready = run(start(folder, n_blocks=[], memory=GIB + 1), Stop()).ready
     assert "--kv-cache-memory asks for more than there is: it is small" in ready.notes
-    ready = run(start(folder, n_blocks=0, memory=2**20), Stop()).ready
+    ready = run(start(folder, n_blocks=[], memory=2**20), Stop()).ready
     assert not any("--kv-cache-memory" in note for note in ready.notes)
 
 
@@ -276,7 +276,7 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(
 ) -> None:
     monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(1000, "it is tiny"))
     monkeypatch.setattr(Weights, "fill", lambda *_, **__: pytest.fail("they are read"))
-    message = refusal(folder, n_blocks=0)
+    message = refusal(folder, n_blocks=[])
     assert "its weights take 0.00 GB, and there is no room for them: it is tiny" in message
 
 
@@ -284,7 +284,7 @@ def test_a_worker_that_takes_the_place_of_another_is_not_refused_for_lack_of_roo
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(1000, "it is tiny"))
-    assert run(start(folder, n_blocks=20), Stop()).ready.n_blocks == 20
+    assert run(start(folder, n_blocks=[20]), Stop()).ready.n_blocks == 20
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_a_folder_without_weights_or_config_is_refused(folder: Path, tmp_path: P
 
 
 def test_a_cache_of_no_block_is_refused(folder: Path) -> None:
-    message = refusal(folder, n_blocks=0, memory=BYTES_PER_BLOCK - 1)
+    message = refusal(folder, n_blocks=[], memory=BYTES_PER_BLOCK - 1)
     assert f"no block of the KV cache ({BYTES_PER_BLOCK} bytes)" in message
     assert PagedCache.bytes_per_block(2, 16, 2, 16, torch.float32) == BYTES_PER_BLOCK
 

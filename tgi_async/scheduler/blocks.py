@@ -1,8 +1,8 @@
 """Paged blocks and the prefix cache: who holds which block of the KV cache.
 
-The pool is `n_blocks` blocks of `block_size` tokens. Each block is in exactly one of three places:
-free, used (at least one block table holds it), or cached (no table holds it, but its content can
-still be hit; evicted least recently used first).
+The pool of a cache group, of which there is one, is `n_blocks` blocks of `block_size` tokens. Each
+block is in exactly one of three places: free, used (at least one block table holds it), or cached
+(no table holds it, but its content can still be hit; evicted least recently used first).
 
 The prefix cache is a tree of full blocks. A node stands for "these tokens after that parent", and
 is found by exact equality of (parent, token ids, salts), so a hit is proved by its tokens and never
@@ -21,6 +21,8 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from tgi_async.wire.messages import CachePool
 
 ROOT = 0
 
@@ -117,7 +119,14 @@ class Match(NamedTuple):
 class BlockManager:
     """Grants, shares, caches and frees blocks. Callers never ask for more than `n_available`."""
 
-    def __init__(self, n_blocks: int, block_size: int) -> None:
+    def __init__(self, pools: Sequence[CachePool], block_size: int) -> None:
+        """`pools` are those of the model's cache groups. Raises ValueError for more than one."""
+        if len(pools) != 1:
+            raise ValueError(
+                f"blocks are managed for one cache group, and the model has {len(pools)}: "
+                f"{', '.join(pool.kind for pool in pools)}"
+            )
+        n_blocks = pools[0].n_blocks
         if n_blocks < 1 or block_size < 1:
             raise ValueError(
                 f"a pool needs at least one block of one token, got {n_blocks} of {block_size}"
@@ -150,6 +159,11 @@ class BlockManager:
     def n_available(self) -> int:
         """Blocks that can be granted now: free ones, and cached ones after eviction."""
         return len(self._free) + len(self._cached)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that the pool has room for."""
+        return self.n_blocks * self.block_size
 
     @property
     def n_used(self) -> int:

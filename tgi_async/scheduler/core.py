@@ -63,7 +63,7 @@ class Core:
         if min(budget.max_rows, budget.max_batch_prefill_tokens) < 1:
             raise ValueError(f"a step needs at least one row and one prefill token, got {budget}")
         self.budget = budget
-        self.blocks = BlockManager(budget.n_blocks, budget.block_size)
+        self.blocks = BlockManager(budget.pools, budget.block_size)
         self.reservations = Reservations(budget.capacity)
         self.waiting = WaitingQueue()
         self.running: list[Request] = []
@@ -120,10 +120,10 @@ class Core:
                 f"`inputs` tokens + `max_new_tokens` must be <= {budget.max_total_tokens}. Given: "
                 f"{request.n_prompt} `inputs` tokens and {request.max_new_tokens} `max_new_tokens`"
             )
-        if self._n_blocks(request.limit) > budget.n_blocks:
+        if self._n_blocks(request.limit) > self.blocks.n_blocks:
             raise ValidationError(
                 f"`inputs` tokens + `max_new_tokens` must fit in the KV cache of "
-                f"{budget.n_blocks * budget.block_size} tokens (`max_batch_total_tokens`). Given: "
+                f"{self.blocks.n_tokens} tokens (`max_batch_total_tokens`). Given: "
                 f"{request.n_prompt} `inputs` tokens and {request.max_new_tokens} `max_new_tokens`"
             )
         if request.reservation is not None and request.reservation.evicted:
@@ -320,8 +320,7 @@ class Core:
         if request.waits_for is not None and request.waits_for.owner is not None:
             return None
         committed = self._committed_tokens + request.n_prompt + request.max_new_tokens
-        pool = self.budget.n_blocks * self.budget.block_size
-        if self.running and committed > self.budget.overcommit * pool:
+        if self.running and committed > self.budget.overcommit * self.blocks.n_tokens:
             return None
         if request.lacking - self.blocks.n_shared > draft.spare:
             return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -9,7 +10,7 @@ from msgspec import Struct
 from tgi_async.scheduler.blocks import BlockTable
 from tgi_async.scheduler.request import Request
 from tgi_async.scheduler.reservations import Capacity
-from tgi_async.wire.messages import Admit, Grow, Run, Step
+from tgi_async.wire.messages import Admit, CachePool, Grow, Run, Step
 
 SCORED_TOKENS = 512
 """Prompt tokens of a step whose log-probabilities are asked for, at most: their logits over the
@@ -19,7 +20,8 @@ whole vocabulary are in a worker's memory together."""
 class Budget(NamedTuple):
     """The limits that the core keeps."""
 
-    n_blocks: int
+    pools: Sequence[CachePool]
+    """Of the model's cache groups."""
     block_size: int
     max_rows: int
     max_batch_prefill_tokens: int

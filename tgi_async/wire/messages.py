@@ -15,7 +15,7 @@ Token ids and block ids are non-negative integers below 2**31.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -154,8 +154,8 @@ class BatchConfig(Frame, frozen=True):
 class CacheConfig(Frame, frozen=True):
     """The KV cache."""
 
-    n_blocks: Count = 0
-    """Blocks to allocate; 0 lets the worker find how many fit."""
+    n_blocks: list[Count] = []
+    """Blocks to allocate for each cache group; none lets the worker find how many fit."""
     block_size: Count = 0
     """Positions of a block; 0: what suits the attention."""
     memory: Annotated[int, Meta(ge=0)] = 0
@@ -219,10 +219,23 @@ class Loading(Frame, frozen=True, tag="loading"):
     detail: str = ""
 
 
+CacheKind = Literal["full"]
+"""What layers keep of a text. "full": a key and a value for every position, those outside a layer's
+window included."""
+
+
+class CachePool(Frame, frozen=True):
+    """The blocks of a cache group: of layers that keep the same."""
+
+    n_blocks: Count
+    kind: CacheKind = "full"
+
+
 class Ready(Frame, frozen=True, tag="ready"):
     """The worker is warm."""
 
-    n_blocks: Count
+    pools: Annotated[list[CachePool], Meta(min_length=1)]
+    """Of each cache group."""
     block_size: Count
     max_total_tokens: Count
     """Longest sequence the model itself takes."""
@@ -236,6 +249,11 @@ class Ready(Frame, frozen=True, tag="ready"):
     weight_bytes: Annotated[int, Meta(ge=0)]
     notes: list[str]
     """What a person should know about this start, e.g. a fallback taken."""
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks that a text may have in every group."""
+        return min(pool.n_blocks for pool in self.pools)
 
 
 class Refused(Frame, frozen=True, tag="refused"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
+
+from tgi_async.wire.messages import CacheKind
 
 
 class CacheSpec(NamedTuple):
@@ -13,8 +15,7 @@ class CacheSpec(NamedTuple):
     n_kv_heads: int
     head_dim: int
     dtype: torch.dtype
-    kind: Literal["full"] = "full"
-    """"full": a key and a value for every position, those outside a window included."""
+    kind: CacheKind = "full"
 
 
 class CacheGroup(NamedTuple):
