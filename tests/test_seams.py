@@ -22,6 +22,7 @@ CALLED_BY_OTHERS = {
     "workers/attention/paged.py:paged_attention",
 }
 GONE = {
+    "tgi_async.confined.pool:ProcessPool",
     "tgi_async.grammar.verdict:Verdict",
     "tgi_async.grammar.vetting:Vetting",
     "tgi_async.incarnations:Incarnations",

@@ -16,10 +16,10 @@ from hashlib import blake2b
 import msgspec
 
 from tgi_async import processes
-from tgi_async.confined.pool import ProcessEnded, ProcessPool
 from tgi_async.errors import Overloaded
 from tgi_async.grammar.check import GrammarCheck, Start, seconds_for
 from tgi_async.grammar.grammar import Grammar, encode
+from tgi_async.subprocess_pool.pool import ProcessEnded, ProcessPool
 
 COMMAND = processes.command("workers.grammar.check_process")
 PROCESSES = 2

@@ -16,13 +16,13 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
-from tgi_async.confined.child import address_space, answer_lines, limit_memory
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.check import GrammarCheck, Start, seconds_for
 from tgi_async.grammar.grammar import Grammar
 from tgi_async.grammar.schema.document import MAX_IGNORED
 from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
 from tgi_async.grammar.schema.normalize import normalize
+from tgi_async.subprocess_pool.child import address_space, answer_lines, limit_memory
 from workers.grammar.engine import Engine, GrammarError
 from workers.grammar.llguidance_engine import LlguidanceEngine
 
