@@ -38,6 +38,12 @@ GONE = {
     "workers.lifeline:die_with_parent",
     "workers.models.adapters:adapt",
     "workers.ranks:FellOut",
+    "workers.sampling.masking:allowed_maxima",
+    "workers.sampling.maxima:maxima",
+    "workers.sampling.race:raced",
+    "workers.sampling.race:winners",
+    "workers.sampling.triton_kernels:maxima",
+    "workers.sampling.triton_scores:raced",
     "workers.runner:Model",
 }
 """Names that had another one's meaning, or none; see docs/architecture.md for today's."""

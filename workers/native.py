@@ -35,7 +35,7 @@ SOURCES = (
     HERE / "kernels" / "linear.c",
     HERE / "attention" / "paged_attention.c",
     HERE / "decoder" / "decoder.c",
-    HERE / "sampling" / "maxima.c",
+    HERE / "sampling" / "argmax.c",
 )
 """One library, for they share a team of threads and call each other."""
 

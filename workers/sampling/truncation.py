@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from workers.sampling.candidates import Candidates
-from workers.sampling.race import raced, winners
+from workers.sampling.exponential_race import add_gumbel_noise, argmax_lowest_id
 
 UNIT = 2.0**40
 
@@ -105,7 +105,7 @@ def draw(
         kept = _keep_typical(scores, torch.where(kept, weights, 0), kept, limits.typical_p)
     total = torch.where(kept, weights, 0).sum(1)
     survivors = found.scores.masked_fill(~kept, -torch.inf)
-    pick = winners(raced(survivors, found.ids, keys), found.ids)
+    pick = argmax_lowest_id(add_gumbel_noise(survivors, found.ids, keys), found.ids)
     log_total = torch.where(limits.truncates, (total / UNIT).log(), limits.log_total)
     logprobs = scores - log_total[:, None]
 
