@@ -22,6 +22,7 @@ CALLED_BY_OTHERS = {
     "workers/attention/paged.py:paged_attention",
 }
 GONE = {
+    "tgi_async.api.engine:Engine",
     "tgi_async.confined.pool:ProcessPool",
     "tgi_async.grammar.verdict:Verdict",
     "tgi_async.grammar.vetting:Vetting",
@@ -32,19 +33,20 @@ GONE = {
     "workers.attention.reach:Reach",
     "workers.following:Follower",
     "workers.following:Leader",
+    "workers.grammar.engine:Engine",
     "workers.launched:Forwarded",
     "workers.launched:Launched",
     "workers.layers.linear:PlainWeight",
     "workers.lifeline:die_with_parent",
     "workers.models.adapters:adapt",
     "workers.ranks:FellOut",
+    "workers.runner:Model",
     "workers.sampling.masking:allowed_maxima",
     "workers.sampling.maxima:maxima",
     "workers.sampling.race:raced",
     "workers.sampling.race:winners",
     "workers.sampling.triton_kernels:maxima",
     "workers.sampling.triton_scores:raced",
-    "workers.runner:Model",
 }
 """Names that had another one's meaning, or none; see docs/architecture.md for today's."""
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.api.fake_engine import words
 from tgi_async.api.encoding import Events
-from tgi_async.api.engine import Generation
+from tgi_async.api.engine_client import Generation
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.relay import relay
 from tgi_async.errors import GenerationError

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tgi_async.api.engine import Engine
+from tgi_async.api.engine_client import EngineClient
 from tgi_async.api.limits import Limits
 from tgi_async.api.request_context import RequestContext
 from tgi_async.errors import Overloaded
@@ -28,7 +28,7 @@ N_RELEASES = 64
 class Admission:
     """Reserves rows for requests."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: EngineClient, limits: Limits) -> None:
         self._engine = engine
         self._limits = limits
         self._turnover = Turnover()

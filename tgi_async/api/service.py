@@ -13,7 +13,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 from msgspec import structs
 
 from tgi_async.api.admission import Admission
-from tgi_async.api.engine import Engine, Generation
+from tgi_async.api.engine_client import EngineClient, Generation
 from tgi_async.api.field_names import OF_TGI, FieldNames
 from tgi_async.api.grammar.constraint import checked
 from tgi_async.api.ignored_fields import IgnoredFields
@@ -57,7 +57,7 @@ class Service:
     are apart from `admission`, so that counting tokens goes on while no generation finds room.
     """
 
-    engine: Engine
+    engine: EngineClient
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     limits: Limits

@@ -23,7 +23,7 @@ from tgi_async.grammar.schema.document import MAX_IGNORED
 from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
 from tgi_async.grammar.schema.normalize import normalize
 from tgi_async.subprocess_pool.child import address_space, answer_lines, limit_memory
-from workers.grammar.engine import Engine, GrammarError
+from workers.grammar.engine import GrammarEngine, GrammarError
 from workers.grammar.llguidance_engine import LlguidanceEngine
 
 MEMORY = 1 << 30
@@ -60,7 +60,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     )
 
 
-def check(engine: Engine, words: int, encoded: str) -> GrammarCheck:
+def check(engine: GrammarEngine, words: int, encoded: str) -> GrammarCheck:
     """`words` is the length of a mask."""
     try:
         ignored: dict[str, None] = {}
@@ -101,7 +101,7 @@ def _normal(grammar: Grammar, ignored: dict[str, None]) -> Grammar:
     return grammar
 
 
-def _try(engine: Engine, words: int, grammar: Grammar) -> None:
+def _try(engine: GrammarEngine, words: int, grammar: Grammar) -> None:
     """Raises GrammarError for a grammar that cannot be compiled, is slow or leads nowhere."""
     beginning = engine.matcher(grammar)
     chosen = random.Random(0)

@@ -27,7 +27,7 @@ from tgi_async.api.chat.tool_schema import (
 )
 from tgi_async.api.chat.tools import Offer
 from tgi_async.api.encoding import DONE
-from tgi_async.api.engine import Generation
+from tgi_async.api.engine_client import Generation
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.finished import collect, text_of
 from tgi_async.api.openai.answers import stream_choices, tgi_error_events

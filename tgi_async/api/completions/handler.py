@@ -15,7 +15,7 @@ from tgi_async.api.completions.logprobs import Piece, pieces_of
 from tgi_async.api.completions.schema import Completion, CompletionRequest
 from tgi_async.api.dialect import Dialect
 from tgi_async.api.encoding import Events
-from tgi_async.api.engine import Generation
+from tgi_async.api.engine_client import Generation
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.finished import collect_all
 from tgi_async.api.limits import set_by

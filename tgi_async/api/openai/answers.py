@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from tgi_async.api.body import BodyType, Json
 from tgi_async.api.dialect import Dialect
 from tgi_async.api.encoding import DONE, Events
-from tgi_async.api.engine import Generation
+from tgi_async.api.engine_client import Generation
 from tgi_async.api.error_reply import openai_error
 from tgi_async.api.error_schema import OpenAIErrorBody, StreamError, StreamFailure
 from tgi_async.api.exchange import Exchange
