@@ -18,11 +18,11 @@ from tgi_async.generation import (
 )
 from tgi_async.scheduler.request import PromptEvent, Request
 from tgi_async.telemetry import record
-from tgi_async.text.stream import Decoder, TextStream
+from tgi_async.text.stream import TextStream, TokenDecoder
 from tgi_async.wire import messages
 
 
-class TokenNames(Decoder, Protocol):
+class TokenNames(TokenDecoder, Protocol):
     """The part of a tokenizer that tokens are named with."""
 
     def token_text(self, id: int) -> str: ...

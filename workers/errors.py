@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Unsupported(Exception):
+class UnsupportedModel(Exception):
     """This model cannot be served; the message says why and what would be nearest."""
 
 

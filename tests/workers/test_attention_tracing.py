@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from workers.attention.layer import AttentionWindow
-from workers.attention.tracing import Layer, Untraceable, tracing
+from workers.attention.tracing import TracedLayer, Untraceable, tracing
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,
@@ -25,7 +25,7 @@ def model_of(kind: str, **settings: Any) -> Any:
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
-def traced(model: Any) -> dict[int, Layer]:
+def traced(model: Any) -> dict[int, TracedLayer]:
     two = torch.arange(2)[None]
     with tracing(model) as tracer, torch.inference_mode():
         model(input_ids=two, position_ids=two, use_cache=False)
@@ -39,8 +39,8 @@ def test_heads_dims_and_windows_are_those_of_the_calls() -> None:
         "gemma2", num_key_value_heads=2, head_dim=24, sliding_window=9, layer_types=kinds
     )
     assert traced(model) == {
-        0: Layer(4, 2, 24, 24, AttentionWindow(window=9)),
-        1: Layer(4, 2, 24, 24, AttentionWindow()),
+        0: TracedLayer(4, 2, 24, 24, AttentionWindow(window=9)),
+        1: TracedLayer(4, 2, 24, 24, AttentionWindow()),
     }
 
 
@@ -76,7 +76,7 @@ def test_keys_and_values_may_have_other_dims() -> None:
         v_head_dim=24,
         first_k_dense_replace=2,
     )
-    assert set(traced(model).values()) == {Layer(4, 4, 32, 24, AttentionWindow())}
+    assert set(traced(model).values()) == {TracedLayer(4, 4, 32, 24, AttentionWindow())}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import msgspec
 
 from tgi_async import processes
 from tgi_async.errors import Overloaded
-from tgi_async.grammar.check import GrammarCheck, Start, seconds_for
+from tgi_async.grammar.check import CheckerStart, GrammarCheck, seconds_for
 from tgi_async.grammar.grammar import Grammar, encode
 from tgi_async.subprocess_pool.pool import ProcessEnded, ProcessPool
 
@@ -52,7 +52,7 @@ class GrammarChecker:
         seconds: float = SECONDS,
         patience: float = PATIENCE,
     ) -> None:
-        start = Start(model_path, vocab_size, list(end_ids), seconds)
+        start = CheckerStart(model_path, vocab_size, list(end_ids), seconds)
         self._seconds = seconds
         self._pool = ProcessPool(
             COMMAND,

@@ -14,7 +14,7 @@ import jinja2
 from jinja2 import meta
 
 from tgi_async.errors import TemplateError, ValidationError
-from tgi_async.text.chat_environment import Refused, environment
+from tgi_async.text.chat_environment import RaisedByTemplate, environment
 from tgi_async.text.chat_forms import Forms, Message, all_shaped
 from tgi_async.text.tools.templates import THINKING_VARIABLES
 
@@ -225,7 +225,7 @@ def _told(error: Exception) -> str:
     if isinstance(error, jinja2.TemplateSyntaxError):
         return f"syntax error: {error.message} (in <string>:{error.lineno})"
     text = str(error) or type(error).__name__
-    if isinstance(error, Refused):
+    if isinstance(error, RaisedByTemplate):
         text = f"syntax error: {text}"
     lines = [
         frame.lineno

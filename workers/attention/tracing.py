@@ -23,7 +23,7 @@ _FIRST = 41.0
 """In a mask, of the first window; one more for each that follows. Exact in bfloat16 up to 256."""
 
 
-class Layer(NamedTuple):
+class TracedLayer(NamedTuple):
     """How one layer attends."""
 
     n_heads: int
@@ -41,7 +41,7 @@ class Tracer:
     """Layers by number, as the forward passes within `tracing` have shown them."""
 
     def __init__(self) -> None:
-        self.layers: dict[int, Layer] = {}
+        self.layers: dict[int, TracedLayer] = {}
         self._windows: list[AttentionWindow] = []
 
     def attend(
@@ -77,7 +77,7 @@ class Tracer:
                 f"{key.shape[1]} heads where there are {n_tokens} tokens"
             )
         value_dim = value.shape[3]
-        self.layers[at] = Layer(n_heads, key.shape[1], key_dim, value_dim, asked)
+        self.layers[at] = TracedLayer(n_heads, key.shape[1], key_dim, value_dim, asked)
         return query.new_zeros((1, n_tokens, n_heads, value_dim)), None
 
     def mask(

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from tgi_async.grammar import grammar as terms
-from tgi_async.grammar.check import GrammarCheck, Start, seconds_for
+from tgi_async.grammar.check import CheckerStart, GrammarCheck, seconds_for
 from tgi_async.grammar.grammar import Grammar
 from tgi_async.grammar.schema.document import MAX_IGNORED
 from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
@@ -44,7 +44,7 @@ LONGEST_REASON = 400
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer each encoded grammar with a `GrammarCheck`, until `requests` ends."""
-    start = msgspec.json.decode(requests.readline(), type=Start)
+    start = msgspec.json.decode(requests.readline(), type=CheckerStart)
     tokenizer = Path(start.model_path) / "tokenizer.json"
     engine = LlguidanceEngine(tokenizer, start.vocab_size, start.end_ids)
     words = -(-start.vocab_size // 32)

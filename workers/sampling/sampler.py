@@ -27,7 +27,7 @@ from workers.sampling.output import Picked, SamplerOutput, TopTokens
 from workers.sampling.parameters import Needs, Parameters
 from workers.sampling.penalties import Penalties
 from workers.sampling.random import Purpose, keys
-from workers.sampling.truncation import Drawn, Limits, draw
+from workers.sampling.truncation import Drawn, TruncationLimits, draw
 from workers.sampling.watermark import Watermark
 from workers.transfer import send
 
@@ -275,7 +275,7 @@ class Sampler:
         if ordered.size < len(rows):
             scores, log_totals, bits = scores[some], log_totals[some], bits[some]
         chosen_from = rows[ordered]
-        limits = Limits(
+        limits = TruncationLimits(
             truncates=self._send(truncated[ordered]),
             top_k=self._send(parameters.top_k[chosen_from]),
             top_p=self._send(parameters.top_p[chosen_from]),
@@ -318,7 +318,7 @@ class Sampler:
             return output
         drawn = self._draw(
             scores,
-            Limits.keep_all(self._send(top_n), log_totals, self._vocab_size),
+            TruncationLimits.keep_all(self._send(top_n), log_totals, self._vocab_size),
             self._send(np.zeros((len(rows), 2), np.int32)),
             typical=False,
             most_top=int(top_n.max()),
@@ -327,7 +327,13 @@ class Sampler:
         return output._replace(top=top.merged_into(output.top, some, len(output.tokens)))
 
     def _draw(
-        self, scores: Tensor, limits: Limits, bits: Tensor, *, typical: bool, most_top: int
+        self,
+        scores: Tensor,
+        limits: TruncationLimits,
+        bits: Tensor,
+        *,
+        typical: bool,
+        most_top: int,
     ) -> Drawn:
         """`truncation.draw` from few candidates, then from all for the rows that need more."""
         width = min(self._vocab_size, max(CANDIDATES, 2 * most_top))

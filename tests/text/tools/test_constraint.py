@@ -23,7 +23,7 @@ from tgi_async.text.tools.constraint import (
     held_calls,
     splitter,
 )
-from tgi_async.text.tools.events import Arguments, CallBegun, Prose, Thought, merged
+from tgi_async.text.tools.events import ArgumentsPiece, CallStart, ProsePiece, ThoughtPiece, merged
 from tgi_async.text.tools.format import Format, Marks, Turn
 from tgi_async.text.tools.formats import FORMATS, HERMES, JSON, QWEN3_CODER
 from tgi_async.text.tools.harmony import FINAL, HARMONY
@@ -97,7 +97,10 @@ def test_what_is_forced_is_what_the_parser_reads(
         told = [
             piece
             for name, arguments in calls
-            for piece in (CallBegun(name), Arguments(json.dumps(arguments, ensure_ascii=False)))
+            for piece in (
+                CallStart(name),
+                ArgumentsPiece(json.dumps(arguments, ensure_ascii=False)),
+            )
         ]
         assert events == told
 
@@ -168,7 +171,7 @@ def test_calls_or_a_text_of_a_form(tmp_path: Path, one: Format, marks_are: str) 
     for pieces in ([answer], list(answer)):
         parser = answer_parser(one, dict(functions), held="either")
         events = [event for piece in pieces for event in parser.feed(piece)]
-        assert merged(events + parser.end()) == [Prose(answer)]
+        assert merged(events + parser.end()) == [ProsePiece(answer)]
 
 
 @pytest.mark.parametrize("marks_are", ["special tokens", "text"])
@@ -185,7 +188,7 @@ def test_a_free_text_whose_calls_are_held(tmp_path: Path, one: Format, marks_are
     for text in ("", "No: 1 < 2.", call, free, f"So: {call}", thought, f"{thought}So {call}"):
         assert held.accepts(grammar, text)
         parser = answer_parser(one, dict(functions), turn=Turn(THINK))
-        begun = [event for event in parser.feed(text) if isinstance(event, CallBegun)]
+        begun = [event for event in parser.feed(text) if isinstance(event, CallStart)]
         assert len(begun) == text.removeprefix(thought).count("get_")
     for arguments in ({"city": "a", "days": "x"}, {"days": 3}, {"city": "a", "country": "b"}):
         assert not held.accepts(grammar, f"So: {one.text([('get_weather', arguments)])}")
@@ -249,8 +252,8 @@ def test_thoughts_come_first_where_they_have_begun(
     assert not held.accepts(grammar, "Well</think>\n\nNo.")
     parser = answer_parser(HERMES, {"get_weather": WEATHER}, turn=Turn(THINK), opened=True)
     assert merged(parser.feed(text) + parser.end())[:2] == [
-        Thought("Well, {1 < 2"),
-        CallBegun("get_weather"),
+        ThoughtPiece("Well, {1 < 2"),
+        CallStart("get_weather"),
     ]
 
 
@@ -303,7 +306,7 @@ def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
         assert held.accepts(grammar, text)
         parser = answer_parser(QWEN3_CODER, {"f": IN_TAGS})
         _, told = merged(parser.feed(text) + parser.end())
-        assert isinstance(told, Arguments)
+        assert isinstance(told, ArgumentsPiece)
         assert json.loads(told.text) == arguments
     for arguments in (
         {},
@@ -356,7 +359,7 @@ def test_in_tgis_way_an_answer_is_a_call_of_one(held: Held) -> None:
         for pieces in ([text], list(text), [text[:30], text[30:]]):
             reader = CallReader()
             events = merged([event for piece in pieces for event in reader.feed(piece)])
-            assert events == [CallBegun(name), Arguments(arguments)]
+            assert events == [CallStart(name), ArgumentsPiece(arguments)]
     assert not held.accepts(grammar, '{"function": {"_name": "no_tool"}}')
     assert not held.accepts(grammar, '{"function": {"_name": "get_time", "a": 1}}')
 
