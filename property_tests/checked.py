@@ -223,7 +223,7 @@ class CheckedCore:
         sent = self.sent.popleft()
         failing &= frozenset(sent.cases)
         outcome = self.worker.execute(sent.step, failing, late)
-        for number in outcome.done.late:
+        for number in outcome.done.masks_not_ready:
             self.reached["late grammar"] += 1
             row = self.rows.get(number)
             if row is not None and row.case is sent.cases[number]:

@@ -11,7 +11,6 @@ from workers import memory
 from workers.attention.cache import PagedCache
 from workers.constraints.constraints import Constraints
 from workers.errors import UnsupportedModel
-from workers.following import DriverRank, FollowerRank
 from workers.forward import Model
 from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows
 from workers.models.loading import Loaded
@@ -19,6 +18,7 @@ from workers.ranks import Ranks
 from workers.runner import Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
+from workers.tensor_parallel import DriverRank, FollowerRank
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from workers.constraints.constraints import Constraints
 from workers.constraints.rows import ConstrainedRows
 from workers.forward import ForwardBatch, Model
 from workers.graphs.decode import DecodeGraphs, Decodes
-from workers.launched import LaunchedStep, SamplingBatch, Scored, seconds
+from workers.launched_step import LaunchedStep, SamplingBatch, Scored, seconds
 from workers.sampling import Allowed, Sampler
 from workers.table import RowTable
 from workers.timing import Mark
@@ -108,10 +108,14 @@ class Runner:
             errors += broken
         for error in errors:
             launched.rows[error.row].failed = True
-        told = {*launched.late, *(one.row for one in sampled), *(one.row for one in errors)}
+        reported = {
+            *launched.masks_not_ready,
+            *(one.row for one in sampled),
+            *(one.row for one in errors),
+        }
         for row, state in launched.rows.items():
             # It failed in a step that was collected after this one had been launched.
-            if state.failed and row not in told:
+            if state.failed and row not in reported:
                 errors.append(RowError(row, "it failed in an earlier step"))
         if self._constrained is not None and self.constrained:
             sampled = self._constrained.follow(sampled, launched)
@@ -122,7 +126,7 @@ class Runner:
             errors,
             seconds(launched.forwards),
             seconds(launched.samplings),
-            launched.late,
+            launched.masks_not_ready,
         )
 
     def close(self) -> None:

@@ -26,13 +26,13 @@ from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
 from workers.errors import UnsupportedModel
 from workers.executor import Executor
-from workers.following import DriverRank, FollowerRank
 from workers.graphs.capture import CudaGraphCapture
 from workers.graphs.decode import GraphPlan, default_sizes
-from workers.launched import LaunchedStep
+from workers.launched_step import LaunchedStep
 from workers.models.loading import load
 from workers.ranks import Ranks
 from workers.runner import Runner
+from workers.tensor_parallel import DriverRank, FollowerRank
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 POLL_MILLISECONDS = 1

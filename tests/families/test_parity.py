@@ -14,7 +14,7 @@ from tests.families.parity import CPU, MOST_DIFFERENCE, Reference, compare, diff
 from tests.workers.loading import load
 from workers.errors import UnsupportedModel
 from workers.models.description import read_config
-from workers.models.families import TESTED
+from workers.models.tested_families import TESTED
 from workers.models.transformers_path import TransformersModel
 
 QUICK = (

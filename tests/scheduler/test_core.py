@@ -544,7 +544,7 @@ def test_nobody_waits_for_the_grammar_of_a_suspect() -> None:
     core.reset(one_by_one=True)
     plan = planned(core)
     assert (plan.admitted, core.suspect) == ([late], late)
-    core.complete(StepDone(plan.step.step, [], [], [], 0.0, 0.0, late=[late.row]))
+    core.complete(StepDone(plan.step.step, [], [], [], 0.0, 0.0, masks_not_ready=[late.row]))
     assert core.suspect is None
     assert planned(core).admitted == [other]
 

@@ -19,7 +19,7 @@ from workers.attention.cache import PagedCache
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
 from workers.graphs.decode import GraphPlan, SampledRows
-from workers.launched import LaunchedStep
+from workers.launched_step import LaunchedStep
 from workers.models.loading import Loaded
 from workers.runner import Runner
 from workers.sampling import Sampler
@@ -126,7 +126,7 @@ class Drive:
 
     def _complete(self, launched: LaunchedStep) -> None:
         done = self.runner.collect(launched)
-        self.n_late += len(done.late)
+        self.n_late += len(done.masks_not_ready)
         for event in self.core.complete(done):
             if isinstance(event, TokenEvent):
                 self.said[event.request.id].append(event.token)

@@ -315,24 +315,24 @@ def test_a_row_is_late_until_its_matcher_is_there(gate: Gate) -> None:
     assert not constraints
     admit(constraints, 3, Json(PERSON))
     assert 3 in constraints
-    assert not constraints.sits_out(3)  # its prompt may be computed meanwhile
-    assert constraints.late(3)
-    assert constraints.sits_out(3)
-    assert not constraints.late(2)
+    assert not constraints.still_not_ready(3)  # its prompt may be computed meanwhile
+    assert constraints.mask_not_ready(3)
+    assert constraints.still_not_ready(3)
+    assert not constraints.mask_not_ready(2)
     began = time.monotonic()
     constraints.wait([3], 0.01)
     assert time.monotonic() - began < 5
-    assert constraints.late(3)
+    assert constraints.mask_not_ready(3)
     gate.opened.set()
     constraints.wait([3], 10)
-    assert not constraints.sits_out(3)
-    assert not constraints.late(3)
+    assert not constraints.still_not_ready(3)
+    assert not constraints.mask_not_ready(3)
     following = constraints.next(3)
     assert following is not None
     assert len(following.forced) > 1
     constraints.advance({3: following.forced})
     constraints.wait([3], 10)
-    assert not constraints.late(3)
+    assert not constraints.mask_not_ready(3)
     assert not constraints.error(3)
     constraints.release(3)
     assert not constraints

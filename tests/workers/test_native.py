@@ -70,7 +70,7 @@ def test_a_broken_library_in_the_cache_is_told_of(
 def test_a_library_that_the_cache_cannot_take_is_built_in_the_scratch_folder(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.cache._scratch", [tmp_path / "scratch"])
+    monkeypatch.setattr("workers.build_cache._scratch", [tmp_path / "scratch"])
     monkeypatch.setattr(native, "notes", [])
     path = source(tmp_path, "int answer(void) { return 42; }")
     cache.parent.write_text("a file where the folder should be")

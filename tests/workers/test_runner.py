@@ -16,7 +16,7 @@ from workers.attention.cache import PagedCache
 from workers.forward import ForwardBatch, ForwardOutput
 from workers.graphs.capture import GraphCapture
 from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows
-from workers.launched import LaunchedStep
+from workers.launched_step import LaunchedStep
 from workers.models.loading import Loaded
 from workers.runner import Runner
 from workers.sampling import Sampler

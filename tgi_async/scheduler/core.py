@@ -14,8 +14,8 @@ come back. A sampled token that is still in flight counts as one token of unknow
 the table of a request that ended or was preempted is closed once the last step that may touch its
 blocks is acknowledged.
 
-**Late.** A row whose grammar does not say in time what may come next gets no token, and computes
-the last of its known tokens again.
+**Mask not ready.** A row whose grammar mask is not computed in time gets no token, and computes the
+last of its known tokens again.
 
 **No stall.** Each plan leaves enough blocks available for every decoding row to go on for one more
 step; where it cannot, it preempts the latest arrivals now, so that their blocks are back in time.
@@ -198,7 +198,7 @@ class Core:
         check_result(done, parts, sampled, failed)
         self._in_flight.popleft()
         self._acknowledged = done.step
-        late = set(done.late)
+        postponed = set(done.masks_not_ready)
         events: list[Event] = []
         if done.prompt_logprobs:
             requests = {part.row: part.request for part in parts}
@@ -207,7 +207,7 @@ class Core:
         for part in parts:
             if part.row in failed:
                 self._fail(part, failed[part.row], events)
-            elif part.row in late:
+            elif part.row in postponed:
                 self._postpone(part)
             else:
                 self._acknowledge(part, sampled, events)
@@ -437,7 +437,7 @@ class Core:
             request.prefill_end = len(request.tokens)
 
     def _postpone(self, part: Part) -> None:
-        """A late row computes its last token again, in the step in flight or in the next one."""
+        """Have a row whose mask was not ready compute its last token again, in a later step."""
         request = part.request
         if request is self._trial:
             # The workers bore it, and others need not wait for its grammar.

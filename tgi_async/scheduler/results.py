@@ -20,24 +20,31 @@ class UnexpectedResult(Exception):
 def check_result(
     done: StepDone, parts: list[Part], sampled: dict[int, Sampled], failed: dict[int, str]
 ) -> None:
-    """Every row that samples has a token or an error or is late, and no other row has anything.
+    """Check that the rows of a result are those that the step was to sample.
 
-    Only a row with a grammar is late, or has tokens that are forced.
+    Each has a token, an error, or a mask that is not ready; no other row has anything. Only a row
+    with a grammar has jump-forward tokens or a mask that is not ready.
+
+    Raises UnexpectedResult.
     """
     rows = {part.row for part in parts}
     sampling = {part.row for part in parts if part.samples}
-    if done.late:
-        late = set(done.late)
+    if done.masks_not_ready:
+        postponed = set(done.masks_not_ready)
         free = {part.row for part in parts if not part.request.grammar}
-        if strange := (late - sampling) | (late & (free | sampled.keys() | failed.keys())):
-            raise UnexpectedResult(f"rows {sorted(strange)} cannot be late in step {done.step}")
-        sampling -= late
+        if strange := (postponed - sampling) | (
+            postponed & (free | sampled.keys() | failed.keys())
+        ):
+            raise UnexpectedResult(f"rows {sorted(strange)} need no mask in step {done.step}")
+        sampling -= postponed
     for one in done.sampled:
         if not (one.tokens[1:] or one.n_computed or one.logprobs[1:] or one.top[1:]):
             continue  # a single token, as nearly always
         n = len(one.tokens)
         if n > 1 and any(part.row == one.row and not part.request.grammar for part in parts):
-            raise UnexpectedResult(f"row {one.row} has {n} tokens and no grammar that forces them")
+            raise UnexpectedResult(
+                f"row {one.row} has {n} tokens and no grammar with one continuation"
+            )
         if one.n_computed:
             raise UnexpectedResult(f"row {one.row} computed tokens beyond step {done.step}")
         if len(one.logprobs) not in (0, n) or len(one.top) > n:

@@ -293,9 +293,9 @@ class StepDone(Frame, frozen=True, tag="done"):
     errors: list[RowError]
     forward_seconds: float
     sample_seconds: float
-    late: list[Count] = []
-    """Rows that were to sample and whose grammar did not say in time what may come next. The last
-    of the tokens that they were to compute counts as not computed."""
+    masks_not_ready: list[Count] = []
+    """Rows that were to sample and whose grammar's mask was not ready in time. The last of the
+    tokens that they were to compute counts as not computed."""
 
 
 ToWorker = Start | Step | Stop

@@ -80,7 +80,7 @@ class LaunchedStep:
     """Rows that sampled, and what."""
     forced: dict[int, list[int]] = field(default_factory=dict)
     """All that a grammar forced at once, for rows where that is more than what is sampled."""
-    late: list[int] = field(default_factory=list)
+    masks_not_ready: list[int] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
     errors: list[RowError] = field(default_factory=list)
     forwards: list[tuple[Mark, Mark]] = field(default_factory=list)
