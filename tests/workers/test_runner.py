@@ -272,7 +272,7 @@ def test_the_likeliest_tokens_of_a_prompt_are_those_of_the_whole_forward(
 def test_many_prompt_positions_are_scored_in_parts(
     model: Loaded, reference: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.runner.SCORED_AT_ONCE", 8)
+    monkeypatch.setattr("workers.runner.PROMPT_LOGPROBS_AT_ONCE", 8)
     batch = Batch(model)
     both = [
         batch.admit(row, LONG[row:], prompt_logprobs=True, prompt_top_n_tokens=1) for row in (0, 1)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tgi_async.scheduler.plan import Part
+from tgi_async.scheduler.plan import ScheduledRow
 from tgi_async.wire.messages import Sampled, StepDone
 
 
 class InFlight(NamedTuple):
     step: int
-    parts: list[Part]
+    scheduled_rows: list[ScheduledRow]
 
 
 class UnexpectedResult(Exception):
@@ -18,7 +18,10 @@ class UnexpectedResult(Exception):
 
 
 def check_result(
-    done: StepDone, parts: list[Part], sampled: dict[int, Sampled], failed: dict[int, str]
+    done: StepDone,
+    scheduled_rows: list[ScheduledRow],
+    sampled: dict[int, Sampled],
+    failed: dict[int, str],
 ) -> None:
     """Check that the rows of a result are those that the step was to sample.
 
@@ -27,11 +30,11 @@ def check_result(
 
     Raises UnexpectedResult.
     """
-    rows = {part.row for part in parts}
-    sampling = {part.row for part in parts if part.samples}
+    rows = {one.row for one in scheduled_rows}
+    sampling = {one.row for one in scheduled_rows if one.samples}
     if done.masks_not_ready:
         postponed = set(done.masks_not_ready)
-        free = {part.row for part in parts if not part.request.grammar}
+        free = {one.row for one in scheduled_rows if not one.request.grammar}
         if strange := (postponed - sampling) | (
             postponed & (free | sampled.keys() | failed.keys())
         ):
@@ -41,10 +44,10 @@ def check_result(
         if not (one.tokens[1:] or one.n_computed or one.logprobs[1:] or one.top[1:]):
             continue  # a single token, as nearly always
         n = len(one.tokens)
-        if n > 1 and any(part.row == one.row and not part.request.grammar for part in parts):
-            raise UnexpectedResult(
-                f"row {one.row} has {n} tokens and no grammar with one continuation"
-            )
+        if n > 1 and any(
+            each.row == one.row and not each.request.grammar for each in scheduled_rows
+        ):
+            raise UnexpectedResult(f"row {one.row} has {n} tokens and no grammar that forces them")
         if one.n_computed:
             raise UnexpectedResult(f"row {one.row} computed tokens beyond step {done.step}")
         if len(one.logprobs) not in (0, n) or len(one.top) > n:

@@ -105,7 +105,8 @@ class Admit(Frame, frozen=True):
     sampling: Sampling
     prompt_logprobs: bool = False
     prompt_top_n_tokens: Count = 0
-    """How many of the likeliest tokens to report at each prompt position that is scored."""
+    """How many of the likeliest tokens to report at each prompt position, where
+    `prompt_logprobs`."""
     constraint: Constraint | None = None
 
 
