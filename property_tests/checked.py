@@ -3,8 +3,8 @@
 The state machines, the random walks and the planted bugs all drive a core through this class, so
 that they share the same checks. A `Violation` names the invariant that broke:
 
-P1 to P6: paged blocks. S1 to S8: batching. E1, E2, E5: fairness. A1 to A5: admission. They are told
-where they are checked, in `invariants`, `ledger`, `bookings`, `model` and here.
+P1 to P6: paged blocks. S1 to S8: batching. E1, E2, E5: fairness. A1 to A5: admission. They are
+described where they are checked, in `invariants`, `ledger`, `bookings`, `model` and here.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class CheckedCore:
             if gone in self.booked:
                 self.reached["evicted before it was submitted"] += 1
                 self.booked.remove(gone)
-                # Its client has not been told yet.
+                # Its client does not know yet.
                 require(not self._submit(gone, [EOS], 1), "A3", "what was evicted is taken in")
             for number in list(gone.requests):
                 case = self.live[number]
@@ -104,7 +104,7 @@ class CheckedCore:
                     case.request.status is Status.ENDED, "A3", f"{number} was evicted and lives"
                 )
                 self._end(case)
-            # Its client is told, and leaves.
+            # Its client gets the error, and leaves.
             self.core.reservations.release(gone.reservation)
         self.booked.append(booking)
         self.check()

@@ -74,7 +74,7 @@ def test_a_call_has_a_name_on_offer_and_comes_before_its_arguments(
 
 
 @given(formats, texts)
-def test_all_of_a_text_without_calls_is_told(format: Format, text: str) -> None:
+def test_all_of_a_text_without_calls_is_reported(format: Format, text: str) -> None:
     events = read(format, [text], False, True)
     if (
         not any(isinstance(event, CallStart | ThoughtPiece) for event in events)

@@ -10,5 +10,5 @@ class UnsupportedModel(Exception):
 class ModelUnavailable(Exception):
     """No model folder ready for serving can be made; the message is for the user.
 
-    It says what was asked for, why it cannot be had, and what to do.
+    It says what was asked for, why it is not available, and what to do.
     """

@@ -89,7 +89,7 @@ class Runner:
         return launched
 
     def sample(self, launched: LaunchedStep) -> None:
-        """Sample the rows that were forwarded; who fails then fails alone too."""
+        """Sample the rows that were forwarded; a row that fails does so alone."""
         began = self._mark()
         batches, launched.to_sample = launched.to_sample, []
         for part in batches:

@@ -55,7 +55,7 @@ class Worker:
         self._driver: DriverRank | None = None
 
     def run(self) -> None:
-        """Load the model and serve steps until told to stop. Raises PeerLost."""
+        """Load the model and serve steps until the router stops it. Raises PeerLost."""
         start = self._channel.receive()
         if not isinstance(start, Start):
             raise RuntimeError(f"expected Start as the first frame, got {type(start).__name__}")
@@ -281,7 +281,7 @@ def _check_cache(
 
 
 def choose_device(rank: int = 0, world_size: int = 1) -> tuple[torch.device, list[str]]:
-    """Where a rank serves, and what a person should know of the choice. Raises Unsupported."""
+    """Choose the device of a rank; return it with notes for the operator. Raises Unsupported."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), unused_gpus()
     refusal = gpu_refusal()

@@ -405,7 +405,7 @@ def test_prompt_logprobs_take_no_hit() -> None:
     assert admit.prompt_top_n_tokens == 3
 
 
-def test_prompt_logprobs_are_told_once_though_a_prefill_is_computed_twice() -> None:
+def test_prompt_logprobs_are_reported_once_though_a_prefill_is_computed_twice() -> None:
     core = Core(ROOMY._replace(max_batch_prefill_tokens=4))
     request = submitted(core, 1, 8, prompt_logprobs=True, prompt_top_n_tokens=1)
 

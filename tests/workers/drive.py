@@ -130,8 +130,8 @@ class Drive:
         for event in self.core.complete(done):
             if isinstance(event, TokenEvent):
                 self.said[event.request.id].append(event.token)
-                told = self.logprobs.setdefault(event.request.id, [])
-                told.append(event.logprob)
+                reported = self.logprobs.setdefault(event.request.id, [])
+                reported.append(event.logprob)
                 self.reasons[event.request.id] = event.finish_reason
             elif isinstance(event, FailedEvent):
                 self.errors[event.request.id] = event.message

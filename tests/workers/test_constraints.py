@@ -212,7 +212,7 @@ def test_a_text_beyond_what_is_counted_is_completed_by_its_bytes(
         assert re.fullmatch("[abc]{60}x", text_of(vocabulary, said))
 
 
-def test_a_text_that_can_not_be_completed_is_cut(vocabulary: Vocabulary) -> None:
+def test_a_text_that_cannot_be_completed_is_cut(vocabulary: Vocabulary) -> None:
     said = generate(vocabulary, Regex("[a-z]{500}"), 9, Random(1), True)
     assert len(said) == 9
     assert re.fullmatch("[a-z]+", text_of(vocabulary, said))
@@ -377,6 +377,6 @@ def test_who_left_is_not_worked_for(gate: Gate) -> None:
     assert text_of(gate.inner, allowed_in(following.mask)[:1]).startswith("a")
 
 
-def test_a_tokenizer_that_can_not_be_used_is_told(tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     with pytest.raises(GrammarError, match=r"tokenizer\.json"):
         Vocabulary(tmp_path, 100, [0])

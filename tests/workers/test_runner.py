@@ -368,7 +368,7 @@ def test_a_step_about_a_row_that_is_not_there_is_an_error(
         Batch(model).step(**step)
 
 
-def test_times_are_told(model: Loaded) -> None:
+def test_times_are_reported(model: Loaded) -> None:
     batch = Batch(model)
     done = batch.step({0: 30}, batch.admit(0, LONG))
     assert done.forward_seconds > 0

@@ -45,7 +45,7 @@ def test_the_largest_allowed_score_is_found(dtype: torch.dtype, share: float) ->
         assert due[place] == due.max()
 
 
-def test_broken_scores_are_told() -> None:
+def test_broken_scores_are_reported() -> None:
     scores = torch.randn(2, VOCABULARY)
     scores[1, 700] = math.nan
     masks = np.ones((2, VOCABULARY), np.bool_)

@@ -85,7 +85,7 @@ class Turnover:
         """Record that a request ended; `crowded`: others wait."""
         now = time.monotonic()
         if not crowded and now > self._next:
-            # Rows that nobody waits for say nothing of how fast they could be had.
+            # Rows that no request waits for do not show how fast rows become free.
             self._releases.clear()
         else:
             self._releases.append((now, n_rows))

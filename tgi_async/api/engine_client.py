@@ -43,7 +43,7 @@ class Generation(Protocol):
     def prompt_top_tokens(self) -> list[tuple[TopToken, ...]]:
         """The likeliest tokens at each prompt position (none at the first), where requested."""
 
-    tap: Callable[[Emitted], bool] | None
+    sink: Callable[[Emitted], bool] | None
     """Called with what was emitted, but for the end, before the reader that awaits it is woken.
 
     It returns whether it took it. It is called in the engine's turn, and only while a reader

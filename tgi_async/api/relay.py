@@ -28,7 +28,7 @@ async def relay(
         exchange.write_now(events_of(emitted))
         return True
 
-    generation.tap = take
+    generation.sink = take
     last: Events = ()
     async for emitted in generation:
         last = events_of(emitted)

@@ -28,7 +28,7 @@ SECONDS = 0.25
 PATIENCE = 30.0
 """Seconds on the clock for one, however busy the machine."""
 MAX_WAITING = 64
-"""Grammars that may wait for a process; more are told that the server is overloaded."""
+"""Grammars that may wait for a process; more are refused, as the server is overloaded."""
 MAX_KEPT = 1024
 MAX_KEPT_CHARACTERS = 16 << 20
 """Of all checks that are kept."""

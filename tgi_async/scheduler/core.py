@@ -235,7 +235,7 @@ class Core:
             elif request.n_planned < request.limit:
                 self._schedule(request, 1, builder)
         most = builder.left = self.budget.prefill_tokens(len(builder.run) + len(jumping))
-        # Who jumps leaves a half to who waits for a first token.
+        # Jump-forward rows leave half of it to the row that waits for a first token.
         held = builder.left // 2 if prefilling is not None else 0
         builder.left -= held
         for request in jumping:
@@ -264,7 +264,7 @@ class Core:
     def _reserve(self, builder: StepBuilder) -> bool:
         """Keep blocks for one token of every running row in this step and in the next.
 
-        Preempts the latest arrivals where they are not to be had; true if it did. The oldest is
+        Preempts the latest arrivals where there are too few; returns whether it did. The oldest is
         never preempted: what it can ever need was checked to fit when it was submitted.
         """
         preempted = False

@@ -23,8 +23,8 @@ class Budget(NamedTuple):
     block_size: int
     max_rows: int
     max_batch_prefill_tokens: int
-    """Most prefill tokens in a step. Beside decodes it is half of them, so that who waits for the
-    next token waits half as long; prompts lose little by being computed in smaller chunks."""
+    """Most prefill tokens in a step. Beside decodes it is half of them, so that a decoding row
+    waits half as long; prompts lose little by being computed in smaller chunks."""
     max_total_tokens: int
     """Most tokens of a request, prompt and output."""
     overcommit: float = 4.0

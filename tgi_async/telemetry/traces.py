@@ -27,7 +27,7 @@ Attributes = dict[str, str | int | float | list[str]]
 
 
 class Traces(Protocol):
-    """Who collects spans."""
+    """Collects spans."""
 
     def add(self, seen: RequestRecord) -> None:
         """Take the spans of a request that has ended. Does not block."""

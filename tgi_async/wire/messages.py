@@ -236,7 +236,7 @@ class Ready(Frame, frozen=True, tag="ready"):
     kv_cache_bytes: Annotated[int, Meta(ge=0)]
     weight_bytes: Annotated[int, Meta(ge=0)]
     notes: list[str]
-    """What a person should know about this start, e.g. a fallback taken."""
+    """What the operator should know about this start, e.g. a fallback taken."""
 
 
 class Refused(Frame, frozen=True, tag="refused"):

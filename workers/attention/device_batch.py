@@ -68,7 +68,7 @@ class DeviceBatch(NamedTuple):
     most_parts: int
     """No less than the last of `parts`; makes room for the partial results."""
     chunks: Chunks | None = None
-    """The same as `tiles`, for those who ask for it."""
+    """The same as `tiles`, where asked for."""
 
     @staticmethod
     def of(context: AttentionContext, positions: int, packed: bool = False) -> DeviceBatch:

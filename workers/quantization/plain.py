@@ -113,7 +113,7 @@ class PlainMethod(QuantMethod):
 def form_of(
     device: torch.device, dtype: torch.dtype
 ) -> tuple[type[ReorderedWeight] | type[PackedWeight] | None, str | None]:
-    """The fastest form that can be had, None being the plain one, and what was given up for it."""
+    """Return the fastest available form, None being the plain one, and what was given up for it."""
     if device.type != "cpu" or dtype != torch.bfloat16:
         return None, None
     try:

@@ -94,7 +94,7 @@ def test_what_is_forced_is_what_the_parser_reads(
         assert held.accepts(grammar, text)
         parser = answer_parser(one, dict(FUNCTIONS))
         events = merged(parser.feed(text) + parser.end())
-        told = [
+        reported = [
             piece
             for name, arguments in calls
             for piece in (
@@ -102,7 +102,7 @@ def test_what_is_forced_is_what_the_parser_reads(
                 ArgumentsPiece(json.dumps(arguments, ensure_ascii=False)),
             )
         ]
-        assert events == told
+        assert events == reported
 
 
 @pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
@@ -305,9 +305,9 @@ def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
         text = QWEN3_CODER.text([("f", arguments)])
         assert held.accepts(grammar, text)
         parser = answer_parser(QWEN3_CODER, {"f": IN_TAGS})
-        _, told = merged(parser.feed(text) + parser.end())
-        assert isinstance(told, ArgumentsPiece)
-        assert json.loads(told.text) == arguments
+        _, reported = merged(parser.feed(text) + parser.end())
+        assert isinstance(reported, ArgumentsPiece)
+        assert json.loads(reported.text) == arguments
     for arguments in (
         {},
         {"kind": "c", "code": "ab"},
@@ -321,7 +321,7 @@ def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "told"),
+    ("schema", "reported"),
     [
         (
             {"properties": {"a": {"type": "string", "pattern": "^a"}}},
@@ -334,8 +334,8 @@ def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
         ({"anyOf": [{}]}, "`anyOf` of the parameters"),
     ],
 )
-def test_what_cannot_be_forced_in_tags_is_refused_by_name(schema: Any, told: str) -> None:
-    with pytest.raises(NotForced, match=re.escape(told)):
+def test_what_cannot_be_forced_in_tags_is_refused_by_name(schema: Any, reported: str) -> None:
+    with pytest.raises(NotForced, match=re.escape(reported)):
         forced_calls(QWEN3_CODER, [("f", schema)], splitter([]))
 
 
@@ -365,7 +365,7 @@ def test_in_tgis_way_an_answer_is_a_call_of_one(held: Held) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("", "Expecting value"),
         ('{"function": {"_name": "a", "b": ', "Expecting value"),
@@ -374,6 +374,6 @@ def test_in_tgis_way_an_answer_is_a_call_of_one(held: Held) -> None:
         ('{"function": {"_name": 1}}', "the name is 1"),
     ],
 )
-def test_a_call_that_is_cut_off_is_told(text: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_call_that_is_cut_off_is_reported(text: str, reported: str) -> None:
+    with pytest.raises(ValueError, match=reported):
         call_of(text)

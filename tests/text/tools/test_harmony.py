@@ -38,7 +38,7 @@ CALL = '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a":
         ("", "", "", ()),
     ],
 )
-def test_messages_are_told_apart(
+def test_messages_are_distinguished(
     text: str, thought: str, prose: str, calls: tuple[tuple[str, str], ...]
 ) -> None:
     for pieces in ways_to_cut(text):

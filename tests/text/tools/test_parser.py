@@ -52,7 +52,7 @@ def ways_to_cut(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("sample", [*SAMPLES, *FAMILIES], ids=lambda sample: sample.format)
-def test_calls_and_prose_are_told_apart_however_the_text_is_cut(sample: Sample) -> None:
+def test_calls_and_prose_are_distinguished_however_the_text_is_cut(sample: Sample) -> None:
     for pieces in ways_to_cut(sample.text):
         events = read(answer_parser(format_named(sample.format), FUNCTIONS), pieces)
         assert calls_of(events) == sample.calls
@@ -86,12 +86,12 @@ def cut_off(one: Format, **settings: Any) -> Iterator[tuple[str, list[Event]]]:
     """Calls that are cut off anywhere, and what is read of them, however the text is cut."""
     text = one.text(TWO_CALLS[: 1 if one.one_call else None])
     for length in range(len(text)):
-        told = [
+        reported = [
             read(answer_parser(one, FUNCTIONS, **settings), pieces, truncated=True)
             for pieces in ([text[:length]], list(text[:length]))
         ]
-        assert told[0] == told[1]
-        yield text[:length], told[0]
+        assert reported[0] == reported[1]
+        yield text[:length], reported[0]
 
 
 @pytest.mark.parametrize("held", ["calls", "either"])
@@ -219,7 +219,7 @@ CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
         ("", True, "", ""),
     ],
 )
-def test_thoughts_are_told_apart_however_the_text_is_cut(
+def test_thoughts_are_distinguished_however_the_text_is_cut(
     text: str, opened: bool, thought: str, prose: str | None
 ) -> None:
     for pieces in ways_to_cut(text):

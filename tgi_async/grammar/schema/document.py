@@ -27,7 +27,7 @@ MAX_PLACES = 20_000
 
 
 NAMES = frozenset({"$id", "$anchor", "$dynamicAnchor", "$dynamicRef"})
-"""Of a schema, by which it is told from others."""
+"""A key that distinguishes a schema from others."""
 MAX_IGNORED = 16
 """Names of what is ignored in a document."""
 

@@ -148,7 +148,7 @@ class Expander:
                 known = all(self.simplified(clause) is None for clause in clauses)
                 self._empty[requirement] = known
             except UnsupportedSchema:
-                return False  # told when its turn comes; or it leads back to where this began
+                return False  # reported when its turn comes; or it leads back to where this began
             finally:
                 self._depth -= 1
             if self._narrowing.count != before:
