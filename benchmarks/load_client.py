@@ -14,7 +14,7 @@ QUOTED_CHARS = 160
 
 
 class LoadError(Exception):
-    """The run cannot start or go on; the message is for a person."""
+    """The run cannot start or go on; the message is for the user."""
 
 
 @dataclass(frozen=True, slots=True)

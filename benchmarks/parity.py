@@ -31,7 +31,7 @@ from tests.families.parity import (
 )
 from tests.workers.loading import load
 from workers.decoder.families import FAMILIES
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.models.loading import Loaded
 from workers.models.transformers_path import TransformersModel
 
@@ -88,7 +88,7 @@ class Row:
             return ""
         try:
             model = _loaded(case, self.folder, "fused")
-        except Unsupported as error:
+        except UnsupportedModel as error:
             return f"no: {str(error).split(': ')[1].split('. ')[0]}"
         return _shown(compare(generate(model), self._reference))
 

@@ -22,7 +22,7 @@ BLOCK_SIZE = 16
 
 
 class Pace(msgspec.Struct):
-    """What the worker is told in the environment. `step_seconds` 0: as fast as it can."""
+    """The worker's settings, from the environment. `step_seconds` 0: as fast as it can."""
 
     tokens: list[int]
     step_seconds: float
@@ -69,7 +69,7 @@ def ready(start: Start, pace: Pace) -> Ready:
 
 
 def work(channel: WorkerChannel, pace: Pace) -> None:
-    """Answer steps until told to stop."""
+    """Answer steps until the router stops it."""
     start = channel.receive()
     assert isinstance(start, Start)
     channel.send(ready(start, pace))

@@ -27,7 +27,7 @@ class Booking:
 
 
 class Bookings:
-    """Told of each event in the order of the core's own."""
+    """Follows each event in the order of the core's own."""
 
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity

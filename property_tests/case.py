@@ -19,7 +19,7 @@ class Case:
         self.prompt = list(request.tokens)
         self.due = undisturbed(self.prompt, request.max_new_tokens, request.stop_ids)
         self.emitted: list[int] = []
-        self.scored: list[float] = []
+        self.prompt_logprobs: list[float] = []
         self.ended = False
         self.n_in_flight = 0
         """Parts of steps in flight."""

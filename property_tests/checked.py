@@ -3,8 +3,8 @@
 The state machines, the random walks and the planted bugs all drive a core through this class, so
 that they share the same checks. A `Violation` names the invariant that broke:
 
-P1 to P6: paged blocks. S1 to S8: batching. E1, E2, E5: fairness. A1 to A5: admission. They are told
-where they are checked, in `invariants`, `ledger`, `bookings`, `model` and here.
+P1 to P6: paged blocks. S1 to S8: batching. E1, E2, E5: fairness. A1 to A5: admission. They are
+described where they are checked, in `invariants`, `ledger`, `bookings`, `model` and here.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class CheckedCore:
             if gone in self.booked:
                 self.reached["evicted before it was submitted"] += 1
                 self.booked.remove(gone)
-                # Its client has not been told yet.
+                # Its client does not know yet.
                 require(not self._submit(gone, [EOS], 1), "A3", "what was evicted is taken in")
             for number in list(gone.requests):
                 case = self.live[number]
@@ -104,7 +104,7 @@ class CheckedCore:
                     case.request.status is Status.ENDED, "A3", f"{number} was evicted and lives"
                 )
                 self._end(case)
-            # Its client is told, and leaves.
+            # Its client gets the error, and leaves.
             self.core.reservations.release(gone.reservation)
         self.booked.append(booking)
         self.check()
@@ -223,7 +223,7 @@ class CheckedCore:
         sent = self.sent.popleft()
         failing &= frozenset(sent.cases)
         outcome = self.worker.execute(sent.step, failing, late)
-        for number in outcome.done.late:
+        for number in outcome.done.masks_not_ready:
             self.reached["late grammar"] += 1
             row = self.rows.get(number)
             if row is not None and row.case is sent.cases[number]:
@@ -346,9 +346,9 @@ class CheckedCore:
         require(admit.tokens == case.known, "S6", f"admitted with {admit.tokens}")
         require(admit.n_prompt == len(case.prompt), "S6", "n_prompt")
         require(admit.n_cached < len(admit.tokens), "P3", "a hit covers the whole prompt")
-        scored = case.request.prompt_logprobs and not case.emitted
-        require(admit.prompt_logprobs == scored, "S6", "prompt log-probabilities")
-        require(not (scored and admit.n_cached), "S6", "a hit hides prompt log-probabilities")
+        needed = case.request.prompt_logprobs and not case.emitted
+        require(admit.prompt_logprobs == needed, "S6", "prompt log-probabilities")
+        require(not (needed and admit.n_cached), "S6", "a hit hides prompt log-probabilities")
         for position in range(admit.n_cached):
             index, offset = divmod(position, self.budget.block_size)
             seen = self.acknowledged.get((admit.blocks[index], offset))
@@ -411,11 +411,15 @@ class CheckedCore:
                 awaited -= {row for row, one in sent.cases.items() if one is case}
                 self._check_token(case, event)
             elif isinstance(event, PromptEvent):
-                require(event.start == len(case.scored) + 1, "S6", f"scored from {event.start}")
+                require(
+                    event.start == len(case.prompt_logprobs) + 1,
+                    "S6",
+                    f"prompt log-probabilities from {event.start}",
+                )
                 wanted = bool(case.request.prompt_top_n_tokens)
                 due_top = [prompt_top(logprob) for logprob in event.logprobs if wanted]
                 require(event.top == due_top, "S6", f"the likeliest of the prompt: {event.top}")
-                case.scored += event.logprobs
+                case.prompt_logprobs += event.logprobs
             elif isinstance(event, FailedEvent):
                 require(case.request.id in doomed, "S7", "failed, though its row did not")
                 doomed.remove(case.request.id)
@@ -445,7 +449,7 @@ class CheckedCore:
         if case.request.prompt_logprobs:
             prompt = tuple(case.prompt)
             scores = [prompt_logprob(prompt[:end]) for end in range(2, len(prompt) + 1)]
-            require(case.scored == scores, "S6", "prompt log-probabilities are wrong")
+            require(case.prompt_logprobs == scores, "S6", "prompt log-probabilities are wrong")
         self._end(case)
 
     def _end(self, case: Case) -> None:

@@ -104,8 +104,8 @@ def check_work_conserved(core: Core, n_prefill_left: int) -> None:
         assert request.table is not None
         next_end = min(request.n_planned + 1, request.limit)
         owed += max(0, -(-next_end // size) - len(request.table.blocks))
-    scored = head.prompt_logprobs and not head.n_emitted
-    keys = [] if scored else head.block_keys(size)[: (len(head.tokens) - 1) // size]
+    takes_no_hit = head.prompt_logprobs and not head.n_emitted
+    keys = [] if takes_no_hit else head.block_keys(size)[: (len(head.tokens) - 1) // size]
     match = core.blocks.match(keys)
     if match.computing is not None:
         return

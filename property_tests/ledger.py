@@ -11,7 +11,7 @@ from tgi_async.scheduler.request import Request
 
 
 class Ledger:
-    """Counters, service and queues, told of each event in the order of the core's own."""
+    """Counters, service and queues, which follow each event in the order of the core's own."""
 
     def __init__(self, bound: float) -> None:
         self.bound = bound

@@ -161,7 +161,7 @@ class ModelWorker:
                 self._score(run.row, row, start, min(end, row.n_prompt - 1), done)
             if is_late:
                 row.n_computed -= 1
-                done.late.append(run.row)
+                done.masks_not_ready.append(run.row)
             elif samples:
                 done.sampled.append(Sampled(run.row, sampled))
         return Outcome(done, writes)

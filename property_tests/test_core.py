@@ -99,7 +99,7 @@ class CoreMachine(RuleBasedStateMachine):
         tail=st.lists(st.integers(0, VOCABULARY - 1), max_size=4),
         n=st.integers(1, 12),
         stops=st.booleans(),
-        scored=st.sampled_from((False, False, False, True)),
+        prompt_logprobs=st.sampled_from((False, False, False, True)),
         grammar=st.sampled_from(("", "", "any")),
     )
     def submit(
@@ -109,7 +109,7 @@ class CoreMachine(RuleBasedStateMachine):
         tail: list[int],
         n: int,
         stops: bool,
-        scored: bool,
+        prompt_logprobs: bool,
         grammar: str,
     ) -> None:
         self.checked.submit(
@@ -117,8 +117,8 @@ class CoreMachine(RuleBasedStateMachine):
             self.stem[:shared] + tail,
             n,
             stop_ids=frozenset((EOS,)) if stops else frozenset(),
-            prompt_logprobs=scored,
-            prompt_top_n_tokens=n % 2 if scored else 0,
+            prompt_logprobs=prompt_logprobs,
+            prompt_top_n_tokens=n % 2 if prompt_logprobs else 0,
             grammar=grammar,
         )
 

@@ -136,10 +136,10 @@ def test_texts_follow_their_grammars_and_are_the_same_in_any_crowd(
             matcher.advance(tokens)  # the beginning of some text
         elif number in given_schemas:
             event("a value")
-            told = given_schemas[number], case, least, text
+            shown = given_schemas[number], case, least, text
             value = parsed(text)
-            assert value is not None, told
-            assert is_valid(given_schemas[number], value[0]), told
+            assert value is not None, shown
+            assert is_valid(given_schemas[number], value[0]), shown
         elif isinstance(case.grammar, Regex):
             event("a match")
             assert re.fullmatch(case.grammar.pattern, text), text

@@ -17,7 +17,7 @@ from tgi_async.generation import FinishReason
 from tgi_async.scheduler.blocks import BlockManager, BlockTable, Key, Match, Node
 from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.fairness import WaitingQueue
-from tgi_async.scheduler.plan import Budget, Draft, Part
+from tgi_async.scheduler.plan import Budget, ScheduledRow, StepBuilder
 from tgi_async.scheduler.request import Event, PromptEvent, Request, Status, TokenEvent
 from tgi_async.scheduler.reservations import Reservation, Reservations, Share
 from tgi_async.wire.messages import PromptLogprobs, Sampled
@@ -125,8 +125,8 @@ class NeverLooksAgain(BlockManager):
 class CachesWhatIsPlanned(Core):
     """A block can be hit as soon as the step that will fill it is planned."""
 
-    def _schedule(self, request: Request, n: int, draft: Draft) -> None:
-        super()._schedule(request, n, draft)
+    def _schedule(self, request: Request, n: int, builder: StepBuilder) -> None:
+        super()._schedule(request, n, builder)
         assert request.table is not None
         known = min(request.n_planned, len(request.tokens))
         request.table.n_computed = max(request.table.n_computed, known)
@@ -134,9 +134,9 @@ class CachesWhatIsPlanned(Core):
 
 
 class CachesWhatFailed(Core):
-    def _fail(self, part: Part, message: str, events: list[Event]) -> None:
-        super()._fail(part, message, events)
-        part.table.failed = False
+    def _fail(self, scheduled: ScheduledRow, message: str, events: list[Event]) -> None:
+        super()._fail(scheduled, message, events)
+        scheduled.table.failed = False
 
 
 class Unsliced(list[Key]):
@@ -162,24 +162,28 @@ class FreesAtOnce(Core):
         while self._closing:
             self.blocks.close(self._closing.pop())
 
-    def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
-        part.table.failed = not part.table.blocks  # there is nothing left to commit
-        super()._acknowledge(part, sampled, events)
+    def _acknowledge(
+        self, scheduled: ScheduledRow, sampled: dict[int, Sampled], events: list[Event]
+    ) -> None:
+        scheduled.table.failed = not scheduled.table.blocks  # there is nothing left to commit
+        super()._acknowledge(scheduled, sampled, events)
 
 
 class CountsWhatWasLate(Core):
     """What a late row computed counts as computed."""
 
-    def _postpone(self, part: Part) -> None:
-        part.samples = False
-        part.request.n_in_flight -= 1
-        self._acknowledge(part, {}, [])
+    def _postpone(self, scheduled: ScheduledRow) -> None:
+        scheduled.samples = False
+        scheduled.request.n_in_flight -= 1
+        self._acknowledge(scheduled, {}, [])
 
 
 class LosesForcedTokens(Core):
-    def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
+    def _acknowledge(
+        self, scheduled: ScheduledRow, sampled: dict[int, Sampled], events: list[Event]
+    ) -> None:
         n_events = len(events)
-        super()._acknowledge(part, sampled, events)
+        super()._acknowledge(scheduled, sampled, events)
         if len(events) > n_events + 1:
             del events[n_events + 1]
 
@@ -190,11 +194,11 @@ class ForgetsDeferredFrees(Core):
 
 
 class GrantsTooMuch(Core):
-    def _schedule(self, request: Request, n: int, draft: Draft) -> None:
-        super()._schedule(request, n, draft)
+    def _schedule(self, request: Request, n: int, builder: StepBuilder) -> None:
+        super()._schedule(request, n, builder)
         assert request.table is not None
-        if self.blocks.n_free and draft.grow and draft.grow[-1].row == request.row:
-            draft.grow[-1].blocks.extend(self.blocks.grow(request.table, 1))
+        if self.blocks.n_free and builder.grow and builder.grow[-1].row == request.row:
+            builder.grow[-1].blocks.extend(self.blocks.grow(request.table, 1))
 
 
 # -- batching -----------------------------------------------------------------------------------
@@ -219,18 +223,18 @@ class PrefillsAsMuchBesideDecodes(Core):
 class StallsDecodes(Core):
     """A decode waits while others prefill."""
 
-    def _schedule(self, request: Request, n: int, draft: Draft) -> None:
+    def _schedule(self, request: Request, n: int, builder: StepBuilder) -> None:
         prefills = any(one.n_planned < one.prefill_end for one in self.running)
         if prefills and request.n_planned >= request.prefill_end:
             return
-        super()._schedule(request, n, draft)
+        super()._schedule(request, n, builder)
 
 
 class IdlesBesideWork(Core):
     """Admits only into an empty batch."""
 
-    def _admit(self, draft: Draft) -> Request | None:
-        return None if self.running else super()._admit(draft)
+    def _admit(self, builder: StepBuilder) -> Request | None:
+        return None if self.running else super()._admit(builder)
 
 
 class WaitsForTheDead(Core):
@@ -286,33 +290,49 @@ class LosesRequestsOnDeath(Core):
 
 
 class EmitsDroppedTokens(Core):
-    def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
-        ended = part.request.status is Status.ENDED
-        super()._acknowledge(part, sampled, events)
-        if ended and part.samples:
-            events.append(TokenEvent(part.request, sampled[part.row].tokens[0], None, [], None))
+    def _acknowledge(
+        self, scheduled: ScheduledRow, sampled: dict[int, Sampled], events: list[Event]
+    ) -> None:
+        ended = scheduled.request.status is Status.ENDED
+        super()._acknowledge(scheduled, sampled, events)
+        if ended and scheduled.samples:
+            events.append(
+                TokenEvent(scheduled.request, sampled[scheduled.row].tokens[0], None, [], None)
+            )
 
 
 class CachesDroppedTokens(Core):
-    def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
-        if part.request.status is Status.ENDED and part.samples:
-            part.request.tokens.append(sampled[part.row].tokens[0])
-        super()._acknowledge(part, sampled, events)
+    def _acknowledge(
+        self, scheduled: ScheduledRow, sampled: dict[int, Sampled], events: list[Event]
+    ) -> None:
+        if scheduled.request.status is Status.ENDED and scheduled.samples:
+            scheduled.request.tokens.append(sampled[scheduled.row].tokens[0])
+        super()._acknowledge(scheduled, sampled, events)
 
 
 class EndsTwice(Core):
-    def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
-        super()._acknowledge(part, sampled, events)
+    def _acknowledge(
+        self, scheduled: ScheduledRow, sampled: dict[int, Sampled], events: list[Event]
+    ) -> None:
+        super()._acknowledge(scheduled, sampled, events)
         reason: FinishReason = "length"
-        if part.request.status is Status.ENDED and events and events[-1].request is part.request:
-            events.append(TokenEvent(part.request, sampled[part.row].tokens[0], None, [], reason))
+        if (
+            scheduled.request.status is Status.ENDED
+            and events
+            and events[-1].request is scheduled.request
+        ):
+            events.append(
+                TokenEvent(scheduled.request, sampled[scheduled.row].tokens[0], None, [], reason)
+            )
 
 
 class ScoresPromptsTwice(Core):
-    def _score(self, request: Request, scored: PromptLogprobs, events: list[Event]) -> None:
+    def _add_prompt_logprobs(
+        self, request: Request, found: PromptLogprobs, events: list[Event]
+    ) -> None:
         if request.status is not Status.ENDED:
-            start, logprobs = scored.start, scored.logprobs
-            events.append(PromptEvent(request, start, logprobs, scored.top, scored.ranks))
+            start, logprobs = found.start, found.logprobs
+            events.append(PromptEvent(request, start, logprobs, found.top, found.ranks))
 
 
 # -- fairness -----------------------------------------------------------------------------------
@@ -354,11 +374,17 @@ class ChargesReplays(Core):
 
 
 class ChargesDroppedTokens(Core):
-    def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
-        ended = part.request.status is Status.ENDED
-        super()._acknowledge(part, sampled, events)
-        if ended and part.samples and self.waiting.counter(part.request.client) is not None:
-            self.waiting.charge(part.request.client, 2)
+    def _acknowledge(
+        self, scheduled: ScheduledRow, sampled: dict[int, Sampled], events: list[Event]
+    ) -> None:
+        ended = scheduled.request.status is Status.ENDED
+        super()._acknowledge(scheduled, sampled, events)
+        if (
+            ended
+            and scheduled.samples
+            and self.waiting.counter(scheduled.request.client) is not None
+        ):
+            self.waiting.charge(scheduled.request.client, 2)
 
 
 # -- admission ----------------------------------------------------------------------------------

@@ -10,10 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.text.tools.samples import FUNCTIONS, NO_CALLS, SAMPLES
-from tgi_async.text.tools.events import Arguments, CallBegun, Event, Prose, Thought, merged
+from tgi_async.text.tools.events import (
+    ArgumentsPiece,
+    CallStart,
+    Event,
+    ProsePiece,
+    ThoughtPiece,
+    merged,
+)
 from tgi_async.text.tools.format import Format, Marks, Turn
 from tgi_async.text.tools.formats import FORMATS
-from tgi_async.text.tools.literals import Literals
+from tgi_async.text.tools.literals import LiteralNotation
 from tgi_async.text.tools.parser import answer_parser
 from tgi_async.text.tools.tags import Tags
 
@@ -59,21 +66,21 @@ def test_a_call_has_a_name_on_offer_and_comes_before_its_arguments(
 ) -> None:
     begun = False
     for event in read(format, [text], opened, True):
-        if isinstance(event, CallBegun):
+        if isinstance(event, CallStart):
             assert event.name in FUNCTIONS
             begun = True
-        elif isinstance(event, Arguments):
+        elif isinstance(event, ArgumentsPiece):
             assert begun
 
 
 @given(formats, texts)
-def test_all_of_a_text_without_calls_is_told(format: Format, text: str) -> None:
+def test_all_of_a_text_without_calls_is_reported(format: Format, text: str) -> None:
     events = read(format, [text], False, True)
     if (
-        not any(isinstance(event, CallBegun | Thought) for event in events)
+        not any(isinstance(event, CallStart | ThoughtPiece) for event in events)
         and "<think>" not in text
     ):
-        assert "".join(event.text for event in events if isinstance(event, Prose)) == text
+        assert "".join(event.text for event in events if isinstance(event, ProsePiece)) == text
 
 
 json_values = st.recursive(
@@ -124,7 +131,7 @@ calls_in_literals = st.lists(
 @given(
     st.one_of(
         st.tuples(
-            formats.filter(lambda one: isinstance(one.notation, Literals)), calls_in_literals
+            formats.filter(lambda one: isinstance(one.notation, LiteralNotation)), calls_in_literals
         ),
         st.tuples(formats.filter(lambda one: one.notation is None), calls),
         st.tuples(formats.filter(lambda one: isinstance(one.notation, Tags)), calls_in_tags),
@@ -139,9 +146,9 @@ def test_what_is_written_is_read(
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
     found: list[list[str]] = []
     for event in read(format, pieces, False, True):
-        if isinstance(event, CallBegun):
+        if isinstance(event, CallStart):
             found.append([event.name, ""])
         else:
-            assert isinstance(event, Arguments)
+            assert isinstance(event, ArgumentsPiece)
             found[-1][1] += event.text
     assert [(name, json.loads(given)) for name, given in found] == given_calls

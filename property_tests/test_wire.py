@@ -66,14 +66,14 @@ plain: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(for_workers)
-def test_what_a_worker_is_told_arrives_as_it_was(message: ToWorker) -> None:
+def test_what_a_worker_is_reported_arrives_as_it_was(message: ToWorker) -> None:
     wire = to_worker_codec()
     assert wire.decode(wire.encode(message)) == message
     assert wire.decode(memoryview(wire.encode(message))) == message
 
 
 @given(for_router)
-def test_what_the_router_is_told_arrives_as_it_was(message: ToRouter) -> None:
+def test_what_the_router_is_reported_arrives_as_it_was(message: ToRouter) -> None:
     wire = to_router_codec()
     assert wire.decode(wire.encode(message)) == message
 

@@ -118,11 +118,11 @@ def _request(
     if random.random() < 0.95:
         prompt = prompt[: random.randint(1, most - 1)] or [EOS]
         n = random.randint(1, most - len(prompt))
-    scored = random.random() < 0.1
+    prompt_logprobs = random.random() < 0.1
     options = {
         "stop_ids": frozenset((EOS,)) if random.random() < 0.3 else frozenset(),
-        "prompt_logprobs": scored,
-        "prompt_top_n_tokens": n % 2 if scored else 0,
+        "prompt_logprobs": prompt_logprobs,
+        "prompt_top_n_tokens": n % 2 if prompt_logprobs else 0,
         "grammar": "any" if random.random() < 0.3 else "",
     }
     return prompt, n, options

@@ -106,7 +106,7 @@ class _Row:
         self.n_computed = admit.n_cached
         self.blocks = list(admit.blocks)
         self.sampling = admit.sampling
-        self.scored = admit.prompt_logprobs
+        self.prompt_logprobs = admit.prompt_logprobs
         self.prompt_top_n = admit.prompt_top_n_tokens
 
 
@@ -176,7 +176,7 @@ class FakeWorker:
         for grow in step.grow:
             self._rows[grow.row].blocks += grow.blocks
         sampled: list[Sampled] = []
-        scored: list[PromptLogprobs] = []
+        prompt_logprobs: list[PromptLogprobs] = []
         errors: list[RowError] = []
         for run in step.run:
             row = self._rows[run.row]
@@ -185,7 +185,7 @@ class FakeWorker:
             if behaviour.row_error_on in row.tokens:
                 errors.append(RowError(run.row, "this row is not to the model's taste"))
                 continue
-            scored += self._compute(row, run)
+            prompt_logprobs += self._compute(row, run)
             if row.n_computed == len(row.tokens):
                 sampled.append(self._sample(row, run.row))
         if n_steps == self._now(behaviour.die_at):
@@ -196,7 +196,7 @@ class FakeWorker:
         if n_steps == self._now(behaviour.deaf_at):
             time.sleep(3600)
         answered = step.step + 100 if n_steps == self._now(behaviour.other_step_at) else step.step
-        self._channel.send(StepDone(answered, sampled, scored, errors, 0.001, 0.0005))
+        self._channel.send(StepDone(answered, sampled, prompt_logprobs, errors, 0.001, 0.0005))
 
     def _compute(self, row: _Row, run: Run) -> list[PromptLogprobs]:
         """Fill the slots of the row's next `n` positions."""
@@ -209,7 +209,7 @@ class FakeWorker:
             self._slots[self._slot(row, position)] = _chain(before, row.tokens[position])
         row.n_computed = end
         last = min(end, row.n_prompt - 1)
-        if not row.scored or start >= last:
+        if not row.prompt_logprobs or start >= last:
             return []
         states = [self._slots[self._slot(row, position)] for position in range(start, last)]
         following = row.tokens[start + 1 : last + 1]

@@ -281,10 +281,10 @@ def test_what_asks_for_nothing_of_that_is_fine(name: str, harmless: str) -> None
 
 @pytest.mark.parametrize("name", WITHOUT_MEANING)
 def test_what_has_no_meaning_here_is_accepted_with_one_line(name: str) -> None:
-    told = f"{flag_of(name)} has no effect: {WITHOUT_MEANING[name]}"
+    reported = f"{flag_of(name)} has no effect: {WITHOUT_MEANING[name]}"
     for value in ([], ["7"], ["true"]):
         assert settings(flag_of(name), *value) == Settings()
-        assert lines(flag_of(name), *value, **{name.upper(): "7"}) == [told]
+        assert lines(flag_of(name), *value, **{name.upper(): "7"}) == [reported]
     assert lines(**{name.upper(): "7"}) == [
         f"the environment variable {name.upper()} has no effect: {WITHOUT_MEANING[name]}"
     ]
@@ -292,7 +292,7 @@ def test_what_has_no_meaning_here_is_accepted_with_one_line(name: str) -> None:
 
 
 @pytest.mark.parametrize("variable", VARIABLES_WITHOUT_MEANING)
-def test_a_variable_of_tgi_without_a_flag_is_told_too(variable: str) -> None:
+def test_a_variable_of_tgi_without_a_flag_is_reported_too(variable: str) -> None:
     (line,) = lines(**{variable: "0"})
     assert line.startswith(f"the environment variable {variable} has no effect: ")
 

@@ -139,13 +139,13 @@ def test_what_is_not_built_is_refused_with_status_1(capsys: pytest.CaptureFixtur
     assert "--quantize asks for quantization, which is not built yet" in capsys.readouterr().err
 
 
-def test_the_environment_is_told_for_a_bug_report(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_environment_is_reported_for_a_bug_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["env"]) == 0
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     assert launcher_main(["--env"]) == 0
-    assert capsys.readouterr().out == told
+    assert capsys.readouterr().out == reported
     for name in ("tgi-async: ", "python: ", "torch: ", "tokenizers: "):
-        assert name in told
+        assert name in reported
 
 
 def test_the_environment_has_the_limits_of_its_control_groups(
@@ -155,12 +155,12 @@ def test_the_environment_has_the_limits_of_its_control_groups(
     limit = cgroups.MemoryLimit(Path("/a"), 2_000_000_000, 0, 0)
     monkeypatch.setattr(cgroups, "memory_limits", lambda: [limit])
     assert main(["env"]) == 0
-    told = capsys.readouterr().out
-    assert ", limited to 1.5\n" in told
-    assert "memory: the control group /a is limited to 2.00 GB\n" in told
+    reported = capsys.readouterr().out
+    assert ", limited to 1.5\n" in reported
+    assert "memory: the control group /a is limited to 2.00 GB\n" in reported
 
 
-def test_the_environment_is_told_before_a_start_that_was_asked_for_too(
+def test_the_environment_is_reported_before_a_start_that_was_asked_for_too(
     served: list[Settings], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launcher_main(["--env", "--model-id", "a/b"]) == 0
@@ -266,13 +266,13 @@ def test_a_folder_without_a_model_is_one_message(tmp_path: Path) -> None:
     assert "has no config.json" in found.stderr
 
 
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out[0].isdigit()
 
 
-def test_without_a_command_the_commands_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_the_commands_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main([])
     assert "COMMAND" in capsys.readouterr().err

@@ -277,7 +277,7 @@ class TestHeads:
         ],
         ids=lambda given: repr(given)[-40:],
     )
-    async def test_that_cannot_be_served_are_told_why(
+    async def test_that_cannot_be_served_say_why(
         self, lab: Lab, request_: bytes, status: int
     ) -> None:
         client = await lab.client()

@@ -329,7 +329,7 @@ async def test_a_long_prompt_is_computed_in_chunks(tmp_path: Path) -> None:
         assert run.steps.prefills == [8, 8, 4]
 
 
-async def test_times_are_told(tmp_path: Path) -> None:
+async def test_times_are_reported(tmp_path: Path) -> None:
     async with running(Behaviour(step_seconds=0.01), tmp_path, max_rows=1) as run:
         first, second = run.submit("first", 5), run.submit("second", 5)
         await collect(first)

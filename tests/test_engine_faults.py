@@ -181,20 +181,20 @@ async def test_a_refusal_is_the_message_of_the_start(tmp_path: Path) -> None:
             await run.engine.launch(lambda loading: None)
 
 
-async def test_a_death_while_loading_is_told_at_start(tmp_path: Path) -> None:
+async def test_a_death_while_loading_is_reported_at_start(tmp_path: Path) -> None:
     async with running(Behaviour(die_loading=[1]), tmp_path, launch=False) as run:
         with pytest.raises(StartError, match="worker 0 was killed by SIGKILL"):
             await run.engine.launch(lambda loading: None)
         assert not run.engine.ready
 
 
-async def test_a_result_before_ready_is_told_at_start(tmp_path: Path) -> None:
+async def test_a_result_before_ready_is_reported_at_start(tmp_path: Path) -> None:
     async with running(Behaviour(early_result=True), tmp_path, launch=False) as run:
         with pytest.raises(StartError, match="before it was ready"):
             await run.engine.launch(lambda loading: None)
 
 
-async def test_a_command_that_is_not_there_is_told_at_start(tmp_path: Path) -> None:
+async def test_a_command_that_is_not_there_is_reported_at_start(tmp_path: Path) -> None:
     command = (str(tmp_path / "nowhere"),)
     async with running(Behaviour(), tmp_path, launch=False, command=command) as run:
         with pytest.raises(StartError, match="No such file"):

@@ -27,8 +27,8 @@ class Cancelled(list[Request]):
 def stream(cancelled: Cancelled | None = None, **asked: Any) -> GenerationStream:
     request = GenerationRequest([A], Sampling(seed=7), **asked)
     queued = Request(1, request.prompt, 9)
-    told = Cancelled() if cancelled is None else cancelled
-    return GenerationStream(request, queued, NAMES, told.append)
+    reported = Cancelled() if cancelled is None else cancelled
+    return GenerationStream(request, queued, NAMES, reported.append)
 
 
 @pytest.fixture
@@ -60,11 +60,11 @@ async def test_whoever_waits_is_woken() -> None:
     waiting = asyncio.create_task(anext(one))
     await asyncio.sleep(0)
     one.emit(A)
-    one.hand_on()
+    one.deliver()
     assert text_of(await waiting) == "a"
 
 
-class Tap(list[str]):
+class Sink(list[str]):
     """Takes what it is offered, unless it is closed."""
 
     def __init__(self) -> None:
@@ -80,43 +80,43 @@ class Tap(list[str]):
 def emit(one: GenerationStream, *ids: int, last: FinishReason | None = None) -> None:
     for id in ids:
         one.emit(id, last)
-    one.hand_on()
+    one.deliver()
 
 
 async def test_a_tap_is_offered_all_but_the_end_while_somebody_waits() -> None:
     one = stream()
-    one.tap = tap = Tap()
+    one.sink = sink = Sink()
     waiting = asyncio.create_task(anext(one))
     await asyncio.sleep(0)
     emit(one, A)
     emit(one, B, C)
-    assert tap == ["a", "bc"]
+    assert sink == ["a", "bc"]
     assert not waiting.done()
     emit(one, A, last="length")
     assert await waiting == Emitted([Token(A, "a", None, False)], "length")
-    assert tap == ["a", "bc"]
+    assert sink == ["a", "bc"]
 
 
 async def test_a_tap_overtakes_nobody() -> None:
     one = stream()
-    one.tap = tap = Tap()
+    one.sink = sink = Sink()
     emit(one, A)
     assert text_of(await anext(one)) == "a"
     emit(one, B)
-    assert tap == []
+    assert sink == []
     assert text_of(await anext(one)) == "b"
 
 
 async def test_what_a_tap_does_not_take_is_for_whoever_waits() -> None:
     one = stream()
-    one.tap = tap = Tap()
+    one.sink = sink = Sink()
     waiting = asyncio.create_task(anext(one))
     await asyncio.sleep(0)
-    tap.open = False
+    sink.open = False
     emit(one, A)
     emit(one, B)
     assert text_of(await waiting) == "ab"
-    assert tap == []
+    assert sink == []
 
 
 async def test_a_tap_that_fails_fails_only_whoever_waits() -> None:
@@ -124,7 +124,7 @@ async def test_a_tap_that_fails_fails_only_whoever_waits() -> None:
         raise KeyError("bug")
 
     one = stream()
-    one.tap = broken
+    one.sink = broken
     waiting = asyncio.create_task(anext(one))
     await asyncio.sleep(0)
     emit(one, A)
@@ -161,7 +161,7 @@ async def test_cancelling_ends_it_for_everybody() -> None:
 
 def test_the_prompt_is_scored_from_its_second_token_on() -> None:
     one = stream(prompt_logprobs=True, prompt_top_n_tokens=1)
-    one.score(PromptEvent(one.request, 1, [-1.0], [[TopToken(B, -0.5)]], [7]))
+    one.add_prompt_logprobs(PromptEvent(one.request, 1, [-1.0], [[TopToken(B, -0.5)]], [7]))
     assert one.prompt_logprobs == [None, -1.0]
     assert one.prompt_ranks == [None, 7]
     assert one.prompt_top_tokens == [(), ((B, "b", -0.5, False),)]

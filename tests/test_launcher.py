@@ -81,7 +81,7 @@ def test_a_model_that_the_worker_refuses_is_its_message(serve: Serve) -> None:
     assert server.log.endswith("Error: this model is not for us\n")
 
 
-def test_a_limit_beyond_the_model_is_told(serve: Serve) -> None:
+def test_a_limit_beyond_the_model_is_reported(serve: Serve) -> None:
     server = serve(None, "--max-total-tokens", "257")
     assert server.ended() == 1
     assert "Error: --max-total-tokens must be at most 256" in server.log
@@ -289,11 +289,11 @@ async def refused_at_once(server: FakeServer, n: int, n_refused: int) -> list[in
         asked = [asyncio.create_task(client.post("/generate", json=body)) for _ in range(n)]
         await until_metric(client, f"tgi_request_count {n}")
         await until(lambda: sum(one.done() for one in asked) >= n_refused)
-        told = [one.result().status_code for one in asked if one.done()]
+        reported = [one.result().status_code for one in asked if one.done()]
         for one in asked:
             one.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
-    return told
+    return reported
 
 
 @pytest.mark.parametrize(
@@ -304,11 +304,11 @@ async def test_more_requests_than_run_at_once_wait(
     serve: Serve, flags: tuple[str, ...], n_taken: int
 ) -> None:
     server = serve(Behaviour(step_seconds=0.1), "--max-concurrent-requests", "3", *flags)
-    told = await refused_at_once(server, 17, 17 - n_taken)
-    assert told == [429] * (17 - n_taken)
+    reported = await refused_at_once(server, 17, 17 - n_taken)
+    assert reported == [429] * (17 - n_taken)
 
 
-def test_what_waits_when_the_server_stops_is_served_or_told_503(serve: Serve) -> None:
+def test_what_waits_when_the_server_stops_is_served_or_gets_503(serve: Serve) -> None:
     server = serve(
         Behaviour(step_seconds=0.05),
         *("--max-concurrent-requests", "1", "--graceful-termination-timeout", "1"),
@@ -319,6 +319,6 @@ def test_what_waits_when_the_server_stops_is_served_or_told_503(serve: Serve) ->
         while "tgi_queue_size 1\n" not in httpx.get(f"{server.url}/metrics").text:
             time.sleep(0.01)
         server.signal(signal.SIGTERM)
-        told = waiting.result(60)
-    assert (told.status_code, told.headers["retry-after"]) == (503, "5")
+        reported = waiting.result(60)
+    assert (reported.status_code, reported.headers["retry-after"]) == (503, "5")
     assert server.ended() == 0

@@ -109,7 +109,7 @@ def test_a_second_signal_stops_at_once(serve: Serve) -> None:
     assert "again: stopping now" in server.log
 
 
-def test_after_the_grace_live_streams_are_told(serve: Serve) -> None:
+def test_after_the_grace_live_streams_get_an_error(serve: Serve) -> None:
     server = serve(slow(), "--graceful-termination-timeout", "0")
     with server.stream(200) as events:
         server.signal(signal.SIGTERM)
@@ -144,7 +144,7 @@ def test_a_client_that_reads_nothing_is_cut_off(serve: Serve) -> None:
         assert server.ended() == 0
 
 
-def test_an_address_that_is_taken_or_not_this_machines_is_told() -> None:
+def test_an_address_that_is_taken_or_not_this_machines_is_reported() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
         pytest.raises(StartError, match=f"port {taken.getsockname()[1]}: Address already in use"),
@@ -158,7 +158,7 @@ def test_an_address_that_is_taken_or_not_this_machines_is_told() -> None:
         bind("." + "x" * 100, 0)
 
 
-def test_of_two_servers_that_start_at_once_the_second_is_told() -> None:
+def test_of_two_servers_that_start_at_once_the_second_gets_an_error() -> None:
     with closing(bind("127.0.0.1", 0)) as first, pytest.raises(StartError, match="already in use"):
         bind("127.0.0.1", first.getsockname()[1])
 

@@ -126,7 +126,7 @@ def _variables(name: str, environment: Mapping[str, str]) -> list[str]:
     if name in OTHER_NAMES:
         variables.append(OTHER_NAMES[name])
     if name == "port" and any(environment.get(route) for route in VERTEX_ROUTES):
-        # An image may set PORT; who runs it knows better.
+        # An image may set PORT; a flag of the operator goes first.
         variables.insert(0, VERTEX_PORT)
     return variables
 

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from tgi_async.api.body import BODY_SECONDS
 from tgi_async.api.exchange import DIRECT
 from tgi_async.errors import RETRY_AFTER_SECONDS
-from tgi_async.refusal import GOAWAY, Refusal
+from tgi_async.refusal import GOAWAY, ConnectionRefused
 from tgi_async.reply_cycle import BodyWriter, ReplyCycle
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,9 @@ class Connection(HttpToolsProtocol):
         most = self.limit_concurrency
         if most is not None and len(self.connections) > most and not self._make_room():
             self._deaf = True
-            full = Refusal(503, "The server has as many connections as it can take", [RETRY])
+            full = ConnectionRefused(
+                503, "The server has as many connections as it can take", [RETRY]
+            )
             transport.write(full.reply("", self.server_state.default_headers))
             transport.close()
             return
@@ -142,7 +144,7 @@ class Connection(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         if len(self.url) > MOST_URL_BYTES:
-            raise Refusal(414, f"The URL is longer than {MOST_URL_BYTES} bytes")
+            raise ConnectionRefused(414, f"The URL is longer than {MOST_URL_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Behind a body come trailers, which nobody here has a use for.
@@ -193,25 +195,29 @@ class Connection(HttpToolsProtocol):
     def _check_head(self) -> None:
         """Raise Refusal for a head that is too large, ambiguous or of another protocol."""
         if len(self.headers) > MOST_HEADERS:
-            raise Refusal(431, f"The request has more than {MOST_HEADERS} headers")
+            raise ConnectionRefused(431, f"The request has more than {MOST_HEADERS} headers")
         size = sum(len(name) + len(value) for name, value in self.headers)
         if size > MOST_HEAD_BYTES:
             raise _too_long("head")
         version = self.parser.get_http_version()
         if version not in VERSIONS:
-            raise Refusal(505, f"This server speaks HTTP/1.1. Given: HTTP/{version}")
+            raise ConnectionRefused(505, f"This server speaks HTTP/1.1. Given: HTTP/{version}")
         if self.parser.get_method() == b"CONNECT":
-            raise Refusal(405, "This server is no proxy", [(b"allow", b"GET, HEAD, POST, OPTIONS")])
+            raise ConnectionRefused(
+                405, "This server is no proxy", [(b"allow", b"GET, HEAD, POST, OPTIONS")]
+            )
         if self.url == b"*" and self.parser.get_method() != b"OPTIONS":
-            raise Refusal(400, "The URL `*` is for the method OPTIONS only")
+            raise ConnectionRefused(400, "The URL `*` is for the method OPTIONS only")
         names = [name for name, _ in self.headers]
         if names.count(b"host") > 1:
-            raise Refusal(400, "The request has more than one `Host` header")
+            raise ConnectionRefused(400, "The request has more than one `Host` header")
         if b"transfer-encoding" in names:
             coding = self.headers[names.index(b"transfer-encoding")][1]
             if coding.strip().lower() != b"chunked":
                 text = coding.decode("latin-1")
-                raise Refusal(501, f"`Transfer-Encoding` must be chunked. Given: {text!r}")
+                raise ConnectionRefused(
+                    501, f"`Transfer-Encoding` must be chunked. Given: {text!r}"
+                )
 
     def _cycle(self) -> ReplyCycle:
         is_old = self.scope["http_version"] != "1.1"
@@ -264,25 +270,25 @@ class Connection(HttpToolsProtocol):
 
     # -- refusals -------------------------------------------------------------------------------
 
-    def _reason(self, error: httptools.HttpParserError) -> Refusal:
-        if isinstance(error.__context__, Refusal):
+    def _reason(self, error: httptools.HttpParserError) -> ConnectionRefused:
+        if isinstance(error.__context__, ConnectionRefused):
             return error.__context__
         if isinstance(error, httptools.HttpParserCallbackError):
             if not isinstance(error.__context__, httptools.HttpParserInvalidURLError):
                 log.error("a request's head could not be handled", exc_info=error.__context__)
-            return Refusal(400, f"The URL is not valid. Given: {self.url[:100]!r}")
-        return Refusal(400, f"The request is no valid HTTP/1.1: {error}")
+            return ConnectionRefused(400, f"The URL is not valid. Given: {self.url[:100]!r}")
+        return ConnectionRefused(400, f"The request is no valid HTTP/1.1: {error}")
 
     def _miss_head(self) -> None:
         """Give up on a head; a client that sent nothing is not owed a reason."""
         self._timer = None
         if self._in_head:
             reason = f"The head of the request did not arrive within {HEAD_SECONDS:g} seconds"
-            self._refuse(Refusal(408, reason))
+            self._refuse(ConnectionRefused(408, reason))
         else:
             self.transport.close()
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: ConnectionRefused) -> None:
         """Answer what cannot be served and close, once what came before it is answered."""
         log.info("refused what %s sent: %s", self.client, refusal)
         self._deaf = True
@@ -324,5 +330,7 @@ class Connection(HttpToolsProtocol):
             self._timer = None
 
 
-def _too_long(part: str) -> Refusal:
-    return Refusal(431, f"The {part} of the request is longer than {MOST_HEAD_BYTES} bytes")
+def _too_long(part: str) -> ConnectionRefused:
+    return ConnectionRefused(
+        431, f"The {part} of the request is longer than {MOST_HEAD_BYTES} bytes"
+    )

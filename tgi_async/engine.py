@@ -1,8 +1,8 @@
 """The engine: sockets, time and tasks around the deterministic core.
 
 **One task.** It alone plans and sends steps, hands results to the core, turns tokens into text and
-wakes whoever waits for them; who submits or cancels a request wakes it. Everything happens on one
-event loop, so nothing is locked.
+wakes the readers that wait for them; submitting or cancelling a request wakes it. Everything
+happens on one event loop, so nothing is locked.
 
 **Nothing is lost.** A worker's death is a preemption of everything: the core forgets what was in
 flight, another group of workers is launched with the first one's block count, and every live
@@ -55,10 +55,10 @@ log = logging.getLogger(__name__)
 
 MOST_MERGED_STEPS = 16
 MOST_MERGED_TOKENS = 512
-"""What is handed on in one turn of the event loop where results wait already: 3 ms or so.
+"""What is delivered in one turn of the event loop where results wait already: 3 ms or so.
 
 A router that is behind its workers keeps these busy first, and then writes to each client once for
-several tokens. A first token is handed on at once.
+several tokens. A first token is delivered at once.
 """
 MAX_DEATHS = 5
 """Restarts with no token between them, after which every live request fails."""
@@ -385,7 +385,7 @@ class Engine:
             if begun or n_steps == MOST_MERGED_STEPS or n_tokens >= MOST_MERGED_TOKENS:
                 break
             done = group.poll()
-        self._streams.hand_on()
+        self._streams.deliver()
         return done is not None
 
     def _pump(self, group: WorkerGroup) -> None:
@@ -425,7 +425,7 @@ class Engine:
             self._state = State.RESTARTING
         self.worker_restarts += 1
         self._fault = None
-        self._streams.hand_on()
+        self._streams.deliver()
         await self._workers.kill()
         self._steps.lost()
         self._replay(reason, None if foreseen else error)

@@ -14,8 +14,8 @@
     └── MethodNotAllowed           405
 
 The statuses, `error_type`s and prefixes are TGI's; `api.error_reply` makes OpenAI's form of them.
-Errors that end the start of the server are `StartError`s: they carry a message for a person and an
-exit status.
+Errors that end the start of the server are `StartError`s: they carry a message for the operator and
+an exit status.
 """
 
 from __future__ import annotations

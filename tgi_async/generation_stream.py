@@ -1,4 +1,4 @@
-"""One generation on its way to the client: sampled tokens in, text out."""
+"""The stream of one generation: sampled tokens in, text out."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tgi_async.generation import (
 )
 from tgi_async.scheduler.request import PromptEvent, Request
 from tgi_async.telemetry import record
-from tgi_async.text.stream import Decoder, TextStream
+from tgi_async.text.stream import TextStream, TokenDecoder
 from tgi_async.wire import messages
 
 
-class TokenNames(Decoder, Protocol):
-    """The part of a tokenizer that tokens are named with."""
+class TokenNames(TokenDecoder, Protocol):
+    """What a stream needs of a tokenizer: decoding, and the texts of single tokens."""
 
     def token_text(self, id: int) -> str: ...
 
@@ -31,7 +31,7 @@ class TokenNames(Decoder, Protocol):
 class GenerationStream:
     """An asynchronous iterator over what one request emits.
 
-    Its `request` is the scheduler's; `cancel` of the engine is told when the client leaves.
+    Its `request` is the scheduler's; `cancel` of the engine is called when the client leaves.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class GenerationStream:
             [()] if asked.prompt_top_n_tokens else []
         )
         self.request = request
-        self.tap: Callable[[Emitted], bool] | None = None
+        self.sink: Callable[[Emitted], bool] | None = None
         self.n_emitted = 0
-        """Tokens taken: all that a replay may count on."""
+        """Tokens added, which a replay keeps."""
         self.begun = False
         """Whether it has emitted anything."""
         self.due = False
-        """Whether it has emitted something that was not handed on."""
+        """Whether it has emitted something that was not delivered."""
         self._names = names
         self._text = TextStream(
             names,
@@ -78,7 +78,7 @@ class GenerationStream:
         self._waiter: asyncio.Future[None] | None = None
         self._exhausted = False
 
-    # -- what the client sees -------------------------------------------------------------------
+    # -- for the client --------------------------------------------------------------------------
 
     @property
     def n_cached(self) -> int:
@@ -89,7 +89,7 @@ class GenerationStream:
         return self
 
     async def __anext__(self) -> Emitted:
-        """What was emitted since the last call, waiting for something if there is nothing.
+        """Return what was emitted since the last call; wait if there is nothing.
 
         Raises the ServerError that ended the generation, after all that was emitted before it.
         """
@@ -111,16 +111,16 @@ class GenerationStream:
         self._cancel(self.request)
         self._wake()
 
-    # -- what the engine tells ------------------------------------------------------------------
+    # -- for the engine --------------------------------------------------------------------------
 
     def started(self, now: float) -> None:
-        """The step that computes its first tokens was sent, at `now` of the monotonic clock."""
+        """Note that its first step was sent, at `now` of the monotonic clock."""
         if not self.timings.queued:
             self._started = now
             self.timings.queued = now - self._submitted
 
-    def score(self, event: PromptEvent) -> None:
-        """Take log-probabilities of the prompt."""
+    def add_prompt_logprobs(self, event: PromptEvent) -> None:
+        """Add log-probabilities of the prompt."""
         self.prompt_logprobs += event.logprobs
         self.prompt_ranks += event.ranks
         self.prompt_top_tokens += map(self._top, event.top)
@@ -132,10 +132,10 @@ class GenerationStream:
         logprob: float | None = None,
         top: Sequence[messages.TopToken] = (),
     ) -> FinishReason | None:
-        """Take a token, the last one if `reason` is set. Returns why the text ends, if it does.
+        """Add a token, the last one if `reason` is set. Return why the text ends, if it does.
 
         A stop sequence may end it where the scheduler knows of no end. Readers get the token when
-        `hand_on` is called.
+        `deliver` is called.
         """
         if reason == "eos_token" and self._hides_end and token not in self._marks:
             text = self._text.flush()
@@ -153,24 +153,24 @@ class GenerationStream:
             self._finish(reason)
         return reason
 
-    def hand_on(self) -> None:
-        """Give what was emitted to the tap, or wake who waits for it."""
+    def deliver(self) -> None:
+        """Pass what was emitted to the sink, or wake the reader."""
         self.due = False
         if self._waiter is None:
             return
-        if self.tap is not None and self._finish_reason is None:
+        if self.sink is not None and self._finish_reason is None:
             tokens, self._buffer = self._buffer, []
             try:
-                if self.tap(Emitted(tokens, None)):
+                if self.sink(Emitted(tokens, None)):
                     return
                 self._buffer = tokens
             except Exception as error:
-                # The fault of who set the tap, who learns of it.
+                # A fault of the sink: the reader, which set it, gets the error.
                 self._error = error
         self._wake()
 
     def fail(self, error: ServerError) -> None:
-        """Nothing more comes."""
+        """End the stream with an error."""
         self._error = error
         if self.timings.queued:
             self.timings.inference = time.monotonic() - self._started

@@ -1,8 +1,8 @@
 """From settings to a server that answers, and back down again.
 
-It listens first, so that whoever asks is told what it is busy with. The phases are shown with their
-times: preparing the model (a process of its own, so that what it imports and unpacks leaves no
-trace in the router), loading and warming up in the worker.
+It listens first, so that a client that asks gets the phase of the start. The phases are shown with
+their times: preparing the model (a process of its own, so that what it imports and unpacks leaves
+no trace in the router), loading and warming up in the worker.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Prepared:
 def serve(
     settings: Settings, *, prepare: tuple[str, ...] = PREPARE, worker: tuple[str, ...] = WORKER
 ) -> int:
-    """Serve until told to stop. Returns the exit status; raises StartError.
+    """Serve until a signal stops it. Return the exit status; raises StartError.
 
     `prepare` and `worker` are the commands of the processes that prepare and run the model.
     """

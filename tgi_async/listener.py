@@ -3,7 +3,7 @@
 SIGTERM begins with a delay in which load balancers learn from `/health` to look elsewhere, while
 requests are still taken. Then, or at the first SIGINT or SIGHUP, the server drains: no new
 connection is taken, live requests go on. The next signal, or the end of the grace, stops it at
-once: live requests are told so, and connections that do not take even that are cut.
+once: live requests end with an error, and connections that do not take even that are cut.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Answering:
             log.error("stopping: the model worker is gone for good")
         if not self._serving.done():
             self._server.should_exit = True
-            # Whoever still waits is told why it gets no more.
+            # Clients that still wait get an error that says why.
             await engine.stop(0)
         await self.close()
         return 0 if stop.asked.is_set() and not lost else 1

@@ -1,4 +1,4 @@
-"""The streams of all requests that live, and the way of what they emit to their clients."""
+"""The streams of all live requests, which deliver a step's tokens to the clients."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 
 
 class LiveStreams:
-    """By request. What goes wrong with the text of one of them is the end of that one alone."""
+    """Streams by request. An error in the text of one of them ends that one alone."""
 
     def __init__(self) -> None:
         self._by_id: dict[int, GenerationStream] = {}
         self._due: list[GenerationStream] = []
-        """Those that emitted something which was not handed on."""
+        """The streams that emitted something which was not delivered."""
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -35,13 +35,13 @@ class LiveStreams:
         return self._by_id.pop(request.id, None)
 
     def started(self, requests: list[Request], now: float) -> None:
-        """These begin to run at `now` of the monotonic clock."""
+        """Note that these requests begin to run at `now` of the monotonic clock."""
         for request in requests:
             if (stream := self._by_id.get(request.id)) is not None:
                 stream.started(now)
 
     def take(self, events: list[Event], finish: Callable[[Request], None]) -> bool:
-        """Take what a step brought. True if it brought the first token of one of them.
+        """Add the tokens of a step to their streams. Return whether one of them is a first token.
 
         `finish` is called with a request whose text ended where the core knows of no end.
         """
@@ -55,14 +55,14 @@ class LiveStreams:
                 if isinstance(event, TokenEvent):
                     reason = stream.emit(event.token, event.finish_reason, event.logprob, event.top)
                 elif isinstance(event, PromptEvent):
-                    stream.score(event)
+                    stream.add_prompt_logprobs(event)
                     continue
                 else:
                     del self._by_id[event.request.id]
                     stream.fail(GenerationError(event.message))
                     continue
             except Exception as error:
-                log.error("the tokens of a request cannot be made text", exc_info=error)
+                log.error("the tokens of a request cannot be decoded", exc_info=error)
                 del self._by_id[event.request.id]
                 stream.fail(GenerationError("its tokens cannot be made text"))
                 finish(event.request)
@@ -77,11 +77,11 @@ class LiveStreams:
                 finish(event.request)
         return begun
 
-    def hand_on(self) -> None:
-        """Let clients have what was taken, once for all that came together."""
+    def deliver(self) -> None:
+        """Deliver to the clients what the streams emitted, once for all that came together."""
         due, self._due = self._due, []
         for stream in due:
-            stream.hand_on()
+            stream.deliver()
 
     def fail_all(self, error: ServerError, of_waiting: ServerError) -> None:
         """End those that have run with `error`, and those that have not with the other one."""

@@ -22,7 +22,7 @@ GOAWAY = (
 """What a client that starts with HTTP/2 understands (RFC 9113, sections 3.4 and 6.8)."""
 
 
-class Refusal(Exception):
+class ConnectionRefused(Exception):
     """Ends a connection with this status; the message is for the client."""
 
     def __init__(self, status: int, message: str, headers: Iterable[tuple[bytes, bytes]] = ()):

@@ -40,7 +40,8 @@ class ReplyCycle(RequestResponseCycle):
 
     def _start(self, message: Any) -> Any:
         if self.waiting_for_100_continue and self.more_body:
-            # The client may send its body all the same, or leave it out: who knows what comes next.
+            # The client may send its body all the same, or leave it out, so nothing can be read
+            # after it.
             self.keep_alive = False
         is_old = self.scope["http_version"] != "1.1"
         if self.keep_alive and not is_old:
@@ -48,7 +49,7 @@ class ReplyCycle(RequestResponseCycle):
         headers = list(message.get("headers", []))
         names = [name.lower() for name, _ in headers]
         if is_old and b"content-length" not in names:
-            # HEAD is told no length that it would not be told otherwise.
+            # HEAD gets no length that it would not get otherwise.
             self._until_close, self.chunked_encoding = self.scope["method"] != "HEAD", False
             self.keep_alive = False
         if b"connection" not in names:

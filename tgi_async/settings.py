@@ -1,7 +1,7 @@
 """The server's settings, under TGI's names where TGI has them.
 
 Each field's flag is its name with dashes, its environment variable its name in upper case;
-`arguments` reads them. What else TGI can be told is in `settings_tgi`.
+`arguments` reads them. TGI's other settings are in `settings_tgi`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ COUNT = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a person set. None: found from the model or the machine at start."""
+    """What the operator set. None: found from the model or the machine at start."""
 
     model_id: str | None = _option(
         None,
@@ -146,7 +146,7 @@ class Settings:
     max_queued_requests: int | None = _option(
         None,
         BATCHING,
-        "requests that may wait beyond those served at once; more are told 429; default: 4 times "
+        "requests that may wait beyond those served at once; more get 429; default: 4 times "
         "max-concurrent-requests, with strict-tgi 0",
         kind=int,
         least=0,

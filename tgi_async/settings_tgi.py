@@ -1,4 +1,4 @@
-"""What TGI can be told besides `Settings`, and what becomes of it here."""
+"""TGI's settings besides `Settings`, and what each does here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ NOT_BUILT = {
     "watermark_gamma": "other watermark parameters than 0.5 and 2.0",
     "watermark_delta": "other watermark parameters than 0.5 and 2.0",
 }
-"""Understood, but not built: whoever asks for one is refused. Each with what it would do."""
+"""Settings that are known but not supported; setting one is an error. Each with what it would
+do."""
 
 HARMLESS = {
     "speculate": ("0",),
@@ -24,7 +25,7 @@ WITHOUT_MEANING = {
     "waiting_served_ratio": "a request joins the running batch as soon as there is room",
     "max_waiting_tokens": "a request joins the running batch as soon as there is room",
     "disable_custom_kernels": "the kernels of TGI are not here",
-    "enable_prefill_logprobs": "whoever asks for the log-probabilities of a prompt gets them",
+    "enable_prefill_logprobs": "the log-probabilities of a prompt are returned where asked for",
     "max_image_fetch_size": "no image is ever fetched",
     "prometheus_port": "metrics are at /metrics of the one port",
     "shard_uds_path": "the sockets to the workers are in a folder of their own",

@@ -73,7 +73,7 @@ class WorkerGroup:
         self._n_owed = 0
         """Results of the steps that were sent."""
         self._look: asyncio.TimerHandle | None = None
-        """Wakes who waits for a worker, to look at its deadline."""
+        """Wakes the task that waits for a worker, to check its deadline."""
         self._is_due = False
         """Whether it is time to look."""
         self._exited = False
@@ -159,7 +159,7 @@ class WorkerGroup:
         return done
 
     def wake(self) -> None:
-        """Let who waits look for itself, or who waits next."""
+        """Wake the task that waits, or the next one that will."""
         self._channel.wake()
 
     async def stop(self, grace: float) -> None:

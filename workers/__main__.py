@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from tgi_async.wire.channel import WorkerChannel
-from workers.cache import use_scratch
+from workers.build_cache import use_scratch
 from workers.parent_death import die_with_parent
 
 PEER_LOST_SECONDS = 5.0

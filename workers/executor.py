@@ -10,8 +10,7 @@ from tgi_async.wire.messages import Admit, Run, Sampling, Step
 from workers import memory
 from workers.attention.cache import PagedCache
 from workers.constraints.constraints import Constraints
-from workers.errors import Unsupported
-from workers.following import DriverRank, FollowerRank
+from workers.errors import UnsupportedModel
 from workers.forward import Model
 from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows
 from workers.models.loading import Loaded
@@ -19,6 +18,7 @@ from workers.ranks import Ranks
 from workers.runner import Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
+from workers.tensor_parallel import DriverRank, FollowerRank
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Executor:
         together = [*decodes, Run(n_decode, self.prefill_tokens)]
         done = runner.collect(runner.launch(Step(2, [], [wide], [], together)))
         if done.errors:
-            raise Unsupported(f"the model does not run: {done.errors[0].message}")
+            raise UnsupportedModel(f"the model does not run: {done.errors[0].message}")
 
     def serving(self, n_blocks: int, graphs: GraphPlan | None = None) -> Runner | FollowerRank:
         """What serves: rank 0's runner, or what follows it on the others. With `graphs`, decode

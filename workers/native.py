@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from workers import cache
+from workers import build_cache
 
 FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
@@ -35,7 +35,7 @@ SOURCES = (
     HERE / "kernels" / "linear.c",
     HERE / "attention" / "paged_attention.c",
     HERE / "decoder" / "decoder.c",
-    HERE / "sampling" / "maxima.c",
+    HERE / "sampling" / "argmax.c",
 )
 """One library, for they share a team of threads and call each other."""
 
@@ -73,7 +73,7 @@ def load(*sources: Path) -> ctypes.CDLL:
     Its functions are called without the interpreter's lock. Raises NativeUnavailable.
     """
     try:
-        library, why = cache.write(lambda root: _loaded(root, sources))
+        library, why = build_cache.write(lambda root: _loaded(root, sources))
     except OSError as error:
         raise NativeUnavailable(
             f"the compiled {sources[0].name} cannot be kept in, or loaded from, {error}. {ADVICE}"

@@ -1,4 +1,4 @@
-"""What a person sees on stderr while a model is prepared.
+"""Messages on stderr while a model is prepared.
 
 A terminal gets a bar that is redrawn in place, a log file gets plain lines.
 """

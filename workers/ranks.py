@@ -1,4 +1,4 @@
-"""The ranks of a model that is spread over several processes: who they are, what they exchange.
+"""The ranks of a model that is spread over several processes, and their collectives.
 
 One process a rank. Tensors of a GPU go through NCCL, those of the host through gloo. What ranks add
 up they all get, so that each goes on with the same numbers.

@@ -25,14 +25,15 @@ from workers.constraints.constraints import Constraints
 from workers.constraints.rows import ConstrainedRows
 from workers.forward import ForwardBatch, Model
 from workers.graphs.decode import DecodeGraphs, Decodes
-from workers.launched import LaunchedStep, SamplingBatch, Scored, seconds
+from workers.launched_step import FetchedPromptLogprobs, LaunchedStep, SamplingBatch, seconds
 from workers.sampling import Allowed, Sampler
 from workers.table import RowTable
 from workers.timing import Mark
 from workers.transfer import Fetched, send
 
-SCORED_AT_ONCE = 64
-"""Prompt positions scored at once, which bounds the float32 copies of their logits."""
+PROMPT_LOGPROBS_AT_ONCE = 64
+"""Prompt positions whose log-probabilities are computed at once, which bounds the float32 copies of
+their logits."""
 
 
 class Runner:
@@ -88,7 +89,7 @@ class Runner:
         return launched
 
     def sample(self, launched: LaunchedStep) -> None:
-        """Sample the rows that were forwarded; who fails then fails alone too."""
+        """Sample the rows that were forwarded; a row that fails does so alone."""
         began = self._mark()
         batches, launched.to_sample = launched.to_sample, []
         for part in batches:
@@ -108,21 +109,25 @@ class Runner:
             errors += broken
         for error in errors:
             launched.rows[error.row].failed = True
-        told = {*launched.late, *(one.row for one in sampled), *(one.row for one in errors)}
+        reported = {
+            *launched.masks_not_ready,
+            *(one.row for one in sampled),
+            *(one.row for one in errors),
+        }
         for row, state in launched.rows.items():
             # It failed in a step that was collected after this one had been launched.
-            if state.failed and row not in told:
+            if state.failed and row not in reported:
                 errors.append(RowError(row, "it failed in an earlier step"))
         if self._constrained is not None and self.constrained:
             sampled = self._constrained.follow(sampled, launched)
         return StepDone(
             launched.step,
             sampled,
-            [scored.to_wire() for scored in launched.scored],
+            [one.to_wire() for one in launched.prompt_logprobs],
             errors,
             seconds(launched.forwards),
             seconds(launched.samplings),
-            launched.late,
+            launched.masks_not_ready,
         )
 
     def close(self) -> None:
@@ -186,7 +191,7 @@ class Runner:
             slots.append(self._slots(at, where))
         sampling = list(decodes)
         sampled_at = list(range(n_decode))
-        scored: list[tuple[Run, int]] = []
+        prompt_chunks: list[tuple[Run, int]] = []
         start = n_decode
         for run in chunks:
             row = table[run.row]
@@ -197,8 +202,8 @@ class Runner:
             slots.append(self._slots(np.asarray(run.row), where))
             blocks = torch.from_numpy(table.block_tables[run.row, : row.n_blocks])
             prefills.append(Prefill(start, run.n, end, blocks))
-            if row.scored and row.n_computed < row.n_prompt - 1:
-                scored.append((run, start))
+            if row.prompt_logprobs and row.n_computed < row.n_prompt - 1:
+                prompt_chunks.append((run, start))
             start += run.n
             if end == len(row.tokens):
                 sampling.append(run.row)
@@ -220,7 +225,7 @@ class Runner:
             prefills=prefills,
         )
         wanted = np.asarray(
-            sampled_at + [i for run, at in scored for i in range(at, at + run.n)], np.int64
+            sampled_at + [i for run, at in prompt_chunks for i in range(at, at + run.n)], np.int64
         )
         if self._constraints:
             self._constraints.go()
@@ -229,7 +234,7 @@ class Runner:
         )
         logits = self._model.forward(batch).logits
         forwarded = self._mark()
-        launched.scored += self._score(scored, logits[len(sampled_at) :])
+        launched.prompt_logprobs += self._prompt_logprobs(prompt_chunks, logits[len(sampled_at) :])
         if sampling:
             free: list[NDArray[np.int32] | None] = [None] * len(sampling)
             launched.to_sample.append(SamplingBatch(sampling, logits[: len(sampled_at)], free))
@@ -306,18 +311,21 @@ class Runner:
         longest = max((table[row].n_blocks for row in rows), default=0)
         return torch.from_numpy(np.ascontiguousarray(table.block_tables[rows, :longest]))
 
-    def _score(self, scored: list[tuple[Run, int]], logits: torch.Tensor) -> list[Scored]:
-        """Log-probabilities of the prompt tokens that follow the positions of each scored chunk."""
+    def _prompt_logprobs(
+        self, chunks: list[tuple[Run, int]], logits: torch.Tensor
+    ) -> list[FetchedPromptLogprobs]:
+        """Compute the log-probabilities of the prompt tokens after each position of these
+        chunks."""
         found = []
         offset = 0
-        for run, _ in scored:
+        for run, _ in chunks:
             row = self._table[run.row]
             first = row.n_computed + 1
             n = min(run.n, row.n_prompt - first)
             following = send(row.tokens[first : first + n], logits.device)
             parts = []
-            for begin in range(0, n, SCORED_AT_ONCE):
-                end = min(n, begin + SCORED_AT_ONCE)
+            for begin in range(0, n, PROMPT_LOGPROBS_AT_ONCE):
+                end = min(n, begin + PROMPT_LOGPROBS_AT_ONCE)
                 scores = logits[offset + begin : offset + end].float().log_softmax(-1)
                 chosen = scores.gather(1, following[begin:end, None])
                 part = [chosen[:, 0], (scores >= chosen).sum(1)]
@@ -325,7 +333,7 @@ class Runner:
                     best = scores.topk(min(row.prompt_top_n, scores.shape[1]))
                     part += [best.indices, best.values]
                 parts.append(Fetched(part))
-            found.append(Scored(run.row, first, parts))
+            found.append(FetchedPromptLogprobs(run.row, first, parts))
             offset += run.n
         return found
 

@@ -21,8 +21,8 @@ class Row:
         "n_blocks",
         "n_computed",
         "n_prompt",
+        "prompt_logprobs",
         "prompt_top_n",
-        "scored",
         "tokens",
     )
 
@@ -35,7 +35,7 @@ class Row:
         self.length = len(admit.tokens)
         """Tokens so far, sampled ones included."""
         self.n_blocks = 0
-        self.scored = admit.prompt_logprobs
+        self.prompt_logprobs = admit.prompt_logprobs
         self.prompt_top_n = admit.prompt_top_n_tokens
         self.failed = False
 

@@ -1,4 +1,4 @@
-"""Points in time of whoever does the work: the host, or a device that the host runs ahead of."""
+"""Time stamps of the host, or of a device that the host runs ahead of."""
 
 from __future__ import annotations
 

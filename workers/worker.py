@@ -24,15 +24,15 @@ from workers.attention import registry
 from workers.attention.triton_paged import gpu_refusal
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.executor import Executor
-from workers.following import DriverRank, FollowerRank
 from workers.graphs.capture import CudaGraphCapture
 from workers.graphs.decode import GraphPlan, default_sizes
-from workers.launched import LaunchedStep
+from workers.launched_step import LaunchedStep
 from workers.models.loading import load
 from workers.ranks import Ranks
 from workers.runner import Runner
+from workers.tensor_parallel import DriverRank, FollowerRank
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 POLL_MILLISECONDS = 1
@@ -55,13 +55,13 @@ class Worker:
         self._driver: DriverRank | None = None
 
     def run(self) -> None:
-        """Load the model and serve steps until told to stop. Raises PeerLost."""
+        """Load the model and serve steps until the router stops it. Raises PeerLost."""
         start = self._channel.receive()
         if not isinstance(start, Start):
             raise RuntimeError(f"expected Start as the first frame, got {type(start).__name__}")
         try:
             runner, device = self._load(start)
-        except (Unsupported, ValueError, OSError) as error:
+        except (UnsupportedModel, ValueError, OSError) as error:
             self._channel.send(Refused(f"{start.model.path} cannot be served: {error}"))
             return
         if isinstance(runner, FollowerRank):
@@ -139,7 +139,7 @@ class Worker:
                 n_blocks, executor, start.cache.memory, start.model.max_total_tokens
             )
         if n_blocks < 1:
-            raise Unsupported(
+            raise UnsupportedModel(
                 f"no block of the KV cache ({per_block} bytes) fits in the memory that is left; "
                 "free some, or give it more with --kv-cache-memory"
             )
@@ -265,7 +265,7 @@ def _check_cache(
         return [] if enough else [f"--kv-cache-memory asks for more than there is: {room.because}"]
     if n_tokens < least:
         wanted = -(-least // executor.block_size) * executor.bytes_per_block
-        raise Unsupported(
+        raise UnsupportedModel(
             f"there is no room for a KV cache of {least} tokens ({gigabytes(wanted)}): "
             f"{room.because}. The cache may have a part in {memory.CPU_SHARE} of what is left, and "
             f"{gigabytes(memory.OTHERS)} stay free. Allow more memory, ask for less with "
@@ -281,7 +281,7 @@ def _check_cache(
 
 
 def choose_device(rank: int = 0, world_size: int = 1) -> tuple[torch.device, list[str]]:
-    """Where a rank serves, and what a person should know of the choice. Raises Unsupported."""
+    """Choose the device of a rank; return it with notes for the operator. Raises Unsupported."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), unused_gpus()
     refusal = gpu_refusal()
@@ -289,7 +289,7 @@ def choose_device(rank: int = 0, world_size: int = 1) -> tuple[torch.device, lis
         if world_size == 1:
             return torch.device("cuda"), []
         if world_size > torch.cuda.device_count():
-            raise Unsupported(
+            raise UnsupportedModel(
                 f"--num-shard is {world_size}, and there are {torch.cuda.device_count()} GPUs here"
             )
         torch.cuda.set_device(rank)

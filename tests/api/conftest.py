@@ -223,7 +223,7 @@ def events_of(response: httpx.Response) -> list[Any]:
 
 
 def refusal(response: httpx.Response) -> str:
-    """Why an OpenAI route refused a request, which its clients are told in OpenAI's form."""
+    """Why an OpenAI route refused a request, which its clients get in OpenAI's form."""
     assert response.status_code == 400, response.text
     assert response.headers["content-type"] == "application/json"
     error: dict[str, Any] = response.json()["error"]

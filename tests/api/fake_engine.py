@@ -42,7 +42,7 @@ class FakeGeneration:
         self.prompt_top_tokens: list[tuple[TopToken, ...]] = (
             [()] + [top] * (len(request.prompt) - 1) if n_top else []
         )
-        self.tap: Callable[[Emitted], bool] | None = None
+        self.sink: Callable[[Emitted], bool] | None = None
         """Never called: all is left to the reader."""
         self.cancelled = False
         self.done = False

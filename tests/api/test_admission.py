@@ -81,7 +81,7 @@ async def test_more_requests_than_rows_wait_and_are_served(
 
 
 @pytest.mark.parametrize(("path", "body"), ROUTES)
-async def test_what_finds_no_place_is_told_when_to_come_back(
+async def test_what_finds_no_place_gets_a_retry_after(
     live: httpx.AsyncClient, engine: FakeEngine, path: str, body: dict[str, Any]
 ) -> None:
     asked = await fill(live, engine)
@@ -104,10 +104,10 @@ async def test_the_newest_of_a_crowd_gives_way_to_another_client(
 ) -> None:
     *before, newest = await fill(live, engine, path=path, body=body)
     newcomer = asyncio.create_task(other.post("/generate", json=BODY))
-    told = await newest
-    assert told.status_code == 429
-    assert "retry-after" in told.headers
-    assert "its place went to a client with fewer" in told.text
+    reported = await newest
+    assert reported.status_code == 429
+    assert "retry-after" in reported.headers
+    assert "its place went to a client with fewer" in reported.text
     assert not newcomer.done()
     engine.go.set()
     assert (await newcomer).status_code == 200
@@ -115,13 +115,13 @@ async def test_the_newest_of_a_crowd_gives_way_to_another_client(
     assert engine.reservations.n_rows == 0
 
 
-async def test_a_stream_of_tgi_that_gives_way_is_told_in_an_event(
+async def test_a_stream_of_tgi_that_gives_way_is_reported_in_an_event(
     live: httpx.AsyncClient, other: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     *before, newest = await fill(live, engine, path="/generate_stream")
     newcomer = asyncio.create_task(other.post("/generate", json=BODY))
-    told = events_of(await newest)
-    assert told[-1]["error_type"] == "overloaded"
+    reported = events_of(await newest)
+    assert reported[-1]["error_type"] == "overloaded"
     engine.go.set()
     await asyncio.gather(newcomer, *before)
 
@@ -195,9 +195,9 @@ async def test_a_stream_that_waits_for_long_shows_that_it_lives(
     before = await fill(live, engine, N_ROWS + N_QUEUED - 1)
     async with live.stream(
         "POST", "/v1/completions", json={"prompt": "Hi", "stream": True}
-    ) as told:
-        assert told.status_code == 200
-        pieces = told.aiter_text()
+    ) as reported:
+        assert reported.status_code == 200
+        pieces = reported.aiter_text()
         assert await anext(pieces) == ":\n\n"
         newcomer = asyncio.create_task(other.post("/generate", json=BODY))
         rest = "".join([piece async for piece in pieces])
@@ -213,9 +213,9 @@ async def test_a_stream_that_fails_before_its_first_token_has_the_status_of_that
     engine.go.set()
     engine.error, engine.fail_before = GenerationError("no luck"), 0
     for send in (api.chat, api.complete):
-        told = await send("Hi", stream=True)
-        assert told.status_code == GenerationError.status
-        assert told.headers["content-type"] == "application/json"
+        reported = await send("Hi", stream=True)
+        assert reported.status_code == GenerationError.status
+        assert reported.headers["content-type"] == "application/json"
 
 
 async def test_a_client_that_leaves_the_queue_makes_room_at_once(
@@ -243,7 +243,7 @@ class TestLikeTGI:
     def strict(self, settings: Settings) -> None:
         settings.strict_tgi = True
 
-    async def test_what_is_refused_is_told_in_the_words_of_tgi(
+    async def test_what_is_refused_is_reported_in_the_words_of_tgi(
         self, live: httpx.AsyncClient, engine: FakeEngine
     ) -> None:
         asked = await fill(live, engine)
@@ -289,7 +289,7 @@ class TestTurnover:
             turnover.released(1, crowded=True)
         assert turnover.refused(1) == 1
 
-    def test_nobody_is_told_to_wait_for_longer_than_a_minute(self, clock: Clock) -> None:
+    def test_no_client_is_asked_to_wait_for_longer_than_a_minute(self, clock: Clock) -> None:
         turnover = Turnover()
         for _ in range(2):
             turnover.released(1, crowded=True)

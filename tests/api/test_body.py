@@ -85,12 +85,12 @@ async def test_a_body_over_the_limit_is_a_413(
     body = b'{"inputs": "' + b"a" * settings.payload_limit + b'"}'
     response = await client.post("/generate", content=body, headers=JSON)
     assert response.status_code == 413
-    told = "Failed to buffer the request body: length limit exceeded"
+    reported = "Failed to buffer the request body: length limit exceeded"
     assert response.text == (
-        f"{told}. Allowed: 10000 bytes. The limit is set by the server's --payload-limit"
+        f"{reported}. Allowed: 10000 bytes. The limit is set by the server's --payload-limit"
     )
     settings.strict_tgi = True
-    assert (await client.post("/generate", content=body, headers=JSON)).text == told
+    assert (await client.post("/generate", content=body, headers=JSON)).text == reported
 
 
 async def test_a_body_of_the_limit_is_read(client: httpx.AsyncClient, settings: Settings) -> None:

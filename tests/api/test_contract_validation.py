@@ -162,23 +162,25 @@ def mode(request: pytest.FixtureRequest, settings: Settings) -> None:
 @pytest.mark.usefixtures("mode")
 class TestRules:
     @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.message)
-    async def test_a_broken_rule_is_told(
+    async def test_a_broken_rule_is_reported(
         self, api: Api, engine: FakeEngine, events: EventsOf, settings: Settings, row: Row
     ) -> None:
         for name, value in row.limits.items():
             setattr(settings, name, value)
         answer = row.answer(strict_tgi=settings.strict_tgi)
-        told = {"error": answer, "error_type": "validation"}
+        reported = {"error": answer, "error_type": "validation"}
         if not row.stream:
             response = await api.generate(row.inputs, **row.parameters)
-            assert (response.status_code, response.json()) == (422, told)
+            assert (response.status_code, response.json()) == (422, reported)
         if row.stream or "best_of" not in row.parameters:
             response = await api.generate_stream(row.inputs, **row.parameters)
-            assert (response.status_code, events(response)) == (200, [told])
+            assert (response.status_code, events(response)) == (200, [reported])
         assert engine.requests == []
 
-    async def test_the_first_rule_in_tgis_order_is_told(self, api: Api, settings: Settings) -> None:
-        """Each step mends what was told, and may break more."""
+    async def test_the_first_rule_in_tgis_order_is_reported(
+        self, api: Api, settings: Settings
+    ) -> None:
+        """Each step mends what was reported, and may break more."""
         given: dict[str, Any] = {
             "best_of": 4,
             "repetition_penalty": 0,
@@ -254,8 +256,11 @@ class TestRules:
         for send in (api.chat, api.complete):
             response = await send("Hi", **{field: value})
             if settings.strict_tgi:
-                told = {"error": f"Input validation error: {message}", "error_type": "validation"}
-                assert (response.status_code, response.json()) == (422, told)
+                reported = {
+                    "error": f"Input validation error: {message}",
+                    "error_type": "validation",
+                }
+                assert (response.status_code, response.json()) == (422, reported)
             else:
                 # Under the client's own name of the field.
                 assert f"`{field}` " in refusal(response)
@@ -281,7 +286,7 @@ class TestStrict:
             "error_type": "suffix not supported",
         }
 
-    async def test_an_empty_list_of_prompts_is_told_in_plain_text(self, api: Api) -> None:
+    async def test_an_empty_list_of_prompts_is_reported_in_plain_text(self, api: Api) -> None:
         response = await api.complete([])
         assert response.status_code == 422
         assert response.text.endswith(
@@ -289,7 +294,7 @@ class TestStrict:
         )
 
     @pytest.mark.parametrize("send", ["chat", "complete"])
-    async def test_a_prompt_that_is_too_long_is_told_in_tgis_words(
+    async def test_a_prompt_that_is_too_long_is_reported_in_tgis_words(
         self, api: Api, send: str
     ) -> None:
         response = await getattr(api, send)("a" * 200, max_tokens=5)
@@ -310,8 +315,8 @@ class TestGrammars:
             assert engine.requests[0].grammar == '{"kind":"json","schema":{"type":"array"}}'
             return
         message = "grammar is not valid: Grammar must have a 'properties' field"
-        told = {"error": f"Input validation error: {message}", "error_type": "validation"}
-        assert (response.status_code, response.json()) == (422, told)
+        reported = {"error": f"Input validation error: {message}", "error_type": "validation"}
+        assert (response.status_code, response.json()) == (422, reported)
 
     @pytest.mark.parametrize("checker", [None])
     @pytest.mark.parametrize("strict", [False, True])
@@ -326,8 +331,8 @@ class TestGrammars:
             else "`grammar` is not supported: the server was started with "
             "--disable-grammar-support. Remove it from the request"
         )
-        told = {"error": f"Input validation error: {message}", "error_type": "validation"}
-        assert (response.status_code, response.json()) == (422, told)
+        reported = {"error": f"Input validation error: {message}", "error_type": "validation"}
+        assert (response.status_code, response.json()) == (422, reported)
 
 
 def test_what_does_not_hold_is_in_the_table_of_differences() -> None:

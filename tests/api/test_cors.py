@@ -136,7 +136,7 @@ class TestWithOrigins:
             assert response.headers.get("access-control-allow-origin") == allowed
             assert "origin" in response.headers["vary"]
 
-    async def test_caches_are_told_that_origins_differ(self, client: httpx.AsyncClient) -> None:
+    async def test_caches_learn_that_origins_differ(self, client: httpx.AsyncClient) -> None:
         assert (await client.get("/info")).headers["vary"] == "origin"
 
     async def test_they_are_let_into_a_private_network(self, client: httpx.AsyncClient) -> None:

@@ -16,7 +16,7 @@ JSON = {"content-type": "application/json"}
 ROUTES = [("/v1/chat/completions", CHAT), ("/v1/completions", {"prompt": "Hi"})]
 
 
-def told(response: httpx.Response) -> dict[str, Any]:
+def reported(response: httpx.Response) -> dict[str, Any]:
     """The object, which is all that OpenAI's clients look at."""
     assert response.headers["content-type"] == "application/json"
     error: dict[str, Any] = response.json()["error"]
@@ -47,7 +47,7 @@ class TestBodies:
         message: str,
     ) -> None:
         response = await client.post("/v1/chat/completions", content=content, headers=JSON)
-        error = told(response)
+        error = reported(response)
         assert response.status_code == status
         assert message in error["message"]
         assert (error["type"], error["param"]) == ("invalid_request_error", param)
@@ -56,7 +56,7 @@ class TestBodies:
         headers = {"content-type": "text/plain"}
         response = await client.post("/v1/completions", content=b"{}", headers=headers)
         assert response.status_code == 415
-        assert told(response)["type"] == "invalid_request_error"
+        assert reported(response)["type"] == "invalid_request_error"
 
 
 class TestRouting:
@@ -64,30 +64,30 @@ class TestRouting:
     async def test_a_route_that_is_not_there(self, client: httpx.AsyncClient, path: str) -> None:
         response = await client.post(path, json={})
         assert response.status_code == 404
-        error = told(response)
+        error = reported(response)
         assert path in error["message"]
         assert error["code"] == "unknown_url"
 
     async def test_a_path_without_end_is_not_shown_whole(self, client: httpx.AsyncClient) -> None:
         response = await client.get("/v1/" + "a" * 5000)
-        assert len(told(response)["message"]) < 300
+        assert len(reported(response)["message"]) < 300
 
     async def test_another_method(self, client: httpx.AsyncClient) -> None:
         response = await client.get("/v1/chat/completions")
         assert response.status_code == 405
         assert response.headers["allow"] == "OPTIONS, POST"
-        assert "POST" in told(response)["message"]
+        assert "POST" in reported(response)["message"]
 
     @pytest.mark.parametrize(
         "path", ["/chat/completions", "/completions/", "/models", "/api/v1/chat/completions"]
     )
-    async def test_a_client_whose_base_url_lacks_v1_is_told_so(
+    async def test_a_client_whose_base_url_lacks_v1_is_gets_a_hint(
         self, client: httpx.AsyncClient, path: str
     ) -> None:
         response = await client.post(path, json={})
         assert response.status_code == 404
-        assert f"{path} here" in told(response)["message"]
-        assert "ends in /v1" in told(response)["message"]
+        assert f"{path} here" in reported(response)["message"]
+        assert "ends in /v1" in reported(response)["message"]
 
     @pytest.mark.parametrize("path", ["/v2/nothing", "/v1x", "/v10/chat"])
     async def test_other_paths_are_answered_as_by_tgi(
@@ -109,12 +109,12 @@ class TestKey:
         headers = {"authorization": "Bearer my-other-key"}
         response = await client.post(path, json=body, headers=headers)
         assert response.status_code == 401
-        assert told(response)["code"] == "invalid_api_key"
+        assert reported(response)["code"] == "invalid_api_key"
         assert "my-other-key" not in response.text
 
-    async def test_none_is_told_apart(self, client: httpx.AsyncClient) -> None:
+    async def test_none_is_distinguished(self, client: httpx.AsyncClient) -> None:
         response = await client.post("/v1/completions", json={})
-        assert told(response)["message"].startswith("No API key was given")
+        assert reported(response)["message"].startswith("No API key was given")
 
 
 class TestWhileServing:
@@ -140,7 +140,7 @@ class TestWhileServing:
         engine.refusal = error
         response = await client.post(path, json=body)
         assert response.status_code == status
-        assert told(response)["type"] == kind
+        assert reported(response)["type"] == kind
         assert ("retry-after" in response.headers) is (status in (429, 503))
         assert response.json()["error_type"] == error.error_type
 
@@ -150,7 +150,7 @@ class TestWhileServing:
         engine.refusal = TypeError("bug")
         response = await client.post("/v1/completions", json={"prompt": "Hi"})
         assert response.status_code == 500
-        assert told(response)["message"] == "Internal server error"
+        assert reported(response)["message"] == "Internal server error"
 
     @pytest.mark.parametrize(("path", "body"), ROUTES)
     async def test_within_a_stream_it_is_an_event(

@@ -37,7 +37,7 @@ def event(payload: object) -> bytes:
 
 
 def describe(error: ServerError) -> list[dict[str, str]]:
-    return [{"told": str(error)}]
+    return [{"reported": str(error)}]
 
 
 async def test_the_peer_is_known_without_its_port(sent: Sent) -> None:
@@ -63,7 +63,7 @@ async def test_an_error_within_a_stream_ends_it(sent: Sent) -> None:
     await sent.exchange.open_stream([], describe)
     await sent.exchange.write(["first"])
     await sent.exchange.fail(Overloaded())
-    assert sent.bodies == [event("first"), b'data: {"told":"Model is overloaded"}\n\n']
+    assert sent.bodies == [event("first"), b'data: {"reported":"Model is overloaded"}\n\n']
     assert not sent.messages[-1].get("more_body", False)
 
 

@@ -77,7 +77,7 @@ SET_BY = "The limit is set by the server's "
         ),
     ],
 )
-async def test_a_broken_rule_is_told_in_its_words(
+async def test_a_broken_rule_is_reported_in_its_words(
     api: Api, engine: FakeEngine, parameters: dict[str, Any], message: str
 ) -> None:
     response = await api.generate("Hi", **parameters)
@@ -140,8 +140,8 @@ async def test_a_negative_seed_is_a_seed_too(
     for send in (api.generate, api.chat, api.complete):
         assert (await send("Hi", seed=seed)).status_code == 200
         assert engine.requests.pop().sampling.seed == drawn
-    told = (await api.generate("Hi", seed=seed, do_sample=True, details=True)).json()
-    assert told["details"]["seed"] == drawn
+    reported = (await api.generate("Hi", seed=seed, do_sample=True, details=True)).json()
+    assert reported["details"]["seed"] == drawn
 
 
 async def test_tgi_knows_no_negative_seed(api: Api, settings: Settings) -> None:
@@ -205,8 +205,8 @@ async def test_a_float_that_overflows_is_refused(client: httpx.AsyncClient) -> N
 async def test_best_of_is_refused_where_it_is_turned_off(api: Api, settings: Settings) -> None:
     settings.max_best_of = 1
     response = await api.generate("Hi", best_of=2, do_sample=True)
-    told = f"`best_of` != 1 is not allowed for this endpoint. {SET_BY}--max-best-of"
-    assert response.json()["error"].endswith(told)
+    reported = f"`best_of` != 1 is not allowed for this endpoint. {SET_BY}--max-best-of"
+    assert response.json()["error"].endswith(reported)
 
 
 @pytest.mark.parametrize(

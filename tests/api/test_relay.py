@@ -9,7 +9,7 @@ import pytest
 
 from tests.api.fake_engine import words
 from tgi_async.api.encoding import Events
-from tgi_async.api.engine import Generation
+from tgi_async.api.engine_client import Generation
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.relay import relay
 from tgi_async.errors import GenerationError
@@ -19,12 +19,12 @@ A, B, C, D = words("a", "b", "c", "d")
 
 
 class Scripted:
-    """Offers each of what it emits to its tap, and yields what that does not take."""
+    """Offers each of what it emits to its sink, and yields what that does not take."""
 
     def __init__(self, *emitted: Emitted, error: Exception | None = None) -> None:
         self._emitted = list(emitted)
         self._error = error
-        self.tap: Callable[[Emitted], bool] | None = None
+        self.sink: Callable[[Emitted], bool] | None = None
 
     def __aiter__(self) -> Scripted:
         return self
@@ -32,8 +32,8 @@ class Scripted:
     async def __anext__(self) -> Emitted:
         while self._emitted:
             emitted = self._emitted.pop(0)
-            assert self.tap is not None
-            if emitted.finish_reason is not None or not self.tap(emitted):
+            assert self.sink is not None
+            if emitted.finish_reason is not None or not self.sink(emitted):
                 return emitted
         if self._error is not None:
             raise self._error
@@ -81,7 +81,7 @@ async def test_who_does_not_is_waited_for() -> None:
     assert exchange.pieces == [("at once", ["a"]), ("waited", ["b", "c"]), ("at once", ["d"])]
 
 
-async def test_what_fails_is_told_after_what_was_emitted() -> None:
+async def test_what_fails_is_reported_after_what_was_emitted() -> None:
     exchange = Pieces(True)
     with pytest.raises(GenerationError, match="broken"):
         await relayed(Scripted(Emitted([A], None), error=GenerationError("broken")), exchange)

@@ -112,7 +112,7 @@ class TestModels:
         assert (error["code"], error["param"]) == ("model_not_found", "model")
 
     @pytest.mark.parametrize(
-        ("asked", "told"),
+        ("asked", "reported"),
         [
             (None, "first"),
             ("", "first"),
@@ -123,10 +123,10 @@ class TestModels:
         ],
     )
     async def test_replies_have_the_first_name(
-        self, api: Api, events: EventsOf, asked: str | None, told: str
+        self, api: Api, events: EventsOf, asked: str | None, reported: str
     ) -> None:
-        assert (await api.chat("Hi", model=asked)).json()["model"] == told
-        assert events(await api.chat("Hi", model=asked, stream=True))[0]["model"] == told
+        assert (await api.chat("Hi", model=asked)).json()["model"] == reported
+        assert events(await api.chat("Hi", model=asked, stream=True))[0]["model"] == reported
         assert (await api.complete("Hi", model=asked)).json()["model"] == "first"
 
     @pytest.mark.usefixtures("as_tgi")

@@ -35,7 +35,7 @@ STREAMED = [
 ]
 
 
-def told(response: httpx.Response) -> dict[str, str]:
+def reported(response: httpx.Response) -> dict[str, str]:
     return {name: value for name, value in response.headers.items() if name.startswith("x-")}
 
 
@@ -43,7 +43,7 @@ def told(response: httpx.Response) -> dict[str, str]:
 async def test_a_reply_has_all_of_them(
     client: httpx.AsyncClient, path: str, body: dict[str, Any]
 ) -> None:
-    headers = told(await client.post(path, json=body))
+    headers = reported(await client.post(path, json=body))
     assert set(headers) == WHOLE
     # The engine of these tests says that it queued for 0.5 s and computed for 2 s.
     assert headers["x-queue-time"] == "500"
@@ -62,7 +62,7 @@ async def test_a_stream_has_those_that_are_known_when_it_begins(
     client: httpx.AsyncClient, path: str, body: dict[str, Any]
 ) -> None:
     response = await client.post(path, json=body)
-    assert set(told(response)) == STREAM | {"x-accel-buffering"}
+    assert set(reported(response)) == STREAM | {"x-accel-buffering"}
     assert response.headers["x-accel-buffering"] == "no"
     assert response.headers["cache-control"] == "no-cache"
     assert response.headers["content-type"] == "text/event-stream"

@@ -76,12 +76,12 @@ def test_servers_are_asked_at_openais_route_unless_they_are_named_with_the_other
 @pytest.mark.parametrize(
     "wrong", [["--server", "x=ftp://h"], ["--server", "x"], [*SERVER, "--pid", "other=1"]]
 )
-def test_a_wrong_server_is_told(wrong: list[str]) -> None:
+def test_a_wrong_server_is_reported(wrong: list[str]) -> None:
     with pytest.raises(LoadError):
         servers_of(parse(wrong))
 
 
-def test_a_plot_that_could_not_be_drawn_is_told_before_anything_runs(
+def test_a_plot_that_could_not_be_drawn_is_reported_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = tmp_path / "kept.json"

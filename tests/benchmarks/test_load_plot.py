@@ -39,7 +39,7 @@ def test_points_are_in_order_of_streams_and_those_that_failed_are_left_out(
 
 
 @pytest.mark.parametrize("kept", [{}, {"sweep": {}}, {"sweep": []}, {"sweep": {"x": {}}}, 7])
-def test_what_holds_no_sweep_is_told(kept: Any) -> None:
+def test_what_holds_no_sweep_is_reported(kept: Any) -> None:
     with pytest.raises(LoadError):
         curves_of(kept)
 

@@ -109,7 +109,8 @@ def generate(
         done = runner.collect(runner.launch(Step(step, [], admit, [], runs)))
         if done.errors:
             raise RuntimeError(done.errors[0].message)
-        # First the rows that sample, decodes before chunks; then what is scored of each chunk.
+        # First the rows that sample, decodes before chunks; then the prompt log-probabilities of
+        # each chunk.
         order = [one.row for one in done.sampled]
         offset = len(order)
         for run in runs:

@@ -12,9 +12,9 @@ from tests.families.cases import CASES, REFUSED, Case, save
 from tests.families.faults import FAULTS, NoPlace
 from tests.families.parity import CPU, MOST_DIFFERENCE, Reference, compare, difference, generate
 from tests.workers.loading import load
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.models.description import read_config
-from workers.models.families import TESTED
+from workers.models.tested_families import TESTED
 from workers.models.transformers_path import TransformersModel
 
 QUICK = (
@@ -103,5 +103,5 @@ def test_a_family_that_is_not_here_says_so_at_start(tmp_path: Path) -> None:
 def test_what_does_not_run_is_refused_by_its_config(what: str, tmp_path: Path) -> None:
     kind, settings = REFUSED[what]
     AutoConfig.for_model(kind, **settings).save_pretrained(tmp_path)
-    with pytest.raises(Unsupported, match=kind):
+    with pytest.raises(UnsupportedModel, match=kind):
         read_config(tmp_path, trust_remote_code=False)

@@ -13,7 +13,7 @@ from tests.families.cases import CASES, Case, config_of, save
 from tests.families.parity import CPU
 from tests.workers.loading import load
 from tests.workers.our_layers import replaced
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.models.layers import PackedForward, layers_of
 from workers.models.rope import Scaling
 from workers.models.transformers_path import TransformersModel
@@ -25,19 +25,23 @@ def built(kind: str, **settings: Any) -> Any:
 
 def test_a_state_besides_keys_and_values_is_named() -> None:
     model = built("lfm2", layer_types=["conv", "full_attention"] * 2)
-    with pytest.raises(Unsupported, match=r"layers\.0\.conv\.conv is a Conv1d"):
+    with pytest.raises(UnsupportedModel, match=r"layers\.0\.conv\.conv is a Conv1d"):
         layers_of(model)
 
 
 def test_layers_that_do_not_attend_through_the_interface_are_counted() -> None:
-    with pytest.raises(Unsupported, match="4 layers, and attends with AttentionInterface in 0"):
+    with pytest.raises(
+        UnsupportedModel, match="4 layers, and attends with AttentionInterface in 0"
+    ):
         layers_of(built("openai-gpt"))
 
 
 def test_code_that_does_not_run_over_packed_tokens_is_quoted() -> None:
     model = built("llama")
     del model.model.layers[2].self_attn.o_proj
-    with pytest.raises(Unsupported, match=r"llama does not run with paged attention .* 'o_proj'"):
+    with pytest.raises(
+        UnsupportedModel, match=r"llama does not run with paged attention .* 'o_proj'"
+    ):
         layers_of(model)
 
 
@@ -118,5 +122,5 @@ def test_a_model_without_a_rotary_embedding_takes_no_scaling(tmp_path: Path) -> 
 
 def test_what_only_a_config_names_is_refused_before_weights(tmp_path: Path) -> None:
     AutoConfig.for_model("mamba").save_pretrained(tmp_path)  # there are no weights
-    with pytest.raises(Unsupported, match="mamba keeps a state of its own"):
+    with pytest.raises(UnsupportedModel, match="mamba keeps a state of its own"):
         load(tmp_path, torch.float32, CPU)

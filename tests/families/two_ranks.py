@@ -15,7 +15,7 @@ import torch
 from tests.families.cases import CASES
 from tests.families.parity import CPU, Text, forced
 from tests.workers.loading import load
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.ranks import Ranks
 
 
@@ -36,7 +36,7 @@ def main(rank: int, folder: Path, names: list[str]) -> None:
                 max_total_tokens=case.max_total_tokens,
             )
             found = forced(model, torch.load(path / "texts.pt"))
-        except (Unsupported, RuntimeError, ValueError) as error:
+        except (UnsupportedModel, RuntimeError, ValueError) as error:
             found = str(error)
         if rank == 0:
             saved = found if isinstance(found, str) else [text.logits for text in found]

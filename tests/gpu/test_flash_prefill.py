@@ -67,7 +67,7 @@ def test_what_they_do_not_take_the_triton_kernel_does(
     assert device != "cpu" or flash_doubles.calls == ["flash"] * taken
 
 
-def test_a_shape_that_they_do_not_take_is_told(device: str, choice: str) -> None:
+def test_a_shape_that_they_do_not_take_is_reported(device: str, choice: str) -> None:
     for head_dim, dtype in ((64, torch.float32), (20, torch.bfloat16), (264, torch.bfloat16)):
         there = Shape(4, 2, head_dim, 256, dtype, device)
         (note,) = CHOICES[choice](there.attention).notes

@@ -18,8 +18,8 @@ from tgi_async.wire.messages import Sampling
 from workers.sampling import Allowed, Sampler, SamplerOutput
 from workers.sampling.candidates import candidates
 from workers.sampling.device import NUMBERS, DeviceSampling
+from workers.sampling.exponential_race import add_gumbel_noise
 from workers.sampling.output import Picked
-from workers.sampling.race import raced
 from workers.sampling.truncation import UNIT
 
 pytest.importorskip("triton", reason="the package triton is not installed")
@@ -77,13 +77,13 @@ class Case:
         return scores / torch.tensor(temperature)[:, None]
 
     def near_a_tie(self, tokens: Tensor, others: Tensor) -> Tensor:
-        """bool [n]: whether the race between these two of each row is undecided."""
+        """bool [n]: whether the noisy scores of these two tokens of each row nearly tie."""
         sampler = self.sampler(None)
         numbers = sampler._bits(
             np.asarray(self.rows), np.asarray(self.positions), np.ones(len(self.rows), np.uint16)
         )
         ids = torch.stack([tokens, others], 1)
-        values = raced(self.processed().gather(1, ids), ids, numbers)
+        values = add_gumbel_noise(self.processed().gather(1, ids), ids, numbers)
         return (values[:, 0] - values[:, 1]).abs() < NOISE
 
     def near_the_bound(self) -> Tensor:
@@ -102,7 +102,7 @@ class Case:
 
 def expect_the_same(case: Case, device: str) -> None:
     expected, found = case.expected(), case.found(device)
-    assert torch.equal(found.maxima, expected.maxima.float())
+    assert torch.equal(found.max_logits, expected.max_logits.float())
     undecided = case.near_the_bound()
     assert undecided.float().mean() <= 0.1
     other = (found.tokens != expected.tokens) & ~undecided
@@ -298,7 +298,7 @@ def test_a_greedy_row_is_one_of_zeros_and_takes_of_equals_the_lowest_id(device: 
     zeros = torch.zeros(4, sampling.WIDTH, dtype=torch.int32, device=device)
     found = Picked(*(x.cpu() for x in sampling.sample(logits.to(device), zeros)))
     assert found.tokens.tolist() == [int(logits[0].argmax()), 700, 0, 1]
-    assert torch.equal(found.maxima, logits.amax(1))
+    assert torch.equal(found.max_logits, logits.amax(1))
     expected = logits.double().log_softmax(1).amax(1).float()
     torch.testing.assert_close(found.logprobs, expected, rtol=0, atol=NOISE)
 
@@ -308,7 +308,7 @@ def test_the_noise_of_any_hash_is_the_races(device: str, word: int) -> None:
     # Token 0 under the first word 0 has the second word for its only hash.
     second = torch.tensor(unmixed(word), dtype=torch.int64).int()
     key = torch.stack([torch.zeros_like(second), second])[None]
-    noise = raced(torch.zeros(1, 2), torch.arange(2)[None], key)[0]
+    noise = add_gumbel_noise(torch.zeros(1, 2), torch.arange(2)[None], key)[0]
     # What token 0 lacks in its score is next to what it has more in noise.
     apart = torch.tensor([NOISE, -NOISE]) + (noise[1] - noise[0])
     logits = torch.stack([apart, torch.zeros(2)], 1)
@@ -333,10 +333,10 @@ def test_a_row_of_broken_logits_says_so_and_harms_nobody_else(
     case.logits[4::8, 80] = torch.inf
     case.logits[6::8] = -torch.inf
     found = case.found(device)
-    assert found.maxima[0::8].isnan().all()
-    assert found.maxima[2::8].isnan().all()
-    assert (found.maxima[4::8] == torch.inf).all()
-    assert (found.maxima[6::8] == -torch.inf).all()
+    assert found.max_logits[0::8].isnan().all()
+    assert found.max_logits[2::8].isnan().all()
+    assert (found.max_logits[4::8] == torch.inf).all()
+    assert (found.max_logits[6::8] == -torch.inf).all()
     assert ((found.tokens >= 0) & (found.tokens < 90)).all()
     for mine, before in zip(found, whole, strict=True):
         assert torch.equal(mine[~bad], before[~bad])

@@ -18,7 +18,7 @@ import tokenizers
 
 from tests.api.tiny_tokenizer import tiny_inner
 from tgi_async.grammar.grammar import Grammar
-from workers.grammar.engine import Engine, GrammarError, Matcher
+from workers.grammar.engine import GrammarEngine, GrammarError, Matcher
 from workers.grammar.llguidance_engine import LlguidanceEngine
 
 MERGES = ['{"', '": ', '", "', '"}', ", ", "true", "null", "ab", "한", "12", "[]", "\\n", "a,"]
@@ -43,7 +43,7 @@ def folder() -> Path:
 
 
 @cache
-def engine_of() -> Engine:
+def engine_of() -> GrammarEngine:
     return LlguidanceEngine(folder() / "tokenizer.json", vocab_size(), [end_id()])
 
 
@@ -70,7 +70,7 @@ def accepts(matcher: Matcher, text: str) -> bool:
     return matcher.complete
 
 
-def follows(engine: Engine, grammar: Grammar, text: str) -> bool:
+def follows(engine: GrammarEngine, grammar: Grammar, text: str) -> bool:
     return accepts(engine.matcher(grammar), text)
 
 

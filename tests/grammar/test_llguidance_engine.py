@@ -139,7 +139,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("grammar", "why"), REFUSED, ids=lambda it: str(it)[:60])
-def test_what_can_not_be_followed_is_told_in_short(grammar: Any, why: str) -> None:
+def test_what_cannot_be_followed_is_reported_in_short(grammar: Any, why: str) -> None:
     with pytest.raises(GrammarError) as refused:
         engine_of().matcher(grammar)
     assert str(refused.value).startswith(why)
@@ -156,7 +156,7 @@ def test_the_end_of_the_text_is_the_token_that_ends_it() -> None:
     assert matcher.ended
 
 
-def test_a_text_that_can_not_go_on_has_ended() -> None:
+def test_a_text_that_cannot_go_on_has_ended() -> None:
     matcher = engine_of().matcher(Text("a"))
     matcher.advance(tokenizer().encode("a").ids)
     assert (matcher.complete, matcher.ended) == (True, True)

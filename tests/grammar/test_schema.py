@@ -279,7 +279,7 @@ REFUSED: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("schema", "why"), REFUSED, ids=lambda it: str(it)[:50])
-def test_what_can_not_be_followed_is_refused_by_name(schema: dict[str, Any], why: str) -> None:
+def test_what_cannot_be_followed_is_refused_by_name(schema: dict[str, Any], why: str) -> None:
     with pytest.raises(UnsupportedSchema) as refused:
         normalize(schema)
     assert str(refused.value).startswith(why)
@@ -310,7 +310,7 @@ INVALID: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("schema", "why"), INVALID, ids=lambda it: str(it)[:50])
-def test_what_is_no_schema_is_told(schema: dict[str, Any] | int, why: str) -> None:
+def test_what_is_no_schema_is_reported(schema: dict[str, Any] | int, why: str) -> None:
     with pytest.raises(InvalidSchema) as refused:
         normalize(schema)
     assert str(refused.value).startswith(why)
@@ -449,7 +449,7 @@ def test_every_refusal_is_in_the_docs() -> None:
             assert reason.rpartition("; ")[2][:38].rstrip(":") in docs
 
 
-def test_options_that_are_told_apart_by_one_property_need_no_complement() -> None:
+def test_options_that_are_distinguished_by_one_property_need_no_complement() -> None:
     options = [
         {
             "type": "object",

@@ -149,8 +149,8 @@ def test_formats_are_held_to(name: str) -> None:
         matcher = compiled(case["schema"])
         assert matcher is not None
         for test in case["tests"]:
-            told = f"{case['description']} {test['description']}"
-            if any(part in told for part in (TOO_STRICT if test["valid"] else TOO_LAX)):
+            reported = f"{case['description']} {test['description']}"
+            if any(part in reported for part in (TOO_STRICT if test["valid"] else TOO_LAX)):
                 continue
             accepted = accepts(matcher, one_line(test["data"]))
-            assert accepted == test["valid"], told
+            assert accepted == test["valid"], reported

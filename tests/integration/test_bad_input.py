@@ -88,21 +88,21 @@ def post(server: Server, path: str, content: bytes, headers: dict[str, str] = JS
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("content", NOT_JSON)
-def test_what_is_not_json_is_told_400(server: Server, path: str, content: bytes) -> None:
+def test_what_is_not_json_gets_400(server: Server, path: str, content: bytes) -> None:
     reply = post(server, path, content.replace(b"inputs", TEXT_FIELDS[path]))
 
     assert reply.status_code == 400
     if path.startswith("/v1/"):
-        told = reply.json()["error"]["message"]
+        reported = reply.json()["error"]["message"]
     else:
         assert reply.headers["content-type"].startswith("text/plain")
-        told = reply.text
-    assert told.startswith("Failed to parse the request body as JSON: ")
+        reported = reply.text
+    assert reported.startswith("Failed to parse the request body as JSON: ")
 
 
 @pytest.mark.parametrize("body", WRONG_TYPE, ids=json.dumps)
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
-def test_a_wrong_type_is_told_422(server: Server, path: str, body: Any) -> None:
+def test_a_wrong_type_gets_422(server: Server, path: str, body: Any) -> None:
     reply = post(server, path, json.dumps(body).encode())
 
     assert reply.status_code == 422
@@ -110,7 +110,7 @@ def test_a_wrong_type_is_told_422(server: Server, path: str, body: Any) -> None:
 
 
 @pytest.mark.parametrize(("parameters", "message"), NOT_ALLOWED, ids=str)
-def test_a_value_that_is_not_allowed_is_told_422(
+def test_a_value_that_is_not_allowed_gets_422(
     server: Server, parameters: dict[str, Any], message: str
 ) -> None:
     body = json.dumps({"inputs": "a", "parameters": {"max_new_tokens": 2} | parameters}).encode()
@@ -147,7 +147,7 @@ def test_a_prompt_beyond_the_limit(server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_a_body_of_10_megabytes_is_told_413(server: Server, path: str) -> None:
+def test_a_body_of_10_megabytes_gets_413(server: Server, path: str) -> None:
     content = b'{"inputs": "%s"}' % (b"a" * 10_000_000)
 
     def in_chunks() -> Any:
@@ -164,7 +164,7 @@ def test_a_body_of_10_megabytes_is_told_413(server: Server, path: str) -> None:
         assert "length limit exceeded" in reply.text
 
 
-def test_another_content_type_is_told_415(server: Server) -> None:
+def test_another_content_type_gets_415(server: Server) -> None:
     reply = post(server, "/generate", b'{"inputs": "a"}', {"content-type": "text/plain"})
 
     assert reply.status_code == 415
@@ -182,7 +182,7 @@ def test_unknown_routes_and_methods_have_empty_answers(server: Server) -> None:
         assert (reply.status_code, reply.content) == (status, b""), (method, path)
 
 
-def test_below_v1_they_are_told_as_by_openai(server: Server) -> None:
+def test_below_v1_they_are_reported_as_by_openai(server: Server) -> None:
     for method, path, status in (
         ("DELETE", "/v1/chat/completions", 405),
         ("POST", "/v1/embeddings", 404),
@@ -227,7 +227,7 @@ async def test_other_requests_do_not_notice(server: Server) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_a_server_that_can_not_start_says_why(
+def test_a_server_that_cannot_start_says_why(
     model_folder: object, tmp_path: Any, flags: tuple[str, ...], message: str
 ) -> None:
     done = subprocess.run(

@@ -100,7 +100,7 @@ def ask(server: Server) -> Any:
         reply = client.post(path, json={**body, **fields})
         assert reply.status_code == 200, reply.text
         assert "x-tgi-ignored" not in reply.headers
-        told = [
+        reported = [
             {
                 "text": one["message"]["content"] if chat else one["text"],
                 "finish_reason": one["finish_reason"],
@@ -117,8 +117,8 @@ def ask(server: Server) -> Any:
                     piece = one["delta"].get("content") if chat else one["text"]
                     into["text"] += piece or ""
                     into["finish_reason"] = one["finish_reason"] or into["finish_reason"]
-        assert [streamed[index] for index in sorted(streamed)] == told
-        return told
+        assert [streamed[index] for index in sorted(streamed)] == reported
+        return reported
 
     yield choices
     client.close()

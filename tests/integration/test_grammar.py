@@ -141,7 +141,7 @@ async def test_what_surrounds_a_value(model_folder: Path, tokenizer: Tokenizer) 
     Draft202012Validator(PERSON).validate(json.loads(found[1]))
 
 
-async def test_a_grammar_that_can_not_be_followed_fails_its_own_request(
+async def test_a_grammar_that_cannot_be_followed_fails_its_own_request(
     model_folder: Path, tokenizer: Tokenizer
 ) -> None:
     prompt = prompts_of(tokenizer)[0]

@@ -53,8 +53,8 @@ def test_logits_of_chunks_and_decodes_are_those_of_one_pass(
     cache = model.spec.cache_group.pool(n_rows * BLOCKS_PER_ROW, BLOCK_SIZE)
     table = RowTable(n_rows, BLOCKS_PER_ROW * BLOCK_SIZE, BLOCK_SIZE, CPU)
     runner = Runner(recorder, table, cache, Sampler(n_rows, model.spec.vocab_size, CPU))
-    # Each row's blocks lie scattered through the pool. Prompts are scored, so that every position
-    # goes through the head.
+    # Each row's blocks lie scattered through the pool. Prompt log-probabilities are asked for, so
+    # that every position goes through the head.
     admits = [
         Admit(
             row,
@@ -79,7 +79,8 @@ def test_logits_of_chunks_and_decodes_are_those_of_one_pass(
         done = runner.collect(runner.launch(Step(step, [], admit, [], runs)))
         assert not done.errors
         sampled = {one.row: one.tokens[0] for one in done.sampled}
-        # First the rows that sample, decodes before chunks; then what is scored of each chunk.
+        # First the rows that sample, decodes before chunks; then the prompt log-probabilities of
+        # each chunk.
         order = [one.row for one in done.sampled]
         offset = len(order)
         for run in runs:

@@ -5,7 +5,7 @@ import pytest
 
 from tgi_async.errors import ValidationError
 from tgi_async.scheduler.core import Core
-from tgi_async.scheduler.plan import SCORED_TOKENS, Budget, Plan
+from tgi_async.scheduler.plan import PROMPT_LOGPROB_TOKENS, Budget, Plan
 from tgi_async.scheduler.request import (
     Event,
     FailedEvent,
@@ -52,8 +52,8 @@ def planned(core: Core) -> Plan:
 
 def result(core: Core, plan: Plan, token: int = 7) -> StepDone:
     """Every row that has no known tokens left samples `token`."""
-    (parts,) = (one.parts for one in core._in_flight if one.step == plan.step.step)
-    rows = [part.row for part in parts if part.samples]
+    (scheduled,) = (one.scheduled_rows for one in core._in_flight if one.step == plan.step.step)
+    rows = [one.row for one in scheduled if one.samples]
     return StepDone(plan.step.step, [Sampled(row, [token]) for row in rows], [], [], 0.0, 0.0)
 
 
@@ -173,7 +173,7 @@ def test_what_is_left_of_the_prefill_budget_goes_to_the_next_request() -> None:
     assert [run.n for run in plan.step.run] == [5, 3]
 
 
-def test_only_so_many_prompt_tokens_of_a_step_are_scored() -> None:
+def test_only_so_many_prompt_tokens_of_a_step_have_log_probabilities() -> None:
     core = Core(
         ROOMY._replace(
             pools=[CachePool(1000)], max_total_tokens=2000, max_batch_prefill_tokens=1500
@@ -182,16 +182,16 @@ def test_only_so_many_prompt_tokens_of_a_step_are_scored() -> None:
     submitted(core, 1, 300, prompt_logprobs=True)
     submitted(core, 2, 300, prompt_logprobs=True)
     submitted(core, 3, 700)
-    assert [run.n for run in planned(core).step.run] == [300, SCORED_TOKENS - 300]
+    assert [run.n for run in planned(core).step.run] == [300, PROMPT_LOGPROB_TOKENS - 300]
     core = Core(
         ROOMY._replace(
             pools=[CachePool(1000)], max_total_tokens=2000, max_batch_prefill_tokens=1500
         )
     )
-    submitted(core, 1, SCORED_TOKENS, prompt_logprobs=True)
+    submitted(core, 1, PROMPT_LOGPROB_TOKENS, prompt_logprobs=True)
     submitted(core, 2, 300, prompt_logprobs=True)
     first = planned(core)
-    assert [run.n for run in first.step.run] == [SCORED_TOKENS]
+    assert [run.n for run in first.step.run] == [PROMPT_LOGPROB_TOKENS]
     core.complete(result(core, first))
     assert [run.n for run in planned(core).step.run] == [1, 300]
 
@@ -414,14 +414,14 @@ def test_prompt_logprobs_take_no_hit() -> None:
     assert admit.prompt_top_n_tokens == 3
 
 
-def test_prompt_logprobs_are_told_once_though_a_prefill_is_computed_twice() -> None:
+def test_prompt_logprobs_are_reported_once_though_a_prefill_is_computed_twice() -> None:
     core = Core(ROOMY._replace(max_batch_prefill_tokens=4))
     request = submitted(core, 1, 8, prompt_logprobs=True, prompt_top_n_tokens=1)
 
     def top_of(logprobs: list[float]) -> list[list[TopToken]]:
         return [[TopToken(int(-logprob), 0.0)] for logprob in logprobs]
 
-    def told(start: int, *logprobs: float) -> PromptEvent:
+    def reported(start: int, *logprobs: float) -> PromptEvent:
         ranks = [int(-logprob) for logprob in logprobs]
         return PromptEvent(request, start, list(logprobs), top_of(list(logprobs)), ranks)
 
@@ -429,14 +429,14 @@ def test_prompt_logprobs_are_told_once_though_a_prefill_is_computed_twice() -> N
         plan = planned(core)
         logprobs = [-float(position) for position in range(start, start + n)]
         ranks = list(range(start, start + n))
-        scored = [PromptLogprobs(request.row, start, logprobs, top_of(logprobs), ranks)]
-        return core.complete(msgspec.structs.replace(result(core, plan), prompt_logprobs=scored))
+        found = [PromptLogprobs(request.row, start, logprobs, top_of(logprobs), ranks)]
+        return core.complete(msgspec.structs.replace(result(core, plan), prompt_logprobs=found))
 
-    assert score(1, 2) == [told(1, -1.0, -2.0)]
+    assert score(1, 2) == [reported(1, -1.0, -2.0)]
     core.reset()
-    assert score(1, 4) == [told(3, -3.0, -4.0)]
-    scored, token = score(5, 3)
-    assert scored == told(5, -5.0, -6.0, -7.0)
+    assert score(1, 4) == [reported(3, -3.0, -4.0)]
+    found, token = score(5, 3)
+    assert found == reported(5, -5.0, -6.0, -7.0)
     assert isinstance(token, TokenEvent)
 
 
@@ -555,7 +555,7 @@ def test_nobody_waits_for_the_grammar_of_a_suspect() -> None:
     core.reset(one_by_one=True)
     plan = planned(core)
     assert (plan.admitted, core.suspect) == ([late], late)
-    core.complete(StepDone(plan.step.step, [], [], [], 0.0, 0.0, late=[late.row]))
+    core.complete(StepDone(plan.step.step, [], [], [], 0.0, 0.0, masks_not_ready=[late.row]))
     assert core.suspect is None
     assert planned(core).admitted == [other]
 
@@ -587,10 +587,10 @@ def test_a_request_is_rewound_to_what_its_client_knows() -> None:
     request = submitted(core, 1, 7, 20)
     for token in (1, 2, 3, 4, 5, 6):
         step(core, token)
-    request.n_scored = 7
+    request.n_prompt_logprobs = 7
     request.rewind(2, 5)
     assert request.tokens[7:] == [1, 2]
-    assert request.n_scored == 5
+    assert request.n_prompt_logprobs == 5
     core.reset([request])
     (admit,) = planned(core).step.admit
     assert admit.tokens == request.tokens
@@ -610,7 +610,7 @@ def test_results_come_in_the_order_of_their_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sampled", "errors", "scored", "message"),
+    ("sampled", "errors", "prompt_logprobs", "message"),
     [
         ([], [], [], r"rows \[0\] have no token"),
         ([Sampled(0, [7]), Sampled(0, [8])], [], [], "two results"),
@@ -624,13 +624,16 @@ def test_results_come_in_the_order_of_their_steps() -> None:
     ],
 )
 def test_a_result_that_does_not_fit_its_step_changes_nothing(
-    sampled: list[Sampled], errors: list[RowError], scored: list[PromptLogprobs], message: str
+    sampled: list[Sampled],
+    errors: list[RowError],
+    prompt_logprobs: list[PromptLogprobs],
+    message: str,
 ) -> None:
     core = Core(ROOMY._replace(max_batch_prefill_tokens=8))
     request, chunked = submitted(core, 1, 4), submitted(core, 2, 20)
     plan = planned(core)
     assert (request.row, chunked.row) == (0, 1)
     with pytest.raises(UnexpectedResult, match=message):
-        core.complete(StepDone(plan.step.step, sampled, scored, errors, 0.0, 0.0))
+        core.complete(StepDone(plan.step.step, sampled, prompt_logprobs, errors, 0.0, 0.0))
     assert request.n_emitted == 0
     assert len(core.complete(result(core, plan))) == 1

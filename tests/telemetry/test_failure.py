@@ -24,7 +24,7 @@ SECRET = "what nobody else may read"
         (ServerError(""), "ServerError"),
     ],
 )
-def test_an_error_is_told_as_to_the_client_in_one_line(error: Exception, said: str) -> None:
+def test_an_error_is_reported_as_to_the_client_in_one_line(error: Exception, said: str) -> None:
     assert reason_of(error) == said
 
 
@@ -32,7 +32,7 @@ def test_a_long_message_is_cut() -> None:
     assert len(reason_of(ServerError("x" * 1000))) == MOST_CHARACTERS
 
 
-def test_the_words_of_a_library_are_not_told() -> None:
+def test_the_words_of_a_library_are_not_reported() -> None:
     error = ValidationError(f"tokenizer error: {SECRET}")
     error.__cause__ = KeyError(SECRET)
     assert reason_of(error) == "ValidationError from KeyError"
@@ -46,15 +46,15 @@ def test_the_words_of_a_library_are_not_told() -> None:
         "{{ {}[messages[0].content].x }}",
     ],
 )
-def test_what_a_template_says_of_a_message_is_not_told(template: str) -> None:
+def test_what_a_template_says_of_a_message_is_not_reported(template: str) -> None:
     renderer = Renderer({"default": template}, {})
     with pytest.raises(TemplateError) as raised:
         renderer.render([{"role": "user", "content": SECRET}])
-    # The process that renders hands on the words alone.
+    # The process that renders returns the message alone.
     said = reason_of(TemplateError(str(raised.value).removeprefix(TemplateError.prefix)))
-    assert said == "Template error (in <string>:1), told in full to the client alone"
+    assert said == "Template error (in <string>:1); only the client gets the full message"
 
 
 def test_a_template_that_is_missing_has_no_place() -> None:
     said = reason_of(TemplateError("template not found"))
-    assert said == "Template error, told in full to the client alone"
+    assert said == "Template error; only the client gets the full message"

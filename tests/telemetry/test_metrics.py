@@ -88,7 +88,7 @@ def test_a_generation_without_tokens_has_no_time_per_token(metrics: Metrics) -> 
     assert read(metrics)["tgi_request_mean_time_per_token_duration_count", ""] == 0
 
 
-def test_failures_are_told_apart(metrics: Metrics) -> None:
+def test_failures_are_distinguished(metrics: Metrics) -> None:
     metrics.request_failed("dropped")
     metrics.request_failed("overloaded")
     metrics.request_failed("dropped")

@@ -13,7 +13,7 @@ from tgi_async.telemetry.metrics import Metrics
 from tgi_async.telemetry.observer import Observer
 from tgi_async.telemetry.record import RequestRecord
 
-Told = list[tuple[str, str]]
+Reported = list[tuple[str, str]]
 
 
 class Collector:
@@ -67,15 +67,15 @@ async def ask(app: Any, method: str = "POST", path: str = "/generate") -> Collec
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> Callable[[], Told]:
+def reported(caplog: pytest.LogCaptureFixture) -> Callable[[], Reported]:
     """Levels and messages so far."""
     caplog.set_level(logging.INFO, "tgi_async")
     return lambda: [(one.levelname, one.getMessage()) for one in caplog.records]
 
 
-async def test_a_request_that_was_answered_is_one_line(told: Callable[[], Told]) -> None:
+async def test_a_request_that_was_answered_is_one_line(reported: Callable[[], Reported]) -> None:
     (seen,) = (await ask(App(answered))).seen
-    assert told() == [("INFO", "Success")]
+    assert reported() == [("INFO", "Success")]
     assert (seen.n_prompt, seen.n_generated, seen.status) == (3, 4, 200)
     assert (seen.validation, seen.queued, seen.inference) == (0.25, 0.5, 2.0)
     assert seen.total > 0
@@ -93,16 +93,16 @@ async def test_a_request_that_was_answered_is_one_line(told: Callable[[], Told])
     ],
 )
 async def test_a_failure_is_one_line_by_whose_it_was(
-    told: Callable[[], Told], err: str, level: str
+    reported: Callable[[], Reported], err: str, level: str
 ) -> None:
     (seen,) = (await ask(App(failed(err), status=422))).seen
-    assert told() == [(level, f"Failed: {err}")]
+    assert reported() == [(level, f"Failed: {err}")]
     assert (seen.failure, seen.status, seen.succeeded) == (err, 422, False)
 
 
-async def test_the_line_of_a_failure_says_what_failed(told: Callable[[], Told]) -> None:
+async def test_the_line_of_a_failure_says_what_failed(reported: Callable[[], Reported]) -> None:
     (seen,) = (await ask(App(failed("overloaded", Overloaded()), status=429))).seen
-    assert told() == [("WARNING", "Failed: overloaded: Model is overloaded")]
+    assert reported() == [("WARNING", "Failed: overloaded: Model is overloaded")]
     assert seen.reason == "Model is overloaded"
 
 
@@ -114,17 +114,17 @@ async def test_a_stream_is_timed_to_its_first_event() -> None:
     assert seen.first_event_at is None
 
 
-async def test_what_does_not_generate_is_not_told(told: Callable[[], Told]) -> None:
+async def test_what_does_not_generate_is_not_reported(reported: Callable[[], Reported]) -> None:
     assert (await ask(App(lambda metrics: None), path="/tokenize")).seen == []
     assert (await ask(App(answered), method="GET", path="/metrics")).seen == []
-    assert told() == []
+    assert reported() == []
 
 
-async def test_a_crash_is_told_and_goes_on_its_way(told: Callable[[], Told]) -> None:
+async def test_a_crash_is_reported_and_goes_on_its_way(reported: Callable[[], Reported]) -> None:
     def crash(metrics: Metrics) -> None:
         metrics.request_received()
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
         await ask(App(crash))
-    assert told() == [("ERROR", "Failed: generation")]
+    assert reported() == [("ERROR", "Failed: generation")]

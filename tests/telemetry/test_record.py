@@ -80,7 +80,7 @@ def test_times_of_several_generations_are_summed() -> None:
     assert (seen.queued, seen.inference, seen.time_per_token) == (1.0, 4.0, 0.4)
 
 
-def test_the_seed_is_told_where_it_was_used() -> None:
+def test_the_seed_is_reported_where_it_was_used() -> None:
     seen = done()
     assert seen.tgi_fields()["seed"] == "Some(7)"
     seen.requests[0] = GenerationRequest([1], Sampling(seed=7))

@@ -10,8 +10,8 @@ from tgi_async.telemetry.steps import StepTimer
 from tgi_async.wire.messages import Admit, Run, Sampling, Step, StepDone
 
 
-class Told:
-    """Metrics that remember what they were told."""
+class Reported:
+    """Metrics that remember their calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -34,21 +34,21 @@ def plan(number: int, n_prefill: int, *admits: Admit) -> Plan:
 
 
 def test_a_step_is_counted_when_it_is_sent() -> None:
-    told = Told()
+    reported = Reported()
     admit = Admit(0, [1, 2], 2, 8, [0], Sampling())
-    StepTimer(told).sent(plan(1, 5, admit), began=1.0, now=1.25)
+    StepTimer(reported).sent(plan(1, 5, admit), began=1.0, now=1.25)
     expected = {"n_prefill_tokens": 5, "n_admitted": 0, "n_decode": 1, "plan_seconds": 0.25}
-    assert told.calls == [("admitted", 8), ("sent", expected)]
+    assert reported.calls == [("admitted", 8), ("sent", expected)]
 
 
 def test_a_step_is_timed_from_being_sent_to_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = Told()
-    steps = StepTimer(told)
+    reported = Reported()
+    steps = StepTimer(reported)
     steps.sent(plan(1, 5), began=1.0, now=1.0)
     steps.sent(plan(2, 0), began=2.0, now=2.0)
     monkeypatch.setattr(time, "monotonic", lambda: 4.0)
     steps.done(StepDone(1, [], [], [], 0.5, 0.125), received=3.5)
-    assert told.calls[-1] == (
+    assert reported.calls[-1] == (
         "done",
         {
             "n_prefill_tokens": 5,
@@ -61,12 +61,12 @@ def test_a_step_is_timed_from_being_sent_to_its_result(monkeypatch: pytest.Monke
 
 
 def test_what_has_not_come_back_is_lost_once() -> None:
-    told = Told()
-    steps = StepTimer(told)
+    reported = Reported()
+    steps = StepTimer(reported)
     for number in (1, 2, 3):
         steps.sent(plan(number, number), began=0.0, now=0.0)
     steps.done(StepDone(1, [], [], [], 0.0, 0.0), received=0.0)
     for _ in range(2):
         steps.lost()
-    lost = [given["n_prefill_tokens"] for what, given in told.calls if what == "lost"]
+    lost = [given["n_prefill_tokens"] for what, given in reported.calls if what == "lost"]
     assert lost == [2, 3]

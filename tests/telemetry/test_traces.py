@@ -182,7 +182,7 @@ def test_an_unknown_protocol_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         sending_to("http://localhost:4317")
 
 
-def test_missing_packages_are_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_reported_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
     with pytest.raises(StartError, match=r"pip install 'tgi-async\[otel\]'"):
         sending_to("http://localhost:4317")

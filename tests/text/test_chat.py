@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from tests.api.tiny_tokenizer import tiny_tokenizer
-from tgi_async.confined.pool import PIPE_BYTES
 from tgi_async.errors import TemplateError, ValidationError
+from tgi_async.subprocess_pool.pool import PIPE_BYTES
 from tgi_async.text import chat_process
 from tgi_async.text.chat import ChatTemplate
 

@@ -140,7 +140,7 @@ class TestSeveral:
     def test_default_is_used_where_there_is_no_other(self, given: dict[str, Any]) -> None:
         assert Renderer({"default": "default"}, {}).render([user("Hi")], **given) == "default"
 
-    def test_without_a_default_one_is_told_so(self) -> None:
+    def test_without_a_default_one_says_so(self) -> None:
         with pytest.raises(
             TemplateError, match=r"template not found.*Its templates: rag, tool_use"
         ):
@@ -150,8 +150,8 @@ class TestSeveral:
 def test_a_template_refuses_in_tgis_form() -> None:
     with pytest.raises(TemplateError) as refused:
         render("{# roles #}\n{{ raise_exception('roles must alternate') }}")
-    told = "Template error: syntax error: roles must alternate (in <string>:2)"
-    assert str(refused.value) == told
+    reported = "Template error: syntax error: roles must alternate (in <string>:2)"
+    assert str(refused.value) == reported
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_a_model_that_is_not_to_be_sampled_is_greedy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, "warm", None, True, 1e9, [0.5]])
-def test_values_that_can_not_be_used_are_left_out(tmp_path: Path, value: Any) -> None:
+def test_values_that_cannot_be_used_are_left_out(tmp_path: Path, value: Any) -> None:
     found = read(tmp_path, {"temperature": value, "top_p": 0.9})
 
     assert found == SamplingDefaults(top_p=0.9)

@@ -189,6 +189,6 @@ async def test_closing_ends_who_waits_and_may_be_repeated(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 120, "nowhere"])
-async def test_a_folder_that_takes_no_socket_is_told(folder: Path, name: str) -> None:
+async def test_a_folder_that_takes_no_socket_is_reported(folder: Path, name: str) -> None:
     with pytest.raises(StartError, match="TMPDIR"):
         RouterChannel(folder / name, 1, 1)

@@ -16,8 +16,8 @@ from workers.attention.gather import TorchAttention
 from workers.attention.layer import AttentionLayer
 from workers.graphs.decode import DecodeGraphs
 from workers.sampling.device import NUMBERS, DeviceSampling
+from workers.sampling.exponential_race import add_gumbel_noise
 from workers.sampling.output import Picked
-from workers.sampling.race import raced
 
 
 class DeviceAttention(TorchAttention):
@@ -72,7 +72,7 @@ class HostSampling(DeviceSampling):
         peaks, best = logits.float().max(-1)
         scores = (logits.float() - peaks[:, None]) / heat[:, None]
         keys = torch.from_numpy(np.ascontiguousarray(asked["keys"]))
-        drawn = raced(scores, torch.arange(logits.shape[1])[None], keys).argmax(1)
+        drawn = add_gumbel_noise(scores, torch.arange(logits.shape[1])[None], keys).argmax(1)
         tokens = torch.where(draws, drawn, best)
         logprobs = scores.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
         return Picked(tokens, peaks, logprobs)

@@ -18,7 +18,7 @@ from tgi_async.wire.messages import CachePool, Sampling
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
 from workers.graphs.decode import GraphPlan, SampledRows
-from workers.launched import LaunchedStep
+from workers.launched_step import LaunchedStep
 from workers.models.loading import Loaded
 from workers.runner import Runner
 from workers.sampling import Sampler
@@ -116,12 +116,12 @@ class Drive:
 
     def _complete(self, launched: LaunchedStep) -> None:
         done = self.runner.collect(launched)
-        self.n_late += len(done.late)
+        self.n_late += len(done.masks_not_ready)
         for event in self.core.complete(done):
             if isinstance(event, TokenEvent):
                 self.said[event.request.id].append(event.token)
-                told = self.logprobs.setdefault(event.request.id, [])
-                told.append(event.logprob)
+                reported = self.logprobs.setdefault(event.request.id, [])
+                reported.append(event.logprob)
                 self.reasons[event.request.id] = event.finish_reason
             elif isinstance(event, FailedEvent):
                 self.errors[event.request.id] = event.message

@@ -19,11 +19,11 @@ def main() -> None:
     how = sys.argv.pop(1)
     if "--rank=1" in sys.argv:
         import workers.worker
-        from workers.errors import Unsupported
+        from workers.errors import UnsupportedModel
 
         def load(*_: Any, **__: Any) -> Any:
             if how == "refused":
-                raise Unsupported("rank 1 does not like it")
+                raise UnsupportedModel("rank 1 does not like it")
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             if how == "hung":

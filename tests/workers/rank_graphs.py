@@ -17,10 +17,10 @@ from tests.workers.loading import load
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
 from workers import executor as executing
 from workers.executor import Executor
-from workers.following import DriverRank, FollowerRank
 from workers.graphs.decode import GraphPlan
 from workers.ranks import Ranks
 from workers.sampling import Sampler
+from workers.tensor_parallel import DriverRank, FollowerRank
 
 CPU = torch.device("cpu")
 PROMPTS = [[11, 12, 13], [3 + 7 * i % 90 for i in range(30)]]

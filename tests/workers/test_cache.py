@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from workers import cache as module
-from workers.cache import build_once, cache_root, can_write, is_built, use_scratch
+from workers import build_cache as module
+from workers.build_cache import build_once, cache_root, can_write, is_built, use_scratch
 from workers.errors import ModelUnavailable
 
 

@@ -212,7 +212,7 @@ def test_a_text_beyond_what_is_counted_is_completed_by_its_bytes(
         assert re.fullmatch("[abc]{60}x", text_of(vocabulary, said))
 
 
-def test_a_text_that_can_not_be_completed_is_cut(vocabulary: Vocabulary) -> None:
+def test_a_text_that_cannot_be_completed_is_cut(vocabulary: Vocabulary) -> None:
     said = generate(vocabulary, Regex("[a-z]{500}"), 9, Random(1), True)
     assert len(said) == 9
     assert re.fullmatch("[a-z]+", text_of(vocabulary, said))
@@ -315,24 +315,24 @@ def test_a_row_is_late_until_its_matcher_is_there(gate: Gate) -> None:
     assert not constraints
     admit(constraints, 3, Json(PERSON))
     assert 3 in constraints
-    assert not constraints.sits_out(3)  # its prompt may be computed meanwhile
-    assert constraints.late(3)
-    assert constraints.sits_out(3)
-    assert not constraints.late(2)
+    assert not constraints.still_not_ready(3)  # its prompt may be computed meanwhile
+    assert constraints.mask_not_ready(3)
+    assert constraints.still_not_ready(3)
+    assert not constraints.mask_not_ready(2)
     began = time.monotonic()
     constraints.wait([3], 0.01)
     assert time.monotonic() - began < 5
-    assert constraints.late(3)
+    assert constraints.mask_not_ready(3)
     gate.opened.set()
     constraints.wait([3], 10)
-    assert not constraints.sits_out(3)
-    assert not constraints.late(3)
+    assert not constraints.still_not_ready(3)
+    assert not constraints.mask_not_ready(3)
     following = constraints.next(3)
     assert following is not None
     assert len(following.forced) > 1
     constraints.advance({3: following.forced})
     constraints.wait([3], 10)
-    assert not constraints.late(3)
+    assert not constraints.mask_not_ready(3)
     assert not constraints.error(3)
     constraints.release(3)
     assert not constraints
@@ -377,6 +377,6 @@ def test_who_left_is_not_worked_for(gate: Gate) -> None:
     assert text_of(gate.inner, allowed_in(following.mask)[:1]).startswith("a")
 
 
-def test_a_tokenizer_that_can_not_be_used_is_told(tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     with pytest.raises(GrammarError, match=r"tokenizer\.json"):
         Vocabulary(tmp_path, 100, [0])

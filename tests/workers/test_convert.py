@@ -222,8 +222,8 @@ def test_where_transformers_splits_texts_in_its_own_way_every_start_says_so(
 
     for _ in range(2):
         completed(source)
-        told = "with which the model was trained" in capsys.readouterr().err
-        assert told != faithful
+        reported = "with which the model was trained" in capsys.readouterr().err
+        assert reported != faithful
 
 
 def test_a_tokenizer_that_cannot_be_converted_is_refused(tmp_path: Path) -> None:

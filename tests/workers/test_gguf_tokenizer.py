@@ -151,7 +151,7 @@ def test_sentencepiece_gives_back_the_text(tmp_path: Path, text: str) -> None:
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-def test_sentencepiece_begins_with_a_space_unless_told_otherwise(tmp_path: Path) -> None:
+def test_sentencepiece_begins_with_a_space_unless_it_says_otherwise(tmp_path: Path) -> None:
     with_prefix = build_tokenizer(sentencepiece(tmp_path / "a.gguf"))
     without = build_tokenizer(sentencepiece(tmp_path / "b.gguf", prefix=False))
 

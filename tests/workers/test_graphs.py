@@ -157,7 +157,7 @@ def graphs_of(
         (Failing(3, 0), [], ["decode steps run without CUDA graphs, slower: cannot capture it"]),
     ],
 )
-def test_graphs_that_were_recorded_stay_when_another_can_not_be(
+def test_graphs_that_were_recorded_stay_when_another_cannot_be(
     capture: Failing, sizes: list[int], notes: list[str]
 ) -> None:
     graphs = graphs_of(capture)

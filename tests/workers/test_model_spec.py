@@ -7,7 +7,7 @@ import torch
 
 from workers.attention.cache import CacheGroup, CacheSpec
 from workers.attention.layer import AttentionSpec, AttentionWindow
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.models.spec import LayerSpec, ModelSpec
 
 WIDE = CacheSpec(2, 32, torch.float32)
@@ -32,7 +32,7 @@ def test_layers_that_keep_the_same_share_blocks_however_they_attend() -> None:
 def test_layers_that_keep_something_else_are_another_group() -> None:
     spec = spec_of(WIDE, NARROW, WIDE)
     assert spec.cache_groups == [CacheGroup(WIDE, (0, 2)), CacheGroup(NARROW, (1,))]
-    with pytest.raises(Unsupported, match=r"2 kinds .*2 heads of 16 in torch\.float32, full"):
+    with pytest.raises(UnsupportedModel, match=r"2 kinds .*2 heads of 16 in torch\.float32, full"):
         _ = spec.cache_group
 
 

@@ -52,7 +52,7 @@ def test_the_compilers_error_is_passed_on(tmp_path: Path, cache: Path) -> None:
 
 
 @NEEDS_COMPILER
-def test_a_broken_library_in_the_cache_is_told_of(
+def test_a_broken_library_in_the_cache_is_reported(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = source(tmp_path, "int answer(void) { return 42; }")
@@ -70,7 +70,7 @@ def test_a_broken_library_in_the_cache_is_told_of(
 def test_a_library_that_the_cache_cannot_take_is_built_in_the_scratch_folder(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.cache._scratch", [tmp_path / "scratch"])
+    monkeypatch.setattr("workers.build_cache._scratch", [tmp_path / "scratch"])
     monkeypatch.setattr(native, "notes", [])
     path = source(tmp_path, "int answer(void) { return 42; }")
     cache.parent.write_text("a file where the folder should be")
@@ -117,7 +117,7 @@ def test_a_compiler_that_fails_is_tried_once(
     assert len(tried.read_text().splitlines()) == 2
 
 
-def test_a_processor_that_is_not_told_is_no_processor_to_compile_for(
+def test_a_processor_that_is_not_reported_is_no_processor_to_compile_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "CPUINFO", tmp_path / "none")

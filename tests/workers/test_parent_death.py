@@ -8,7 +8,7 @@ LIVE = "import os, sys; from workers.parent_death import die_with_parent as d; d
 
 
 def run(router: int) -> int:
-    """The exit status of a process that is told that `router` started it."""
+    """The exit status of a process that is given `router` as its parent."""
     return subprocess.run([sys.executable, "-c", LIVE, str(router)], timeout=20).returncode
 
 

@@ -78,9 +78,9 @@ def test_of_a_folder_with_gguf_files_only_one_is_served(
     folder = Path(str(prepare(str(tmp_path))["path"]))
 
     assert (folder / "model.safetensors").is_file()
-    told = capsys.readouterr().err
-    assert "Of the 2 GGUF files" in told
-    assert "tiny-Q8_0.gguf is taken" in told
+    reported = capsys.readouterr().err
+    assert "Of the 2 GGUF files" in reported
+    assert "tiny-Q8_0.gguf is taken" in reported
 
 
 def test_a_folder_with_safetensors_is_not_its_gguf_file(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from workers.models.rope import Limits, Scaling, fix, limits_of, override
+from workers.models.rope import PositionLimits, Scaling, fix, limits_of, override
 
 LONGROPE = {
     "rope_type": "longrope",
@@ -50,10 +50,10 @@ def model_of(rope: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(
     ("rope", "limits"),
     [
-        ({"rope_type": "default", "rope_theta": 500.0}, Limits(256, 256)),
-        ({"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}, Limits(1024, 1024)),
-        (DYNAMIC, Limits(256, 1024)),
-        (LONGROPE, Limits(64, 256)),
+        ({"rope_type": "default", "rope_theta": 500.0}, PositionLimits(256, 256)),
+        ({"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}, PositionLimits(1024, 1024)),
+        (DYNAMIC, PositionLimits(256, 1024)),
+        (LONGROPE, PositionLimits(64, 256)),
         (
             {
                 "rope_type": "yarn",
@@ -61,16 +61,16 @@ def model_of(rope: dict[str, Any]) -> Any:
                 "factor": 8.0,
                 "original_max_position_embeddings": 64,
             },
-            Limits(512, 512),
+            PositionLimits(512, 512),
         ),
     ],
 )
-def test_limits_are_those_of_the_config(rope: dict[str, Any], limits: Limits) -> None:
+def test_limits_are_those_of_the_config(rope: dict[str, Any], limits: PositionLimits) -> None:
     assert limits_of(config_of(rope)) == limits
 
 
 def test_a_number_that_no_text_reaches_is_no_limit() -> None:
-    assert limits_of(config_of(max_position_embeddings=10**30)) == Limits(4096, 2**20)
+    assert limits_of(config_of(max_position_embeddings=10**30)) == PositionLimits(4096, 2**20)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_number_that_no_text_reaches_is_no_limit() -> None:
 )
 def test_limits_have_other_names_in_other_families(kind: str, name: str | None) -> None:
     config = AutoConfig.for_model(kind, **{name or "max_position_embeddings": 300})
-    assert limits_of(config) == Limits(300, 300)
+    assert limits_of(config) == PositionLimits(300, 300)
 
 
 def test_short_texts_keep_the_frequencies_of_transformers() -> None:
@@ -119,7 +119,7 @@ def test_a_scaling_that_is_given_replaces_the_models() -> None:
     plain = model_of({"rope_type": "default", "rope_theta": 500.0})
     thirds = plain.model.rotary_emb.inv_freq / 3
     torch.testing.assert_close(model.model.rotary_emb.inv_freq, thirds)
-    assert limits_of(config) == Limits(768, 768)
+    assert limits_of(config) == PositionLimits(768, 768)
 
 
 @pytest.mark.parametrize("scaling", [Scaling("yarn", 2.0), Scaling("linear", 0.5)])

@@ -16,7 +16,7 @@ from workers.attention.cache import PagedCache
 from workers.forward import ForwardBatch, ForwardOutput
 from workers.graphs.capture import GraphCapture
 from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows
-from workers.launched import LaunchedStep
+from workers.launched_step import LaunchedStep
 from workers.models.loading import Loaded
 from workers.runner import Runner
 from workers.sampling import Sampler
@@ -272,7 +272,7 @@ def test_the_likeliest_tokens_of_a_prompt_are_those_of_the_whole_forward(
 def test_many_prompt_positions_are_scored_in_parts(
     model: Loaded, reference: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.runner.SCORED_AT_ONCE", 8)
+    monkeypatch.setattr("workers.runner.PROMPT_LOGPROBS_AT_ONCE", 8)
     batch = Batch(model)
     both = [
         batch.admit(row, LONG[row:], prompt_logprobs=True, prompt_top_n_tokens=1) for row in (0, 1)
@@ -368,7 +368,7 @@ def test_a_step_about_a_row_that_is_not_there_is_an_error(
         Batch(model).step(**step)
 
 
-def test_times_are_told(model: Loaded) -> None:
+def test_times_are_reported(model: Loaded) -> None:
     batch = Batch(model)
     done = batch.step({0: 30}, batch.admit(0, LONG))
     assert done.forward_seconds > 0

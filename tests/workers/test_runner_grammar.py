@@ -163,11 +163,11 @@ def test_broken_logits_at_a_jump_cost_their_own_row(
     assert drive.said[well] == alone[0]
 
 
-def test_the_models_own_log_probabilities_are_told_where_asked_for(
+def test_the_models_own_log_probabilities_are_reported_where_asked_for(
     model: Loaded, vocabulary: Vocabulary
 ) -> None:
     """At any temperature: a mask makes the processed distribution another one."""
-    told = []
+    reported = []
     for temperature in (1.0, 1.5):
         drive = Drive(model, vocabulary)
         sampling = Sampling(
@@ -175,10 +175,10 @@ def test_the_models_own_log_probabilities_are_told_where_asked_for(
         )
         number = drive.submit(PROMPTS[0], 1, Regex("q"), sampling)
         drive.run()
-        told.append((drive.said[number], drive.logprobs[number]))
-    assert told[0][0] == told[1][0]
+        reported.append((drive.said[number], drive.logprobs[number]))
+    assert reported[0][0] == reported[1][0]
     # What is computed beside them may round the last bit differently.
-    assert told[0][1] == pytest.approx(told[1][1], rel=1e-6)
-    first = told[0][1][0]
+    assert reported[0][1] == pytest.approx(reported[1][1], rel=1e-6)
+    first = reported[0][1][0]
     assert first is not None
     assert first < 0

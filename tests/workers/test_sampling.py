@@ -241,8 +241,13 @@ def test_a_lone_draw_over_the_vocabulary_is_that_of_a_row_that_reports_or_cuts_n
     drawn = [Sampling(do_sample=True, seed=seed) for seed in range(50)]
     tokens = [only(one, logits).tokens[0] for one in drawn]
     assert len(set(tokens)) > 5
-    for told in ({"logprobs": True}, {"top_n_tokens": 3}, {"top_p": 1 - 1e-9}, {"min_p": 1e-30}):
-        assert [only(structs.replace(one, **told), logits).tokens[0] for one in drawn] == tokens
+    for reported in (
+        {"logprobs": True},
+        {"top_n_tokens": 3},
+        {"top_p": 1 - 1e-9},
+        {"min_p": 1e-30},
+    ):
+        assert [only(structs.replace(one, **reported), logits).tokens[0] for one in drawn] == tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -364,8 +369,8 @@ def test_log_probabilities_of_the_model_are_before_all_processing(
     logits = logits_of(1)
     expected = logits.log_softmax(1)[0]
     processed = only(asked, logits)
-    told = {"logprobs": True, "top_n_tokens": top_n, "model_logprobs": True}
-    found = only(structs.replace(asked, **told), logits)
+    reported = {"logprobs": True, "top_n_tokens": top_n, "model_logprobs": True}
+    found = only(structs.replace(asked, **reported), logits)
     assert found.tokens[0] == processed.tokens[0]
     assert found.logprobs[0] == pytest.approx(expected[found.tokens[0]].item(), abs=1e-5)
     values, ids = expected.topk(top_n)

@@ -161,7 +161,7 @@ def test_a_row_is_quick_again_once_it_may_end() -> None:
         made.sample([0, 1], [3 + step] * 2, logits(2))
 
 
-def test_broken_logits_are_told_though_something_is_banned() -> None:
+def test_broken_logits_are_reported_though_something_is_banned() -> None:
     made = sampler_of(Sampling(banned=[[50]]))
     scores = logits()
     scores[0, 9] = math.nan

@@ -115,7 +115,7 @@ class Launches:
 @NEEDED
 def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = pytest.importorskip("workers.sampling.triton_kernels")
-    launched = {name: Launches() for name in ("maxima", "totals", "choose")}
+    launched = {name: Launches() for name in ("tile_argmax", "totals", "choose")}
     for name, launches in launched.items():
         monkeypatch.setattr(kernels, name, launches)
 
@@ -135,11 +135,13 @@ def test_nothing_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
         rows = list(range(len(TAKEN)))
         output = made.sample(rows, rows, logits)
         assert output.logprobs is not None
-        found = [(x.dtype, x.shape) for x in (output.tokens, output.maxima, output.logprobs)]
+        found = [(x.dtype, x.shape) for x in (output.tokens, output.max_logits, output.logprobs)]
         assert found == [(x, (6,)) for x in (torch.int64, torch.float32, torch.float32)]
-        assert {x.device.type for x in (output.tokens, output.maxima, output.logprobs)} == {"cuda"}
+        assert {x.device.type for x in (output.tokens, output.max_logits, output.logprobs)} == {
+            "cuda"
+        }
     assert {name: launches.grids for name, launches in launched.items()} == {
-        "maxima": [(1, 6)],
+        "tile_argmax": [(1, 6)],
         "totals": [(1, 6)],
         "choose": [(6,)],
     }

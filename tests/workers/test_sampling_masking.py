@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tgi_async.wire.messages import Sampling
 from workers.sampling import Allowed, Sampler
-from workers.sampling.masking import allowed_maxima, mask_out
+from workers.sampling.masking import mask_out, masked_argmax
 
 VOCABULARY = 1000  # not a multiple of 32
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def test_the_largest_allowed_score_is_found(dtype: torch.dtype, share: float) ->
     scores = torch.randn(5, VOCABULARY).to(dtype)
     masks = random_masks(3, share, 1)
     lines = np.asarray([4, 0, 2])
-    values, places = allowed_maxima(scores, Allowed(lines, bits_of(masks)))
+    values, places = masked_argmax(scores, Allowed(lines, bits_of(masks)))
     for line, mask, value, place in zip(lines, masks, values, places, strict=True):
         due = scores[line].float().masked_fill(~torch.from_numpy(mask), -math.inf)
         assert value == due.max()
@@ -45,15 +45,15 @@ def test_the_largest_allowed_score_is_found(dtype: torch.dtype, share: float) ->
         assert due[place] == due.max()
 
 
-def test_broken_scores_are_told() -> None:
+def test_broken_scores_are_reported() -> None:
     scores = torch.randn(2, VOCABULARY)
     scores[1, 700] = math.nan
     masks = np.ones((2, VOCABULARY), np.bool_)
-    values, _ = allowed_maxima(scores, Allowed(np.asarray([0, 1]), bits_of(masks)))
+    values, _ = masked_argmax(scores, Allowed(np.asarray([0, 1]), bits_of(masks)))
     assert math.isfinite(values[0])
     assert math.isnan(values[1])
     nothing = np.zeros((1, VOCABULARY), np.bool_)
-    values, _ = allowed_maxima(scores, Allowed(np.asarray([0]), bits_of(nothing)))
+    values, _ = masked_argmax(scores, Allowed(np.asarray([0]), bits_of(nothing)))
     assert values[0] == -math.inf
 
 

@@ -1,4 +1,4 @@
-"""The race's draws follow the distribution, and only a near-tie of the two best can change one."""
+"""The draws follow the distribution, and only a near-tie of the two best can change one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.sampling.race import raced, winners
+from workers.sampling.exponential_race import add_gumbel_noise, argmax_lowest_id
 from workers.sampling.random import Purpose, keys
 
 
@@ -23,7 +23,7 @@ def draws(scores: Tensor, drawn_with: Tensor) -> Tensor:
     """A token per key; `scores` is of one line for all of them, or of one for each."""
     ids = torch.arange(scores.shape[1])[None]
     parts = zip(scores.expand(len(drawn_with), -1).split(2000), drawn_with.split(2000), strict=True)
-    return torch.cat([raced(part, ids, some).argmax(1) for part, some in parts])
+    return torch.cat([add_gumbel_noise(part, ids, some).argmax(1) for part, some in parts])
 
 
 def chi_square(counts: Tensor, expected: Tensor) -> float:
@@ -66,7 +66,7 @@ def test_a_draw_tells_nothing_of_the_next_position_or_choice_or_of_a_neighbourin
 
 def test_noise_is_that_of_the_standard_gumbel_distribution() -> None:
     n, n_bins = 400, 50
-    noise = raced(torch.zeros(n, 1000), torch.arange(1000)[None], keys_of(n))
+    noise = add_gumbel_noise(torch.zeros(n, 1000), torch.arange(1000)[None], keys_of(n))
     # Through its distribution function it is even on (0, 1).
     counts = (-(-noise.double()).exp()).exp().histc(n_bins, 0, 1)
     # 49 degrees of freedom: above 94 once in 10,000.
@@ -76,10 +76,12 @@ def test_noise_is_that_of_the_standard_gumbel_distribution() -> None:
 def test_noise_belongs_to_the_token_and_not_to_its_place() -> None:
     scores = torch.randn(5, 300, generator=torch.Generator().manual_seed(0))
     order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
-    whole = raced(scores, torch.arange(300)[None], keys_of(5))
-    assert torch.equal(raced(scores[:, order], order[None], keys_of(5)), whole[:, order])
+    whole = add_gumbel_noise(scores, torch.arange(300)[None], keys_of(5))
+    assert torch.equal(add_gumbel_noise(scores[:, order], order[None], keys_of(5)), whole[:, order])
     few = order[:7].expand(5, -1)
-    assert torch.equal(raced(scores.gather(1, few), few, keys_of(5)), whole.gather(1, few))
+    assert torch.equal(
+        add_gumbel_noise(scores.gather(1, few), few, keys_of(5)), whole.gather(1, few)
+    )
 
 
 def unmixed(word: int) -> int:
@@ -102,7 +104,7 @@ def test_the_noise_of_the_least_and_the_largest_hash_is_exact_and_finite(
     # Token 0 under the first word 0 has the second word for its only hash.
     second = torch.tensor(unmixed(word + top_bit), dtype=torch.int64).int()
     key = torch.stack([torch.zeros_like(second), second])[None]
-    noise = raced(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), key)
+    noise = add_gumbel_noise(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), key)
     assert noise.item() == pytest.approx(-math.log(-math.log1p(-chance)), rel=1e-6)
 
 
@@ -117,7 +119,7 @@ def test_masked_tokens_never_win_against_others() -> None:
 def test_noise_on_the_scores_changes_as_many_draws_as_have_a_near_tie(
     size: float, spread: float
 ) -> None:
-    # The two best of a race lie within d of each other with probability (1 - sum p**2) d for small
+    # The two best scores lie within d of each other with probability (1 - sum p**2) d for small
     # d. Normal noise of deviation s on each changes the draw with (1 - sum p**2) s / sqrt(pi).
     n = 20_000
     generator = torch.Generator().manual_seed(0)
@@ -132,4 +134,4 @@ def test_noise_on_the_scores_changes_as_many_draws_as_have_a_near_tie(
 def test_of_equals_the_lowest_id_wins_wherever_it_stands() -> None:
     values = torch.tensor([[1.0, 5.0, 5.0, 5.0], [7.0, 5.0, 5.0, 5.0], [-torch.inf] * 4])
     ids = torch.tensor([[9, 30, 2, 4], [9, 30, 2, 4], [9, 30, 2, 4]])
-    assert winners(values, ids).tolist() == [[2], [0], [2]]
+    assert argmax_lowest_id(values, ids).tolist() == [[2], [0], [2]]

@@ -24,12 +24,12 @@ def test_they_fit_a_gpu_and_read_logits_16_bytes_at_a_time(
     tmp_path: Path, capability: int, dtype: str, vocab_size: int
 ) -> None:
     built = compile(tmp_path, "sampling", capability, dtype, vocab_size, f"keep={tmp_path}")
-    assert [one.name for one in built] == ["maxima", "totals", "choose"]
+    assert [one.name for one in built] == ["tile_argmax", "totals", "choose"]
     for one in built:
         one.expect_fitting(capability)
         # A program of 16 warps has 128 a thread, one of 8 has twice as many.
         assert one.registers <= 128
-    for name in ("maxima", "totals"):
+    for name in ("tile_argmax", "totals"):
         ptx = (tmp_path / f"{name}.ptx").read_text()
         whole = re.findall(r"ld\.global\S*v4\.b32|ld\.global\S*v2\.b64", ptx)
         assert bool(whole) == (vocab_size % 16 == 0)

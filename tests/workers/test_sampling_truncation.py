@@ -17,7 +17,7 @@ from transformers import (
 
 from workers.sampling.candidates import candidates
 from workers.sampling.random import Purpose, keys
-from workers.sampling.truncation import Drawn, Limits, draw
+from workers.sampling.truncation import Drawn, TruncationLimits, draw
 
 V = 600
 
@@ -46,7 +46,7 @@ def drawn(
     top_n: int = V,
 ) -> Drawn:
     n = len(scores)
-    limits = Limits(
+    limits = TruncationLimits(
         truncates=torch.ones(n, dtype=torch.bool),
         top_k=torch.full((n,), top_k),
         top_p=torch.full((n,), top_p, dtype=torch.float64),

@@ -11,7 +11,7 @@ import torch
 
 from tests.workers.our_layers import tensors_of
 from tests.workers.test_weights import CPU, KINDS, saved
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.models.pretrained import Pretrained
 from workers.models.tp_plans import plan_of
 from workers.slices import Range, Slices, cut, divide_heads
@@ -107,19 +107,19 @@ def test_what_is_added_once_is_with_one_rank(tmp_path: Path) -> None:
 
 
 def test_more_ranks_than_heads(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="has 4 heads, which is the most ranks"):
+    with pytest.raises(UnsupportedModel, match="has 4 heads, which is the most ranks"):
         part(saved(tmp_path, "llama"), 0, 5)
 
 
 def test_a_family_that_nobody_has_a_plan_for(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match=r"how gpt2 could be spread.*--num-shard 1"):
+    with pytest.raises(UnsupportedModel, match=r"how gpt2 could be spread.*--num-shard 1"):
         part(saved(tmp_path, "gpt2"), 0, 2)
 
 
 def test_a_plan_with_parts_that_are_not_built(tmp_path: Path) -> None:
     whole = Pretrained(saved(tmp_path, "llama"), torch.float32, CPU, False).module
     whole.config.base_model_tp_plan = {"layers.*.mlp": "teleported"}
-    with pytest.raises(Unsupported, match=r"not built \(teleported\)"):
+    with pytest.raises(UnsupportedModel, match=r"not built \(teleported\)"):
         plan_of(whole)
 
 

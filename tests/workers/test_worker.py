@@ -147,7 +147,7 @@ def greedy(folder: Path, n: int) -> list[int]:
     return ids[3:]
 
 
-def test_it_loads_says_what_it_has_and_serves_until_told_to_stop(folder: Path) -> None:
+def test_it_loads_says_what_it_has_and_serves_until_it_is_stopped(folder: Path) -> None:
     channel = run(start(folder), *steps(6), Stop())
     loading = [one for one in channel.sent if isinstance(one, Loading)]
     assert [(one.phase, one.seconds > 0) for one in loading] == [
@@ -351,7 +351,7 @@ def test_bfloat16_is_the_default_and_stands_in_for_float16(folder: Path) -> None
         ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
     ],
 )
-def test_a_config_that_can_not_be_served_is_refused(
+def test_a_config_that_cannot_be_served_is_refused(
     edited: Any, changes: dict[str, Any], reason: str
 ) -> None:
     folder = edited(**changes)

@@ -16,7 +16,7 @@ from tests.workers.triton_compile import standing_in
 from workers.sampling import triton_kernels
 from workers.sampling.device import DeviceSampling
 
-KERNELS = ("maxima", "totals", "choose")
+KERNELS = ("tile_argmax", "totals", "choose")
 
 
 def main(capability: int, dtype: torch.dtype, vocab_size: int, keep: Path | None) -> None:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tgi_async.api.engine import Engine
+from tgi_async.api.engine_client import EngineClient
 from tgi_async.api.limits import Limits
 from tgi_async.api.request_context import RequestContext
 from tgi_async.errors import Overloaded
@@ -28,7 +28,7 @@ N_RELEASES = 64
 class Admission:
     """Reserves rows for requests."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: EngineClient, limits: Limits) -> None:
         self._engine = engine
         self._limits = limits
         self._turnover = Turnover()
@@ -85,7 +85,7 @@ class Turnover:
         """Record that a request ended; `crowded`: others wait."""
         now = time.monotonic()
         if not crowded and now > self._next:
-            # Rows that nobody waits for say nothing of how fast they could be had.
+            # Rows that no request waits for do not show how fast rows become free.
             self._releases.clear()
         else:
             self._releases.append((now, n_rows))

@@ -15,7 +15,7 @@ from starlette.routing import Match
 
 from tgi_async.api.admission import Admission
 from tgi_async.api.cors import Cors
-from tgi_async.api.engine import Engine
+from tgi_async.api.engine_client import EngineClient
 from tgi_async.api.error_reply import form_of
 from tgi_async.api.limits import Limits
 from tgi_async.api.permits import Permits
@@ -37,7 +37,7 @@ OPENAI_NAMES = ("/chat/completions", "/completions", "/models", "/responses", "/
 
 def create_app(
     *,
-    engine: Engine,
+    engine: EngineClient,
     tokenizer: Tokenizer,
     chat_template: ChatTemplate | None,
     limits: Limits,

@@ -139,7 +139,7 @@ class BodyType(Protocol[T_co]):
         """
 
 
-class Json(Generic[T]):
+class JsonBody(Generic[T]):
     """Bodies of one type."""
 
     def __init__(self, body_type: type[T]) -> None:
@@ -151,7 +151,7 @@ class Json(Generic[T]):
         return decode_json(self._decoder, body)
 
 
-class Shapes(Generic[T]):
+class JsonBodyVariants(Generic[T]):
     """Bodies of several types, distinguished by a field that one of them requires.
 
     As in TGI, the first type that a body fits is taken, so a wrong field may be passed over where

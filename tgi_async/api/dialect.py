@@ -63,7 +63,7 @@ class Dialect:
     """Messages name the fields of the OpenAI routes as the client calls them."""
     words_grammar_errors_like_tgi: bool = False
 
-    # Who may call.
+    # Which origins may call.
     guards_all_work: bool = True
     """`/chat_tokenize` and KServe's `infer` need the API key too."""
     folds_case_of_key: bool = False

@@ -20,7 +20,7 @@ from tgi_async.api.body import BodyRefused, read_json_body
 from tgi_async.api.encoding import encode
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.operation import Get, Post
-from tgi_async.api.result import EventStream, Text
+from tgi_async.api.result import EventStream, TextReply
 from tgi_async.api.service import Service
 from tgi_async.api.unknown_fields import unknown_fields
 from tgi_async.api.unsupported import ignored
@@ -42,7 +42,7 @@ def get_endpoint(service: Service, operation: Get) -> Callable[[Request], Awaita
             return error_form(error).response()
         if result is None:
             return Response()
-        if isinstance(result, Text):
+        if isinstance(result, TextReply):
             return Response(result.text, headers={"content-type": result.content_type})
         return Response(encode(result.body), media_type="application/json")
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from tgi_async.api.engine import Generation
+from tgi_async.api.engine_client import Generation
 from tgi_async.generation import FinishReason, Timings, Token, TopToken
 
 T = TypeVar("T")

@@ -15,12 +15,12 @@ from tgi_async.api.error_reply import ErrorForm, as_openai, as_tgi
 from tgi_async.api.error_schema import ErrorBody, OpenAIErrorBody
 from tgi_async.api.limits import Limits
 from tgi_async.api.request_context import RequestContext
-from tgi_async.api.result import Reply, Result, Text
+from tgi_async.api.result import Reply, Result, TextReply
 from tgi_async.api.service import Service
 
 T = TypeVar("T")
 PostHandler = Callable[[Service, T, RequestContext], Awaitable[Result]]
-GetHandler = Callable[[Service, Mapping[str, str]], Reply[Any] | Text | None]
+GetHandler = Callable[[Service, Mapping[str, str]], Reply[Any] | TextReply | None]
 """Takes the parameters of the path; None is an empty reply with status 200."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tgi_async.api.encoding import Events
-from tgi_async.api.engine import Generation
+from tgi_async.api.engine_client import Generation
 from tgi_async.api.exchange import Exchange
 from tgi_async.generation import Emitted
 
@@ -28,7 +28,7 @@ async def relay(
         exchange.write_now(events_of(emitted))
         return True
 
-    generation.tap = take
+    generation.sink = take
     last: Events = ()
     async for emitted in generation:
         last = events_of(emitted)

@@ -28,7 +28,7 @@ class EventStream:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TextReply:
     """A whole reply with status 200 that is no JSON."""
 
     text: bytes | str

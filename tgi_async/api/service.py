@@ -13,7 +13,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 from msgspec import structs
 
 from tgi_async.api.admission import Admission
-from tgi_async.api.engine import Engine, Generation
+from tgi_async.api.engine_client import EngineClient, Generation
 from tgi_async.api.field_names import OF_TGI, FieldNames
 from tgi_async.api.grammar.constraint import checked
 from tgi_async.api.ignored_fields import IgnoredFields
@@ -57,7 +57,7 @@ class Service:
     are apart from `admission`, so that counting tokens goes on while no generation finds room.
     """
 
-    engine: Engine
+    engine: EngineClient
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     limits: Limits
@@ -163,7 +163,7 @@ class Service:
         Raises:
             ServerError: one was refused; none of them runs then.
         """
-        return self.submit_all(choices_of(request, n, scored_once=True))
+        return self.submit_all(choices_of(request, n, prompt_logprobs_once=True))
 
     def submit_all(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Queue all of them, or none.
@@ -187,14 +187,14 @@ class Service:
 
 
 def choices_of(
-    request: GenerationRequest, n: int, *, scored_once: bool = False
+    request: GenerationRequest, n: int, *, prompt_logprobs_once: bool = False
 ) -> list[GenerationRequest]:
     """Return `n` requests that differ in their random numbers only.
 
-    Their prompt is one: `scored_once` leaves its log-probabilities to the first.
+    Their prompt is one: `prompt_logprobs_once` leaves its log-probabilities to the first.
     """
     other = request
-    if scored_once:
+    if prompt_logprobs_once:
         other = structs.replace(request, prompt_logprobs=False, prompt_top_n_tokens=0)
     return [
         structs.replace(one, sampling=structs.replace(one.sampling, choice=choice))

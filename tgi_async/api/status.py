@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from msgspec import UNSET, Struct, UnsetType
 
 from tgi_async.api.operation import Get
-from tgi_async.api.result import Reply, Text
+from tgi_async.api.result import Reply, TextReply
 from tgi_async.api.service import Service
 from tgi_async.errors import NotFound, Unhealthy
 from tgi_async.telemetry.instruments import CONTENT_TYPE
@@ -129,9 +129,9 @@ def _model_info(service: Service, name: str) -> ModelInfo:
     )
 
 
-def metrics(service: Service, path: Mapping[str, str]) -> Text:
+def metrics(service: Service, path: Mapping[str, str]) -> TextReply:
     """Return the metrics in Prometheus' text format."""
-    return Text(service.metrics.expose(service.engine), CONTENT_TYPE.decode())
+    return TextReply(service.metrics.expose(service.engine), CONTENT_TYPE.decode())
 
 
 def health_operation(path: str) -> Get:

@@ -45,81 +45,87 @@ HARMLESS: Mapping[str, tuple[str, ...]] = {
 """Fields that change no text, by the object that they are in. They pass in silence."""
 
 
-class Refusal(NamedTuple):
+class UnsupportedField(NamedTuple):
     """Values with which a field asks for nothing, and a sentence on what to send instead."""
 
     neutral: tuple[Any, ...] = ()
     instead: str = ""
 
 
-_BEAMS = Refusal((1,), "`best_of` of /v1/completions takes the likeliest of several texts")
+_BEAMS = UnsupportedField((1,), "`best_of` of /v1/completions takes the likeliest of several texts")
 _GRAMMAR = "`guided_choice` and `guided_regex` hold a text to what you allow"
 _MORE_SAMPLING = "Sampling is steered by `temperature`, `top_p`, `top_k`, `min_p` and `typical_p`"
 _REPETITION = "`repetition_penalty`, `frequency_penalty` and `presence_penalty` are supported"
 
-REFUSED: Mapping[str, Refusal] = {
+REFUSED: Mapping[str, UnsupportedField] = {
     "use_beam_search": _BEAMS._replace(neutral=(False,)),
     "num_beams": _BEAMS,
     "beam_width": _BEAMS,
     "num_beam_groups": _BEAMS,
-    "diversity_penalty": Refusal((0,)),
-    "length_penalty": Refusal((1,)),
-    "early_stopping": Refusal((False,)),
-    "num_return_sequences": Refusal((1,), "`n` gives several choices"),
-    "priority": Refusal((0,)),
-    "allowed_token_ids": Refusal((), _GRAMMAR),
-    "logits_processors": Refusal(([],), _GRAMMAR),
-    "logits_processor": Refusal(([],), _GRAMMAR),
-    "custom_logit_processor": Refusal(([], ""), _GRAMMAR),
-    "vllm_xargs": Refusal(({},)),
-    "grammar_lazy": Refusal((False,), "`structural_tag` holds parts of a text to a grammar"),
-    "num_predict": Refusal((-1,), "`max_tokens` bounds a text"),
-    "stop_regex": Refusal(([], ""), "`stop` takes texts"),
-    "thinking_token_budget": Refusal((-1,), "`max_tokens` bounds thoughts and answer together"),
-    "thinking_budget": Refusal((-1,), "`chat_template_kwargs` takes it where a template reads it"),
-    "repetition_detection": Refusal(({},)),
-    "watermarking": Refusal((False,), "`watermark` is supported"),
-    "no_repeat_ngram_size": Refusal((0,), _REPETITION),
-    "encoder_no_repeat_ngram_size": Refusal((0,), _REPETITION),
-    "encoder_repetition_penalty": Refusal((1,), _REPETITION),
-    "repeat_penalty": Refusal((1,), _REPETITION),
-    "penalty_alpha": Refusal((0,)),
-    "guidance_scale": Refusal((0, 1)),
-    "cfg_scale": Refusal((0, 1)),
-    "negative_prompt": Refusal(("",)),
-    "mirostat": Refusal((0, False), _MORE_SAMPLING),
-    "mirostat_mode": Refusal((0,), _MORE_SAMPLING),
-    "dry_multiplier": Refusal((0,), _REPETITION),
-    "xtc_probability": Refusal((0,), _MORE_SAMPLING),
-    "dynatemp_range": Refusal((0,), _MORE_SAMPLING),
-    "dynamic_temperature": Refusal((False,), _MORE_SAMPLING),
-    "smoothing_factor": Refusal((0,), _MORE_SAMPLING),
-    "tfs": Refusal((1,), _MORE_SAMPLING),
-    "tfs_z": Refusal((1,), _MORE_SAMPLING),
-    "top_a": Refusal((0,), _MORE_SAMPLING),
-    "top_n_sigma": Refusal((0, -1), _MORE_SAMPLING),
-    "epsilon_cutoff": Refusal((0,), _MORE_SAMPLING),
-    "eta_cutoff": Refusal((0,), _MORE_SAMPLING),
-    "min_keep": Refusal((0, 1), _MORE_SAMPLING),
-    "temperature_last": Refusal((False,), _MORE_SAMPLING),
-    "samplers": Refusal(([],), _MORE_SAMPLING),
-    "n_indent": Refusal((0,)),
-    "t_max_predict_ms": Refusal((0, -1), "`max_tokens` bounds a text"),
-    "lora": Refusal(([],)),
-    "lora_path": Refusal(("", [])),
-    "lora_request": Refusal(({},)),
-    "adapter_id": Refusal(("",)),
-    "prompt_embeds": Refusal(),
-    "input_embeds": Refusal(),
-    "input_ids": Refusal((), "`prompt` of /v1/completions takes token ids"),
-    "chat_template": Refusal(
+    "diversity_penalty": UnsupportedField((0,)),
+    "length_penalty": UnsupportedField((1,)),
+    "early_stopping": UnsupportedField((False,)),
+    "num_return_sequences": UnsupportedField((1,), "`n` gives several choices"),
+    "priority": UnsupportedField((0,)),
+    "allowed_token_ids": UnsupportedField((), _GRAMMAR),
+    "logits_processors": UnsupportedField(([],), _GRAMMAR),
+    "logits_processor": UnsupportedField(([],), _GRAMMAR),
+    "custom_logit_processor": UnsupportedField(([], ""), _GRAMMAR),
+    "vllm_xargs": UnsupportedField(({},)),
+    "grammar_lazy": UnsupportedField(
+        (False,), "`structural_tag` holds parts of a text to a grammar"
+    ),
+    "num_predict": UnsupportedField((-1,), "`max_tokens` bounds a text"),
+    "stop_regex": UnsupportedField(([], ""), "`stop` takes texts"),
+    "thinking_token_budget": UnsupportedField(
+        (-1,), "`max_tokens` bounds thoughts and answer together"
+    ),
+    "thinking_budget": UnsupportedField(
+        (-1,), "`chat_template_kwargs` takes it where a template reads it"
+    ),
+    "repetition_detection": UnsupportedField(({},)),
+    "watermarking": UnsupportedField((False,), "`watermark` is supported"),
+    "no_repeat_ngram_size": UnsupportedField((0,), _REPETITION),
+    "encoder_no_repeat_ngram_size": UnsupportedField((0,), _REPETITION),
+    "encoder_repetition_penalty": UnsupportedField((1,), _REPETITION),
+    "repeat_penalty": UnsupportedField((1,), _REPETITION),
+    "penalty_alpha": UnsupportedField((0,)),
+    "guidance_scale": UnsupportedField((0, 1)),
+    "cfg_scale": UnsupportedField((0, 1)),
+    "negative_prompt": UnsupportedField(("",)),
+    "mirostat": UnsupportedField((0, False), _MORE_SAMPLING),
+    "mirostat_mode": UnsupportedField((0,), _MORE_SAMPLING),
+    "dry_multiplier": UnsupportedField((0,), _REPETITION),
+    "xtc_probability": UnsupportedField((0,), _MORE_SAMPLING),
+    "dynatemp_range": UnsupportedField((0,), _MORE_SAMPLING),
+    "dynamic_temperature": UnsupportedField((False,), _MORE_SAMPLING),
+    "smoothing_factor": UnsupportedField((0,), _MORE_SAMPLING),
+    "tfs": UnsupportedField((1,), _MORE_SAMPLING),
+    "tfs_z": UnsupportedField((1,), _MORE_SAMPLING),
+    "top_a": UnsupportedField((0,), _MORE_SAMPLING),
+    "top_n_sigma": UnsupportedField((0, -1), _MORE_SAMPLING),
+    "epsilon_cutoff": UnsupportedField((0,), _MORE_SAMPLING),
+    "eta_cutoff": UnsupportedField((0,), _MORE_SAMPLING),
+    "min_keep": UnsupportedField((0, 1), _MORE_SAMPLING),
+    "temperature_last": UnsupportedField((False,), _MORE_SAMPLING),
+    "samplers": UnsupportedField(([],), _MORE_SAMPLING),
+    "n_indent": UnsupportedField((0,)),
+    "t_max_predict_ms": UnsupportedField((0, -1), "`max_tokens` bounds a text"),
+    "lora": UnsupportedField(([],)),
+    "lora_path": UnsupportedField(("", [])),
+    "lora_request": UnsupportedField(({},)),
+    "adapter_id": UnsupportedField(("",)),
+    "prompt_embeds": UnsupportedField(),
+    "input_embeds": UnsupportedField(),
+    "input_ids": UnsupportedField((), "`prompt` of /v1/completions takes token ids"),
+    "chat_template": UnsupportedField(
         (), "A template is a program; start the server with one (--tokenizer-config-path)"
     ),
-    "echo": Refusal((False,), "/v1/completions can echo its prompt"),
-    "best_of": Refusal((0, 1), "/v1/completions has it"),
-    "modalities": Refusal(([], ["text"])),
-    "audio": Refusal(),
-    "web_search_options": Refusal(),
+    "echo": UnsupportedField((False,), "/v1/completions can echo its prompt"),
+    "best_of": UnsupportedField((0, 1), "/v1/completions has it"),
+    "modalities": UnsupportedField(([], ["text"])),
+    "audio": UnsupportedField(),
+    "web_search_options": UnsupportedField(),
 }
 """Fields that would change a text, and are not supported: of the OpenAI routes."""
 

@@ -7,7 +7,7 @@ from msgspec import Struct
 CHARACTERS = 25_000
 
 
-class Start(Struct, frozen=True):
+class CheckerStart(Struct, frozen=True):
     """The first line: for which model. Then come encoded grammars."""
 
     model_path: str

@@ -16,10 +16,10 @@ from hashlib import blake2b
 import msgspec
 
 from tgi_async import processes
-from tgi_async.confined.pool import ProcessEnded, ProcessPool
 from tgi_async.errors import Overloaded
-from tgi_async.grammar.check import GrammarCheck, Start, seconds_for
+from tgi_async.grammar.check import CheckerStart, GrammarCheck, seconds_for
 from tgi_async.grammar.grammar import Grammar, encode
+from tgi_async.subprocess_pool.pool import ProcessEnded, ProcessPool
 
 COMMAND = processes.command("workers.grammar.check_process")
 PROCESSES = 2
@@ -28,7 +28,7 @@ SECONDS = 0.25
 PATIENCE = 30.0
 """Seconds on the clock for one, however busy the machine."""
 MAX_WAITING = 64
-"""Grammars that may wait for a process; more are told that the server is overloaded."""
+"""Grammars that may wait for a process; more are refused, as the server is overloaded."""
 MAX_KEPT = 1024
 MAX_KEPT_CHARACTERS = 16 << 20
 """Of all checks that are kept."""
@@ -52,7 +52,7 @@ class GrammarChecker:
         seconds: float = SECONDS,
         patience: float = PATIENCE,
     ) -> None:
-        start = Start(model_path, vocab_size, list(end_ids), seconds)
+        start = CheckerStart(model_path, vocab_size, list(end_ids), seconds)
         self._seconds = seconds
         self._pool = ProcessPool(
             COMMAND,

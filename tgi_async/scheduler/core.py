@@ -14,8 +14,8 @@ come back. A sampled token that is still in flight counts as one token of unknow
 the table of a request that ended or was preempted is closed once the last step that may touch its
 blocks is acknowledged.
 
-**Late.** A row whose grammar does not say in time what may come next gets no token, and computes
-the last of its known tokens again.
+**Mask not ready.** A row whose grammar mask is not computed in time gets no token, and computes the
+last of its known tokens again.
 
 **No stall.** Each plan leaves enough blocks available for every decoding row to go on for one more
 step; where it cannot, it preempts the latest arrivals now, so that their blocks are back in time.
@@ -30,7 +30,7 @@ from collections.abc import Iterable
 from tgi_async.errors import Overloaded, ValidationError
 from tgi_async.scheduler.blocks import BlockManager, BlockTable
 from tgi_async.scheduler.fairness import INPUT_COST, OUTPUT_COST, WaitingQueue
-from tgi_async.scheduler.plan import Budget, Draft, Part, Plan
+from tgi_async.scheduler.plan import Budget, Plan, ScheduledRow, StepBuilder
 from tgi_async.scheduler.request import (
     Event,
     FailedEvent,
@@ -192,25 +192,25 @@ class Core:
         """
         if not self._in_flight or self._in_flight[0].step != done.step:
             raise UnexpectedResult(f"step {done.step} is not the one awaited")
-        parts = self._in_flight[0].parts
+        scheduled_rows = self._in_flight[0].scheduled_rows
         sampled = {one.row: one for one in done.sampled}
         failed = {error.row: error.message for error in done.errors}
-        check_result(done, parts, sampled, failed)
+        check_result(done, scheduled_rows, sampled, failed)
         self._in_flight.popleft()
         self._acknowledged = done.step
-        late = set(done.late)
+        postponed = set(done.masks_not_ready)
         events: list[Event] = []
         if done.prompt_logprobs:
-            requests = {part.row: part.request for part in parts}
-            for scored in done.prompt_logprobs:
-                self._score(requests[scored.row], scored, events)
-        for part in parts:
-            if part.row in failed:
-                self._fail(part, failed[part.row], events)
-            elif part.row in late:
-                self._postpone(part)
+            requests = {scheduled.row: scheduled.request for scheduled in scheduled_rows}
+            for found in done.prompt_logprobs:
+                self._add_prompt_logprobs(requests[found.row], found, events)
+        for scheduled in scheduled_rows:
+            if scheduled.row in failed:
+                self._fail(scheduled, failed[scheduled.row], events)
+            elif scheduled.row in postponed:
+                self._postpone(scheduled)
             else:
-                self._acknowledge(part, sampled, events)
+                self._acknowledge(scheduled, sampled, events)
         self._close_tables()
         return events
 
@@ -220,8 +220,8 @@ class Core:
         """The next step, or None while there is nothing to run or too much in flight."""
         if len(self._in_flight) > self.budget.lookahead:
             return None
-        draft = Draft(self._last_step + 1)
-        preempted = self._reserve(draft)
+        builder = StepBuilder(self._last_step + 1)
+        preempted = self._reserve(builder)
         prefilling: Request | None = None
         jumping: list[Request] = []
         for request in self.running:
@@ -231,40 +231,40 @@ class Core:
                 elif request.prefill_end - request.n_planned > 1:
                     jumping.append(request)
                 else:
-                    self._schedule(request, 1, draft)
+                    self._schedule(request, 1, builder)
             elif request.n_planned < request.limit:
-                self._schedule(request, 1, draft)
-        most = draft.left = self.budget.prefill_tokens(len(draft.run) + len(jumping))
-        # Who jumps leaves a half to who waits for a first token.
-        held = draft.left // 2 if prefilling is not None else 0
-        draft.left -= held
+                self._schedule(request, 1, builder)
+        most = builder.left = self.budget.prefill_tokens(len(builder.run) + len(jumping))
+        # Jump-forward rows leave half of it to the row that waits for a first token.
+        held = builder.left // 2 if prefilling is not None else 0
+        builder.left -= held
         for request in jumping:
-            self._prefill(request, draft, free=1)
-        draft.left += held
-        n_decodes = len(draft.run)
+            self._prefill(request, builder, free=1)
+        builder.left += held
+        n_decodes = len(builder.run)
         # Others may have jumped through all of the budget.
-        if prefilling is not None and draft.left > 0:
-            self._prefill(prefilling, draft)
+        if prefilling is not None and builder.left > 0:
+            self._prefill(prefilling, builder)
         while (
-            draft.left > 0
+            builder.left > 0
             and not preempted
             and (prefilling is None or prefilling.n_planned == prefilling.prefill_end)
         ):
-            prefilling = self._admit(draft)
+            prefilling = self._admit(builder)
             if prefilling is None:
                 break
-        if not draft.run:
+        if not builder.run:
             return None
-        self._last_step = draft.step
-        self._in_flight.append(InFlight(draft.step, draft.parts))
-        step = Step(draft.step, self._release, draft.admit, draft.grow, draft.run)
+        self._last_step = builder.step
+        self._in_flight.append(InFlight(builder.step, builder.scheduled_rows))
+        step = Step(builder.step, self._release, builder.admit, builder.grow, builder.run)
         self._release = []
-        return Plan(step, draft.admitted, most - draft.left, n_decodes)
+        return Plan(step, builder.admitted, most - builder.left, n_decodes)
 
-    def _reserve(self, draft: Draft) -> bool:
+    def _reserve(self, builder: StepBuilder) -> bool:
         """Keep blocks for one token of every running row in this step and in the next.
 
-        Preempts the latest arrivals where they are not to be had; true if it did. The oldest is
+        Preempts the latest arrivals where there are too few; returns whether it did. The oldest is
         never preempted: what it can ever need was checked to fit when it was submitted.
         """
         preempted = False
@@ -276,37 +276,37 @@ class Core:
                 # Most rows lack nothing, and finding so takes no call for each.
                 if end > len(request.table.blocks) * self.budget.block_size:
                     needed += self._short(request, end)
-            draft.spare = self.blocks.n_available - needed
-            if draft.spare >= 0 or len(self.running) < 2:
+            builder.spare = self.blocks.n_available - needed
+            if builder.spare >= 0 or len(self.running) < 2:
                 return preempted
             # What waits to be closed is back before the next step is planned.
-            if draft.spare + sum(map(self.blocks.n_exclusive, self._closing)) >= 0:
+            if builder.spare + sum(map(self.blocks.n_exclusive, self._closing)) >= 0:
                 return preempted
             self._preempt(self.running[-1])
             preempted = True
 
-    def _prefill(self, request: Request, draft: Draft, free: int = 0) -> None:
+    def _prefill(self, request: Request, builder: StepBuilder, free: int = 0) -> None:
         """Schedule as much of a row's known tokens as budget and blocks allow, at least one.
 
         `free` of them are not of the budget.
         """
         start = request.n_planned
-        n = min(request.prefill_end - start, draft.left + free)
-        if request.scored:
-            n = min(n, draft.scored_left)
+        n = min(request.prefill_end - start, builder.left + free)
+        if request.needs_prompt_logprobs:
+            n = min(n, builder.prompt_logprobs_left)
         reserved = self._short(request, start + 2)
         # Where spare is negative, closing tables owe it, and not all that is reserved is there yet.
-        room = max(0, reserved + draft.spare)
+        room = max(0, reserved + builder.spare)
         if self._short(request, start + n + 1) > room:
             assert request.table is not None
             granted = len(request.table.blocks) + room
             n = max(1, min(n, granted * self.budget.block_size - 1 - start))
-        draft.spare -= self._short(request, start + n + 1) - reserved
-        draft.left -= n - free
-        draft.scored_left -= n if request.scored else 0
-        self._schedule(request, n, draft)
+        builder.spare -= self._short(request, start + n + 1) - reserved
+        builder.left -= n - free
+        builder.prompt_logprobs_left -= n if request.needs_prompt_logprobs else 0
+        self._schedule(request, n, builder)
 
-    def _admit(self, draft: Draft) -> Request | None:
+    def _admit(self, builder: StepBuilder) -> Request | None:
         """Admit the head of the queue, if its row, its known tokens and its limit fit."""
         if not self._free_rows:
             return None
@@ -322,21 +322,23 @@ class Core:
         committed = self._committed_tokens + request.n_prompt + request.max_new_tokens
         if self.running and committed > self.budget.overcommit * self.blocks.n_tokens:
             return None
-        if request.lacking - self.blocks.n_shared > draft.spare:
+        if request.lacking - self.blocks.n_shared > builder.spare:
             return None
         known = len(request.tokens)
-        scored = request.scored
-        if scored and not draft.scored_left:
+        needs_prompt_logprobs = request.needs_prompt_logprobs
+        if needs_prompt_logprobs and not builder.prompt_logprobs_left:
             return None
         keys = request.block_keys(self.budget.block_size)
         # The last known token is always computed: its logits are what is wanted.
-        match = self.blocks.match([] if scored else keys[: (known - 1) // self.budget.block_size])
+        match = self.blocks.match(
+            [] if needs_prompt_logprobs else keys[: (known - 1) // self.budget.block_size]
+        )
         request.waits_for = match.computing
         if match.computing is not None:
             return None
         taken = self.blocks.n_taken(match.hits)
         fresh = self._n_blocks(min(known + 1, request.limit)) - len(match.hits)
-        if taken + fresh > draft.spare:
+        if taken + fresh > builder.spare:
             # Walking a long prompt again costs more than a step: not before it can have changed.
             request.lacking = taken + fresh + self.blocks.n_shared
             return None
@@ -346,7 +348,7 @@ class Core:
         request.status = Status.RUNNING
         request.lacking = 0
         request.row = self._free_rows.pop()
-        request.table = table = self.blocks.open(match.hits, [] if scored else keys)
+        request.table = table = self.blocks.open(match.hits, [] if needs_prompt_logprobs else keys)
         n_cached = request.n_planned = table.n_computed
         request.prefill_end = known
         request.decoding = False
@@ -359,12 +361,12 @@ class Core:
             if request.reservation is not None:
                 self.reservations.start(request.reservation)
             self.waiting.charge(request.client, INPUT_COST * (request.n_prompt - n_cached))
-        draft.spare -= taken + self._short(request, n_cached + 2)
-        n_grown = len(draft.grow)
-        self._prefill(request, draft)
-        del draft.grow[n_grown:]
-        draft.admitted.append(request)
-        draft.admit.append(
+        builder.spare -= taken + self._short(request, n_cached + 2)
+        n_grown = len(builder.grow)
+        self._prefill(request, builder)
+        del builder.grow[n_grown:]
+        builder.admitted.append(request)
+        builder.admit.append(
             Admit(
                 row=request.row,
                 tokens=list(request.tokens),
@@ -372,8 +374,8 @@ class Core:
                 n_cached=n_cached,
                 blocks=list(table.blocks),
                 sampling=request.sampling,
-                prompt_logprobs=scored,
-                prompt_top_n_tokens=request.prompt_top_n_tokens if scored else 0,
+                prompt_logprobs=needs_prompt_logprobs,
+                prompt_top_n_tokens=request.prompt_top_n_tokens if needs_prompt_logprobs else 0,
                 constraint=Constraint(request.grammar, request.max_new_tokens)
                 if request.grammar
                 else None,
@@ -381,33 +383,35 @@ class Core:
         )
         return request
 
-    def _schedule(self, request: Request, n: int, draft: Draft) -> None:
+    def _schedule(self, request: Request, n: int, builder: StepBuilder) -> None:
         """Put `n` tokens of a running request into the step, and grant the blocks they need."""
         table = request.table
         assert table is not None
         end = request.n_planned + n
         if end > len(table.blocks) * self.budget.block_size:
             short = self._n_blocks(end) - len(table.blocks)
-            draft.grow.append(Grow(request.row, self.blocks.grow(table, short)))
+            builder.grow.append(Grow(request.row, self.blocks.grow(table, short)))
         samples = end >= request.prefill_end
         request.n_planned = end
         request.n_in_flight += samples
         request.decoding = request.decoding or samples
-        table.last_step = draft.step
-        draft.run.append(Run(request.row, n))
-        draft.parts.append(Part(request, table, request.row, end, samples))
+        table.last_step = builder.step
+        builder.run.append(Run(request.row, n))
+        builder.scheduled_rows.append(ScheduledRow(request, table, request.row, end, samples))
 
     # -- results --------------------------------------------------------------------------------
 
-    def _acknowledge(self, part: Part, sampled: dict[int, Sampled], events: list[Event]) -> None:
-        request, table = part.request, part.table
-        table.n_computed = part.end
-        if part.end // self.budget.block_size > table.n_committed and not table.failed:
+    def _acknowledge(
+        self, scheduled: ScheduledRow, sampled: dict[int, Sampled], events: list[Event]
+    ) -> None:
+        request, table = scheduled.request, scheduled.table
+        table.n_computed = scheduled.end
+        if scheduled.end // self.budget.block_size > table.n_committed and not table.failed:
             self.blocks.commit(table, request.block_keys(self.budget.block_size))
-        if not part.samples:
+        if not scheduled.samples:
             return
         request.n_in_flight -= 1
-        found = sampled[part.row]
+        found = sampled[scheduled.row]
         forced = found.tokens[1:]
         if forced:
             # Of a request that has ended, too: the worker runs what it was sent.
@@ -435,51 +439,54 @@ class Core:
         if forced:
             request.prefill_end = len(request.tokens)
 
-    def _postpone(self, part: Part) -> None:
-        """A late row computes its last token again, in the step in flight or in the next one."""
-        request = part.request
+    def _postpone(self, scheduled: ScheduledRow) -> None:
+        """Have a row whose mask was not ready compute its last token again, in a later step."""
+        request = scheduled.request
         if request is self._trial:
             # The workers bore it, and others need not wait for its grammar.
             self._trial = None
         for step in self._in_flight:
-            for later in step.parts:
-                if later.table is part.table:
+            for later in step.scheduled_rows:
+                if later.table is scheduled.table:
                     later.end -= 1
-        part.end -= 1
-        part.samples = False  # so there is nothing to take below
+        scheduled.end -= 1
+        scheduled.samples = False  # so there is nothing to take below
         request.n_in_flight -= 1
-        if request.table is part.table:
+        if request.table is scheduled.table:
             request.n_planned -= 1
-        self._acknowledge(part, {}, [])
+        self._acknowledge(scheduled, {}, [])
 
     def _await_no_more(self, request: Request) -> None:
         """The steps in flight compute known tokens of this request, and bring none."""
         for step in self._in_flight:
-            for part in step.parts:
-                if part.request is request and part.samples:
-                    part.samples = False
+            for scheduled in step.scheduled_rows:
+                if scheduled.request is request and scheduled.samples:
+                    scheduled.samples = False
                     request.n_in_flight -= 1
 
-    def _score(self, request: Request, scored: PromptLogprobs, events: list[Event]) -> None:
-        """A prefill that was preempted is computed again: what was told is not told twice."""
-        n_told = max(0, request.n_scored - scored.start)
-        if request.status is not Status.ENDED and n_told < len(scored.logprobs):
-            request.n_scored = scored.start + len(scored.logprobs)
-            start = scored.start + n_told
+    def _add_prompt_logprobs(
+        self, request: Request, found: PromptLogprobs, events: list[Event]
+    ) -> None:
+        """Report the new ones: a preempted prefill is computed again, also those reported
+        before."""
+        n_known = max(0, request.n_prompt_logprobs - found.start)
+        if request.status is not Status.ENDED and n_known < len(found.logprobs):
+            request.n_prompt_logprobs = found.start + len(found.logprobs)
+            start = found.start + n_known
             events.append(
                 PromptEvent(
                     request,
                     start,
-                    scored.logprobs[n_told:],
-                    scored.top[n_told:],
-                    scored.ranks[n_told:],
+                    found.logprobs[n_known:],
+                    found.top[n_known:],
+                    found.ranks[n_known:],
                 )
             )
 
-    def _fail(self, part: Part, message: str, events: list[Event]) -> None:
-        request = part.request
-        request.n_in_flight -= part.samples
-        part.table.failed = True
+    def _fail(self, scheduled: ScheduledRow, message: str, events: list[Event]) -> None:
+        request = scheduled.request
+        request.n_in_flight -= scheduled.samples
+        scheduled.table.failed = True
         if request.status is not Status.ENDED:
             events.append(FailedEvent(request, message))
             self.finish(request)

@@ -12,7 +12,7 @@ from tgi_async.scheduler.request import Request
 from tgi_async.scheduler.reservations import Capacity
 from tgi_async.wire.messages import Admit, CachePool, Grow, Run, Step
 
-SCORED_TOKENS = 512
+PROMPT_LOGPROB_TOKENS = 512
 """Prompt tokens of a step whose log-probabilities are asked for, at most: their logits over the
 whole vocabulary are in a worker's memory together."""
 
@@ -25,8 +25,8 @@ class Budget(NamedTuple):
     block_size: int
     max_rows: int
     max_batch_prefill_tokens: int
-    """Most prefill tokens in a step. Beside decodes it is half of them, so that who waits for the
-    next token waits half as long; prompts lose little by being computed in smaller chunks."""
+    """Most prefill tokens in a step. Beside decodes it is half of them, so that a decoding row
+    waits half as long; prompts lose little by being computed in smaller chunks."""
     max_total_tokens: int
     """Most tokens of a request, prompt and output."""
     overcommit: float = 4.0
@@ -51,8 +51,9 @@ class Plan(NamedTuple):
     n_decodes: int
 
 
-class Part(Struct):
-    """A row's part of a step in flight. The table tells this admission from a later one."""
+class ScheduledRow(Struct):
+    """A row of a step in flight, and what the step computes of it. The table tells this admission
+    from a later one."""
 
     request: Request
     table: BlockTable
@@ -63,18 +64,18 @@ class Part(Struct):
     """Whether a token comes of it, as far as is known."""
 
 
-class Draft:
+class StepBuilder:
     """A step being planned."""
 
     def __init__(self, step: int) -> None:
         self.step = step
         self.left = 0
         """Prefill tokens that may still be given out."""
-        self.scored_left = SCORED_TOKENS
+        self.prompt_logprobs_left = PROMPT_LOGPROB_TOKENS
         self.spare = 0
         """Blocks beyond what the running rows need for this step and the next."""
         self.run: list[Run] = []
         self.grow: list[Grow] = []
         self.admit: list[Admit] = []
         self.admitted: list[Request] = []
-        self.parts: list[Part] = []
+        self.scheduled_rows: list[ScheduledRow] = []

@@ -63,7 +63,7 @@ class Request:
     """Prompt tokens that were in the prefix cache when it was first admitted."""
     n_planned: int = field(default=0, init=False)
     n_in_flight: int = field(default=0, init=False)
-    n_scored: int = field(default=0, init=False)
+    n_prompt_logprobs: int = field(default=0, init=False)
     """Prompt positions before this have had their log-probabilities reported."""
     prefill_end: int = field(default=0, init=False)
     """Tokens known at admission, or since a grammar forced some: the row samples when it has
@@ -80,8 +80,8 @@ class Request:
         self.limit = self.n_prompt + self.max_new_tokens - 1
 
     @property
-    def scored(self) -> bool:
-        """Whether the log-probabilities of its prompt are still to be told."""
+    def needs_prompt_logprobs(self) -> bool:
+        """Whether the log-probabilities of its prompt are still to be reported."""
         return self.prompt_logprobs and self.n_emitted == 0
 
     @property
@@ -98,11 +98,11 @@ class Request:
         self.waits_for = None
         self.lacking = 0
 
-    def rewind(self, n_emitted: int, n_scored: int) -> None:
-        """Forget the tokens and prompt log-probabilities beyond those that were handed on."""
+    def rewind(self, n_emitted: int, n_prompt_logprobs: int) -> None:
+        """Forget the tokens and prompt log-probabilities beyond those that were delivered."""
         del self.tokens[self.n_prompt + n_emitted :]
         self.keys.clear()
-        self.n_scored = min(self.n_scored, n_scored)
+        self.n_prompt_logprobs = min(self.n_prompt_logprobs, n_prompt_logprobs)
 
     def block_keys(self, block_size: int) -> list[Key]:
         """The keys of the blocks that the known tokens fill."""

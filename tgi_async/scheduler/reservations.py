@@ -1,8 +1,8 @@
 """Rows and bytes that requests hold, from their arrival to their end.
 
 A request reserves a row for each of its generations when it arrives, before anything is computed
-for it. `max_concurrent` rows are there for whoever asks. Beyond these, `max_queued` more may wait,
-shared so that no client locks others out:
+for it. `max_concurrent` rows are given to any client that asks. Beyond these, `max_queued` more may
+wait, shared so that no client locks others out:
 
 **Half.** While another client waits, no client reserves so much of the queue that more than half of
 it would wait for this one. What it had before, when it waited alone, it keeps until it is needed.
@@ -37,9 +37,9 @@ class Capacity(NamedTuple):
     """How much may be reserved."""
 
     max_concurrent: int = 2**31
-    """Rows that are given to whoever asks."""
+    """Rows that run at once, given to any client that asks."""
     max_queued: int = 0
-    """Further rows, which wait. 0: whoever finds no row is refused."""
+    """Further rows, which wait. 0: a request that finds no row is refused."""
     max_queued_bytes: int = 2**62
     """Of the bodies of requests that have not begun to run, where one of them has to wait."""
 

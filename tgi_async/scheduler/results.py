@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tgi_async.scheduler.plan import Part
+from tgi_async.scheduler.plan import ScheduledRow
 from tgi_async.wire.messages import Sampled, StepDone
 
 
 class InFlight(NamedTuple):
     step: int
-    parts: list[Part]
+    scheduled_rows: list[ScheduledRow]
 
 
 class UnexpectedResult(Exception):
@@ -18,25 +18,35 @@ class UnexpectedResult(Exception):
 
 
 def check_result(
-    done: StepDone, parts: list[Part], sampled: dict[int, Sampled], failed: dict[int, str]
+    done: StepDone,
+    scheduled_rows: list[ScheduledRow],
+    sampled: dict[int, Sampled],
+    failed: dict[int, str],
 ) -> None:
-    """Every row that samples has a token or an error or is late, and no other row has anything.
+    """Check that the rows of a result are those that the step was to sample.
 
-    Only a row with a grammar is late, or has tokens that are forced.
+    Each has a token, an error, or a mask that is not ready; no other row has anything. Only a row
+    with a grammar has jump-forward tokens or a mask that is not ready.
+
+    Raises UnexpectedResult.
     """
-    rows = {part.row for part in parts}
-    sampling = {part.row for part in parts if part.samples}
-    if done.late:
-        late = set(done.late)
-        free = {part.row for part in parts if not part.request.grammar}
-        if strange := (late - sampling) | (late & (free | sampled.keys() | failed.keys())):
-            raise UnexpectedResult(f"rows {sorted(strange)} cannot be late in step {done.step}")
-        sampling -= late
+    rows = {one.row for one in scheduled_rows}
+    sampling = {one.row for one in scheduled_rows if one.samples}
+    if done.masks_not_ready:
+        postponed = set(done.masks_not_ready)
+        free = {one.row for one in scheduled_rows if not one.request.grammar}
+        if strange := (postponed - sampling) | (
+            postponed & (free | sampled.keys() | failed.keys())
+        ):
+            raise UnexpectedResult(f"rows {sorted(strange)} need no mask in step {done.step}")
+        sampling -= postponed
     for one in done.sampled:
         if not (one.tokens[1:] or one.n_computed or one.logprobs[1:] or one.top[1:]):
             continue  # a single token, as nearly always
         n = len(one.tokens)
-        if n > 1 and any(part.row == one.row and not part.request.grammar for part in parts):
+        if n > 1 and any(
+            each.row == one.row and not each.request.grammar for each in scheduled_rows
+        ):
             raise UnexpectedResult(f"row {one.row} has {n} tokens and no grammar that forces them")
         if one.n_computed:
             raise UnexpectedResult(f"row {one.row} computed tokens beyond step {done.step}")

@@ -1,6 +1,6 @@
 """What logs and traces say of an error.
 
-A client may be told in words that quote what it sent. An operator is not: no part of a prompt is
+A client's error message may quote what it sent. A log line does not: no part of a prompt is
 written down.
 """
 
@@ -24,7 +24,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, TemplateError):
         place = _PLACE.search(said)
         where = f" {place[0]}" if place else ""
-        return f"Template error{where}, told in full to the client alone"
+        return f"Template error{where}; only the client gets the full message"
     foreign = error.__cause__
     if foreign is not None:
         return f"{type(error).__name__} from {type(foreign).__name__}"

@@ -3,7 +3,7 @@
 TGI builds batches, merges and filters them, and times that. Here there is one persistent batch.
 What its names stand for here is the work of the router at the same moments: `next_size` requests
 entered in one step, `concat_duration` is what planning a step took in which they joined running
-ones, and `filter_duration` what it took to hand on the results of a step and let go of the requests
+ones, and `filter_duration` what it took to deliver the results of a step and release the requests
 that ended with it. docs/metrics.md lists them all.
 """
 
@@ -105,7 +105,7 @@ class Metrics:
         self._decode = _duration("tgi_batch_decode_duration", "Sampling", "method")
         self._filter = _duration(
             "tgi_batch_filter_duration",
-            "Router time to hand on the results of a step and let go of ended requests",
+            "Router time to deliver the results of a step and release ended requests",
             "method",
         )
         self._concat_duration = _duration(
@@ -188,7 +188,7 @@ class Metrics:
     ) -> None:
         """A step's result came, `seconds` after it was sent.
 
-        To hand it on took the router `results_seconds`.
+        Delivering it took the router `results_seconds`.
         """
         method = _method(n_prefill_tokens)
         self._step_success.add(label=method)

@@ -50,11 +50,11 @@ class Observer:
         seen.ended()
         if self._traces is not None:
             self._traces.add(seen)
-        told = {"request": seen}
+        extra = {"request": seen}
         if seen.succeeded:
-            log.info("Success", extra=told)
+            log.info("Success", extra=extra)
         else:
             failure = seen.failure or "generation"
             reason = f": {seen.reason}" if seen.reason else ""
             level = LEVELS.get(failure, logging.WARNING)
-            log.log(level, "Failed: %s%s", failure, reason, extra=told)
+            log.log(level, "Failed: %s%s", failure, reason, extra=extra)

@@ -1,7 +1,7 @@
 """What is known of one HTTP request, for its line in the log and its span.
 
 The record travels in a context variable, as traces do: `Observer` puts it there, the metrics and
-the engine add what they are told in the course of the request, and it is read at the end. Tasks
+the engine add what they learn in the course of the request, and it is read at the end. Tasks
 that a handler starts inherit it.
 """
 
@@ -118,7 +118,7 @@ class RequestRecord:
             return "generate_stream" if self.streamed else "generate"
         if self.path.startswith("/v2/"):
             return "kserve_model_infer"
-        # The one route with a name of a person's choice is the one for Vertex AI.
+        # The only route whose path the operator chooses is the one for Vertex AI.
         return NAMES.get(self.path, "vertex_compatibility")
 
     @property

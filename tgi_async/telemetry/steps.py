@@ -1,4 +1,4 @@
-"""Steps between being sent and being done, for whoever counts them."""
+"""Time the steps between being sent and being done."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tgi_async.wire.messages import StepDone
 
 
 class StepMetrics(Protocol):
-    """Who counts steps."""
+    """What counts steps."""
 
     def admitted(self, n_cached: int) -> None: ...
 
@@ -58,7 +58,7 @@ class StepTimer:
         )
 
     def done(self, done: StepDone, received: float) -> None:
-        """A result that came at `received` was handed on by now."""
+        """Note that a result that came at `received` has been delivered by now."""
         sent = self._sent.pop(done.step)
         now = time.monotonic()
         self._metrics.step(

@@ -27,13 +27,13 @@ Attributes = dict[str, str | int | float | list[str]]
 
 
 class Traces(Protocol):
-    """Who collects spans."""
+    """Collects spans."""
 
     def add(self, seen: RequestRecord) -> None:
         """Take the spans of a request that has ended. Does not block."""
 
 
-class Part(NamedTuple):
+class ChildSpan(NamedTuple):
     """A child span: a part of what a request took. Unix times, in nanoseconds."""
 
     name: str
@@ -123,7 +123,7 @@ def sending_to(endpoint: str) -> SpanProcessor:
     return BatchSpanProcessor(exporter)
 
 
-def parts_of(seen: RequestRecord) -> Iterator[Part]:
+def parts_of(seen: RequestRecord) -> Iterator[ChildSpan]:
     """Validation, then the wait in the queue and the inference of each generation.
 
     A part that did not come to an end ended with the request. Names are TGI's.
@@ -132,16 +132,16 @@ def parts_of(seen: RequestRecord) -> Iterator[Part]:
     if seen.failure in ("validation", "template"):
         validated = validated or seen.total
     if validated:
-        yield Part("validate", seen.began_at, seen.began_at + round(validated * 1e9))
+        yield ChildSpan("validate", seen.began_at, seen.began_at + round(validated * 1e9))
     for submitted, timings in seen.generations:
         began = seen.unix_time(submitted)
         if not timings.queued:
-            yield Part("queued", began, seen.ended_at)
+            yield ChildSpan("queued", began, seen.ended_at)
             continue
         started = began + round(timings.queued * 1e9)
-        yield Part("queued", began, started)
+        yield ChildSpan("queued", began, started)
         inferred = round(timings.inference * 1e9)
-        yield Part("infer", started, started + inferred if inferred else seen.ended_at)
+        yield ChildSpan("infer", started, started + inferred if inferred else seen.ended_at)
 
 
 def attributes_of(seen: RequestRecord, model_id: str) -> Attributes:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tgi_async import processes
-from tgi_async.confined.pool import ProcessEnded, ProcessPool
 from tgi_async.errors import TemplateError, ValidationError
+from tgi_async.subprocess_pool.pool import ProcessEnded, ProcessPool
 from tgi_async.text.chat_files import read_templates
 from tgi_async.text.chat_forms import Message
 from tgi_async.text.tokenizer import Tokenizer

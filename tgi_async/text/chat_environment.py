@@ -18,7 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 
-class Refused(jinja2.TemplateError):
+class RaisedByTemplate(jinja2.TemplateError):
     """The template called `raise_exception`."""
 
 
@@ -99,7 +99,7 @@ def _tojson(
 
 
 def _raise_exception(message: str) -> NoReturn:
-    raise Refused(message)
+    raise RaisedByTemplate(message)
 
 
 def _strftime_now(format: str) -> str:

@@ -13,8 +13,8 @@ import json
 import sys
 from typing import Any, BinaryIO
 
-from tgi_async.confined.child import answer_lines, limit_memory, processor_time
 from tgi_async.errors import ServerError, TemplateError
+from tgi_async.subprocess_pool.child import answer_lines, limit_memory, processor_time
 from tgi_async.text.chat_renderer import Renderer
 
 MEMORY = 1 << 30

@@ -14,7 +14,7 @@ import jinja2
 from jinja2 import meta
 
 from tgi_async.errors import TemplateError, ValidationError
-from tgi_async.text.chat_environment import Refused, environment
+from tgi_async.text.chat_environment import RaisedByTemplate, environment
 from tgi_async.text.chat_forms import Forms, Message, all_shaped
 from tgi_async.text.tools.templates import THINKING_VARIABLES
 
@@ -137,7 +137,7 @@ class _Template:
             self._compiled = made.from_string(source)
             self._variables = meta.find_undeclared_variables(made.parse(source))
         except Exception as error:  # whatever an expression that is folded at compile time raises
-            self._broken = _told(error)
+            self._broken = _message_of(error)
             return
         self.forms = Forms.probed(
             source,
@@ -170,7 +170,7 @@ class _Template:
         try:
             return self._compiled.render({**variables, "messages": messages})
         except Exception as error:  # whatever a template's expressions can raise
-            raise TemplateError(_told(error)) from error
+            raise TemplateError(_message_of(error)) from error
 
 
 def _ends_in_answer(messages: Sequence[Message]) -> bool:
@@ -220,12 +220,12 @@ def _marked(message: Message, mark: str) -> tuple[Message, str]:
     raise TemplateError("the last message has no text that could be continued")
 
 
-def _told(error: Exception) -> str:
+def _message_of(error: Exception) -> str:
     """In the form of TGI: what, and in which line of the template."""
     if isinstance(error, jinja2.TemplateSyntaxError):
         return f"syntax error: {error.message} (in <string>:{error.lineno})"
     text = str(error) or type(error).__name__
-    if isinstance(error, Refused):
+    if isinstance(error, RaisedByTemplate):
         text = f"syntax error: {text}"
     lines = [
         frame.lineno

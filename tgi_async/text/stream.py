@@ -19,7 +19,7 @@ MOST_TOKENS = 32
 INCOMPLETE = "\ufffd"
 
 
-class Decoder(Protocol):
+class TokenDecoder(Protocol):
     """The part of a tokenizer that is needed here."""
 
     def decode(self, ids: list[int]) -> str:
@@ -32,7 +32,7 @@ class Decoder(Protocol):
 class Detokenizer:
     """Incremental detokenization behind a prompt. Special tokens add no text."""
 
-    def __init__(self, decoder: Decoder, prompt: list[int]) -> None:
+    def __init__(self, decoder: TokenDecoder, prompt: list[int]) -> None:
         self._decoder = decoder
         self._ids = _whole_characters(
             decoder, [id for id in prompt[-CONTEXT_TOKENS:] if not decoder.is_special(id)]
@@ -93,7 +93,7 @@ class Detokenizer:
         return new
 
 
-def _whole_characters(decoder: Decoder, ids: list[int]) -> list[int]:
+def _whole_characters(decoder: TokenDecoder, ids: list[int]) -> list[int]:
     """`ids`, without the end of a character whose beginning was cut off, if that is how it starts.
 
     A byte-fallback decoder shows all bytes in a row as incomplete if the first ones are.
@@ -109,7 +109,7 @@ class TextStream:
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: TokenDecoder,
         prompt: list[int],
         stop: tuple[str, ...] = (),
         include_stop: bool = True,

@@ -104,14 +104,14 @@ class RouterChannel:
             self._waiter = None
 
     def wake(self) -> None:
-        """Let who waits look for itself."""
+        """Wake the task that waits."""
         if self._waiter is None:
             self._woken = True
         elif not self._waiter.done():
             self._waiter.set_result(None)
 
     def close(self) -> None:
-        """Cancel who waits. May be repeated."""
+        """Cancel the task that waits. May be repeated."""
         self._unwatch()
         if self._waiter is not None:
             self._waiter.cancel()

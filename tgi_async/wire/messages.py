@@ -105,7 +105,8 @@ class Admit(Frame, frozen=True):
     sampling: Sampling
     prompt_logprobs: bool = False
     prompt_top_n_tokens: Count = 0
-    """How many of the likeliest tokens to report at each prompt position that is scored."""
+    """How many of the likeliest tokens to report at each prompt position, where
+    `prompt_logprobs`."""
     constraint: Constraint | None = None
 
 
@@ -248,7 +249,7 @@ class Ready(Frame, frozen=True, tag="ready"):
     kv_cache_bytes: Annotated[int, Meta(ge=0)]
     weight_bytes: Annotated[int, Meta(ge=0)]
     notes: list[str]
-    """What a person should know about this start, e.g. a fallback taken."""
+    """What the operator should know about this start, e.g. a fallback taken."""
 
     @property
     def n_blocks(self) -> int:
@@ -311,9 +312,9 @@ class StepDone(Frame, frozen=True, tag="done"):
     errors: list[RowError]
     forward_seconds: float
     sample_seconds: float
-    late: list[Count] = []
-    """Rows that were to sample and whose grammar did not say in time what may come next. The last
-    of the tokens that they were to compute counts as not computed."""
+    masks_not_ready: list[Count] = []
+    """Rows that were to sample and whose grammar's mask was not ready in time. The last of the
+    tokens that they were to compute counts as not computed."""
 
 
 ToWorker = Start | Step | Stop

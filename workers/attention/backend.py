@@ -18,7 +18,7 @@ from workers.transfer import send
 
 Metadata = TypeVar("Metadata")
 
-Part = tuple[NDArray[np.integer], int]
+PaddedArray = tuple[NDArray[np.integer], int]
 """Numbers of the rows that there are, and the one that fills up the place of the others."""
 
 
@@ -44,7 +44,7 @@ class AttentionCapture(ABC):
     """How many numbers of any length may come after all parts, such as block tables."""
 
     @abstractmethod
-    def fill(self, rows: DecodeRows) -> tuple[dict[str, Part], NDArray[np.int32]] | None:
+    def fill(self, rows: DecodeRows) -> tuple[dict[str, PaddedArray], NDArray[np.int32]] | None:
         """Return what the parts and the rest hold for a step of these rows, none included; or None
         where there is no room for them.
 

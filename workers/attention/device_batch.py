@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.attention.backend import AttentionCapture, DecodeRows, Part
+from workers.attention.backend import AttentionCapture, DecodeRows, PaddedArray
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
 from workers.transfer import send
@@ -68,7 +68,7 @@ class DeviceBatch(NamedTuple):
     most_parts: int
     """No less than the last of `parts`; makes room for the partial results."""
     chunks: Chunks | None = None
-    """The same as `tiles`, for those who ask for it."""
+    """The same as `tiles`, where asked for."""
 
     @staticmethod
     def of(context: AttentionContext, positions: int, packed: bool = False) -> DeviceBatch:
@@ -177,7 +177,7 @@ class DecodeCapture(AttentionCapture):
         self._most_parts = min(max(in_cache, MOST_PARTS), n_rows * -(-most_positions // SPLIT))
         self.most_rest = min(MOST_BLOCKS, n_rows * -(-most_positions // cache.block_size))
 
-    def fill(self, rows: DecodeRows) -> tuple[dict[str, Part], NDArray[np.int32]] | None:
+    def fill(self, rows: DecodeRows) -> tuple[dict[str, PaddedArray], NDArray[np.int32]] | None:
         """See `AttentionCapture`."""
         slots, lengths, tables, lines = rows
         decode = decode_numbers(lengths, tables, -(-lengths // self._cache.block_size), lines)
@@ -185,7 +185,7 @@ class DecodeCapture(AttentionCapture):
         if len(decode.tables) > self.most_rest or n_parts > self._most_parts:
             return None
         decode.expect_within(self._cache, slots, lengths)
-        parts: dict[str, Part] = {
+        parts: dict[str, PaddedArray] = {
             "slots": (slots, -1),
             "lengths": (lengths, 0),
             "starts": (decode.starts, 0),

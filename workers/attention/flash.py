@@ -26,7 +26,7 @@ class FlashPrefill(PackedPrefill):
 
     @staticmethod
     def refusal() -> str | None:
-        """Why it cannot be had here, or None."""
+        """Return why it is not available here, or None."""
         try:
             attend = _function("flash_attn", "flash_attn_varlen_func")
         except ModuleNotFoundError as error:
@@ -79,7 +79,7 @@ class VarlenPrefill(PackedPrefill):
 
     @staticmethod
     def refusal() -> str | None:
-        """Why it cannot be had here, or None."""
+        """Return why it is not available here, or None."""
         try:
             attend = _function("torch.nn.attention.varlen", "varlen_attn")
         except (ImportError, AttributeError):

@@ -22,7 +22,7 @@ class PackedPrefill(ABC):
     """Attention of all chunks of a forward pass at once, plain or with a window."""
 
     NAME: str
-    """For a person."""
+    """Its name in messages."""
     CAPS: bool
     """Whether it takes a softcap too."""
 
@@ -38,7 +38,7 @@ class PackedPrefill(ABC):
     @staticmethod
     @abstractmethod
     def refusal() -> str | None:
-        """Why it cannot be had here, or None."""
+        """Return why it is not available here, or None."""
 
     @abstractmethod
     def __call__(

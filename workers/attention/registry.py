@@ -33,7 +33,7 @@ DEVICES = {"cpu": "a CPU", "cuda": "an NVIDIA GPU"}
 Registered = TypeVar("Registered", bound=Backend)
 
 
-class Choice(NamedTuple):
+class BackendChoice(NamedTuple):
     """The backend that serves, and what the user should know of the choice."""
 
     backend: Backend
@@ -46,7 +46,7 @@ def register(backend: Registered) -> Registered:
     return backend
 
 
-def choose(name: str, device: torch.device) -> Choice:
+def choose(name: str, device: torch.device) -> BackendChoice:
     """Return the backend of this name, or for "auto" the best one that runs on the device.
 
     Raises ValueError where there is none, saying what is missing.
@@ -62,11 +62,11 @@ def choose(name: str, device: torch.device) -> Choice:
         for backend in better:
             refusal = backend.refusal()
             if refusal is None:
-                return Choice(backend, notes)
+                return BackendChoice(backend, notes)
             notes.append(
                 f"attention runs in plain torch, several times slower with many streams: {refusal}"
             )
-        return Choice(last, notes)
+        return BackendChoice(last, notes)
     if name not in BACKENDS:
         raise ValueError(f"--attention is auto or one of {', '.join(BACKENDS)}, not {name}")
     chosen = BACKENDS[name]
@@ -80,7 +80,7 @@ def choose(name: str, device: torch.device) -> Choice:
         raise ValueError(
             f"--attention {name} cannot be used: {refusal}. Install it, or leave --attention out"
         )
-    return Choice(chosen, [])
+    return BackendChoice(chosen, [])
 
 
 def build(backend: Backend, shape: AttentionShape) -> AttentionBackend[Any]:

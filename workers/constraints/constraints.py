@@ -1,7 +1,7 @@
-"""The rows that follow grammars, and the threads that work out what each may say next.
+"""The rows that have a grammar, and the threads that compute the mask of each one's next token.
 
-The engines let go of the interpreter's lock, so this goes on while the forward pass runs. A row
-whose mask is not there when its token is due is late: it sits out, and nobody waits for it.
+The engines release the GIL, so this goes on while the forward pass runs. A row whose mask is not
+ready when its token is due samples nothing in that step, and no other row waits for it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 SLOW_SECONDS = 0.002
 """A row whose last mask took longer does not go before others."""
 NICENESS = 5
-"""Of the threads that build matchers and fill slow masks."""
+"""The nice value of the threads that build matchers and fill slow masks."""
 
 
 class _Followed:
-    """A row, and whether what may come next is known."""
+    """A row with a grammar, and whether its next mask is ready."""
 
-    __slots__ = ("error", "ready", "row", "slow", "state", "was_late")
+    __slots__ = ("error", "ready", "row", "slow", "state", "was_not_ready")
 
     def __init__(self, row: int, state: Progress) -> None:
         self.row = row
@@ -40,11 +40,12 @@ class _Followed:
         self.ready = False
         self.error = ""
         self.slow = False
-        self.was_late = False
+        self.was_not_ready = False
 
 
 class Constraints:
-    """`_begin` and `_advance` run in the threads, and all else on the worker's loop."""
+    """Compute masks in threads: `_begin` and `_advance` run there, all else on the worker's
+    loop."""
 
     def __init__(self, vocabulary: Callable[[], Vocabulary], vocab_size: int) -> None:
         """`vocabulary` is called once, in a thread: by `prepare`, or for the first grammar."""
@@ -55,7 +56,7 @@ class Constraints:
         self._quick: ThreadPoolExecutor | None = None
         self._slow: ThreadPoolExecutor | None = None
         self._taken: list[tuple[_Followed, list[int]]] = []
-        """What `go` will hand to the threads."""
+        """What `go` will give to the threads."""
         self._done = threading.Event()
 
     def __bool__(self) -> bool:
@@ -66,32 +67,32 @@ class Constraints:
         return row in self._rows
 
     def prepare(self) -> None:
-        """Begin to get ready for the first grammar."""
+        """Start the threads and build the vocabulary for the first grammar."""
         if self._slow is None:
             self._quick = ThreadPoolExecutor(1, "masks")
             self._slow = ThreadPoolExecutor(2, "grammars", _be_nice)
             self._vocabulary = self._slow.submit(self._make_vocabulary)
 
     def admit(self, row: int, constraint: Constraint, output: list[int], jumps: bool) -> None:
-        """`row` enters, having said `output` already. See `Progress`."""
+        """Add a row that has generated `output` already. See `Progress`."""
         self.prepare()
         assert self._slow is not None
-        # Its own memory: a thread may still be filling the mask of who had the row before.
+        # Its own memory: a thread may still fill the mask of the request that had the row before.
         mask = np.zeros(self._n_words, np.int32)
         followed = self._rows[row] = _Followed(row, Progress(constraint, jumps, mask))
         self._slow.submit(self._begin, followed, output)
 
     def release(self, row: int) -> None:
-        """`row` leaves the batch."""
+        """Remove a row."""
         self._rows.pop(row, None)
 
-    def sits_out(self, row: int) -> bool:
-        """Whether it is no use to compute this row now: it was late, and still is."""
+    def still_not_ready(self, row: int) -> bool:
+        """Return whether the row's mask was not ready in an earlier step and still is not."""
         followed = self._rows.get(row)
-        return followed is not None and followed.was_late and not followed.ready
+        return followed is not None and followed.was_not_ready and not followed.ready
 
     def wait(self, rows: Iterable[int], seconds: float) -> None:
-        """Give these rows at most so long, until all are ready."""
+        """Wait until these rows' masks are ready, at most so many seconds."""
         self.go()
         followed = [self._rows[row] for row in rows if row in self._rows]
         deadline = time.monotonic() + seconds
@@ -103,32 +104,32 @@ class Constraints:
             if not all(one.ready for one in followed):
                 self._done.wait(left)
 
-    def late(self, row: int) -> bool:
-        """Whether it cannot be said yet what may come next in `row`."""
+    def mask_not_ready(self, row: int) -> bool:
+        """Return whether the row's mask is not ready yet, and remember it."""
         followed = self._rows.get(row)
         if followed is None:
             return False
-        followed.was_late = not followed.ready
-        return followed.was_late
+        followed.was_not_ready = not followed.ready
+        return followed.was_not_ready
 
     def slow(self, row: int) -> bool:
-        """Whether a row's last mask took so long that others should not wait for the next."""
+        """Return whether a row's last mask took so long that others should not wait for the
+        next."""
         followed = self._rows.get(row)
         return followed is not None and followed.slow
 
     def error(self, row: int) -> str:
-        """Why a row that is not late cannot go on; empty if it can."""
+        """Return why a row whose mask is ready cannot go on; empty if it can."""
         followed = self._rows.get(row)
         return "" if followed is None else followed.error
 
     def next(self, row: int) -> Progress | None:
-        """What may come next in a row that is not late; None if anything may."""
+        """Return the state of a row whose mask is ready; None if it has no grammar."""
         followed = self._rows.get(row)
         return None if followed is None else followed.state
 
     def advance(self, taken: dict[int, list[int]]) -> None:
-        """Rows took these tokens: what may come next in each is to be worked out, once told to
-        `go`."""
+        """Note the tokens that rows were given; `go` then has their next masks computed."""
         for row, tokens in taken.items():
             followed = self._rows.get(row)
             if followed is not None and not followed.error:
@@ -136,8 +137,8 @@ class Constraints:
                 self._taken.append((followed, tokens))
 
     def go(self) -> None:
-        """Let the threads begin. The best time is when this one is about to compute in C: before,
-        they would only take the interpreter's lock from each other."""
+        """Start the threads on it. Best called just before this thread computes in C: earlier, they
+        would only contend for the GIL."""
         if not self._taken:
             return
         assert self._quick is not None
@@ -165,14 +166,14 @@ class Constraints:
 
     def _work(self, followed: _Followed, work: Callable[[], None]) -> None:
         if self._rows.get(followed.row) is not followed:
-            return  # it left
+            return  # it was released
         try:
             work()
         except GrammarError as error:
             followed.error = f"the grammar cannot be followed: {error}"
-        except BaseException as error:  # a panic of an engine is no Exception
-            log.exception("an engine of grammars failed")
-            followed.error = f"the grammar's engine failed: {error}"
+        except BaseException as error:  # an engine's panic is no Exception
+            log.exception("a grammar engine failed")
+            followed.error = f"the grammar engine failed: {error}"
         followed.ready = True
         self._done.set()
 

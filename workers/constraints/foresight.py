@@ -177,7 +177,7 @@ class Foresight:
         `way` is a completion that is known; empty: none is.
 
         It is taken at once where it needs tokens of several bytes: which other tokens would do as
-        well is then only to be had by counting those of many texts.
+        well then takes counting those of many texts.
         """
         with self._lock:
             self._expressions.begin()

@@ -8,7 +8,7 @@ from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
 from workers.constraints.characters import ANY, characters
 from workers.constraints.expressions import Expressions
-from workers.constraints.literals import Literals
+from workers.constraints.literals import LiteralMachine
 from workers.constraints.nodes import SPECIAL, Node, Steps, TooComplex
 from workers.constraints.patterns import matching
 from workers.constraints.values import MANY, value
@@ -49,7 +49,7 @@ class _Terms:
             case terms.Choice(options):
                 texts = [one.text.encode() for one in options if isinstance(one, terms.Text)]
                 if len(texts) == len(options) > MANY and all(texts):
-                    return Literals(x, texts).start
+                    return LiteralMachine(x, texts).start
                 return x.choice([self.of(option) for option in options])
             case terms.Repeat(part, least, most, separator):
                 return self._repeat(self.of(part), least, most, x.text(separator.encode()))

@@ -12,7 +12,7 @@ State = tuple[int, int, int]
 """The texts from one place to another have a beginning of so many bytes in common."""
 
 
-class Literals:
+class LiteralMachine:
     """See `Machine`. The texts are different and not empty."""
 
     inner: tuple[Node, ...] = ()

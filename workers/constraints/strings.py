@@ -16,7 +16,7 @@ ESCAPED = (1 << 32) - 1 | 1 << 34 | 1 << 92 | 1 << 127
 """Characters that do not stand for themselves."""
 
 
-class Strings:
+class JsonStrings:
     """Those of one grammar."""
 
     def __init__(self, expressions: Expressions) -> None:

@@ -12,11 +12,11 @@ from math import gcd
 from typing import Any
 
 from workers.constraints.expressions import Expressions
-from workers.constraints.literals import Literals
+from workers.constraints.literals import LiteralMachine
 from workers.constraints.nodes import Node, TooComplex
 from workers.constraints.numbers import Bounds, NumberMachine
 from workers.constraints.patterns import matching, searching
-from workers.constraints.strings import Strings
+from workers.constraints.strings import JsonStrings
 
 KNOWN = frozenset(
     {
@@ -72,7 +72,7 @@ class _Values:
         self._first_node = len(expressions)
         self._any: Node | None = None
         self._comma = expressions.text(b", ")
-        self._strings = Strings(expressions)
+        self._strings = JsonStrings(expressions)
         self._matching: dict[str, Node] = {}
 
     def named(self, reference: str) -> str:
@@ -94,7 +94,7 @@ class _Values:
             values = [schema["const"]] if "const" in schema else schema["enum"]
             demands = self._strings.demands(schema)
             if not demands and len(values) > MANY:
-                return Literals(self._x, map(_json, values)).start
+                return LiteralMachine(self._x, map(_json, values)).start
             found = self._x.choice([self._literal(one) for one in values])
             if not demands:
                 return found

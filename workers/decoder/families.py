@@ -87,7 +87,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
+class ModelDims:
     """What is the same in all layers."""
 
     hidden: int
@@ -111,7 +111,7 @@ class Numbers:
     logit_softcap: float
 
 
-class Part(Protocol):
+class RankSlice(Protocol):
     """What of a model one of several ranks has."""
 
     @property
@@ -159,7 +159,7 @@ class Description:
         model: Any,
         fill: Callable[[nn.Module, bool], None] = _there,
         device: torch.device | None = None,
-        part: Part | None = None,
+        part: RankSlice | None = None,
     ) -> None:
         """`model` has layers of ours. `fill` is called with a module before its weights are looked
         at, which are not there until then, and with whether they are only borrowed, to be copied
@@ -190,7 +190,7 @@ class Description:
         attention = first.self_attn
         heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
         vocabulary = Range(0, config.vocab_size)
-        self.numbers = Numbers(
+        self.numbers = ModelDims(
             hidden=config.hidden_size,
             intermediate=part.columns(config.intermediate_size).size
             if part

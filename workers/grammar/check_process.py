@@ -16,14 +16,14 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
-from tgi_async.confined.child import address_space, answer_lines, limit_memory
 from tgi_async.grammar import grammar as terms
-from tgi_async.grammar.check import GrammarCheck, Start, seconds_for
+from tgi_async.grammar.check import CheckerStart, GrammarCheck, seconds_for
 from tgi_async.grammar.grammar import Grammar
 from tgi_async.grammar.schema.document import MAX_IGNORED
 from tgi_async.grammar.schema.errors import InvalidSchema, SchemaError
 from tgi_async.grammar.schema.normalize import normalize
-from workers.grammar.engine import Engine, GrammarError
+from tgi_async.subprocess_pool.child import address_space, answer_lines, limit_memory
+from workers.grammar.engine import GrammarEngine, GrammarError
 from workers.grammar.llguidance_engine import LlguidanceEngine
 
 MEMORY = 1 << 30
@@ -44,7 +44,7 @@ LONGEST_REASON = 400
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     """Answer each encoded grammar with a `GrammarCheck`, until `requests` ends."""
-    start = msgspec.json.decode(requests.readline(), type=Start)
+    start = msgspec.json.decode(requests.readline(), type=CheckerStart)
     tokenizer = Path(start.model_path) / "tokenizer.json"
     engine = LlguidanceEngine(tokenizer, start.vocab_size, start.end_ids)
     words = -(-start.vocab_size // 32)
@@ -60,7 +60,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     )
 
 
-def check(engine: Engine, words: int, encoded: str) -> GrammarCheck:
+def check(engine: GrammarEngine, words: int, encoded: str) -> GrammarCheck:
     """`words` is the length of a mask."""
     try:
         ignored: dict[str, None] = {}
@@ -101,7 +101,7 @@ def _normal(grammar: Grammar, ignored: dict[str, None]) -> Grammar:
     return grammar
 
 
-def _try(engine: Engine, words: int, grammar: Grammar) -> None:
+def _try(engine: GrammarEngine, words: int, grammar: Grammar) -> None:
     """Raises GrammarError for a grammar that cannot be compiled, is slow or leads nowhere."""
     beginning = engine.matcher(grammar)
     chosen = random.Random(0)

@@ -1,4 +1,4 @@
-"""What an engine of grammars does. It runs in the workers, and in the processes that vet."""
+"""The interface of a grammar engine, which runs in workers and in the grammar check processes."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ class GrammarError(Exception):
 
 
 class Matcher(Protocol):
-    """A text on its way through a grammar. No two threads use one at the same time."""
+    """The state of one text in a grammar. Not thread-safe."""
 
     def fill(self, mask: NDArray[np.int32]) -> None:
-        """Write which tokens may come next, into int32 [words]: token i is bit i % 32 of word
-        i // 32. The end of the text counts as the tokens that end a text. Raises GrammarError.
+        """Write the mask of allowed next tokens into int32 [words]: token i is bit i % 32 of word
+        i // 32. Where the text may end, the end-of-text tokens are allowed. Raises GrammarError.
         """
         ...
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Take tokens that were chosen. Raises GrammarError if they are not allowed."""
+        """Accept sampled tokens. Raises GrammarError if they are not allowed."""
         ...
 
     def forced(self) -> list[int]:
-        """The tokens of the text that must come next whatever is chosen, if the engine knows any.
+        """Return the jump-forward tokens: the only possible continuation, as far as it is known.
 
         They are the tokenizer's own for that text, and never those that end a text.
         """
@@ -47,24 +47,24 @@ class Matcher(Protocol):
 
     @property
     def remembers(self) -> bool:
-        """Whether what may come next depends on more than what a text may go on with."""
+        """Whether the mask depends on more than the set of possible continuations."""
         ...
 
     def copy(self) -> Matcher:
-        """One that goes its own way from here."""
+        """Return an independent copy of this state."""
         ...
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that this one and its copies share, roughly: more, rather than fewer."""
+        """Bytes of memory that this one and its copies share; an estimate from above."""
         ...
 
 
-class Engine(Protocol):
+class GrammarEngine(Protocol):
     """Compiles grammars for one tokenizer."""
 
     def matcher(self, grammar: Grammar) -> Matcher:
-        """At the beginning of a text. Raises GrammarError."""
+        """Return a matcher at the beginning of a text. Raises GrammarError."""
         ...
 
     @property

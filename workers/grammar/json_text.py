@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class OpenContainer:
     """An array or object that is open."""
 
     is_array: bool
@@ -32,7 +32,7 @@ class JsonText:
     root: Any
     schemas: tuple[Any, ...]
     written: bytearray = field(default_factory=bytearray)
-    frames: list[Frame] = field(default_factory=list)
+    frames: list[OpenContainer] = field(default_factory=list)
     in_string: bool = False
     escaped: bool = False
     in_scalar: bool = False
@@ -86,7 +86,7 @@ class JsonText:
         if frame.start is None and (frame.is_array or frame.at_name):
             self.frames[-1] = replace(frame, start=at)
 
-    def _frame(self, is_array: bool) -> Frame:
+    def _frame(self, is_array: bool) -> OpenContainer:
         inside = tuple(self._inside())
         kind = "array" if is_array else "object"
         schemas = tuple(one for one in inside if _may_be(one, kind))
@@ -94,7 +94,7 @@ class JsonText:
             one.get("uniqueItems") if is_array else one.get("minProperties", 0) > 1
             for one in schemas
         )
-        return Frame(is_array, schemas, compared, at_name=not is_array)
+        return OpenContainer(is_array, schemas, compared, at_name=not is_array)
 
     def _inside(self) -> Iterator[dict[str, Any]]:
         """The schemas that the value that begins here may be of."""

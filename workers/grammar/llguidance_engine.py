@@ -47,7 +47,7 @@ every mask."""
 
 
 class LlguidanceEngine:
-    """See `engine.Engine`. Thread-safe."""
+    """See `engine.GrammarEngine`. Thread-safe."""
 
     def __init__(self, tokenizer: Path, vocab_size: int, end_ids: Sequence[int]) -> None:
         """`tokenizer` is a tokenizer.json, `vocab_size` that of the logits."""
@@ -59,7 +59,7 @@ class LlguidanceEngine:
         )
 
     def matcher(self, grammar: Grammar) -> Matcher:
-        """See `engine.Engine`."""
+        """See `engine.GrammarEngine`."""
         schemas = contexts(grammar)
         compiled = self._compiled(grammar)
         return UniqueMatcher(compiled, self._token_index, schemas) if schemas else compiled
@@ -81,7 +81,7 @@ class LlguidanceEngine:
 
     @cached_property
     def token_texts(self) -> list[bytes | None]:
-        """See `engine.Engine`."""
+        """See `engine.GrammarEngine`."""
         known = self._tokenizer
         return [
             None if known.is_special_token(one) else known.decode_bytes([one])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from workers.grammar.comparing_schemas import inlined
 from workers.grammar.engine import GrammarError, Matcher
-from workers.grammar.json_text import Frame, JsonText, value_of
+from workers.grammar.json_text import JsonText, OpenContainer, value_of
 from workers.grammar.token_index import TokenIndex
 
 FREE = 64
@@ -182,7 +182,7 @@ class UniqueMatcher:
                 self._compare(text, depth, frame, refused)
         return refused
 
-    def _compare(self, text: JsonText, depth: int, frame: Frame, refused: set[int]) -> None:
+    def _compare(self, text: JsonText, depth: int, frame: OpenContainer, refused: set[int]) -> None:
         begun = b"" if frame.start is None else bytes(text.written[frame.start :])
         ahead = b""
         if frame.start is None:
@@ -202,7 +202,7 @@ class UniqueMatcher:
         self._keep_ways_out(frame, begun, rests, refused)
 
     def _close(
-        self, text: JsonText, depth: int, frame: Frame, begun: bytes, refused: set[int]
+        self, text: JsonText, depth: int, frame: OpenContainer, begun: bytes, refused: set[int]
     ) -> None:
         """Refuse to end the item where it is equal to one that is written in another way."""
         inside = len(text.frames) - 1 - depth
@@ -232,7 +232,7 @@ class UniqueMatcher:
                 refused.update(self._tokens.that_begin(closer))
 
     def _keep_ways_out(
-        self, frame: Frame, begun: bytes, rests: list[bytes], refused: set[int]
+        self, frame: OpenContainer, begun: bytes, rests: list[bytes], refused: set[int]
     ) -> None:
         """Refuse tokens from which on only an earlier item can be written."""
         stuck: dict[int, bool] = {}
@@ -271,7 +271,7 @@ class UniqueMatcher:
         return -1
 
 
-def _key(frame: Frame, text: bytes) -> tuple[int, bytes]:
+def _key(frame: OpenContainer, text: bytes) -> tuple[int, bytes]:
     return (id(frame.schemas[0]) if frame.schemas else 0, text)
 
 

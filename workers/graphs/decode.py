@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from workers.attention.backend import AttentionBackend, AttentionCapture, DecodeRows, Part
+from workers.attention.backend import AttentionBackend, AttentionCapture, DecodeRows, PaddedArray
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
 from workers.forward import ForwardBatch, Model
 from workers.graphs.capture import GraphCapture, Outputs
-from workers.graphs.input_buffers import InputBuffers, Layout, Numbers
+from workers.graphs.input_buffers import InputBuffers, Int32Array, Layout
 from workers.ranks import RankFailed, Ranks
 from workers.sampling.device import DeviceSampling
 from workers.sampling.output import Picked
@@ -53,7 +53,7 @@ class Decodes(NamedTuple):
     """[n]: where their keys and values go."""
     stored: NDArray[np.bool_]
     """[n]: whether the sampled token becomes the row's last."""
-    sampling: Numbers
+    sampling: Int32Array
     """[n, DeviceSampling.WIDTH]"""
 
 
@@ -106,7 +106,7 @@ class DecodeGraphs:
         most_positions: int,
         rows: SampledRows | None = None,
         ranks: Ranks | None = None,
-        broadcast: Callable[[int, Numbers], None] | None = None,
+        broadcast: Callable[[int, Int32Array], None] | None = None,
     ) -> None:
         """`attention` is the model's; `most_positions` is the longest text of a row. `rows` are
         rank 0's. With `ranks`, the model is this one's part, and rank 0 has `broadcast`, by which
@@ -200,7 +200,7 @@ class DecodeGraphs:
         logits, *picked = self._run(graph, size)
         return logits[:n], Picked(*(x[:n] for x in picked))
 
-    def follow(self, n_rows: int, numbers: Numbers) -> None:
+    def follow(self, n_rows: int, numbers: Int32Array) -> None:
         """Run what rank 0 runs."""
         graph = next(one for one in self._graphs if one.n_rows == n_rows)
         self._buffers.next()[: len(numbers)] = numbers
@@ -221,8 +221,8 @@ class DecodeGraphs:
     def _write(
         self,
         graph: _Graph,
-        parts: dict[str, Part],
-        attention: tuple[Mapping[str, Part], Numbers],
+        parts: dict[str, PaddedArray],
+        attention: tuple[Mapping[str, PaddedArray], Int32Array],
     ) -> int:
         """Write the numbers of the next step, on the host; return how many there are."""
         of_attention, rest = attention

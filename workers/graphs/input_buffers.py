@@ -14,7 +14,7 @@ runs, the one behind it, and the one being written."""
 ALIGNMENT = 4
 """Numbers that the place of a part is a multiple of: 16 bytes, for kernels that count on it."""
 
-Numbers = NDArray[np.int32]
+Int32Array = NDArray[np.int32]
 
 
 class Layout:
@@ -35,7 +35,10 @@ class Layout:
         return parts | {"rest": numbers[self.size :]}
 
     def write(
-        self, numbers: Numbers, parts: Mapping[str, tuple[NDArray[np.integer], int]], rest: Numbers
+        self,
+        numbers: Int32Array,
+        parts: Mapping[str, tuple[NDArray[np.integer], int]],
+        rest: Int32Array,
     ) -> int:
         """Write each part, filled up with the number beside it; how many numbers there are then."""
         for name, (values, filling) in parts.items():
@@ -60,7 +63,7 @@ class InputBuffers:
         self._copied: list[torch.cuda.Event | None] = [None] * DEPTH
         self._at = 0
 
-    def next(self) -> Numbers:
+    def next(self) -> Int32Array:
         """Where to write the numbers of the next step; what is there is arbitrary. Waits only where
         the device is DEPTH steps behind."""
         copied = self._copied[self._at]

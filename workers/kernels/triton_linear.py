@@ -108,7 +108,7 @@ def narrow(
     M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Products of up to M rows, padded, through tensor cores. Grid [ceil(N / BN), n_parts]; part i
-    is over the columns from i * K_PART on, and is `out` [i], to be added up by who reads it.
+    is over the columns from i * K_PART on, and is `out` [i], to be added up by the reader.
 
     Tiles of weights and x go through shared memory, STAGES - 1 of them on their way. They are
     multiplied as w x^T, whose rows are many: where BN is 64 or more, Hopper's wgmma takes both

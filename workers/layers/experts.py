@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.layers.layer import WHOLE, Layer, Style
 from workers.layers.linear import Linear
 from workers.quantization.method import QuantMethod, Size, Slot, Tensors
@@ -69,7 +69,7 @@ class SeparateExperts(nn.Module):
         """`own` is transformers' module. Raises Unsupported for experts of another shape."""
         super().__init__()
         if own.is_transposed or own.has_bias or not own.has_gate or own.has_post_expert_norm:
-            raise Unsupported(
+            raise UnsupportedModel(
                 f"the experts of a {type(own).__name__} are not served in {method.name} yet; use "
                 "the unquantized model"
             )

@@ -30,7 +30,7 @@ FIRST_WAIT = 0.5
 """Seconds before the second attempt; each further wait is twice as long."""
 
 Report = Callable[[int], None]
-"""Told of bytes that have come, and of a negative number where some must come again."""
+"""Called with the number of bytes that came, negative where some must come again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workers.cache import build_once
+from workers.build_cache import build_once
 from workers.models.convert_tokenizer import WARNING, add_special_tokens, convert_tokenizer
 from workers.models.folder import Lacks, ModelFolder
 from workers.models.weight_files import INDEX, PICKLED, pickled_files

@@ -17,7 +17,7 @@ SAMPLES = ("Hello world", "one, two\n  three", "é 한국어")
 """What a converted tokenizer and its original should split alike."""
 
 WARNING = ".warning"
-"""Beside what was made, what is told at every start."""
+"""A file beside the converted tokenizer, with the notes for every start."""
 
 
 def convert_tokenizer(folder: ModelFolder, made: Path, *, trust_remote_code: bool) -> None:

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.models import rope
 from workers.quantization import registry
 
@@ -56,30 +56,30 @@ def read_config(path: Path, trust_remote_code: bool, scaling: rope.Scaling | Non
             path, trust_remote_code=trust_remote_code, local_files_only=True
         )
     except (ValueError, KeyError) as error:
-        raise Unsupported(
+        raise UnsupportedModel(
             f"transformers {transformers.__version__} does not know this model: {error}"
         ) from error
     except StrictDataclassError as error:
-        raise Unsupported(f"its config.json has a value of the wrong kind: {error}") from error
+        raise UnsupportedModel(f"its config.json has a value of the wrong kind: {error}") from error
     kind = config.model_type
     if config.is_encoder_decoder:
-        raise Unsupported(
+        raise UnsupportedModel(
             f"{kind} is an encoder-decoder model, not served yet; use a decoder-only model"
         )
     registry.method_of(config)
     for other, what in (("vision_config", "images"), ("audio_config", "sound")):
         if getattr(config, other, None) is not None:
-            raise Unsupported(f"{kind} takes {what}, not served yet; use a text-only model")
+            raise UnsupportedModel(f"{kind} takes {what}, not served yet; use a text-only model")
     own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (trust_remote_code and own):
-        raise Unsupported(
+        raise UnsupportedModel(
             f"{kind} is not a causal language model of transformers {transformers.__version__}; "
             "use a model for text generation"
         )
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or []) - ATTENTION
     if kinds or kind in RECURRENT:
         layers = f" (layers of kind {', '.join(sorted(map(str, kinds)))})" if kinds else ""
-        raise Unsupported(
+        raise UnsupportedModel(
             f"{kind} keeps a state of its own besides keys and values, or selects among "
             f"them{layers}, which is not served yet; use a model whose layers are all full or "
             "sliding attention"
@@ -107,4 +107,4 @@ def _first(config: Any, *names: str) -> int:
     for name in names:
         if isinstance(value := getattr(config, name, None), int):
             return value
-    raise Unsupported(f"the config of {config.model_type} has none of {', '.join(names)}")
+    raise UnsupportedModel(f"the config of {config.model_type} has none of {', '.join(names)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import metadata, util
 from pathlib import Path
 
-from workers.cache import build_once
+from workers.build_cache import build_once
 from workers.errors import ModelUnavailable
 from workers.models.gguf_convert import convert_gguf
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from workers.cache import build_once
+from workers.build_cache import build_once
 from workers.progress import say, size, track
 
 CONVERSION = 1

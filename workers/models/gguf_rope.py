@@ -16,7 +16,7 @@ GEMMA3_LOCAL_THETA = 10000.0
 """Of the sliding layers, unless the file says otherwise."""
 
 
-class Metadata(Protocol):
+class GgufMetadata(Protocol):
     """What is read of a GGUF file here; see `gguf.GgufModel`."""
 
     name: str
@@ -28,7 +28,7 @@ class Metadata(Protocol):
     def unsupported(self, message: str) -> Exception: ...
 
 
-def rope_parameters(model: Metadata, rotary_dim: int) -> dict[str, object]:
+def rope_parameters(model: GgufMetadata, rotary_dim: int) -> dict[str, object]:
     """The settings for `rotary_dim` rotated dimensions of a head. Raises `ModelUnavailable`."""
     theta = shortest(model.setting("rope.freq_base", 10000.0))
     scaled: dict[str, object] = {"rope_theta": theta, **_scaling(model, theta, rotary_dim)}
@@ -41,7 +41,7 @@ def rope_parameters(model: Metadata, rotary_dim: int) -> dict[str, object]:
     }
 
 
-def _scaling(model: Metadata, theta: float, rotary_dim: int) -> dict[str, object]:
+def _scaling(model: GgufMetadata, theta: float, rotary_dim: int) -> dict[str, object]:
     if model.has("rope_freqs.weight"):
         return _llama3(model, theta, rotary_dim)
     if model.has("rope_factors_long.weight"):
@@ -65,7 +65,7 @@ def _scaling(model: Metadata, theta: float, rotary_dim: int) -> dict[str, object
     return scaling
 
 
-def _llama3(model: Metadata, theta: float, rotary_dim: int) -> dict[str, object]:
+def _llama3(model: GgufMetadata, theta: float, rotary_dim: int) -> dict[str, object]:
     factors = [float(factor) for factor in model.values("rope_freqs.weight")]
     factor = shortest(max(factors))
     expected = llama3_factors(theta, rotary_dim, factor)
@@ -93,7 +93,7 @@ def llama3_factors(theta: float, rotary_dim: int, factor: float) -> list[float]:
     return factors
 
 
-def _longrope(model: Metadata) -> dict[str, object]:
+def _longrope(model: GgufMetadata) -> dict[str, object]:
     scaling: dict[str, object] = {
         "rope_type": "longrope",
         "original_max_position_embeddings": model.require_setting(

@@ -11,7 +11,7 @@ from torch import nn
 
 from workers.attention.layer import AttentionSpec
 from workers.attention.tracing import tracing
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.models.attention_patches import inputs
 
 ACROSS_TOKENS = (nn.Conv1d, nn.LSTM, nn.GRU, nn.RNN)
@@ -47,7 +47,7 @@ def layers_of(model: Any) -> list[AttentionSpec]:
     kind = model.config.model_type
     for name, module in model.named_modules():
         if isinstance(module, ACROSS_TOKENS):
-            raise Unsupported(
+            raise UnsupportedModel(
                 f"{kind} keeps a state other than keys and values ({name} is a "
                 f"{type(module).__name__}), which is not served yet; use a model of attention only"
             )
@@ -57,14 +57,14 @@ def layers_of(model: Any) -> list[AttentionSpec]:
         with tracing(model) as tracer, torch.inference_mode():
             PackedForward(model)(two, two, two)
     except Exception as error:  # of whatever kind: it is the model's own code that fails
-        raise Unsupported(
+        raise UnsupportedModel(
             f"{kind} does not run with paged attention in transformers "
             f"{transformers.__version__}: {error}"
         ) from error
     layers = [tracer.layers[at] for at in sorted(tracer.layers)]
     n_layers = model.config.get_text_config().num_hidden_layers
     if sorted(tracer.layers) != list(range(len(layers))) or len(layers) < n_layers:
-        raise Unsupported(
+        raise UnsupportedModel(
             f"{kind} has {n_layers} layers, and attends with AttentionInterface in "
             f"{len(layers)} of them; the others are not served yet"
         )

@@ -17,7 +17,7 @@ from workers.attention.backend import AttentionBackend
 from workers.attention.native import NativeAttention
 from workers.decoder.families import Description, NotFused
 from workers.decoder.native import NativeDecoder
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.forward import ForwardBatch, ForwardOutput, Model
 from workers.models import rope
 from workers.models.pretrained import Pretrained
@@ -39,7 +39,7 @@ class Loaded(Model, Protocol):
         ...
 
 
-class Decoder(Model, Protocol):
+class FusedDecoder(Model, Protocol):
     """A fused decoder."""
 
     weight_bytes: int
@@ -51,7 +51,7 @@ class Decoder(Model, Protocol):
         ...
 
 
-MakeDecoder = Callable[[Description, Ranks | None], Decoder]
+MakeDecoder = Callable[[Description, Ranks | None], FusedDecoder]
 """Raises NotFused, with the model that is described as it was."""
 
 
@@ -109,7 +109,7 @@ def load(
     if config.rope_scaling:
         scaling = rope.Scaling(config.rope_scaling, config.rope_factor)
     max_total_tokens = config.max_total_tokens
-    chosen = registry.Choice(attention, []) if attention else registry.choose("auto", device)
+    chosen = registry.BackendChoice(attention, []) if attention else registry.choose("auto", device)
     loaded = Pretrained(Path(config.path), dtype, device, config.trust_remote_code, ranks, scaling)
     if must_fit and device.type == "cpu":
         _expect_room(loaded.whole_bytes, ranks)
@@ -129,7 +129,7 @@ def _expect_room(size: int, ranks: Ranks | None) -> None:
     # All ranks look before any of them loads.
     least = room.size if ranks is None else ranks.all_reduce_min(room.size)
     if size > least:
-        raise Unsupported(
+        raise UnsupportedModel(
             f"its weights take {gigabytes(size)}, and there is no room for them: {room.because}"
         )
 
@@ -141,7 +141,7 @@ def _running(loaded: Pretrained, implementation: str, attention: registry.Backen
         return FusedModel(loaded, decoder_for(attention, loaded.device))
     except NotFused as reason:
         if implementation == "fused":
-            raise Unsupported(
+            raise UnsupportedModel(
                 f"the fused decoder does not run it: {reason}. --model-impl auto runs it through "
                 "transformers' code"
             ) from reason

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from workers.cache import use_scratch
+from workers.build_cache import use_scratch
 from workers.errors import ModelUnavailable
 from workers.progress import say
 

@@ -4,8 +4,8 @@ In transformers the kinds `dynamic` and `longrope` recompute their frequencies f
 position of a forward pass. Where rows of all lengths share a pass, and a prefix of one text is
 found again in another, a key must depend on what is before it only. So the frequencies are fixed
 when a model is loaded, for the longest text that will be served: up to the length that the model
-was trained on (`Limits.exact`) they are transformers' own; whoever asks for longer texts gets those
-for long texts throughout.
+was trained on (`PositionLimits.exact`) they are transformers' own; whoever asks for longer texts
+gets those for long texts throughout.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KINDS = ("linear", "dynamic")
 """Of `--rope-scaling`."""
 
 
-class Limits(NamedTuple):
+class PositionLimits(NamedTuple):
     """Tokens of a text, prompt and output together."""
 
     exact: int
@@ -36,33 +36,33 @@ class Limits(NamedTuple):
     """As far as the model goes; above `exact` only if asked for."""
 
 
-def limits_of(config: Any) -> Limits:
+def limits_of(config: Any) -> PositionLimits:
     """What a model's config says of its longest text."""
     text = config.get_text_config()
     positions = next((n for name in POSITIONS if (n := getattr(text, name, None))), None)
     if positions is None or positions > MOST_COUNTED:
-        return Limits(MOST_POSITIONS, UNLIMITED)
+        return PositionLimits(MOST_POSITIONS, UNLIMITED)
     found = [_limits(rope, positions) for rope in _ropes(text)]
-    return Limits(
+    return PositionLimits(
         min((limits.exact for limits in found), default=positions),
         min((limits.most for limits in found), default=positions),
     )
 
 
-def _limits(rope: dict[str, Any], positions: int) -> Limits:
+def _limits(rope: dict[str, Any], positions: int) -> PositionLimits:
     kind, factor = rope.get("rope_type", "default"), rope.get("factor") or 1.0
     original = rope.get("original_max_position_embeddings")
     scaled = int(positions * factor)
     if kind == "linear" and not original:
-        return Limits(scaled, scaled)
+        return PositionLimits(scaled, scaled)
     if kind == "yarn":
         most = max(positions, int((original or positions) * factor))
-        return Limits(most, most)
+        return PositionLimits(most, most)
     if kind == "dynamic":
-        return Limits(positions, max(positions, scaled))
+        return PositionLimits(positions, max(positions, scaled))
     if kind == "longrope":
-        return Limits(min(original or positions, positions), positions)
-    return Limits(positions, positions)
+        return PositionLimits(min(original or positions, positions), positions)
+    return PositionLimits(positions, positions)
 
 
 class Scaling(NamedTuple):

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import nn
 
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.layers.embedding import Embedding
 from workers.layers.experts import Experts, SeparateExperts, StackedExperts
 from workers.layers.layer import Style
@@ -73,7 +73,7 @@ class Sharding:
         """Parameters that rank 0 alone adds."""
         self._plan = plan_of(model)
         if ranks.world_size > sizes.n_heads:
-            raise Unsupported(
+            raise UnsupportedModel(
                 f"{self._kind} has {sizes.n_heads} heads, which is the most ranks it can be spread "
                 f"over: --num-shard is {ranks.world_size}"
             )
@@ -165,7 +165,7 @@ class Sharding:
             return
         module = self._model.get_submodule(name)
         if not isinstance(module, nn.Linear):
-            raise Unsupported(
+            raise UnsupportedModel(
                 f"{self._kind} cannot be spread over ranks: {name} is a "
                 f"{type(module).__name__}; serve it with --num-shard 1"
             )
@@ -250,7 +250,7 @@ class Sharding:
 
     def _unit(self, name: str, n: int, n_heads: int) -> int:
         if n % n_heads:
-            raise Unsupported(
+            raise UnsupportedModel(
                 f"{self._kind} cannot be spread over ranks: {name} has {n} numbers for {n_heads} "
                 "heads; serve it with --num-shard 1"
             )
@@ -262,14 +262,14 @@ class Sharding:
         units = sorted({math.lcm(one, whole) for one in COLUMNS}, reverse=True)
         unit = next((one for one in units if n % one == 0 and n // one >= world), 0)
         if not unit:
-            raise Unsupported(f"{n} columns cannot be spread over {world} ranks")
+            raise UnsupportedModel(f"{n} columns cannot be spread over {world} ranks")
         return divide(n, world, unit)
 
     def _spread_vocabulary(self) -> None:
         names = {id(module): name for name, module in self._model.named_modules()}
         embedding, head = self._model.get_input_embeddings(), self._model.get_output_embeddings()
         if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
-            raise Unsupported(
+            raise UnsupportedModel(
                 f"{self._kind} cannot be spread over ranks: its embedding is a "
                 f"{type(embedding).__name__} and its head a {type(head).__name__}"
             )

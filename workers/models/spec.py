@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from workers.attention.cache import CacheGroup, CacheSpec
 from workers.attention.layer import AttentionSpec
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class ModelSpec:
     def cache_group(self) -> CacheGroup:
         """The group of all layers: one block table for each row serves no more than one.
 
-        Raises Unsupported for a model with several.
+        Raises UnsupportedModel for a model with several.
         """
         first, *others = self.cache_groups
         if others:
@@ -47,7 +47,7 @@ class ModelSpec:
                 f"{spec.n_kv_heads} heads of {spec.head_dim} in {spec.dtype}, {spec.kind}"
                 for spec, _ in (first, *others)
             )
-            raise Unsupported(
+            raise UnsupportedModel(
                 f"its layers keep keys and values of {1 + len(others)} kinds ({kinds}), and "
                 "caches of one kind are served"
             )

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 
 WHOLE = frozenset(
     {
@@ -121,13 +121,13 @@ def plan_of(model: Any) -> dict[str, str]:
     theirs = getattr(config, "base_model_tp_plan", None) or {}
     plan: dict[str, str] = {**theirs, **OURS.get(config.model_type, {})}
     if not plan:
-        raise Unsupported(
+        raise UnsupportedModel(
             f"how {config.model_type} could be spread over several ranks is not known; serve it "
             "with --num-shard 1"
         )
     strange = sorted(set(plan.values()) - WHOLE - GATHERED - SPREAD)
     if strange:
-        raise Unsupported(
+        raise UnsupportedModel(
             f"the plan to spread {config.model_type} over ranks has parts that are not built "
             f"({', '.join(strange)}); serve it with --num-shard 1"
         )

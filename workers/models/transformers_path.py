@@ -7,9 +7,9 @@ from workers.attention.layer import AttentionShape
 from workers.attention.paged import PagedAttention
 from workers.forward import ForwardBatch, ForwardOutput
 from workers.models.attention_patches import patch_attention
-from workers.models.families import TESTED
 from workers.models.layers import PackedForward, layers_of
 from workers.models.pretrained import Pretrained
+from workers.models.tested_families import TESTED
 
 DIM_STEP = 16
 """Kernels take heads of a multiple of this; a cache of others is filled up with zeros."""

@@ -31,7 +31,7 @@ from workers.slices import Slices
 if TYPE_CHECKING:
     from workers.kernels.device_linear import DeviceLinear, GatedLinear
 
-Part = tuple[torch.Tensor, torch.Tensor | None]
+WeightAndBias = tuple[torch.Tensor, torch.Tensor | None]
 """A weight [n, k] and its bias [n]."""
 
 
@@ -113,7 +113,7 @@ class PlainMethod(QuantMethod):
 def form_of(
     device: torch.device, dtype: torch.dtype
 ) -> tuple[type[ReorderedWeight] | type[PackedWeight] | None, str | None]:
-    """The fastest form that can be had, None being the plain one, and what was given up for it."""
+    """Return the fastest available form, None being the plain one, and what was given up for it."""
     if device.type != "cpu" or dtype != torch.bfloat16:
         return None, None
     try:
@@ -162,15 +162,15 @@ PREPARED: dict[Kernel, Callable[[Sequence[QuantWeight], str], object]] = {
 }
 
 
-def _parts(weights: Sequence[QuantWeight]) -> list[Part]:
-    parts: list[Part] = []
+def _parts(weights: Sequence[QuantWeight]) -> list[WeightAndBias]:
+    parts: list[WeightAndBias] = []
     for one in weights:
         assert isinstance(one, PlainWeight)
         parts.append((one.matrix, one.bias))
     return parts
 
 
-def _merged(parts: Sequence[Part]) -> Part:
+def _merged(parts: Sequence[WeightAndBias]) -> WeightAndBias:
     """One below the other; a single one is not copied."""
     if len(parts) == 1:
         return parts[0]
@@ -178,7 +178,7 @@ def _merged(parts: Sequence[Part]) -> Part:
     return torch.cat([matrix for matrix, _ in parts]), torch.cat(biases) if biases else None
 
 
-def _gate_up(parts: Sequence[Part]) -> tuple[Part, Part]:
+def _gate_up(parts: Sequence[WeightAndBias]) -> tuple[WeightAndBias, WeightAndBias]:
     """Weight and bias of both, whether they come as one layer or as two."""
     n = 2 // len(parts)
     gate, up = (

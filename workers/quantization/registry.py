@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.quantization.method import QuantMethod
 from workers.quantization.plain import PlainMethod
 
@@ -24,7 +24,7 @@ def method_of(config: Any) -> QuantMethod:
     settings: Mapping[str, Any] = given if isinstance(given, Mapping) else given.to_dict()
     name = str(settings.get("quant_method", "without a quant_method"))
     if name not in METHODS:
-        raise Unsupported(
+        raise UnsupportedModel(
             f"the weights are quantized ({name}), which is not served yet; use the unquantized "
             "model"
         )

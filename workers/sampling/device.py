@@ -5,17 +5,17 @@ where the mathematics of two libraries differ. The one other difference is the m
 its part of where there is no top-k, which is a sum in float32 on both paths.
 
 What it costs, by counting instructions and bytes for an H200 at 128,256 tokens; nothing of this was
-measured. All logits are read twice, the second time out of the L2 cache. `maxima` and `totals` have
-32 programs a row: some 3 us each for one row; for 64 rows in 16 bits (16 MB) 6 us for `maxima`, and
-for `totals` 6 us if they are greedy, 25 us if they are drawn from all tokens (about 85 instructions
-a token, most of them the noise). `choose` has one program a row, so that 64 rows take as long as
-one: 3 us where nothing is truncated, some 12 us with top-p and 20 us with top-k and top-p. There,
-finding the groups of 16 tokens that matter takes 19 sums over 8,016 numbers in registers; then
-about four rounds of a search go over the tokens of those groups, some hundreds of them, and one
-more pass draws. Only where so many tokens are kept that even the likeliest of each group do not add
-up to top-p's share (some thousands) does the search start with the whole row: two rounds of 0.1 ms
-over 128,256 tokens, 0.06 ms to write up the tokens that are left, and 0.17 ms for the last pass, in
-which one float64 exponential and one noise a token take the time.
+measured. All logits are read twice, the second time out of the L2 cache. `tile_argmax` and `totals`
+have 32 programs a row: some 3 us each for one row; for 64 rows in 16 bits (16 MB) 6 us for
+`tile_argmax`, and for `totals` 6 us if they are greedy, 25 us if they are drawn from all tokens
+(about 85 instructions a token, most of them the noise). `choose` has one program a row, so that 64
+rows take as long as one: 3 us where nothing is truncated, some 12 us with top-p and 20 us with
+top-k and top-p. There, finding the groups of 16 tokens that matter takes 19 sums over 8,016 numbers
+in registers; then about four rounds of a search go over the tokens of those groups, some hundreds
+of them, and one more pass draws. Only where so many tokens are kept that even the likeliest of each
+group do not add up to top-p's share (some thousands) does the search start with the whole row: two
+rounds of 0.1 ms over 128,256 tokens, 0.06 ms to write up the tokens that are left, and 0.17 ms for
+the last pass, in which one float64 exponential and one noise a token take the time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TILE = 4096
 GROUP_BITS = 4
 """Of a group's 2**bits tokens, at least."""
 MOST_GROUPS = 8192
-"""Of a row: their maxima are held in the registers of one program."""
+"""The groups of a row: their largest logits are held in the registers of one program."""
 WARPS = 16
 """Of the one program of a truncated row."""
 AT_ONCE = 32 * WARPS
@@ -145,7 +145,7 @@ class DeviceSampling:
         row = {"V": vocab_size, "WIDTH": self.WIDTH, "N_TILES": self._n_tiles}
         tiles = {"TILES": _padded(self._n_tiles)}
         groups = {"N_GROUPS": self._n_groups, "GROUP_BITS": self._group_bits}
-        kernels.maxima[(self._n_tiles, n)](
+        kernels.tile_argmax[(self._n_tiles, n)](
             self._groups,
             self._peaks,
             self._places,

@@ -1,4 +1,4 @@
-"""Keeping rows to the tokens that their grammars allow."""
+"""Restrict rows to the tokens that their grammars allow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workers.transfer import send
 
 
 class Allowed(NamedTuple):
-    """Which tokens some of the B rows of a step may say."""
+    """The tokens that some of the B rows of a step may sample."""
 
     lines: NDArray[np.int64]
     """[m]: those rows, each by its place among the B."""
@@ -26,7 +26,7 @@ class Allowed(NamedTuple):
 
 
 def mask_out(scores: Tensor, allowed: Allowed) -> None:
-    """Put -inf in the place of what is not allowed, in float32 scores [B, V]."""
+    """Set the score of every token that is not allowed to -inf, in float32 scores [B, V]."""
     n, width = len(allowed.lines), scores.shape[1]
     kernels = _kernels() if scores.is_cpu and scores.is_contiguous() else None
     if kernels is not None:
@@ -44,9 +44,9 @@ def mask_out(scores: Tensor, allowed: Allowed) -> None:
     scores[to] = scores[to].masked_fill(~keep, -math.inf)
 
 
-def allowed_maxima(scores: Tensor, allowed: Allowed) -> tuple[Tensor, Tensor]:
-    """The largest allowed score of each of the m lines of scores [B, V], and where it is: [m] in
-    the scores' dtype, int64 [m]. A line that allows nothing has the maximum -inf."""
+def masked_argmax(scores: Tensor, allowed: Allowed) -> tuple[Tensor, Tensor]:
+    """Return the largest allowed score of each of the m lines of scores [B, V], and its index: [m]
+    in the scores' dtype, int64 [m]. A line that allows nothing has the maximum -inf."""
     as_is = scores.is_cpu and scores.dtype is torch.float32 and scores.is_contiguous()
     kernels = _kernels() if as_is else None
     n, width = len(allowed.lines), scores.shape[1]
@@ -57,7 +57,7 @@ def allowed_maxima(scores: Tensor, allowed: Allowed) -> tuple[Tensor, Tensor]:
         return values.to(scores.dtype), places
     bits = np.ascontiguousarray(allowed.bits)
     values, places = scores.new_empty(n), scores.new_empty(n, dtype=torch.int64)
-    kernels.allowed_maxima(
+    kernels.masked_argmax(
         scores.data_ptr(),
         n,
         width,
@@ -73,7 +73,7 @@ def allowed_maxima(scores: Tensor, allowed: Allowed) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _kernels() -> ctypes.CDLL | None:
-    """mask_rows and allowed_maxima of maxima.c."""
+    """Load `mask_rows` and `masked_argmax` of argmax.c."""
     try:
         kernels = native.kernels()
     except native.NativeUnavailable:
@@ -81,6 +81,6 @@ def _kernels() -> ctypes.CDLL | None:
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     rows = (pointer, integer, integer, pointer, pointer, integer)
     kernels.mask_rows.argtypes = (*rows, integer)
-    kernels.allowed_maxima.argtypes = (*rows, pointer, pointer, integer)
-    kernels.mask_rows.restype = kernels.allowed_maxima.restype = None
+    kernels.masked_argmax.argtypes = (*rows, pointer, pointer, integer)
+    kernels.mask_rows.restype = kernels.masked_argmax.restype = None
     return kernels

@@ -54,7 +54,7 @@ class Picked(NamedTuple):
 
     tokens: Tensor
     """int64 [n]"""
-    maxima: Tensor
+    max_logits: Tensor
     """float32 [n], the largest processed logit of each row"""
     logprobs: Tensor
     """float32 [n]"""
@@ -65,7 +65,7 @@ class SamplerOutput(NamedTuple):
 
     tokens: Tensor
     """int64 [B]. Where a row's logits are broken, some valid token id."""
-    maxima: Tensor
+    max_logits: Tensor
     """[B], the largest processed logit of each row; not finite where the logits are broken."""
     logprobs: Tensor | None
     """float32 [B], or None if no row wants them."""
@@ -90,7 +90,7 @@ class FetchedOutput:
         self._wanted = output.wanted
         self._has_logprobs = output.logprobs is not None
         self._has_top = output.top is not None
-        tensors = [output.tokens, output.maxima]
+        tensors = [output.tokens, output.max_logits]
         if output.logprobs is not None:
             tensors.append(output.logprobs)
         self._fetched = Fetched([*tensors, *(output.top or ())])
@@ -106,18 +106,18 @@ class FetchedOutput:
         A row whose logits hold NaN or +inf, or nothing but -inf, gives an error instead of a token.
         """
         parts = self._fetched.tensors()
-        tokens, maxima = parts[0].tolist(), parts[1].tolist()
+        tokens, max_logits = parts[0].tolist(), parts[1].tolist()
         logprobs = parts[2].tolist() if self._has_logprobs else []
         top = TopTokens(*parts[-3:]) if self._has_top else None
         tops: list[list[TopToken]] = [[]] * len(rows) if top is None else _lists(top)
         sampled, errors = [], []
         for i, row in enumerate(rows):
-            if math.isfinite(maxima[i]):
+            if math.isfinite(max_logits[i]):
                 logprob = [logprobs[i]] if logprobs and self._wanted[i] else []
                 top_here = [tops[i]] if tops[i] else []
                 sampled.append(Sampled(row, [tokens[i]], logprob, top_here))
             else:
-                errors.append(RowError(row, _broken(maxima[i])))
+                errors.append(RowError(row, _broken(max_logits[i])))
         return sampled, errors
 
 

@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tgi_async.wire.messages import RowError, Sampled, Sampling
+from workers.sampling.argmax import max_and_argmax
 from workers.sampling.bans import Bans
 from workers.sampling.bias import Bias
 from workers.sampling.candidates import candidates
 from workers.sampling.device import DeviceSampling
-from workers.sampling.masking import Allowed, allowed_maxima, mask_out
-from workers.sampling.maxima import maxima
+from workers.sampling.exponential_race import add_gumbel_noise
+from workers.sampling.masking import Allowed, mask_out, masked_argmax
 from workers.sampling.output import Picked, SamplerOutput, TopTokens
 from workers.sampling.parameters import Needs, Parameters
 from workers.sampling.penalties import Penalties
-from workers.sampling.race import raced
 from workers.sampling.random import Purpose, keys
-from workers.sampling.truncation import Drawn, Limits, draw
+from workers.sampling.truncation import Drawn, TruncationLimits, draw
 from workers.sampling.watermark import Watermark
 from workers.transfer import send
 
@@ -35,8 +35,8 @@ CANDIDATES = 256
 """How many of the likeliest tokens are looked at before the whole vocabulary is sorted."""
 
 SCORES_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
-"""How many scores are raced or sorted at once, at most some 60 bytes each: on the CPU few, for the
-cache; elsewhere many, for few launches."""
+"""How many scores are sampled or sorted at once, at most some 60 bytes each: on the CPU few, for
+the cache; elsewhere many, for few launches."""
 
 Index = NDArray[np.int64]
 
@@ -149,7 +149,7 @@ class Sampler:
             picked = self.device_sampling.sample(logits, self._send(numbers))
         wanted = (self._parameters.needs[at] & Needs.LOGPROB) != 0
         logprobs = picked.logprobs if wanted.any() else None
-        output = SamplerOutput(picked.tokens, picked.maxima, logprobs, wanted, None)
+        output = SamplerOutput(picked.tokens, picked.max_logits, logprobs, wanted, None)
         if taken.all():
             return output
         others = np.flatnonzero(~taken)
@@ -168,12 +168,12 @@ class Sampler:
         wanted = (needs & Needs.LOGPROB) != 0
         if not needs.any():
             if allowed is not None and len(allowed.lines) == len(at):
-                peaks, tokens = allowed_maxima(logits, allowed)
+                peaks, tokens = masked_argmax(logits, allowed)
                 return SamplerOutput(tokens, peaks, None, wanted, None)
-            peaks, tokens = maxima(logits)
+            peaks, tokens = max_and_argmax(logits)
             if allowed is not None:
                 lines = self._send(allowed.lines)
-                peaks[lines], tokens[lines] = allowed_maxima(logits, allowed)
+                peaks[lines], tokens[lines] = masked_argmax(logits, allowed)
             return SamplerOutput(tokens, peaks, None, wanted, None)
 
         marked = np.flatnonzero(needs & Needs.WATERMARK)
@@ -192,7 +192,7 @@ class Sampler:
         if banned.size:
             self._bans.apply(scores, banned, at[banned], places[banned])
 
-        peaks, tokens = maxima(scores)
+        peaks, tokens = max_and_argmax(scores)
         output = SamplerOutput(tokens, peaks, None, wanted, None)
         reported = np.flatnonzero(needs & Needs.MODEL_LOGPROB)
         needs[reported] &= ~np.uint16(Needs.LOGPROB | Needs.TOP)
@@ -256,7 +256,7 @@ class Sampler:
         if plain.size:
             vocabulary = torch.arange(self._vocab_size, device=self._device)[None]
             for part in torch.split(self._send(plain), self._lines_at_once):
-                tokens[part] = raced(scores[part], vocabulary, bits[part]).argmax(1)
+                tokens[part] = add_gumbel_noise(scores[part], vocabulary, bits[part]).argmax(1)
         log_totals = torch.zeros(len(rows), dtype=torch.float64, device=self._device)
         # The sum over the vocabulary, where it is asked for; what is left of a row after top-k is
         # summed there.
@@ -275,7 +275,7 @@ class Sampler:
         if ordered.size < len(rows):
             scores, log_totals, bits = scores[some], log_totals[some], bits[some]
         chosen_from = rows[ordered]
-        limits = Limits(
+        limits = TruncationLimits(
             truncates=self._send(truncated[ordered]),
             top_k=self._send(parameters.top_k[chosen_from]),
             top_p=self._send(parameters.top_p[chosen_from]),
@@ -318,7 +318,7 @@ class Sampler:
             return output
         drawn = self._draw(
             scores,
-            Limits.keep_all(self._send(top_n), log_totals, self._vocab_size),
+            TruncationLimits.keep_all(self._send(top_n), log_totals, self._vocab_size),
             self._send(np.zeros((len(rows), 2), np.int32)),
             typical=False,
             most_top=int(top_n.max()),
@@ -327,7 +327,13 @@ class Sampler:
         return output._replace(top=top.merged_into(output.top, some, len(output.tokens)))
 
     def _draw(
-        self, scores: Tensor, limits: Limits, bits: Tensor, *, typical: bool, most_top: int
+        self,
+        scores: Tensor,
+        limits: TruncationLimits,
+        bits: Tensor,
+        *,
+        typical: bool,
+        most_top: int,
     ) -> Drawn:
         """`truncation.draw` from few candidates, then from all for the rows that need more."""
         width = min(self._vocab_size, max(CANDIDATES, 2 * most_top))
@@ -400,7 +406,7 @@ def _joined(output: SamplerOutput, some: Tensor, others: SamplerOutput) -> Sampl
         logprobs = logprobs.index_copy(0, some, others.logprobs)
     return output._replace(
         tokens=output.tokens.index_copy(0, some, others.tokens),
-        maxima=output.maxima.index_copy(0, some, others.maxima.float()),
+        max_logits=output.max_logits.index_copy(0, some, others.max_logits.float()),
         logprobs=logprobs,
         top=None if others.top is None else others.top.spread(some, len(output.tokens)),
     )

@@ -1,8 +1,9 @@
 """The Triton kernels that sample without a wait for the device. device.py launches them, in this
 order, and says what they cost.
 
-What is drawn is what race.py and truncation.py draw: noise by token id; of a row's tokens, by
-falling score and rising id, those that top-k, top-p and min-p keep, mass being counted in integers.
+What is drawn is what exponential_race.py and truncation.py draw: noise by token id; of a row's
+tokens, by falling score and rising id, those that top-k, top-p and min-p keep, mass being counted
+in integers.
 
 What is in capitals is known when a kernel is compiled. GROUPS and TILES are N_GROUPS and N_TILES
 padded to a power of two. `numbers` is int32 [n, WIDTH].
@@ -17,7 +18,7 @@ from workers.sampling.triton_scores import (
     DRAWS,
     MODE,
     TRUNCATES,
-    raced,
+    add_gumbel_noise,
     risen,
     rising,
     scores,
@@ -27,7 +28,7 @@ from workers.sampling.triton_search import LEAST, cut
 
 
 @triton.jit
-def maxima(
+def tile_argmax(
     groups,
     peaks,
     places,
@@ -75,8 +76,8 @@ def totals(
     TILES: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The sum of exp(score) of each tile; of rows drawn from all tokens, who wins the race there,
-    and with what. Grid [N_TILES, n]."""
+    """The sum of exp(score) of each tile; of rows drawn from all tokens, the token with the largest
+    noisy score there, and with what. Grid [N_TILES, n]."""
     tile = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     numbers += row * WIDTH
@@ -87,7 +88,7 @@ def totals(
     score = scores(logits + row * logits_stride, ids, ids < V, peak, temperature_of(numbers))
     tl.store(sums + row * N_TILES + tile, tl.sum(tl.exp(score), 0))
     if tl.load(numbers + MODE) == DRAWS:
-        values = raced(score, ids, numbers)
+        values = add_gumbel_noise(score, ids, numbers)
         best = tl.max(values, 0)
         winner = tl.min(tl.where(values == best, ids, V), 0)
         tl.store(bests + row * N_TILES + tile, best)
@@ -97,7 +98,7 @@ def totals(
 @triton.jit
 def choose(
     tokens_out,
-    maxima_out,
+    max_logits_out,
     logprobs_out,
     items,
     groups,
@@ -160,5 +161,5 @@ def choose(
     x = tl.load(logits + token).to(tl.float32)
     logprob = tl.div_rn(x - peak, temperature).to(tl.float64) - tl.log(total)
     tl.store(tokens_out + row, token.to(tl.int64))
-    tl.store(maxima_out + row, peak)
+    tl.store(max_logits_out + row, peak)
     tl.store(logprobs_out + row, logprob.to(tl.float32))

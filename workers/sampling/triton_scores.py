@@ -90,8 +90,8 @@ def mixed(words):
 
 
 @triton.jit
-def raced(score, ids, numbers):
-    """race.raced for a row: each score with the noise of its token."""
+def add_gumbel_noise(score, ids, numbers):
+    """Do what `exponential_race.add_gumbel_noise` does, for one row."""
     first = tl.load(numbers + KEYS).to(tl.uint32, bitcast=True)
     second = tl.load(numbers + KEYS + 1).to(tl.uint32, bitcast=True)
     words = tl.mul(ids.to(tl.uint32), SPREAD, sanitize_overflow=False)

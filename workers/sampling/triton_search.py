@@ -18,10 +18,10 @@ from workers.sampling.triton_scores import (
     TOP_K,
     TOP_P,
     UNIT,
+    add_gumbel_noise,
     depths,
     double,
     masses,
-    raced,
     risen,
     scores,
 )
@@ -359,7 +359,7 @@ def cut(
         kept = (depth < end) | ((depth == end) & (ids <= last_id))
         kept = kept & (score.to(tl.float64) >= min_score)
         kept_mass += tl.where(kept, masses(score), 0)
-        values = tl.where(kept, raced(score, ids, numbers), float("-inf"))
+        values = tl.where(kept, add_gumbel_noise(score, ids, numbers), float("-inf"))
         winner = tl.where(values > best, ids, winner)
         best = tl.maximum(best, values)
     token = tl.min(tl.where(best == tl.max(best, 0), winner, V - 1), 0)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from workers.sampling.candidates import Candidates
-from workers.sampling.race import raced, winners
+from workers.sampling.exponential_race import add_gumbel_noise, argmax_lowest_id
 
 UNIT = 2.0**40
 
 
-class Limits(NamedTuple):
+class TruncationLimits(NamedTuple):
     """What each of n rows keeps. `keep_all` has the values that cut nothing."""
 
     truncates: Tensor
@@ -39,7 +39,7 @@ class Limits(NamedTuple):
     0. Read only where top_k keeps all."""
 
     @classmethod
-    def keep_all(cls, top_n: Tensor, log_total: Tensor, vocab_size: int) -> Limits:
+    def keep_all(cls, top_n: Tensor, log_total: Tensor, vocab_size: int) -> TruncationLimits:
         ones = torch.ones_like(log_total)
         return cls(
             truncates=torch.zeros_like(top_n, dtype=torch.bool),
@@ -51,8 +51,8 @@ class Limits(NamedTuple):
             log_total=log_total,
         )
 
-    def select(self, rows: Tensor) -> Limits:
-        return Limits(*(limit[rows] for limit in self))
+    def select(self, rows: Tensor) -> TruncationLimits:
+        return TruncationLimits(*(limit[rows] for limit in self))
 
 
 class Drawn(NamedTuple):
@@ -74,7 +74,7 @@ class Drawn(NamedTuple):
 
 def draw(
     found: Candidates,
-    limits: Limits,
+    limits: TruncationLimits,
     keys: Tensor,
     vocab_size: int,
     *,
@@ -105,7 +105,7 @@ def draw(
         kept = _keep_typical(scores, torch.where(kept, weights, 0), kept, limits.typical_p)
     total = torch.where(kept, weights, 0).sum(1)
     survivors = found.scores.masked_fill(~kept, -torch.inf)
-    pick = winners(raced(survivors, found.ids, keys), found.ids)
+    pick = argmax_lowest_id(add_gumbel_noise(survivors, found.ids, keys), found.ids)
     log_total = torch.where(limits.truncates, (total / UNIT).log(), limits.log_total)
     logprobs = scores - log_total[:, None]
 
@@ -125,7 +125,7 @@ def draw(
 
 
 def _keep_likeliest(
-    scores: Tensor, weights: Tensor, limits: Limits, vocab_size: int
+    scores: Tensor, weights: Tensor, limits: TruncationLimits, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
     """Masks of what top-k and what top-k, top-p and min-p keep: leading parts of each line.
 

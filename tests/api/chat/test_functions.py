@@ -34,7 +34,7 @@ def writes(engine: FakeEngine, text: str) -> None:
     engine.batches = [words(text[at : at + 3]) for at in range(0, len(text), 3)] + [[EOS]]
 
 
-async def test_a_call_is_told_in_the_form_in_which_it_was_asked_for(
+async def test_a_call_is_reported_in_the_form_in_which_it_was_asked_for(
     api: Api, engine: FakeEngine, events: EventsOf
 ) -> None:
     writes(engine, CALL)
@@ -84,7 +84,7 @@ async def test_the_model_is_asked_the_same(
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "reported"),
     [
         ({"functions": FUNCTIONS, "tools": [TIME]}, "`functions` is the older form of `tools`"),
         ({"function_call": {"name": "f"}}, "there are no `functions` to call"),
@@ -92,9 +92,9 @@ async def test_the_model_is_asked_the_same(
     ],
 )
 async def test_what_does_not_fit_together_is_refused(
-    api: Api, engine: FakeEngine, fields: dict[str, Any], told: str
+    api: Api, engine: FakeEngine, fields: dict[str, Any], reported: str
 ) -> None:
-    assert told in refusal(await api.chat("Hi", **fields))
+    assert reported in refusal(await api.chat("Hi", **fields))
     assert engine.requests == []
 
 

@@ -233,7 +233,7 @@ INPUT = {"type": "input_text", "text": "Hi"}
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "reported"),
     [
         ({"role": "user", "content": None}, "`messages[0].content` must be a text"),
         ({"role": "user"}, "`messages[0].content` must be a text"),
@@ -247,10 +247,10 @@ INPUT = {"type": "input_text", "text": "Hi"}
     ],
 )
 async def test_messages_that_cannot_be_shown_are_refused(
-    client: httpx.AsyncClient, message: dict[str, Any], told: str
+    client: httpx.AsyncClient, message: dict[str, Any], reported: str
 ) -> None:
     response = await client.post("/v1/chat/completions", json={"messages": [message]})
-    assert told in refusal(response)
+    assert reported in refusal(response)
 
 
 class TestHistory:
@@ -353,7 +353,7 @@ async def test_a_token_that_cannot_come_has_a_number_all_the_same(
     assert (entry["logprob"], entry["top_logprobs"][0]["logprob"]) == (-9999.0, -9999.0)
 
 
-async def test_top_tokens_are_not_computed_where_no_log_probabilities_are_told(
+async def test_top_tokens_are_not_computed_where_no_log_probabilities_are_reported(
     api: Api, engine: FakeEngine
 ) -> None:
     await api.chat("Hi", top_logprobs=2)

@@ -91,7 +91,7 @@ async def test_each_answer_is_held_to_a_call_of_one(
     assert prompt_of(engine, tokenizer).startswith(f"{len(names)} tools")
 
 
-async def test_the_prompt_is_told_behind_the_last_message(
+async def test_the_prompt_is_reported_behind_the_last_message(
     api: Api, engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
     writes(engine, CALL)
@@ -106,7 +106,7 @@ class TestOfATemplateWithoutTools:
     def chat_template(self) -> ChatTemplate | None:
         return template("{{ messages[-1].content }}")
 
-    async def test_the_tools_are_told_too(
+    async def test_the_tools_are_reported_too(
         self, api: Api, engine: FakeEngine, tokenizer: Tokenizer
     ) -> None:
         writes(engine, CALL)
@@ -126,7 +126,7 @@ async def test_no_tool_is_answered_a_second_time_in_words(
     assert first.grammar
     assert plain.grammar == ""
     assert prompt_of(engine, tokenizer) == "Hi"
-    # What is told of it is the first one's, but for the prompt.
+    # What is reported of it is the first one's, but for the prompt.
     assert body["usage"]["completion_tokens"] == len(written(NO_TOOL))
     assert body["usage"]["prompt_tokens"] == len(plain.prompt)
     assert len(choice["logprobs"]["content"]) == len(written(NO_TOOL))
@@ -200,7 +200,7 @@ async def test_a_stream_of_no_tool_is_that_of_the_second_generation(
     assert engine.generations[0].cancelled
 
 
-async def test_of_a_streamed_call_without_a_name_nothing_is_told(
+async def test_of_a_streamed_call_without_a_name_nothing_is_reported(
     api: Api, engine: FakeEngine, events: EventsOf
 ) -> None:
     writes(engine, CALL[:20])
@@ -215,7 +215,7 @@ async def test_usage_of_a_streamed_call(api: Api, engine: FakeEngine, events: Ev
     assert usage["usage"]["completion_tokens"] == len(engine.batches)
 
 
-async def test_a_call_of_a_vertex_instance_is_told_as_json(
+async def test_a_call_of_a_vertex_instance_is_reported_as_json(
     client: httpx.AsyncClient, engine: FakeEngine
 ) -> None:
     writes(engine, CALL)

@@ -13,7 +13,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "reported"),
     [
         ({"tools": [{}]}, "tools[0]: Object missing required field `"),
         ({"tools": [{"type": "web"}]}, "tools[0]: Object missing required field `function`"),
@@ -45,12 +45,12 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"tool_prompt": []}, "tool_prompt: Expected `str | null`, got `array`"),
     ],
 )
-async def test_malformed_ones_are_told(api: Api, fields: dict[str, Any], told: str) -> None:
-    is_told(await api.chat("Hi", **fields), told)
+async def test_malformed_ones_are_reported(api: Api, fields: dict[str, Any], reported: str) -> None:
+    is_reported(await api.chat("Hi", **fields), reported)
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "reported"),
     [
         ({"tool_calls": [{"id": "1"}]}, "tool_calls[0]: Object missing required field `function`"),
         (
@@ -71,16 +71,16 @@ async def test_malformed_ones_are_told(api: Api, fields: dict[str, Any], told: s
         ),
     ],
 )
-async def test_malformed_messages_are_told(
-    client: httpx.AsyncClient, message: dict[str, Any], told: str
+async def test_malformed_messages_are_reported(
+    client: httpx.AsyncClient, message: dict[str, Any], reported: str
 ) -> None:
     body = {"messages": [{"role": "assistant", **message}]}
-    is_told(await client.post("/v1/chat/completions", json=body), f"messages[0].{told}")
+    is_reported(await client.post("/v1/chat/completions", json=body), f"messages[0].{reported}")
 
 
-def is_told(response: httpx.Response, told: str) -> None:
+def is_reported(response: httpx.Response, reported: str) -> None:
     prefix = "Failed to deserialize the JSON body into the target type: "
-    assert refusal(response).startswith(prefix + told)
+    assert refusal(response).startswith(prefix + reported)
 
 
 async def test_a_conversation_with_calls_and_their_results_is_taken(

@@ -239,8 +239,8 @@ class TestAuto:
         [choice] = (await api.chat("W?", tools=TOOLS, logprobs=True)).json()["choices"]
         assert len(choice["logprobs"]["content"]) == n_tokens
         *chunks, _ = events(await api.chat("W?", tools=TOOLS, logprobs=True, stream=True))
-        told = [chunk["choices"][0]["logprobs"]["content"] for chunk in chunks]
-        assert sum(map(len, told)) == n_tokens
+        reported = [chunk["choices"][0]["logprobs"]["content"] for chunk in chunks]
+        assert sum(map(len, reported)) == n_tokens
 
     async def test_usage_counts_tokens_that_were_held_back(
         self, api: Api, engine: FakeEngine, events: EventsOf
@@ -315,12 +315,12 @@ class TestChoice:
     ) -> None:
         for choice in ("nothing", {"type": "function", "function": {"name": "nothing"}}):
             response = await api.chat("Hi", tools=TOOLS, tool_choice=choice, stream=True)
-            told = "Tool error: Tool with name nothing not found"
+            reported = "Tool error: Tool with name nothing not found"
             if strict:
                 assert response.status_code == 422
-                assert response.json() == {"error": told, "error_type": "tool_error"}
+                assert response.json() == {"error": reported, "error_type": "tool_error"}
             else:
-                assert refusal(response) == told
+                assert refusal(response) == reported
         assert engine.requests == []
 
     async def test_none_is_plain_chat_without_tools(
@@ -444,10 +444,10 @@ class TestWithAForm:
         asked = {"tools": TOOLS, "response_format": FORM}
         [choice] = (await api.chat("Hi", **asked)).json()["choices"]
         assert (choice["message"]["content"], choice["finish_reason"]) == (None, "tool_calls")
-        told = [("get_weather", {"city": "Seoul"}), ("get_time", {})]
-        assert functions(choice["message"]) == told
+        reported = [("get_weather", {"city": "Seoul"}), ("get_time", {})]
+        assert functions(choice["message"]) == reported
         *chunks, _ = events(await api.chat("Hi", stream=True, **asked))
-        assert functions(gathered(chunks)[0]) == told
+        assert functions(gathered(chunks)[0]) == reported
 
     async def test_a_text_of_the_form_is_content_whatever_is_in_it(
         self, api: Api, engine: FakeEngine, events: EventsOf
@@ -535,7 +535,7 @@ class TestCutOff:
         ],
     )
     @pytest.mark.parametrize(
-        ("text", "told"),
+        ("text", "reported"),
         [
             ("<tool_call>", []),
             ('<tool_call>\n{"name": "get_wea', []),
@@ -553,7 +553,7 @@ class TestCutOff:
         events: EventsOf,
         fields: dict[str, Any],
         text: str,
-        told: list[Any],
+        reported: list[Any],
     ) -> None:
         writes(engine, text)
         engine.finish_reason = "length"
@@ -565,7 +565,7 @@ class TestCutOff:
         assert streamed["content"] == ""
         for message in (choice["message"], streamed):
             calls = message.get("tool_calls", [])
-            assert [call["function"]["arguments"] for call in calls] == told
+            assert [call["function"]["arguments"] for call in calls] == reported
             assert all(call["function"]["name"] == "get_weather" for call in calls)
 
     async def test_a_stop_sequence_cuts_too(self, api: Api, engine: FakeEngine) -> None:
@@ -636,7 +636,7 @@ class TestOfATemplateWithoutTools:
             "{% endfor %}<|im_start|>assistant\n",
         )
 
-    async def test_the_model_is_told_of_them_before_the_first_question(
+    async def test_the_model_is_shown_them_before_the_first_question(
         self, api: Api, engine: FakeEngine, tokenizer: Tokenizer
     ) -> None:
         writes(engine, '{"name": "get_time", "arguments": {}}')
@@ -746,7 +746,7 @@ class TestMarksThatAreSpecialTokens:
 
 
 class TestThoughts:
-    async def test_they_are_told_apart(
+    async def test_they_are_distinguished(
         self, api: Api, engine: FakeEngine, events: EventsOf
     ) -> None:
         writes(engine, f"<think>\nWell.\n</think>\n\nSo:\n{CALL}")
@@ -851,9 +851,9 @@ async def test_chat_tokenize_shows_the_same_prompt(
     client: httpx.AsyncClient, engine: FakeEngine, tokenizer: Tokenizer
 ) -> None:
     body = {"messages": [{"role": "user", "content": "Hi"}], "tools": TOOLS}
-    told = (await client.post("/chat_tokenize", json=body)).json()["templated_text"]
+    reported = (await client.post("/chat_tokenize", json=body)).json()["templated_text"]
     await client.post("/v1/chat/completions", json=body)
-    assert told == prompt_of(engine, tokenizer)
+    assert reported == prompt_of(engine, tokenizer)
 
 
 def nested(depth: int) -> Any:

@@ -67,12 +67,12 @@ async def test_every_sample_is_read_as_what_it_says(tmp_path: Path, marks_are: s
         for sample in SAMPLES:
             async with client_of(server, tokenizer, sample.format) as client:
                 for message in await answers(client, sample.text, temperature=0):
-                    told = [
+                    reported = [
                         (call["function"]["name"], call["function"]["arguments"])
                         for call in message.get("tool_calls", [])
                     ]
-                    assert tuple(told) == sample.calls
-                    assert all(json.loads(arguments) is not None for _, arguments in told)
+                    assert tuple(reported) == sample.calls
+                    assert all(json.loads(arguments) is not None for _, arguments in reported)
                     assert (message["content"] or "") == sample.prose
         for parser, text in NO_CALLS:
             async with client_of(server, tokenizer, parser) as client:

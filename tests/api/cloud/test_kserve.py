@@ -92,7 +92,7 @@ async def test_what_is_no_byte_is_a_422(client: httpx.AsyncClient, byte: float |
     assert (await client.post(f"{MODEL}/infer", json=given)).status_code == 422
 
 
-async def test_a_broken_rule_is_told(client: httpx.AsyncClient) -> None:
+async def test_a_broken_rule_is_reported(client: httpx.AsyncClient) -> None:
     response = await infer(client, "Hi", parameters={"top_k": 0})
     assert response.status_code == 422
     assert response.json()["error"].endswith("`top_k` must be strictly positive")

@@ -66,7 +66,7 @@ async def test_the_first_type_that_fits_is_taken(client: httpx.AsyncClient) -> N
         ({}, "Object has none of the fields `inputs`, `messages`, `prompt`"),
     ],
 )
-async def test_what_fits_none_is_told_by_the_field_that_is_there(
+async def test_what_fits_none_is_reported_by_the_field_that_is_there(
     client: httpx.AsyncClient, engine: FakeEngine, body: dict[str, Any], place: str
 ) -> None:
     response = await invoke(client, **body)
@@ -82,7 +82,7 @@ async def test_a_body_that_is_no_object_is_a_422(client: httpx.AsyncClient) -> N
     assert response.text.endswith("Expected `object`, got `array`")
 
 
-async def test_a_broken_rule_is_told_as_by_the_route_itself(client: httpx.AsyncClient) -> None:
+async def test_a_broken_rule_is_reported_as_by_the_route_itself(client: httpx.AsyncClient) -> None:
     response = await invoke(client, inputs="Hi", parameters={"top_k": 0})
     assert response.status_code == 422
     assert response.json()["error"].endswith("`top_k` must be strictly positive")

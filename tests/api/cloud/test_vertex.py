@@ -79,7 +79,7 @@ async def test_an_instance_of_no_type_is_a_422(
     assert engine.requests == []
 
 
-async def test_a_broken_rule_is_told(client: httpx.AsyncClient) -> None:
+async def test_a_broken_rule_is_reported(client: httpx.AsyncClient) -> None:
     response = await predict(client, {"inputs": "Hi", "parameters": {"top_k": 0}})
     assert response.status_code == 422
     assert response.json()["error"].endswith("`top_k` must be strictly positive")

@@ -63,8 +63,8 @@ async def test_several_prompts_may_be_token_ids(
 async def test_a_prompt_that_is_neither_is_refused(
     api: Api, engine: FakeEngine, prompt: Any
 ) -> None:
-    told = refusal(await api.complete(prompt))
-    assert told.startswith("Failed to deserialize the JSON body into the target type: ")
+    reported = refusal(await api.complete(prompt))
+    assert reported.startswith("Failed to deserialize the JSON body into the target type: ")
     assert engine.requests == []
 
 
@@ -83,8 +83,8 @@ async def test_too_many_prompts_are_refused(api: Api) -> None:
 
 
 async def test_no_prompt_is_refused(api: Api) -> None:
-    told = refusal(await api.complete([]))
-    assert "Empty array detected. Do not use an empty array for the prompt." in told
+    reported = refusal(await api.complete([]))
+    assert "Empty array detected. Do not use an empty array for the prompt." in reported
 
 
 async def test_suffix_is_refused(api: Api) -> None:
@@ -129,14 +129,14 @@ class TestBestOf:
             for choice, logprob in enumerate([-3.0, -1.0, -2.0])
         }
 
-    async def test_the_likeliest_ones_are_told(self, api: Api, engine: FakeEngine) -> None:
+    async def test_the_likeliest_ones_are_reported(self, api: Api, engine: FakeEngine) -> None:
         body = (await api.complete("Hi", n=2, best_of=3)).json()
         assert [(one["index"], one["text"]) for one in body["choices"]] == [(0, "1"), (1, "2")]
         assert all(request.sampling.logprobs for request in engine.requests)
         assert body["choices"][0]["logprobs"] is None
         assert body["usage"]["completion_tokens"] == 3
 
-    async def test_as_many_as_are_told_stay_in_their_order(self, api: Api) -> None:
+    async def test_as_many_as_are_reported_stay_in_their_order(self, api: Api) -> None:
         body = (await api.complete("Hi", n=3, best_of=3)).json()
         assert [one["text"] for one in body["choices"]] == ["0", "1", "2"]
 

@@ -87,16 +87,16 @@ PREFIX = "Failed to deserialize the JSON body into the target type: "
 
 
 class TestMalformed:
-    @pytest.mark.parametrize(("grammar", "told"), MALFORMED)
-    async def test_grammars_are_told(
-        self, api: Api, grammar: dict[str, Any] | str, told: str
+    @pytest.mark.parametrize(("grammar", "reported"), MALFORMED)
+    async def test_grammars_are_reported(
+        self, api: Api, grammar: dict[str, Any] | str, reported: str
     ) -> None:
         response = await api.generate(grammar=grammar)
         assert response.status_code == 422
-        assert response.text == PREFIX + told.format(field="parameters.grammar")
+        assert response.text == PREFIX + reported.format(field="parameters.grammar")
 
     @pytest.mark.parametrize(
-        ("wanted", "told"),
+        ("wanted", "reported"),
         [
             *MALFORMED,
             ({"type": "json_schema"}, "{field}: Object missing required field `json_schema`"),
@@ -106,11 +106,11 @@ class TestMalformed:
             ),
         ],
     )
-    async def test_response_formats_are_told(
-        self, api: Api, wanted: dict[str, Any] | str, told: str
+    async def test_response_formats_are_reported(
+        self, api: Api, wanted: dict[str, Any] | str, reported: str
     ) -> None:
         response = await api.chat(response_format=wanted)
-        assert refusal(response) == PREFIX + told.format(field="response_format")
+        assert refusal(response) == PREFIX + reported.format(field="response_format")
 
 
 def encoded(schema: object) -> str:
@@ -175,7 +175,7 @@ class TestChecked:
         assert [request.grammar for request in engine.requests] == [encode(Regex("a"))] * 2
 
     @pytest.mark.parametrize(
-        ("grammar", "told"),
+        ("grammar", "reported"),
         [
             (
                 {"type": "json", "value": {"properties": {"a": {"pattern": "\\A"}}}},
@@ -188,16 +188,16 @@ class TestChecked:
         ],
     )
     async def test_a_refusal_names_the_field_and_the_place(
-        self, api: Api, engine: FakeEngine, grammar: dict[str, Any], told: str
+        self, api: Api, engine: FakeEngine, grammar: dict[str, Any], reported: str
     ) -> None:
         for send, field in ((api.generate, "grammar"), (api.chat, "response_format")):
             response = await send("Hi", **{field: grammar})
             error = refusal(response) if send == api.chat else response.json()["error"]
-            assert error.startswith(f"Input validation error: `{field}`: {told}")
+            assert error.startswith(f"Input validation error: `{field}`: {reported}")
         assert engine.requests == []
 
     async def test_a_refusal_of_a_stream_is_an_event(self, api: Api, events: EventsOf) -> None:
         response = await api.generate_stream(grammar={"type": "regex", "value": "a("})
-        [told] = events(response)
-        assert told["error_type"] == "validation"
-        assert "unclosed group" in told["error"]
+        [reported] = events(response)
+        assert reported["error_type"] == "validation"
+        assert "unclosed group" in reported["error"]

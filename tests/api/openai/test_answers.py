@@ -87,7 +87,7 @@ async def test_log_probabilities_are_the_models_own(
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_broken_rule_is_told_before_a_stream(
+async def test_a_broken_rule_is_reported_before_a_stream(
     ask: Ask, engine: FakeEngine, fields: dict[str, Any], message: str, stream: bool
 ) -> None:
     response = await ask("Hi", stream=stream, **fields)
@@ -215,7 +215,7 @@ class TestFieldsOfVllm:
         assert engine.requests[0].max_new_tokens == 6
         assert engine.requests[1].max_new_tokens == 128 - len(engine.requests[1].prompt)
 
-    async def test_a_broken_rule_is_told(self, ask: Ask, engine: FakeEngine) -> None:
+    async def test_a_broken_rule_is_reported(self, ask: Ask, engine: FakeEngine) -> None:
         for fields, message in (
             (
                 {"min_tokens": 9, "max_tokens": 8},
@@ -330,7 +330,7 @@ class TestUsage:
     def cached(self, engine: FakeEngine) -> None:
         engine.n_cached = 5
 
-    async def test_cached_tokens_are_told(self, ask: Ask, events: EventsOf) -> None:
+    async def test_cached_tokens_are_reported(self, ask: Ask, events: EventsOf) -> None:
         assert (await ask("Hi", n=3)).json()["usage"]["prompt_tokens_details"] == {
             "cached_tokens": 5
         }
@@ -351,8 +351,8 @@ class TestUsage:
         self, api: Api, events: EventsOf
     ) -> None:
         *chunks, _ = events(await api.complete(["a", "b"], stream=True))
-        told = [chunk["usage"] for chunk in chunks if "usage" in chunk]
-        assert [one["prompt_tokens_details"] for one in told] == [{"cached_tokens": 5}] * 2
+        reported = [chunk["usage"] for chunk in chunks if "usage" in chunk]
+        assert [one["prompt_tokens_details"] for one in reported] == [{"cached_tokens": 5}] * 2
 
     async def test_tgi_has_no_details(self, ask: Ask, settings: Settings) -> None:
         settings.strict_tgi = True
@@ -372,7 +372,7 @@ class TestStrictTgi:
             ({"max_tokens": 0}, "Input validation error: `max_new_tokens` must be strictly"),
         ],
     )
-    async def test_what_is_wrong_is_told_in_the_stream(
+    async def test_what_is_wrong_is_reported_in_the_stream(
         self, ask: Ask, events: EventsOf, fields: dict[str, Any], message: str
     ) -> None:
         response = await ask("Hi", stream=True, **fields)
@@ -383,7 +383,7 @@ class TestStrictTgi:
         assert done == "[DONE]"
         assert (await ask("Hi", **fields)).status_code == 422
 
-    async def test_overload_is_told_in_the_stream(
+    async def test_overload_is_reported_in_the_stream(
         self, ask: Ask, engine: FakeEngine, events: EventsOf
     ) -> None:
         engine.refusal = Overloaded()

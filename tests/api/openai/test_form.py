@@ -168,7 +168,7 @@ async def test_what_asks_for_nothing_leaves_the_text_free(ask: Ask, engine: Fake
         ),
     ],
 )
-async def test_what_is_wrong_is_told_by_the_name_of_the_field(
+async def test_what_is_wrong_is_reported_by_the_name_of_the_field(
     ask: Ask, engine: FakeEngine, fields: dict[str, Any], message: str
 ) -> None:
     response = await ask("Hi", **fields)
@@ -176,11 +176,11 @@ async def test_what_is_wrong_is_told_by_the_name_of_the_field(
     assert engine.requests == []
 
 
-async def test_a_grammar_that_cannot_be_read_is_told_with_its_place(ask: Ask) -> None:
-    for grammar, told in (("root ::= (", "the EBNF cannot be read"), ("start: nope", "nope")):
+async def test_a_grammar_that_cannot_be_read_is_reported_with_its_place(ask: Ask) -> None:
+    for grammar, reported in (("root ::= (", "the EBNF cannot be read"), ("start: nope", "nope")):
         response = await ask("Hi", guided_grammar=grammar)
         assert refusal(response).startswith("Input validation error: `guided_grammar`: ")
-        assert told in refusal(response)
+        assert reported in refusal(response)
 
 
 @pytest.mark.parametrize("checker", [None])
@@ -273,7 +273,7 @@ class TestStructuralTags:
         assert decode(engine.requests[-1].grammar) == term
 
     @pytest.mark.parametrize(
-        ("given", "told"),
+        ("given", "reported"),
         [
             ("{", "Input data was truncated"),
             (
@@ -296,12 +296,12 @@ class TestStructuralTags:
             ({"format": {"type": "grammar", "grammar": LARK}}, "`grammar` must be EBNF"),
         ],
     )
-    async def test_what_cannot_be_followed_is_told(
-        self, api: Api, given: dict[str, Any] | str, told: str
+    async def test_what_cannot_be_followed_is_reported(
+        self, api: Api, given: dict[str, Any] | str, reported: str
     ) -> None:
         response = await api.complete("Hi", structural_tag=given)
         assert refusal(response).startswith("Input validation error: `structural_tag`: ")
-        assert told in refusal(response)
+        assert reported in refusal(response)
 
     async def test_nothing_is_nested_without_end(self, api: Api) -> None:
         deep: dict[str, Any] = {"type": "any_text"}

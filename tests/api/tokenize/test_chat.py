@@ -66,7 +66,7 @@ async def test_flags_of_the_template_are_fields(client: httpx.AsyncClient, field
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "reported"),
     [
         ({"messages": []}, "`messages` cannot be empty"),
         (
@@ -88,12 +88,12 @@ async def test_flags_of_the_template_are_fields(client: httpx.AsyncClient, field
     ],
 )
 async def test_what_is_refused(
-    client: httpx.AsyncClient, fields: dict[str, Any], told: str
+    client: httpx.AsyncClient, fields: dict[str, Any], reported: str
 ) -> None:
     response = await client.post("/chat_tokenize", json={"messages": [HI], **fields})
     assert response.status_code == 422
     assert response.json()["error_type"] == "validation"
-    assert told in response.json()["error"]
+    assert reported in response.json()["error"]
 
 
 class TestWithTemplate:
@@ -229,12 +229,12 @@ class TestRefusingTemplate:
         template.close()
 
     async def test_the_error_is_tgis(self, client: httpx.AsyncClient, engine: FakeEngine) -> None:
-        told = "Template error: syntax error: no user (in <string>:1)"
+        reported = "Template error: syntax error: no user (in <string>:1)"
         response = await client.post("/chat_tokenize", json={"messages": [HI]})
         assert response.status_code == 422
-        assert response.json() == {"error": told, "error_type": "template_error"}
+        assert response.json() == {"error": reported, "error_type": "template_error"}
         response = await client.post("/v1/chat/completions", json={"messages": [HI]})
-        assert refusal(response) == told
+        assert refusal(response) == reported
         assert engine.requests == []
 
 

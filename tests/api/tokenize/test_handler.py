@@ -80,7 +80,7 @@ class TestFormOfVLLM:
         assert (await post(client, prompt="")).json()["tokens"] == []
 
     @pytest.mark.parametrize(
-        ("body", "told"),
+        ("body", "reported"),
         [
             ({}, "Object has none of the fields `inputs`, `prompt`, `messages`"),
             ({"prompt": 3}, "prompt: Expected `str`, got `int`"),
@@ -88,12 +88,12 @@ class TestFormOfVLLM:
             ({"messages": [{"role": "user"}]}, "`messages[0].content` must be a text"),
         ],
     )
-    async def test_what_cannot_be_tokenized_is_told(
-        self, client: httpx.AsyncClient, body: dict[str, Any], told: str
+    async def test_what_cannot_be_tokenized_is_reported(
+        self, client: httpx.AsyncClient, body: dict[str, Any], reported: str
     ) -> None:
         response = await post(client, **body)
         assert response.status_code == 422
-        assert told in response.text
+        assert reported in response.text
 
     async def test_tgis_field_comes_first(self, client: httpx.AsyncClient) -> None:
         assert len((await post(client, inputs="abc", prompt="a")).json()) == 3
@@ -124,7 +124,7 @@ class TestDetokenize:
         assert (await post(client, "/detokenize", tokens=ids)).json() == {"prompt": text}
         assert (await post(client, "/detokenize", tokens=[], model="m")).json() == {"prompt": ""}
 
-    async def test_what_is_no_token_is_told(self, client: httpx.AsyncClient) -> None:
+    async def test_what_is_no_token_is_reported(self, client: httpx.AsyncClient) -> None:
         response = await post(client, "/detokenize", tokens=[1, 258])
         assert response.status_code == 422
         assert response.json()["error"].endswith("`tokens` has 258, and this model's are below 258")

@@ -188,12 +188,14 @@ def test_chat_token_by_token(call: Any) -> None:
         **asked,
     )
 
-    *told, ending = chunks
-    deltas = [chunk.choices[0].delta for chunk in told]
+    *reported, ending = chunks
+    deltas = [chunk.choices[0].delta for chunk in reported]
     assert deltas[0].role == "assistant"
     assert "".join(delta.content or "" for delta in deltas) == answer.choices[0].message.content
-    assert [chunk.choices[0].finish_reason for chunk in told[:-1]] == [None] * (len(told) - 1)
-    assert told[-1].choices[0].finish_reason == "stop"
+    assert [chunk.choices[0].finish_reason for chunk in reported[:-1]] == [None] * (
+        len(reported) - 1
+    )
+    assert reported[-1].choices[0].finish_reason == "stop"
     assert ending.choices == []
     assert ending.usage.completion_tokens == answer.usage.completion_tokens
 

@@ -141,7 +141,7 @@ def test_an_answer_that_is_cut(mode: instructor.Mode) -> None:
 
 
 def refusal(key: str = KEY, **more: Any) -> str:
-    """What an application is told when it is refused."""
+    """The error that an application gets."""
     client = connected(instructor.Mode.TOOLS, key).chat.completions
     with pytest.raises(InstructorRetryException) as raised:
         client.create(**asked(response_model=Weather, **more))

@@ -67,12 +67,12 @@ def test_a_stream_says_what_the_whole_answer_says(provider: str) -> None:
         litellm.completion(**asked(provider), stream=True, stream_options={"include_usage": True})
     )
 
-    told = whole.choices[0].message.content
-    assert "Paris" in told
+    reported = whole.choices[0].message.content
+    assert "Paris" in reported
     assert whole.choices[0].finish_reason == "stop"
-    assert text(chunks) == told
+    assert text(chunks) == reported
     built = litellm.stream_chunk_builder(chunks, messages=QUESTION)
-    assert built.choices[0].message.content == told
+    assert built.choices[0].message.content == reported
     assert built.usage.completion_tokens == whole.usage.completion_tokens
     assert built.usage.prompt_tokens == whole.usage.prompt_tokens
 
@@ -105,9 +105,9 @@ def test_parameters_of_sampling() -> None:
     }
     first, again = (litellm.completion(**asked(**sampled)) for _ in range(2))
 
-    told = [choice.message.content for choice in first.choices]
-    assert len(told) == 2
-    assert told == [choice.message.content for choice in again.choices]
+    reported = [choice.message.content for choice in first.choices]
+    assert len(reported) == 2
+    assert reported == [choice.message.content for choice in again.choices]
 
 
 def test_log_probabilities() -> None:

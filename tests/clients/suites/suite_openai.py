@@ -131,11 +131,11 @@ def test_chat_token_by_token(call: Any) -> None:
 
 def test_usage_of_a_stream(call: Any) -> None:
     answer = call(CHAT, **chat(max_tokens=4))
-    *told, ending = call(
+    *reported, ending = call(
         CHAT, **chat(max_tokens=4, stream=True, stream_options={"include_usage": True})
     )
 
-    assert all(chunk.usage is None and chunk.choices for chunk in told)
+    assert all(chunk.usage is None and chunk.choices for chunk in reported)
     assert checked(ChatCompletionChunk, ending).choices == []
     assert ending.usage == answer.usage
 
@@ -185,10 +185,10 @@ def test_several_answers(call: Any) -> None:
     answer = checked(ChatCompletion, call(CHAT, **asked))
     chunks = call(CHAT, **asked, stream=True)
 
-    told = [choice.message.content for choice in answer.choices]
+    reported = [choice.message.content for choice in answer.choices]
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
-    assert len(set(told)) == 3
-    assert texts(chunks, 3) == told
+    assert len(set(reported)) == 3
+    assert texts(chunks, 3) == reported
 
 
 def test_a_bias_can_force_a_token_and_forbid_it(call: Any) -> None:
@@ -259,26 +259,26 @@ def test_several_completions_of_several_prompts(call: Any) -> None:
     reply = checked(Completion, call(COMPLETE, **asked))
     chunks = call(COMPLETE, **asked, stream=True)
 
-    told = ["", "", "", ""]
+    reported = ["", "", "", ""]
     for chunk in chunks:
         for choice in chunk.choices:
-            told[choice.index] += choice.text
+            reported[choice.index] += choice.text
     assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
-    assert told == [choice.text for choice in reply.choices]
+    assert reported == [choice.text for choice in reply.choices]
 
 
 def test_log_probabilities_of_completions(call: Any) -> None:
     reply = checked(Completion, call(COMPLETE, **completion(logprobs=2)))
 
     (choice,) = reply.choices
-    told = choice.logprobs
-    assert "".join(told.tokens) == choice.text
+    reported = choice.logprobs
+    assert "".join(reported.tokens) == choice.text
     for token, logprob, top in zip(
-        told.tokens, told.token_logprobs, told.top_logprobs, strict=True
+        reported.tokens, reported.token_logprobs, reported.top_logprobs, strict=True
     ):
         assert top[token] == pytest.approx(logprob)
         assert len(top) >= 2
-    for token, offset in zip(told.tokens, told.text_offset, strict=True):
+    for token, offset in zip(reported.tokens, reported.text_offset, strict=True):
         assert choice.text[offset:].startswith(token)
 
 
@@ -287,14 +287,14 @@ def test_an_echo_scores_the_prompt(call: Any) -> None:
     scored = call(COMPLETE, **completion(max_tokens=0, echo=True, logprobs=1))
 
     (choice,) = reply.choices
-    told = choice.logprobs
+    reported = choice.logprobs
     assert choice.text.startswith(PROMPT)
-    assert "".join(told.tokens) == choice.text
-    assert told.token_logprobs[0] is None
-    assert all(logprob <= 0 for logprob in told.token_logprobs[1:])
+    assert "".join(reported.tokens) == choice.text
+    assert reported.token_logprobs[0] is None
+    assert all(logprob <= 0 for logprob in reported.token_logprobs[1:])
     assert scored.choices[0].text == PROMPT
     assert scored.choices[0].logprobs.token_logprobs[1:] == pytest.approx(
-        told.token_logprobs[1:-2], abs=1e-3
+        reported.token_logprobs[1:-2], abs=1e-3
     )
 
 

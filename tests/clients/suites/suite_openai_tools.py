@@ -174,7 +174,7 @@ def test_the_model_may_also_answer_in_words() -> None:
     assert choice.message.content or choice.message.tool_calls
 
 
-def test_results_of_calls_are_told_to_the_model() -> None:
+def test_results_of_calls_are_shown_to_the_model() -> None:
     (called,) = ask(tool_choice=NAMED).choices
     call = called.message.tool_calls[0]
     result = {"role": "tool", "tool_call_id": call.id, "content": "It is 12:00."}

@@ -23,7 +23,7 @@ from tgi_async.text.tools.constraint import (
     held_calls,
     splitter,
 )
-from tgi_async.text.tools.events import Arguments, CallBegun, Prose, Thought, merged
+from tgi_async.text.tools.events import ArgumentsPiece, CallStart, ProsePiece, ThoughtPiece, merged
 from tgi_async.text.tools.format import Format, Marks, Turn
 from tgi_async.text.tools.formats import FORMATS, HERMES, JSON, QWEN3_CODER
 from tgi_async.text.tools.harmony import FINAL, HARMONY
@@ -94,12 +94,15 @@ def test_what_is_forced_is_what_the_parser_reads(
         assert held.accepts(grammar, text)
         parser = answer_parser(one, dict(FUNCTIONS))
         events = merged(parser.feed(text) + parser.end())
-        told = [
+        reported = [
             piece
             for name, arguments in calls
-            for piece in (CallBegun(name), Arguments(json.dumps(arguments, ensure_ascii=False)))
+            for piece in (
+                CallStart(name),
+                ArgumentsPiece(json.dumps(arguments, ensure_ascii=False)),
+            )
         ]
-        assert events == told
+        assert events == reported
 
 
 @pytest.mark.parametrize("one", FORMATS, ids=lambda one: one.name)
@@ -168,7 +171,7 @@ def test_calls_or_a_text_of_a_form(tmp_path: Path, one: Format, marks_are: str) 
     for pieces in ([answer], list(answer)):
         parser = answer_parser(one, dict(functions), held="either")
         events = [event for piece in pieces for event in parser.feed(piece)]
-        assert merged(events + parser.end()) == [Prose(answer)]
+        assert merged(events + parser.end()) == [ProsePiece(answer)]
 
 
 @pytest.mark.parametrize("marks_are", ["special tokens", "text"])
@@ -185,7 +188,7 @@ def test_a_free_text_whose_calls_are_held(tmp_path: Path, one: Format, marks_are
     for text in ("", "No: 1 < 2.", call, free, f"So: {call}", thought, f"{thought}So {call}"):
         assert held.accepts(grammar, text)
         parser = answer_parser(one, dict(functions), turn=Turn(THINK))
-        begun = [event for event in parser.feed(text) if isinstance(event, CallBegun)]
+        begun = [event for event in parser.feed(text) if isinstance(event, CallStart)]
         assert len(begun) == text.removeprefix(thought).count("get_")
     for arguments in ({"city": "a", "days": "x"}, {"days": 3}, {"city": "a", "country": "b"}):
         assert not held.accepts(grammar, f"So: {one.text([('get_weather', arguments)])}")
@@ -249,8 +252,8 @@ def test_thoughts_come_first_where_they_have_begun(
     assert not held.accepts(grammar, "Well</think>\n\nNo.")
     parser = answer_parser(HERMES, {"get_weather": WEATHER}, turn=Turn(THINK), opened=True)
     assert merged(parser.feed(text) + parser.end())[:2] == [
-        Thought("Well, {1 < 2"),
-        CallBegun("get_weather"),
+        ThoughtPiece("Well, {1 < 2"),
+        CallStart("get_weather"),
     ]
 
 
@@ -302,9 +305,9 @@ def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
         text = QWEN3_CODER.text([("f", arguments)])
         assert held.accepts(grammar, text)
         parser = answer_parser(QWEN3_CODER, {"f": IN_TAGS})
-        _, told = merged(parser.feed(text) + parser.end())
-        assert isinstance(told, Arguments)
-        assert json.loads(told.text) == arguments
+        _, reported = merged(parser.feed(text) + parser.end())
+        assert isinstance(reported, ArgumentsPiece)
+        assert json.loads(reported.text) == arguments
     for arguments in (
         {},
         {"kind": "c", "code": "ab"},
@@ -318,7 +321,7 @@ def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "told"),
+    ("schema", "reported"),
     [
         (
             {"properties": {"a": {"type": "string", "pattern": "^a"}}},
@@ -331,8 +334,8 @@ def test_values_in_tags_are_held_to_their_schemas(held: Held) -> None:
         ({"anyOf": [{}]}, "`anyOf` of the parameters"),
     ],
 )
-def test_what_cannot_be_forced_in_tags_is_refused_by_name(schema: Any, told: str) -> None:
-    with pytest.raises(NotForced, match=re.escape(told)):
+def test_what_cannot_be_forced_in_tags_is_refused_by_name(schema: Any, reported: str) -> None:
+    with pytest.raises(NotForced, match=re.escape(reported)):
         forced_calls(QWEN3_CODER, [("f", schema)], splitter([]))
 
 
@@ -356,13 +359,13 @@ def test_in_tgis_way_an_answer_is_a_call_of_one(held: Held) -> None:
         for pieces in ([text], list(text), [text[:30], text[30:]]):
             reader = CallReader()
             events = merged([event for piece in pieces for event in reader.feed(piece)])
-            assert events == [CallBegun(name), Arguments(arguments)]
+            assert events == [CallStart(name), ArgumentsPiece(arguments)]
     assert not held.accepts(grammar, '{"function": {"_name": "no_tool"}}')
     assert not held.accepts(grammar, '{"function": {"_name": "get_time", "a": 1}}')
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("", "Expecting value"),
         ('{"function": {"_name": "a", "b": ', "Expecting value"),
@@ -371,6 +374,6 @@ def test_in_tgis_way_an_answer_is_a_call_of_one(held: Held) -> None:
         ('{"function": {"_name": 1}}', "the name is 1"),
     ],
 )
-def test_a_call_that_is_cut_off_is_told(text: str, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_a_call_that_is_cut_off_is_reported(text: str, reported: str) -> None:
+    with pytest.raises(ValueError, match=reported):
         call_of(text)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.text.tools.samples import FUNCTIONS
 from tests.text.tools.test_parser import calls_of, read, text_of, ways_to_cut
-from tgi_async.text.tools.events import Prose, Thought
+from tgi_async.text.tools.events import ProsePiece, ThoughtPiece
 from tgi_async.text.tools.harmony import ChannelParser
 
 THOUGHT = "<|channel|>analysis<|message|>Cold, < 3?<|end|><|start|>assistant"
@@ -38,13 +38,13 @@ CALL = '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a":
         ("", "", "", ()),
     ],
 )
-def test_messages_are_told_apart(
+def test_messages_are_distinguished(
     text: str, thought: str, prose: str, calls: tuple[tuple[str, str], ...]
 ) -> None:
     for pieces in ways_to_cut(text):
         events = read(ChannelParser(FUNCTIONS), pieces)
-        assert text_of(events, Thought) == thought
-        assert text_of(events, Prose) == prose
+        assert text_of(events, ThoughtPiece) == thought
+        assert text_of(events, ProsePiece) == prose
         assert calls_of(events) == calls
 
 
@@ -53,8 +53,8 @@ def test_what_is_cut_off_shows_no_header() -> None:
     for length in range(len(text)):
         for pieces in ([text[:length]], list(text[:length])):
             events = read(ChannelParser(FUNCTIONS), pieces, truncated=True)
-            assert "Cold, < 3?".startswith(text_of(events, Thought))
-            assert "I add.".startswith(text_of(events, Prose))
+            assert "Cold, < 3?".startswith(text_of(events, ThoughtPiece))
+            assert "I add.".startswith(text_of(events, ProsePiece))
             for name, arguments in calls_of(events):
                 assert name == "add"
                 assert '{"a": 1}'.startswith(arguments)
@@ -62,7 +62,7 @@ def test_what_is_cut_off_shows_no_header() -> None:
 
 
 def test_without_tools_a_call_is_a_message_like_any_other() -> None:
-    assert read(ChannelParser(), [CALL]) == [Prose(CALL)]
+    assert read(ChannelParser(), [CALL]) == [ProsePiece(CALL)]
 
 
 def test_only_the_first_call_counts_where_one_is_asked_for() -> None:

@@ -10,7 +10,14 @@ import pytest
 
 from tests.text.tools.samples import FUNCTIONS, NO_CALLS, SAMPLES, Sample
 from tests.text.tools.samples_by_family import FAMILIES, NO_CALLS_OF_FAMILIES
-from tgi_async.text.tools.events import Arguments, CallBegun, Event, Prose, Thought, merged
+from tgi_async.text.tools.events import (
+    ArgumentsPiece,
+    CallStart,
+    Event,
+    ProsePiece,
+    ThoughtPiece,
+    merged,
+)
 from tgi_async.text.tools.format import ID, Format, Marks
 from tgi_async.text.tools.formats import FORMATS, HERMES, JSON, LLAMA3, format_named
 from tgi_async.text.tools.parser import AnswerParser, Held, Parser, answer_parser
@@ -26,14 +33,16 @@ def read(parser: AnswerParser, pieces: Sequence[str], *, truncated: bool = False
 def calls_of(events: Sequence[Event]) -> tuple[tuple[str, str], ...]:
     calls: list[tuple[str, str]] = []
     for event in events:
-        if isinstance(event, CallBegun):
+        if isinstance(event, CallStart):
             calls.append((event.name, ""))
-        elif isinstance(event, Arguments):
+        elif isinstance(event, ArgumentsPiece):
             calls[-1] = (calls[-1][0], calls[-1][1] + event.text)
     return tuple(calls)
 
 
-def text_of(events: Sequence[Event], kind: type[Prose] | type[Thought] = Prose) -> str:
+def text_of(
+    events: Sequence[Event], kind: type[ProsePiece] | type[ThoughtPiece] = ProsePiece
+) -> str:
     return "".join(event.text for event in events if isinstance(event, kind))
 
 
@@ -43,7 +52,7 @@ def ways_to_cut(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("sample", [*SAMPLES, *FAMILIES], ids=lambda sample: sample.format)
-def test_calls_and_prose_are_told_apart_however_the_text_is_cut(sample: Sample) -> None:
+def test_calls_and_prose_are_distinguished_however_the_text_is_cut(sample: Sample) -> None:
     for pieces in ways_to_cut(sample.text):
         events = read(answer_parser(format_named(sample.format), FUNCTIONS), pieces)
         assert calls_of(events) == sample.calls
@@ -53,7 +62,7 @@ def test_calls_and_prose_are_told_apart_however_the_text_is_cut(sample: Sample) 
 @pytest.mark.parametrize(("name", "text"), [*NO_CALLS, *NO_CALLS_OF_FAMILIES])
 def test_what_is_no_call_stays_as_it_is_however_the_text_is_cut(name: str, text: str) -> None:
     for pieces in ways_to_cut(text):
-        assert read(answer_parser(format_named(name), FUNCTIONS), pieces) == [Prose(text)]
+        assert read(answer_parser(format_named(name), FUNCTIONS), pieces) == [ProsePiece(text)]
 
 
 @pytest.mark.parametrize("sample", [*SAMPLES, *FAMILIES], ids=lambda sample: sample.format)
@@ -77,12 +86,12 @@ def cut_off(one: Format, **settings: Any) -> Iterator[tuple[str, list[Event]]]:
     """Calls that are cut off anywhere, and what is read of them, however the text is cut."""
     text = one.text(TWO_CALLS[: 1 if one.one_call else None])
     for length in range(len(text)):
-        told = [
+        reported = [
             read(answer_parser(one, FUNCTIONS, **settings), pieces, truncated=True)
             for pieces in ([text[:length]], list(text[:length]))
         ]
-        assert told[0] == told[1]
-        yield text[:length], told[0]
+        assert reported[0] == reported[1]
+        yield text[:length], reported[0]
 
 
 @pytest.mark.parametrize("held", ["calls", "either"])
@@ -116,9 +125,9 @@ def test_of_a_free_text_that_is_cut_off_a_call_is_left_out_from_its_mark_on(one:
 
 def test_what_ends_where_the_model_ended_it_is_no_call_that_was_cut_off() -> None:
     text = '<tool_call>\n{"name": "searchTool", "argu'
-    assert read(Parser(HERMES, FUNCTIONS), [text]) == [Prose(text)]
+    assert read(Parser(HERMES, FUNCTIONS), [text]) == [ProsePiece(text)]
     text = '<tool_call>\n{"name": "rm_rf", "argu'
-    assert read(Parser(HERMES, FUNCTIONS), [text], truncated=True) == [Prose(text)]
+    assert read(Parser(HERMES, FUNCTIONS), [text], truncated=True) == [ProsePiece(text)]
 
 
 def test_thoughts_before_a_text_that_is_held_to_calls() -> None:
@@ -131,24 +140,24 @@ def test_thoughts_before_a_text_that_is_held_to_calls() -> None:
             for pieces in ways_to_cut(text):
                 parser = Parser(HERMES, FUNCTIONS, thoughts=THINK, opened=True, held=held)
                 events = read(parser, pieces, truncated=True)
-                assert text_of(events, Thought) == thought
+                assert text_of(events, ThoughtPiece) == thought
                 assert (calls_of(events), text_of(events)) == (calls, "")
 
 
 def test_arguments_come_as_they_are_written() -> None:
     parser = Parser(HERMES, {"add": None})
     assert parser.feed('<tool_call>\n{"name": "add", "arguments": ') == []
-    assert parser.feed('{"a": 1') == [CallBegun("add"), Arguments('{"a": 1')]
-    assert parser.feed('2, "b"') == [Arguments('2, "b"')]
-    assert parser.feed(": 3}}\n</tool") == [Arguments(": 3}")]
+    assert parser.feed('{"a": 1') == [CallStart("add"), ArgumentsPiece('{"a": 1')]
+    assert parser.feed('2, "b"') == [ArgumentsPiece('2, "b"')]
+    assert parser.feed(": 3}}\n</tool") == [ArgumentsPiece(": 3}")]
     assert parser.feed("_call>") == []
     assert parser.end() == []
 
 
 def test_prose_is_held_back_only_where_a_mark_may_begin() -> None:
     parser = Parser(HERMES, {"add": None})
-    assert parser.feed("One < two <tool") == [Prose("One < two")]
-    assert parser.feed("s> three") == [Prose(" <tools> three")]
+    assert parser.feed("One < two <tool") == [ProsePiece("One < two")]
+    assert parser.feed("s> three") == [ProsePiece(" <tools> three")]
 
 
 def test_what_the_arguments_break_off_into_goes_with_them() -> None:
@@ -166,7 +175,7 @@ def test_a_line_break_within_a_string_is_taken() -> None:
 
 def test_half_a_character_in_arguments_is_no_call() -> None:
     text = '<tool_call>{"name": "add", "arguments": "{\\"a\\": \\"\\ud800\\"}"}</tool_call>'
-    assert read(Parser(HERMES, FUNCTIONS), [text]) == [Prose(text)]
+    assert read(Parser(HERMES, FUNCTIONS), [text]) == [ProsePiece(text)]
 
 
 def test_deeply_nested_arguments_are_taken_as_they_are() -> None:
@@ -190,7 +199,7 @@ def test_a_text_of_beginnings_takes_time_that_grows_with_its_length(evil: str) -
     """A parser that began anew at each of them would not come to an end here."""
     text = evil * (50_000 // len(evil))
     for one in (HERMES, JSON):
-        assert read(Parser(one, FUNCTIONS), [text]) == [Prose(text)]
+        assert read(Parser(one, FUNCTIONS), [text]) == [ProsePiece(text)]
 
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
@@ -210,13 +219,13 @@ CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
         ("", True, "", ""),
     ],
 )
-def test_thoughts_are_told_apart_however_the_text_is_cut(
+def test_thoughts_are_distinguished_however_the_text_is_cut(
     text: str, opened: bool, thought: str, prose: str | None
 ) -> None:
     for pieces in ways_to_cut(text):
         parser = Parser(None, thoughts=THINK, opened=opened)
         events = read(parser, pieces)
-        assert text_of(events, Thought) == thought
+        assert text_of(events, ThoughtPiece) == thought
         assert text_of(events) == (text if prose is None else prose)
 
 
@@ -224,6 +233,6 @@ def test_a_call_after_thoughts() -> None:
     text = f"<think>\nA {CALL} perhaps?\n</think>\n\n{CALL}"
     for pieces in ways_to_cut(text):
         events = read(Parser(HERMES, FUNCTIONS, thoughts=THINK), pieces)
-        assert text_of(events, Thought) == f"A {CALL} perhaps?"
+        assert text_of(events, ThoughtPiece) == f"A {CALL} perhaps?"
         assert calls_of(events) == (("add", '{"a": 1}'),)
         assert text_of(events) == ""

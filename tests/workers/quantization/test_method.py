@@ -22,7 +22,7 @@ from tests.workers.test_sharding import part
 from tests.workers.test_weights import saved
 from tgi_async.generation import GenerationRequest
 from tgi_async.wire.messages import Sampling
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.layers.experts import SeparateExperts
 from workers.layers.linear import Linear
 from workers.models.transformers_path import TransformersModel
@@ -108,7 +108,7 @@ def test_a_tied_head_and_its_embedding_may_be_quantized_as_one(
 def test_a_model_whose_method_has_no_weights_for_the_fused_decoder(tmp_path: Path) -> None:
     folder = quantize(saved(tmp_path / "dense", "llama", hidden_size=64), tmp_path / "toy")
     why = "weights in toy have no form for the kernel c_linear"
-    with pytest.raises(Unsupported, match=why):
+    with pytest.raises(UnsupportedModel, match=why):
         load(folder, torch.float32, CPU, implementation="fused")
     assert [note for note in load(folder, torch.float32, CPU).notes if why in note]
 
@@ -132,7 +132,7 @@ def test_a_layer_that_the_method_leaves_alone_is_plain(
 
 def test_a_method_that_nobody_has_added_is_named(tmp_path: Path) -> None:
     folder = quantize(saved(tmp_path / "dense", "llama"), tmp_path / "toy", quant_method="rot13")
-    with pytest.raises(Unsupported, match=r"the weights are quantized \(rot13\)"):
+    with pytest.raises(UnsupportedModel, match=r"the weights are quantized \(rot13\)"):
         load(folder, torch.float32, CPU)
 
 
@@ -160,7 +160,7 @@ def test_a_cut_through_a_group_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(globals(), "GROUP", 64)
     sizes = {"hidden_size": 64, "intermediate_size": 128}
     folder = quantize(saved(tmp_path / "dense", "llama", **sizes), tmp_path / "toy")
-    with pytest.raises(Unsupported, match="groups of 64 inputs are on one rank"):
+    with pytest.raises(UnsupportedModel, match="groups of 64 inputs are on one rank"):
         part(folder, 0, 2)
 
 

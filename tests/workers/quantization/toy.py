@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from workers.__main__ import main
-from workers.errors import Unsupported
+from workers.errors import UnsupportedModel
 from workers.quantization.method import Cut, Kind, QuantMethod, QuantWeight, Size, Slot, Tensors
 from workers.quantization.registry import METHODS
 from workers.slices import Range, Slices
@@ -60,7 +60,7 @@ class ToyMethod(QuantMethod):
         if cut.inputs is None:
             return {"codes": outputs, "scales": outputs, "bias": outputs}
         if any(edge % self.columns for one in cut.inputs for edge in one):
-            raise Unsupported(f"groups of {self.columns} inputs are on one rank")
+            raise UnsupportedModel(f"groups of {self.columns} inputs are on one rank")
         groups = [Range(*(edge // self.columns for edge in one)) for one in cut.inputs]
         return {"codes": {1: cut.inputs}, "scales": {1: groups}}
 

@@ -33,7 +33,7 @@ from tgi_async.api.openai.prompt_logprobs import RankedScores, prompt_logprobs_o
 from tgi_async.api.openai.reply_schema import PromptLogprob, Usage, finite_logprob, now, unique_id
 from tgi_async.api.service import Service
 from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
-from tgi_async.text.tools.events import Arguments, CallBegun, Event, Prose, Thought
+from tgi_async.text.tools.events import ArgumentsPiece, CallStart, Event, ProsePiece, ThoughtPiece
 
 
 class ChatAnswer:
@@ -215,7 +215,7 @@ class _Choice:
     def read(self, tokens: Sequence[Token], reason: FinishReason | None) -> list[Event]:
         """Return what the tokens say; with a reason to end, also what was held back."""
         if self._parser is None:
-            return [Prose(text_of(tokens))]
+            return [ProsePiece(text_of(tokens))]
         parser, events, place = self._parser, list[Event](), 0
         # One by one only as long as there is something to count.
         while place < len(tokens) and parser.thinking is not False:
@@ -226,20 +226,20 @@ class _Choice:
         events += parser.feed(text_of(tokens[place:]))
         if reason is not None:
             events += parser.end(truncated=reason != "eos_token")
-        self.n_calls += sum(isinstance(one, CallBegun) for one in events)
+        self.n_calls += sum(isinstance(one, CallStart) for one in events)
         if not self._shows_thoughts:
-            return [one for one in events if not isinstance(one, Thought)]
+            return [one for one in events if not isinstance(one, ThoughtPiece)]
         return events
 
     def message(self, events: Sequence[Event]) -> AssistantMessage:
         """Return the whole message."""
         calls: list[tuple[str, list[str]]] = []
         for one in events:
-            if isinstance(one, CallBegun):
+            if isinstance(one, CallStart):
                 calls.append((one.name, []))
-            elif isinstance(one, Arguments):
+            elif isinstance(one, ArgumentsPiece):
                 calls[-1][1].append(one.text)
-        content = _text(events, Prose)
+        content = _text(events, ProsePiece)
         in_call = bool(calls) or (self._parser is not None and self._parser.in_call)
         functions = [
             FunctionCall(name=name, arguments="".join(arguments)) for name, arguments in calls
@@ -250,7 +250,7 @@ class _Choice:
         ]
         return AssistantMessage(
             content=None if in_call and not content else content,
-            reasoning_content=_text(events, Thought) or UNSET,
+            reasoning_content=_text(events, ThoughtPiece) or UNSET,
             tool_calls=UNSET if self._older else tool_calls or UNSET,
             function_call=functions[0] if self._older and functions else UNSET,
         )
@@ -259,18 +259,18 @@ class _Choice:
         """Return the next pieces of the message, which `read` returned last."""
         role: Literal["assistant"] | UnsetType = "assistant" if shows_role else UNSET
         if self._parser is None:
-            return AssistantDelta(_text(events, Prose), role)
-        index = self.n_calls - 1 - sum(isinstance(one, CallBegun) for one in events)
+            return AssistantDelta(_text(events, ProsePiece), role)
+        index = self.n_calls - 1 - sum(isinstance(one, CallStart) for one in events)
         names: dict[int, str] = {}
         arguments: dict[int, str] = {}
         for one in events:
-            if isinstance(one, CallBegun):
+            if isinstance(one, CallStart):
                 index += 1
                 names[index] = one.name
                 arguments[index] = ""
-            elif isinstance(one, Arguments):
+            elif isinstance(one, ArgumentsPiece):
                 arguments[index] = arguments.get(index, "") + one.text
-        content, thoughts = _text(events, Prose), _text(events, Thought)
+        content, thoughts = _text(events, ProsePiece), _text(events, ThoughtPiece)
         functions = {
             place: FunctionCallDelta(name=names.get(place, UNSET), arguments=piece)
             for place, piece in arguments.items()
@@ -297,5 +297,5 @@ class _Choice:
         return self._reader.call_id(index, name)
 
 
-def _text(events: Sequence[Event], kind: type[Prose] | type[Thought]) -> str:
+def _text(events: Sequence[Event], kind: type[ProsePiece] | type[ThoughtPiece]) -> str:
     return "".join([one.text for one in events if isinstance(one, kind)])

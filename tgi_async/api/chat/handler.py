@@ -17,7 +17,7 @@ from tgi_async.api.chat.schema import ChatCompletion, ChatCompletionChunk, ChatR
 from tgi_async.api.chat.thinking import unread_fields
 from tgi_async.api.chat.tools import AnswerReader, Offer, offer_of
 from tgi_async.api.dialect import Dialect
-from tgi_async.api.engine import Generation
+from tgi_async.api.engine_client import Generation
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.finished import collect_all
 from tgi_async.api.openai.answers import (

@@ -27,7 +27,7 @@ from tgi_async.api.chat.tool_schema import (
 )
 from tgi_async.api.chat.tools import Offer
 from tgi_async.api.encoding import DONE
-from tgi_async.api.engine import Generation
+from tgi_async.api.engine_client import Generation
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.finished import collect, text_of
 from tgi_async.api.openai.answers import stream_choices, tgi_error_events
@@ -39,7 +39,7 @@ from tgi_async.api.timing import reply_headers, stream_headers
 from tgi_async.errors import ToolError
 from tgi_async.generation import GenerationRequest
 from tgi_async.grammar.grammar import Grammar
-from tgi_async.text.tools.events import Arguments, CallBegun, Event
+from tgi_async.text.tools.events import ArgumentsPiece, CallStart, Event
 from tgi_async.text.tools.tgi import (
     NO_TOOL,
     NO_TOOL_NAME,
@@ -154,7 +154,7 @@ class LikeTGI:
         async for emitted in generation:
             answer.n_streamed += len(emitted.tokens)
             events = reader.feed(text_of(emitted.tokens))
-            if any(event == CallBegun(NO_TOOL_NAME) for event in events):
+            if any(event == CallStart(NO_TOOL_NAME) for event in events):
                 return False
             if events and not exchange.streaming:
                 headers = stream_headers(service.compute_type, n_characters)
@@ -174,9 +174,9 @@ def _apart(events: Sequence[Event]) -> list[tuple[str | None, str]]:
     """Return name and piece of arguments for each delta; the first has the name and a bracket."""
     pieces: list[tuple[str | None, str]] = []
     for event in events:
-        if isinstance(event, CallBegun):
+        if isinstance(event, CallStart):
             pieces.append((event.name, "{"))
-        elif isinstance(event, Arguments):
+        elif isinstance(event, ArgumentsPiece):
             text = event.text[1:] if pieces else event.text
             if text:
                 pieces.append((None, text))

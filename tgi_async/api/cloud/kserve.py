@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tgi_async.api.body import Json
+from tgi_async.api.body import JsonBody
 from tgi_async.api.cloud.batch import generate_texts
 from tgi_async.api.cloud.schema import (
     InferenceInput,
@@ -103,7 +103,7 @@ OPERATIONS = (
         tag="kserve",
         summary="A text for each input",
         handler=infer,
-        body=Json(InferenceRequest),
+        body=JsonBody(InferenceRequest),
         reply=(InferenceResponse,),
         keyed_in_tgi=False,
     ),

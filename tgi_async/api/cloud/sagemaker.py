@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tgi_async.api.body import Shapes
+from tgi_async.api.body import JsonBodyVariants
 from tgi_async.api.chat.handler import chat
 from tgi_async.api.chat.schema import ChatCompletion, ChatCompletionChunk, ChatRequest
 from tgi_async.api.completions.handler import completions
@@ -40,7 +40,7 @@ def operation(dialect: Dialect) -> Post[SagemakerRequest]:
         tag="cloud",
         summary="SageMaker's route: does what `/`, chat or completions does, by the body's shape",
         handler=invocations,
-        body=Shapes[SagemakerRequest](
+        body=JsonBodyVariants[SagemakerRequest](
             {"inputs": CompatGenerateRequest, "messages": ChatRequest, "prompt": CompletionRequest}
         ),
         reply=(list[GenerateResponse], ChatCompletion, Completion),

@@ -36,7 +36,7 @@ _INSTANCES = [
 
 
 class VertexRequest(Struct, frozen=True):
-    """Instances are told apart by their fields, which a decoder of types cannot do."""
+    """Instances are distinguished by their fields, which a decoder of types cannot do."""
 
     instances: list[Annotated[Raw, Meta(extra_json_schema={"anyOf": _INSTANCES})]]
 

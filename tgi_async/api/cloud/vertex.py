@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tgi_async.api.body import Json, Shapes
+from tgi_async.api.body import JsonBody, JsonBodyVariants
 from tgi_async.api.chat.schema import ChatRequest
 from tgi_async.api.cloud.batch import generate_texts
 from tgi_async.api.cloud.schema import (
@@ -20,7 +20,7 @@ from tgi_async.api.unknown_fields import unknown_fields
 from tgi_async.api.unsupported import ignored, refuse_unsupported
 from tgi_async.errors import ServerError
 
-_SHAPES: Shapes[VertexInstance | ChatRequest] = Shapes(
+_SHAPES: JsonBodyVariants[VertexInstance | ChatRequest] = JsonBodyVariants(
     {"inputs": VertexInstance, "messages": ChatRequest}
 )
 
@@ -69,7 +69,7 @@ OPERATION = Post(
     tag="cloud",
     summary="Vertex AI's route: a text for each instance",
     handler=vertex,
-    body=Json(VertexRequest),
+    body=JsonBody(VertexRequest),
     parts=(VertexInstance, ChatRequest),
     reply=(VertexResponse,),
 )

@@ -23,8 +23,8 @@ from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
 class CompletionAnswer:
     """Builds the reply, or the chunks of it, to one request.
 
-    Choices are numbered through: those of the first prompt, of the second, and so on. `scored` has
-    the prompts in pieces where their log-probabilities are asked for.
+    Choices are numbered through: those of the first prompt, of the second, and so on.
+    `prompt_pieces` has the tokens of each prompt where their log-probabilities are asked for.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class CompletionAnswer:
         body: CompletionRequest,
         texts: Sequence[str],
         requests: Sequence[GenerationRequest],
-        scored: Sequence[Sequence[Piece]],
+        prompt_pieces: Sequence[Sequence[Piece]],
     ) -> None:
         self._id = unique_id("cmpl")
         self._created = now()
@@ -43,7 +43,7 @@ class CompletionAnswer:
         self._body = body
         self._n = body.n_choices(service.limits)
         self._echoed = texts if body.echo else [""] * len(texts)
-        self._scored = scored
+        self._prompt_pieces = prompt_pieces
         self._tokenizer = service.tokenizer
         self._prompts = [request.prompt for request in requests]
         self._n_prompt = list(map(len, self._prompts))
@@ -59,16 +59,16 @@ class CompletionAnswer:
         shown: list[tuple[Finished, Finished]] = []
         for start in range(0, len(finished), n_each):
             group = finished[start : start + n_each]
-            scored = group[0]
+            first = group[0]
             if n_each > self._n:
                 group = sorted(group, key=lambda one: one.mean_logprob, reverse=True)[: self._n]
-            shown += [(one, scored) for one in group]
+            shown += [(one, first) for one in group]
         choices = [
             structs.replace(
                 self._choice(index, one.tokens, one.finish_reason, one),
-                prompt_logprobs=self._prompt_logprobs(index, scored),
+                prompt_logprobs=self._prompt_logprobs(index, first),
             )
-            for index, (one, scored) in enumerate(shown)
+            for index, (one, first) in enumerate(shown)
         ]
         usage = self._usage(
             [len(one.tokens) for one in finished], [one.n_cached for one in finished[::n_each]]
@@ -113,7 +113,7 @@ class CompletionAnswer:
         logprobs = None
         place = index // self._n
         if self._body.n_logprobs is not None:
-            pieces = self._scored[place] if first and self._scored else ()
+            pieces = self._prompt_pieces[place] if first and self._prompt_pieces else ()
             logprobs = self._writers[index].write(tokens, pieces, scores)
         return CompletionChoice(
             index=index,

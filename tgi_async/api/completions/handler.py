@@ -15,7 +15,7 @@ from tgi_async.api.completions.logprobs import Piece, pieces_of
 from tgi_async.api.completions.schema import Completion, CompletionRequest
 from tgi_async.api.dialect import Dialect
 from tgi_async.api.encoding import Events
-from tgi_async.api.engine import Generation
+from tgi_async.api.engine_client import Generation
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.finished import collect_all
 from tgi_async.api.limits import set_by
@@ -128,9 +128,9 @@ async def _completing(
             texts = [await _text_of(service, prompt) for prompt in prompts]
         else:
             texts = [await _text_of(service, request.prompt) for request in requests]
-        scored: list[list[Piece]] = []
+        prompt_pieces: list[list[Piece]] = []
         if body.echo and body.n_logprobs is not None:
-            scored = [
+            prompt_pieces = [
                 await service.in_pool(pieces_of, service.tokenizer, text, request.prompt)
                 for text, request in zip(texts, requests, strict=True)
             ]
@@ -138,10 +138,10 @@ async def _completing(
             [
                 each
                 for request in requests
-                for each in choices_of(request, n_each, scored_once=not scored)
+                for each in choices_of(request, n_each, prompt_logprobs_once=not prompt_pieces)
             ]
         )
-        answer = CompletionAnswer(service, body, texts, requests, scored)
+        answer = CompletionAnswer(service, body, texts, requests, prompt_pieces)
         yield _Batch(sum(map(len, texts)), n_each, requests, generations, answer)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 
 from msgspec import UNSET, structs
 
-from tgi_async.api.body import Json
+from tgi_async.api.body import JsonBody
 from tgi_async.api.encoding import Events
 from tgi_async.api.error_schema import ErrorBody
 from tgi_async.api.exchange import Exchange
@@ -194,7 +194,7 @@ OPERATIONS = (
         tag="generate",
         summary="Generate tokens",
         handler=generate,
-        body=Json(GenerateRequest),
+        body=JsonBody(GenerateRequest),
         reply=(GenerateResponse,),
         timed=True,
     ),
@@ -203,7 +203,7 @@ OPERATIONS = (
         tag="generate",
         summary="Generate a stream of tokens",
         handler=generate_stream,
-        body=Json(GenerateRequest),
+        body=JsonBody(GenerateRequest),
         events=_TOKEN_EVENTS,
         success="A stream. It begins before anything is checked: an error is its last event.",
         errors_are_events=True,
@@ -214,7 +214,7 @@ OPERATIONS = (
         tag="generate",
         summary="Generate tokens, as a stream if `stream` is true",
         handler=compat_generate,
-        body=Json(CompatGenerateRequest),
+        body=JsonBody(CompatGenerateRequest),
         reply=(list[GenerateResponse],),
         events=_TOKEN_EVENTS,
         timed=True,

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from tgi_async.api.body import BodyType, Json
+from tgi_async.api.body import BodyType, JsonBody
 from tgi_async.api.dialect import Dialect
 from tgi_async.api.encoding import DONE, Events
-from tgi_async.api.engine import Generation
+from tgi_async.api.engine_client import Generation
 from tgi_async.api.error_reply import openai_error
 from tgi_async.api.error_schema import OpenAIErrorBody, StreamError, StreamFailure
 from tgi_async.api.exchange import Exchange
@@ -45,7 +45,7 @@ async def early_errors(service: Service, exchange: Exchange) -> AsyncIterator[No
 
 def body_type(of: type[B], dialect: Dialect) -> BodyType[B]:
     """Return what a route takes: bodies of this type."""
-    return RespelledJson(of) if dialect.reads_respelled_numbers else Json(of)
+    return RespelledJson(of) if dialect.reads_respelled_numbers else JsonBody(of)
 
 
 def stream_error_type(dialect: Dialect) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import Raw, inspect
 
-from tgi_async.api.body import BodyRefused, Json, decode_json
+from tgi_async.api.body import BodyRefused, JsonBody, decode_json
 
 S = TypeVar("S", bound=msgspec.Struct)
 _QUOTED = re.compile(rb'"(-?\d{1,20}(?:\.\d{1,20})?)"')
@@ -24,7 +24,7 @@ class RespelledJson(Generic[S]):
     def __init__(self, body_type: type[S]) -> None:
         self.types: tuple[Any, ...] = (body_type,)
         self._type = body_type
-        self._json = Json(body_type)
+        self._json = JsonBody(body_type)
 
     def decode(self, body: bytes) -> S:
         """Decode `body`, respelled if it does not fit as it is.

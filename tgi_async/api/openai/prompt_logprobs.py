@@ -11,7 +11,7 @@ from tgi_async.text.tokenizer import Tokenizer
 
 
 class PromptScores(Protocol):
-    """What is known of a generation's prompt, as `api.engine.Generation` has it."""
+    """What is known of a generation's prompt, as `api.engine_client.Generation` has it."""
 
     @property
     def n_cached(self) -> int: ...

@@ -11,7 +11,7 @@ from msgspec import Raw
 from tgi_async.api.encoding import encode
 from tgi_async.api.openapi.document import Json
 from tgi_async.api.operation import Get, Operation
-from tgi_async.api.result import Reply, Text
+from tgi_async.api.result import Reply, TextReply
 from tgi_async.api.service import Service
 
 STYLE = (
@@ -38,9 +38,9 @@ class Docs:
         """Return the OpenAPI document."""
         return Reply(self._document)
 
-    def page(self, service: Service, path: Mapping[str, str]) -> Text:
+    def page(self, service: Service, path: Mapping[str, str]) -> TextReply:
         """Return the same for people."""
-        return Text(self._page, "text/html; charset=utf-8")
+        return TextReply(self._page, "text/html; charset=utf-8")
 
     @property
     def operations(self) -> tuple[Operation, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Raw, Struct
 
-from tgi_async.api.body import Json
+from tgi_async.api.body import JsonBody
 from tgi_async.api.chat.functions import with_tools
 from tgi_async.api.chat.prompt import prompt_of
 from tgi_async.api.chat.schema import ChatRequest
@@ -48,7 +48,7 @@ OPERATION = Post(
     tag="tokenize",
     summary="The prompt of a chat, and its tokens",
     handler=chat_tokenize,
-    body=Json(ChatRequest),
+    body=JsonBody(ChatRequest),
     reply=(ChatTokenizeResponse,),
     generates=False,
     keyed_in_tgi=False,

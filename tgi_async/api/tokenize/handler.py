@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Raw
 
-from tgi_async.api.body import Json, Shapes
+from tgi_async.api.body import JsonBody, JsonBodyVariants
 from tgi_async.api.chat.functions import with_tools
 from tgi_async.api.chat.prompt import prompt_of
 from tgi_async.api.chat.tools import offer_of
@@ -110,7 +110,7 @@ TOKENIZE = Post(
     tag="tokenize",
     summary="Tokenize a text, in TGI's form or in vLLM's, or a chat",
     handler=tokenize,
-    body=Shapes[TokenizeRequest](
+    body=JsonBodyVariants[TokenizeRequest](
         {
             "inputs": GenerateRequest,
             "prompt": PromptTokenizeRequest,
@@ -126,7 +126,7 @@ TOKENIZE_AS_TGI = Post(
     tag="tokenize",
     summary="Tokenize a text",
     handler=tokenize,
-    body=Json(GenerateRequest),
+    body=JsonBody(GenerateRequest),
     reply=(list[SimpleToken],),
     generates=False,
 )
@@ -136,7 +136,7 @@ DETOKENIZE = Post(
     tag="tokenize",
     summary="The text of tokens",
     handler=detokenize,
-    body=Json(DetokenizeRequest),
+    body=JsonBody(DetokenizeRequest),
     reply=(DetokenizeResponse,),
     generates=False,
 )

@@ -15,15 +15,15 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import TypeVar
 
-from tgi_async.grammar.schema.document import Node
+from tgi_async.grammar.schema.document import SchemaNode
 from tgi_async.grammar.schema.errors import Inexpressible, UnsupportedSchema, unsupported
 from tgi_async.grammar.schema.keywords import TYPES
 
-Requirement = tuple[tuple[Node, bool], ...]
+Requirement = tuple[tuple[SchemaNode, bool], ...]
 """Schemas that a value must satisfy, or with False must not. Empty: any value."""
 
 ANYTHING: Requirement = ()
-NOTHING: Requirement = ((Node(False, "#", ""), True),)
+NOTHING: Requirement = ((SchemaNode(False, "#", ""), True),)
 
 
 def both(left: Requirement, right: Requirement) -> Requirement:
@@ -39,7 +39,7 @@ def stricter(left: Requirement, right: Requirement) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Unsupported:
+class UnsupportedKeyword:
     """What a clause asks of values of a type that no engine can do; refused if it stays."""
 
     keyword: str
@@ -51,7 +51,7 @@ class Unsupported:
 
 
 @dataclass(frozen=True, slots=True)
-class Numbers:
+class NumberClause:
     minimum: float | None = None
     maximum: float | None = None
     above: float | None = None
@@ -62,8 +62,8 @@ class Numbers:
     not_multiples: tuple[float, ...] = ()
     """It is a multiple of none of these."""
 
-    def intersect(self, other: Numbers) -> Numbers:
-        return Numbers(
+    def intersect(self, other: NumberClause) -> NumberClause:
+        return NumberClause(
             most_of(self.minimum, other.minimum),
             least_of(self.maximum, other.maximum),
             most_of(self.above, other.above),
@@ -105,7 +105,7 @@ class Numbers:
 
 
 @dataclass(frozen=True, slots=True)
-class Strings:
+class StringClause:
     least: int = 0
     most: int | None = None
     patterns: tuple[tuple[str, str], ...] = ()
@@ -116,16 +116,16 @@ class Strings:
     none_of: tuple[str, ...] = ()
     negated: tuple[str, ...] = ()
     """Patterns and formats that must not match; those that can be are among `patterns` too."""
-    beyond: tuple[tuple[str | None, Unsupported], ...] = ()
+    beyond: tuple[tuple[str | None, UnsupportedKeyword], ...] = ()
     """Patterns that must not match; None: what cannot even be tested."""
 
-    def intersect(self, other: Strings) -> Strings:
+    def intersect(self, other: StringClause) -> StringClause:
         among = self.among
         if among is None:
             among = other.among
         elif other.among is not None:
             among = tuple(one for one in among if one in other.among)
-        merged = Strings(
+        merged = StringClause(
             max(self.least, other.least),
             least_of(self.most, other.most),
             self.patterns + tuple(one for one in other.patterns if one not in self.patterns),
@@ -137,7 +137,7 @@ class Strings:
         )
         return merged._filtered() if among is not None else merged
 
-    def _filtered(self) -> Strings:
+    def _filtered(self) -> StringClause:
         assert self.among is not None
         tested = all(pattern is not None for pattern, _ in self.beyond)
         kept = tuple(
@@ -152,7 +152,7 @@ class Strings:
                 for pattern, beyond in self.beyond
             )
         )
-        return Strings(formats=self.formats, among=kept, beyond=() if tested else self.beyond)
+        return StringClause(formats=self.formats, among=kept, beyond=() if tested else self.beyond)
 
     @property
     def empty(self) -> bool:
@@ -189,12 +189,12 @@ class SomeProperty:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrays:
+class ArrayClause:
     prefix: tuple[Requirement, ...] = ()
     items: Requirement = ANYTHING
     least: int = 0
     most: int | None = None
-    beyond: tuple[Unsupported, ...] = ()
+    beyond: tuple[UnsupportedKeyword, ...] = ()
     evaluated: int | None = 0
     """How many items a keyword has looked at; None: all."""
     some: tuple[SomeItems, ...] = ()
@@ -203,14 +203,14 @@ class Arrays:
     def item(self, index: int) -> Requirement:
         return self.prefix[index] if index < len(self.prefix) else self.items
 
-    def intersect(self, other: Arrays) -> Arrays:
+    def intersect(self, other: ArrayClause) -> ArrayClause:
         length = max(len(self.prefix), len(other.prefix))
         evaluated = (
             None
             if self.evaluated is None or other.evaluated is None
             else max(self.evaluated, other.evaluated)
         )
-        return Arrays(
+        return ArrayClause(
             tuple(both(self.item(index), other.item(index)) for index in range(length)),
             both(self.items, other.items),
             max(self.least, other.least),
@@ -227,14 +227,14 @@ class Arrays:
 
 
 @dataclass(frozen=True, slots=True)
-class Objects:
+class ObjectClause:
     properties: dict[str, Requirement] = field(default_factory=dict)
     patterns: dict[str, Requirement] = field(default_factory=dict)
     additional: Requirement = ANYTHING
     required: tuple[str, ...] = ()
     least: int = 0
     most: int | None = None
-    beyond: tuple[Unsupported, ...] = ()
+    beyond: tuple[UnsupportedKeyword, ...] = ()
     bounded_at: str = "#"
     """Place of `minProperties` or `maxProperties`."""
     some: tuple[SomeProperty, ...] = ()
@@ -268,13 +268,13 @@ class Objects:
             found = both(found, value)
         return found
 
-    def intersect(self, other: Objects) -> Objects:
+    def intersect(self, other: ObjectClause) -> ObjectClause:
         names = dict.fromkeys((*self.properties, *other.properties))
         patterns = {}
         for pattern in dict.fromkeys((*self.patterns, *other.patterns)):
             left = self.patterns.get(pattern, self.additional)
             patterns[pattern] = both(left, other.patterns.get(pattern, other.additional))
-        return Objects(
+        return ObjectClause(
             {name: both(self.requirement(name), other.requirement(name)) for name in names},
             patterns,
             both(self.additional, other.additional),
@@ -296,7 +296,7 @@ class Objects:
             return True
         return any(self.requirement(name) == NOTHING for name in self.required)
 
-    def within(self, other: Objects) -> bool:
+    def within(self, other: ObjectClause) -> bool:
         """Whether `other` has all of these objects, as far as the demands alone tell."""
         if len(self.required) < len(other.required) or self._counts != other._counts:
             return False
@@ -321,7 +321,12 @@ class Objects:
 
 
 OBJECT = frozenset({"object"})
-NO_NUMBERS, NO_STRINGS, NO_ARRAYS, NO_OBJECTS = Numbers(), Strings(), Arrays(), Objects()
+NO_NUMBERS, NO_STRINGS, NO_ARRAYS, NO_OBJECTS = (
+    NumberClause(),
+    StringClause(),
+    ArrayClause(),
+    ObjectClause(),
+)
 """Of a clause whose values are of other types."""
 
 
@@ -329,10 +334,10 @@ NO_NUMBERS, NO_STRINGS, NO_ARRAYS, NO_OBJECTS = Numbers(), Strings(), Arrays(), 
 class Clause:
     types: frozenset[str] = frozenset(TYPES)
     booleans: frozenset[bool] = frozenset({True, False})
-    numbers: Numbers = NO_NUMBERS
-    strings: Strings = NO_STRINGS
-    arrays: Arrays = NO_ARRAYS
-    objects: Objects = NO_OBJECTS
+    numbers: NumberClause = NO_NUMBERS
+    strings: StringClause = NO_STRINGS
+    arrays: ArrayClause = NO_ARRAYS
+    objects: ObjectClause = NO_OBJECTS
 
     def intersect(self, other: Clause) -> Clause | None:
         """Both at once; None: no value can be."""
@@ -396,10 +401,10 @@ class Clause:
 
 ANY = Clause()
 
-Part = TypeVar("Part", Numbers, Strings, Arrays, Objects)
+AnyTypeClause = TypeVar("AnyTypeClause", NumberClause, StringClause, ArrayClause, ObjectClause)
 
 
-def _joined(left: Part, right: Part, every: Part) -> Part:
+def _joined(left: AnyTypeClause, right: AnyTypeClause, every: AnyTypeClause) -> AnyTypeClause:
     """Both at once; `every` demands nothing."""
     if left is every or left is right:
         return right

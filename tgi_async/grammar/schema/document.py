@@ -27,12 +27,12 @@ MAX_PLACES = 20_000
 
 
 NAMES = frozenset({"$id", "$anchor", "$dynamicAnchor", "$dynamicRef"})
-"""Of a schema, by which it is told from others."""
+"""A key that distinguishes a schema from others."""
 MAX_IGNORED = 16
 """Names of what is ignored in a document."""
 
 
-class Node:
+class SchemaNode:
     """A schema at a place of a document. Compared by identity: each place has one."""
 
     __slots__ = ("base", "draft", "pointer", "value")
@@ -53,14 +53,14 @@ class Document:
 
     def __init__(self, schema: Any) -> None:
         self._schema = schema
-        self._nodes: dict[int, Node] = {}
+        self._nodes: dict[int, SchemaNode] = {}
         """By the identity of a schema as it was given. Equal schemas have one."""
-        self._alike: dict[tuple[object, ...], Node] = {}
+        self._alike: dict[tuple[object, ...], SchemaNode] = {}
         """By all that has a meaning in a schema."""
-        self._constants: dict[bytes, Node] = {}
+        self._constants: dict[bytes, SchemaNode] = {}
         self._resources: dict[str, tuple[Any, str]] = {}
         """Value and pointer by URI."""
-        self._anchors: dict[str, Node] = {}
+        self._anchors: dict[str, SchemaNode] = {}
         """By URI with fragment."""
         self.ignored: dict[str, None] = {}
         """Keywords and formats that may have been meant to say something, and do not."""
@@ -69,7 +69,7 @@ class Document:
         self._walk(schema, "#", "", guess(schema) if draft is None else draft, 0)
         self.root = self._node(schema, "#", "", LATEST)
 
-    def child(self, parent: Node, *path: str | int) -> Node:
+    def child(self, parent: SchemaNode, *path: str | int) -> SchemaNode:
         """The schema at `path` inside `parent`."""
         value: Any = parent.value
         pointer = parent.pointer
@@ -78,17 +78,17 @@ class Document:
             pointer = join(pointer, step)
         return self._node(value, pointer, parent.base, parent.draft)
 
-    def constant(self, parent: Node, value: Any, *path: str | int) -> Node:
+    def constant(self, parent: SchemaNode, value: Any, *path: str | int) -> SchemaNode:
         """A schema that only `value` satisfies, which is at `path` inside `parent`."""
         pointer = parent.pointer
         for step in path:
             pointer = join(pointer, step)
         written = msgspec.json.encode(value)
         if written not in self._constants:
-            self._constants[written] = Node({"const": value}, pointer, parent.base)
+            self._constants[written] = SchemaNode({"const": value}, pointer, parent.base)
         return self._constants[written]
 
-    def target(self, node: Node, keyword: str = "$ref") -> Node:
+    def target(self, node: SchemaNode, keyword: str = "$ref") -> SchemaNode:
         """Where the reference of `node` leads. Raises UnsupportedSchema."""
         assert isinstance(node.value, dict)
         reference: str = node.value[keyword]
@@ -128,9 +128,9 @@ class Document:
             self._walk(value, pointer, base, draft, 0)  # under a keyword that holds no schemas
         return self._node(value, pointer, base, draft)
 
-    def _node(self, value: Any, pointer: str, base: str, draft: int) -> Node:
+    def _node(self, value: Any, pointer: str, base: str, draft: int) -> SchemaNode:
         node = self._nodes.get(id(value)) if isinstance(value, dict) else None
-        return node or Node(value, pointer, base, draft)
+        return node or SchemaNode(value, pointer, base, draft)
 
     def _walk(self, schema: Any, pointer: str, base: str, draft: int, depth: int) -> None:
         """Check a schema and all in it; take down its names."""
@@ -150,7 +150,7 @@ class Document:
         if isinstance(value.get("$id"), str):
             base = str(urldefrag(urljoin(base, value["$id"]))[0])
             self._resources.setdefault(base, (schema, pointer))
-        node = self._nodes[id(schema)] = Node(value, pointer, base, draft)
+        node = self._nodes[id(schema)] = SchemaNode(value, pointer, base, draft)
         if len(self._nodes) > MAX_PLACES:
             raise UnsupportedSchema(f"the schema has more than {MAX_PLACES} parts")
         for keyword, given in value.items():

@@ -15,11 +15,11 @@ from typing import Any
 from tgi_async.grammar.schema.clause import (
     ANY,
     ANYTHING,
-    Arrays,
+    ArrayClause,
     Clause,
-    Objects,
+    ObjectClause,
     Requirement,
-    Strings,
+    StringClause,
     least_of,
 )
 from tgi_async.grammar.schema.errors import Inexpressible, UnsupportedSchema
@@ -191,7 +191,7 @@ class Emitter:
                 return [self._object_keywords(clause.objects)]
         return [{}]
 
-    def _array_keywords(self, arrays: Arrays) -> dict[str, Any]:
+    def _array_keywords(self, arrays: ArrayClause) -> dict[str, Any]:
         for beyond in arrays.beyond:
             raise beyond.refusal()
         for keyword, bound in (("minItems", arrays.least), ("maxItems", arrays.most)):
@@ -212,7 +212,7 @@ class Emitter:
             keywords["maxItems"] = min(most, MAX_ITEMS)
         return keywords
 
-    def _different(self, arrays: Arrays) -> int | None:
+    def _different(self, arrays: ArrayClause) -> int | None:
         """How many different items there can be; None: many."""
         if arrays.prefix:
             return None
@@ -227,7 +227,7 @@ class Emitter:
                 count += n
         return count
 
-    def _object_keywords(self, objects: Objects) -> dict[str, Any]:
+    def _object_keywords(self, objects: ObjectClause) -> dict[str, Any]:
         for beyond in objects.beyond:
             raise beyond.refusal()
         names = dict.fromkeys((*objects.properties, *objects.required))
@@ -308,12 +308,12 @@ def _how_many(kind: str, clause: Clause) -> int | None:
     return None
 
 
-def _is_tested(strings: Strings) -> bool:
+def _is_tested(strings: StringClause) -> bool:
     """Whether single texts are not all there is: which of them are so, only the engine knows."""
     return bool(strings.formats or strings.beyond)
 
 
-def _string_keywords(strings: Strings) -> dict[str, Any]:
+def _string_keywords(strings: StringClause) -> dict[str, Any]:
     for _, beyond in strings.beyond:
         raise beyond.refusal()
     keywords: dict[str, Any] = {}

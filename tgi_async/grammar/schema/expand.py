@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import islice
 
 from tgi_async.grammar.schema.clause import ANY, NOTHING, Clause, Requirement, both
-from tgi_async.grammar.schema.document import Document, Node
+from tgi_async.grammar.schema.document import Document, SchemaNode
 from tgi_async.grammar.schema.errors import UnsupportedSchema
 from tgi_async.grammar.schema.keyword_visitor import OBJECT, Narrowing, meet
 from tgi_async.grammar.schema.negated import Negated
@@ -38,10 +38,10 @@ class Expander:
         self._positive = Positive(*parts)
         self._negated = Negated(*parts)
         self._known: dict[Requirement, list[Clause]] = {}
-        self._nodes: dict[tuple[Node, bool, bool], list[Clause]] = {}
+        self._nodes: dict[tuple[SchemaNode, bool, bool], list[Clause]] = {}
         self._narrow: set[object] = set()
         """Nodes and requirements some of whose values are left out."""
-        self._open: set[tuple[Node, bool, bool]] = set()
+        self._open: set[tuple[SchemaNode, bool, bool]] = set()
         self._empty: dict[Requirement, bool] = {}
         self._few: dict[Requirement, frozenset[object] | None] = {}
         self._n_looks = 0
@@ -148,7 +148,7 @@ class Expander:
                 known = all(self.simplified(clause) is None for clause in clauses)
                 self._empty[requirement] = known
             except UnsupportedSchema:
-                return False  # told when its turn comes; or it leads back to where this began
+                return False  # reported when its turn comes; or it leads back to where this began
             finally:
                 self._depth -= 1
             if self._narrowing.count != before:
@@ -157,7 +157,7 @@ class Expander:
             self._narrowing.count += 1
         return known
 
-    def expand(self, node: Node, positive: bool, track: bool = False) -> list[Clause]:
+    def expand(self, node: SchemaNode, positive: bool, track: bool = False) -> list[Clause]:
         """`track`: clauses tell apart what was looked at, as `unevaluated*` needs."""
         if isinstance(node.value, bool):
             return [ANY] if node.value is positive else []

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import islice, product
 from typing import Protocol
 
-from tgi_async.grammar.schema.clause import ANYTHING, NOTHING, Clause, Objects, Requirement
-from tgi_async.grammar.schema.document import Document, Node
+from tgi_async.grammar.schema.clause import ANYTHING, NOTHING, Clause, ObjectClause, Requirement
+from tgi_async.grammar.schema.document import Document, SchemaNode
 from tgi_async.grammar.schema.keywords import (
     ANNOTATIONS,
     DEFINITIONS,
@@ -101,19 +101,19 @@ class KeywordVisitor:
         self._narrowing.count += len(found) > most
         return found[:most]
 
-    def _children(self, node: Node, keyword: str) -> list[Node]:
+    def _children(self, node: SchemaNode, keyword: str) -> list[SchemaNode]:
         assert isinstance(node.value, dict)
         return [
             self._document.child(node, keyword, index) for index in range(len(node.value[keyword]))
         ]
 
-    def _wanted(self, node: Node, *path: str | int) -> Requirement:
+    def _wanted(self, node: SchemaNode, *path: str | int) -> Requirement:
         child = self._document.child(node, *path)
         if isinstance(child.value, bool):
             return ANYTHING if child.value else NOTHING
         return ((child, True),) if child.value else ANYTHING
 
-    def _unwanted(self, node: Node, *path: str | int) -> Requirement:
+    def _unwanted(self, node: SchemaNode, *path: str | int) -> Requirement:
         child = self._document.child(node, *path)
         if isinstance(child.value, bool):
             return NOTHING if child.value else ANYTHING
@@ -165,7 +165,7 @@ def _pairs(left: list[Clause], right: list[Clause]) -> Iterable[tuple[Clause, Cl
     return ((left[at], right[index]) for at, index in pairs)
 
 
-def leading(node: Node) -> Iterable[str]:
+def leading(node: SchemaNode) -> Iterable[str]:
     """The keywords that act, each group by its first name, in the order of the schema."""
     assert isinstance(node.value, dict)
     acting = (keyword for keyword in node.value if keyword in ACTING)
@@ -173,4 +173,4 @@ def leading(node: Node) -> Iterable[str]:
 
 
 def without(name: str) -> Clause:
-    return Clause(objects=Objects({name: NOTHING}))
+    return Clause(objects=ObjectClause({name: NOTHING}))

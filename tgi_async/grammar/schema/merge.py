@@ -13,7 +13,7 @@ MOST_ROUNDS = 16
 def merged(definitions: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
     """The root with those of the definitions that differ, however they lead to each other.
 
-    They begin as one group, and are told apart by their text and by the groups that they lead to,
+    They begin as one group, and are split by their text and by the groups that they lead to,
     until that tells nothing new; where it takes too long, they stay as they are.
     """
     texts = {name: json.dumps(one) for name, one in definitions.items()}

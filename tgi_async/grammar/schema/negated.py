@@ -9,16 +9,16 @@ from tgi_async.grammar.schema.clause import (
     ANY,
     ANYTHING,
     NOTHING,
-    Arrays,
+    ArrayClause,
     Clause,
-    Numbers,
-    Objects,
+    NumberClause,
+    ObjectClause,
     SomeItems,
     SomeProperty,
-    Strings,
-    Unsupported,
+    StringClause,
+    UnsupportedKeyword,
 )
-from tgi_async.grammar.schema.document import Node
+from tgi_async.grammar.schema.document import SchemaNode
 from tgi_async.grammar.schema.keyword_visitor import (
     ARRAY,
     EVERY,
@@ -43,41 +43,41 @@ from tgi_async.grammar.schema.scalars import (
 class Negated(KeywordVisitor):
     """Raises UnsupportedSchema."""
 
-    def clauses(self, node: Node) -> list[Clause]:
+    def clauses(self, node: SchemaNode) -> list[Clause]:
         assert isinstance(node.value, dict)
         clauses: list[Clause] = []
         for keyword in leading(node):
             clauses = self._some([*clauses, *self._negated(node, keyword)], MOST_WAYS)
         for keyword in LATER & node.value.keys():
             if self._wanted(node, keyword) != ANYTHING:
-                beyond = Unsupported(keyword, node.pointer, "under a `not`, `if` or `oneOf`")
+                beyond = UnsupportedKeyword(keyword, node.pointer, "under a `not`, `if` or `oneOf`")
                 clauses.append(
-                    Clause(OBJECT, objects=Objects(beyond=(beyond,)))
+                    Clause(OBJECT, objects=ObjectClause(beyond=(beyond,)))
                     if keyword == "unevaluatedProperties"
-                    else Clause(ARRAY, arrays=Arrays(beyond=(beyond,)))
+                    else Clause(ARRAY, arrays=ArrayClause(beyond=(beyond,)))
                 )
         return clauses
 
-    def _negated(self, node: Node, keyword: str) -> list[Clause]:
+    def _negated(self, node: SchemaNode, keyword: str) -> list[Clause]:
         schema = node.value
         assert isinstance(schema, dict)
         value: Any = schema.get(keyword)
-        beyond = Unsupported(keyword, node.pointer, "under a `not`, `if` or `oneOf`")
-        no_arrays = [Clause(ARRAY, arrays=Arrays(beyond=(beyond,)))]
+        beyond = UnsupportedKeyword(keyword, node.pointer, "under a `not`, `if` or `oneOf`")
+        no_arrays = [Clause(ARRAY, arrays=ArrayClause(beyond=(beyond,)))]
         if (simple := _OPPOSITE.get(keyword)) is not None:
             return simple(value)
         match keyword:
             case "type":
                 return _other_types(value)
             case "multipleOf":
-                return [Clause(NUMBER, numbers=Numbers(not_multiples=(value,)))]
+                return [Clause(NUMBER, numbers=NumberClause(not_multiples=(value,)))]
             case "pattern":
                 plain_pattern(value, node.pointer)
                 return [Clause(STRING, strings=other_strings(value, beyond))]
             case "format":
                 if format_clause(value, node.pointer) == ANY:
                     return []
-                strings = Strings(negated=(value,), beyond=((None, beyond),))
+                strings = StringClause(negated=(value,), beyond=((None, beyond),))
                 return [Clause(STRING, strings=strings)]
             case "const":
                 return other_than(self._document, node, value, ("const",))
@@ -104,10 +104,10 @@ class Negated(KeywordVisitor):
                         node, self._expand(self._document.child(node, keyword), True)
                     )
                 ]
-                return [Clause(OBJECT, objects=Objects(some=(one,))) for one in some]
+                return [Clause(OBJECT, objects=ObjectClause(some=(one,))) for one in some]
             case "dependentRequired":
                 return [
-                    Clause(OBJECT, objects=Objects({other: NOTHING}, required=(name,)))
+                    Clause(OBJECT, objects=ObjectClause({other: NOTHING}, required=(name,)))
                     for name, others in value.items()
                     for other in others
                     if other != name
@@ -116,7 +116,7 @@ class Negated(KeywordVisitor):
                 clauses = []
                 for name in value:
                     child = self._document.child(node, keyword, name)
-                    there = [Clause(OBJECT, objects=Objects(required=(name,)))]
+                    there = [Clause(OBJECT, objects=ObjectClause(required=(name,)))]
                     clauses += self._ways(there, self._expand(child, False))
                 return clauses
             case "allOf":
@@ -140,14 +140,16 @@ class Negated(KeywordVisitor):
                 return self._expand(self._document.target(node, keyword), False)
         raise AssertionError(keyword)
 
-    def _other_objects(self, node: Node) -> list[Clause]:
+    def _other_objects(self, node: SchemaNode) -> list[Clause]:
         schema = node.value
         assert isinstance(schema, dict)
         clauses = []
         for name in schema.get("properties", {}):
             unwanted = self._unwanted(node, "properties", name)
             if unwanted != NOTHING:
-                clauses.append(Clause(OBJECT, objects=Objects({name: unwanted}, required=(name,))))
+                clauses.append(
+                    Clause(OBJECT, objects=ObjectClause({name: unwanted}, required=(name,)))
+                )
         patterns = schema.get("patternProperties", {})
         at = f"{node.pointer}/patternProperties"
         plain = {pattern: plain_pattern(pattern, at) for pattern in patterns}
@@ -161,10 +163,10 @@ class Negated(KeywordVisitor):
             some.append(SomeProperty(unwanted, None, names, tuple(plain.values())))
         for one in some:
             if one.requirement != NOTHING:
-                clauses.append(Clause(OBJECT, objects=Objects(some=(one,))))
+                clauses.append(Clause(OBJECT, objects=ObjectClause(some=(one,))))
         return clauses
 
-    def _other_contents(self, node: Node) -> list[Clause]:
+    def _other_contents(self, node: SchemaNode) -> list[Clause]:
         schema = node.value
         assert isinstance(schema, dict)
         if "contains" not in schema:
@@ -173,9 +175,9 @@ class Negated(KeywordVisitor):
         wanted, unwanted = self._wanted(node, "contains"), self._unwanted(node, "contains")
         some = [SomeItems(wanted, unwanted, 0, least - 1)] if least else []
         some += [SomeItems(wanted, unwanted, int(most) + 1)] if most is not None else []
-        return [Clause(ARRAY, arrays=Arrays(some=(one,))) for one in some]
+        return [Clause(ARRAY, arrays=ArrayClause(some=(one,))) for one in some]
 
-    def _other_arrays(self, node: Node) -> list[Clause]:
+    def _other_arrays(self, node: SchemaNode) -> list[Clause]:
         schema = node.value
         assert isinstance(schema, dict)
         length = len(schema.get("prefixItems", ()))
@@ -184,17 +186,17 @@ class Negated(KeywordVisitor):
             unwanted = self._unwanted(node, "prefixItems", index)
             if unwanted != NOTHING:
                 prefix = (ANYTHING,) * index + (unwanted,)
-                clauses.append(Clause(ARRAY, arrays=Arrays(prefix, least=index + 1)))
+                clauses.append(Clause(ARRAY, arrays=ArrayClause(prefix, least=index + 1)))
         if "items" in schema:
             wanted = self._wanted(node, "items")
             if wanted == NOTHING:
-                clauses.append(Clause(ARRAY, arrays=Arrays(least=length + 1)))
+                clauses.append(Clause(ARRAY, arrays=ArrayClause(least=length + 1)))
             elif wanted != ANYTHING:
                 some = SomeItems(self._unwanted(node, "items"), wanted, start=length)
-                clauses.append(Clause(ARRAY, arrays=Arrays(some=(some,))))
+                clauses.append(Clause(ARRAY, arrays=ArrayClause(some=(some,))))
         return clauses
 
-    def _none_or_several(self, node: Node) -> list[Clause]:
+    def _none_or_several(self, node: SchemaNode) -> list[Clause]:
         children = self._children(node, "oneOf")
         none = [ANY]
         for child in children:
@@ -206,7 +208,7 @@ class Negated(KeywordVisitor):
                 several = self._some([*several, *pair], MOST_WAYS)
         return [*none, *several]
 
-    def _broken_if(self, node: Node) -> list[Clause]:
+    def _broken_if(self, node: SchemaNode) -> list[Clause]:
         assert isinstance(node.value, dict)
         if "if" not in node.value:
             return []
@@ -224,21 +226,25 @@ def _other_types(value: str | list[str]) -> list[Clause]:
     types = EVERY - held.types
     clauses = [Clause(types)] if types else []
     if "number" in held.types and held.numbers.integer:
-        clauses.append(Clause(NUMBER, numbers=Numbers(not_multiples=(1,))))
+        clauses.append(Clause(NUMBER, numbers=NumberClause(not_multiples=(1,))))
     return clauses
 
 
 _OPPOSITE: dict[str, Callable[[Any], list[Clause]]] = {
-    "minimum": lambda value: [Clause(NUMBER, numbers=Numbers(below=value))],
-    "maximum": lambda value: [Clause(NUMBER, numbers=Numbers(above=value))],
-    "exclusiveMinimum": lambda value: [Clause(NUMBER, numbers=Numbers(maximum=value))],
-    "exclusiveMaximum": lambda value: [Clause(NUMBER, numbers=Numbers(minimum=value))],
-    "minLength": lambda value: [Clause(STRING, strings=Strings(most=int(value) - 1))] * (value > 0),
-    "maxLength": lambda value: [Clause(STRING, strings=Strings(least=int(value) + 1))],
-    "minItems": lambda value: [Clause(ARRAY, arrays=Arrays(most=int(value) - 1))] * (value > 0),
-    "maxItems": lambda value: [Clause(ARRAY, arrays=Arrays(least=int(value) + 1))],
-    "minProperties": lambda value: (
-        [Clause(OBJECT, objects=Objects(most=int(value) - 1))] * (value > 0)
+    "minimum": lambda value: [Clause(NUMBER, numbers=NumberClause(below=value))],
+    "maximum": lambda value: [Clause(NUMBER, numbers=NumberClause(above=value))],
+    "exclusiveMinimum": lambda value: [Clause(NUMBER, numbers=NumberClause(maximum=value))],
+    "exclusiveMaximum": lambda value: [Clause(NUMBER, numbers=NumberClause(minimum=value))],
+    "minLength": lambda value: (
+        [Clause(STRING, strings=StringClause(most=int(value) - 1))] * (value > 0)
     ),
-    "maxProperties": lambda value: [Clause(OBJECT, objects=Objects(least=int(value) + 1))],
+    "maxLength": lambda value: [Clause(STRING, strings=StringClause(least=int(value) + 1))],
+    "minItems": lambda value: (
+        [Clause(ARRAY, arrays=ArrayClause(most=int(value) - 1))] * (value > 0)
+    ),
+    "maxItems": lambda value: [Clause(ARRAY, arrays=ArrayClause(least=int(value) + 1))],
+    "minProperties": lambda value: (
+        [Clause(OBJECT, objects=ObjectClause(most=int(value) - 1))] * (value > 0)
+    ),
+    "maxProperties": lambda value: [Clause(OBJECT, objects=ObjectClause(least=int(value) + 1))],
 }

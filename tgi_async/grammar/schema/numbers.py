@@ -12,7 +12,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from tgi_async.grammar.schema.clause import Numbers
+from tgi_async.grammar.schema.clause import NumberClause
 from tgi_async.grammar.schema.errors import Inexpressible
 
 MAX_NUMBER = 2**53
@@ -30,7 +30,7 @@ MOST_STEP = 10**7
 """Of a multiple, without its point: the engine counts remainders."""
 
 
-def number_keywords(numbers: Numbers) -> list[dict[str, Any]]:
+def number_keywords(numbers: NumberClause) -> list[dict[str, Any]]:
     """Of each of which a number may be. Raises Inexpressible."""
     several = _between(numbers) if numbers.not_multiples else [numbers]
     if any(_digits(step) > MOST_STEP for step in numbers.multiples):
@@ -46,7 +46,7 @@ def number_keywords(numbers: Numbers) -> list[dict[str, Any]]:
     return found
 
 
-def _range_keywords(numbers: Numbers) -> dict[str, Any]:
+def _range_keywords(numbers: NumberClause) -> dict[str, Any]:
     """Empty if nothing is left, or if nothing is asked for."""
     low, high = numbers.range
     least, most = LEAST_INTEGER, MOST_INTEGER
@@ -104,7 +104,7 @@ def _digits(step: float) -> int:
     return fraction.numerator
 
 
-def _single_multiples(numbers: Numbers) -> list[Numbers]:
+def _single_multiples(numbers: NumberClause) -> list[NumberClause]:
     """Some of the multiples, those next to a bound or to 0, one by one."""
     steps = [Fraction(str(step)) for step in numbers.multiples]
     step = steps[0]
@@ -116,14 +116,14 @@ def _single_multiples(numbers: Numbers) -> list[Numbers]:
     found = []
     for index in _around(numbers, step):
         value = _plain(index * step)
-        exactly = Numbers(value, value, integer=isinstance(value, int))
+        exactly = NumberClause(value, value, integer=isinstance(value, int))
         one = replace(numbers, multiples=()).intersect(exactly)
         if not one.empty:
             found.append(one)
     return found
 
 
-def _around(numbers: Numbers, step: Fraction) -> range:
+def _around(numbers: NumberClause, step: Fraction) -> range:
     low, high = numbers.range
     first = -MOST_INTERVALS // 2
     if low is not None:
@@ -133,7 +133,7 @@ def _around(numbers: Numbers, step: Fraction) -> range:
     return range(first, first + MOST_INTERVALS)
 
 
-def _between(numbers: Numbers) -> list[Numbers]:
+def _between(numbers: NumberClause) -> list[NumberClause]:
     """The same between two multiples, for the multiples that are nearest to the bounds or to 0.
 
     Raises Inexpressible.
@@ -141,10 +141,10 @@ def _between(numbers: Numbers) -> list[Numbers]:
     steps = sorted(Fraction(str(step)) for step in numbers.not_multiples)
     if any(step % steps[0] for step in steps):
         raise Inexpressible("a number must be no multiple of several numbers")
-    found: list[Numbers] = []
+    found: list[NumberClause] = []
     for index in _around(numbers, steps[0]):
         above, below = (_plain(at * steps[0]) for at in (index, index + 1))
-        one = replace(numbers, not_multiples=()).intersect(Numbers(above=above, below=below))
+        one = replace(numbers, not_multiples=()).intersect(NumberClause(above=above, below=below))
         if not one.empty:
             found.append(one)
     if not found:

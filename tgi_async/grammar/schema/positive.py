@@ -10,17 +10,17 @@ from tgi_async.grammar.schema.clause import (
     ANY,
     ANYTHING,
     NOTHING,
-    Arrays,
+    ArrayClause,
     Clause,
-    Numbers,
-    Objects,
+    NumberClause,
+    ObjectClause,
     Requirement,
     SomeItems,
-    Strings,
-    Unsupported,
+    StringClause,
+    UnsupportedKeyword,
     both,
 )
-from tgi_async.grammar.schema.document import Node
+from tgi_async.grammar.schema.document import SchemaNode
 from tgi_async.grammar.schema.errors import unsupported
 from tgi_async.grammar.schema.keyword_visitor import (
     LATER,
@@ -44,7 +44,7 @@ from tgi_async.grammar.schema.scalars import (
 class Positive(KeywordVisitor):
     """Raises UnsupportedSchema."""
 
-    def clauses(self, node: Node, track: bool) -> list[Clause]:
+    def clauses(self, node: SchemaNode, track: bool) -> list[Clause]:
         schema = node.value
         assert isinstance(schema, dict)
         track = track or not LATER.isdisjoint(schema)
@@ -56,7 +56,7 @@ class Positive(KeywordVisitor):
                 clauses = self._unevaluated(node, keyword, clauses)
         return clauses
 
-    def _keyword(self, node: Node, keyword: str, track: bool) -> list[Clause]:
+    def _keyword(self, node: SchemaNode, keyword: str, track: bool) -> list[Clause]:
         schema = node.value
         assert isinstance(schema, dict)
         value: Any = schema.get(keyword)
@@ -78,13 +78,13 @@ class Positive(KeywordVisitor):
             case "prefixItems":
                 return [Clause(arrays=self._arrays(node))]
             case "required":
-                return [Clause(objects=Objects(required=tuple(value)))]
+                return [Clause(objects=ObjectClause(required=tuple(value)))]
             case "minProperties" | "maxProperties":
                 least, most = _bounds(keyword, value)
                 at = node.pointer
-                return [Clause(objects=Objects(least=least, most=most, bounded_at=at))]
+                return [Clause(objects=ObjectClause(least=least, most=most, bounded_at=at))]
             case "uniqueItems":
-                return [Clause(arrays=Arrays(unique=True))] if value else [ANY]
+                return [Clause(arrays=ArrayClause(unique=True))] if value else [ANY]
             case "contains":
                 return self._contains(node, track)
             case "propertyNames":
@@ -110,7 +110,7 @@ class Positive(KeywordVisitor):
                 return self._expand(self._document.target(node, keyword), True, track)
         raise AssertionError(keyword)
 
-    def _objects(self, node: Node, track: bool) -> Objects:
+    def _objects(self, node: SchemaNode, track: bool) -> ObjectClause:
         schema = node.value
         assert isinstance(schema, dict)
         at = f"{node.pointer}/patternProperties"
@@ -119,7 +119,7 @@ class Positive(KeywordVisitor):
             plain = plain_pattern(pattern, at)
             more = self._wanted(node, "patternProperties", pattern)
             patterns[plain] = both(patterns.get(plain, ANYTHING), more)
-        return Objects(
+        return ObjectClause(
             {name: self._wanted(node, "properties", name) for name in schema.get("properties", {})},
             patterns,
             self._wanted(node, "additionalProperties")
@@ -130,17 +130,17 @@ class Positive(KeywordVisitor):
             all_seen=track and "additionalProperties" in schema,
         )
 
-    def _arrays(self, node: Node) -> Arrays:
+    def _arrays(self, node: SchemaNode) -> ArrayClause:
         schema = node.value
         assert isinstance(schema, dict)
         length = len(schema.get("prefixItems", ()))
-        return Arrays(
+        return ArrayClause(
             tuple(self._wanted(node, "prefixItems", index) for index in range(length)),
             self._wanted(node, "items") if "items" in schema else ANYTHING,
             evaluated=None if "items" in schema else length,
         )
 
-    def _contains(self, node: Node, track: bool) -> list[Clause]:
+    def _contains(self, node: SchemaNode, track: bool) -> list[Clause]:
         schema = node.value
         assert isinstance(schema, dict)
         if "contains" not in schema:
@@ -149,45 +149,53 @@ class Positive(KeywordVisitor):
         least, most = int(schema.get("minContains", 1)), schema.get("maxContains")
         if track:
             why = "together with `unevaluatedItems` it is not followed"
-            return [Clause(arrays=Arrays(beyond=(Unsupported("contains", node.pointer, why),)))]
+            return [
+                Clause(
+                    arrays=ArrayClause(beyond=(UnsupportedKeyword("contains", node.pointer, why),))
+                )
+            ]
         if wanted == ANYTHING:
-            return [Clause(arrays=Arrays(least=least, most=None if most is None else int(most)))]
+            return [
+                Clause(arrays=ArrayClause(least=least, most=None if most is None else int(most)))
+            ]
         if wanted == NOTHING:
-            return [Clause(arrays=Arrays(most=-1))] if least else [ANY]
+            return [Clause(arrays=ArrayClause(most=-1))] if least else [ANY]
         if most is None and least == 0:
             return [ANY]
         unwanted = self._unwanted(node, "contains")
         some = SomeItems(wanted, unwanted, least, None if most is None else int(most))
-        return [Clause(arrays=Arrays(some=(some,)))]
+        return [Clause(arrays=ArrayClause(some=(some,)))]
 
-    def _names(self, node: Node) -> list[Clause]:
+    def _names(self, node: SchemaNode) -> list[Clause]:
         """`propertyNames`: the names that strings may be become properties or patterns."""
         child = self._document.child(node, "propertyNames")
         allowed = names_allowed(node, self._expand(child, True))
         return [Clause(objects=one) for one in allowed] or [ANY]
 
-    def _dependent_required(self, node: Node) -> list[Clause]:
+    def _dependent_required(self, node: SchemaNode) -> list[Clause]:
         assert isinstance(node.value, dict)
         clauses = [ANY]
         for name, others in node.value["dependentRequired"].items():
             if others:
                 # It may be there or not: the others are.
-                there = Clause(OBJECT, objects=Objects({name: ANYTHING}, required=tuple(others)))
+                there = Clause(
+                    OBJECT, objects=ObjectClause({name: ANYTHING}, required=tuple(others))
+                )
                 clauses = self._meet(clauses, [without(name), there])
         return clauses
 
-    def _dependent_schemas(self, node: Node, track: bool) -> list[Clause]:
+    def _dependent_schemas(self, node: SchemaNode, track: bool) -> list[Clause]:
         assert isinstance(node.value, dict)
         clauses = [ANY]
         for name in node.value["dependentSchemas"]:
             child = self._document.child(node, "dependentSchemas", name)
             # What is looked at depends on whether it is there; for the rest it may be or not.
-            named = Objects(required=(name,)) if track else Objects({name: ANYTHING})
+            named = ObjectClause(required=(name,)) if track else ObjectClause({name: ANYTHING})
             there = self._meet([Clause(OBJECT, objects=named)], self._expand(child, True, track))
             clauses = self._meet(clauses, [without(name), *there])
         return clauses
 
-    def _any(self, node: Node, track: bool) -> list[Clause]:
+    def _any(self, node: SchemaNode, track: bool) -> list[Clause]:
         clauses: list[Clause] = []
         for child in self._children(node, "anyOf"):
             option = self._expand(child, True, track)
@@ -195,7 +203,7 @@ class Positive(KeywordVisitor):
             clauses = self._some([*clauses, *option, *together], MAX_CLAUSES)
         return clauses
 
-    def _one(self, node: Node, track: bool) -> list[Clause]:
+    def _one(self, node: SchemaNode, track: bool) -> list[Clause]:
         children = self._children(node, "oneOf")
         options: list[list[Clause]] = []
         narrow: list[bool] = []
@@ -215,7 +223,7 @@ class Positive(KeywordVisitor):
     def _overlap(self, left: list[Clause], right: list[Clause]) -> bool:
         return any(not self._values.apart(one, other) for one in left for other in right)
 
-    def _if(self, node: Node, track: bool) -> list[Clause]:
+    def _if(self, node: SchemaNode, track: bool) -> list[Clause]:
         assert isinstance(node.value, dict)
         if "if" not in node.value or not (track or node.value.keys() & {"then", "else"}):
             return [ANY]
@@ -230,13 +238,13 @@ class Positive(KeywordVisitor):
         # In turns: where some have to be left out, it is not all of one side.
         return [one for pair in zip_longest(*branches) for one in pair if one is not None]
 
-    def _unevaluated(self, node: Node, keyword: str, clauses: list[Clause]) -> list[Clause]:
+    def _unevaluated(self, node: SchemaNode, keyword: str, clauses: list[Clause]) -> list[Clause]:
         wanted = self._wanted(node, keyword)
         met: list[Clause] = []
         for clause in clauses:
             if keyword == "unevaluatedProperties":
                 seen = clause.objects
-                rest = Objects(
+                rest = ObjectClause(
                     dict.fromkeys(seen.names_seen, ANYTHING),
                     dict.fromkeys(seen.patterns_seen, ANYTHING),
                     ANYTHING if seen.all_seen else wanted,
@@ -245,7 +253,7 @@ class Positive(KeywordVisitor):
                 met += self._meet([clause], [Clause(objects=rest)])
             else:
                 count = clause.arrays.evaluated
-                items = Arrays((ANYTHING,) * (count or 0), wanted, evaluated=None)
+                items = ArrayClause((ANYTHING,) * (count or 0), wanted, evaluated=None)
                 met += [clause] if count is None else self._meet([clause], [Clause(arrays=items)])
         return met
 
@@ -254,16 +262,16 @@ def types_clause(value: str | list[str]) -> Clause:
     names = {value} if isinstance(value, str) else set(value)
     integer = "integer" in names and "number" not in names
     types = frozenset("number" if name == "integer" else name for name in names)
-    return Clause(types, numbers=Numbers(integer=integer))
+    return Clause(types, numbers=NumberClause(integer=integer))
 
 
-def names_allowed(node: Node, clauses: list[Clause]) -> list[Objects]:
+def names_allowed(node: SchemaNode, clauses: list[Clause]) -> list[ObjectClause]:
     """Objects whose names are in one of the clauses; empty if any name is.
 
     Raises UnsupportedSchema.
     """
     allowed = [clause.strings for clause in clauses if "string" in clause.types]
-    if Strings() in allowed:
+    if StringClause() in allowed:
         return []
     names: list[str] = []
     patterns: list[str] = []
@@ -286,7 +294,9 @@ def names_allowed(node: Node, clauses: list[Clause]) -> list[Objects]:
             except NotRegular as error:
                 raise unsupported("propertyNames", node.pointer, str(error)) from error
         patterns += found
-    return [Objects(dict.fromkeys(names, ANYTHING), dict.fromkeys(patterns, ANYTHING), NOTHING)]
+    return [
+        ObjectClause(dict.fromkeys(names, ANYTHING), dict.fromkeys(patterns, ANYTHING), NOTHING)
+    ]
 
 
 def _bounds(keyword: str, value: float) -> tuple[int, int | None]:
@@ -294,13 +304,13 @@ def _bounds(keyword: str, value: float) -> tuple[int, int | None]:
 
 
 _SIMPLE: dict[str, Callable[[Any], Clause]] = {
-    "minimum": lambda value: Clause(numbers=Numbers(minimum=value)),
-    "maximum": lambda value: Clause(numbers=Numbers(maximum=value)),
-    "exclusiveMinimum": lambda value: Clause(numbers=Numbers(above=value)),
-    "exclusiveMaximum": lambda value: Clause(numbers=Numbers(below=value)),
-    "multipleOf": lambda value: Clause(numbers=Numbers(multiples=(value,))),
-    "minLength": lambda value: Clause(strings=Strings(least=int(value))),
-    "maxLength": lambda value: Clause(strings=Strings(most=int(value))),
-    "minItems": lambda value: Clause(arrays=Arrays(least=int(value))),
-    "maxItems": lambda value: Clause(arrays=Arrays(most=int(value))),
+    "minimum": lambda value: Clause(numbers=NumberClause(minimum=value)),
+    "maximum": lambda value: Clause(numbers=NumberClause(maximum=value)),
+    "exclusiveMinimum": lambda value: Clause(numbers=NumberClause(above=value)),
+    "exclusiveMaximum": lambda value: Clause(numbers=NumberClause(below=value)),
+    "multipleOf": lambda value: Clause(numbers=NumberClause(multiples=(value,))),
+    "minLength": lambda value: Clause(strings=StringClause(least=int(value))),
+    "maxLength": lambda value: Clause(strings=StringClause(most=int(value))),
+    "minItems": lambda value: Clause(arrays=ArrayClause(least=int(value))),
+    "maxItems": lambda value: Clause(arrays=ArrayClause(most=int(value))),
 }

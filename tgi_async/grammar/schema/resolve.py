@@ -16,9 +16,9 @@ from tgi_async.grammar.schema.automaton import Automaton, automaton
 from tgi_async.grammar.schema.clause import (
     ANYTHING,
     NOTHING,
-    Arrays,
+    ArrayClause,
     Clause,
-    Objects,
+    ObjectClause,
     Requirement,
     SomeItems,
     SomeProperty,
@@ -50,7 +50,7 @@ def resolved(clause: Clause) -> list[Clause]:
         options = [
             replace(clause, types=kind, arrays=one) for one in _arrays(arrays) if not one.empty
         ]
-        more = resolved(replace(clause, types=rest, arrays=Arrays())) if rest else []
+        more = resolved(replace(clause, types=rest, arrays=ArrayClause())) if rest else []
         return options + more
     if "object" in clause.types and (objects.some or bounded):
         kind = frozenset({"object"})
@@ -58,11 +58,11 @@ def resolved(clause: Clause) -> list[Clause]:
         options = [
             replace(clause, types=kind, objects=one) for one in _objects(objects) if not one.empty
         ]
-        return options + ([replace(clause, types=rest, objects=Objects())] if rest else [])
+        return options + ([replace(clause, types=rest, objects=ObjectClause())] if rest else [])
     return [clause]
 
 
-def _disjoint(objects: Objects) -> Objects:
+def _disjoint(objects: ObjectClause) -> ObjectClause:
     """The same with patterns that match no name of a property, and no two of them one other name.
 
     Engines would join their schemas, and cannot for all. Large automata are left to them.
@@ -102,7 +102,7 @@ def _disjoint(objects: Objects) -> Objects:
     return replace(objects, properties=properties, patterns=written)
 
 
-def _arrays(arrays: Arrays) -> list[Arrays]:
+def _arrays(arrays: ArrayClause) -> list[ArrayClause]:
     found = [replace(arrays, some=())]
     for some in arrays.some:
         found = [
@@ -114,7 +114,7 @@ def _arrays(arrays: Arrays) -> list[Arrays]:
     return found
 
 
-def _places(some: SomeItems, arrays: Arrays) -> Iterator[Arrays]:
+def _places(some: SomeItems, arrays: ArrayClause) -> Iterator[ArrayClause]:
     least, most = some.least, some.most
     if most is not None and least > most:
         return
@@ -137,10 +137,10 @@ def _places(some: SomeItems, arrays: Arrays) -> Iterator[Arrays]:
                 for at in range(window)
             )
             length = some.start + places[-1] + 1 if places else 0
-            yield Arrays(before + items, other, length, evaluated=arrays.evaluated)
+            yield ArrayClause(before + items, other, length, evaluated=arrays.evaluated)
 
 
-def _objects(objects: Objects) -> list[Objects]:
+def _objects(objects: ObjectClause) -> list[ObjectClause]:
     found = [replace(objects, some=())]
     for some in objects.some:
         found = [
@@ -149,7 +149,7 @@ def _objects(objects: Objects) -> list[Objects]:
     return [option for one in found if not one.empty for option in _counted(one)]
 
 
-def _holders(some: SomeProperty, objects: Objects) -> Iterator[Objects]:
+def _holders(some: SomeProperty, objects: ObjectClause) -> Iterator[ObjectClause]:
     """Which property is as `some` demands."""
 
     def is_meant(name: str) -> bool:
@@ -194,7 +194,7 @@ def _holders(some: SomeProperty, objects: Objects) -> Iterator[Objects]:
         yield option
 
 
-def _counted(objects: Objects) -> list[Objects]:
+def _counted(objects: ObjectClause) -> list[ObjectClause]:
     """Alternatives that engines can count: bounds stand only where no property is optional."""
     optional = [
         name
@@ -212,7 +212,7 @@ def _counted(objects: Objects) -> list[Objects]:
         return []
     if not optional:
         return [_bounded(objects, max(least, objects.further), most)]
-    found: list[Objects] = []
+    found: list[ObjectClause] = []
     if most is None and not objects.further:
         for chosen in _subsets(optional, least):
             found.append(_chosen(free, chosen, ()))
@@ -248,7 +248,9 @@ def _subsets(names: list[str], size: int) -> Iterable[tuple[str, ...]]:
     return [(names + names)[at : at + size] for at in range(len(names))]  # type: ignore[misc]
 
 
-def _chosen(objects: Objects, required: Iterable[str], optional: Iterable[str]) -> Objects:
+def _chosen(
+    objects: ObjectClause, required: Iterable[str], optional: Iterable[str]
+) -> ObjectClause:
     """These are required, and of the optional ones no others are there."""
     required = tuple(required)
     gone = {name: NOTHING for name in optional if name not in required}
@@ -259,7 +261,7 @@ def _chosen(objects: Objects, required: Iterable[str], optional: Iterable[str]) 
     )
 
 
-def _bounded(objects: Objects, least: int, most: int | None) -> Objects:
+def _bounded(objects: ObjectClause, least: int, most: int | None) -> ObjectClause:
     """With so many properties beside those that are required."""
     n = len(objects.required)
     return replace(

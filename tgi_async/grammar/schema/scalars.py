@@ -13,16 +13,16 @@ from tgi_async.grammar.schema.automaton import automaton, has_choice
 from tgi_async.grammar.schema.clause import (
     ANYTHING,
     NOTHING,
-    Arrays,
+    ArrayClause,
     Clause,
-    Numbers,
-    Objects,
+    NumberClause,
+    ObjectClause,
     Requirement,
     SomeProperty,
-    Strings,
-    Unsupported,
+    StringClause,
+    UnsupportedKeyword,
 )
-from tgi_async.grammar.schema.document import MAX_DEPTH, Document, Node
+from tgi_async.grammar.schema.document import MAX_DEPTH, Document, SchemaNode
 from tgi_async.grammar.schema.errors import UnsupportedSchema, unsupported
 from tgi_async.grammar.schema.formats import FORMATS, FORMATS_AS_PATTERNS
 from tgi_async.grammar.schema.keywords import TYPES
@@ -50,7 +50,7 @@ def pattern_clause(pattern: str, pointer: str) -> Clause:
             patterns = [
                 plain_pattern(one, pointer) if holds else _others(one) for one, holds in parts
             ]
-    return Clause(strings=Strings(patterns=tuple((one, pointer) for one in patterns)))
+    return Clause(strings=StringClause(patterns=tuple((one, pointer) for one in patterns)))
 
 
 def _others(pattern: str) -> str:
@@ -116,13 +116,13 @@ def plain_pattern(pattern: str, pointer: str) -> str:
     return pattern
 
 
-def other_strings(pattern: str, beyond: Unsupported) -> Strings:
+def other_strings(pattern: str, beyond: UnsupportedKeyword) -> StringClause:
     """Strings nowhere in which `pattern` matches."""
     try:
         written = _others(pattern)
     except NotRegular:
-        return Strings(beyond=((pattern, beyond),))
-    return Strings(
+        return StringClause(beyond=((pattern, beyond),))
+    return StringClause(
         patterns=((written, beyond.pointer),), negated=(plain_pattern(pattern, beyond.pointer),)
     )
 
@@ -130,12 +130,12 @@ def other_strings(pattern: str, beyond: Unsupported) -> Strings:
 def format_clause(name: str, pointer: str) -> Clause:
     """A string of this format; any value for a format that is not held to."""
     if name in FORMATS_AS_PATTERNS:
-        return Clause(strings=Strings(patterns=((FORMATS_AS_PATTERNS[name], pointer),)))
-    return Clause(strings=Strings(formats=(name,))) if name in FORMATS else Clause()
+        return Clause(strings=StringClause(patterns=((FORMATS_AS_PATTERNS[name], pointer),)))
+    return Clause(strings=StringClause(formats=(name,))) if name in FORMATS else Clause()
 
 
 def constant_clauses(
-    document: Document, node: Node, values: Sequence[Any], path: tuple[str | None, ...]
+    document: Document, node: SchemaNode, values: Sequence[Any], path: tuple[str | None, ...]
 ) -> list[Clause]:
     """One of these values, which are at `path` inside the schema; None in it: their index."""
     types: set[str] = set()
@@ -154,14 +154,14 @@ def constant_clauses(
             strings.append(value)
         elif isinstance(value, int | float):
             number = _number(value)
-            same = Numbers(number, number, integer=isinstance(number, int))
+            same = NumberClause(number, number, integer=isinstance(number, int))
             clauses.append(Clause(frozenset({"number"}), numbers=same))
         elif isinstance(value, list):
             clauses.append(_list_clause(document, node, value, at))
         else:
             clauses.append(_object_clause(document, node, value, at))
     if types:
-        among = Strings(among=tuple(dict.fromkeys(strings)))
+        among = StringClause(among=tuple(dict.fromkeys(strings)))
         clauses.insert(
             0, Clause(frozenset(types), frozenset(booleans or {True, False}), strings=among)
         )
@@ -169,7 +169,7 @@ def constant_clauses(
 
 
 def other_than(
-    document: Document, node: Node, value: Any, at: tuple[str | int, ...]
+    document: Document, node: SchemaNode, value: Any, at: tuple[str | int, ...]
 ) -> list[Clause]:
     """Any value but this one."""
     every = frozenset(TYPES)
@@ -178,55 +178,57 @@ def other_than(
     if isinstance(value, bool):
         return [Clause(booleans=frozenset({not value}))]
     if isinstance(value, str):
-        return [Clause(strings=Strings(none_of=(value,)))]
+        return [Clause(strings=StringClause(none_of=(value,)))]
     if isinstance(value, int | float):
         number = _number(value)
-        more = Clause(frozenset({"number"}), numbers=Numbers(above=number))
-        return [Clause(numbers=Numbers(below=number)), more]
+        more = Clause(frozenset({"number"}), numbers=NumberClause(above=number))
+        return [Clause(numbers=NumberClause(below=number)), more]
     if isinstance(value, list):
         length = len(value)
         array = frozenset({"array"})
-        clauses = [Clause(every - array), Clause(array, arrays=Arrays(least=length + 1))]
+        clauses = [Clause(every - array), Clause(array, arrays=ArrayClause(least=length + 1))]
         if length:
-            clauses.append(Clause(array, arrays=Arrays(most=length - 1)))
+            clauses.append(Clause(array, arrays=ArrayClause(most=length - 1)))
         for index, item in enumerate(value):
             unlike: Requirement = ((document.constant(node, item, *at, index), False),)
             prefix = (ANYTHING,) * index + (unlike,)
-            clauses.append(Clause(array, arrays=Arrays(prefix, least=length, most=length)))
+            clauses.append(Clause(array, arrays=ArrayClause(prefix, least=length, most=length)))
         return clauses
     thing = frozenset({"object"})
     another = SomeProperty(ANYTHING, None, tuple(value))
-    clauses = [Clause(every - thing), Clause(thing, objects=Objects(some=(another,)))]
+    clauses = [Clause(every - thing), Clause(thing, objects=ObjectClause(some=(another,)))]
     for name, item in value.items():
         unlike = ((document.constant(node, item, *at, name), False),)
-        clauses.append(Clause(thing, objects=Objects({name: NOTHING})))
-        clauses.append(Clause(thing, objects=Objects({name: unlike}, required=(name,))))
+        clauses.append(Clause(thing, objects=ObjectClause({name: NOTHING})))
+        clauses.append(Clause(thing, objects=ObjectClause({name: unlike}, required=(name,))))
     return clauses
 
 
 def _list_clause(
-    document: Document, node: Node, value: list[Any], at: tuple[str | int, ...]
+    document: Document, node: SchemaNode, value: list[Any], at: tuple[str | int, ...]
 ) -> Clause:
     _check_depth(node)
     items: tuple[Requirement, ...] = tuple(
         ((document.constant(node, item, *at, index), True),) for index, item in enumerate(value)
     )
     length = len(items)
-    return Clause(frozenset({"array"}), arrays=Arrays(items, NOTHING, length, length, evaluated=0))
+    return Clause(
+        frozenset({"array"}), arrays=ArrayClause(items, NOTHING, length, length, evaluated=0)
+    )
 
 
 def _object_clause(
-    document: Document, node: Node, value: dict[str, Any], at: tuple[str | int, ...]
+    document: Document, node: SchemaNode, value: dict[str, Any], at: tuple[str | int, ...]
 ) -> Clause:
     _check_depth(node)
     properties: dict[str, Requirement] = {
         name: ((document.constant(node, item, *at, name), True),) for name, item in value.items()
     }
-    objects = Objects(properties, additional=NOTHING, required=tuple(value))
+    objects = ObjectClause(properties, additional=NOTHING, required=tuple(value))
     return Clause(frozenset({"object"}), objects=objects)
 
 
-def _check_depth(node: Node) -> None:
+def _check_depth(node: SchemaNode) -> None:
     if node.pointer.count("/") > 4 * MAX_DEPTH:
         raise UnsupportedSchema(f"the value at {node.pointer[:100]}... is nested too deep")
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tgi_async.text.tools.events import Arguments, CallBegun, Event
+from tgi_async.text.tools.events import ArgumentsPiece, CallStart, Event
 from tgi_async.text.tools.format import ID, NAME, Format
 from tgi_async.text.tools.reader import SPACE, Reader, Reading
 
@@ -303,11 +303,11 @@ class Calls:
         self._n_begun += 1
         self._broken = False
         if self._parallel or self._n_begun == 1:
-            self._events.append(CallBegun(name))
+            self._events.append(CallStart(name))
 
     def _emit(self, text: str) -> None:
         if self._parallel or self._n_begun == 1:
-            self._events.append(Arguments(text))
+            self._events.append(ArgumentsPiece(text))
 
 
 def _as_object(arguments: str) -> str | None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from tgi_async.text.tools.events import Arguments, CallBegun, Prose
+from tgi_async.text.tools.events import ArgumentsPiece, CallStart, ProsePiece
 from tgi_async.text.tools.format import ID, NAME, Format, Marks, Turn, Written
 from tgi_async.text.tools.literals import PYTHON
 from tgi_async.text.tools.notation import Notation
@@ -196,11 +196,11 @@ def _calls_in(
     parser = answer_parser(format, functions)
     found: list[tuple[str, list[str]]] = []
     for event in parser.feed(text) + parser.end():
-        if isinstance(event, CallBegun):
+        if isinstance(event, CallStart):
             found.append((event.name, []))
-        elif isinstance(event, Arguments) and found:
+        elif isinstance(event, ArgumentsPiece) and found:
             found[-1][1].append(event.text)
-        elif alone and isinstance(event, Prose) and event.text.strip():
+        elif alone and isinstance(event, ProsePiece) and event.text.strip():
             return None
     try:
         return [(name, json.loads("".join(arguments))) for name, arguments in found]

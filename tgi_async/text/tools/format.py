@@ -79,7 +79,8 @@ class Format:
     """Members of a call that is an object."""
     written: Written
     instructions: str = ""
-    """What a model is told whose template does not show tools; `{tools}` stands for these."""
+    """What a model whose template does not show tools is prompted with; `{tools}` stands for
+    these."""
     turn: Turn | None = None
     """What else is in answers of these models. None: it is looked for in their templates."""
     one_call: bool = False

@@ -17,7 +17,14 @@ from typing import Any
 
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
-from tgi_async.text.tools.events import Arguments, CallBegun, Event, Prose, Thought, merged
+from tgi_async.text.tools.events import (
+    ArgumentsPiece,
+    CallStart,
+    Event,
+    ProsePiece,
+    ThoughtPiece,
+    merged,
+)
 from tgi_async.text.tools.format import Format, Marks, Turn, Written
 from tgi_async.text.tools.notation import ANY_TEXT, Terms, text_up_to
 from tgi_async.text.tools.reader import Reader, Reading
@@ -111,8 +118,8 @@ class ChannelParser:
                 yield from self._message(header)
             else:
                 self.thinking = False
-                self._events.append(Prose(header))
-                yield from self._text(Prose)
+                self._events.append(ProsePiece(header))
+                yield from self._text(ProsePiece)
 
     def _header(self) -> Reading[bool]:
         """Take a header and the mark behind it. False: there is none; what was taken is prose."""
@@ -134,20 +141,23 @@ class ChannelParser:
             name = recipient["name"]
             if name in self._functions:
                 self._begin(name)
-                yield from self._text(Arguments)
+                yield from self._text(ArgumentsPiece)
                 return
-            self._events.append(Prose(header))
-            yield from self._text(Prose, whole=True)
+            self._events.append(ProsePiece(header))
+            yield from self._text(ProsePiece, whole=True)
         elif channel is not None and channel["name"] == "analysis":
             self.thinking = True
-            yield from self._text(Thought)
+            yield from self._text(ThoughtPiece)
             self.thinking = None
         else:
             self.thinking = None if channel and channel["name"] == "commentary" else False
-            yield from self._text(Prose)
+            yield from self._text(ProsePiece)
 
     def _text(
-        self, kind: type[Prose] | type[Thought] | type[Arguments], *, whole: bool = False
+        self,
+        kind: type[ProsePiece] | type[ThoughtPiece] | type[ArgumentsPiece],
+        *,
+        whole: bool = False,
     ) -> Reading[None]:
         """Take the text of a message and the mark that ends it, which is left in if `whole`."""
         r = self._reader
@@ -172,13 +182,15 @@ class ChannelParser:
             text = r.slice(start)
             said = said or bool(text)
             self._say(kind, text)
-        if kind is Arguments and not said and not r.truncated:
+        if kind is ArgumentsPiece and not said and not r.truncated:
             self._say(kind, "{}")
 
-    def _say(self, kind: type[Prose] | type[Thought] | type[Arguments], text: str) -> None:
-        if kind is Arguments and self._n_calls > 1 and not self._parallel:
+    def _say(
+        self, kind: type[ProsePiece] | type[ThoughtPiece] | type[ArgumentsPiece], text: str
+    ) -> None:
+        if kind is ArgumentsPiece and self._n_calls > 1 and not self._parallel:
             return
-        if kind is Prose:
+        if kind is ProsePiece:
             self.in_call = False
         self._events.append(kind(text))
 
@@ -186,7 +198,7 @@ class ChannelParser:
         self._n_calls += 1
         self.in_call = True
         if self._parallel or self._n_calls == 1:
-            self._events.append(CallBegun(name))
+            self._events.append(CallStart(name))
 
     def _cut_off(self, header: str) -> None:
         """A text that ends in a header: begin its call if the name of the function is whole."""

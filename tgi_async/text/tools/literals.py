@@ -42,7 +42,7 @@ _AFTER_STRING = ",)]}:"
 
 
 @dataclass(frozen=True, slots=True)
-class Literals:
+class LiteralNotation:
     """Names with values between brackets. JSON's words are understood as well as Python's.
 
     `quote` is a mark around strings, which have no escapes then; without it they are Python's.
@@ -82,7 +82,7 @@ class Literals:
             return "[" + self.comma.join(map(self._written, value)) + "]"
         if isinstance(value, dict):
             if self.quote:
-                return Literals("{", "}", ":", self.comma, self.quote).write(value)
+                return LiteralNotation("{", "}", ":", self.comma, self.quote).write(value)
             members = (f"{self._written(k)}: {self._written(v)}" for k, v in value.items())
             return "{" + ", ".join(members) + "}"
         return json.dumps(value) if self.quote else repr(value)
@@ -304,7 +304,7 @@ class Literals:
         if not self.quote or kind in ("integer", "number", "boolean", "null"):
             return as_json(given, root)
         if kind == "object" and rest <= {"properties", "required", "additionalProperties"}:
-            inner = Literals("{", "}", ":", self.comma, self.quote)
+            inner = LiteralNotation("{", "}", ":", self.comma, self.quote)
             return inner._forced_members(schema, root, terms_of, depth + 1)
         if kind == "array" and rest <= {"items", "minItems", "maxItems"}:
             item = self._forced_value(name, schema.get("items", {}), root, terms_of, depth + 1)
@@ -333,8 +333,8 @@ def _listed(first: list[Grammar], further: list[Grammar], comma: str) -> list[Gr
     return [terms.Repeat(one_of(list(options)), 0, 1)] if options else []
 
 
-PYTHON = Literals()
-GEMMA = Literals("{", "}", ":", ",", '<|"|>')
+PYTHON = LiteralNotation()
+GEMMA = LiteralNotation("{", "}", ":", ",", '<|"|>')
 
 
 def _is_cut(r: Reader) -> Reading[bool]:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from tgi_async.text.tools.calls import Calls
-from tgi_async.text.tools.events import Event, Prose, Thought, merged
+from tgi_async.text.tools.events import Event, ProsePiece, ThoughtPiece, merged
 from tgi_async.text.tools.format import Format, Marks, Turn
 from tgi_async.text.tools.harmony import ChannelParser
 from tgi_async.text.tools.reader import SPACE, Reader, Reading
@@ -134,7 +134,7 @@ class Parser:
             word = r.slice(start)
             if (found := word.find(marks.end[0], 1)) > 0:
                 r.at = start + found  # the mark may be there
-            self._events.append(Thought(space + r.slice(start)))
+            self._events.append(ThoughtPiece(space + r.slice(start)))
             space = ""
         self.thinking = False
         self._after_mark = True
@@ -161,7 +161,7 @@ class Parser:
             self._say(r.slice(start))
             r.kept = None
         if not self._after_mark:
-            self._events.append(Prose("".join(self._space)))
+            self._events.append(ProsePiece("".join(self._space)))
 
     def _dropped(self) -> Reading[bool]:
         """Take what begins here, if it is no prose: calls, or a mark around prose."""
@@ -188,7 +188,7 @@ class Parser:
             return
         self.in_call = False
         space = "" if self._after_mark else "".join(self._space)
-        self._events.append(Prose(space + text))
+        self._events.append(ProsePiece(space + text))
         self._space.clear()
         self._after_mark = False
 

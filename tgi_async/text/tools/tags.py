@@ -202,7 +202,7 @@ class Tags:
         branches = _split(branches_of(given, root))
         kinds = {self._named(next(iter(types_of(one, root)))) for one in branches}
         if len(branches) > 1 and len(kinds) == 1:
-            branches = _told_apart(name, branches, root)
+            branches = _distinguished(name, branches, root)
         options: list[Grammar] = []
         for branch in branches:
             types = types_of(branch, root)
@@ -254,7 +254,7 @@ def _split(branches: list[Any]) -> list[Any]:
     return found
 
 
-def _told_apart(name: str, branches: list[Any], root: Any) -> list[Any]:
+def _distinguished(name: str, branches: list[Any], root: Any) -> list[Any]:
     """Those of the branches that do, where the tags do not say which one a value follows.
 
     A text that can be read as a value of another branch is read as that.

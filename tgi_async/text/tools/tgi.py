@@ -11,7 +11,7 @@ from typing import Any
 
 from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
-from tgi_async.text.tools.events import Arguments, CallBegun, Event, merged
+from tgi_async.text.tools.events import ArgumentsPiece, CallStart, Event, merged
 from tgi_async.text.tools.reader import Reader, Reading
 
 TOOL_PROMPT = (
@@ -103,7 +103,7 @@ class CallReader:
         self._reader.feed(text)
         next(self._work, None)
         if self._from is not None:
-            self._events.append(Arguments(self._reader.slice(self._from)))
+            self._events.append(ArgumentsPiece(self._reader.slice(self._from)))
             self._from = self._reader.at
         events, self._events = self._events, []
         return merged(events)
@@ -130,12 +130,12 @@ class CallReader:
         if name is None or c not in (",", "}"):
             return
         r.at += 1
-        self._events += [CallBegun(name), Arguments("{")]
+        self._events += [CallStart(name), ArgumentsPiece("{")]
         if c == "}":
-            self._events.append(Arguments("}"))
+            self._events.append(ArgumentsPiece("}"))
             return
         yield from r.skip()
         self._from = r.at
         yield from r.rest_of_object()
-        self._events.append(Arguments(r.slice(self._from)))
+        self._events.append(ArgumentsPiece(r.slice(self._from)))
         self._from = None

@@ -70,11 +70,11 @@ for (const [name, provider] of Object.entries(PROVIDERS)) {
   test(`${name}: a stream says what the whole text says`, async () => {
     const whole = await generateText(asked({ maxOutputTokens: 20 }));
     const stream = streamText(asked({ maxOutputTokens: 20 }));
-    let told = '';
-    for await (const piece of stream.textStream) told += piece;
+    let streamed = '';
+    for await (const piece of stream.textStream) streamed += piece;
 
     assert.match(whole.text, /Paris/);
-    assert.equal(told, whole.text);
+    assert.equal(streamed, whole.text);
     assert.equal(whole.finishReason, 'stop');
     assert.equal(await stream.finishReason, 'stop');
     assert(whole.usage.outputTokens > 0);
@@ -111,7 +111,7 @@ for (const [name, provider] of Object.entries(PROVIDERS)) {
     });
   }
 
-  test(`${name}: the result of a call is told to the model`, async () => {
+  test(`${name}: the result of a call is given to the model`, async () => {
     const { calls, tools } = weather();
     const { steps, text } = await generateText(
       asked({

@@ -1,4 +1,4 @@
-"""The largest score of each row: all that a greedy step needs."""
+"""The argmax of each row, which is all that a greedy step needs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from workers import native
 
 
-def maxima(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Of scores [n, V]: the largest of each row [n], and where it is, int64 [n].
+def max_and_argmax(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest of each row of scores [n, V] and its index: [n], int64 [n].
 
     A row that holds NaN has the maximum NaN.
     """
@@ -30,9 +30,9 @@ def maxima(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def _kernel() -> Callable[..., None] | None:
-    """row_maxima of maxima.c. torch shares a row's work out over threads that it must wake."""
+    """Load `row_argmax` of argmax.c. torch splits a row among threads that it must wake first."""
     try:
-        find = native.kernels().row_maxima
+        find = native.kernels().row_argmax
     except native.NativeUnavailable:
         return None
     pointer, integer = ctypes.c_void_p, ctypes.c_int64

@@ -1,11 +1,11 @@
-// The largest number of each row, and where it first is.
+// The largest number of each row and its first index.
 
 #include "../team.h"
 #include "../vector.h"
 
 typedef struct {
     const float *x;
-    float *maxima;
+    float *max;
     int64_t *places;
     int64_t n;
 } rows;
@@ -22,15 +22,15 @@ static void find(void *job, int64_t unit, int64_t next) {
     }
     int64_t place = 0;
     while (place < r->n - 1 && x[place] != top) place++;
-    r->maxima[unit] = broken != 0.0f ? NAN : top;
+    r->max[unit] = broken != 0.0f ? NAN : top;
     r->places[unit] = place;
 }
 
-/* x [n_rows, n], n at least 1 -> maxima, places [n_rows]. A row that holds NaN has the maximum NaN,
+/* x [n_rows, n], n at least 1 -> max, places [n_rows]. A row that holds NaN has the maximum NaN,
  * at any place. */
-void row_maxima(const float *x, int64_t n_rows, int64_t n, float *maxima, int64_t *places,
+void row_argmax(const float *x, int64_t n_rows, int64_t n, float *max, int64_t *places,
                 int64_t threads) {
-    rows job = {x, maxima, places, n};
+    rows job = {x, max, places, n};
     team_run(find, &job, n_rows, threads);
 }
 
@@ -38,7 +38,7 @@ typedef struct {
     const float *x;
     const int64_t *lines;
     const uint32_t *bits;
-    float *maxima;
+    float *max;
     int64_t *places;
     int64_t n, n_words;
 } masked_rows;
@@ -75,16 +75,16 @@ static void find_allowed(void *job, int64_t unit, int64_t next) {
             }
         }
     }
-    r->maxima[unit] = broken ? NAN : top;
+    r->max[unit] = broken ? NAN : top;
     r->places[unit] = place;
 }
 
 /* The same of the rows lines[i] of x [., n], and only of what is allowed: bit j % 32 of
  * bits[i][j / 32]. */
-void allowed_maxima(const float *x, int64_t n_rows, int64_t n, const int64_t *lines,
-                    const uint32_t *bits, int64_t n_words, float *maxima, int64_t *places,
-                    int64_t threads) {
-    masked_rows job = {x, lines, bits, maxima, places, n, n_words};
+void masked_argmax(const float *x, int64_t n_rows, int64_t n, const int64_t *lines,
+                   const uint32_t *bits, int64_t n_words, float *max, int64_t *places,
+                   int64_t threads) {
+    masked_rows job = {x, lines, bits, max, places, n, n_words};
     team_run(find_allowed, &job, n_rows, threads);
 }
 

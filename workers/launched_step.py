@@ -42,7 +42,7 @@ class SamplingBatch(NamedTuple):
         )
 
 
-class Scored(NamedTuple):
+class FetchedPromptLogprobs(NamedTuple):
     """Log-probabilities of a prompt's tokens, on their way to the host."""
 
     row: int
@@ -80,8 +80,8 @@ class LaunchedStep:
     """Rows that sampled, and what."""
     forced: dict[int, list[int]] = field(default_factory=dict)
     """All that a grammar forced at once, for rows where that is more than what is sampled."""
-    late: list[int] = field(default_factory=list)
-    scored: list[Scored] = field(default_factory=list)
+    masks_not_ready: list[int] = field(default_factory=list)
+    prompt_logprobs: list[FetchedPromptLogprobs] = field(default_factory=list)
     errors: list[RowError] = field(default_factory=list)
     forwards: list[tuple[Mark, Mark]] = field(default_factory=list)
     """Begin and end of what was spent on forward passes."""

@@ -13,7 +13,7 @@ from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.forward import ForwardBatch, ForwardOutput, Model
 from workers.graphs.decode import DecodeGraphs
-from workers.graphs.input_buffers import Numbers
+from workers.graphs.input_buffers import Int32Array
 from workers.ranks import RankFailed, Ranks
 
 N_NUMBERS = 5
@@ -68,7 +68,7 @@ class DriverRank:
         except RuntimeError as error:
             raise RankFailed(f"a forward pass failed on rank 0: {error}") from error
 
-    def replay(self, n_rows: int, numbers: Numbers) -> None:
+    def replay(self, n_rows: int, numbers: Int32Array) -> None:
         """Have the others run a graph over these numbers; this rank does so by itself. Raises
         PeerLost."""
         self._ranks.broadcast(torch.tensor([-n_rows, len(numbers), 0, 0, 0]))

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tgi_async.confined.pool import ProcessEnded, ProcessPool
+from tgi_async.subprocess_pool.pool import ProcessEnded, ProcessPool
 
 CHILD = """
 import json, os, sys, time
-from tgi_async.confined.child import answer_lines, limit_memory
+from tgi_async.subprocess_pool.child import answer_lines, limit_memory
 limit_memory(1 << 30)
 start = json.loads(sys.stdin.buffer.readline())
 def answer(line):
@@ -90,7 +90,7 @@ def test_a_large_one_is_ended_first_where_memory_runs_out(make: Make) -> None:
 def test_a_limit_that_is_there_already_is_not_raised(allowed: int, asked: int, left: int) -> None:
     script = (
         "import resource\n"
-        "from tgi_async.confined.child import limit_memory\n"
+        "from tgi_async.subprocess_pool.child import limit_memory\n"
         f"resource.setrlimit(resource.RLIMIT_AS, ({allowed << 30},) * 2)\n"
         f"limit_memory({asked << 30})\n"
         "print(resource.getrlimit(resource.RLIMIT_AS)[0] >> 30)"

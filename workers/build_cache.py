@@ -1,11 +1,11 @@
-"""Folders of our own making: built once, used by every later start.
+"""A cache of built folders: each is built once and used by every later start.
 
 A folder is built under a temporary name and renamed when it is whole, so that a build that was
 interrupted is never used. A lock that dies with its process keeps two starts from building the
 same folder at once: the second one waits and finds it done.
 
 Where the cache cannot be written, what is already in it is used all the same, and what is not is
-built in a scratch folder, which whoever named it removes.
+built in a scratch folder, which the caller that named it removes.
 """
 
 from __future__ import annotations

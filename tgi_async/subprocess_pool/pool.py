@@ -34,7 +34,7 @@ class ProcessEnded(Exception):
 
 
 class ProcessPool:
-    """`n_processes` of `command`, each told `start` (one line) first. Thread-safe.
+    """`n_processes` of `command`, each sent the line `start` first. Thread-safe.
 
     A process is started when first needed, and again after its end. One that says nothing for
     `patience` seconds, however busy the machine, is ended.
@@ -147,7 +147,7 @@ class _Process:
         assert running.stdout is not None
         for pipe in (running.stdin, running.stdout):
             _widen(pipe.fileno())
-        with suppress(BrokenPipeError):  # it has ended: who asks it hears how
+        with suppress(BrokenPipeError):  # it has ended: reading the reply says how
             running.stdin.write(self._start + b"\n")
             running.stdin.flush()
         return running

@@ -1,4 +1,4 @@
-"""What the API needs of the engine. The engine satisfies these as it is."""
+"""The interface between the API and the engine, which `engine.Engine` satisfies."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Generation(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of its random numbers."""
+        """The seed of its random numbers."""
 
     @property
     def timings(self) -> Timings:
-        """Complete at the end."""
+        """How long its phases took; complete at the end."""
 
     @property
     def n_cached(self) -> int:
@@ -36,13 +36,14 @@ class Generation(Protocol):
 
     @property
     def prompt_ranks(self) -> list[int | None]:
-        """How many tokens are at least as likely at each place as the prompt's."""
+        """The rank of each prompt token: how many tokens are at least as likely (None for the
+        first)."""
 
     @property
     def prompt_top_tokens(self) -> list[tuple[TopToken, ...]]:
-        """The likeliest tokens at each prompt token (none at the first), where they are wanted."""
+        """The likeliest tokens at each prompt position (none at the first), where requested."""
 
-    tap: Callable[[Emitted], bool] | None
+    sink: Callable[[Emitted], bool] | None
     """Called with what was emitted, but for the end, before the reader that awaits it is woken.
 
     It returns whether it took it. It is called in the engine's turn, and only while a reader
@@ -52,29 +53,29 @@ class Generation(Protocol):
     def __aiter__(self) -> AsyncIterator[Emitted]: ...
 
     def cancel(self) -> None:
-        """Give up; frees its blocks at once. Does nothing when it has ended already."""
+        """Cancel it and free its blocks at once. Does nothing when it has ended already."""
 
 
-class Engine(Gauges, Protocol):
-    """Takes generations, and says how it is."""
+class EngineClient(Gauges, Protocol):
+    """Accept requests, and report health and queue lengths."""
 
     @property
     def ready(self) -> bool:
-        """Whether the worker is there and makes progress."""
+        """Whether the worker runs and makes progress."""
 
     def reserve(
         self, client: str, n_rows: int, n_bytes: int, on_evicted: Callable[[], None]
     ) -> Reservation:
-        """Reserve rows for generations to come. `on_evicted` is called if others get them.
+        """Reserve rows for later requests. `on_evicted` is called if other clients get them.
 
         Raises:
-            ValidationError: there are never so many.
-            Overloaded: there is no room now.
+            ValidationError: more rows than the server ever has.
+            Overloaded: no rows are free now.
             Unhealthy: the engine is stopping.
         """
 
     def release(self, reservation: Reservation) -> None:
-        """Give its rows back. Does nothing the second time."""
+        """Free its rows. Does nothing the second time."""
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Queue a request.

@@ -1,4 +1,4 @@
-"""The draw, as an exponential race: every token's score gets noise of its own, the largest wins.
+"""Exponential race sampling: add Gumbel noise to every token's score and take the largest.
 
 With e exponential, score - log(e) is largest at a token with the probability that softmax gives it
 (Gumbel-max: Maddison et al., "A* Sampling", 2014; as weighted sampling: Efraimidis and Spirakis,
@@ -19,22 +19,22 @@ from workers.sampling.murmur import mix, spread
 _TO_UNIT = 2.0**-31 * (1 - 2.0**-24)
 
 
-def raced(scores: Tensor, ids: Tensor, keys: Tensor) -> Tensor:
-    """float32 [n, C]: each score (float32 [n, C]) with the noise of its token.
+def add_gumbel_noise(scores: Tensor, ids: Tensor, keys: Tensor) -> Tensor:
+    """Add the noise of its token to each score; all are float32 [n, C].
 
-    `ids` is integer [n, C] or [1, C], `keys` int32 [n, 2]: for each line 64 random bits. Below a
-    probability of some 2**-31 a token wins less often than it should, for its noise is made of 31
+    `ids` is integer [n, C] or [1, C], `keys` int32 [n, 2]: 64 random bits for each line. A token
+    with a probability below about 2**-31 is drawn less often than it should be, as its noise has 31
     bits.
     """
     words = mix(mix(spread(ids) + keys[:, :1]).bitwise_xor_(keys[:, 1:]))
     words &= 0x7FFFFFFF
-    # What wins has an e near 0, where float32 is finest: hence log1p of a small number, and not
-    # log of one near 1.
+    # The token that is drawn has an e near 0, where float32 is finest: hence log1p of a small
+    # number, and not log of one near 1.
     negative = words.float().add_(0.5).mul_(-_TO_UNIT)
     return torch.sub(scores, negative.log1p_().neg_().log_(), out=negative)
 
 
-def winners(raced: Tensor, ids: Tensor) -> Tensor:
-    """Index [n, 1] of the largest of each line of `raced`; of equals, that of the lowest id."""
-    beaten = raced < raced.amax(1, keepdim=True)
-    return ids.masked_fill(beaten, torch.iinfo(ids.dtype).max).argmin(1, keepdim=True)
+def argmax_lowest_id(scores: Tensor, ids: Tensor) -> Tensor:
+    """Return the index [n, 1] of each line's largest score; equal scores go to the lowest id."""
+    lower = scores < scores.amax(1, keepdim=True)
+    return ids.masked_fill(lower, torch.iinfo(ids.dtype).max).argmin(1, keepdim=True)

@@ -1,1 +1,0 @@
-"""Work on what strangers send, in processes that can be ended."""
