@@ -50,7 +50,7 @@ def largest_difference(budget: Budget) -> float:
     """U, as `tgi_async.scheduler.fairness` derives it."""
     pool = budget.pools[0].n_blocks * budget.block_size
     admitted = max(budget.overcommit * pool, pool + 1)
-    return OUTPUT_COST * (admitted + budget.max_rows)
+    return OUTPUT_COST * (admitted + budget.max_rows * (1 + budget.max_drafts))
 
 
 class CheckedCore:
@@ -59,7 +59,7 @@ class CheckedCore:
     def __init__(self, budget: Budget, core_type: type[Core] = Core) -> None:
         self.budget = budget
         self.core = core_type(budget)
-        self.worker = ModelWorker(budget.block_size)
+        self.worker = ModelWorker(budget.block_size, budget.max_drafts)
         self.ledger = Ledger(largest_difference(budget))
         self.bookings = Bookings(budget.capacity)
         self.booked: list[Booking] = []
@@ -205,11 +205,12 @@ class CheckedCore:
             require(request is not before[0], "S4", "the oldest running request was preempted")
             self.ledger.put_back(request)
         self.reached["preemption"] += len(preempted)
+        left = self.budget.prefill_tokens(0)
         if plan is None:
             self._check_idle()
         else:
-            self._check_step(plan, cached)
-        self._check_waiting(plan, may_plan and not preempted)
+            left = self._check_step(plan, cached)
+        self._check_waiting(left if may_plan and not preempted else 0)
         self.check()
         return plan is not None
 
@@ -223,11 +224,13 @@ class CheckedCore:
         sent = self.sent.popleft()
         failing &= frozenset(sent.cases)
         outcome = self.worker.execute(sent.step, failing, late)
-        for number in outcome.done.masks_not_ready:
-            self.reached["late grammar"] += 1
-            row = self.rows.get(number)
-            if row is not None and row.case is sent.cases[number]:
-                row.n_planned -= 1
+        self.reached["late grammar"] += len(outcome.done.masks_not_ready)
+        for run in sent.step.run:
+            row = self.rows.get(run.row)
+            if row is not None and row.case is sent.cases[run.row]:
+                before = row.n_planned
+                row.n_planned -= run.n - outcome.n_computed[run.row]
+                self.reached["wait at the limit"] += row.n_planned < row.limit <= before
         for case in sent.cases.values():
             case.n_in_flight -= 1
         for write in outcome.writes:
@@ -262,7 +265,7 @@ class CheckedCore:
         self.core.reset(live, one_by_one=one_by_one)
         for request in reversed(running):
             self.ledger.put_back(request)
-        self.worker = ModelWorker(self.budget.block_size)
+        self.worker = ModelWorker(self.budget.block_size, self.budget.max_drafts)
         self.sent.clear()
         self.rows.clear()
         self.acknowledged.clear()
@@ -299,15 +302,14 @@ class CheckedCore:
                 going = row.case.request.status is Status.RUNNING
                 require(not going or row.n_planned >= row.limit, "S2", "a row was stalled")
 
-    def _check_waiting(self, plan: Plan | None, conserving: bool) -> None:
+    def _check_waiting(self, n_prefill_left: int) -> None:
         head = self.core.waiting.head()
         if head is not None and head.waits_for is not None and head.waits_for.owner is not None:
             self.reached["wait for a computing prefix"] += 1
-        if conserving:
-            used, n_decodes = (plan.n_prefill_tokens, plan.n_decodes) if plan else (0, 0)
-            check_work_conserved(self.core, self.budget.prefill_tokens(n_decodes) - used)
+        check_work_conserved(self.core, n_prefill_left)
 
-    def _check_step(self, plan: Plan, cached: set[int]) -> None:
+    def _check_step(self, plan: Plan, cached: set[int]) -> int:
+        """Returns how many prefill tokens were left for drafts."""
         step = plan.step
         require(len(self.sent) <= self.budget.lookahead, "S1", "too many steps in flight")
         for number in step.release:
@@ -326,7 +328,7 @@ class CheckedCore:
             touched = any(block in sent.blocks for sent in self.sent)
             require(not touched, "P6", f"block {block} is granted, a step in flight touches it")
         self.reached["eviction"] += sum(block in cached for block in granted)
-        n_prefill, n_decodes = self._check_runs(step, going_on)
+        n_prefill, n_decodes, n_drafts = self._check_runs(step, going_on)
         require(plan.n_prefill_tokens == n_prefill, "S1", "prefill tokens are miscounted")
         require(plan.n_decodes == n_decodes, "S1", "decodes are miscounted")
         require(len(self.rows) <= self.budget.max_rows, "S1", f"{len(self.rows)} rows")
@@ -336,6 +338,7 @@ class CheckedCore:
             case.n_in_flight += 1
         blocks = {block for run in step.run for block in self.rows[run.row].blocks}
         self.sent.append(Sent(step, cases, blocks))
+        return self.budget.prefill_tokens(n_decodes) - n_prefill + n_drafts
 
     def _check_admission(self, admit: Admit, request: Request) -> list[int]:
         """Returns the blocks that are not hits."""
@@ -364,8 +367,8 @@ class CheckedCore:
         self.rows[admit.row] = Row(case, admit)
         return admit.blocks[admit.n_cached // self.budget.block_size :]
 
-    def _check_runs(self, step: Step, going_on: set[int]) -> tuple[int, int]:
-        n_prefill = n_decodes = 0
+    def _check_runs(self, step: Step, going_on: set[int]) -> tuple[int, int, int]:
+        n_prefill = n_decodes = n_drafts = 0
         ran: set[int] = set()
         for run in step.run:
             require(run.row in self.rows, "S8", f"row {run.row} runs but is not there")
@@ -373,9 +376,14 @@ class CheckedCore:
             ran.add(run.row)
             row = self.rows[run.row]
             require(not row.case.ended, "S8", f"{row.case.request.id} runs after its end")
-            if row.n_planned >= row.prefill_end:
+            if row.n_planned >= row.prefill_end - 1 and row.decoding:
                 n_decodes += 1
-                require(run.n == 1, "S2", f"a decode of {run.n} tokens")
+                n_prefill += run.n - 1
+                n_drafts += run.n - 1
+                most = 1 + self.budget.max_drafts
+                require(run.n <= most, "S2", f"a decode of {run.n} tokens")
+                behind = any(run.row in sent.cases for sent in self.sent)
+                self.reached["drafts behind a step in flight"] += run.n > 1 and behind
             elif row.decoding:
                 n_decodes += 1
                 n_prefill += run.n - 1
@@ -396,19 +404,27 @@ class CheckedCore:
             row = self.rows[number]
             crowded_out = not row.decoding and n_prefill == most
             require(row.n_planned >= row.limit or crowded_out, "S2", f"row {number} is stalled")
-        return n_prefill, n_decodes
+        return n_prefill, n_decodes, n_drafts
 
     def _check_events(self, sent: Sent, outcome: Outcome, failing: frozenset[int]) -> None:
         due = {one.row: one for one in outcome.done.sampled}
+        # What was neither a draft that was accepted nor computed was a draft that was not.
+        n_drafts = {
+            run.row: run.n - outcome.n_computed[run.row] + due[run.row].n_computed
+            for run in sent.step.run
+            if run.row in due
+        }
         awaited = {row for row in due if not sent.cases[row].ended}
         self.reached["dropped token"] += len(due) - len(awaited)
         doomed = {sent.cases[row].request.id for row in failing if not sent.cases[row].ended}
+        n_emitted: Counter[int] = Counter()
         for event in self.core.complete(outcome.done):
             case = self.live.get(event.request.id)
             require(case is not None, "S7", f"{event.request.id} has an event after its end")
             assert case is not None
             if isinstance(event, TokenEvent):
                 awaited -= {row for row, one in sent.cases.items() if one is case}
+                n_emitted[case.request.id] += 1
                 self._check_token(case, event)
             elif isinstance(event, PromptEvent):
                 require(
@@ -426,9 +442,14 @@ class CheckedCore:
                 self.reached["row error"] += 1
                 self._end(case)
         for one in due.values():
-            row = self.rows.get(one.row)
-            if len(one.tokens) > 1 and row is not None and row.case is sent.cases[one.row]:
+            row, case = self.rows.get(one.row), sent.cases[one.row]
+            if len(one.tokens) > 1 and row is not None and row.case is case:
                 row.prefill_end = len(row.case.known)
+            emitted = n_emitted[case.request.id]
+            self.reached["accepted draft"] += one.n_computed > 0
+            self.reached["rejected draft"] += n_drafts[one.row] > one.n_computed
+            self.reached["jump behind a draft"] += len(one.tokens) > one.n_computed + 1 > 1
+            self.reached["draft behind the end"] += 0 < emitted <= one.n_computed
         require(not awaited, "S6", f"the tokens of rows {awaited} are lost")
         require(not doomed, "S7", f"the failures of {doomed} are lost")
 

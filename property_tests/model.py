@@ -60,6 +60,11 @@ def forced_after(history: History, most: int) -> list[int]:
     return forced
 
 
+def accepted(history: History, step: int, n_drafts: int) -> int:
+    """How many drafts are what would be sampled: none to all, another number in another step."""
+    return crc32(bytes((*history, 100 + step % 100))) % (n_drafts + 1)
+
+
 def prompt_logprob(history: History) -> float:
     """Of the last token, given those before it."""
     return -float(crc32(bytes(history)) % 1000)
@@ -89,6 +94,8 @@ class Write(NamedTuple):
 class Outcome(NamedTuple):
     done: StepDone
     writes: list[Write]
+    n_computed: dict[int, int]
+    """Of each row, positions that count as computed."""
 
 
 class _Row:
@@ -102,21 +109,39 @@ class _Row:
         self.constraint = admit.constraint
         self.broken = False
 
-    def sample(self) -> list[int]:
-        """The next token, and those that a grammar forces after it."""
+    def drafts(self, step: int, n: int) -> list[int]:
+        """As many drafts, of which the first are right, and the next is not."""
+        found: list[int] = []
+        n_right = accepted(tuple(self.tokens), step, n)
+        for number in range(n):
+            right = next_token((*self.tokens, *found))
+            found.append(right if number < n_right else (right + 1) % VOCABULARY)
+        return found
+
+    def sample(self, drafts: list[int]) -> tuple[list[int], int]:
+        """The accepted drafts, the next token, and those that a grammar forces after it. Also how
+        many were accepted."""
         sampled = [next_token(tuple(self.tokens))]
-        if self.constraint is not None and sampled != [EOS] and not self.broken:
-            left = self.constraint.max_new_tokens - (len(self.tokens) - self.n_prompt) - 1
+        for draft in drafts:
+            if draft != sampled[-1] or (self.constraint is not None and draft == EOS):
+                break
+            sampled.append(next_token((*self.tokens, *sampled)))
+        n_accepted = len(sampled) - 1
+        if self.constraint is not None and sampled[-1] != EOS and not self.broken:
+            n_emitted = len(self.tokens) + len(sampled) - self.n_prompt
+            left = self.constraint.max_new_tokens - n_emitted
             sampled += forced_after((*self.tokens, *sampled), left)
         self.tokens += sampled
-        return sampled
+        self.n_computed += n_accepted
+        return sampled, n_accepted
 
 
 class ModelWorker:
     """Executes steps in order."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, max_drafts: int = 0) -> None:
         self.block_size = block_size
+        self.max_drafts = max_drafts
         self.rows: dict[int, _Row] = {}
         self.memory: dict[Slot, History] = {}
 
@@ -141,30 +166,34 @@ class ModelWorker:
             require(grow.row in self.rows, "S8", f"row {grow.row} grows but is not there")
             self.rows[grow.row].blocks += grow.blocks
         done = StepDone(step.step, [], [], [], 0.0, 0.0)
-        writes: list[Write] = []
+        outcome = Outcome(done, [], {})
         for run in step.run:
             require(run.row in self.rows, "S8", f"row {run.row} runs but is not there")
             row = self.rows[run.row]
-            start, end = row.n_computed, row.n_computed + run.n
-            require(end <= len(row.tokens), "S6", f"row {run.row} has no token at {end - 1}")
+            start, end = row.n_computed, min(row.n_computed + run.n, len(row.tokens))
+            n_drafts = run.n - (end - start)
+            require(end > start, "S6", f"row {run.row} has no token at {start}")
+            require(n_drafts <= self.max_drafts, "S6", f"row {run.row} has no token at {end}")
             row.broken = row.broken or run.row in failing
-            writes += self._write(run.row, row, end)
+            drafts = row.drafts(step.step, n_drafts)
+            outcome.writes.extend(self._write(run.row, row, end, drafts))
             if not row.broken:
                 self._attend(row, end)
             samples = end == len(row.tokens)
             is_late = samples and row.constraint is not None and run.row in late - failing
-            sampled = row.sample() if samples and not is_late else []
+            sampled, n_accepted = row.sample(drafts) if samples and not is_late else ([], 0)
+            row.n_computed -= is_late
+            outcome.n_computed[run.row] = row.n_computed - start
             if run.row in failing:
                 done.errors.append(RowError(run.row, "failed on purpose"))
                 continue
             if row.prompt_logprobs:
                 self._score(run.row, row, start, min(end, row.n_prompt - 1), done)
             if is_late:
-                row.n_computed -= 1
                 done.masks_not_ready.append(run.row)
             elif samples:
-                done.sampled.append(Sampled(run.row, sampled))
-        return Outcome(done, writes)
+                done.sampled.append(Sampled(run.row, sampled, n_computed=n_accepted))
+        return outcome
 
     def _slot(self, row: _Row, position: int) -> Slot:
         index, offset = divmod(position, self.block_size)
@@ -177,13 +206,14 @@ class ModelWorker:
             seen, due = self.memory.get(slot), tuple(row.tokens[: position + 1])
             require(seen == due, "P5", f"slot {slot} holds {seen}, not {due}")
 
-    def _write(self, number: int, row: _Row, end: int) -> list[Write]:
+    def _write(self, number: int, row: _Row, end: int, drafts: list[int]) -> list[Write]:
         writes = []
-        for position in range(row.n_computed, end):
+        tokens = row.tokens[:end] + drafts
+        for position in range(row.n_computed, len(tokens)):
             slot = self._slot(row, position)
             for other in self.rows.values():
                 require(other is row or slot[0] not in other.blocks, "P3", f"slot {slot} is shared")
-            history = BROKEN if row.broken else tuple(row.tokens[: position + 1])
+            history = BROKEN if row.broken else tuple(tokens[: position + 1])
             self.memory[slot] = history
             writes.append(Write(number, slot, history))
         row.n_computed = end

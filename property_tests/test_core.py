@@ -29,8 +29,11 @@ from tgi_async.wire.messages import CachePool
 
 WHAT_IT_IS_ABOUT = (
     "abort in flight",
+    "accepted draft",
     "abort while waiting",
     "death with a step in flight",
+    "draft behind the end",
+    "drafts behind a step in flight",
     "dropped token",
     "evicted",
     "evicted before it was submitted",
@@ -39,6 +42,7 @@ WHAT_IT_IS_ABOUT = (
     "half of the queue",
     "hit of generated tokens",
     "jump",
+    "jump behind a draft",
     "late grammar",
     "more rows than there are",
     "preemption",
@@ -47,14 +51,18 @@ WHAT_IT_IS_ABOUT = (
     "prompt log-probabilities",
     "readmission",
     "refused without a queue",
+    "rejected draft",
     "rejection",
     "replay",
     "row error",
     "several rows",
     "shared block",
     "stop token",
+    "wait at the limit",
     "wait for a computing prefix",
 )
+DRAFTS = (0, 0, 1, 3)
+"""How many a worker verifies in a step, at most."""
 TOO_DEEP = {"hit of generated tokens"}
 """What so few events reach by luck only; the walks get there."""
 
@@ -79,6 +87,7 @@ def budgets(draw: st.DrawFn) -> Budget:
         max_total_tokens=draw(st.integers(3, n_blocks * block_size + 2)),
         overcommit=draw(st.sampled_from((1.0, 1.5, 4.0))),
         lookahead=draw(st.integers(0, 1)),
+        max_drafts=draw(st.sampled_from(DRAFTS)),
         capacity=draw(capacities()),
     )
 
@@ -217,7 +226,7 @@ def test_every_invariant_holds_after_every_event() -> None:
 def test_random_walks_hold_and_reach_what_they_are_about() -> None:
     reached: Counter[str] = Counter()
     for seed in range(1000, 1120):
-        reached += walk(seed, n_events=500)
+        reached += walk(seed, n_events=500, max_drafts=DRAFTS[seed % len(DRAFTS)])
     missed = [name for name in WHAT_IT_IS_ABOUT if reached[name] < 20]
     assert not missed, reached
 
@@ -226,4 +235,4 @@ def test_random_walks_hold_and_reach_what_they_are_about() -> None:
 @pytest.mark.timeout(7200)
 def test_many_random_walks_hold() -> None:
     for seed in range(100_000, 104_000):
-        walk(seed, n_events=1000)
+        walk(seed, n_events=1000, max_drafts=DRAFTS[seed % len(DRAFTS)])

@@ -178,6 +178,42 @@ class CountsWhatWasLate(Core):
         self._acknowledge(scheduled, {}, [])
 
 
+class CachesRejectedDrafts(Core):
+    """What was computed counts as accepted."""
+
+    def _take_back(self, scheduled: ScheduledRow, n: int) -> None:
+        if scheduled.samples:
+            scheduled.request.n_planned -= n if scheduled.request.table is scheduled.table else 0
+        else:
+            super()._take_back(scheduled, n)
+
+
+class GoesOnBehindRejectedDrafts(Core):
+    """A row is planned for as if its drafts had been accepted."""
+
+    def _take_back(self, scheduled: ScheduledRow, n: int) -> None:
+        if scheduled.samples:
+            scheduled.n -= n
+        else:
+            super()._take_back(scheduled, n)
+
+
+class DraftsBeyondTheLimit(Core):
+    def _schedule_until(
+        self, request: Request, end: int, builder: StepBuilder, free: int = 0
+    ) -> None:
+        if free and self.budget.max_drafts and request.n_planned >= request.prefill_end - 1:
+            end = request.n_planned + 1 + self.budget.max_drafts
+        super()._schedule_until(request, end, builder, free)
+
+
+class DraftsBeyondTheBudget(Core):
+    def _schedule_until(
+        self, request: Request, end: int, builder: StepBuilder, free: int = 0
+    ) -> None:
+        super()._schedule_until(request, end, builder, free + (builder.left == 0))
+
+
 class LosesForcedTokens(Core):
     def _acknowledge(
         self, scheduled: ScheduledRow, sampled: dict[int, Sampled], events: list[Event]
@@ -467,6 +503,7 @@ class TakesInWhatWasEvicted(Core):
 class Planted(NamedTuple):
     bug: type[Core]
     found_by: str
+    max_drafts: int = 0
 
 
 PLANTED = {
@@ -502,6 +539,10 @@ PLANTED = {
     "a preempted request loses its place": Planted(with_queue(PutsBackBehind), "S4"),
     "a lift is forgotten": Planted(with_queue(ForgetsTheLift), "E5"),
     "a row whose grammar was late goes on": Planted(CountsWhatWasLate, "P4"),
+    "a rejected draft is cached": Planted(CachesRejectedDrafts, "P5", 3),
+    "a row goes on behind a rejected draft": Planted(GoesOnBehindRejectedDrafts, "P4", 3),
+    "drafts go beyond the end": Planted(DraftsBeyondTheLimit, "S8", 3),
+    "drafts go beyond the budget": Planted(DraftsBeyondTheBudget, "S1", 3),
     "a forced token is lost": Planted(LosesForcedTokens, "S6"),
     "a replay is charged": Planted(ChargesReplays, "E5"),
     "a dropped token is charged": Planted(ChargesDroppedTokens, "E5"),
@@ -517,10 +558,10 @@ PLANTED = {
 }
 
 
-def first_violation(core_type: type[Core]) -> Violation | None:
+def first_violation(core_type: type[Core], max_drafts: int) -> Violation | None:
     for seed in range(N_WALKS):
         try:
-            walk(seed, N_EVENTS, core_type)
+            walk(seed, N_EVENTS, core_type, max_drafts)
         except Violation as violation:
             return violation
     return None
@@ -528,11 +569,12 @@ def first_violation(core_type: type[Core]) -> Violation | None:
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_properties_catch_it_when(name: str) -> None:
-    bug, found_by = PLANTED[name]
-    violation = first_violation(bug)
+    bug, found_by, max_drafts = PLANTED[name]
+    violation = first_violation(bug, max_drafts)
     assert violation is not None
     assert violation.invariant == found_by, str(violation)
 
 
-def test_the_same_walks_find_nothing_in_the_core_itself() -> None:
-    assert first_violation(Core) is None
+@pytest.mark.parametrize("max_drafts", [0, 3])
+def test_the_same_walks_find_nothing_in_the_core_itself(max_drafts: int) -> None:
+    assert first_violation(Core, max_drafts) is None

@@ -43,10 +43,12 @@ def random_capacity(random: Random) -> Capacity:
     )
 
 
-def walk(seed: int, n_events: int, core_type: type[Core] = Core) -> Counter[str]:
+def walk(
+    seed: int, n_events: int, core_type: type[Core] = Core, max_drafts: int = 0
+) -> Counter[str]:
     """Returns what was reached. Raises `Violation` where an invariant breaks."""
     random = Random(seed)
-    checked = CheckedCore(random_budget(random), core_type)
+    checked = CheckedCore(random_budget(random)._replace(max_drafts=max_drafts), core_type)
     stems = [[random.randrange(VOCABULARY) for _ in range(16)] for _ in range(2)]
     submits = random.choice((0.03, 0.1, 0.3))
     crowds = 0.01 if checked.budget.capacity.max_queued else 0.0

@@ -7,12 +7,17 @@ workers in order, and hands back their results in the same order.
 A step is `{row: n tokens}`; prefill, chunk and decode differ only in their counts. Each plan first
 gives every decoding row its token, then spends the prefill budget on decoding rows that have more
 than one (a grammar forced some), on the row that is in mid-prefill, and on new admissions. At most
-one row is left in mid-prefill.
+one row is left in mid-prefill. Where workers verify drafts, these get what is left then.
 
 **One step ahead.** Up to `lookahead` steps are planned before the results of the ones before have
 come back. A sampled token that is still in flight counts as one token of unknown value. Frees wait:
 the table of a request that ended or was preempted is closed once the last step that may touch its
 blocks is acknowledged.
+
+**Drafts.** The count of a row whose drafts are verified is an upper bound: until the result is
+back, the row is planned for, and granted blocks, as if all were accepted. Then it goes on from
+those that were. Only blocks below these enter the prefix cache; what was granted beyond them the
+row keeps. A row that comes to its limit if all are accepted waits for the result.
 
 **Mask not ready.** A row whose grammar mask is not computed in time gets no token, and computes the
 last of its known tokens again.
@@ -224,27 +229,29 @@ class Core:
         preempted = self._reserve(builder)
         prefilling: Request | None = None
         jumping: list[Request] = []
+        drafting: list[Request] = []
+        max_drafts = self.budget.max_drafts
         for request in self.running:
-            if request.n_planned < request.prefill_end:
-                if not request.decoding:
-                    prefilling = request
-                elif request.prefill_end - request.n_planned > 1:
-                    jumping.append(request)
+            if request.n_planned < request.prefill_end and not request.decoding:
+                prefilling = request
+            elif request.prefill_end - request.n_planned > 1:
+                jumping.append(request)
+            elif request.n_planned < request.limit:
+                if max_drafts:
+                    drafting.append(request)
                 else:
                     self._schedule(request, 1, builder)
-            elif request.n_planned < request.limit:
-                self._schedule(request, 1, builder)
-        most = builder.left = self.budget.prefill_tokens(len(builder.run) + len(jumping))
+        n_decodes = len(builder.run) + len(jumping) + len(drafting)
+        most = builder.left = self.budget.prefill_tokens(n_decodes)
         # Jump-forward rows leave half of it to the row that waits for a first token.
         held = builder.left // 2 if prefilling is not None else 0
         builder.left -= held
         for request in jumping:
-            self._prefill(request, builder, free=1)
+            self._schedule_until(request, request.prefill_end, builder, free=1)
         builder.left += held
-        n_decodes = len(builder.run)
         # Others may have jumped through all of the budget.
         if prefilling is not None and builder.left > 0:
-            self._prefill(prefilling, builder)
+            self._schedule_until(prefilling, prefilling.prefill_end, builder)
         while (
             builder.left > 0
             and not preempted
@@ -253,6 +260,9 @@ class Core:
             prefilling = self._admit(builder)
             if prefilling is None:
                 break
+        for request in drafting:
+            end = min(request.n_planned + 1 + max_drafts, request.limit)
+            self._schedule_until(request, end, builder, free=1)
         if not builder.run:
             return None
         self._last_step = builder.step
@@ -285,14 +295,17 @@ class Core:
             self._preempt(self.running[-1])
             preempted = True
 
-    def _prefill(self, request: Request, builder: StepBuilder, free: int = 0) -> None:
-        """Schedule as much of a row's known tokens as budget and blocks allow, at least one.
+    def _schedule_until(
+        self, request: Request, end: int, builder: StepBuilder, free: int = 0
+    ) -> None:
+        """Schedule a row's positions before `end` as far as budget and blocks allow, at least one.
 
         `free` of them are not of the budget.
         """
         start = request.n_planned
-        n = min(request.prefill_end - start, builder.left + free)
-        if request.needs_prompt_logprobs:
+        n = min(end - start, builder.left + free)
+        needs_prompt_logprobs = request.needs_prompt_logprobs and not request.decoding
+        if needs_prompt_logprobs:
             n = min(n, builder.prompt_logprobs_left)
         reserved = self._short(request, start + 2)
         # Where spare is negative, closing tables owe it, and not all that is reserved is there yet.
@@ -303,7 +316,7 @@ class Core:
             n = max(1, min(n, granted * self.budget.block_size - 1 - start))
         builder.spare -= self._short(request, start + n + 1) - reserved
         builder.left -= n - free
-        builder.prompt_logprobs_left -= n if request.needs_prompt_logprobs else 0
+        builder.prompt_logprobs_left -= n if needs_prompt_logprobs else 0
         self._schedule(request, n, builder)
 
     def _admit(self, builder: StepBuilder) -> Request | None:
@@ -363,7 +376,7 @@ class Core:
             self.waiting.charge(request.client, INPUT_COST * (request.n_prompt - n_cached))
         builder.spare -= taken + self._short(request, n_cached + 2)
         n_grown = len(builder.grow)
-        self._prefill(request, builder)
+        self._schedule_until(request, known, builder)
         del builder.grow[n_grown:]
         builder.admitted.append(request)
         builder.admit.append(
@@ -384,20 +397,26 @@ class Core:
         return request
 
     def _schedule(self, request: Request, n: int, builder: StepBuilder) -> None:
-        """Put `n` tokens of a running request into the step, and grant the blocks they need."""
+        """Put `n` positions of a running request into the step, and grant the blocks they need.
+
+        Those beyond its known tokens are for drafts.
+        """
         table = request.table
         assert table is not None
         end = request.n_planned + n
         if end > len(table.blocks) * self.budget.block_size:
             short = self._n_blocks(end) - len(table.blocks)
             builder.grow.append(Grow(request.row, self.blocks.grow(table, short)))
+        n_drafts = max(0, n - max(1, request.prefill_end - request.n_planned)) if n > 1 else 0
         samples = end >= request.prefill_end
         request.n_planned = end
         request.n_in_flight += samples
         request.decoding = request.decoding or samples
         table.last_step = builder.step
         builder.run.append(Run(request.row, n))
-        builder.scheduled_rows.append(ScheduledRow(request, table, request.row, end, samples))
+        builder.scheduled_rows.append(
+            ScheduledRow(request, table, request.row, n, n_drafts, samples)
+        )
 
     # -- results --------------------------------------------------------------------------------
 
@@ -405,39 +424,58 @@ class Core:
         self, scheduled: ScheduledRow, sampled: dict[int, Sampled], events: list[Event]
     ) -> None:
         request, table = scheduled.request, scheduled.table
-        table.n_computed = scheduled.end
-        if scheduled.end // self.budget.block_size > table.n_committed and not table.failed:
+        reason: FinishReason | None = None
+        if scheduled.samples:
+            request.n_in_flight -= 1
+            found = sampled[scheduled.row]
+            several = found.tokens[1:]
+            if several or scheduled.n_drafts:
+                # Of a request that has ended, too: the worker runs what it was sent.
+                self._settle(scheduled, found)
+            if request.status is not Status.ENDED:
+                logprobs, tops = found.logprobs, found.top
+                index = -1  # counted by hand: this runs for every token, and calls cost most
+                for token in found.tokens:
+                    index += 1
+                    request.tokens.append(token)
+                    self.waiting.charge(request.client, OUTPUT_COST)
+                    spent = len(request.tokens) > request.limit  # the last one is never computed
+                    if token in request.stop_ids and (not spent or request.grammar):
+                        reason = "eos_token"  # a grammar's text that ended in time is not cut
+                    elif spent:
+                        reason = "length"
+                    logprob = logprobs[index] if logprobs else None
+                    top = tops[index] if tops and index < len(tops) else []
+                    events.append(TokenEvent(request, token, logprob, top, reason))
+                    if reason is not None:
+                        break
+                if several:
+                    request.prefill_end = len(request.tokens)
+        end = table.n_computed = table.n_computed + scheduled.n
+        if end // self.budget.block_size > table.n_committed and not table.failed:
+            # Accepted drafts are known by now; what comes behind the end of a text never is.
             self.blocks.commit(table, request.block_keys(self.budget.block_size))
-        if not scheduled.samples:
+        if reason is not None:
+            self.finish(request)
+
+    def _settle(self, scheduled: ScheduledRow, found: Sampled) -> None:
+        """Count of a row's drafts those that were accepted, and let the steps in flight begin with
+        the tokens that are known now and not computed yet."""
+        request = scheduled.request
+        self._take_back(scheduled, scheduled.n_drafts - found.n_computed)
+        known = len(found.tokens) - found.n_computed
+        if known == 1:
             return
-        request.n_in_flight -= 1
-        found = sampled[scheduled.row]
-        forced = found.tokens[1:]
-        if forced:
-            # Of a request that has ended, too: the worker runs what it was sent.
-            self._await_no_more(request)
-        if request.status is Status.ENDED:
-            return
-        logprobs, tops = found.logprobs, found.top
-        index = -1  # counted by hand: this runs for every token, and calls are what it costs
-        for token in found.tokens:
-            index += 1
-            request.tokens.append(token)
-            self.waiting.charge(request.client, OUTPUT_COST)
-            reason: FinishReason | None = None
-            spent = len(request.tokens) > request.limit  # the last one is never computed
-            if token in request.stop_ids and (not spent or request.grammar):
-                reason = "eos_token"  # a text that a grammar ended in time is whole, and not cut
-            elif spent:
-                reason = "length"
-            logprob = logprobs[index] if logprobs else None
-            top = tops[index] if tops and index < len(tops) else []
-            events.append(TokenEvent(request, token, logprob, top, reason))
-            if reason is not None:
-                self.finish(request)
-                return
-        if forced:
-            request.prefill_end = len(request.tokens)
+        for step in self._in_flight:
+            for later in step.scheduled_rows:
+                if later.request is not request or not later.samples:
+                    continue
+                later.n_drafts = max(0, later.n - known)
+                if later.n >= known:
+                    return
+                known -= later.n
+                later.samples = False
+                request.n_in_flight -= 1
 
     def _postpone(self, scheduled: ScheduledRow) -> None:
         """Have a row whose mask was not ready compute its last token again, in a later step."""
@@ -445,24 +483,16 @@ class Core:
         if request is self._trial:
             # The workers bore it, and others need not wait for its grammar.
             self._trial = None
-        for step in self._in_flight:
-            for later in step.scheduled_rows:
-                if later.table is scheduled.table:
-                    later.end -= 1
-        scheduled.end -= 1
+        self._take_back(scheduled, 1 + scheduled.n_drafts)
         scheduled.samples = False  # so there is nothing to take below
         request.n_in_flight -= 1
-        if request.table is scheduled.table:
-            request.n_planned -= 1
         self._acknowledge(scheduled, {}, [])
 
-    def _await_no_more(self, request: Request) -> None:
-        """The steps in flight compute known tokens of this request, and bring none."""
-        for step in self._in_flight:
-            for scheduled in step.scheduled_rows:
-                if scheduled.request is request and scheduled.samples:
-                    scheduled.samples = False
-                    request.n_in_flight -= 1
+    def _take_back(self, scheduled: ScheduledRow, n: int) -> None:
+        """Have the last `n` positions of a row not count as computed."""
+        scheduled.n -= n
+        if scheduled.request.table is scheduled.table:
+            scheduled.request.n_planned -= n
 
     def _add_prompt_logprobs(
         self, request: Request, found: PromptLogprobs, events: list[Event]

@@ -6,12 +6,13 @@ token emitted. The queued client with the least counter is served first. A clien
 lifted when it queues again, so that it cannot save up service it did not ask for.
 
 **The bound that holds.** Let M be the most prompt and output tokens of the requests running at
-once (`overcommit` times the pool, or one request that fills it), R the rows, and
-U = OUTPUT_COST * (M + R). The counters of two queued clients are at most U apart, and two clients
-that are queued over the same span receive service that differs by at most 2U. For when a client's
-request was last admitted, its counter was the least, and the least never falls; all it was charged
-since is that prompt and what its running requests emitted. This is the paper's argument with its
-max(wp * L, wq * M), whose first term is never the greater here. What is outside the paper:
+once (`overcommit` times the pool, or one request that fills it), R the most tokens that a step
+samples (one a row, or with drafts one more than those of a row), and U = OUTPUT_COST * (M + R). The
+counters of two queued clients are at most U apart, and two clients that are queued over the same
+span receive service that differs by at most 2U. For when a client's request was last admitted, its
+counter was the least, and the least never falls; all it was charged since is that prompt and what
+its running requests emitted. This is the paper's argument with its max(wp * L, wq * M), whose first
+term is never the greater here. What is outside the paper:
 
 - A prompt is charged when it is admitted, though its chunks are computed over many steps: a client
   is ahead by at most one prompt, which M counts.

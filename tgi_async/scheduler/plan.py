@@ -33,6 +33,9 @@ class Budget(NamedTuple):
     """How many times the pool the running requests may grow to, should all reach their limits."""
     lookahead: int = 1
     """Steps planned before the results of the ones before are known."""
+    max_drafts: int = 0
+    """Most drafts that the workers verify behind a decoding row's token in one step. They count as
+    prefill tokens, and get what prompts leave."""
     capacity: Capacity = Capacity()
     """What requests may reserve, running and waiting ones together."""
 
@@ -58,8 +61,10 @@ class ScheduledRow(Struct):
     request: Request
     table: BlockTable
     row: int
-    end: int
-    """Positions computed once the step is done."""
+    n: int
+    """Positions that it computes, drafts included: those that are not accepted do not count."""
+    n_drafts: int
+    """How many of them are for drafts."""
     samples: bool
     """Whether a token comes of it, as far as is known."""
 

@@ -25,12 +25,13 @@ def check_result(
 ) -> None:
     """Check that the rows of a result are those that the step was to sample.
 
-    Each has a token, an error, or a mask that is not ready; no other row has anything. Only a row
-    with a grammar has jump-forward tokens or a mask that is not ready.
+    Each has a token, an error, or a mask that is not ready; no other row has anything. Before the
+    token there are no more accepted drafts than were asked for. Only a row with a grammar has
+    jump-forward tokens behind it, or a mask that is not ready.
 
     Raises UnexpectedResult.
     """
-    rows = {one.row for one in scheduled_rows}
+    rows = {one.row: one for one in scheduled_rows}
     sampling = {one.row for one in scheduled_rows if one.samples}
     if done.masks_not_ready:
         postponed = set(done.masks_not_ready)
@@ -44,12 +45,13 @@ def check_result(
         if not (one.tokens[1:] or one.n_computed or one.logprobs[1:] or one.top[1:]):
             continue  # a single token, as nearly always
         n = len(one.tokens)
-        if n > 1 and any(
-            each.row == one.row and not each.request.grammar for each in scheduled_rows
-        ):
-            raise UnexpectedResult(f"row {one.row} has {n} tokens and no grammar that forces them")
-        if one.n_computed:
+        scheduled = rows.get(one.row)
+        if scheduled is None:
+            continue  # which is found below
+        if one.n_computed > min(scheduled.n_drafts, n - 1):
             raise UnexpectedResult(f"row {one.row} computed tokens beyond step {done.step}")
+        if n > one.n_computed + 1 and not scheduled.request.grammar:
+            raise UnexpectedResult(f"row {one.row} has {n} tokens and no grammar that forces them")
         if len(one.logprobs) not in (0, n) or len(one.top) > n:
             raise UnexpectedResult(f"row {one.row} has {n} tokens, and log-probabilities of others")
     if len(sampled) != len(done.sampled):
@@ -58,5 +60,5 @@ def check_result(
         raise UnexpectedResult(f"rows {sorted(lacking)} have no token in step {done.step}")
     if extra := sampled.keys() - sampling - failed.keys():
         raise UnexpectedResult(f"rows {sorted(extra)} do not sample in step {done.step}")
-    if strange := (failed.keys() | {one.row for one in done.prompt_logprobs}) - rows:
+    if strange := (failed.keys() | {one.row for one in done.prompt_logprobs}) - rows.keys():
         raise UnexpectedResult(f"rows {sorted(strange)} are not in step {done.step}")
