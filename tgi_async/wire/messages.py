@@ -121,7 +121,8 @@ class Run(Frame, frozen=True):
     """A row's part of a step: it computes its next `n` tokens.
 
     The row samples when these are the last of its known tokens, those that a grammar forced
-    included.
+    included. Where it has fewer than `n`, as many drafts as are missing, or less, are verified
+    behind them.
     """
 
     row: Count
@@ -273,15 +274,16 @@ class Sampled(Frame, frozen=True):
 
     row: Count
     tokens: Annotated[list[Id], Meta(min_length=1)]
-    """The sampled one, and those that follow it by the row's grammar whatever is sampled."""
+    """Accepted drafts, the sampled one, and those that follow it by the row's grammar whatever is
+    sampled."""
     logprobs: list[float] = []
     """One for each token where they are wanted, else none. A token that could not have been another
     has 0."""
     top: list[list[TopToken]] = []
     """The likeliest tokens at the place of each token; shorter where none are wanted."""
     n_computed: Count = 0
-    """How many of `tokens`, from the first on, have their keys and values in the row's blocks. The
-    row samples next when it has computed the others."""
+    """How many of `tokens`, from the first on, have their keys and values in the row's blocks:
+    accepted drafts. The row samples next when it has computed the others."""
 
 
 class PromptLogprobs(Frame, frozen=True):
