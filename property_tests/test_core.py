@@ -63,7 +63,7 @@ WHAT_IT_IS_ABOUT = (
 )
 DRAFTS = (0, 0, 1, 3)
 """How many a worker verifies in a step, at most."""
-TOO_DEEP = {"hit of generated tokens"}
+TOO_DEEP = {"draft behind the end", "hit of generated tokens", "jump behind a draft"}
 """What so few events reach by luck only; the walks get there."""
 
 
