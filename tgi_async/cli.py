@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     """`tgi-async serve | download-weights | env`."""
     parser = argparse.ArgumentParser(
         prog="tgi-async",
-        description="Serve open language models, with TGI's face.",
+        description="Serve open language models with the API of Text Generation Inference.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=metadata.version("tgi-async"))

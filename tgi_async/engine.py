@@ -455,12 +455,12 @@ class Engine:
             raise fault
         message = f"{reason}, {{}} times without progress"
         if self._deaths >= MAX_DEATHS:
-            log.error("%d restarts without progress: all that lives fails", self._deaths)
+            log.error("%d restarts without progress: all live requests fail", self._deaths)
             error = GenerationError(message.format(self._deaths))
             self._deaths = 0
             self._fail_all(error, Unhealthy(str(error)))
         elif self._suspect is not None and self._suspect is before:
-            log.error("one request was the suspect twice in a row: it fails")
+            log.error("one request was running at two deaths in a row: it fails")
             self.core.finish(self._suspect)
             if (failing := self._streams.remove(self._suspect)) is not None:
                 # The first time it was not alone.

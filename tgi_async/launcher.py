@@ -304,7 +304,7 @@ def _show_ends(tokenizer: Tokenizer, ends: list[int], chat_ends: list[int]) -> N
     if ends:
         log.info("texts end with %s", named(ends))
     else:
-        log.warning("no file of the model names a token that ends a text")
+        log.warning("no file of the model names an end-of-text token")
     if further := [id for id in chat_ends if id not in ends]:
         log.info(
             "answers in a chat also end with %s, which the chat template writes", named(further)

@@ -148,7 +148,7 @@ class _Stop:
 
     def _drain(self, reason: str) -> None:
         self.cancel()
-        log.info("%s: no new requests; live ones get up to %g s", reason, self._grace)
+        log.info("%s: no new requests; requests in progress get up to %g s", reason, self._grace)
         self._drain_now()
         self.asked.set()
 

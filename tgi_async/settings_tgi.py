@@ -24,7 +24,7 @@ HARMLESS = {
 WITHOUT_MEANING = {
     "waiting_served_ratio": "a request joins the running batch as soon as there is room",
     "max_waiting_tokens": "a request joins the running batch as soon as there is room",
-    "disable_custom_kernels": "the kernels of TGI are not here",
+    "disable_custom_kernels": "this server has none of TGI's kernels",
     "enable_prefill_logprobs": "the log-probabilities of a prompt are returned where asked for",
     "max_image_fetch_size": "no image is ever fetched",
     "prometheus_port": "metrics are at /metrics of the one port",
@@ -34,7 +34,7 @@ WITHOUT_MEANING = {
     "ngrok": "this server opens no tunnel",
     "ngrok_authtoken": "this server opens no tunnel",
     "ngrok_edge": "this server opens no tunnel",
-    "usage_stats": "nothing is ever reported to anybody",
+    "usage_stats": "this server sends no usage statistics",
 }
 """Accepted flags that do nothing here, each with the reason."""
 

@@ -121,7 +121,7 @@ class Vocabulary:
         if not file.exists():
             raise GrammarError("grammars need a tokenizer.json, and the model has none")
         if not end_ids:
-            raise GrammarError("grammars need a token that ends a text, and the model names none")
+            raise GrammarError("grammars need an end-of-text token, and the model names none")
         self.end_ids = list(end_ids)
         self._tokenizer = Tokenizer.from_file(str(file))
         special = {

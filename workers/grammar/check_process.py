@@ -116,10 +116,10 @@ def _try(engine: GrammarEngine, words: int, grammar: Grammar) -> None:
             matcher.fill(mask)
             slow += time.thread_time() - began > SLOW_MASK
             if slow > MOST_SLOW:
-                raise GrammarError("it takes too long to find which tokens may come")
+                raise GrammarError("computing the allowed tokens takes too long")
             allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
             if not len(allowed):
-                raise GrammarError("it leads to where nothing may come")
+                raise GrammarError("it can lead to a state where no token is allowed")
             matcher.advance([int(allowed[0] if walk == 0 else chosen.choice(allowed))])
             matcher.forced()
 
