@@ -28,9 +28,9 @@ MOST_HEAD_BYTES = 65_536
 MOST_URL_BYTES = 16_384
 MOST_HEADERS = 256
 HEAD_SECONDS = 30.0
-"""A request's head must be there by then, counted from its first byte or from the connection."""
+"""Time limit for a request's head, counted from its first byte or from the connection."""
 LINGER_SECONDS = 5.0
-"""What a client gets to read a last reply while it still sends."""
+"""Time that a client gets to read a last reply while it still sends."""
 RETRY = (b"retry-after", str(RETRY_AFTER_SECONDS).encode())
 VERSIONS = ("0.9", "1.0", "1.1")
 
@@ -45,15 +45,15 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self.idle_since: float | None = None
-        """Since when no request is being answered, by the loop's clock; None while one is."""
+        """Time since which no request is being answered, by the loop's clock; None while one is."""
         self._running: ReplyCycle | None = None
         self._in_head = False
-        """Whether a request's head has begun to arrive, and has not ended."""
+        """Whether a request's head is arriving."""
         self._reported = False
         self._n_unreported = 0
-        """Bytes since the parser last made something of what it got."""
+        """Bytes that arrived since the parser last reported anything."""
         self._deaf = False
-        """Whether what else arrives is passed over."""
+        """Whether further input is ignored."""
         self._timer: asyncio.TimerHandle | None = None
 
     # -- the socket -----------------------------------------------------------------------------
@@ -73,7 +73,7 @@ class Connection(HttpToolsProtocol):
         self._wait(HEAD_SECONDS, self._miss_head)
 
     def _make_room(self) -> bool:
-        """Close the connections that have been idle for longest. False if none is idle."""
+        """Close the connections that have been idle for longest. Return whether there was one."""
         idle = [
             (one.idle_since, one.transport)
             for one in self.connections
@@ -152,7 +152,7 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Have the request handled soon, behind those that came before it."""
+        """Queue the request behind those that came before it."""
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             return  # The same head comes again, without the offer.
         self._in_head = False
@@ -193,7 +193,8 @@ class Connection(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def _check_head(self) -> None:
-        """Raise Refusal for a head that is too large, ambiguous or of another protocol."""
+        """Raise ConnectionRefused for a head that is too large, ambiguous or of another
+        protocol."""
         if len(self.headers) > MOST_HEADERS:
             raise ConnectionRefused(431, f"The request has more than {MOST_HEADERS} headers")
         size = sum(len(name) + len(value) for name, value in self.headers)
@@ -248,7 +249,7 @@ class Connection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _answered(self, cycle: ReplyCycle) -> None:
-        """Go on with the next request, or close, or wait for the rest of this one."""
+        """Start the next request, close, or wait for the rest of this one."""
         self._running = None
         if self.transport.is_closing():
             return
@@ -280,7 +281,7 @@ class Connection(HttpToolsProtocol):
         return ConnectionRefused(400, f"The request is no valid HTTP/1.1: {error}")
 
     def _miss_head(self) -> None:
-        """Give up on a head; a client that sent nothing is not owed a reason."""
+        """Give up on a head; a client that sent nothing gets no reply."""
         self._timer = None
         if self._in_head:
             reason = f"The head of the request did not arrive within {HEAD_SECONDS:g} seconds"
@@ -289,7 +290,7 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, refusal: ConnectionRefused) -> None:
-        """Answer what cannot be served and close, once what came before it is answered."""
+        """Answer with an error and close, once the requests before it are answered."""
         log.info("refused what %s sent: %s", self.client, refusal)
         self._deaf = True
         cycle = self._running
@@ -307,7 +308,7 @@ class Connection(HttpToolsProtocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Close once the client has, or soon.
+        """Close once the client has closed its side, or after LINGER_SECONDS.
 
         Closing while it still sends would reset the connection, and it might never see the reply.
         """

@@ -61,7 +61,7 @@ A router that is behind its workers keeps these busy first, and then writes to e
 several tokens. A first token is delivered at once.
 """
 MAX_DEATHS = 5
-"""Restarts with no token between them, after which every live request fails."""
+"""Restarts without a token between them after which every live request fails."""
 STOPPING = "The server is shutting down"
 GONE = "The model worker is gone for good"
 FAILED = "the engine failed"
@@ -71,17 +71,17 @@ T = TypeVar("T")
 
 
 class State(Enum):
-    """What an engine does. It goes from one to a later one, but for restarts."""
+    """The states of an engine. It moves to later ones only, but for restarts."""
 
     STARTING = "starting"
     READY = "ready"
     RESTARTING = "restarting"
-    """The workers are started again; requests are taken and wait."""
+    """The workers are started again; requests are accepted and wait."""
     RETIRED = "retired"
-    """Serving, through restarts too, though clients are to look elsewhere."""
+    """Serving, through restarts too, though clients should go elsewhere."""
     STOPPED = "stopped"
     FAILED = "failed"
-    """The workers cannot be brought back."""
+    """The workers could not be restarted."""
 
 
 class Engine:
@@ -110,15 +110,15 @@ class Engine:
         self._last_id = 0
         self._state = State.STARTING
         self._deaths = 0
-        """Restarts since the last token, but for deaths of workers that had nothing to do."""
+        """Restarts since the last token, not counting deaths of workers that had nothing to do."""
         self._suspect: Request | None = None
-        """The core's at the last restart."""
+        """The core's suspect at the last restart."""
         self._fault: Exception | None = None
-        """What the core raised to a client, for the task to recover from."""
+        """The core's error in a client's call, which the task recovers from."""
         self._task: asyncio.Task[None] | None = None
         self.worker_restarts = 0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done, with an exception, when the workers cannot be brought back."""
+        """Done, with an exception, when the workers cannot be restarted."""
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -166,19 +166,20 @@ class Engine:
         return ready
 
     def serve(self, metrics: StepMetrics) -> None:
-        """Begin to take requests, once launched."""
+        """Begin to take requests, after `launch`."""
         self._steps = StepTimer(metrics)
         if self._state is State.STARTING:
             self._state = State.READY
         self._task = asyncio.create_task(self._serve())
 
     def retire(self) -> None:
-        """Be not ready from now on, so that clients look elsewhere; requests are still taken."""
+        """Report not ready from now on, so that clients go elsewhere; requests are still
+        accepted."""
         if self._state in (State.STARTING, State.READY, State.RESTARTING):
             self._state = State.RETIRED
 
     async def stop(self, grace: float) -> None:
-        """End the workers. What still lives gets an IncompleteGeneration; what never ran, a 503."""
+        """Stop the workers. Running requests get an IncompleteGeneration, waiting ones a 503."""
         self._state = State.STOPPED
         if self._task is not None:
             self._task.cancel()
@@ -192,12 +193,12 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether workers are there to make progress, and will be for a while."""
+        """Whether workers are running, and will be for a while."""
         return self._state is State.READY
 
     @property
     def max_total_tokens(self) -> int:
-        """Longest request that the model and the cache allow."""
+        """The longest request, prompt and output, that the model and the cache allow."""
         return self.core.budget.max_total_tokens
 
     @property
@@ -228,7 +229,7 @@ class Engine:
     def reserve(
         self, client: str, n_rows: int, n_bytes: int, on_evicted: Callable[[], None]
     ) -> Reservation:
-        """Reserve rows for requests to come, whose bodies have `n_bytes`.
+        """Reserve rows for later requests, whose bodies have `n_bytes`.
 
         `on_evicted` is called if another client gets them before any of them runs; whatever was
         submitted for them is over then, and its streams raise Overloaded.
@@ -248,7 +249,7 @@ class Engine:
         return reservation
 
     def release(self, reservation: Reservation) -> None:
-        """Give its rows back. Idempotent."""
+        """Free its rows. Idempotent."""
         self.core.reservations.release(reservation)
 
     def submit(self, request: GenerationRequest) -> GenerationStream:
@@ -299,7 +300,7 @@ class Engine:
         return own if request.ignore_eos else own | self._stop_ids
 
     def cancel(self, request: Request) -> None:
-        """The client left."""
+        """End a request whose client left."""
         if self._streams.remove(request) is not None:
             with contextlib.suppress(GenerationError):
                 self._in_core(self.core.finish, request)
@@ -312,7 +313,7 @@ class Engine:
             raise Unhealthy(GONE)
 
     def _in_core(self, call: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-        """Call the core for a client. Raises the ServerError that refuses what was asked.
+        """Call the core for a client. Raises the ServerError that refuses the request.
 
         What else it raises fails the request, and leaves a core that the task is to recover.
         """
@@ -326,7 +327,8 @@ class Engine:
             raise GenerationError(FAILED) from error
 
     def _wake(self) -> None:
-        """Have the task plan, once for everything that comes in one turn of the event loop."""
+        """Have the task plan a step, once for everything that comes in one turn of the event
+        loop."""
         if self._workers.group is not None:
             self._workers.group.wake()
 
@@ -353,7 +355,7 @@ class Engine:
         self._fail_all(GenerationError(message), Unhealthy(GONE))
 
     async def _serve_group(self) -> None:
-        """Send steps and take results until something goes wrong."""
+        """Send steps and take results until an error."""
         group = self._workers.group
         assert group is not None
         while self._fault is None:
@@ -369,7 +371,7 @@ class Engine:
         raise self._fault
 
     def _take_all(self, group: WorkerGroup, done: StepDone | None) -> bool:
-        """Take the results that are there, send the next steps, and let clients have the tokens.
+        """Take the results that have arrived, send the next steps, and deliver the tokens.
 
         True if more results may be there.
         """
@@ -401,7 +403,7 @@ class Engine:
             group.send(plan.step)
 
     def _complete(self, done: StepDone) -> bool:
-        """Give the requests what a step brought them. True if it is the first token of one."""
+        """Give a step's tokens to the requests. Return whether one of them is a first token."""
         events = self.core.complete(done)
         if events:
             self._deaths = 0
@@ -438,7 +440,7 @@ class Engine:
         log.info("the worker is back")
 
     def _replay(self, reason: str, fault: Exception | None) -> None:
-        """Put all that lives back into the core, but for what keeps ending the workers.
+        """Submit all live requests to the core again, except one that keeps killing the workers.
 
         Raises `fault`, an error of the engine's own, where it comes again and again without any
         request.
@@ -468,7 +470,7 @@ class Engine:
             self._suspect = None
 
     def _fail_all(self, error: ServerError, of_waiting: ServerError) -> None:
-        """End what has run with `error`, and what has not with the other one."""
+        """End requests that have run with `error`, and waiting ones with the other error."""
         requests = [stream.request for stream in self._streams]
         # Clients first, as the core may be what is broken.
         self._streams.fail_all(error, of_waiting)

@@ -1,4 +1,4 @@
-"""Python processes of the server's own.
+"""Start Python processes of the server's own.
 
 The working directory is never on their module path: a file `safetensors.py` or a folder `workers/`
 where the user happens to stand must not run instead of ours.
@@ -21,7 +21,7 @@ def command(module: str) -> tuple[str, ...]:
 
 
 def environment(inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return `inherited`, less what such a process cannot work with, and with what it lacks.
+    """Return `inherited` without variables that break such a process, and with those that it needs.
 
     Python reads an empty entry of PYTHONPATH, as `export PYTHONPATH=$PYTHONPATH:/x` often leaves
     one, as the working directory. transformers needs its docstrings, which PYTHONOPTIMIZE=2 takes.

@@ -27,7 +27,7 @@ def _option(
     choices: tuple[str, ...] | None = None,
     strict: Any = None,
 ) -> Any:
-    """`strict` is the default with --strict-tgi, where it is another one."""
+    """Declare a setting. `strict` is its default with --strict-tgi, where that differs."""
     metadata = {
         "group": group,
         "help": help,
@@ -53,7 +53,7 @@ COUNT = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the operator set. None: found from the model or the machine at start."""
+    """The operator's settings. None: found from the model or the machine at start."""
 
     model_id: str | None = _option(
         None,
@@ -308,7 +308,7 @@ class Settings:
 
     @property
     def graph_sizes(self) -> list[int] | None:
-        """`cuda_graphs` as numbers, none for 0; None where they are left open or no numbers."""
+        """`cuda_graphs` as numbers, empty for 0; None where it is not set or not numbers."""
         if self.cuda_graphs is None:
             return None
         if self.cuda_graphs.strip() == "0":

@@ -11,8 +11,8 @@ NOT_BUILT = {
     "watermark_gamma": "other watermark parameters than 0.5 and 2.0",
     "watermark_delta": "other watermark parameters than 0.5 and 2.0",
 }
-"""Settings that are known but not supported; setting one is an error. Each with what it would
-do."""
+"""Settings that are known but not supported: setting one is an error. Values describe the
+setting."""
 
 HARMLESS = {
     "speculate": ("0",),
@@ -36,7 +36,7 @@ WITHOUT_MEANING = {
     "ngrok_edge": "this server opens no tunnel",
     "usage_stats": "this server sends no usage statistics",
 }
-"""Accepted flags that do nothing here, each with the reason."""
+"""Flags that are accepted and do nothing here, each with the reason."""
 
 VARIABLES_WITHOUT_MEANING = {
     "PREFIX_CACHING": "the prefix cache is always on and changes no text",
@@ -60,7 +60,7 @@ VALUES_OF_TGI = {
 """What values that only TGI knows mean here, by setting."""
 
 NOTHING = ("", "false", "0", "off")
-"""Values with which one of these asks for nothing, so that nothing needs to be said."""
+"""Values with which a flag asks for nothing, so that no warning is logged."""
 
 OTHER_NAMES = {
     "model_id": "HF_MODEL_ID",

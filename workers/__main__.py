@@ -13,7 +13,7 @@ from workers.build_cache import use_scratch
 from workers.parent_death import die_with_parent
 
 PEER_LOST_SECONDS = 5.0
-"""How long a worker that lost another waits for the router to end it."""
+"""How long a worker that lost another rank waits for the router to end it."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The persistent batch: what a worker remembers of each row between steps.
+"""The persistent batch: the state of each row between steps.
 
 The router sends differences (rows admitted and released, blocks granted); everything else, such as
 the token a row just sampled, never leaves the worker's device before the next step needs it.
@@ -28,7 +28,8 @@ class Row:
 
     def __init__(self, admit: Admit) -> None:
         self.tokens = np.zeros(len(admit.tokens), np.int64)
-        """Those known on the host. Nobody asks for what a prefix hit covers: it is left at 0."""
+        """The tokens that are known on the host. Those of a prefix hit are never read, and left at
+        0."""
         self.tokens[admit.n_cached :] = admit.tokens[admit.n_cached :]
         self.n_prompt = admit.n_prompt
         self.n_computed = admit.n_cached
@@ -45,7 +46,7 @@ class Row:
         return self.n_computed < len(self.tokens)
 
     def extend(self, tokens: list[int]) -> None:
-        """Make the last token, and those that follow it by a grammar, known on the host.
+        """Store the last token, and the jump-forward tokens after it, on the host.
 
         `tokens` has at least two; of those before nobody asks any more.
         """
@@ -71,14 +72,14 @@ class RowTable:
         self._rows: list[Row | None] = [None] * max_rows
 
     def __getitem__(self, row: int) -> Row:
-        """Raises KeyError for a row that is not in the batch."""
+        """Return a row. Raises KeyError if it is not in the batch."""
         found = self.get(row)
         if found is None:
             raise KeyError(f"row {row} is not in the batch")
         return found
 
     def get(self, row: int) -> Row | None:
-        """The row of this number, if there is one."""
+        """Return the row of this number, if there is one."""
         return self._rows[row] if row < len(self._rows) else None
 
     def admit(self, admit: Admit) -> None:

@@ -42,7 +42,7 @@ HARMLESS: Mapping[str, tuple[str, ...]] = {
     "tools.function": ("cache_control",),
     "stream_options": ("include_obfuscation",),
 }
-"""Fields that change no text, by the object that they are in. They pass in silence."""
+"""Fields that do not change the text, by the object that they are in. They are not reported."""
 
 
 class UnsupportedField(NamedTuple):
@@ -127,7 +127,7 @@ REFUSED: Mapping[str, UnsupportedField] = {
     "audio": UnsupportedField(),
     "web_search_options": UnsupportedField(),
 }
-"""Fields that would change a text, and are not supported: of the OpenAI routes."""
+"""Fields of the OpenAI routes that would change the text and are not supported."""
 
 SETTINGS_OF_REFUSED = frozenset(
     {
@@ -149,11 +149,11 @@ SETTINGS_OF_REFUSED = frozenset(
         "watermarking_key",
     }
 )
-"""They only say how another one is done that is refused unless it is off."""
+"""Fields that only modify one that is refused unless it is off."""
 
 
 def ignored(unknown: Unknown) -> list[str]:
-    """Return the paths of the fields that a client should know have no effect."""
+    """Return the paths of the fields to report as having no effect."""
     return [path for path, value in unknown.items() if not _asks_nothing(path, value)]
 
 

@@ -1,4 +1,4 @@
-"""Paged blocks and the prefix cache: who holds which block of the KV cache.
+"""Paged blocks and the prefix cache: which request holds which block of the KV cache.
 
 The pool is `n_blocks` blocks of `block_size` tokens. Each block is in exactly one of three places:
 free, used (at least one block table holds it), or cached (no table holds it, but its content can
@@ -75,7 +75,7 @@ class Node:
         self.tokens = tokens
         self.block: int | None = None
         self.owner: BlockTable | None = owner
-        """Who is computing it; None once it is ready or given up."""
+        """The table that is computing it; None once it is ready or given up."""
 
 
 class BlockTable:

@@ -1,4 +1,4 @@
-"""The scheduler's core: what runs in the next step.
+"""The scheduler core: decides which rows run in the next step.
 
 Deterministic, and alone: no I/O, no clock, no randomness, no asyncio. The engine around it calls
 `reserve`, `submit`, `plan`, `complete`, `finish` and `reset`, sends the steps it plans to the
@@ -55,7 +55,7 @@ from tgi_async.wire.messages import (
 
 
 class Core:
-    """Waiting queue, running batch, blocks and budgets."""
+    """The waiting queue, the running batch, the blocks and the budgets."""
 
     def __init__(self, budget: Budget) -> None:
         if budget.lookahead not in (0, 1):
@@ -74,12 +74,12 @@ class Core:
         self._release: list[int] = []
         self._in_flight: deque[InFlight] = deque()
         self._closing: list[BlockTable] = []
-        """Tables that nobody holds, waiting for the steps in flight that may touch them."""
+        """Tables of ended requests, waiting for the steps in flight that may touch them."""
         self._last_step = 0
         self._acknowledged = 0
         self._arrivals = 0
         self._committed_tokens = 0
-        """Prompt and most output tokens of all running requests."""
+        """Prompt tokens and maximum output tokens of all running requests."""
         self._n_replays = 0
         """Admissions that are still to be made one by one."""
         self._trial: Request | None = None
@@ -90,8 +90,8 @@ class Core:
     def reserve(
         self, client: str, n_rows: int, n_bytes: int
     ) -> tuple[Reservation, list[Reservation], list[Request]]:
-        """Reserve rows for requests to come. Returns the evicted, too, and their requests, which
-        are over.
+        """Reserve rows for later requests. Return the reservation, the evicted ones, and their
+        requests, which are ended.
 
         Raises ValidationError for more than there are, Overloaded where there is no room now.
         """
@@ -103,7 +103,7 @@ class Core:
         return reservation, evicted, ended
 
     def submit(self, request: Request) -> None:
-        """A new request.
+        """Queue a new request.
 
         Raises ValidationError, by name of the limit, if it can never fit; Overloaded if its
         reservation was evicted.
@@ -133,7 +133,7 @@ class Core:
         self.waiting.add(request)
 
     def finish(self, request: Request) -> None:
-        """The request is over: its client left, or a stop sequence appeared. Idempotent."""
+        """End a request: its client left, or a stop sequence appeared. Idempotent."""
         if request.status is Status.ENDED:
             return
         if request.status is Status.WAITING:
@@ -146,7 +146,7 @@ class Core:
             self.reservations.end(request.reservation, ran=request.charged)
 
     def reset(self, live: Iterable[Request] | None = None, *, one_by_one: bool = False) -> None:
-        """Begin again with workers that know nothing: every live request waits, and none runs.
+        """Start over with new workers: every live request waits, and none runs.
 
         `live` are the requests that the caller still serves, for the lists here are in doubt once
         a method has raised. None: what the lists say. With `one_by_one` each of them is admitted
@@ -181,12 +181,12 @@ class Core:
 
     @property
     def on_trial(self) -> bool:
-        """Whether nobody is admitted before the suspect has got a token."""
+        """Whether admissions wait until the suspect has got a token."""
         suspect = self.suspect
         return self._n_replays > 0 and suspect is not None and suspect.status is Status.RUNNING
 
     def complete(self, done: StepDone) -> list[Event]:
-        """The oldest step in flight is done.
+        """Complete the oldest step in flight.
 
         Raises UnexpectedResult, and changes nothing, if this is not its result.
         """
@@ -217,7 +217,7 @@ class Core:
     # -- planning -------------------------------------------------------------------------------
 
     def plan(self) -> Plan | None:
-        """The next step, or None while there is nothing to run or too much in flight."""
+        """Return the next step, or None while there is nothing to run or too much in flight."""
         if len(self._in_flight) > self.budget.lookahead:
             return None
         builder = StepBuilder(self._last_step + 1)
@@ -458,7 +458,7 @@ class Core:
         self._acknowledge(scheduled, {}, [])
 
     def _await_no_more(self, request: Request) -> None:
-        """The steps in flight compute known tokens of this request, and bring none."""
+        """Mark the steps in flight as computing known tokens of this request, and sampling none."""
         for step in self._in_flight:
             for scheduled in step.scheduled_rows:
                 if scheduled.request is request and scheduled.samples:
@@ -495,7 +495,7 @@ class Core:
     # -- rows and tables ------------------------------------------------------------------------
 
     def _preempt(self, request: Request) -> None:
-        """Give a request's blocks back; it will be computed again from its known tokens."""
+        """Free a request's blocks; it will be computed again from its known tokens."""
         self.n_preemptions += 1
         self._leave(request)
         request.status = Status.WAITING
@@ -518,7 +518,7 @@ class Core:
             self.blocks.close(table)
 
     def _close_tables(self) -> None:
-        """Free what waited for the steps that have been acknowledged by now."""
+        """Close the tables whose last steps have been acknowledged."""
         still = []
         for table in self._closing:
             if table.last_step > self._acknowledged:
@@ -531,7 +531,8 @@ class Core:
         return -(-n_tokens // self.budget.block_size)
 
     def _short(self, request: Request, end: int) -> int:
-        """Blocks that a row lacks to compute its positions before `end`, or all it ever will."""
+        """Return how many blocks a row lacks to compute its positions before `end`, or all it ever
+        will."""
         assert request.table is not None
         needed = self._n_blocks(min(end, request.limit))
         return max(0, needed - len(request.table.blocks))

@@ -1,4 +1,4 @@
-"""Steps in flight, and whether what comes back is their result."""
+"""Check that a worker's results match the steps in flight."""
 
 from __future__ import annotations
 

@@ -48,7 +48,8 @@ class Constraints:
     loop."""
 
     def __init__(self, vocabulary: Callable[[], Vocabulary], vocab_size: int) -> None:
-        """`vocabulary` is called once, in a thread: by `prepare`, or for the first grammar."""
+        """Hold the rows. `vocabulary` is called once, in a thread: by `prepare`, or for the first
+        grammar."""
         self._make_vocabulary = vocabulary
         self._vocabulary: Future[Vocabulary] | None = None
         self._rows: dict[int, _Followed] = {}
@@ -60,7 +61,7 @@ class Constraints:
         self._done = threading.Event()
 
     def __bool__(self) -> bool:
-        """Whether any row follows a grammar."""
+        """Return whether any row has a grammar."""
         return bool(self._rows)
 
     def __contains__(self, row: int) -> bool:

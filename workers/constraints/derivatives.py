@@ -1,4 +1,4 @@
-"""What may follow a text: the derivative of an expression (Brzozowski, 1964)."""
+"""Derivatives of expressions: what may follow a text (Brzozowski, 1964)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from workers.constraints.nodes import ALL_BYTES, Machine, Node, Nodes, Steps
 
 
 class Derivatives(Nodes):
-    """Expressions, and what may follow the beginnings of their texts."""
+    """Expressions, and their derivatives."""
 
     def after(self, node: Node, symbol: int) -> Node:
-        """What may follow a symbol."""
+        """Return what may follow a symbol."""
         steps = node.steps
         if steps is None:
             # What follows other symbols is not worked out, where that is not known already.
@@ -27,7 +27,7 @@ class Derivatives(Nodes):
         return self.nothing
 
     def after_text(self, node: Node, symbols: Sequence[int]) -> Node:
-        """What may follow these symbols."""
+        """Return what may follow these symbols."""
         at = 0
         while at < len(symbols):
             n = self._run(node, symbols, at)
@@ -41,7 +41,7 @@ class Derivatives(Nodes):
         return node
 
     def _run(self, node: Node, symbols: Sequence[int], at: int) -> int:
-        """How many of the next symbols are each a whole part of what is repeated here."""
+        """Return how many of the next symbols are each a whole repetition here."""
         first = node.parts[0] if node.kind == "then" else node
         if first.kind != "repeated" or first.nullable:
             return 0
@@ -57,12 +57,12 @@ class Derivatives(Nodes):
         return found - at
 
     def _fewer(self, node: Node, n: int) -> Node:
-        """What is left of a repetition after so many times."""
+        """Return what is left of a repetition after so many times."""
         inner, least, most = node.parts
         return self.repeated(inner, max(0, least - n), None if most is None else most - n)
 
     def steps(self, node: Node) -> Steps:
-        """What may follow any symbol."""
+        """Return what may follow each symbol."""
         if node.steps is None:
             node.steps = self._steps(node)
         return node.steps
@@ -106,7 +106,7 @@ class Derivatives(Nodes):
         return []
 
     def _union(self, lists: Iterable[Steps]) -> Steps:
-        """What follows in any of these."""
+        """Return what follows in any of these."""
         by_mask: dict[int, list[Node]] = {}
         for steps in lists:
             for mask, node in steps:

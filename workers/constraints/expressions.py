@@ -1,4 +1,4 @@
-"""Sets of texts as expressions over bytes: what may follow a text, and the shortest way to its end.
+"""Sets of texts as expressions over bytes: derivatives, and shortest completions.
 
 References make the languages of nested values out of them. What is asked of an expression follows
 from its parts, but for an intersection, where the shortest text is searched.
@@ -13,16 +13,17 @@ from workers.constraints.derivatives import Derivatives
 from workers.constraints.nodes import Node
 
 ENDLESS = 1 << 40
-"""The cost of what has no end."""
+"""The cost of an expression without a finite text."""
 MAX_SEARCHED = 2_000
-"""Expressions looked at on the way to the shortest text of one intersection."""
+"""Most expressions visited to find the shortest text of an intersection."""
 FILLERS = (b"", b"a", b" a")
-"""Where bytes can be chosen, they are the first, of those that may be, in one of these; and where
-they can be chosen again and again, in their order."""
+"""Where bytes can be chosen, the first allowed one of one of these is taken; where they can be
+chosen again and again, in their order."""
 
 
 class Expressions(Derivatives):
-    """Those of one grammar. Every method that makes one raises TooComplex. Not thread-safe."""
+    """The expressions of one grammar. Every method that makes one raises TooComplex. Not
+    thread-safe."""
 
     def __init__(self, fillers: Sequence[bytes] = FILLERS) -> None:
         super().__init__()
@@ -31,11 +32,12 @@ class Expressions(Derivatives):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory, roughly."""
+        """Bytes of memory, estimated."""
         return super().nbytes + 8 * sum(map(len, list(self._texts.values())))
 
     def settle(self) -> None:
-        """Work out the costs of all there is: where references lead in circles, of all at once."""
+        """Compute the costs of all expressions; where references lead in circles, of all at
+        once."""
         nodes = list(self._nodes.values())
         costs = dict.fromkeys(self._definitions, ENDLESS)
         while True:
@@ -51,7 +53,8 @@ class Expressions(Derivatives):
             costs = found
 
     def cost(self, node: Node) -> int:
-        """How many symbols the shortest text has; `ENDLESS` and more if none is known."""
+        """Return the length of the shortest text in symbols; `ENDLESS` and more if none is
+        known."""
         if node.cost is None:
             node.cost = self._cost(node)
         return node.cost
@@ -81,7 +84,7 @@ class Expressions(Derivatives):
         return ENDLESS
 
     def _bound(self, node: Node) -> int:
-        """The shortest text has no fewer symbols."""
+        """Return a lower bound of the shortest text's length."""
         if node.cost is not None or node.kind not in ("both", "other", "then"):
             return self.cost(node)
         if node.nullable:
@@ -124,7 +127,7 @@ class Expressions(Derivatives):
         return ENDLESS
 
     def least(self, node: Node, filler: int = 0) -> tuple[int, ...]:
-        """The symbols of the shortest text, in the filler of this number where there is a
+        """Return the symbols of the shortest text, with the filler of this number where there is a
         choice. `cost` must be less than `ENDLESS`."""
         found: list[int] = []
         while not node.nullable:

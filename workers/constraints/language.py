@@ -1,4 +1,4 @@
-"""The texts of a grammar as an expression: terms in, nodes out."""
+"""The texts of a grammar as an expression: terms to nodes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from workers.constraints.patterns import matching
 from workers.constraints.values import MANY, value
 
 SpecialId = Callable[[str], int | None]
-"""The id of the special token with this name."""
+"""Returns the id of the special token with this name."""
 
 
 def language(expressions: Expressions, grammar: Grammar, special_id: SpecialId) -> Node:
-    """The expression, with its costs. Raises TooComplex for what is not followed here."""
+    """Return the expression, with its costs. Raises TooComplex for unsupported terms."""
     node = _Terms(expressions, special_id).of(grammar)
     expressions.settle()
     return node
@@ -111,14 +111,14 @@ class _Until:
         self.ends = ends
         """Texts, and what follows each."""
         self.symbols: list[tuple[int, Node]] = []
-        """Special tokens that are such ends too."""
+        """Special tokens that are ends too."""
         self.after_end = False
-        """Whether all of it may come again behind that."""
+        """Whether all of it may come again after that."""
         self._free = free
 
     @property
     def start(self) -> Node:
-        """Where nothing has begun."""
+        """Return the start state."""
         return self._x.machine(self, (b"", self._x.empty))
 
     @property

@@ -1,4 +1,4 @@
-"""One of many given texts, as an automaton over the sorted list of them."""
+"""One of many given texts, as an automaton over their sorted list."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from workers.constraints.expressions import Expressions
 from workers.constraints.nodes import Node, Steps
 
 State = tuple[int, int, int]
-"""The texts from one place to another have a beginning of so many bytes in common."""
+"""A range of the sorted texts, whose first so many bytes are equal."""
 
 
 class LiteralMachine:
-    """See `Machine`. The texts are different and not empty."""
+    """A `Machine` for a choice of texts, which are different and not empty."""
 
     inner: tuple[Node, ...] = ()
 
@@ -24,7 +24,7 @@ class LiteralMachine:
 
     @property
     def start(self) -> Node:
-        """Where any of them may come."""
+        """Return the start state."""
         return self._expressions.machine(self, (0, len(self._texts), 0))
 
     def accepts(self, state: State) -> bool:

@@ -1,4 +1,4 @@
-"""Sets of texts as expressions over bytes: what they are made of."""
+"""Expressions over bytes: their nodes."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ SPECIAL = 256
 """A special token is the symbol of its id and this; smaller symbols are bytes."""
 ALL_BYTES = (1 << SPECIAL) - 1
 MAX_NODES = 60_000
-"""Of one grammar."""
+"""Most nodes of one grammar."""
 NODE_BYTES = 700
-"""Of one node, with what follows it, roughly."""
+"""Bytes of one node, with what follows it, estimated."""
 MAX_PARTS = 20_000
-"""Of a choice."""
+"""Most options of a choice."""
 MAX_MADE = 10_000
-"""Nodes that may be made for one question: some 100 ms."""
+"""Most nodes that one operation may make: some 100 ms."""
 
 Steps = list[tuple[int, "Node"]]
 """Disjoint sets of symbols (bit masks), each with what follows a symbol in it."""
 
 
 class TooComplex(Exception):
-    """An expression is beyond the limits."""
+    """An expression exceeds the limits."""
 
 
 class Machine(Protocol):
-    """An automaton of a kind of its own: a node is one in a state."""
+    """An automaton of its own kind: a node is one in a state."""
 
     def steps(self, state: Any) -> Steps:
-        """From a state."""
+        """Return the steps from a state."""
         ...
 
     def least(self, state: Any) -> bytes | None:
-        """The shortest text from a state; None if there is none."""
+        """Return the shortest text from a state; None if there is none."""
         ...
 
     def accepts(self, state: Any) -> bool:
-        """Whether the text may end in a state."""
+        """Return whether the text may end in a state."""
         ...
 
     @property
@@ -47,7 +47,7 @@ class Machine(Protocol):
 
     @property
     def inner(self) -> Sequence[Node]:
-        """What may follow it, other than itself."""
+        """Nodes that may follow it, other than its own."""
         ...
 
 
@@ -68,7 +68,7 @@ class Node:
 
 
 class Nodes:
-    """Those of one grammar. Every method that makes one raises TooComplex."""
+    """The nodes of one grammar. Every method that makes one raises TooComplex."""
 
     def __init__(self) -> None:
         self._nodes: dict[tuple[Any, ...], Node] = {}
@@ -82,12 +82,12 @@ class Nodes:
         return len(self._nodes)
 
     def begin(self) -> None:
-        """A question: from now on, so many nodes may be made."""
+        """Begin an operation: from now on, so many nodes may be made."""
         self._left_to_make = MAX_MADE
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory, roughly."""
+        """Bytes of memory, estimated."""
         return NODE_BYTES * len(self._nodes)
 
     def _made(self, kind: str, parts: tuple[Any, ...], nullable: bool) -> Node:
@@ -101,22 +101,22 @@ class Nodes:
         return found
 
     def symbols(self, mask: int) -> Node:
-        """One symbol of a set."""
+        """Return one symbol of a set."""
         return self._made("symbols", (mask,), False)
 
     def text(self, text: bytes) -> Node:
-        """Exactly these bytes."""
+        """Return exactly these bytes."""
         return self.sequence([self.symbols(1 << byte) for byte in text])
 
     def sequence(self, parts: Sequence[Node]) -> Node:
-        """One after the other."""
+        """Return one after the other."""
         node = self.empty
         for part in reversed(parts):
             node = self.then(part, node)
         return node
 
     def then(self, first: Node, rest: Node) -> Node:
-        """`first`, and then `rest`."""
+        """Return `first`, and then `rest`."""
         if first is self.nothing or rest is self.nothing:
             return self.nothing
         if first is self.empty:
@@ -135,7 +135,7 @@ class Nodes:
         return self._made("then", (first, rest), first.nullable and rest.nullable)
 
     def choice(self, options: Iterable[Node]) -> Node:
-        """One of these."""
+        """Return a choice of these."""
         found: dict[Node, None] = {}
         for option in options:
             for one in option.parts if option.kind == "choice" else (option,):
@@ -151,11 +151,11 @@ class Nodes:
         return self._made("choice", nodes, any(one.nullable for one in nodes))
 
     def optional(self, node: Node) -> Node:
-        """This or nothing."""
+        """Return this or nothing."""
         return self.choice([node, self.empty])
 
     def repeated(self, node: Node, least: int = 0, most: int | None = None) -> Node:
-        """So many times; `most` None: any number."""
+        """Return it repeated so many times; `most` None: any number."""
         if most == 0 or node is self.empty:
             return self.empty
         if node is self.nothing:
@@ -167,7 +167,7 @@ class Nodes:
         return self._made("repeated", (node, least, most), least == 0)
 
     def both(self, nodes: Iterable[Node]) -> Node:
-        """What all of these have."""
+        """Return the intersection."""
         found: dict[Node, None] = {}
         for node in nodes:
             for one in node.parts if node.kind == "both" else (node,):
@@ -183,7 +183,7 @@ class Nodes:
         return self._made("both", parts, all(one.nullable for one in parts))
 
     def other(self, node: Node) -> Node:
-        """Any bytes but these."""
+        """Return any bytes but these."""
         if node is self.nothing:
             return self.any_bytes
         if node.kind == "other":
@@ -191,15 +191,15 @@ class Nodes:
         return self._made("other", (node,), not node.nullable)
 
     def reference(self, name: str) -> Node:
-        """What will be defined by this name, and begins with a symbol."""
+        """Return a reference to a definition of this name, which begins with a symbol."""
         return self._made("reference", (name,), False)
 
     def define(self, name: str, node: Node) -> None:
-        """All names are defined before anything is asked of a reference."""
+        """Define a name. All names are defined before a reference is used."""
         self._definitions[name] = node
 
     def machine(self, machine: Machine, state: Any) -> Node:
-        """A machine in a state."""
+        """Return a machine in a state."""
         return self._made("machine", (machine, state), machine.accepts(state))
 
 

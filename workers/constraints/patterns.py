@@ -61,7 +61,7 @@ Tree = Chars | Anchor | Cat | Alt | Rep
 
 
 class _Reader:
-    """Reads one pattern. Raises TooComplex for what it does not know."""
+    """Parses one pattern. Raises TooComplex for unsupported syntax."""
 
     def __init__(self, pattern: str, unicode_spaces: bool) -> None:
         self._pattern = pattern
@@ -245,18 +245,18 @@ class _Reader:
 
 
 def matching(expressions: Expressions, pattern: str) -> Node:
-    """The texts of which the whole matches. Raises TooComplex."""
+    """Return the texts that match as a whole. Raises TooComplex."""
     return _anchored(expressions, _Reader(pattern, False).all(), expressions.empty)
 
 
 def searching(expressions: Expressions, pattern: str) -> Node:
-    """The texts that match somewhere, as `pattern` of a schema. Raises TooComplex."""
+    """Return the texts that match somewhere, as for `pattern` of a schema. Raises TooComplex."""
     anything = expressions.repeated(characters(expressions, sets.ANY))
     return _anchored(expressions, _Reader(pattern, True).all(), anything)
 
 
 def _anchored(expressions: Expressions, tree: Tree, around: Node) -> Node:
-    """`around`: what may be on a side without an anchor."""
+    """Add `around` on each side that has no anchor."""
     options = []
     for begins, rest in _stripped(tree, False):
         for ends, inner in _stripped(rest, True):
@@ -267,7 +267,7 @@ def _anchored(expressions: Expressions, tree: Tree, around: Node) -> Node:
 
 
 def _stripped(tree: Tree, at_end: bool) -> list[tuple[bool, Tree]]:
-    """The options of a tree without their anchors at one side, and whether they had them."""
+    """Return the options of a tree without their anchors at one side, and whether they had them."""
     if isinstance(tree, Anchor) and tree.at_end == at_end:
         return [(True, Cat(()))]
     if isinstance(tree, Alt) and _has_anchor(tree):

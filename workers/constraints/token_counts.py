@@ -1,4 +1,4 @@
-"""How many tokens the rest of a text needs at most, by what its expression is made of.
+"""Upper bounds of the tokens that the rest of a text needs, by the structure of its expression.
 
 Of a text that must only become long enough, the rest is runs of one byte; of all else, each byte
 counts as a token. So these are bounds that cost next to nothing: where they are too high to tell,
@@ -13,7 +13,7 @@ from workers.constraints.tokens import TokenTable
 
 
 class TokenCounts:
-    """Those of one grammar. Not thread-safe."""
+    """The token counts of one grammar. Not thread-safe."""
 
     def __init__(self, expressions: Expressions, tokens: TokenTable) -> None:
         self._expressions = expressions
@@ -23,11 +23,12 @@ class TokenCounts:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory, roughly."""
+        """Bytes of memory, estimated."""
         return 100 * (len(self._enough) + len(self._most))
 
     def enough(self, node: Node) -> int:
-        """With so many tokens, a text can be completed; `ENDLESS` and more if that is not known."""
+        """Return a number of tokens that is enough to complete a text; `ENDLESS` and more if none
+        is known."""
         found = self._enough.get(node)
         if found is None:
             for one in _with_rests(node, self._enough):
@@ -53,7 +54,8 @@ class TokenCounts:
         return n * self.enough(node) if count is None else count
 
     def most(self, node: Node) -> int:
-        """`enough` of whatever may follow any beginning of a text, if it is not more than this.
+        """Return `enough` for whatever may follow any beginning of a text, if it is not more than
+        this.
 
         `ENDLESS` where that is not known.
         """
@@ -89,7 +91,8 @@ class TokenCounts:
         return ENDLESS
 
     def way(self, node: Node) -> list[int] | None:
-        """No more tokens than `enough`, which complete a text; None where they are not known."""
+        """Return tokens that complete a text, no more than `enough`; None where they are not
+        known."""
         found: list[int] = []
         while not node.nullable:
             first, node = node.parts if node.kind == "then" else (node, self._expressions.empty)
@@ -121,7 +124,8 @@ class TokenCounts:
 
 
 def single(node: Node) -> int:
-    """Symbols (a bit mask) each of which alone is a whole text, as far as that is plain to see."""
+    """Return symbols (a bit mask) each of which alone is a whole text, where that is easily
+    seen."""
     if node.kind == "symbols":
         return int(node.parts[0])
     found = 0
@@ -132,8 +136,8 @@ def single(node: Node) -> int:
 
 
 def _with_rests(node: Node, known: dict[Node, int]) -> list[Node]:
-    """A sequence and its ends that are not known, the shortest first: sequences may be so long that
-    nothing could call itself for each of their parts."""
+    """Yield a sequence and its ends that are not known, the shortest first, as a recursion could be
+    too deep."""
     found = [node]
     while node.kind == "then" and node.parts[1] not in known:
         node = node.parts[1]

@@ -1,4 +1,4 @@
-"""JSON values, as texts on one line, that a schema accepts.
+"""The JSON texts, on one line, that a schema accepts.
 
 The schema is one of those that `tgi_async.grammar.schema` emits. What is not known of it raises
 TooComplex.
@@ -49,7 +49,7 @@ KNOWN = frozenset(
     }
 )
 MANY = 50
-"""Constants, of which there is no expression for each."""
+"""Number of constants above which there is no expression for each."""
 TYPES = ("null", "boolean", "number", "string", "array", "object")
 NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 INTEGER = r"-?(?:0|[1-9][0-9]*)"
@@ -58,7 +58,7 @@ _NUMERIC = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multi
 
 
 def value(expressions: Expressions, schema: Any) -> Node:
-    """The texts of the values. It is for `Expressions.settle` to be called afterwards."""
+    """Return the texts of the values. Call `Expressions.settle` afterwards."""
     values = _Values(expressions)
     if isinstance(schema, dict):
         for name, one in schema.get("$defs", {}).items():
@@ -76,7 +76,8 @@ class _Values:
         self._matching: dict[str, Node] = {}
 
     def named(self, reference: str) -> str:
-        """The name of a definition, of which other schemas of the grammar have others."""
+        """Return the unique name of a definition, as other schemas of the grammar have their
+        own."""
         return f"{self._first_node} {reference}"
 
     def of(self, schema: Any) -> Node:
@@ -216,7 +217,7 @@ class _Values:
         return x.sequence([x.text(b"{"), inner, x.text(b"}")])
 
     def _further(self, schema: dict[str, Any], names: list[str]) -> Node:
-        """One property that has no schema of its own name."""
+        """Return one property that has no schema under its own name."""
         x = self._x
         colon = x.text(b": ")
         taken = [self._literal(name) for name in names]
@@ -233,7 +234,7 @@ class _Values:
         return x.choice(options)
 
     def _further_entries(self, entry: Node, behind: bool, least: int, most: int | None) -> Node:
-        """So many properties, behind others or not."""
+        """Return so many properties, after others or not."""
         x = self._x
         again = x.then(self._comma, entry)
         if behind:
@@ -245,7 +246,7 @@ class _Values:
         return some if least else x.optional(some)
 
     def _in_order(self, entries: list[tuple[Node, bool]], behind: Node, alone: Node | None) -> Node:
-        """The entries, those that are not needed or not. `alone`: what is there without any."""
+        """Return the entries in order, required or not. `alone`: what is there without any."""
         x = self._x
         after, first = behind, x.nothing if alone is None else alone
         for entry, needed in reversed(entries):
@@ -257,7 +258,7 @@ class _Values:
         return first
 
     def _counted(self, entries: list[tuple[Node, bool]], least: int, most: int | None) -> Node:
-        """The entries, so many of those that are not needed."""
+        """Return the entries, with so many of the optional ones."""
         x = self._x
         n = sum(not needed for _, needed in entries)
         most = n if most is None else min(n, most)
@@ -298,7 +299,7 @@ def _common_multiple(left: Fraction, right: Fraction) -> Fraction:
 def _bound(
     schema: dict[str, Any], inclusive: str, exclusive: str, stricter: Any
 ) -> tuple[Fraction | None, bool]:
-    """A bound, and whether a number must not be it."""
+    """Return a bound, and whether it is exclusive."""
     found = [
         _fraction(schema[name]) for name in (inclusive, exclusive) if schema.get(name) is not None
     ]

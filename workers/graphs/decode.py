@@ -1,5 +1,4 @@
-"""Decode steps as graphs: a forward pass and its sampling, captured once for some numbers of rows,
-then given to the device as a whole.
+"""Decode steps as CUDA graphs: a forward pass and its sampling, captured once for some batch sizes.
 
 What differs between steps is read from fixed places on the device, which one copy fills before
 each (`InputBuffers`): rows, positions, what each row asks of the sampler, what attention has to
@@ -34,10 +33,10 @@ from workers.sampling.output import Picked
 from workers.table import RowTable
 
 SECONDS = 60.0
-"""After which no further graph is begun; steps are filled up to the next larger one then."""
+"""Time after which no further graph is captured; steps are then padded to the next larger one."""
 STEP = 32
-"""Between numbers of rows that have a graph by default, from there on; powers of two before. Matrix
-products take as long for 33 rows as for 64, but attention and sampling do not."""
+"""Distance of the default batch sizes from here on; powers of two before. Matrix products take as
+long for 33 rows as for 64, but attention and sampling do not."""
 
 Index = NDArray[np.int64]
 
@@ -59,23 +58,23 @@ class Decodes(NamedTuple):
 
 @dataclass(slots=True)
 class GraphPlan:
-    """Decode steps of these numbers of rows are to be captured."""
+    """The batch sizes whose decode steps are to be captured."""
 
     capture: GraphCapture
     sizes: list[int]
     notes: list[str] = field(default_factory=list)
-    """What the user should know was given up, once they have been."""
+    """Notes for the user on what was given up, once they have been captured."""
 
 
 class SampledRows(NamedTuple):
-    """What rank 0 has besides: the rows, and what samples them."""
+    """What only rank 0 has: the rows, and their sampler."""
 
     table: RowTable
     sampling: DeviceSampling
 
 
 class _Graph:
-    """Of one number of rows."""
+    """The graph of one batch size."""
 
     def __init__(self, n_rows: int, attention: AttentionCapture) -> None:
         self.n_rows = n_rows
@@ -88,7 +87,7 @@ class _Graph:
 
 
 def default_sizes(max_rows: int) -> list[int]:
-    """Numbers of rows that have a graph where nobody says which."""
+    """Return the default batch sizes."""
     powers = [2**i for i in range(STEP.bit_length())]
     sizes = [n for n in (*powers, *range(STEP, max_rows, STEP)) if n < max_rows]
     return sorted({*sizes, max_rows})
@@ -108,10 +107,9 @@ class DecodeGraphs:
         ranks: Ranks | None = None,
         broadcast: Callable[[int, Int32Array], None] | None = None,
     ) -> None:
-        """`attention` is the model's; `most_positions` is the longest text of a row. `rows` are
-        rank 0's. With `ranks`, the model is this one's part, and rank 0 has `broadcast`, by which
-        the others `follow`.
-        """
+        """Hold graphs. `attention` is the model's; `most_positions` is the longest text of a row.
+        `rows` are rank 0's. With `ranks`, the model is this one's part, and rank 0 has `broadcast`,
+        by which the others `follow`."""
         self._model = model
         self._attention = attention
         self._cache = cache
@@ -133,7 +131,7 @@ class DecodeGraphs:
 
     @property
     def sizes(self) -> list[int]:
-        """The numbers of rows that have a graph, rising."""
+        """The batch sizes that have a graph, ascending."""
         return [one.n_rows for one in reversed(self._graphs)]
 
     @torch.inference_mode()
@@ -170,9 +168,9 @@ class DecodeGraphs:
         return []
 
     def run(self, decodes: Decodes) -> tuple[torch.Tensor, Picked] | None:
-        """Logits [n, V] and tokens of a step, both of which the next one overwrites; the tokens
-        that are `stored` are in the table. None, and nothing was done, where no graph has room for
-        so many rows or so long texts.
+        """Run a step; return its logits [n, V] and tokens, which the next one overwrites. The
+        tokens that are `stored` are in the table. Returns None, with nothing done, where no graph
+        has room for so many rows or such long texts.
 
         Raises ValueError for numbers outside the cache.
         """
@@ -201,13 +199,13 @@ class DecodeGraphs:
         return logits[:n], Picked(*(x[:n] for x in picked))
 
     def follow(self, n_rows: int, numbers: Int32Array) -> None:
-        """Run what rank 0 runs."""
+        """Run the graph that rank 0 runs."""
         graph = next(one for one in self._graphs if one.n_rows == n_rows)
         self._buffers.next()[: len(numbers)] = numbers
         self._run(graph, len(numbers))
 
     def close(self) -> None:
-        """Give up the graphs, which NCCL waits for when its group is destroyed."""
+        """Free the graphs, which NCCL waits for when its group is destroyed."""
         self._graphs = []
 
     def _run(self, graph: _Graph, size: int) -> Outputs:
@@ -229,7 +227,7 @@ class DecodeGraphs:
         return graph.layout.write(self._buffers.next(), {**parts, **of_attention}, rest)
 
     def _capture_graph(self, graph: _Graph) -> str:
-        """Return why it cannot be captured, or nothing."""
+        """Capture the graph of one batch size. Return why it cannot be captured, or nothing."""
         # A step of nobody: with it, the cache stays as it is.
         nobody = 0 if self._table is None else self._table.nobody
         nothing = np.empty(0, np.int32)
@@ -265,7 +263,7 @@ class DecodeGraphs:
         return ""
 
     def _step(self, graph: _Graph) -> Outputs:
-        """The work of a step, over the numbers that are on the device."""
+        """Run the step over the numbers that are on the device."""
         at = graph.layout.views(self._buffers.on_device)
         if self._table is not None:
             ids = self._table.last_tokens.index_select(0, at["rows"])
@@ -286,14 +284,14 @@ class DecodeGraphs:
         return self._kept(logits), *picked
 
     def _kept(self, logits: torch.Tensor) -> torch.Tensor:
-        """In one place for all graphs, since what each keeps for itself adds up."""
+        """Return one shared copy of a tensor, as what each graph keeps for itself adds up."""
         if self._logits is None:
             # The largest graph is the first to be prepared.
             self._logits = torch.empty_like(logits)
         return self._logits[: len(logits)].copy_(logits)
 
     def _all(self, mine: bool) -> bool:
-        """Whether it is so on all ranks."""
+        """Return whether it is true on all ranks."""
         return mine if self._ranks is None else bool(self._ranks.all_reduce_min(int(mine)))
 
 

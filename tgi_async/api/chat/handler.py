@@ -98,7 +98,8 @@ async def _stream(
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What a body asks for: `n` answers, which are held to `form` or may call tools on `offer`."""
+    """What a body asks for: `n` answers, constrained by `form` or with calls of the tools on
+    `offer`."""
 
     body: ChatRequest
     offer: Offer | None
@@ -140,7 +141,7 @@ def _like_tgi(service: Service, question: _Question, context: RequestContext) ->
 async def _answering(
     service: Service, question: _Question, context: RequestContext
 ) -> AsyncIterator[_Chat]:
-    """Hold rows, and generate the answers."""
+    """Reserve rows, and generate the answers."""
     body, offer, form, dialect = (
         question.body,
         question.offer,

@@ -1,4 +1,4 @@
-"""Changes to the messages of a chat, for templates that do not show tools and calls."""
+"""Change the messages of a chat for templates that do not show tools and calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tgi_async.text.tools.format import Format
 
 Messages = list[dict[str, Any]]
-"""As templates see them; `content` is a text, a list of text parts, or null."""
+"""Messages as templates see them; `content` is a text, a list of text parts, or null."""
 
 
 def in_front(messages: Sequence[Mapping[str, Any]], text: str) -> Messages:
@@ -37,7 +37,7 @@ def behind_last(messages: Sequence[Mapping[str, Any]], text: str) -> Messages:
 
 
 def without_calls(messages: Sequence[Mapping[str, Any]], format: Format) -> Messages:
-    """Write calls as the model writes them, and their results as messages of the user."""
+    """Write calls as the model writes them, and their results as user messages."""
     made: Messages = []
     answering = False
     for message in messages:
@@ -61,7 +61,7 @@ def without_calls(messages: Sequence[Mapping[str, Any]], format: Format) -> Mess
 
 
 def _call(call: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return name and arguments, which are a text in JSON at OpenAI."""
+    """Return name and arguments, which are a JSON text in OpenAI's API."""
     function = call["function"]
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):

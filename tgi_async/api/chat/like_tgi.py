@@ -1,4 +1,4 @@
-"""Tools as TGI has them: each answer is held to a call of one, of which `no_tool` is one.
+"""Tools as in TGI: a grammar constrains each answer to one call, possibly of `no_tool`.
 
 A client that is answered with `no_tool` is answered a second time, in words.
 """
@@ -50,7 +50,7 @@ from tgi_async.text.tools.tgi import (
 
 
 class LikeTGI:
-    """One request, which is answered with one call or in words.
+    """One request, which is answered with one call or with text.
 
     It holds a row. In TGI its two generations have each their own prompt.
     """

@@ -14,7 +14,7 @@ from tgi_async.text.tokenizer import Tokenizer
 
 
 class Piece(NamedTuple):
-    """A token of a prompt, and where in the prompt it begins, in characters."""
+    """A token of a prompt, and its first character's place in the prompt."""
 
     id: int
     text: str
@@ -42,7 +42,7 @@ def pieces_of(tokenizer: Tokenizer, prompt: str, ids: Sequence[int]) -> list[Pie
 
 
 class LogprobsWriter:
-    """Writes the tokens of one choice, which go on where its echoed prompt ends."""
+    """Writes the tokens of one choice, whose offsets begin where its echoed prompt ends."""
 
     def __init__(self, tokenizer: Tokenizer, n_echoed: int, n_top: int | None = None) -> None:
         """`n_top`: how many of the likeliest tokens to show at each place; None: all there are."""
@@ -84,7 +84,7 @@ class LogprobsWriter:
 def _top(
     id: int, shown: str, logprob: float | None, likeliest: Sequence[TopToken]
 ) -> dict[str, float]:
-    """Return the likeliest tokens by their texts, and the one that was taken, likely or not.
+    """Return the likeliest tokens by their texts, and the sampled one, likely or not.
 
     Several tokens may have one text, such as halves of characters: then the likeliest is shown.
     """

@@ -1,4 +1,4 @@
-"""What `/v1/chat/completions` and `/v1/completions` share."""
+"""Fields that `/v1/chat/completions` and `/v1/completions` share."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MAX_BIAS = 100.0
 MAX_STOP_IDS = 256
 
 NewTokens = Annotated[int, Meta(ge=-1, lt=2**32)]
-"""-1 is for no limit, as llama.cpp's and LM Studio's clients have it."""
+"""-1 means no limit, as in llama.cpp's and LM Studio's clients."""
 NEW_TOKENS = ("max_completion_tokens", "max_tokens", "max_new_tokens", "n_predict")
-"""Names of the longest text, in tokens; the first that is given counts."""
+"""Names of the most new tokens; the first that is given counts."""
 
 
 class StreamOptions(Struct, frozen=True):
@@ -101,12 +101,13 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
 
     @property
     def includes_stop(self) -> bool:
-        """Whether the text has what ends it; the second name is SGLang's."""
+        """Whether the text includes what ends it; the second name is SGLang's."""
         return bool(self.include_stop_str_in_output or self.no_stop_trim)
 
     @property
     def n_prompt_logprobs(self) -> int | None:
-        """How many of the likeliest tokens at each place of the prompt; None: no scores."""
+        """How many of the likeliest tokens to report at each prompt position; None: no
+        log-probabilities."""
         given = self.prompt_logprobs
         return None if given is None or given is False else int(given)
 
@@ -124,7 +125,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         return structs.replace(self, **dict.fromkeys(self.ignored_by_tgi()))
 
     def ignored_by_tgi(self) -> list[str]:
-        """Return the fields that ask for something, and are ignored by TGI."""
+        """Return the fields that ask for something and that TGI ignores."""
         names = set(self.__struct_fields__) - self.read_by_tgi()
         given = {name: getattr(self, name) for name in sorted(names)}
         idle = {"n": 1, "best_of": 1}
@@ -155,7 +156,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         top_n_tokens: U32 | None = None,
         grammar: Grammar | None = None,
     ) -> GenerateParameters:
-        """Return the fields as generation parameters, as far as these have them.
+        """Return the fields as generation parameters, as far as there are such.
 
         Temperature 0 is greedy, whatever else is set, and so is `top_p` 0; otherwise these routes
         sample. Values that OpenAI's clients send to turn a parameter off are taken as such: `top_p`
@@ -189,7 +190,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         )
 
     def _temperature(self, limits: Limits) -> float | None:
-        """Return the temperature; None: as the model gives the probabilities.
+        """Return the temperature; None: 1.
 
         Makers who recommend the likeliest token do not mean a request that asks for sampling, be it
         by a parameter that only sampling has or by several choices.
@@ -208,7 +209,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         return None if advised == 0 and any(asks) else advised
 
     def _greedy(self, limits: Limits) -> bool:
-        """Return whether each token is the likeliest one."""
+        """Return whether sampling is greedy."""
         none_but_the_first = self.top_p == 0 and limits.dialect.reads_neutral_values
         return none_but_the_first or self._temperature(limits) == 0
 
@@ -284,8 +285,8 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         banned: Sequence[list[int]] = (),
         special_texts: Mapping[int, str] | None = None,
     ) -> GenerationRequest:
-        """`request`, made of the parameters, with what these do not have: OpenAI's penalties and
-        biases, log-probabilities as the model gives them, and what vLLM's clients ask for.
+        """Complete `request`, made of the parameters, with what these lack: OpenAI's penalties and
+        biases, the model's own log-probabilities, and vLLM's fields.
 
         `banned` are the tokens of `bad_words`, `special_texts` the names of all special tokens.
         """

@@ -27,7 +27,7 @@ class ChatTokenizeResponse(Struct, frozen=True):
 
 
 async def chat_tokenize(service: Service, body: ChatRequest, context: RequestContext) -> Reply[Raw]:
-    """Answer with the prompt that the chat route would make, and with its tokens."""
+    """Answer with the prompt that the chat route would render, and with its tokens."""
     body = with_tools(body)
     offer = offer_of(body, service.limits.dialect)
     with service.tokenize_permits.take():

@@ -30,7 +30,7 @@ TokenizeRequest = GenerateRequest | PromptTokenizeRequest | ChatTokenizeRequest
 
 
 async def tokenize(service: Service, body: TokenizeRequest, context: RequestContext) -> Reply[Raw]:
-    """Answer with the tokens of a text, or those of the prompt that the chat route would make.
+    """Answer with the tokens of a text, or of the prompt that the chat route would render.
 
     Special ones are added to a text. Parameters of TGI's form change nothing, as in TGI.
     """
