@@ -39,7 +39,7 @@ class Gate:
         self.phase("starting")
 
     def phase(self, name: str) -> None:
-        """Say from now on that this is what the server does before it is ready."""
+        """Set the phase that is reported until the server is ready."""
         self._phase, self._began = name, time.monotonic()
 
     def open(self, app: ASGIApp) -> None:

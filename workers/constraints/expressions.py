@@ -94,7 +94,7 @@ class Expressions(Derivatives):
         return max(self._bound(one) for one in node.parts)
 
     def _searched(self, start: Node) -> int:
-        """The cost, found by A*; it is kept for all on the way."""
+        """Return the cost, found by A*, and keep it for all expressions on the way."""
         waiting: list[tuple[int, int, int, Node]] = [(self._bound(start), 0, 0, start)]
         came: dict[Node, Node] = {}
         best = {start: 0}

@@ -56,7 +56,7 @@ class Compiled:
         self._lock = threading.Lock()
         self.foresight = self._foresight(vocabulary, grammar)
         self._size = 8 * len(encoded)
-        """Characters of the encoded grammar."""
+        """Estimated bytes of the encoded grammar, of which there are several copies."""
         self._first_nbytes = self.nbytes
 
     def _foresight(self, vocabulary: Vocabulary, grammar: Grammar) -> Foresight | None:

@@ -125,7 +125,7 @@ class LikeTGI:
         )
 
     async def _request(self, offer: Offer | None) -> tuple[str, GenerationRequest]:
-        """Return the prompt and the request for a call, or without an offer, for words."""
+        """Return the prompt and the request for a call or, without an offer, for text."""
         constraint: Grammar | None = None
         if offer is not None:
             constraint = call_of_one([tool["function"] for tool in offer.tools])

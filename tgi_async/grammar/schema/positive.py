@@ -42,7 +42,7 @@ from tgi_async.grammar.schema.scalars import (
 
 
 class Positive(KeywordVisitor):
-    """Raises UnsupportedSchema."""
+    """Expands keywords. Raises UnsupportedSchema."""
 
     def clauses(self, node: SchemaNode, track: bool) -> list[Clause]:
         schema = node.value
@@ -167,7 +167,7 @@ class Positive(KeywordVisitor):
         return [Clause(arrays=ArrayClause(some=(some,)))]
 
     def _names(self, node: SchemaNode) -> list[Clause]:
-        """`propertyNames`: the names that strings may be become properties or patterns."""
+        """Expand `propertyNames`: allowed names become properties or patterns."""
         child = self._document.child(node, "propertyNames")
         allowed = names_allowed(node, self._expand(child, True))
         return [Clause(objects=one) for one in allowed] or [ANY]
@@ -266,7 +266,7 @@ def types_clause(value: str | list[str]) -> Clause:
 
 
 def names_allowed(node: SchemaNode, clauses: list[Clause]) -> list[ObjectClause]:
-    """Objects whose names are in one of the clauses; empty if any name is.
+    """Return objects whose names are in one of the clauses; empty if any name is.
 
     Raises UnsupportedSchema.
     """
