@@ -72,7 +72,7 @@ def resolve(given: Mapping[str, Any], environment: Mapping[str, str]) -> Setting
             break
     host = environment.get("HOSTNAME")
     if host and given.get("hostname") is None and not _is_address(host):
-        # Containers set HOSTNAME to the machine's name, which is no address to listen on.
+        # Containers set HOSTNAME to the machine's name, which is not an address to listen on.
         del values["hostname"]
     if values.get("strict_tgi"):
         own = {one.name: one.metadata["strict"] for one in fields(Settings)}
@@ -105,7 +105,7 @@ def flag_of(name: str) -> str:
 
 
 def _add_foreign(group: argparse._ArgumentGroup, name: str, text: str) -> None:
-    # Whatever value follows is taken, or none.
+    # A value that follows is consumed, if there is one.
     group.add_argument(
         flag_of(name), dest=name, nargs="?", const="", metavar="VALUE", help=text.replace("%", "%%")
     )

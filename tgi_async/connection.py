@@ -80,7 +80,7 @@ class Connection(HttpToolsProtocol):
             if isinstance(one, Connection) and one.idle_since is not None
         ]
         idle.sort(key=lambda pair: pair[0])
-        # Several at once, so that not every client that comes looks at all connections.
+        # Several at once, so that not every new client causes a search of all connections.
         for _, transport in idle[: 1 + len(idle) // 16]:
             transport.close()
         return bool(idle)
@@ -119,8 +119,8 @@ class Connection(HttpToolsProtocol):
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 end_of_head: int = upgrade.args[0]
-            # The parser stopped, for what follows might be another protocol. It is not, and a
-            # parser that does not see the offer goes on.
+            # The parser stopped, as another protocol might follow. None does, so a parser that does
+            # not see the offer continues.
             head = self._head_without_upgrade()
             self.parser = httptools.HttpRequestParser(self)
             self.parser.feed_data(head)
@@ -147,14 +147,14 @@ class Connection(HttpToolsProtocol):
             raise ConnectionRefused(414, f"The URL is longer than {MOST_URL_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Behind a body come trailers, which nobody here has a use for.
+        # Trailers follow a body; nothing here needs them.
         if self._in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Queue the request behind those that came before it."""
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
-            return  # The same head comes again, without the offer.
+            return  # The same head is parsed again, without the offer.
         self._in_head = False
         self._reported = True
         self._stop_waiting()
@@ -184,7 +184,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if self._in_head:
-            return  # One that is only seen to have ended because it offers another protocol.
+            return  # the parser reports this end only because of an offer to upgrade
         self._reported = True
         self.cycle.more_body = False
         if self.cycle.response_complete:
@@ -222,7 +222,8 @@ class Connection(HttpToolsProtocol):
 
     def _cycle(self) -> ReplyCycle:
         is_old = self.scope["http_version"] != "1.1"
-        # Chunks of a client that has none are framed in a way that not all who read them agree on.
+        # Chunked replies to a client without support are framed in a way that proxies read
+        # differently.
         is_odd = is_old and any(name == b"transfer-encoding" for name, _ in self.headers)
         cycle = ReplyCycle(
             scope=self.scope,
@@ -233,7 +234,7 @@ class Connection(HttpToolsProtocol):
             access_log=self.access_log,
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
-            # HTTP/1.0 knows no interim replies.
+            # HTTP/1.0 has no interim replies.
             expect_100_continue=self.expect_100_continue and not is_old,
             keep_alive=self.parser.should_keep_alive() and not is_odd,
             on_response=lambda: None,
@@ -297,7 +298,7 @@ class Connection(HttpToolsProtocol):
         if cycle is not None:
             if self.pipeline or not cycle.more_body or cycle.response_started:
                 return
-            # The body of this very request does not go on.
+            # The rest of this request's body will not come.
             cycle.disconnected = True
             cycle.message_event.set()
         if self.url == b"*" and self.parser.get_method() == b"PRI":

@@ -82,7 +82,7 @@ class Deadline:
         be said that it does nothing.
         """
         if self._looked is None:
-            # Where results come all the time, a look costs nothing but this.
+            # Where results come all the time, a check costs only this.
             self._looked = now
             return None
         seconds = min(now - self._looked, 2 * LOOK_SECONDS)

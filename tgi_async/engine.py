@@ -139,7 +139,7 @@ class Engine:
                 f"No block of {ready.block_size} tokens fits in the KV cache. Give it more memory "
                 "(--kv-cache-memory) or raise --max-batch-total-tokens."
             )
-        # A worker that takes its place has what the first one found.
+        # A restarted worker uses what the first one found.
         replace = msgspec.structs.replace
         self._start = replace(
             self._start,
@@ -295,7 +295,7 @@ class Engine:
     def _stop_ids_of(self, request: GenerationRequest) -> frozenset[int]:
         own = frozenset(request.stop_token_ids)
         if request.grammar:
-            # The text ends by such a token, and the grammar knows nothing to say after it.
+            # The text ends with such a token, and the grammar allows nothing after it.
             return own | self._grammar_stop_ids
         return own if request.ignore_eos else own | self._stop_ids
 
@@ -351,7 +351,7 @@ class Engine:
     def _give_up(self, error: Exception, message: str) -> None:
         self._state = State.FAILED
         self.failed.set_exception(error)
-        self.failed.exception()  # looked at, should nobody else do so
+        self.failed.exception()  # retrieve the exception, in case nothing else does
         self._fail_all(GenerationError(message), Unhealthy(GONE))
 
     async def _serve_group(self) -> None:
@@ -361,10 +361,10 @@ class Engine:
         while self._fault is None:
             done = group.poll()
             if done is None:
-                # Somebody came or left, or it is the first time.
+                # A client came or left, or this is the first time.
                 self._pump(group)
             elif self._take_all(group, done):
-                # More may wait already, and others want to run.
+                # More results may wait already, and other tasks need to run.
                 await asyncio.sleep(0)
                 continue
             await group.wait()
@@ -465,7 +465,7 @@ class Engine:
             log.error("one request was running at two deaths in a row: it fails")
             self.core.finish(self._suspect)
             if (failing := self._streams.remove(self._suspect)) is not None:
-                # The first time it was not alone.
+                # At its first death it was not alone.
                 failing.fail(GenerationError(message.format(3)))
             self._suspect = None
 

@@ -36,7 +36,7 @@ class FairThreads(Executor):
         client = CLIENT.get()
         with self._lock:
             self._waiting.setdefault(client, {})[future] = lambda: fn(*args, **kwargs)
-        # What is cancelled leaves at once, with all that it holds.
+        # Cancelled work is dropped at once, with all that it holds.
         future.add_done_callback(lambda future: self._take_out(client, future))
         self._threads.submit(self._run_next)
         return future

@@ -171,7 +171,7 @@ async def _serve_on(
             closing.push_async_callback(asyncio.to_thread, collector.close)
         _show_ends(tokenizer, ready.eos_token_ids, chat_ends)
         await closing.enter_async_context(app.router.lifespan_context(app))
-        # What lives now lives as long as the server: the collector need not look at it again.
+        # What lives now lives as long as the server: the garbage collector need not scan it again.
         gc.collect()
         gc.freeze()
         gate.open(Observer(app, collector))

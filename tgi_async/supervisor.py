@@ -193,7 +193,7 @@ class WorkerGroup:
                 f"--router={os.getpid()}",
                 stdin=asyncio.subprocess.DEVNULL,
                 env=ENVIRONMENT | processes.environment(),
-                # Of its own, so that a Ctrl-C in the terminal reaches the router alone.
+                # A session of its own, so that a Ctrl-C in the terminal reaches the router alone.
                 start_new_session=True,
             )
         except OSError as error:

@@ -70,7 +70,7 @@ def _made(
         try:
             if len(os.fsencode(os.path.abspath(place))) > LONGEST:
                 raise OSError(None, "its name is too long for a socket's")
-            with suppress(OSError):  # a place may be written and not read
+            with suppress(OSError):  # a folder may be writable and not readable
                 _remove_what_was_left(place)
             made = tempfile.TemporaryDirectory(
                 prefix=PREFIX, dir=os.path.abspath(place), ignore_cleanup_errors=True

@@ -74,7 +74,7 @@ def cache_root() -> Path | None:
 def find(name: str) -> Path | None:
     """Return the file or folder `name` in the cache or else the scratch folder, if it exists."""
     roots = [root for root in (cache_root(), *_scratch) if root is not None]
-    # Not `Path.exists`, which raises where a folder above may not be entered.
+    # Not `Path.exists`, which raises where a parent folder is not accessible.
     return next((root / name for root in roots if os.path.exists(root / name)), None)
 
 
@@ -141,7 +141,7 @@ def _wait_for(lock: TextIO, name: str) -> None:
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
-    # What is there was left by a build that died: only the lock's holder gets here.
+    # What is there was left by a build that died: only the holder of the lock gets here.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:

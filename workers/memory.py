@@ -87,6 +87,8 @@ def _fields(text: str, separator: str) -> dict[str, str]:
 def give_back() -> None:
     """Return freed memory to the system, as after loading: the allocators are set to keep it."""
     torch.cuda.empty_cache()  # nothing happens where CUDA is not in use
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, others need it not
+    trim = getattr(
+        ctypes.CDLL(None), "malloc_trim", None
+    )  # only glibc has it, and only glibc needs it
     if trim is not None:
         trim(0)

@@ -23,7 +23,7 @@ from workers import build_cache
 
 FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
-    "-fopenmp-simd",  # only what says how a loop may be vectorized: no OpenMP threads
+    "-fopenmp-simd",  # only how loops may be vectorized: no OpenMP threads
     "-fPIC",
 )
 
@@ -94,7 +94,7 @@ def _loaded(root: Path, sources: Sequence[Path]) -> ctypes.CDLL:
     stem = f"{sources[0].stem}-{_key(*texts, *FLAGS, _cpu())}"
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
-        # Another one's will do, such as that of the stage in which an image was built.
+        # One that was compiled elsewhere will do, such as in the build stage of an image.
         for found in sorted((root / "kernels").glob(f"{stem}-*.so")):
             return ctypes.CDLL(str(found))
         raise NativeUnavailable(

@@ -39,7 +39,7 @@ class Ranks:
         self.rank = rank
         self.world_size = world_size
         if address.startswith("file://"):
-            # They are all on this machine: what they say need not leave it.
+            # All ranks are on this machine, so their traffic need not leave it.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 

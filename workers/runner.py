@@ -80,7 +80,8 @@ class Runner:
         launched = LaunchedStep(step.step, {run.row: table[run.row] for run in step.run})
         runs = [run for run in step.run if not table[run.row].failed]
         if len(runs) < len(step.run):
-            # Planned before the router knew; every row of a step gets a token or an error.
+            # Planned before the router knew of the failure; every row of a step gets a token or an
+            # error.
             failed = [row for row, state in launched.rows.items() if state.failed]
             launched.errors += [RowError(row, "it failed in an earlier step") for row in failed]
         if self._constrained is not None and self.constrained:
@@ -252,7 +253,7 @@ class Runner:
         table = self._table
         rows = np.asarray(decodes, np.int64)
         where = np.fromiter((table[row].n_computed for row in decodes), np.int64, len(decodes))
-        # What follows a grammar is sampled once its mask is there.
+        # Rows with a grammar are sampled once their masks are ready.
         stored = self._sampler.takes(rows)
         if self._constraints:
             stored &= [row not in self._constraints for row in decodes]

@@ -80,7 +80,7 @@ async def read_json_body(scope: Scope, receive: Receive, limits: Limits) -> byte
     if limits.dialect.explains_errors:
         message += f". Allowed: {limit} bytes{set_by(limits, '--payload-limit')}"
     too_long = BodyRefused(413, message)
-    # Longer digits than this are no number a limit could have, and slow to read as one.
+    # More digits than this are no valid limit, and slow to parse.
     if declared.isdecimal() and (len(declared) > 20 or int(declared) > limit):
         raise too_long
     try:

@@ -85,7 +85,7 @@ class _Walk:
                     self.look_at(part, inner, f"{path}{name}.")
 
     def _take(self, path: str, value: Raw) -> None:
-        # A copy, for a Raw would keep the whole body.
+        # A copy, as a Raw would keep the whole body.
         kept = bytes(value) if len(memoryview(value)) <= MOST_BYTES else b""
         if len(self.found) < MOST_FIELDS and kept != b"null":
             self.found.setdefault(path, kept)

@@ -190,7 +190,7 @@ def _is_one_of(value: bytes, neutral: tuple[Any, ...]) -> bool:
     """Return whether the value is one of these."""
     try:
         given = msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):  # skipped values are not looked at closely
+    except (msgspec.DecodeError, UnicodeDecodeError):  # skipped values are not compared closely
         return False
-    # True is no 1 here.
+    # True is not equal to 1 here.
     return any(isinstance(given, bool) == isinstance(one, bool) and given == one for one in neutral)

@@ -90,7 +90,7 @@ class GrammarChecker:
             task = asyncio.create_task(self._check(key, line))
             self._under_way[key] = task
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
-        # Another request may wait for the same: it goes on when this one is given up.
+        # Another request may wait for the same check: it goes on when this request is cancelled.
         return await asyncio.shield(task)
 
     async def _check(self, key: bytes, line: bytes) -> GrammarCheck:

@@ -242,7 +242,7 @@ class Core:
             self._prefill(request, builder, free=1)
         builder.left += held
         n_decodes = len(builder.run)
-        # Others may have jumped through all of the budget.
+        # Jump-forward rows may have used up the budget.
         if prefilling is not None and builder.left > 0:
             self._prefill(prefilling, builder)
         while (
@@ -273,13 +273,13 @@ class Core:
             for request in self.running:
                 assert request.table is not None
                 end = request.n_planned + 2
-                # Most rows lack nothing, and finding so takes no call for each.
+                # Most rows lack no block, and this finds out without a call for each.
                 if end > len(request.table.blocks) * self.budget.block_size:
                     needed += self._short(request, end)
             builder.spare = self.blocks.n_available - needed
             if builder.spare >= 0 or len(self.running) < 2:
                 return preempted
-            # What waits to be closed is back before the next step is planned.
+            # Tables that wait to be closed are closed before the next step is planned.
             if builder.spare + sum(map(self.blocks.n_exclusive, self._closing)) >= 0:
                 return preempted
             self._preempt(self.running[-1])
@@ -295,7 +295,8 @@ class Core:
         if request.needs_prompt_logprobs:
             n = min(n, builder.prompt_logprobs_left)
         reserved = self._short(request, start + 2)
-        # Where spare is negative, closing tables owe it, and not all that is reserved is there yet.
+        # Where spare is negative, closing tables owe it, and not all of the reserved blocks are
+        # free yet.
         room = max(0, reserved + builder.spare)
         if self._short(request, start + n + 1) > room:
             assert request.table is not None
@@ -330,7 +331,7 @@ class Core:
         if needs_prompt_logprobs and not builder.prompt_logprobs_left:
             return None
         keys = request.block_keys(self.budget.block_size)
-        # The last known token is always computed: its logits are what is wanted.
+        # The last known token is always computed, for its logits.
         match = self.blocks.match(
             [] if needs_prompt_logprobs else keys[: (known - 1) // self.budget.block_size]
         )
@@ -340,7 +341,8 @@ class Core:
         taken = self.blocks.n_taken(match.hits)
         fresh = self._n_blocks(min(known + 1, request.limit)) - len(match.hits)
         if taken + fresh > builder.spare:
-            # Walking a long prompt again costs more than a step: not before it can have changed.
+            # Matching a long prompt again costs more than a step, so wait until the result can have
+            # changed.
             request.lacking = taken + fresh + self.blocks.n_shared
             return None
 
@@ -415,20 +417,20 @@ class Core:
         found = sampled[scheduled.row]
         forced = found.tokens[1:]
         if forced:
-            # Of a request that has ended, too: the worker runs what it was sent.
+            # Also for a request that has ended: the worker runs what it was sent.
             self._await_no_more(request)
         if request.status is Status.ENDED:
             return
         logprobs, tops = found.logprobs, found.top
-        index = -1  # counted by hand: this runs for every token, and calls are what it costs
+        index = -1  # counted by hand, as this runs for every token and calls are expensive
         for token in found.tokens:
             index += 1
             request.tokens.append(token)
             self.waiting.charge(request.client, OUTPUT_COST)
             reason: FinishReason | None = None
-            spent = len(request.tokens) > request.limit  # the last one is never computed
+            spent = len(request.tokens) > request.limit  # the last token is never computed
             if token in request.stop_ids and (not spent or request.grammar):
-                reason = "eos_token"  # a text that a grammar ended in time is whole, and not cut
+                reason = "eos_token"  # a text that a grammar ended in time is complete
             elif spent:
                 reason = "length"
             logprob = logprobs[index] if logprobs else None
@@ -444,7 +446,7 @@ class Core:
         """Have a row whose mask was not ready compute its last token again, in a later step."""
         request = scheduled.request
         if request is self._trial:
-            # The workers bore it, and others need not wait for its grammar.
+            # The workers survived it, and the others need not wait for its mask.
             self._trial = None
         for step in self._in_flight:
             for later in step.scheduled_rows:

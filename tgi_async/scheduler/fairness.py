@@ -128,7 +128,7 @@ class WaitingQueue:
             return
         del self._live[client]
         if not self._live:
-            # Nobody waits for anything, so nobody is owed anything: all start level again.
+            # No request waits, so no client is owed anything: all start equal again.
             self._floor = max(self._floor, *self._counters.values())
             self._counters.clear()
         elif self._counters[client] <= self._level():

@@ -42,7 +42,7 @@ def check_result(
         sampling -= postponed
     for one in done.sampled:
         if not (one.tokens[1:] or one.n_computed or one.logprobs[1:] or one.top[1:]):
-            continue  # a single token, as nearly always
+            continue  # a single token, the common case
         n = len(one.tokens)
         if n > 1 and any(
             each.row == one.row and not each.request.grammar for each in scheduled_rows

@@ -51,7 +51,8 @@ class ProcessPool:
         patience: float = 60.0,
     ) -> None:
         self._processes = [_Process(command, start, patience) for _ in range(n_processes)]
-        # The last one in is the first out, so that without a crowd only one is ever started.
+        # The last one in is the first out, so that with little load only one process is ever
+        # started.
         self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
         for process in self._processes:
             self._idle.put(process)
@@ -143,7 +144,7 @@ class _Process:
             stdout=subprocess.PIPE,
             bufsize=PIPE_BYTES,
             env={name: value for name, value in environment().items() if name in VARIABLES},
-            start_new_session=True,  # Ctrl-C is for the server, whose end closes their input
+            start_new_session=True,  # Ctrl-C is for the server; its end closes their input
         )
         assert running.stdin is not None
         assert running.stdout is not None
@@ -168,7 +169,7 @@ class _Process:
         running.wait()
         for pipe in (running.stdin, running.stdout):
             if pipe is not None:
-                with suppress(BrokenPipeError):  # by what was left to write
+                with suppress(BrokenPipeError):  # because of unwritten input
                     pipe.close()
 
 
@@ -189,7 +190,7 @@ def _at_end(running: subprocess.Popen[bytes]) -> bool:
 
 def _widen(pipe: int) -> None:
     if sys.platform == "linux":
-        with suppress(PermissionError):  # this user has so many pipes that no more may be wide
+        with suppress(PermissionError):  # this user has so many pipes that no more may be enlarged
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 

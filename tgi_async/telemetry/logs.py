@@ -91,7 +91,7 @@ def configure(json_output: bool, level: str = "info", colorize: bool | None = No
         colorize = sys.stderr.isatty()
     handler.setFormatter(JsonFormatter() if json_output else TextFormatter(colorize=colorize))
     logging.basicConfig(level=level_of(level), handlers=[handler], force=True)
-    # The launcher says itself when the server starts and stops.
+    # The launcher itself logs the start and the stop.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 

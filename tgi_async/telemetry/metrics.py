@@ -175,7 +175,7 @@ class Metrics:
             self._next_size.observe(n_admitted)
             if n_decode:
                 self._concat.add(label="chunking")
-                # TGI has this label only.
+                # TGI has only this label.
                 self._concat_duration.observe(plan_seconds, "decode")
 
     def step(

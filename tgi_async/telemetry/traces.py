@@ -74,7 +74,7 @@ class OpenTelemetry:
                 span.set_attribute("error.type", seen.failure)
                 if seen.reason:
                     span.set_attribute("error.message", seen.reason)
-                # What a client did wrong is no error of the server.
+                # A client's mistake is not an error of the server.
                 if seen.failure in ("generation", "incomplete"):
                     span.set_status(Status(StatusCode.ERROR, seen.reason or seen.failure))
             inside = set_span_in_context(span)
@@ -85,7 +85,7 @@ class OpenTelemetry:
 
     def close(self) -> None:
         """Send the remaining spans; blocks for at most LAST_EXPORT_SECONDS."""
-        # By itself, the shutdown of a collector that does not answer takes half a minute.
+        # Otherwise the shutdown with an unreachable collector takes half a minute.
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         closing.join(LAST_EXPORT_SECONDS)

@@ -199,7 +199,7 @@ def _shaped_call(call: Any, forms: Forms) -> Any:
     if forms.arguments == "object":
         arguments = _parsed(arguments)
         if forms.objects_only and not isinstance(arguments, dict):
-            # A call that was cut off, for one: agents send it back beside the error that it made.
+            # Such as a call that was cut off: agents send it back beside the error that it caused.
             arguments = {"arguments": arguments}
     elif not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
@@ -228,7 +228,7 @@ def _content_form(render: Render) -> Literal["text", "either", "parts"]:
         return "text"
     if _TEXT not in text:
         return "parts"
-    # One that does not know lists shows them as Python does.
+    # A template that does not handle lists shows them as Python does.
     return "either" if text == listed else "text"
 
 

@@ -136,7 +136,7 @@ class _Template:
         try:
             self._compiled = made.from_string(source)
             self._variables = meta.find_undeclared_variables(made.parse(source))
-        except Exception as error:  # whatever an expression that is folded at compile time raises
+        except Exception as error:  # any exception of an expression that is folded at compile time
             self._broken = _message_of(error)
             return
         self.forms = Forms.probed(
@@ -169,7 +169,7 @@ class _Template:
             raise TemplateError(self._broken)
         try:
             return self._compiled.render({**variables, "messages": messages})
-        except Exception as error:  # whatever a template's expressions can raise
+        except Exception as error:  # any exception of a template's expressions
             raise TemplateError(_message_of(error)) from error
 
 

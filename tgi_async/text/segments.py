@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 
 import tokenizers
 
-# One text keeps one thread busy. The library would start as many threads as there are processors.
+# One text uses one thread. The library would start as many threads as there are processors.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 LEAST_CHARACTERS = 1024
@@ -58,7 +58,7 @@ class Segments:
     def encode(self, text: str) -> list[int]:
         """Return the ids of the whole text. Raises what the library raises."""
         segments = list(self._segments(text))
-        last = segments.pop()  # what the next turn has in its place is longer
+        last = segments.pop()  # the next turn's text in its place is longer
         with self._lock:
             found = [self._find(segment) for segment in segments]
         missing = [segment for segment, ids in zip(segments, found, strict=True) if ids is None]
@@ -123,7 +123,7 @@ def cut_tokens(added: Iterable[tokenizers.AddedToken]) -> list[str]:
         for start in range(1, len(token.content))
         if token.content[start] in firsts
     }
-    # Where one of these stands, it is looked at before a shorter one, and may then be passed over.
+    # Where one of these occurs, it is tried before a shorter one, and may then be skipped.
     dependent = [token.content for token in raw if token.lstrip or token.single_word]
     return [
         text
@@ -138,7 +138,7 @@ def _any_of(texts: Iterable[str]) -> str:
     branches: dict[str, list[str]] = {}
     for text in texts:
         if not text:
-            return ""  # the shortest will do
+            return ""  # the shortest is enough
         branches.setdefault(text[0], []).append(text[1:])
     made = [re.escape(first) + _any_of(rest) for first, rest in branches.items()]
     return made[0] if len(made) == 1 else f"(?:{'|'.join(made)})"

@@ -54,7 +54,7 @@ class Detokenizer:
         text = self._decoder.decode(ids)
         if not text.endswith(INCOMPLETE) and len(text) > self._n_shown:
             new = text[self._n_shown :]
-            # What was context, and is older than the last whole character, is not needed any more.
+            # Context before the last whole character is not needed any more.
             self._ids = ids = ids[self._n_context :]
             self._n_context = len(ids)
             self._n_shown = len(self._decoder.decode(ids))
@@ -138,7 +138,7 @@ class TextStream:
         generation."""
         self._n_pushed += 1
         if id in self._shown:
-            # What is left of a character in pieces comes before the mark.
+            # The rest of an incomplete character comes before the mark.
             text = self._detokenizer.flush() + self._shown[id]
         else:
             text = self._detokenizer.push(id)
@@ -170,7 +170,7 @@ class TextStream:
         window = self._held + text
         found = [(at + len(stop), at) for stop in self._stop if (at := window.find(stop)) >= 0]
         if found and not early:
-            # The first to be complete, however the text is cut into tokens.
+            # The first to be complete, however the text is split into tokens.
             self._held = ""
             return window[: min(found)[1]], True
         keep = self._longest_beginning(window)

@@ -123,7 +123,7 @@ class RouterChannel:
 
     def _on_readable(self) -> None:
         if self._waiter is None:
-            # It stays readable until somebody polls, and would call here again and again.
+            # It stays readable until it is polled, and would call here again and again.
             self._unwatch()
         else:
             self.wake()

@@ -18,7 +18,7 @@ from workers.attention.layer import AttentionLayer, AttentionWindow
 NAME = "tgi_paged"
 """`attn_implementation` of models that use paged attention."""
 
-# What transformers hands to every attention function without changing what is to be attended:
+# Arguments that transformers gives to every attention function without effect on the result:
 # `position_ids` is in the keys and queries already, the rest says what to return or to keep.
 HARMLESS = frozenset(
     {

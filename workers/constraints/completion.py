@@ -114,7 +114,7 @@ class Completer:
         for pick in (self._longest, self._least_or_longest):
             try:
                 way = self._walk(matcher, most, pick, mask, hints)
-            except GrammarError:  # a limit of the engine, on a way that nobody has to go
+            except GrammarError:  # a limit of the engine, on an optional path
                 continue
             if way is not None:
                 found, most = way, len(way) - 1

@@ -161,7 +161,7 @@ class Constraints:
 
     def _advance(self, taken: list[tuple[_Followed, list[int]]]) -> None:
         for followed, tokens in taken:
-            began = time.thread_time()  # others' work on the same core does not count
+            began = time.thread_time()  # work of other threads on the same core does not count
             self._work(followed, partial(followed.state.advance, tokens))
             followed.slow = time.thread_time() - began > SLOW_SECONDS
 

@@ -14,7 +14,7 @@ class Derivatives(Nodes):
         """Return what may follow a symbol."""
         steps = node.steps
         if steps is None:
-            # What follows other symbols is not worked out, where that is not known already.
+            # What follows other symbols is not computed, unless it is known already.
             if node.kind == "then" and not node.parts[0].nullable:
                 first, rest = node.parts
                 return self.then(self.after(first, symbol), rest)

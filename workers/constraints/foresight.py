@@ -55,7 +55,7 @@ class Foresight:
         self._ways: dict[Node, list[int] | None] = {}
         self._left_to_count = MAX_COUNTED
         self._walks = TokenWalks(self._expressions, tokens)
-        self.known_mask(self.start)  # what all texts have before them is looked at now
+        self.known_mask(self.start)  # compute the common beginning of all texts now
 
     @property
     def nbytes(self) -> int:

@@ -86,7 +86,7 @@ def _least(grammar: Grammar) -> str:
         return grammar.separator.join([_least(grammar.part)] * grammar.least)[:MOST]
     if isinstance(grammar, Tagged):
         return min(map(_tag, grammar.tags), key=len) if grammar.begins else ""
-    return ""  # nothing is known of a client's own grammar
+    return ""  # a client's own grammar is not analysed
 
 
 def _tag(tag: Tag) -> str:
@@ -149,7 +149,7 @@ class _Schema:
         """Return a short JSON text that the schema accepts, roughly, and at most `MOST` long."""
         known = self._known.get(id(schema))
         if known is None:
-            self._known[id(schema)] = "x" * MOST  # what needs itself never ends
+            self._known[id(schema)] = "x" * MOST  # what requires itself never ends
             known = self._known[id(schema)] = self._written(schema)[:MOST]
         return known
 

@@ -100,7 +100,7 @@ class Progress:
         if self._foresight is not None:
             after = self._foresight.after(self._node, tokens)
             if after is None:
-                self._foresight = None  # from here on, what is needed is looked for
+                self._foresight = None  # from here on, a completion is searched
                 self._way, self._unchecked = [], 0
             else:
                 self._node = after
@@ -165,7 +165,7 @@ class Progress:
         """
         room = self._left
         if not self._node.nullable and foresight.fits(self._node, room - 1):
-            room -= 1  # for the token that ends the text: without it, the text counts as cut
+            room -= 1  # for the end-of-text token: without it, the text counts as cut
         if forced:
             after = foresight.after(self._node, taken)
             if after is not None and foresight.fits(after, room - len(taken)):

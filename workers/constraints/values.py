@@ -254,7 +254,7 @@ class _Values:
             first = whole if needed else x.choice([whole, first])
             later = x.then(self._comma, whole)
             after = later if needed else x.choice([later, after])
-            x.steps(after)  # from the end on, so that no call leads too deep
+            x.steps(after)  # from the end on, so that the recursion is not deep
         return first
 
     def _counted(self, entries: list[tuple[Node, bool]], least: int, most: int | None) -> Node:

@@ -183,7 +183,7 @@ class DeviceDecoder:
             qkv,
             slots,
             turn,
-            # What is not there is not read; a pointer has to be given all the same.
+            # Missing tensors are not read; a pointer has to be given all the same.
             turn if layer.head_norms is None else layer.head_norms,
             numbers.eps,
             n_tokens,

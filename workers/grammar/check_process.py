@@ -49,7 +49,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     engine = LlguidanceEngine(tokenizer, start.vocab_size, start.end_ids)
     words = -(-start.vocab_size // 32)
     lazy = terms.Json({"type": "array", "uniqueItems": True, "contains": {"pattern": "a|^b"}})
-    check(engine, words, terms.encode(lazy))  # what is made when it is needed first is made
+    check(engine, words, terms.encode(lazy))  # create what is created lazily
     if size := address_space():
         limit_memory(size + MEMORY)
     answer_lines(

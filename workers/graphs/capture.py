@@ -50,7 +50,7 @@ class CudaGraphCapture:
         """See `GraphCapture`."""
         before = torch.cuda.current_stream()
         graph = torch.cuda.CUDAGraph()
-        # Other threads, such as those of grammars, may go on with theirs meanwhile.
+        # Other threads, such as those of grammars, may use the device meanwhile.
         try:
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
@@ -58,7 +58,7 @@ class CudaGraphCapture:
                 outputs = work()
         except torch.AcceleratorError as error:
             self._give_up(before)
-            # That the capture was broken is said last; what broke it, before.
+            # CUDA reports the broken capture last, and what broke it before.
             cause = error.__context__ or error
             code = getattr(cause, "error_code", CAPTURE_ERRORS.start)
             if not isinstance(cause, RuntimeError) or code not in CAPTURE_ERRORS:

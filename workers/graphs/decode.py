@@ -228,7 +228,7 @@ class DecodeGraphs:
 
     def _capture_graph(self, graph: _Graph) -> str:
         """Capture the graph of one batch size. Return why it cannot be captured, or nothing."""
-        # A step of nobody: with it, the cache stays as it is.
+        # A step without rows leaves the cache as it is.
         nobody = 0 if self._table is None else self._table.nobody
         nothing = np.empty(0, np.int32)
         none = np.empty(0, np.int64)
@@ -251,7 +251,7 @@ class DecodeGraphs:
             raise  # the device itself is lost
         except RuntimeError as error:
             if self._ranks is not None:
-                # The others wait for this one in the middle of it.
+                # The others wait for this rank in the middle of it.
                 raise RankFailed(f"a step of {graph.n_rows} rows failed: {error}") from error
             return _first_line(error)
         try:
@@ -286,7 +286,7 @@ class DecodeGraphs:
     def _kept(self, logits: torch.Tensor) -> torch.Tensor:
         """Return one shared copy of a tensor, as what each graph keeps for itself adds up."""
         if self._logits is None:
-            # The largest graph is the first to be prepared.
+            # The largest graph is prepared first.
             self._logits = torch.empty_like(logits)
         return self._logits[: len(logits)].copy_(logits)
 

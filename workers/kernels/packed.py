@@ -91,7 +91,7 @@ class PackedWeight(LayerWeight):
         self.n, self.k = weight.shape
         self.dtype = weight.dtype
         bf16 = weight.dtype is torch.bfloat16
-        self._padding = self.k % 2 if bf16 else 0  # bfloat16 is taken in pairs of k
+        self._padding = self.k % 2 if bf16 else 0  # bfloat16 is stored in pairs of k
         parts = [(weight, bias)] if up is None else [(weight, bias), up]
         size = kernel().packed_size(self.n, self.k, bf16)
         self._packed = torch.empty(size * len(parts), dtype=weight.dtype)

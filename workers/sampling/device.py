@@ -111,7 +111,7 @@ class DeviceSampling:
             )
             truncates = (needs[draws] & Needs.TRUNCATION) != 0
             asked["mode"] = np.where(truncates, _DRAWS | _TRUNCATES, _DRAWS)
-            # Of 0 / 0 there would be no largest.
+            # 0 / 0 has no largest value.
             asked["temperature"] = np.maximum(parameters.temperature[some], _LEAST_TEMPERATURE)
             asked["top_k"] = parameters.top_k[some]
             asked["top_p"] = parameters.top_p[some]

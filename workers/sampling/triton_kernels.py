@@ -136,7 +136,7 @@ def choose(
     total = tl.sum(tl.load(sums + tile, mask=there, other=0.0).to(tl.float64), 0)
     mode = tl.load(numbers + MODE)
     temperature = temperature_of(numbers)
-    # Of logits that are broken any token will do.
+    # Where logits are broken, any token will do.
     usable = tl.abs(peak) < float("inf")
     if usable & (mode == DRAWS):
         values = tl.load(bests + tile, mask=there, other=float("-inf"))

@@ -93,8 +93,8 @@ def draw(
     weights = (scores.exp() * UNIT).round().long()
     by_k, kept = _keep_likeliest(found.scores, weights, limits, vocab_size)
 
-    # The last candidate that matters: all of top-k, for top-p takes its share of them; otherwise
-    # all of top-p. One that ties with the edge may lack some of its peers.
+    # The last candidate that matters: all of top-k, as top-p takes its share of them; otherwise all
+    # of top-p. One that ties with the edge may lack some of its peers.
     needed = torch.where(limits.top_k < vocab_size, by_k.sum(1), kept.sum(1))
     reach = torch.where(limits.truncates, needed, limits.top_n).clamp(1, width) - 1
     complete = found.scores.gather(1, reach[:, None])[:, 0] > found.scores[:, -1]

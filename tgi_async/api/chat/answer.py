@@ -219,7 +219,7 @@ class _Choice:
         if self._parser is None:
             return [ProsePiece(text_of(tokens))]
         parser, events, place = self._parser, list[Event](), 0
-        # One by one only as long as there is something to count.
+        # One by one only while reasoning tokens are to be counted.
         while place < len(tokens) and parser.thinking is not False:
             thinking = parser.thinking
             events += parser.feed(tokens[place].text)

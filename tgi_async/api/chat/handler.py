@@ -126,7 +126,7 @@ def _read(service: Service, body: ChatRequest, context: RequestContext) -> _Ques
     body.check_own(limits)
     form = form_of(body)
     if offer is not None and offer.forced is not None:
-        form = None  # it binds a text, and the answer is a call
+        form = None  # a text must follow it, and this answer is a call
     grammar = None if form is None else form.grammar
     parameters = body.parameters(limits, body.most_new_tokens, body.top_logprobs, grammar)
     return _Question(body, offer, form, parameters, n)

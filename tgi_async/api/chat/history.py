@@ -65,7 +65,7 @@ def _call(call: Mapping[str, Any]) -> tuple[str, Any]:
     function = call["function"]
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
-        # A model may have written what is no JSON: that stays a text.
+        # A model may have written invalid JSON: that stays a text.
         with suppress(ValueError, RecursionError):
             arguments = json.loads(arguments)
     return function["name"], {} if arguments is None else arguments

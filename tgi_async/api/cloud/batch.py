@@ -60,5 +60,5 @@ async def _generate_text(
     message = (await answer_whole(service, request, context)).body.choices[0].message
     if message.content:
         return message.content
-    # A text is all that there is room for, so calls are shown as JSON.
+    # The reply has room for a text only, so calls are shown as JSON.
     return encode(message.tool_calls).decode() if message.tool_calls else ""

@@ -153,7 +153,7 @@ async def _request(
     form: Form | None,
     banned: list[list[int]],
 ) -> GenerationRequest:
-    # Scoring a prompt is a generation of one token, which is not shown.
+    # Prompt log-probabilities need a generation of one token, which is not shown.
     max_new_tokens = 1 if body.scores_only else body.most_new_tokens
     n_logprobs = body.n_logprobs
     dialect = service.limits.dialect

@@ -64,7 +64,7 @@ class LogprobsWriter:
             for piece, logprob, top in zip(prompt, scores.prompt_logprobs, tops, strict=True):
                 written.tokens.append(piece.text)
                 written.token_logprobs.append(logprob and finite_logprob(logprob))
-                # Before the first token is nothing, so no token has a probability there.
+                # The first token has no log-probability, as nothing is before it.
                 written.top_logprobs.append(
                     None
                     if logprob is None

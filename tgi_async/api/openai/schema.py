@@ -220,7 +220,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
             ValidationError: for the first rule that is broken.
         """
         if self._greedy(limits):
-            # Greedy leaves the parameters of sampling out, but wrong ones are still wrong.
+            # Greedy sampling ignores the sampling parameters, but invalid ones are still refused.
             no_top_p = (0, 1) if limits.dialect.reads_neutral_values else (1,)
             off = self.top_p in no_top_p, self.top_k in (0, -1), self.typical_p == 1
             check_warpers(
@@ -324,7 +324,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
             )
         biases: dict[int, float] = {}
         for key, bias in self.logit_bias.items():
-            # Ten digits hold every 31-bit id; the key is not shown whole, for it may be any text.
+            # Ten digits hold every 31-bit id; the key is not shown in full, as it may be any text.
             if not (key.isascii() and key.isdecimal() and len(key) <= 10 and int(key) < 2**31):
                 raise ValidationError(
                     f"`logit_bias` maps token ids, which are numbers from 0. Given: {key[:20]!r}"

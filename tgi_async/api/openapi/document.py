@@ -142,7 +142,7 @@ class _Described:
             if status in ("429", "503"):
                 schema = {"type": "integer"}
                 one["headers"] = {"retry-after": {"description": "In seconds.", "schema": schema}}
-            # A name that is not there is TGI's empty reply of a route that is not.
+            # A missing name stands for TGI's empty reply of a route that does not exist.
             if status != "404" or self._openai_errors:
                 one["content"] = self._error
             yield status, one

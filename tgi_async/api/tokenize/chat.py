@@ -37,8 +37,7 @@ async def chat_tokenize(service: Service, body: ChatRequest, context: RequestCon
 
 
 def _encoded(service: Service, text: str) -> Raw:
-    # Encoded off the event loop, for it may be long.
-    # A template writes the special tokens itself.
+    # Encoded off the event loop, as it may be long. A template writes the special tokens itself.
     tokens = simple_tokens(service.tokenizer, text, add_special_tokens=False)
     return Raw(encode(ChatTokenizeResponse(tokens, text)))
 

@@ -75,7 +75,7 @@ async def _text(service: Service, body: PromptTokenizeRequest | ChatTokenizeRequ
 
 
 def _encoded_tokens(service: Service, text: str) -> Raw:
-    # Encoded off the event loop, for there may be many.
+    # Encoded off the event loop, as there may be many.
     return Raw(encode(simple_tokens(service.tokenizer, text)))
 
 

@@ -110,7 +110,7 @@ class Emitter:
         if name is None:
             return self._written(requirement)
         if name not in self._definitions:
-            self._definitions[name] = None  # for what is inside itself
+            self._definitions[name] = None  # for what contains itself
             try:
                 self._definitions[name] = self._written(requirement)
             except Inexpressible:

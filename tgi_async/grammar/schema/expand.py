@@ -117,7 +117,7 @@ class Expander:
         """Return all values that satisfy the requirement, if they are texts, true or false; else
         None."""
         if requirement not in self._few:
-            self._few[requirement] = None  # while it is looked at
+            self._few[requirement] = None  # while it is being expanded
             before = self._narrowing.count
             try:
                 clauses = self._conjoined(requirement)

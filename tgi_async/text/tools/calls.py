@@ -324,7 +324,7 @@ def _as_object(arguments: str) -> str | None:
 
 def _loaded(text: str) -> object:
     try:
-        text.encode()  # what an escape made may be half a character
+        text.encode()  # an escape may make half a character
         return json.loads(text, strict=False)
     except (ValueError, RecursionError):
         return None

@@ -50,7 +50,7 @@ class Reader:
         if read > len(kept) // 2:  # not at every piece: what is kept may be long
             kept = kept[read:]
             self._base += read
-        kept += text  # in place, for nothing else refers to it
+        kept += text  # in place, as nothing else refers to it
         self._text = kept
 
     def end(self, *, truncated: bool = False) -> None:
