@@ -39,7 +39,7 @@ class Row:
         self.prefill_end = len(admit.tokens)
         self.n_planned = admit.n_cached
         self.most_planned = 0
-        """The same before grammars were late: what blocks were granted for stays granted."""
+        """The same before masks were not ready: what blocks were granted for stays granted."""
         self.decoding = False
         """Whether it was to sample."""
         self.limit = len(case.prompt) + case.request.max_new_tokens - 1

@@ -214,17 +214,17 @@ class CheckedCore:
         return plan is not None
 
     def complete(
-        self, failing: frozenset[int] = frozenset(), late: frozenset[int] = frozenset()
+        self, failing: frozenset[int] = frozenset(), not_ready: frozenset[int] = frozenset()
     ) -> bool:
         """The oldest step in flight comes back. These of its rows failed, the grammars of those
-        were late. False without one."""
+        had no masks yet. False without one."""
         if not self.sent:
             return False
         sent = self.sent.popleft()
         failing &= frozenset(sent.cases)
-        outcome = self.worker.execute(sent.step, failing, late)
+        outcome = self.worker.execute(sent.step, failing, not_ready)
         for number in outcome.done.masks_not_ready:
-            self.reached["late grammar"] += 1
+            self.reached["mask not ready"] += 1
             row = self.rows.get(number)
             if row is not None and row.case is sent.cases[number]:
                 row.n_planned -= 1

@@ -124,11 +124,11 @@ class ModelWorker:
         self,
         step: Step,
         failing: frozenset[int] = frozenset(),
-        late: frozenset[int] = frozenset(),
+        not_ready: frozenset[int] = frozenset(),
     ) -> Outcome:
         """Rows in `failing` compute nonsense and report an error; their later steps do not.
 
-        Rows in `late` that have a grammar and are to sample do not, this time.
+        Rows in `not_ready` that have a grammar and are to sample do not, this time.
         """
         for released in step.release:
             require(released in self.rows, "S8", f"row {released} is released but not there")
@@ -152,14 +152,16 @@ class ModelWorker:
             if not row.broken:
                 self._attend(row, end)
             samples = end == len(row.tokens)
-            is_late = samples and row.constraint is not None and run.row in late - failing
-            sampled = row.sample() if samples and not is_late else []
+            mask_not_ready = (
+                samples and row.constraint is not None and run.row in not_ready - failing
+            )
+            sampled = row.sample() if samples and not mask_not_ready else []
             if run.row in failing:
                 done.errors.append(RowError(run.row, "failed on purpose"))
                 continue
             if row.prompt_logprobs:
                 self._score(run.row, row, start, min(end, row.n_prompt - 1), done)
-            if is_late:
+            if mask_not_ready:
                 row.n_computed -= 1
                 done.masks_not_ready.append(run.row)
             elif samples:

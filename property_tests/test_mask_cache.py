@@ -101,7 +101,7 @@ def check_windows(vocabulary: Vocabulary, grammar: Grammar, seed: int) -> None:
         random = Random(seed + walk)
         matcher, node = beginning.copy(), foresight.start
         for _ in range(STEPS):
-            tokens = [] if matcher.ended else matcher.forced()
+            tokens = [] if matcher.ended else matcher.jump_forward_tokens()
             if not tokens and not matcher.ended:
                 matcher.fill(mask)
                 key = cache.window(node)
@@ -174,9 +174,9 @@ def test_texts_go_on_in_the_same_ways_with_and_without_what_is_kept(
         left = most
         while left > 0:
             kept, asked = ways
-            assert kept.forced == asked.forced
+            assert kept.jump_forward_tokens == asked.jump_forward_tokens
             assert np.array_equal(kept.mask, asked.mask), (grammar, seed + walk, left)
-            tokens = kept.forced or [random.choice(allowed_in(kept.mask).tolist())]
+            tokens = kept.jump_forward_tokens or [random.choice(allowed_in(kept.mask).tolist())]
             if tokens[-1] == END:
                 break
             left -= len(tokens)

@@ -169,8 +169,8 @@ class FreesAtOnce(Core):
         super()._acknowledge(scheduled, sampled, events)
 
 
-class CountsWhatWasLate(Core):
-    """What a late row computed counts as computed."""
+class CountsTokensWithoutMask(Core):
+    """What a row without a mask computed counts as computed."""
 
     def _postpone(self, scheduled: ScheduledRow) -> None:
         scheduled.samples = False
@@ -501,7 +501,7 @@ PLANTED = {
     "a request overtakes within its client": Planted(with_queue(OvertakesInAClient), "S4"),
     "a preempted request loses its place": Planted(with_queue(PutsBackBehind), "S4"),
     "a lift is forgotten": Planted(with_queue(ForgetsTheLift), "E5"),
-    "a row whose grammar was late goes on": Planted(CountsWhatWasLate, "P4"),
+    "a row whose mask was not ready goes on": Planted(CountsTokensWithoutMask, "P4"),
     "a forced token is lost": Planted(LosesForcedTokens, "S6"),
     "a replay is charged": Planted(ChargesReplays, "E5"),
     "a dropped token is charged": Planted(ChargesDroppedTokens, "E5"),

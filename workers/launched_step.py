@@ -78,7 +78,7 @@ class LaunchedStep:
     """Rows still to be sampled; more than one entry only where rows had to run alone."""
     outputs: list[tuple[list[int], FetchedOutput]] = field(default_factory=list)
     """Rows that sampled, and their results."""
-    forced: dict[int, list[int]] = field(default_factory=dict)
+    jump_forward_tokens: dict[int, list[int]] = field(default_factory=dict)
     """Jump-forward tokens, for rows with more than the sampled token."""
     masks_not_ready: list[int] = field(default_factory=list)
     prompt_logprobs: list[FetchedPromptLogprobs] = field(default_factory=list)

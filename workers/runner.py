@@ -148,8 +148,8 @@ class Runner:
         if self._constraints is None:
             raise RuntimeError("a row has a grammar, and this runner was given no constraints")
         output = admit.tokens[admit.n_prompt :]
-        jumps = self._sampler.skips(admit.row)
-        self._constraints.admit(admit.row, admit.constraint, output, jumps)
+        jump_forward = self._sampler.skips(admit.row)
+        self._constraints.admit(admit.row, admit.constraint, output, jump_forward)
 
     def _release(self, row: int) -> None:
         self._table.release(row)
@@ -300,8 +300,8 @@ class Runner:
         launched.outputs.append((rows, output.fetch()))
         for row in rows:
             table[row].length += 1
-            if row in launched.forced:
-                table[row].extend(launched.forced[row])
+            if row in launched.jump_forward_tokens:
+                table[row].extend(launched.jump_forward_tokens[row])
 
     def _slots(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where the keys and values of these positions go, as block * block_size +

@@ -223,22 +223,22 @@ class Core:
         builder = StepBuilder(self._last_step + 1)
         preempted = self._reserve(builder)
         prefilling: Request | None = None
-        jumping: list[Request] = []
+        jump_forward: list[Request] = []
         for request in self.running:
             if request.n_planned < request.prefill_end:
                 if not request.decoding:
                     prefilling = request
                 elif request.prefill_end - request.n_planned > 1:
-                    jumping.append(request)
+                    jump_forward.append(request)
                 else:
                     self._schedule(request, 1, builder)
             elif request.n_planned < request.limit:
                 self._schedule(request, 1, builder)
-        most = builder.left = self.budget.prefill_tokens(len(builder.run) + len(jumping))
+        most = builder.left = self.budget.prefill_tokens(len(builder.run) + len(jump_forward))
         # Jump-forward rows leave half of it to the row that waits for a first token.
         held = builder.left // 2 if prefilling is not None else 0
         builder.left -= held
-        for request in jumping:
+        for request in jump_forward:
             self._prefill(request, builder, free=1)
         builder.left += held
         n_decodes = len(builder.run)

@@ -165,7 +165,7 @@ class Completer:
         way: list[int] = []
         looks = Looks()
         while not matcher.complete:
-            tokens = matcher.forced()
+            tokens = matcher.jump_forward_tokens()
             if tokens:
                 matcher.advance(tokens)
             else:
@@ -229,7 +229,7 @@ class Completer:
     def _owed(self, matcher: Matcher, mask: Mask, depth: int, looks: Looks) -> int:
         """Return how many tokens it takes from here to where something can be closed, as far as is
         seen within so many chosen ones; `FAR` and more if it is further."""
-        forced = matcher.forced()
+        forced = matcher.jump_forward_tokens()
         if forced:
             matcher.advance(forced)
         if matcher.complete:

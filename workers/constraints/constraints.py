@@ -74,13 +74,15 @@ class Constraints:
             self._slow = ThreadPoolExecutor(2, "grammars", _be_nice)
             self._vocabulary = self._slow.submit(self._make_vocabulary)
 
-    def admit(self, row: int, constraint: Constraint, output: list[int], jumps: bool) -> None:
+    def admit(
+        self, row: int, constraint: Constraint, output: list[int], jump_forward: bool
+    ) -> None:
         """Add a row that has generated `output` already. See `Progress`."""
         self.prepare()
         assert self._slow is not None
         # Its own memory: a thread may still fill the mask of the request that had the row before.
         mask = np.zeros(self._n_words, np.int32)
-        followed = self._rows[row] = _Followed(row, Progress(constraint, jumps, mask))
+        followed = self._rows[row] = _Followed(row, Progress(constraint, jump_forward, mask))
         self._slow.submit(self._begin, followed, output)
 
     def release(self, row: int) -> None:

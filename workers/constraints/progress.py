@@ -25,16 +25,16 @@ class Progress:
     """A row's state in its grammar, and its mask.
 
     After `begin` and every `advance`, `mask` says which token may come next; where only one may and
-    it is known what follows it, `forced` holds them all. Both raise GrammarError.
+    it is known what follows it, `jump_forward_tokens` holds them all. Both raise GrammarError.
     """
 
-    def __init__(self, constraint: Constraint, jumps: bool, mask: NDArray[np.int32]) -> None:
-        """Start a row. `mask` (int32 [words]) is its own. A row that `jumps` takes all forced
-        tokens at once; one that does not wants logits at each."""
+    def __init__(self, constraint: Constraint, jump_forward: bool, mask: NDArray[np.int32]) -> None:
+        """Start a row. `mask` (int32 [words]) is its own. With `jump_forward` it takes all forced
+        tokens at once; without, it wants logits at each."""
         self.mask = mask
-        self.forced: list[int] = []
+        self.jump_forward_tokens: list[int] = []
         self._constraint = constraint
-        self._jumps = jumps
+        self._jump_forward = jump_forward
         self._left = constraint.max_new_tokens
         """Tokens that may still be generated."""
         self._unchecked = 0
@@ -91,7 +91,7 @@ class Progress:
     def advance(self, tokens: list[int]) -> None:
         """Accept sampled or forced tokens."""
         if tokens[-1] in self._vocabulary.end_ids:
-            self.forced = []
+            self.jump_forward_tokens = []
             return  # the router ends the request
         self._matcher.advance(tokens)
         self._left -= len(tokens)
@@ -108,7 +108,7 @@ class Progress:
 
     def _settle(self) -> None:
         """Compute the mask and the forced tokens."""
-        self.forced = []
+        self.jump_forward_tokens = []
         if self._left <= 0:
             return
         if self._matcher.ended:
@@ -123,7 +123,7 @@ class Progress:
         if self._way:
             self._force(self._way)
             return
-        forced = self._matcher.forced()
+        forced = self._matcher.jump_forward_tokens()
         if forced:
             self._force(forced)
         else:
@@ -134,8 +134,8 @@ class Progress:
     def _look_ahead(self, foresight: Foresight) -> None:
         """Compute the mask of tokens that leave room for a completion."""
         known = foresight.known_mask(self._node)
-        forced = [] if known is not None else self._matcher.forced()
-        taken = forced[: self._left if self._jumps else 1]
+        forced = [] if known is not None else self._matcher.jump_forward_tokens()
+        taken = forced[: self._left if self._jump_forward else 1]
         if self._completes:
             least_left = self._left - max(1, len(taken))
             if self._most >= least_left:
@@ -187,14 +187,16 @@ class Progress:
 
     def _force(self, tokens: list[int]) -> None:
         ends = tokens[0] in self._vocabulary.end_ids
-        self.forced = tokens[: self._left if self._jumps and not ends else 1]
+        self.jump_forward_tokens = tokens[: self._left if self._jump_forward and not ends else 1]
         self.mask.fill(0)
-        self.mask.view(np.uint32)[self.forced[0] >> 5] = 1 << (self.forced[0] & 31)
-        if self._jumps and not ends and len(self.forced) < self._left:
+        self.mask.view(np.uint32)[self.jump_forward_tokens[0] >> 5] = 1 << (
+            self.jump_forward_tokens[0] & 31
+        )
+        if self._jump_forward and not ends and len(self.jump_forward_tokens) < self._left:
             after = self._matcher.copy()
-            after.advance(self.forced)
+            after.advance(self.jump_forward_tokens)
             if after.ended:
-                self.forced = self.forced + self._vocabulary.end_ids[:1]
+                self.jump_forward_tokens = self.jump_forward_tokens + self._vocabulary.end_ids[:1]
 
     def _shortest(self) -> list[int] | None:
         completer = self._vocabulary.completer

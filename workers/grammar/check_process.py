@@ -122,7 +122,7 @@ def _try(engine: GrammarEngine, words: int, grammar: Grammar) -> None:
             if not len(allowed):
                 raise GrammarError("it can lead to a state where no token is allowed")
             matcher.advance([int(allowed[0] if walk == 0 else chosen.choice(allowed))])
-            matcher.forced()
+            matcher.jump_forward_tokens()
 
 
 if __name__ == "__main__":

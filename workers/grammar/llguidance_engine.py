@@ -132,7 +132,7 @@ class LlguidanceMatcher:
         if not self._matcher.consume_tokens(list(tokens)):
             self._check()
 
-    def forced(self) -> list[int]:
+    def jump_forward_tokens(self) -> list[int]:
         """See `engine.Matcher`."""
         forced = self._matcher.compute_ff_tokens()
         self._check()

@@ -105,9 +105,9 @@ class UniqueMatcher:
             for byte in self._tokens.texts[token] if token < len(self._tokens.texts) else b"":
                 self._feed(byte)
 
-    def forced(self) -> list[int]:
+    def jump_forward_tokens(self) -> list[int]:
         """See `engine.Matcher`."""
-        forced = self._inner.forced()
+        forced = self._inner.jump_forward_tokens()
         if self._text is None or not forced:
             return forced
         way = self.copy()

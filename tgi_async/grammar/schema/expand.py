@@ -15,7 +15,7 @@ from itertools import islice
 from tgi_async.grammar.schema.clause import ANY, NOTHING, Clause, Requirement, both
 from tgi_async.grammar.schema.document import Document, SchemaNode
 from tgi_async.grammar.schema.errors import UnsupportedSchema
-from tgi_async.grammar.schema.keyword_visitor import OBJECT, Narrowing, meet
+from tgi_async.grammar.schema.keyword_visitor import OBJECT, Narrowing, conjoin
 from tgi_async.grammar.schema.negated import Negated
 from tgi_async.grammar.schema.positive import Positive
 from tgi_async.grammar.schema.resolve import resolved
@@ -62,7 +62,9 @@ class Expander:
     def _conjoined(self, requirement: Requirement) -> list[Clause]:
         clauses = [ANY]
         for node, positive in requirement:
-            clauses = meet(clauses, self.expand(node, positive), self.simplified, self._narrowing)
+            clauses = conjoin(
+                clauses, self.expand(node, positive), self.simplified, self._narrowing
+            )
         return clauses
 
     def _resolved(self, clause: Clause) -> Iterator[Clause]:

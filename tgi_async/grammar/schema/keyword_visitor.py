@@ -83,7 +83,7 @@ class KeywordVisitor:
         self._narrowing = narrowing
 
     def _meet(self, left: list[Clause], right: list[Clause]) -> list[Clause]:
-        return meet(left, right, self._values.simplified, self._narrowing)
+        return conjoin(left, right, self._values.simplified, self._narrowing)
 
     def _ways(self, left: list[Clause], right: list[Clause]) -> list[Clause]:
         """Return the first few clauses that are in one of either side."""
@@ -120,7 +120,7 @@ class KeywordVisitor:
         return ((child, False),) if child.value else NOTHING
 
 
-def meet(
+def conjoin(
     left: list[Clause],
     right: list[Clause],
     simplified: Callable[[Clause], Clause | None],
