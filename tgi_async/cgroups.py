@@ -26,8 +26,8 @@ TOTAL_FILES = ("total_inactive_file", "total_active_file", "total_mapped_file")
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
-    """The limit of one group, in bytes: how much of it is used, and how much of that are files that
-    nobody maps, which the kernel drops when it needs the memory."""
+    """The limit of one group, in bytes: how much of it is used, and how much of that are unmapped
+    files, which the kernel drops when it needs the memory."""
 
     group: Path
     limit: int

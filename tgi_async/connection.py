@@ -1,7 +1,7 @@
 """uvicorn's HTTP/1.1 with bounds.
 
-What a client may send before a route sees its request is bounded in size and in time. Protocols
-that it offers to switch to are not spoken here, so it is answered in HTTP/1.1.
+What a client may send before a route sees its request is bounded in size and in time. Offers to
+switch to another protocol are ignored, and answered in HTTP/1.1.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """When a worker from which a result is due counts as dead, though its process is alive.
 
-What is measured is the time without any result, and only while this process runs: one look counts
-for little, however long it was in coming, so that a machine that slept, or a container that was
-paused, costs no worker its life. Two limits hold:
+What is measured is the time without any result, and only while this process runs: the time between
+two checks counts only up to a bound, so that a suspended machine or a paused container kills no
+worker. There are two limits:
 
-- A worker that uses next to no processor time, and waits for no disk, for `IDLE_SECONDS` is stuck:
-  stopped (SIGSTOP), or in a deadlock. Compiling, a long prefill, waiting for a GPU and a busy
-  machine never look so.
+- A worker that uses next to no processor time, and waits for no disk, for `IDLE_SECONDS` hangs: it
+is stopped (SIGSTOP), or in a deadlock. Compiling, a long prefill, waiting for a GPU and a busy
+machine do not look like that.
 - One that does use some may be compiling a kernel, or may have a slow device. It gets
   `BUSY_SECONDS`.
 
-Both grow where results were seen to take long: to `FACTOR` times the slowest of late, for a busy
+Both grow where results took long: to `FACTOR` times the slowest recent one, for a busy
 worker also `FACTOR` times the longest phase of its start, for its warm-up runs the largest step.
 Where a worker missed its deadline, the next one gets twice as long, until a result comes.
 """
@@ -78,8 +78,7 @@ class Deadline:
     def missed(self, now: float, processor_seconds: Callable[[], float | None]) -> str | None:
         """Return how a worker from which a result is due missed its deadline, if it did.
 
-        `processor_seconds` gives those that the worker has used, None for one of which it cannot
-        be said that it does nothing.
+        `processor_seconds` returns what the worker has used, None where that is not known.
         """
         if self._looked is None:
             # Where results come all the time, a check costs only this.

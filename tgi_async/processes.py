@@ -1,7 +1,7 @@
 """Start Python processes of the server's own.
 
 The working directory is never on their module path: a file `safetensors.py` or a folder `workers/`
-where the user happens to stand must not run instead of ours.
+in the working directory must not run instead of ours.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _scratch: list[Path] = []
 def use_scratch(folder: Path) -> None:
     """Let this process write to `folder` what it cannot write to the cache.
 
-    Libraries that keep files at home are sent there too, where the home cannot be written.
+    Libraries that keep files in the home folder use it too, where the home cannot be written.
     """
     _scratch[:] = [folder / "cache"]
     home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")

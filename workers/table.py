@@ -48,7 +48,7 @@ class Row:
     def extend(self, tokens: list[int]) -> None:
         """Store the last token, and the jump-forward tokens after it, on the host.
 
-        `tokens` has at least two; of those before nobody asks any more.
+        `tokens` has at least two; earlier ones are not needed any more.
         """
         start = self.length - 1
         self.length = start + len(tokens)
@@ -67,8 +67,8 @@ class RowTable:
         self.block_tables = np.zeros((max_rows, max_blocks), np.int32)
         self.last_tokens = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
         """int64 [max_rows + 1]"""
-        self.nobody = max_rows
-        """The line of `last_tokens` that belongs to no row."""
+        self.padding_row = max_rows
+        """The line of `last_tokens` for rows that pad a batch."""
         self._rows: list[Row | None] = [None] * max_rows
 
     def __getitem__(self, row: int) -> Row:

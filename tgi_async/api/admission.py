@@ -1,7 +1,7 @@
 """Admit requests: reserve their rows on arrival, and free them at the end.
 
-A request that finds no row free waits in the engine's queue. One that finds no room there, or has
-to leave it for another client, is refused with a time after which to retry.
+A request that finds no row free waits in the engine's queue. One that finds no room there, or is
+evicted for another client, is refused with a time after which to retry.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def create_app(
 def _unrouted(limits: Limits) -> Callable[[Request, Exception], Awaitable[Response]]:
     """Return the handler for requests without a route; a 405 names all methods of the path.
 
-    OPTIONS asks for just that, so that it is no error.
+    OPTIONS asks for that list, so it is not an error.
     """
 
     async def answer(request: Request, error: Exception) -> Response:

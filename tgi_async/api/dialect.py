@@ -33,7 +33,7 @@ class Dialect:
     allows_empty_suffix: bool = True
     allows_empty_chat: bool = False
 
-    # What a text is held to, and what is shown of it.
+    # How texts are constrained and shown.
     calls_tools_like_tgi: bool = False
     """Each answer to a chat with tools is constrained to one call, possibly of `no_tool`. Other
     answers are not searched for calls."""

@@ -1,6 +1,6 @@
 """An operation of the API: a method of a path, declared once beside its handler.
 
-The route (`routes`) and the entry in the OpenAPI document (`openapi`) are both made of it.
+The route (`routes`) and the entry in the OpenAPI document (`openapi`) are both made from it.
 """
 
 from __future__ import annotations

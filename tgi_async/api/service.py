@@ -104,8 +104,8 @@ class Service:
 
         `parameters.truncate` keeps the last tokens. `names` are those
         of the route's fields; a `constraint` counts instead of the grammar. `stop_token_ids` end
-        the text too, unless the client wants it to go on past every end. Fairness is owed to the
-        peer's address alone: there is one API key, and a key that nobody checks is free text.
+        the text too, unless the client sets `ignore_eos`. Fairness counts by the peer's address
+        alone: there is one API key, and without one the header may be any text.
 
         Raises:
             ValidationError: the first rule that is broken, in TGI's order.

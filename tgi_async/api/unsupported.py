@@ -53,7 +53,7 @@ class UnsupportedField(NamedTuple):
 
 
 _BEAMS = UnsupportedField((1,), "`best_of` of /v1/completions takes the likeliest of several texts")
-_GRAMMAR = "`guided_choice` and `guided_regex` hold a text to what you allow"
+_GRAMMAR = "`guided_choice` and `guided_regex` constrain the text"
 _MORE_SAMPLING = "Sampling is steered by `temperature`, `top_p`, `top_k`, `min_p` and `typical_p`"
 _REPETITION = "`repetition_penalty`, `frequency_penalty` and `presence_penalty` are supported"
 

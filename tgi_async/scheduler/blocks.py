@@ -180,7 +180,7 @@ class BlockManager:
         return Match(hits, None)
 
     def n_taken(self, hits: list[Node]) -> int:
-        """How many of these hits are not held by anybody, and so use up availability."""
+        """Return how many of these hits are not held by any table, and so use up availability."""
         return sum(self._references[node.block] == 0 for node in hits if node.block is not None)
 
     def open(self, hits: list[Node], keys: list[Key]) -> BlockTable:

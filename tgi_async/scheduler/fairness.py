@@ -18,7 +18,7 @@ max(wp * L, wq * M), whose first term is never the greater here. What is outside
 - Tokens found in the prefix cache are free: counters measure what was computed, not what was asked.
 - A preempted request is queued by its client's counter, which is lifted if nothing else of that
   client was queued. What is computed again is free, so the bound is on new work only. A token that
-  was in flight is charged after its row was given up: hence R.
+  was in flight is charged after its row was released, which gives R.
 - The idle are forgotten when all are idle, or beyond `MAX_IDLE_CLIENTS`. They come back at no less
   than the least counter of the queued, so the bound holds; what they were ahead is forgiven.
 """

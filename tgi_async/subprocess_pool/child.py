@@ -2,8 +2,8 @@
 
 Neither a thread nor one call into native code can be stopped from within Python, so the limits are
 the kernel's: a timer of processor time whose signal ends the process, and a limit to its memory.
-The timer holds without anybody watching, also when the server is gone; and as it counts processor
-time, a busy machine does not fail an honest request.
+The timer works without supervision, also when the server is gone; and as it counts processor time,
+a busy machine does not fail a valid request.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Metrics:
     """All metrics. Times are in seconds.
 
     `max_input_tokens` and `max_total_tokens` are split into 100 buckets for the token histograms.
-    `max_batch_total_tokens` is the size of the KV cache; 0 where nobody knows it.
+    `max_batch_total_tokens` is the size of the KV cache; 0 where it is not known.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """The jinja2 environment of chat templates, as in transformers.
 
-A template comes with a model, so it is code by strangers: it runs in jinja2's immutable sandbox.
+A template comes with a model, so it is untrusted code: it runs in jinja2's immutable sandbox.
 """
 
 from __future__ import annotations

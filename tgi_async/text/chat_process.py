@@ -2,7 +2,7 @@
 
 A line has the arguments of `Renderer.render`, or `endings` to ask for those of the templates.
 
-A template is a program by strangers, run on text by strangers, and some templates take time that
+A template is an untrusted program, run on untrusted text, and some templates take time that
 grows with the square of the number of messages; a huge power, or a text repeated a billion times,
 is one step of a template.
 """

@@ -1,9 +1,9 @@
 """ZeroMQ sockets between the router and the workers of one epoch.
 
 Each rank pulls from a socket of its own; all ranks push replies to one. Steps go to rank 0 alone,
-which leads the others through them; what begins and ends a worker goes to all. The sockets are
-`ipc://` files in a folder that only this user can enter. Each epoch of the workers has new
-sockets, so that no frame of a dead one can reach it.
+which drives the others; start and stop go to all. The sockets are `ipc://` files in a folder that
+only this user can enter. Each epoch of the workers has new sockets, so that no frame of a dead one
+can reach it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def _configure(socket: zmq.Socket[Any]) -> None:
 class RouterChannel:
     """The router's end. `folder` must exist and be private (mode 0700).
 
-    Replies are polled for, and `wait` tells when that is worth while: so a reply costs no task, and
-    several that wait are taken in one turn of the event loop.
+    Replies are polled for after `wait`: so a reply needs no task, and several are taken in one turn
+    of the event loop.
 
     Raises StartError where no socket can be made in `folder`.
     """
@@ -90,7 +90,7 @@ class RouterChannel:
     async def wait(self) -> None:
         """Return when a reply may have arrived, or when woken, after a poll that found none.
 
-        It returns at once where `wake` was called while nobody waited.
+        It returns at once where `wake` was called while no task waited.
         """
         if self._woken:
             self._woken = False

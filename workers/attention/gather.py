@@ -1,6 +1,6 @@
 """Paged attention in plain torch: each sequence's blocks are gathered, then attended.
 
-What machines without a C compiler use, and what the kernels of a device do not take.
+For machines without a C compiler, and for what the kernels of a device do not support.
 """
 
 from __future__ import annotations

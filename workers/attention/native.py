@@ -57,7 +57,7 @@ class _Call(ctypes.Structure):
 class NativeAttention(AttentionBackend[torch.Tensor]):
     """Writes new keys and values into the cache and attends, in one call.
 
-    Its metadata is the work of a forward pass as the kernel takes it, int64 [n_spans, 4]: first
+    Its metadata are the spans of a forward pass for the kernel, int64 [n_spans, 4]: first
     packed token, positions, context length after the last of them, address of the block table.
 
     Raises NativeUnavailable where it cannot be compiled or loaded.

@@ -2,8 +2,8 @@
 
 It is for grammars without an expression (see `foresight`): those that clients wrote.
 Which tokens complete a text soonest is a shortest path in an automaton that no engine shows. Two
-walks are made, and the shorter one is taken. Both close what they can. Else one takes the longest
-token, which serves texts of a least length, and the other, unless it is in the midst of free text,
+walks are made, and the shorter one is taken. Both close what they can. Otherwise one takes the
+longest token, which serves texts of a least length, and the other, unless it is within free text,
 the token after which something can be closed soonest, which serves choices and numbers. Both look
 at the matcher's state only, so the way from a later state of a walk is the rest of that walk.
 """

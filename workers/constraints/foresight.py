@@ -1,7 +1,7 @@
 """How many tokens a text still needs after each allowed token.
 
-The engine says which tokens may come; the expression of the same grammar says what each of them
-leads to. So those that leave too few tokens for the rest can be left out, and no others.
+The engine says which tokens are allowed; the expression of the same grammar says what can follow
+each of them. So exactly those that leave too few tokens for the rest are removed from the mask.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How much longer the shortest completion of a text may become by one token.
 
-A text is completed in time only if that is begun while it still fits, so the worst single token
-must be known: one that opens an optional property, an item, a branch. What it then owes is written
-out here as the least text of that part, and counted in tokens by the caller.
+A text is completed in time only if the completion begins while it still fits, so the worst single
+token must be known: one that opens an optional property, an item, a branch. What it then requires
+is written out here as the shortest text of that part, and counted in tokens by the caller.
 """
 
 from __future__ import annotations

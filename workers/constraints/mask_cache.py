@@ -38,8 +38,8 @@ class _Known:
 class MaskCache:
     """The latest masks of one grammar. Not thread-safe.
 
-    What the engine gives at a place is believed once it gave the same at an equal one; where it did
-    not, the expressions are not the engine's, and nothing is kept any more.
+    A mask is reused once the engine gave it twice for equal expressions; where the two differ, the
+    expressions are not the engine's, and nothing is cached any more.
     """
 
     def __init__(self, expressions: Expressions, longest: int) -> None:

@@ -1,8 +1,8 @@
 """Enforce `uniqueItems` and distinct names, which needs memory that a grammar does not have.
 
-A matcher is wrapped: the text is followed as it grows, and of the tokens that the engine allows,
-those are taken away that would end an item like an earlier one of its array, or lead to where
-nothing else can come.
+It wraps a matcher and parses the text as it grows. From the tokens that the engine allows it
+removes those that would end an item equal to an earlier one of its array, or lead to where nothing
+else can come.
 """
 
 from __future__ import annotations

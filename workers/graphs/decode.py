@@ -1,13 +1,12 @@
 """Decode steps as CUDA graphs: a forward pass and its sampling, captured once for some batch sizes.
 
-What differs between steps is read from fixed places on the device, which one copy fills before
-each (`InputBuffers`): rows, positions, what each row asks of the sampler, what attention has to
-know of them (`AttentionCapture`). A step of fewer rows than the graph has is filled up with rows
-that are not there: of length 0, their key and value put nowhere, their token stored in a line of
-the table that is nobody's.
+The inputs of a step are read from fixed addresses on the device, which one copy fills before each
+(`InputBuffers`): rows, positions, sampling parameters, attention metadata (`AttentionCapture`). A
+step with fewer rows than the graph is padded with rows of length 0, whose keys and values go
+nowhere and whose tokens go to the table's padding row.
 
-A graph knows no length of text: attention walks as many parts of the contexts as a number on the
-device says, on a grid that does not depend on it.
+A graph does not depend on the lengths of the texts: attention loops over as many parts of the
+contexts as a number on the device says, on a fixed grid.
 """
 
 from __future__ import annotations
@@ -184,12 +183,12 @@ class DecodeGraphs:
         filled = graph.attention.fill(DecodeRows(decodes.slots, lengths, tables, decodes.rows))
         if filled is None:
             return None
-        stores = np.where(decodes.stored, decodes.rows, self._table.nobody)
+        stores = np.where(decodes.stored, decodes.rows, self._table.padding_row)
         size = self._write(
             graph,
             {
-                "rows": (decodes.rows, self._table.nobody),
-                "stores": (stores, self._table.nobody),
+                "rows": (decodes.rows, self._table.padding_row),
+                "stores": (stores, self._table.padding_row),
                 "positions": (decodes.positions, 0),
                 "sampling": (decodes.sampling.ravel(), 0),
             },
@@ -229,7 +228,7 @@ class DecodeGraphs:
     def _capture_graph(self, graph: _Graph) -> str:
         """Capture the graph of one batch size. Return why it cannot be captured, or nothing."""
         # A step without rows leaves the cache as it is.
-        nobody = 0 if self._table is None else self._table.nobody
+        padding_row = 0 if self._table is None else self._table.padding_row
         nothing = np.empty(0, np.int32)
         none = np.empty(0, np.int64)
         filled = graph.attention.fill(DecodeRows(none, nothing, nothing.reshape(0, 0), none))
@@ -237,8 +236,8 @@ class DecodeGraphs:
         size = self._write(
             graph,
             {
-                "rows": (nothing, nobody),
-                "stores": (nothing, nobody),
+                "rows": (nothing, padding_row),
+                "stores": (nothing, padding_row),
                 "positions": (nothing, 0),
                 "sampling": (nothing, 0),
             },

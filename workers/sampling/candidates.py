@@ -41,7 +41,8 @@ def candidates(scores: Tensor, width: int) -> Candidates:
 def _largest(scores: Tensor, width: int) -> Tensor:
     """Return the ids of the `width` largest scores of each line, in no order.
 
-    They all lie in the `width` groups of largest maxima, and finding those costs one fast pass.
+    They all lie in the `width` groups with the largest maxima, and finding those costs one fast
+    pass.
     """
     n, vocab_size = scores.shape
     n_groups = vocab_size // _GROUPS

@@ -123,8 +123,8 @@ class DeviceSampling:
         """Sample a token for each of n rows, from the model's logits [n, V], which are not changed,
         and `numbers` int32 [n, WIDTH], both on the device.
 
-        A row of broken logits has some token, and a maximum that is not finite. Raises ValueError
-        for shapes that this is not made for.
+        A row whose logits are not finite gets some token, and a maximum that is not finite. Raises
+        ValueError for other shapes.
         """
         from workers.sampling import triton_kernels as kernels
 

@@ -16,7 +16,7 @@ Messages = list[dict[str, Any]]
 def in_front(messages: Sequence[Mapping[str, Any]], text: str) -> Messages:
     """Put `text` into the system message, or before the first message of the user.
 
-    A system message is not made: there are templates that refuse one.
+    No system message is added, as some templates refuse one.
     """
     made = [dict(message) for message in messages]
     system = next((one for one in made if one["role"] in ("system", "developer")), None)

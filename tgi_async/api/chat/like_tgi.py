@@ -1,6 +1,6 @@
 """Tools as in TGI: a grammar constrains each answer to one call, possibly of `no_tool`.
 
-A client that is answered with `no_tool` is answered a second time, in words.
+After `no_tool` a second generation answers with text.
 """
 
 from __future__ import annotations

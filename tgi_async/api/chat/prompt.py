@@ -32,7 +32,7 @@ without a result."""
 async def prompt_of(service: Service, body: ChatRequest, offer: Offer | None) -> str:
     """Render the model's template, off the event loop and for a bounded time.
 
-    Call it with a permit in hand: what waits for the template's processes is bounded by those.
+    Call it while holding a permit: permits bound the queue of the template's processes.
 
     Raises:
         TemplateError: there is no template, it refuses these messages, or it takes too long.
@@ -67,7 +67,7 @@ def _with_tools(
 ) -> tuple[list[dict[str, Any]], Sequence[Mapping[str, Any]] | None]:
     """Return messages and tools for the template; one that shows no tools gets them in a message.
 
-    `tool_prompt` is said behind the last message; in TGI there always is one.
+    `tool_prompt` is added after the last message; in TGI there always is one.
     """
     like_tgi = service.limits.dialect.calls_tools_like_tgi
     if not like_tgi and not template.traits.shows_calls:

@@ -45,7 +45,7 @@ MOST_TOOLS = 128
 class Offer:
     """Tools that the model may call, in the form that templates know.
 
-    `forced`: those of which it must call one; None: it may also answer in words. `parallel`:
+    `forced`: tools of which it must call one; None: it may also answer with text. `parallel`:
     whether there may be several calls.
     """
 

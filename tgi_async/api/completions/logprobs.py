@@ -25,7 +25,7 @@ def pieces_of(tokenizer: Tokenizer, prompt: str, ids: Sequence[int]) -> list[Pie
     """Cut `prompt`, which has been tokenized to `ids`, into its tokens.
 
     A special token is shown by its name, and takes room only where the prompt has that name.
-    Offsets are off where the tokenizer itself changes the text, as one does that knows no capitals.
+    Offsets are wrong where the tokenizer itself changes the text, such as to lower case.
     """
     detokenizer = Detokenizer(tokenizer, [])
     pieces: list[Piece] = []

@@ -34,7 +34,7 @@ READ_BY_TGI = frozenset(
 class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
     """`prompt` is a text or the token ids of one, or a list of either.
 
-    `logprobs` is how many of the likeliest tokens to tell besides the one that was taken.
+    `logprobs` is how many of the likeliest tokens to report besides the sampled one.
     """
 
     prompt: str | list[str | Id | list[Id]]

@@ -116,7 +116,7 @@ def _closed(schema: Any) -> Any:
 
 def _two(found: list[Form]) -> ValidationError:
     return ValidationError(
-        f"`{found[0].field}` and `{found[1].field}` exclude each other: a text is held to one "
+        f"`{found[0].field}` and `{found[1].field}` exclude each other: a text follows one "
         "grammar. Send one of them"
     )
 

@@ -40,7 +40,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     """Fields of both routes, under the names of OpenAI, of vLLM and of others.
 
     `model` may be any text: there is one model, and clients written for TGI send arbitrary names.
-    What a text is held to is read by `api.openai.form`. docs/fields.md says what each field does.
+    Grammars are read by `api.openai.form`. docs/fields.md says what each field does.
     """
 
     model: str | None = None
@@ -160,8 +160,8 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
 
         Temperature 0 is greedy, whatever else is set, and so is `top_p` 0; otherwise these routes
         sample. Values that OpenAI's clients send to turn a parameter off are taken as such: `top_p`
-        and `typical_p` 1, `top_k` 0 and -1. TGI refuses them. What the request leaves open is as
-        the model's makers recommend it; TGI samples from the plain distribution then.
+        and `typical_p` 1, `top_k` 0 and -1. TGI refuses them. Unset parameters are the model's
+        recommended ones; TGI samples from the plain distribution then.
         """
         dialect = limits.dialect
         if not dialect.reads_neutral_values and self.max_tokens == -1:
@@ -192,8 +192,8 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     def _temperature(self, limits: Limits) -> float | None:
         """Return the temperature; None: 1.
 
-        Makers who recommend the likeliest token do not mean a request that asks for sampling, be it
-        by a parameter that only sampling has or by several choices.
+        A recommendation to be greedy does not apply to a request that asks for sampling, by a
+        parameter that only sampling has or by several choices.
         """
         if self.temperature is not None or not limits.dialect.recommends_sampling:
             return self.temperature

@@ -23,8 +23,8 @@ MAX_STOPS = 8
 class Calls:
     """Reads calls of `functions`, names with schemas of their parameters, from a reader.
 
-    A call counts once its name and the beginning of its arguments are there; it is an event then,
-    and cannot be taken back.
+    A call is an event once its name and the beginning of its arguments are there, and cannot be
+    undone.
     """
 
     def __init__(

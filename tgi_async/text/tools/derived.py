@@ -1,7 +1,7 @@
 """Derive a tool format, and marks of reasoning, from a chat template.
 
-The template renders a call and a thought that nothing else looks like, and what it wrote around
-them is the format. A format counts only if it reads what the template wrote.
+The template renders a unique call and unique reasoning, and what it writes around them is the
+format. A format is used only if it parses what the template wrote.
 """
 
 from __future__ import annotations

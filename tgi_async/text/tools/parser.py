@@ -42,12 +42,12 @@ class Parser:
 
     `functions` may be called, names with schemas of their parameters: whatever looks like a call
     of another is prose, and all is where `format` is None. `thoughts` are the marks of the model's
-    thoughts, if it has such, which begin in the prompt if `opened`; `dropped` are marks that say
-    nothing. Without `parallel`, calls after the first one are left out. `held` is what a grammar
-    holds the text behind the thoughts to.
+    thoughts, if it has such, which begin in the prompt if `opened`; `dropped` are marks without
+    content. Without `parallel`, calls after the first one are left out. `held` is how a grammar
+    constrains the text after the reasoning.
 
-    Nothing else of the text is dropped but marks, what parts calls, white space around these, and
-    a call that was cut off before its function was known.
+    Only marks, separators of calls, white space around these, and a call that was cut off before
+    its function was known are dropped.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Read a text that arrives in pieces as if it were complete.
 
-What reads it are generators: they yield while the character they need has not come. So a decision
-rests on the text and its end alone, never on how the text was cut.
+Its methods are generators: they yield while the character they need has not come. So a decision
+depends on the text and its end alone, never on how the text was split.
 """
 
 from __future__ import annotations

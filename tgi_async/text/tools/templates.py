@@ -1,7 +1,7 @@
 """What a model's chat templates show of tools and reasoning.
 
-Their source is looked at as a text: running a stranger's program is for a process that can be
-ended. What it renders there says whether a format that its source suggests is the right one.
+Their source is searched as a text: untrusted programs run only in a process with limits. What it
+renders there shows whether a format that its source suggests is the right one.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Traits:
 
     `turn` is what is in answers beside calls and prose. `tools_variable`: under which name they
     read tools; SmolLM3's has one of its own. None: nowhere. `shows_calls`: whether the calls of
-    earlier messages are shown, be it with all of a message.
-    `thinking_variables`: those of `THINKING_VARIABLES` that they read.
+    earlier messages are shown, alone or with the whole message. `thinking_variables`: those of
+    `THINKING_VARIABLES` that they read.
     """
 
     format: Format
