@@ -29,7 +29,7 @@ from tgi_async.wire.messages import Constraint
 from workers.constraints.expressions import Expressions
 from workers.constraints.formats import FORMATS
 from workers.constraints.language import language
-from workers.constraints.nodes import Node
+from workers.constraints.nodes import Expression
 from workers.constraints.patterns import matching
 from workers.constraints.progress import Progress
 from workers.constraints.tokens import allowed_in
@@ -122,7 +122,7 @@ def test_matches_are_completed(
     finished(vocabulary, Regex(pattern), room, seed, jump_forward)
 
 
-def has(expressions: Expressions, node: Node, text: str) -> bool:
+def has(expressions: Expressions, node: Expression, text: str) -> bool:
     for byte in text.encode():
         node = expressions.after(node, byte)
     return node.nullable

@@ -23,7 +23,7 @@ from tgi_async.grammar.schema.normalize import normalize
 from tgi_async.wire.messages import Constraint
 from workers.constraints.foresight import Foresight
 from workers.constraints.mask_cache import MaskCache
-from workers.constraints.nodes import Node
+from workers.constraints.nodes import Expression
 from workers.constraints.progress import Progress
 from workers.constraints.tokens import allowed_in
 from workers.constraints.vocabulary import Vocabulary
@@ -94,7 +94,7 @@ def check_windows(vocabulary: Vocabulary, grammar: Grammar, seed: int) -> None:
         return
     foresight, beginning = found
     cache = MaskCache(foresight._expressions, vocabulary.token_table.longest)
-    seen: dict[Node, NDArray[np.int32]] = {}
+    seen: dict[Expression, NDArray[np.int32]] = {}
     mask = words(vocabulary)
     n_again = 0
     for walk in range(WALKS):
@@ -147,7 +147,7 @@ def test_equal_windows_of_regular_expressions_have_equal_masks(
 class Forgetful(MaskCache):
     """Asks the engine each time."""
 
-    def put(self, node: Node, mask: NDArray[np.int32]) -> None:
+    def put(self, node: Expression, mask: NDArray[np.int32]) -> None:
         pass
 
 

@@ -60,6 +60,7 @@ GONE = {
     "workers.constraints.constraints:late",
     "workers.constraints.constraints:sits_out",
     "workers.constraints.literals:Literals",
+    "workers.constraints.nodes:Node",
     "workers.constraints.strings:Strings",
     "workers.decoder.families:Numbers",
     "workers.decoder.families:Part",

@@ -18,7 +18,7 @@ from tgi_async.wire.messages import Sampling
 
 
 class GenerationRequest(Struct, frozen=True):
-    """What to generate.
+    """What to generate, as the API makes it from a request body.
 
     `max_new_tokens` None means: up to the longest sequence the server allows. The engine raises
     `errors.ValidationError` for a request that can never fit.
@@ -53,6 +53,8 @@ class GenerationRequest(Struct, frozen=True):
 
 
 class TopToken(NamedTuple):
+    """A `wire.messages.TopToken` with its text."""
+
     id: int
     text: str
     logprob: float

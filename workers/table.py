@@ -13,7 +13,10 @@ from tgi_async.wire.messages import Admit, Grow
 
 
 class Row:
-    """One running request. Its first tokens are known on the host, the sampled ones are not."""
+    """A row of the persistent batch, made from an `Admit`.
+
+    Its first tokens are known on the host, the sampled ones are not.
+    """
 
     __slots__ = (
         "failed",

@@ -24,7 +24,7 @@ class Status(Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """Tokens known, tokens planned, and the blocks that hold them.
+    """A `GenerationRequest` in the scheduler: its known tokens, planned positions and blocks.
 
     Three counts grow along the sequence, `n_computed <= n_planned <= length`: `length` counts the
     known tokens and the `n_in_flight` sampled ones that have not come back yet, `n_planned` the

@@ -92,7 +92,7 @@ class Constraint(Frame, frozen=True):
 
 
 class Admit(Frame, frozen=True):
-    """A row enters the persistent batch.
+    """A scheduler's `Request` enters the persistent batch as a row.
 
     `tokens` are the prompt and, after a preemption or a worker's death, what was already emitted.
     The first `n_cached` of them are in `blocks` already (a prefix-cache hit).
@@ -246,6 +246,8 @@ class Refused(Frame, frozen=True, tag="refused"):
 
 
 class TopToken(Frame, frozen=True):
+    """One of the likeliest tokens at a position."""
+
     id: Id
     logprob: float
 

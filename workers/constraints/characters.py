@@ -7,7 +7,7 @@ from functools import cache
 
 from tgi_async.grammar.characters import LAST, Ranges, complement, union
 from workers.constraints.expressions import Expressions
-from workers.constraints.nodes import Node, TooComplex
+from workers.constraints.nodes import Expression, TooComplex
 
 SURROGATES = (0xD800, 0xDFFF)
 MAX_FOLDED = 5_000
@@ -60,7 +60,7 @@ LENGTHS = (
 """First and last characters, number of bytes after the first one, and the upper bits of that."""
 
 
-def characters(expressions: Expressions, ranges: Ranges) -> Node:
+def characters(expressions: Expressions, ranges: Ranges) -> Expression:
     """Return the expression of one character of a set."""
     options = []
     ranges = tuple(
@@ -80,7 +80,9 @@ def characters(expressions: Expressions, ranges: Ranges) -> Node:
     return expressions.choice(options)
 
 
-def _bytes(expressions: Expressions, ranges: list[tuple[int, int]], n_more: int, lead: int) -> Node:
+def _bytes(
+    expressions: Expressions, ranges: list[tuple[int, int]], n_more: int, lead: int
+) -> Expression:
     """Return characters whose first byte, but for its lower bits, is `lead`, with so many bytes
     after it."""
     if not n_more:
@@ -97,7 +99,7 @@ def _bytes(expressions: Expressions, ranges: list[tuple[int, int]], n_more: int,
         for block in range(low // size, high // size + 1):
             part = (max(low - block * size, 0), min(high - block * size, size - 1))
             blocks.setdefault(block, []).append(part)
-    same: dict[Node, int] = {}
+    same: dict[Expression, int] = {}
     for block, inside in blocks.items():
         rest = _bytes(expressions, inside, n_more - 1, 0x80)
         same[rest] = same.get(rest, 0) | 1 << (lead + block)

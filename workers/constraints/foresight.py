@@ -15,7 +15,7 @@ from tgi_async.grammar.grammar import Grammar
 from workers.constraints.expressions import ENDLESS, Expressions
 from workers.constraints.language import SpecialId, language
 from workers.constraints.mask_cache import MaskCache
-from workers.constraints.nodes import Node, TooComplex
+from workers.constraints.nodes import Expression, TooComplex
 from workers.constraints.token_counts import TokenCounts
 from workers.constraints.token_walks import TokenWalks, Walk
 from workers.constraints.tokens import TokenTable
@@ -44,7 +44,7 @@ class Foresight:
         self._lock = threading.RLock()
         self._expressions = Expressions(tokens.fillers)
         try:
-            self.start: Node = language(self._expressions, grammar, special_id)
+            self.start: Expression = language(self._expressions, grammar, special_id)
         except (RecursionError, UnicodeEncodeError, OverflowError) as error:
             raise TooComplex from error
         self._counts = TokenCounts(self._expressions, tokens)
@@ -52,7 +52,7 @@ class Foresight:
         self.least = self._expressions.cost(self.start)
         """Bytes of the shortest text."""
         self._n_first = len(self._expressions)
-        self._ways: dict[Node, list[int] | None] = {}
+        self._ways: dict[Expression, list[int] | None] = {}
         self._left_to_count = MAX_COUNTED
         self._walks = TokenWalks(self._expressions, tokens)
         self.known_mask(self.start)  # compute the common beginning of all texts now
@@ -69,7 +69,7 @@ class Foresight:
         """Whether new texts should begin with a new one, as this one has grown too large."""
         return len(self._expressions) > self._n_first + MAX_DERIVED
 
-    def after(self, node: Node, tokens: list[int]) -> Node | None:
+    def after(self, node: Expression, tokens: list[int]) -> Expression | None:
         """Return what may follow these tokens; None where it is not known."""
         with self._lock:
             self._expressions.begin()
@@ -80,7 +80,7 @@ class Foresight:
                 return None
             return None if node is self._expressions.nothing else node
 
-    def known_mask(self, node: Node) -> Mask | None:
+    def known_mask(self, node: Expression) -> Mask | None:
         """Return the engine's mask of this expression, if it is known; then there are no
         jump-forward tokens.
 
@@ -92,7 +92,7 @@ class Foresight:
             except (TooComplex, RecursionError):
                 return None
 
-    def fill(self, node: Node, matcher: Matcher, mask: Mask) -> None:
+    def fill(self, node: Expression, matcher: Matcher, mask: Mask) -> None:
         """Have the engine write its mask of this expression, without jump-forward tokens, and keep
         it.
 
@@ -106,7 +106,7 @@ class Foresight:
                 except (TooComplex, RecursionError):
                     return
 
-    def way(self, node: Node) -> list[int] | None:
+    def way(self, node: Expression) -> list[int] | None:
         """Return the tokens of the shortest text from here; None if none is known.
 
         Of several that have as few bytes, one that has few tokens.
@@ -121,7 +121,7 @@ class Foresight:
                     return None
             return self._ways[node]
 
-    def _way(self, node: Node) -> list[int] | None:
+    def _way(self, node: Expression) -> list[int] | None:
         if self._expressions.cost(node) > MAX_COST:
             return self._counts.way(node) if self._counts.enough(node) <= MAX_COST else None
         texts = {
@@ -139,7 +139,7 @@ class Foresight:
         way = self.way(self.start)
         return way is not None and len(way) <= room
 
-    def most(self, node: Node) -> int:
+    def most(self, node: Expression) -> int:
         """Return in how many tokens a text can be completed wherever it goes from here; `ENDLESS`
         and more if that is not known."""
         with self._lock:
@@ -149,14 +149,14 @@ class Foresight:
             except (TooComplex, RecursionError):
                 return ENDLESS
 
-    def fits(self, node: Node, room: int) -> bool:
+    def fits(self, node: Expression, room: int) -> bool:
         """Return whether a text can be completed within so many tokens."""
         with self._lock:
             self._expressions.begin()
             self._left_to_count = MAX_COUNTED
             return self._fits(node, room)
 
-    def _fits(self, node: Node, room: int) -> bool:
+    def _fits(self, node: Expression, room: int) -> bool:
         try:
             cost = self._expressions.cost(node)
         except (TooComplex, RecursionError):
@@ -173,7 +173,7 @@ class Foresight:
         way = self.way(node)
         return way is not None and len(way) <= room
 
-    def due(self, node: Node, left: int, way: list[int]) -> list[int] | None:
+    def due(self, node: Expression, left: int, way: list[int]) -> list[int] | None:
         """Return the shortest completion, where the `left` tokens have room for nothing else.
 
         `way` is a completion that is known; empty: none is.
@@ -191,7 +191,7 @@ class Foresight:
             due = way or self.way(node) or []
             return due if len(due) == left else None
 
-    def narrow(self, node: Node, left: int, mask: Mask, way: list[int]) -> list[int] | None:
+    def narrow(self, node: Expression, left: int, mask: Mask, way: list[int]) -> list[int] | None:
         """Remove tokens from a mask after which the text does not fit into the `left` tokens.
 
         `way` is a completion that is known; empty: none is. Return it, or the one that was needed;

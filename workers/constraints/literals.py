@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 
 from workers.constraints.expressions import Expressions
-from workers.constraints.nodes import Node, Steps
+from workers.constraints.nodes import Expression, Steps
 
 State = tuple[int, int, int]
 """A range of the sorted texts, whose first so many bytes are equal."""
@@ -15,7 +15,7 @@ State = tuple[int, int, int]
 class LiteralMachine:
     """A `Machine` for a choice of texts, which are different and not empty."""
 
-    inner: tuple[Node, ...] = ()
+    inner: tuple[Expression, ...] = ()
 
     def __init__(self, expressions: Expressions, texts: Iterable[bytes]) -> None:
         self._expressions = expressions
@@ -23,7 +23,7 @@ class LiteralMachine:
         self.most = max(map(len, self._texts))
 
     @property
-    def start(self) -> Node:
+    def start(self) -> Expression:
         """Return the start state."""
         return self._expressions.machine(self, (0, len(self._texts), 0))
 

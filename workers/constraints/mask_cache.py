@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.constraints.expressions import ENDLESS, Expressions
-from workers.constraints.nodes import Node
+from workers.constraints.nodes import Expression
 
 Mask = NDArray[np.int32]
 
@@ -46,19 +46,19 @@ class MaskCache:
         """Make an empty cache. `longest`: bytes of the longest token."""
         self._expressions = expressions
         self._longest = longest
-        self._known: OrderedDict[Node, _Known] = OrderedDict()
+        self._known: OrderedDict[Expression, _Known] = OrderedDict()
         self._nbytes = 0
         self._fits = True
-        self._tails: dict[Node, Node] = {}
-        self._least: dict[Node, int] = {}
-        self._most_visible: dict[Node, int] = {}
+        self._tails: dict[Expression, Expression] = {}
+        self._least: dict[Expression, int] = {}
+        self._most_visible: dict[Expression, int] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory, estimated."""
         return self._nbytes + 100 * (len(self._tails) + len(self._least))
 
-    def get(self, node: Node) -> Mask | None:
+    def get(self, node: Expression) -> Mask | None:
         """Return the mask of this expression, if it is known. It is read-only."""
         key = self.window(node)
         known = self._known.get(key)
@@ -67,7 +67,7 @@ class MaskCache:
         self._known.move_to_end(key)
         return known.mask
 
-    def put(self, node: Node, mask: Mask) -> None:
+    def put(self, node: Expression, mask: Mask) -> None:
         """Keep the engine's mask of this expression. Raises TooComplex."""
         if not self._fits:
             return
@@ -87,13 +87,13 @@ class MaskCache:
             self._known.clear()
             self._nbytes = 0
 
-    def window(self, node: Node) -> Node:
+    def window(self, node: Expression) -> Expression:
         """Return one expression for all that are equal within the length of a token."""
         if node.window is None:
             node.window = self._window(node)
         return node.window
 
-    def _window(self, node: Node) -> Node:
+    def _window(self, node: Expression) -> Expression:
         x = self._expressions
         match node.kind:
             case "repeated":
@@ -105,7 +105,7 @@ class MaskCache:
                 return self._sequence(node)
         return node
 
-    def _fewer(self, node: Node) -> Node:
+    def _fewer(self, node: Expression) -> Expression:
         """Return a repetition with counts that are no higher than a token can distinguish."""
         inner, least, most = node.parts
         n = self._visible(inner)
@@ -113,25 +113,25 @@ class MaskCache:
             return self._expressions.repeated(inner, n + 1)
         return node if most is None or most <= n else self._expressions.repeated(inner, least)
 
-    def _visible(self, inner: Node) -> int:
+    def _visible(self, inner: Expression) -> int:
         """Return how often something can occur within a token, at most."""
         found = self._most_visible.get(inner)
         if found is None:
             found = self._most_visible[inner] = self._longest // max(1, self._least_bytes(inner))
         return found
 
-    def _sequence(self, node: Node) -> Node:
+    def _sequence(self, node: Expression) -> Expression:
         first, rest = node.parts
         return self._joined(
             node, self.window(first), None if self._hides(node) else self._tail(rest)
         )
 
-    def _tail(self, node: Node) -> Node:
+    def _tail(self, node: Expression) -> Expression:
         """Return what comes after other parts, with only the counts of its repetitions reduced.
 
         From the end on, which many sequences have in common.
         """
-        begun: list[Node] = []
+        begun: list[Expression] = []
         while node.kind == "then" and node not in self._tails:
             begun.append(node)
             node = node.parts[1]
@@ -143,7 +143,7 @@ class MaskCache:
             self._tails[one] = found
         return found
 
-    def _joined(self, node: Node, head: Node, tail: Node | None) -> Node:
+    def _joined(self, node: Expression, head: Expression, tail: Expression | None) -> Expression:
         """Return the sequence with these in the places of its parts; `tail` None: no token gets
         there."""
         if tail is None:
@@ -151,7 +151,7 @@ class MaskCache:
         first, rest = node.parts
         return node if head is first and tail is rest else self._expressions.then(head, tail)
 
-    def _hides(self, node: Node) -> bool:
+    def _hides(self, node: Expression) -> bool:
         """Return whether no token gets past the first part of a sequence, and something can."""
         first, rest = node.parts
         return (
@@ -160,7 +160,7 @@ class MaskCache:
             and self._expressions.cost(rest) < ENDLESS
         )
 
-    def _least_bytes(self, node: Node, depth: int = 0) -> int:
+    def _least_bytes(self, node: Expression, depth: int = 0) -> int:
         """Return a lower bound of the texts' bytes."""
         if node.nullable:
             return 0
@@ -169,7 +169,7 @@ class MaskCache:
             found = self._least[node] = 1 if depth > DEPTH else self._sum(node, depth + 1)
         return found
 
-    def _sum(self, node: Node, depth: int) -> int:
+    def _sum(self, node: Expression, depth: int) -> int:
         match node.kind:
             case "then":
                 found = 0

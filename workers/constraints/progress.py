@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from tgi_async.wire.messages import Constraint
 from workers.constraints.expressions import ENDLESS
 from workers.constraints.foresight import Foresight, Mask
-from workers.constraints.nodes import Node
+from workers.constraints.nodes import Expression
 from workers.constraints.vocabulary import Vocabulary
 from workers.grammar.engine import Matcher
 
@@ -49,7 +49,7 @@ class Progress:
         """Whether a completion was ever found."""
         self._n_unfound = 0
         self._foresight: Foresight | None = None
-        self._node: Node
+        self._node: Expression
         """What may follow, where there is foresight."""
         self._most = ENDLESS
         """Tokens with which the text can be completed wherever it goes."""

@@ -8,7 +8,7 @@ the tokens of a completion are counted.
 from __future__ import annotations
 
 from workers.constraints.expressions import ENDLESS, Expressions
-from workers.constraints.nodes import Machine, Node
+from workers.constraints.nodes import Expression, Machine
 from workers.constraints.tokens import TokenTable
 
 
@@ -18,15 +18,15 @@ class TokenCounts:
     def __init__(self, expressions: Expressions, tokens: TokenTable) -> None:
         self._expressions = expressions
         self._tokens = tokens
-        self._enough: dict[Node, int] = {}
-        self._most: dict[Node, int] = {}
+        self._enough: dict[Expression, int] = {}
+        self._most: dict[Expression, int] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes of memory, estimated."""
         return 100 * (len(self._enough) + len(self._most))
 
-    def enough(self, node: Node) -> int:
+    def enough(self, node: Expression) -> int:
         """Return a number of tokens that is enough to complete a text; `ENDLESS` and more if none
         is known."""
         found = self._enough.get(node)
@@ -36,7 +36,7 @@ class TokenCounts:
             assert found is not None
         return found
 
-    def _enough_of(self, node: Node) -> int:
+    def _enough_of(self, node: Expression) -> int:
         if node.nullable:
             return 0
         parts = node.parts
@@ -49,11 +49,11 @@ class TokenCounts:
                 return self._repeated(parts[0], parts[1])
         return self._expressions.cost(node)
 
-    def _repeated(self, node: Node, n: int) -> int:
+    def _repeated(self, node: Expression, n: int) -> int:
         count = self._tokens.runs.count(single(node), n)
         return n * self.enough(node) if count is None else count
 
-    def most(self, node: Node) -> int:
+    def most(self, node: Expression) -> int:
         """Return `enough` for whatever may follow any beginning of a text, if it is not more than
         this.
 
@@ -61,7 +61,7 @@ class TokenCounts:
         """
         return max(self.enough(node), self._most_of(node))
 
-    def _most_of(self, node: Node) -> int:
+    def _most_of(self, node: Expression) -> int:
         found = self._most.get(node)
         if found is None:
             for one in _with_rests(node, self._most):
@@ -69,7 +69,7 @@ class TokenCounts:
             assert found is not None
         return found
 
-    def _found(self, node: Node) -> int:
+    def _found(self, node: Expression) -> int:
         parts = node.parts
         match node.kind:
             case "symbols" | "empty":
@@ -90,7 +90,7 @@ class TokenCounts:
                 return max(int(machine.most), *(self._most_of(one) for one in machine.inner), 0)
         return ENDLESS
 
-    def way(self, node: Node) -> list[int] | None:
+    def way(self, node: Expression) -> list[int] | None:
         """Return tokens that complete a text, no more than `enough`; None where they are not
         known."""
         found: list[int] = []
@@ -102,7 +102,7 @@ class TokenCounts:
             found += tokens
         return found
 
-    def _part(self, node: Node) -> list[int] | None:
+    def _part(self, node: Expression) -> list[int] | None:
         if node.nullable:
             return []
         parts = node.parts
@@ -123,7 +123,7 @@ class TokenCounts:
         return self._tokens.spelled(self._expressions.least(node))
 
 
-def single(node: Node) -> int:
+def single(node: Expression) -> int:
     """Return symbols (a bit mask) each of which alone is a whole text, where that is easily
     seen."""
     if node.kind == "symbols":
@@ -135,7 +135,7 @@ def single(node: Node) -> int:
     return found
 
 
-def _with_rests(node: Node, known: dict[Node, int]) -> list[Node]:
+def _with_rests(node: Expression, known: dict[Expression, int]) -> list[Expression]:
     """Yield a sequence and its ends that are not known, the shortest first, as a recursion could be
     too deep."""
     found = [node]

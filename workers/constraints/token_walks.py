@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.constraints.expressions import ENDLESS, Expressions
-from workers.constraints.nodes import ALL_BYTES, SPECIAL, Node, TooComplex
+from workers.constraints.nodes import ALL_BYTES, SPECIAL, Expression, TooComplex
 from workers.constraints.tokens import TokenTable, allowed_in
 
 Mask = NDArray[np.int32]
@@ -46,7 +46,7 @@ class TokenWalks:
     def __init__(self, expressions: Expressions, tokens: TokenTable) -> None:
         self._expressions = expressions
         self._tokens = tokens
-        self._walks: OrderedDict[Node, Walk] = OrderedDict()
+        self._walks: OrderedDict[Expression, Walk] = OrderedDict()
         self._forget()
 
     @property
@@ -55,7 +55,7 @@ class TokenWalks:
         walked = sum(14 * len(one.ids) + one.mask.nbytes for one in self._walks.values())
         return self._rows.nbytes + walked
 
-    def of(self, node: Node, mask: Mask) -> Walk:
+    def of(self, node: Expression, mask: Mask) -> Walk:
         """Return the states after the tokens in the mask. Beyond the limits they are all dead."""
         walk = self._walks.get(node)
         if walk is not None and np.array_equal(walk.mask, mask):
@@ -67,7 +67,7 @@ class TokenWalks:
         self._keep(node, walk)
         return walk
 
-    def late(self, walk: Walk, room: int, fits: Callable[[Node], bool]) -> NDArray[np.int32]:
+    def late(self, walk: Walk, room: int, fits: Callable[[Expression], bool]) -> NDArray[np.int32]:
         """Return the tokens after which so many bytes are not enough, and the rest does not fit."""
         first = int(np.searchsorted(walk.costs, room, side="right"))
         ids, states = walk.ids[first:], walk.states[first:]
@@ -84,14 +84,14 @@ class TokenWalks:
 
     def _forget(self) -> None:
         nothing = self._expressions.nothing
-        self._nodes: list[Node] = [nothing]
-        self._index: dict[Node, int] = {nothing: DEAD}
+        self._nodes: list[Expression] = [nothing]
+        self._index: dict[Expression, int] = {nothing: DEAD}
         self._rows = np.zeros((MAX_STATES, SPECIAL), np.int16)
         self._built = np.zeros(MAX_STATES, np.bool_)
         self._built[DEAD] = True
         self._walks.clear()
 
-    def _keep(self, node: Node, walk: Walk) -> None:
+    def _keep(self, node: Expression, walk: Walk) -> None:
         self._walks[node] = walk
         self._walks.move_to_end(node)
         while len(self._walks) > 1 and (
@@ -100,14 +100,14 @@ class TokenWalks:
         ):
             self._walks.popitem(last=False)
 
-    def _tried(self, node: Node, mask: Mask) -> Walk:
+    def _tried(self, node: Expression, mask: Mask) -> Walk:
         try:
             return self._walked(node, mask)
         except _Full:
             self._forget()
             return self._walked(node, mask)
 
-    def _walked(self, node: Node, mask: Mask) -> Walk:
+    def _walked(self, node: Expression, mask: Mask) -> Walk:
         tokens = self._tokens
         ids = allowed_in(mask & ~tokens.ends)
         reached = np.full(tokens.trie.n_prefixes, DEAD, np.int16)
@@ -144,7 +144,7 @@ class TokenWalks:
     def _cost(self, state: int) -> int:
         return ENDLESS if state == DEAD else self._expressions.cost(self._nodes[state])
 
-    def _state(self, node: Node) -> int:
+    def _state(self, node: Expression) -> int:
         found = self._index.get(node)
         if found is None:
             if len(self._nodes) >= MAX_STATES:
@@ -160,7 +160,7 @@ class TokenWalks:
             row[np.unpackbits(raw, bitorder="little").view(np.bool_)] = self._state(following)
         self._built[state] = True
 
-    def _after(self, node: Node, token: int) -> Node | None:
+    def _after(self, node: Expression, token: int) -> Expression | None:
         try:
             return self._expressions.after_text(node, self._tokens.symbols[token])
         except (TooComplex, RecursionError, IndexError):
