@@ -51,7 +51,7 @@ def _masks(vocabulary: Vocabulary, grammar: Grammar, seed: int) -> list[float]:
     while len(times) < TOKENS and not matcher.ended:
         began = time.thread_time()
         known = foresight.known_mask(node)
-        tokens = [] if known is not None else matcher.forced()[:1]
+        tokens = [] if known is not None else matcher.jump_forward_tokens()[:1]
         if known is not None:
             np.copyto(mask, known)
         elif not tokens:
@@ -78,7 +78,7 @@ def _works(vocabulary: Vocabulary, grammar: Grammar, seed: int) -> list[float]:
     times: list[float] = []
     n_tokens = 0
     while n_tokens < TOKENS:
-        tokens = following.forced or [int(draw.choice(allowed_in(mask)))]
+        tokens = following.jump_forward_tokens or [int(draw.choice(allowed_in(mask)))]
         if tokens[-1] == END:
             break
         began = time.thread_time()

@@ -39,7 +39,7 @@ class Row:
         self.prefill_end = len(admit.tokens)
         self.n_planned = admit.n_cached
         self.most_planned = 0
-        """Before drafts were rejected and grammars were late: what blocks were granted for stays
+        """Before drafts were rejected and masks not ready: what blocks were granted for stays
         granted."""
         self.decoding = False
         """Whether it was to sample."""

@@ -215,16 +215,16 @@ class CheckedCore:
         return plan is not None
 
     def complete(
-        self, failing: frozenset[int] = frozenset(), late: frozenset[int] = frozenset()
+        self, failing: frozenset[int] = frozenset(), not_ready: frozenset[int] = frozenset()
     ) -> bool:
         """The oldest step in flight comes back. These of its rows failed, the grammars of those
-        were late. False without one."""
+        had no masks yet. False without one."""
         if not self.sent:
             return False
         sent = self.sent.popleft()
         failing &= frozenset(sent.cases)
-        outcome = self.worker.execute(sent.step, failing, late)
-        self.reached["late grammar"] += len(outcome.done.masks_not_ready)
+        outcome = self.worker.execute(sent.step, failing, not_ready)
+        self.reached["mask not ready"] += len(outcome.done.masks_not_ready)
         for run in sent.step.run:
             row = self.rows.get(run.row)
             if row is not None and row.case is sent.cases[run.row]:

@@ -149,11 +149,11 @@ class ModelWorker:
         self,
         step: Step,
         failing: frozenset[int] = frozenset(),
-        late: frozenset[int] = frozenset(),
+        not_ready: frozenset[int] = frozenset(),
     ) -> Outcome:
         """Rows in `failing` compute nonsense and report an error; their later steps do not.
 
-        Rows in `late` that have a grammar and are to sample do not, this time.
+        Rows in `not_ready` that have a grammar and are to sample do not, this time.
         """
         for released in step.release:
             require(released in self.rows, "S8", f"row {released} is released but not there")
@@ -180,16 +180,18 @@ class ModelWorker:
             if not row.broken:
                 self._attend(row, end)
             samples = end == len(row.tokens)
-            is_late = samples and row.constraint is not None and run.row in late - failing
-            sampled, n_accepted = row.sample(drafts) if samples and not is_late else ([], 0)
-            row.n_computed -= is_late
+            mask_not_ready = (
+                samples and row.constraint is not None and run.row in not_ready - failing
+            )
+            sampled, n_accepted = row.sample(drafts) if samples and not mask_not_ready else ([], 0)
+            row.n_computed -= mask_not_ready
             outcome.n_computed[run.row] = row.n_computed - start
             if run.row in failing:
                 done.errors.append(RowError(run.row, "failed on purpose"))
                 continue
             if row.prompt_logprobs:
                 self._score(run.row, row, start, min(end, row.n_prompt - 1), done)
-            if is_late:
+            if mask_not_ready:
                 done.masks_not_ready.append(run.row)
             elif samples:
                 done.sampled.append(Sampled(run.row, sampled, n_computed=n_accepted))

@@ -29,7 +29,7 @@ from tgi_async.wire.messages import Constraint
 from workers.constraints.expressions import Expressions
 from workers.constraints.formats import FORMATS
 from workers.constraints.language import language
-from workers.constraints.nodes import Node
+from workers.constraints.nodes import Expression
 from workers.constraints.patterns import matching
 from workers.constraints.progress import Progress
 from workers.constraints.tokens import allowed_in
@@ -59,7 +59,9 @@ def vocabulary() -> Iterator[Vocabulary]:
         yield Vocabulary(folder, size, [END])
 
 
-def finished(vocabulary: Vocabulary, grammar: Grammar, room: Any, seed: int, jumps: bool) -> None:
+def finished(
+    vocabulary: Vocabulary, grammar: Grammar, room: Any, seed: int, jump_forward: bool
+) -> None:
     """Have a model that says anything say a text, in `room(tokens of the shortest one)` tokens."""
     try:
         compiled = vocabulary.compiled(encode(grammar))
@@ -78,12 +80,12 @@ def finished(vocabulary: Vocabulary, grammar: Grammar, room: Any, seed: int, jum
         return
     left = most = room(len(way))
     mask = np.zeros(vocabulary.token_table.n_words, np.int32)
-    following = Progress(Constraint(encode(grammar), most), jumps, mask)
+    following = Progress(Constraint(encode(grammar), most), jump_forward, mask)
     following.begin(vocabulary, [])
     random = Random(seed)
     matcher = compiled.matcher()
     while left:
-        tokens = following.forced or [random.choice(allowed_in(mask).tolist())]
+        tokens = following.jump_forward_tokens or [random.choice(allowed_in(mask).tolist())]
         if tokens[-1] == END:
             tokens, left = tokens[:-1], len(tokens) - 1
         if tokens:
@@ -103,24 +105,24 @@ rooms = st.one_of(
 @settings(max_examples=max(10, settings().max_examples // 2))
 @given(formats | schemas | required, schemas, rooms, st.integers(0, 2**32), st.booleans())
 def test_values_are_completed(
-    vocabulary: Vocabulary, schema: Any, shared: Any, room: Any, seed: int, jumps: bool
+    vocabulary: Vocabulary, schema: Any, shared: Any, room: Any, seed: int, jump_forward: bool
 ) -> None:
     try:
         grammar = Json(normalize({"$defs": {"it": shared}, "allOf": [schema]}))
     except SchemaError:
         return
-    finished(vocabulary, grammar, room, seed, jumps)
+    finished(vocabulary, grammar, room, seed, jump_forward)
 
 
 @settings(max_examples=max(10, settings().max_examples // 2))
 @given(regexes | patterns, rooms, st.integers(0, 2**32), st.booleans())
 def test_matches_are_completed(
-    vocabulary: Vocabulary, pattern: str, room: Any, seed: int, jumps: bool
+    vocabulary: Vocabulary, pattern: str, room: Any, seed: int, jump_forward: bool
 ) -> None:
-    finished(vocabulary, Regex(pattern), room, seed, jumps)
+    finished(vocabulary, Regex(pattern), room, seed, jump_forward)
 
 
-def has(expressions: Expressions, node: Node, text: str) -> bool:
+def has(expressions: Expressions, node: Expression, text: str) -> bool:
     for byte in text.encode():
         node = expressions.after(node, byte)
     return node.nullable

@@ -43,7 +43,7 @@ WHAT_IT_IS_ABOUT = (
     "hit of generated tokens",
     "jump",
     "jump behind a draft",
-    "late grammar",
+    "mask not ready",
     "more rows than there are",
     "preemption",
     "prefill beside decodes",
@@ -175,14 +175,14 @@ class CoreMachine(RuleBasedStateMachine):
     def complete(self) -> None:
         self.checked.complete()
 
-    @rule(n=st.integers(1, 8), late=st.booleans())
-    def go_on(self, n: int, late: bool) -> None:
+    @rule(n=st.integers(1, 8), not_ready=st.booleans())
+    def go_on(self, n: int, not_ready: bool) -> None:
         """A busy engine: plans as far ahead as it may, then takes a result. Grammars may lag."""
         for _ in range(n):
             while self.checked.plan():
                 pass
             rows = range(self.checked.budget.max_rows)
-            self.checked.complete(late=frozenset(rows if late else ()))
+            self.checked.complete(not_ready=frozenset(rows if not_ready else ()))
 
     @precondition(lambda self: self.checked.sent)
     @rule(which=st.integers(0, 4))

@@ -23,7 +23,7 @@ from tgi_async.grammar.schema.normalize import normalize
 from tgi_async.wire.messages import Constraint
 from workers.constraints.foresight import Foresight
 from workers.constraints.mask_cache import MaskCache
-from workers.constraints.nodes import Node
+from workers.constraints.nodes import Expression
 from workers.constraints.progress import Progress
 from workers.constraints.tokens import allowed_in
 from workers.constraints.vocabulary import Vocabulary
@@ -94,14 +94,14 @@ def check_windows(vocabulary: Vocabulary, grammar: Grammar, seed: int) -> None:
         return
     foresight, beginning = found
     cache = MaskCache(foresight._expressions, vocabulary.token_table.longest)
-    seen: dict[Node, NDArray[np.int32]] = {}
+    seen: dict[Expression, NDArray[np.int32]] = {}
     mask = words(vocabulary)
     n_again = 0
     for walk in range(WALKS):
         random = Random(seed + walk)
         matcher, node = beginning.copy(), foresight.start
         for _ in range(STEPS):
-            tokens = [] if matcher.ended else matcher.forced()
+            tokens = [] if matcher.ended else matcher.jump_forward_tokens()
             if not tokens and not matcher.ended:
                 matcher.fill(mask)
                 key = cache.window(node)
@@ -147,7 +147,7 @@ def test_equal_windows_of_regular_expressions_have_equal_masks(
 class Forgetful(MaskCache):
     """Asks the engine each time."""
 
-    def put(self, node: Node, mask: NDArray[np.int32]) -> None:
+    def put(self, node: Expression, mask: NDArray[np.int32]) -> None:
         pass
 
 
@@ -174,9 +174,9 @@ def test_texts_go_on_in_the_same_ways_with_and_without_what_is_kept(
         left = most
         while left > 0:
             kept, asked = ways
-            assert kept.forced == asked.forced
+            assert kept.jump_forward_tokens == asked.jump_forward_tokens
             assert np.array_equal(kept.mask, asked.mask), (grammar, seed + walk, left)
-            tokens = kept.forced or [random.choice(allowed_in(kept.mask).tolist())]
+            tokens = kept.jump_forward_tokens or [random.choice(allowed_in(kept.mask).tolist())]
             if tokens[-1] == END:
                 break
             left -= len(tokens)

@@ -169,8 +169,8 @@ class FreesAtOnce(Core):
         super()._acknowledge(scheduled, sampled, events)
 
 
-class CountsWhatWasLate(Core):
-    """What a late row computed counts as computed."""
+class CountsTokensWithoutMask(Core):
+    """What a row without a mask computed counts as computed."""
 
     def _postpone(self, scheduled: ScheduledRow) -> None:
         scheduled.samples = False
@@ -538,7 +538,7 @@ PLANTED = {
     "a request overtakes within its client": Planted(with_queue(OvertakesInAClient), "S4"),
     "a preempted request loses its place": Planted(with_queue(PutsBackBehind), "S4"),
     "a lift is forgotten": Planted(with_queue(ForgetsTheLift), "E5"),
-    "a row whose grammar was late goes on": Planted(CountsWhatWasLate, "P4"),
+    "a row whose mask was not ready goes on": Planted(CountsTokensWithoutMask, "P4"),
     "a rejected draft is cached": Planted(CachesRejectedDrafts, "P5", 3),
     "a row goes on behind a rejected draft": Planted(GoesOnBehindRejectedDrafts, "P4", 3),
     "drafts go beyond the end": Planted(DraftsBeyondTheLimit, "S8", 3),

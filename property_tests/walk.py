@@ -54,7 +54,7 @@ def walk(
     crowds = 0.01 if checked.budget.capacity.max_queued else 0.0
     deaths = random.choice((0.0, 0.002, 0.02))
     failures = random.choice((0.0, 0.0, 0.05))
-    lateness = random.choice((0.0, 0.1, 0.6))
+    not_ready_rate = random.choice((0.0, 0.1, 0.6))
     for _ in range(n_events):
         dice = random.random()
         if dice < submits:
@@ -73,8 +73,8 @@ def walk(
             fails = random.random() < failures
             row = random.randrange(checked.budget.max_rows)
             rows = range(checked.budget.max_rows)
-            late = frozenset(row for row in rows if random.random() < lateness)
-            checked.complete(frozenset((row,)) if fails else frozenset(), late)
+            not_ready = frozenset(row for row in rows if random.random() < not_ready_rate)
+            checked.complete(frozenset((row,)) if fails else frozenset(), not_ready)
     checked.drain()
     return checked.reached
 

@@ -1,4 +1,4 @@
-"""From flags and environment variables to settings: flag, then variable, then default."""
+"""Read settings from flags and environment variables: flag, then variable, then default."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "TEXT", bool: "BOOL"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """One flag a setting, in groups; then TGI's that do nothing here, or end the start."""
+    """Add one flag for each setting, in groups; then TGI's flags that do nothing here, or end the
+    start."""
     groups = {name: parser.add_argument_group(name) for name in _groups()}
     for one in fields(Settings):
         meta = one.metadata
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve(given: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
-    """The settings. Raises StartError naming what is wrong."""
+    """Return the settings. Raises StartError naming what is wrong."""
     for name, purpose in NOT_BUILT.items():
         for source, raw in _sources(name, given, environment):
             if raw.lower() not in HARMLESS.get(name, ()):
@@ -71,7 +72,7 @@ def resolve(given: Mapping[str, Any], environment: Mapping[str, str]) -> Setting
             break
     host = environment.get("HOSTNAME")
     if host and given.get("hostname") is None and not _is_address(host):
-        # Containers set HOSTNAME to the machine's name, which is no address to listen on.
+        # Containers set HOSTNAME to the machine's name, which is not an address to listen on.
         del values["hostname"]
     if values.get("strict_tgi"):
         own = {one.name: one.metadata["strict"] for one in fields(Settings)}
@@ -80,7 +81,7 @@ def resolve(given: Mapping[str, Any], environment: Mapping[str, str]) -> Setting
 
 
 def without_effect(given: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
-    """A line for each thing that was asked for and does nothing here."""
+    """Return a line for each flag or variable that was given and has no effect here."""
     lines = []
     for name, reason in WITHOUT_MEANING.items():
         for source, raw in _sources(name, given, environment):
@@ -99,12 +100,12 @@ def without_effect(given: Mapping[str, Any], environment: Mapping[str, str]) -> 
 
 
 def flag_of(name: str) -> str:
-    """The flag of a setting."""
+    """Return the flag of a setting."""
     return f"--{name.replace('_', '-')}"
 
 
 def _add_foreign(group: argparse._ArgumentGroup, name: str, text: str) -> None:
-    # Whatever value follows is taken, or none.
+    # A value that follows is consumed, if there is one.
     group.add_argument(
         flag_of(name), dest=name, nargs="?", const="", metavar="VALUE", help=text.replace("%", "%%")
     )
@@ -113,7 +114,7 @@ def _add_foreign(group: argparse._ArgumentGroup, name: str, text: str) -> None:
 def _sources(
     name: str, given: Mapping[str, Any], environment: Mapping[str, str]
 ) -> Iterator[tuple[str, Any]]:
-    """Where this setting was given and as what, the place that counts first."""
+    """Yield where this setting was given and its value there, the place that counts first."""
     if given.get(name) is not None:
         yield flag_of(name), given[name]
     for variable in _variables(name, environment):

@@ -1,4 +1,4 @@
-"""How long to wait before something that died is started again."""
+"""Exponential backoff between restarts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Backoff:
         self._next = 0.0
 
     def after(self, lived: float) -> float:
-        """Seconds to wait, after a life of so many."""
+        """Return the seconds to wait after a process that lived so many seconds."""
         wait = 0.0 if lived >= self._healthy else self._next
         self._next = min(self._longest, max(self._first, 2 * wait))
         return wait

@@ -26,8 +26,8 @@ TOTAL_FILES = ("total_inactive_file", "total_active_file", "total_mapped_file")
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimit:
-    """The limit of one group, in bytes: how much of it is used, and how much of that are files that
-    nobody maps, which the kernel drops when it needs the memory."""
+    """The limit of one group, in bytes: how much of it is used, and how much of that are unmapped
+    files, which the kernel drops when it needs the memory."""
 
     group: Path
     limit: int
@@ -92,7 +92,7 @@ def _memory_limits(
         known = [n for name in limits if (n := _number(_text(group / name))) is not None]
         now = _number(_text(group / used))
         stat = dict(line.split() for line in _text(group / "memory.stat").splitlines())
-        # Above the groups that are seen here there may be others: version 1 says what they allow.
+        # There may be groups above the visible ones: version 1 says what they allow.
         known += [int(stat.get("hierarchical_memory_limit", UNLIMITED))]
         least = min(known)
         if now is None or least >= UNLIMITED:

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     """`tgi-async serve | download-weights | env`."""
     parser = argparse.ArgumentParser(
         prog="tgi-async",
-        description="Serve open language models, with TGI's face.",
+        description="Serve open language models with the API of Text Generation Inference.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=metadata.version("tgi-async"))
@@ -105,7 +105,7 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest one that is free is this one.
+            # The lowest free descriptor is this one.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
 

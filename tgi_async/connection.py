@@ -1,7 +1,7 @@
 """uvicorn's HTTP/1.1 with bounds.
 
-What a client may send before a route sees its request is bounded in size and in time. Protocols
-that it offers to switch to are not spoken here, so it is answered in HTTP/1.1.
+What a client may send before a route sees its request is bounded in size and in time. Offers to
+switch to another protocol are ignored, and answered in HTTP/1.1.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ MOST_HEAD_BYTES = 65_536
 MOST_URL_BYTES = 16_384
 MOST_HEADERS = 256
 HEAD_SECONDS = 30.0
-"""A request's head must be there by then, counted from its first byte or from the connection."""
+"""Time limit for a request's head, counted from its first byte or from the connection."""
 LINGER_SECONDS = 5.0
-"""What a client gets to read a last reply while it still sends."""
+"""Time that a client gets to read a last reply while it still sends."""
 RETRY = (b"retry-after", str(RETRY_AFTER_SECONDS).encode())
 VERSIONS = ("0.9", "1.0", "1.1")
 
@@ -45,15 +45,15 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self.idle_since: float | None = None
-        """Since when no request is being answered, by the loop's clock; None while one is."""
+        """Time since which no request is being answered, by the loop's clock; None while one is."""
         self._running: ReplyCycle | None = None
         self._in_head = False
-        """Whether a request's head has begun to arrive, and has not ended."""
+        """Whether a request's head is arriving."""
         self._reported = False
         self._n_unreported = 0
-        """Bytes since the parser last made something of what it got."""
+        """Bytes that arrived since the parser last reported anything."""
         self._deaf = False
-        """Whether what else arrives is passed over."""
+        """Whether further input is ignored."""
         self._timer: asyncio.TimerHandle | None = None
 
     # -- the socket -----------------------------------------------------------------------------
@@ -73,14 +73,14 @@ class Connection(HttpToolsProtocol):
         self._wait(HEAD_SECONDS, self._miss_head)
 
     def _make_room(self) -> bool:
-        """Close the connections that have been idle for longest. False if none is idle."""
+        """Close the connections that have been idle for longest. Return whether there was one."""
         idle = [
             (one.idle_since, one.transport)
             for one in self.connections
             if isinstance(one, Connection) and one.idle_since is not None
         ]
         idle.sort(key=lambda pair: pair[0])
-        # Several at once, so that not every client that comes looks at all connections.
+        # Several at once, so that not every new client causes a search of all connections.
         for _, transport in idle[: 1 + len(idle) // 16]:
             transport.close()
         return bool(idle)
@@ -119,8 +119,8 @@ class Connection(HttpToolsProtocol):
                 return
             except httptools.HttpParserUpgrade as upgrade:
                 end_of_head: int = upgrade.args[0]
-            # The parser stopped, for what follows might be another protocol. It is not, and a
-            # parser that does not see the offer goes on.
+            # The parser stopped, as another protocol might follow. None does, so a parser that does
+            # not see the offer continues.
             head = self._head_without_upgrade()
             self.parser = httptools.HttpRequestParser(self)
             self.parser.feed_data(head)
@@ -147,14 +147,14 @@ class Connection(HttpToolsProtocol):
             raise ConnectionRefused(414, f"The URL is longer than {MOST_URL_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Behind a body come trailers, which nobody here has a use for.
+        # Trailers follow a body; nothing here needs them.
         if self._in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Have the request handled soon, behind those that came before it."""
+        """Queue the request behind those that came before it."""
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
-            return  # The same head comes again, without the offer.
+            return  # The same head is parsed again, without the offer.
         self._in_head = False
         self._reported = True
         self._stop_waiting()
@@ -184,7 +184,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if self._in_head:
-            return  # One that is only seen to have ended because it offers another protocol.
+            return  # the parser reports this end only because of an offer to upgrade
         self._reported = True
         self.cycle.more_body = False
         if self.cycle.response_complete:
@@ -193,7 +193,8 @@ class Connection(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def _check_head(self) -> None:
-        """Raise Refusal for a head that is too large, ambiguous or of another protocol."""
+        """Raise ConnectionRefused for a head that is too large, ambiguous or of another
+        protocol."""
         if len(self.headers) > MOST_HEADERS:
             raise ConnectionRefused(431, f"The request has more than {MOST_HEADERS} headers")
         size = sum(len(name) + len(value) for name, value in self.headers)
@@ -221,7 +222,8 @@ class Connection(HttpToolsProtocol):
 
     def _cycle(self) -> ReplyCycle:
         is_old = self.scope["http_version"] != "1.1"
-        # Chunks of a client that has none are framed in a way that not all who read them agree on.
+        # Chunked replies to a client without support are framed in a way that proxies read
+        # differently.
         is_odd = is_old and any(name == b"transfer-encoding" for name, _ in self.headers)
         cycle = ReplyCycle(
             scope=self.scope,
@@ -232,7 +234,7 @@ class Connection(HttpToolsProtocol):
             access_log=self.access_log,
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
-            # HTTP/1.0 knows no interim replies.
+            # HTTP/1.0 has no interim replies.
             expect_100_continue=self.expect_100_continue and not is_old,
             keep_alive=self.parser.should_keep_alive() and not is_odd,
             on_response=lambda: None,
@@ -248,7 +250,7 @@ class Connection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _answered(self, cycle: ReplyCycle) -> None:
-        """Go on with the next request, or close, or wait for the rest of this one."""
+        """Start the next request, close, or wait for the rest of this one."""
         self._running = None
         if self.transport.is_closing():
             return
@@ -280,7 +282,7 @@ class Connection(HttpToolsProtocol):
         return ConnectionRefused(400, f"The request is no valid HTTP/1.1: {error}")
 
     def _miss_head(self) -> None:
-        """Give up on a head; a client that sent nothing is not owed a reason."""
+        """Give up on a head; a client that sent nothing gets no reply."""
         self._timer = None
         if self._in_head:
             reason = f"The head of the request did not arrive within {HEAD_SECONDS:g} seconds"
@@ -289,14 +291,14 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, refusal: ConnectionRefused) -> None:
-        """Answer what cannot be served and close, once what came before it is answered."""
+        """Answer with an error and close, once the requests before it are answered."""
         log.info("refused what %s sent: %s", self.client, refusal)
         self._deaf = True
         cycle = self._running
         if cycle is not None:
             if self.pipeline or not cycle.more_body or cycle.response_started:
                 return
-            # The body of this very request does not go on.
+            # The rest of this request's body will not come.
             cycle.disconnected = True
             cycle.message_event.set()
         if self.url == b"*" and self.parser.get_method() == b"PRI":
@@ -307,7 +309,7 @@ class Connection(HttpToolsProtocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Close once the client has, or soon.
+        """Close once the client has closed its side, or after LINGER_SECONDS.
 
         Closing while it still sends would reset the connection, and it might never see the reply.
         """

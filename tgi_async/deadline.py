@@ -1,16 +1,16 @@
-"""When a worker that owes something counts as dead, though its process is there.
+"""When a worker from which a result is due counts as dead, though its process is alive.
 
-What is measured is the time without any result, and only while this process runs: one look counts
-for little, however long it was in coming, so that a machine that slept, or a container that was
-paused, costs no worker its life. Two limits hold:
+What is measured is the time without any result, and only while this process runs: the time between
+two checks counts only up to a bound, so that a suspended machine or a paused container kills no
+worker. There are two limits:
 
-- A worker that uses next to no processor time, and waits for no disk, for `IDLE_SECONDS` is stuck:
-  stopped (SIGSTOP), or in a deadlock. Compiling, a long prefill, waiting for a GPU and a busy
-  machine never look so.
+- A worker that uses next to no processor time, and waits for no disk, for `IDLE_SECONDS` hangs: it
+is stopped (SIGSTOP), or in a deadlock. Compiling, a long prefill, waiting for a GPU and a busy
+machine do not look like that.
 - One that does use some may be compiling a kernel, or may have a slow device. It gets
   `BUSY_SECONDS`.
 
-Both grow where results were seen to take long: to `FACTOR` times the slowest of late, for a busy
+Both grow where results took long: to `FACTOR` times the slowest recent one, for a busy
 worker also `FACTOR` times the longest phase of its start, for its warm-up runs the largest step.
 Where a worker missed its deadline, the next one gets twice as long, until a result comes.
 """
@@ -21,28 +21,29 @@ import math
 from collections.abc import Callable
 
 LOOK_SECONDS = 0.5
-"""Between two looks at a worker that owes something."""
+"""Seconds between two checks of a worker from which a result is due."""
 IDLE_SECONDS = 5.0
 IDLE_SHARE = 0.01
-"""Of a processor's time. Ranks that wait in gloo for one that is stopped use 0.3 %; a GPU that is
-waited for is polled every millisecond, which takes more."""
+"""Share of a processor's time below which a worker counts as idle. Ranks that wait in gloo for one
+that is stopped use 0.3 %; waiting for a GPU polls every millisecond, which takes more."""
 TICK_SECONDS = 0.01
-"""What processor time is counted in."""
+"""The unit in which processor time is counted, in seconds."""
 BUSY_SECONDS = 300.0
 FACTOR = 4.0
 DECAY = 0.999
-"""How much of the slowest result is left after another one: half after 700."""
+"""Factor by which the slowest result decays with each later one: half after 700."""
 MOST_PATIENCE = 8.0
 
 
 class Deadline:
-    """One for all epochs of the workers. Moments are of the monotonic clock, in seconds."""
+    """The deadline for results, over all epochs of the workers. Times are of the monotonic clock,
+    in seconds."""
 
     def __init__(self) -> None:
         self._slowest = 0.0
-        """Seconds that the slowest result of late took, as far as looks show."""
+        """Seconds that the slowest recent result took, as far as the checks show."""
         self._longest_phase = math.inf
-        """Of the last start; there is no limit to how long the first one takes."""
+        """The longest phase of the last start, in seconds; the first start has no limit."""
         self._phases: list[float] = []
         self._patience = 1.0
         self._stalled = 0.0
@@ -52,35 +53,35 @@ class Deadline:
         """Processor seconds at the beginning of the idle time."""
 
     def started(self) -> None:
-        """A start of workers begins."""
+        """Note that a start of the workers begins."""
         self._phases = []
         self._rest()
 
     def loaded(self, seconds: float) -> None:
-        """A phase of the start that took so long has ended, or the next one has begun."""
+        """Note the duration of a phase of the start that has ended, or that the next one has
+        begun."""
         self._phases.append(seconds)
         self._rest()
 
     def ready(self) -> None:
-        """The start is over."""
+        """Note that the start is over."""
         self._longest_phase = max(self._phases, default=0.0)
         self._rest()
 
     def met(self) -> None:
-        """A result came."""
+        """Note that a result came."""
         self._slowest = max(self._stalled, self._slowest * DECAY)
         self._patience = 1.0
         self._stalled = self._idle = 0.0
         self._looked = self._used = None
 
     def missed(self, now: float, processor_seconds: Callable[[], float | None]) -> str | None:
-        """Return in what way a worker that owes something missed its deadline, if it did.
+        """Return how a worker from which a result is due missed its deadline, if it did.
 
-        `processor_seconds` gives those that the worker has used, None for one of which it cannot
-        be said that it does nothing.
+        `processor_seconds` returns what the worker has used, None where that is not known.
         """
         if self._looked is None:
-            # Where results come all the time, a look costs nothing but this.
+            # Where results come all the time, a check costs only this.
             self._looked = now
             return None
         seconds = min(now - self._looked, 2 * LOOK_SECONDS)
@@ -105,6 +106,6 @@ class Deadline:
         return how
 
     def _rest(self) -> None:
-        """Measure from the next look on."""
+        """Measure from the next check on."""
         self._stalled = self._idle = 0.0
         self._looked = self._used = None

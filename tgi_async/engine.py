@@ -61,7 +61,7 @@ A router that is behind its workers keeps these busy first, and then writes to e
 several tokens. A first token is delivered at once.
 """
 MAX_DEATHS = 5
-"""Restarts with no token between them, after which every live request fails."""
+"""Restarts without a token between them after which every live request fails."""
 STOPPING = "The server is shutting down"
 GONE = "The model worker is gone for good"
 FAILED = "the engine failed"
@@ -71,17 +71,17 @@ T = TypeVar("T")
 
 
 class State(Enum):
-    """What an engine does. It goes from one to a later one, but for restarts."""
+    """The states of an engine. It moves to later ones only, but for restarts."""
 
     STARTING = "starting"
     READY = "ready"
     RESTARTING = "restarting"
-    """The workers are started again; requests are taken and wait."""
+    """The workers are started again; requests are accepted and wait."""
     RETIRED = "retired"
-    """Serving, through restarts too, though clients are to look elsewhere."""
+    """Serving, through restarts too, though clients should go elsewhere."""
     STOPPED = "stopped"
     FAILED = "failed"
-    """The workers cannot be brought back."""
+    """The workers could not be restarted."""
 
 
 class Engine:
@@ -110,15 +110,15 @@ class Engine:
         self._last_id = 0
         self._state = State.STARTING
         self._deaths = 0
-        """Restarts since the last token, but for deaths of workers that had nothing to do."""
+        """Restarts since the last token, not counting deaths of workers that had nothing to do."""
         self._suspect: Request | None = None
-        """The core's at the last restart."""
+        """The core's suspect at the last restart."""
         self._fault: Exception | None = None
-        """What the core raised to a client, for the task to recover from."""
+        """The core's error in a client's call, which the task recovers from."""
         self._task: asyncio.Task[None] | None = None
         self.worker_restarts = 0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done, with an exception, when the workers cannot be brought back."""
+        """Done, with an exception, when the workers cannot be restarted."""
 
     # -- life -----------------------------------------------------------------------------------
 
@@ -142,7 +142,7 @@ class Engine:
                 f"No block of {ready.block_size} tokens fits in the KV cache. Give it more memory "
                 "(--kv-cache-memory) or raise --max-batch-total-tokens."
             )
-        # A worker that takes its place has what the first one found.
+        # A restarted worker uses what the first one found.
         self._start = replace(
             self._start,
             cache=replace(self._start.cache, n_blocks=n_blocks, block_size=ready.block_size),
@@ -167,19 +167,20 @@ class Engine:
         return ready
 
     def serve(self, metrics: StepMetrics) -> None:
-        """Begin to take requests, once launched."""
+        """Begin to take requests, after `launch`."""
         self._steps = StepTimer(metrics)
         if self._state is State.STARTING:
             self._state = State.READY
         self._task = asyncio.create_task(self._serve())
 
     def retire(self) -> None:
-        """Be not ready from now on, so that clients look elsewhere; requests are still taken."""
+        """Report not ready from now on, so that clients go elsewhere; requests are still
+        accepted."""
         if self._state in (State.STARTING, State.READY, State.RESTARTING):
             self._state = State.RETIRED
 
     async def stop(self, grace: float) -> None:
-        """End the workers. What still lives gets an IncompleteGeneration; what never ran, a 503."""
+        """Stop the workers. Running requests get an IncompleteGeneration, waiting ones a 503."""
         self._state = State.STOPPED
         if self._task is not None:
             self._task.cancel()
@@ -193,12 +194,12 @@ class Engine:
 
     @property
     def ready(self) -> bool:
-        """Whether workers are there to make progress, and will be for a while."""
+        """Whether workers are running, and will be for a while."""
         return self._state is State.READY
 
     @property
     def max_total_tokens(self) -> int:
-        """Longest request that the model and the cache allow."""
+        """The longest request, prompt and output, that the model and the cache allow."""
         return self.core.budget.max_total_tokens
 
     @property
@@ -229,7 +230,7 @@ class Engine:
     def reserve(
         self, client: str, n_rows: int, n_bytes: int, on_evicted: Callable[[], None]
     ) -> Reservation:
-        """Reserve rows for requests to come, whose bodies have `n_bytes`.
+        """Reserve rows for later requests, whose bodies have `n_bytes`.
 
         `on_evicted` is called if another client gets them before any of them runs; whatever was
         submitted for them is over then, and its streams raise Overloaded.
@@ -249,7 +250,7 @@ class Engine:
         return reservation
 
     def release(self, reservation: Reservation) -> None:
-        """Give its rows back. Idempotent."""
+        """Free its rows. Idempotent."""
         self.core.reservations.release(reservation)
 
     def submit(self, request: GenerationRequest) -> GenerationStream:
@@ -295,12 +296,12 @@ class Engine:
     def _stop_ids_of(self, request: GenerationRequest) -> frozenset[int]:
         own = frozenset(request.stop_token_ids)
         if request.grammar:
-            # The text ends by such a token, and the grammar knows nothing to say after it.
+            # The text ends with such a token, and the grammar allows nothing after it.
             return own | self._grammar_stop_ids
         return own if request.ignore_eos else own | self._stop_ids
 
     def cancel(self, request: Request) -> None:
-        """The client left."""
+        """End a request whose client left."""
         if self._streams.remove(request) is not None:
             with contextlib.suppress(GenerationError):
                 self._in_core(self.core.finish, request)
@@ -313,7 +314,7 @@ class Engine:
             raise Unhealthy(GONE)
 
     def _in_core(self, call: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
-        """Call the core for a client. Raises the ServerError that refuses what was asked.
+        """Call the core for a client. Raises the ServerError that refuses the request.
 
         What else it raises fails the request, and leaves a core that the task is to recover.
         """
@@ -327,7 +328,8 @@ class Engine:
             raise GenerationError(FAILED) from error
 
     def _wake(self) -> None:
-        """Have the task plan, once for everything that comes in one turn of the event loop."""
+        """Have the task plan a step, once for everything that comes in one turn of the event
+        loop."""
         if self._workers.group is not None:
             self._workers.group.wake()
 
@@ -350,27 +352,27 @@ class Engine:
     def _give_up(self, error: Exception, message: str) -> None:
         self._state = State.FAILED
         self.failed.set_exception(error)
-        self.failed.exception()  # looked at, should nobody else do so
+        self.failed.exception()  # retrieve the exception, in case nothing else does
         self._fail_all(GenerationError(message), Unhealthy(GONE))
 
     async def _serve_group(self) -> None:
-        """Send steps and take results until something goes wrong."""
+        """Send steps and take results until an error."""
         group = self._workers.group
         assert group is not None
         while self._fault is None:
             done = group.poll()
             if done is None:
-                # Somebody came or left, or it is the first time.
+                # A client came or left, or this is the first time.
                 self._pump(group)
             elif self._take_all(group, done):
-                # More may wait already, and others want to run.
+                # More results may wait already, and other tasks need to run.
                 await asyncio.sleep(0)
                 continue
             await group.wait()
         raise self._fault
 
     def _take_all(self, group: WorkerGroup, done: StepDone | None) -> bool:
-        """Take the results that are there, send the next steps, and let clients have the tokens.
+        """Take the results that have arrived, send the next steps, and deliver the tokens.
 
         True if more results may be there.
         """
@@ -402,7 +404,7 @@ class Engine:
             group.send(plan.step)
 
     def _complete(self, done: StepDone) -> bool:
-        """Give the requests what a step brought them. True if it is the first token of one."""
+        """Give a step's tokens to the requests. Return whether one of them is a first token."""
         events = self.core.complete(done)
         if events:
             self._deaths = 0
@@ -439,7 +441,7 @@ class Engine:
         log.info("the worker is back")
 
     def _replay(self, reason: str, fault: Exception | None) -> None:
-        """Put all that lives back into the core, but for what keeps ending the workers.
+        """Submit all live requests to the core again, except one that keeps killing the workers.
 
         Raises `fault`, an error of the engine's own, where it comes again and again without any
         request.
@@ -456,20 +458,20 @@ class Engine:
             raise fault
         message = f"{reason}, {{}} times without progress"
         if self._deaths >= MAX_DEATHS:
-            log.error("%d restarts without progress: all that lives fails", self._deaths)
+            log.error("%d restarts without progress: all live requests fail", self._deaths)
             error = GenerationError(message.format(self._deaths))
             self._deaths = 0
             self._fail_all(error, Unhealthy(str(error)))
         elif self._suspect is not None and self._suspect is before:
-            log.error("one request was the suspect twice in a row: it fails")
+            log.error("one request was running at two deaths in a row: it fails")
             self.core.finish(self._suspect)
             if (failing := self._streams.remove(self._suspect)) is not None:
-                # The first time it was not alone.
+                # At its first death it was not alone.
                 failing.fail(GenerationError(message.format(3)))
             self._suspect = None
 
     def _fail_all(self, error: ServerError, of_waiting: ServerError) -> None:
-        """End what has run with `error`, and what has not with the other one."""
+        """End requests that have run with `error`, and waiting ones with the other error."""
         requests = [stream.request for stream in self._streams]
         # Clients first, as the core may be what is broken.
         self._streams.fail_all(error, of_waiting)

@@ -1,4 +1,4 @@
-"""Every error the server answers with, as one tree.
+"""All errors that the server answers with, as one tree.
 
     ServerError
     ├── ValidationError            422 validation
@@ -28,7 +28,7 @@ _FIELD = re.compile(r"`([\w.\[\]-]{1,64})`")
 
 
 class ServerError(Exception):
-    """An error that reaches exactly the client whose request caused it.
+    """An error that only the client whose request caused it gets.
 
     `param` is the field of the body that it is about. A message about a field begins with its name
     in backticks, so it need not be given there.
@@ -40,9 +40,9 @@ class ServerError(Exception):
     failure = "generation"
     """The `err` label of `tgi_request_failure`."""
     code: str | None = None
-    """OpenAI's word for it, where there is one that clients look for."""
+    """OpenAI's code for it, where clients look for one."""
     tgi_body: Literal["json", "text", "none"] = "json"
-    """What TGI answers with: an object, the message alone, or nothing."""
+    """The form of TGI's body: an object, the message alone, or nothing."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
     """Further headers of the reply."""
 

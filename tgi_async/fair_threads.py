@@ -18,31 +18,31 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CLIENT: ContextVar[str] = ContextVar("client", default="")
-"""Whom the current task works for."""
+"""The client that the current task works for."""
 
 
 class FairThreads(Executor):
-    """Runs what is submitted: clients in turn, and first come, first served within one."""
+    """A thread pool that serves clients in turn, and first come, first served within one client."""
 
     def __init__(self, n_threads: int, name: str) -> None:
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix=name)
         self._waiting: OrderedDict[str, dict[Future[Any], Callable[[], Any]]] = OrderedDict()
-        """By client; whose turn is next comes first."""
+        """Waiting work by client, in the order of their turns."""
         self._lock = Lock()
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Have `fn` run for the client of this task. Raises RuntimeError after `shutdown`."""
+        """Run `fn` for the client of this task. Raises RuntimeError after `shutdown`."""
         future: Future[R] = Future()
         client = CLIENT.get()
         with self._lock:
             self._waiting.setdefault(client, {})[future] = lambda: fn(*args, **kwargs)
-        # What is cancelled leaves at once, with all that it holds.
+        # Cancelled work is dropped at once, with all that it holds.
         future.add_done_callback(lambda future: self._take_out(client, future))
         self._threads.submit(self._run_next)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take nothing more."""
+        """Accept no more work."""
         if cancel_futures:
             with self._lock:
                 futures = [future for queue in self._waiting.values() for future in queue]

@@ -1,4 +1,4 @@
-"""One generation, as the API asks for it and as it comes back.
+"""A generation: what the API asks for, and what it gets.
 
 The API layer builds a `GenerationRequest` of token ids and gets a `Generation`: an asynchronous
 iterator over what has been emitted since it last looked. It never sees steps, rows or blocks.
@@ -18,7 +18,7 @@ from tgi_async.wire.messages import Sampling
 
 
 class GenerationRequest(Struct, frozen=True):
-    """What to generate.
+    """What to generate, as the API makes it from a request body.
 
     `max_new_tokens` None means: up to the longest sequence the server allows. The engine raises
     `errors.ValidationError` for a request that can never fit.
@@ -27,32 +27,34 @@ class GenerationRequest(Struct, frozen=True):
     prompt: list[int]
     sampling: Sampling
     client: str = ""
-    """Whom fairness is owed to: (API key, peer address)."""
+    """The client that fairness counts this for: (API key, peer address)."""
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     include_stop: bool = True
     """Whether the text ends with the stop sequence or the text of the token that ends it (TGI), or
     right before (OpenAI)."""
     ignore_eos: bool = False
-    """Go on past the end-of-sequence token, for measurements of fixed length."""
+    """Go on past the end-of-sequence token, for benchmarks of fixed length."""
     stop_token_ids: tuple[int, ...] = ()
-    """Tokens that end this text too, besides the model's own; `ignore_eos` is not about them."""
+    """Tokens that end this text too, besides the model's own; `ignore_eos` does not affect them."""
     prompt_logprobs: bool = False
     prompt_top_n_tokens: int = 0
-    """How many of the likeliest tokens to tell at each prompt token, with `prompt_logprobs`."""
+    """How many of the likeliest tokens to report at each prompt token, with `prompt_logprobs`."""
     grammar: str = ""
-    """A checked grammar, as `grammar.encode` writes it, that the output is held to; or empty."""
+    """A checked grammar that constrains the output, encoded by `grammar.encode`; or empty."""
     shown: dict[int, str] = {}
-    """Special tokens that are part of the text, by their names: marks of calls and of thoughts."""
+    """Special tokens that are part of the text, by name: marks of tool calls and of thoughts."""
     salts: tuple[Salt, ...] = ()
-    """What the prefix cache must know besides the tokens, in order of position."""
+    """The salts of the prefix cache, in order of position."""
     reservation: Reservation | None = None
-    """What it has a row of, where it came with a request over HTTP."""
+    """The reservation that its row belongs to, for a request over HTTP."""
     special_texts: Mapping[int, str] = {}
     """The names of all special tokens, where the text shows them; else empty."""
 
 
 class TopToken(NamedTuple):
+    """A `wire.messages.TopToken` with its text."""
+
     id: int
     text: str
     logprob: float
@@ -78,13 +80,13 @@ class Timings(Struct):
     """Seconds, on the engine's monotonic clock."""
 
     queued: float = 0.0
-    """Between submission and the first step that computed anything."""
+    """From submission to the first step that computed anything."""
     inference: float = 0.0
-    """Between that step and the end."""
+    """From that step to the end."""
 
 
 class Emitted(Struct, frozen=True):
-    """What came since the last look. `finish_reason` is set on the last one."""
+    """The tokens since the last `Emitted`. `finish_reason` is set on the last one."""
 
     tokens: list[Token]
     finish_reason: FinishReason | None

@@ -178,7 +178,7 @@ class GenerationStream:
 
     def _finish(self, reason: FinishReason) -> None:
         self._finish_reason = reason
-        # Not the loop's clock: uvloop's has steps of a millisecond.
+        # Not the loop's clock: uvloop's has a resolution of a millisecond.
         self.timings.inference = time.monotonic() - self._started
         if self._record is not None:
             self._record.finish_reasons.append(reason)

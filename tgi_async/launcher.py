@@ -1,4 +1,4 @@
-"""From settings to a server that answers, and back down again.
+"""Start the server from its settings, serve, and stop.
 
 It listens first, so that a client that asks gets the phase of the start. The phases are shown with
 their times: preparing the model (a process of its own, so that what it imports and unpacks leaves
@@ -63,7 +63,7 @@ PREPARE = processes.command("workers.models.prepare")
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A model folder, ready for serving."""
+    """A model folder that is ready for serving."""
 
     path: Path
     model_id: str
@@ -119,7 +119,7 @@ async def _serve_on(
     worker: tuple[str, ...],
     scratch: str,
 ) -> int:
-    """`scratch` is a folder for what the cache cannot take."""
+    """Serve with `scratch`, a folder for files that the cache cannot take."""
     began = time.perf_counter()
     world_size = n_shards(settings.sharded, settings.num_shard, os.environ)
     spans = traces.sending_to(settings.otlp_endpoint) if settings.otlp_endpoint else None
@@ -171,7 +171,7 @@ async def _serve_on(
             closing.push_async_callback(asyncio.to_thread, collector.close)
         _show_ends(tokenizer, ready.eos_token_ids, chat_ends)
         await closing.enter_async_context(app.router.lifespan_context(app))
-        # What lives now lives as long as the server: the collector need not look at it again.
+        # What lives now lives as long as the server: the garbage collector need not scan it again.
         gc.collect()
         gc.freeze()
         gate.open(Observer(app, collector))
@@ -184,7 +184,8 @@ async def _serve_on(
 
 
 def _start(settings: Settings, prepared: Prepared, world_size: int, chat_ends: list[int]) -> Start:
-    """Return what the workers are started with; zeros and empty texts are found by them."""
+    """Return the workers' configuration; they replace zeros and empty texts by values of their
+    own."""
     rows = settings.max_batch_size or settings.max_concurrent_requests
     return Start(
         ModelConfig(
@@ -212,7 +213,8 @@ def _start(settings: Settings, prepared: Prepared, world_size: int, chat_ends: l
 
 
 async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -> Prepared:
-    """Raises StartError; the reason was already printed by the process that found it."""
+    """Prepare the model folder in a process. Raises StartError; that process has printed the
+    reason."""
     command = [*prepare, "--scratch", scratch]
     if settings.model_id is not None:
         command.append(settings.model_id)
@@ -262,7 +264,8 @@ def _checker(
 
 
 def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
-    """Raises StartError where the settings ask for more than the model or the memory has."""
+    """Return the limits of requests. Raises StartError where the settings exceed the model or the
+    memory."""
     total = settings.max_total_tokens or most
     if total > most:
         raise StartError(
@@ -304,7 +307,7 @@ def _show_ends(tokenizer: Tokenizer, ends: list[int], chat_ends: list[int]) -> N
     if ends:
         log.info("texts end with %s", named(ends))
     else:
-        log.warning("no file of the model names a token that ends a text")
+        log.warning("no file of the model names an end-of-text token")
     if further := [id for id in chat_ends if id not in ends]:
         log.info(
             "answers in a chat also end with %s, which the chat template writes", named(further)

@@ -34,7 +34,7 @@ MOST_CONNECTIONS = 65_536
 SPARE_FILES = 256
 """Open files besides connections: sockets to workers, pipes of processes, models' files."""
 LAST_REPLY_SECONDS = 1.0
-"""What connections get to take the last reply, once their requests were ended."""
+"""Time that connections get to take the last reply, once their requests were ended."""
 
 
 class _Server(uvicorn.Server):
@@ -54,7 +54,7 @@ class _Server(uvicorn.Server):
 
 
 class Answering:
-    """The HTTP server, once it answers."""
+    """The HTTP server while it answers."""
 
     def __init__(self, gate: Gate, server: _Server, serving: asyncio.Task[None]) -> None:
         self._gate = gate
@@ -62,7 +62,7 @@ class Answering:
         self._serving = serving
 
     async def until_stopped(self, engine: Engine, *, delay: float, grace: float) -> int:
-        """Answer until signals say to stop, or until the workers cannot be brought back.
+        """Answer until a signal stops it, or until the workers cannot be restarted.
 
         Returns the exit status: 0 after a signal, else 1.
         """
@@ -89,7 +89,7 @@ class Answering:
         return 0 if stop.asked.is_set() and not lost else 1
 
     async def close(self) -> None:
-        """Answer no more; what does not end by itself soon is cut."""
+        """Answer no more; connections that do not end soon are cut."""
         self._server.should_exit = True
         if not self._serving.done():
             await _first(self._serving, within=LAST_REPLY_SECONDS)
@@ -106,7 +106,7 @@ class Answering:
         self._server.should_exit = True
 
     async def _cut(self) -> None:
-        """Leave the connections that do not end, and the requests that hang on them."""
+        """Drop the connections that do not end, with their requests."""
         # uvicorn shows a traceback for each request cut off.
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
         tasks = list(self._server.server_state.tasks)
@@ -119,7 +119,8 @@ class Answering:
 
 
 class _Stop:
-    """What signals ask for, one after another: to leave, to drain, to stop at once."""
+    """The phases of stopping that signals ask for, one after another: leave, drain, stop at
+    once."""
 
     def __init__(
         self, leave: Callable[[], None], drain: Callable[[], None], delay: float, grace: float
@@ -142,13 +143,13 @@ class _Stop:
             self._drain(name)
 
     def cancel(self) -> None:
-        """Forget a delay that has not ended."""
+        """Cancel a delay that has not ended."""
         if self._leaving is not None:
             self._leaving.cancel()
 
     def _drain(self, reason: str) -> None:
         self.cancel()
-        log.info("%s: no new requests; live ones get up to %g s", reason, self._grace)
+        log.info("%s: no new requests; requests in progress get up to %g s", reason, self._grace)
         self._drain_now()
         self.asked.set()
 
@@ -218,7 +219,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _most_connections() -> int:
-    """As many as this process may have files open, which it is let have as many of as it may."""
+    """Return how many connections may be open, after raising the limit of open files as far as
+    allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_CONNECTIONS + SPARE_FILES
     allowed = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)

@@ -64,7 +64,7 @@ class LiveStreams:
             except Exception as error:
                 log.error("the tokens of a request cannot be decoded", exc_info=error)
                 del self._by_id[event.request.id]
-                stream.fail(GenerationError("its tokens cannot be made text"))
+                stream.fail(GenerationError("its tokens cannot be decoded"))
                 finish(event.request)
                 continue
             if not stream.due:

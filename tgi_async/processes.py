@@ -1,7 +1,7 @@
-"""Python processes of the server's own.
+"""Start Python processes of the server's own.
 
 The working directory is never on their module path: a file `safetensors.py` or a folder `workers/`
-where the user happens to stand must not run instead of ours.
+in the working directory must not run instead of ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def command(module: str) -> tuple[str, ...]:
 
 
 def environment(inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return `inherited`, less what such a process cannot work with, and with what it lacks.
+    """Return `inherited` without variables that break such a process, and with those that it needs.
 
     Python reads an empty entry of PYTHONPATH, as `export PYTHONPATH=$PYTHONPATH:/x` often leaves
     one, as the working directory. transformers needs its docstrings, which PYTHONOPTIMIZE=2 takes.
@@ -30,8 +30,8 @@ def environment(inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
     entries = [entry for entry in made.pop("PYTHONPATH", "").split(os.pathsep) if entry]
     if entries:
         made["PYTHONPATH"] = os.pathsep.join(entries)
-    # numpy makes as many threads as there are processors when it is imported, and has nothing here
-    # for them to do.
+    # numpy starts as many threads as there are processors when it is imported, which are not needed
+    # here.
     made.setdefault("OPENBLAS_NUM_THREADS", "1")
     if made.get("PYTHONOPTIMIZE", "0") not in ("", "0"):
         made["PYTHONOPTIMIZE"] = "1"
@@ -52,7 +52,7 @@ def processor_seconds(pids: Iterable[int]) -> float | None:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             if fields[0] in RUNNING_STATES:
                 return None
-            # Of the process, and of its children that have ended.
+            # Used by the process, and by its children that have ended.
             ticks += sum(map(int, fields[11:15]))
             for thread in os.listdir(f"/proc/{pid}/task"):
                 children = Path(f"/proc/{pid}/task/{thread}/children").read_text()

@@ -1,4 +1,4 @@
-"""Why a connection is not served any further, and the reply that says so.
+"""Errors of HTTP that end a connection, and their replies.
 
 These are errors of HTTP itself: there is no request yet that a route could answer.
 """
@@ -19,7 +19,7 @@ GOAWAY = (
     + b"\x00\x00\x00\x00\x00\x00\x00\x0d"  # last stream 0, HTTP_1_1_REQUIRED
     + GOAWAY_TEXT
 )
-"""What a client that starts with HTTP/2 understands (RFC 9113, sections 3.4 and 6.8)."""
+"""The reply to a client that starts with HTTP/2 (RFC 9113, sections 3.4 and 6.8)."""
 
 
 class ConnectionRefused(Exception):

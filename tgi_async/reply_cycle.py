@@ -1,4 +1,4 @@
-"""One request and its reply: uvicorn's cycle, and a short way for the pieces of a stream.
+"""One request and its reply: uvicorn's cycle, with a fast path for the pieces of a stream.
 
 An ASGI message costs a coroutine in each layer between a handler and the socket, and a handler has
 to be woken to send it. Where a stream is under way and its client keeps up, neither is needed.
@@ -16,7 +16,7 @@ KEEP = (b"connection", b"keep-alive")
 
 
 class ReplyCycle(RequestResponseCycle):
-    """Frames the reply, and leaves it to the connection to close itself.
+    """Frames the reply, and lets the connection decide when to close.
 
     HTTP/1.0 has no chunks: a reply whose length is not known ends with the connection.
     """
@@ -64,7 +64,8 @@ class BodyWriter:
         self._cycle = cycle
 
     def keeps_up(self) -> bool:
-        """Whether a piece can be written now: the client is there, and takes what it is sent."""
+        """Return whether a piece can be written now: the client is connected and reads what it is
+        sent."""
         cycle = self._cycle
         return bool(
             cycle.chunked_encoding

@@ -27,7 +27,7 @@ def _option(
     choices: tuple[str, ...] | None = None,
     strict: Any = None,
 ) -> Any:
-    """`strict` is the default with --strict-tgi, where it is another one."""
+    """Declare a setting. `strict` is its default with --strict-tgi, where that differs."""
     metadata = {
         "group": group,
         "help": help,
@@ -53,7 +53,7 @@ COUNT = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the operator set. None: found from the model or the machine at start."""
+    """The operator's settings. None: found from the model or the machine at start."""
 
     model_id: str | None = _option(
         None,
@@ -62,7 +62,7 @@ class Settings:
     )
     revision: str | None = _option(None, MODEL, "branch, tag or commit of a Hub model")
     dtype: str | None = _option(
-        None, MODEL, "number format of weights and cache; default: bfloat16", choices=DTYPES
+        None, MODEL, "data type of weights and KV cache; default: bfloat16", choices=DTYPES
     )
     model_impl: str = _option(
         "auto",
@@ -73,33 +73,36 @@ class Settings:
     attention: str = _option(
         "auto",
         MODEL,
-        "kernels of attention on a GPU; flash (the package flash-attn) and varlen (torch's, from "
+        "attention kernels on a GPU; flash (the package flash-attn) and varlen (torch's, from "
         "2.13 on) compute prompts by theirs, in pages of 256 tokens; default: triton, pages of 16",
         choices=("auto", "triton", "flash", "varlen"),
     )
     sharded: bool | None = _option(
-        None, MODEL, "spread the model over all visible GPUs; default: if there are any", kind=bool
+        None,
+        MODEL,
+        "spread the model over all visible GPUs; default: true if there are any",
+        kind=bool,
     )
     num_shard: int | None = _option(
         None,
         MODEL,
-        "processes the model is spread over; default: one a visible GPU, one on a CPU",
+        "processes the model is spread over; default: one for each visible GPU, one on a CPU",
         kind=int,
         least=1,
     )
     trust_remote_code: bool = _option(
-        False, MODEL, "run Python code that comes with the model", kind=bool
+        False, MODEL, "run the Python code that comes with the model", kind=bool
     )
     rope_scaling: str | None = _option(
         None,
         MODEL,
-        "rotary embedding in the place of the model's, together with rope-factor",
+        "rotary embedding to use instead of the model's, together with rope-factor",
         choices=("linear", "dynamic"),
     )
     rope_factor: float | None = _option(
         None,
         MODEL,
-        "how many times longer texts get than the model's, for rope-scaling",
+        "how many times longer texts may be than the model's own limit, for rope-scaling",
         kind=float,
     )
     huggingface_hub_cache: str | None = _option(None, MODEL, "folder of downloaded models")
@@ -154,15 +157,15 @@ class Settings:
     max_batch_size: int | None = _option(
         None,
         BATCHING,
-        "rows of a step; default, and at most: max-concurrent-requests",
+        "most rows of a step; default, and upper bound: max-concurrent-requests",
         kind=int,
         least=1,
     )
     max_batch_prefill_tokens: int | None = _option(
         None,
         BATCHING,
-        "prompt tokens of a step, half of them beside decodes; default: 512 on a CPU, 4096 on a "
-        "GPU",
+        "most prompt tokens of a step, half of that beside decodes; default: 512 on a CPU, 4096 on "
+        "a GPU",
         kind=int,
         least=1,
     )
@@ -181,7 +184,7 @@ class Settings:
     cuda_graphs: str | None = _option(
         None,
         BATCHING,
-        "numbers of rows, with commas between, whose decode steps a GPU runs as recorded graphs; "
+        "numbers of rows, with commas between, whose decode steps a GPU captures as CUDA graphs; "
         "0: none; default: powers of two, then every 32 up to max-batch-size",
     )
     cuda_memory_fraction: float = _option(
@@ -197,7 +200,7 @@ class Settings:
 
     hostname: str = _option("0.0.0.0", HTTP, "address to listen on")
     port: int = _option(3000, HTTP, "port to listen on", kind=int, least=0, most=65535)
-    api_key: str | None = _option(None, HTTP, "key that requests must bear")
+    api_key: str | None = _option(None, HTTP, "API key that requests must send")
     cors_allow_origin: tuple[str, ...] = _option(
         (), HTTP, "origin that browsers may call from, repeatable; default: any", kind=tuple
     )
@@ -206,13 +209,16 @@ class Settings:
     )
 
     strict_tgi: bool = _option(
-        False, FACE, "behave as TGI also where clients are better off without", kind=bool
+        False,
+        FACE,
+        "behave exactly as TGI, also where this server's own behaviour serves clients better",
+        kind=bool,
     )
     tool_call_parser: str | None = _option(
         None,
         FACE,
-        f"how the model writes calls of tools: {', '.join(NAMES)}; default: as its chat template "
-        "shows it",
+        f"format of the model's tool calls: {', '.join(NAMES)}; default: as its chat template "
+        "shows",
         choices=NAMES,
     )
     served_model_name: tuple[str, ...] = _option(
@@ -223,12 +229,12 @@ class Settings:
         kind=tuple,
     )
     disable_grammar_support: bool = _option(
-        False, FACE, "refuse grammars, response formats and calls of tools", kind=bool
+        False, FACE, "refuse grammars, response formats and tool calls", kind=bool
     )
-    kserve: bool = _option(False, FACE, "have the routes of KServe's V2 protocol", kind=bool)
+    kserve: bool = _option(False, FACE, "serve the routes of KServe's V2 protocol", kind=bool)
 
     json_output: bool = _option(False, OPERATION, "log as JSON lines", kind=bool)
-    log_level: str = _option("info", OPERATION, f"least level that is logged: {', '.join(LEVELS)}")
+    log_level: str = _option("info", OPERATION, f"lowest level that is logged: {', '.join(LEVELS)}")
     log_colorize: bool | None = _option(
         None, OPERATION, "color the log; default: where it is a terminal", kind=bool
     )
@@ -239,7 +245,7 @@ class Settings:
         "text-generation-inference.router", OPERATION, "name of this server in its spans"
     )
     graceful_termination_timeout: int = _option(
-        90, OPERATION, "seconds that live requests get after SIGTERM", kind=int, least=0
+        90, OPERATION, "seconds that requests in progress get after SIGTERM", kind=int, least=0
     )
     shutdown_delay: int = _option(
         0,
@@ -302,7 +308,7 @@ class Settings:
 
     @property
     def graph_sizes(self) -> list[int] | None:
-        """`cuda_graphs` as numbers, none for 0; None where they are left open or no numbers."""
+        """`cuda_graphs` as numbers, empty for 0; None where it is not set or not numbers."""
         if self.cuda_graphs is None:
             return None
         if self.cuda_graphs.strip() == "0":

@@ -11,8 +11,8 @@ NOT_BUILT = {
     "watermark_gamma": "other watermark parameters than 0.5 and 2.0",
     "watermark_delta": "other watermark parameters than 0.5 and 2.0",
 }
-"""Settings that are known but not supported; setting one is an error. Each with what it would
-do."""
+"""Settings that are known but not supported: setting one is an error. Values describe the
+setting."""
 
 HARMLESS = {
     "speculate": ("0",),
@@ -24,7 +24,7 @@ HARMLESS = {
 WITHOUT_MEANING = {
     "waiting_served_ratio": "a request joins the running batch as soon as there is room",
     "max_waiting_tokens": "a request joins the running batch as soon as there is room",
-    "disable_custom_kernels": "the kernels of TGI are not here",
+    "disable_custom_kernels": "this server has none of TGI's kernels",
     "enable_prefill_logprobs": "the log-probabilities of a prompt are returned where asked for",
     "max_image_fetch_size": "no image is ever fetched",
     "prometheus_port": "metrics are at /metrics of the one port",
@@ -34,9 +34,9 @@ WITHOUT_MEANING = {
     "ngrok": "this server opens no tunnel",
     "ngrok_authtoken": "this server opens no tunnel",
     "ngrok_edge": "this server opens no tunnel",
-    "usage_stats": "nothing is ever reported to anybody",
+    "usage_stats": "this server sends no usage statistics",
 }
-"""Accepted flags that do nothing here, each with the reason."""
+"""Flags that are accepted and do nothing here, each with the reason."""
 
 VARIABLES_WITHOUT_MEANING = {
     "PREFIX_CACHING": "the prefix cache is always on and changes no text",
@@ -60,7 +60,7 @@ VALUES_OF_TGI = {
 """What values that only TGI knows mean here, by setting."""
 
 NOTHING = ("", "false", "0", "off")
-"""Values with which one of these asks for nothing, so that nothing needs to be said."""
+"""Values with which a flag asks for nothing, so that no warning is logged."""
 
 OTHER_NAMES = {
     "model_id": "HF_MODEL_ID",

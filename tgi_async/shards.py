@@ -1,4 +1,4 @@
-"""Over how many processes a model is spread, as TGI decides it."""
+"""How many processes a model is spread over, by TGI's rules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tgi_async.errors import StartError
 
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 NONE = ("", "-1", "none", "void", "NoDevFiles")
-"""Values with which one of these says that there is no GPU."""
+"""Values of these variables that mean no GPU."""
 DEVICES = Path("/dev")
 
 
@@ -19,8 +19,8 @@ def n_shards(
     environment: Mapping[str, str],
     devices: Path = DEVICES,
 ) -> int:
-    """What was asked for, or one a visible GPU. Raises StartError where the two settings do not go
-    together."""
+    """Return the number of shards: as set, or one for each visible GPU. Raises StartError where the
+    two settings contradict each other."""
     if sharded and num_shard == 1:
         raise StartError(
             "--sharded asks for several shards and --num-shard for one. Leave one of them out."
@@ -39,7 +39,7 @@ def n_shards(
 
 
 def visible_gpus(environment: Mapping[str, str], devices: Path = DEVICES) -> int:
-    """NVIDIA GPUs that a worker will see, found without loading CUDA."""
+    """Count the NVIDIA GPUs that a worker will see, without loading CUDA."""
     for variable in VISIBLE:
         value = environment.get(variable)
         if value is None or value == "all":

@@ -1,4 +1,4 @@
-"""Worker processes: started, watched and ended together.
+"""Start, watch and end the worker processes together.
 
 One `WorkerGroup` is one epoch of the ranks. It is never repaired: when any rank dies or misses its
 deadline, the whole group is killed and the engine launches the next one.
@@ -54,11 +54,11 @@ LAST_WORD_SECONDS = 0.5
 
 
 class WorkerDied(Exception):
-    """The workers are gone, or do not speak the wire any more; the message says which."""
+    """The workers have died, or broke the protocol; the message says which."""
 
 
 class WorkerGroup:
-    """One epoch of the workers, one process a rank."""
+    """One epoch of the workers, with one process for each rank."""
 
     def __init__(
         self,
@@ -71,13 +71,13 @@ class WorkerGroup:
         self._deadline = deadline or Deadline()
         self._loading = True
         self._n_owed = 0
-        """Results of the steps that were sent."""
+        """Results that are due: those of the steps that were sent."""
         self._look: asyncio.TimerHandle | None = None
         """Wakes the task that waits for a worker, to check its deadline."""
         self._is_due = False
-        """Whether it is time to look."""
+        """Whether it is time to check the deadline."""
         self._exited = False
-        """Whether a rank has."""
+        """Whether a rank has exited."""
         self._last_word_by: float | None = None
         self._folder = folder
         self._epoch = epoch
@@ -123,14 +123,14 @@ class WorkerGroup:
         return _together(ready)
 
     def send(self, step: Step) -> None:
-        """Raises WorkerDied where a worker does not take steps any more."""
+        """Send a step. Raises WorkerDied where a worker takes no more steps."""
         self._send(step)
         self._n_owed += 1
         if self._look is None:
             self._watch()
 
     def poll(self) -> StepDone | None:
-        """The next result, if one is there. Raises WorkerDied where something else is."""
+        """Return the next result, if one has arrived. Raises WorkerDied for anything else."""
         message = self._poll()
         if message is None:
             return None
@@ -141,7 +141,7 @@ class WorkerGroup:
         return message
 
     async def wait(self) -> None:
-        """Return when a result may be there, or at `wake`, after a poll that found none.
+        """Return when a result may have arrived, or at `wake`, after a poll that found none.
 
         Raises WorkerDied when a rank has died or missed its deadline.
         """
@@ -153,7 +153,7 @@ class WorkerGroup:
             await self._channel.wait()
 
     async def receive(self) -> StepDone:
-        """The next result. Raises WorkerDied when a rank has died or sent something else."""
+        """Return the next result. Raises WorkerDied when a rank has died or sent something else."""
         while (done := self.poll()) is None:
             await self.wait()
         return done
@@ -163,7 +163,7 @@ class WorkerGroup:
         self._channel.wake()
 
     async def stop(self, grace: float) -> None:
-        """Let the workers finish what is queued and exit; kill those that take longer."""
+        """Let the workers finish queued steps and exit; kill those that take longer."""
         with contextlib.suppress(WorkerDied):
             self._send(Stop())
         if self._exits:
@@ -171,7 +171,7 @@ class WorkerGroup:
         await self.kill()
 
     async def kill(self) -> None:
-        """End every rank at once, and wait until they are gone."""
+        """Kill every rank, and wait until all have exited."""
         if self._look is not None:
             self._look.cancel()
         for process in self._processes:
@@ -193,7 +193,7 @@ class WorkerGroup:
                 f"--router={os.getpid()}",
                 stdin=asyncio.subprocess.DEVNULL,
                 env=ENVIRONMENT | processes.environment(),
-                # Of its own, so that a Ctrl-C in the terminal reaches the router alone.
+                # A session of its own, so that a Ctrl-C in the terminal reaches the router alone.
                 start_new_session=True,
             )
         except OSError as error:
@@ -219,7 +219,7 @@ class WorkerGroup:
         return message
 
     def _watch(self) -> None:
-        """Have the deadline looked at from now on, while anything is owed."""
+        """Check the deadline from now on, while results are due."""
         self._look = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._on_look)
 
     def _on_look(self) -> None:
@@ -230,19 +230,21 @@ class WorkerGroup:
             self._watch()
 
     def _check_deadline(self) -> None:
-        """Raises WorkerDied where nothing came for too long."""
+        """Raise WorkerDied where no result came in time."""
         self._is_due = False
         if how := self._deadline.missed(time.monotonic(), self._processor_seconds):
             what = "did not get ready" if self._loading else "gave no result"
             raise WorkerDied(f"the model worker {what} {how}")
 
     def _processor_seconds(self) -> float | None:
-        """A rank's, on average. None while they load, when they may wait for anything."""
+        """Return the mean processor seconds of the ranks. None while they load, when they may wait
+        for anything."""
         used = None if self._loading else processes.processor_seconds(self.pids)
         return None if used is None else used / self._world_size
 
     async def _wait_for_last_word(self) -> None:
-        """A rank may have sent something before it exited in order. Raises WorkerDied if not."""
+        """Wait for frames that a rank sent before it exited. Raises WorkerDied if there are
+        none."""
         now = time.monotonic()
         if self._last_word_by is None:
             self._last_word_by = now + LAST_WORD_SECONDS
@@ -275,7 +277,7 @@ class WorkerGroup:
 
 
 def _together(ready: list[Ready]) -> Ready:
-    """What all ranks can do, and what they have."""
+    """Combine what the ranks report: the least that all of them can do, and all notes."""
     return msgspec.structs.replace(
         ready[0],
         pools=[

@@ -1,4 +1,4 @@
-"""Where the server keeps what ends with it: sockets, and what cannot go into the cache.
+"""Temporary files of the server: sockets, and what cannot go into the cache.
 
 A folder is locked while its server lives. One that is not was left by a server that was killed,
 and the next server in the same place removes it: in a pod that is restarted such folders would fill
@@ -23,16 +23,17 @@ log = logging.getLogger(__name__)
 
 VARIABLES = ("TMPDIR", "TEMP", "TMP")
 PLACES = ("/tmp", "/var/tmp", "/dev/shm")
-"""The last one is there, and can be written, in containers that are read-only otherwise."""
+"""Candidate folders. The last one exists, and is writable, in containers that are read-only
+otherwise."""
 PREFIX = "tgi-async."
 LONGEST = 70
-"""Bytes of a place's name: the names of sockets in a folder there have at most 107."""
+"""Most bytes of a folder's name: the names of sockets in it may have 107."""
 NEW_SECONDS = 60.0
-"""How long a folder without a lock may be one that is about to get it."""
+"""How long a folder without a lock may be one that is about to get it, in seconds."""
 
 
 class PrivateFolder:
-    """An empty folder that only this user can enter, in the first place where one can be made.
+    """An empty folder that only this user can enter, in the first of PLACES where one can be made.
 
     Raises StartError if there is none.
     """
@@ -52,7 +53,7 @@ class PrivateFolder:
         self.cleanup()
 
     def cleanup(self) -> None:
-        """Remove it, with all that is in it. May be repeated."""
+        """Remove it, with all that is in it. May be called repeatedly."""
         self._folder.cleanup()
         if self._lock >= 0:
             os.close(self._lock)
@@ -69,7 +70,7 @@ def _made(
         try:
             if len(os.fsencode(os.path.abspath(place))) > LONGEST:
                 raise OSError(None, "its name is too long for a socket's")
-            with suppress(OSError):  # a place may be written and not read
+            with suppress(OSError):  # a folder may be writable and not readable
                 _remove_what_was_left(place)
             made = tempfile.TemporaryDirectory(
                 prefix=PREFIX, dir=os.path.abspath(place), ignore_cleanup_errors=True
@@ -88,12 +89,12 @@ def _made(
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Log it once, though a server makes several folders."""
+    """Log a warning once, though a server makes several folders."""
     log.warning(message)
 
 
 def _remove_what_was_left(place: str) -> None:
-    """Remove the folders of this user's servers that live no more. Raises OSError."""
+    """Remove the folders that this user's dead servers left. Raises OSError."""
     with os.scandir(place) as entries:
         for entry in entries:
             if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):

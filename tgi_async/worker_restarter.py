@@ -1,4 +1,4 @@
-"""Restarts of the workers: when one group has died, the next one is launched."""
+"""Restarts of the workers: when a group has died, the next one is launched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tgi_async.wire.messages import Loading, Ready, Start
 log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
-"""Times that workers are launched again, one after another, before they are given up."""
+"""Attempts to launch the workers in a row before the engine fails."""
 
 
 class WorkerRestarter:
@@ -35,7 +35,7 @@ class WorkerRestarter:
 
     @property
     def folder(self) -> Path:
-        """Where the sockets are, and what workers cannot put into the cache."""
+        """Folder for the sockets, and for files that the workers cannot put into the cache."""
         return Path(self._folder.name)
 
     async def launch(self, start: Start, on_loading: Callable[[Loading], None]) -> Ready:
@@ -57,7 +57,7 @@ class WorkerRestarter:
         return ready
 
     async def relaunch(self, start: Start) -> Ready:
-        """Start the next one in place of one that died, later and later if they die in a row.
+        """Start the next group after one died, with longer waits if they die in a row.
 
         Raises StartError if a worker refuses the model, WorkerDied if it dies each time.
         """
@@ -79,7 +79,7 @@ class WorkerRestarter:
             self.group = None
 
     async def stop(self, grace: float) -> None:
-        """End the workers, within `grace` seconds in order, and leave no file."""
+        """Stop the workers, within `grace` seconds, and remove all files."""
         if self.group is not None:
             await self.group.stop(grace)
             self.group = None

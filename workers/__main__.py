@@ -13,7 +13,7 @@ from workers.build_cache import use_scratch
 from workers.parent_death import die_with_parent
 
 PEER_LOST_SECONDS = 5.0
-"""How long a worker that lost another waits for the router to end it."""
+"""How long a worker that lost another rank waits for the router to end it."""
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--router", type=int, required=True, help="process that started this one")
     arguments = parser.parse_args()
     die_with_parent(arguments.router)
-    # When to stop is the router's decision.
+    # The router decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     use_scratch(arguments.folder)
@@ -37,7 +37,7 @@ def main() -> None:
         try:
             Worker(channel, arguments.rank).run()
         except PeerLost as lost:
-            # The rank that is gone is to be found first, for it has the reason.
+            # The dead rank is to be found first, as it has the reason.
             time.sleep(PEER_LOST_SECONDS)
             sys.exit(str(lost))
     finally:

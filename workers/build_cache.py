@@ -29,9 +29,9 @@ _scratch: list[Path] = []
 
 
 def use_scratch(folder: Path) -> None:
-    """Let this process write to `folder` what the cache cannot take.
+    """Let this process write to `folder` what it cannot write to the cache.
 
-    Libraries that keep files at home are sent there too, where the home cannot be written.
+    Libraries that keep files in the home folder use it too, where the home cannot be written.
     """
     _scratch[:] = [folder / "cache"]
     home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
@@ -57,7 +57,7 @@ def use_scratch(folder: Path) -> None:
 
 
 def can_write(place: str) -> bool:
-    """Return whether the folder is there and can be written, or can be made."""
+    """Return whether the folder exists and can be written, or can be made."""
     if not os.path.isabs(place):  # "~/..." where there is no home
         return False
     while not os.path.lexists(place):
@@ -66,15 +66,15 @@ def can_write(place: str) -> bool:
 
 
 def cache_root() -> Path | None:
-    """`$TGI_ASYNC_CACHE`, or `~/.cache/tgi-async`; None for a user without a home folder."""
+    """Return `$TGI_ASYNC_CACHE`, or `~/.cache/tgi-async`; None for a user without a home folder."""
     root = os.path.expanduser(os.environ.get("TGI_ASYNC_CACHE") or "~/.cache/tgi-async")
     return None if root.startswith("~") else Path(os.path.abspath(root))
 
 
 def find(name: str) -> Path | None:
-    """Return the file or folder `name` in the cache or else the scratch folder, if it is there."""
+    """Return the file or folder `name` in the cache or else the scratch folder, if it exists."""
     roots = [root for root in (cache_root(), *_scratch) if root is not None]
-    # Not `Path.exists`, which raises where a folder above may not be entered.
+    # Not `Path.exists`, which raises where a parent folder is not accessible.
     return next((root / name for root in roots if os.path.exists(root / name)), None)
 
 
@@ -97,12 +97,13 @@ def write(make: Callable[[Path], T]) -> tuple[T, str]:
 
 
 def is_built(name: str) -> bool:
-    """Whether the folder `name` is in the cache, whole."""
+    """Return whether the complete folder `name` is in the cache."""
     return find(name) is not None
 
 
 def build_once(name: str, build: Callable[[Path], None]) -> Path:
-    """The folder `name` in the cache, made by `build(empty_folder)` if it is not there yet.
+    """Return the folder `name` in the cache, made by `build(empty_folder)` if it does not exist
+    yet.
 
     `name` must change whenever what `build` would write changes. Raises ModelUnavailable.
     """
@@ -140,7 +141,7 @@ def _wait_for(lock: TextIO, name: str) -> None:
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:
     partial = folder.with_name(f".{folder.name}.partial")
-    # What is there was left by a build that died: only the lock's holder gets here.
+    # What is there was left by a build that died: only the holder of the lock gets here.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:

@@ -1,4 +1,4 @@
-"""One forward pass of a model: what it computes, and what comes of it."""
+"""One forward pass of a model: its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class ForwardBatch:
     """
 
     tokens: torch.Tensor | None
-    """int64 [T]; None where there are embeddings in their place."""
+    """int64 [T]; None where there are embeddings instead."""
     positions: torch.Tensor
     """int64 [T], or [axes, T]."""
     wanted: torch.Tensor
-    """int64 [S]: places among the packed tokens whose logits are wanted, any number of a row."""
+    """int64 [S]: indices of packed tokens whose logits are wanted, any number for a row."""
     attention: AttentionContext
     embeddings: torch.Tensor | None = None
     """[T, hidden]"""
     adapters: torch.Tensor | None = None
     """int64 [rows]: the adapter of each row, in the order of the packed tokens."""
     encoder_states: Sequence[torch.Tensor | None] | None = None
-    """Of each row, [any, hidden]."""
+    """[any, hidden] for each row."""
 
     def __post_init__(self) -> None:
         given = self.embeddings if self.tokens is None else self.tokens
@@ -44,7 +44,7 @@ class ForwardBatch:
             )
 
     def text(self, model: str) -> torch.Tensor:
-        """Return the tokens, for a `model` (its name, for the user) that takes nothing else.
+        """Return the tokens, for a `model` (its name, for messages) that takes nothing else.
 
         Raises ValueError for a batch that has more than tokens and one axis of positions.
         """
@@ -66,7 +66,7 @@ class ForwardBatch:
 
 
 class ForwardOutput(NamedTuple):
-    """What a model computed."""
+    """The outputs of a forward pass."""
 
     logits: torch.Tensor
     """[S, vocabulary]"""

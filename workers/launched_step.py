@@ -1,4 +1,4 @@
-"""A step on its way through the runner."""
+"""A step whose results have not been collected."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class SamplingBatch(NamedTuple):
     logits: torch.Tensor
     """[len(rows), V]"""
     masks: Sequence[NDArray[np.int32] | None]
-    """What their grammars allow, of those that have one."""
+    """The grammar masks of the rows, None for those without a grammar."""
     picked: Picked | None = None
-    """Of the same lines, where the device has sampled already."""
+    """Tokens of the same rows, where the device has sampled already."""
     stored: bool = False
-    """Whether each row's `picked` token is its last token already."""
+    """Whether each row's `picked` token is already stored as its last token."""
 
     def pick(self, places: Sequence[int]) -> SamplingBatch:
-        """The rows at these places."""
+        """Return the rows at these indices."""
         some = send(np.asarray(places, np.int64), self.logits.device)
         return SamplingBatch(
             [self.rows[place] for place in places],
@@ -43,17 +43,17 @@ class SamplingBatch(NamedTuple):
 
 
 class FetchedPromptLogprobs(NamedTuple):
-    """Log-probabilities of a prompt's tokens, on their way to the host."""
+    """Log-probabilities of a prompt's tokens, being copied to the host."""
 
     row: int
     first: int
     """Position of the first of them."""
     parts: list[Fetched]
-    """Of some tokens each: log-probabilities float32 [n], ranks int64 [n]; where asked for, ids
+    """For some tokens each: log-probabilities float32 [n], ranks int64 [n]; where asked for, ids
     int64 [n, N] and log-probabilities float32 [n, N] of the likeliest, best first."""
 
     def to_wire(self) -> PromptLogprobs:
-        """Waits for the device."""
+        """Return the message for the router. Waits for the device."""
         logprobs: list[float] = []
         ranks: list[int] = []
         top: list[list[TopToken]] = []
@@ -69,22 +69,22 @@ class FetchedPromptLogprobs(NamedTuple):
 
 @dataclass(slots=True)
 class LaunchedStep:
-    """A step whose results may still be on their way on the device."""
+    """A step whose results may still be computed on the device."""
 
     step: int
     rows: dict[int, Row]
-    """What the step is about. Its row numbers may be others' by the time it is collected."""
+    """The rows of the step. Other requests may have their row numbers when it is collected."""
     to_sample: list[SamplingBatch] = field(default_factory=list)
-    """What is left to be sampled; more than one entry only where rows had to run alone."""
+    """Rows still to be sampled; more than one entry only where rows had to run alone."""
     outputs: list[tuple[list[int], FetchedOutput]] = field(default_factory=list)
-    """Rows that sampled, and what."""
-    forced: dict[int, list[int]] = field(default_factory=dict)
-    """All that a grammar forced at once, for rows where that is more than what is sampled."""
+    """Rows that sampled, and their results."""
+    jump_forward_tokens: dict[int, list[int]] = field(default_factory=dict)
+    """Jump-forward tokens, for rows with more than the sampled token."""
     masks_not_ready: list[int] = field(default_factory=list)
     prompt_logprobs: list[FetchedPromptLogprobs] = field(default_factory=list)
     errors: list[RowError] = field(default_factory=list)
     forwards: list[tuple[Mark, Mark]] = field(default_factory=list)
-    """Begin and end of what was spent on forward passes."""
+    """Begin and end of each forward pass."""
     samplings: list[tuple[Mark, Mark]] = field(default_factory=list)
 
     @property
@@ -94,5 +94,5 @@ class LaunchedStep:
 
 
 def seconds(spans: list[tuple[Mark, Mark]]) -> float:
-    """Of all of them. Waits for the device."""
+    """Return the total seconds of these spans. Waits for the device."""
     return sum(begin.until(end) for begin, end in spans)

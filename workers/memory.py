@@ -1,4 +1,4 @@
-"""How much memory the KV cache may take."""
+"""Compute how much memory the KV cache may take."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CPU_MOST = 4 * 2**30
 CPU_SHARE = 3
 """On a CPU the cache takes at most one part in CPU_SHARE of what is free, and CPU_MOST bytes."""
 OTHERS = 256 * 2**20
-"""What stays free in any case: the processes that check grammars and render templates are not there
-yet (60 and 12 MB each), and the router grows with its clients."""
+"""Bytes that always stay free: the processes that check grammars and render templates start later
+(60 and 12 MB each), and the router grows with its clients."""
 CUDA_SHARE = 0.9
-"""Of a GPU's memory, for weights, activations and cache together."""
+"""Share of a GPU's memory for weights, activations and cache together."""
 
 
 class Room(NamedTuple):
-    """How many bytes are available, and which limit leaves no more."""
+    """Available bytes, and the limit that determines them."""
 
     size: int
     because: str
@@ -35,7 +35,7 @@ class Room(NamedTuple):
 
 def room_on_cpu(swap: bool = False) -> Room:
     """Return the least that the machine, a control group and the limits of this process leave; with
-    `swap`, what can be moved to the disk counts too."""
+    `swap`, what can be swapped out counts too."""
     return min(_rooms(swap), key=lambda room: room.size)
 
 
@@ -64,8 +64,8 @@ def _rooms(swap: bool) -> Iterator[Room]:
 
 
 def for_cache(device: torch.device, fraction: float = 1.0) -> int:
-    """Bytes for the KV cache, once the model is loaded and has run at its worst shape; of a GPU's
-    memory this `fraction` is ours. What graphs take comes out of the share that stays free."""
+    """Return the bytes for the KV cache, once the model is loaded and has run at its largest shape;
+    this `fraction` of a GPU's memory is ours. Graphs take memory of the share that stays free."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)
@@ -75,7 +75,7 @@ def for_cache(device: torch.device, fraction: float = 1.0) -> int:
 
 
 def _kilobytes(text: str) -> int:
-    """`5 kB` in bytes."""
+    """Parse `5 kB` to bytes."""
     return int(text.split()[0]) * 1024
 
 
@@ -87,6 +87,8 @@ def _fields(text: str, separator: str) -> dict[str, str]:
 def give_back() -> None:
     """Return freed memory to the system, as after loading: the allocators are set to keep it."""
     torch.cuda.empty_cache()  # nothing happens where CUDA is not in use
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, others need it not
+    trim = getattr(
+        ctypes.CDLL(None), "malloc_trim", None
+    )  # only glibc has it, and only glibc needs it
     if trim is not None:
         trim(0)

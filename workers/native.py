@@ -1,4 +1,4 @@
-"""The kernels in C: compiled on first use, loaded through ctypes.
+"""The C kernels: compiled on first use, loaded through ctypes.
 
 The sources are plain C without torch's headers, so a compiler is all they need and a build takes
 some seconds. The library is kept in the cache folder under a key of all that it was made from.
@@ -23,7 +23,7 @@ from workers import build_cache
 
 FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
-    "-fopenmp-simd",  # only what says how a loop may be vectorized: no OpenMP threads
+    "-fopenmp-simd",  # only how loops may be vectorized: no OpenMP threads
     "-fPIC",
 )
 
@@ -37,13 +37,13 @@ SOURCES = (
     HERE / "decoder" / "decoder.c",
     HERE / "sampling" / "argmax.c",
 )
-"""One library, for they share a team of threads and call each other."""
+"""Sources of one library, as they share a thread pool and call each other."""
 
 
 ADVICE = "Set TGI_ASYNC_CACHE to a folder that is writable, has space and is not mounted noexec."
 
 notes: list[str] = []
-"""What was given up for the libraries that were loaded."""
+"""Notes on what was given up for the libraries that were loaded."""
 
 
 class NativeUnavailable(Exception):
@@ -51,7 +51,7 @@ class NativeUnavailable(Exception):
 
 
 def kernels() -> ctypes.CDLL:
-    """All kernels, loaded once. Raises NativeUnavailable."""
+    """Return all kernels, loaded once. Raises NativeUnavailable."""
     found = _found()
     if isinstance(found, NativeUnavailable):
         raise NativeUnavailable(str(found))
@@ -60,7 +60,8 @@ def kernels() -> ctypes.CDLL:
 
 @functools.cache
 def _found() -> ctypes.CDLL | NativeUnavailable:
-    """Try once: each layer of a model asks, and a compiler that fails takes its time."""
+    """Load once and remember a failure: each layer of a model asks, and a failing compiler takes
+    time."""
     try:
         return load(*SOURCES)
     except NativeUnavailable as error:
@@ -68,7 +69,7 @@ def _found() -> ctypes.CDLL | NativeUnavailable:
 
 
 def load(*sources: Path) -> ctypes.CDLL:
-    """The library of C sources, compiled if the cache folder does not have it.
+    """Return the library of C sources, compiled if the cache folder does not have it.
 
     Its functions are called without the interpreter's lock. Raises NativeUnavailable.
     """
@@ -87,13 +88,13 @@ def load(*sources: Path) -> ctypes.CDLL:
 
 
 def _loaded(root: Path, sources: Sequence[Path]) -> ctypes.CDLL:
-    """The library in the folder `root`, made if it is not there yet. Raises OSError where it cannot
-    be written there or loaded from there, and NativeUnavailable."""
+    """Return the library in the folder `root`, compiled if it does not exist yet. Raises OSError
+    where it cannot be written there or loaded from there, and NativeUnavailable."""
     texts = [text for source in sources for text in _texts(source)]
     stem = f"{sources[0].stem}-{_key(*texts, *FLAGS, _cpu())}"
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
-        # Another one's will do, such as that of the stage in which an image was built.
+        # One that was compiled elsewhere will do, such as in the build stage of an image.
         for found in sorted((root / "kernels").glob(f"{stem}-*.so")):
             return ctypes.CDLL(str(found))
         raise NativeUnavailable(
@@ -121,7 +122,7 @@ def _key(*made_from: str) -> str:
 
 
 def _texts(source: Path) -> Iterator[str]:
-    """The text of a source and of the headers of ours that it includes."""
+    """Return the text of a source and of our headers that it includes."""
     text = source.read_text()
     yield text
     for name in re.findall(r'^#include "(.+)"', text, re.MULTILINE):
@@ -129,7 +130,7 @@ def _texts(source: Path) -> Iterator[str]:
 
 
 def _output(*command: str, temporary: str | None = None) -> str:
-    """What a compiler's command prints; its own files go to the folder `temporary`.
+    """Return what a compiler's command prints; its own files go to the folder `temporary`.
 
     Raises NativeUnavailable where it fails, OSError where it has no room.
     """
@@ -151,7 +152,7 @@ def _output(*command: str, temporary: str | None = None) -> str:
 
 
 def _cpu() -> str:
-    """What `-march=native` depends on. Raises NativeUnavailable."""
+    """Return what `-march=native` depends on. Raises NativeUnavailable."""
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""End a worker with its router, also when that one is killed and can say nothing."""
+"""End a worker with its router, also when that one is killed."""
 
 from __future__ import annotations
 

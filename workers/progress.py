@@ -20,7 +20,7 @@ REPORT_SECONDS = 10.0
 
 
 def say(message: str) -> None:
-    """One line about what is being done."""
+    """Print one line about what is being done."""
     print(message, file=sys.stderr, flush=True)
 
 
@@ -34,7 +34,8 @@ def size(n_bytes: int) -> str:
 
 
 def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """`items`, of which there are `total`, with a bar on a terminal and one line elsewhere."""
+    """Yield `items`, of which there are `total`, with a bar on a terminal and one line
+    elsewhere."""
     if not sys.stderr.isatty():
         say(label)
         yield from items
@@ -48,7 +49,7 @@ def track(items: Iterable[T], total: int, label: str) -> Iterator[T]:
 
 @contextmanager
 def reports(line: Callable[[], str], every: float = REPORT_SECONDS) -> Iterator[None]:
-    """Say `line()` every so many seconds while the body runs, unless a terminal shows a bar."""
+    """Print `line()` every so many seconds while the body runs, unless a terminal shows a bar."""
     if sys.stderr.isatty():
         yield
         return

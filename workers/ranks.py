@@ -16,30 +16,30 @@ import torch.distributed as dist
 JOIN = timedelta(seconds=60)
 """How long a rank waits for the others where they meet."""
 LIFETIME = timedelta(days=365)
-"""How long it waits for them later: between two requests may be days. That one has died or hangs
-is the router's to notice, which then ends them all."""
+"""Timeout of later collectives: between two requests may be days. The router notices a rank that
+has died or hangs, and ends them all."""
 
 
 class PeerLost(BaseException):
-    """Another rank is gone: it, and not this one, has the reason. No `Exception`, lest it is taken
-    for a failure of the model or of a request."""
+    """Another rank is gone, and has the reason. Not an `Exception`, so that it is not taken for a
+    failure of the model or of a request."""
 
 
 class RankFailed(BaseException):
-    """This rank failed in the middle of what the others take part in; they cannot be called back.
-    No `Exception`, as above."""
+    """This rank failed within a step that the others take part in and cannot abort. Not an
+    `Exception`, as above."""
 
 
 class Ranks:
-    """This process's place among those that share a model. There is none for a single process."""
+    """The process group of the ranks that share a model. A single process has none."""
 
     def __init__(self, rank: int, world_size: int, address: str, device: torch.device) -> None:
-        """Meets the others at `address`, the same for all: `file:///path` of a file that is not
-        there yet, on one machine, or `tcp://host:port` of rank 0. Raises PeerLost."""
+        """Join the others at `address`, the same for all: `file:///path` of a file that does not
+        exist yet, on one machine, or `tcp://host:port` of rank 0. Raises PeerLost."""
         self.rank = rank
         self.world_size = world_size
         if address.startswith("file://"):
-            # They are all on this machine: what they say need not leave it.
+            # All ranks are on this machine, so their traffic need not leave it.
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
@@ -57,8 +57,8 @@ class Ranks:
         return x
 
     def gather(self, x: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
-        """On rank 0 [..., sum(widths)]: the parts [..., widths[rank]] of all ranks side by side.
-        Elsewhere something of that shape. Raises PeerLost."""
+        """Return on rank 0 [..., sum(widths)], the parts [..., widths[rank]] of all ranks side by
+        side, and elsewhere an arbitrary tensor of that shape. Raises PeerLost."""
         padded = torch.nn.functional.pad(x, (0, max(widths) - x.shape[-1])).contiguous()
         parts = None if self.rank else [torch.empty_like(padded) for _ in widths]
         self._try(lambda: dist.gather(padded, parts, 0, group=self._group))
@@ -72,13 +72,13 @@ class Ranks:
         return values
 
     def all_reduce_min(self, n: int) -> int:
-        """Return the least of the ranks' numbers. Raises PeerLost."""
+        """Return the minimum of the ranks' numbers. Raises PeerLost."""
         x = torch.tensor([n])
         self._try(lambda: dist.all_reduce(x, dist.ReduceOp.MIN, group=self._group))
         return int(x)
 
     def destroy(self) -> None:
-        """Destroy the process group. Graphs that use it are to be closed before."""
+        """Destroy the process group. Close graphs that use it before."""
         dist.destroy_process_group()
 
     def _try(self, exchange: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""One step: build the packed batch, run the model, sample.
+"""Run one step: build the packed batch, run the model, sample.
 
 All tokens of a step travel as one packed sequence [1, T]: one token of each decoding row first,
 then the prefill chunks. Only the positions that are sampled, or whose prompt log-probabilities are
@@ -37,7 +37,7 @@ their logits."""
 
 
 class Runner:
-    """Executes steps in order. Raises KeyError for a step about rows that it does not have."""
+    """Runs steps in order. Raises KeyError for a step with rows that it does not have."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Runner:
         self._constrained = None if constraints is None else ConstrainedRows(table, constraints)
 
     def launch(self, step: Step) -> LaunchedStep:
-        """`forward` and `sample`. The steps before must have been collected if `constrained`."""
+        """Run `forward` and `sample`. If `constrained`, earlier steps must have been collected."""
         launched = self.forward(step)
         self.sample(launched)
         return launched
@@ -68,7 +68,8 @@ class Runner:
         return bool(self._constraints)
 
     def forward(self, step: Step) -> LaunchedStep:
-        """Compute a step. Its failure is the failure of the rows that fail when they run alone."""
+        """Compute a step. Where it fails, rows run alone, and those that fail again are
+        reported."""
         for row in step.release:
             self._release(row)
         for admit in step.admit:
@@ -79,7 +80,8 @@ class Runner:
         launched = LaunchedStep(step.step, {run.row: table[run.row] for run in step.run})
         runs = [run for run in step.run if not table[run.row].failed]
         if len(runs) < len(step.run):
-            # Planned before the router knew; every row of a step gets a token or an error.
+            # Planned before the router knew of the failure; every row of a step gets a token or an
+            # error.
             failed = [row for row, state in launched.rows.items() if state.failed]
             launched.errors += [RowError(row, "it failed in an earlier step") for row in failed]
         if self._constrained is not None and self.constrained:
@@ -100,7 +102,7 @@ class Runner:
         launched.samplings.append((began, self._mark()))
 
     def collect(self, launched: LaunchedStep) -> StepDone:
-        """Wait for a step's results, and put them as the router wants them."""
+        """Wait for a step's results, and return them for the router."""
         sampled: list[Sampled] = []
         errors = launched.errors
         for rows, output in launched.outputs:
@@ -131,7 +133,7 @@ class Runner:
         )
 
     def close(self) -> None:
-        """Give up the graphs; to be called before the ranks are destroyed."""
+        """Free the graphs; to be called before the ranks are destroyed."""
         if self._graphs is not None:
             self._graphs.close()
 
@@ -146,8 +148,8 @@ class Runner:
         if self._constraints is None:
             raise RuntimeError("a row has a grammar, and this runner was given no constraints")
         output = admit.tokens[admit.n_prompt :]
-        jumps = self._sampler.skips(admit.row)
-        self._constraints.admit(admit.row, admit.constraint, output, jumps)
+        jump_forward = self._sampler.skips(admit.row)
+        self._constraints.admit(admit.row, admit.constraint, output, jump_forward)
 
     def _release(self, row: int) -> None:
         self._table.release(row)
@@ -158,7 +160,8 @@ class Runner:
     # -- the forward pass -----------------------------------------------------------------------
 
     def _run_together(self, runs: list[Run], launched: LaunchedStep) -> None:
-        """Run a batch; where it fails as a whole, each row alone, to find the one that does."""
+        """Run a batch; where it fails as a whole, run each row alone, to find the one that
+        fails."""
         try:
             self._run(runs, launched)
         except torch.AcceleratorError:
@@ -250,7 +253,7 @@ class Runner:
         table = self._table
         rows = np.asarray(decodes, np.int64)
         where = np.fromiter((table[row].n_computed for row in decodes), np.int64, len(decodes))
-        # What follows a grammar is sampled once its mask is there.
+        # Rows with a grammar are sampled once their masks are ready.
         stored = self._sampler.takes(rows)
         if self._constraints:
             stored &= [row not in self._constraints for row in decodes]
@@ -297,11 +300,12 @@ class Runner:
         launched.outputs.append((rows, output.fetch()))
         for row in rows:
             table[row].length += 1
-            if row in launched.forced:
-                table[row].extend(launched.forced[row])
+            if row in launched.jump_forward_tokens:
+                table[row].extend(launched.jump_forward_tokens[row])
 
     def _slots(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the keys and values of these positions go, as block * block_size + offset."""
+        """Return where the keys and values of these positions go, as block * block_size +
+        offset."""
         size = self._table.block_size
         blocks = self._table.block_tables[rows, positions // size].astype(np.int64)
         return blocks * size + positions % size

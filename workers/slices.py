@@ -1,4 +1,4 @@
-"""Which part of a tensor a rank holds."""
+"""The part of a tensor that a rank holds."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ class Range(NamedTuple):
 
 
 Slices = dict[int, list[Range]]
-"""By dimension, the ranges that are kept, one behind the other; a dimension that is not named is
-kept whole."""
+"""The ranges that are kept, by dimension, one after the other; other dimensions are whole."""
 
 
 def cut(tensor: torch.Tensor, slices: Slices) -> torch.Tensor:
-    """The part of a tensor: a view where each dimension has one range."""
+    """Return the part of a tensor: a view where each dimension has one range."""
     for dim, ranges in slices.items():
         parts = [tensor.narrow(dim, one.start, one.size) for one in ranges]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts, dim)
@@ -32,19 +31,20 @@ def cut(tensor: torch.Tensor, slices: Slices) -> torch.Tensor:
 
 
 def divide(n: int, parts: int, unit: int = 1) -> list[Range]:
-    """0 to n in so many ranges, as even as can be in whole units. n is a multiple of the unit."""
+    """Split 0 to n into so many ranges, as evenly as whole units allow. n is a multiple of the
+    unit."""
     edges = [n // unit * at // parts * unit for at in range(parts + 1)]
     return [Range(*pair) for pair in pairwise(edges)]
 
 
 def within(ranges: Sequence[Range], part: Range) -> list[Range]:
-    """What of the ranges lies in a part, counted from its beginning."""
+    """Return the intersection of the ranges with a part, counted from the part's beginning."""
     met = [Range(max(one.start, part.start), min(one.end, part.end)) for one in ranges]
     return [Range(a - part.start, b - part.start) for a, b in met if a < b]
 
 
 def divide_heads(n_heads: int, n_kv_heads: int, rank: int, world_size: int) -> tuple[Range, Range]:
-    """The query and the key-value heads of a rank, of no more ranks than query heads."""
+    """Return the query and the key-value heads of a rank, of no more ranks than query heads."""
     group = n_heads // n_kv_heads
     if world_size <= n_kv_heads:
         keys = divide(n_kv_heads, world_size)[rank]

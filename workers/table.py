@@ -1,4 +1,4 @@
-"""The persistent batch: what a worker remembers of each row between steps.
+"""The persistent batch: the state of each row between steps.
 
 The router sends differences (rows admitted and released, blocks granted); everything else, such as
 the token a row just sampled, never leaves the worker's device before the next step needs it.
@@ -13,7 +13,10 @@ from tgi_async.wire.messages import Admit, Grow
 
 
 class Row:
-    """One running request. Its first tokens are known on the host, the sampled ones are not."""
+    """A row of the persistent batch, made from an `Admit`.
+
+    Its first tokens are known on the host, the sampled ones are not.
+    """
 
     __slots__ = (
         "failed",
@@ -28,7 +31,8 @@ class Row:
 
     def __init__(self, admit: Admit) -> None:
         self.tokens = np.zeros(len(admit.tokens), np.int64)
-        """Those known on the host. Nobody asks for what a prefix hit covers: it is left at 0."""
+        """The tokens that are known on the host. Those of a prefix hit are never read, and left at
+        0."""
         self.tokens[admit.n_cached :] = admit.tokens[admit.n_cached :]
         self.n_prompt = admit.n_prompt
         self.n_computed = admit.n_cached
@@ -45,9 +49,9 @@ class Row:
         return self.n_computed < len(self.tokens)
 
     def extend(self, tokens: list[int]) -> None:
-        """Make the last token, and those that follow it by a grammar, known on the host.
+        """Store the last token, and the jump-forward tokens after it, on the host.
 
-        `tokens` has at least two; of those before nobody asks any more.
+        `tokens` has at least two; earlier ones are not needed any more.
         """
         start = self.length - 1
         self.length = start + len(tokens)
@@ -66,19 +70,19 @@ class RowTable:
         self.block_tables = np.zeros((max_rows, max_blocks), np.int32)
         self.last_tokens = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
         """int64 [max_rows + 1]"""
-        self.nobody = max_rows
-        """The line of `last_tokens` that belongs to no row."""
+        self.padding_row = max_rows
+        """The line of `last_tokens` for rows that pad a batch."""
         self._rows: list[Row | None] = [None] * max_rows
 
     def __getitem__(self, row: int) -> Row:
-        """Raises KeyError for a row that is not in the batch."""
+        """Return a row. Raises KeyError if it is not in the batch."""
         found = self.get(row)
         if found is None:
             raise KeyError(f"row {row} is not in the batch")
         return found
 
     def get(self, row: int) -> Row | None:
-        """The row of this number, if there is one."""
+        """Return the row of this number, if there is one."""
         return self._rows[row] if row < len(self._rows) else None
 
     def admit(self, admit: Admit) -> None:

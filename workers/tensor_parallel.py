@@ -1,4 +1,4 @@
-"""Forward passes on several ranks: rank 0 drives, the others follow.
+"""Forward passes on several ranks: rank 0 drives the others.
 
 Only rank 0 keeps the batch and samples. It broadcasts what each forward pass is about, the sampled
 tokens included, and the others run it too. So nothing that a rank decides by itself (whether a
@@ -17,8 +17,9 @@ from workers.graphs.input_buffers import Int32Array
 from workers.ranks import RankFailed, Ranks
 
 N_NUMBERS = 5
-"""Of a header: packed tokens (0: the end; negative: a graph of so many rows is run), wanted logits
-(of a graph: its numbers), decodes, block table width, and how many numbers tell of prefills."""
+"""Length of a header: packed tokens (0: the end; negative: replay the graph of so many rows),
+wanted logits (of a graph: its numbers), decodes, block table width, and how many numbers describe
+prefills."""
 
 
 class DriverRank:
@@ -69,7 +70,7 @@ class DriverRank:
             raise RankFailed(f"a forward pass failed on rank 0: {error}") from error
 
     def replay(self, n_rows: int, numbers: Int32Array) -> None:
-        """Have the others run a graph over these numbers; this rank does so by itself. Raises
+        """Have the others replay a graph with these numbers; this rank does so itself. Raises
         PeerLost."""
         self._ranks.broadcast(torch.tensor([-n_rows, len(numbers), 0, 0, 0]))
         self._ranks.broadcast(torch.from_numpy(numbers))
@@ -97,12 +98,12 @@ class FollowerRank:
         self._graphs = graphs
 
     def run(self) -> None:
-        """Run what rank 0 runs until it says that it was the last. Raises PeerLost."""
+        """Run every forward pass of rank 0 until it ends. Raises PeerLost."""
         while self._run_one():
             pass
 
     def close(self) -> None:
-        """Give up the graphs; to be called before the process group is destroyed."""
+        """Free the graphs; to be called before the process group is destroyed."""
         if self._graphs is not None:
             self._graphs.close()
 

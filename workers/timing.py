@@ -19,7 +19,7 @@ class Mark:
             self._at = time.perf_counter()
 
     def until(self, later: Mark) -> float:
-        """Seconds. Waits for the device to reach `later`."""
+        """Return the seconds to `later`. Waits for the device to reach it."""
         if self._event is None or later._event is None:
             return later._at - self._at
         later._event.synchronize()

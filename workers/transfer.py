@@ -1,4 +1,4 @@
-"""Between host and device, without waiting for the device."""
+"""Copies between host and device, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def send(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A tensor on `device` with the values of `array`; shares its memory on the CPU."""
+    """Return a tensor on `device` with the values of `array`; shares its memory on the CPU."""
     tensor = torch.from_numpy(array)
     if device.type == "cpu":
         return tensor
@@ -20,8 +20,8 @@ def send(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 class Fetched:
-    """Tensors on their way to the host, behind what the device was given before and before what it
-    is given later: what they were copied from may be used again at once."""
+    """Tensors being copied to the host, in the order of the device's work: what they were copied
+    from may be used again at once."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._tensors = [_pinned(x) if x.is_cuda else x.clone() for x in tensors]
@@ -36,7 +36,8 @@ class Fetched:
         return self._there is None or self._there.query()
 
     def tensors(self) -> list[Tensor]:
-        """The same on the host. Waits for the device, to the point where they were fetched."""
+        """Return the tensors on the host. Waits for the device, to the point where they were
+        fetched."""
         if self._there is not None:
             self._there.synchronize()
         return self._tensors

@@ -103,7 +103,7 @@ def walk(matcher: Matcher, seed: int, most: int = 400) -> tuple[str, bool]:
         token = chosen.choice(options)
         matcher.advance([token])
         tokens.append(token)
-        forced = matcher.forced()
+        forced = matcher.jump_forward_tokens()
         for token in forced:
             assert token in allowed(matcher)
             matcher.advance([token])

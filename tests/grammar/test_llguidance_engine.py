@@ -166,17 +166,17 @@ def test_a_text_that_cannot_go_on_has_ended() -> None:
 def test_forced_tokens_are_allowed_and_those_of_the_tokenizer() -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
     matcher = engine_of().matcher(Json(schema))
-    forced = matcher.forced()
+    forced = matcher.jump_forward_tokens()
     assert '{"name": "'.startswith(tokenizer().decode(forced))
     assert tokenizer().encode('{"name": "').ids[: len(forced)] == forced
     assert forced
     matcher.advance(forced)
-    assert engine_of().matcher(Regex("[ab]")).forced() == []
+    assert engine_of().matcher(Regex("[ab]")).jump_forward_tokens() == []
 
 
 def test_an_endless_forced_text_comes_in_parts() -> None:
     matcher = engine_of().matcher(Regex("a{5000}"))
-    assert 0 < len(matcher.forced()) <= 256
+    assert 0 < len(matcher.jump_forward_tokens()) <= 256
 
 
 def test_a_token_that_is_not_allowed_is_refused() -> None:

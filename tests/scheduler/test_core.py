@@ -551,11 +551,11 @@ def test_a_suspect_that_leaves_makes_room_for_the_next_one() -> None:
 
 def test_nobody_waits_for_the_grammar_of_a_suspect() -> None:
     core = Core(ROOMY)
-    late, other = submitted(core, 1, 4, grammar="g"), submitted(core, 2, 4)
+    waiting, other = submitted(core, 1, 4, grammar="g"), submitted(core, 2, 4)
     core.reset(one_by_one=True)
     plan = planned(core)
-    assert (plan.admitted, core.suspect) == ([late], late)
-    core.complete(StepDone(plan.step.step, [], [], [], 0.0, 0.0, masks_not_ready=[late.row]))
+    assert (plan.admitted, core.suspect) == ([waiting], waiting)
+    core.complete(StepDone(plan.step.step, [], [], [], 0.0, 0.0, masks_not_ready=[waiting.row]))
     assert core.suspect is None
     assert planned(core).admitted == [other]
 

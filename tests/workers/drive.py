@@ -58,7 +58,7 @@ class Drive:
         self.runner = Runner(model, table, cache, sampler, constraints, self.graphs)
         self.core = Core(Budget([CachePool(n_blocks)], BLOCK_SIZE, rows, 16, LONGEST))
         self.overlap = overlap
-        self.n_late = 0
+        self.n_not_ready = 0
         self.said: dict[int, list[int]] = {}
         self.logprobs: dict[int, list[float | None]] = {}
         self.reasons: dict[int, FinishReason | None] = {}
@@ -116,7 +116,7 @@ class Drive:
 
     def _complete(self, launched: LaunchedStep) -> None:
         done = self.runner.collect(launched)
-        self.n_late += len(done.masks_not_ready)
+        self.n_not_ready += len(done.masks_not_ready)
         for event in self.core.complete(done):
             if isinstance(event, TokenEvent):
                 self.said[event.request.id].append(event.token)

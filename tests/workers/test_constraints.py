@@ -1,4 +1,5 @@
-"""Rows that follow grammars: completion within a budget, forced tokens, lateness, failures."""
+"""Rows that follow grammars: completion within a budget, forced tokens, masks that are not ready,
+failures."""
 
 from __future__ import annotations
 
@@ -107,15 +108,15 @@ def allowed_in(mask: NDArray[np.int32]) -> list[int]:
 
 
 def generate(
-    vocabulary: Vocabulary, grammar: Grammar, most: int, random: Random, jumps: bool
+    vocabulary: Vocabulary, grammar: Grammar, most: int, random: Random, jump_forward: bool
 ) -> list[int]:
     """A model that says anything."""
     mask = np.zeros(vocabulary.completer._n_words, np.int32)
-    following = Progress(Constraint(encode(grammar), most), jumps, mask)
+    following = Progress(Constraint(encode(grammar), most), jump_forward, mask)
     following.begin(vocabulary, [])
     said: list[int] = []
     while len(said) < most:
-        tokens = following.forced or [random.choice(allowed_in(mask))]
+        tokens = following.jump_forward_tokens or [random.choice(allowed_in(mask))]
         said += tokens
         if tokens[-1] == END:
             return said[:-1]
@@ -132,16 +133,16 @@ def needed(vocabulary: Vocabulary, grammar: Grammar) -> list[int] | None:
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda one: encode(one)[:40])
-@pytest.mark.parametrize("jumps", [True, False])
+@pytest.mark.parametrize("jump_forward", [True, False])
 def test_a_text_is_completed_within_every_budget_that_has_room(
-    vocabulary: Vocabulary, grammar: Grammar, jumps: bool
+    vocabulary: Vocabulary, grammar: Grammar, jump_forward: bool
 ) -> None:
     shortest = needed(vocabulary, grammar)
     assert shortest is not None
     assert accepts(grammar, text_of(vocabulary, shortest))
     for seed in range(12):
         most = max(1, len(shortest)) + seed * 3
-        said = generate(vocabulary, grammar, most, Random(seed), jumps)
+        said = generate(vocabulary, grammar, most, Random(seed), jump_forward)
         assert len(said) <= most
         assert accepts(grammar, text_of(vocabulary, said)), (most, text_of(vocabulary, said))
 
@@ -236,9 +237,9 @@ def test_a_replay_goes_on_as_before(vocabulary: Vocabulary) -> None:
     for _ in range(12):
         replayed = Progress(constraint, True, again)
         replayed.begin(vocabulary, list(said))
-        assert replayed.forced == following.forced
+        assert replayed.jump_forward_tokens == following.jump_forward_tokens
         assert (again == mask).all()
-        tokens = following.forced or [random.choice(allowed_in(mask))]
+        tokens = following.jump_forward_tokens or [random.choice(allowed_in(mask))]
         said += tokens
         if END in tokens:
             break
@@ -256,9 +257,9 @@ def test_a_replay_near_the_end_goes_on_as_before(vocabulary: Vocabulary) -> None
         while len(said) < most:
             replayed = Progress(constraint, False, again)
             replayed.begin(vocabulary, list(said))
-            assert replayed.forced == following.forced
+            assert replayed.jump_forward_tokens == following.jump_forward_tokens
             assert (again == mask).all()
-            tokens = following.forced or [random.choice(allowed_in(mask))]
+            tokens = following.jump_forward_tokens or [random.choice(allowed_in(mask))]
             said += tokens
             if END in tokens:
                 break
@@ -329,8 +330,8 @@ def test_a_row_is_late_until_its_matcher_is_there(gate: Gate) -> None:
     assert not constraints.mask_not_ready(3)
     following = constraints.next(3)
     assert following is not None
-    assert len(following.forced) > 1
-    constraints.advance({3: following.forced})
+    assert len(following.jump_forward_tokens) > 1
+    constraints.advance({3: following.jump_forward_tokens})
     constraints.wait([3], 10)
     assert not constraints.mask_not_ready(3)
     assert not constraints.error(3)

@@ -13,11 +13,11 @@ from tgi_async.grammar.schema.normalize import normalize
 from workers.constraints.expressions import ENDLESS, Expressions
 from workers.constraints.formats import FORMATS
 from workers.constraints.language import language
-from workers.constraints.nodes import Node, TooComplex
+from workers.constraints.nodes import Expression, TooComplex
 from workers.constraints.patterns import matching, searching
 
 
-def has(expressions: Expressions, node: Node, text: str) -> bool:
+def has(expressions: Expressions, node: Expression, text: str) -> bool:
     for byte in text.encode():
         node = expressions.after(node, byte)
     return node.nullable

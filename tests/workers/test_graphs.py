@@ -83,7 +83,7 @@ def test_a_late_row_keeps_its_last_token_while_others_are_replayed(
     drive.run(12)
     assert drive.said[held] == []
     assert len(drive.said[free]) > 5
-    assert drive.n_late
+    assert drive.n_not_ready
     drive.let_go.set()
     drive.run()
     assert drive.said == {held: alone[0], free: alone[2]}

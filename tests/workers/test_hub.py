@@ -266,7 +266,7 @@ def test_a_new_start_goes_on_where_the_last_one_gave_up(prepare: Prepare, hub: H
     result = prepare("org/model")
 
     assert (prepared(result) / "model.safetensors").read_bytes() == weights
-    assert "Going on with model.safetensors: 123.5 kB of 400" in result.stderr
+    assert "Resuming model.safetensors: 123.5 kB of 400" in result.stderr
     assert hub.downloaded == ["model.safetensors"]
     assert hub.sent["model.safetensors"] == len(weights)
 

@@ -10,7 +10,7 @@ from workers.constraints import mask_cache
 from workers.constraints.expressions import Expressions
 from workers.constraints.language import language
 from workers.constraints.mask_cache import Mask, MaskCache
-from workers.constraints.nodes import Node
+from workers.constraints.nodes import Expression
 
 LONGEST = 8
 
@@ -19,7 +19,7 @@ def mask_of(*words: int) -> Mask:
     return np.array(words, np.int32)
 
 
-def after(expressions: Expressions, pattern: str, text: bytes) -> Node:
+def after(expressions: Expressions, pattern: str, text: bytes) -> Expression:
     node = language(expressions, Regex(pattern), lambda name: None)
     return expressions.after_text(node, text)
 

@@ -115,7 +115,7 @@ def test_the_batch_does_not_wait_for_a_grammar(waiting: Drive, alone: dict[int, 
     waiting.run(n_steps=20)
     assert len(waiting.said[free]) > 15
     assert not waiting.said[held]
-    assert waiting.n_late > 10
+    assert waiting.n_not_ready > 10
     waiting.let_go.set()
     waiting.run()
     assert waiting.said[held] == alone[0]

@@ -110,9 +110,9 @@ def test_each_token_ends_where_its_bytes_lead(vocabulary: Vocabulary) -> None:
     assert [prefixes[place] for place in trie.ends.tolist()] == [text or b"" for text in texts]
 
 
-@pytest.mark.parametrize("jumps", [True, False])
+@pytest.mark.parametrize("jump_forward", [True, False])
 def test_a_long_run_is_completed_within_a_budget_that_only_long_tokens_fit(
-    vocabulary: Vocabulary, jumps: bool
+    vocabulary: Vocabulary, jump_forward: bool
 ) -> None:
     """And until then, other tokens may come."""
     table: TokenTable = vocabulary.token_table
@@ -122,13 +122,13 @@ def test_a_long_run_is_completed_within_a_budget_that_only_long_tokens_fit(
     assert least < 100, "the vocabulary has tokens of several spaces"
     budget = least + 8
     mask = np.zeros(-(-len(table.symbols) // 32), np.int32)
-    progress = Progress(Constraint(encode(grammar), budget), jumps, mask)
+    progress = Progress(Constraint(encode(grammar), budget), jump_forward, mask)
     progress.begin(vocabulary, [])
     said: list[int] = []
     n_free = 0
     while len(said) < budget:
-        if progress.forced:
-            tokens = list(progress.forced)
+        if progress.jump_forward_tokens:
+            tokens = list(progress.jump_forward_tokens)
         else:
             allowed = allowed_in(progress.mask)
             n_free += len(allowed) > 1

@@ -1,7 +1,7 @@
-"""The way of a request into the server, and out again.
+"""Admit requests: reserve their rows on arrival, and free them at the end.
 
-A request that finds no row free waits in the engine's queue. One that finds no room there, or has
-to leave it for another client, is refused with a time after which to retry.
+A request that finds no row free waits in the engine's queue. One that finds no room there, or is
+evicted for another client, is refused with a time after which to retry.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tgi_async.errors import Overloaded
 from tgi_async.scheduler.reservations import EVICTED
 
 FEWEST_SECONDS, MOST_SECONDS = 1, 60
-"""Clients of OpenAI's take no advice to wait longer than a minute."""
+"""Bounds of Retry-After: OpenAI's clients ignore advice to wait longer than a minute."""
 UNKNOWN_SECONDS = 5
 N_RELEASES = 64
 
@@ -35,7 +35,7 @@ class Admission:
 
     @asynccontextmanager
     async def take(self, context: RequestContext, n_rows: int = 1) -> AsyncIterator[None]:
-        """Hold a row for each of the generations to come, from before anything is done for them.
+        """Reserve a row for each generation of a request, before any other work on it.
 
         Raises:
             ValidationError: there are never so many rows.
@@ -73,13 +73,13 @@ class Admission:
 
 
 class Turnover:
-    """How fast rows are given back, and when the next of those that were refused may have one."""
+    """Measures how fast rows become free, and says when a refused client should retry."""
 
     def __init__(self) -> None:
         self._releases: deque[tuple[float, int]] = deque(maxlen=N_RELEASES)
-        """When, and how many rows, while there was a crowd."""
+        """When rows became free while others waited, and how many."""
         self._next = 0.0
-        """By then, all clients that were asked to retry find rows."""
+        """The time by which all clients that were asked to retry find rows."""
 
     def released(self, n_rows: int, *, crowded: bool) -> None:
         """Record that a request ended; `crowded`: others wait."""
@@ -104,7 +104,7 @@ class Turnover:
         return max(FEWEST_SECONDS, math.ceil(self._next - now))
 
     def _rate(self, now: float) -> float:
-        """Return how many rows are given back in a second; 0: not known."""
+        """Return how many rows become free in a second; 0: not known."""
         if len(self._releases) < 2:
             return 0.0
         began, n_first = self._releases[0]

@@ -1,4 +1,4 @@
-"""The HTTP application: its routes, from where browsers may call them, what it says of others."""
+"""The HTTP application: its routes, CORS, and replies where no route fits."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
 
 OPENAI_ROUTES = "/v1/chat/completions, /v1/completions and /v1/models"
-"""For clients that ask for another one, such as /v1/responses, and have a setting for it."""
+"""Named in the error for other paths, such as /v1/responses: the OpenAI routes that there are."""
 OPENAI_NAMES = ("/chat/completions", "/completions", "/models", "/responses", "/embeddings")
-"""How the paths end that clients of OpenAI ask for, whatever their base URL is."""
+"""Ends of the paths of OpenAI's routes, whatever the client's base URL is."""
 
 
 def create_app(
@@ -92,9 +92,9 @@ def create_app(
 
 
 def _unrouted(limits: Limits) -> Callable[[Request, Exception], Awaitable[Response]]:
-    """Return what answers where no route fits; a 405 names all methods of the path.
+    """Return the handler for requests without a route; a 405 names all methods of the path.
 
-    OPTIONS asks for just that, so that it is no error.
+    OPTIONS asks for that list, so it is not an error.
     """
 
     async def answer(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""Reading and decoding a request's body, within a limit.
+"""Read and decode a request's body, within a limit.
 
 On TGI's routes, what is wrong with a body is answered in plain text rather than in the JSON of
 other errors: that is what TGI's HTTP framework does, and clients of TGI may look at it.
@@ -23,8 +23,8 @@ T_co = TypeVar("T_co", covariant=True)
 _MISSING = "Object missing required field "
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 BODY_SECONDS = 60.0
-"""A body that is not there by then is given up: a client that sends a byte now and then would keep
-what it has sent in memory for ever."""
+"""Time limit for a body: a client that sends a byte now and then would keep memory in use for
+ever."""
 
 
 class BodyRefused(ServerError):
@@ -80,7 +80,7 @@ async def read_json_body(scope: Scope, receive: Receive, limits: Limits) -> byte
     if limits.dialect.explains_errors:
         message += f". Allowed: {limit} bytes{set_by(limits, '--payload-limit')}"
     too_long = BodyRefused(413, message)
-    # Longer digits than this are no number a limit could have, and slow to read as one.
+    # More digits than this are no valid limit, and slow to parse.
     if declared.isdecimal() and (len(declared) > 20 or int(declared) > limit):
         raise too_long
     try:
@@ -125,11 +125,11 @@ def decode_json(decoder: msgspec.json.Decoder[T], body: bytes | msgspec.Raw) -> 
 
 
 class BodyType(Protocol[T_co]):
-    """What a route takes."""
+    """The types of a route's body."""
 
     @property
     def types(self) -> tuple[Any, ...]:
-        """The alternatives."""
+        """The alternative types."""
 
     def decode(self, body: bytes) -> T_co:
         """Decode `body`.
@@ -140,7 +140,7 @@ class BodyType(Protocol[T_co]):
 
 
 class JsonBody(Generic[T]):
-    """Bodies of one type."""
+    """Decodes bodies of one type."""
 
     def __init__(self, body_type: type[T]) -> None:
         self.types: tuple[Any, ...] = (body_type,)
@@ -152,7 +152,7 @@ class JsonBody(Generic[T]):
 
 
 class JsonBodyVariants(Generic[T]):
-    """Bodies of several types, distinguished by a field that one of them requires.
+    """Decodes bodies of several types, distinguished by a field that one of them requires.
 
     As in TGI, the first type that a body fits is taken, so a wrong field may be passed over where
     the body has the fields of another type too.

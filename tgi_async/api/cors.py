@@ -1,4 +1,4 @@
-"""Which pages of other origins may call this server, as browsers ask it."""
+"""CORS: which origins' pages may call this server."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tgi_async.api.encoding import HeaderList
 
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-"""All of them: a page that uses a wrong one reads the 405 rather than nothing."""
+"""All methods, so that a page that uses a wrong one can read the 405."""
 PREFLIGHT_SECONDS = 7200
 """How long a browser may remember an answer; Chromium caps it there."""
 MOST_ASKED = 4096
-"""Characters of the list of headers that a preflight asks for."""
+"""Most characters of the list of headers in a preflight."""
 
 
 class Cors:
@@ -57,7 +57,7 @@ class Cors:
         await self._app(scope, receive, readable)
 
     def _headers(self, origin: str | None) -> HeaderList:
-        """Return the headers of each reply. Where origins differ, a cache must know by what."""
+        """Return the headers of each reply. Where origins differ, `Vary` says so to caches."""
         if self._any:
             allowed = None if origin is None else b"*"
         else:

@@ -1,4 +1,5 @@
-"""What the API does otherwise than TGI, in one place. `--strict-tgi` chooses TGI's way of each."""
+"""All differences of the API from TGI, in one place. `--strict-tgi` chooses TGI's behaviour for
+each."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from tgi_async.generation import FinishReason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
-    """One field for each difference. The defaults are our own ways; docs/differences.md says why.
+    """One field for each difference. The defaults are this server's own; docs/differences.md says
+    why.
 
     "The OpenAI routes" are `/v1/chat/completions` and `/v1/completions`.
     """
@@ -23,17 +25,18 @@ class Dialect:
     """The OpenAI routes take values that turn a parameter off: `top_p` 1, `max_tokens` -1. `top_p`
     0 is greedy."""
     recommends_sampling: bool = True
-    """What a request of the OpenAI routes leaves open is as the model's makers recommend it."""
+    """Parameters that a request of the OpenAI routes leaves unset are the model's recommended
+    ones."""
     tokenizes_chats: bool = True
     """`/tokenize` takes vLLM's bodies too."""
     least_seed: int = -(2**63)
     allows_empty_suffix: bool = True
     allows_empty_chat: bool = False
 
-    # What a text is held to, and what is shown of it.
+    # How texts are constrained and shown.
     calls_tools_like_tgi: bool = False
-    """Each answer to a chat with tools is held to one call, which may be of `no_tool`. Nothing is
-    looked for in other answers."""
+    """Each answer to a chat with tools is constrained to one call, possibly of `no_tool`. Other
+    answers are not searched for calls."""
     shows_stop_sequences: bool = False
     """Texts of the OpenAI routes always have the stop sequence that ended them."""
     shows_prompt_before_grammar: bool = False
@@ -41,24 +44,24 @@ class Dialect:
 
     # Further details of replies.
     names_stop_sequences: bool = False
-    """The reason `stop_sequence` of a text's end is not called `stop`."""
+    """The finish reason `stop_sequence` is not renamed to `stop`."""
     shows_usage_details: bool = True
     shows_model_details: bool = True
-    """`/v1/models` says when the server started and how long a text can be."""
+    """`/v1/models` reports the start time and the maximum length."""
     shows_role_once: bool = True
-    """Of the chunks of a chat only the first has the role."""
+    """Only the first chunk of a chat has the role."""
     shows_reason_at_end_only: bool = True
-    """In streams of `/v1/completions` the reason is null until the end; at TGI it is empty, and
-    in the words of `/generate_stream` at the end."""
+    """In streams of `/v1/completions` the reason is null until the end; in TGI it is empty, and at
+    the end TGI's own."""
 
     # Errors.
     answers_errors_like_openai: bool = True
     """Errors below `/v1` are OpenAI's objects."""
     begins_streams_late: bool = True
-    """What goes wrong before the first event of the OpenAI routes' streams has its own status; at
-    TGI it is an event."""
+    """Errors before the first event of the OpenAI routes' streams have their own status; in TGI
+    they are events."""
     explains_errors: bool = True
-    """Messages name the limit that was met, the flag that sets it, and why a text failed."""
+    """Messages name the limit, the flag that sets it, and why a text failed."""
     names_fields_as_sent: bool = True
     """Messages name the fields of the OpenAI routes as the client calls them."""
     words_grammar_errors_like_tgi: bool = False
@@ -70,7 +73,7 @@ class Dialect:
     """The API key may be in any case."""
 
     def finish_reason(self, reason: FinishReason) -> str:
-        """Return OpenAI's word for the end: a token that ends a text is `stop`."""
+        """Return OpenAI's finish reason: `stop` for an end-of-text token."""
         if reason == "length" or (reason == "stop_sequence" and self.names_stop_sequences):
             return reason
         return "stop"

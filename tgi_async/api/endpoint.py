@@ -1,4 +1,4 @@
-"""The edge: what comes in is decoded, its handler is run, and what that returns is encoded.
+"""Endpoints decode requests, run their handlers and encode the results.
 
 While the handler works, the connection is watched. A client that goes away, at whatever moment,
 cancels the handler, and the handler's `finally` clauses give back permits and blocks.

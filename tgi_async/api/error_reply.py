@@ -52,7 +52,7 @@ def as_tgi(error: ServerError) -> ErrorReply:
 
 
 def as_openai(error: ServerError) -> ErrorReply:
-    """Return OpenAI's object, whatever went wrong."""
+    """Return OpenAI's object, for any error."""
     error_type = error.error_type if error.tgi_body == "json" else UNSET
     body = _encode(OpenAIErrorBody(openai_error(error), error_type))
     return ErrorReply(_status(error), b"application/json", body, error.headers)
@@ -66,7 +66,7 @@ def form_of(path: str, limits: Limits) -> ErrorForm:
 
 
 def openai_error(error: ServerError, *, in_stream: bool = False) -> OpenAIError:
-    """Return OpenAI's object. In a stream, whose reply has begun, it has the status too."""
+    """Return OpenAI's object. In a stream, whose head was sent, it has the status too."""
     status = _status(error)
     return OpenAIError(
         message=str(error),

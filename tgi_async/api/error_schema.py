@@ -1,4 +1,4 @@
-"""Bodies of errors: TGI's object, and OpenAI's."""
+"""Bodies of errors: TGI's and OpenAI's objects."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from msgspec import UNSET, Struct, UnsetType
 
 
 class ErrorBody(Struct, frozen=True):
-    """TGI's."""
+    """TGI's error object."""
 
     error: str
     error_type: str
 
 
 class OpenAIError(Struct, frozen=True):
-    """`param` is the field that the error is about, `code` a word for programs.
+    """`param` is the field that the error is about, `code` an identifier.
 
     `http_status_code` is TGI's: the status of an error within a stream, whose reply has begun with
     200 by then.
@@ -27,7 +27,7 @@ class OpenAIError(Struct, frozen=True):
 
 
 class OpenAIErrorBody(Struct, frozen=True):
-    """OpenAI's. `error_type` is TGI's word, for its clients of these routes."""
+    """OpenAI's error object. `error_type` is TGI's, for its clients of these routes."""
 
     error: OpenAIError
     error_type: str | UnsetType = UNSET

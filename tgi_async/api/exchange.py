@@ -1,4 +1,4 @@
-"""How one request is answered: either whole or as a stream of server-sent events.
+"""The reply to one request: whole, or as a stream of server-sent events.
 
 A stream writes one body message at a time and waits until the server has taken it, so a client that
 stops reading holds one encoded message here; what its generation emits meanwhile gathers in the
@@ -29,7 +29,7 @@ class Direct(Protocol):
     """Writes pieces of a body that has begun, without waiting."""
 
     def keeps_up(self) -> bool:
-        """Return whether the client takes what it is sent, so that a piece can be written now."""
+        """Return whether the client reads what it is sent, so that a piece can be written now."""
 
     def write(self, piece: bytes) -> None:
         """Write a piece, which must not be empty."""
@@ -51,12 +51,12 @@ class Exchange:
         offered = scope.get("extensions", {}).get(DIRECT, {})
         self._direct: Direct | None = offered.get("writer")
         self._begun = False
-        """Whether an event was sent the usual way, for all layers in between to see."""
+        """Whether an event was sent through ASGI, for all layers in between to see."""
         self._sending = False
         self._last_write = 0.0
         self._error_events: Callable[[ServerError], Events] | None = None
         self._late_head: HeaderList | None = None
-        """Of a stream that is open and has sent nothing."""
+        """The head of a stream that is open and has sent nothing."""
         self.streaming = False
         self.finished = False
         peer = scope.get("client")
@@ -88,7 +88,7 @@ class Exchange:
         *,
         late: bool = False,
     ) -> None:
-        """Begin an event stream; an error in it is sent as what `error_events` makes of it.
+        """Begin an event stream; errors in it are sent as the events of `error_events`.
 
         `late`: its head waits for the first event.
         """
@@ -154,7 +154,7 @@ class Exchange:
         )
 
     def seconds_to_keep_alive(self) -> float:
-        """Return in how many seconds the stream needs a sign of life."""
+        """Return in how many seconds the stream needs a keep-alive comment."""
         if self._sending or not (self.streaming or self._late_head):
             return KEEP_ALIVE_SECONDS
         return self._last_write + KEEP_ALIVE_SECONDS - time.monotonic()

@@ -1,4 +1,4 @@
-"""What the clients of a route call the fields that its messages are about."""
+"""The names of fields in a route's messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class FieldNames(NamedTuple):
-    """By default TGI's."""
+    """The names; TGI's by default."""
 
     prompt: str = "inputs"
     max_new_tokens: str = "max_new_tokens"

@@ -1,4 +1,4 @@
-"""Generations that have ended, and waiting for them."""
+"""Wait for generations to end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Finished(NamedTuple):
-    """All that one generation emitted."""
+    """The whole output of one generation."""
 
     tokens: list[Token]
     text: str
@@ -28,12 +28,12 @@ class Finished(NamedTuple):
 
     @property
     def mean_logprob(self) -> float:
-        """What `best_of` compares."""
+        """The mean log-probability, which `best_of` compares."""
         return math.fsum(token.logprob or 0.0 for token in self.tokens) / max(len(self.tokens), 1)
 
 
 async def collect(generation: Generation) -> Finished:
-    """Wait for the end of a generation; whatever happens, it does not run on afterwards.
+    """Wait for the end of a generation; it is cancelled if this is interrupted.
 
     Raises:
         ServerError: it failed.
@@ -61,7 +61,7 @@ async def collect(generation: Generation) -> Finished:
 
 
 async def collect_all(generations: Sequence[Generation]) -> list[Finished]:
-    """Wait for all of them; the first failure ends the others.
+    """Wait for all of them; the first failure cancels the others.
 
     Raises:
         ServerError: that of the first that failed.
@@ -70,7 +70,7 @@ async def collect_all(generations: Sequence[Generation]) -> list[Finished]:
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Return the results of all; the first failure ends the others and is raised by itself."""
+    """Return the results of all; the first failure cancels the others and is raised by itself."""
     if len(work) == 1:
         return [await work[0]]
     try:
@@ -82,5 +82,5 @@ async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def text_of(tokens: Sequence[Token]) -> str:
-    """Return the text that tokens add. A special one may release what was held back."""
+    """Return the text that tokens add. A special one may release text that was held back."""
     return "".join([token.text for token in tokens])

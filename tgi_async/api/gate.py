@@ -1,4 +1,4 @@
-"""What answers at the port from the first moment on, whatever the server is busy with.
+"""The application that answers from the first moment on, while the server starts.
 
 While the model loads, every route says so; then the application answers, on the same connections.
 Before a stop, clients are moved to other servers one reply after another.
@@ -39,15 +39,15 @@ class Gate:
         self.phase("starting")
 
     def phase(self, name: str) -> None:
-        """Say from now on that this is what the server does before it is ready."""
+        """Set the phase that is reported until the server is ready."""
         self._phase, self._began = name, time.monotonic()
 
     def open(self, app: ASGIApp) -> None:
-        """Let `app` answer from now on."""
+        """Forward requests to `app` from now on."""
         self._app = app
 
     def close_connections(self) -> None:
-        """End each connection with its next reply, which says so."""
+        """Close each connection with its next reply, which says so."""
         self._closing = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,11 +12,11 @@ log = logging.getLogger(__name__)
 
 HEADER = b"x-tgi-ignored"
 MOST_BYTES = 1024
-"""Of the header."""
+"""Most bytes of the header."""
 MOST_CHARACTERS = 64
-"""Of a name: clients choose them."""
+"""Most characters of a name, as clients choose them."""
 MOST_LOGGED = 100
-"""Names, as long as this process lives."""
+"""Most names that are logged while this process lives."""
 _STRANGE = re.compile(r"[^A-Za-z0-9_.:$@/\[\]{}-]")
 _MORE = "..."
 
@@ -33,7 +33,7 @@ def header_value(names: Iterable[str]) -> bytes:
 
 
 class IgnoredFields:
-    """Count them, and log each name once."""
+    """Counts ignored fields, and logs each name once."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

@@ -1,4 +1,4 @@
-"""What the API holds requests to."""
+"""The limits of requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def set_by(limits: Limits, *flags: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What requests are held to: the settings, completed by what the model and the memory allow.
+    """The limits of requests: the settings, completed by what the model and the memory allow.
 
     A field that a setting has the name of is that setting. Counts are of requests, sequences or
     tokens; sizes are in bytes.
@@ -25,7 +25,7 @@ class Limits:
 
     model_id: str
     model_names: tuple[str, ...]
-    """What clients may call the model, at least one name; replies have the first one."""
+    """Names of the model for clients, at least one; replies have the first one."""
     revision: str | None
     model_pipeline_tag: str | None
     max_concurrent_requests: int
@@ -44,10 +44,10 @@ class Limits:
     cors_allow_origin: tuple[str, ...]
     """Origins that browsers may call from; empty: any."""
     sampling_defaults: SamplingDefaults
-    """What the OpenAI routes use for parameters that a request leaves open."""
+    """Sampling parameters of the OpenAI routes for requests that leave them unset."""
     dialect: Dialect
-    """What is done otherwise than TGI does it."""
+    """How the API differs from TGI."""
     tool_call_parser: str | None
-    """Name of the format in which the model writes calls; None: as its template shows it."""
+    """Name of the format of tool calls; None: as the chat template shows it."""
     kserve: bool
-    """Whether the routes of KServe's V2 protocol are there."""
+    """Whether to serve the routes of KServe's V2 protocol."""

@@ -1,6 +1,6 @@
 """An operation of the API: a method of a path, declared once beside its handler.
 
-The route (`routes`) and the entry in the OpenAPI document (`openapi`) are both made of it.
+The route (`routes`) and the entry in the OpenAPI document (`openapi`) are both made from it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GetHandler = Callable[[Service, Mapping[str, str]], Reply[Any] | TextReply | Non
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """What all have in common. Where there are several types, each is an alternative."""
+    """What all operations have. Several types of a field are alternatives."""
 
     path: str
     """With parameters in braces, as in Starlette."""
@@ -44,7 +44,7 @@ class Operation:
         return self.openai and dialect.answers_errors_like_openai
 
     def error_form(self, dialect: Dialect) -> ErrorForm:
-        """Return what makes the reply of an error."""
+        """Return the function that makes error replies."""
         return as_openai if self.openai_errors(dialect) else as_tgi
 
     def error_type(self, dialect: Dialect) -> Any:
@@ -62,7 +62,7 @@ class Operation:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """Statuses of errors that have nothing to do with the body, in JSON."""
+        """Statuses of errors that do not depend on the body, in JSON."""
         return ()
 
 
@@ -72,7 +72,7 @@ class Get(Operation):
 
     handler: GetHandler
     text: str = ""
-    """Media type of a reply with status 200 that is no JSON."""
+    """Media type of a reply with status 200 that is not JSON."""
     failure: str = ""
     """Status of the error that the handler raises."""
 
@@ -94,7 +94,7 @@ class Post(Operation, Generic[T]):
     generates: bool = True
     """Whether its requests are in `tgi_request_*`, and fail as generations do."""
     errors_are_events: bool = False
-    """Whether what goes wrong after the body was read is an event, with status 200."""
+    """Whether errors after the body was read are events, with status 200."""
     timed: bool = False
     """Whether a reply has the `x-*` headers."""
     keyed: bool = True

@@ -1,4 +1,4 @@
-"""Generation parameters: the schema, its validation in TGI's order and words, and what comes of it.
+"""Generation parameters: the schema, its validation in TGI's order and words, and the result.
 
 The OpenAI routes build the same struct from their own fields, so every rule is here once.
 """
@@ -25,7 +25,7 @@ ADMITTED_NEW_TOKENS = 1024
 it with `length` where the room ends."""
 
 MIN_TEMPERATURE = 1e-6
-"""Below this, dividing logits by the temperature overflows and changes no choice any more."""
+"""Below this, dividing logits by the temperature overflows and no longer changes the result."""
 
 MAX_TEMPERATURE = 1000.0
 PENALTY_RANGE = (0.01, 100.0)
@@ -61,7 +61,7 @@ class GenerateParameters(Struct, frozen=True, kw_only=True):
 
     @property
     def sampled(self) -> bool:
-        """Whether the caller asked for sampling, be it by a parameter that only sampling has."""
+        """Whether the request asks for sampling, also by a parameter that only sampling has."""
         warpers = (self.temperature, self.top_k, self.top_p, self.typical_p)
         return self.do_sample or bool(self.min_p) or any(value is not None for value in warpers)
 
@@ -73,7 +73,7 @@ class GenerateParameters(Struct, frozen=True, kw_only=True):
 
 
 def refuse_unbuilt(**fields: object) -> None:
-    """Refuse fields that this version does not act upon, unless their value asks for nothing.
+    """Refuse fields that are not supported, unless their value asks for nothing.
 
     Raises:
         ValidationError: naming the first one.
@@ -87,7 +87,7 @@ def refuse_unbuilt(**fields: object) -> None:
 
 
 def check_best_of(parameters: GenerateParameters, limits: Limits) -> None:
-    """Check the rules on `best_of` that need no permit; `best_of` 0 counts as 1."""
+    """Check the rules on `best_of` that do not depend on free rows; `best_of` 0 counts as 1."""
     best_of = parameters.best_of or 1
     if best_of == 1:
         return
@@ -103,7 +103,7 @@ def check_best_of(parameters: GenerateParameters, limits: Limits) -> None:
 
 
 def check_streamed(parameters: GenerateParameters) -> None:
-    """Check for what a stream cannot have."""
+    """Check for parameters that a stream cannot have."""
     if parameters.best_of not in (None, 1):
         raise ValidationError("`best_of` != 1 is not supported when streaming tokens")
     if parameters.decoder_input_details:
@@ -224,7 +224,7 @@ def fit(
 def _too_long(
     n_prompt: int, n_wanted: int, limits: Limits, names: FieldNames
 ) -> ContextLengthExceeded:
-    """Return the error in OpenAI's words, by which clients know it and some learn the numbers.
+    """Return the error in OpenAI's words, which clients recognize and take the numbers from.
 
     LangChain looks for "prompt is too long", which is Anthropic's.
     """
@@ -251,7 +251,7 @@ def random_seed() -> int:
 
 
 def sampling_of(parameters: GenerateParameters, *, logprobs: bool) -> Sampling:
-    """Return how a row samples. A request without a seed gets a random one here.
+    """Return a row's sampling parameters. A request without a seed gets a random one here.
 
     A negative seed is the unsigned one with the same bits. Like TGI's, this samples as soon as a
     value is set that changes the distribution, and is greedy for `do_sample` false with a

@@ -1,4 +1,4 @@
-"""Admission by count: one permit for each generation in the server."""
+"""Count-based admission: one permit for each generation in the server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Permits:
 
     @contextmanager
     def take(self, n: int = 1) -> Iterator[None]:
-        """Hold `n` permits, all or none.
+        """Take `n` permits, all or none.
 
         Raises:
             Overloaded: fewer than `n` are free.

@@ -1,4 +1,4 @@
-"""What a generation emits, on its way to the client."""
+"""Relay what a generation emits to the client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of one request besides its body."""
+"""What is known of a request besides its body."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from tgi_async.scheduler.reservations import Reservation
 
 @dataclass(slots=True, kw_only=True)
 class RequestContext:
-    """Facts about one request, and what its handler finds out about it."""
+    """Facts about one request, and what its handler adds."""
 
     peer: str = ""
     """Address of the client, without its port; empty on a Unix socket."""
     n_bytes: int = 0
     """Size of the body."""
     unknown: Unknown = field(default_factory=dict)
-    """The fields of the body that its schema does not have."""
+    """Fields of the body that its schema does not have."""
     ignored: list[str] = field(default_factory=list)
     """Names of fields that have no effect, which the reply's header `x-tgi-ignored` lists."""
     started: float = field(default_factory=time.monotonic)
     validation_seconds: float = 0.0
-    """From the arrival of the request's head until all its prompts were found admissible."""
+    """From the arrival of the request's head until all its prompts were found valid."""
     reservation: Reservation | None = None
-    """The rows that the engine holds for it."""
+    """The engine's reservation for it."""
 
     def ignore(self, names: Iterable[str]) -> None:
         """Report that these fields of the request have no effect."""
         self.ignored += [name for name in names if name not in self.ignored]
 
     def part(self, n_bytes: int) -> RequestContext:
-        """Return the context of a request that is a part of this one, with so many of its bytes."""
+        """Return the context of a part of this request, with so many of its bytes."""
         return RequestContext(peer=self.peer, n_bytes=n_bytes, ignored=self.ignored)

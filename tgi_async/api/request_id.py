@@ -1,4 +1,4 @@
-"""`x-request-id`: what one request is called in its reply, in the log and in traces."""
+"""`x-request-id`: the id of a request in its reply, in the log and in traces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What handlers return. `Endpoint` sends it, and is the only place that encodes it."""
+"""Results of handlers. Only `Endpoint` encodes and sends them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Reply(Generic[T_co]):
 
 @dataclass(frozen=True, slots=True)
 class EventStream:
-    """A reply in events, which `write` sends as they come."""
+    """A reply as a stream of events, which `write` sends."""
 
     write: Callable[[Exchange], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class TextReply:
-    """A whole reply with status 200 that is no JSON."""
+    """A whole reply with status 200 that is not JSON."""
 
     text: bytes | str
     content_type: str

@@ -53,7 +53,7 @@ def routes(service: Service, environment: Mapping[str, str]) -> list[Route]:
     docs = Docs()
     found = operations(service.limits, docs)
     docs.write(document(found, service.limits, service.version))
-    # Before the others: Vertex AI may name a route that is there, and sends no key.
+    # Before the others: Vertex AI may name an existing route, and sends no key.
     named: list[Operation] = []
     if path := _path(environment, "AIP_HEALTH_ROUTE"):
         named.append(status.health_operation(path))

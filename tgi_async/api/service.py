@@ -1,4 +1,4 @@
-"""What every handler works with, and the way from a text to a queued generation."""
+"""The parts of the server that handlers use, and the way from a text to a queued generation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PromptSource(NamedTuple):
     content: str | list[int]
     add_special_tokens: bool = True
     truncated: Callable[[list[int]], list[int]] | None = None
-    """What of the tokens is kept."""
+    """How many of the tokens are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,12 +67,12 @@ class Service:
     tokenize_permits: Permits
     pool: Executor
     checker: GrammarChecker | None = None
-    """None: no request may have a grammar."""
+    """The grammar checker; None: requests with a grammar are refused."""
     chat_stop_token_ids: tuple[int, ...] = ()
     """Tokens that end an answer in a chat, besides the model's own."""
     version: str = field(default_factory=lambda: version("tgi-async"))
     started: int = field(default_factory=lambda: int(time.time()))
-    """In seconds since 1970."""
+    """The time of the start, in seconds since 1970."""
     ignored_fields: IgnoredFields = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,12 +100,12 @@ class Service:
         constraint: Grammar | None = None,
         stop_token_ids: tuple[int, ...] = (),
     ) -> GenerationRequest:
-        """Validate, and tokenize what is not tokenized yet.
+        """Validate, and tokenize where necessary.
 
         `parameters.truncate` keeps the last tokens. `names` are those
         of the route's fields; a `constraint` counts instead of the grammar. `stop_token_ids` end
-        the text too, unless the client wants it to go on past every end. Fairness is owed to the
-        peer's address alone: there is one API key, and a key that nobody checks is free text.
+        the text too, unless the client sets `ignore_eos`. Fairness counts by the peer's address
+        alone: there is one API key, and without one the header may be any text.
 
         Raises:
             ValidationError: the first rule that is broken, in TGI's order.

@@ -1,4 +1,4 @@
-"""The routes of an operator, which take no body: health, `/info`, `/v1/models`, `/metrics`."""
+"""Routes without a body: health, `/info`, `/v1/models`, `/metrics`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tgi_async.errors import NotFound, Unhealthy
 from tgi_async.telemetry.instruments import CONTENT_TYPE
 
 TGI_VERSION = "3.3.7"
-"""The version whose contract is kept here."""
+"""The TGI version whose contract this server keeps."""
 HEALTHY = "There is a worker to serve."
 
 
 class Info(Struct, frozen=True, kw_only=True):
-    """`version` is that of TGI, whose clients look at it to know what they may ask for.
+    """`version` is TGI's, from which clients derive its features.
 
     `sha` and `docker_label` describe a build, which a Python package is not: null.
     """
@@ -60,7 +60,7 @@ class ModelsInfo(Struct, frozen=True):
 
 
 def health(service: Service, path: Mapping[str, str]) -> None:
-    """Answer nothing.
+    """Answer with an empty body.
 
     Raises:
         Unhealthy: there is no worker to serve, or the server is about to stop.
@@ -70,11 +70,11 @@ def health(service: Service, path: Mapping[str, str]) -> None:
 
 
 def live(service: Service, path: Mapping[str, str]) -> None:
-    """Answer nothing, for as long as this process answers."""
+    """Answer with an empty body, as long as this process lives."""
 
 
 def info(service: Service, path: Mapping[str, str]) -> Reply[Info]:
-    """Say what is served, and within which limits."""
+    """Describe the model and the limits."""
     limits = service.limits
     return Reply(
         Info(
@@ -135,7 +135,7 @@ def metrics(service: Service, path: Mapping[str, str]) -> TextReply:
 
 
 def health_operation(path: str) -> Get:
-    """Return the operation that says at this path whether the server serves."""
+    """Return the operation that says at this path whether the server is ready."""
     return Get(
         path=path,
         tag="operate",

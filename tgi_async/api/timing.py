@@ -1,4 +1,4 @@
-"""The `x-*` headers about what a request took, in TGI's units."""
+"""The `x-*` headers with a request's times, in TGI's units."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tgi_async.generation import GenerationRequest, Timings
 
 
 def stream_headers(compute_type: str, n_characters: int) -> HeaderList:
-    """Return what is known when a stream begins. Characters are those of the prompts."""
+    """Return the headers that are known when a stream begins. Characters are those of the
+    prompts."""
     return [
         (b"x-compute-type", compute_type.encode()),
         (b"x-compute-characters", str(n_characters).encode()),
@@ -26,7 +27,8 @@ def reply_headers(
     timings: Sequence[Timings],
     n_generated: int,
 ) -> HeaderList:
-    """Return what is known at the end: `x-compute-time` in seconds, others in milliseconds.
+    """Return the headers that are known at the end: `x-compute-time` in seconds, others in
+    milliseconds.
 
     Where there are several prompts, queue and inference time are sums over them.
     """

@@ -16,12 +16,12 @@ from msgspec import Raw, inspect
 from tgi_async.api.body import decode_json
 
 MOST_FIELDS = 200
-"""Of one body that are reported."""
+"""Most fields of one body that are reported."""
 MOST_OBJECTS = 2000
-"""That are opened in one body, which takes some 10 ms. Later ones are not looked at."""
+"""Most objects of one body that are searched, which takes some 10 ms. Later ones are skipped."""
 
 MOST_BYTES = 64
-"""Of a value that is kept."""
+"""Most bytes of a value that is kept."""
 
 Unknown = dict[str, bytes]
 """Values, as JSON, by path such as `messages.content.foo`; a path has no places in lists. A long
@@ -32,7 +32,7 @@ _LIST = msgspec.json.Decoder(list[Raw])
 
 
 def unknown_fields(raw: bytes, body_type: Any) -> Unknown:
-    """Return those of a body that was decoded to this type.
+    """Return the unknown fields of a body that was decoded to this type.
 
     Raises:
         BodyRefused: a name is not UTF-8, which a typed decoder does not notice.
@@ -46,7 +46,7 @@ def unknown_fields(raw: bytes, body_type: Any) -> Unknown:
 
 @dataclass(slots=True)
 class _Shape:
-    """What a value may be: one of several objects, a list, or anything that is not looked into."""
+    """What a value may be: one of several objects, a list, or anything that is not searched."""
 
     objects: dict[str | None, dict[str, _Shape | None]] = field(default_factory=dict)
     """Fields by name, of each object by its tag."""
@@ -85,7 +85,7 @@ class _Walk:
                     self.look_at(part, inner, f"{path}{name}.")
 
     def _take(self, path: str, value: Raw) -> None:
-        # A copy, for a Raw would keep the whole body.
+        # A copy, as a Raw would keep the whole body.
         kept = bytes(value) if len(memoryview(value)) <= MOST_BYTES else b""
         if len(self.found) < MOST_FIELDS and kept != b"null":
             self.found.setdefault(path, kept)

@@ -42,7 +42,7 @@ HARMLESS: Mapping[str, tuple[str, ...]] = {
     "tools.function": ("cache_control",),
     "stream_options": ("include_obfuscation",),
 }
-"""Fields that change no text, by the object that they are in. They pass in silence."""
+"""Fields that do not change the text, by the object that they are in. They are not reported."""
 
 
 class UnsupportedField(NamedTuple):
@@ -53,7 +53,7 @@ class UnsupportedField(NamedTuple):
 
 
 _BEAMS = UnsupportedField((1,), "`best_of` of /v1/completions takes the likeliest of several texts")
-_GRAMMAR = "`guided_choice` and `guided_regex` hold a text to what you allow"
+_GRAMMAR = "`guided_choice` and `guided_regex` constrain the text"
 _MORE_SAMPLING = "Sampling is steered by `temperature`, `top_p`, `top_k`, `min_p` and `typical_p`"
 _REPETITION = "`repetition_penalty`, `frequency_penalty` and `presence_penalty` are supported"
 
@@ -127,7 +127,7 @@ REFUSED: Mapping[str, UnsupportedField] = {
     "audio": UnsupportedField(),
     "web_search_options": UnsupportedField(),
 }
-"""Fields that would change a text, and are not supported: of the OpenAI routes."""
+"""Fields of the OpenAI routes that would change the text and are not supported."""
 
 SETTINGS_OF_REFUSED = frozenset(
     {
@@ -149,11 +149,11 @@ SETTINGS_OF_REFUSED = frozenset(
         "watermarking_key",
     }
 )
-"""They only say how another one is done that is refused unless it is off."""
+"""Fields that only modify one that is refused unless it is off."""
 
 
 def ignored(unknown: Unknown) -> list[str]:
-    """Return the paths of the fields that a client should know have no effect."""
+    """Return the paths of the fields to report as having no effect."""
     return [path for path, value in unknown.items() if not _asks_nothing(path, value)]
 
 
@@ -190,7 +190,7 @@ def _is_one_of(value: bytes, neutral: tuple[Any, ...]) -> bool:
     """Return whether the value is one of these."""
     try:
         given = msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):  # skipped values are not looked at closely
+    except (msgspec.DecodeError, UnicodeDecodeError):  # skipped values are not compared closely
         return False
-    # True is no 1 here.
+    # True is not equal to 1 here.
     return any(isinstance(given, bool) == isinstance(one, bool) and given == one for one in neutral)

@@ -1,1 +1,1 @@
-"""Grammars that texts are held to."""
+"""Grammars that constrain texts."""

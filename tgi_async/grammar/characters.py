@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 
 Ranges = tuple[tuple[int, int], ...]
-"""Code points, ends included, in order, none beside another."""
+"""Ranges of code points, ends included, sorted, none adjacent to another."""
 
 LAST = sys.maxunicode
 

@@ -1,4 +1,4 @@
-"""What the server and the processes that check grammars say to each other, as lines of JSON."""
+"""The messages between the server and the processes that check grammars, as lines of JSON."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ CHARACTERS = 25_000
 
 
 class CheckerStart(Struct, frozen=True):
-    """The first line: for which model. Then come encoded grammars."""
+    """The first line: which model. Encoded grammars follow."""
 
     model_path: str
     vocab_size: int
     end_ids: list[int]
     seconds: float
-    """Of processor time for a grammar, and with it for each `CHARACTERS` of its length."""
+    """Processor seconds for a grammar, and again for each `CHARACTERS` of its length."""
 
 
 class GrammarCheck(Struct, frozen=True):
-    """The answer to a grammar."""
+    """The result of a check."""
 
     grammar: str = ""
-    """As workers get it; empty if it is refused."""
+    """The grammar for the workers; empty if it is refused."""
     refusal: str = ""
-    """Why."""
+    """The reason."""
     invalid: bool = False
-    """Refused because a schema in it is none of its draft."""
+    """Whether it is refused because a schema in it is invalid in its draft."""
     ignored: tuple[str, ...] = ()
-    """Keywords and formats of schemas that may have been meant to say something, and do not."""
+    """Keywords and formats of schemas that were probably meant as constraints, and are ignored."""
 
 
 def seconds_for(length: int, seconds: float) -> float:
-    """Of processor time for a grammar of so many characters: a short one is compiled soon."""
+    """Return the processor seconds for a grammar of so many characters: a short one is compiled
+    soon."""
     return seconds * (1 + length / CHARACTERS)

@@ -1,4 +1,4 @@
-"""Grammars that clients send are tried before a worker sees them: in processes that can be ended.
+"""Check clients' grammars before a worker gets them, in processes with limits.
 
 See `check_process` for what is tried. Checks are kept by content, refusals too, so that a
 schema that comes with every request costs once; and one that comes twice at once is tried once.
@@ -24,20 +24,20 @@ from tgi_async.subprocess_pool.pool import ProcessEnded, ProcessPool
 COMMAND = processes.command("workers.grammar.check_process")
 PROCESSES = 2
 SECONDS = 0.25
-"""Of processor time for a short grammar; see `check.seconds_for`."""
+"""Processor seconds for a short grammar; see `check.seconds_for`."""
 PATIENCE = 30.0
-"""Seconds on the clock for one, however busy the machine."""
+"""Seconds on the clock for one grammar, however busy the machine."""
 MAX_WAITING = 64
 """Grammars that may wait for a process; more are refused, as the server is overloaded."""
 MAX_KEPT = 1024
 MAX_KEPT_CHARACTERS = 16 << 20
-"""Of all checks that are kept."""
+"""Characters of all checks that are kept."""
 MAX_CHARACTERS = 2_000_000
-"""Of a grammar, encoded."""
+"""Most characters of an encoded grammar."""
 
 
 class GrammarChecker:
-    """The checker of grammars for one model. For one event loop.
+    """Checks grammars for one model. For one event loop.
 
     The first process is started by `prepare`, the others when they are needed.
     """
@@ -66,11 +66,11 @@ class GrammarChecker:
         self._under_way: dict[bytes, asyncio.Task[GrammarCheck]] = {}
 
     def prepare(self) -> None:
-        """Start a process, which loads the engine while nobody waits for it."""
+        """Start a process, which loads the engine while nothing waits for it."""
         self._pool.prepare()
 
     async def check(self, grammar: Grammar) -> GrammarCheck:
-        """Whether workers may get it. Raises Overloaded."""
+        """Return whether workers may get it. Raises Overloaded."""
         try:
             encoded = encode(grammar)
             line = encoded.encode()
@@ -90,7 +90,7 @@ class GrammarChecker:
             task = asyncio.create_task(self._check(key, line))
             self._under_way[key] = task
             task.add_done_callback(lambda _: self._under_way.pop(key, None))
-        # Another request may wait for the same: it goes on when this one is given up.
+        # Another request may wait for the same check: it goes on when this request is cancelled.
         return await asyncio.shield(task)
 
     async def _check(self, key: bytes, line: bytes) -> GrammarCheck:

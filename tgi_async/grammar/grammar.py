@@ -1,4 +1,4 @@
-"""What a text is held to, in words of no engine.
+"""Grammars, independent of an engine.
 
 A route turns what its client asked for (a schema, a regular expression, a choice of tools) into one
 of these. `encode` gives the text that is checked, cached by and sent to the workers; an engine
@@ -18,7 +18,7 @@ _LITERAL = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 
 
 class Term(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
-    """Common settings of all that a grammar is made of."""
+    """Common settings of all terms."""
 
 
 class Json(Term, frozen=True, tag="json"):
@@ -33,7 +33,7 @@ class Json(Term, frozen=True, tag="json"):
 
 
 class Regex(Term, frozen=True, tag="regex"):
-    """A text that the whole of a regular expression matches."""
+    """A text that a regular expression matches as a whole."""
 
     pattern: str
 
@@ -68,13 +68,13 @@ class Sequence(Term, frozen=True, tag="sequence"):
 
 
 class Choice(Term, frozen=True, tag="choice"):
-    """One of these."""
+    """One of these options."""
 
     options: list[Grammar]
 
 
 class Repeat(Term, frozen=True, tag="repeat"):
-    """`least` to `most` times the same, with `separator` between; `most` None: any number."""
+    """`least` to `most` repetitions, with `separator` between; `most` None: any number."""
 
     part: Grammar
     least: int = 0
@@ -97,7 +97,7 @@ class ContextFree(Term, frozen=True, tag="context_free"):
 
     @property
     def literals(self) -> list[str]:
-        """The texts between quotation marks, roughly."""
+        """Return the texts between quotation marks, roughly."""
         found = []
         for quoted in _LITERAL.findall(self.grammar):
             with suppress(msgspec.DecodeError):  # an escape that JSON does not have
@@ -129,12 +129,13 @@ Grammar = Json | Regex | Text | Special | Prose | Sequence | Choice | Repeat | C
 
 
 def encode(grammar: Grammar) -> str:
-    """The same text for equal grammars. The order of a schema's properties is kept: it matters."""
+    """Encode a grammar; equal ones give equal texts. The order of a schema's properties matters,
+    and is kept."""
     return msgspec.json.encode(grammar).decode()
 
 
 def decode(text: str) -> Grammar:
-    """Raises msgspec.DecodeError for what `encode` did not make."""
+    """Decode a grammar. Raises msgspec.DecodeError for what `encode` did not make."""
     return _decoder.decode(text)
 
 

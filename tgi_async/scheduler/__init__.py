@@ -1,1 +1,1 @@
-"""The deterministic core: no I/O, no clock, no randomness, no asyncio."""
+"""The deterministic scheduler core: no I/O, no clock, no randomness, no asyncio."""

@@ -1,4 +1,4 @@
-"""Paged blocks and the prefix cache: who holds which block of the KV cache.
+"""Paged blocks and the prefix cache: which request holds which block of the KV cache.
 
 The pool of a cache group, of which there is one, is `n_blocks` blocks of `block_size` tokens. Each
 block is in exactly one of three places: free, used (at least one block table holds it), or cached
@@ -77,7 +77,7 @@ class Node:
         self.tokens = tokens
         self.block: int | None = None
         self.owner: BlockTable | None = owner
-        """Who is computing it; None once it is ready or given up."""
+        """The table that is computing it; None once it is ready or given up."""
 
 
 class BlockTable:
@@ -194,7 +194,7 @@ class BlockManager:
         return Match(hits, None)
 
     def n_taken(self, hits: list[Node]) -> int:
-        """How many of these hits are not held by anybody, and so use up availability."""
+        """Return how many of these hits are not held by any table, and so use up availability."""
         return sum(self._references[node.block] == 0 for node in hits if node.block is not None)
 
     def open(self, hits: list[Node], keys: list[Key]) -> BlockTable:

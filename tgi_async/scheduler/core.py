@@ -1,4 +1,4 @@
-"""The scheduler's core: what runs in the next step.
+"""The scheduler core: decides which rows run in the next step.
 
 Deterministic, and alone: no I/O, no clock, no randomness, no asyncio. The engine around it calls
 `reserve`, `submit`, `plan`, `complete`, `finish` and `reset`, sends the steps it plans to the
@@ -60,7 +60,7 @@ from tgi_async.wire.messages import (
 
 
 class Core:
-    """Waiting queue, running batch, blocks and budgets."""
+    """The waiting queue, the running batch, the blocks and the budgets."""
 
     def __init__(self, budget: Budget) -> None:
         if budget.lookahead not in (0, 1):
@@ -79,12 +79,12 @@ class Core:
         self._release: list[int] = []
         self._in_flight: deque[InFlight] = deque()
         self._closing: list[BlockTable] = []
-        """Tables that nobody holds, waiting for the steps in flight that may touch them."""
+        """Tables of ended requests, waiting for the steps in flight that may touch them."""
         self._last_step = 0
         self._acknowledged = 0
         self._arrivals = 0
         self._committed_tokens = 0
-        """Prompt and most output tokens of all running requests."""
+        """Prompt tokens and maximum output tokens of all running requests."""
         self._n_replays = 0
         """Admissions that are still to be made one by one."""
         self._trial: Request | None = None
@@ -95,8 +95,8 @@ class Core:
     def reserve(
         self, client: str, n_rows: int, n_bytes: int
     ) -> tuple[Reservation, list[Reservation], list[Request]]:
-        """Reserve rows for requests to come. Returns the evicted, too, and their requests, which
-        are over.
+        """Reserve rows for later requests. Return the reservation, the evicted ones, and their
+        requests, which are ended.
 
         Raises ValidationError for more than there are, Overloaded where there is no room now.
         """
@@ -108,7 +108,7 @@ class Core:
         return reservation, evicted, ended
 
     def submit(self, request: Request) -> None:
-        """A new request.
+        """Queue a new request.
 
         Raises ValidationError, by name of the limit, if it can never fit; Overloaded if its
         reservation was evicted.
@@ -138,7 +138,7 @@ class Core:
         self.waiting.add(request)
 
     def finish(self, request: Request) -> None:
-        """The request is over: its client left, or a stop sequence appeared. Idempotent."""
+        """End a request: its client left, or a stop sequence appeared. Idempotent."""
         if request.status is Status.ENDED:
             return
         if request.status is Status.WAITING:
@@ -151,7 +151,7 @@ class Core:
             self.reservations.end(request.reservation, ran=request.charged)
 
     def reset(self, live: Iterable[Request] | None = None, *, one_by_one: bool = False) -> None:
-        """Begin again with workers that know nothing: every live request waits, and none runs.
+        """Start over with new workers: every live request waits, and none runs.
 
         `live` are the requests that the caller still serves, for the lists here are in doubt once
         a method has raised. None: what the lists say. With `one_by_one` each of them is admitted
@@ -186,12 +186,12 @@ class Core:
 
     @property
     def on_trial(self) -> bool:
-        """Whether nobody is admitted before the suspect has got a token."""
+        """Whether admissions wait until the suspect has got a token."""
         suspect = self.suspect
         return self._n_replays > 0 and suspect is not None and suspect.status is Status.RUNNING
 
     def complete(self, done: StepDone) -> list[Event]:
-        """The oldest step in flight is done.
+        """Complete the oldest step in flight.
 
         Raises UnexpectedResult, and changes nothing, if this is not its result.
         """
@@ -222,34 +222,34 @@ class Core:
     # -- planning -------------------------------------------------------------------------------
 
     def plan(self) -> Plan | None:
-        """The next step, or None while there is nothing to run or too much in flight."""
+        """Return the next step, or None while there is nothing to run or too much in flight."""
         if len(self._in_flight) > self.budget.lookahead:
             return None
         builder = StepBuilder(self._last_step + 1)
         preempted = self._reserve(builder)
         prefilling: Request | None = None
-        jumping: list[Request] = []
+        jump_forward: list[Request] = []
         drafting: list[Request] = []
         max_drafts = self.budget.max_drafts
         for request in self.running:
             if request.n_planned < request.prefill_end and not request.decoding:
                 prefilling = request
             elif request.prefill_end - request.n_planned > 1:
-                jumping.append(request)
+                jump_forward.append(request)
             elif request.n_planned < request.limit:
                 if max_drafts:
                     drafting.append(request)
                 else:
                     self._schedule(request, 1, builder)
-        n_decodes = len(builder.run) + len(jumping) + len(drafting)
+        n_decodes = len(builder.run) + len(jump_forward) + len(drafting)
         most = builder.left = self.budget.prefill_tokens(n_decodes)
         # Jump-forward rows leave half of it to the row that waits for a first token.
         held = builder.left // 2 if prefilling is not None else 0
         builder.left -= held
-        for request in jumping:
+        for request in jump_forward:
             self._schedule_until(request, request.prefill_end, builder, free=1)
         builder.left += held
-        # Others may have jumped through all of the budget.
+        # Jump-forward rows may have used up the budget.
         if prefilling is not None and builder.left > 0:
             self._schedule_until(prefilling, prefilling.prefill_end, builder)
         while (
@@ -283,13 +283,13 @@ class Core:
             for request in self.running:
                 assert request.table is not None
                 end = request.n_planned + 2
-                # Most rows lack nothing, and finding so takes no call for each.
+                # Most rows lack no block, and this finds out without a call for each.
                 if end > len(request.table.blocks) * self.budget.block_size:
                     needed += self._short(request, end)
             builder.spare = self.blocks.n_available - needed
             if builder.spare >= 0 or len(self.running) < 2:
                 return preempted
-            # What waits to be closed is back before the next step is planned.
+            # Tables that wait to be closed are closed before the next step is planned.
             if builder.spare + sum(map(self.blocks.n_exclusive, self._closing)) >= 0:
                 return preempted
             self._preempt(self.running[-1])
@@ -308,7 +308,8 @@ class Core:
         if needs_prompt_logprobs:
             n = min(n, builder.prompt_logprobs_left)
         reserved = self._short(request, start + 2)
-        # Where spare is negative, closing tables owe it, and not all that is reserved is there yet.
+        # Where spare is negative, closing tables owe it, and not all of the reserved blocks are
+        # free yet.
         room = max(0, reserved + builder.spare)
         if self._short(request, start + n + 1) > room:
             assert request.table is not None
@@ -342,7 +343,7 @@ class Core:
         if needs_prompt_logprobs and not builder.prompt_logprobs_left:
             return None
         keys = request.block_keys(self.budget.block_size)
-        # The last known token is always computed: its logits are what is wanted.
+        # The last known token is always computed, for its logits.
         match = self.blocks.match(
             [] if needs_prompt_logprobs else keys[: (known - 1) // self.budget.block_size]
         )
@@ -352,7 +353,8 @@ class Core:
         taken = self.blocks.n_taken(match.hits)
         fresh = self._n_blocks(min(known + 1, request.limit)) - len(match.hits)
         if taken + fresh > builder.spare:
-            # Walking a long prompt again costs more than a step: not before it can have changed.
+            # Matching a long prompt again costs more than a step, so wait until the result can have
+            # changed.
             request.lacking = taken + fresh + self.blocks.n_shared
             return None
 
@@ -430,18 +432,18 @@ class Core:
             found = sampled[scheduled.row]
             several = found.tokens[1:]
             if several or scheduled.n_drafts:
-                # Of a request that has ended, too: the worker runs what it was sent.
+                # Also for a request that has ended: the worker runs what it was sent.
                 self._settle(scheduled, found)
             if request.status is not Status.ENDED:
                 logprobs, tops = found.logprobs, found.top
-                index = -1  # counted by hand: this runs for every token, and calls cost most
+                index = -1  # counted by hand, as this runs for every token and calls are expensive
                 for token in found.tokens:
                     index += 1
                     request.tokens.append(token)
                     self.waiting.charge(request.client, OUTPUT_COST)
-                    spent = len(request.tokens) > request.limit  # the last one is never computed
+                    spent = len(request.tokens) > request.limit  # the last token is never computed
                     if token in request.stop_ids and (not spent or request.grammar):
-                        reason = "eos_token"  # a grammar's text that ended in time is not cut
+                        reason = "eos_token"  # a text that a grammar ended in time is complete
                     elif spent:
                         reason = "length"
                     logprob = logprobs[index] if logprobs else None
@@ -481,7 +483,7 @@ class Core:
         """Have a row whose mask was not ready compute its last token again, in a later step."""
         request = scheduled.request
         if request is self._trial:
-            # The workers bore it, and others need not wait for its grammar.
+            # The workers survived it, and the others need not wait for its mask.
             self._trial = None
         self._take_back(scheduled, 1 + scheduled.n_drafts)
         scheduled.samples = False  # so there is nothing to take below
@@ -524,7 +526,7 @@ class Core:
     # -- rows and tables ------------------------------------------------------------------------
 
     def _preempt(self, request: Request) -> None:
-        """Give a request's blocks back; it will be computed again from its known tokens."""
+        """Free a request's blocks; it will be computed again from its known tokens."""
         self.n_preemptions += 1
         self._leave(request)
         request.status = Status.WAITING
@@ -547,7 +549,7 @@ class Core:
             self.blocks.close(table)
 
     def _close_tables(self) -> None:
-        """Free what waited for the steps that have been acknowledged by now."""
+        """Close the tables whose last steps have been acknowledged."""
         still = []
         for table in self._closing:
             if table.last_step > self._acknowledged:
@@ -560,7 +562,8 @@ class Core:
         return -(-n_tokens // self.budget.block_size)
 
     def _short(self, request: Request, end: int) -> int:
-        """Blocks that a row lacks to compute its positions before `end`, or all it ever will."""
+        """Return how many blocks a row lacks to compute its positions before `end`, or all it ever
+        will."""
         assert request.table is not None
         needed = self._n_blocks(min(end, request.limit))
         return max(0, needed - len(request.table.blocks))

@@ -19,7 +19,7 @@ term is never the greater here. What is outside the paper:
 - Tokens found in the prefix cache are free: counters measure what was computed, not what was asked.
 - A preempted request is queued by its client's counter, which is lifted if nothing else of that
   client was queued. What is computed again is free, so the bound is on new work only. A token that
-  was in flight is charged after its row was given up: hence R.
+  was in flight is charged after its row was released, which gives R.
 - The idle are forgotten when all are idle, or beyond `MAX_IDLE_CLIENTS`. They come back at no less
   than the least counter of the queued, so the bound holds; what they were ahead is forgiven.
 """
@@ -35,11 +35,11 @@ INPUT_COST = 1
 OUTPUT_COST = 2
 
 MAX_IDLE_CLIENTS = 4096
-"""Idle clients whose counters are remembered; the least counters are forgotten first."""
+"""Idle clients whose counters are remembered; the smallest counters are forgotten first."""
 
 
 class WaitingQueue:
-    """Requests that are not running, by client."""
+    """Waiting requests, by client."""
 
     def __init__(self) -> None:
         self._queues: dict[str, OrderedDict[int, Request]] = {}
@@ -49,7 +49,7 @@ class WaitingQueue:
         self._last_left = ""
         """The client that left the queue last."""
         self._floor = 0
-        """What a client is lifted to at least when no client is queued."""
+        """The counter that a client is raised to at least when no client is queued."""
         self._n_waiting = 0
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class WaitingQueue:
             yield from queue.values()
 
     def counter(self, client: str) -> int | None:
-        """Service received; None for a client that is not remembered."""
+        """Return the service a client received; None for a client that is not remembered."""
         return self._counters.get(client)
 
     @property
@@ -84,20 +84,20 @@ class WaitingQueue:
             self.put_back(request)
 
     def add(self, request: Request) -> None:
-        """A new request queues behind its client's others."""
+        """Queue a new request behind its client's others."""
         self._live[request.client] = self._live.get(request.client, 0) + 1
         self._queue_of(request.client)[request.id] = request
         self._n_waiting += 1
 
     def put_back(self, request: Request) -> None:
-        """A preempted request queues before its client's others: it came before them."""
+        """Queue a preempted request before its client's others, as it came before them."""
         queue = self._queue_of(request.client)
         queue[request.id] = request
         queue.move_to_end(request.id, last=False)
         self._n_waiting += 1
 
     def head(self) -> Request | None:
-        """The first request of the queued client with the least counter."""
+        """Return the first request of the queued client with the smallest counter."""
         best: Request | None = None
         best_counter = 0
         for client, queue in self._queues.items():
@@ -109,7 +109,7 @@ class WaitingQueue:
         return best
 
     def remove(self, request: Request) -> None:
-        """The request leaves the queue, to run or because it ended."""
+        """Remove a request that will run or has ended."""
         queue = self._queues[request.client]
         del queue[request.id]
         self._n_waiting -= 1
@@ -118,18 +118,18 @@ class WaitingQueue:
             self._last_left = request.client
 
     def charge(self, client: str, cost: int) -> None:
-        """Service received by a client that has a live request."""
+        """Charge service to a client that has a live request."""
         self._counters[client] += cost
 
     def ended(self, request: Request) -> None:
-        """A request of this client is over; it is neither waiting nor running any more."""
+        """Note that a request of this client is over; it neither waits nor runs any more."""
         client = request.client
         self._live[client] -= 1
         if self._live[client]:
             return
         del self._live[client]
         if not self._live:
-            # Nobody waits for anything, so nobody is owed anything: all start level again.
+            # No request waits, so no client is owed anything: all start equal again.
             self._floor = max(self._floor, *self._counters.values())
             self._counters.clear()
         elif self._counters[client] <= self._level():
@@ -146,7 +146,7 @@ class WaitingQueue:
         return queue
 
     def _level(self) -> int:
-        """What a client is lifted to when it queues again."""
+        """Return the counter that a client is raised to when it queues again."""
         if self._queues:
             return min(self._counters[client] for client in self._queues)
         return max(self._floor, self._counters.get(self._last_left, 0))

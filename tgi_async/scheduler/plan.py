@@ -1,4 +1,4 @@
-"""What a step is planned within, and made of."""
+"""The limits of a step, and the plan of one."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tgi_async.scheduler.reservations import Capacity
 from tgi_async.wire.messages import Admit, CachePool, Grow, Run, Step
 
 PROMPT_LOGPROB_TOKENS = 512
-"""Prompt tokens of a step whose log-probabilities are asked for, at most: their logits over the
-whole vocabulary are in a worker's memory together."""
+"""Most prompt tokens of a step whose log-probabilities are computed: their logits over the whole
+vocabulary are in a worker's memory together."""
 
 
 class Budget(NamedTuple):
-    """The limits that the core keeps."""
+    """The scheduler's limits."""
 
     pools: Sequence[CachePool]
     """Of the model's cache groups."""
@@ -30,7 +30,7 @@ class Budget(NamedTuple):
     max_total_tokens: int
     """Most tokens of a request, prompt and output."""
     overcommit: float = 4.0
-    """How many times the pool the running requests may grow to, should all reach their limits."""
+    """How many times the pool the running requests may grow to, if all reach their limits."""
     lookahead: int = 1
     """Steps planned before the results of the ones before are known."""
     max_drafts: int = 0
@@ -40,13 +40,13 @@ class Budget(NamedTuple):
     """What requests may reserve, running and waiting ones together."""
 
     def prefill_tokens(self, n_decodes: int) -> int:
-        """Most prefill tokens in a step of so many decodes."""
+        """Return the most prefill tokens in a step of so many decodes."""
         most = self.max_batch_prefill_tokens
         return -(-most // 2) if n_decodes else most
 
 
 class Plan(NamedTuple):
-    """A step to send, and what it is made of."""
+    """A planned step, and its statistics."""
 
     step: Step
     admitted: list[Request]
@@ -55,8 +55,7 @@ class Plan(NamedTuple):
 
 
 class ScheduledRow(Struct):
-    """A row of a step in flight, and what the step computes of it. The table tells this admission
-    from a later one."""
+    """A row of a step in flight. The table distinguishes this admission from a later one."""
 
     request: Request
     table: BlockTable
@@ -66,7 +65,7 @@ class ScheduledRow(Struct):
     n_drafts: int
     """How many of them are for drafts."""
     samples: bool
-    """Whether a token comes of it, as far as is known."""
+    """Whether the row samples a token in this step, as far as is known."""
 
 
 class StepBuilder:
@@ -75,7 +74,7 @@ class StepBuilder:
     def __init__(self, step: int) -> None:
         self.step = step
         self.left = 0
-        """Prefill tokens that may still be given out."""
+        """Prefill tokens left in the budget."""
         self.prompt_logprobs_left = PROMPT_LOGPROB_TOKENS
         self.spare = 0
         """Blocks beyond what the running rows need for this step and the next."""

@@ -1,4 +1,4 @@
-"""One request as the scheduler sees it."""
+"""A request in the scheduler."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Status(Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """Tokens known, tokens planned, and the blocks that hold them.
+    """A `GenerationRequest` in the scheduler: its known tokens, planned positions and blocks.
 
     Three counts grow along the sequence, `n_computed <= n_planned <= length`: `length` counts the
     known tokens and the `n_in_flight` sampled ones that have not come back yet, `n_planned` the
@@ -39,20 +39,20 @@ class Request:
     sampling: Sampling = GREEDY
     stop_ids: frozenset[int] = frozenset()
     grammar: str = ""
-    """Encoded, or empty."""
+    """The encoded grammar, or empty."""
     prompt_logprobs: bool = False
     """These need every prompt position computed, so they take no hits."""
     prompt_top_n_tokens: int = 0
     salts: tuple[Salt, ...] = ()
     reservation: Reservation | None = None
-    """What it has a row of; None: it is not counted."""
+    """The reservation that its row belongs to; None: not counted."""
 
     tokens: list[int] = field(init=False)
     n_prompt: int = field(init=False)
     limit: int = field(init=False)
     """Most positions this request can ever compute: its last token is never an input."""
     keys: list[Key] = field(default_factory=list, init=False)
-    """Of the blocks that are full, made once."""
+    """Keys of the full blocks, computed once."""
     status: Status = field(default=Status.WAITING, init=False)
     arrival: int = field(default=0, init=False)
     charged: bool = field(default=False, init=False)
@@ -67,7 +67,7 @@ class Request:
     """Prompt positions before this have had their log-probabilities reported."""
     prefill_end: int = field(default=0, init=False)
     """Tokens known at admission, or since a grammar forced some: the row samples when it has
-    computed them."""
+    computed these."""
     decoding: bool = field(default=False, init=False)
     """Whether it has sampled, or tried to, since it was admitted: its prefill is over."""
     waits_for: Node | None = field(default=None, init=False)
@@ -89,7 +89,7 @@ class Request:
         return len(self.tokens) - self.n_prompt
 
     def requeue(self) -> None:
-        """Wait again, with nothing computed or in flight."""
+        """Return to waiting, with nothing computed or in flight."""
         self.status = Status.WAITING
         self.table = None
         self.row = -1
@@ -105,7 +105,7 @@ class Request:
         self.n_prompt_logprobs = min(self.n_prompt_logprobs, n_prompt_logprobs)
 
     def block_keys(self, block_size: int) -> list[Key]:
-        """The keys of the blocks that the known tokens fill."""
+        """Return the keys of the blocks that the known tokens fill."""
         n_made = len(self.keys) * block_size
         if len(self.tokens) - n_made >= block_size:
             self.keys += keys_of(self.tokens[n_made:], block_size, self.salts, n_made)
@@ -119,7 +119,7 @@ class TokenEvent(Struct, frozen=True):
     token: int
     logprob: float | None
     top: list[TopToken]
-    """The likeliest tokens in its place; empty if none are wanted."""
+    """The likeliest tokens at its position; empty if none are wanted."""
     finish_reason: FinishReason | None
 
 
@@ -135,7 +135,7 @@ class PromptEvent(NamedTuple):
 
 
 class FailedEvent(NamedTuple):
-    """A request failed, alone."""
+    """A request failed; the others go on."""
 
     request: Request
     message: str

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from tgi_async.errors import Overloaded, ValidationError
 
 QUEUED_PAYLOADS = 16
-"""Bodies of the largest size that may wait; their prompts are a few times as large as tokens."""
+"""Bodies of the largest size that may wait; as tokens, prompts are a few times as large."""
 BYTES_OF = f"{QUEUED_PAYLOADS} times --payload-limit"
 EVICTED = (
     "Model is overloaded: this request waited in a full queue (--max-queued-requests), and its "
@@ -41,7 +41,7 @@ class Capacity(NamedTuple):
     max_queued: int = 0
     """Further rows, which wait. 0: a request that finds no row is refused."""
     max_queued_bytes: int = 2**62
-    """Of the bodies of requests that have not begun to run, where one of them has to wait."""
+    """Most bytes of the bodies of waiting requests, where one of them has to wait."""
 
     @property
     def max_rows(self) -> int:
@@ -49,7 +49,7 @@ class Capacity(NamedTuple):
 
     @classmethod
     def of(cls, max_concurrent: int, max_queued: int, payload_limit: int) -> Capacity:
-        """What the settings of these names allow."""
+        """Return the capacity by the settings of these names."""
         return cls(max_concurrent, max_queued, QUEUED_PAYLOADS * payload_limit)
 
 
@@ -77,7 +77,7 @@ class Reservation:
 
 
 class Share:
-    """What waits for one client."""
+    """The reservations of one client that wait."""
 
     __slots__ = ("n_bytes", "n_rows", "reservations")
 
@@ -85,11 +85,11 @@ class Share:
         self.n_rows = 0
         self.n_bytes = 0
         self.reservations: dict[Reservation, None] = {}
-        """Those of which no row has run, in order of arrival."""
+        """The client's reservations of which no row has run, in order of arrival."""
 
 
 class Reservations:
-    """All that is reserved."""
+    """All reservations."""
 
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity
@@ -98,7 +98,7 @@ class Reservations:
         self._shares: dict[str, Share] = {}
 
     def waiting(self, client: str) -> int:
-        """Rows of a client that have not run yet."""
+        """Return how many rows of a client have not run yet."""
         share = self._shares.get(client)
         return share.n_rows if share is not None else 0
 
@@ -109,7 +109,7 @@ class Reservations:
     def reserve(
         self, client: str, n_rows: int, n_bytes: int
     ) -> tuple[Reservation, list[Reservation]]:
-        """Reserve rows for a request. Returns those of others that were evicted for it, too.
+        """Reserve rows for a request. Return its reservation and those that were evicted for it.
 
         Raises:
             ValidationError: the request has more rows than can ever be reserved.
@@ -137,7 +137,7 @@ class Reservations:
         return reservation, evicted
 
     def start(self, reservation: Reservation) -> None:
-        """A row of it runs for the first time."""
+        """Note that one of its rows runs for the first time."""
         if not reservation.n_waiting:
             return  # It has taken the place of one that has ended.
         share = self._shares[reservation.client]
@@ -148,7 +148,8 @@ class Reservations:
         self._tidy(reservation.client, share)
 
     def end(self, reservation: Reservation, *, ran: bool) -> None:
-        """A row of it is over, and had run or not. The last one stays until `release`."""
+        """Note that a row of it is over, whether it had run or not. The last one stays until
+        `release`."""
         if not ran and reservation.n_waiting:
             self._shares[reservation.client].n_rows -= 1
             reservation.n_waiting -= 1
@@ -158,7 +159,7 @@ class Reservations:
             self.n_rows -= 1
 
     def release(self, reservation: Reservation) -> None:
-        """The request is over. Idempotent."""
+        """End a reservation. Idempotent."""
         self._give_back(reservation)
 
     def _give_back(self, reservation: Reservation) -> None:
@@ -172,7 +173,7 @@ class Reservations:
         reservation.n_rows = reservation.n_waiting = 0
 
     def _begin(self, reservation: Reservation, share: Share) -> None:
-        """It no longer waits as a whole."""
+        """Note that the reservation no longer waits as a whole."""
         del share.reservations[reservation]
         share.n_bytes -= reservation.n_bytes
         self.n_queued_bytes -= reservation.n_bytes
@@ -182,7 +183,7 @@ class Reservations:
             del self._shares[client]
 
     def _make_room(self, client: str, n_rows: int, n_bytes: int) -> list[Reservation]:
-        """Whom to evict so that this request fits. Raises Overloaded."""
+        """Return which reservations to evict so that this request fits. Raises Overloaded."""
         capacity = self.capacity
         if self.n_rows + n_rows <= capacity.max_concurrent:
             return []
@@ -218,7 +219,7 @@ class Reservations:
         return evicted
 
     def _check_half(self, rows: int, size: int) -> None:
-        """Others wait, and a client would have so much of the queue. Raises Overloaded."""
+        """Check a client's share of the queue while others wait. Raises Overloaded."""
         capacity = self.capacity
         if rows > max(1, capacity.max_queued // 2):
             raise Overloaded(
@@ -246,7 +247,7 @@ class Reservations:
 
 
 class _Candidate:
-    """A share that may have to give way, without what it has given already."""
+    """A share from which reservations may be evicted, and what remains of it."""
 
     def __init__(self, share: Share) -> None:
         self.n_rows = share.n_rows

@@ -1,4 +1,4 @@
-"""Steps in flight, and whether what comes back is their result."""
+"""Check that a worker's results match the steps in flight."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check_result(
         sampling -= postponed
     for one in done.sampled:
         if not (one.tokens[1:] or one.n_computed or one.logprobs[1:] or one.top[1:]):
-            continue  # a single token, as nearly always
+            continue  # a single token, the common case
         n = len(one.tokens)
         scheduled = rows.get(one.row)
         if scheduled is None:

@@ -1,9 +1,9 @@
-"""Inside such a process: its limits.
+"""The child's side: its time and memory limits, and its loop over lines.
 
 Neither a thread nor one call into native code can be stopped from within Python, so the limits are
 the kernel's: a timer of processor time whose signal ends the process, and a limit to its memory.
-The timer holds without anybody watching, also when the server is gone; and as it counts processor
-time, a busy machine does not fail an honest request.
+The timer works without supervision, also when the server is gone; and as it counts processor time,
+a busy machine does not fail a valid request.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 @contextmanager
 def processor_time(seconds: float) -> Iterator[None]:
-    """End this process if what runs here takes more."""
+    """Kill this process if the block takes more processor time than this."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # the server's other processes may ignore it
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
@@ -29,8 +29,8 @@ def processor_time(seconds: float) -> Iterator[None]:
 
 
 def limit_memory(size: int) -> None:
-    """To `size` bytes of address space, or less if that is the limit already. Where there can be no
-    limit, stderr says so."""
+    """Limit the address space to `size` bytes, or less if that is the limit already. Where that is
+    impossible, stderr says so."""
     try:
         allowed = resource.getrlimit(resource.RLIMIT_AS)[1]
         least = size if allowed == resource.RLIM_INFINITY else min(size, allowed)
@@ -40,14 +40,14 @@ def limit_memory(size: int) -> None:
 
 
 def _end_early() -> None:
-    """Have the kernel kill this process before the worker when memory runs out and it has much of
-    it: 500 counts as half of all memory."""
+    """Have the kernel kill this process before the worker when memory runs out: 500 counts as half
+    of all memory."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
 
 
 def address_space() -> int:
-    """Bytes that this process has now; 0 where the kernel does not say."""
+    """Return the bytes of address space that this process has; 0 where the kernel does not say."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
@@ -61,7 +61,7 @@ def answer_lines(
     answer: Callable[[bytes], bytes],
     seconds: Callable[[bytes], float],
 ) -> None:
-    """A line for each line, each within its `seconds` of processor time, until `requests` ends."""
+    """Answer each line within its `seconds` of processor time, until `requests` ends."""
     _end_early()
     for line in requests:
         with processor_time(seconds(line)):

@@ -1,4 +1,4 @@
-"""The server's side of such processes: a line of text in, a line of text out."""
+"""The server's side: a pool of processes that answer a line of text with a line of text."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ VARIABLES = (
     *("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "TZ"),
     "OPENBLAS_NUM_THREADS",
 )
-"""Of the environment; its secrets are not these processes' business."""
+"""Environment variables that the processes get; they get no secrets."""
 PIPE_BYTES = 1 << 20
-"""The most that Linux gives without being asked by root: a long line passes in few switches."""
+"""The largest pipe that Linux gives without root: a long line passes in few context switches."""
 
 
 class ProcessEnded(Exception):
-    """Instead of an answer. `status` is the process's: negative for the signal that ended it."""
+    """Raised when a process ends without an answer. `status` is its exit status: negative for a
+    signal."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"it ended with status {status}")
@@ -50,16 +51,17 @@ class ProcessPool:
         patience: float = 60.0,
     ) -> None:
         self._processes = [_Process(command, start, patience) for _ in range(n_processes)]
-        # The last one in is the first out, so that without a crowd only one is ever started.
+        # The last one in is the first out, so that with little load only one process is ever
+        # started.
         self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
         for process in self._processes:
             self._idle.put(process)
         self.threads = FairThreads(n_processes, name)
-        """Where to call `ask`: apart from the threads that tokenize, which it would hold up."""
+        """Threads to call `ask` in, so that it does not hold up those that tokenize."""
         self._end = weakref.finalize(self, _end_all, self._processes)
 
     def ask(self, line: bytes) -> bytes:
-        """The answer to one line; blocks. Raises ProcessEnded."""
+        """Return the answer to one line; blocks. Raises ProcessEnded."""
         process = self._idle.get()
         try:
             return process.ask(line)
@@ -67,7 +69,7 @@ class ProcessPool:
             self._idle.put(process)
 
     def prepare(self) -> None:
-        """Start the one that is asked next, if it is not running, and do not wait for it."""
+        """Start the process that is asked next, if it is not running, without waiting for it."""
         with suppress(queue.Empty):
             process = self._idle.get_nowait()
             try:
@@ -82,7 +84,7 @@ class ProcessPool:
 
 
 class _Process:
-    """Asked by one thread at a time, and closed by any."""
+    """One process of the pool. One thread at a time asks it; any thread may close it."""
 
     def __init__(self, command: Sequence[str], start: bytes, patience: float) -> None:
         self._command = command
@@ -91,7 +93,8 @@ class _Process:
         self._running: subprocess.Popen[bytes] | None = None
         self._closed = False
         self._lock = Lock()
-        """Held to replace the process, for a thread may be about to start one when all close."""
+        """Held to replace the process, as a thread may be about to start one when the pool
+        closes."""
 
     def ask(self, line: bytes) -> bytes:
         running = self.start()
@@ -106,7 +109,7 @@ class _Process:
         return reply
 
     def _reply(self, running: subprocess.Popen[bytes], line: bytes) -> bytes | None:
-        """What the process says; None if it ended instead, or must be."""
+        """Return the process's reply; None if it ended or must be ended."""
         assert running.stdin is not None
         assert running.stdout is not None
         try:
@@ -122,7 +125,7 @@ class _Process:
         return reply if reply.endswith(b"\n") else None
 
     def start(self) -> subprocess.Popen[bytes]:
-        """The process, which may still be on its way to read its first line.
+        """Return the process, which may not have read its first line yet.
 
         Raises ProcessEnded after `close`.
         """
@@ -141,7 +144,7 @@ class _Process:
             stdout=subprocess.PIPE,
             bufsize=PIPE_BYTES,
             env={name: value for name, value in environment().items() if name in VARIABLES},
-            start_new_session=True,  # Ctrl-C is for the server, whose end closes their input
+            start_new_session=True,  # Ctrl-C is for the server; its end closes their input
         )
         assert running.stdin is not None
         assert running.stdout is not None
@@ -153,7 +156,7 @@ class _Process:
         return running
 
     def close(self) -> None:
-        """End the process, if there is one, and start none any more."""
+        """End the process, if there is one, and start no other."""
         with self._lock:
             self._closed = True
             self._end()
@@ -166,7 +169,7 @@ class _Process:
         running.wait()
         for pipe in (running.stdin, running.stdout):
             if pipe is not None:
-                with suppress(BrokenPipeError):  # by what was left to write
+                with suppress(BrokenPipeError):  # because of unwritten input
                     pipe.close()
 
 
@@ -178,7 +181,7 @@ def _says_something(running: subprocess.Popen[bytes], patience: float) -> bool:
 
 
 def _at_end(running: subprocess.Popen[bytes]) -> bool:
-    """Whether the process has closed its output, and so is about to end."""
+    """Return whether the process has closed its output, and so is about to end."""
     assert running.stdout is not None
     poll = select.poll()
     poll.register(running.stdout, select.POLLIN)
@@ -187,7 +190,7 @@ def _at_end(running: subprocess.Popen[bytes]) -> bool:
 
 def _widen(pipe: int) -> None:
     if sys.platform == "linux":
-        with suppress(PermissionError):  # this user has so many pipes that no more may be wide
+        with suppress(PermissionError):  # this user has so many pipes that no more may be enlarged
             fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 

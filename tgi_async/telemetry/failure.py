@@ -1,4 +1,4 @@
-"""What logs and traces say of an error.
+"""Describe errors for logs and traces.
 
 A client's error message may quote what it sent. A log line does not: no part of a prompt is
 written down.
@@ -15,7 +15,7 @@ _PLACE = re.compile(r"\(in <string>:\d+\)$")
 
 
 def reason_of(error: Exception) -> str:
-    """One line without anything of a prompt.
+    """Return one line about an error, without any part of a prompt.
 
     A chat template, or a library that an error was raised from, may quote what it was given: of
     these there are only the place and the kind.

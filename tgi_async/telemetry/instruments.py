@@ -15,7 +15,7 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class Counter:
-    """Counts up, for each value of one label, or as a whole when `label` is None.
+    """Counts up, for each value of one label, or in total when `label` is None.
 
     The `known` values of the label are there from the start, at 0, so that a rate sees the first.
     """
@@ -33,7 +33,7 @@ class Counter:
         self._values[label] = self._values.get(label, 0) + n
 
     def lines(self) -> Iterable[str]:
-        """The text format, line by line."""
+        """Return the lines of the text format."""
         yield self._head
         for label, value in self._values.items():
             yield f"{self._name}{_braces(self._label, label)} {value}\n"
@@ -66,7 +66,7 @@ class Histogram:
         self._sums[label] += value * n
 
     def lines(self) -> Iterable[str]:
-        """The text format, line by line."""
+        """Return the lines of the text format."""
         yield self._head
         for label, counts in self._counts.items():
             pair = f'{self._label}="{label}",' if self._label else ""
@@ -82,7 +82,7 @@ class Histogram:
 
 
 def gauge(name: str, documentation: str, value: float) -> str:
-    """A gauge as it is now, in the text format."""
+    """Return the lines of a gauge with this value, in the text format."""
     return f"{_head(name, documentation, 'gauge')}{name} {value}\n"
 
 

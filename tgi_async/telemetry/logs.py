@@ -1,4 +1,4 @@
-"""Logs: one line an event, for people or as JSON.
+"""Logs: one line for each event, as text or as JSON.
 
 The line of a request carries its `RequestRecord` as `request`.
 """
@@ -22,11 +22,11 @@ LEVELS = {
     "off": logging.CRITICAL + 1,
 }
 COLORS = {"DEBUG": 34, "INFO": 32, "WARNING": 33, "ERROR": 31, "CRITICAL": 31}
-"""Of the level's name, as ANSI numbers."""
+"""Colors of the level names, as ANSI numbers."""
 
 
 def level_of(text: str) -> int | None:
-    """The level that a text names, or None if it names none.
+    """Return the level of this name, or None if there is none.
 
     TGI's filters are lists such as `info,text_generation_router=debug`. What they say of single
     parts of TGI has no meaning here; the level for all is what counts.
@@ -39,7 +39,7 @@ def level_of(text: str) -> int | None:
 
 
 class TextFormatter(logging.Formatter):
-    """A line for people: time, level, message, and what a request took."""
+    """Formats a line as text: time, level, message, and the figures of a request."""
 
     def __init__(self, *, colorize: bool) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
@@ -58,7 +58,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """A JSON object a line, with TGI's field names; a request's fields are in `span`, as there."""
+    """Formats a line as a JSON object, with TGI's field names; a request's fields are in `span`."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.gmtime(record.created)
@@ -85,13 +85,13 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(json_output: bool, level: str = "info", colorize: bool | None = None) -> None:
-    """Send everything from `level` on to stderr. `colorize` None: where that is a terminal."""
+    """Log everything from `level` on to stderr. `colorize` None: where that is a terminal."""
     handler = logging.StreamHandler(sys.stderr)
     if colorize is None:
         colorize = sys.stderr.isatty()
     handler.setFormatter(JsonFormatter() if json_output else TextFormatter(colorize=colorize))
     logging.basicConfig(level=level_of(level), handlers=[handler], force=True)
-    # The launcher says itself when the server starts and stops.
+    # The launcher itself logs the start and the stop.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
 

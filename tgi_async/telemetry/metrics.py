@@ -23,7 +23,7 @@ DURATION_BOUNDS = [0.0001 * 1.5**k for k in range(1, 36)]
 
 
 class Gauges(Protocol):
-    """What the engine is doing now."""
+    """The engine's current state."""
 
     @property
     def n_running(self) -> int: ...
@@ -48,10 +48,10 @@ class Gauges(Protocol):
 
 
 class Metrics:
-    """All that is counted and timed. Times are in seconds.
+    """All metrics. Times are in seconds.
 
     `max_input_tokens` and `max_total_tokens` are split into 100 buckets for the token histograms.
-    `max_batch_total_tokens` is the size of the KV cache; 0 where nobody knows it.
+    `max_batch_total_tokens` is the size of the KV cache; 0 where it is not known.
     """
 
     def __init__(
@@ -118,13 +118,13 @@ class Metrics:
         )
 
     def request_received(self) -> None:
-        """A body was read and understood."""
+        """Count a request whose body was decoded."""
         self._count.add()
         if (seen := record.current()) is not None:
             seen.received()
 
     def request_validated(self, seconds: float, n_prompt: int, max_new_tokens: int) -> None:
-        """A prompt was found admissible."""
+        """Record that a prompt was found valid."""
         self._validation.observe(seconds)
         self._input_length.observe(n_prompt)
         self._max_new.observe(max_new_tokens)
@@ -132,7 +132,7 @@ class Metrics:
             seen.validated(seconds, n_prompt)
 
     def request_generated(self, queued: float, inference: float, n_generated: int) -> None:
-        """A generation ended by itself."""
+        """Record a generation that ended by itself."""
         self._queue.observe(queued)
         self._inference.observe(inference)
         self._generated.observe(n_generated)
@@ -142,30 +142,31 @@ class Metrics:
             seen.generated(queued, inference, n_generated)
 
     def request_succeeded(self, seconds: float) -> None:
-        """A reply was sent to its end."""
+        """Count a reply that was sent to its end."""
         self._success.add()
         self._duration.observe(seconds)
         if (seen := record.current()) is not None:
             seen.succeeded = True
 
     def request_failed(self, err: str, error: Exception | None = None) -> None:
-        """A request ended, not well; `err` is one of FAILURES."""
+        """Count a request that failed; `err` is one of FAILURES."""
         self._failure.add(label=err)
         if (seen := record.current()) is not None:
             seen.failed(err, error)
 
     def fields_ignored(self, n: int) -> None:
-        """A request had `n` fields that have no effect."""
+        """Count `n` fields of a request that have no effect."""
         self._ignored.add(n)
 
     def admitted(self, n_cached: int) -> None:
-        """A request entered the running batch; `n_cached` prompt tokens came from the cache."""
+        """Record that a request entered the running batch; `n_cached` prompt tokens came from the
+        cache."""
         self._skipped.observe(n_cached)
 
     def step_sent(
         self, *, n_prefill_tokens: int, n_admitted: int, n_decode: int, plan_seconds: float
     ) -> None:
-        """A step was planned, which took `plan_seconds`, and sent to the workers.
+        """Record that a step was planned, which took `plan_seconds`, and sent to the workers.
 
         `n_admitted` requests entered in it; `n_decode` of its rows were running before.
         """
@@ -174,7 +175,7 @@ class Metrics:
             self._next_size.observe(n_admitted)
             if n_decode:
                 self._concat.add(label="chunking")
-                # TGI has this label only.
+                # TGI has only this label.
                 self._concat_duration.observe(plan_seconds, "decode")
 
     def step(
@@ -186,7 +187,7 @@ class Metrics:
         sample_seconds: float,
         results_seconds: float,
     ) -> None:
-        """A step's result came, `seconds` after it was sent.
+        """Record a step's result, which came `seconds` after the step was sent.
 
         Delivering it took the router `results_seconds`.
         """
@@ -198,11 +199,11 @@ class Metrics:
         self._filter.observe(results_seconds, method)
 
     def step_lost(self, *, n_prefill_tokens: int) -> None:
-        """A step will have no result: its worker died."""
+        """Record a step that will have no result, as its worker died."""
         self._step_failure.add(label=_method(n_prefill_tokens))
 
     def expose(self, now: Gauges) -> bytes:
-        """Everything, in the Prometheus text format."""
+        """Return all metrics in the Prometheus text format."""
         parts = [line for instrument in self._instruments() for line in instrument.lines()]
         parts += [gauge(name, text, value) for name, text, value in self._gauges(now)]
         return "".join(parts).encode()
@@ -240,5 +241,5 @@ def _duration(name: str, documentation: str, label: str | None = None) -> Histog
 
 
 def _method(n_prefill_tokens: int) -> str:
-    """TGI calls a step that computes any prompt token a prefill."""
+    """Return TGI's method label: a step that computes any prompt token is a prefill."""
     return "prefill" if n_prefill_tokens else "decode"

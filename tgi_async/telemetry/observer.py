@@ -1,4 +1,4 @@
-"""Follows each request that generates, and tells its end to the log and to the traces."""
+"""Follow each request that generates, and report its end to the log and to the traces."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tgi_async.telemetry.traces import Traces
 log = logging.getLogger(__name__)
 
 LEVELS = {"dropped": logging.INFO, "generation": logging.ERROR, "incomplete": logging.ERROR}
-"""Of a failure's line; else the client's own doing or too much of it, which is a warning."""
+"""Log levels of failures; others are the client's fault or overload, which is a warning."""
 
 
 class Observer:
-    """An ASGI application around the server's. `traces` None: nobody collects them."""
+    """An ASGI application around the server's. `traces` None: no spans."""
 
     def __init__(self, app: ASGIApp, traces: Traces | None = None) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""What is known of one HTTP request, for its line in the log and its span.
+"""The record of one HTTP request, for its log line and its span.
 
 The record travels in a context variable, as traces do: `Observer` puts it there, the metrics and
 the engine add what they learn in the course of the request, and it is read at the end. Tasks
@@ -26,18 +26,18 @@ NAMES = {
     "/invocations": "sagemaker_compatibility",
     "/vertex": "vertex_compatibility",
 }
-"""What TGI calls its handlers, and thus their spans."""
+"""TGI's names of its handlers, which are also their spans' names."""
 
 
 class Generated(NamedTuple):
-    """One generation of a request; it was submitted at a moment of the monotonic clock."""
+    """One generation of a request, and when it was submitted, by the monotonic clock."""
 
     submitted: float
     timings: Timings
 
 
 class RequestRecord:
-    """One request. Times are in seconds, and sums where it asked for several generations.
+    """One request. Times are in seconds, summed over its generations.
 
     `counted`: its body was read and it is in `tgi_request_count`, as those that generate are.
     `began_at` and `first_event_at` are Unix times in nanoseconds; `failure` is the `err` label of
@@ -70,41 +70,41 @@ class RequestRecord:
         self._started = time.monotonic()
 
     def received(self) -> None:
-        """Its body was read and understood."""
+        """Note that its body was decoded."""
         self.counted = True
 
     def validated(self, seconds: float, n_prompt: int) -> None:
-        """A prompt was found admissible, `seconds` after the beginning."""
+        """Note that a prompt was found valid, `seconds` after the beginning."""
         self.validation = max(self.validation, seconds)
         self.n_prompt += n_prompt
 
     def submitted(self, request: GenerationRequest, now: float, timings: Timings) -> None:
-        """The engine took a generation, whose `timings` it fills in."""
+        """Add a generation that was submitted to the engine, which fills in `timings`."""
         self.requests.append(request)
         self.generations.append(Generated(now, timings))
 
     def generated(self, queued: float, inference: float, n_generated: int) -> None:
-        """A generation ended by itself."""
+        """Note that a generation ended by itself."""
         self.queued += queued
         self.inference += inference
         self.n_generated += n_generated
 
     def failed(self, failure: str, error: Exception | None) -> None:
-        """It ended, not well: by an error or, if there is none, as its client left."""
+        """Note that it failed: by an error or, if there is none, because its client left."""
         self.failure = failure
         self.reason = "" if error is None else reason_of(error)
 
     def ended(self) -> None:
-        """All has been sent, or the client has left."""
+        """Note that everything has been sent, or that the client has left."""
         self.total = time.monotonic() - self._started
 
     @property
     def ended_at(self) -> int:
-        """A Unix time in nanoseconds, as `began_at`."""
+        """The end as a Unix time in nanoseconds, as `began_at`."""
         return self.began_at + round(self.total * 1e9)
 
     def unix_time(self, moment: float) -> int:
-        """In nanoseconds, of a moment of the monotonic clock."""
+        """Return the Unix time of a moment of the monotonic clock, in nanoseconds."""
         return self.began_at + round((moment - self._started) * 1e9)
 
     @property
@@ -113,7 +113,7 @@ class RequestRecord:
 
     @property
     def name(self) -> str:
-        """What TGI calls the handler."""
+        """TGI's name of the handler."""
         if self.path == "/":
             return "generate_stream" if self.streamed else "generate"
         if self.path.startswith("/v2/"):
@@ -123,13 +123,14 @@ class RequestRecord:
 
     @property
     def seed(self) -> int | None:
-        """Of the first generation, where it draws random numbers."""
+        """The seed of the first generation, where it draws random numbers."""
         if not self.requests or not self.requests[0].sampling.do_sample:
             return None
         return self.requests[0].sampling.seed
 
     def tgi_fields(self) -> dict[str, str]:
-        """The fields of TGI's spans. Times as TGI shows them; empty until they are known."""
+        """Return the fields of TGI's spans, with times in TGI's format; empty until they are
+        known."""
         known = self.succeeded
         times = {
             "total_time": self.total,
@@ -163,7 +164,8 @@ leave = _CURRENT.reset
 
 
 def duration(seconds: float) -> str:
-    """`1.5s`, `12.345678ms`, `3.2µs` or `80ns`: to the nanosecond, as TGI shows times."""
+    """Format a duration as `1.5s`, `12.345678ms`, `3.2µs` or `80ns`: to the nanosecond, as TGI
+    does."""
     nanoseconds = round(seconds * 1e9)
     for unit, size in (("s", 10**9), ("ms", 10**6), ("µs", 10**3)):
         if nanoseconds >= size:

@@ -1,4 +1,4 @@
-"""Time the steps between being sent and being done."""
+"""Time the steps from sending them to their results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tgi_async.wire.messages import StepDone
 
 
 class StepMetrics(Protocol):
-    """What counts steps."""
+    """The metrics that a StepTimer records."""
 
     def admitted(self, n_cached: int) -> None: ...
 
@@ -39,14 +39,14 @@ class _Sent(NamedTuple):
 
 
 class StepTimer:
-    """Times each step. Moments are of the monotonic clock, in seconds."""
+    """Times each step. Times are of the monotonic clock, in seconds."""
 
     def __init__(self, metrics: StepMetrics) -> None:
         self._metrics = metrics
         self._sent: dict[int, _Sent] = {}
 
     def sent(self, plan: Plan, began: float, now: float) -> None:
-        """A step is sent now, whose planning began at `began`."""
+        """Note that a step is sent at `now`; its planning began at `began`."""
         for admit in plan.step.admit:
             self._metrics.admitted(admit.n_cached)
         self._sent[plan.step.step] = _Sent(now, plan.n_prefill_tokens)
@@ -70,7 +70,7 @@ class StepTimer:
         )
 
     def lost(self) -> None:
-        """What is not done will not be."""
+        """Count every step in flight as failed."""
         for sent in self._sent.values():
             self._metrics.step_lost(n_prefill_tokens=sent.n_prefill_tokens)
         self._sent.clear()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 LAST_EXPORT_SECONDS = 3.0
-"""What the collector gets to take the last spans when the server stops."""
+"""Time that the collector gets to take the last spans when the server stops."""
 
 Attributes = dict[str, str | int | float | list[str]]
 
@@ -34,7 +34,7 @@ class Traces(Protocol):
 
 
 class ChildSpan(NamedTuple):
-    """A child span: a part of what a request took. Unix times, in nanoseconds."""
+    """A child span: one phase of a request. Unix times, in nanoseconds."""
 
     name: str
     began_at: int
@@ -42,7 +42,7 @@ class ChildSpan(NamedTuple):
 
 
 class OpenTelemetry:
-    """Spans for the server of `model_id`, through `processor`."""
+    """Creates spans for the server of `model_id` and gives them to `processor`."""
 
     def __init__(self, processor: SpanProcessor, *, service_name: str, model_id: str) -> None:
         from opentelemetry.sdk.resources import Resource
@@ -74,7 +74,7 @@ class OpenTelemetry:
                 span.set_attribute("error.type", seen.failure)
                 if seen.reason:
                     span.set_attribute("error.message", seen.reason)
-                # What a client did wrong is no error of the server.
+                # A client's mistake is not an error of the server.
                 if seen.failure in ("generation", "incomplete"):
                     span.set_status(Status(StatusCode.ERROR, seen.reason or seen.failure))
             inside = set_span_in_context(span)
@@ -84,15 +84,15 @@ class OpenTelemetry:
         span.end(seen.ended_at)
 
     def close(self) -> None:
-        """Send what is left; blocks for at most LAST_EXPORT_SECONDS."""
-        # By itself, the shutdown of a collector that does not answer takes half a minute.
+        """Send the remaining spans; blocks for at most LAST_EXPORT_SECONDS."""
+        # Otherwise the shutdown with an unreachable collector takes half a minute.
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         closing.join(LAST_EXPORT_SECONDS)
 
 
 def sending_to(endpoint: str) -> SpanProcessor:
-    """Sends spans to the collector at this URL, from a thread.
+    """Return traces that are sent to the collector at this URL, from a thread.
 
     Over gRPC, as TGI does, unless OpenTelemetry's own variable asks for `http/protobuf`.
 
@@ -124,7 +124,7 @@ def sending_to(endpoint: str) -> SpanProcessor:
 
 
 def parts_of(seen: RequestRecord) -> Iterator[ChildSpan]:
-    """Validation, then the wait in the queue and the inference of each generation.
+    """Yield the child spans: validation, then the queue time and the inference of each generation.
 
     A part that did not come to an end ended with the request. Names are TGI's.
     """
@@ -145,7 +145,8 @@ def parts_of(seen: RequestRecord) -> Iterator[ChildSpan]:
 
 
 def attributes_of(seen: RequestRecord, model_id: str) -> Attributes:
-    """What a span says of a request: HTTP's conventions, those for generative AI, TGI's fields."""
+    """Return the attributes of a request's span: HTTP's and generative AI's conventions, TGI's
+    fields."""
     found: Attributes = {
         "http.request.method": seen.method,
         "url.path": seen.path,
@@ -174,7 +175,7 @@ def attributes_of(seen: RequestRecord, model_id: str) -> Attributes:
 
 
 def _asked(request: GenerationRequest, n: int) -> Attributes:
-    """What the client asked for, where it changes anything."""
+    """Return the request's parameters that change anything."""
     sampling = request.sampling
     found: Attributes = {}
     if n > 1:

@@ -1,1 +1,1 @@
-"""Between text and tokens: tokenizer, chat templates, incremental detokenization."""
+"""Text and tokens: tokenizer, chat templates, incremental detokenization."""

@@ -1,4 +1,4 @@
-"""Chat templates: messages to the text of a prompt, in processes that can be ended.
+"""Chat templates: render messages to a prompt, in processes with limits.
 
 The server itself never compiles or runs a template: see `tgi_async.text.chat_process`.
 """
@@ -48,13 +48,13 @@ class ChatTemplate:
             COMMAND, json.dumps(start).encode(), n_processes=n_processes, name="chat"
         )
         self.traits = Traits.of(named.values(), self._rendered)
-        """What the templates show; one of no known family is rendered for that."""
+        """What the templates show of the tool format."""
         self.threads = self._pool.threads
-        """Where to call `render`: apart from the threads that tokenize, which it would hold up."""
+        """Threads to call `render` in, so that it does not hold up those that tokenize."""
 
     @classmethod
     def from_folder(cls, folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
-        """The model's templates, or None if it has none.
+        """Return the model's templates, or None if it has none.
 
         Raises:
             StartError: a file that may hold them cannot be read.
@@ -72,7 +72,7 @@ class ChatTemplate:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool | None = None,
     ) -> str:
-        """The prompt for an answer to `messages`; blocks, for a bounded time.
+        """Return the prompt for an answer to `messages`; blocks, for a bounded time.
 
         `variables` are further ones of the template; it must read them. See `Renderer.render` for
         the two flags: by default, an assistant's text at the end is continued.
@@ -104,7 +104,7 @@ class ChatTemplate:
         raise kind(answer["message"])
 
     def _rendered(self, messages: Sequence[Message], **settings: Any) -> str | None:
-        """The prompt, or None where the template refuses the messages."""
+        """Return the prompt, or None where the template refuses the messages."""
         try:
             return self.render(messages, **settings)
         except (TemplateError, ValidationError):

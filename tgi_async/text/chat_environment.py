@@ -1,6 +1,6 @@
-"""The jinja2 environment that chat templates are written for: the one of transformers.
+"""The jinja2 environment of chat templates, as in transformers.
 
-A template comes with a model, so it is code by strangers: it runs in jinja2's immutable sandbox.
+A template comes with a model, so it is untrusted code: it runs in jinja2's immutable sandbox.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RaisedByTemplate(jinja2.TemplateError):
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """A new environment."""
+    """Return a new environment."""
     made = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
@@ -36,7 +36,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}` marks what the model said, for training; here it is a scope and no more.
+    """`{% generation %}` marks what the model said, for training; here it is only a scope.
 
     It is a call block, as in transformers, because what is set within one is not seen outside.
     """
@@ -65,7 +65,7 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """Takes no name that begins with an underscore, as in transformers."""
+    """A namespace that takes no name that begins with an underscore, as in transformers."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # without `self`, so that it is a name too
         attributes = dict(*args[1:], **kwargs)
@@ -92,7 +92,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as the models were trained with: jinja2's own filter escapes HTML."""
+    """Write JSON as in the models' training data: jinja2's own filter escapes HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

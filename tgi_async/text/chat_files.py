@@ -12,7 +12,8 @@ from tgi_async.text.tokenizer import read_config
 
 
 def read_templates(folder: Path) -> dict[str, str]:
-    """Sources by name; `default` is the ordinary one. Empty where the model has no template.
+    """Return the sources by name; `default` is the ordinary one. Empty where the model has no
+    template.
 
     The first place that has any is the only one, in transformers' order: `chat_template.jinja` with
     `additional_chat_templates/*.jinja`, `chat_template.json`, `tokenizer_config.json`; last
@@ -32,7 +33,8 @@ def read_templates(folder: Path) -> dict[str, str]:
 
 
 def read_template_config(file: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """The templates in this one file, which has the form of `tokenizer_config.json`; and all of it.
+    """Return the templates in this file, which has the form of `tokenizer_config.json`, and its
+    whole content.
 
     Raises:
         StartError: it cannot be read, or has no template.
@@ -55,7 +57,8 @@ def _jinja_files(folder: Path) -> dict[str, str]:
 
 
 def _named(config: Mapping[str, Any]) -> dict[str, str]:
-    """A configuration has one template as a text, or several as a list or an object of names."""
+    """Return the templates by name: a configuration has one as a text, or several as a list or an
+    object."""
     given = config.get("chat_template")
     if isinstance(given, str):
         return {"default": given}

@@ -1,4 +1,4 @@
-"""What a template takes where templates differ, found out by trying it."""
+"""Forms of messages in which chat templates differ, found out by trying them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Message = Mapping[str, Any]
 `content` is a text or a list of parts such as `{"type": "text", "text": ...}`."""
 
 Render = Callable[[Sequence[Message], "list[dict[str, Any]] | None"], str]
-"""Messages and tools to text. Raises TemplateError."""
+"""Renders messages and tools to text. Raises TemplateError."""
 
 _TEXT = "needle in a haystack"
 _VALUE = "needle_value"
 _ARGUMENTS = {"needle_name": _VALUE}
 
 Silence = Literal["empty", "absent", "null"]
-"""What the content of a message is that has calls and says nothing."""
+"""The content of a message that has calls and no text."""
 _TOOL = {
     "type": "function",
     "function": {
@@ -34,7 +34,7 @@ _TOOL = {
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """What one template takes.
+    """The forms of messages that one template takes.
 
     `content`: texts only, texts and lists of parts alike, or lists of parts only.
     `arguments`: those of a tool call as an object, or as a text in JSON.
@@ -57,13 +57,13 @@ class Forms:
 
     @classmethod
     def probed(cls, source: str, render: Render) -> Forms:
-        """The forms of the template with this source."""
+        """Return the forms of the template with this source."""
         known = cls(content=_content_form(render), developer="developer" in source)
         return _with_calls(_with_turns(known, render), render)
 
 
 def all_shaped(messages: Sequence[Message], forms: Forms) -> list[dict[str, Any]]:
-    """The messages in these forms."""
+    """Return the messages in these forms."""
     if not forms.system:
         messages = _without_system(messages)
     if not forms.user_turns:
@@ -74,7 +74,7 @@ def all_shaped(messages: Sequence[Message], forms: Forms) -> list[dict[str, Any]
 
 
 def shaped(message: Message, forms: Forms) -> dict[str, Any]:
-    """One message in these forms.
+    """Return one message in these forms.
 
     As in transformers, a field that is null is not there, and what the model thought is under all
     of the names that templates read.
@@ -97,7 +97,7 @@ def shaped(message: Message, forms: Forms) -> dict[str, Any]:
 
 
 def _without_system(messages: Sequence[Message]) -> Sequence[Message]:
-    """The messages with the system's at the start put before the first text of the user."""
+    """Put the system message at the start before the first text of the user."""
     n = 0
     while n < len(messages) and messages[n]["role"] in ("system", "developer"):
         n += 1
@@ -108,7 +108,7 @@ def _without_system(messages: Sequence[Message]) -> Sequence[Message]:
 
 
 def _without_repeated_users(messages: Sequence[Message]) -> list[Message]:
-    """The messages with those of a user that follow each other made one."""
+    """Merge consecutive messages of the user into one."""
     made: list[Message] = []
     for message in messages:
         if made and message["role"] == made[-1]["role"] == "user":
@@ -119,7 +119,7 @@ def _without_repeated_users(messages: Sequence[Message]) -> list[Message]:
 
 
 def _joined(first: Message, second: Message) -> Message:
-    """One message with the contents of both, a blank line between them."""
+    """Return one message with the contents of both, a blank line between them."""
     if isinstance(first.get("content"), str):
         return _behind([_text_of(first)], second)
     before = first.get("content") or []
@@ -127,7 +127,8 @@ def _joined(first: Message, second: Message) -> Message:
 
 
 def _behind(texts: Sequence[str], message: Message) -> Message:
-    """The message with these texts before its own, a blank line between each and the next."""
+    """Return the message with these texts before its own, a blank line between each and the
+    next."""
     before = "".join(f"{text}\n\n" for text in texts)
     content = message.get("content")
     if isinstance(content, str):
@@ -145,7 +146,8 @@ def _parts_of(message: Message) -> Sequence[Mapping[str, Any]]:
 
 
 def _one_by_one(messages: Sequence[Message]) -> list[Message]:
-    """With a message for each call, and the call's results behind it."""
+    """Split messages with several calls: a message for each call, and the call's results behind
+    it."""
     made: list[Message] = []
     place = 0
     while place < len(messages):
@@ -180,7 +182,7 @@ def _shaped_content(content: Any, forms: Forms) -> Any:
 
 
 def _silent(message: dict[str, Any], silence: Silence, forms: Forms) -> dict[str, Any]:
-    """The message with this content."""
+    """Return the message with this content."""
     made = {name: value for name, value in message.items() if name != "content"}
     if silence != "absent":
         made["content"] = _shaped_content("", forms) if silence == "empty" else None
@@ -197,7 +199,7 @@ def _shaped_call(call: Any, forms: Forms) -> Any:
     if forms.arguments == "object":
         arguments = _parsed(arguments)
         if forms.objects_only and not isinstance(arguments, dict):
-            # A call that was cut off, for one: agents send it back beside the error that it made.
+            # Such as a call that was cut off: agents send it back beside the error that it caused.
             arguments = {"arguments": arguments}
     elif not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
@@ -205,7 +207,7 @@ def _shaped_call(call: Any, forms: Forms) -> Any:
 
 
 def _parsed(arguments: Any) -> Any:
-    """OpenAI's arguments are a text in JSON; a model may have written one that is not.
+    """Parse OpenAI's arguments, a text in JSON; a model may have written an invalid one.
 
     What is no object stays a text. `null` is what some models write where a function takes nothing.
     """
@@ -226,12 +228,12 @@ def _content_form(render: Render) -> Literal["text", "either", "parts"]:
         return "text"
     if _TEXT not in text:
         return "parts"
-    # One that does not know lists shows them as Python does.
+    # A template that does not handle lists shows them as Python does.
     return "either" if text == listed else "text"
 
 
 def _with_turns(forms: Forms, render: Render) -> Forms:
-    """The forms, completed by those of system messages and of a user's messages in a row."""
+    """Return the forms with those of system messages and of consecutive user messages."""
 
     def takes(*roles: str) -> bool:
         content = _shaped_content(_TEXT, forms)
@@ -243,7 +245,7 @@ def _with_turns(forms: Forms, render: Render) -> Forms:
 
 
 def _with_calls(forms: Forms, render: Render) -> Forms:
-    """The forms, completed by those of calls.
+    """Return the forms with those of tool calls.
 
     Older templates of DeepSeek's show calls only where the content is null, others show that null
     as a text.

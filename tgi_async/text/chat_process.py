@@ -2,7 +2,7 @@
 
 A line has the arguments of `Renderer.render`, or `endings` to ask for those of the templates.
 
-A template is a program by strangers, run on text by strangers, and some templates take time that
+A template is an untrusted program, run on untrusted text, and some templates take time that
 grows with the square of the number of messages; a huge power, or a text repeated a billion times,
 is one step of a template.
 """
@@ -18,11 +18,12 @@ from tgi_async.subprocess_pool.child import answer_lines, limit_memory, processo
 from tgi_async.text.chat_renderer import Renderer
 
 MEMORY = 1 << 30
-"""Bytes of address space."""
+"""The limit of address space, in bytes."""
 MAX_CHARACTERS = 1 << 25
-"""Of a rendered prompt."""
+"""Most characters of a rendered prompt."""
 MAX_ENDING = 1000
-"""Characters of what a template writes behind an answer, and of what it writes within a turn."""
+"""Most characters of what a template writes behind an answer, and of what it writes within a
+turn."""
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:

@@ -1,4 +1,4 @@
-"""Messages to the text of a prompt, as transformers' `apply_chat_template` makes it.
+"""Render messages to a prompt, as transformers' `apply_chat_template` does.
 
 Nothing here is bounded in time: `tgi_async.text.chat_process` runs it where it can be ended.
 """
@@ -53,7 +53,7 @@ class Renderer:
         add_generation_prompt: bool | None = None,
         continue_final_message: bool | None = None,
     ) -> str:
-        """The prompt.
+        """Return the prompt.
 
         `continue_final_message` ends it inside the last message, exactly as transformers does. If
         it and `add_generation_prompt` are None, an assistant's text at the end is continued too,
@@ -93,7 +93,7 @@ class Renderer:
         return found
 
     def _with_answer(self, template: _Template, **fields: Any) -> str:
-        """A chat whose last turn has these fields too; empty if the template refuses it."""
+        """Render a chat whose last turn has these fields too; empty if the template refuses it."""
         chat: list[Message] = [
             {"role": "user", "content": "What is two and three?"},
             {"role": "assistant", "content": _ANSWER, **fields},
@@ -125,7 +125,7 @@ class Renderer:
 
 
 class _Template:
-    """One compiled template, and what it takes."""
+    """One compiled template, and the forms that it takes."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._broken: str | None = None
@@ -136,7 +136,7 @@ class _Template:
         try:
             self._compiled = made.from_string(source)
             self._variables = meta.find_undeclared_variables(made.parse(source))
-        except Exception as error:  # whatever an expression that is folded at compile time raises
+        except Exception as error:  # any exception of an expression that is folded at compile time
             self._broken = _message_of(error)
             return
         self.forms = Forms.probed(
@@ -153,7 +153,7 @@ class _Template:
         )
 
     def check(self, variables: Mapping[str, Any]) -> None:
-        """Refuse variables that would replace others, and those that nothing reads."""
+        """Refuse variables that would replace others, and those that the template does not read."""
         allowed = (self._variables | THINKING_VARIABLES) - self._reserved
         for name in variables:
             if name in self._reserved:
@@ -169,7 +169,7 @@ class _Template:
             raise TemplateError(self._broken)
         try:
             return self._compiled.render({**variables, "messages": messages})
-        except Exception as error:  # whatever a template's expressions can raise
+        except Exception as error:  # any exception of a template's expressions
             raise TemplateError(_message_of(error)) from error
 
 
@@ -180,7 +180,7 @@ def _ends_in_answer(messages: Sequence[Message]) -> bool:
 def _continue(
     template: _Template, messages: Sequence[Message], variables: Mapping[str, Any]
 ) -> str:
-    """The prompt up to the end of the last message's text.
+    """Return the prompt up to the end of the last message's text.
 
     The end is found by a mark behind the text: random, so that no text can hold it, and ending in a
     space, which is gone if the template trims what it shows.
@@ -200,14 +200,14 @@ def _continue(
 
 
 def _between(text: str, first: str, second: str) -> str:
-    """What is between two parts of a text; nothing if it does not have both in this order."""
+    """Return what is between two parts of a text; empty if it does not have both in this order."""
     _, _, rest = text.partition(first)
     between, shown, _ = rest.partition(second)
     return between if shown else ""
 
 
 def _marked(message: Message, mark: str) -> tuple[Message, str]:
-    """The message with `mark` behind its text, and the text without."""
+    """Return the message with `mark` behind its text, and the text without."""
     content = message.get("content")
     if isinstance(content, str):
         return {**message, "content": content + mark}, content
@@ -221,7 +221,7 @@ def _marked(message: Message, mark: str) -> tuple[Message, str]:
 
 
 def _message_of(error: Exception) -> str:
-    """In the form of TGI: what, and in which line of the template."""
+    """Return the error in TGI's form: the message and the line of the template."""
     if isinstance(error, jinja2.TemplateSyntaxError):
         return f"syntax error: {error.message} (in <string>:{error.lineno})"
     text = str(error) or type(error).__name__

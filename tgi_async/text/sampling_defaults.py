@@ -1,4 +1,4 @@
-"""What a model's makers recommend for sampling: the values of its `generation_config.json`."""
+"""The sampling parameters that a model's `generation_config.json` recommends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class SamplingDefaults(NamedTuple):
-    """For requests that leave these open. None where the makers say nothing, or nothing usable.
+    """Defaults for requests that leave these unset. None where the model recommends nothing usable.
 
     A temperature of 0 is greedy: `"do_sample": false`, said outright.
     """

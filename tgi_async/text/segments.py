@@ -1,4 +1,4 @@
-"""Token ids of a long text from those of its segments, many of which earlier texts had.
+"""Tokenize long texts by segments, whose token ids are cached.
 
 A conversation comes whole with every turn. Tokenizing 100,000 tokens takes a fifth of a second, and
 nearly all of them are those of the turn before. But token ids of a text's beginning are in general
@@ -21,15 +21,16 @@ from collections.abc import Iterable, Iterator
 
 import tokenizers
 
-# One text keeps one thread busy. The library would start as many threads as there are processors.
+# One text uses one thread. The library would start as many threads as there are processors.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 LEAST_CHARACTERS = 1024
-"""Of a segment: shorter ones are joined, for a segment costs time and memory too."""
+"""Least characters of a segment: shorter ones are joined, as a segment costs time and memory
+too."""
 MOST_BYTES = 32 << 20
-"""Of texts and ids that are kept: some four million tokens."""
+"""Most bytes of cached texts and ids: some four million tokens."""
 LONGEST_TOKEN = 128
-"""Characters of a special token that texts are cut before."""
+"""Most characters of a special token that texts are cut before."""
 FIRST_CHARACTERS = frozenset(string.punctuation) - {"_"}
 
 
@@ -47,7 +48,7 @@ class Segments:
         self._least = least_characters
         self._left = most_bytes
         self._ids: OrderedDict[str, array[int]] = OrderedDict()
-        """By segment, the one used least recently first."""
+        """Token ids by segment, the one used least recently first."""
         self._lock = threading.Lock()
         tokens = cut_tokens(inner.get_added_tokens_decoder().values())
         # With dropout, a segment has other ids each time.
@@ -55,9 +56,9 @@ class Segments:
         self._cut = re.compile(_any_of(tokens)) if exact else None
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the whole text. Raises what the library raises."""
+        """Return the ids of the whole text. Raises what the library raises."""
         segments = list(self._segments(text))
-        last = segments.pop()  # what the next turn has in its place is longer
+        last = segments.pop()  # the next turn's text in its place is longer
         with self._lock:
             found = [self._find(segment) for segment in segments]
         missing = [segment for segment, ids in zip(segments, found, strict=True) if ids is None]
@@ -74,7 +75,8 @@ class Segments:
         return whole.tolist()
 
     def _segments(self, text: str) -> Iterator[str]:
-        """`text` in pieces. As they are cut from the front, a longer text begins with the same."""
+        """Split `text`. As segments are cut from the front, a longer text begins with the same
+        ones."""
         start = 0
         if self._cut is not None and len(text) > self._least:
             for found in self._cut.finditer(text, self._least):
@@ -99,7 +101,7 @@ class Segments:
 
 
 def cut_tokens(added: Iterable[tokenizers.AddedToken]) -> list[str]:
-    """Special tokens before which every text can be cut, and is tokenized as before.
+    """Return special tokens before which any text can be cut without changing its tokens.
 
     Such a token is found in the text as it is, and wherever it stands: it takes no white space
     before it, does not depend on the character before it (nor, being punctuation, does a token
@@ -121,7 +123,7 @@ def cut_tokens(added: Iterable[tokenizers.AddedToken]) -> list[str]:
         for start in range(1, len(token.content))
         if token.content[start] in firsts
     }
-    # Where one of these stands, it is looked at before a shorter one, and may then be passed over.
+    # Where one of these occurs, it is tried before a shorter one, and may then be skipped.
     dependent = [token.content for token in raw if token.lstrip or token.single_word]
     return [
         text
@@ -132,11 +134,11 @@ def cut_tokens(added: Iterable[tokenizers.AddedToken]) -> list[str]:
 
 
 def _any_of(texts: Iterable[str]) -> str:
-    """A regular expression for any of these, fast however many there are."""
+    """Return a regular expression for any of these, fast however many there are."""
     branches: dict[str, list[str]] = {}
     for text in texts:
         if not text:
-            return ""  # the shortest will do
+            return ""  # the shortest is enough
         branches.setdefault(text[0], []).append(text[1:])
     made = [re.escape(first) + _any_of(rest) for first, rest in branches.items()]
     return made[0] if len(made) == 1 else f"(?:{'|'.join(made)})"

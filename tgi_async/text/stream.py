@@ -1,4 +1,4 @@
-"""From token ids to text, one at a time: detokenization and stop sequences.
+"""Incremental detokenization and stop sequences.
 
 Detokenizing is not a concatenation: a character can span tokens, and some decoders treat the first
 token unlike the others. So the new text is what a decoding of the latest tokens, with a few before
@@ -15,22 +15,22 @@ CONTEXT_TOKENS = 5
 MAX_CHARACTER_TOKENS = 4
 """A UTF-8 character is at most four bytes, and a token at least one."""
 MOST_TOKENS = 32
-"""Tokens decoded at once at most, however long the text goes on without a whole character."""
+"""Most tokens decoded at once, however long the text goes on without a whole character."""
 INCOMPLETE = "\ufffd"
 
 
 class TokenDecoder(Protocol):
-    """The part of a tokenizer that is needed here."""
+    """What detokenization needs of a tokenizer."""
 
     def decode(self, ids: list[int]) -> str:
-        """Their text, without special tokens."""
+        """Return the text of tokens, without special tokens."""
         ...
 
     def is_special(self, id: int) -> bool: ...
 
 
 class Detokenizer:
-    """Incremental detokenization behind a prompt. Special tokens add no text."""
+    """Incremental detokenization after a prompt. Special tokens add no text."""
 
     def __init__(self, decoder: TokenDecoder, prompt: list[int]) -> None:
         self._decoder = decoder
@@ -46,7 +46,7 @@ class Detokenizer:
         """Tokens since anything was emitted."""
 
     def push(self, id: int) -> str:
-        """The text that this token completes."""
+        """Return the text that this token completes."""
         if self._decoder.is_special(id):
             return ""
         ids = self._ids
@@ -54,7 +54,7 @@ class Detokenizer:
         text = self._decoder.decode(ids)
         if not text.endswith(INCOMPLETE) and len(text) > self._n_shown:
             new = text[self._n_shown :]
-            # What was context, and is older than the last whole character, is not needed any more.
+            # Context before the last whole character is not needed any more.
             self._ids = ids = ids[self._n_context :]
             self._n_context = len(ids)
             self._n_shown = len(self._decoder.decode(ids))
@@ -63,7 +63,7 @@ class Detokenizer:
         return self._hold(text)
 
     def _hold(self, text: str) -> str:
-        """What of `text` can be shown though no whole character came."""
+        """Return the part of `text` that can be shown though no character is complete."""
         self._n_held += 1
         whole = not text.endswith(INCOMPLETE)
         # Only the last character can still change, and only if it is incomplete ...
@@ -86,7 +86,7 @@ class Detokenizer:
         return new
 
     def flush(self) -> str:
-        """What was held back, as it is: nothing follows any more."""
+        """Return the text that was held back, at the end of the generation."""
         text = self._decoder.decode(self._ids)
         new = text[self._n_shown :]
         self._n_shown = len(text)
@@ -94,7 +94,8 @@ class Detokenizer:
 
 
 def _whole_characters(decoder: TokenDecoder, ids: list[int]) -> list[int]:
-    """`ids`, without the end of a character whose beginning was cut off, if that is how it starts.
+    """Return `ids` without the rest of a character whose beginning was cut off, if they start with
+    one.
 
     A byte-fallback decoder shows all bytes in a row as incomplete if the first ones are.
     """
@@ -116,7 +117,7 @@ class TextStream:
         shown: Mapping[int, str] | None = None,
         least: int = 0,
     ) -> None:
-        """`shown` are special tokens that are part of the text all the same, by their names.
+        """Start a text. `shown` are special tokens that are part of it, by name.
 
         A stop sequence that is complete within the first `least` tokens does not end the text.
         """
@@ -128,15 +129,16 @@ class TextStream:
         self._include_stop = include_stop
         self._longest = max(map(len, stop), default=0)
         self._held = ""
-        """Text not emitted yet, for it may be the beginning of a stop sequence."""
+        """Text that is not emitted yet, as it may be the beginning of a stop sequence."""
         self._seen = ""
-        """The last emitted characters, which a stop sequence may begin in."""
+        """The last emitted characters, in which a stop sequence may begin."""
 
     def push(self, id: int) -> tuple[str, bool]:
-        """The text to emit for this token, and whether a stop sequence ends the generation."""
+        """Return the text to emit for this token, and whether a stop sequence ends the
+        generation."""
         self._n_pushed += 1
         if id in self._shown:
-            # What is left of a character in pieces comes before the mark.
+            # The rest of an incomplete character comes before the mark.
             text = self._detokenizer.flush() + self._shown[id]
         else:
             text = self._detokenizer.push(id)
@@ -145,7 +147,7 @@ class TextStream:
         return self._scan(text)
 
     def flush(self) -> str:
-        """What is left when the generation ends without a stop sequence."""
+        """Return the rest of the text when the generation ends without a stop sequence."""
         text = self._detokenizer.flush()
         if not self._stop:
             return text
@@ -168,7 +170,7 @@ class TextStream:
         window = self._held + text
         found = [(at + len(stop), at) for stop in self._stop if (at := window.find(stop)) >= 0]
         if found and not early:
-            # The first to be complete, however the text is cut into tokens.
+            # The first to be complete, however the text is split into tokens.
             self._held = ""
             return window[: min(found)[1]], True
         keep = self._longest_beginning(window)
@@ -176,7 +178,8 @@ class TextStream:
         return window[: len(window) - keep], False
 
     def _longest_beginning(self, text: str) -> int:
-        """Length of the longest end of `text` that is the beginning of a stop sequence, not all."""
+        """Return the length of the longest end of `text` that a stop sequence begins with, not
+        all."""
         for length in range(min(len(text), self._longest - 1), 0, -1):
             end = text[-length:]
             if any(len(stop) > length and stop.startswith(end) for stop in self._stop):

@@ -24,7 +24,7 @@ SPECIAL_TOKEN_NAMES = (
 
 
 class Span(NamedTuple):
-    """A token and the characters of the text that it stands for, `start` up to `stop`."""
+    """A token and its characters in the text, from `start` up to `stop`."""
 
     id: int
     start: int
@@ -32,7 +32,7 @@ class Span(NamedTuple):
 
 
 class Tokenizer:
-    """Thread-safe: what encoding and decoding remember changes no answer.
+    """A tokenizer. Thread-safe: its caches change no result.
 
     `special_tokens` maps names such as `eos_token` to texts, as the model's configuration has them;
     chat templates see them under these names. `special_ids` are the tokens that are not text.
@@ -59,7 +59,7 @@ class Tokenizer:
         self.special_ids = frozenset(self.special_texts)
         self._special_by_text = {text: id for id, text in self.special_texts.items()}
         self._texts: dict[int, str] = {}
-        """Of single tokens that were decoded: every streamed token asks for the last one's."""
+        """Texts of single tokens, cached for streaming."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -92,7 +92,8 @@ class Tokenizer:
         return self.special_tokens.get("eos_token")
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`. Names of special tokens in it become those tokens, as in TGI.
+        """Return the token ids of `text`. Names of special tokens in it become those tokens, as in
+        TGI.
 
         Raises:
             ValidationError: `text` cannot be tokenized.
@@ -107,7 +108,8 @@ class Tokenizer:
             raise _refused(text, error) from error
 
     def spans(self, text: str, *, add_special_tokens: bool = True) -> list[Span]:
-        """Tokens with the places in `text`; those that the tokenizer added have empty ones.
+        """Return tokens with their places in `text`; those that the tokenizer added have empty
+        ones.
 
         Raises:
             ValidationError: `text` cannot be tokenized.
@@ -119,7 +121,7 @@ class Tokenizer:
         return [Span(id, *place) for id, place in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of token ids; bytes that are no whole character become U+FFFD."""
+        """Return the text of token ids; bytes that are no whole character become U+FFFD."""
         if len(ids) == 1 and skip_special_tokens:
             return self._texts.get(ids[0]) or self._decode_one(ids[0])
         text: str = self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -132,20 +134,20 @@ class Tokenizer:
         return text
 
     def token_text(self, id: int) -> str:
-        """Text of one token taken alone; a special token's name; empty for an unknown id."""
+        """Return the text of one token alone; a special token's name; empty for an unknown id."""
         special = self.special_texts.get(id)
         return self.decode([id]) if special is None else special
 
     def entry(self, id: int) -> str:
-        """The vocabulary's own text of a token, such as `Ġthe`; empty for an unknown id."""
+        """Return the vocabulary's own text of a token, such as `Ġthe`; empty for an unknown id."""
         return self._inner.id_to_token(id) or ""
 
     def is_special(self, id: int) -> bool:
-        """Whether this token is a mark and not text."""
+        """Return whether this token is a special token."""
         return id in self.special_ids
 
     def special_id(self, name: str) -> int | None:
-        """The special token of this name, if there is one."""
+        """Return the special token of this name, if there is one."""
         return self._special_by_text.get(name)
 
     def mark_at_start(self, text: str) -> int | None:
@@ -167,7 +169,7 @@ def _refused(text: str, error: Exception) -> ValidationError:
 
 
 def _fault_of(text: str) -> str | None:
-    """Why `text` is none that the library takes: what it says itself does not help."""
+    """Return why the library refuses `text`: its own message does not help."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -179,7 +181,7 @@ def _fault_of(text: str) -> str | None:
 
 
 def read_config(folder: Path, name: str = "tokenizer_config.json") -> dict[str, Any]:
-    """The JSON object in this file, or nothing where there is none.
+    """Return the JSON object in this file, or an empty one where there is none.
 
     Raises:
         StartError: it is there and cannot be read.
@@ -197,7 +199,8 @@ def read_config(folder: Path, name: str = "tokenizer_config.json") -> dict[str, 
 
 
 def special_tokens_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Special tokens by name; a configuration has each as a text or as an added token's fields.
+    """Return special tokens by name; a configuration has each as a text or as an added token's
+    fields.
 
     Some models have further ones, which are named alike.
     """

@@ -1,9 +1,9 @@
 """ZeroMQ sockets between the router and the workers of one epoch.
 
 Each rank pulls from a socket of its own; all ranks push replies to one. Steps go to rank 0 alone,
-which leads the others through them; what begins and ends a worker goes to all. The sockets are
-`ipc://` files in a folder that only this user can enter. Each epoch of the workers has new
-sockets, so that no frame of a dead one can reach it.
+which drives the others; start and stop go to all. The sockets are `ipc://` files in a folder that
+only this user can enter. Each epoch of the workers has new sockets, so that no frame of a dead one
+can reach it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def _configure(socket: zmq.Socket[Any]) -> None:
 class RouterChannel:
     """The router's end. `folder` must exist and be private (mode 0700).
 
-    Replies are polled for, and `wait` tells when that is worth while: so a reply costs no task, and
-    several that wait are taken in one turn of the event loop.
+    Replies are polled for after `wait`: so a reply needs no task, and several are taken in one turn
+    of the event loop.
 
     Raises StartError where no socket can be made in `folder`.
     """
@@ -72,14 +72,15 @@ class RouterChannel:
         self._woken = False
 
     def send(self, message: ToWorker) -> None:
-        """A step to rank 0, anything else to every rank. Raises zmq.Again where a rank does not
-        read any more."""
+        """Send a step to rank 0, anything else to every rank. Raises zmq.Again where a rank no
+        longer reads."""
         frame = self._codec_out.encode(message)
         for socket in self._steps[:1] if isinstance(message, Step) else self._steps:
             socket.send(frame, zmq.NOBLOCK)
 
     def poll(self) -> ToRouter | None:
-        """The next reply, if one is there. Raises WireError for anything outside the schema."""
+        """Return the next reply, if one has arrived. Raises WireError for anything outside the
+        schema."""
         try:
             frame = self._replies.recv(zmq.NOBLOCK)
         except zmq.Again:
@@ -87,9 +88,9 @@ class RouterChannel:
         return self._codec_in.decode(frame)
 
     async def wait(self) -> None:
-        """Return when a reply may be there, or when woken, after a poll that found none.
+        """Return when a reply may have arrived, or when woken, after a poll that found none.
 
-        It returns at once where `wake` was called while nobody waited.
+        It returns at once where `wake` was called while no task waited.
         """
         if self._woken:
             self._woken = False
@@ -122,7 +123,7 @@ class RouterChannel:
 
     def _on_readable(self) -> None:
         if self._waiter is None:
-            # It stays readable until somebody polls, and would call here again and again.
+            # It stays readable until it is polled, and would call here again and again.
             self._unwatch()
         else:
             self.wake()
@@ -148,7 +149,7 @@ class WorkerChannel:
         self._replies.connect(_address(folder, f"replies-{epoch}"))
 
     def receive(self, milliseconds: int | None = None) -> ToWorker | None:
-        """The next frame; None if there is none for so long. None waits for ever."""
+        """Return the next frame; None if none comes in time. A time of None waits for ever."""
         if milliseconds is not None and not self._steps.poll(milliseconds):
             return None
         return self._codec_in.decode(self._steps.recv())
@@ -157,7 +158,7 @@ class WorkerChannel:
         self._replies.send(self._codec_out.encode(message))
 
     def close(self) -> None:
-        """Wait up to a second for what was sent to leave."""
+        """Wait up to a second until everything is sent."""
         self._replies.setsockopt(zmq.LINGER, 1000)
         self._steps.close()
         self._replies.close()

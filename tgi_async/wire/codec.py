@@ -1,4 +1,4 @@
-"""Frames to bytes and back: a version byte, then one MessagePack value of the closed schema.
+"""Encode and decode frames: a version byte, then one MessagePack value of the closed schema.
 
 msgspec's typed decoder is the schema: it checks every type and bound while it parses, so a frame
 that is not exactly one of `messages` never becomes an object. It knows no extension types.
@@ -31,7 +31,7 @@ class Codec(Generic[T]):
         self._encoder = msgspec.msgpack.Encoder()
 
     def encode(self, message: T) -> bytes:
-        """Raises WireError if the frame is larger than `MAX_FRAME_BYTES`."""
+        """Encode a frame. Raises WireError if it is larger than `MAX_FRAME_BYTES`."""
         buffer = bytearray((VERSION,))
         self._encoder.encode_into(message, buffer, 1)
         if len(buffer) > MAX_FRAME_BYTES:
@@ -39,7 +39,8 @@ class Codec(Generic[T]):
         return bytes(buffer)
 
     def decode(self, frame: bytes | memoryview) -> T:
-        """Raises WireError for anything but one frame of this version and schema."""
+        """Decode a frame. Raises WireError for anything but one frame of this version and
+        schema."""
         if len(frame) > MAX_FRAME_BYTES:
             raise WireError(f"a frame of {len(frame)} bytes exceeds {MAX_FRAME_BYTES}")
         if not frame or frame[0] != VERSION:

@@ -1,4 +1,4 @@
-"""What the router and a worker say to each other.
+"""The messages between the router and a worker.
 
 The schema is closed: every frame is one of the structs below, as a MessagePack array whose first
 item is the type's tag, and anything else is refused by the typed decoder (`wire.codec`). There are
@@ -30,7 +30,7 @@ MAX_END_IDS = 1024
 MAX_BANS = 1024
 """Most sequences of tokens that one request may ban."""
 MAX_BAN_LENGTH = 64
-"""Most tokens of each."""
+"""Most tokens of each such sequence."""
 
 Ban = Annotated[list[Id], Meta(min_length=1, max_length=MAX_BAN_LENGTH)]
 
@@ -59,7 +59,7 @@ class Sampling(Frame, frozen=True):
     seed: Seed = 0
     choice: Count = 0
     logprobs: bool = False
-    """Whether the log-probability of each sampled token is wanted."""
+    """Whether to report the log-probability of each sampled token."""
     top_n_tokens: Count = 0
     """How many of the likeliest tokens to report at each position, besides the sampled one."""
     min_p: float = 0.0
@@ -69,7 +69,7 @@ class Sampling(Frame, frozen=True):
     output_presence_penalty: float = 0.0
     """OpenAI's: once for every token that occurs in the output."""
     biased_ids: Annotated[list[Id], Meta(max_length=MAX_BIASES)] = []
-    """Distinct tokens whose logits are raised by what `biases` has at the same place."""
+    """Distinct tokens to whose logits the values of `biases` at the same index are added."""
     biases: Annotated[list[float], Meta(max_length=MAX_BIASES)] = []
     model_logprobs: bool = False
     """Report log-probabilities as the model gave them, not those of the processed distribution."""
@@ -77,21 +77,22 @@ class Sampling(Frame, frozen=True):
     """Tokens that the output has before any of `end_ids` is sampled."""
     end_ids: Annotated[list[Id], Meta(max_length=MAX_END_IDS)] = []
     banned: Annotated[list[Ban], Meta(max_length=MAX_BANS)] = []
-    """Sequences of tokens that the output does not have: the last token of one is not sampled
-    behind the others."""
+    """Sequences of tokens that must not occur in the output: the last token of each is not sampled
+    after the others."""
 
 
 class Constraint(Frame, frozen=True):
-    """A grammar that a row's output follows from its first token on."""
+    """A grammar that constrains a row's output from its first token on."""
 
     grammar: str
-    """As `grammar.encode` writes it; the router has had it checked."""
+    """Encoded by `grammar.encode`, and checked by the router."""
     max_new_tokens: Count
-    """Of the whole output. Near its end, the shortest way to complete the text is taken."""
+    """Most tokens of the whole output. Near its end, the shortest way to complete the text is
+    taken."""
 
 
 class Admit(Frame, frozen=True):
-    """A row enters the persistent batch.
+    """A scheduler's `Request` enters the persistent batch as a row.
 
     `tokens` are the prompt and, after a preemption or a worker's death, what was already emitted.
     The first `n_cached` of them are in `blocks` already (a prefix-cache hit).
@@ -118,7 +119,7 @@ class Grow(Frame, frozen=True):
 
 
 class Run(Frame, frozen=True):
-    """A row's part of a step: it computes its next `n` tokens.
+    """A row's part of a step: computes its next `n` tokens.
 
     The row samples when these are the last of its known tokens, those that a grammar forced
     included. Where it has fewer than `n`, as many drafts as are missing, or less, are verified
@@ -130,23 +131,23 @@ class Run(Frame, frozen=True):
 
 
 class ModelConfig(Frame, frozen=True):
-    """Which model, and how it is run."""
+    """The model and how to run it."""
 
     path: str
     dtype: str = ""
-    """"bfloat16", "float16" or "float32"; "": what suits the device."""
+    """"bfloat16", "float16" or "float32"; "": the device's best."""
     implementation: str = "auto"
     """"fused", "transformers", or "auto": the fused decoder where it runs the model."""
     trust_remote_code: bool = False
     max_total_tokens: Count = 0
     """Longest sequence a row may hold; 0: the model's own limit."""
     rope_scaling: str = ""
-    """"linear" or "dynamic", by `rope_factor`, in the place of what the model says; "": not."""
+    """"linear" or "dynamic", by `rope_factor`, instead of the model's own; "": the model's."""
     rope_factor: float = 1.0
 
 
 class BatchConfig(Frame, frozen=True):
-    """How much is in a step."""
+    """The sizes of a step."""
 
     max_rows: Count
     max_prefill_tokens: Count = 0
@@ -165,15 +166,14 @@ class CacheConfig(Frame, frozen=True):
 
 
 class DeviceConfig(Frame, frozen=True):
-    """How a device is used."""
+    """How to use a device."""
 
     attention: str = "auto"
-    """Name of an attention backend, or "auto": what suits the device."""
+    """Name of an attention backend, or "auto": the device's best."""
     cuda_graphs: list[Count] | None = None
-    """Numbers of rows for which a GPU's decode steps are recorded as graphs; None: those that suit
-    `max_rows`."""
+    """Batch sizes whose decode steps a GPU captures as CUDA graphs; None: chosen by `max_rows`."""
     cuda_memory_fraction: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    """Of a GPU's memory, that this server may use; of it a tenth stays free."""
+    """Share of a GPU's memory that this server may use; a tenth of it stays free."""
 
 
 class RankConfig(Frame, frozen=True):
@@ -181,8 +181,8 @@ class RankConfig(Frame, frozen=True):
 
     world_size: Annotated[int, Meta(ge=1, lt=2**31)] = 1
     meeting_place: str = ""
-    """Where several ranks find each other: `file:///path` of a file that is not there yet, or
-    `tcp://host:port` of rank 0."""
+    """Where the ranks meet: `file:///path` of a file that does not exist yet, or `tcp://host:port`
+    of rank 0."""
 
 
 class Start(Frame, frozen=True, tag="start"):
@@ -194,8 +194,8 @@ class Start(Frame, frozen=True, tag="start"):
     device: DeviceConfig = DeviceConfig()
     ranks: RankConfig = RankConfig()
     stop_token_ids: list[Id] = []
-    """Tokens by which a text under a grammar may end, besides those that the model's files name:
-    the end that the chat template writes."""
+    """Tokens that may end a text under a grammar, besides those of the model's files: the end that
+    the chat template writes."""
 
 
 class Step(Frame, frozen=True, tag="step"):
@@ -213,7 +213,7 @@ class Stop(Frame, frozen=True, tag="stop"):
 
 
 class Loading(Frame, frozen=True, tag="loading"):
-    """A worker's start-up went on to a new phase, or ended one."""
+    """A phase of a worker's start begins or ends."""
 
     phase: str
     seconds: float
@@ -242,10 +242,10 @@ class Ready(Frame, frozen=True, tag="ready"):
     max_total_tokens: Count
     """Longest sequence the model itself takes."""
     max_batch_prefill_tokens: Count
-    """Most prefill tokens in a step: what was asked for, or what suits the device."""
+    """Most prefill tokens in a step: as set, or what suits the device."""
     device: str
     eos_token_ids: list[Id]
-    """Those that end every text: all that the model's files name."""
+    """Tokens that end every text: all that the model's files name."""
     vocab_size: Count
     kv_cache_bytes: Annotated[int, Meta(ge=0)]
     weight_bytes: Annotated[int, Meta(ge=0)]
@@ -259,12 +259,14 @@ class Ready(Frame, frozen=True, tag="ready"):
 
 
 class Refused(Frame, frozen=True, tag="refused"):
-    """The worker cannot serve this model, says why and what to do, and exits."""
+    """The worker cannot serve this model; it gives the reason and what to do, and exits."""
 
     message: str
 
 
 class TopToken(Frame, frozen=True):
+    """One of the likeliest tokens at a position."""
+
     id: Id
     logprob: float
 
@@ -274,13 +276,12 @@ class Sampled(Frame, frozen=True):
 
     row: Count
     tokens: Annotated[list[Id], Meta(min_length=1)]
-    """Accepted drafts, the sampled one, and those that follow it by the row's grammar whatever is
-    sampled."""
+    """Accepted drafts, the sampled token, and the jump-forward tokens of the row's grammar after
+    it."""
     logprobs: list[float] = []
-    """One for each token where they are wanted, else none. A token that could not have been another
-    has 0."""
+    """One for each token where wanted, else empty. A token that was the only one allowed has 0."""
     top: list[list[TopToken]] = []
-    """The likeliest tokens at the place of each token; shorter where none are wanted."""
+    """The likeliest tokens at the place of each token; shorter where not wanted."""
     n_computed: Count = 0
     """How many of `tokens`, from the first on, have their keys and values in the row's blocks:
     accepted drafts. The row samples next when it has computed the others."""
@@ -293,13 +294,13 @@ class PromptLogprobs(Frame, frozen=True):
     start: Count
     logprobs: list[float]
     top: list[list[TopToken]] = []
-    """The likeliest tokens at each of these positions, best first; empty if none are wanted."""
+    """The likeliest tokens at each of these positions, best first; empty if not wanted."""
     ranks: list[Count] = []
-    """How many tokens are at least as likely at each position as the one that is there."""
+    """The rank of the token at each position: how many tokens are at least as likely."""
 
 
 class RowError(Frame, frozen=True):
-    """This row failed, alone; the router ends its request and releases it."""
+    """The row failed, and no other; the router ends its request and releases it."""
 
     row: Count
     message: str

@@ -19,7 +19,7 @@ from workers.transfer import send
 Metadata = TypeVar("Metadata")
 
 PaddedArray = tuple[NDArray[np.integer], int]
-"""Numbers of the rows that there are, and the one that fills up the place of the others."""
+"""The values of the existing rows, and the value that pads the others."""
 
 
 class DecodeRows(NamedTuple):
@@ -57,24 +57,24 @@ class AttentionCapture(ABC):
 
 
 class AttentionBackend(ABC, Generic[Metadata]):
-    """Paged attention for one shape of model.
+    """Paged attention for one model shape.
 
     Raises ValueError for a shape that it does not take.
     """
 
     name: ClassVar[str]
-    """As `--attention` has it."""
+    """Its name for `--attention`."""
     devices: ClassVar[frozenset[str]]
     """Kinds of devices that it runs on, as torch names them."""
     page_size: ClassVar[int] = 16
-    """Positions of a page that suit it, where none are asked for."""
+    """Its preferred page size in positions, where none is set."""
 
     def __init__(self, shape: AttentionShape) -> None:
         if refusal := self.shape_refusal(shape):
             raise ValueError(refusal)
         self.shape = shape
         self.notes: list[str] = []
-        """What the user should know was given up."""
+        """Notes for the user on what was given up."""
 
     @classmethod
     def refusal(cls) -> str | None:
@@ -102,8 +102,8 @@ class AttentionBackend(ABC, Generic[Metadata]):
         return cast(Metadata, found)
 
     def slots(self, batch: AttentionContext) -> torch.Tensor:
-        """Return int32 [n_tokens] on the cache's device: where each token's key and value are put,
-        negative for those that are put nowhere. For models that write them by themselves."""
+        """Return int32 [n_tokens] on the cache's device: where each token's key and value go,
+        negative for none. For models that write them themselves."""
         slots = batch.slot_mapping.numpy().astype(np.int32)
         return send(slots, batch.cache.keys[0].device)
 
@@ -123,9 +123,9 @@ class AttentionBackend(ABC, Generic[Metadata]):
         value: torch.Tensor | None,
         batch: AttentionContext,
     ) -> torch.Tensor:
-        """Put new keys and values into the cache, and attend. Query [1, n_heads, n_tokens,
-        head_dim], key and value [1, n_kv_heads, n_tokens, head_dim], of the cache's dtype ->
-        [1, n_tokens, n_heads, head_dim]. Key and value are None where they were written before.
+        """Write new keys and values to the cache, and attend. Query [1, n_heads, n_tokens,
+        head_dim], key and value [1, n_kv_heads, n_tokens, head_dim], of the cache's dtype -> [1,
+        n_tokens, n_heads, head_dim]. Key and value are None where they were written before.
 
         Raises ValueError for tensors that do not fit the cache and the forward pass.
         """

@@ -1,4 +1,4 @@
-"""What attention must know of a forward pass: where each packed token belongs."""
+"""The attention context of a forward pass: where each packed token belongs."""
 
 from __future__ import annotations
 
@@ -44,15 +44,14 @@ class AttentionContext:
     """int32 [n_decode]: positions of the sequence, the current one included."""
     prefills: list[Prefill] = field(default_factory=list)
     metadata: dict[object, object] = field(default_factory=dict, init=False, repr=False)
-    """What each attention backend has built of it; see `AttentionBackend.metadata`."""
+    """The metadata of each attention backend; see `AttentionBackend.metadata`."""
     _captured: bool = field(default=False, repr=False)
 
     @classmethod
     def captured(
         cls, cache: PagedCache, n_rows: int, metadata: Mapping[Any, object]
     ) -> AttentionContext:
-        """Return a forward pass over decode rows whose numbers change between its runs, for a CUDA
-        graph.
+        """Return the context of a captured decode step, whose numbers change between replays.
 
         They are in the `metadata`, by backend, which is read on the device only and whose addresses
         must stay; nothing is on the host, so what fills them checks them before
@@ -93,14 +92,14 @@ class AttentionContext:
         return self.n_decode + sum(chunk.n for chunk in self.prefills)
 
     def expect_on_host(self) -> None:
-        """Raises RuntimeError for a captured forward pass, of which nothing is on the host."""
+        """Raise RuntimeError for a captured forward pass, of which nothing is on the host."""
         if self._captured:
             raise RuntimeError("a captured forward pass has its numbers on the device only")
 
     def expect_fitting(
         self, query: torch.Tensor, key: torch.Tensor | None, value: torch.Tensor | None
     ) -> None:
-        """Raises ValueError for a layer's tensors that do not fit the cache and this forward pass.
+        """Raise ValueError for a layer's tensors that do not fit the cache and this forward pass.
 
         Query is [1, n_heads, n_tokens, head_dim], key and value are [1, n_kv_heads, n_tokens,
         head_dim], of the cache's dtype. Key and value may both be None.

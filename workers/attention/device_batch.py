@@ -1,4 +1,4 @@
-"""What GPU kernels must know of a forward pass, on the device."""
+"""The attention metadata of a forward pass on the device."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ ALIGNMENT = 4
 """Numbers that each part of the copy is padded to a multiple of: 16 bytes, so that Triton does not
 compile one kernel for aligned addresses and another for others."""
 MOST_BLOCKS = 2**20
-"""Of all block tables of a captured step together: 4 MiB to be copied. Longer ones run without a
+"""Most blocks of all block tables of a captured step: 4 MiB to be copied. Longer ones run without a
 graph."""
 MOST_PARTS = 2**14
-"""Of the contexts of a captured step together, if the cache has no room for more: texts that share
-blocks may be longer together than it. Partial results of so many take 256 MiB for 32 heads of 128.
-"""
+"""Most parts of all contexts of a captured step, even if the cache is larger: sequences that share
+blocks may together be longer than the cache. Partial results of so many take 256 MiB for 32 heads
+of 128."""
 
 
 class Chunks(NamedTuple):
-    """The chunks of prefills as flash-attn and its kin take sequences: packed, with a table of
-    pages each."""
+    """The chunks of prefills in the form of flash-attn: packed, with a block table each."""
 
     queries: torch.Tensor
     """int32 [n_chunks + 1]: running sum of their positions."""
@@ -72,9 +71,9 @@ class DeviceBatch(NamedTuple):
 
     @staticmethod
     def of(context: AttentionContext, positions: int, packed: bool = False) -> DeviceBatch:
-        """One copy out of pinned memory, which does not wait for the device. The context was
-        validated on the host before. Tiles have at most `positions` positions; `packed`: with
-        `chunks`, which makes the block tables of chunks equally wide."""
+        """Return the batch, in one copy from pinned memory that does not wait for the device. The
+        context was validated on the host before. Tiles have at most `positions` positions;
+        `packed`: with `chunks`, which makes the block tables of chunks equally wide."""
         lengths = context.decode_lengths.numpy()
         rows = context.decode_block_tables.numpy()
         starts, parts, tables = decode_numbers(
@@ -117,7 +116,7 @@ class DeviceBatch(NamedTuple):
 
 
 class DecodeNumbers(NamedTuple):
-    """What `DeviceBatch` says of decode rows, on the host."""
+    """The decode rows of a `DeviceBatch`, on the host."""
 
     starts: NDArray[np.int32]
     parts: NDArray[np.int32]
@@ -126,8 +125,8 @@ class DecodeNumbers(NamedTuple):
     def expect_within(
         self, cache: PagedCache, slots: NDArray[np.integer], lengths: NDArray[np.int32]
     ) -> None:
-        """Raises ValueError for rows [n] of these `lengths`, written at `slots`, that would make
-        attention read or write outside the cache or behind a row's own blocks.
+        """Raise ValueError for rows [n] of these `lengths`, written at `slots`, that would make
+        attention read or write outside the cache or after a row's own blocks.
 
         For what fills the tensors of a captured pass; a context checks its own.
         """
@@ -152,10 +151,9 @@ def decode_numbers(
     n_blocks: NDArray[np.integer],
     rows: NDArray[np.integer] | None = None,
 ) -> DecodeNumbers:
-    """Of decode rows: `lengths` [n] of them, of whose block tables the first `n_blocks` [n] blocks
-    are taken. The block tables are the lines `rows` [n] of `block_tables` [any, width], or all of
-    them in order.
-    """
+    """Return the numbers of decode rows: `lengths` [n] of them, of whose block tables the first
+    `n_blocks` [n] blocks are taken. The block tables are the lines `rows` [n] of `block_tables`
+    [any, width], or all of them in order."""
     ends = np.cumsum(n_blocks, dtype=np.int32)
     starts = ends - n_blocks.astype(np.int32)
     width = block_tables.shape[1]
@@ -208,14 +206,14 @@ class DecodeCapture(AttentionCapture):
 
 
 def _running_sum(numbers: NDArray[np.int32]) -> NDArray[np.int32]:
-    """int32 [n + 1] of [n]; begins with 0."""
+    """Return the running sum int32 [n + 1] of [n]; it begins with 0."""
     sums = np.zeros(len(numbers) + 1, np.int32)
     np.cumsum(numbers, out=sums[1:])
     return sums
 
 
 def _send_together(arrays: list[NDArray[np.int32]], device: torch.device) -> list[torch.Tensor]:
-    """Flat int32 arrays, in one copy."""
+    """Send flat int32 arrays in one copy."""
     sizes = [array.size for array in arrays]
     padded = [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
     begins = np.cumsum([0, *padded[:-1]]).tolist()
@@ -227,7 +225,7 @@ def _send_together(arrays: list[NDArray[np.int32]], device: torch.device) -> lis
 
 
 def _chunk_tables(context: AttentionContext, equal: bool) -> list[NDArray[np.int32]]:
-    """The blocks that each chunk needs; with as many for each where they are to be `equal`."""
+    """Return the blocks that each chunk needs; equally many for each if `equal`."""
     size = context.cache.block_size
     tables = [chunk.block_table.numpy()[: -(-chunk.length // size)] for chunk in context.prefills]
     if equal:
@@ -239,7 +237,7 @@ def _chunk_tables(context: AttentionContext, equal: bool) -> list[NDArray[np.int
 def _tiles(
     context: AttentionContext, positions: int, table: int, tables: list[NDArray[np.int32]]
 ) -> Iterator[NDArray[np.int32]]:
-    """int32 [n, 4] of each chunk; their `tables` begin at `table`."""
+    """Return int32 [n, 4] of each chunk; their `tables` begin at `table`."""
     for chunk, blocks in zip(context.prefills, tables, strict=True):
         first = np.arange(0, chunk.n, positions, dtype=np.int32)
         last = np.minimum(first + positions, chunk.n)

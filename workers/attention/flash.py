@@ -1,4 +1,4 @@
-"""Attention of prefills by flash-attn, and by the copy of it in torch."""
+"""Attention of prefills by flash-attn, or by its copy in torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workers.attention.triton_paged import TritonAttention
 
 
 class FlashPrefill(PackedPrefill):
-    """By the package flash-attn."""
+    """Prefill by the package flash-attn."""
 
     NAME = "flash-attn"
     CAPS = True
@@ -68,7 +68,7 @@ class FlashPrefill(PackedPrefill):
 
 
 class VarlenPrefill(PackedPrefill):
-    """By torch's `varlen_attn`."""
+    """Prefill by torch's `varlen_attn`."""
 
     NAME = "torch's varlen_attn"
     CAPS = False
@@ -137,12 +137,12 @@ class VarlenAttention(TritonAttention):
 
 
 def _window(window: int) -> tuple[int, int]:
-    """How many keys a query sees before and behind its own; -1 is all."""
+    """Return how many keys a query sees before and after its own; -1 is all."""
     return (window - 1 if window else -1, 0)
 
 
 def _function(module: str, name: str) -> Callable[..., Any]:
-    """Raises ImportError, AttributeError."""
+    """Import the function. Raises ImportError, AttributeError."""
     found: Callable[..., Any] = getattr(import_module(module), name)
     return found
 

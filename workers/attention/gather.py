@@ -1,6 +1,6 @@
 """Paged attention in plain torch: each sequence's blocks are gathered, then attended.
 
-What machines without a C compiler use, and what the kernels of a device do not take.
+For machines without a C compiler, and for what the kernels of a device do not support.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from workers.attention.layer import AttentionLayer
 
 
 class _Places(NamedTuple):
-    """A forward pass on the device."""
+    """The metadata of a forward pass on the device."""
 
     blocks: torch.Tensor
     offsets: torch.Tensor
@@ -31,7 +31,7 @@ class _Places(NamedTuple):
 
 
 class TorchAttention(AttentionBackend[_Places]):
-    """For any shape of model."""
+    """Attention for any model shape."""
 
     name = "torch"
     devices = frozenset({"cpu", "cuda"})
@@ -87,7 +87,7 @@ class TorchAttention(AttentionBackend[_Places]):
 
 
 def _gather(pool: torch.Tensor, tables: torch.Tensor, length: int) -> torch.Tensor:
-    """[n_rows, n_kv_heads, length, head_dim], copied block by block."""
+    """Return [n_rows, n_kv_heads, length, head_dim], copied block by block."""
     n_blocks = -(-length // pool.shape[2])
     blocks = pool[tables[:, :n_blocks].long()]  # [n_rows, n_blocks, n_kv_heads, block_size, dim]
     return blocks.transpose(1, 2).flatten(2, 3)[:, :, :length]
@@ -100,7 +100,7 @@ def _attend(
     positions: torch.Tensor,
     layer: AttentionLayer,
 ) -> torch.Tensor:
-    """Query [n_rows, n, n_heads, dim] at `positions` [n_rows, n]; key and value [n_rows,
+    """Attend. Query [n_rows, n, n_heads, dim] at `positions` [n_rows, n]; key and value [n_rows,
     n_kv_heads, length, dim] -> like query.
 
     The heads that share a key-value head are folded into the queries: torch's own grouped heads

@@ -1,4 +1,4 @@
-"""Paged attention on a CPU by the kernel in C, called through ctypes."""
+"""Paged attention on a CPU by the C kernel, called through ctypes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from workers.attention.layer import AttentionLayer, AttentionShape
 DTYPES = (torch.float32, torch.bfloat16)
 MAX_HEAD_DIM = 512
 MAX_QUERIES = 64
-"""Query vectors, positions times heads that share a key-value head, that the kernel takes at once.
-"""
+"""Most query vectors, positions times heads that share a key-value head, that the kernel takes at
+once."""
 
 
 class _Call(ctypes.Structure):
@@ -57,7 +57,7 @@ class _Call(ctypes.Structure):
 class NativeAttention(AttentionBackend[torch.Tensor]):
     """Writes new keys and values into the cache and attends, in one call.
 
-    Its metadata is the work of a forward pass as the kernel takes it, int64 [n_spans, 4]: first
+    Its metadata are the spans of a forward pass for the kernel, int64 [n_spans, 4]: first
     packed token, positions, context length after the last of them, address of the block table.
 
     Raises NativeUnavailable where it cannot be compiled or loaded.
@@ -85,7 +85,7 @@ class NativeAttention(AttentionBackend[torch.Tensor]):
 
     @classmethod
     def shape_refusal(cls, shape: AttentionShape) -> str | None:
-        """Return why this shape is not the kernel's, or None."""
+        """Return why the kernel does not take this shape, or None."""
         if shape.dtype not in DTYPES:
             return f"it takes float32 and bfloat16, not {shape.dtype}"
         if shape.head_dim % 16 or shape.head_dim > MAX_HEAD_DIM:
@@ -175,7 +175,7 @@ class NativeAttention(AttentionBackend[torch.Tensor]):
 
 
 def _dense(x: torch.Tensor) -> torch.Tensor:
-    """The numbers of a head side by side."""
+    """Make the numbers of a head contiguous."""
     return x if x.stride(3) == 1 else x.contiguous()
 
 
@@ -190,7 +190,7 @@ def _address(name: str, x: torch.Tensor | None, n_heads: int) -> int | None:
 
 
 def _cut(n: int, most: int) -> Iterator[tuple[int, int]]:
-    """Begin and end of as few parts of at most `most` as can be, all but equal in size."""
+    """Return begin and end of as few parts of at most `most` as possible, almost equal in size."""
     parts = -(-n // most)
     for part in range(parts):
         yield n * part // parts, n * (part + 1) // parts

@@ -1,4 +1,4 @@
-"""Attention of prefills by other people's kernels, in the place of the Triton kernel.
+"""Attention of prefills by external kernels, instead of the Triton kernel.
 
 They read our pools as they are, through strides: of keys, values and queries only the last
 dimension has to be contiguous. A page has to be a multiple of 256 positions. Decodes, and the
@@ -14,7 +14,7 @@ import torch
 from workers.attention.device_batch import Chunks
 
 PAGE = 256
-"""Positions that a page has to be a multiple of."""
+"""The page size must be a multiple of this, in positions."""
 MOST_HEAD_DIM = 256
 
 
@@ -24,10 +24,10 @@ class PackedPrefill(ABC):
     NAME: str
     """Its name in messages."""
     CAPS: bool
-    """Whether it takes a softcap too."""
+    """Whether it supports a softcap."""
 
     def __init__(self, head_dim: int, dtype: torch.dtype) -> None:
-        """Raises ValueError for what the kernels do not take of any layer."""
+        """Raise ValueError for layers that the kernels do not support."""
         if dtype not in (torch.bfloat16, torch.float16):
             raise ValueError(f"it takes bfloat16 and float16, not {dtype}")
         if head_dim % 8 or head_dim > MOST_HEAD_DIM:
@@ -51,5 +51,5 @@ class PackedPrefill(ABC):
         window: int,
         softcap: float,
     ) -> torch.Tensor:
-        """Query [n_tokens, n_heads, head_dim] of the chunks, over the pools of a layer, in which
-        their keys and values are already -> the same."""
+        """Attend with the query [n_tokens, n_heads, head_dim] of the chunks, over the pools of a
+        layer, in which their keys and values are already. Returns the same shape."""

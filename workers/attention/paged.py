@@ -1,4 +1,4 @@
-"""Paged attention as transformers' attention modules call it, whatever the backend."""
+"""Paged attention for transformers' attention modules, with any backend."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workers.attention.layer import AttentionLayer, AttentionWindow
 NAME = "tgi_paged"
 """`attn_implementation` of models that use paged attention."""
 
-# What transformers hands to every attention function without changing what is to be attended:
+# Arguments that transformers gives to every attention function without effect on the result:
 # `position_ids` is in the keys and queries already, the rest says what to return or to keep.
 HARMLESS = frozenset(
     {
@@ -35,17 +35,17 @@ HARMLESS = frozenset(
 
 
 class PagedAttention:
-    """The attention of one model of transformers."""
+    """The attention of one transformers model."""
 
     def __init__(self, backend: AttentionBackend[Any], windows: Sequence[AttentionWindow]) -> None:
-        """`windows` are those of the layers, by number."""
+        """Hold the attention. `windows` are those of the layers, by number."""
         self._backend = backend
         self._windows = windows
         self._plain: dict[tuple[int, float, float], AttentionLayer] = {}
 
     @contextmanager
     def over(self, batch: AttentionContext) -> Iterator[None]:
-        """Within, forward passes of the model, in this thread, are over `batch`."""
+        """Run forward passes of the model, in this thread, over `batch`."""
         token = _running.set(_Pass(self, batch))
         try:
             yield
@@ -60,8 +60,8 @@ class PagedAttention:
         value: torch.Tensor,
         batch: AttentionContext,
     ) -> torch.Tensor:
-        """See `AttentionBackend.forward`; heads and dims that the cache has more of are filled up
-        with zeros."""
+        """Attend, see `AttentionBackend.forward`; heads and dims that the cache has more of are
+        padded with zeros."""
         n_heads, value_dim = query.shape[1], value.shape[3]
         n_kv_heads, dim = batch.cache.n_kv_heads, batch.cache.head_dim
         most_heads = n_heads // key.shape[1] * n_kv_heads
@@ -94,7 +94,7 @@ class PagedAttention:
 
 
 class _Pass(NamedTuple):
-    """A forward pass that runs."""
+    """A running forward pass."""
 
     attention: PagedAttention
     batch: AttentionContext
@@ -161,7 +161,7 @@ AttentionInterface.register(NAME, paged_attention)
 
 
 def _filled(x: torch.Tensor, n_heads: int, dim: int) -> torch.Tensor:
-    """[1, heads, n_tokens, dims] with zeros added to be [1, n_heads, n_tokens, dim]."""
+    """Return [1, heads, n_tokens, dims] padded with zeros to [1, n_heads, n_tokens, dim]."""
     more = (0, dim - x.shape[3], 0, 0, 0, n_heads - x.shape[1])
     return pad(x, more) if any(more) else x
 

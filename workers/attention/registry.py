@@ -1,4 +1,4 @@
-"""The attention backends by name, and which of them serves a device."""
+"""The attention backends by name, and the choice of one for a device."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ BACKENDS: dict[str, Backend] = {
     one.name: one
     for one in (NativeAttention, TorchAttention, TritonAttention, FlashAttention, VarlenAttention)
 }
-"""What `--attention` may name."""
+"""Backends that `--attention` may name."""
 
 AUTO: dict[str, tuple[Backend, ...]] = {
     "cpu": (NativeAttention, TorchAttention),
     "cuda": (TritonAttention,),
 }
-"""By kind of device, the best first. The Triton kernels have small pages, so that texts share more
-of the cache, and need nothing besides Triton."""
+"""By device type, the best first. The Triton kernels have small pages, so that more of the cache is
+shared, and need nothing besides Triton."""
 
 DEVICES = {"cpu": "a CPU", "cuda": "an NVIDIA GPU"}
 
@@ -34,14 +34,14 @@ Registered = TypeVar("Registered", bound=Backend)
 
 
 class BackendChoice(NamedTuple):
-    """The backend that serves, and what the user should know of the choice."""
+    """The chosen backend, and notes for the user."""
 
     backend: Backend
     notes: list[str]
 
 
 def register(backend: Registered) -> Registered:
-    """Let `--attention` name this backend. A decorator of its class."""
+    """Register this backend for `--attention`. A class decorator."""
     BACKENDS[backend.name] = backend
     return backend
 

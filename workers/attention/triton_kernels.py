@@ -364,6 +364,6 @@ def combine(
         peak = higher
     if SINKS:
         total += tl.exp2(tl.load(sinks + head) * LOG2E - peak)
-    # Zeros are left of a row that is not there.
+    # A row that does not exist has zeros.
     result = sums / tl.where(length > 0, total, 1.0)
     tl.store(out + (row * N_HEADS + head) * DIM + d, result.to(out.dtype.element_ty), mask=in_dim)

@@ -1,1 +1,1 @@
-"""Rows that follow a grammar: masks made beside the forward pass, forced tokens, completion."""
+"""Rows with a grammar: masks computed beside the forward pass, jump-forward tokens, completion."""

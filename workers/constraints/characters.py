@@ -1,4 +1,4 @@
-"""Sets of characters, as expressions over the bytes of UTF-8."""
+"""Sets of characters as expressions over UTF-8 bytes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from functools import cache
 
 from tgi_async.grammar.characters import LAST, Ranges, complement, union
 from workers.constraints.expressions import Expressions
-from workers.constraints.nodes import Node, TooComplex
+from workers.constraints.nodes import Expression, TooComplex
 
 SURROGATES = (0xD800, 0xDFFF)
 MAX_FOLDED = 5_000
-"""Characters of a set whose case does not matter."""
+"""Most characters of a set that is matched without regard to case."""
 
 ANY = ((0, LAST),)
 NO_LINE_BREAK = complement(((10, 10),))
@@ -22,7 +22,7 @@ SPACES = union([(9, 13), (32, 32)])
 
 @cache
 def category(name: str) -> Ranges:
-    """The characters of a general category, such as `L` or `Lu`. Raises TooComplex."""
+    """Return the characters of a general category, such as `L` or `Lu`. Raises TooComplex."""
     known = {"L", "M", "N", "P", "S", "Z", "C"}
     if not (name[:1] in known and len(name) <= 2 and name[1:].islower() == (len(name) == 2)):
         raise TooComplex
@@ -31,13 +31,13 @@ def category(name: str) -> Ranges:
 
 @cache
 def unicode_spaces() -> Ranges:
-    """White space as Unicode has it."""
+    """Return Unicode's white space."""
     single = (0x20, 0x85, 0xA0, 0x1680, 0x202F, 0x205F, 0x3000)
     return union([(9, 13), (0x2000, 0x200A), (0x2028, 0x2029), *((one, one) for one in single)])
 
 
 def folded(ranges: Ranges) -> Ranges:
-    """With the same characters in the other case. Raises TooComplex."""
+    """Add the other case of each character. Raises TooComplex."""
     if sum(high - low + 1 for low, high in ranges) > MAX_FOLDED:
         raise TooComplex
     found = list(ranges)
@@ -57,11 +57,11 @@ LENGTHS = (
     (0x800, 0xFFFF, 2, 0xE0),
     (0x10000, LAST, 3, 0xF0),
 )
-"""First and last characters, bytes behind the first one, and what that has in its upper bits."""
+"""First and last characters, number of bytes after the first one, and the upper bits of that."""
 
 
-def characters(expressions: Expressions, ranges: Ranges) -> Node:
-    """One character of a set."""
+def characters(expressions: Expressions, ranges: Ranges) -> Expression:
+    """Return the expression of one character of a set."""
     options = []
     ranges = tuple(
         (max(low, first), min(high, last))
@@ -80,8 +80,11 @@ def characters(expressions: Expressions, ranges: Ranges) -> Node:
     return expressions.choice(options)
 
 
-def _bytes(expressions: Expressions, ranges: list[tuple[int, int]], n_more: int, lead: int) -> Node:
-    """Characters whose first byte, but for its lower bits, is `lead`, with so many behind it."""
+def _bytes(
+    expressions: Expressions, ranges: list[tuple[int, int]], n_more: int, lead: int
+) -> Expression:
+    """Return characters whose first byte, but for its lower bits, is `lead`, with so many bytes
+    after it."""
     if not n_more:
         mask = 0
         for low, high in ranges:
@@ -96,7 +99,7 @@ def _bytes(expressions: Expressions, ranges: list[tuple[int, int]], n_more: int,
         for block in range(low // size, high // size + 1):
             part = (max(low - block * size, 0), min(high - block * size, size - 1))
             blocks.setdefault(block, []).append(part)
-    same: dict[Node, int] = {}
+    same: dict[Expression, int] = {}
     for block, inside in blocks.items():
         rest = _bytes(expressions, inside, n_more - 1, 0x80)
         same[rest] = same.get(rest, 0) | 1 << (lead + block)

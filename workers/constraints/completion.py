@@ -1,9 +1,9 @@
-"""A short way to complete a text, found by walking a matcher greedily.
+"""Find a short way to complete a text, by walking a matcher greedily.
 
 It is for grammars without an expression (see `foresight`): those that clients wrote.
 Which tokens complete a text soonest is a shortest path in an automaton that no engine shows. Two
-walks are made, and the shorter one is taken. Both close what they can. Else one takes the longest
-token, which serves texts of a least length, and the other, unless it is in the midst of free text,
+walks are made, and the shorter one is taken. Both close what they can. Otherwise one takes the
+longest token, which serves texts of a least length, and the other, unless it is within free text,
 the token after which something can be closed soonest, which serves choices and numbers. Both look
 at the matcher's state only, so the way from a later state of a walk is the rest of that walk.
 """
@@ -20,40 +20,40 @@ from workers.grammar.engine import GrammarError, Matcher
 
 CLOSERS = frozenset('"}])>')
 CONTENT = "qw"
-"""Where both of these letters may come next, a text's content is being written: `}` is a part of
-it there, and `"` ends it. Elsewhere `}` ends something, and `"` begins it."""
+"""Where both of these letters are allowed, the text is inside content: `}` is a part of it there,
+and `"` ends it. Elsewhere `}` ends something, and `"` begins it."""
 N_LONG = 256
-"""Of the longest plain tokens, how many are tried."""
+"""How many of the longest plain tokens are tried."""
 MOST = 1024
-"""Tokens of the longest completion that is looked for."""
+"""Most tokens of a completion."""
 N_TRIED = 12
-"""Tokens whose consequences are looked at, at one place."""
+"""Tokens whose successors are tried at one place."""
 DEPTH = 2
 """How many of them in a row: two digits make any number a multiple of one below a hundred."""
 FAR = 10_000
 
 MOST_LOOKS = 1000
-"""At where tokens lead to, in one walk: some 50 ms."""
+"""Most matcher states visited in one walk: some 50 ms."""
 
 Mask = NDArray[np.int32]
 
 
 class Hints(NamedTuple):
-    """What a grammar says that no matcher shows."""
+    """What a grammar says that a matcher does not show."""
 
     endings: Sequence[list[int]] = ()
     """Tokens that end something wherever they are allowed."""
     literals: Sequence[list[int]] = ()
-    """Tokens that may end something; on one way they are tried once."""
+    """Tokens that may end something; each is tried once in a walk."""
     avoided: Mask | None = None
-    """Tokens that may begin something, in the midst of a text that is complete."""
+    """Tokens that may begin something within a complete text."""
 
 
 NO_HINTS = Hints()
 
 
 class Looks:
-    """How many a walk has left."""
+    """How many visits a walk has left."""
 
     __slots__ = ("left",)
 
@@ -68,7 +68,8 @@ class Completer:
     """Finds completions in one vocabulary."""
 
     def __init__(self, texts: Sequence[str], end_ids: Sequence[int]) -> None:
-        """`texts`: what each token id adds to a text; empty for special tokens."""
+        """Make a completer. `texts`: what each token id adds to a text; empty for special
+        tokens."""
         self._end_ids = frozenset(end_ids)
         self._texts = texts
         self._n_words = -(-len(texts) // 32)
@@ -104,7 +105,7 @@ class Completer:
         hints: Hints = NO_HINTS,
         enough: int = 0,
     ) -> list[int] | None:
-        """The tokens of a short completion, at most `most`; None if none was found.
+        """Return the tokens of a short completion, at most `most`; None if none was found.
 
         One of `enough` tokens will do. `mask` is room to work in.
         """
@@ -113,7 +114,7 @@ class Completer:
         for pick in (self._longest, self._least_or_longest):
             try:
                 way = self._walk(matcher, most, pick, mask, hints)
-            except GrammarError:  # a limit of the engine, on a way that nobody has to go
+            except GrammarError:  # a limit of the engine, on an optional path
                 continue
             if way is not None:
                 found, most = way, len(way) - 1
@@ -122,7 +123,8 @@ class Completer:
         return found
 
     def may_go_on(self, matcher: Matcher, mask: Mask, hints: Hints = NO_HINTS) -> bool:
-        """Whether a complete text seems to stay complete whatever whole characters come next.
+        """Return whether a complete text seems to stay complete whatever whole characters come
+        next.
 
         It is asked of some of the tokens that may, but for those to be avoided. `mask` is room to
         work in.
@@ -143,13 +145,13 @@ class Completer:
         return True
 
     def keep_whole(self, mask: Mask, hints: Hints = NO_HINTS) -> None:
-        """Leave out of a mask what would leave a character, or what it begins, in pieces."""
+        """Remove from a mask what would leave a character, or what it begins, incomplete."""
         mask[: self._n_words] &= ~self._unclear
         if hints.avoided is not None:
             mask[: self._n_words] &= ~hints.avoided
 
     def with_letters(self, letters: Iterable[str]) -> Mask:
-        """The tokens whose texts have any of these letters."""
+        """Return the tokens whose texts have any of these letters."""
         found = np.zeros(32 * self._n_words, np.bool_)
         for letter in letters:
             found[[i for i, text in enumerate(self._texts) if letter in text]] = True
@@ -163,7 +165,7 @@ class Completer:
         way: list[int] = []
         looks = Looks()
         while not matcher.complete:
-            tokens = matcher.forced()
+            tokens = matcher.jump_forward_tokens()
             if tokens:
                 matcher.advance(tokens)
             else:
@@ -225,9 +227,9 @@ class Completer:
         return token
 
     def _owed(self, matcher: Matcher, mask: Mask, depth: int, looks: Looks) -> int:
-        """How many tokens it takes from here to where something can be closed, as far as is seen
-        within so many chosen ones; `FAR` and more if it is further."""
-        forced = matcher.forced()
+        """Return how many tokens it takes from here to where something can be closed, as far as is
+        seen within so many chosen ones; `FAR` and more if it is further."""
+        forced = matcher.jump_forward_tokens()
         if forced:
             matcher.advance(forced)
         if matcher.complete:
@@ -249,7 +251,7 @@ class Completer:
         )
 
     def _next(self, matcher: Matcher, mask: Mask) -> list[tuple[int, Matcher]]:
-        """Some tokens that may come next, each with where it leads to."""
+        """Return some allowed next tokens, each with the state after it."""
         matcher.fill(mask)
         allowed = _allowed(self._single, mask)[:N_TRIED]
         found = []
@@ -263,7 +265,7 @@ class Completer:
         return len(_allowed(self._content, mask)) == len(CONTENT)
 
     def _any(self, mask: Mask) -> list[int]:
-        """Some allowed tokens, where none of those that are usually looked at is."""
+        """Return some allowed tokens, where none of the usual candidates is allowed."""
         words = np.flatnonzero(mask[: self._n_words])[: 2 * N_TRIED]
         bits = np.unpackbits(mask[words].view(np.uint8), bitorder="little").reshape(-1, 32)
         line, bit = np.nonzero(bits)
@@ -272,7 +274,7 @@ class Completer:
 
 
 def _after(matcher: Matcher, tokens: list[int]) -> Matcher | None:
-    """Where these tokens lead to, if they are allowed."""
+    """Return the states after these tokens, where they are allowed."""
     after = matcher.copy()
     try:
         after.advance(tokens)

@@ -48,7 +48,8 @@ class Constraints:
     loop."""
 
     def __init__(self, vocabulary: Callable[[], Vocabulary], vocab_size: int) -> None:
-        """`vocabulary` is called once, in a thread: by `prepare`, or for the first grammar."""
+        """Hold the rows. `vocabulary` is called once, in a thread: by `prepare`, or for the first
+        grammar."""
         self._make_vocabulary = vocabulary
         self._vocabulary: Future[Vocabulary] | None = None
         self._rows: dict[int, _Followed] = {}
@@ -60,7 +61,7 @@ class Constraints:
         self._done = threading.Event()
 
     def __bool__(self) -> bool:
-        """Whether any row follows a grammar."""
+        """Return whether any row has a grammar."""
         return bool(self._rows)
 
     def __contains__(self, row: int) -> bool:
@@ -73,13 +74,15 @@ class Constraints:
             self._slow = ThreadPoolExecutor(2, "grammars", _be_nice)
             self._vocabulary = self._slow.submit(self._make_vocabulary)
 
-    def admit(self, row: int, constraint: Constraint, output: list[int], jumps: bool) -> None:
+    def admit(
+        self, row: int, constraint: Constraint, output: list[int], jump_forward: bool
+    ) -> None:
         """Add a row that has generated `output` already. See `Progress`."""
         self.prepare()
         assert self._slow is not None
         # Its own memory: a thread may still fill the mask of the request that had the row before.
         mask = np.zeros(self._n_words, np.int32)
-        followed = self._rows[row] = _Followed(row, Progress(constraint, jumps, mask))
+        followed = self._rows[row] = _Followed(row, Progress(constraint, jump_forward, mask))
         self._slow.submit(self._begin, followed, output)
 
     def release(self, row: int) -> None:
@@ -160,7 +163,7 @@ class Constraints:
 
     def _advance(self, taken: list[tuple[_Followed, list[int]]]) -> None:
         for followed, tokens in taken:
-            began = time.thread_time()  # others' work on the same core does not count
+            began = time.thread_time()  # work of other threads on the same core does not count
             self._work(followed, partial(followed.state.advance, tokens))
             followed.slow = time.thread_time() - began > SLOW_SECONDS
 

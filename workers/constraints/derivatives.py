@@ -1,20 +1,20 @@
-"""What may follow a text: the derivative of an expression (Brzozowski, 1964)."""
+"""Derivatives of expressions: what may follow a text (Brzozowski, 1964)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from workers.constraints.nodes import ALL_BYTES, Machine, Node, Nodes, Steps
+from workers.constraints.nodes import ALL_BYTES, Expression, Machine, Nodes, Steps
 
 
 class Derivatives(Nodes):
-    """Expressions, and what may follow the beginnings of their texts."""
+    """Expressions, and their derivatives."""
 
-    def after(self, node: Node, symbol: int) -> Node:
-        """What may follow a symbol."""
+    def after(self, node: Expression, symbol: int) -> Expression:
+        """Return what may follow a symbol."""
         steps = node.steps
         if steps is None:
-            # What follows other symbols is not worked out, where that is not known already.
+            # What follows other symbols is not computed, unless it is known already.
             if node.kind == "then" and not node.parts[0].nullable:
                 first, rest = node.parts
                 return self.then(self.after(first, symbol), rest)
@@ -26,8 +26,8 @@ class Derivatives(Nodes):
                 return following
         return self.nothing
 
-    def after_text(self, node: Node, symbols: Sequence[int]) -> Node:
-        """What may follow these symbols."""
+    def after_text(self, node: Expression, symbols: Sequence[int]) -> Expression:
+        """Return what may follow these symbols."""
         at = 0
         while at < len(symbols):
             n = self._run(node, symbols, at)
@@ -40,8 +40,8 @@ class Derivatives(Nodes):
                 at += 1
         return node
 
-    def _run(self, node: Node, symbols: Sequence[int], at: int) -> int:
-        """How many of the next symbols are each a whole part of what is repeated here."""
+    def _run(self, node: Expression, symbols: Sequence[int], at: int) -> int:
+        """Return how many of the next symbols are each a whole repetition here."""
         first = node.parts[0] if node.kind == "then" else node
         if first.kind != "repeated" or first.nullable:
             return 0
@@ -56,18 +56,18 @@ class Derivatives(Nodes):
             found += 1
         return found - at
 
-    def _fewer(self, node: Node, n: int) -> Node:
-        """What is left of a repetition after so many times."""
+    def _fewer(self, node: Expression, n: int) -> Expression:
+        """Return what is left of a repetition after so many times."""
         inner, least, most = node.parts
         return self.repeated(inner, max(0, least - n), None if most is None else most - n)
 
-    def steps(self, node: Node) -> Steps:
-        """What may follow any symbol."""
+    def steps(self, node: Expression) -> Steps:
+        """Return what may follow each symbol."""
         if node.steps is None:
             node.steps = self._steps(node)
         return node.steps
 
-    def _steps(self, node: Node) -> Steps:
+    def _steps(self, node: Expression) -> Steps:
         parts = node.parts
         match node.kind:
             case "symbols":
@@ -106,14 +106,14 @@ class Derivatives(Nodes):
         return []
 
     def _union(self, lists: Iterable[Steps]) -> Steps:
-        """What follows in any of these."""
-        by_mask: dict[int, list[Node]] = {}
+        """Return what follows in any of these."""
+        by_mask: dict[int, list[Expression]] = {}
         for steps in lists:
             for mask, node in steps:
                 by_mask.setdefault(mask, []).append(node)
-        found: list[tuple[int, list[Node]]] = []
+        found: list[tuple[int, list[Expression]]] = []
         for mask, more in by_mask.items():
-            parted: list[tuple[int, list[Node]]] = []
+            parted: list[tuple[int, list[Expression]]] = []
             for other, nodes in found:
                 shared = mask & other
                 if not shared:
@@ -126,7 +126,7 @@ class Derivatives(Nodes):
             if mask:
                 parted.append((mask, more))
             found = parted
-        same: dict[Node, int] = {}
+        same: dict[Expression, int] = {}
         for mask, nodes in found:
             node = self.choice(nodes)
             same[node] = same.get(node, 0) | mask

@@ -1,4 +1,4 @@
-"""Sets of texts as expressions over bytes: what may follow a text, and the shortest way to its end.
+"""Sets of texts as expressions over bytes: derivatives, and shortest completions.
 
 References make the languages of nested values out of them. What is asked of an expression follows
 from its parts, but for an intersection, where the shortest text is searched.
@@ -10,32 +10,34 @@ import heapq
 from collections.abc import Sequence
 
 from workers.constraints.derivatives import Derivatives
-from workers.constraints.nodes import Node
+from workers.constraints.nodes import Expression
 
 ENDLESS = 1 << 40
-"""The cost of what has no end."""
+"""The cost of an expression without a finite text."""
 MAX_SEARCHED = 2_000
-"""Expressions looked at on the way to the shortest text of one intersection."""
+"""Most expressions visited to find the shortest text of an intersection."""
 FILLERS = (b"", b"a", b" a")
-"""Where bytes can be chosen, they are the first, of those that may be, in one of these; and where
-they can be chosen again and again, in their order."""
+"""Where bytes can be chosen, the first allowed one of one of these is taken; where they can be
+chosen again and again, in their order."""
 
 
 class Expressions(Derivatives):
-    """Those of one grammar. Every method that makes one raises TooComplex. Not thread-safe."""
+    """The expressions of one grammar. Every method that makes one raises TooComplex. Not
+    thread-safe."""
 
     def __init__(self, fillers: Sequence[bytes] = FILLERS) -> None:
         super().__init__()
         self.fillers = fillers
-        self._texts: dict[tuple[Node, int], tuple[int, ...]] = {}
+        self._texts: dict[tuple[Expression, int], tuple[int, ...]] = {}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory, roughly."""
+        """Bytes of memory, estimated."""
         return super().nbytes + 8 * sum(map(len, list(self._texts.values())))
 
     def settle(self) -> None:
-        """Work out the costs of all there is: where references lead in circles, of all at once."""
+        """Compute the costs of all expressions; where references lead in circles, of all at
+        once."""
         nodes = list(self._nodes.values())
         costs = dict.fromkeys(self._definitions, ENDLESS)
         while True:
@@ -50,13 +52,14 @@ class Expressions(Derivatives):
                 break
             costs = found
 
-    def cost(self, node: Node) -> int:
-        """How many symbols the shortest text has; `ENDLESS` and more if none is known."""
+    def cost(self, node: Expression) -> int:
+        """Return the length of the shortest text in symbols; `ENDLESS` and more if none is
+        known."""
         if node.cost is None:
             node.cost = self._cost(node)
         return node.cost
 
-    def _cost(self, node: Node) -> int:
+    def _cost(self, node: Expression) -> int:
         if node.nullable:
             return 0
         parts = node.parts
@@ -80,8 +83,8 @@ class Expressions(Derivatives):
                 return self._searched(node)
         return ENDLESS
 
-    def _bound(self, node: Node) -> int:
-        """The shortest text has no fewer symbols."""
+    def _bound(self, node: Expression) -> int:
+        """Return a lower bound of the shortest text's length."""
         if node.cost is not None or node.kind not in ("both", "other", "then"):
             return self.cost(node)
         if node.nullable:
@@ -90,10 +93,10 @@ class Expressions(Derivatives):
             return 1
         return max(self._bound(one) for one in node.parts)
 
-    def _searched(self, start: Node) -> int:
-        """The cost, found by A*; it is kept for all on the way."""
-        waiting: list[tuple[int, int, int, Node]] = [(self._bound(start), 0, 0, start)]
-        came: dict[Node, Node] = {}
+    def _searched(self, start: Expression) -> int:
+        """Return the cost, found by A*, and keep it for all expressions on the way."""
+        waiting: list[tuple[int, int, int, Expression]] = [(self._bound(start), 0, 0, start)]
+        came: dict[Expression, Expression] = {}
         best = {start: 0}
         serial = 0
         for _ in range(MAX_SEARCHED):
@@ -123,8 +126,8 @@ class Expressions(Derivatives):
                 heapq.heappush(waiting, (ahead, -walked, serial, following))
         return ENDLESS
 
-    def least(self, node: Node, filler: int = 0) -> tuple[int, ...]:
-        """The symbols of the shortest text, in the filler of this number where there is a
+    def least(self, node: Expression, filler: int = 0) -> tuple[int, ...]:
+        """Return the symbols of the shortest text, with the filler of this number where there is a
         choice. `cost` must be less than `ENDLESS`."""
         found: list[int] = []
         while not node.nullable:
@@ -136,13 +139,13 @@ class Expressions(Derivatives):
                 break
         return tuple(found)
 
-    def _least(self, node: Node, filler: int) -> tuple[int, ...]:
+    def _least(self, node: Expression, filler: int) -> tuple[int, ...]:
         known = self._texts.get((node, filler))
         if known is None:
             known = self._texts[node, filler] = self._written(node, filler)
         return known
 
-    def _written(self, node: Node, filler: int) -> tuple[int, ...]:
+    def _written(self, node: Expression, filler: int) -> tuple[int, ...]:
         if node.nullable:
             return ()
         parts = node.parts
@@ -174,14 +177,14 @@ class Expressions(Derivatives):
             found.append(symbol)
         return (*found, *self.least(node, filler))
 
-    def _filled(self, node: Node, times: int, filler: int) -> tuple[int, ...]:
+    def _filled(self, node: Expression, times: int, filler: int) -> tuple[int, ...]:
         text = self.fillers[filler]
         if len(text) > 1 and all(self.after(node, one).nullable for one in text):
             return tuple((text * -(-times // len(text)))[:times])
         return self.least(node, filler) * times
 
 
-def _symbol(step: tuple[int, Node]) -> int:
+def _symbol(step: tuple[int, Expression]) -> int:
     return step[0]
 
 

@@ -1,7 +1,7 @@
-"""How many tokens a text still needs, after each token that may come next.
+"""How many tokens a text still needs after each allowed token.
 
-The engine says which tokens may come; the expression of the same grammar says what each of them
-leads to. So those that leave too few tokens for the rest can be left out, and no others.
+The engine says which tokens are allowed; the expression of the same grammar says what can follow
+each of them. So exactly those that leave too few tokens for the rest are removed from the mask.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tgi_async.grammar.grammar import Grammar
 from workers.constraints.expressions import ENDLESS, Expressions
 from workers.constraints.language import SpecialId, language
 from workers.constraints.mask_cache import MaskCache
-from workers.constraints.nodes import Node, TooComplex
+from workers.constraints.nodes import Expression, TooComplex
 from workers.constraints.token_counts import TokenCounts
 from workers.constraints.token_walks import TokenWalks, Walk
 from workers.constraints.tokens import TokenTable
@@ -24,19 +24,19 @@ from workers.grammar.engine import Matcher
 Mask = NDArray[np.int32]
 
 MAX_COST = 8192
-"""Bytes of the longest completion that is looked for where its tokens have to be counted."""
+"""Bytes of the longest completion whose tokens are counted."""
 MAX_COUNTED = 8192
-"""Bytes whose tokens are counted for one mask: some 5 ms."""
+"""Most bytes whose tokens are counted for one mask: some 5 ms."""
 PLAIN = 12
-"""Bytes of a token, on the average, that a completion may have to be worth counting its tokens."""
+"""Mean bytes of a token up to which counting a completion's tokens is worthwhile."""
 MAX_DERIVED = 20_000
-"""Expressions, of what may follow the texts so far."""
+"""Most derivatives that are kept, of the texts so far."""
 MAX_WAYS = 1024
-"""Completions that are kept."""
+"""Most completions that are kept."""
 
 
 class Foresight:
-    """For one grammar. Thread-safe."""
+    """The foresight of one grammar. Thread-safe."""
 
     def __init__(self, tokens: TokenTable, grammar: Grammar, special_id: SpecialId) -> None:
         """Raises TooComplex."""
@@ -44,7 +44,7 @@ class Foresight:
         self._lock = threading.RLock()
         self._expressions = Expressions(tokens.fillers)
         try:
-            self.start: Node = language(self._expressions, grammar, special_id)
+            self.start: Expression = language(self._expressions, grammar, special_id)
         except (RecursionError, UnicodeEncodeError, OverflowError) as error:
             raise TooComplex from error
         self._counts = TokenCounts(self._expressions, tokens)
@@ -52,25 +52,25 @@ class Foresight:
         self.least = self._expressions.cost(self.start)
         """Bytes of the shortest text."""
         self._n_first = len(self._expressions)
-        self._ways: dict[Node, list[int] | None] = {}
+        self._ways: dict[Expression, list[int] | None] = {}
         self._left_to_count = MAX_COUNTED
         self._walks = TokenWalks(self._expressions, tokens)
-        self.known_mask(self.start)  # what all texts have before them is looked at now
+        self.known_mask(self.start)  # compute the common beginning of all texts now
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory, roughly."""
+        """Bytes of memory, estimated."""
         ways = sum(8 * len(way) for way in self._ways.values() if way) + 200 * len(self._ways)
         known = self._expressions.nbytes + self._counts.nbytes + self._masks.nbytes
         return known + self._walks.nbytes + ways
 
     @property
     def is_crowded(self) -> bool:
-        """Whether new texts better begin with a new one."""
+        """Whether new texts should begin with a new one, as this one has grown too large."""
         return len(self._expressions) > self._n_first + MAX_DERIVED
 
-    def after(self, node: Node, tokens: list[int]) -> Node | None:
-        """What may follow these tokens; None where it is not known."""
+    def after(self, node: Expression, tokens: list[int]) -> Expression | None:
+        """Return what may follow these tokens; None where it is not known."""
         with self._lock:
             self._expressions.begin()
             try:
@@ -80,8 +80,9 @@ class Foresight:
                 return None
             return None if node is self._expressions.nothing else node
 
-    def known_mask(self, node: Node) -> Mask | None:
-        """The engine's mask where this may follow, if it is known; then nothing is forced there.
+    def known_mask(self, node: Expression) -> Mask | None:
+        """Return the engine's mask of this expression, if it is known; then there are no
+        jump-forward tokens.
 
         It cannot be written to.
         """
@@ -91,8 +92,9 @@ class Foresight:
             except (TooComplex, RecursionError):
                 return None
 
-    def fill(self, node: Node, matcher: Matcher, mask: Mask) -> None:
-        """Have the engine write its mask where this may follow and nothing is forced, and keep it.
+    def fill(self, node: Expression, matcher: Matcher, mask: Mask) -> None:
+        """Have the engine write its mask of this expression, without jump-forward tokens, and keep
+        it.
 
         Raises GrammarError.
         """
@@ -104,8 +106,8 @@ class Foresight:
                 except (TooComplex, RecursionError):
                     return
 
-    def way(self, node: Node) -> list[int] | None:
-        """The tokens of the shortest text from here; None if none is known.
+    def way(self, node: Expression) -> list[int] | None:
+        """Return the tokens of the shortest text from here; None if none is known.
 
         Of several that have as few bytes, one that has few tokens.
         """
@@ -119,7 +121,7 @@ class Foresight:
                     return None
             return self._ways[node]
 
-    def _way(self, node: Node) -> list[int] | None:
+    def _way(self, node: Expression) -> list[int] | None:
         if self._expressions.cost(node) > MAX_COST:
             return self._counts.way(node) if self._counts.enough(node) <= MAX_COST else None
         texts = {
@@ -130,16 +132,16 @@ class Foresight:
         return min((way for way in ways if way is not None), key=len, default=None)
 
     def fits_from_start(self, room: int) -> bool:
-        """Whether a whole text can be said within so many tokens."""
+        """Return whether a whole text fits into so many tokens."""
         with self._lock:
             if min(self.least, self._counts.enough(self.start)) <= room:
                 return True
         way = self.way(self.start)
         return way is not None and len(way) <= room
 
-    def most(self, node: Node) -> int:
-        """Tokens with which a text can be completed wherever it goes from here; `ENDLESS` and more
-        if that is not known."""
+    def most(self, node: Expression) -> int:
+        """Return in how many tokens a text can be completed wherever it goes from here; `ENDLESS`
+        and more if that is not known."""
         with self._lock:
             self._expressions.begin()
             try:
@@ -147,14 +149,14 @@ class Foresight:
             except (TooComplex, RecursionError):
                 return ENDLESS
 
-    def fits(self, node: Node, room: int) -> bool:
-        """Whether a text can be completed within so many tokens."""
+    def fits(self, node: Expression, room: int) -> bool:
+        """Return whether a text can be completed within so many tokens."""
         with self._lock:
             self._expressions.begin()
             self._left_to_count = MAX_COUNTED
             return self._fits(node, room)
 
-    def _fits(self, node: Node, room: int) -> bool:
+    def _fits(self, node: Expression, room: int) -> bool:
         try:
             cost = self._expressions.cost(node)
         except (TooComplex, RecursionError):
@@ -171,8 +173,8 @@ class Foresight:
         way = self.way(node)
         return way is not None and len(way) <= room
 
-    def due(self, node: Node, left: int, way: list[int]) -> list[int] | None:
-        """The shortest completion, where it is all that the `left` tokens have room for.
+    def due(self, node: Expression, left: int, way: list[int]) -> list[int] | None:
+        """Return the shortest completion, where the `left` tokens have room for nothing else.
 
         `way` is a completion that is known; empty: none is.
 
@@ -189,8 +191,8 @@ class Foresight:
             due = way or self.way(node) or []
             return due if len(due) == left else None
 
-    def narrow(self, node: Node, left: int, mask: Mask, way: list[int]) -> list[int] | None:
-        """Leave tokens out of a mask after which the text does not fit into the `left` tokens.
+    def narrow(self, node: Expression, left: int, mask: Mask, way: list[int]) -> list[int] | None:
+        """Remove tokens from a mask after which the text does not fit into the `left` tokens.
 
         `way` is a completion that is known; empty: none is. Return it, or the one that was needed;
         None where the engine does not let it in, so that the expression is not the engine's.
@@ -213,7 +215,7 @@ class Foresight:
             return way
 
     def _late(self, walk: Walk, room: int) -> NDArray[np.int32]:
-        """The tokens after which the text does not fit into so many."""
+        """Return the tokens after which the text does not fit into so many."""
         self._left_to_count = MAX_COUNTED
         return self._walks.late(walk, room, lambda node: self._fits(node, room))
 

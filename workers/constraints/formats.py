@@ -1,4 +1,4 @@
-"""The formats of strings that the engine knows itself, as regular expressions.
+"""The formats of strings that the engine itself knows, as regular expressions.
 
 Each follows the grammar of the document that JSON Schema names for it, as far as the engine does:
 no quoted names in addresses of mail, and no IPv4 address at the end of an IPv6 one.
@@ -11,7 +11,8 @@ _HEX = "[0-9a-fA-F]"
 
 
 def _descending(units: str) -> str:
-    """Numbers of some units in a row: the first is any of them, and none is left out between."""
+    """Return numbers of some units in descending order: the first is any of them, none is left out
+    between."""
     options = []
     behind = ""
     for unit in reversed(units):
@@ -67,7 +68,7 @@ _ENCODED = f"%{_HEX}{{2}}"
 
 
 def _any_of(more: str) -> str:
-    """unreserved / pct-encoded / sub-delims, or one of these characters."""
+    """Return unreserved / pct-encoded / sub-delims, or one of these characters."""
     return f"(?:[{_UNRESERVED}{_SUB_DELIMS}{more}]|{_ENCODED})"
 
 

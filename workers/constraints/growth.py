@@ -1,8 +1,8 @@
 """How much longer the shortest completion of a text may become by one token.
 
-A text is completed in time only if that is begun while it still fits, so the worst single token
-must be known: one that opens an optional property, an item, a branch. What it then owes is written
-out here as the least text of that part, and counted in tokens by the caller.
+A text is completed in time only if the completion begins while it still fits, so the worst single
+token must be known: one that opens an optional property, an item, a branch. What it then requires
+is written out here as the shortest text of that part, and counted in tokens by the caller.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tgi_async.grammar.grammar import (
 )
 
 MOST = 4096
-"""Characters of a text that is owed, at most; what recurs without end is cut here."""
+"""Most characters of a required text; what recurs without end is cut here."""
 
 OF_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 LISTS = ("prefixItems", "anyOf", "oneOf", "allOf")
@@ -41,7 +41,7 @@ _PARSER = import_module("re._parser")
 
 
 def openings(grammar: Grammar) -> Iterator[str]:
-    """The least texts of all parts that a text may have and need not, roughly."""
+    """Return the shortest texts of all optional parts, roughly."""
     if isinstance(grammar, Json):
         yield from _Schema(grammar.schema).openings()
     elif isinstance(grammar, Regex):
@@ -67,7 +67,7 @@ def openings(grammar: Grammar) -> Iterator[str]:
 
 
 def _least(grammar: Grammar) -> str:
-    """A short text of the grammar, roughly."""
+    """Return a short text of the grammar, roughly."""
     if isinstance(grammar, Json):
         return _Schema(grammar.schema).least(grammar.schema)
     if isinstance(grammar, Regex):
@@ -86,7 +86,7 @@ def _least(grammar: Grammar) -> str:
         return grammar.separator.join([_least(grammar.part)] * grammar.least)[:MOST]
     if isinstance(grammar, Tagged):
         return min(map(_tag, grammar.tags), key=len) if grammar.begins else ""
-    return ""  # nothing is known of a client's own grammar
+    return ""  # a client's own grammar is not analysed
 
 
 def _tag(tag: Tag) -> str:
@@ -101,7 +101,7 @@ class _Schema:
         self._known: dict[int, str] = {}
 
     def openings(self) -> Iterator[str]:
-        """Of every subschema; one that is required anyway costs nothing to list."""
+        """Yield the openings of every subschema; a required one costs nothing to list."""
         waiting: list[Any] = [self._root]
         while waiting:
             schema = waiting.pop()
@@ -116,7 +116,7 @@ class _Schema:
                         waiting.append(value)
 
     def _own(self, schema: Any) -> Iterator[str]:
-        """Of a schema itself, apart from what is in it."""
+        """Yield those of a schema itself, apart from its subschemas."""
         if not isinstance(schema, dict):
             if schema is True:
                 yield '{"x": 0}'
@@ -146,10 +146,10 @@ class _Schema:
             yield "x" * _widest(pattern)
 
     def least(self, schema: Any) -> str:
-        """A short JSON text that the schema accepts, roughly, and at most `MOST` long."""
+        """Return a short JSON text that the schema accepts, roughly, and at most `MOST` long."""
         known = self._known.get(id(schema))
         if known is None:
-            self._known[id(schema)] = "x" * MOST  # what needs itself never ends
+            self._known[id(schema)] = "x" * MOST  # what requires itself never ends
             known = self._known[id(schema)] = self._written(schema)[:MOST]
         return known
 
@@ -205,7 +205,8 @@ class _Schema:
 
 
 def _may_be(schema: dict[str, Any], kind: str) -> bool:
-    """Whether a schema by itself, apart from what it refers to, may accept a value of this kind."""
+    """Return whether a schema by itself, apart from what it refers to, may accept a value of this
+    kind."""
     kinds = schema.get("type")
     if kinds is not None:
         return kind in (kinds if isinstance(kinds, list) else [kinds])
@@ -213,7 +214,7 @@ def _may_be(schema: dict[str, Any], kind: str) -> bool:
 
 
 def _least_width(pattern: str) -> int:
-    """Characters of the shortest match, as far as Python's own syntax has it."""
+    """Return the length of the shortest match, as far as Python's own syntax has it."""
     try:
         return min(int(_PARSER.parse(pattern).getwidth()[0]), MOST)
     except (re.error, OverflowError, RecursionError):
@@ -221,7 +222,7 @@ def _least_width(pattern: str) -> int:
 
 
 def _widest(pattern: str) -> int:
-    """Characters of the widest shortest match of any part that may be repeated or chosen."""
+    """Return the largest minimum width of any part that may be repeated or chosen."""
     try:
         tree = _PARSER.parse(pattern)
     except (re.error, OverflowError, RecursionError):

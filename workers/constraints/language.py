@@ -1,4 +1,4 @@
-"""The texts of a grammar as an expression: terms in, nodes out."""
+"""The texts of a grammar as an expression: terms to nodes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from tgi_async.grammar.grammar import Grammar
 from workers.constraints.characters import ANY, characters
 from workers.constraints.expressions import Expressions
 from workers.constraints.literals import LiteralMachine
-from workers.constraints.nodes import SPECIAL, Node, Steps, TooComplex
+from workers.constraints.nodes import SPECIAL, Expression, Steps, TooComplex
 from workers.constraints.patterns import matching
 from workers.constraints.values import MANY, value
 
 SpecialId = Callable[[str], int | None]
-"""The id of the special token with this name."""
+"""Returns the id of the special token with this name."""
 
 
-def language(expressions: Expressions, grammar: Grammar, special_id: SpecialId) -> Node:
-    """The expression, with its costs. Raises TooComplex for what is not followed here."""
+def language(expressions: Expressions, grammar: Grammar, special_id: SpecialId) -> Expression:
+    """Return the expression, with its costs. Raises TooComplex for unsupported terms."""
     node = _Terms(expressions, special_id).of(grammar)
     expressions.settle()
     return node
@@ -29,7 +29,7 @@ class _Terms:
         self._x = expressions
         self._special_id = special_id
 
-    def of(self, term: Grammar) -> Node:
+    def of(self, term: Grammar) -> Expression:
         x = self._x
         match term:
             case terms.Json(schema):
@@ -57,7 +57,9 @@ class _Terms:
                 return self._tagged(term)
         raise TooComplex
 
-    def _repeat(self, part: Node, least: int, most: int | None, separator: Node) -> Node:
+    def _repeat(
+        self, part: Expression, least: int, most: int | None, separator: Expression
+    ) -> Expression:
         x = self._x
         if separator is x.empty or most == 0:
             return x.repeated(part, least, most)
@@ -66,7 +68,7 @@ class _Terms:
         some = x.then(part, further)
         return some if least else x.optional(some)
 
-    def _tagged(self, term: terms.Tagged) -> Node:
+    def _tagged(self, term: terms.Tagged) -> Expression:
         x = self._x
         rests = [
             x.sequence(
@@ -92,7 +94,7 @@ class _Terms:
         begun = x.choice([x.then(self._literal(trigger), rest) for trigger, rest in behind])
         return begun if term.ends else x.then(begun, free.start)
 
-    def _literal(self, text: str) -> Node:
+    def _literal(self, text: str) -> Expression:
         found = self._special_id(text) if text else None
         return (
             self._x.text(text.encode()) if found is None else self._x.symbols(1 << SPECIAL + found)
@@ -105,20 +107,20 @@ class _Until:
     A state is what is begun of these texts, and the rest of a character that is begun.
     """
 
-    def __init__(self, expressions: Expressions, ends: list[tuple[bytes, Node]], free: bool):
+    def __init__(self, expressions: Expressions, ends: list[tuple[bytes, Expression]], free: bool):
         self._x = expressions
         self._character = characters(expressions, ANY)
         self.ends = ends
         """Texts, and what follows each."""
-        self.symbols: list[tuple[int, Node]] = []
-        """Special tokens that are such ends too."""
+        self.symbols: list[tuple[int, Expression]] = []
+        """Special tokens that are ends too."""
         self.after_end = False
-        """Whether all of it may come again behind that."""
+        """Whether all of it may come again after that."""
         self._free = free
 
     @property
-    def start(self) -> Node:
-        """Where nothing has begun."""
+    def start(self) -> Expression:
+        """Return the start state."""
         return self._x.machine(self, (b"", self._x.empty))
 
     @property
@@ -127,25 +129,25 @@ class _Until:
         return 3 if self._free else 3 + len(self.ends[0][0])
 
     @property
-    def inner(self) -> list[Node]:
+    def inner(self) -> list[Expression]:
         """See `Machine`."""
         return [rest for _, rest in (*self.ends, *self.symbols)]
 
-    def accepts(self, state: tuple[bytes, Node]) -> bool:
+    def accepts(self, state: tuple[bytes, Expression]) -> bool:
         """See `Machine`."""
         return self._free and state[1] is self._x.empty
 
-    def least(self, state: tuple[bytes, Node]) -> bytes | None:
+    def least(self, state: tuple[bytes, Expression]) -> bytes | None:
         """See `Machine`."""
         begun, rest = state
         if begun and not self._free:
             return self.ends[0][0][len(begun) :]
         return bytes(self._x.least(rest)) + (b"" if self._free else self.ends[0][0])
 
-    def steps(self, state: tuple[bytes, Node]) -> Steps:
+    def steps(self, state: tuple[bytes, Expression]) -> Steps:
         """See `Machine`."""
         begun, rest = state
-        found: dict[Node, int] = {}
+        found: dict[Expression, int] = {}
         known = 0
         for text, _ in self.ends:
             for byte in text:
@@ -163,7 +165,7 @@ class _Until:
             found[node] = found.get(node, 0) | 1 << symbol
         return [(mask, node) for node, mask in found.items()]
 
-    def _behind(self, text: bytes, left: Node) -> Node:
+    def _behind(self, text: bytes, left: Expression) -> Expression:
         for start in range(len(text) + 1):
             begun = text[start:]
             rests = [rest for end, rest in self.ends if end == begun]
@@ -173,6 +175,6 @@ class _Until:
                 return self._x.machine(self, (begun, left))
         return self._x.machine(self, (b"", left))
 
-    def _closed(self, rests: list[Node]) -> Node:
+    def _closed(self, rests: list[Expression]) -> Expression:
         rest = self._x.choice(rests)
         return self._x.then(rest, self.start) if self.after_end else rest

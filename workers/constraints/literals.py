@@ -1,4 +1,4 @@
-"""One of many given texts, as an automaton over the sorted list of them."""
+"""One of many given texts, as an automaton over their sorted list."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from bisect import bisect_left
 from collections.abc import Iterable
 
 from workers.constraints.expressions import Expressions
-from workers.constraints.nodes import Node, Steps
+from workers.constraints.nodes import Expression, Steps
 
 State = tuple[int, int, int]
-"""The texts from one place to another have a beginning of so many bytes in common."""
+"""A range of the sorted texts, whose first so many bytes are equal."""
 
 
 class LiteralMachine:
-    """See `Machine`. The texts are different and not empty."""
+    """A `Machine` for a choice of texts, which are different and not empty."""
 
-    inner: tuple[Node, ...] = ()
+    inner: tuple[Expression, ...] = ()
 
     def __init__(self, expressions: Expressions, texts: Iterable[bytes]) -> None:
         self._expressions = expressions
@@ -23,8 +23,8 @@ class LiteralMachine:
         self.most = max(map(len, self._texts))
 
     @property
-    def start(self) -> Node:
-        """Where any of them may come."""
+    def start(self) -> Expression:
+        """Return the start state."""
         return self._expressions.machine(self, (0, len(self._texts), 0))
 
     def accepts(self, state: State) -> bool:

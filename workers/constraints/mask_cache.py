@@ -1,4 +1,4 @@
-"""Masks by what they depend on: what a text may go on with, within the bytes of one token.
+"""Masks cached by what they depend on: what may follow a text, within the bytes of one token.
 
 In `[a-z ]{4000}` nearly every place has the same mask as the one before, in a JSON string too, and
 the next row with the same grammar passes through the same places.
@@ -12,16 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.constraints.expressions import ENDLESS, Expressions
-from workers.constraints.nodes import Node
+from workers.constraints.nodes import Expression
 
 Mask = NDArray[np.int32]
 
 MAX_BYTES = 4 << 20
-"""Of all masks of one grammar."""
+"""Most bytes of all masks of one grammar."""
 MAX_LOOKED_AT = 16
-"""Parts of a sequence in which repetitions are looked for."""
+"""Most parts of a sequence in which repetitions are searched."""
 DEPTH = 16
-"""Of parts in parts, whose bytes are counted."""
+"""Most nested parts whose bytes are counted."""
 
 
 class _Known:
@@ -36,30 +36,30 @@ class _Known:
 
 
 class MaskCache:
-    """The masks of one grammar that were needed last. Not thread-safe.
+    """The latest masks of one grammar. Not thread-safe.
 
-    What the engine gives at a place is believed once it gave the same at an equal one; where it did
-    not, the expressions are not the engine's, and nothing is kept any more.
+    A mask is reused once the engine gave it twice for equal expressions; where the two differ, the
+    expressions are not the engine's, and nothing is cached any more.
     """
 
     def __init__(self, expressions: Expressions, longest: int) -> None:
-        """`longest`: bytes of the longest token."""
+        """Make an empty cache. `longest`: bytes of the longest token."""
         self._expressions = expressions
         self._longest = longest
-        self._known: OrderedDict[Node, _Known] = OrderedDict()
+        self._known: OrderedDict[Expression, _Known] = OrderedDict()
         self._nbytes = 0
         self._fits = True
-        self._tails: dict[Node, Node] = {}
-        self._least: dict[Node, int] = {}
-        self._most_visible: dict[Node, int] = {}
+        self._tails: dict[Expression, Expression] = {}
+        self._least: dict[Expression, int] = {}
+        self._most_visible: dict[Expression, int] = {}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory, roughly."""
+        """Bytes of memory, estimated."""
         return self._nbytes + 100 * (len(self._tails) + len(self._least))
 
-    def get(self, node: Node) -> Mask | None:
-        """The mask where this may follow, if it is known. It cannot be written to."""
+    def get(self, node: Expression) -> Mask | None:
+        """Return the mask of this expression, if it is known. It is read-only."""
         key = self.window(node)
         known = self._known.get(key)
         if known is None or not known.is_sure:
@@ -67,8 +67,8 @@ class MaskCache:
         self._known.move_to_end(key)
         return known.mask
 
-    def put(self, node: Node, mask: Mask) -> None:
-        """Keep the engine's mask of where this may follow. Raises TooComplex."""
+    def put(self, node: Expression, mask: Mask) -> None:
+        """Keep the engine's mask of this expression. Raises TooComplex."""
         if not self._fits:
             return
         key = self.window(node)
@@ -87,13 +87,13 @@ class MaskCache:
             self._known.clear()
             self._nbytes = 0
 
-    def window(self, node: Node) -> Node:
-        """One expression for all that have the same beginnings, as long as a token."""
+    def window(self, node: Expression) -> Expression:
+        """Return one expression for all that are equal within the length of a token."""
         if node.window is None:
             node.window = self._window(node)
         return node.window
 
-    def _window(self, node: Node) -> Node:
+    def _window(self, node: Expression) -> Expression:
         x = self._expressions
         match node.kind:
             case "repeated":
@@ -105,33 +105,33 @@ class MaskCache:
                 return self._sequence(node)
         return node
 
-    def _fewer(self, node: Node) -> Node:
-        """A repetition with counts that are no higher than what a token can tell apart."""
+    def _fewer(self, node: Expression) -> Expression:
+        """Return a repetition with counts that are no higher than a token can distinguish."""
         inner, least, most = node.parts
         n = self._visible(inner)
         if least > n:
             return self._expressions.repeated(inner, n + 1)
         return node if most is None or most <= n else self._expressions.repeated(inner, least)
 
-    def _visible(self, inner: Node) -> int:
-        """How often something can be there within a token, at most."""
+    def _visible(self, inner: Expression) -> int:
+        """Return how often something can occur within a token, at most."""
         found = self._most_visible.get(inner)
         if found is None:
             found = self._most_visible[inner] = self._longest // max(1, self._least_bytes(inner))
         return found
 
-    def _sequence(self, node: Node) -> Node:
+    def _sequence(self, node: Expression) -> Expression:
         first, rest = node.parts
         return self._joined(
             node, self.window(first), None if self._hides(node) else self._tail(rest)
         )
 
-    def _tail(self, node: Node) -> Node:
-        """What comes behind other parts: of it, only the counts of repetitions are looked at.
+    def _tail(self, node: Expression) -> Expression:
+        """Return what comes after other parts, with only the counts of its repetitions reduced.
 
         From the end on, which many sequences have in common.
         """
-        begun: list[Node] = []
+        begun: list[Expression] = []
         while node.kind == "then" and node not in self._tails:
             begun.append(node)
             node = node.parts[1]
@@ -143,15 +143,16 @@ class MaskCache:
             self._tails[one] = found
         return found
 
-    def _joined(self, node: Node, head: Node, tail: Node | None) -> Node:
-        """The sequence with these in the places of its parts; `tail` None: no token gets there."""
+    def _joined(self, node: Expression, head: Expression, tail: Expression | None) -> Expression:
+        """Return the sequence with these in the places of its parts; `tail` None: no token gets
+        there."""
         if tail is None:
             return head
         first, rest = node.parts
         return node if head is first and tail is rest else self._expressions.then(head, tail)
 
-    def _hides(self, node: Node) -> bool:
-        """Whether no token gets behind the first part of a sequence, and something can."""
+    def _hides(self, node: Expression) -> bool:
+        """Return whether no token gets past the first part of a sequence, and something can."""
         first, rest = node.parts
         return (
             first.kind == "repeated"
@@ -159,8 +160,8 @@ class MaskCache:
             and self._expressions.cost(rest) < ENDLESS
         )
 
-    def _least_bytes(self, node: Node, depth: int = 0) -> int:
-        """No text has fewer bytes."""
+    def _least_bytes(self, node: Expression, depth: int = 0) -> int:
+        """Return a lower bound of the texts' bytes."""
         if node.nullable:
             return 0
         found = self._least.get(node)
@@ -168,7 +169,7 @@ class MaskCache:
             found = self._least[node] = 1 if depth > DEPTH else self._sum(node, depth + 1)
         return found
 
-    def _sum(self, node: Node, depth: int) -> int:
+    def _sum(self, node: Expression, depth: int) -> int:
         match node.kind:
             case "then":
                 found = 0

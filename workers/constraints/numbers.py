@@ -11,26 +11,26 @@ from workers.constraints.expressions import Expressions
 from workers.constraints.nodes import Steps
 
 MOST_DIGITS = 24
-"""That are looked for behind a beginning."""
+"""Most digits that are tried after a beginning."""
 _WHOLE = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
 _BEGUN = re.compile(r"(-?)(0|[1-9]\d*|)(\.\d*)?")
 
 
 class Bounds(NamedTuple):
-    """What a number must be. Bounds that are None are none."""
+    """Bounds of a number. None is no bound."""
 
     integer: bool
     low: Fraction | None
     high: Fraction | None
     above: bool
-    """Whether it must not be `low` itself."""
+    """Whether `low` itself is excluded."""
     below: bool
     step: Fraction | None
-    """It is a multiple of this."""
+    """The number is a multiple of this."""
 
 
 class NumberMachine:
-    """A state is the text so far."""
+    """An automaton whose state is the text so far."""
 
     def __init__(self, expressions: Expressions, bounds: Bounds) -> None:
         self._expressions = expressions
@@ -87,7 +87,8 @@ class NumberMachine:
     def _with(
         self, sign: str, whole: str, fraction: str | None, n_whole: int, n_fraction: int | None
     ) -> str | None:
-        """The digits of a number with so many more of each; `n_fraction` None: and no `.`."""
+        """Return the digits of a number with so many more of each; `n_fraction` None: without a
+        `.`."""
         if n_whole and whole == "0":
             return None
         if not whole and not n_whole:
@@ -113,7 +114,7 @@ class NumberMachine:
         return f"{digits[:-n_digits]}.{digits[-n_digits:]}"
 
     def _fitting(self, sign: str, low: int, high: int, scale: int) -> int | None:
-        """The least number between these that fits, all of them with so many decimals."""
+        """Return the least number between these that fits, all of them with so many decimals."""
         bounds = self._bounds
         lower, upper, above, below = bounds.low, bounds.high, bounds.above, bounds.below
         if sign:

@@ -8,7 +8,7 @@ from tgi_async.grammar.characters import Ranges, complement, union
 from workers.constraints import characters as sets
 from workers.constraints.characters import characters
 from workers.constraints.expressions import Expressions
-from workers.constraints.nodes import Node, TooComplex
+from workers.constraints.nodes import Expression, TooComplex
 
 ESCAPED = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "a": 7, "0": 0}
 HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
@@ -61,7 +61,7 @@ Tree = Chars | Anchor | Cat | Alt | Rep
 
 
 class _Reader:
-    """Reads one pattern. Raises TooComplex for what it does not know."""
+    """Parses one pattern. Raises TooComplex for unsupported syntax."""
 
     def __init__(self, pattern: str, unicode_spaces: bool) -> None:
         self._pattern = pattern
@@ -244,19 +244,19 @@ class _Reader:
         return ((ord(letter), ord(letter)),)
 
 
-def matching(expressions: Expressions, pattern: str) -> Node:
-    """The texts of which the whole matches. Raises TooComplex."""
+def matching(expressions: Expressions, pattern: str) -> Expression:
+    """Return the texts that match as a whole. Raises TooComplex."""
     return _anchored(expressions, _Reader(pattern, False).all(), expressions.empty)
 
 
-def searching(expressions: Expressions, pattern: str) -> Node:
-    """The texts that match somewhere, as `pattern` of a schema. Raises TooComplex."""
+def searching(expressions: Expressions, pattern: str) -> Expression:
+    """Return the texts that match somewhere, as for `pattern` of a schema. Raises TooComplex."""
     anything = expressions.repeated(characters(expressions, sets.ANY))
     return _anchored(expressions, _Reader(pattern, True).all(), anything)
 
 
-def _anchored(expressions: Expressions, tree: Tree, around: Node) -> Node:
-    """`around`: what may be on a side without an anchor."""
+def _anchored(expressions: Expressions, tree: Tree, around: Expression) -> Expression:
+    """Add `around` on each side that has no anchor."""
     options = []
     for begins, rest in _stripped(tree, False):
         for ends, inner in _stripped(rest, True):
@@ -267,7 +267,7 @@ def _anchored(expressions: Expressions, tree: Tree, around: Node) -> Node:
 
 
 def _stripped(tree: Tree, at_end: bool) -> list[tuple[bool, Tree]]:
-    """The options of a tree without their anchors at one side, and whether they had them."""
+    """Return the options of a tree without their anchors at one side, and whether they had them."""
     if isinstance(tree, Anchor) and tree.at_end == at_end:
         return [(True, Cat(()))]
     if isinstance(tree, Alt) and _has_anchor(tree):
@@ -292,7 +292,7 @@ def _has_anchor(tree: Tree) -> bool:
     return False
 
 
-def _node(expressions: Expressions, tree: Tree) -> Node:
+def _node(expressions: Expressions, tree: Tree) -> Expression:
     match tree:
         case Chars(ranges):
             return characters(expressions, ranges)

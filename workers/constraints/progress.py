@@ -1,4 +1,4 @@
-"""One row on its way through a grammar. All of this runs off the worker's loop."""
+"""The state of one row in its grammar. All of this runs off the worker's loop."""
 
 from __future__ import annotations
 
@@ -8,60 +8,61 @@ from numpy.typing import NDArray
 from tgi_async.wire.messages import Constraint
 from workers.constraints.expressions import ENDLESS
 from workers.constraints.foresight import Foresight, Mask
-from workers.constraints.nodes import Node
+from workers.constraints.nodes import Expression
 from workers.constraints.vocabulary import Vocabulary
 from workers.grammar.engine import Matcher
 
 LEAST_GROWTH = 4
-"""Tokens that one token may add to what completes a text, whatever the grammar: the digits that an
-escaped character still lacks."""
+"""Tokens that one token may add to a completion, whatever the grammar: the digits that an escaped
+character still lacks."""
 UNFOUND = 4
-"""Tokens after which a completion that was not found is looked for again."""
+"""Tokens after which a search for a completion that failed is repeated."""
 MOST_UNFOUND = 8
-"""How often, before it is given up."""
+"""How often such a search is repeated."""
 
 
 class Progress:
-    """Where a row's output is in its grammar, and what may come next.
+    """A row's state in its grammar, and its mask.
 
     After `begin` and every `advance`, `mask` says which token may come next; where only one may and
-    it is known what follows it, `forced` holds them all. Both raise GrammarError.
+    it is known what follows it, `jump_forward_tokens` holds them all. Both raise GrammarError.
     """
 
-    def __init__(self, constraint: Constraint, jumps: bool, mask: NDArray[np.int32]) -> None:
-        """`mask` (int32 [words]) is the row's own. A row that `jumps` takes all forced tokens at
-        once; one that does not wants logits at each."""
+    def __init__(self, constraint: Constraint, jump_forward: bool, mask: NDArray[np.int32]) -> None:
+        """Start a row. `mask` (int32 [words]) is its own. With `jump_forward` it takes all forced
+        tokens at once; without, it wants logits at each."""
         self.mask = mask
-        self.forced: list[int] = []
+        self.jump_forward_tokens: list[int] = []
         self._constraint = constraint
-        self._jumps = jumps
+        self._jump_forward = jump_forward
         self._left = constraint.max_new_tokens
         """Tokens that may still be generated."""
         self._unchecked = 0
         """Tokens for which completion in time is certain."""
         self._completes = True
-        """Whether the text can be completed at all; once it cannot, nothing is attempted."""
+        """Whether the text can be completed at all; once it cannot, no search is made."""
         self._way: list[int] = []
-        """What is left of the completion that has been begun."""
+        """The rest of the completion that has been begun."""
         self._keeps_whole = False
         """Whether the text is complete, must stay so, and can go on nevertheless."""
         self._found = False
-        """Whether a completion was found at any time."""
+        """Whether a completion was ever found."""
         self._n_unfound = 0
         self._foresight: Foresight | None = None
-        self._node: Node
+        self._node: Expression
         """What may follow, where there is foresight."""
         self._most = ENDLESS
-        """With so many tokens, the text can be completed wherever it goes."""
+        """Tokens with which the text can be completed wherever it goes."""
 
     def checks_after(self, n_tokens: int) -> bool:
-        """Whether `advance` by so many tokens will look for a completion, which takes longer."""
+        """Return whether `advance` by so many tokens will search a completion, which takes
+        longer."""
         if self._foresight is not None:
             return False
         return self._completes and not self._way and self._unchecked <= n_tokens
 
     def begin(self, vocabulary: Vocabulary, output: list[int]) -> None:
-        """Build the matcher, and lead it over what was generated before."""
+        """Build the matcher, and advance it over what was generated before."""
         self._vocabulary = vocabulary
         compiled = vocabulary.compiled(self._constraint.grammar)
         self._matcher: Matcher = compiled.matcher()
@@ -88,9 +89,9 @@ class Progress:
         return LEAST_GROWTH + self._compiled.growth
 
     def advance(self, tokens: list[int]) -> None:
-        """Take what was sampled, or forced."""
+        """Accept sampled or forced tokens."""
         if tokens[-1] in self._vocabulary.end_ids:
-            self.forced = []
+            self.jump_forward_tokens = []
             return  # the router ends the request
         self._matcher.advance(tokens)
         self._left -= len(tokens)
@@ -99,15 +100,15 @@ class Progress:
         if self._foresight is not None:
             after = self._foresight.after(self._node, tokens)
             if after is None:
-                self._foresight = None  # from here on, what is needed is looked for
+                self._foresight = None  # from here on, a completion is searched
                 self._way, self._unchecked = [], 0
             else:
                 self._node = after
         self._settle()
 
     def _settle(self) -> None:
-        """Find what may come next."""
-        self.forced = []
+        """Compute the mask and the forced tokens."""
+        self.jump_forward_tokens = []
         if self._left <= 0:
             return
         if self._matcher.ended:
@@ -122,7 +123,7 @@ class Progress:
         if self._way:
             self._force(self._way)
             return
-        forced = self._matcher.forced()
+        forced = self._matcher.jump_forward_tokens()
         if forced:
             self._force(forced)
         else:
@@ -131,10 +132,10 @@ class Progress:
                 self._vocabulary.completer.keep_whole(self.mask, self._hints)
 
     def _look_ahead(self, foresight: Foresight) -> None:
-        """Find what may come next and leaves room for the rest."""
+        """Compute the mask of tokens that leave room for a completion."""
         known = foresight.known_mask(self._node)
-        forced = [] if known is not None else self._matcher.forced()
-        taken = forced[: self._left if self._jumps else 1]
+        forced = [] if known is not None else self._matcher.jump_forward_tokens()
+        taken = forced[: self._left if self._jump_forward else 1]
         if self._completes:
             least_left = self._left - max(1, len(taken))
             if self._most >= least_left:
@@ -158,13 +159,13 @@ class Progress:
     def _keep_room(
         self, foresight: Foresight, forced: list[int], taken: list[int], known: Mask | None
     ) -> None:
-        """Find what may come next where not everything leaves room for the rest.
+        """Compute the mask where some tokens leave no room for a completion.
 
         The text fits: after each token that is left in the mask it does so again, and one is left.
         """
         room = self._left
         if not self._node.nullable and foresight.fits(self._node, room - 1):
-            room -= 1  # for the token that ends the text: without it, the text counts as cut
+            room -= 1  # for the end-of-text token: without it, the text counts as cut
         if forced:
             after = foresight.after(self._node, taken)
             if after is not None and foresight.fits(after, room - len(taken)):
@@ -186,14 +187,16 @@ class Progress:
 
     def _force(self, tokens: list[int]) -> None:
         ends = tokens[0] in self._vocabulary.end_ids
-        self.forced = tokens[: self._left if self._jumps and not ends else 1]
+        self.jump_forward_tokens = tokens[: self._left if self._jump_forward and not ends else 1]
         self.mask.fill(0)
-        self.mask.view(np.uint32)[self.forced[0] >> 5] = 1 << (self.forced[0] & 31)
-        if self._jumps and not ends and len(self.forced) < self._left:
+        self.mask.view(np.uint32)[self.jump_forward_tokens[0] >> 5] = 1 << (
+            self.jump_forward_tokens[0] & 31
+        )
+        if self._jump_forward and not ends and len(self.jump_forward_tokens) < self._left:
             after = self._matcher.copy()
-            after.advance(self.forced)
+            after.advance(self.jump_forward_tokens)
             if after.ended:
-                self.forced = self.forced + self._vocabulary.end_ids[:1]
+                self.jump_forward_tokens = self.jump_forward_tokens + self._vocabulary.end_ids[:1]
 
     def _shortest(self) -> list[int] | None:
         completer = self._vocabulary.completer
@@ -201,7 +204,7 @@ class Progress:
         return completer.shortest(self._matcher, self._left, self.mask, self._hints, enough)
 
     def _due(self, way: list[int] | None) -> list[int] | None:
-        """A completion, if it must be taken now, lest there is no room for any.
+        """Return a completion, if it must begin now as nothing else fits.
 
         It is while its tokens, and those that the next token might add, just fit. Where there is
         more room, it takes some tokens to use it up, and nothing is looked at meanwhile.

@@ -60,8 +60,8 @@ class ConstrainedRows:
                 self._table[row].failed = True
                 continue
             following = self._constraints.next(row)
-            if following is not None and len(following.forced) > 1:
-                launched.forced[row] = following.forced
+            if following is not None and len(following.jump_forward_tokens) > 1:
+                launched.jump_forward_tokens[row] = following.jump_forward_tokens
             masks.append(None if following is None else following.mask)
             places.append(place)
         left = part if len(places) == len(part.rows) else part.pick(places)
@@ -73,7 +73,7 @@ class ConstrainedRows:
         results: list[Sampled] = []
         for one in sampled:
             if one.row in self._constraints and self._table.get(one.row) is launched.rows[one.row]:
-                forced = launched.forced.get(one.row, [])
+                forced = launched.jump_forward_tokens.get(one.row, [])
                 taken[one.row] = forced or one.tokens
                 if forced:
                     # Each was the only token allowed, with probability 1.

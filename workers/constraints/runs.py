@@ -1,4 +1,4 @@
-"""Runs of one byte in few tokens: what completes a text that only has to become long enough."""
+"""Runs of one byte in few tokens, which complete a text that must only become long enough."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ class Runs:
     """The tokens of one vocabulary that repeat a byte. A set of bytes is a bit mask."""
 
     def __init__(self, ids: Mapping[bytes, int]) -> None:
-        """`ids`: the tokens, by what they add to a text."""
+        """Make the runs. `ids`: the tokens, by what they add to a text."""
         self._tokens: dict[int, list[tuple[int, int]]] = {}
-        """Of a byte: how often each token repeats it, most first, and its id."""
+        """By byte: how often each token repeats it, most first, and its id."""
         for text, token in ids.items():
             if text.count(text[0]) == len(text):
                 self._tokens.setdefault(text[0], []).append((len(text), token))
@@ -21,7 +21,8 @@ class Runs:
         self._worst: dict[int, list[int]] = {}
 
     def tokens(self, allowed: int, n: int) -> list[int] | None:
-        """Few tokens that spell `n` equal bytes of those allowed; None where there are none."""
+        """Return few tokens that spell `n` equal bytes of those allowed; None where there are
+        none."""
         byte = self._byte(allowed)
         if byte is None:
             return None
@@ -32,12 +33,12 @@ class Runs:
         return found
 
     def count(self, allowed: int, n: int) -> int | None:
-        """The number of those tokens."""
+        """Return the number of those tokens."""
         byte = self._byte(allowed)
         return None if byte is None else self._count(byte, n)
 
     def most(self, allowed: int, n: int) -> int | None:
-        """As many as `count` gives for `n` bytes and for any fewer, or more."""
+        """Return an upper bound of `count` for `n` bytes and for any fewer."""
         byte = self._byte(allowed)
         if byte is None:
             return None
@@ -56,7 +57,7 @@ class Runs:
         return count
 
     def _byte(self, allowed: int) -> int | None:
-        """The byte of which there is the longest token, and one for itself alone."""
+        """Return the byte with the longest token, among those that are a token alone."""
         if allowed not in self._bytes:
             possible = [
                 (tokens[0][0], -byte)

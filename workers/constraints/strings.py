@@ -1,4 +1,4 @@
-"""Strings of JSON: what a schema demands of them, and how they are written."""
+"""JSON strings: a schema's constraints on them, and how they are written."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from workers.constraints import characters as sets
 from workers.constraints.characters import characters
 from workers.constraints.expressions import Expressions
 from workers.constraints.formats import FORMATS
-from workers.constraints.nodes import ALL_BYTES, Node, TooComplex
+from workers.constraints.nodes import ALL_BYTES, Expression, TooComplex
 from workers.constraints.patterns import matching, searching
 
 SHORT_ESCAPES = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '"', 92: "\\"}
 ESCAPED = (1 << 32) - 1 | 1 << 34 | 1 << 92 | 1 << 127
-"""Characters that do not stand for themselves."""
+"""Characters that are written as escapes."""
 
 
 class JsonStrings:
-    """Those of one grammar."""
+    """The JSON strings of one grammar."""
 
     def __init__(self, expressions: Expressions) -> None:
         self._x = expressions
-        self._quoted: dict[Node, Node] = {}
+        self._quoted: dict[Expression, Expression] = {}
 
-    def of(self, schema: dict[str, Any]) -> Node:
-        """The strings that a schema takes, as JSON."""
+    def of(self, schema: dict[str, Any]) -> Expression:
+        """Return the strings that a schema takes, as JSON."""
         demands = self.demands(schema)
         return self.quote(self._x.both(demands) if demands else self._text(0, None))
 
-    def demands(self, schema: dict[str, Any]) -> list[Node]:
-        """What a string must match, before it is written as JSON."""
+    def demands(self, schema: dict[str, Any]) -> list[Expression]:
+        """Return what a string must match, before it is written as JSON."""
         found = []
         for one in (schema, *schema.get("allOf", ())):
             if "pattern" in one:
@@ -43,22 +43,22 @@ class JsonStrings:
             found.append(self._text(least, most))
         return found
 
-    def _text(self, least: int, most: int | None) -> Node:
+    def _text(self, least: int, most: int | None) -> Expression:
         return self._x.repeated(characters(self._x, sets.ANY), least, most)
 
-    def quote(self, node: Node) -> Node:
-        """Texts, written as strings of JSON. Raises TooComplex."""
+    def quote(self, node: Expression) -> Expression:
+        """Return texts written as JSON strings. Raises TooComplex."""
         quote = self._x.symbols(1 << 34)
         return self._x.sequence([quote, self._escaped(node), quote])
 
-    def _escaped(self, node: Node) -> Node:
-        """The same texts inside of a JSON string."""
+    def _escaped(self, node: Expression) -> Expression:
+        """Return the same texts within a JSON string."""
         known = self._quoted.get(node)
         if known is None:
             known = self._quoted[node] = self._with_escapes(node)
         return known
 
-    def _with_escapes(self, node: Node) -> Node:
+    def _with_escapes(self, node: Expression) -> Expression:
         x, parts = self._x, node.parts
         match node.kind:
             case "symbols":
@@ -79,7 +79,7 @@ class JsonStrings:
                 return node
         raise TooComplex
 
-    def _character(self, mask: int) -> Node:
+    def _character(self, mask: int) -> Expression:
         x = self._x
         options = [x.symbols(mask & ~ESCAPED)]
         if special := mask & ESCAPED:
@@ -99,7 +99,7 @@ class JsonStrings:
 
 
 def _hex_digits(values: int) -> int:
-    """The digits, in either case, of a set of values."""
+    """Return the digits, in either case, of a set of values."""
     mask = 0
     for one in range(16):
         if values >> one & 1:

@@ -1,4 +1,4 @@
-"""How many tokens the rest of a text needs at most, by what its expression is made of.
+"""Upper bounds of the tokens that the rest of a text needs, by the structure of its expression.
 
 Of a text that must only become long enough, the rest is runs of one byte; of all else, each byte
 counts as a token. So these are bounds that cost next to nothing: where they are too high to tell,
@@ -8,26 +8,27 @@ the tokens of a completion are counted.
 from __future__ import annotations
 
 from workers.constraints.expressions import ENDLESS, Expressions
-from workers.constraints.nodes import Machine, Node
+from workers.constraints.nodes import Expression, Machine
 from workers.constraints.tokens import TokenTable
 
 
 class TokenCounts:
-    """Those of one grammar. Not thread-safe."""
+    """The token counts of one grammar. Not thread-safe."""
 
     def __init__(self, expressions: Expressions, tokens: TokenTable) -> None:
         self._expressions = expressions
         self._tokens = tokens
-        self._enough: dict[Node, int] = {}
-        self._most: dict[Node, int] = {}
+        self._enough: dict[Expression, int] = {}
+        self._most: dict[Expression, int] = {}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory, roughly."""
+        """Bytes of memory, estimated."""
         return 100 * (len(self._enough) + len(self._most))
 
-    def enough(self, node: Node) -> int:
-        """With so many tokens, a text can be completed; `ENDLESS` and more if that is not known."""
+    def enough(self, node: Expression) -> int:
+        """Return a number of tokens that is enough to complete a text; `ENDLESS` and more if none
+        is known."""
         found = self._enough.get(node)
         if found is None:
             for one in _with_rests(node, self._enough):
@@ -35,7 +36,7 @@ class TokenCounts:
             assert found is not None
         return found
 
-    def _enough_of(self, node: Node) -> int:
+    def _enough_of(self, node: Expression) -> int:
         if node.nullable:
             return 0
         parts = node.parts
@@ -48,18 +49,19 @@ class TokenCounts:
                 return self._repeated(parts[0], parts[1])
         return self._expressions.cost(node)
 
-    def _repeated(self, node: Node, n: int) -> int:
+    def _repeated(self, node: Expression, n: int) -> int:
         count = self._tokens.runs.count(single(node), n)
         return n * self.enough(node) if count is None else count
 
-    def most(self, node: Node) -> int:
-        """`enough` of whatever may follow any beginning of a text, if it is not more than this.
+    def most(self, node: Expression) -> int:
+        """Return `enough` for whatever may follow any beginning of a text, if it is not more than
+        this.
 
         `ENDLESS` where that is not known.
         """
         return max(self.enough(node), self._most_of(node))
 
-    def _most_of(self, node: Node) -> int:
+    def _most_of(self, node: Expression) -> int:
         found = self._most.get(node)
         if found is None:
             for one in _with_rests(node, self._most):
@@ -67,7 +69,7 @@ class TokenCounts:
             assert found is not None
         return found
 
-    def _found(self, node: Node) -> int:
+    def _found(self, node: Expression) -> int:
         parts = node.parts
         match node.kind:
             case "symbols" | "empty":
@@ -88,8 +90,9 @@ class TokenCounts:
                 return max(int(machine.most), *(self._most_of(one) for one in machine.inner), 0)
         return ENDLESS
 
-    def way(self, node: Node) -> list[int] | None:
-        """No more tokens than `enough`, which complete a text; None where they are not known."""
+    def way(self, node: Expression) -> list[int] | None:
+        """Return tokens that complete a text, no more than `enough`; None where they are not
+        known."""
         found: list[int] = []
         while not node.nullable:
             first, node = node.parts if node.kind == "then" else (node, self._expressions.empty)
@@ -99,7 +102,7 @@ class TokenCounts:
             found += tokens
         return found
 
-    def _part(self, node: Node) -> list[int] | None:
+    def _part(self, node: Expression) -> list[int] | None:
         if node.nullable:
             return []
         parts = node.parts
@@ -120,8 +123,9 @@ class TokenCounts:
         return self._tokens.spelled(self._expressions.least(node))
 
 
-def single(node: Node) -> int:
-    """Symbols (a bit mask) each of which alone is a whole text, as far as that is plain to see."""
+def single(node: Expression) -> int:
+    """Return symbols (a bit mask) each of which alone is a whole text, where that is easily
+    seen."""
     if node.kind == "symbols":
         return int(node.parts[0])
     found = 0
@@ -131,9 +135,9 @@ def single(node: Node) -> int:
     return found
 
 
-def _with_rests(node: Node, known: dict[Node, int]) -> list[Node]:
-    """A sequence and its ends that are not known, the shortest first: sequences may be so long that
-    nothing could call itself for each of their parts."""
+def _with_rests(node: Expression, known: dict[Expression, int]) -> list[Expression]:
+    """Yield a sequence and its ends that are not known, the shortest first, as a recursion could be
+    too deep."""
     found = [node]
     while node.kind == "then" and node.parts[1] not in known:
         node = node.parts[1]

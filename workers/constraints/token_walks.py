@@ -1,4 +1,4 @@
-"""Where all tokens of a mask lead to, each byte that several begin with looked at once."""
+"""The states after all tokens of a mask, visiting each common prefix once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.constraints.expressions import ENDLESS, Expressions
-from workers.constraints.nodes import ALL_BYTES, SPECIAL, Node, TooComplex
+from workers.constraints.nodes import ALL_BYTES, SPECIAL, Expression, TooComplex
 from workers.constraints.tokens import TokenTable, allowed_in
 
 Mask = NDArray[np.int32]
 
 MAX_STATES = 1024
-"""Whose rows are kept, 0.5 kB each."""
+"""Most states whose rows are kept, 0.5 kB each."""
 MAX_WALKS = 64
 MAX_WALKED = 200_000
-"""Tokens of all walks that are kept, 6 bytes each."""
+"""Most tokens of all walks that are kept, 6 bytes each."""
 
 DEAD = 0
 
@@ -29,34 +29,34 @@ class _Full(Exception):
 
 
 class Walk(NamedTuple):
-    """Where the tokens of a mask lead to."""
+    """The states after the tokens of a mask."""
 
     mask: Mask
     ids: NDArray[np.int32]
-    """By `costs`."""
+    """Token ids, in the order of `costs`."""
     costs: NDArray[np.int64]
-    """[ids]: bytes of the shortest completion behind each token, never falling."""
+    """[ids]: bytes of the shortest completion after each token, ascending."""
     states: NDArray[np.int16]
-    """[ids]: what may follow, by its place in a table."""
+    """[ids]: the state after each token, by its index in a table."""
 
 
 class TokenWalks:
-    """Those of one grammar. Not thread-safe."""
+    """The walks of one grammar. Not thread-safe."""
 
     def __init__(self, expressions: Expressions, tokens: TokenTable) -> None:
         self._expressions = expressions
         self._tokens = tokens
-        self._walks: OrderedDict[Node, Walk] = OrderedDict()
+        self._walks: OrderedDict[Expression, Walk] = OrderedDict()
         self._forget()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory, roughly."""
+        """Bytes of memory, estimated."""
         walked = sum(14 * len(one.ids) + one.mask.nbytes for one in self._walks.values())
         return self._rows.nbytes + walked
 
-    def of(self, node: Node, mask: Mask) -> Walk:
-        """Where the tokens lead to that are in the mask. Beyond the limits, it is nowhere."""
+    def of(self, node: Expression, mask: Mask) -> Walk:
+        """Return the states after the tokens in the mask. Beyond the limits they are all dead."""
         walk = self._walks.get(node)
         if walk is not None and np.array_equal(walk.mask, mask):
             return walk
@@ -67,8 +67,8 @@ class TokenWalks:
         self._keep(node, walk)
         return walk
 
-    def late(self, walk: Walk, room: int, fits: Callable[[Node], bool]) -> NDArray[np.int32]:
-        """The tokens after which so many bytes are not enough, and what may follow does not fit."""
+    def late(self, walk: Walk, room: int, fits: Callable[[Expression], bool]) -> NDArray[np.int32]:
+        """Return the tokens after which so many bytes are not enough, and the rest does not fit."""
         first = int(np.searchsorted(walk.costs, room, side="right"))
         ids, states = walk.ids[first:], walk.states[first:]
         late = np.zeros(MAX_STATES, np.bool_)
@@ -77,21 +77,21 @@ class TokenWalks:
         return ids[late[states]]
 
     def _unknown(self, mask: Mask) -> Walk:
-        """After any token, no text is known to fit."""
+        """Return a walk after whose tokens no text is known to fit."""
         ids = allowed_in(mask & ~self._tokens.ends)
         dead = np.full(len(ids), DEAD, np.int16)
         return Walk(mask.copy(), ids, np.full(len(ids), ENDLESS), dead)
 
     def _forget(self) -> None:
         nothing = self._expressions.nothing
-        self._nodes: list[Node] = [nothing]
-        self._index: dict[Node, int] = {nothing: DEAD}
+        self._nodes: list[Expression] = [nothing]
+        self._index: dict[Expression, int] = {nothing: DEAD}
         self._rows = np.zeros((MAX_STATES, SPECIAL), np.int16)
         self._built = np.zeros(MAX_STATES, np.bool_)
         self._built[DEAD] = True
         self._walks.clear()
 
-    def _keep(self, node: Node, walk: Walk) -> None:
+    def _keep(self, node: Expression, walk: Walk) -> None:
         self._walks[node] = walk
         self._walks.move_to_end(node)
         while len(self._walks) > 1 and (
@@ -100,18 +100,18 @@ class TokenWalks:
         ):
             self._walks.popitem(last=False)
 
-    def _tried(self, node: Node, mask: Mask) -> Walk:
+    def _tried(self, node: Expression, mask: Mask) -> Walk:
         try:
             return self._walked(node, mask)
         except _Full:
             self._forget()
             return self._walked(node, mask)
 
-    def _walked(self, node: Node, mask: Mask) -> Walk:
+    def _walked(self, node: Expression, mask: Mask) -> Walk:
         tokens = self._tokens
         ids = allowed_in(mask & ~tokens.ends)
         reached = np.full(tokens.trie.n_prefixes, DEAD, np.int16)
-        """By the place of a prefix."""
+        """The state after each prefix, by the prefix's index."""
         reached[0] = self._state(node)
         before, first = reached[:1], 1
         for level in tokens.trie.levels:
@@ -138,13 +138,13 @@ class TokenWalks:
         return Walk(mask.copy(), ids[order], costs[states], states)
 
     def _by_cost(self, states: NDArray[np.int16]) -> list[int]:
-        """Each of them once, the cheapest first."""
+        """Return each of them once, the cheapest first."""
         return sorted(_distinct(states), key=self._cost)
 
     def _cost(self, state: int) -> int:
         return ENDLESS if state == DEAD else self._expressions.cost(self._nodes[state])
 
-    def _state(self, node: Node) -> int:
+    def _state(self, node: Expression) -> int:
         found = self._index.get(node)
         if found is None:
             if len(self._nodes) >= MAX_STATES:
@@ -160,7 +160,7 @@ class TokenWalks:
             row[np.unpackbits(raw, bitorder="little").view(np.bool_)] = self._state(following)
         self._built[state] = True
 
-    def _after(self, node: Node, token: int) -> Node | None:
+    def _after(self, node: Expression, token: int) -> Expression | None:
         try:
             return self._expressions.after_text(node, self._tokens.symbols[token])
         except (TooComplex, RecursionError, IndexError):

@@ -1,4 +1,4 @@
-"""What each token adds to a text, in bytes, and the tokens of a text."""
+"""The bytes that each token adds to a text, and the tokens of a text."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class TokenTable:
     def __init__(
         self, tokenizer: Tokenizer, texts: Sequence[bytes | None], end_ids: Sequence[int]
     ) -> None:
-        """`texts`: what each token id adds to a text; None for special tokens."""
+        """Make the table. `texts`: what each token id adds to a text; None for special tokens."""
         self._tokenizer = tokenizer
         self.end_ids = frozenset(end_ids)
         self.n_words = -(-len(texts) // 32)
         self.ends = np.zeros(self.n_words, np.int32)
-        """The mask of those that end a text."""
+        """The mask of end-of-text tokens."""
         for one in self.end_ids:
             self.ends.view(np.uint32)[one >> 5] |= np.uint32(1 << (one & 31))
         self.symbols: list[tuple[int, ...]] = [
             (SPECIAL + i,) if text is None else tuple(text) for i, text in enumerate(texts)
         ]
-        """Of each token, for `Expressions.after`."""
+        """The symbols of each token, for `Expressions.after`."""
         self.trie = Trie(texts)
         self.silent = np.array([not text for text in texts], np.bool_)
         """[tokens]: special tokens, and those that add nothing."""
@@ -48,12 +48,12 @@ class TokenTable:
         """See `Expressions`: free text in few tokens."""
 
     def of(self, symbols: Sequence[int]) -> list[int] | None:
-        """The tokenizer's own tokens of a text, or as `spelled` has them where it has none."""
+        """Return the tokenizer's own tokens of a text, or those of `spelled` where it has none."""
         return self._parts(symbols, self._of_text)
 
     def spelled(self, symbols: Sequence[int]) -> list[int] | None:
-        """Tokens of a text, as many as it has bytes or fewer; None where the vocabulary has none
-        for a byte of it."""
+        """Return tokens of a text, at most one a byte; None where the vocabulary has none for a
+        byte of it."""
         return self._parts(symbols, self._greedy)
 
     @staticmethod
@@ -91,7 +91,7 @@ class TokenTable:
         return [*begun, *ids]
 
     def _greedy(self, text: bytes) -> list[int] | None:
-        """The longest token that fits, again and again."""
+        """Take the longest token that fits, again and again."""
         found = []
         at = 0
         while at < len(text):
@@ -107,11 +107,11 @@ class TokenTable:
 
 
 def bytes_of(symbols: Sequence[int]) -> bytes | None:
-    """None where a special token is among them."""
+    """Return the bytes of tokens; None where a special token is among them."""
     return bytes(symbols) if all(one < SPECIAL for one in symbols) else None
 
 
 def allowed_in(mask: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The ids in a mask."""
+    """Return the ids in a mask."""
     bits = np.unpackbits(mask.view(np.uint8), bitorder="little")
     return np.flatnonzero(bits).astype(np.int32)

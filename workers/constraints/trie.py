@@ -1,4 +1,4 @@
-"""A vocabulary as a tree of bytes, so that what many tokens begin with is looked at once."""
+"""A vocabulary as a trie of bytes, so that common prefixes are visited once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Level(NamedTuple):
     """The prefixes of one length, in bytes."""
 
     parents: NDArray[np.int32]
-    """[prefixes]: the place of each without its last byte, among those of the level before."""
+    """[prefixes]: the index of each prefix without its last byte, in the level before."""
     bytes: NDArray[np.uint8]
     """[prefixes]: the last byte of each."""
 
@@ -22,16 +22,16 @@ class Trie:
     """The prefixes of all tokens, by length. The empty one is not in `levels`."""
 
     def __init__(self, texts: Sequence[bytes | None]) -> None:
-        """`texts`: what each token id adds to a text; None for special tokens."""
+        """Make the trie. `texts`: what each token id adds to a text; None for special tokens."""
         self.ends = np.zeros(len(texts), np.int32)
-        """[tokens]: the place of each token among all prefixes, the empty one being the first."""
+        """[tokens]: the index of each token among all prefixes, the empty one being the first."""
         self.levels: list[Level] = []
         ids = np.array([i for i, text in enumerate(texts) if text], np.int32)
         flat = np.frombuffer(b"".join(texts[i] or b"" for i in ids.tolist()), np.uint8)
         lengths = np.array([len(texts[i] or b"") for i in ids.tolist()], np.int64)
         begins = np.cumsum(lengths) - lengths
         at = np.zeros(len(ids), np.int64)
-        """The place of what has been read of each token, in its level."""
+        """The index of what has been read of each token, in its level."""
         first = 1
         while len(ids):
             depth = len(self.levels)

@@ -1,4 +1,4 @@
-"""JSON values, as texts on one line, that a schema accepts.
+"""The JSON texts, on one line, that a schema accepts.
 
 The schema is one of those that `tgi_async.grammar.schema` emits. What is not known of it raises
 TooComplex.
@@ -13,7 +13,7 @@ from typing import Any
 
 from workers.constraints.expressions import Expressions
 from workers.constraints.literals import LiteralMachine
-from workers.constraints.nodes import Node, TooComplex
+from workers.constraints.nodes import Expression, TooComplex
 from workers.constraints.numbers import Bounds, NumberMachine
 from workers.constraints.patterns import matching, searching
 from workers.constraints.strings import JsonStrings
@@ -49,7 +49,7 @@ KNOWN = frozenset(
     }
 )
 MANY = 50
-"""Constants, of which there is no expression for each."""
+"""Number of constants above which there is no expression for each."""
 TYPES = ("null", "boolean", "number", "string", "array", "object")
 NUMBER = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?"
 INTEGER = r"-?(?:0|[1-9][0-9]*)"
@@ -57,8 +57,8 @@ STRING = r'"(?:[^"\\\x00-\x1f\x7f]|\\["\\bfnrt]|\\u[0-9a-fA-F]{4})*"'
 _NUMERIC = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 
 
-def value(expressions: Expressions, schema: Any) -> Node:
-    """The texts of the values. It is for `Expressions.settle` to be called afterwards."""
+def value(expressions: Expressions, schema: Any) -> Expression:
+    """Return the texts of the values. Call `Expressions.settle` afterwards."""
     values = _Values(expressions)
     if isinstance(schema, dict):
         for name, one in schema.get("$defs", {}).items():
@@ -70,16 +70,17 @@ class _Values:
     def __init__(self, expressions: Expressions) -> None:
         self._x = expressions
         self._first_node = len(expressions)
-        self._any: Node | None = None
+        self._any: Expression | None = None
         self._comma = expressions.text(b", ")
         self._strings = JsonStrings(expressions)
-        self._matching: dict[str, Node] = {}
+        self._matching: dict[str, Expression] = {}
 
     def named(self, reference: str) -> str:
-        """The name of a definition, of which other schemas of the grammar have others."""
+        """Return the unique name of a definition, as other schemas of the grammar have their
+        own."""
         return f"{self._first_node} {reference}"
 
-    def of(self, schema: Any) -> Node:
+    def of(self, schema: Any) -> Expression:
         if schema is True or schema == {}:
             return self._anything()
         if schema is False:
@@ -107,16 +108,16 @@ class _Values:
         kinds = [kinds] if isinstance(kinds, str) else kinds
         return self._x.choice([self._of_kind(kind, schema) for kind in kinds])
 
-    def _matches(self, pattern: str) -> Node:
+    def _matches(self, pattern: str) -> Expression:
         known = self._matching.get(pattern)
         if known is None:
             known = self._matching[pattern] = matching(self._x, pattern)
         return known
 
-    def _literal(self, one: Any) -> Node:
+    def _literal(self, one: Any) -> Expression:
         return self._x.text(_json(one))
 
-    def _anything(self) -> Node:
+    def _anything(self) -> Expression:
         if self._any is None:
             self._any = self._x.reference(self.named(""))
             self._x.define(
@@ -124,7 +125,7 @@ class _Values:
             )
         return self._any
 
-    def _of_kind(self, kind: str, schema: dict[str, Any]) -> Node:
+    def _of_kind(self, kind: str, schema: dict[str, Any]) -> Expression:
         match kind:
             case "null":
                 return self._x.text(b"null")
@@ -140,7 +141,7 @@ class _Values:
                 return self._object(schema)
         raise TooComplex
 
-    def _number(self, integer: bool, schema: dict[str, Any]) -> Node:
+    def _number(self, integer: bool, schema: dict[str, Any]) -> Expression:
         steps = [one["multipleOf"] for one in schema.get("allOf", ()) if "multipleOf" in one]
         if "multipleOf" in schema:
             steps.append(schema["multipleOf"])
@@ -156,7 +157,7 @@ class _Values:
 
     # Arrays and objects
 
-    def _array(self, schema: dict[str, Any]) -> Node:
+    def _array(self, schema: dict[str, Any]) -> Expression:
         x = self._x
         prefix = [self.of(one) for one in schema.get("prefixItems", ())]
         items = self.of(schema.get("items", True))
@@ -186,7 +187,7 @@ class _Values:
                     inner = x.optional(inner)
         return x.sequence([x.text(b"["), inner, x.text(b"]")])
 
-    def _object(self, schema: dict[str, Any]) -> Node:
+    def _object(self, schema: dict[str, Any]) -> Expression:
         x = self._x
         properties = dict(schema.get("properties", {}))
         required = set(schema.get("required", ()))
@@ -215,8 +216,8 @@ class _Values:
             raise TooComplex
         return x.sequence([x.text(b"{"), inner, x.text(b"}")])
 
-    def _further(self, schema: dict[str, Any], names: list[str]) -> Node:
-        """One property that has no schema of its own name."""
+    def _further(self, schema: dict[str, Any], names: list[str]) -> Expression:
+        """Return one property that has no schema under its own name."""
         x = self._x
         colon = x.text(b": ")
         taken = [self._literal(name) for name in names]
@@ -232,8 +233,10 @@ class _Values:
         options.append(x.sequence([name, colon, additional]))
         return x.choice(options)
 
-    def _further_entries(self, entry: Node, behind: bool, least: int, most: int | None) -> Node:
-        """So many properties, behind others or not."""
+    def _further_entries(
+        self, entry: Expression, behind: bool, least: int, most: int | None
+    ) -> Expression:
+        """Return so many properties, after others or not."""
         x = self._x
         again = x.then(self._comma, entry)
         if behind:
@@ -244,8 +247,10 @@ class _Values:
         some = x.then(entry, rest)
         return some if least else x.optional(some)
 
-    def _in_order(self, entries: list[tuple[Node, bool]], behind: Node, alone: Node | None) -> Node:
-        """The entries, those that are not needed or not. `alone`: what is there without any."""
+    def _in_order(
+        self, entries: list[tuple[Expression, bool]], behind: Expression, alone: Expression | None
+    ) -> Expression:
+        """Return the entries in order, required or not. `alone`: what is there without any."""
         x = self._x
         after, first = behind, x.nothing if alone is None else alone
         for entry, needed in reversed(entries):
@@ -253,11 +258,13 @@ class _Values:
             first = whole if needed else x.choice([whole, first])
             later = x.then(self._comma, whole)
             after = later if needed else x.choice([later, after])
-            x.steps(after)  # from the end on, so that no call leads too deep
+            x.steps(after)  # from the end on, so that the recursion is not deep
         return first
 
-    def _counted(self, entries: list[tuple[Node, bool]], least: int, most: int | None) -> Node:
-        """The entries, so many of those that are not needed."""
+    def _counted(
+        self, entries: list[tuple[Expression, bool]], least: int, most: int | None
+    ) -> Expression:
+        """Return the entries, with so many of the optional ones."""
         x = self._x
         n = sum(not needed for _, needed in entries)
         most = n if most is None else min(n, most)
@@ -298,7 +305,7 @@ def _common_multiple(left: Fraction, right: Fraction) -> Fraction:
 def _bound(
     schema: dict[str, Any], inclusive: str, exclusive: str, stricter: Any
 ) -> tuple[Fraction | None, bool]:
-    """A bound, and whether a number must not be it."""
+    """Return a bound, and whether it is exclusive."""
     found = [
         _fraction(schema[name]) for name in (inclusive, exclusive) if schema.get(name) is not None
     ]

@@ -1,4 +1,4 @@
-"""What grammars need to know of a tokenizer, and the engine for it. Made once, off the step."""
+"""What grammars need of a tokenizer, and its engine. Made once, off the step."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from workers.grammar.llguidance_engine import LlguidanceEngine
 
 OPENERS = frozenset("([{<")
 MOST_LITERALS = 64
-"""Of a client's grammar, that are tried on the way to the end of a text."""
+"""Most literals of a client's grammar that are tried in a completion."""
 MOST_KEPT = 256
-"""Grammars whose compiled form is kept for the next row that follows one."""
+"""Most grammars whose compiled form is kept for later rows."""
 MOST_BYTES = 256 << 20
-"""Of all of them. Rows keep what they follow to their end, whatever is dropped here."""
+"""Most bytes of all of them. Rows keep what they use until they end."""
 MOST_BYTES_EACH = 32 << 20
-"""What has grown beyond this is compiled anew for the next row."""
+"""A compiled grammar that has grown beyond this is compiled again for the next row."""
 MOST_WAYS = 64
-"""Completions, by the tokens that they may have, of one grammar."""
+"""Most completions of one grammar that are kept, by their token limits."""
 
 
 class Compiled:
-    """A grammar as every row that follows it needs it at its beginning. Thread-safe."""
+    """A compiled grammar, shared by the rows that have it. Thread-safe."""
 
     def __init__(self, vocabulary: Vocabulary, encoded: str) -> None:
         """Raises GrammarError."""
@@ -56,11 +56,12 @@ class Compiled:
         self._lock = threading.Lock()
         self.foresight = self._foresight(vocabulary, grammar)
         self._size = 8 * len(encoded)
-        """Of the text, as it is kept here and there."""
+        """Estimated bytes of the encoded grammar, of which there are several copies."""
         self._first_nbytes = self.nbytes
 
     def _foresight(self, vocabulary: Vocabulary, grammar: Grammar) -> Foresight | None:
-        """None where the expression of the grammar is not known, or is not the engine's."""
+        """Return the foresight; None where the expression of the grammar is not known, or is not
+        the engine's."""
         try:
             foresight = Foresight(vocabulary.token_table, grammar, vocabulary.special_ids.get)
         except TooComplex:
@@ -78,30 +79,30 @@ class Compiled:
 
     @cached_property
     def growth(self) -> int:
-        """Tokens that one token may add to what completes a text."""
+        """Tokens that one token may add to a completion."""
         owed = openings(self._grammar)
         return max((len(self._vocabulary.tokens(text)) for text in owed), default=0)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory, roughly."""
+        """Bytes of memory, estimated."""
         ways = sum(8 * len(way) for way in list(self._ways.values()) if way)
         foresight = 0 if self.foresight is None else self.foresight.nbytes
         return self._size + self._matcher.nbytes + foresight + ways
 
     @property
     def is_crowded(self) -> bool:
-        """Whether it has grown so that new texts better begin with a new one."""
+        """Whether it has grown so much that new texts should begin with a new one."""
         crowded = self.foresight is not None and self.foresight.is_crowded
         return crowded or self.nbytes > self._first_nbytes + MOST_BYTES_EACH
 
     def matcher(self) -> Matcher:
-        """At the beginning of a text."""
+        """Return a matcher at the beginning of a text."""
         with self._lock:
             return self._matcher.copy()
 
     def shortest(self, most: int, enough: int, mask: Mask) -> list[int] | None:
-        """See `Completer.shortest`: from the beginning. `enough` follows from `most`."""
+        """Return `Completer.shortest` from the beginning. `enough` follows from `most`."""
         with self._lock:
             if most not in self._ways:
                 if len(self._ways) >= MOST_WAYS:
@@ -113,15 +114,15 @@ class Compiled:
 
 
 class Vocabulary:
-    """The engine of a worker's model, and what completions are made of."""
+    """The grammar engine of a worker's model, and what completions need."""
 
     def __init__(self, model_path: Path, vocab_size: int, end_ids: Sequence[int]) -> None:
-        """Raises GrammarError where no grammar can be followed with this tokenizer."""
+        """Make the engine. Raises GrammarError where it does not support this tokenizer."""
         file = model_path / "tokenizer.json"
         if not file.exists():
             raise GrammarError("grammars need a tokenizer.json, and the model has none")
         if not end_ids:
-            raise GrammarError("grammars need a token that ends a text, and the model names none")
+            raise GrammarError("grammars need an end-of-text token, and the model names none")
         self.end_ids = list(end_ids)
         self._tokenizer = Tokenizer.from_file(str(file))
         special = {
@@ -142,7 +143,7 @@ class Vocabulary:
         self._lock = threading.Lock()
 
     def compiled(self, encoded: str) -> Compiled:
-        """The grammar, compiled now or lately. Thread-safe. Raises GrammarError."""
+        """Return the grammar, compiled now or recently. Thread-safe. Raises GrammarError."""
         with self._lock:
             known = self._compiled.get(encoded)
             if known is not None and not known.is_crowded:
@@ -156,7 +157,7 @@ class Vocabulary:
         return compiled
 
     def _drop(self) -> None:
-        """Keep what was used last. What is kept grows while it is used, so all is counted anew."""
+        """Drop the least recently used ones. They grow while used, so all are counted again."""
         left = MOST_BYTES
         for n, (encoded, one) in enumerate(reversed(list(self._compiled.items()))):
             left -= one.nbytes
@@ -164,17 +165,18 @@ class Vocabulary:
                 del self._compiled[encoded]
 
     def tokens(self, text: str) -> list[int]:
-        """The ids of a text that does not begin one."""
+        """Return the ids of a text within another one."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def untils(grammar: Grammar) -> Iterator[str]:
-    """What ends the prose in a grammar."""
+    """Return what ends the prose in a grammar."""
     return (part.until for part in parts(grammar) if isinstance(part, terms.Prose))
 
 
 def literals(grammar: Grammar) -> list[str]:
-    """Texts in what clients wrote that end something, or lead on to it; the shortest first."""
+    """Return texts of clients' grammars that end something, or lead to an end; the shortest
+    first."""
     found = {
         text
         for part in parts(grammar)
@@ -187,14 +189,14 @@ def literals(grammar: Grammar) -> list[str]:
 
 
 def tags(grammar: Grammar) -> Iterator[terms.Tag]:
-    """Those of tagged texts in a grammar."""
+    """Return the tags of a grammar."""
     for part in parts(grammar):
         if isinstance(part, terms.Tagged):
             yield from part.tags
 
 
 def parts(grammar: Grammar) -> Iterator[Grammar]:
-    """A grammar and all that it is made of."""
+    """Yield a grammar and all its parts."""
     yield grammar
     inner: list[Grammar] = []
     match grammar:

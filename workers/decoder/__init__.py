@@ -1,1 +1,1 @@
-"""The fused path: one decoder of ours for the families that are built alike."""
+"""The fused path: one decoder for the families with the same structure."""

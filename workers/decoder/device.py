@@ -33,16 +33,16 @@ from workers.ranks import Ranks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_HIDDEN = 2**15
-"""Numbers of a row that one program norms."""
+"""Most elements of a row that one program normalizes."""
 HEADS = 8
-"""That a program of `place` takes."""
+"""Heads that a program of `place` takes."""
 LOGITS = 2048
-"""That a program of `bound` takes."""
+"""Logits that a program of `bound` takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """See `Block`."""
+    """One layer, see `Block`."""
 
     qkv: DeviceLinear
     out: DeviceLinear
@@ -76,7 +76,7 @@ class DeviceDecoder:
         description: Description,
         ranks: Ranks | None = None,
     ) -> None:
-        """Takes the weights out of the model that is described, layer by layer; with `ranks`, the
+        """Take the weights out of the described model, layer by layer; with `ranks`, the
         description is of this rank's part.
 
         Raises NotFused, with the model as it was.
@@ -135,7 +135,7 @@ class DeviceDecoder:
         return ForwardOutput(logits)
 
     def _turns(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
-        """float32 [n_tokens, 2, rotary / 2] of each rope."""
+        """Return float32 [n_tokens, 2, rotary / 2] of each rope."""
         n_ropes, half = self._frequencies.shape
         turns = self._frequencies.new_empty((n_ropes, len(positions), 2, half))
         kernels.turn[(len(positions), n_ropes)](
@@ -145,7 +145,7 @@ class DeviceDecoder:
         return turns.unbind()
 
     def _embed(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The residual stream, and what the first layer takes."""
+        """Return the residual stream, and the input of the first layer."""
         numbers = self._numbers
         norm = self._layers[0].input_norm
         residual = norm.new_empty((len(ids), numbers.hidden))
@@ -183,7 +183,7 @@ class DeviceDecoder:
             qkv,
             slots,
             turn,
-            # What is not there is not read; a pointer has to be given all the same.
+            # Missing tensors are not read; a pointer has to be given all the same.
             turn if layer.head_norms is None else layer.head_norms,
             numbers.eps,
             n_tokens,
@@ -200,7 +200,7 @@ class DeviceDecoder:
         return query.transpose(0, 1).unsqueeze(0)
 
     def _summed(self, parts: torch.Tensor) -> torch.Tensor:
-        """The sum over the ranks of [n_parts, n_tokens, hidden], of which one is left then."""
+        """Return the sum over the ranks of [n_parts, n_tokens, hidden], as one part."""
         if self._ranks is None:
             return parts
         own = parts.squeeze(0) if len(parts) == 1 else parts.sum(0)
@@ -214,8 +214,8 @@ class DeviceDecoder:
         norm: torch.Tensor,
         wanted: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """y [n_parts, n_tokens, hidden] into the residual stream, and what comes next of it: of all
-        rows or of the wanted ones."""
+        """Add y [n_parts, n_tokens, hidden] to the residual stream, and return the normed input of
+        what follows: of all rows or of the wanted ones."""
         n_tokens = len(residual)
         n = n_tokens if wanted is None else len(wanted)
         out = self._embedding.new_empty((n, self._numbers.hidden))
@@ -238,7 +238,7 @@ class DeviceDecoder:
         return out
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        """float32 [n, this rank's part of the vocabulary] of normed rows [n, hidden]."""
+        """Return float32 [n, this rank's part of the vocabulary] of normed rows [n, hidden]."""
         if not len(x):
             return x.new_empty((0, self._head.n), dtype=torch.float32)
         numbers = self._numbers
@@ -252,12 +252,13 @@ class DeviceDecoder:
 
     @property
     def _rows(self) -> dict[str, Any]:
-        """What kernels of whole rows are compiled for."""
+        """Return the compile-time sizes of kernels of whole rows."""
         return {"SIZE": self._numbers.hidden, "WIDTH": self._width, "num_warps": self._warps}
 
 
 def _attention_of(attention: registry.Backend, description: Description) -> AttentionBackend[Any]:
-    """Raises NotFused where the decoder, or the attention, is not for this model."""
+    """Return the attention. Raises NotFused where the decoder, or the attention, does not support
+    this model."""
     numbers, dtype = description.numbers, description.dtype
     if dtype not in DTYPES:
         raise NotFused(f"the fused decoder takes {', '.join(map(str, DTYPES))}, not {dtype}")
@@ -286,7 +287,7 @@ def _layer(block: Block, activation: str) -> _Layer:
 
 
 def _prepared(linears: Sequence[Linear], activation: str = "") -> Any:
-    """A DeviceLinear of merged layers; with an activation, a GatedLinear of gate and up."""
+    """Return a DeviceLinear of merged layers; with an activation, a GatedLinear of gate and up."""
     weights = [one.checkpoint_weight for one in linears]
     return prepare("triton_linear", linears)(weights, activation)
 

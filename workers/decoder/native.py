@@ -70,7 +70,7 @@ class NativeDecoder:
     """A model over packed tokens and a paged cache, in C. See `forward.Model`."""
 
     def __init__(self, description: Description, ranks: Ranks | None = None) -> None:
-        """Takes the weights out of the model that is described, layer by layer; with `ranks`, the
+        """Take the weights out of the described model, layer by layer; with `ranks`, the
         description is of this rank's part.
 
         Raises NotFused, with the model as it was.
@@ -84,7 +84,7 @@ class NativeDecoder:
         embedding = description.embedding()
         self._embedding: torch.Tensor = prepare("c_rows", [embedding])([embedding.weight], "")
         self._kept: list[object] = []
-        """What the structures point to."""
+        """Objects that the structures point to."""
         self.weight_bytes = self._embedding.nbytes
         # Before the layers, for it is large, and so is what it is made from.
         head = self._weight([description.head()])
@@ -168,7 +168,7 @@ class NativeDecoder:
         return ForwardOutput(logits)
 
     def _run_together(self, step: _Step, ranks: Ranks) -> int:
-        """Stage by stage, each but the last ending in a sum over the ranks."""
+        """Run stage by stage, each but the last ending in a sum over the ranks."""
         partial = torch.empty(step.n_tokens, self._decoder.hidden)
         step.partial = partial.data_ptr()
         last = 2 * self._decoder.n_blocks + 1
@@ -200,7 +200,7 @@ class NativeDecoder:
         filled.rope = -1 if block.rope is None else block.rope
 
     def _weight(self, linears: list[Linear], activation: str = "") -> Weight:
-        """Of merged layers; with an activation, they are gate and up."""
+        """Return the weight of merged layers; with an activation, they are gate and up."""
         weights = [one.checkpoint_weight for one in linears]
         packed: PackedWeight = prepare("c_linear", linears)(weights, activation)
         self._kept.append(packed)
@@ -216,8 +216,8 @@ class NativeDecoder:
 
 
 def _function(description: Description) -> tuple[ctypes._NamedFuncPointer, NativeAttention]:
-    """`decoder_run`, and the attention whose metadata it reads. Raises NotFused where it cannot be
-    had or is not for this model."""
+    """Return `decoder_run`, and the attention whose metadata it reads. Raises NotFused where it is
+    not available or does not support this model."""
     numbers, dtype = description.numbers, description.dtype
     if description.device.type != "cpu":
         raise NotFused(f"the fused decoder runs on a CPU, not on {description.device}")

@@ -17,7 +17,7 @@ import triton.language as tl
 
 @triton.jit
 def normed(x, norm, eps, SIZE: tl.constexpr):
-    """A row x, zeros where it is padded, by root mean square."""
+    """Normalize a row x, zeros where it is padded, by root mean square."""
     return norm * (x * tl.rsqrt(tl.sum(x * x) / SIZE + eps))
 
 
@@ -26,8 +26,8 @@ def embed(
     residual, out, ids, table, norm, first, n_here, n_ids, scale, eps, SIZE: tl.constexpr,
     WIDTH: tl.constexpr, NORMED: tl.constexpr,
 ):  # fmt: skip
-    """Rows of `table` [n_here, SIZE], which begins with id `first`, into the residual stream, and
-    with NORMED what the first layer takes into `out`. Grid [n_tokens].
+    """Write rows of `table` [n_here, SIZE], which begins with id `first`, to the residual stream,
+    and with NORMED the input of the first layer to `out`. Grid [n_tokens].
 
     An id of another rank gives zeros; one that none of the `n_ids` is gives NaN, which stays in its
     row, so that its logits tell.
@@ -52,7 +52,7 @@ def add_norm(
     out, residual, y, wanted, y_norm, norm, scale, eps, n_tokens, SIZE: tl.constexpr,
     WIDTH: tl.constexpr, PARTS: tl.constexpr, Y_NORM: tl.constexpr, WANTED: tl.constexpr,
 ):  # fmt: skip
-    """residual += scale * y, y being normed before with Y_NORM; out = norm(residual). Grid
+    """Compute residual += scale * y, y being normed before with Y_NORM; out = norm(residual). Grid
     [n_tokens], or with WANTED [n_wanted]: then only those tokens go into `out`, and the residual
     stream stays as it was. No PARTS: nothing is added."""
     row = tl.program_id(0).to(tl.int64)
@@ -78,7 +78,7 @@ def add_norm(
 
 @triton.jit
 def turn(turns, positions, frequencies, scales, HALF: tl.constexpr, WIDTH: tl.constexpr):
-    """Cosines and sines, [n_ropes, n_tokens, 2, HALF], of the angles of `positions` and
+    """Compute cosines and sines, [n_ropes, n_tokens, 2, HALF], of the angles of `positions` and
     `frequencies` [n_ropes, HALF], times `scales` [n_ropes]. Grid [n_tokens, n_ropes]. Sine and
     cosine are those of CUDA's library, exact for angles of any size."""
     token = tl.program_id(0).to(tl.int64)
@@ -95,7 +95,7 @@ def turn(turns, positions, frequencies, scales, HALF: tl.constexpr, WIDTH: tl.co
 
 @triton.jit
 def heads_of(row, d, there, qkv, part_size, PARTS: tl.constexpr):
-    """float32 of elements `d` of the heads that begin at `row`."""
+    """Return float32 of elements `d` of the heads that begin at `row`."""
     x = tl.load(qkv + row + d, mask=there, other=0.0).to(tl.float32)
     for part in tl.static_range(1, PARTS):
         x += tl.load(qkv + part * part_size + row + d, mask=there, other=0.0).to(tl.float32)
@@ -150,7 +150,7 @@ def place(
 
 @triton.jit
 def bound(logits, n, scale, cap, CAPPED: tl.constexpr, SIZE: tl.constexpr):
-    """Of float32 `logits` [n], in place: scaled, and with CAPPED cap * tanh(logit / cap). Grid
+    """Scale float32 `logits` [n] in place, and with CAPPED apply cap * tanh(logit / cap). Grid
     [ceil(n / SIZE)]."""
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     x = tl.load(logits + at, mask=at < n, other=0.0) * scale

@@ -1,1 +1,1 @@
-"""Engines of grammars: in the workers, and in the processes that check grammars."""
+"""Grammar engines, for the workers and for the processes that check grammars."""

@@ -27,19 +27,19 @@ from workers.grammar.engine import GrammarEngine, GrammarError
 from workers.grammar.llguidance_engine import LlguidanceEngine
 
 MEMORY = 1 << 30
-"""Bytes of address space, beyond what the engine itself has."""
+"""Limit of address space in bytes, beyond what the engine itself has."""
 NICENESS = 5
-"""Below the server and its workers, yet soon done where they leave a little time."""
+"""Nice value: below the server and its workers, yet soon done where they leave a little time."""
 WALKS = 3
 STEPS = 24
-"""Of each walk; the first goes along the first token allowed, the others along random ones."""
+"""Steps of each walk; the first takes the first allowed token, the others random ones."""
 SLOW_MASK = 0.02
-"""Seconds of processor time; a grammar with more than `MOST_SLOW` such masks is refused."""
+"""Seconds of processor time of a slow mask; a grammar with more than `MOST_SLOW` is refused."""
 MOST_SLOW = 2
 LONGEST_NAME = 64
-"""Characters of what is ignored; see `document.MAX_IGNORED` for how many of them."""
+"""Most characters of an ignored keyword; see `document.MAX_IGNORED` for how many are reported."""
 LONGEST_REASON = 400
-"""Characters of a refusal."""
+"""Most characters of a refusal."""
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
@@ -49,7 +49,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
     engine = LlguidanceEngine(tokenizer, start.vocab_size, start.end_ids)
     words = -(-start.vocab_size // 32)
     lazy = terms.Json({"type": "array", "uniqueItems": True, "contains": {"pattern": "a|^b"}})
-    check(engine, words, terms.encode(lazy))  # what is made when it is needed first is made
+    check(engine, words, terms.encode(lazy))  # create what is created lazily
     if size := address_space():
         limit_memory(size + MEMORY)
     answer_lines(
@@ -61,7 +61,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 
 def check(engine: GrammarEngine, words: int, encoded: str) -> GrammarCheck:
-    """`words` is the length of a mask."""
+    """Check a grammar. `words` is the length of a mask."""
     try:
         ignored: dict[str, None] = {}
         grammar = _normal(terms.decode(encoded), ignored)
@@ -77,13 +77,13 @@ def check(engine: GrammarEngine, words: int, encoded: str) -> GrammarCheck:
 
 
 def _short(reason: str) -> str:
-    """Names in a schema may be of any length."""
+    """Shorten a name, as names in a schema may have any length."""
     half = LONGEST_REASON // 2
     return reason if len(reason) <= LONGEST_REASON else f"{reason[:half]}...{reason[-half:]}"
 
 
 def _normal(grammar: Grammar, ignored: dict[str, None]) -> Grammar:
-    """The grammar with its schemas as engines follow them; see `normalize`. Raises SchemaError."""
+    """Return the grammar with its schemas normalized; see `normalize`. Raises SchemaError."""
     match grammar:
         case terms.Json(schema):
             return terms.Json(normalize(schema, ignored))
@@ -102,7 +102,8 @@ def _normal(grammar: Grammar, ignored: dict[str, None]) -> Grammar:
 
 
 def _try(engine: GrammarEngine, words: int, grammar: Grammar) -> None:
-    """Raises GrammarError for a grammar that cannot be compiled, is slow or leads nowhere."""
+    """Walk through a grammar. Raises GrammarError if it cannot be compiled, is slow or has a dead
+    end."""
     beginning = engine.matcher(grammar)
     chosen = random.Random(0)
     slow = 0
@@ -116,12 +117,12 @@ def _try(engine: GrammarEngine, words: int, grammar: Grammar) -> None:
             matcher.fill(mask)
             slow += time.thread_time() - began > SLOW_MASK
             if slow > MOST_SLOW:
-                raise GrammarError("it takes too long to find which tokens may come")
+                raise GrammarError("computing the allowed tokens takes too long")
             allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
             if not len(allowed):
-                raise GrammarError("it leads to where nothing may come")
+                raise GrammarError("it can lead to a state where no token is allowed")
             matcher.advance([int(allowed[0] if walk == 0 else chosen.choice(allowed))])
-            matcher.forced()
+            matcher.jump_forward_tokens()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Schemas that compare items or count names, where they stand in a grammar, and without that."""
+"""Find and remove `uniqueItems` and `minProperties`, which engines do not support."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from workers.grammar.engine import GrammarError
 
 
 def contexts(grammar: Grammar) -> list[tuple[bytes, Any]]:
-    """Schemas that compare items or count names, each with the text right before its value.
+    """Return the schemas that compare items or count names, each with the text right before its
+    value.
 
     Raises GrammarError where that text is not known.
     """
@@ -69,7 +70,7 @@ def _values(term: Grammar, before: str | None) -> Iterator[tuple[str | None, Any
 
 
 def inlined(schema: Any, prefix: str) -> dict[str, Any]:
-    """The schema with names of its own for what it shares."""
+    """Return the schema with its shared definitions inlined."""
     written = json.dumps(schema).replace('"#/$defs/', f'"#/$defs/{prefix}')
     found: dict[str, Any] = json.loads(written)
     found["$defs"] = {f"{prefix}{name}": one for name, one in found.get("$defs", {}).items()}
@@ -77,7 +78,7 @@ def inlined(schema: Any, prefix: str) -> dict[str, Any]:
 
 
 def without_unique(schema: Any) -> Any:
-    """The schema without `uniqueItems`, which engines do not know."""
+    """Return the schema without `uniqueItems`, which engines do not support."""
     if isinstance(schema, list):
         return [without_unique(one) for one in schema]
     if not isinstance(schema, dict):

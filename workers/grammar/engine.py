@@ -28,7 +28,7 @@ class Matcher(Protocol):
         """Accept sampled tokens. Raises GrammarError if they are not allowed."""
         ...
 
-    def forced(self) -> list[int]:
+    def jump_forward_tokens(self) -> list[int]:
         """Return the jump-forward tokens: the only possible continuation, as far as it is known.
 
         They are the tokenizer's own for that text, and never those that end a text.

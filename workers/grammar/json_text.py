@@ -1,4 +1,4 @@
-"""A value in JSON as it grows: what is open, and which items and names it has so far."""
+"""Parse a JSON value incrementally: open containers, and the items and names so far."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class OpenContainer:
-    """An array or object that is open."""
+    """An open array or object."""
 
     is_array: bool
     schemas: tuple[Any, ...]
-    """What it may be of, without `anyOf` and `$ref`."""
+    """Schemas that it may have, without `anyOf` and `$ref`."""
     compared: bool
     index: int = 0
     name: str = ""
     at_name: bool = False
     start: int | None = None
-    """Where the item, or the name, begins; None before and behind it."""
+    """Where the item or the name begins; None outside of one."""
     seen: tuple[bytes, ...] = ()
     values: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True)
 class JsonText:
-    """A value in JSON as it grows, and what may be where."""
+    """An incomplete JSON value, and the schemas of its parts."""
 
     root: Any
     schemas: tuple[Any, ...]
@@ -42,7 +42,7 @@ class JsonText:
         return replace(self, written=bytearray(self.written), frames=list(self.frames))
 
     def feed(self, byte: int) -> None:
-        """Take one more byte of the value, or what comes right behind it."""
+        """Accept one more byte of the value, or the byte after it."""
         at = len(self.written)
         self.written.append(byte)
         if self.in_string:
@@ -97,7 +97,7 @@ class JsonText:
         return OpenContainer(is_array, schemas, compared, at_name=not is_array)
 
     def _inside(self) -> Iterator[dict[str, Any]]:
-        """The schemas that the value that begins here may be of."""
+        """Return the schemas that the value beginning here may have."""
         if not self.frames:
             yield from _flat(self.schemas, self.root)
             return
@@ -165,7 +165,7 @@ def _may_be(schema: dict[str, Any], kind: str) -> bool:
 
 
 def value_of(text: bytes) -> str:
-    """The same for texts of equal values; empty if it is no value."""
+    """Return a key that is the same for texts of equal values; empty for invalid JSON."""
     try:
         return json.dumps(_plain(json.loads(text)), sort_keys=True)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Grammars in llguidance's dialect of Lark.
+"""Write grammars in llguidance's dialect of Lark.
 
 https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md
 """
@@ -26,7 +26,7 @@ JSON_STYLE: JsonCompileOptions = {
     "item_separator": ", ",
     "key_separator": ": ",
 }
-"""One way to write a value: the rest of a text is then forced more often, and is not generated."""
+"""One way to write a value, so that more tokens are forced and not generated."""
 
 ASCII_CLASSES = "dws"
 r"""`\d`, `\w` and `\s` of a regular expression are ASCII's, as in TGI."""
@@ -36,7 +36,7 @@ ANY_TEXT = "/(?s:.*)/"
 
 
 def lark_of(grammar: Grammar, token_id: Callable[[str], int | None]) -> str:
-    """The grammar in Lark or, where a client's own is a part of it, several in JSON.
+    """Return the grammar in Lark or, where a client's own grammar is a part of it, several in JSON.
 
     `token_id` gives the special token of a name. Raises GrammarError.
     """
@@ -44,7 +44,7 @@ def lark_of(grammar: Grammar, token_id: Callable[[str], int | None]) -> str:
 
 
 class _Rules:
-    """One rule for each term that is not written in place. The first is that of the whole."""
+    """One rule for each term that is not written inline. The first is the start rule."""
 
     def __init__(self, token_id: Callable[[str], int | None]) -> None:
         self._token_id = token_id
@@ -137,21 +137,21 @@ class _Rules:
         return self._rule(f"{first} {further}* {tail}")
 
     def _rest(self, tag: terms.Tag) -> str:
-        """A tag behind its trigger."""
+        """Return a tag after its trigger."""
         if not tag.trigger or not tag.begin.startswith(tag.trigger):
             raise GrammarError(f"a tag must begin with its trigger. Given: {tag.begin[:40]!r}")
         begin = self._literal(tag.begin.removeprefix(tag.trigger))
         return self._rule(f"{begin} {self._part(tag.content)} {self._literal(tag.end)}")
 
     def _behind_text(self, trigger: str) -> str:
-        """Any text up to the first trigger."""
+        """Return any text up to the first trigger."""
         found = self._token_id(trigger)
         if found is not None:
             return f"{ANY_TEXT} <[{found}]>"
         return self._rule(ANY_TEXT, f"[suffix={json.dumps(trigger)}]")
 
     def _literal(self, text: str) -> str:
-        """A text that may be a special token's name, and then is that token."""
+        """Return a text that may be a special token's name, and then is that token."""
         found = self._token_id(text) if text else None
         return json.dumps(text) if found is None else f"<[{found}]>"
 
@@ -163,17 +163,17 @@ class _Rules:
 
 
 def _beginning_with(text: str) -> str:
-    """Any text that begins with this one, behind white space."""
+    """Return any text that begins with this one, after white space."""
     exactly = _PUNCTUATION.sub(r"\\\g<0>", text).replace("\n", "\\n")
     return f"/\\s*{exactly}(?s:.*)/"
 
 
 _PUNCTUATION = re.compile(r"[!-/:;=?@\[-^`{-~]")
-"""Of ASCII, without what has a meaning of its own behind a backslash."""
+"""ASCII punctuation, without what has a special meaning after a backslash."""
 
 
 def _styled(schema: Any) -> dict[str, Any]:
-    """The schema with `JSON_STYLE`, which is read from the outermost schema only."""
+    """Return the schema with `JSON_STYLE`, which is read from the outermost schema only."""
     if schema is False:
         raise GrammarError("no value can satisfy the schema")
     return {"x-guidance": JSON_STYLE} | ({} if schema is True else without_unique(schema))

@@ -1,4 +1,4 @@
-"""llguidance: https://github.com/guidance-ai/llguidance"""
+"""A grammar engine on llguidance: https://github.com/guidance-ai/llguidance"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LIMITS = LLParserLimits(
     max_grammar_size=200_000,
     verbose_errors=False,
 )
-"""How long a mask and a build may take; a grammar that needs more is refused."""
+"""Time limits of a mask and a build; a grammar that needs more is refused."""
 
 _IN_JSON = r'[^"\\\x00-\x1F\x7F]'
 SLICES = [
@@ -41,16 +41,16 @@ SLICES = [
     r"[^\n]{1,100}",
     "(?s:.){1,100}",
 ]
-"""Tokens that match one of these are let in all at once where a text goes on with any of them: the
-masks of free text of these kinds then need a look at few others only. Each kind has its price at
-every mask."""
+"""Regular expressions of free text: tokens that match one are allowed all at once where a text goes
+on with any of them, so that the masks of free text need a look at few others only. Each costs some
+time at every mask."""
 
 
 class LlguidanceEngine:
-    """See `engine.GrammarEngine`. Thread-safe."""
+    """A `GrammarEngine` on llguidance. Thread-safe."""
 
     def __init__(self, tokenizer: Path, vocab_size: int, end_ids: Sequence[int]) -> None:
-        """`tokenizer` is a tokenizer.json, `vocab_size` that of the logits."""
+        """Make an engine. `tokenizer` is a tokenizer.json, `vocab_size` that of the logits."""
         self._tokenizer = LLTokenizer(
             tokenizer.read_text(encoding="utf-8"),
             n_vocab=vocab_size,
@@ -66,7 +66,7 @@ class LlguidanceEngine:
 
     @cached_property
     def _token_index(self) -> TokenIndex:
-        """Made for the first grammar that needs it."""
+        """Return the index, made for the first grammar that needs it."""
         return TokenIndex(self.token_texts)
 
     def _compiled(self, grammar: Grammar) -> LlguidanceMatcher:
@@ -97,12 +97,12 @@ class LlguidanceEngine:
 LEAST_BYTES = 100_000
 CHARACTER_BYTES = 150
 MASK_BYTES = 4_000
-"""What a compiled grammar takes: at least, for a character of its text, and for each mask, which
-may leave new states of the lexer. The package tells nobody; these are above what was measured."""
+"""Estimated bytes of a compiled grammar for each character and each mask, which may leave new
+states of the lexer. llguidance does not report its memory; these are above what was measured."""
 
 
 class _Shared:
-    """What a matcher and its copies have in common."""
+    """What a matcher and its copies share."""
 
     __slots__ = ("length", "n_masks")
 
@@ -122,7 +122,7 @@ class LlguidanceMatcher:
         self._shared = shared
 
     def fill(self, mask: NDArray[np.int32]) -> None:
-        """See `engine.Matcher`. The interpreter's lock is let go meanwhile."""
+        """Write the mask, see `engine.Matcher`. Releases the GIL meanwhile."""
         self._shared.n_masks += 1
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         self._check()
@@ -132,7 +132,7 @@ class LlguidanceMatcher:
         if not self._matcher.consume_tokens(list(tokens)):
             self._check()
 
-    def forced(self) -> list[int]:
+    def jump_forward_tokens(self) -> list[int]:
         """See `engine.Matcher`."""
         forced = self._matcher.compute_ff_tokens()
         self._check()
@@ -175,15 +175,16 @@ _ANCHORS = {
     "End": "$ before the end",
 }
 LONGEST_SHOWN = 40
-"""Characters of a regular expression."""
+"""Most characters of a regular expression in a message."""
 MOST_FORCED = 256
-"""Tokens at once: no step gets much more."""
+"""Most jump-forward tokens at once: a step has room for few more."""
 LONGEST_REASON = 200
-"""Characters; what is longer shows too much of a grammar or of the parser's state."""
+"""Most characters of a message; a longer one shows too much of a grammar or of the parser's
+state."""
 
 
 def reason_of(error: str) -> str:
-    """llguidance's message without the grammar and the state of its parser."""
+    """Return llguidance's message without the grammar and the state of its parser."""
     if found := _CARETS.search(error):
         marks = found["marks"]
         at = marks.find("^")

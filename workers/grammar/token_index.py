@@ -1,4 +1,4 @@
-"""The bytes of tokens, in order: which begin with a text, and which a text begins with."""
+"""The bytes of tokens, sorted: which begin with a text, and which a text begins with."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
 SPANNING = re.compile(rb',\s?(".*"|[^"\s\[{]+[,\]}]|\[.*\]|\{.*\})', re.DOTALL)
-"""Of tokens: an item that begins and ends in one."""
+"""Tokens with an item that begins and ends in one token."""
 NEXT = re.compile(rb".,\s?[^\s]", re.DOTALL)
-"""Of tokens: the end of an item and the beginning of the next one."""
+"""Tokens with the end of an item and the beginning of the next one."""
 OPENING = re.compile(rb"[\"\]}],\s?[\"\[{]")
-"""Of tokens: no more than that; they are common, and allowed where something can follow."""
+"""Tokens with the beginning of an item only; they are common, and allowed where something can
+follow."""
 BEHIND = re.compile(rb".+[\"\]},]", re.DOTALL)
-"""Of tokens: something, and then what may end an item."""
+"""Tokens with something, and then what may end an item."""
 LONGEST_TOKEN = 64
-"""Bytes that are looked up."""
+"""Most bytes that are looked up."""
 
 
 class TokenIndex:
-    """The bytes of a vocabulary's tokens, in order."""
+    """The bytes of a vocabulary's tokens, sorted."""
 
     def __init__(self, texts: Sequence[bytes | None]) -> None:
-        """`texts` by token; None for special tokens, which are no part of a value."""
+        """Make the index. `texts` by token; None for special tokens, which are no part of a
+        value."""
         self.texts = [text or b"" for text in texts]
         ordered = sorted((text, token) for token, text in enumerate(texts) if text)
         self._texts = [text for text, _ in ordered]
@@ -34,13 +36,13 @@ class TokenIndex:
         self.behind = [token for text, token in ordered if BEHIND.match(text)]
 
     def that_begin(self, rest: bytes) -> list[int]:
-        """Tokens whose text begins with `rest`, which is not empty."""
+        """Return tokens whose text begins with `rest`, which is not empty."""
         low = bisect_left(self._texts, rest)
         high = bisect_left(self._texts, rest + b"\xff" * LONGEST_TOKEN)
         return self._ids[low:high]
 
     def within(self, rest: bytes) -> Iterator[tuple[int, int]]:
-        """Length and token of each text that `rest` begins with, not the whole."""
+        """Return length and token of each proper prefix of `rest`."""
         for length in range(1, min(len(rest), LONGEST_TOKEN)):
             at = bisect_left(self._texts, rest[:length])
             while at < len(self._texts) and self._texts[at] == rest[:length]:
@@ -48,7 +50,7 @@ class TokenIndex:
                 at += 1
 
     def of(self, text: bytes) -> list[int] | None:
-        """Tokens of a text, the longest first; None if there are none."""
+        """Return the tokens of a text, the longest first; None if there are none."""
         found: list[int] = []
         while text:
             longest = 0

@@ -1,8 +1,8 @@
-"""Arrays whose items differ, and objects whose names do: what no grammar without memory can say.
+"""Enforce `uniqueItems` and distinct names, which needs memory that a grammar does not have.
 
-A matcher is wrapped: the text is followed as it grows, and of the tokens that the engine allows,
-those are taken away that would end an item like an earlier one of its array, or lead to where
-nothing else can come.
+It wraps a matcher and parses the text as it grows. From the tokens that the engine allows it
+removes those that would end an item equal to an earlier one of its array, or lead to where nothing
+else can come.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from workers.grammar.token_index import TokenIndex
 
 FREE = 64
 FREE_NUMBERS = 8
-"""Other tokens that may come: where there are so many, there always are some."""
+"""Number of other allowed tokens from which on some always remain."""
 
 
 class UniqueMatcher:
-    """See `engine.Matcher`: that of an engine, without what `contexts` forbid."""
+    """A `Matcher` around an engine's, which also enforces the schemas of `contexts`."""
 
     remembers = True
 
@@ -41,7 +41,7 @@ class UniqueMatcher:
         self._text: JsonText | None = None
         self._is_trial = False
         self._free: set[tuple[int, bytes]] = set()
-        """Texts of items behind whose parts many other tokens may come."""
+        """Beginnings of items after which many other tokens are allowed."""
         self._merged: dict[tuple[int, ...], list[dict[str, Any]]] = {}
         self._look_for_value()
 
@@ -61,7 +61,7 @@ class UniqueMatcher:
             self._fill_parts(allowed, mask, refused)
 
     def _openings(self, text: JsonText, mask: NDArray[np.int32]) -> set[int]:
-        """Of the tokens that end an item and begin another, those that something can follow."""
+        """Return which tokens that end an item and begin another one can be continued."""
         found = set[int]()
         compared = [frame for frame in text.frames if frame.compared]
         bits = mask.view(np.uint32)
@@ -89,9 +89,8 @@ class UniqueMatcher:
     def _fill_parts(
         self, allowed: NDArray[np.int32], mask: NDArray[np.int32], refused: set[int]
     ) -> None:
-        """Allow the beginnings of tokens that are refused: an engine may name only the longest
-        where the text that must come is known.
-        """
+        """Allow prefixes of refused tokens: an engine may allow only the longest where the text is
+        forced."""
         bits = np.unpackbits(allowed.view(np.uint8), bitorder="little")
         for token in map(int, np.flatnonzero(bits)[:FREE]):
             text = self._tokens.texts[token] if token < len(self._tokens.texts) else b""
@@ -106,9 +105,9 @@ class UniqueMatcher:
             for byte in self._tokens.texts[token] if token < len(self._tokens.texts) else b"":
                 self._feed(byte)
 
-    def forced(self) -> list[int]:
+    def jump_forward_tokens(self) -> list[int]:
         """See `engine.Matcher`."""
-        forced = self._inner.forced()
+        forced = self._inner.jump_forward_tokens()
         if self._text is None or not forced:
             return forced
         way = self.copy()
@@ -131,7 +130,7 @@ class UniqueMatcher:
 
     @property
     def nbytes(self) -> int:
-        """See `engine.Matcher`: what is followed here is as long as the text."""
+        """See `engine.Matcher`: what is stored here is as long as the text."""
         return self._inner.nbytes
 
     def copy(self) -> UniqueMatcher:
@@ -168,14 +167,15 @@ class UniqueMatcher:
             self._text = JsonText({"$defs": defs}, tuple(options))
 
     def _refused(self, text: JsonText) -> set[int]:
-        """Tokens that go from one item into the next, and so are not looked at."""
+        """Yield tokens that go from one item into the next, which are not checked."""
         refused = set(self._tokens.spanning)
         if any(frame.compared for frame in text.frames):
             refused.update(self._tokens.next)
         return refused & self._tokens.with_quote if text.in_string else refused
 
     def _equal(self, text: JsonText) -> set[int]:
-        """Tokens that end an item like an earlier one, or lead to where nothing else can come."""
+        """Yield tokens that end an item equal to an earlier one, or lead to where nothing else can
+        come."""
         refused = set[int]()
         for depth, frame in enumerate(text.frames):
             if frame.compared and frame.seen:
@@ -204,7 +204,7 @@ class UniqueMatcher:
     def _close(
         self, text: JsonText, depth: int, frame: OpenContainer, begun: bytes, refused: set[int]
     ) -> None:
-        """Refuse to end the item where it is equal to one that is written in another way."""
+        """Refuse to end an item that equals one that is written in another way."""
         inside = len(text.frames) - 1 - depth
         if inside:
             closers: tuple[bytes, ...] = (b"]", b"}")
@@ -234,7 +234,7 @@ class UniqueMatcher:
     def _keep_ways_out(
         self, frame: OpenContainer, begun: bytes, rests: list[bytes], refused: set[int]
     ) -> None:
-        """Refuse tokens from which on only an earlier item can be written."""
+        """Refuse tokens after which only an earlier item can be written."""
         stuck: dict[int, bool] = {}
         for rest in rests:
             key = _key(frame, begun + rest)
@@ -244,7 +244,8 @@ class UniqueMatcher:
         refused.update(token for token, is_stuck in stuck.items() if is_stuck)
 
     def _way_out(self, rest: bytes, rests: list[bytes], key: tuple[int, bytes]) -> int:
-        """The last place along `rest` where something else may come; -1: none, not even here."""
+        """Return the last place along `rest` where something else is allowed; -1: none, not even
+        here."""
         mask: NDArray[np.int32] = np.zeros(-(-len(self._tokens.texts) // 32), np.int32)
         for at in range(len(rest) - 1, -1, -1):
             tokens = self._tokens.of(rest[:at])
@@ -276,7 +277,7 @@ def _key(frame: OpenContainer, text: bytes) -> tuple[int, bytes]:
 
 
 def ends_of(text: bytes) -> tuple[bytes, ...]:
-    """The texts with which an item would be equal to one, with what ends it.
+    """Return the texts that would make an item equal to one, with what ends it.
 
     Numbers are written in many ways: what begins like the same number with a further 0 counts too.
     """

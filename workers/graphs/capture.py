@@ -1,4 +1,4 @@
-"""What captures the work of a device, to be given to it again as a whole."""
+"""Capture a device's work as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 Outputs = tuple[torch.Tensor, ...]
 
 CAPTURE_ERRORS = range(900, 909)
-"""Of CUDA: for what cannot be captured. The device is as well as before."""
+"""CUDA's errors for work that cannot be captured. The device stays usable."""
 
 
 class GraphCapture(Protocol):
-    """Captures work over tensors whose places do not change."""
+    """Captures work over tensors at fixed addresses."""
 
     def prepare(self, work: Callable[[], Outputs]) -> None:
-        """Run `work` once: kernels are compiled, and libraries take their memory, when they first
+        """Run `work` once, as kernels are compiled, and libraries allocate memory, when they first
         run. Raises what it raises."""
         ...
 
     def capture(self, work: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
-        """Capture work that was prepared. Return what runs it again, and where its results are.
+        """Capture work that was prepared. Return a function that replays it, and its outputs.
 
         Raises RuntimeError for work that cannot be captured, such as what waits for the device.
         """
@@ -31,8 +31,8 @@ class GraphCapture(Protocol):
 
 
 class CudaGraphCapture:
-    """CUDA graphs that share their memory, so that the results of one last until another runs.
-    Capture first what needs most."""
+    """CUDA graphs that share their memory, so that the outputs of one last until another runs.
+    Capture the one that needs most first."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -50,7 +50,7 @@ class CudaGraphCapture:
         """See `GraphCapture`."""
         before = torch.cuda.current_stream()
         graph = torch.cuda.CUDAGraph()
-        # Other threads, such as those of grammars, may go on with theirs meanwhile.
+        # Other threads, such as those of grammars, may use the device meanwhile.
         try:
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
@@ -58,7 +58,7 @@ class CudaGraphCapture:
                 outputs = work()
         except torch.AcceleratorError as error:
             self._give_up(before)
-            # That the capture was broken is said last; what broke it, before.
+            # CUDA reports the broken capture last, and what broke it before.
             cause = error.__context__ or error
             code = getattr(cause, "error_code", CAPTURE_ERRORS.start)
             if not isinstance(cause, RuntimeError) or code not in CAPTURE_ERRORS:
@@ -67,8 +67,8 @@ class CudaGraphCapture:
         return graph.replay, outputs
 
     def _give_up(self, before: torch.cuda.Stream) -> None:
-        """Undo what torch leaves of a capture whose end CUDA refuses: its stream is the current
-        one, and in torch 2.11 its allocator takes it that the capture goes on."""
+        """Undo what torch leaves of a failed capture: its stream is the current one, and in torch
+        2.11 its allocator assumes that the capture goes on."""
         torch.cuda.set_stream(before)
         with suppress(RuntimeError):  # later ones have ended it
             torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)

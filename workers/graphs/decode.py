@@ -1,14 +1,12 @@
-"""Decode steps as graphs: a forward pass and its sampling, captured once for some numbers of rows,
-then given to the device as a whole.
+"""Decode steps as CUDA graphs: a forward pass and its sampling, captured once for some batch sizes.
 
-What differs between steps is read from fixed places on the device, which one copy fills before
-each (`InputBuffers`): rows, positions, what each row asks of the sampler, what attention has to
-know of them (`AttentionCapture`). A step of fewer rows than the graph has is filled up with rows
-that are not there: of length 0, their key and value put nowhere, their token stored in a line of
-the table that is nobody's.
+The inputs of a step are read from fixed addresses on the device, which one copy fills before each
+(`InputBuffers`): rows, positions, sampling parameters, attention metadata (`AttentionCapture`). A
+step with fewer rows than the graph is padded with rows of length 0, whose keys and values go
+nowhere and whose tokens go to the table's padding row.
 
-A graph knows no length of text: attention walks as many parts of the contexts as a number on the
-device says, on a grid that does not depend on it.
+A graph does not depend on the lengths of the texts: attention loops over as many parts of the
+contexts as a number on the device says, on a fixed grid.
 """
 
 from __future__ import annotations
@@ -34,10 +32,10 @@ from workers.sampling.output import Picked
 from workers.table import RowTable
 
 SECONDS = 60.0
-"""After which no further graph is begun; steps are filled up to the next larger one then."""
+"""Time after which no further graph is captured; steps are then padded to the next larger one."""
 STEP = 32
-"""Between numbers of rows that have a graph by default, from there on; powers of two before. Matrix
-products take as long for 33 rows as for 64, but attention and sampling do not."""
+"""Distance of the default batch sizes from here on; powers of two before. Matrix products take as
+long for 33 rows as for 64, but attention and sampling do not."""
 
 Index = NDArray[np.int64]
 
@@ -59,23 +57,23 @@ class Decodes(NamedTuple):
 
 @dataclass(slots=True)
 class GraphPlan:
-    """Decode steps of these numbers of rows are to be captured."""
+    """The batch sizes whose decode steps are to be captured."""
 
     capture: GraphCapture
     sizes: list[int]
     notes: list[str] = field(default_factory=list)
-    """What the user should know was given up, once they have been."""
+    """Notes for the user on what was given up, once they have been captured."""
 
 
 class SampledRows(NamedTuple):
-    """What rank 0 has besides: the rows, and what samples them."""
+    """What only rank 0 has: the rows, and their sampler."""
 
     table: RowTable
     sampling: DeviceSampling
 
 
 class _Graph:
-    """Of one number of rows."""
+    """The graph of one batch size."""
 
     def __init__(self, n_rows: int, attention: AttentionCapture) -> None:
         self.n_rows = n_rows
@@ -88,7 +86,7 @@ class _Graph:
 
 
 def default_sizes(max_rows: int) -> list[int]:
-    """Numbers of rows that have a graph where nobody says which."""
+    """Return the default batch sizes."""
     powers = [2**i for i in range(STEP.bit_length())]
     sizes = [n for n in (*powers, *range(STEP, max_rows, STEP)) if n < max_rows]
     return sorted({*sizes, max_rows})
@@ -108,10 +106,9 @@ class DecodeGraphs:
         ranks: Ranks | None = None,
         broadcast: Callable[[int, Int32Array], None] | None = None,
     ) -> None:
-        """`attention` is the model's; `most_positions` is the longest text of a row. `rows` are
-        rank 0's. With `ranks`, the model is this one's part, and rank 0 has `broadcast`, by which
-        the others `follow`.
-        """
+        """Hold graphs. `attention` is the model's; `most_positions` is the longest text of a row.
+        `rows` are rank 0's. With `ranks`, the model is this one's part, and rank 0 has `broadcast`,
+        by which the others `follow`."""
         self._model = model
         self._attention = attention
         self._cache = cache
@@ -133,7 +130,7 @@ class DecodeGraphs:
 
     @property
     def sizes(self) -> list[int]:
-        """The numbers of rows that have a graph, rising."""
+        """The batch sizes that have a graph, ascending."""
         return [one.n_rows for one in reversed(self._graphs)]
 
     @torch.inference_mode()
@@ -170,9 +167,9 @@ class DecodeGraphs:
         return []
 
     def run(self, decodes: Decodes) -> tuple[torch.Tensor, Picked] | None:
-        """Logits [n, V] and tokens of a step, both of which the next one overwrites; the tokens
-        that are `stored` are in the table. None, and nothing was done, where no graph has room for
-        so many rows or so long texts.
+        """Run a step; return its logits [n, V] and tokens, which the next one overwrites. The
+        tokens that are `stored` are in the table. Returns None, with nothing done, where no graph
+        has room for so many rows or such long texts.
 
         Raises ValueError for numbers outside the cache.
         """
@@ -186,12 +183,12 @@ class DecodeGraphs:
         filled = graph.attention.fill(DecodeRows(decodes.slots, lengths, tables, decodes.rows))
         if filled is None:
             return None
-        stores = np.where(decodes.stored, decodes.rows, self._table.nobody)
+        stores = np.where(decodes.stored, decodes.rows, self._table.padding_row)
         size = self._write(
             graph,
             {
-                "rows": (decodes.rows, self._table.nobody),
-                "stores": (stores, self._table.nobody),
+                "rows": (decodes.rows, self._table.padding_row),
+                "stores": (stores, self._table.padding_row),
                 "positions": (decodes.positions, 0),
                 "sampling": (decodes.sampling.ravel(), 0),
             },
@@ -201,13 +198,13 @@ class DecodeGraphs:
         return logits[:n], Picked(*(x[:n] for x in picked))
 
     def follow(self, n_rows: int, numbers: Int32Array) -> None:
-        """Run what rank 0 runs."""
+        """Run the graph that rank 0 runs."""
         graph = next(one for one in self._graphs if one.n_rows == n_rows)
         self._buffers.next()[: len(numbers)] = numbers
         self._run(graph, len(numbers))
 
     def close(self) -> None:
-        """Give up the graphs, which NCCL waits for when its group is destroyed."""
+        """Free the graphs, which NCCL waits for when its group is destroyed."""
         self._graphs = []
 
     def _run(self, graph: _Graph, size: int) -> Outputs:
@@ -229,9 +226,9 @@ class DecodeGraphs:
         return graph.layout.write(self._buffers.next(), {**parts, **of_attention}, rest)
 
     def _capture_graph(self, graph: _Graph) -> str:
-        """Return why it cannot be captured, or nothing."""
-        # A step of nobody: with it, the cache stays as it is.
-        nobody = 0 if self._table is None else self._table.nobody
+        """Capture the graph of one batch size. Return why it cannot be captured, or nothing."""
+        # A step without rows leaves the cache as it is.
+        padding_row = 0 if self._table is None else self._table.padding_row
         nothing = np.empty(0, np.int32)
         none = np.empty(0, np.int64)
         filled = graph.attention.fill(DecodeRows(none, nothing, nothing.reshape(0, 0), none))
@@ -239,8 +236,8 @@ class DecodeGraphs:
         size = self._write(
             graph,
             {
-                "rows": (nothing, nobody),
-                "stores": (nothing, nobody),
+                "rows": (nothing, padding_row),
+                "stores": (nothing, padding_row),
                 "positions": (nothing, 0),
                 "sampling": (nothing, 0),
             },
@@ -253,7 +250,7 @@ class DecodeGraphs:
             raise  # the device itself is lost
         except RuntimeError as error:
             if self._ranks is not None:
-                # The others wait for this one in the middle of it.
+                # The others wait for this rank in the middle of it.
                 raise RankFailed(f"a step of {graph.n_rows} rows failed: {error}") from error
             return _first_line(error)
         try:
@@ -265,7 +262,7 @@ class DecodeGraphs:
         return ""
 
     def _step(self, graph: _Graph) -> Outputs:
-        """The work of a step, over the numbers that are on the device."""
+        """Run the step over the numbers that are on the device."""
         at = graph.layout.views(self._buffers.on_device)
         if self._table is not None:
             ids = self._table.last_tokens.index_select(0, at["rows"])
@@ -286,14 +283,14 @@ class DecodeGraphs:
         return self._kept(logits), *picked
 
     def _kept(self, logits: torch.Tensor) -> torch.Tensor:
-        """In one place for all graphs, since what each keeps for itself adds up."""
+        """Return one shared copy of a tensor, as what each graph keeps for itself adds up."""
         if self._logits is None:
-            # The largest graph is the first to be prepared.
+            # The largest graph is prepared first.
             self._logits = torch.empty_like(logits)
         return self._logits[: len(logits)].copy_(logits)
 
     def _all(self, mine: bool) -> bool:
-        """Whether it is so on all ranks."""
+        """Return whether it is true on all ranks."""
         return mine if self._ranks is None else bool(self._ranks.all_reduce_min(int(mine)))
 
 

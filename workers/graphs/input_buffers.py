@@ -9,28 +9,28 @@ import torch
 from numpy.typing import NDArray
 
 DEPTH = 3
-"""Steps whose numbers the host may have written before the device has taken them over: the one that
-runs, the one behind it, and the one being written."""
+"""Steps whose inputs the host may have written before the device has read them: the running one,
+the one after it, and the one being written."""
 ALIGNMENT = 4
-"""Numbers that the place of a part is a multiple of: 16 bytes, for kernels that count on it."""
+"""Alignment of each part in numbers: 16 bytes, which kernels rely on."""
 
 Int32Array = NDArray[np.int32]
 
 
 class Layout:
-    """Named parts of int32 numbers, one after the other, each from a multiple of ALIGNMENT on; then
-    the rest, of any length."""
+    """Named parts of int32 numbers, one after the other, each aligned to ALIGNMENT; then the rest,
+    of any length."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._places: dict[str, slice] = {}
         self.size = 0
-        """Of all parts but the rest."""
+        """Size of all parts but the rest."""
         for name, size in sizes.items():
             self._places[name] = slice(self.size, self.size + size)
             self.size += -(-size // ALIGNMENT) * ALIGNMENT
 
     def views(self, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The parts of int32 [at least size], and the "rest"."""
+        """Return the parts of int32 [at least size], and the "rest"."""
         parts = {name: numbers[place] for name, place in self._places.items()}
         return parts | {"rest": numbers[self.size :]}
 
@@ -40,7 +40,7 @@ class Layout:
         parts: Mapping[str, tuple[NDArray[np.integer], int]],
         rest: Int32Array,
     ) -> int:
-        """Write each part, filled up with the number beside it; how many numbers there are then."""
+        """Write each part, padded with the number beside it; return the total number."""
         for name, (values, filling) in parts.items():
             place = numbers[self._places[name]]
             place[: len(values)] = values
@@ -51,8 +51,8 @@ class Layout:
 
 
 class InputBuffers:
-    """int32 [capacity] on the device, filled by one copy a step out of pinned memory, which does
-    not wait for the device."""
+    """int32 [capacity] on the device, filled by one copy a step from pinned memory, without waiting
+    for the device."""
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         pinned = device.type == "cuda"
@@ -64,15 +64,15 @@ class InputBuffers:
         self._at = 0
 
     def next(self) -> Int32Array:
-        """Where to write the numbers of the next step; what is there is arbitrary. Waits only where
-        the device is DEPTH steps behind."""
+        """Return where to write the inputs of the next step; its content is arbitrary. Waits only
+        where the device is DEPTH steps behind."""
         copied = self._copied[self._at]
         if copied is not None:
             copied.synchronize()
         return self._hosts[self._at].numpy()
 
     def send(self, n: int) -> None:
-        """Copy the first n of them to the device, behind what it was given before."""
+        """Copy the first n of them to the device, after its earlier work."""
         self.on_device[:n].copy_(self._hosts[self._at][:n], non_blocking=True)
         if self.on_device.is_cuda:
             copied = self._copied[self._at] = torch.cuda.Event()

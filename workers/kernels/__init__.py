@@ -1,1 +1,1 @@
-"""Products of activations with weights, in C and in Triton, and the forms that they read."""
+"""Products of activations with weights, in C and in Triton, and their weight layouts."""

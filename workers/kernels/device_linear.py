@@ -21,12 +21,12 @@ GEMV_ROWS = 4
 NARROW_ROWS = 32
 """At 64 rows, x would come from the L2 cache as fast as the weights have to come from memory."""
 PROGRAMS = 256
-"""Wanted of `narrow`: two for each multiprocessor of an H200, which has 132."""
+"""Programs of `narrow`: two for each multiprocessor of an H200, which has 132."""
 MOST_PARTS = 8
 TILE = 64
 """Rows of weights, and columns, that a program of `narrow` takes at once: 8 KB in 16 bits."""
 LEAST_TILES = 4
-"""Along the columns, of a program: so many are on their way at once."""
+"""Least tiles of a program along the columns: so many are loaded at once."""
 STAGES = 5
 """Four tiles of weights, 32 KB, on their way for each of PROGRAMS; 50 to 60 KB of shared memory
 hold them and those of x."""
@@ -38,7 +38,7 @@ class DeviceLinear:
     """A weight [n, k] and a bias [n], on a GPU; in memory once."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        """Keeps these very tensors, the weight in rows without gaps."""
+        """Keep these tensors, the weight in contiguous rows."""
         self.weight, self.bias = weight, bias
         self.n, self.k = weight.shape
 
@@ -47,8 +47,8 @@ class DeviceLinear:
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
     def parts(self, x: torch.Tensor) -> torch.Tensor:
-        """x [rows, k] without gaps -> [n_parts, rows, n], whose sum is the result; float32, or
-        with many rows, which give one part, the weight's dtype."""
+        """Return x [rows, k], contiguous -> [n_parts, rows, n], whose sum is the result; float32,
+        or with many rows, which give one part, the weight's dtype."""
         rows = len(x)
         if not _is_few(rows, x.dtype):
             return linear(x, self.weight, self.bias).unsqueeze(0)
@@ -58,7 +58,7 @@ class DeviceLinear:
         return out
 
     def whole(self, x: torch.Tensor) -> torch.Tensor:
-        """x [rows, k] without gaps -> float32 [rows, n]."""
+        """Return x [rows, k], contiguous -> float32 [rows, n]."""
         if _is_few(len(x), x.dtype):
             out = x.new_empty((1, len(x), self.n), dtype=torch.float32)
             multiply(out, x, self.weight, self.bias)
@@ -95,7 +95,7 @@ class GatedLinear:
         return self._both.tensors
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """x [rows, k] without gaps -> [rows, n] of its dtype."""
+        """Return x [rows, k], contiguous -> [rows, n] of its dtype."""
         rows = len(x)
         out = x.new_empty((rows, self.n))
         if _is_few(rows, x.dtype):
@@ -109,7 +109,7 @@ class GatedLinear:
 
 
 def parts_of(n: int, k: int) -> int:
-    """How many programs of `narrow` share the columns of a weight [n, k]."""
+    """Return how many programs of `narrow` share the columns of a weight [n, k]."""
     n_parts = 1
     while (
         triton.cdiv(n, TILE) * n_parts < PROGRAMS
@@ -127,8 +127,8 @@ def multiply(
     bias: torch.Tensor | None,
     activation: str = "",
 ) -> None:
-    """By the kernel for so few rows, into `out` [n_parts, rows, n], or with an activation [1, rows,
-    n / 2]; no more than one part up to GEMV_ROWS."""
+    """Multiply by the kernel for so few rows, into `out` [n_parts, rows, n], or with an activation
+    [1, rows, n / 2]; no more than one part up to GEMV_ROWS."""
     (gemv if len(x) <= GEMV_ROWS else narrow)(out, x, weight, bias, activation)
 
 
@@ -178,18 +178,18 @@ def narrow(
 def _given(
     out: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[object, ...]:
-    """What both kernels begin with. A bias that is not there is not read; a pointer has to be given
-    all the same."""
+    """Return the first arguments of both kernels. A missing bias is not read; a pointer has to be
+    given all the same."""
     return (out, x, weight, weight if bias is None else bias, len(x), *weight.shape)
 
 
 def _is_few(rows: int, dtype: torch.dtype) -> bool:
-    """Whether these rows go through a kernel of ours."""
+    """Return whether these rows go through one of our kernels."""
     return rows <= (GEMV_ROWS if dtype is torch.float32 else NARROW_ROWS)
 
 
 def _gemv_tile(n: int, k: int) -> tuple[int, int]:
-    """Rows and columns of weights that a program of `gemv` takes at once: more than a thousand
-    programs from n = 2,048 on, so that all multiprocessors have several."""
+    """Return rows and columns of weights that a program of `gemv` takes at once: more than a
+    thousand programs from n = 2,048 on, so that all multiprocessors have several."""
     wide = 8 if n >= 16384 else 4 if n >= 4096 else 2
     return wide, min(2048 if wide == 2 else 1024, max(16, triton.next_power_of_2(k)))

@@ -1,4 +1,4 @@
-"""Weights as the C kernel of linear.c reads them."""
+"""Weights in the layout of the C kernel of linear.c."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Product(ctypes.Structure):
 
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
-"""Of linear.h, for gated weights."""
+"""Activations of linear.h, for gated weights."""
 
 
 @functools.cache
 def kernel() -> ctypes.CDLL:
-    """The kernels, with the types of linear.c's. Raises NativeUnavailable."""
+    """Return the kernels, with the types of linear.c's. Raises NativeUnavailable."""
     library = native.kernels()
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     library.packed_size.argtypes = (integer, integer, integer)
@@ -79,8 +79,8 @@ class PackedWeight(LayerWeight):
         up: tuple[torch.Tensor, torch.Tensor | None] | None = None,
         activation: str = "silu",
     ) -> None:
-        """Weight [n, k] and bias [n], float32 or bfloat16 on a CPU. With `up`, a weight and a bias
-        of the same shapes: the result is activation(x weight + bias) * (x up + its bias).
+        """Pack weight [n, k] and bias [n], float32 or bfloat16 on a CPU. With `up`, a weight and a
+        bias of the same shapes: the result is activation(x weight + bias) * (x up + its bias).
 
         Raises NativeUnavailable, and ValueError for another dtype or device.
         """
@@ -91,7 +91,7 @@ class PackedWeight(LayerWeight):
         self.n, self.k = weight.shape
         self.dtype = weight.dtype
         bf16 = weight.dtype is torch.bfloat16
-        self._padding = self.k % 2 if bf16 else 0  # bfloat16 is taken in pairs of k
+        self._padding = self.k % 2 if bf16 else 0  # bfloat16 is stored in pairs of k
         parts = [(weight, bias)] if up is None else [(weight, bias), up]
         size = kernel().packed_size(self.n, self.k, bf16)
         self._packed = torch.empty(size * len(parts), dtype=weight.dtype)
@@ -121,7 +121,7 @@ class PackedWeight(LayerWeight):
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """What it keeps in memory."""
+        """The tensors that it keeps in memory."""
         return [self._packed] if self._bias is None else [self._packed, self._bias]
 
     @property
@@ -129,7 +129,7 @@ class PackedWeight(LayerWeight):
         return sum(one.nbytes for one in self.tensors)
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., k] -> [..., n]."""
+        """Return x [..., k] -> [..., n]."""
         shape = x.shape
         if x.dtype is not self.dtype or not x.is_cpu or shape[-1] != self.k:
             raise ValueError(
@@ -162,7 +162,7 @@ class PackedWeight(LayerWeight):
 
 
 def _bias(parts: list[torch.Tensor], size: int) -> torch.Tensor:
-    """float32 [size * parts], where the kernel looks for it: panel by panel, part by part."""
+    """Return float32 [size * parts], in the kernel's order: panel by panel, part by part."""
     width = kernel().panel_width()
     padded = [torch.nn.functional.pad(part.float(), (0, size - len(part))) for part in parts]
     panels = zip(*(one.split(width) for one in padded), strict=True)

@@ -59,7 +59,7 @@ def finish(
 
 @triton.jit
 def eighths(x, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
-    """x [A, B, C * 8] as eight [A, B, C]: what each of a thread's 16 bytes holds, apart."""
+    """Return x [A, B, C * 8] as eight [A, B, C]: the elements of a thread's 16 bytes, apart."""
     low, high = tl.split(tl.reshape(x.to(tl.float32), [A, B, C, 2, 2, 2]))
     low_low, low_high = tl.split(low)
     high_low, high_high = tl.split(high)
@@ -79,7 +79,7 @@ def gemv(
     out, x, w, bias, rows, N, K, BIAS: tl.constexpr, ACTIVATION: tl.constexpr, M: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """Products of at most 4 rows, exact in float32. Grid [ceil(N / BN)].
+    """Multiply at most 4 rows, exact in float32. Grid [ceil(N / BN)].
 
     Weights go from memory to registers: while a thread multiplies its 64 bytes of a tile, or 128 of
     wide layers, it asks for those of the next. A tile is 8 or 16 KB, and 4 to 12 programs, as their
@@ -107,8 +107,8 @@ def narrow(
     out, x, w, bias, rows, N, K, K_PART, BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
     M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EVEN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Products of up to M rows, padded, through tensor cores. Grid [ceil(N / BN), n_parts]; part i
-    is over the columns from i * K_PART on, and is `out` [i], to be added up by the reader.
+    """Multiply up to M rows, padded, through tensor cores. Grid [ceil(N / BN), n_parts]; part i is
+    over the columns from i * K_PART on, and is `out` [i], to be added up by the reader.
 
     Tiles of weights and x go through shared memory, STAGES - 1 of them on their way. They are
     multiplied as w x^T, whose rows are many: where BN is 64 or more, Hopper's wgmma takes both
@@ -135,7 +135,8 @@ def narrow(
 
 @triton.jit
 def gate(out, gate_up, n, ACTIVATION: tl.constexpr, SIZE: tl.constexpr):
-    """activation(gate) * up of `gate_up` [n, 2], for any number of rows. Grid [ceil(n / SIZE)]."""
+    """Compute activation(gate) * up of `gate_up` [n, 2], for any number of rows. Grid [ceil(n /
+    SIZE)]."""
     first = tl.program_id(0).to(tl.int64) * SIZE
     both = first * 2 + tl.arange(0, SIZE * 2)
     pairs = tl.load(gate_up + both, mask=both < n * 2, other=0.0).to(tl.float32)

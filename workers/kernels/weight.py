@@ -1,4 +1,4 @@
-"""What every form of a layer's weight can do."""
+"""The interface of all forms of a layer's weight."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class LayerWeight(ABC):
     @property
     @abstractmethod
     def tensors(self) -> list[torch.Tensor]:
-        """What it keeps in memory."""
+        """The tensors that it keeps in memory."""
 
     @abstractmethod
     def apply(self, x: torch.Tensor) -> torch.Tensor:
-        """x [..., inputs] -> [..., outputs] of its dtype, on its device."""
+        """Return x [..., inputs] -> [..., outputs] of its dtype, on its device."""

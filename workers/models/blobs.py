@@ -131,7 +131,7 @@ class _Fetch:
                 raise failure
             if self._stop.wait(FIRST_WAIT * 2 ** (failures - 1)):
                 raise _Stopped
-            say(f"{self._file.name} broke off at {have} of {self._file.size} bytes: going on")
+            say(f"{self._file.name} was interrupted at {have} of {self._file.size} bytes: resuming")
 
     def _size(self) -> int:
         return self._partial.stat().st_size if self._partial.exists() else 0

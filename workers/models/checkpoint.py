@@ -85,9 +85,9 @@ class Checkpoint:
         try:
             size = path.stat().st_size
         except FileNotFoundError:
-            raise BrokenCheckpoint(f"{path} is missing: get it again") from None
+            raise BrokenCheckpoint(f"{path} is missing: download it again") from None
         if size <= LENGTH_BYTES:
-            raise BrokenCheckpoint(f"{path} is cut short at {size} bytes: get it again")
+            raise BrokenCheckpoint(f"{path} is cut short at {size} bytes: download it again")
         with path.open("rb") as file:
             # Private and writable, for torch warns of buffers that it may not write; nothing is
             # ever written, so that nothing need be reserved for it.
@@ -102,7 +102,7 @@ class Checkpoint:
         if begin > size:
             raise BrokenCheckpoint(
                 f"{path} is cut short, or no safetensors file: its header would take {length} of "
-                f"{size} bytes. Get it again"
+                f"{size} bytes. Download it again"
             )
         try:
             header: dict[str, Any] = json.loads(mapped[LENGTH_BYTES:begin])
@@ -112,14 +112,14 @@ class Checkpoint:
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BrokenCheckpoint(
-                f"{path} has a damaged header ({type(error).__name__}: {error}): get it again"
+                f"{path} has a damaged header ({type(error).__name__}: {error}): download it again"
             ) from error
         for name, entry in entries.items():
             end = entry.offset + math.prod(entry.shape) * entry.dtype.itemsize
             if end > size:
                 raise BrokenCheckpoint(
                     f"{path} is cut short: it has {size} bytes, and {name} ends at {end}. "
-                    "Get it again"
+                    "Download it again"
                 )
         self._maps.append(mapped)
         self._entries |= entries

@@ -169,7 +169,7 @@ class _Repository:
             partial = partial_path(self._folder, file.sha256)
             if partial.exists():
                 have, all_ = size(partial.stat().st_size), size(file.size)
-                say(f"Going on with {file.name}: {have} of {all_} are there")
+                say(f"Resuming {file.name}: {have} of {all_} are there")
         if large:
             total = sum(file.size for file in large)
             # Typed by what is below it, which is not.

@@ -68,7 +68,7 @@ def explained(model_id: str, revision: str | None) -> Iterator[None]:
 def _broken_off(model_id: str, error: Exception) -> str:
     return (
         f"downloading model {model_id} failed: {error}. "
-        "What has come is kept: start again to go on from there"
+        "What was downloaded is kept: start again to resume"
     )
 
 

@@ -1,4 +1,4 @@
-"""Logits in, tokens out: the sampler, vectorized over the rows of the persistent batch.
+"""The sampler: logits to tokens, vectorized over the rows of the persistent batch.
 
 Order of processing, as in TGI: watermark, repetition penalty, frequency penalty, then for rows that
 sample: temperature, top-k, top-p, typical-p. OpenAI's penalties, then its logit bias, then a

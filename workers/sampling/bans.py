@@ -1,4 +1,4 @@
-"""Tokens that a row does not sample: ends before `min_tokens`, and last ones of banned sequences.
+"""Tokens that a row must not sample: ends before `min_tokens`, and last ones of banned sequences.
 
 Which sequences have come up to their last token depends on tokens that only the device knows yet:
 a row with sequences of several tokens keeps its latest ones there.
@@ -18,9 +18,10 @@ from tgi_async.wire.messages import MAX_BAN_LENGTH, Sampling
 from workers.transfer import send
 
 _LATEST = MAX_BAN_LENGTH - 1
-"""Tokens of its output that a row remembers."""
+"""Tokens of its output that are kept for a row."""
 _ANY = -1
-"""Where a sequence begins later than a longer one, and in what comes before a row's first token."""
+"""Padding of sequences that are shorter than the longest, and of what comes before a row's first
+token."""
 
 Index = NDArray[np.int64]
 
@@ -38,7 +39,7 @@ class _Row:
             return found[found < vocab_size]
 
         self.least = n_prompt + sampling.min_tokens
-        """Tokens, those of the prompt included, before which it does not end."""
+        """The length, prompt included, before which it does not end."""
         self.end_ids = known(sampling.end_ids)
         self.single = known([ban[0] for ban in sampling.banned if len(ban) == 1])
         longer = [ban for ban in sampling.banned if len(ban) > 1 and ban[-1] < vocab_size]
@@ -51,7 +52,7 @@ class _Row:
         self.lasts = send(np.asarray([ban[-1] for ban in longer], np.int64), device)
 
     def now(self, place: int) -> Index:
-        """Return the tokens that are banned at this place, whatever came before."""
+        """Return the tokens that are banned at this position, whatever came before."""
         if place < self.least:
             return np.concatenate([self.single, self.end_ids])
         return self.single
@@ -65,10 +66,11 @@ class Bans:
         self._device = device
         self._rows: list[_Row | None] = [None] * max_rows
         self._latest: Tensor | None = None
-        """int32 [max_rows, _LATEST]: the end of each row's output; made for the first that asks."""
+        """int32 [max_rows, _LATEST]: the end of each row's output; made for the first row that
+        needs it."""
 
     def admit(self, row: int, sampling: Sampling, tokens: Sequence[int], n_prompt: int) -> None:
-        """`row` enters with `tokens`, of which the first `n_prompt` are its prompt."""
+        """Add a row with `tokens`, of which the first `n_prompt` are its prompt."""
         made = self._rows[row] = _Row(sampling, n_prompt, self._vocab_size, self._device)
         if not made.width:
             return
@@ -82,7 +84,7 @@ class Bans:
         self._latest[row] = send(latest, self._device)
 
     def apply(self, scores: Tensor, index: Index, rows: Index, places: Index) -> None:
-        """Put -inf in the place of banned tokens in lines `index` of float32 scores [B, V].
+        """Set the scores of banned tokens to -inf in lines `index` of float32 scores [B, V].
 
         They are those of `rows`, whose next tokens are at these `places`. A line in which nothing
         else is left, by its grammar, is left as it is.
@@ -102,7 +104,7 @@ class Bans:
         scores[on_lines] = torch.where(nothing_left, before, after)
 
     def _apply_longer(self, flat: Tensor, width: int, index: Index, rows: Index) -> None:
-        """The sequences of the rows whose longest one has `width` tokens before its last."""
+        """Apply the sequences of the rows whose longest one has `width` tokens before its last."""
         assert self._latest is not None
         some = [(line, row) for line, row in zip(index, rows, strict=True) if self._is(row, width)]
         states = [self._row(row) for _, row in some]

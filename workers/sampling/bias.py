@@ -1,4 +1,4 @@
-"""Logit bias: what a request adds to the logits of tokens that it names."""
+"""Logit bias: what a request adds to the logits of chosen tokens."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Bias:
         self._values = [np.empty(0, np.float32)] * max_rows
 
     def admit(self, row: int, ids: Sequence[int], values: Sequence[float]) -> None:
-        """Take over the biases of `row`. Tokens that the model does not have are left out."""
+        """Set the biases of `row`. Tokens that the model does not have are ignored."""
         given = np.asarray(ids, np.int64)
         known = given < self._vocab_size
         self._ids[row] = given[known]
         self._values[row] = np.asarray(values, np.float32)[known]
 
     def apply(self, scores: Tensor, index: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
-        """Raise the scores of lines `index` (rows `rows`) of float32 [B, V] in place."""
+        """Add the biases to lines `index` (rows `rows`) of float32 scores [B, V] in place."""
         lines = zip(index, rows, strict=True)
         places = [line * self._vocab_size + self._ids[row] for line, row in lines]
         values = np.concatenate([self._values[row] for row in rows])

@@ -1,4 +1,4 @@
-"""The likeliest tokens of each row, in one order that is the same everywhere."""
+"""The likeliest tokens of each row, in an order that is the same on every device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Candidates(NamedTuple):
 
 
 def candidates(scores: Tensor, width: int) -> Candidates:
-    """The first `width` tokens of each line of `scores` (float32 [n, V], contiguous)."""
+    """Return the first `width` tokens of each line of `scores` (float32 [n, V], contiguous)."""
     if width >= scores.shape[1]:
         ids = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
     else:
@@ -39,9 +39,10 @@ def candidates(scores: Tensor, width: int) -> Candidates:
 
 
 def _largest(scores: Tensor, width: int) -> Tensor:
-    """Ids of `width` largest scores of each line, in no order.
+    """Return the ids of the `width` largest scores of each line, in no order.
 
-    They all lie in the `width` groups of largest maxima, and finding those costs one fast pass.
+    They all lie in the `width` groups with the largest maxima, and finding those costs one fast
+    pass.
     """
     n, vocab_size = scores.shape
     n_groups = vocab_size // _GROUPS
@@ -57,7 +58,8 @@ def _largest(scores: Tensor, width: int) -> Tensor:
 
 
 def _sorted(keys: Tensor) -> Tensor:
-    """Each line in rising order. On the CPU numpy's vectorized sort is some 15 times torch's."""
+    """Sort each line in ascending order. On the CPU numpy's vectorized sort is some 15 times faster
+    than torch's."""
     if keys.device.type == "cpu":
         return torch.from_numpy(np.sort(keys.numpy(), axis=-1))
     return keys.sort(dim=-1).values

@@ -1,4 +1,4 @@
-"""Sampling on the device, without waiting for it: three launches, whatever the rows ask for.
+"""Sampling on the device, without waiting for it: three kernel launches for any parameters.
 
 It draws what the sampler's other path draws, to the last bit of the logarithms and exponentials
 where the mathematics of two libraries differ. The one other difference is the mass that top-p takes
@@ -30,15 +30,15 @@ from workers.sampling.parameters import Needs, Parameters
 from workers.sampling.random import Purpose, keys
 
 TILE = 4096
-"""Tokens of a program where a row is shared out among many."""
+"""Tokens of a program where a row is split among many."""
 GROUP_BITS = 4
-"""Of a group's 2**bits tokens, at least."""
+"""Least bits of a group's size, 2**bits tokens."""
 MOST_GROUPS = 8192
-"""The groups of a row: their largest logits are held in the registers of one program."""
+"""Most groups of a row: their largest logits are held in the registers of one program."""
 WARPS = 16
-"""Of the one program of a truncated row."""
+"""Warps of the one program of a truncated row."""
 AT_ONCE = 32 * WARPS
-"""Tokens that it looks at together: one a thread, so that each thread goes on by itself."""
+"""Tokens that it processes together: one a thread, so that threads are independent."""
 PIVOTS = 8
 """Depths up to which a round of its search sums; each takes four registers of a thread."""
 
@@ -62,14 +62,14 @@ _LEAST_TEMPERATURE = np.finfo(np.float32).tiny
 
 
 class DeviceSampling:
-    """Draws for the rows that it `takes`: greedy ones, and those of a temperature, top-k, top-p and
+    """Samples the rows that it `takes`: greedy ones, and those with a temperature, top-k, top-p and
     min-p, with or without log-probabilities.
 
     Its results are for the stream it is called on, one call after the other.
     """
 
     WIDTH = NUMBERS.itemsize // 4
-    """int32 that say what a row asks for. All zero: its likeliest token."""
+    """int32 of a row's parameters. All zero: greedy."""
 
     def __init__(self, vocab_size: int, most_rows: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
@@ -90,14 +90,15 @@ class DeviceSampling:
 
     @staticmethod
     def takes(parameters: Parameters, rows: Index) -> NDArray[np.bool_]:
-        """Whether each of `rows` asks only for what is done here; that depends on it alone."""
+        """Return whether each of `rows` has only parameters that are supported here."""
         elsewhere = (parameters.needs[rows] & _ELSEWHERE) != 0
         taken: NDArray[np.bool_] = ~elsewhere & (parameters.typical_p[rows] == 1)
         return taken
 
     @classmethod
     def numbers(cls, parameters: Parameters, rows: Index, positions: Index) -> NDArray[np.int32]:
-        """int32 [n, WIDTH]: what `rows` ask for at these `positions`; 0 for those not taken."""
+        """Return int32 [n, WIDTH]: the parameters of `rows` at these `positions`; 0 for those not
+        taken."""
         table = np.zeros(len(rows), NUMBERS)
         needs = parameters.needs[rows]
         draws = np.flatnonzero(((needs & Needs.DRAW) != 0) & cls.takes(parameters, rows))
@@ -110,7 +111,7 @@ class DeviceSampling:
             )
             truncates = (needs[draws] & Needs.TRUNCATION) != 0
             asked["mode"] = np.where(truncates, _DRAWS | _TRUNCATES, _DRAWS)
-            # Of 0 / 0 there would be no largest.
+            # 0 / 0 has no largest value.
             asked["temperature"] = np.maximum(parameters.temperature[some], _LEAST_TEMPERATURE)
             asked["top_k"] = parameters.top_k[some]
             asked["top_p"] = parameters.top_p[some]
@@ -119,11 +120,11 @@ class DeviceSampling:
         return table.view(np.int32).reshape(len(rows), cls.WIDTH)
 
     def sample(self, logits: Tensor, numbers: Tensor) -> Picked:
-        """A token for each of n rows, from logits [n, V] as the model gives them, which are left as
-        they are, and `numbers` int32 [n, WIDTH], both on the device.
+        """Sample a token for each of n rows, from the model's logits [n, V], which are not changed,
+        and `numbers` int32 [n, WIDTH], both on the device.
 
-        A row of broken logits has some token, and a maximum that is not finite. Raises ValueError
-        for shapes that this is not made for.
+        A row whose logits are not finite gets some token, and a maximum that is not finite. Raises
+        ValueError for other shapes.
         """
         from workers.sampling import triton_kernels as kernels
 
@@ -191,5 +192,5 @@ class DeviceSampling:
 
 
 def _padded(n: int) -> int:
-    """To a power of two that Triton has a layout for."""
+    """Round up to a power of two that Triton has a layout for."""
     return max(16, 1 << (n - 1).bit_length())

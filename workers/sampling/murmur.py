@@ -1,4 +1,4 @@
-"""MurmurHash3's 32-bit finalizer: integers to integers that look unrelated, the same everywhere."""
+"""MurmurHash3's 32-bit finalizer, the same on every device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SPREAD, _FIRST, _SECOND = (
 
 
 def spread(ids: Tensor) -> Tensor:
-    """Token ids (any shape, int64 or int32) as int32 words far apart, no two of them equal."""
+    """Return token ids (any shape, int64 or int32) as int32 words far apart, all different."""
     return ids.int() * _SPREAD
 
 
 def mix(words: Tensor) -> Tensor:
-    """The finalizer, in place, on int32, whose products wrap around. No two words become one."""
+    """Apply the finalizer in place to int32, whose products wrap around. It is a bijection."""
     # One buffer for all that is shifted keeps a step in the cache. The masks make the shifts
     # logical ones.
     shifted = torch.empty_like(words)

@@ -1,4 +1,4 @@
-"""What a sampled step leaves on the device until it is sent."""
+"""The results of a sampled step, on the device until they are sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TopTokens(NamedTuple):
     """int64 [B]: how many of the N belong to the row"""
 
     def spread(self, some: Tensor, n: int) -> TopTokens:
-        """These as the lines `some` of n; the others report nothing."""
+        """Return these as the lines `some` of n; the others report nothing."""
         if len(some) == n:
             return self
         return TopTokens(
@@ -33,7 +33,7 @@ class TopTokens(NamedTuple):
         )
 
     def merged_into(self, others: TopTokens | None, some: Tensor, n: int) -> TopTokens:
-        """`others`, which are of n lines, with these as the lines `some`."""
+        """Return `others`, which have n lines, with these as the lines `some`."""
         if others is None:
             return self.spread(some, n)
         width = max(self.ids.shape[1], others.ids.shape[1])
@@ -50,7 +50,7 @@ class TopTokens(NamedTuple):
 
 
 class Picked(NamedTuple):
-    """Tokens of n rows that the device has sampled by itself."""
+    """Tokens of n rows that were sampled on the device."""
 
     tokens: Tensor
     """int64 [n]"""
@@ -64,27 +64,27 @@ class SamplerOutput(NamedTuple):
     """The tokens of B rows, all on the device; nothing here has waited for it."""
 
     tokens: Tensor
-    """int64 [B]. Where a row's logits are broken, some valid token id."""
+    """int64 [B]. Where a row's logits are not finite, some valid token id."""
     max_logits: Tensor
     """[B], the largest processed logit of each row; not finite where the logits are broken."""
     logprobs: Tensor | None
     """float32 [B], or None if no row wants them."""
     wanted: NDArray[np.bool_]
-    """On the host, [B]: the rows whose entry of `logprobs` means something."""
+    """[B], on the host: the rows whose entry of `logprobs` is valid."""
     top: TopTokens | None
     """None if no row wants any."""
 
     def fetch(self) -> FetchedOutput:
-        """The same on its way to the host."""
+        """Start copying to the host."""
         return FetchedOutput(self)
 
     def to_wire(self, rows: list[int]) -> tuple[list[Sampled], list[RowError]]:
-        """`FetchedOutput.to_wire`, at once."""
+        """Return `FetchedOutput.to_wire` at once."""
         return self.fetch().to_wire(rows)
 
 
 class FetchedOutput:
-    """A SamplerOutput on its way to the host."""
+    """A SamplerOutput that is being copied to the host."""
 
     def __init__(self, output: SamplerOutput) -> None:
         self._wanted = output.wanted
@@ -101,7 +101,7 @@ class FetchedOutput:
         return self._fetched.ready
 
     def to_wire(self, rows: list[int]) -> tuple[list[Sampled], list[RowError]]:
-        """The same for the router, for the rows that were sampled; waits for the device.
+        """Return the messages for the router, for the rows that were sampled; waits for the device.
 
         A row whose logits hold NaN or +inf, or nothing but -inf, gives an error instead of a token.
         """

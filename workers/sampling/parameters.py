@@ -1,4 +1,4 @@
-"""What each row of the persistent batch asks of the sampler, as arrays on the host."""
+"""The sampling parameters of each row of the persistent batch, as arrays on the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tgi_async.wire.messages import Sampling
 
 
 class Needs(IntFlag):
-    """What a row needs besides an argmax."""
+    """Processing that a row needs besides an argmax."""
 
     DRAW = 1
     TRUNCATION = 2
@@ -22,7 +22,7 @@ class Needs(IntFlag):
     WATERMARK = 32
     BIAS = 64
     MODEL_LOGPROB = 128
-    """What `LOGPROB` and `TOP` report is not to be that of the processed distribution."""
+    """`LOGPROB` and `TOP` report the model's own distribution, not the processed one."""
     BAN = 256
 
 
@@ -30,7 +30,7 @@ _PROCESSING = Needs.TRUNCATION | Needs.PENALTY | Needs.WATERMARK | Needs.BIAS | 
 
 
 class Parameters:
-    """One entry a row in every array.
+    """Arrays with one entry for each row.
 
     A row that does not sample ignores temperature, top_k, top_p, typical_p and min_p, as
     transformers' greedy search does.
@@ -41,7 +41,7 @@ class Parameters:
         self.needs = np.zeros(max_rows, np.uint16)
         self.temperature = np.ones(max_rows, np.float32)
         self.top_k = np.full(max_rows, vocab_size, np.int64)
-        """The vocabulary's size where all are kept."""
+        """The vocabulary's size where all tokens are kept."""
         self.top_p = np.ones(max_rows, np.float64)
         self.typical_p = np.ones(max_rows, np.float64)
         self.min_score = np.full(max_rows, -math.inf, np.float64)
@@ -51,7 +51,7 @@ class Parameters:
         self.choice = np.zeros(max_rows, np.uint64)
 
     def set(self, row: int, sampling: Sampling, constrained: bool = False) -> Needs:
-        """Take over `sampling` for `row`, which may follow a grammar; say what it comes to."""
+        """Set the parameters of `row`, which may have a grammar; return what they need."""
         # The neutral values, for a row that does not sample.
         drawn = sampling if sampling.do_sample else Sampling()
         self.temperature[row] = drawn.temperature
@@ -94,7 +94,7 @@ class Parameters:
         return needs
 
     def drop(self, rows: NDArray[np.int64], need: Needs) -> None:
-        """`rows` have it no longer."""
+        """Clear this need of `rows`."""
         self.needs[rows] &= np.uint16(~need & 0xFFFF)
 
     def clear(self, row: int) -> None:

@@ -38,11 +38,11 @@ class Penalties:
         # of different lengths need no mask.
         self._tokens = torch.empty((max_rows, 0), dtype=torch.int32, device=device)
         self._counts = torch.empty((max_rows, 0), dtype=torch.int32, device=device)
-        """Of prompt and output."""
+        """Counts over prompt and output."""
         self._output_counts = torch.empty((max_rows, 0), dtype=torch.int32, device=device)
 
     def admit(self, row: int, sampling: Sampling, tokens: Sequence[int], n_prompt: int) -> None:
-        """`row` starts over with the context `tokens`, which must not be empty.
+        """Start a row with the context `tokens`, which must not be empty.
 
         The first `n_prompt` of them are its prompt, the others its output so far.
         """
@@ -123,7 +123,7 @@ class Penalties:
 
 
 def _totals(counts: Tensor, tokens: Tensor, vocab_size: int) -> Tensor:
-    """The sum of the counts of all entries of each entry's token, int32 [n, entries].
+    """Return the sum of the counts of all entries of each entry's token, int32 [n, entries].
 
     A token may have several entries. Integers add up exactly in any order.
     """

@@ -22,7 +22,7 @@ _HALF = np.uint64(32)
 
 
 class Purpose(IntEnum):
-    """What bits are drawn for, so that two uses at one position are independent."""
+    """The purpose of random bits, so that two uses at one position are independent."""
 
     TOKEN = 0
 
@@ -30,7 +30,7 @@ class Purpose(IntEnum):
 def philox4x32(
     counter: tuple[UInt64s, UInt64s, UInt64s, UInt64s], key: tuple[UInt64s, UInt64s]
 ) -> tuple[UInt64s, UInt64s, UInt64s, UInt64s]:
-    """Ten rounds over arrays of one shape; every element holds a 32-bit word in a uint64."""
+    """Run ten rounds over arrays of one shape; every element holds a 32-bit word in a uint64."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -44,7 +44,7 @@ def philox4x32(
 def keys(
     seeds: UInt64s, choices: UInt64s, positions: UInt64s, purpose: Purpose
 ) -> NDArray[np.int32]:
-    """64 random bits per element: [n, 2].
+    """Return 64 random bits for each element: [n, 2].
 
     Seeds take all 64 bits; choices and positions are below 2**32.
     """

@@ -1,4 +1,4 @@
-"""The sampler: which processing each row needs, and only that.
+"""The sampler: applies only the processing that each row needs.
 
 A step of plain greedy rows is one argmax. Each further thing (penalties, log-probabilities, draws,
 truncation, top tokens) is computed for the rows that ask for it, together. On a GPU, rows that ask
@@ -32,7 +32,7 @@ from workers.sampling.watermark import Watermark
 from workers.transfer import send
 
 CANDIDATES = 256
-"""How many of the likeliest tokens are looked at before the whole vocabulary is sorted."""
+"""How many of the likeliest tokens are tried before the whole vocabulary is sorted."""
 
 SCORES_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
 """How many scores are sampled or sorted at once, at most some 60 bytes each: on the CPU few, for
@@ -58,7 +58,8 @@ class Sampler:
         *,
         on_device: bool | None = None,
     ) -> None:
-        """`on_device` says whether there is a `device_sampling`; by default there is on a GPU."""
+        """Make a sampler. `on_device` says whether it has a `device_sampling`; by default on a
+        GPU."""
         self._vocab_size = vocab_size
         self._device = device
         self._lines_at_once = max(1, SCORES_AT_ONCE[device.type] // vocab_size)
@@ -68,7 +69,7 @@ class Sampler:
         self._bias = Bias(max_rows, vocab_size, device)
         self._bans = Bans(max_rows, vocab_size, device)
         self.device_sampling: DeviceSampling | None = None
-        """What samples the rows that are `takes`-n."""
+        """Samples the rows that it `takes`; None without one."""
         if device.type == "cuda" if on_device is None else on_device:
             self.device_sampling = DeviceSampling(vocab_size, max_rows, device)
 
@@ -81,7 +82,7 @@ class Sampler:
         *,
         constrained: bool = False,
     ) -> None:
-        """`row` enters with `tokens`, its prompt and what it has already emitted; at least one.
+        """Add a row with `tokens`, its prompt and what it has already emitted; at least one.
 
         The first `n_prompt` are the prompt; by default all. A row that is `constrained` follows a
         grammar.
@@ -98,24 +99,23 @@ class Sampler:
             self._watermark.admit(row, tokens)
 
     def skips(self, row: int) -> bool:
-        """Whether tokens of `row` that are known beforehand may be passed over, unsampled."""
+        """Return whether tokens of `row` that are known beforehand may be skipped, unsampled."""
         unseen = Needs.DRAW | Needs.TRUNCATION | Needs.LOGPROB | Needs.BIAS
         return not int(self._parameters.needs[row]) & ~int(unseen)
 
     def release(self, row: int) -> None:
-        """`row` leaves the batch."""
+        """Remove a row."""
         self._parameters.clear(row)
 
     def takes(self, rows: Index) -> NDArray[np.bool_]:
-        """Whether each of `rows` is one that `device_sampling` samples, but where a mask says which
-        tokens are allowed."""
+        """Return whether `device_sampling` samples each of `rows`, unless a mask restricts it."""
         if self.device_sampling is None:
             return np.zeros(len(rows), np.bool_)
         return DeviceSampling.takes(self._parameters, rows)
 
     def numbers(self, rows: Index, positions: Index) -> NDArray[np.int32]:
-        """int32 [n, DeviceSampling.WIDTH]: what it is to do for `rows` at these positions, as in
-        `sample`; nothing but zeros for those that it does not take."""
+        """Return int32 [n, DeviceSampling.WIDTH]: the parameters of `rows` at these positions, as
+        in `sample`; zeros for those that it does not take."""
         return DeviceSampling.numbers(self._parameters, rows, positions)
 
     def sample(
@@ -126,7 +126,7 @@ class Sampler:
         allowed: Allowed | None = None,
         picked: Picked | None = None,
     ) -> SamplerOutput:
-        """The next token of each of `rows`, none of which occurs twice.
+        """Return the next token of each of `rows`, which are different.
 
         `logits` is [B, V] in the model's dtype and is left as it is; `positions[i]` is the number
         of tokens before the one sampled for `rows[i]`; `allowed` keeps some to their grammars.
@@ -163,7 +163,7 @@ class Sampler:
     def _process(
         self, at: Index, places: Index, logits: Tensor, allowed: Allowed | None
     ) -> SamplerOutput:
-        """`sample`, for rows of any needs."""
+        """Do `sample` for rows of any needs."""
         needs = self._parameters.needs[at]
         wanted = (needs & Needs.LOGPROB) != 0
         if not needs.any():
@@ -225,7 +225,7 @@ class Sampler:
     def to_wire(
         self, rows: list[int], output: SamplerOutput
     ) -> tuple[list[Sampled], list[RowError]]:
-        """`SamplerOutput.to_wire`: the only place that waits for a step's results."""
+        """Return `SamplerOutput.to_wire`: the only place that waits for a step's results."""
         return output.to_wire(rows)
 
     def _choose(
@@ -237,7 +237,7 @@ class Sampler:
         places: Index,
         needs: NDArray[np.uint16],
     ) -> _Chosen:
-        """Tokens, log-probabilities and top tokens of n rows that each need some of these.
+        """Return tokens, log-probabilities and top tokens of n rows that each need some of these.
 
         `scores` (float32 [n, V]) are processed up to temperature, and used up; `best` and `peaks`
         are their argmax and maximum.
@@ -304,7 +304,7 @@ class Sampler:
     def _report(
         self, output: SamplerOutput, lines: Index, logits: Tensor, rows: Index
     ) -> SamplerOutput:
-        """`output`, its `lines` (of `rows`) reporting the distribution that the model gave."""
+        """Return `output` with its `lines` (of `rows`) reporting the model's own distribution."""
         some = self._send(lines)
         scores = logits[some].float()
         peaks, best = scores.max(-1)
@@ -335,7 +335,7 @@ class Sampler:
         typical: bool,
         most_top: int,
     ) -> Drawn:
-        """`truncation.draw` from few candidates, then from all for the rows that need more."""
+        """Run `truncation.draw` on few candidates, then on all for the rows that need more."""
         width = min(self._vocab_size, max(CANDIDATES, 2 * most_top))
         drawn = draw(
             candidates(scores, width),
@@ -360,7 +360,7 @@ class Sampler:
         return drawn
 
     def _bits(self, rows: Index, places: Index, needs: NDArray[np.uint16]) -> Tensor:
-        """int32 [n, 2], the random bits of each row's draw at its place."""
+        """Return int32 [n, 2], the random bits of each row's draw at its position."""
         if not (needs & Needs.DRAW).any():
             return self._send(np.zeros((len(rows), 2), np.int32))
         parameters = self._parameters
@@ -378,7 +378,8 @@ class Sampler:
 
 
 def _log_totals(probs: Tensor, best: Tensor) -> Tensor:
-    """float64 [n]: log of the sum of exp(score) of each line, from its softmax and its argmax.
+    """Return float64 [n]: log of the sum of exp(score) of each line, from its softmax and its
+    argmax.
 
     softmax sums a line in one fixed order, where sum() and logsumexp() add up a lone line in
     another order than one among others.
@@ -387,7 +388,7 @@ def _log_totals(probs: Tensor, best: Tensor) -> Tensor:
 
 
 def _scattered(output: SamplerOutput, some: Tensor, chosen: _Chosen) -> SamplerOutput:
-    """`output`, with what was chosen for the lines `some` of it."""
+    """Return `output` with the results for its lines `some`."""
     n = len(output.tokens)
     logprobs = None
     if output.wanted.any():
@@ -400,7 +401,7 @@ def _scattered(output: SamplerOutput, some: Tensor, chosen: _Chosen) -> SamplerO
 
 
 def _joined(output: SamplerOutput, some: Tensor, others: SamplerOutput) -> SamplerOutput:
-    """`output`, whose lines `some` are `others`."""
+    """Return `output` with its lines `some` replaced by `others`."""
     logprobs = output.logprobs
     if logprobs is not None and others.logprobs is not None:
         logprobs = logprobs.index_copy(0, some, others.logprobs)

@@ -42,8 +42,8 @@ def tile_argmax(
     GROUP_BITS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The largest logit of each tile and its first place; of rows that are truncated, the largest
-    of each group too, both as `rising`. Grid [N_TILES, n]."""
+    """Find the largest logit of each tile and its first place; of rows that are truncated, the
+    largest of each group too, both as `rising`. Grid [N_TILES, n]."""
     GROUP: tl.constexpr = 1 << GROUP_BITS
     tile = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
@@ -76,8 +76,8 @@ def totals(
     TILES: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The sum of exp(score) of each tile; of rows drawn from all tokens, the token with the largest
-    noisy score there, and with what. Grid [N_TILES, n]."""
+    """Sum exp(score) over each tile; of rows drawn from all tokens, find the token with the largest
+    noisy score there, and that score. Grid [N_TILES, n]."""
     tile = tl.program_id(0)
     row = tl.program_id(1).to(tl.int64)
     numbers += row * WIDTH
@@ -121,7 +121,8 @@ def choose(
     AT_ONCE: tl.constexpr,
     PIVOTS: tl.constexpr,
 ):
-    """The token of each row, its largest logit, and the token's log-probability. Grid [n]."""
+    """Choose the token of each row; store it, its row's largest logit, and its log-probability.
+    Grid [n]."""
     row = tl.program_id(0).to(tl.int64)
     numbers += row * WIDTH
     logits += row * logits_stride
@@ -135,7 +136,7 @@ def choose(
     total = tl.sum(tl.load(sums + tile, mask=there, other=0.0).to(tl.float64), 0)
     mode = tl.load(numbers + MODE)
     temperature = temperature_of(numbers)
-    # Of logits that are broken any token will do.
+    # Where logits are broken, any token will do.
     usable = tl.abs(peak) < float("inf")
     if usable & (mode == DRAWS):
         values = tl.load(bests + tile, mask=there, other=float("-inf"))

@@ -1,4 +1,4 @@
-"""What the kernels of sampling compute of a token: its score, its mass, its noise.
+"""What the sampling kernels compute of a token: its score, its mass, its noise.
 
 A row's scores are its logits less the largest, by its temperature. As the largest is 0, a score is
 known by its depth too: the bits of its magnitude, an int32 that is 0 for the likeliest token and
@@ -22,7 +22,7 @@ DRAWS = tl.constexpr(1)
 TRUNCATES = tl.constexpr(2)
 
 UNIT = tl.constexpr(2.0**40)
-"""Of mass: truncation.UNIT."""
+"""The unit of mass: truncation.UNIT."""
 ROUNDING = tl.constexpr(2.0**52)
 """float64 of this size have no room for fractions: adding it rounds, half to even."""
 SPREAD = tl.constexpr(0x9E3779B1)
@@ -33,7 +33,7 @@ TO_UNIT = tl.constexpr(2.0**-31 * (1 - 2.0**-24))
 
 @triton.jit
 def rising(x):
-    """int32 that sort as float32 `x` do, NaN above all."""
+    """Return int32 that sort as float32 `x` do, NaN above all."""
     bits = x.to(tl.int32, bitcast=True)
     bits = tl.where(x == 0, 0, bits)  # -0.0 equals 0.0, but not in its bits
     bits = tl.where(x != x, 0x7FC00000, bits)
@@ -42,13 +42,13 @@ def rising(x):
 
 @triton.jit
 def risen(images):
-    """The float32 of which these are the `rising`."""
+    """Return the float32 of which these are the `rising`."""
     return (images ^ ((images >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def double(numbers):
-    """The float64 of two int32."""
+    """Return the float64 of two int32."""
     low = tl.load(numbers).to(tl.int64) & 0xFFFFFFFF
     return (low | (tl.load(numbers + 1).to(tl.int64) << 32)).to(tl.float64, bitcast=True)
 
@@ -62,7 +62,7 @@ def temperature_of(numbers):
 
 @triton.jit
 def scores(logits, ids, there, peak, temperature):
-    """float32: the row's scores as they are drawn from, the largest being 0; -inf for those that
+    """Return float32: the row's scores after temperature, the largest being 0; -inf for those that
     are not `there`."""
     x = tl.load(logits + ids, mask=there, other=float("-inf")).to(tl.float32)
     return tl.div_rn(x - peak, temperature)
@@ -75,13 +75,13 @@ def depths(score):
 
 @triton.jit
 def masses(score):
-    """int64: exp(score) in units of 2**-40."""
+    """Return int64: exp(score) in units of 2**-40."""
     return (tl.exp(score.to(tl.float64)) * UNIT + ROUNDING - ROUNDING).to(tl.int64)
 
 
 @triton.jit
 def mixed(words):
-    """murmur.mix, on uint32."""
+    """Do `murmur.mix` on uint32."""
     words ^= words >> 16
     words = tl.mul(words, FIRST, sanitize_overflow=False)
     words ^= words >> 13

@@ -1,4 +1,4 @@
-"""Where a row is cut by top-k, top-p and min-p, and the draw from what is kept: one program a row.
+"""Find where a row is cut by top-k, top-p and min-p, and draw from what is kept: one program a row.
 
 Nothing is sorted. Where the cut is, is a depth that is searched for, by sums over the tokens that
 are less deep than some. A row's tokens lie in groups of 2**GROUP_BITS whose largest logit is known,
@@ -33,7 +33,7 @@ MASSLESS = tl.constexpr(0x41E40000)
 """The depth of -28.5, where mass rounds to 0."""
 LEAST = tl.constexpr(-(2**31))
 MANY = tl.constexpr(8192)
-"""Tokens: above, it pays to write up those that are left, once."""
+"""Number of tokens above which it pays to write the remaining ones to a list, once."""
 BITS = tl.constexpr(19)
 """Leading bits of a depth that groups are searched for; the others are FINE."""
 FINE = tl.constexpr(2**12 - 1)
@@ -53,8 +53,8 @@ def listed(
     N_GROUPS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """Write up, by rising number, to `items` the groups that reach as far up as is needed; give
-    their number, and a depth: all of need lies within it.
+    """Write to `items`, by rising number, the groups that reach as far up as is needed; return
+    their number, and a depth within which all of need lies.
 
     The depth is one within which the groups' likeliest tokens alone come to `need`, a number of
     tokens or a mass, or `most` if that is less.
@@ -80,8 +80,8 @@ def listed(
 
 @triton.jit
 def tokens(items, n_items, bits, start, V: tl.constexpr, AT_ONCE: tl.constexpr):
-    """AT_ONCE ids of the tokens in `items`, groups of 2**bits tokens, from the place `start` among
-    them on; which of them are there."""
+    """Return AT_ONCE ids of the tokens in `items`, groups of 2**bits tokens, from index `start`
+    among them on; and which of them exist."""
     place = start + tl.arange(0, AT_ONCE)
     there = place < (n_items << bits)
     ids = tl.load(items + (place >> bits), mask=there, other=0) << bits
@@ -103,8 +103,8 @@ def summed(
     AT_ONCE: tl.constexpr,
     PIVOTS: tl.constexpr,
 ):
-    """For each of the depths `pivots`: the number of tokens no deeper, or their mass, int64; the
-    deepest of them; the least deep of the others."""
+    """Return for each of the depths `pivots` the number of tokens no deeper, or their mass, int64;
+    the deepest of them; the least deep of the others."""
     sums = tl.zeros([PIVOTS, AT_ONCE], tl.int64)
     last = tl.full([PIVOTS, AT_ONCE], -1, tl.int32)
     following = tl.full([PIVOTS, AT_ONCE], INFINITE, tl.int32)
@@ -138,7 +138,7 @@ def picked_out(
     AT_ONCE: tl.constexpr,
 ):
     """Write to `kept`, up to `room` of them, the ids of the tokens deeper than `low` and no deeper
-    than `high`, rising; their number."""
+    than `high`, rising; return their number."""
     n = 0
     for start in range(0, n_items << bits, AT_ONCE):
         ids, there = tokens(items, n_items, bits, start, V, AT_ONCE)
@@ -168,8 +168,9 @@ def search(
     AT_ONCE: tl.constexpr,
     PIVOTS: tl.constexpr,
 ):
-    """The least depth within which lie tokens for `need` (int64, at least 1), or `end` if none is;
-    what lies before that depth, and what within it, or the largest int64 if that was not seen.
+    """Return the least depth within which lie tokens for `need` (int64, at least 1), or `end` if
+    none is; what lies before that depth, and what within it, or the largest int64 if that was not
+    seen.
 
     What lies within `low` is less than needed; `high` is the depth of a token within which lies
     enough, or `end`. Each round sums up to some depths between and goes on between the two tokens
@@ -239,7 +240,7 @@ def last_tie(
     GROUP_BITS: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):
-    """The id of the `n_kept`-th token at the depth `tied`, by rising id."""
+    """Return the id of the `n_kept`-th token at the depth `tied`, by rising id."""
     seen = 0
     found = 0
     for start in range(0, n_items << GROUP_BITS, AT_ONCE):
@@ -268,8 +269,8 @@ def cut(
     AT_ONCE: tl.constexpr,
     PIVOTS: tl.constexpr,
 ):
-    """The token of a truncated row, and the sum of exp(score), float64, of what is kept of it.
-    `total`, float64, is that of the vocabulary."""
+    """Return the token of a truncated row, and the sum of exp(score), float64, of what is kept of
+    it. `total`, float64, is that of the vocabulary."""
     top_k = tl.load(numbers + TOP_K)
     top_p = double(numbers + TOP_P)
     min_score = double(numbers + MIN_SCORE)

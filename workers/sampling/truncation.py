@@ -20,7 +20,7 @@ UNIT = 2.0**40
 
 
 class TruncationLimits(NamedTuple):
-    """What each of n rows keeps. `keep_all` has the values that cut nothing."""
+    """The truncation parameters of n rows. `keep_all` has the values that keep everything."""
 
     truncates: Tensor
     """bool [n]; the others are here for their top tokens only."""
@@ -56,7 +56,7 @@ class TruncationLimits(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A token for each of n rows, and what is known of the distribution it came from."""
+    """A token for each of n rows, and its distribution's log-probabilities."""
 
     tokens: Tensor
     """int64 [n]"""
@@ -93,8 +93,8 @@ def draw(
     weights = (scores.exp() * UNIT).round().long()
     by_k, kept = _keep_likeliest(found.scores, weights, limits, vocab_size)
 
-    # The last candidate that matters: all of top-k, for top-p takes its share of them; otherwise
-    # all of top-p. One that ties with the edge may lack some of its peers.
+    # The last candidate that matters: all of top-k, as top-p takes its share of them; otherwise all
+    # of top-p. One that ties with the edge may lack some of its peers.
     needed = torch.where(limits.top_k < vocab_size, by_k.sum(1), kept.sum(1))
     reach = torch.where(limits.truncates, needed, limits.top_n).clamp(1, width) - 1
     complete = found.scores.gather(1, reach[:, None])[:, 0] > found.scores[:, -1]
@@ -127,7 +127,7 @@ def draw(
 def _keep_likeliest(
     scores: Tensor, weights: Tensor, limits: TruncationLimits, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Masks of what top-k and what top-k, top-p and min-p keep: leading parts of each line.
+    """Return masks of what top-k and what top-k, top-p and min-p keep: leading parts of each line.
 
     bool [n, C].
     """
@@ -145,7 +145,7 @@ def _keep_likeliest(
 
 
 def _keep_typical(scores: Tensor, weights: Tensor, kept: Tensor, typical_p: Tensor) -> Tensor:
-    """Of `kept`, the tokens whose surprise is nearest the entropy (arXiv 2202.00666).
+    """Keep of `kept` the tokens whose surprise is nearest the entropy (arXiv 2202.00666).
 
     With the normalizer cancelled, |-log p - H| is the distance of a score from the mean score.
     """

@@ -25,7 +25,7 @@ HASH_KEY = 15485863
 
 
 def green(previous: Tensor, vocab_size: int) -> Tensor:
-    """Which tokens are green after each of `previous` (int64 [n]): bool [n, vocab_size]."""
+    """Return which tokens are green after each of `previous` (int64 [n]): bool [n, vocab_size]."""
     seeds = mix((previous * HASH_KEY).int())
     tokens = spread(torch.arange(vocab_size, device=previous.device))
     return mix(tokens[None, :] + seeds[:, None]) < int(GAMMA * 2**32) - 2**31
@@ -39,7 +39,7 @@ class Watermark:
         self._last = torch.zeros(max_rows, dtype=torch.int64, device=device)
 
     def admit(self, row: int, tokens: Sequence[int]) -> None:
-        """`row` starts over after the context `tokens`, which must not be empty."""
+        """Start a row after the context `tokens`, which must not be empty."""
         self._last[row] = tokens[-1]
 
     def apply(self, scores: Tensor, index: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
@@ -48,5 +48,5 @@ class Watermark:
         scores.index_add_(0, send(index, self._device), raised.to(scores.dtype), alpha=DELTA)
 
     def record(self, rows: NDArray[np.int64], tokens: Tensor) -> None:
-        """Take each row's sampled token (int64 [len(rows)], on the device)."""
+        """Record each row's sampled token (int64 [len(rows)], on the device)."""
         self._last[send(rows, self._device)] = tokens

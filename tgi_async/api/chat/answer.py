@@ -1,4 +1,4 @@
-"""The answers of a chat, whole and in pieces."""
+"""Replies of a chat, whole and in chunks."""
 
 from __future__ import annotations
 
@@ -56,18 +56,19 @@ class ChatAnswer:
         self.n_streamed = 0
         """Tokens of all choices so far."""
         self._n_thought = 0
-        """Those of them that were thoughts."""
+        """Those of them that are reasoning tokens."""
         self._reader = reader
         self._older = body.functions is not None
         self._choices: dict[int, _Choice] = {}
-        """Those of a stream, by their index."""
+        """The choices of a stream, by their index."""
         self._with_logprobs = bool(body.logprobs)
         self._include_usage = body.include_usage
         self._prompt = request.prompt
         self._n_scores = body.n_prompt_logprobs
         self._shows_thoughts = body.shows_thoughts
         self.scores: RankedScores | None = None
-        """Of the prompt: those of the first choice's generation; None once they are in a reply."""
+        """The prompt's scores, from the first choice's generation; None once they are in a
+        reply."""
 
     def choice(self, index: int, tokens: Sequence[Token], reason: FinishReason) -> ChatChoice:
         """Return one whole answer."""
@@ -152,7 +153,7 @@ class ChatAnswer:
         return _Choice(self._reader, shows_thoughts=self._shows_thoughts, older=self._older)
 
     def _prompt_logprobs(self) -> list[dict[int, PromptLogprob] | None] | UnsetType:
-        """Return those of the prompt, once, if they were asked for."""
+        """Return the prompt's log-probabilities, once, if asked for."""
         scores, self.scores = self.scores, None
         if self._n_scores is None or scores is None:
             return UNSET
@@ -175,7 +176,7 @@ class ChatAnswer:
         return name
 
     def logprobs(self, tokens: Sequence[Token]) -> Logprobs | None:
-        """Return those of the tokens, if they were asked for."""
+        """Return the tokens' log-probabilities, if asked for."""
         if not self._with_logprobs:
             return None
         return Logprobs([self._token_logprob(token) for token in tokens])
@@ -191,13 +192,14 @@ class ChatAnswer:
 
 
 def _model_of(body: ChatRequest, limits: Limits) -> str:
-    """The name in replies: the first one of the model's, or one that is none of them as it came."""
+    """Return the name in replies: the model's first one, or the request's if it is not the
+    model's."""
     own = ("", "tgi", *limits.model_names)
     return limits.model_names[0] if body.model is None or body.model in own else body.model
 
 
 class _Choice:
-    """One answer as it is read. `older`: its call is shown in OpenAI's older form."""
+    """One answer as its tokens come. `older`: its call is shown in OpenAI's older form."""
 
     def __init__(
         self, reader: AnswerReader | None, *, shows_thoughts: bool = True, older: bool
@@ -208,16 +210,16 @@ class _Choice:
         self._reader = reader
         self.n_calls = 0
         self.n_thought = 0
-        """Tokens of thoughts, since somebody set it back."""
+        """Reasoning tokens since the count was last set back."""
         self.begun = False
-        """Whether a chunk was sent of it."""
+        """Whether one of its chunks was sent."""
 
     def read(self, tokens: Sequence[Token], reason: FinishReason | None) -> list[Event]:
-        """Return what the tokens say; with a reason to end, also what was held back."""
+        """Parse tokens; with a reason to end, also what was held back."""
         if self._parser is None:
             return [ProsePiece(text_of(tokens))]
         parser, events, place = self._parser, list[Event](), 0
-        # One by one only as long as there is something to count.
+        # One by one only while reasoning tokens are to be counted.
         while place < len(tokens) and parser.thinking is not False:
             thinking = parser.thinking
             events += parser.feed(tokens[place].text)

@@ -98,7 +98,8 @@ async def _stream(
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What a body asks for: `n` answers, which are held to `form` or may call tools on `offer`."""
+    """What a body asks for: `n` answers, constrained by `form` or with calls of the tools on
+    `offer`."""
 
     body: ChatRequest
     offer: Offer | None
@@ -125,7 +126,7 @@ def _read(service: Service, body: ChatRequest, context: RequestContext) -> _Ques
     body.check_own(limits)
     form = form_of(body)
     if offer is not None and offer.forced is not None:
-        form = None  # it binds a text, and the answer is a call
+        form = None  # a text must follow it, and this answer is a call
     grammar = None if form is None else form.grammar
     parameters = body.parameters(limits, body.most_new_tokens, body.top_logprobs, grammar)
     return _Question(body, offer, form, parameters, n)
@@ -140,7 +141,7 @@ def _like_tgi(service: Service, question: _Question, context: RequestContext) ->
 async def _answering(
     service: Service, question: _Question, context: RequestContext
 ) -> AsyncIterator[_Chat]:
-    """Hold rows, and generate the answers."""
+    """Reserve rows, and generate the answers."""
     body, offer, form, dialect = (
         question.body,
         question.offer,

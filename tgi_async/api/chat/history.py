@@ -1,4 +1,4 @@
-"""Changes to the messages of a chat, for templates that do not show tools and calls."""
+"""Change the messages of a chat for templates that do not show tools and calls."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from tgi_async.text.tools.format import Format
 
 Messages = list[dict[str, Any]]
-"""As templates see them; `content` is a text, a list of text parts, or null."""
+"""Messages as templates see them; `content` is a text, a list of text parts, or null."""
 
 
 def in_front(messages: Sequence[Mapping[str, Any]], text: str) -> Messages:
     """Put `text` into the system message, or before the first message of the user.
 
-    A system message is not made: there are templates that refuse one.
+    No system message is added, as some templates refuse one.
     """
     made = [dict(message) for message in messages]
     system = next((one for one in made if one["role"] in ("system", "developer")), None)
@@ -37,7 +37,7 @@ def behind_last(messages: Sequence[Mapping[str, Any]], text: str) -> Messages:
 
 
 def without_calls(messages: Sequence[Mapping[str, Any]], format: Format) -> Messages:
-    """Write calls as the model writes them, and their results as messages of the user."""
+    """Write calls as the model writes them, and their results as user messages."""
     made: Messages = []
     answering = False
     for message in messages:
@@ -61,11 +61,11 @@ def without_calls(messages: Sequence[Mapping[str, Any]], format: Format) -> Mess
 
 
 def _call(call: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return name and arguments, which are a text in JSON at OpenAI."""
+    """Return name and arguments, which are a JSON text in OpenAI's API."""
     function = call["function"]
     arguments = function.get("arguments") or {}
     if isinstance(arguments, str):
-        # A model may have written what is no JSON: that stays a text.
+        # A model may have written invalid JSON: that stays a text.
         with suppress(ValueError, RecursionError):
             arguments = json.loads(arguments)
     return function["name"], {} if arguments is None else arguments

@@ -1,6 +1,6 @@
-"""Tools as TGI has them: each answer is held to a call of one, of which `no_tool` is one.
+"""Tools as in TGI: a grammar constrains each answer to one call, possibly of `no_tool`.
 
-A client that is answered with `no_tool` is answered a second time, in words.
+After `no_tool` a second generation answers with text.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from tgi_async.text.tools.tgi import (
 
 
 class LikeTGI:
-    """One request, which is answered with one call or in words.
+    """One request, which is answered with one call or with text.
 
     It holds a row. In TGI its two generations have each their own prompt.
     """
@@ -125,7 +125,7 @@ class LikeTGI:
         )
 
     async def _request(self, offer: Offer | None) -> tuple[str, GenerationRequest]:
-        """Return the prompt and the request for a call, or without an offer, for words."""
+        """Return the prompt and the request for a call or, without an offer, for text."""
         constraint: Grammar | None = None
         if offer is not None:
             constraint = call_of_one([tool["function"] for tool in offer.tools])

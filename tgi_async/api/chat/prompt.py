@@ -1,4 +1,4 @@
-"""From the body of a chat to the text of its prompt."""
+"""Render the prompt of a chat."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tools.tgi import tool_text
 
 SILENT = ("assistant", "tool", "function")
-"""Roles that may have nothing to say: an answer that was cut before its first word, or a tool that
-returns nothing."""
+"""Roles whose messages may be empty: an answer that was cut before its first word, or a tool
+without a result."""
 
 
 async def prompt_of(service: Service, body: ChatRequest, offer: Offer | None) -> str:
     """Render the model's template, off the event loop and for a bounded time.
 
-    Call it with a permit in hand: what waits for the template's processes is bounded by those.
+    Call it while holding a permit: permits bound the queue of the template's processes.
 
     Raises:
         TemplateError: there is no template, it refuses these messages, or it takes too long.
@@ -67,7 +67,7 @@ def _with_tools(
 ) -> tuple[list[dict[str, Any]], Sequence[Mapping[str, Any]] | None]:
     """Return messages and tools for the template; one that shows no tools gets them in a message.
 
-    `tool_prompt` is said behind the last message; in TGI there always is one.
+    `tool_prompt` is added after the last message; in TGI there always is one.
     """
     like_tgi = service.limits.dialect.calls_tools_like_tgi
     if not like_tgi and not template.traits.shows_calls:
@@ -87,7 +87,7 @@ def _with_tools(
 
 
 def _template_fields(body: ChatRequest) -> dict[str, Any]:
-    """Return the fields for the template that TGI does not know."""
+    """Return the fields for the template that TGI does not have."""
     if body.continue_final_message and body.add_generation_prompt:
         raise ValidationError(
             "`continue_final_message` and `add_generation_prompt` exclude each other: the prompt "
@@ -110,7 +110,7 @@ def _objects(value: object) -> bool:
 
 
 def _message(place: int, message: MessageBody) -> dict[str, Any]:
-    """Return the message as a template sees it, with null for what it does not have."""
+    """Return the message as a template sees it, with null for missing fields."""
     content, in_parts = _content(place, message)
     thoughts = message.reasoning_content or message.reasoning or message.thinking or in_parts
     if content is None and (thoughts or (message.role in SILENT and not message.tool_calls)):
@@ -134,7 +134,7 @@ def _without_nulls(call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _content(place: int, message: MessageBody) -> tuple[str | list[dict[str, str]] | None, str]:
-    """Return what the message says, and its thoughts.
+    """Return the message's content and its reasoning.
 
     A refusal is what the assistant said.
     """

@@ -53,21 +53,21 @@ class TextChunk(Struct, frozen=True, tag_field="type", tag="text"):
 
 
 class InputTextChunk(TextChunk, frozen=True, tag="input_text"):
-    """What OpenAI's Responses API calls a text of the user."""
+    """A text part of the user in OpenAI's Responses API."""
 
 
 class OutputTextChunk(TextChunk, frozen=True, tag="output_text"):
-    """What OpenAI's Responses API calls a text of the assistant."""
+    """A text part of the assistant in OpenAI's Responses API."""
 
 
 class RefusalChunk(Struct, frozen=True, tag_field="type", tag="refusal"):
-    """What the assistant said instead of an answer."""
+    """The assistant's refusal to answer."""
 
     refusal: str
 
 
 class ThinkingChunk(Struct, frozen=True, tag_field="type", tag="thinking"):
-    """Thoughts of the assistant: a text, or Mistral's list of parts."""
+    """Reasoning of the assistant: a text, or Mistral's list of parts."""
 
     thinking: str | list[TextChunk]
 
@@ -79,7 +79,7 @@ class ThinkingChunk(Struct, frozen=True, tag_field="type", tag="thinking"):
 
 
 class ReasoningChunk(Struct, frozen=True, tag_field="type", tag="reasoning"):
-    """Thoughts under another name."""
+    """Reasoning under another name."""
 
     text: str
 
@@ -123,13 +123,13 @@ class MessageBody(Struct, frozen=True, kw_only=True):
 
 
 class Thinking(Struct, frozen=True):
-    """As the makers of GLM, Kimi and DeepSeek have it in their own services."""
+    """The form of GLM's, Kimi's and DeepSeek's own services."""
 
     type: Literal["enabled", "disabled"]
 
 
 class Reasoning(Struct, frozen=True, kw_only=True):
-    """OpenRouter's."""
+    """OpenRouter's form."""
 
     effort: Annotated[str, Meta(max_length=64)] | float | None = None
     enabled: bool | None = None
@@ -137,8 +137,8 @@ class Reasoning(Struct, frozen=True, kw_only=True):
 
 
 class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
-    """`tool_prompt` is TGI's: what is said of the tools behind the last message. `functions` and
-    `function_call` are OpenAI's older form of `tools` and `tool_choice`.
+    """`tool_prompt` is TGI's: an instruction about the tools after the last message. `functions`
+    and `function_call` are OpenAI's older form of `tools` and `tool_choice`.
 
     The fields after them are for the chat template, under the names that vLLM, transformers and
     makers of models have.
@@ -165,13 +165,13 @@ class ChatRequest(OpenAIRequest, frozen=True, kw_only=True):
 
     @property
     def shows_thoughts(self) -> bool:
-        """Whether the reply has what the model thought."""
+        """Whether the reply has the model's reasoning."""
         excluded = self.reasoning is not None and bool(self.reasoning.exclude)
         return self.include_reasoning is not False and not excluded
 
     def names(self, limits: Limits, form: str | None) -> FieldNames:
-        """What the client calls the fields, `form` that of the grammar; TGI's messages have TGI's
-        names."""
+        """Return the client's names of the fields, `form` being that of the grammar; in TGI's
+        messages, TGI's names."""
         if not limits.dialect.names_fields_as_sent:
             return OF_TGI
         return FieldNames(
@@ -201,7 +201,7 @@ class TopLogprob(Struct, frozen=True):
 
 
 class TokenLogprob(Struct, frozen=True):
-    """What a token adds to the text, which is nothing while a character is incomplete."""
+    """The text that a token adds, which is empty while a character is incomplete."""
 
     token: str
     logprob: float | None
@@ -214,7 +214,7 @@ class Logprobs(Struct, frozen=True):
 
 
 class AssistantMessage(Struct, frozen=True):
-    """`content` is null where there are calls and no words, and not there in TGI's form of that.
+    """`content` is null where there are calls and no text, and absent in TGI's form of that.
 
     `function_call` is the call where the request has `functions`.
     `tool_call_id` is in TGI's document; neither TGI nor this server sends it.
@@ -236,7 +236,7 @@ class ChatChoice(Struct, frozen=True, kw_only=True):
 
 
 class AssistantDelta(Struct, frozen=True):
-    """A piece of the message. The role comes once; clients put the pieces together."""
+    """A piece of the message. The role comes once; clients concatenate the pieces."""
 
     content: str | UnsetType = UNSET
     role: Literal["assistant"] | UnsetType = UNSET
@@ -254,7 +254,7 @@ class ChatDelta(Struct, frozen=True, kw_only=True):
 
 
 class ChatCompletion(Struct, frozen=True, kw_only=True):
-    """`prompt_logprobs` are vLLM's, where they are asked for."""
+    """`prompt_logprobs` are vLLM's, where asked for."""
 
     object: Literal["chat.completion"] = "chat.completion"
     id: str

@@ -1,4 +1,4 @@
-"""Whether and how much a model is to think: fields of several servers, for the chat template."""
+"""Whether and how much a model should think: fields of several servers, for the chat template."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def unread_fields(template: ChatTemplate, body: ChatRequest) -> list[str]:
 
 
 def _given(body: ChatRequest) -> list[tuple[str, bool | str | float]]:
-    """Return the fields that are given, with how much to think or whether at all."""
+    """Return the given fields, with how much to think or whether at all."""
     thinking, reasoning = body.thinking, body.reasoning
     if isinstance(thinking, Thinking):
         thinking = thinking.type == "enabled"

@@ -1,4 +1,4 @@
-"""Tools that a chat names, the choice among them, and calls of them.
+"""Tools of a chat, the choice among them, and calls of them.
 
 What a template is shown is a TypedDict: templates may show it as JSON, with its fields in the order
 in which they came. Fields that are not named here are left out, as in TGI.
@@ -31,7 +31,8 @@ class Tool(TypedDict):
 
 
 class CalledFunction(TypedDict):
-    """`arguments` is a text in JSON at OpenAI, an object elsewhere; TGI takes `parameters` too."""
+    """`arguments` is a JSON text in OpenAI's API, an object elsewhere; TGI takes `parameters`
+    too."""
 
     name: str
     arguments: NotRequired[Any]
@@ -54,7 +55,7 @@ class FunctionName(Struct, frozen=True):
 
 
 class NamedTool(Struct, frozen=True, kw_only=True, tag_field="type", tag="function"):
-    """A function by its name, which stands in `function`, or as in the Responses API beside it."""
+    """A function by its name, which is in `function`, or as in the Responses API beside it."""
 
     function: FunctionName | UnsetType = UNSET
     name: str | UnsetType = UNSET
@@ -65,7 +66,7 @@ class NamedTool(Struct, frozen=True, kw_only=True, tag_field="type", tag="functi
 
     @property
     def wanted(self) -> str:
-        """The name."""
+        """The function's name."""
         if self.function is not UNSET:
             return self.function.name
         assert self.name is not UNSET
@@ -81,8 +82,7 @@ class AllowedToolsConfig(Struct, frozen=True, kw_only=True):
 
 class AllowedTools(Struct, frozen=True, kw_only=True, tag_field="type", tag="allowed_tools"):
     """Some of the tools; the others are not shown. The Responses API has the fields of
-    `allowed_tools` here.
-    """
+    `allowed_tools` here."""
 
     allowed_tools: AllowedToolsConfig | UnsetType = UNSET
     mode: Literal["auto", "required"] | UnsetType = UNSET
@@ -94,7 +94,7 @@ class AllowedTools(Struct, frozen=True, kw_only=True, tag_field="type", tag="all
 
     @property
     def wanted(self) -> AllowedToolsConfig:
-        """The fields, wherever they are."""
+        """The fields, in either form."""
         if self.allowed_tools is not UNSET:
             return self.allowed_tools
         assert self.mode is not UNSET
@@ -103,7 +103,7 @@ class AllowedTools(Struct, frozen=True, kw_only=True, tag_field="type", tag="all
 
 
 class AnyTool(Struct, frozen=True, tag_field="type", tag="any"):
-    """Anthropic's word for `required`; Mistral's is the text `any`."""
+    """Anthropic's name for `required`; Mistral's is the text `any`."""
 
 
 _WORDS = ["auto", "none", "required", "any"]

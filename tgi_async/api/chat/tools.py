@@ -1,4 +1,4 @@
-"""What a chat asks about tools, and how its answer is read."""
+"""Tools of a chat, and how to parse its answers."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from tgi_async.text.tools.templates import opens_thoughts
 _LETTERS = string.ascii_letters + string.digits
 
 MOST_TOOLS = 128
-"""As at OpenAI."""
+"""OpenAI's limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
     """Tools that the model may call, in the form that templates know.
 
-    `forced`: those of which it must call one; None: it may also answer in words. `parallel`:
+    `forced`: tools of which it must call one; None: it may also answer with text. `parallel`:
     whether there may be several calls.
     """
 
@@ -55,13 +55,13 @@ class Offer:
 
     @property
     def schemas(self) -> dict[str, Any]:
-        """Those of the parameters, by the functions' names."""
+        """The schemas of the parameters, by the functions' names."""
         functions = [tool["function"] for tool in self.tools]
         return {function["name"]: function.get("parameters") for function in functions}
 
 
 def offer_of(body: ChatRequest, dialect: Dialect) -> Offer | None:
-    """Return the tools on offer; None if there are none, or they are not to be called.
+    """Return the tools on offer; None if there are none, or none may be called.
 
     Raises:
         ToolError: the tools, the choice among them and the form of the answer do not fit together.
@@ -134,21 +134,21 @@ def shown_tool(tool: Tool) -> Mapping[str, Any]:
 
 
 def format_for(service: Service) -> Format:
-    """Return how the model writes calls."""
+    """Return the format in which the model writes calls."""
     if service.limits.tool_call_parser is not None:
         return format_named(service.limits.tool_call_parser)
     return JSON if service.chat_template is None else service.chat_template.traits.format
 
 
 def _turn_for(service: Service, format: Format) -> Turn:
-    """Return what else is in the model's answers."""
+    """Return the format of the model's turns besides calls."""
     if format.turn is not None:
         return format.turn
     return Turn() if service.chat_template is None else service.chat_template.traits.turn
 
 
 class AnswerReader:
-    """How one chat's answers are read, and what they are held to.
+    """How to parse the answers of one chat, and the grammar that constrains them.
 
     `form` is the form that the answer is to have, where it is no call; a call that is forced has
     none. `constraint` is what the whole text follows, where that is not the form alone: calls that
@@ -196,7 +196,8 @@ class AnswerReader:
         return letters if ids == "short" else f"call_{letters}"
 
     def _constraint(self, prompt: str, form: Form | None) -> Grammar | None:
-        """Return the grammar of the whole text; None: it has none, or the form alone."""
+        """Return the grammar of the whole text; None: there is none, or only the response
+        format's."""
         terms_of = splitter(self.shown.values())
         if self._held is None:
             return self._held_calls(terms_of)
@@ -255,7 +256,7 @@ class AnswerReader:
 
 @lru_cache(maxsize=64)
 def _special_in(tokenizer: Tokenizer, literals: tuple[str, ...]) -> dict[int, str]:
-    """Return the special tokens that are in any of these texts, by their ids."""
+    """Return the special tokens that occur in any of these texts, by their ids."""
     named = {id: tokenizer.token_text(id) for id in tokenizer.special_ids}
     return {
         id: name for id, name in named.items() if name and any(name in text for text in literals)
@@ -292,7 +293,7 @@ def _functions_of(offer: Offer) -> list[tuple[str, Any]]:
 
 @contextmanager
 def _refusing(format: Format, advice: str) -> Iterator[None]:
-    """Raise ToolError for a schema that the format has no way to force."""
+    """Raise ToolError for a schema that cannot be enforced in the format."""
     try:
         yield
     except NotForced as error:

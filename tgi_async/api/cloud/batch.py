@@ -1,4 +1,4 @@
-"""Several texts in one body, each generated as if it had come alone."""
+"""Generate several texts of one body, each as if it had come alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tgi_async.errors import ServerError, ValidationError
 
 
 class InferenceFailed(ServerError):
-    """All that TGI says of a failure in these routes."""
+    """TGI's error for any failure in these routes."""
 
     error_type = "Incomplete generation"
     failure = "incomplete"
@@ -60,5 +60,5 @@ async def _generate_text(
     message = (await answer_whole(service, request, context)).body.choices[0].message
     if message.content:
         return message.content
-    # A text is all that there is room for, so calls are shown as JSON.
+    # The reply has room for a text only, so calls are shown as JSON.
     return encode(message.tool_calls).decode() if message.tool_calls else ""

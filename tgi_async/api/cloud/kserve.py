@@ -1,4 +1,4 @@
-"""KServe's V2 inference protocol, as TGI speaks it: texts travel as lists of bytes."""
+"""KServe's V2 inference protocol, as in TGI: texts are lists of bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tgi_async.errors import ServerError, ValidationError
 
 
 class NotText(ServerError):
-    """The bytes of an input are no text."""
+    """The bytes of an input are not text."""
 
     status = 422
     error_type = "utf8"
@@ -32,7 +32,7 @@ class NotText(ServerError):
 
 
 class LengthMismatch(ServerError):
-    """Not as many outputs as inputs."""
+    """The numbers of inputs and outputs differ."""
 
     status = 422
     error_type = "length mismatch"
@@ -59,23 +59,23 @@ async def infer(
 
 
 def server(service: Service, path: Mapping[str, str]) -> Reply[Metadata]:
-    """Say what this server is."""
+    """Describe this server."""
     extensions = ["health", "models", "metrics"]
     return Reply(Metadata("text-generation-inference", service.version, extensions))
 
 
 def model(service: Service, path: Mapping[str, str]) -> Reply[Metadata]:
-    """Show the model under the name that it was asked for."""
+    """Describe the model, under the name in the path."""
     return Reply(Metadata(path["model"], path["version"], ["infer", "ready"]))
 
 
 def live(service: Service, path: Mapping[str, str]) -> Reply[Liveness]:
-    """Say that this process answers."""
+    """Answer as long as this process lives."""
     return Reply(Liveness(True))
 
 
 def ready(service: Service, path: Mapping[str, str]) -> Reply[Readiness]:
-    """Say that there is a worker to serve.
+    """Answer whether there is a worker to serve.
 
     Raises:
         Unhealthy: there is none.

@@ -25,7 +25,7 @@ SagemakerRequest = CompatGenerateRequest | ChatRequest | CompletionRequest
 
 
 async def invocations(service: Service, body: SagemakerRequest, context: RequestContext) -> Result:
-    """Answer as the route does that takes this shape: `/`, chat or completions."""
+    """Answer as the route of this body does: `/`, chat or completions."""
     if isinstance(body, CompatGenerateRequest):
         return await compat_generate(service, body, context)
     if isinstance(body, ChatRequest):

@@ -1,4 +1,4 @@
-"""`/vertex` and KServe's routes."""
+"""Bodies of `/vertex` and KServe's routes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class VertexParameters(GenerateParameters, frozen=True, kw_only=True):
 
 
 class VertexInstance(Struct, frozen=True):
-    """A text to go on with."""
+    """A text to continue."""
 
     inputs: str
     parameters: VertexParameters | None = None
 
     @property
     def given(self) -> VertexParameters:
-        """The parameters, or those that stand for none."""
+        """The parameters, or the defaults where there are none."""
         return self.parameters or VertexParameters()
 
 
@@ -48,7 +48,7 @@ class VertexResponse(Struct, frozen=True):
 
 
 class InferenceInput(Struct, frozen=True):
-    """`data` is a text in UTF-8, byte by byte; `shape` and `datatype` change nothing."""
+    """`data` is a text in UTF-8, byte by byte; `shape` and `datatype` have no effect."""
 
     name: str
     shape: list[int]
@@ -61,7 +61,7 @@ class InferenceOutputName(Struct, frozen=True):
 
 
 class InferenceRequest(Struct, frozen=True):
-    """As many outputs as inputs: each gives its text's continuation a name."""
+    """A request with as many outputs as inputs: each output names one input's continuation."""
 
     id: str
     inputs: list[InferenceInput]
@@ -74,7 +74,7 @@ class InferenceRequest(Struct, frozen=True):
 
 
 class InferenceOutput(Struct, frozen=True):
-    """`shape` is one text by its number of bytes."""
+    """One text; `shape` is its number of bytes."""
 
     name: str
     shape: list[int]
@@ -98,7 +98,7 @@ class Liveness(Struct, frozen=True):
 
 
 class Readiness(Struct, frozen=True):
-    """`live` is TGI's name of what KServe calls `ready`."""
+    """`live` is TGI's name for KServe's `ready`."""
 
     live: bool
     ready: bool

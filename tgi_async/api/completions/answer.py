@@ -1,4 +1,4 @@
-"""The answers of `/v1/completions`, whole and in pieces."""
+"""Replies of `/v1/completions`, whole and in chunks."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class CompletionAnswer:
     def _prompt_logprobs(
         self, index: int, scores: RankedScores
     ) -> list[dict[int, PromptLogprob] | None] | UnsetType:
-        """Return those of the prompt of a choice, if they were asked for."""
+        """Return the prompt's log-probabilities of a choice, if asked for."""
         n = self._body.n_prompt_logprobs
         if n is None:
             return UNSET

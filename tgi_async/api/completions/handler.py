@@ -41,7 +41,7 @@ Prompt = str | list[int]
 
 
 class SuffixNotSupported(ServerError):
-    """Text after the completion was asked for."""
+    """The request asks for a suffix."""
 
     status = 422
     error_type = "suffix not supported"
@@ -59,7 +59,7 @@ class TooManyPrompts(ServerError):
 async def completions(
     service: Service, body: CompletionRequest, context: RequestContext
 ) -> Reply[Completion] | EventStream:
-    """Complete each prompt, whole or as one stream in which they take turns."""
+    """Complete each prompt, whole or as one stream in which they are interleaved."""
     if body.stream:
         return EventStream(partial(_stream, service, body, context))
     return await _whole(service, body, context)
@@ -100,7 +100,7 @@ async def _stream(
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Prompts that are being completed, each of them `n_each` times."""
+    """Prompts that are being completed, each `n_each` times."""
 
     n_characters: int
     n_each: int
@@ -113,7 +113,7 @@ class _Batch:
 async def _completing(
     service: Service, body: CompletionRequest, context: RequestContext
 ) -> AsyncIterator[_Batch]:
-    """Hold rows, and generate the completions."""
+    """Reserve rows, and generate the completions."""
     body = read_body(body, context, service.limits.dialect)
     prompts = _prompts(service, body)
     n_each = body.n_generated(service.limits)
@@ -153,7 +153,7 @@ async def _request(
     form: Form | None,
     banned: list[list[int]],
 ) -> GenerationRequest:
-    # Scoring a prompt is a generation of one token, which is not shown.
+    # Prompt log-probabilities need a generation of one token, which is not shown.
     max_new_tokens = 1 if body.scores_only else body.most_new_tokens
     n_logprobs = body.n_logprobs
     dialect = service.limits.dialect

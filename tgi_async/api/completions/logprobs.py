@@ -14,7 +14,7 @@ from tgi_async.text.tokenizer import Tokenizer
 
 
 class Piece(NamedTuple):
-    """A token of a prompt, and where in the prompt it begins, in characters."""
+    """A token of a prompt, and its first character's place in the prompt."""
 
     id: int
     text: str
@@ -25,7 +25,7 @@ def pieces_of(tokenizer: Tokenizer, prompt: str, ids: Sequence[int]) -> list[Pie
     """Cut `prompt`, which has been tokenized to `ids`, into its tokens.
 
     A special token is shown by its name, and takes room only where the prompt has that name.
-    Offsets are off where the tokenizer itself changes the text, as one does that knows no capitals.
+    Offsets are wrong where the tokenizer itself changes the text, such as to lower case.
     """
     detokenizer = Detokenizer(tokenizer, [])
     pieces: list[Piece] = []
@@ -42,7 +42,7 @@ def pieces_of(tokenizer: Tokenizer, prompt: str, ids: Sequence[int]) -> list[Pie
 
 
 class LogprobsWriter:
-    """Writes the tokens of one choice, which go on where its echoed prompt ends."""
+    """Writes the tokens of one choice, whose offsets begin where its echoed prompt ends."""
 
     def __init__(self, tokenizer: Tokenizer, n_echoed: int, n_top: int | None = None) -> None:
         """`n_top`: how many of the likeliest tokens to show at each place; None: all there are."""
@@ -64,7 +64,7 @@ class LogprobsWriter:
             for piece, logprob, top in zip(prompt, scores.prompt_logprobs, tops, strict=True):
                 written.tokens.append(piece.text)
                 written.token_logprobs.append(logprob and finite_logprob(logprob))
-                # Before the first token is nothing, so no token has a probability there.
+                # The first token has no log-probability, as nothing is before it.
                 written.top_logprobs.append(
                     None
                     if logprob is None
@@ -84,7 +84,7 @@ class LogprobsWriter:
 def _top(
     id: int, shown: str, logprob: float | None, likeliest: Sequence[TopToken]
 ) -> dict[str, float]:
-    """Return the likeliest tokens by their texts, and the one that was taken, likely or not.
+    """Return the likeliest tokens by their texts, and the sampled one, likely or not.
 
     Several tokens may have one text, such as halves of characters: then the likeliest is shown.
     """

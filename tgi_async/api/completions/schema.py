@@ -1,4 +1,4 @@
-"""`/v1/completions`."""
+"""Bodies of `/v1/completions`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ READ_BY_TGI = frozenset(
 class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
     """`prompt` is a text or the token ids of one, or a list of either.
 
-    `logprobs` is how many of the likeliest tokens to tell besides the one that was taken.
+    `logprobs` is how many of the likeliest tokens to report besides the sampled one.
     """
 
     prompt: str | list[str | Id | list[Id]]
@@ -45,12 +45,12 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
 
     @property
     def n_logprobs(self) -> int | None:
-        """How many, or None where no log-probabilities are wanted."""
+        """How many log-probabilities to show, or None where none are wanted."""
         return None if self.logprobs is None or self.logprobs is False else int(self.logprobs)
 
     @property
     def scores_only(self) -> bool:
-        """Whether the prompt itself is all that is wanted."""
+        """Whether only the prompt's log-probabilities are wanted."""
         return bool(self.echo) and self.most_new_tokens == 0
 
     def n_generated(self, limits: Limits) -> int:
@@ -71,8 +71,8 @@ class CompletionRequest(OpenAIRequest, frozen=True, kw_only=True):
         return best_of
 
     def names(self, limits: Limits, form: str | None) -> FieldNames:
-        """What the client calls the fields, `form` that of the grammar; TGI's messages have TGI's
-        names."""
+        """Return the client's names of the fields, `form` being that of the grammar; in TGI's
+        messages, TGI's names."""
         if not limits.dialect.names_fields_as_sent:
             return OF_TGI
         return FieldNames(

@@ -13,7 +13,7 @@ from tgi_async.text.tokenizer import Tokenizer
 
 
 class DetailsWriter:
-    """Writes tokens as these routes show them: a special one by its name, which is no text."""
+    """Writes tokens as these routes show them: a special one by its name."""
 
     def __init__(self, tokenizer: Tokenizer, request: GenerationRequest) -> None:
         self._tokenizer = tokenizer

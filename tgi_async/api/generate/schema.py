@@ -1,4 +1,4 @@
-"""`/generate`, `/generate_stream`, `/` and `/tokenize`.
+"""Bodies of `/generate`, `/generate_stream`, `/` and `/tokenize`.
 
 A field that may be UNSET is left out of the reply; one that may be None is there as null.
 """
@@ -19,7 +19,7 @@ class GenerateRequest(Struct, frozen=True):
 
     @property
     def given(self) -> GenerateParameters:
-        """The parameters, or those that stand for none."""
+        """The parameters, or the defaults where there are none."""
         return self.parameters or GenerateParameters(do_sample=True)
 
 

@@ -1,4 +1,4 @@
-"""From what a client calls its grammar to one that workers may get, or the reason why not."""
+"""Convert and check the grammars of requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tgi_async.grammar.schema.normalize import parse
 
 
 def term_of(grammar: Grammar, field: str, dialect: Dialect = OURS) -> terms.Grammar:
-    """Return the grammar as workers know it; `field` is what the client calls it.
+    """Return the grammar as workers take it; `field` is the client's name of it.
 
     Raises:
         ValidationError: it is no grammar.
@@ -54,7 +54,7 @@ def term_of(grammar: Grammar, field: str, dialect: Dialect = OURS) -> terms.Gram
 
 
 def parsed(schema: Any, field: str, dialect: Dialect = OURS) -> Any:
-    """Return a schema, parsed if it is a text. Raise ValidationError for a text that is no JSON."""
+    """Return a schema, parsed if it is a text. Raise ValidationError for invalid JSON."""
     if not isinstance(schema, str):
         return schema
     try:
@@ -82,7 +82,7 @@ async def checked(
     ignore: Callable[[Iterable[str]], None],
     dialect: Dialect,
 ) -> str:
-    """Return the encoded grammar, empty for none.
+    """Check a grammar and return it encoded; empty for none.
 
     `constraint` holds `grammar` already, if there is one, and besides it only calls of `tools`.
     `ignore` gets the names of what has no meaning in its schemas.

@@ -1,4 +1,4 @@
-"""What constrains a text: `grammar` of `/generate`, `response_format` of the OpenAI routes.
+"""Grammars in bodies: `grammar` of `/generate`, `response_format` of the OpenAI routes.
 
 The `type` says which it is. TGI has the rest in `value`, and the same forms in both places.
 OpenAI's have `json_schema` beside `type`, or nothing; other servers have names of their own.
@@ -39,7 +39,7 @@ class JsonSchemaGrammar(Struct, frozen=True, tag_field="type", tag="json_schema"
 
 
 class ChoiceGrammar(Struct, frozen=True, tag_field="type", tag="choice"):
-    """`value` are texts, of which the output is one."""
+    """`value` are texts; the output is one of them."""
 
     value: list[str]
 
@@ -65,15 +65,16 @@ Grammar = (
     | ContextFreeGrammar
     | TagGrammar
 )
-"""Of `/generate`. The last three are not TGI's."""
+"""The grammar of `/generate`. The last three are not TGI's."""
 
 
 class TextFormat(Struct, frozen=True, tag_field="type", tag="text"):
-    """OpenAI's word for no constraint."""
+    """OpenAI's form of no constraint."""
 
 
 class JsonObjectFormat(Struct, frozen=True, tag_field="type", tag="json_object"):
-    """`value` is TGI's, `schema` llama.cpp's and Together's; without, any object, as at OpenAI."""
+    """`value` is TGI's, `schema` llama.cpp's and Together's; without them, any object, as in
+    OpenAI's API."""
 
     value: Any = UNSET
     schema: Any = UNSET
@@ -128,7 +129,7 @@ ResponseFormat = (
 
 
 class StructuredOutputs(Struct, frozen=True, kw_only=True):
-    """vLLM's. One of the first six says what the text is held to, the others how it is written."""
+    """vLLM's. One of the first six is the grammar, the others are settings of it."""
 
     json: Any = None
     regex: str | None = None

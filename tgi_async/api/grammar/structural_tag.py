@@ -1,4 +1,4 @@
-"""Structural tags, as vLLM and SGLang take them, to terms.
+"""Convert structural tags, as vLLM and SGLang take them, to terms.
 
 https://xgrammar.mlc.ai/docs/tutorials/structural_tag.html
 """
@@ -14,11 +14,11 @@ from tgi_async.grammar import grammar as terms
 from tgi_async.grammar.grammar import Grammar
 
 DEEPEST = 32
-"""Formats inside of each other."""
+"""Most nested formats."""
 
 
 class TagError(Exception):
-    """It is none, or one that cannot be followed; the message says what and where."""
+    """It is no structural tag, or not a supported one; the message says what and where."""
 
 
 class _Format(Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):

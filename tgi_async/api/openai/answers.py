@@ -1,4 +1,4 @@
-"""What the OpenAI routes share: reading a body, errors, and streams of several choices."""
+"""Shared by the OpenAI routes: reading a body, errors, and streams of several choices."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tgi_async.generation import Emitted
 
 B = TypeVar("B", bound=OpenAIRequest)
 TGI_STREAM_STATUS = 422
-"""What TGI says in a stream, whatever went wrong."""
+"""The status in TGI's stream errors, whatever the error."""
 
 
 @asynccontextmanager
 async def early_errors(service: Service, exchange: Exchange) -> AsyncIterator[None]:
-    """Have what is wrong with a request for a stream answered in the way of the dialect.
+    """Have early errors of a stream request answered in the way of the dialect.
 
     Here it has its own status; TGI begins the stream, and sends the error in it.
     """
@@ -44,7 +44,7 @@ async def early_errors(service: Service, exchange: Exchange) -> AsyncIterator[No
 
 
 def body_type(of: type[B], dialect: Dialect) -> BodyType[B]:
-    """Return what a route takes: bodies of this type."""
+    """Return the decoder of a route's bodies."""
     return RespelledJson(of) if dialect.reads_respelled_numbers else JsonBody(of)
 
 
@@ -74,7 +74,7 @@ async def stream_choices(
     events_of: Callable[[int, Emitted], Events],
     ending: Callable[[], Events],
 ) -> None:
-    """Stream all generations at once, each as a choice, in chunks as they come.
+    """Stream all generations at once, each as a choice, in chunks.
 
     `events_of` makes the events of what the generation of an index emitted, `ending` those that
     follow when all have ended. The first failure ends the stream and the other generations. What
@@ -118,5 +118,5 @@ def openai_error_events(error: ServerError) -> Events:
 
 
 def tgi_error_events(error: ServerError) -> Events:
-    """Return the same in TGI's form."""
+    """Return the last events in TGI's form."""
     return [StreamError(StreamFailure(str(error), TGI_STREAM_STATUS)), DONE]

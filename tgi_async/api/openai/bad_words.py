@@ -1,4 +1,4 @@
-"""`bad_words` as vLLM has them: words to sequences of tokens that are not generated."""
+"""`bad_words` as in vLLM: words, as sequences of tokens that are not generated."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import MAX_BAN_LENGTH, MAX_BANS
 
 MAX_WORDS = MAX_BANS // 2
-"""Each may give two sequences."""
+"""Most words; each may give two sequences."""
 
 
 async def banned_of(service: Service, body: OpenAIRequest) -> list[list[int]]:
-    """Return the sequences of tokens whose last one is not sampled behind the others.
+    """Return the banned sequences: the last token of each is not sampled after the others.
 
     Raises:
         ValidationError: there are too many words, or one of them is no tokens, or too many.

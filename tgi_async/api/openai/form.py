@@ -1,4 +1,4 @@
-"""The grammar that a text must follow, from whichever field of an OpenAI route has it."""
+"""Find the grammar of a request, in any of the fields of the OpenAI routes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ colon."""
 
 
 class Form(NamedTuple):
-    """A grammar, and what the client calls the field that it comes from."""
+    """A grammar, and the client's name of its field."""
 
     field: str
     grammar: Grammar
 
 
 def form_of(body: OpenAIRequest) -> Form | None:
-    """Return the grammar, or None where the text is free.
+    """Return the grammar, or None where there is none.
 
     Raises:
         ValidationError: two fields have one, or a field is not supported.
@@ -69,7 +69,7 @@ def form_of(body: OpenAIRequest) -> Form | None:
 
 
 def _structured(given: StructuredOutputs | None) -> list[Form]:
-    """Return what vLLM's `structured_outputs` has, at most one."""
+    """Return the grammar of vLLM's `structured_outputs`, at most one."""
     if given is None:
         return []
     schema = {"type": "object"} if given.json_object else None
@@ -116,7 +116,7 @@ def _closed(schema: Any) -> Any:
 
 def _two(found: list[Form]) -> ValidationError:
     return ValidationError(
-        f"`{found[0].field}` and `{found[1].field}` exclude each other: a text is held to one "
+        f"`{found[0].field}` and `{found[1].field}` exclude each other: a text follows one "
         "grammar. Send one of them"
     )
 

@@ -1,5 +1,5 @@
-"""Numbers that clients spell in another way: `"0.7"` out of a settings field, `256.0` out of a
-language that has one kind of number."""
+"""Accept numbers that clients spell differently: `"0.7"` from a settings field, `256.0` from a
+language with one number type."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FIELDS = msgspec.json.Decoder(dict[str, Raw])
 
 
 class RespelledJson(Generic[S]):
-    """Bodies of one type whose numbers may be spelled in another way."""
+    """Decodes bodies of one type whose numbers may be spelled differently."""
 
     def __init__(self, body_type: type[S]) -> None:
         self.types: tuple[Any, ...] = (body_type,)
@@ -27,7 +27,7 @@ class RespelledJson(Generic[S]):
         self._json = JsonBody(body_type)
 
     def decode(self, body: bytes) -> S:
-        """Decode `body`, respelled if it does not fit as it is.
+        """Decode `body`, with its numbers respelled if it does not fit as it is.
 
         Raises:
             BodyRefused: it does not fit, or is no JSON.
@@ -66,7 +66,7 @@ def respelled(body: bytes, body_type: type[msgspec.Struct]) -> bytes | None:
 
 @cache
 def _numbers_of(body_type: type[msgspec.Struct]) -> dict[str, bool]:
-    """Return the fields that are a number or null, and whether it is a whole one."""
+    """Return the fields that are a number or null, and whether it is an integer."""
     found: dict[str, bool] = {}
     info = inspect.type_info(body_type)
     assert isinstance(info, inspect.StructType)

@@ -11,7 +11,7 @@ from tgi_async.text.tokenizer import Tokenizer
 
 
 class PromptScores(Protocol):
-    """What is known of a generation's prompt, as `api.engine_client.Generation` has it."""
+    """The scores of a generation's prompt, as in `api.engine_client.Generation`."""
 
     @property
     def n_cached(self) -> int: ...
@@ -24,7 +24,7 @@ class PromptScores(Protocol):
 
 
 class RankedScores(PromptScores, Protocol):
-    """Scores with the ranks of the prompt's tokens."""
+    """The scores, with the ranks of the prompt's tokens."""
 
     @property
     def prompt_ranks(self) -> Sequence[int | None]: ...
@@ -33,7 +33,7 @@ class RankedScores(PromptScores, Protocol):
 def prompt_logprobs_of(
     tokenizer: Tokenizer, prompt: Sequence[int], scores: RankedScores, n: int
 ) -> list[dict[int, PromptLogprob] | None]:
-    """Return the token at each place and the `n` likeliest ones, by their ids.
+    """Return the token at each position and the `n` likeliest ones, by their ids.
 
     The first is None: nothing comes before it.
     """

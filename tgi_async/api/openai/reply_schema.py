@@ -8,17 +8,17 @@ import uuid
 from msgspec import UNSET, Struct, UnsetType
 
 LEAST_LOGPROB = -9999.0
-"""OpenAI's word for a token that hardly comes. JSON has none for one that cannot come at all."""
+"""OpenAI's value for a very unlikely token. JSON has none for an impossible one."""
 
 
 class PromptTokensDetails(Struct, frozen=True):
-    """`cached_tokens` are those that the prefix cache had."""
+    """`cached_tokens` were found in the prefix cache."""
 
     cached_tokens: int
 
 
 class CompletionTokensDetails(Struct, frozen=True):
-    """`reasoning_tokens` are those of thoughts."""
+    """`reasoning_tokens` are those of the model's reasoning."""
 
     reasoning_tokens: int
 
@@ -52,7 +52,7 @@ class Usage(Struct, frozen=True):
 
 
 class PromptLogprob(Struct, frozen=True):
-    """Of a token at a place of the prompt; the likeliest one's rank is 1."""
+    """A token at a prompt position; the likeliest one's rank is 1."""
 
     logprob: float
     rank: int | None

@@ -1,4 +1,4 @@
-"""What `/v1/chat/completions` and `/v1/completions` share."""
+"""Fields that `/v1/chat/completions` and `/v1/completions` share."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MAX_BIAS = 100.0
 MAX_STOP_IDS = 256
 
 NewTokens = Annotated[int, Meta(ge=-1, lt=2**32)]
-"""-1 is for no limit, as llama.cpp's and LM Studio's clients have it."""
+"""-1 means no limit, as in llama.cpp's and LM Studio's clients."""
 NEW_TOKENS = ("max_completion_tokens", "max_tokens", "max_new_tokens", "n_predict")
-"""Names of the longest text, in tokens; the first that is given counts."""
+"""Names of the most new tokens; the first that is given counts."""
 
 
 class StreamOptions(Struct, frozen=True):
@@ -40,7 +40,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     """Fields of both routes, under the names of OpenAI, of vLLM and of others.
 
     `model` may be any text: there is one model, and clients written for TGI send arbitrary names.
-    What a text is held to is read by `api.openai.form`. docs/fields.md says what each field does.
+    Grammars are read by `api.openai.form`. docs/fields.md says what each field does.
     """
 
     model: str | None = None
@@ -101,12 +101,13 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
 
     @property
     def includes_stop(self) -> bool:
-        """Whether the text has what ends it; the second name is SGLang's."""
+        """Whether the text includes what ends it; the second name is SGLang's."""
         return bool(self.include_stop_str_in_output or self.no_stop_trim)
 
     @property
     def n_prompt_logprobs(self) -> int | None:
-        """How many of the likeliest tokens at each place of the prompt; None: no scores."""
+        """How many of the likeliest tokens to report at each prompt position; None: no
+        log-probabilities."""
         given = self.prompt_logprobs
         return None if given is None or given is False else int(given)
 
@@ -124,7 +125,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         return structs.replace(self, **dict.fromkeys(self.ignored_by_tgi()))
 
     def ignored_by_tgi(self) -> list[str]:
-        """Return the fields that ask for something, and are ignored by TGI."""
+        """Return the fields that ask for something and that TGI ignores."""
         names = set(self.__struct_fields__) - self.read_by_tgi()
         given = {name: getattr(self, name) for name in sorted(names)}
         idle = {"n": 1, "best_of": 1}
@@ -155,12 +156,12 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         top_n_tokens: U32 | None = None,
         grammar: Grammar | None = None,
     ) -> GenerateParameters:
-        """Return the fields as generation parameters, as far as these have them.
+        """Return the fields as generation parameters, as far as there are such.
 
         Temperature 0 is greedy, whatever else is set, and so is `top_p` 0; otherwise these routes
         sample. Values that OpenAI's clients send to turn a parameter off are taken as such: `top_p`
-        and `typical_p` 1, `top_k` 0 and -1. TGI refuses them. What the request leaves open is as
-        the model's makers recommend it; TGI samples from the plain distribution then.
+        and `typical_p` 1, `top_k` 0 and -1. TGI refuses them. Unset parameters are the model's
+        recommended ones; TGI samples from the plain distribution then.
         """
         dialect = limits.dialect
         if not dialect.reads_neutral_values and self.max_tokens == -1:
@@ -189,10 +190,10 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         )
 
     def _temperature(self, limits: Limits) -> float | None:
-        """Return the temperature; None: as the model gives the probabilities.
+        """Return the temperature; None: 1.
 
-        Makers who recommend the likeliest token do not mean a request that asks for sampling, be it
-        by a parameter that only sampling has or by several choices.
+        A recommendation to be greedy does not apply to a request that asks for sampling, by a
+        parameter that only sampling has or by several choices.
         """
         if self.temperature is not None or not limits.dialect.recommends_sampling:
             return self.temperature
@@ -208,7 +209,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         return None if advised == 0 and any(asks) else advised
 
     def _greedy(self, limits: Limits) -> bool:
-        """Return whether each token is the likeliest one."""
+        """Return whether sampling is greedy."""
         none_but_the_first = self.top_p == 0 and limits.dialect.reads_neutral_values
         return none_but_the_first or self._temperature(limits) == 0
 
@@ -219,7 +220,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
             ValidationError: for the first rule that is broken.
         """
         if self._greedy(limits):
-            # Greedy leaves the parameters of sampling out, but wrong ones are still wrong.
+            # Greedy sampling ignores the sampling parameters, but invalid ones are still refused.
             no_top_p = (0, 1) if limits.dialect.reads_neutral_values else (1,)
             off = self.top_p in no_top_p, self.top_k in (0, -1), self.typical_p == 1
             check_warpers(
@@ -284,8 +285,8 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
         banned: Sequence[list[int]] = (),
         special_texts: Mapping[int, str] | None = None,
     ) -> GenerationRequest:
-        """`request`, made of the parameters, with what these do not have: OpenAI's penalties and
-        biases, log-probabilities as the model gives them, and what vLLM's clients ask for.
+        """Complete `request`, made of the parameters, with what these lack: OpenAI's penalties and
+        biases, the model's own log-probabilities, and vLLM's fields.
 
         `banned` are the tokens of `bad_words`, `special_texts` the names of all special tokens.
         """
@@ -323,7 +324,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
             )
         biases: dict[int, float] = {}
         for key, bias in self.logit_bias.items():
-            # Ten digits hold every 31-bit id; the key is not shown whole, for it may be any text.
+            # Ten digits hold every 31-bit id; the key is not shown in full, as it may be any text.
             if not (key.isascii() and key.isdecimal() and len(key) <= 10 and int(key) < 2**31):
                 raise ValidationError(
                     f"`logit_bias` maps token ids, which are numbers from 0. Given: {key[:20]!r}"

@@ -1,4 +1,4 @@
-"""Bounds of fields in the OpenAPI document that are checked after a body was decoded.
+"""Bounds of fields in the OpenAPI document that are checked after decoding.
 
 The messages for what is out of them are TGI's, which decoding by a bounded type would not give.
 """
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 
 def set_bounds(components: dict[str, Json], limits: Limits) -> None:
-    """Write them into the schemas of requests."""
+    """Add the bounds to the schemas of requests."""
     least, most = PENALTY_RANGE
     share: Json = {"exclusiveMinimum": 0, "exclusiveMaximum": 1}
     penalty: Json = {"minimum": -2, "maximum": 2}

@@ -1,4 +1,4 @@
-"""`/api-doc/openapi.json`, and `/docs`: the same as a page that needs no script and no network."""
+"""`/api-doc/openapi.json`, and `/docs`: the same as a page without scripts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ STYLE = (
 
 
 class Docs:
-    """Both answers are made once, before the first request."""
+    """Holds both replies, made once, before the first request."""
 
     def __init__(self) -> None:
         self._document = Raw()
         self._page = ""
 
     def write(self, found: Json) -> None:
-        """Have this document answered."""
+        """Serve this document."""
         self._document = Raw(encode(found))
         self._page = page(found)
 
@@ -39,7 +39,7 @@ class Docs:
         return Reply(self._document)
 
     def page(self, service: Service, path: Mapping[str, str]) -> TextReply:
-        """Return the same for people."""
+        """Return the document as an HTML page."""
         return TextReply(self._page, "text/html; charset=utf-8")
 
     @property

@@ -1,4 +1,4 @@
-"""The OpenAPI document, made of the schemas that bodies are decoded by and replies encoded from.
+"""The OpenAPI document, from the schemas by which bodies are decoded and replies encoded.
 
 It describes one server: its routes, its limits, whether it wants a key. What the data of an event
 holds is the `schema` of `text/event-stream`, as in TGI's document.
@@ -83,7 +83,7 @@ def document(operations: Sequence[Operation], limits: Limits, version: str) -> J
 
 
 class _Described:
-    """One operation in the document's words."""
+    """One operation in OpenAPI's terms."""
 
     method = "get"
 
@@ -128,7 +128,7 @@ class _Described:
         return content
 
     def _refusals(self) -> Iterator[tuple[str, Json]]:
-        """Yield the replies to a wrong body, by status."""
+        """Yield the error replies to a wrong body, by status."""
         return iter(())
 
     def _others(self) -> Iterator[tuple[str, Json]]:
@@ -142,7 +142,7 @@ class _Described:
             if status in ("429", "503"):
                 schema = {"type": "integer"}
                 one["headers"] = {"retry-after": {"description": "In seconds.", "schema": schema}}
-            # A name that is not there is TGI's empty reply of a route that is not.
+            # A missing name stands for TGI's empty reply of a route that does not exist.
             if status != "404" or self._openai_errors:
                 one["content"] = self._error
             yield status, one
@@ -153,7 +153,7 @@ class _Described:
 
 
 class _DescribedPost(_Described):
-    """One that takes a body."""
+    """An operation with a body."""
 
     method = "post"
     _operation: Post[Any]

@@ -27,7 +27,7 @@ class ChatTokenizeResponse(Struct, frozen=True):
 
 
 async def chat_tokenize(service: Service, body: ChatRequest, context: RequestContext) -> Reply[Raw]:
-    """Answer with the prompt that the chat route would make, and with its tokens."""
+    """Answer with the prompt that the chat route would render, and with its tokens."""
     body = with_tools(body)
     offer = offer_of(body, service.limits.dialect)
     with service.tokenize_permits.take():
@@ -37,8 +37,7 @@ async def chat_tokenize(service: Service, body: ChatRequest, context: RequestCon
 
 
 def _encoded(service: Service, text: str) -> Raw:
-    # Encoded off the event loop, for it may be long.
-    # A template writes the special tokens itself.
+    # Encoded off the event loop, as it may be long. A template writes the special tokens itself.
     tokens = simple_tokens(service.tokenizer, text, add_special_tokens=False)
     return Raw(encode(ChatTokenizeResponse(tokens, text)))
 

@@ -30,7 +30,7 @@ TokenizeRequest = GenerateRequest | PromptTokenizeRequest | ChatTokenizeRequest
 
 
 async def tokenize(service: Service, body: TokenizeRequest, context: RequestContext) -> Reply[Raw]:
-    """Answer with the tokens of a text, or those of the prompt that the chat route would make.
+    """Answer with the tokens of a text, or of the prompt that the chat route would render.
 
     Special ones are added to a text. Parameters of TGI's form change nothing, as in TGI.
     """
@@ -75,7 +75,7 @@ async def _text(service: Service, body: PromptTokenizeRequest | ChatTokenizeRequ
 
 
 def _encoded_tokens(service: Service, text: str) -> Raw:
-    # Encoded off the event loop, for there may be many.
+    # Encoded off the event loop, as there may be many.
     return Raw(encode(simple_tokens(service.tokenizer, text)))
 
 

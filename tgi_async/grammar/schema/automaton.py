@@ -1,4 +1,4 @@
-"""Automata of regular expressions: what several of them say together, or that one does not match.
+"""Automata of regular expressions: their intersection and complement.
 
 They are written as an expression again, without anchors inside and without looking around, as
 engines read it.
@@ -23,23 +23,25 @@ from tgi_async.grammar.schema.regex import (
 
 MOST_STATES = 300
 MOST_STEPS = 20_000
-"""Of one construction; each state takes as many as there are kinds of characters."""
+"""Most steps of one construction; each state takes as many as there are kinds of characters."""
 LONGEST = 20_000
-"""Characters of an expression that is written."""
+"""Most characters of an expression that is written."""
 SURROGATES = (0xD800, 0xDFFF)
 BEFORE = (None, False, True)
-"""What is known of the character before a place: there is none, or whether it is of a word."""
+"""What is known of the character before a position: there is none, or whether it is a word
+character."""
 
 Config = tuple[int, frozenset[tuple[int, int]]]
-"""A state, and of what must still come: which, and how far it has got."""
+"""A state, and which expressions must still match from here, and their progress."""
 Subset = tuple[frozenset[Config], bool | None]
-"""With it, whether the last character is of a word; None at the beginning."""
+"""With it, whether the last character is a word character; None at the beginning."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Automaton:
-    """It begins in state 0; `steps` has the next state for each kind of characters."""
+    """A deterministic automaton. It begins in state 0; `steps` has the next state for each kind of
+    characters."""
 
     bounds: tuple[int, ...]
     """The first character of each kind."""
@@ -50,12 +52,12 @@ class Automaton:
         return self.steps[state][bisect_right(self.bounds, char) - 1]
 
     def negated(self) -> Automaton:
-        """All other texts."""
+        """Return the complement."""
         others = frozenset(range(len(self.steps))) - self.accepting
         return Automaton(self.bounds, self.steps, others)
 
     def intersect(self, other: Automaton) -> Automaton:
-        """Texts of both. Raises NotRegular."""
+        """Return the intersection. Raises NotRegular."""
         bounds = tuple(sorted({*self.bounds, *other.bounds}))
 
         def successors(pair: tuple[int, int]) -> list[tuple[int, int]]:
@@ -74,7 +76,7 @@ class Automaton:
         return not self.accepting
 
     def reduced(self) -> Automaton:
-        """The same with as few states as can be."""
+        """Return an equivalent automaton with as few states as possible."""
         group = [int(state in self.accepting) for state in range(len(self.steps))]
         n = len(set(group))
         while True:
@@ -95,20 +97,21 @@ class Automaton:
         )
 
     def pattern(self) -> str:
-        """An expression of the whole text. Raises NotRegular for one that is too long."""
+        """Return an expression of the whole text. Raises NotRegular for one that is too long."""
         return f"^(?:{_Writer(self).written()})$"
 
 
 @lru_cache(maxsize=512)
 def automaton(pattern: str, wide: bool = False) -> Automaton:
-    """The texts somewhere in which it matches; `wide`: in some dialect. Raises NotRegular."""
+    """Return the texts in which it matches somewhere; `wide`: in some dialect. Raises
+    NotRegular."""
     return _determined(nfa_of(pattern, wide))
 
 
 def _explore(
     start: T, successors: Callable[[T], Iterable[T]]
 ) -> tuple[list[T], tuple[tuple[int, ...], ...]]:
-    """All states from one on, and of each the numbers of those behind it. Raises NotRegular."""
+    """Return all states reachable from one, and their successors' numbers. Raises NotRegular."""
     numbers = {start: 0}
     states = [start]
     steps: list[tuple[int, ...]] = []
@@ -130,7 +133,7 @@ def _explore(
 
 
 class _Subsets:
-    """The construction of a deterministic automaton: which states a text may have led to."""
+    """The subset construction of a deterministic automaton."""
 
     def __init__(self, nfa: Nfa) -> None:
         self._nfa = nfa
@@ -154,11 +157,12 @@ class _Subsets:
             ]
             for edges in nfa.edges
         ]
-        """By state, the next ones and with which kinds of characters."""
+        """By state, the next states and with which kinds of characters."""
         self._is_word = [_has(WORD, char) for char in self.bounds]
 
     def automaton(self, before: bool | None = None) -> Automaton:
-        """`before`: of the character before the text, as in a `Subset`."""
+        """Return the automaton. `before`: what is known of the character before the text, as in a
+        `Subset`."""
         start: Subset = (frozenset({(self._nfa.start, frozenset())}), before)
         subsets, steps = _explore(start, self._successors)
         accepting = frozenset(
@@ -190,7 +194,7 @@ class _Subsets:
     def _advanced(
         self, needed: frozenset[tuple[int, int]], char: int
     ) -> frozenset[tuple[int, int]] | None:
-        """What must still come behind a character; None: it cannot."""
+        """Return what must still match after a character; None: it cannot."""
         found = set()
         for index, state in needed:
             one = self._ahead[index]
@@ -205,7 +209,8 @@ class _Subsets:
     def _closed(
         self, configs: Iterable[Config], before: bool | None, after: bool | None
     ) -> set[Config]:
-        """With what is reached without a character; None: the text begins, or ends, here."""
+        """Return the states with those that are reached without a character; None: the text begins,
+        or ends, here."""
         found = set(configs)
         waiting = list(found)
         while waiting:
@@ -252,7 +257,7 @@ def _ahead(look: Ahead, before: bool | None) -> Automaton:
 
 
 class _Writer:
-    """From an automaton to an expression, one state after the other taken out."""
+    """Writes an automaton as an expression, eliminating one state after the other."""
 
     def __init__(self, automaton: Automaton) -> None:
         n = len(automaton.steps)
@@ -311,7 +316,7 @@ class _Writer:
 
 
 def _alive(automaton: Automaton) -> set[int]:
-    """States from which a text can be accepted."""
+    """Return the states from which a text can be accepted."""
     alive = set(automaton.accepting)
     while True:
         more = {
@@ -331,12 +336,12 @@ def _either(left: str, right: str) -> str:
 
 
 def _part(text: str) -> str:
-    """To stand beside others."""
+    """Return an expression in the form of a part of a sequence."""
     return f"(?:{text})" if has_choice(text) else text
 
 
 def has_choice(text: str) -> bool:
-    """Whether an expression has alternatives outside of groups."""
+    """Return whether an expression has alternatives outside of groups."""
     depth, escaped, in_class = 0, False, False
     for letter in text:
         if escaped:
@@ -355,13 +360,13 @@ def has_choice(text: str) -> bool:
 
 
 def _atom(text: str) -> str:
-    """To be repeated."""
+    """Return an expression in the form of a repetition's operand."""
     single = len(text) == 1 or (text[0] == "[" and text.index("]", 2) == len(text) - 1)
     return text if single and "\\]" not in text else f"(?:{text})"
 
 
 def _class(chars: Ranges) -> str:
-    """Characters as a class; empty for halves of surrogate pairs alone."""
+    """Return characters as a class; empty for surrogates alone."""
     kept: list[tuple[int, int]] = []
     for low, high in chars:
         for one in ((low, min(high, SURROGATES[0] - 1)), (max(low, SURROGATES[1] + 1), high)):

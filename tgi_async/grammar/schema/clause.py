@@ -1,4 +1,4 @@
-"""One clause of a schema: types, and for each type what a value of it must be.
+"""One clause of a schema: types, and the constraints on values of each type.
 
 A schema is a list of clauses, of which a value must be in at least one. Two clauses that a value
 must both be in are one clause again, so `allOf` needs no keyword of its own, and what is not needed
@@ -27,20 +27,20 @@ NOTHING: Requirement = ((SchemaNode(False, "#", ""), True),)
 
 
 def both(left: Requirement, right: Requirement) -> Requirement:
-    """A value must be as wanted by either."""
+    """Return both requirements together."""
     if NOTHING[0] in left or NOTHING[0] in right:
         return NOTHING
     return left + tuple(one for one in right if one not in left)
 
 
 def stricter(left: Requirement, right: Requirement) -> bool:
-    """Whether all that the right one wants is wanted by the left one too."""
+    """Return whether the left one implies the right one."""
     return left == NOTHING or all(one in left for one in right)
 
 
 @dataclass(frozen=True, slots=True)
 class UnsupportedKeyword:
-    """What a clause asks of values of a type that no engine can do; refused if it stays."""
+    """A constraint on values of a type that no engine supports; refused if it stays."""
 
     keyword: str
     pointer: str
@@ -60,7 +60,7 @@ class NumberClause:
     integer: bool = False
     multiples: tuple[float, ...] = ()
     not_multiples: tuple[float, ...] = ()
-    """It is a multiple of none of these."""
+    """The number is a multiple of none of these."""
 
     def intersect(self, other: NumberClause) -> NumberClause:
         return NumberClause(
@@ -76,7 +76,7 @@ class NumberClause:
 
     @property
     def range(self) -> tuple[float | None, float | None]:
-        """Least and most; for integers both are integers, and are of them."""
+        """Least and most; for integers both are integers, and inclusive."""
         low, high = most_of(self.minimum, self.above), least_of(self.maximum, self.below)
         if self.integer:
             if low is not None:
@@ -109,13 +109,13 @@ class StringClause:
     least: int = 0
     most: int | None = None
     patterns: tuple[tuple[str, str], ...] = ()
-    """Each with its place."""
+    """Patterns, each with its place."""
     formats: tuple[str, ...] = ()
     among: tuple[str, ...] | None = None
-    """Only these, if any are named."""
+    """Only these values, if any are named."""
     none_of: tuple[str, ...] = ()
     negated: tuple[str, ...] = ()
-    """Patterns and formats that must not match; those that can be are among `patterns` too."""
+    """Patterns and formats that must not match; those that are supported are in `patterns` too."""
     beyond: tuple[tuple[str | None, UnsupportedKeyword], ...] = ()
     """Patterns that must not match; None: what cannot even be tested."""
 
@@ -168,11 +168,11 @@ class StringClause:
 
 @dataclass(frozen=True, slots=True)
 class SomeItems:
-    """How many items, from `start` on, are as required."""
+    """How many items, from `start` on, satisfy a requirement."""
 
     requirement: Requirement
     negated: Requirement
-    """What an item is that is not so."""
+    """The requirement of the other items."""
     least: int = 1
     most: int | None = None
     start: int = 0
@@ -180,7 +180,8 @@ class SomeItems:
 
 @dataclass(frozen=True, slots=True)
 class SomeProperty:
-    """At least one property but these, or of those that a pattern matches, is as required."""
+    """At least one property but these, or of those that a pattern matches, satisfies a
+    requirement."""
 
     requirement: Requirement
     within: str | None = None
@@ -196,7 +197,7 @@ class ArrayClause:
     most: int | None = None
     beyond: tuple[UnsupportedKeyword, ...] = ()
     evaluated: int | None = 0
-    """How many items a keyword has looked at; None: all."""
+    """How many items a keyword has evaluated; None: all."""
     some: tuple[SomeItems, ...] = ()
     unique: bool = False
 
@@ -243,16 +244,16 @@ class ObjectClause:
     names_seen: tuple[str, ...] = ()
     patterns_seen: tuple[str, ...] = ()
     all_seen: bool = False
-    """What a keyword has looked at, for `unevaluatedProperties`."""
+    """What a keyword has evaluated, for `unevaluatedProperties`."""
 
     @property
     def names(self) -> list[str]:
-        """Those that are named."""
+        """The named properties."""
         return list(dict.fromkeys((*self.properties, *self.required)))
 
     @property
     def is_open(self) -> bool:
-        """Whether it may have properties that are not named."""
+        """Return whether it may have properties that are not named."""
         others = (self.additional, *self.patterns.values())
         return any(requirement != NOTHING for requirement in others)
 
@@ -297,7 +298,7 @@ class ObjectClause:
         return any(self.requirement(name) == NOTHING for name in self.required)
 
     def within(self, other: ObjectClause) -> bool:
-        """Whether `other` has all of these objects, as far as the demands alone tell."""
+        """Return whether `other` has all of these objects, as far as the constraints alone show."""
         if len(self.required) < len(other.required) or self._counts != other._counts:
             return False
         for name, wanted in other.properties.items():
@@ -315,7 +316,7 @@ class ObjectClause:
 
     @property
     def _counts(self) -> tuple[object, ...]:
-        """All that is no demand of a single property."""
+        """Return all constraints that are not about a single property."""
         seen = (self.names_seen, self.patterns_seen, self.all_seen)
         return (*seen, self.least, self.most, self.further, self.some, self.beyond)
 
@@ -327,7 +328,7 @@ NO_NUMBERS, NO_STRINGS, NO_ARRAYS, NO_OBJECTS = (
     ArrayClause(),
     ObjectClause(),
 )
-"""Of a clause whose values are of other types."""
+"""The constraints of a clause whose values are of other types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +341,7 @@ class Clause:
     objects: ObjectClause = NO_OBJECTS
 
     def intersect(self, other: Clause) -> Clause | None:
-        """Both at once; None: no value can be."""
+        """Return the intersection; None: it is empty."""
         if self == ANY:
             return other.possible()
         if other == ANY:
@@ -367,7 +368,7 @@ class Clause:
         ).possible()
 
     def possible(self) -> Clause | None:
-        """Without the types that no value can be of; None: no value at all."""
+        """Return the clause without the types that have no value; None: no value at all."""
         gone = set()
         if not self.booleans:
             gone.add("boolean")
@@ -385,13 +386,13 @@ class Clause:
         return self if not gone else replace(self, types=types)
 
     def within(self, other: Clause) -> bool:
-        """Whether `other` has all of these values, as far as the demands alone tell."""
+        """Return whether `other` has all of these values, as far as the constraints alone show."""
         if self.types != OBJECT:
             return self == other
         return "object" in other.types and self.objects.within(other.objects)
 
     def unseen(self) -> Clause:
-        """The same, as if no keyword had looked at what is inside."""
+        """Return the clause as if no keyword had evaluated what is inside."""
         return replace(
             self,
             arrays=replace(self.arrays, evaluated=0),
@@ -405,7 +406,7 @@ AnyTypeClause = TypeVar("AnyTypeClause", NumberClause, StringClause, ArrayClause
 
 
 def _joined(left: AnyTypeClause, right: AnyTypeClause, every: AnyTypeClause) -> AnyTypeClause:
-    """Both at once; `every` demands nothing."""
+    """Return both constraints at once; `every` is no constraint."""
     if left is every or left is right:
         return right
     return left if right is every else left.intersect(right)
@@ -419,7 +420,8 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def matches(pattern: str, text: str, pointer: str = "#") -> bool:
-    """As `pattern` matches, somewhere in the text. Raises UnsupportedSchema."""
+    """Return a predicate: whether `pattern` matches somewhere in a text. Raises
+    UnsupportedSchema."""
     try:
         return _compiled(pattern).search(text) is not None
     except (re.error, Warning, OverflowError, RecursionError) as error:

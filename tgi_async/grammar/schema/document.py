@@ -1,4 +1,4 @@
-"""One schema as a document: its places, what they are called, and where references lead."""
+"""A schema as a document: its subschemas, their URIs, and the targets of references."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from tgi_async.grammar.schema.keywords import (
 )
 
 MAX_DEPTH = 64
-"""Schemas inside each other, and likewise values of `enum` and `const`."""
+"""Most nested schemas, and nested values of `enum` and `const`."""
 MAX_PLACES = 20_000
-"""Schemas in a document."""
+"""Most schemas in a document."""
 
 
 NAMES = frozenset({"$id", "$anchor", "$dynamicAnchor", "$dynamicRef"})
 """A key that distinguishes a schema from others."""
 MAX_IGNORED = 16
-"""Names of what is ignored in a document."""
+"""Most ignored keywords that are reported."""
 
 
 class SchemaNode:
@@ -41,36 +41,37 @@ class SchemaNode:
         self, value: dict[str, Any] | bool, pointer: str, base: str, draft: int = LATEST
     ) -> None:
         self.value = value
-        """In the keywords of 2020-12; the schemas inside it are as they were given."""
+        """The value in the keywords of 2020-12; subschemas are as they were given."""
         self.pointer = pointer
         self.base = base
-        """The URI that a relative reference in it starts from."""
+        """The base URI of relative references."""
         self.draft = draft
 
 
 class Document:
-    """Raises InvalidSchema for what is not a schema of its draft, wherever in it."""
+    """A checked schema. Raises InvalidSchema for anything in it that is not a schema of its
+    draft."""
 
     def __init__(self, schema: Any) -> None:
         self._schema = schema
         self._nodes: dict[int, SchemaNode] = {}
         """By the identity of a schema as it was given. Equal schemas have one."""
         self._alike: dict[tuple[object, ...], SchemaNode] = {}
-        """By all that has a meaning in a schema."""
+        """By everything that has a meaning in a schema."""
         self._constants: dict[bytes, SchemaNode] = {}
         self._resources: dict[str, tuple[Any, str]] = {}
         """Value and pointer by URI."""
         self._anchors: dict[str, SchemaNode] = {}
         """By URI with fragment."""
         self.ignored: dict[str, None] = {}
-        """Keywords and formats that may have been meant to say something, and do not."""
+        """Keywords and formats that were probably meant as constraints, and are ignored."""
         self._resources[""] = (schema, "#")
         draft = draft_of(schema)
         self._walk(schema, "#", "", guess(schema) if draft is None else draft, 0)
         self.root = self._node(schema, "#", "", LATEST)
 
     def child(self, parent: SchemaNode, *path: str | int) -> SchemaNode:
-        """The schema at `path` inside `parent`."""
+        """Return the schema at `path` inside `parent`."""
         value: Any = parent.value
         pointer = parent.pointer
         for step in path:
@@ -79,7 +80,7 @@ class Document:
         return self._node(value, pointer, parent.base, parent.draft)
 
     def constant(self, parent: SchemaNode, value: Any, *path: str | int) -> SchemaNode:
-        """A schema that only `value` satisfies, which is at `path` inside `parent`."""
+        """Return a schema that only `value` satisfies, which is at `path` inside `parent`."""
         pointer = parent.pointer
         for step in path:
             pointer = join(pointer, step)
@@ -89,7 +90,7 @@ class Document:
         return self._constants[written]
 
     def target(self, node: SchemaNode, keyword: str = "$ref") -> SchemaNode:
-        """Where the reference of `node` leads. Raises UnsupportedSchema."""
+        """Return the target of the reference of `node`. Raises UnsupportedSchema."""
         assert isinstance(node.value, dict)
         reference: str = node.value[keyword]
         if keyword == "$dynamicRef" and len(self._resources) > 2:
@@ -133,7 +134,7 @@ class Document:
         return node or SchemaNode(value, pointer, base, draft)
 
     def _walk(self, schema: Any, pointer: str, base: str, draft: int, depth: int) -> None:
-        """Check a schema and all in it; take down its names."""
+        """Check a schema and all its subschemas; record their names."""
         if isinstance(schema, bool):
             return
         if not isinstance(schema, dict):
@@ -169,7 +170,8 @@ class Document:
             self._nodes[id(schema)] = node
 
     def _meaning(self, value: dict[str, Any]) -> Iterator[object]:
-        """The same for schemas that mean the same, once those inside are known."""
+        """Return a key that is equal for schemas that mean the same, once those inside are
+        known."""
         for keyword, given in value.items():
             if keyword in KNOWN and keyword not in ANNOTATIONS:
                 yield keyword
@@ -186,7 +188,7 @@ class Document:
         return schema if isinstance(schema, bool) else self._nodes[id(schema)]
 
     def _note(self, keyword: str, value: Any) -> None:
-        """Take down what is ignored."""
+        """Record what is ignored."""
         if len(self.ignored) == MAX_IGNORED:
             return
         if keyword == "format" and is_unknown_format(value):
@@ -201,7 +203,7 @@ class Document:
 
 
 def _inner(schema: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """The way to each schema directly inside one, and that schema."""
+    """Yield the path to each direct subschema, and that schema."""
     for keyword, value in schema.items():
         if keyword in SCHEMA:
             yield keyword, value
@@ -214,7 +216,7 @@ def _inner(schema: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
 
 
 def join(pointer: str, step: str | int) -> str:
-    """A JSON pointer one step further."""
+    """Extend a JSON pointer by one step."""
     return f"{pointer}/{str(step).replace('~', '~0').replace('/', '~1')}"
 
 

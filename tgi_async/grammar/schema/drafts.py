@@ -1,4 +1,4 @@
-"""The drafts of JSON Schema: which one a document is of, and its keywords in those of 2020-12.
+"""The drafts of JSON Schema: detect a document's draft, and translate it to 2020-12.
 
 `translate` rewrites one schema object, and leaves the schemas inside it as they are: the document
 translates each of them when it gets there, so that a place keeps the pointer that its author knows.
@@ -27,7 +27,7 @@ DRAFTS = {
     "json-schema.org/draft/2019-09/schema": 2019,
     "json-schema.org/draft/2020-12/schema": LATEST,
 }
-"""By what `$schema` names."""
+"""Drafts by the URI of `$schema`."""
 
 SINCE = {
     **dict.fromkeys(
@@ -46,8 +46,8 @@ SINCE = {
         2019,
     ),
 }
-"""The first draft of keywords that only take values away. In an older draft they have no meaning,
-and are followed all the same: what is written is valid either way."""
+"""The first draft of keywords that only exclude values. In an older draft they have no meaning, and
+are followed all the same: the text is valid either way."""
 
 WITHOUT_MEANING = {
     **dict.fromkeys(("minContains", "maxContains", "$anchor"), 2019),
@@ -56,13 +56,14 @@ WITHOUT_MEANING = {
 """The first draft of keywords that change what others mean; in an older one they are ignored."""
 
 RENAMED_FORMATS = {"ip-address": "ipv4", "host-name": "hostname"}
-"""Draft 3's."""
+"""Draft 3's formats with other names."""
 MOST_GUESSED = 20_000
-"""Parts of a schema that are looked at for a guess."""
+"""Most parts of a schema that are searched for a guess."""
 
 
 def draft_of(schema: Any) -> int | None:
-    """The draft that `$schema` names, the latest for an unknown one; None if there is none."""
+    """Return the draft that `$schema` names, the latest for an unknown one; None if there is
+    none."""
     name = schema.get("$schema") if isinstance(schema, dict) else None
     if not isinstance(name, str) or not name:
         return None
@@ -70,7 +71,7 @@ def draft_of(schema: Any) -> int | None:
 
 
 def guess(schema: Any) -> int:
-    """The draft of a document that names none, from the keywords that it uses."""
+    """Guess the draft of a document that names none, from the keywords that it uses."""
     signs = set[int]()
     for place in _places(schema):
         signs |= _signs(place)
@@ -95,7 +96,7 @@ def _places(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def _signs(schema: dict[str, Any]) -> set[int]:
-    """Drafts that a keyword of this schema tells of; 7 stands for all before 2019-09."""
+    """Yield the drafts that a keyword of this schema points to; 7 stands for all before 2019-09."""
     signs = set[int]()
     if isinstance(schema.get("required"), bool) or not schema.keys().isdisjoint(
         {"divisibleBy", "extends", "disallow"}
@@ -121,7 +122,7 @@ def _signs(schema: dict[str, Any]) -> set[int]:
 
 
 def translate(schema: dict[str, Any], draft: int) -> dict[str, Any]:
-    """The same schema in the keywords of 2020-12; those inside it are still of `draft`.
+    """Return the same schema in the keywords of 2020-12; subschemas are still of `draft`.
 
     What is not as its draft wants it stays for the document to report.
     """
@@ -154,7 +155,7 @@ def translate(schema: dict[str, Any], draft: int) -> dict[str, Any]:
 
 
 def _is_of(keyword: str, value: Any, draft: int) -> bool:
-    """Whether a keyword is kept."""
+    """Return whether a keyword is kept."""
     if WITHOUT_MEANING.get(keyword, 0) > draft:
         return False
     if draft <= 4 and keyword == "$id":
@@ -180,7 +181,7 @@ def _identify(schema: dict[str, Any], written: dict[str, Any], keyword: str) -> 
 
 
 def _exclude(written: dict[str, Any], bound: str, keyword: str) -> None:
-    """A bound that is excluded by a flag beside it."""
+    """Translate a bound that a flag beside it makes exclusive."""
     if isinstance(written.get(keyword), bool):
         excluded = written.pop(keyword)
         if excluded and bound in written:
@@ -210,7 +211,7 @@ def _split_dependencies(written: dict[str, Any]) -> None:
 
 
 def _modernize(schema: dict[str, Any], written: dict[str, Any]) -> None:
-    """Draft 3."""
+    """Translate draft 3."""
     if isinstance(written.get("required"), bool):
         del written["required"]
     properties = schema.get("properties")
@@ -244,7 +245,8 @@ def _modernize(schema: dict[str, Any], written: dict[str, Any]) -> None:
 
 
 def _any_of(types: Any) -> Any:
-    """Draft 3's `type`, in which schemas may stand beside names, and `any` is one."""
+    """Translate draft 3's `type`, which may list schemas beside names, and in which `any` is a
+    type."""
     options = types if isinstance(types, list) else [types]
     if "any" in options:
         return {}
@@ -268,7 +270,7 @@ OLDER_NAMES = {
 
 
 def name_in(given: dict[str, Any], keyword: str) -> str:
-    """What a keyword of the translated schema is called in the schema as it was given."""
+    """Return the name of a translated keyword in the schema as it was given."""
     if keyword == "items" and isinstance(given.get("items"), list) and "additionalItems" in given:
         return "additionalItems"
     if keyword in given:
@@ -289,7 +291,8 @@ OLDER = frozenset(
         "id",
     }
 )
-"""Keywords of some draft that 2020-12 has not. Left in a schema, they mean nothing there."""
+"""Keywords of older drafts that 2020-12 does not have. Left in a schema, they mean nothing
+there."""
 
 TOOLS = frozenset(
     {
@@ -323,7 +326,7 @@ TOOLS = frozenset(
         "$id",
     }
 )
-"""Annotations of editors, generators of code and forms, OpenAPI and hyper-schemas."""
+"""Annotations of editors, code and form generators, OpenAPI and hyper-schemas."""
 
 QUIET = OLDER | ANNOTATIONS | TOOLS
-"""Keywords that are ignored without a word, beside all that begin with `x-` or `_`."""
+"""Keywords that are ignored without a report, beside all that begin with `x-` or `_`."""

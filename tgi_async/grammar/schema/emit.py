@@ -1,4 +1,4 @@
-"""From clauses back to a schema, in the few keywords that engines have.
+"""Write clauses as a schema, in the few keywords that engines support.
 
 Those are: `type`, `enum`, the bounds of numbers, strings, arrays and objects, `pattern`, `format`,
 `multipleOf`, `prefixItems`, `items`, `properties`, `patternProperties`, `additionalProperties`,
@@ -31,15 +31,17 @@ from tgi_async.grammar.schema.regex import NotRegular
 from tgi_async.grammar.schema.scalars import intersection, none_of_pattern
 
 MAX_REQUIREMENTS = 5_000
-"""Different schemas of values, inside one."""
+"""Most different subschemas of one schema."""
 MOST_TOGETHER = 4
-"""Patterns of one string that are left to the engine: of more it cannot tell if any text is so."""
+"""Most patterns of one string that are left to the engine: with more it cannot tell whether any
+text matches."""
 MAX_ITEMS = 1_000
-"""`minItems`, `maxItems`, `minProperties`, `maxProperties`: engines unroll them."""
+"""Most `minItems`, `maxItems`, `minProperties`, `maxProperties`: engines unroll them."""
 
 
 class Emitter:
-    """Raises UnsupportedSchema for what is beyond engines, and for what no value satisfies."""
+    """Writes schemas. Raises UnsupportedSchema for what engines do not support, and for what no
+    value satisfies."""
 
     def __init__(self, expander: Expander, root: Requirement) -> None:
         self._root = root
@@ -51,7 +53,7 @@ class Emitter:
         self._definitions: dict[str, Any] = {}
 
     def schema(self) -> dict[str, Any] | bool:
-        """The schema of the root."""
+        """Return the schema of the root."""
         if self._root not in self._finite:
             raise UnsupportedSchema("no value satisfies the schema")
         schema: dict[str, Any] | bool = self._place(self._root)
@@ -73,7 +75,7 @@ class Emitter:
             waiting.extend(_inside(clauses))
 
     def _satisfiable(self) -> set[Requirement]:
-        """What some value of finite size is as wanted by."""
+        """Return the requirements that some value of finite size satisfies."""
         finite: set[Requirement] = set()
         while True:
             more = {
@@ -86,7 +88,8 @@ class Emitter:
             finite |= more
 
     def _find_shared(self) -> None:
-        """Name what is wanted in more than one place or inside itself; the rest is put in place."""
+        """Name requirements that occur in several places or inside themselves; the others are
+        inlined."""
         seen: set[Requirement] = set()
         waiting = [self._root]
         while waiting:
@@ -107,7 +110,7 @@ class Emitter:
         if name is None:
             return self._written(requirement)
         if name not in self._definitions:
-            self._definitions[name] = None  # for what is inside itself
+            self._definitions[name] = None  # for what contains itself
             try:
                 self._definitions[name] = self._written(requirement)
             except Inexpressible:
@@ -137,7 +140,7 @@ class Emitter:
         return options[0] if len(options) == 1 else {"anyOf": options}
 
     def _options(self, clause: Clause) -> Iterator[tuple[str, Any]]:
-        """Schemas of which a value must satisfy one, each with its type, empty for several.
+        """Return schemas of which a value must satisfy one, each with its type, empty for several.
 
         For what cannot be written, the reason.
         """
@@ -179,7 +182,7 @@ class Emitter:
             yield "", {"type": names[0] if len(names) == 1 else names, **together}
 
     def _keywords(self, kind: str, clause: Clause) -> list[dict[str, Any]]:
-        """Of values of one type; of which one must hold. Raises UnsupportedSchema."""
+        """Return the keywords of values of one type, in alternatives. Raises UnsupportedSchema."""
         match kind:
             case "number":
                 return number_keywords(clause.numbers)
@@ -213,7 +216,7 @@ class Emitter:
         return keywords
 
     def _different(self, arrays: ArrayClause) -> int | None:
-        """How many different items there can be; None: many."""
+        """Return how many different items there can be; None: many."""
         if arrays.prefix:
             return None
         count = 0
@@ -256,7 +259,7 @@ class Emitter:
 
 
 def _inside(clauses: list[Clause]) -> Iterator[Requirement]:
-    """What is wanted of the values directly inside."""
+    """Return the requirements of the values directly inside."""
     for clause in clauses:
         if "array" in clause.types:
             yield from clause.arrays.prefix
@@ -270,7 +273,8 @@ def _inside(clauses: list[Clause]) -> Iterator[Requirement]:
 
 
 def _ends(clause: Clause, finite: set[Requirement]) -> bool:
-    """Whether a value can be in this clause, if values can be as wanted by `finite`."""
+    """Return whether a value can be in this clause, if values exist for the requirements
+    `finite`."""
     if clause.types - {"array", "object"}:
         return True
     if "array" in clause.types:
@@ -287,7 +291,7 @@ def _ends(clause: Clause, finite: set[Requirement]) -> bool:
 
 
 def _how_many(kind: str, clause: Clause) -> int | None:
-    """The number of values of a type, or a larger one; None: many."""
+    """Return the number of values of a type, or a larger one; None: many."""
     match kind:
         case "null":
             return 1
@@ -309,7 +313,7 @@ def _how_many(kind: str, clause: Clause) -> int | None:
 
 
 def _is_tested(strings: StringClause) -> bool:
-    """Whether single texts are not all there is: which of them are so, only the engine knows."""
+    """Return whether only the engine can tell which texts satisfy the clause."""
     return bool(strings.formats or strings.beyond)
 
 

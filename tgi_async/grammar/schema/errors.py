@@ -1,10 +1,10 @@
-"""What can be wrong with a schema."""
+"""Errors of schemas."""
 
 from __future__ import annotations
 
 
 class SchemaError(Exception):
-    """A schema that no text can be held to; the message names the place as a JSON pointer."""
+    """A schema that cannot constrain a text; the message names the place as a JSON pointer."""
 
 
 class InvalidSchema(SchemaError):
@@ -12,13 +12,13 @@ class InvalidSchema(SchemaError):
 
 
 class UnsupportedSchema(SchemaError):
-    """It is one, but asks for what cannot be done, or for too much."""
+    """It is valid, but not supported, or too large."""
 
 
 class Inexpressible(UnsupportedSchema):
-    """A way to satisfy a schema that no engine has words for; left out where there are others."""
+    """An alternative of a schema that no engine can express; left out where there are others."""
 
 
 def unsupported(keyword: str, pointer: str, why: str) -> UnsupportedSchema:
-    """A refusal by name."""
+    """Return the error for an unsupported keyword."""
     return UnsupportedSchema(f"keyword `{keyword}` at {pointer} is not supported: {why}")

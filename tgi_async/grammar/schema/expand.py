@@ -1,4 +1,4 @@
-"""From schemas to clauses.
+"""Expand schemas to clauses.
 
 A keyword becomes the clauses in which it holds (`positive`), or those in which it does not
 (`negated`); keywords side by side are conjoined, alternatives are put one after the other. What is
@@ -15,22 +15,22 @@ from itertools import islice
 from tgi_async.grammar.schema.clause import ANY, NOTHING, Clause, Requirement, both
 from tgi_async.grammar.schema.document import Document, SchemaNode
 from tgi_async.grammar.schema.errors import UnsupportedSchema
-from tgi_async.grammar.schema.keyword_visitor import OBJECT, Narrowing, meet
+from tgi_async.grammar.schema.keyword_visitor import OBJECT, Narrowing, conjoin
 from tgi_async.grammar.schema.negated import Negated
 from tgi_async.grammar.schema.positive import Positive
 from tgi_async.grammar.schema.resolve import resolved
 
 MOST_RESOLVED = 128
-"""Clauses that those of one place become; see `resolve`."""
+"""Most clauses that those of one place become; see `resolve`."""
 SCALAR = frozenset({"string", "boolean"})
 MOST_LOOKS = 2_000
-"""At what is required of properties, to drop clauses without a value early."""
+"""Most checks of what is required of properties, which drop clauses without a value early."""
 DEEPEST_LOOK = 2
-"""Properties inside each other, of which the inner ones are looked at too."""
+"""Most nested properties whose requirements are checked."""
 
 
 class Expander:
-    """Raises UnsupportedSchema from all methods."""
+    """Expands requirements. All methods raise UnsupportedSchema."""
 
     def __init__(self, document: Document) -> None:
         self._narrowing = Narrowing()
@@ -46,10 +46,10 @@ class Expander:
         self._few: dict[Requirement, frozenset[object] | None] = {}
         self._n_looks = 0
         self._depth = 0
-        """Of looks inside each other."""
+        """Depth of nested checks."""
 
     def clauses(self, requirement: Requirement) -> list[Clause]:
-        """Those that a value may be in to be as requirement."""
+        """Return clauses of which a value that satisfies the requirement is in one."""
         found = self._known.get(requirement)
         if found is None:
             clauses = self._conjoined(requirement)
@@ -62,14 +62,16 @@ class Expander:
     def _conjoined(self, requirement: Requirement) -> list[Clause]:
         clauses = [ANY]
         for node, positive in requirement:
-            clauses = meet(clauses, self.expand(node, positive), self.simplified, self._narrowing)
+            clauses = conjoin(
+                clauses, self.expand(node, positive), self.simplified, self._narrowing
+            )
         return clauses
 
     def _resolved(self, clause: Clause) -> Iterator[Clause]:
         return (one for one in resolved(clause) if self.simplified(one) is not None)
 
     def simplified(self, clause: Clause) -> Clause | None:
-        """The same values, without properties that cannot be; None: there is no value.
+        """Return the clause without properties that cannot exist; None: there is no value.
 
         As far as one look at what it requires of properties tells.
         """
@@ -88,7 +90,7 @@ class Expander:
         return replace(clause, objects=replace(objects, properties={**objects.properties, **gone}))
 
     def apart(self, one: Clause, other: Clause) -> bool:
-        """Whether no value is in both, as far as a look at what they require of properties tells.
+        """Return whether no value is in both, as far as their requirements of properties show.
 
         Where values were left out on the way, it is not known.
         """
@@ -114,9 +116,10 @@ class Expander:
         )
 
     def _constants(self, requirement: Requirement) -> frozenset[object] | None:
-        """All values that are as required, if they are texts, true or false; None: or others."""
+        """Return all values that satisfy the requirement, if they are texts, true or false; else
+        None."""
         if requirement not in self._few:
-            self._few[requirement] = None  # while it is looked at
+            self._few[requirement] = None  # while it is being expanded
             before = self._narrowing.count
             try:
                 clauses = self._conjoined(requirement)
@@ -158,7 +161,8 @@ class Expander:
         return known
 
     def expand(self, node: SchemaNode, positive: bool, track: bool = False) -> list[Clause]:
-        """`track`: clauses tell apart what was looked at, as `unevaluated*` needs."""
+        """Expand a requirement. `track`: clauses distinguish what was evaluated, as `unevaluated*`
+        needs."""
         if isinstance(node.value, bool):
             return [ANY] if node.value is positive else []
         key = (node, positive, track)

@@ -1,4 +1,4 @@
-"""The formats of strings that are held to, and those that are known to be annotations."""
+"""The formats of strings that are enforced, and those that are known to be annotations."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ FORMATS_AS_PATTERNS = {
     "time": f"^{_TIME}$",
     "date-time": f"^{_DATE}[Tt]{_TIME}$",
 }
-"""Stricter than the engines: a day must be in its month and its year, and no second is a 61st.
-Those of single versions of UUID are pydantic's.
-"""
+"""Formats that are enforced as patterns, stricter than the engines': a day must exist in its month
+and year, and there is no 61st second. Those of single versions of UUID are pydantic's."""
 
 FORMATS = ("duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
-"""Those that engines know themselves."""
+"""Formats that engines support themselves."""
 
 ANNOTATIONS = frozenset(
     {
@@ -55,9 +54,9 @@ ANNOTATIONS = frozenset(
         "uint8",
     }
 )
-"""OpenAPI's and those of common generators: how a value is stored or shown."""
+"""Formats of OpenAPI and common generators that say how a value is stored or shown."""
 
 
 def is_unknown_format(name: str) -> bool:
-    """Whether a format may have been meant to say something, and does not."""
+    """Return whether a format was probably meant as a constraint, and is ignored."""
     return name not in FORMATS and name not in FORMATS_AS_PATTERNS and name not in ANNOTATIONS

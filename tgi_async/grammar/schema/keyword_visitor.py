@@ -1,4 +1,4 @@
-"""What both sides of a keyword need: where it holds, and where it does not."""
+"""Shared by `Positive` and `Negated`: products and unions of clauses."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ from tgi_async.grammar.schema.keywords import (
 )
 
 MAX_CLAUSES = 500
-"""Of one place."""
+"""Most clauses of one place."""
 FEW = 16
-"""Clauses that are not looked at closer; of more, those without a value are dropped early."""
+"""Number of clauses up to which all are kept; of more, those without a value are dropped early."""
 MOST_COMPARED = 32
-"""Clauses that are compared with each other, to drop those that others have too."""
+"""Most clauses that are compared with each other, to drop those that others contain."""
 MOST_KEPT = 128
-"""Clauses of a product that has more than `MAX_CLAUSES`: some are left out."""
+"""Clauses that are kept of a product with more than `MAX_CLAUSES`; the others are left out."""
 MOST_WAYS = 32
-"""Not to satisfy a schema, or only one option of a `oneOf`. One is enough: of more, some are left
-out.
-"""
+"""Alternatives of not satisfying a schema, or only one option of a `oneOf`. One is enough; of more,
+some are left out."""
 
 EVERY = frozenset(TYPES)
 OBJECT, ARRAY, STRING, NUMBER = (
@@ -52,7 +51,7 @@ ACTING = KNOWN - NO_MEANING - LATER
 
 @dataclass(slots=True)
 class Narrowing:
-    """How often values were left out so far: what has not changed it is exact."""
+    """Counts how often values were left out: a part that has not changed it is exact."""
 
     count: int = 0
 
@@ -61,14 +60,15 @@ class Values(Protocol):
     """What is known of the values that clauses have."""
 
     def simplified(self, clause: Clause) -> Clause | None:
-        """One with the same values; None: there are none."""
+        """Return a clause with the same values; None: there are none."""
 
     def apart(self, one: Clause, other: Clause) -> bool:
-        """Whether surely no value is in both."""
+        """Return whether surely no value is in both."""
 
 
 class KeywordVisitor:
-    """`expand` gives the clauses of a schema that must hold, or must not (its second argument)."""
+    """Visits the keywords of a schema. `expand` gives the clauses of a schema that must hold, or
+    must not (its second argument)."""
 
     def __init__(
         self,
@@ -83,10 +83,10 @@ class KeywordVisitor:
         self._narrowing = narrowing
 
     def _meet(self, left: list[Clause], right: list[Clause]) -> list[Clause]:
-        return meet(left, right, self._values.simplified, self._narrowing)
+        return conjoin(left, right, self._values.simplified, self._narrowing)
 
     def _ways(self, left: list[Clause], right: list[Clause]) -> list[Clause]:
-        """The first few clauses that are in one of either side."""
+        """Return the first few clauses that are in one of either side."""
         met = (
             simple
             for one in left
@@ -96,7 +96,7 @@ class KeywordVisitor:
         return self._some(met, MOST_WAYS)
 
     def _some(self, clauses: Iterable[Clause], most: int) -> list[Clause]:
-        """The first of them."""
+        """Return the first of them."""
         found = list(islice(clauses, most + 1))
         self._narrowing.count += len(found) > most
         return found[:most]
@@ -120,13 +120,13 @@ class KeywordVisitor:
         return ((child, False),) if child.value else NOTHING
 
 
-def meet(
+def conjoin(
     left: list[Clause],
     right: list[Clause],
     simplified: Callable[[Clause], Clause | None],
     narrowing: Narrowing,
 ) -> list[Clause]:
-    """The clauses that are in one of either side.
+    """Return the clauses that are in one of either side.
 
     Of many, those without a value are dropped. Of more than `MAX_CLAUSES`, some are kept that are
     among the first on both sides.
@@ -148,7 +148,7 @@ def meet(
 
 
 def _widest(clauses: list[Clause]) -> list[Clause]:
-    """Those that are within no other."""
+    """Return the clauses that are contained in no other."""
     kept: list[Clause] = []
     for clause in clauses:
         if not any(clause.within(other) for other in kept):
@@ -158,7 +158,7 @@ def _widest(clauses: list[Clause]) -> list[Clause]:
 
 
 def _pairs(left: list[Clause], right: list[Clause]) -> Iterable[tuple[Clause, Clause]]:
-    """Each with each; of very many, those first that are among the first on both sides."""
+    """Yield all pairs; of very many, those first that are among the first on both sides."""
     pairs: Iterable[tuple[int, int]] = product(range(len(left)), range(len(right)))
     if len(left) * len(right) > MAX_CLAUSES:
         pairs = sorted(pairs, key=lambda pair: (pair[0] + 1) * (pair[1] + 1))
@@ -166,7 +166,7 @@ def _pairs(left: list[Clause], right: list[Clause]) -> Iterable[tuple[Clause, Cl
 
 
 def leading(node: SchemaNode) -> Iterable[str]:
-    """The keywords that act, each group by its first name, in the order of the schema."""
+    """Return the keywords that act, each group by its first name, in the order of the schema."""
     assert isinstance(node.value, dict)
     acting = (keyword for keyword in node.value if keyword in ACTING)
     return dict.fromkeys(TOGETHER.get(keyword, keyword) for keyword in acting)

@@ -1,4 +1,4 @@
-"""The keywords of Draft 2020-12: what their values must be, and which hold further schemas."""
+"""The keywords of Draft 2020-12: the allowed values, and which hold subschemas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tgi_async.grammar.schema.errors import InvalidSchema, UnsupportedSchema
 
 TYPES = ("null", "boolean", "number", "string", "array", "object")
-"""`integer` is a kind of number."""
+"""The types; `integer` is a kind of number."""
 
 ANNOTATIONS = frozenset(
     {
@@ -28,7 +28,7 @@ ANNOTATIONS = frozenset(
         "contentSchema",
     }
 )
-"""Say something about a value, and nothing about which values there are."""
+"""Keywords that describe a value and do not constrain it."""
 
 IDENTIFIERS = frozenset({"$schema", "$id", "$anchor", "$dynamicAnchor"})
 
@@ -54,7 +54,7 @@ SCHEMA_LIST = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
 SCHEMA_MAP = frozenset({"properties", "patternProperties", "dependentSchemas"}) | DEFINITIONS
 
 MAX_COUNT = 100_000
-"""Of characters; see `emit` for the bounds of what an engine has to unroll."""
+"""Most characters; see `emit` for the bounds of what an engine has to unroll."""
 
 
 def check_value(keyword: str, value: Any, pointer: str, name: str) -> None:
@@ -71,7 +71,7 @@ def check_value(keyword: str, value: Any, pointer: str, name: str) -> None:
 
 
 def problem(keyword: str, value: Any) -> str:
-    """What the value of a keyword must be, if it is not; schemas inside it are not looked at."""
+    """Return what the value of a keyword must be, if it is not; subschemas are not checked."""
     if keyword in SCHEMA:
         return "" if isinstance(value, dict | bool) else "a schema"
     if keyword in SCHEMA_LIST:
@@ -89,7 +89,7 @@ def _shown(value: Any) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Of JSON: `true` is none, in Python it is."""
+    """Return whether a value is a JSON number: `true` is not, though in Python it is."""
     return (
         isinstance(value, int | float)
         and not isinstance(value, bool)

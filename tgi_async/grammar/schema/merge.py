@@ -1,4 +1,4 @@
-"""Definitions that mean the same, as one."""
+"""Merge definitions that mean the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_ROUNDS = 16
 
 
 def merged(definitions: dict[str, Any], root: dict[str, Any]) -> dict[str, Any]:
-    """The root with those of the definitions that differ, however they lead to each other.
+    """Return the root with only the definitions that differ, however they refer to each other.
 
     They begin as one group, and are split by their text and by the groups that they lead to,
     until that tells nothing new; where it takes too long, they stay as they are.

@@ -41,7 +41,7 @@ from tgi_async.grammar.schema.scalars import (
 
 
 class Negated(KeywordVisitor):
-    """Raises UnsupportedSchema."""
+    """Negates keywords. Raises UnsupportedSchema."""
 
     def clauses(self, node: SchemaNode) -> list[Clause]:
         assert isinstance(node.value, dict)

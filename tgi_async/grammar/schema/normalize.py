@@ -1,4 +1,4 @@
-"""Any schema to one that engines follow to the letter, or a refusal that says why not."""
+"""Normalize a schema to one that engines follow exactly, or refuse it with the reason."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tgi_async.grammar.schema.errors import InvalidSchema, UnsupportedSchema
 from tgi_async.grammar.schema.expand import Expander
 
 MAX_CHARACTERS = 500_000
-"""Of a schema, as JSON."""
+"""Most characters of a schema, as JSON."""
 
 
 def parse(text: str) -> Any:
-    """A schema from its JSON. Raises InvalidSchema or UnsupportedSchema."""
+    """Parse a schema. Raises InvalidSchema or UnsupportedSchema."""
     check_size(len(text))
     try:
         return msgspec.json.decode(text)
@@ -27,7 +27,7 @@ def parse(text: str) -> Any:
 
 
 def check_size(characters: int) -> None:
-    """Raises UnsupportedSchema."""
+    """Check the size of a schema. Raises UnsupportedSchema."""
     if characters > MAX_CHARACTERS:
         raise UnsupportedSchema(
             f"it must have at most {MAX_CHARACTERS} characters. Given: {characters}"
@@ -35,7 +35,8 @@ def check_size(characters: int) -> None:
 
 
 def normalize(schema: Any, ignored: dict[str, None] | None = None) -> dict[str, Any] | bool:
-    """The same values satisfy it, or fewer, and it has only keywords that `emit` names.
+    """Normalize a schema: the same values satisfy the result, or fewer, and it has only keywords
+    that `emit` names.
 
     `ignored` gets the keywords and formats that may have been meant to say something, and do not.
     Raises InvalidSchema or UnsupportedSchema.

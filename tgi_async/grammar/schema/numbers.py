@@ -1,4 +1,4 @@
-"""From what is wanted of numbers to keywords that the engine follows to the letter.
+"""Write constraints on numbers in keywords that the engine follows exactly.
 
 The engine reads a bound as a double, compares integers of 64 bits, and writes the bound of a number
 with as many digits as tell the double from others. So a bound beyond 2^53 is moved inwards: to the
@@ -16,22 +16,22 @@ from tgi_async.grammar.schema.clause import NumberClause
 from tgi_async.grammar.schema.errors import Inexpressible
 
 MAX_NUMBER = 2**53
-"""Up to it every integer is a double."""
+"""Up to this every integer is a double."""
 MOST_INTEGER = 2**63 - 1
 LEAST_INTEGER = -(2**63) + 1024
 MOST_DECIMAL = 9 * 10**18
-"""Of numbers that may have decimals, on either side."""
+"""Bound, on either side, of numbers that may have decimals."""
 OPEN = 10**18
-"""From such a bound on the engine cannot go on without the other one."""
+"""A bound from which on the engine needs the other one."""
 DIGITS = 15
 MOST_INTERVALS = 40
-"""Between multiples, where a number must be none, and of multiples that are written one by one."""
+"""Most excluded multiples, and most multiples that are written one by one."""
 MOST_STEP = 10**7
-"""Of a multiple, without its point: the engine counts remainders."""
+"""Most digits of a multiple, without its point: the engine counts remainders."""
 
 
 def number_keywords(numbers: NumberClause) -> list[dict[str, Any]]:
-    """Of each of which a number may be. Raises Inexpressible."""
+    """Return alternatives, of which a number must satisfy one. Raises Inexpressible."""
     several = _between(numbers) if numbers.not_multiples else [numbers]
     if any(_digits(step) > MOST_STEP for step in numbers.multiples):
         several = [one for numbers in several for one in _single_multiples(numbers)]
@@ -47,7 +47,7 @@ def number_keywords(numbers: NumberClause) -> list[dict[str, Any]]:
 
 
 def _range_keywords(numbers: NumberClause) -> dict[str, Any]:
-    """Empty if nothing is left, or if nothing is asked for."""
+    """Return the keywords of a range; empty if nothing is left, or if there is no constraint."""
     low, high = numbers.range
     least, most = LEAST_INTEGER, MOST_INTEGER
     if not numbers.integer:
@@ -80,7 +80,7 @@ def _range_keywords(numbers: NumberClause) -> dict[str, Any]:
 
 
 def _inwards(bound: float, integer: bool, most: int, *, up: bool) -> float:
-    """The bound, or the nearest on its inner side that the engine reads as it is meant.
+    """Return the bound, or the nearest one inside the range that the engine reads exactly.
 
     `most` is the outermost bound that it can read on this side.
     """
@@ -95,7 +95,7 @@ def _inwards(bound: float, integer: bool, most: int, *, up: bool) -> float:
 
 
 def _digits(step: float) -> int:
-    """A multiple without its point."""
+    """Return the digits of a multiple without its point."""
     fraction = Fraction(str(step))
     decimals = 0
     while fraction.denominator != 1:
@@ -105,7 +105,7 @@ def _digits(step: float) -> int:
 
 
 def _single_multiples(numbers: NumberClause) -> list[NumberClause]:
-    """Some of the multiples, those next to a bound or to 0, one by one."""
+    """Return some of the multiples, those next to a bound or to 0, one by one."""
     steps = [Fraction(str(step)) for step in numbers.multiples]
     step = steps[0]
     for other in steps[1:]:
@@ -134,7 +134,8 @@ def _around(numbers: NumberClause, step: Fraction) -> range:
 
 
 def _between(numbers: NumberClause) -> list[NumberClause]:
-    """The same between two multiples, for the multiples that are nearest to the bounds or to 0.
+    """Return ranges between two excluded multiples, for those that are nearest to the bounds or to
+    0.
 
     Raises Inexpressible.
     """

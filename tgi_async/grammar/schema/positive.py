@@ -42,7 +42,7 @@ from tgi_async.grammar.schema.scalars import (
 
 
 class Positive(KeywordVisitor):
-    """Raises UnsupportedSchema."""
+    """Expands keywords. Raises UnsupportedSchema."""
 
     def clauses(self, node: SchemaNode, track: bool) -> list[Clause]:
         schema = node.value
@@ -167,7 +167,7 @@ class Positive(KeywordVisitor):
         return [Clause(arrays=ArrayClause(some=(some,)))]
 
     def _names(self, node: SchemaNode) -> list[Clause]:
-        """`propertyNames`: the names that strings may be become properties or patterns."""
+        """Expand `propertyNames`: allowed names become properties or patterns."""
         child = self._document.child(node, "propertyNames")
         allowed = names_allowed(node, self._expand(child, True))
         return [Clause(objects=one) for one in allowed] or [ANY]
@@ -177,7 +177,7 @@ class Positive(KeywordVisitor):
         clauses = [ANY]
         for name, others in node.value["dependentRequired"].items():
             if others:
-                # It may be there or not: the others are.
+                # It may be present or not: the others are required.
                 there = Clause(
                     OBJECT, objects=ObjectClause({name: ANYTHING}, required=tuple(others))
                 )
@@ -189,7 +189,7 @@ class Positive(KeywordVisitor):
         clauses = [ANY]
         for name in node.value["dependentSchemas"]:
             child = self._document.child(node, "dependentSchemas", name)
-            # What is looked at depends on whether it is there; for the rest it may be or not.
+            # What is evaluated depends on whether it is present; for the rest it may be or not.
             named = ObjectClause(required=(name,)) if track else ObjectClause({name: ANYTHING})
             there = self._meet([Clause(OBJECT, objects=named)], self._expand(child, True, track))
             clauses = self._meet(clauses, [without(name), *there])
@@ -215,7 +215,7 @@ class Positive(KeywordVisitor):
         for index, option in enumerate(options):
             for other, child in enumerate(children):
                 if other != index and (narrow[other] or self._overlap(option, options[other])):
-                    # One of the ways not to be in the other one is enough: of many, some are left.
+                    # One way to be outside the other one is enough: of many, some are kept.
                     option = self._ways(option, self._expand(child, False))
             clauses = self._some([*clauses, *option], MAX_CLAUSES)
         return clauses
@@ -235,7 +235,7 @@ class Positive(KeywordVisitor):
                 child = self._document.child(node, keyword)
                 branch = self._meet(branch, self._expand(child, True, track))
             branches.append(branch)
-        # In turns: where some have to be left out, it is not all of one side.
+        # Interleaved: where some have to be left out, they are not all of one side.
         return [one for pair in zip_longest(*branches) for one in pair if one is not None]
 
     def _unevaluated(self, node: SchemaNode, keyword: str, clauses: list[Clause]) -> list[Clause]:
@@ -266,7 +266,7 @@ def types_clause(value: str | list[str]) -> Clause:
 
 
 def names_allowed(node: SchemaNode, clauses: list[Clause]) -> list[ObjectClause]:
-    """Objects whose names are in one of the clauses; empty if any name is.
+    """Return objects whose names are in one of the clauses; empty if any name is.
 
     Raises UnsupportedSchema.
     """

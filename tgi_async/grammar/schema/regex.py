@@ -1,4 +1,4 @@
-"""Read regular expressions of ECMA-262 (and most of Python's) into a nondeterministic automaton.
+"""Parse regular expressions of ECMA-262 (and most of Python's) into a nondeterministic automaton.
 
 `automaton` makes them deterministic. Anchors, word boundaries and what looks ahead become
 conditions of an edge. What two dialects read differently is read so that either is satisfied:
@@ -14,11 +14,12 @@ from tgi_async.grammar.characters import LAST, Ranges, complement, union
 
 MOST_STATES = 3_000
 LONGEST = 2_000
-"""Characters of an expression."""
+"""Most characters of an expression."""
 
 
 def is_plain(pattern: str) -> bool:
-    """Whether engines read it as it is meant: no anchor inside, no looking ahead, no odd class."""
+    """Return whether engines read it as intended: no inner anchors, no lookahead, no unusual
+    class."""
     in_class = escaped = choice = anchored = False
     depth = 0
     for at, letter in enumerate(pattern):
@@ -48,11 +49,11 @@ def is_plain(pattern: str) -> bool:
 
 
 class NotRegular(Exception):
-    """The expression is not read here, or its automaton is too large."""
+    """The expression is not supported, or its automaton is too large."""
 
 
 def chars(text: str) -> Ranges:
-    """The characters of a text."""
+    """Return the characters of a text."""
     return union(*(((ord(one), ord(one)),) for one in text))
 
 
@@ -62,7 +63,7 @@ SPACES: Ranges = (
     *((0x1C, 0x1F), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A)),
     *((0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)),
 )
-"""Beyond those of ASCII, in some dialect."""
+"""White space beyond ASCII, in some dialect."""
 WORD = union(((48, 57), (65, 90), (97, 122)), chars("_"))
 CLASSES = {"d": ((48, 57),), "w": WORD, "s": chars(" \t\n\r\f\v")}
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0"}
@@ -73,7 +74,7 @@ _COUNT = re.compile(r"\{(\d+)(,(\d*))?\}")
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
-    """A condition: what comes next begins like this, or does not."""
+    """A lookahead: what comes next begins like this, or does not."""
 
     nfa: Nfa
     positive: bool
@@ -81,7 +82,7 @@ class Ahead:
 
 @dataclass(slots=True, eq=False)
 class Nfa:
-    """Edges by state, each with a set of characters, or the condition of one that takes none.
+    """A nondeterministic automaton: edges by state, each with a set of characters or a lookahead.
 
     Conditions are `^`, `$`, `b`, `B`, `Ahead`, and an empty text for none.
     """
@@ -101,7 +102,7 @@ class Nfa:
 
 
 def nfa_of(pattern: str, wide: bool) -> Nfa:
-    """The texts somewhere in which the pattern matches. Raises NotRegular."""
+    """Return the texts in which the pattern matches somewhere. Raises NotRegular."""
     if len(pattern) > LONGEST:
         raise NotRegular("it is too long")
     return _Reader(pattern, wide).whole()

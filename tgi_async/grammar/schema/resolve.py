@@ -1,4 +1,4 @@
-"""From what a clause demands of some items or properties to clauses that say which.
+"""Turn constraints on some items or properties into alternatives that name them.
 
 Engines know what each item and each named property must be, not that one among them must be so.
 Such a demand becomes alternatives, one for each place; where there would be too many, some are left
@@ -29,15 +29,15 @@ from tgi_async.grammar.schema.regex import NotRegular
 from tgi_async.grammar.schema.scalars import none_of_pattern
 
 MOST_ALTERNATIVES = 64
-"""Of one demand."""
+"""Most alternatives of one constraint."""
 WINDOW = 4
-"""Items that are looked at for one that a `contains` asks for, beyond those that must be so."""
+"""Items that may satisfy a `contains`, beyond those that must exist."""
 MOST_SUBSETS = 5
 """Optional properties of which every subset is an alternative."""
 
 
 def resolved(clause: Clause) -> list[Clause]:
-    """The same values, or fewer, without `some` of arrays and objects."""
+    """Return clauses with the same values, or fewer, without `some` of arrays and objects."""
     if clause.objects.patterns and "object" in clause.types:
         clause = replace(clause, objects=_disjoint(clause.objects))
     arrays, objects = clause.arrays, clause.objects
@@ -63,7 +63,8 @@ def resolved(clause: Clause) -> list[Clause]:
 
 
 def _disjoint(objects: ObjectClause) -> ObjectClause:
-    """The same with patterns that match no name of a property, and no two of them one other name.
+    """Return the same with patterns that match no named property, and no two of them the same other
+    name.
 
     Engines would join their schemas, and cannot for all. Large automata are left to them.
     """
@@ -150,7 +151,7 @@ def _objects(objects: ObjectClause) -> list[ObjectClause]:
 
 
 def _holders(some: SomeProperty, objects: ObjectClause) -> Iterator[ObjectClause]:
-    """Which property is as `some` demands."""
+    """Return the properties that may satisfy `some`."""
 
     def is_meant(name: str) -> bool:
         if some.within is not None and not matches(some.within, name):
@@ -195,7 +196,7 @@ def _holders(some: SomeProperty, objects: ObjectClause) -> Iterator[ObjectClause
 
 
 def _counted(objects: ObjectClause) -> list[ObjectClause]:
-    """Alternatives that engines can count: bounds stand only where no property is optional."""
+    """Return alternatives that engines can count: bounds only where no property is optional."""
     optional = [
         name
         for name in objects.names
@@ -240,7 +241,7 @@ def _counted(objects: ObjectClause) -> list[ObjectClause]:
 
 
 def _subsets(names: list[str], size: int) -> Iterable[tuple[str, ...]]:
-    """Each subset of so many; of too many only those that stand side by side."""
+    """Yield each subset of so many; of too many only contiguous ones."""
     if size > len(names):
         return ()
     if comb(len(names), size) <= MOST_ALTERNATIVES:
@@ -251,7 +252,7 @@ def _subsets(names: list[str], size: int) -> Iterable[tuple[str, ...]]:
 def _chosen(
     objects: ObjectClause, required: Iterable[str], optional: Iterable[str]
 ) -> ObjectClause:
-    """These are required, and of the optional ones no others are there."""
+    """Return the object with these required, and no other optional ones."""
     required = tuple(required)
     gone = {name: NOTHING for name in optional if name not in required}
     return replace(
@@ -262,7 +263,7 @@ def _chosen(
 
 
 def _bounded(objects: ObjectClause, least: int, most: int | None) -> ObjectClause:
-    """With so many properties beside those that are required."""
+    """Return the object with so many properties beside the required ones."""
     n = len(objects.required)
     return replace(
         objects,

@@ -1,4 +1,4 @@
-"""What is wanted of single values: constants, patterns and formats."""
+"""Clauses of scalar values: constants, patterns and formats."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from tgi_async.grammar.schema.keywords import TYPES
 from tgi_async.grammar.schema.regex import NotRegular, is_plain
 
 NEVER = "^[^\\s\\S]$"
-"""Matches no text."""
+"""A pattern that matches no text."""
 _NOT_OF_BOTH = re.compile(r"(?<!\\)(?:\\\\)*\\[AzZ]")
 r"""`\A` and the like: an anchor in one dialect of regular expressions, a letter in another."""
 
 _ANGLE = re.compile(r"(?<!\\)((?:\\\\)*)\\([<>])")
-"""They stand for themselves, and to engines are the borders of words behind a backslash."""
+"""Characters that stand for themselves, and are word boundaries to engines after a backslash."""
 
 
 def pattern_clause(pattern: str, pointer: str) -> Clause:
-    """A string somewhere in which `pattern` matches.
+    """Return the clause of a string in which `pattern` matches somewhere.
 
     Raises UnsupportedSchema for one that is read in two ways; what an engine cannot do, it says.
     """
@@ -54,13 +54,14 @@ def pattern_clause(pattern: str, pointer: str) -> Clause:
 
 
 def _others(pattern: str) -> str:
-    """A pattern of the texts nowhere in which this one matches. Raises NotRegular."""
+    """Return a pattern of the texts in which this one matches nowhere. Raises NotRegular."""
     found = automaton(pattern, wide=True).negated()
     return NEVER if found.is_empty else found.pattern()
 
 
 def _parts(pattern: str) -> list[tuple[str, bool]]:
-    """Patterns that hold, or with False do not, where one that begins by looking ahead matches.
+    """Return patterns that hold, or with False do not, where one that begins with a lookahead
+    matches.
 
     Together their automaton may be too large, where that of each is not.
     """
@@ -79,7 +80,7 @@ def _parts(pattern: str) -> list[tuple[str, bool]]:
 
 
 def _closing(text: str) -> int | None:
-    """Where the group that the text begins with ends."""
+    """Return where the group that the text begins with ends."""
     depth, in_class, escaped = 0, False, False
     for at, letter in enumerate(text):
         if escaped or letter == "\\":
@@ -94,7 +95,8 @@ def _closing(text: str) -> int | None:
 
 
 def plain_pattern(pattern: str, pointer: str) -> str:
-    """The same texts match it, or fewer, and engines read it. Raises UnsupportedSchema."""
+    """Return a pattern for the same texts, or fewer, that engines read. Raises
+    UnsupportedSchema."""
     if _NOT_OF_BOTH.search(pattern):
         raise unsupported("pattern", pointer, r"`\A` and `\Z` are written `^` and `$`")
     pattern = _ANGLE.sub(r"\1\2", pattern)
@@ -117,7 +119,7 @@ def plain_pattern(pattern: str, pointer: str) -> str:
 
 
 def other_strings(pattern: str, beyond: UnsupportedKeyword) -> StringClause:
-    """Strings nowhere in which `pattern` matches."""
+    """Return the clauses of strings in which `pattern` matches nowhere."""
     try:
         written = _others(pattern)
     except NotRegular:
@@ -128,7 +130,7 @@ def other_strings(pattern: str, beyond: UnsupportedKeyword) -> StringClause:
 
 
 def format_clause(name: str, pointer: str) -> Clause:
-    """A string of this format; any value for a format that is not held to."""
+    """Return the clause of strings of this format; any value for a format that is not enforced."""
     if name in FORMATS_AS_PATTERNS:
         return Clause(strings=StringClause(patterns=((FORMATS_AS_PATTERNS[name], pointer),)))
     return Clause(strings=StringClause(formats=(name,))) if name in FORMATS else Clause()
@@ -137,7 +139,8 @@ def format_clause(name: str, pointer: str) -> Clause:
 def constant_clauses(
     document: Document, node: SchemaNode, values: Sequence[Any], path: tuple[str | None, ...]
 ) -> list[Clause]:
-    """One of these values, which are at `path` inside the schema; None in it: their index."""
+    """Return clauses of these values, which are at `path` inside the schema; None in it: their
+    index."""
     types: set[str] = set()
     booleans: set[bool] = set()
     strings: list[str] = []
@@ -171,7 +174,7 @@ def constant_clauses(
 def other_than(
     document: Document, node: SchemaNode, value: Any, at: tuple[str | int, ...]
 ) -> list[Clause]:
-    """Any value but this one."""
+    """Return clauses of any value but this one."""
     every = frozenset(TYPES)
     if value is None:
         return [Clause(every - {"null"})]
@@ -239,7 +242,7 @@ def _number(value: float) -> float:
 
 @lru_cache(maxsize=64)
 def intersection(patterns: tuple[str, ...]) -> str:
-    """A pattern of the texts that all of these match. Raises NotRegular."""
+    """Return a pattern of the texts that all of these match. Raises NotRegular."""
     one, *others = [automaton(pattern) for pattern in patterns]
     for other in others:
         one = one.intersect(other)
@@ -247,7 +250,7 @@ def intersection(patterns: tuple[str, ...]) -> str:
 
 
 def none_of_pattern(texts: tuple[str, ...]) -> str:
-    """A regular expression, without looking ahead, of all texts but these."""
+    """Return a regular expression, without lookahead, of all texts but these."""
     tree: dict[str, Any] = {}
     for text in texts:
         at = tree
@@ -258,7 +261,8 @@ def none_of_pattern(texts: tuple[str, ...]) -> str:
 
 
 def _other(tree: dict[str, Any]) -> str:
-    """All texts that are not in a tree of letters; the end of a text is an empty letter."""
+    """Return a pattern of all texts that are not in a trie; an empty letter is the end of a
+    text."""
     letters = [letter for letter in tree if letter]
     options = [] if "" in tree else [""]
     for letter in letters:

@@ -1,1 +1,1 @@
-"""How models write calls of tools, and what they think before they answer."""
+"""How models write tool calls and reasoning."""

@@ -1,4 +1,4 @@
-"""Read the calls in a model's text."""
+"""Parse the calls in a model's text."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from tgi_async.text.tools.format import ID, NAME, Format
 from tgi_async.text.tools.reader import SPACE, Reader, Reading
 
 MAX_HEADER = 256
-"""Characters between a mark and the arguments."""
+"""Most characters between a mark and the arguments."""
 
 _OTHER_KEYS = frozenset({"type", "id", "tool_call_id", "index"})
-"""Members of a call that is an object, which say nothing here."""
+"""Members of a call object that are ignored."""
 MAX_STOPS = 8
-"""Places in a header where arguments might begin."""
+"""Most places in a header where arguments might begin."""
 
 
 class Calls:
-    """Take calls of `functions`, names with schemas of their parameters, off a reader.
+    """Reads calls of `functions`, names with schemas of their parameters, from a reader.
 
-    A call counts once its name and the beginning of its arguments are there; it is an event then,
-    and cannot be taken back.
+    A call is an event once its name and the beginning of its arguments are there, and cannot be
+    undone.
     """
 
     def __init__(
@@ -37,23 +37,24 @@ class Calls:
         self._n_begun = 0
         self._events: list[Event] = []
         self._arguments_from: int | None = None
-        """From where on arguments were not passed on yet."""
+        """Place from which on arguments were not emitted yet."""
         self._broken = False
-        """Whether the arguments are no JSON, or cut off: then all up to a mark went with them."""
+        """Whether the arguments are invalid JSON, or cut off: then all up to a mark was
+        consumed."""
         self._name: str | None = None
-        """The function of the call that is being read, once its name is whole."""
+        """The function of the current call, once its name is complete."""
         self._marked = False
-        """Whether a mark stood where calls were looked for last."""
+        """Whether a mark was found at the last place where calls were tried."""
         self._unfinished = False
-        """Whether the text ended in what may be a call, there."""
+        """Whether the text ended there in what may be a call."""
         self.firsts = frozenset(
             [mark[0] for mark in format.begin]
             + ([fence[0] for fence in format.fences] + ["{", "["] if format.bare else [])
         )
-        """What calls begin with."""
+        """Characters that calls begin with."""
 
     def events(self) -> list[Event]:
-        """What was found since the last call of this."""
+        """Return the events since the last call."""
         if self._arguments_from is not None:
             self._emit(self._reader.slice(self._arguments_from))
             self._arguments_from = self._reader.at
@@ -61,7 +62,7 @@ class Calls:
         return events
 
     def read(self) -> Reading[bool]:
-        """Take the calls that begin here. False: there are none, and what was taken is prose.
+        """Read the calls that begin here. False: there are none, and the consumed text is prose.
 
         The reader keeps the text from here on.
         """
@@ -104,7 +105,7 @@ class Calls:
         return True
 
     def is_unfinished(self, *, exclusive: bool) -> bool:
-        """Whether the text was cut off in a call, where none was read last.
+        """Return whether the text was cut off in a call, where none was read last.
 
         That is sure once its mark is whole or a function is named, and where a text that begins
         like a mark is a call (`exclusive`).
@@ -113,14 +114,14 @@ class Calls:
         return self._reader.truncated and self._unfinished and sure
 
     def take_unfinished(self) -> None:
-        """Take the rest of the text, which is a call that was cut off, and begin it if its function
-        is known."""
+        """Consume the rest of the text, a call that was cut off, and begin it if its function is
+        known."""
         if self._name is not None:
             self._begin(self._name)
         self._reader.take_all()
 
     def _another(self, listed: bool) -> Reading[bool]:
-        """Whether a further call follows in the same place; what parts the two is taken."""
+        """Return whether a further call follows in the same place; the separator is consumed."""
         f, r = self._format, self._reader
         yield from r.skip(SPACE + ",;")
         if f.begin_call:
@@ -134,7 +135,7 @@ class Calls:
         return c == "{" and (listed or f.header is None)
 
     def _closing(self, *marks: str) -> Reading[None]:
-        """Take one of these and white space before it, if that is what comes next."""
+        """Consume one of these and white space before it, if that is what comes next."""
         if not marks:
             return
         r = self._reader
@@ -147,7 +148,7 @@ class Calls:
                 r.take_all()
 
     def _call(self, marked: bool) -> Reading[bool]:
-        """Take one call. False: there is none, and `at` is where that shows."""
+        """Read one call. False: there is none, and `at` is where that shows."""
         f, r = self._format, self._reader
         begun = (yield from r.literal(f.begin_call)) is not None
         if not begun and (yield from r.next()) == "{":
@@ -157,7 +158,7 @@ class Calls:
         return (yield from self._headed(f.header))
 
     def _object(self, marked: bool) -> Reading[bool]:
-        """A call as an object with a name and arguments, in any order."""
+        """Read a call as an object with a name and arguments, in any order."""
         r = self._reader
         arguments_keys = self._format.arguments_keys
         name: str | None = None
@@ -200,7 +201,7 @@ class Calls:
         return True
 
     def _key(self) -> Reading[str | None]:
-        """Take a member's name and its colon, up to its value."""
+        """Read a member's name and its colon, up to its value."""
         r = self._reader
         yield from r.skip()
         key = yield from r.string()
@@ -212,7 +213,7 @@ class Calls:
         return key
 
     def _rest_of_object(self) -> Reading[None]:
-        """Take what follows the arguments, such as an id, if it ends the object."""
+        """Read what follows the arguments, such as an id, if it ends the object."""
         r = self._reader
         r.kept = at = r.at
         yield from r.skip()
@@ -224,7 +225,7 @@ class Calls:
         r.at = at
 
     def _headed(self, header: re.Pattern[str]) -> Reading[bool]:
-        """A call with its name in a header before the arguments."""
+        """Read a call with its name in a header before the arguments."""
         r = self._reader
         name = yield from self._named(header)
         if name is None:
@@ -243,7 +244,7 @@ class Calls:
         return True
 
     def _named(self, header: re.Pattern[str]) -> Reading[str | None]:
-        """Take a header; the function on offer that it names, or None."""
+        """Read a header; return the function on offer that it names, or None."""
         r, notation = self._reader, self._format.notation
         stops = "{" if notation is None else notation.first
         start, n_stops = r.at, 0
@@ -258,7 +259,7 @@ class Calls:
         return None
 
     def _named_in(self, header: str) -> str | None:
-        """The function that a header names which is cut off behind the name."""
+        """Return the function named by a header that is cut off behind the name."""
         written = self._format.written.call
         for mark in (*self._format.begin_call, *self._format.begin):
             at = written.find(mark)
@@ -273,7 +274,7 @@ class Calls:
         return name if behind and name in self._functions else None
 
     def _arguments(self, name: str) -> Reading[bool]:
-        """Take the arguments, a JSON object. False: there are none."""
+        """Read the arguments, a JSON object. False: there are none."""
         r = self._reader
         self._name = name
         if (yield from r.next()) != "{":
@@ -311,7 +312,7 @@ class Calls:
 
 
 def _as_object(arguments: str) -> str | None:
-    """An object of arguments in JSON. It may be a text that holds one, or null for none."""
+    """Return an object of arguments in JSON. It may be a text that holds one, or null for none."""
     value = _loaded(arguments)
     if isinstance(value, str):
         arguments = value
@@ -323,7 +324,7 @@ def _as_object(arguments: str) -> str | None:
 
 def _loaded(text: str) -> object:
     try:
-        text.encode()  # what an escape made may be half a character
+        text.encode()  # an escape may make half a character
         return json.loads(text, strict=False)
     except (ValueError, RecursionError):
         return None

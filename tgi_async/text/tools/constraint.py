@@ -1,4 +1,4 @@
-"""Grammars that make a model call functions, or think before it answers."""
+"""Grammars that make a model call functions, or reason before it answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Functions = Sequence[tuple[str, Any]]
 
 
 def splitter(special: Collection[str]) -> Terms:
-    """Split texts into terms at the special tokens with these names."""
+    """Return a function that splits texts into terms at the special tokens with these names."""
     longest_first = sorted(special, key=len, reverse=True)
     pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if special else "$^")
 
@@ -42,7 +42,7 @@ def splitter(special: Collection[str]) -> Terms:
 def forced_calls(
     format: Format, functions: Functions, terms_of: Terms, *, most: int | None = None
 ) -> Grammar:
-    """At least one call of these functions and at most `most`; nothing else.
+    """Return a grammar of at least one call of these functions and at most `most`; nothing else.
 
     A text that follows it is read by the format's parser as those calls.
 
@@ -61,7 +61,7 @@ def calls_or(
     *,
     most: int | None = None,
 ) -> Grammar:
-    """Calls as `forced_calls` has them, or a text that follows `answer`.
+    """Return a grammar of calls, as in `forced_calls`, or a text that follows `answer`.
 
     Raises:
         NotForced: see `forced_calls`.
@@ -77,7 +77,7 @@ def calls_or(
 def held_calls(
     format: Format, functions: Functions, terms_of: Terms, *, turn: Turn, most: int | None = None
 ) -> Grammar:
-    """Any text; what begins like a call in it is one of these functions', and follows its schema.
+    """Return a grammar of any text in which calls are of these functions and follow their schemas.
 
     Without a mark, a call begins where its arguments do. What is in the thoughts of `turn` is none.
 
@@ -113,18 +113,19 @@ def held_calls(
 
 
 def _is_text(texts: Collection[str], terms_of: Terms) -> bool:
-    """Whether there is no special token in any of them."""
+    """Return whether there is no special token in any of them."""
     return all(isinstance(term, terms.Text) for text in texts for term in terms_of(text))
 
 
 def _optional(begin: str, end: str, terms_of: Terms) -> Grammar:
-    """A text between marks, or nothing."""
+    """Return a text between marks, or nothing."""
     body = text_up_to(ANY_TEXT, terms_of(end)) if end else [terms.Regex(ANY_TEXT)]
     return terms.Repeat(terms.Sequence([*terms_of(begin), *body]), 0, 1)
 
 
 def _without_mark(format: Format) -> tuple[str, Format, bool]:
-    """The mark that calls begin with, the format without it, and whether it is before all calls."""
+    """Return the mark that calls begin with, the format without it, and whether it is before all
+    calls."""
     w = format.written
     begin, call = w.begin.lstrip(), w.call.lstrip()
     whole = begin + call
@@ -139,7 +140,7 @@ def _without_mark(format: Format) -> tuple[str, Format, bool]:
 
 
 def _by_schema(functions: Functions) -> list[tuple[list[str], Any]]:
-    """Those that may have any arguments are one option together."""
+    """Merge functions with any arguments into one option."""
     options: list[tuple[list[str], Any]] = [
         ([name], schema) for name, schema in functions if schema is not None
     ]
@@ -166,7 +167,7 @@ def _opening(format: Format, name: str, terms_of: Terms) -> list[Grammar]:
 
 
 def _call_object(format: Format, names: Sequence[str], schema: Any) -> Grammar:
-    """A call as one value of JSON."""
+    """Return a call as one value of JSON."""
     members = json.loads(format.opening("") + "null" + format.written.end_call)
     properties: dict[str, Any] = {}
     for key in members:
@@ -186,7 +187,7 @@ def _call_object(format: Format, names: Sequence[str], schema: Any) -> Grammar:
 
 
 def _as_resource(schema: Any) -> Any:
-    """A schema for inside of another: its references to `#` still lead to itself."""
+    """Return a schema to be nested: its references to `#` still lead to itself."""
     if schema is None:
         return ANY_ARGUMENTS
     if not isinstance(schema, dict) or "$id" in schema:
@@ -206,7 +207,7 @@ def _repeated(
 
 
 def after_thoughts(answer: Grammar, marks: Marks, terms_of: Terms) -> Grammar:
-    """Whatever the model thinks, up to the mark that ends it, and then the answer."""
+    """Return any reasoning, up to the mark that ends it, and then the answer."""
     first, *rest = terms_of(marks.end)
     thoughts: list[Grammar]
     if isinstance(first, terms.Text):
@@ -217,7 +218,7 @@ def after_thoughts(answer: Grammar, marks: Marks, terms_of: Terms) -> Grammar:
 
 
 def arguments_schema(parameters: Any) -> Any:
-    """The schema that the arguments of a call are held to.
+    """Return the schema that constrains a call's arguments.
 
     Arguments are an object; where the schema lists properties and says nothing of others, it has
     no others.

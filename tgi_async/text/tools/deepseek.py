@@ -43,7 +43,7 @@ DEEPSEEK = Format(
     "```json\n{ARGUMENTS}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>\n"
     "Call none where none is needed.",
 )
-"""DeepSeek V3 and R1. What V3.1 writes is understood too."""
+"""DeepSeek V3 and R1. V3.1's calls are read too."""
 
 DEEPSEEK31 = Format(
     name="deepseek_v31",
@@ -71,7 +71,7 @@ _DSML = "｜DSML｜"
 
 
 def _dsml(section: str) -> Format:
-    """Calls in tags with a mark of their own, which some answers leave out."""
+    """Return the format of calls in tags with a mark of their own, which some answers leave out."""
     return Format(
         name={"function_calls": "deepseek_v32", "tool_calls": "deepseek_v4"}[section],
         signs=((_DSML, f"{section}>"),),

@@ -1,7 +1,7 @@
-"""A tool format, and marks of thoughts, derived from a chat template.
+"""Derive a tool format, and marks of reasoning, from a chat template.
 
-The template renders a call and a thought that nothing else looks like, and what it wrote around
-them is the format. A format counts only if it reads what the template wrote.
+The template renders a unique call and unique reasoning, and what it writes around them is the
+format. A format is used only if it parses what the template wrote.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from tgi_async.text.tools.parser import answer_parser
 from tgi_async.text.tools.tags import Tags
 
 Render = Callable[..., "str | None"]
-"""`(messages, *, tools, variables, add_generation_prompt)` to text, or None where it fails."""
+"""Renders `(messages, *, tools, variables, add_generation_prompt)` to text, or None where that
+fails."""
 
 MAX_MARK = 80
-"""Characters of a mark."""
+"""Most characters of a mark."""
 
 _QUESTION, _CONTENT, _THOUGHT = "zqquestion", "zqcontent", "zqthought"
 _CALLS: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -43,7 +44,7 @@ _CALLS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 _KINDS = ("string", "number", "boolean", "array", "object")
 _UNIT = re.compile(r"<[^<>]*>|\d+|\w+|.", re.DOTALL)
 _NO_THOUGHTS = re.compile(r"^\s*(<[^<>/]*>\s*)?</[^<>]*>")
-"""Thoughts that are empty, or only their end."""
+"""Empty reasoning, or only its end."""
 _TAG = re.compile(r"<[^<>]*>|\[/?[A-Z_ ]+\]")
 
 
@@ -51,12 +52,12 @@ class Derived(NamedTuple):
     """What a template shows."""
 
     format: Format | None
-    """None: calls that cannot be read, or none."""
+    """None: no calls, or calls that cannot be parsed."""
     turn: Turn
 
 
 def derived(render: Render, known: Format | None = None) -> Derived:
-    """Derive all that the template shows. Its format is `known` if that reads what it writes."""
+    """Derive all that the template shows. Its format is `known` if that parses what it writes."""
     user = {"role": "user", "content": _QUESTION}
 
     tools = [_tool(name, arguments) for _, name, arguments in _CALLS]
@@ -116,7 +117,7 @@ def _shown_call(id: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]
 
 
 def _answer_begin(plain: str, prompt: str) -> str:
-    """What the template writes before an answer and not in the prompt."""
+    """Return what the template writes before an answer and not in the prompt."""
     before = plain.partition(_CONTENT)[0]
     written = before[len(_common_prefix(before, prompt)) :]
     return _NO_THOUGHTS.sub("", written).strip()
@@ -150,16 +151,16 @@ class _Read(NamedTuple):
     """One call as the template wrote it, in pieces."""
 
     before: str
-    """From the call before it, or from the beginning, to the name."""
+    """The text from the call before it, or from the beginning, to the name."""
     header: str
-    """From the name to the arguments."""
+    """The text from the name to the arguments."""
     notation: Notation | None
     keys: tuple[str, str] | None
-    """Of the name and of the arguments, where the call is an object."""
+    """The keys of name and arguments, where the call is an object."""
 
 
 def _format(text: str, n_calls: int) -> Format | None:
-    """The format of calls that were written as `text`. None: it is not understood."""
+    """Return the format of calls that were written as `text`. None: it is not understood."""
     for index, (id, _, _) in enumerate(_CALLS):
         text = text.replace(id, str(index))  # what is a number may be any number
     for read in (_read_json, _read_tags, _read_python):
@@ -173,7 +174,7 @@ def _format(text: str, n_calls: int) -> Format | None:
 
 
 def _reads(format: Format, text: str, n_calls: int) -> bool:
-    """Whether the format reads the text, and what it writes itself, as the calls."""
+    """Return whether the format parses the text, and what it writes itself, as the calls."""
     wanted = _wanted(n_calls)
     return all(
         _calls_in(format, written, n_calls, alone=True) == wanted
@@ -188,7 +189,8 @@ def _wanted(n_calls: int) -> list[tuple[str, Any]]:
 def _calls_in(
     format: Format, text: str, n_calls: int, *, alone: bool = False
 ) -> list[tuple[str, Any]] | None:
-    """The calls that are read. None: they cannot be, or there is prose and they are to be alone."""
+    """Return the parsed calls. None: they cannot be parsed, or there is prose and they should be
+    alone."""
     functions = {
         name: {"properties": {key: {"type": _kind(value)} for key, value in arguments.items()}}
         for name, arguments in _wanted(n_calls)
@@ -213,7 +215,7 @@ def _kind(value: Any) -> str:
 
 
 def _read_json(text: str, n_calls: int) -> list[_Read] | None:
-    """Calls whose arguments are JSON."""
+    """Read calls whose arguments are JSON."""
     found: list[_Read] = []
     at = 0
     for _, name, arguments in _CALLS[:n_calls]:
@@ -238,14 +240,14 @@ def _read_json(text: str, n_calls: int) -> list[_Read] | None:
 
 
 def _json_at(text: str, start: int, wanted: Any) -> tuple[int, int] | None:
-    """Where this value stands in the text, in JSON."""
+    """Return where this value is in the text, in JSON."""
     at = text.find("{", start)
     value, end = _decoded(text, at)
     return (at, end) if value == wanted else None
 
 
 def _decoded(text: str, at: int) -> tuple[Any, int]:
-    """The value that stands at a place, and where it ends."""
+    """Return the value at a place, and its end."""
     try:
         return json.JSONDecoder().raw_decode(text, at) if at >= 0 else (None, 0)
     except ValueError:
@@ -253,7 +255,7 @@ def _decoded(text: str, at: int) -> tuple[Any, int]:
 
 
 def _read_python(text: str, n_calls: int) -> list[_Read] | None:
-    """Calls as Python writes them; whether they are is seen when they are read."""
+    """Read calls in Python's syntax; whether they are valid shows when they are parsed."""
     found: list[_Read] = []
     at = 0
     for _, name, arguments in _CALLS[:n_calls]:
@@ -269,7 +271,7 @@ def _read_python(text: str, n_calls: int) -> list[_Read] | None:
 
 
 def _read_tags(text: str, n_calls: int) -> list[_Read] | None:
-    """Calls whose arguments stand in tags."""
+    """Read calls whose arguments are in tags."""
     calls: list[tuple[str, list[str], list[str]]] = []
     at = 0
     for _, name, arguments in _CALLS[:n_calls]:
@@ -328,14 +330,14 @@ def _by_kind(named: Sequence[str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def _value_at(text: str, start: int, value: Any) -> tuple[int, int] | None:
-    """Where a value stands first behind `start`, as it is, in JSON or in Python."""
+    """Return where a value is first after `start`, as it is, in JSON or in Python."""
     shapes = [value] if isinstance(value, str) else [json.dumps(value), str(value)]
     found = [(place, place + len(one)) for one in shapes if (place := text.find(one, start)) >= 0]
     return min(found, default=None)
 
 
 def _assembled(pieces: list[_Read]) -> Format | None:
-    """The format with these calls; the last piece is what is behind them."""
+    """Return the format with these calls; the last piece is what comes after them."""
     *calls, last = pieces
     first, rest = calls[0], last.before
     if len(calls) == 1:
@@ -395,14 +397,14 @@ _NAME = r"(?P<name>[^\s<>{}()\[\]\"]{1,256}?)"
 
 
 def _lenient(text: str) -> str:
-    """A pattern for a text, with any white space where it has some, and ids."""
+    """Return a pattern for a text, with any white space where it has some, and ids."""
     pattern = r"\s*".join(map(re.escape, text.split()))
     pattern = pattern.replace(re.escape(ID), r"[^\s<>{}\"]*?")
     return r"\s*" + pattern.replace(re.escape(NAME), "(?P=name)") + (r"\s*" if pattern else "")
 
 
 def _words() -> list[str]:
-    """All that no format can have in it."""
+    """Return all words that no format can contain."""
     keys = (key for _, _, arguments in _CALLS for key in arguments)
     return [*(name for _, name, _ in _CALLS), *keys]
 
@@ -411,7 +413,7 @@ def _words() -> list[str]:
 
 
 def _common_prefix(one: str, other: str) -> str:
-    """In whole tags, numbers and words."""
+    """Return the common prefix, in whole tags, numbers and words."""
     size = 0
     for a, b in zip(_UNIT.findall(one), _UNIT.findall(other), strict=False):
         if a != b:
@@ -421,7 +423,7 @@ def _common_prefix(one: str, other: str) -> str:
 
 
 def _common_suffix(one: str, other: str, *, numbers: bool = False) -> str:
-    """Likewise; what `one` has of it, where `numbers` may differ."""
+    """Return the common suffix, as `one` has it, where `numbers` may differ."""
     size = 0
     for a, b in zip(reversed(_UNIT.findall(one)), reversed(_UNIT.findall(other)), strict=False):
         if a != b and not (numbers and a.isdigit() and b.isdigit()):
@@ -431,7 +433,7 @@ def _common_suffix(one: str, other: str, *, numbers: bool = False) -> str:
 
 
 def _merged_suffix(one: str, other: str) -> str:
-    """The common end, with `ID` where numbers differ."""
+    """Return the common end, with `ID` where numbers differ."""
     merged: list[str] = []
     for a, b in zip(reversed(_UNIT.findall(one)), reversed(_UNIT.findall(other)), strict=False):
         if a == b:

@@ -1,4 +1,4 @@
-"""What a model's text is made of."""
+"""The parts of a model's text."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import NamedTuple
 
 
 class ProsePiece(NamedTuple):
-    """A piece of the answer in words."""
+    """A piece of the answer's prose."""
 
     text: str
 
 
 class ThoughtPiece(NamedTuple):
-    """A piece of what the model thinks before it answers."""
+    """A piece of the model's reasoning."""
 
     text: str
 
 
 class CallStart(NamedTuple):
-    """A call begins."""
+    """The beginning of a call."""
 
     name: str
 
 
 class ArgumentsPiece(NamedTuple):
-    """A piece of the arguments of the call that began last, as JSON."""
+    """A piece of the latest call's arguments, as JSON."""
 
     text: str
 
@@ -34,7 +34,7 @@ Event = ProsePiece | ThoughtPiece | CallStart | ArgumentsPiece
 
 
 def merged(events: list[Event]) -> list[Event]:
-    """Join neighbours of one kind, and leave out empty pieces."""
+    """Join neighbours of one kind, and drop empty pieces."""
     kept = [event for event in events if isinstance(event, CallStart) or event.text]
     found: list[Event] = []
     for kind, run in groupby(kept, type):

@@ -1,4 +1,4 @@
-"""What a tool format is: the marks that a parser looks for, and how calls are written."""
+"""Tool formats: the marks that a parser looks for, and how calls are written."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ NAME = "{name}"
 
 
 class Marks(NamedTuple):
-    """Around a part of an answer, such as the model's thoughts."""
+    """Marks around a part of an answer, such as the model's reasoning."""
 
     begin: str
     end: str
 
 
 class Turn(NamedTuple):
-    """What is in an answer beside calls and prose."""
+    """What an answer has beside calls and prose."""
 
     thoughts: Marks | None = None
-    """Around what the model thinks before it answers."""
+    """Marks around the model's reasoning."""
     answer: str = ""
-    """What the model writes before an answer in words."""
+    """What the model writes before an answer in prose."""
     dropped: tuple[str, ...] = ()
-    """Marks that say nothing: those around such an answer, and at the end of the turn."""
+    """Marks without content: those around such an answer, and at the end of the turn."""
 
 
 class Written(NamedTuple):
@@ -40,10 +40,10 @@ class Written(NamedTuple):
     call: str
     end_call: str
     begin: str = ""
-    """Before the first call."""
+    """Text before the first call."""
     between: str = ""
     end: str = ""
-    """After the last call."""
+    """Text after the last call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,32 +63,31 @@ class Format:
     """Whether objects in the text are calls also without a mark, if they name a function on offer
     and have arguments."""
     fences: tuple[str, ...] = ()
-    """What may be before such calls, and says nothing by itself."""
+    """What may be before such calls, and is ignored."""
     end: tuple[str, ...] = ()
     """Marks after the calls."""
     header: re.Pattern[str] | None = None
     """Everything between `begin` or `begin_call` and the arguments; its group `name` is the
     function's name."""
     notation: Notation | None = None
-    """How arguments behind a header are written. None: as a JSON object."""
+    """How arguments after a header are written. None: as a JSON object."""
     begin_call: tuple[str, ...] = ()
     end_call: tuple[str, ...] = ()
     """Marks around one of several calls with a header."""
     name_keys: frozenset[str] = frozenset({"name", "function", "tool_name"})
     arguments_keys: frozenset[str] = frozenset({"arguments", "parameters"})
-    """Members of a call that is an object."""
+    """Names of the arguments in a call object."""
     written: Written
     instructions: str = ""
-    """What a model whose template does not show tools is prompted with; `{tools}` stands for
-    these."""
+    """Prompt for a model whose template does not show tools; `{tools}` stands for these."""
     turn: Turn | None = None
-    """What else is in answers of these models. None: it is looked for in their templates."""
+    """What else is in answers of these models. None: derived from their templates."""
     one_call: bool = False
     """Whether an answer ends with its first call."""
     channels: bool = False
-    """Whether each part of an answer says in a header what it is; see `harmony`."""
+    """Whether each part of an answer has a header with its kind; see `harmony`."""
     ids: Literal["any", "short", "numbered"] = "any"
-    """What ids of calls the template takes: nine letters and digits, or those that the model itself
+    """Call ids that the template takes: nine letters and digits, or those that the model itself
     writes, which have the function's name and count the calls of a conversation."""
 
     @property
@@ -99,16 +98,17 @@ class Format:
         return (*marks, *self.written, *notation)
 
     def matches(self, template: str) -> bool:
-        """Whether the source of a chat template shows this format."""
+        """Return whether the source of a chat template shows this format."""
         return any(all(text in template for text in sign) for sign in self.signs)
 
     def opening(self, name: str) -> str:
-        """What is written before the arguments of a call of this function, with `ID` in it."""
+        """Return what is written before the arguments of a call of this function, with `ID` in
+        it."""
         shown = name if self.header else json.dumps(name, ensure_ascii=False)[1:-1]
         return self.written.call.replace(NAME, shown)
 
     def text(self, calls: Sequence[tuple[str, Any]]) -> str:
-        """Calls, names with arguments, as the model would write them."""
+        """Return calls, names with arguments, as the model would write them."""
         w = self.written
         written = [
             self.opening(name).replace(ID, str(index)) + self._arguments(arguments) + w.end_call
@@ -122,7 +122,7 @@ class Format:
         return json.dumps(arguments, ensure_ascii=False)
 
     def described(self, tools: Sequence[Any]) -> str:
-        """The instructions, with the tools in them."""
+        """Return the instructions, with the tools in them."""
         shown = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
         return self.instructions.replace("{tools}", shown)
 
@@ -133,4 +133,4 @@ You may call functions to answer. These are their signatures, one a line:
 {tools}
 </tools>
 """
-"""Instructions begin with this; how calls are written follows."""
+"""The beginning of instructions; how calls are written follows."""

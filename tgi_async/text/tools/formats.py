@@ -1,4 +1,4 @@
-"""The formats of the model families, and which one a chat template shows."""
+"""The tool formats of the model families, and which one a chat template shows."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ QWEN3_CODER = Format(
     "<function=NAME>\n<parameter=PARAMETER>\nVALUE\n</parameter>\n</function>\n</tool_call>\n"
     "Call none where none is needed.",
 )
-"""Qwen3-Coder, Qwen 3.5, Step 3.5: arguments in tags. Some leave the first mark out."""
+"""Qwen3-Coder, Qwen 3.5, Step 3.5: arguments in tags. Some models leave out the first mark."""
 
 SEED = Format(
     name="seed_oss",
@@ -85,7 +85,7 @@ GLM = Format(
     ),
     written=Written(call="<tool_call>{name}\n", end_call="</tool_call>", between="\n"),
 )
-"""GLM 4.5 and 4.6, and many that learnt from them."""
+"""GLM 4.5 and 4.6, and many models that use their format."""
 
 GLM47 = Format(
     name="glm47",
@@ -231,7 +231,7 @@ LFM2 = Format(
     '<|tool_call_start|>[NAME(PARAMETER="VALUE", ...)]<|tool_call_end|>\n'
     "Call none where none is needed.",
 )
-"""Liquid's LFM2: a list of calls as Python writes them."""
+"""Liquid's LFM2: a list of calls in Python's syntax."""
 
 GEMMA4 = Format(
     name="gemma4",
@@ -272,7 +272,7 @@ LLAMA3 = Format(
     + 'To call a function, write {"name": <its name>, "parameters": <object>} and nothing else. '
     "Call none where none is needed.",
 )
-"""Llama 3.1, 3.2 and 3.3, with the tag or without. Python behind the tag stays prose."""
+"""Llama 3.1, 3.2 and 3.3, with the tag or without. Python after the tag stays prose."""
 
 MISTRAL_LIST = Format(
     name="mistral",
@@ -285,7 +285,7 @@ MISTRAL_LIST = Format(
     "nothing else. Call none where none is needed.",
     ids="short",
 )
-"""Mistral up to 2024: a list. What newer models write is understood too."""
+"""Mistral up to 2024: a list. The calls of newer models are read too."""
 
 MISTRAL = Format(
     name="mistral_args",
@@ -369,17 +369,17 @@ FORMATS = (
     SMOLLM,
     JSON,
 )
-"""The first that a template shows is its format."""
+"""In order: the first that a template shows is its format."""
 
 NAMES = tuple(one.name for one in FORMATS)
 
 
 def format_named(name: str) -> Format:
-    """The format with one of `NAMES`."""
+    """Return the format with one of `NAMES`."""
     return next(one for one in FORMATS if one.name == name)
 
 
 def format_of(templates: Iterable[str]) -> Format:
-    """The format that any of a model's chat templates shows."""
+    """Return the format that any of a model's chat templates shows."""
     sources = list(templates)
     return next((one for one in FORMATS if any(map(one.matches, sources))), JSON)

@@ -35,7 +35,7 @@ ASSISTANT = START + "assistant"
 ANALYSIS = Marks(CHANNEL + "analysis" + MESSAGE, ENDS[0])
 FINAL = Marks(CHANNEL + "final" + MESSAGE, ENDS[2])
 MAX_HEADER = 256
-"""Characters before `MESSAGE`."""
+"""Most characters before `MESSAGE`."""
 
 HARMONY = Format(
     name="harmony",
@@ -73,7 +73,7 @@ class ChannelParser:
         parallel: bool = True,
         forced: bool = False,
     ) -> None:
-        """`forced`: a grammar holds the text to thoughts and calls."""
+        """Make a parser. `forced`: a grammar constrains the text to reasoning and calls."""
         self._reader = Reader()
         self._functions = functions
         self._parallel = parallel
@@ -122,7 +122,8 @@ class ChannelParser:
                 yield from self._text(ProsePiece)
 
     def _header(self) -> Reading[bool]:
-        """Take a header and the mark behind it. False: there is none; what was taken is prose."""
+        """Read a header and the mark after it. False: there is none, and the consumed text is
+        prose."""
         r = self._reader
         start = r.at
         yield from r.literal([ASSISTANT])
@@ -159,7 +160,7 @@ class ChannelParser:
         *,
         whole: bool = False,
     ) -> Reading[None]:
-        """Take the text of a message and the mark that ends it, which is left in if `whole`."""
+        """Read the text of a message and the mark that ends it, which is kept if `whole`."""
         r = self._reader
         said = False
         while c := (yield from r.next()):
@@ -201,25 +202,26 @@ class ChannelParser:
             self._events.append(CallStart(name))
 
     def _cut_off(self, header: str) -> None:
-        """A text that ends in a header: begin its call if the name of the function is whole."""
+        """Handle a text that ends in a header: begin its call if the function's name is
+        complete."""
         found = _RECIPIENT.search(header)
         if found is not None and found.end() < len(header) and found["name"] in self._functions:
             self._begin(found["name"])
 
 
 def after_thoughts(answer: Grammar, terms_of: Terms) -> Grammar:
-    """`answer`, which begins with its header, and perhaps thoughts before it."""
+    """Return `answer`, which begins with its header, after optional reasoning."""
     return terms.Sequence([terms.Repeat(_message_of("analysis", terms_of), 0, 1), answer])
 
 
 def held_calls(calls: Grammar, terms_of: Terms) -> Grammar:
-    """Thoughts and words for the user, and then the last of these, or `calls`."""
+    """Return reasoning and prose for the user, and then the last of these, or `calls`."""
     words = [_message_of(channel, terms_of) for channel in ("analysis", "commentary")]
     final = terms.Sequence([*terms_of(FINAL.begin), terms.Regex(ANY_TEXT)])
     return terms.Sequence([terms.Repeat(terms.Choice(words)), terms.Choice([calls, final])])
 
 
 def _message_of(channel: str, terms_of: Terms) -> Grammar:
-    """A message on a channel, and what begins the next one."""
+    """Return a message on a channel, and what begins the next one."""
     end = terms_of(ENDS[0] + ASSISTANT)
     return terms.Sequence([*terms_of(CHANNEL + channel + MESSAGE), *text_up_to(ANY_TEXT, end)])

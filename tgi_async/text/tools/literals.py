@@ -1,6 +1,5 @@
-"""Arguments as literals of a program, as in `get_weather(city="Seoul", days=3)`: LFM2 does so, and
-Gemma 4 with marks in place of quotes: `get_weather{city:<|"|>Seoul<|"|>,days:3}`.
-"""
+"""Arguments as literals of a program, as in `get_weather(city="Seoul", days=3)`: LFM2's format, and
+Gemma 4's with marks instead of quotes: `get_weather{city:<|"|>Seoul<|"|>,days:3}`."""
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ _AFTER_STRING = ",)]}:"
 
 @dataclass(frozen=True, slots=True)
 class LiteralNotation:
-    """Names with values between brackets. JSON's words are understood as well as Python's.
+    """Names with values between brackets. JSON's keywords are read as well as Python's.
 
     `quote` is a mark around strings, which have no escapes then; without it they are Python's.
     """
@@ -128,7 +127,7 @@ class LiteralNotation:
         emit("{}" if begun == "{" else "}")
 
     def json_of(self, text: str) -> str | None:
-        """A whole text that is a value, as JSON. None: it is none."""
+        """Return a whole text that is a value, as JSON. None: it is not a value."""
         reader = Reader()
         reader.feed(text)
         reader.end()
@@ -144,7 +143,7 @@ class LiteralNotation:
         return bool(c) and (c in "[({" or c in quotes or _WORD.match(c) is not None)
 
     def _name(self, r: Reader) -> Reading[str | None]:
-        """Take a name and what assigns to it. None: they do not come next; nothing is taken."""
+        """Read a name and its assignment. None: they do not come next; nothing is consumed."""
         r.kept = start = r.at
         while (c := (yield from r.next())) and _WORD.match(c) and r.at - start < MAX_NAME:
             r.at += 1
@@ -156,7 +155,7 @@ class LiteralNotation:
         return name if found else None
 
     def _value(self, r: Reader, emit: Emit, *, words: bool = True) -> Reading[bool]:
-        """Take one value, which begins here, and emit it as JSON; other words become strings.
+        """Read the value that begins here, and emit it as JSON; other words become strings.
 
         False: it breaks off into something else. What was emitted is whole unless it was cut off.
         """
@@ -196,7 +195,7 @@ class LiteralNotation:
                 return True
 
     def _member(self, r: Reader, closing: str, comma: str, emit: Emit) -> Reading[bool]:
-        """Take what is before the next value of a list or a dictionary. False: there is none."""
+        """Read what is before the next value of a list or a dictionary. False: there is none."""
         if not self._begins_value((yield from r.next())):
             return False
         if closing != "}":
@@ -231,7 +230,7 @@ class LiteralNotation:
         return (yield from _word(r, emit, words))
 
     def _marked_string(self, r: Reader, emit: Emit) -> Reading[None]:
-        """Take a string behind its first mark, and the other one."""
+        """Read a string after its first mark, and the other mark."""
         plain = re.compile(f"[^{re.escape(self.quote[0])}]+")
         emit('"')
         r.ran_out = False
@@ -253,7 +252,7 @@ class LiteralNotation:
     # -- forcing --------------------------------------------------------------------------------
 
     def any(self, terms_of: Terms) -> Grammar:
-        """See `Notation`. With marks in place of quotes, values are not inside of each other."""
+        """See `Notation`. With marks instead of quotes, values are not nested."""
         value: Grammar = terms.Json(True)
         if self.quote:
             mark = terms_of(self.quote)
@@ -321,7 +320,7 @@ class LiteralNotation:
 
 
 def _listed(first: list[Grammar], further: list[Grammar], comma: str) -> list[Grammar]:
-    """All of `first` and any of `further`, in this order, with commas between."""
+    """Return all of `first` and any of `further`, in this order, with commas between."""
 
     def behind(part: Grammar) -> Grammar:
         return terms.Sequence([terms.Text(comma), part])
@@ -338,7 +337,7 @@ GEMMA = LiteralNotation("{", "}", ":", ",", '<|"|>')
 
 
 def _is_cut(r: Reader) -> Reading[bool]:
-    """Whether the text was cut off here."""
+    """Return whether the text was cut off here."""
     return not (yield from r.next()) and r.truncated
 
 
@@ -350,7 +349,7 @@ def _abandon(r: Reader, open_: list[str], emit: Emit, value: str = "") -> Readin
 
 
 def _word(r: Reader, emit: Emit, words: bool) -> Reading[bool]:
-    """Take a number or a word."""
+    """Read a number or a word."""
     kept, r.kept = r.kept, r.at if r.kept is None else r.kept
     start = r.at
     while (c := (yield from r.next())) and _WORD.match(c):
@@ -369,7 +368,7 @@ def _word(r: Reader, emit: Emit, words: bool) -> Reading[bool]:
 
 
 def _string(r: Reader, emit: Emit) -> Reading[None]:
-    """Take a string of Python, as it comes.
+    """Read a Python string, in pieces.
 
     Its quote ends it where something follows that may be behind a string: models leave quotes
     inside of a string as they are.
@@ -401,7 +400,7 @@ def _ends_string(r: Reader) -> Reading[bool]:
 
 
 def _escaped(r: Reader) -> Reading[str]:
-    """Take what is behind a backslash; its text inside of a JSON string."""
+    """Read what is after a backslash; return its text within a JSON string."""
     c = yield from r.next()
     if not c:
         return ""

@@ -1,4 +1,4 @@
-"""Ways to write the arguments of a call that are no JSON object."""
+"""Notations of a call's arguments other than a JSON object."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tgi_async.grammar.grammar import Grammar
 from tgi_async.text.tools.reader import Reader, Reading
 
 MAX_NAME = 256
-"""Characters of a parameter's name."""
+"""Most characters of a parameter's name."""
 MAX_REFERENCES = 8
-"""`$ref` after each other that are followed to find a type."""
+"""Most `$ref` in a row that are followed to find a type."""
 SCALARS = ("string", "integer", "number", "boolean", "null")
 KINDS = (*SCALARS, "array", "object")
 
@@ -41,7 +41,7 @@ class Notation(Protocol):
 
     @property
     def first(self) -> str:
-        """The characters that arguments, or what ends them, may begin with."""
+        """Characters that arguments, or what ends them, may begin with."""
         ...
 
     @property
@@ -50,31 +50,31 @@ class Notation(Protocol):
         ...
 
     def write(self, arguments: Mapping[str, Any]) -> str:
-        """Arguments as the model would write them."""
+        """Return arguments as the model would write them."""
         ...
 
     def begins(self, reader: Reader) -> Reading[bool]:
-        """Whether arguments begin here, or end at once; nothing is taken."""
+        """Return whether arguments begin here, or end at once; nothing is consumed."""
         ...
 
     def read(self, reader: Reader, schema: Any, emit: Emit) -> Reading[None]:
-        """Take arguments up to their end, and the mark of it. Emit them as a JSON object.
+        """Read arguments up to their end, and its mark. Emit them as a JSON object.
 
         It is whole unless the text was truncated. What is no argument ends them too, and is left.
         """
         ...
 
     def forced(self, schema: dict[str, Any], terms: Terms) -> Grammar:
-        """Arguments that follow the schema. Raises NotForced."""
+        """Return a grammar of arguments that follow the schema. Raises NotForced."""
         ...
 
     def any(self, terms: Terms) -> Grammar:
-        """Any arguments."""
+        """Return a grammar of any arguments."""
         ...
 
 
 def properties_of(schema: Any) -> list[tuple[str, Any, bool]]:
-    """Name, schema and whether it is required, of each property. Raises NotForced."""
+    """Return name, schema and whether it is required, of each property. Raises NotForced."""
     if not isinstance(schema, dict):
         return []
     allowed = {*ANNOTATIONS, "properties", "required", "additionalProperties", *DEFINITIONS}
@@ -87,13 +87,13 @@ def properties_of(schema: Any) -> list[tuple[str, Any, bool]]:
 
 
 def as_json(schema: Any, root: Mapping[str, Any]) -> Grammar:
-    """A value that follows a schema inside of `root`, written in JSON."""
+    """Return a value that follows a schema inside of `root`, written in JSON."""
     inner = schema if isinstance(schema, dict) else {}
     return terms.Json({**inner, **{key: root[key] for key in DEFINITIONS if key in root}})
 
 
 def resolved(schema: Any, root: Any) -> Any:
-    """The schema itself, or the one that its `$ref` leads to."""
+    """Return the schema itself, or the target of its `$ref`."""
     for _ in range(MAX_REFERENCES):
         if not isinstance(schema, dict) or not isinstance(schema.get("$ref"), str):
             return schema
@@ -105,7 +105,8 @@ def resolved(schema: Any, root: Any) -> Any:
 
 
 def branches_of(schema: Any, root: Any, depth: int = 0) -> list[Any]:
-    """The schemas of which a value follows one, apart: those of `anyOf` and of a list of types."""
+    """Return the schemas of which a value follows one, apart: those of `anyOf` and of a list of
+    types."""
     schema = resolved(schema, root)
     if not isinstance(schema, dict) or depth > MAX_REFERENCES:
         return [schema]
@@ -120,7 +121,7 @@ def branches_of(schema: Any, root: Any, depth: int = 0) -> list[Any]:
 
 
 def types_of(schema: Any, root: Any, depth: int = 0) -> set[str]:
-    """What a value may be. A schema that does not say so is taken for a string's."""
+    """Return the types of a value. A schema without any is taken for a string's."""
     schema = resolved(schema, root)
     if not isinstance(schema, dict) or depth > MAX_REFERENCES:
         return {"string"}
@@ -140,7 +141,7 @@ def types_of(schema: Any, root: Any, depth: int = 0) -> set[str]:
 
 
 def type_of(value: Any) -> str:
-    """The type of a JSON value."""
+    """Return the type of a JSON value."""
     if isinstance(value, bool):
         return "boolean"
     for kind, name in ((str, "string"), (int, "integer"), (float, "number"), (dict, "object")):
@@ -150,29 +151,29 @@ def type_of(value: Any) -> str:
 
 
 def is_one_of(value: Any, types: Collection[str]) -> bool:
-    """Whether a JSON value has one of these types."""
+    """Return whether a JSON value has one of these types."""
     found = type_of(value)
     return found in types or (found == "integer" and "number" in types)
 
 
 def property_of(schema: Any, name: str) -> Any:
-    """The schema of a property, as far as it is known."""
+    """Return the schema of a property, as far as it is known."""
     properties = schema.get("properties") if isinstance(schema, dict) else None
     return properties.get(name) if isinstance(properties, dict) else None
 
 
 def one_of(options: list[Grammar]) -> Grammar:
-    """A choice, where there is any."""
+    """Return a choice, or its only option."""
     return options[0] if len(options) == 1 else terms.Choice(options)
 
 
 def in_string(text: str) -> str:
-    """Text as it is inside of a JSON string."""
+    """Return a text as it is within a JSON string."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def text_up_to(pattern: str, end: Sequence[Grammar]) -> list[Grammar]:
-    """A text that matches `pattern`, and `end` behind it.
+    """Return a text that matches `pattern`, with `end` after it.
 
     An engine gives a pattern all that it can match, so what `end` begins with is part of it.
     """
@@ -190,5 +191,5 @@ _SYNTAX = re.compile(r"([\\.+*?()|\[\]{}^$/&~#-])")
 
 
 def escaped(text: str) -> str:
-    """A pattern for exactly this text."""
+    """Return a pattern for exactly this text."""
     return _SYNTAX.sub(r"\\\1", text).replace("\n", r"\n")

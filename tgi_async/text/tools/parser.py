@@ -1,4 +1,4 @@
-"""From a model's text, as it comes, to prose, thoughts and calls."""
+"""Parse a model's text, in pieces, to prose, reasoning and calls."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from tgi_async.text.tools.harmony import ChannelParser
 from tgi_async.text.tools.reader import SPACE, Reader, Reading
 
 Held = Literal["calls", "either", "text"]
-"""What a grammar may hold a text to: calls alone, calls or a text without any, or such a text."""
+"""What a grammar constrains a text to: calls alone, calls or a text without any, or such a text."""
 
 _WORD = re.compile(r"[^ \t\n\r]+")
 
 
 class AnswerParser(Protocol):
-    """Reads one answer."""
+    """Parses one answer."""
 
     in_call: bool
-    """Whether what came last is a call, or the beginning of one."""
+    """Whether the latest text is a call, or the beginning of one."""
     thinking: bool | None
-    """Whether what came last belongs to the thoughts; None: it is too early to say. After False it
-    does not change."""
+    """Whether the latest text belongs to the reasoning; None: not known yet. After False it does
+    not change."""
 
     def feed(self, text: str) -> list[Event]:
-        """Take more of the text; return what it completes."""
+        """Add a piece of the text; return what it completes."""
         ...
 
     def end(self, *, truncated: bool = False) -> list[Event]:
-        """Return what was held back: nothing follows. `truncated`: the model did not end there."""
+        """Return what was held back, at the end. `truncated`: the model did not end there."""
         ...
 
 
 class Parser:
-    """Reads one answer. See `AnswerParser`.
+    """Parses one answer. See `AnswerParser`.
 
     `functions` may be called, names with schemas of their parameters: whatever looks like a call
     of another is prose, and all is where `format` is None. `thoughts` are the marks of the model's
-    thoughts, if it has such, which begin in the prompt if `opened`; `dropped` are marks that say
-    nothing. Without `parallel`, calls after the first one are left out. `held` is what a grammar
-    holds the text behind the thoughts to.
+    thoughts, if it has such, which begin in the prompt if `opened`; `dropped` are marks without
+    content. Without `parallel`, calls after the first one are left out. `held` is how a grammar
+    constrains the text after the reasoning.
 
-    Nothing else of the text is dropped but marks, what parts calls, white space around these, and
-    a call that was cut off before its function was known.
+    Only marks, separators of calls, white space around these, and a call that was cut off before
+    its function was known are dropped.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Parser:
         self._space: list[str] = []
         """White space that is part of the prose only if prose is on both sides of it."""
         self._after_mark = False
-        """Whether what came last, but for white space, was no prose."""
+        """Whether the latest text, but for white space, was not prose."""
         self.thinking: bool | None = False if thoughts is None else None
         self._work = self._run(opened)
         next(self._work)
@@ -164,7 +164,7 @@ class Parser:
             self._events.append(ProsePiece("".join(self._space)))
 
     def _dropped(self) -> Reading[bool]:
-        """Take what begins here, if it is no prose: calls, or a mark around prose."""
+        """Consume what begins here, if it is not prose: calls, or a mark around prose."""
         r, calls = self._reader, self._calls
         start = r.at
         if calls is None or (yield from r.next()) not in calls.firsts:

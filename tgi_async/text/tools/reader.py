@@ -1,7 +1,7 @@
-"""A text that arrives in pieces, read as if it were there as a whole.
+"""Read a text that arrives in pieces as if it were complete.
 
-What reads it are generators: they yield while the character they need has not come. So a decision
-rests on the text and its end alone, never on how the text was cut.
+Its methods are generators: they yield while the character they need has not come. So a decision
+depends on the text and its end alone, never on how the text was split.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 Reading = Generator[None, None, T]
-"""Yields for more text; its value is what was read."""
+"""A generator that yields for more text; its return value is the result."""
 
 SPACE = " \t\n\r"
 MAX_DEPTH = 64
-"""Of nested JSON. What is deeper is taken for no call."""
+"""Most levels of nested JSON. A deeper value is not a call."""
 
 _IN_STRING = re.compile(r'[^"\\]+')
 _IN_NUMBER = re.compile(r"[-+.0-9eE]+")
@@ -29,42 +29,43 @@ _WORDS = {"t": "true", "f": "false", "n": "null"}
 
 
 class Reader:
-    """`at` is the place of the next character, counted from the beginning of the text."""
+    """The text so far. `at` is the place of the next character, counted from the beginning."""
 
     def __init__(self) -> None:
         self._text = ""
         self._base = 0
-        """Where the kept text begins."""
+        """Place where the kept text begins."""
         self._ended = False
         self.at = 0
         self.kept: int | None = None
-        """From where on the text is still needed; None: from `at` on."""
+        """Place from which on the text is still needed; None: from `at` on."""
         self.ran_out = False
-        """Whether a character past the end of the text was wanted. Callers reset it."""
+        """Whether a character past the end of the text was needed. Callers reset it."""
         self.truncated = False
 
     def feed(self, text: str) -> None:
-        """More of the text."""
+        """Add a piece of the text."""
         read = (self.at if self.kept is None else self.kept) - self._base
         kept, self._text = self._text, ""
         if read > len(kept) // 2:  # not at every piece: what is kept may be long
             kept = kept[read:]
             self._base += read
-        kept += text  # in place, for nothing else refers to it
+        kept += text  # in place, as nothing else refers to it
         self._text = kept
 
     def end(self, *, truncated: bool = False) -> None:
-        """Nothing follows. `truncated`: and it is not the model that ended there."""
+        """End the text. `truncated`: the model did not end there."""
         self._ended = True
         self.truncated = truncated
 
     def slice(self, start: int, end: int | None = None) -> str:
-        """The text from `start` to `end`, or to `at`."""
+        """Return the text from `start` to `end`, or to `at`."""
         stop = self.at if end is None else end
         return self._text[start - self._base : stop - self._base]
 
     def next(self, ahead: int = 0) -> Reading[str]:
-        """The character `ahead` places on, which is not taken; empty at the end of the text."""
+        """Return the character `ahead` places on, without consuming it; empty at the end of the
+        text."""
         place = self.at + ahead
         while place - self._base >= len(self._text):
             if self._ended:
@@ -74,16 +75,17 @@ class Reader:
         return self._text[place - self._base]
 
     def run(self, pattern: re.Pattern[str]) -> None:
-        """Take as much of what has come as `pattern` matches, which takes any part of a run."""
+        """Consume as much of the available text as `pattern` matches, which matches any part of a
+        run."""
         if found := pattern.match(self._text, self.at - self._base):
             self.at = found.end() + self._base
 
     def take_all(self) -> None:
-        """Take all that has come."""
+        """Consume all available text."""
         self.at = self._base + len(self._text)
 
     def skip(self, characters: str = SPACE) -> Reading[None]:
-        """Take all that are among `characters`."""
+        """Consume all that are among `characters`."""
         while (c := (yield from self.next())) and c in characters:
             start = self.at
             self.run(_SPACES)
@@ -91,7 +93,7 @@ class Reader:
                 self.at += 1
 
     def whitespace(self) -> Reading[str]:
-        """Take all white space that comes next; the text of it."""
+        """Consume the next white space; return it."""
         pieces = []
         while (c := (yield from self.next())) and c in SPACE:
             start = self.at
@@ -100,7 +102,7 @@ class Reader:
         return "".join(pieces)
 
     def spaced(self, option: str) -> Reading[bool]:
-        """Take `option`, with any white space, or none, where it has some and before it.
+        """Consume `option`, with any white space, or none, where it has some and before it.
 
         False: it does not come next, and nothing was taken.
         """
@@ -113,7 +115,7 @@ class Reader:
         return True
 
     def literal(self, options: Sequence[str]) -> Reading[str | None]:
-        """Take the first of `options` that comes next; None if none does."""
+        """Consume the first of `options` that comes next; return it, or None."""
         for option in options:
             for place, wanted in enumerate(option):
                 if (yield from self.next(place)) != wanted:
@@ -124,7 +126,7 @@ class Reader:
         return None
 
     def until(self, marks: Sequence[str]) -> Reading[None]:
-        """Take all before the first of `marks`, or before the end."""
+        """Consume all before the first of `marks`, or before the end."""
         firsts = {mark[0] for mark in marks}
         while c := (yield from self.next()):
             if c in firsts:
@@ -137,7 +139,8 @@ class Reader:
     # -- JSON -----------------------------------------------------------------------------------
 
     def string(self) -> Reading[str | None]:
-        """Take a string; its value, or None if it is none. Then `at` is where it is wrong."""
+        """Read a string; return its value, or None if it is invalid. Then `at` is where it is
+        wrong."""
         start = self.at
         kept, self.kept = self.kept, start if self.kept is None else self.kept
         try:
@@ -149,7 +152,7 @@ class Reader:
             self.kept = kept
 
     def _string(self) -> Reading[bool]:
-        """Characters that JSON wants escaped are taken as they are: models write such."""
+        """Accept characters that JSON wants escaped, as models write them."""
         if (yield from self.next()) != '"':
             return False
         self.at += 1
@@ -181,20 +184,20 @@ class Reader:
         return True
 
     def value(self) -> Reading[bool]:
-        """Take one JSON value; False if it is none. Then `at` is where it is wrong."""
+        """Read one JSON value; False if it is invalid. Then `at` is where it is wrong."""
         if (yield from self.next()) not in ("{", "["):
             return (yield from self._scalar())
         return (yield from self._nested([]))
 
     def rest_of_object(self) -> Reading[bool]:
-        """Take an object's further members, before the first of them, and its end."""
+        """Read an object's further members, before the first of them, and its end."""
         yield from self.skip()
         if not (yield from self._member()):
             return False
         return (yield from self._nested(["{"]))
 
     def _nested(self, open: list[str]) -> Reading[bool]:
-        """Take what is left of a value, with `open` the brackets around; before its next value."""
+        """Read the rest of a value, with `open` the brackets around; before its next value."""
         while True:
             yield from self.skip()
             c = yield from self.next()
@@ -228,7 +231,7 @@ class Reader:
                     return True
 
     def _member(self) -> Reading[bool]:
-        """Take a name and its colon."""
+        """Read a name and its colon."""
         if not (yield from self._string()):
             return False
         yield from self.skip()

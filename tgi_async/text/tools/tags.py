@@ -48,16 +48,16 @@ class Tags:
 
     begin: str
     named: tuple[tuple[str, tuple[str, ...]], ...]
-    """Texts between a name and its value, with the types of values that they are before; where
-    there are none, these are known from the schema. What is written is the first that fits."""
+    """Texts between a name and its value, by the types of the value; where there are none, types
+    come from the schema. The first that fits is written."""
     end: str
     end_call: tuple[str, ...]
     """Marks after the last parameter."""
     also_begin: tuple[str, ...] = ()
     also_end: tuple[str, ...] = ()
-    """What else is taken for `begin` and `end`."""
+    """Alternatives that are read for `begin` and `end`."""
     lines: bool = False
-    """Whether a value stands on lines of its own: one line break on each side is not part of it."""
+    """Whether a value is on lines of its own: one line break on each side is not part of it."""
 
     @property
     def first(self) -> str:
@@ -89,7 +89,7 @@ class Tags:
         return "".join(written)
 
     def _named(self, kind: str) -> str:
-        """What is between the name and a value of this type."""
+        """Return what is between the name and a value of this type."""
         return next(
             (text for text, kinds in self.named if not kinds or kind in kinds), self.named[0][0]
         )
@@ -125,7 +125,8 @@ class Tags:
             emit("{}" if begun == "{" else "}")
 
     def _name(self, r: Reader) -> Reading[tuple[str, Collection[str]] | None]:
-        """Take a parameter's name and what is behind it; the types that this tells, if any."""
+        """Read a parameter's name and what is after it; return the types that this gives, if
+        any."""
         stops = {text[0] for text, _ in self.named} | {"\n"}
         yield from r.skip()
         start = r.at
@@ -152,7 +153,7 @@ class Tags:
         yield from r.literal(self._ends)
 
     def _string(self, r: Reader, emit: Emit) -> Reading[None]:
-        """Strings may be whole files, so they are passed on as they come."""
+        """Read a string, which is emitted in pieces, as it may be a whole file."""
         ends = self._ends
         if self.lines:
             ends = [*("\n" + end for end in ends), *ends]
@@ -198,7 +199,7 @@ class Tags:
     def _forced_value(
         self, name: str, given: Any, root: dict[str, Any], terms_of: Terms
     ) -> Grammar:
-        """What is between the name and the value, the value, and what ends it."""
+        """Return what is between the name and the value, the value, and what ends it."""
         branches = _split(branches_of(given, root))
         kinds = {self._named(next(iter(types_of(one, root)))) for one in branches}
         if len(branches) > 1 and len(kinds) == 1:
@@ -233,7 +234,7 @@ class Tags:
 
 
 def _spaced(r: Reader, marks: tuple[str, ...]) -> Reading[bool]:
-    """Take one of these and white space before it, if that is what comes next."""
+    """Consume one of these and white space before it, if that is what comes next."""
     for mark in marks:
         if (yield from r.spaced(mark)):
             return True
@@ -241,7 +242,7 @@ def _spaced(r: Reader, marks: tuple[str, ...]) -> Reading[bool]:
 
 
 def _split(branches: list[Any]) -> list[Any]:
-    """The same, with the strings of an `enum` apart from its other values."""
+    """Return the branches with the strings of an `enum` apart from its other values."""
     found: list[Any] = []
     for branch in branches:
         values = branch.get("enum") if isinstance(branch, dict) and "type" not in branch else None
@@ -255,7 +256,7 @@ def _split(branches: list[Any]) -> list[Any]:
 
 
 def _distinguished(name: str, branches: list[Any], root: Any) -> list[Any]:
-    """Those of the branches that do, where the tags do not say which one a value follows.
+    """Return the branches that can be distinguished where the tags give no type.
 
     A text that can be read as a value of another branch is read as that.
     """
@@ -275,7 +276,7 @@ def _distinguished(name: str, branches: list[Any], root: Any) -> list[Any]:
 
 
 def _value_of(text: str, types: Collection[str]) -> str:
-    """A value of one of these types as JSON; a text that is none becomes a string."""
+    """Return a value of one of these types as JSON; an invalid text becomes a string."""
     value = _read(text)
     if is_one_of(value, types):
         return json.dumps(value, ensure_ascii=False)
@@ -283,7 +284,7 @@ def _value_of(text: str, types: Collection[str]) -> str:
 
 
 def _read(text: str) -> Any:
-    """The value that a text is in JSON or in Python, else the text itself."""
+    """Return the value of a text in JSON or in Python, else the text itself."""
     written = text.strip()
     try:
         return json.loads(written, strict=False)

@@ -1,7 +1,7 @@
-"""What a model's chat templates show of tools and thoughts.
+"""What a model's chat templates show of tools and reasoning.
 
-Their source is looked at as a text: running a stranger's program is for a process that can be
-ended. What it renders there says whether a format that its source suggests is the right one.
+Their source is searched as a text: untrusted programs run only in a process with limits. What it
+renders there shows whether a format that its source suggests is the right one.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ THOUGHTS = (
     Marks("<|START_THINKING|>", "<|END_THINKING|>"),
     Marks("<|channel>thought", "<channel|>"),
 )
-"""The first whose end a template has is its model's."""
+"""Marks of reasoning; the first whose end a template has is its model's."""
 
 ANSWERS = (
     Marks("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
     Marks("<|START_TEXT|>", "<|END_TEXT|>"),
 )
-"""Likewise, around an answer in words."""
+"""Marks around a prose answer, likewise."""
 
 _CODE = re.compile(r"\{[%{](.*?)[%}]\}", re.DOTALL)
 _STRING = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
@@ -47,8 +47,8 @@ class Traits:
 
     `turn` is what is in answers beside calls and prose. `tools_variable`: under which name they
     read tools; SmolLM3's has one of its own. None: nowhere. `shows_calls`: whether the calls of
-    earlier messages are shown, be it with all of a message.
-    `thinking_variables`: those of `THINKING_VARIABLES` that they read.
+    earlier messages are shown, alone or with the whole message. `thinking_variables`: those of
+    `THINKING_VARIABLES` that they read.
     """
 
     format: Format
@@ -59,7 +59,7 @@ class Traits:
 
     @classmethod
     def of(cls, sources: Collection[str], render: Render | None = None) -> Traits:
-        """Those of templates with these sources, of which `render` renders the one for tools."""
+        """Return the traits of templates with these sources; `render` renders the one for tools."""
         read = {
             name
             for source in sources
@@ -98,12 +98,12 @@ def _turn_of(sources: Collection[str]) -> Turn:
 
 
 def _is_worth_a_look(turn: Turn, sources: Collection[str]) -> bool:
-    """Whether there is something in the sources to look at."""
+    """Return whether the sources mention anything to derive."""
     calls = any("tool_calls" in source for source in sources)
     thinks = turn.thoughts is None and any(map(_READS_THOUGHTS.search, sources))
     return calls or thinks
 
 
 def opens_thoughts(prompt: str, marks: Marks) -> bool:
-    """Whether the prompt ends where the model is to think."""
+    """Return whether the prompt ends where the model begins to reason."""
     return prompt.rstrip().endswith(marks.begin)

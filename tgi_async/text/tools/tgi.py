@@ -1,4 +1,4 @@
-"""TGI's own way with tools: a grammar decides, in every answer, which one is called.
+"""TGI's form of tools: in every answer a grammar decides which one is called.
 
 An answer is `{"function": {"_name": "...", <arguments>}}`; `no_tool` is the name of none.
 """
@@ -38,7 +38,8 @@ NO_TOOL: dict[str, Any] = {
 
 
 def tool_text(tools: Sequence[Mapping[str, Any]], prompt: str | None, *, shown: bool) -> str:
-    """What is said behind the last message; the tools are in it where the template has them not."""
+    """Return the instruction after the last message, with the tools where the template does not
+    show them."""
     prompt = TOOL_PROMPT if prompt is None else prompt
     if shown:
         return f"\n---\n{prompt}"
@@ -46,7 +47,7 @@ def tool_text(tools: Sequence[Mapping[str, Any]], prompt: str | None, *, shown: 
 
 
 def call_of_one(functions: Sequence[Mapping[str, Any]]) -> Grammar:
-    """A call of one of these functions."""
+    """Return a grammar of a call of one of these functions."""
     return terms.Sequence(
         [
             terms.Text('{"function": '),
@@ -76,7 +77,8 @@ def _schema(function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def call_of(text: str) -> tuple[str, str]:
-    """The function's name and its arguments in JSON. Raises ValueError, also for a text cut off."""
+    """Return the function's name and its arguments in JSON. Raises ValueError, also for a text cut
+    off."""
     try:
         function = json.loads(text)["function"]
         name = function.pop("_name")
@@ -88,18 +90,18 @@ def call_of(text: str) -> tuple[str, str]:
 
 
 class CallReader:
-    """Reads such an answer as it comes. The arguments begin once the name is known."""
+    """Reads such an answer in pieces. The arguments begin once the name is known."""
 
     def __init__(self) -> None:
         self._reader = Reader()
         self._events: list[Event] = []
         self._from: int | None = None
-        """From where on arguments were not passed on yet."""
+        """Place from which on arguments were not emitted yet."""
         self._work = self._run()
         next(self._work)
 
     def feed(self, text: str) -> list[Event]:
-        """More of the text; what it completes."""
+        """Add a piece of the text; return what it completes."""
         self._reader.feed(text)
         next(self._work, None)
         if self._from is not None:
