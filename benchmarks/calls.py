@@ -1,4 +1,4 @@
-"""Counts what code does in a way that does not depend on the machine."""
+"""Count function calls, which do not depend on the machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Calls:
-    """Counts the calls of functions, Python's and C's, in a `with` block; blocks add up."""
+    """Counts the calls of Python and C functions in a `with` block; blocks add up."""
 
     def __init__(self) -> None:
         self.n = 0
@@ -28,6 +28,6 @@ class Calls:
 
 
 def allocated_blocks() -> int:
-    """Memory blocks that Python holds, once nothing is left that nobody refers to."""
+    """Return Python's allocated memory blocks, after a garbage collection."""
     gc.collect()
     return sys.getallocatedblocks()

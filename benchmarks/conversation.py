@@ -45,9 +45,9 @@ FLAGS = (
     *("--model-impl", "fused"),
 )
 HISTORY_TURNS = 10
-"""In which the conversation gets its length."""
+"""Turns in which the conversation reaches its length."""
 QUESTION, ANSWER = 32, 64
-"""Words, each of them a token."""
+"""Words of a question and an answer, each of them a token."""
 SUMS = {
     "hit": "tgi_request_skipped_tokens_sum",
     "validation": "tgi_request_validation_duration_sum",
@@ -55,7 +55,7 @@ SUMS = {
     "inference": "tgi_request_inference_duration_sum",
     "forward": 'tgi_batch_forward_duration_sum{method="prefill"}',
 }
-"""What the server counts, by the row's field."""
+"""The server's counters, by the row's field."""
 
 Messages = list[dict[str, str]]
 
@@ -65,9 +65,9 @@ class Row(msgspec.Struct):
 
     name: str
     prompt: int
-    """Tokens."""
+    """Tokens of the prompt."""
     hit: float
-    """Of these, found in the prefix cache."""
+    """Prompt tokens found in the prefix cache."""
     ttft: float
     validation: float
     queue: float
@@ -113,7 +113,7 @@ class Server:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
 
     def ask(self, messages: Messages) -> tuple[float, int]:
-        """Seconds until one token is there, and tokens of the prompt."""
+        """Return the seconds until one token arrived, and the tokens of the prompt."""
         body = json.dumps({"messages": messages, "max_tokens": 1, "temperature": 0}).encode()
         began = time.perf_counter()
         headers = {"Content-Type": "application/json"}
@@ -126,7 +126,7 @@ class Server:
         return seconds, json.loads(answer)["usage"]["prompt_tokens"]
 
     def sums(self) -> dict[str, float]:
-        """What the server has counted so far, by the names of `SUMS`."""
+        """Return the server's counters, by the names of `SUMS`."""
         self._connection.request("GET", "/metrics")
         lines = self._connection.getresponse().read().decode().splitlines()
         found = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
@@ -134,7 +134,7 @@ class Server:
 
 
 class Bench:
-    """Asks, and takes apart what an answer took."""
+    """Sends requests, and measures the parts of their times."""
 
     def __init__(self, server: Server, folder: Path) -> None:
         self._server = server
@@ -172,7 +172,8 @@ def words(draw: random.Random, n: int) -> str:
 
 
 def converse(bench: Bench, n_tokens: int, n_turns: int) -> Iterator[Row]:
-    """A conversation grows to `n_tokens`; then `n_turns` more, these alone, and it all anew."""
+    """Grow a conversation to `n_tokens`; then measure `n_turns` more turns, and all of it without
+    the cache."""
     draw = random.Random()
     system = {"role": "system", "content": f"You are a {words(draw, 8)}."}
     messages = [system]
@@ -200,7 +201,8 @@ def converse(bench: Bench, n_tokens: int, n_turns: int) -> Iterator[Row]:
 
 
 LAST_TURN = (("system", 1), ("assistant", ANSWER), ("user", QUESTION))
-"""What a warm turn has to compute: the answer before it is the client's text, and new too."""
+"""Tokens that a warm turn has to compute: the answer before it is the client's text, and new
+too."""
 
 
 def ratios(rows: list[Row]) -> str:

@@ -1,4 +1,4 @@
-"""Everything that is to be measured on a GPU, in one command that ends in time.
+"""All GPU measurements in one command with a time limit.
 
     python -m benchmarks.gpu --json gpu.json
     python -m benchmarks.gpu --parts step,prefill --rows 1,64 --contexts 1000
@@ -37,11 +37,11 @@ from pathlib import Path
 from typing import Any
 
 LIMITS = {"rates": 60, "step": 240, "prefill": 150, "http": 240, "transformers": 420}
-"""The parts, and the seconds that each may take."""
+"""The parts, and the time limit of each in seconds."""
 MADE_IN = Path(tempfile.gettempdir(), "tgi-async-made")
 MAKING_SECONDS = 240
 LEAST_SECONDS = 10
-"""What a part is started with at least."""
+"""Least seconds left to start a part."""
 
 
 def numbers(text: str) -> list[int]:
@@ -59,7 +59,7 @@ def parts_of(text: str) -> list[str]:
 
 
 def prompts(text: str) -> list[tuple[int, int]]:
-    """`1x512,8x512`: how many at once, and tokens of each."""
+    """Parse `1x512,8x512`: how many prompts at once, and tokens of each."""
     pairs = [pair.partition("x") for pair in text.split(",")]
     return [(numbers(rows)[0], numbers(tokens)[0]) for rows, _, tokens in pairs]
 
@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def child(command: list[str], device: str, seconds: float) -> str | None:
-    """Run a command with all that it starts. What went wrong, if anything did."""
+    """Run a command with all its children. Return what went wrong, if anything did."""
     environment = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     if device == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -111,7 +111,7 @@ def child(command: list[str], device: str, seconds: float) -> str | None:
 
 
 def run_parts(given: argparse.Namespace, arguments: Sequence[str]) -> dict[str, Any]:
-    """What each part found, and how it failed if it did."""
+    """Return each part's results, and how it failed if it did."""
     parts: dict[str, Any] = {}
     end = time.monotonic() + given.seconds
     with tempfile.TemporaryDirectory() as kept:
@@ -135,8 +135,8 @@ def run_parts(given: argparse.Namespace, arguments: Sequence[str]) -> dict[str, 
 
 
 def ratios(parts: dict[str, Any]) -> dict[int, float]:
-    """Tokens a second through the server over the better of transformers' ways, by streams; of
-    works that were done whole."""
+    """Return tokens a second through the server over the better of transformers' ways, by streams,
+    for complete works."""
     theirs: dict[int, float] = {}
     for row in parts.get("transformers", {}).get("transformers", []):
         theirs[row["streams"]] = max(row["tok/s"], theirs.get(row["streams"], 0.0))
@@ -146,7 +146,8 @@ def ratios(parts: dict[str, Any]) -> dict[int, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0, or 1 when a part failed or the model could not be made."""
+    """Run the command. Return the exit status: 0, or 1 when a part failed or the model could not be
+    made."""
     arguments = sys.argv[1:] if arguments is None else arguments
     given = parse(arguments)
     folder = given.model or given.made_in / given.shape

@@ -1,4 +1,4 @@
-"""Times of paged attention on a GPU, against what it was measured to reach.
+"""Times of paged attention on a GPU, against its measured limits.
 
     python -m benchmarks.gpu_attention [--heads 32 8 128] [--block-size 16] [--dtype bfloat16]
 
@@ -36,7 +36,7 @@ PASSES = 10
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of the fastest of some passes, by the GPU's clock."""
+    """Return the time of the fastest of some passes, by the GPU's clock."""
     work()
     best = float("inf")
     for _ in range(PASSES):
@@ -50,7 +50,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def rates() -> tuple[float, float]:
-    """Bytes a second of a copy, operations a second of a product in bfloat16."""
+    """Return bytes a second of a copy, operations a second of a product in bfloat16."""
     a, b = (torch.empty(2 << 30, dtype=torch.uint8, device="cuda") for _ in range(2))
     copy = seconds(lambda: b.copy_(a))
     m, n = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
@@ -70,8 +70,8 @@ def layers(
     attention: str = "triton",
     room: int = 0,
 ) -> tuple[int, Callable[[], None]]:
-    """How many layers, and what runs them: `rows` sequences that are `length` long after their
-    `new` positions. With `room`, decodes run as graphs have them, with room for contexts so many
+    """Return how many layers, and what runs them: `rows` sequences that are `length` long after
+    their `new` positions. With `room`, decodes run as in graphs, with room for contexts so many
     times as long."""
     n_heads, n_kv_heads, head_dim = heads
     n_blocks = -(-length // block_size)
@@ -111,7 +111,7 @@ def layers(
 
 
 def timed(n_layers: int, run: Callable[[], None]) -> tuple[float, float]:
-    """Seconds a layer, in a CUDA graph and launch by launch."""
+    """Return the seconds of a layer, in a CUDA graph and launch by launch."""
     plain = seconds(run)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

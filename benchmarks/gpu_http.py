@@ -42,14 +42,15 @@ COLUMNS = {
 
 
 def work_of(streams: int, prompt_tokens: int, output_tokens: int) -> Work:
-    """Two requests a stream, so that the last of them join a running batch."""
+    """Return a work with two requests a stream, so that the last of them join a running batch."""
     return Work(max(4, 2 * streams), streams, output_tokens, prompt_tokens)
 
 
 def run(
     folder: Path, works: list[Work], rounds: int, flags: list[str], rates: Rates, report: Report
 ) -> None:
-    """Raises RuntimeError where the server does not start, or all requests of a round fail."""
+    """Run the part. Raises RuntimeError where the server does not start, or all requests of a round
+    fail."""
     sizes = Sizes.of(folder)
     config = sizes_of(read_config(folder, trust_remote_code=False))
     most = max(work.concurrency for work in works)
@@ -74,12 +75,12 @@ def run(
 
 
 def length_of(work: Work) -> float:
-    """Of a text, on average over its decode steps."""
+    """Return the mean length of a text over its decode steps."""
     return work.prompt_words + work.output_tokens / 2
 
 
 def _measure(port: int, work: Work, rounds: int) -> dict[str, float | None]:
-    """The summary of some rounds, which are shown. Raises LoadError."""
+    """Return the summary of some rounds, which are shown. Raises LoadError."""
     server = Server("ours", "127.0.0.1", port, "/v1/completions", None, None)
     options = Namespace(rounds=rounds, seed=f"{random.randrange(2**32):08x}", timeout=ROUND_SECONDS)
     warm_up = replace(work, requests=work.concurrency)

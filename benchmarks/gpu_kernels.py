@@ -1,4 +1,4 @@
-"""Times of the fused decoder's kernels on a GPU, against what it was measured to reach.
+"""Times of the fused decoder's kernels on a GPU, against its measured limits.
 
     python -m benchmarks.gpu_kernels [--rows 1 4 16 64] [--dtype bfloat16] [--only products|others]
 
@@ -29,12 +29,12 @@ from workers.kernels import device_linear, triton_linear
 WEIGHT_BYTES = 2 << 30
 MOST_LAYERS = 32
 GEMV_MOST, NARROW_MOST = 8, 64
-"""Rows up to which our kernels are tried, which is beyond where they are used."""
+"""Rows up to which our kernels are measured, beyond where they are used."""
 BLOCK_SIZE = 16
 
 
 class Sizes(NamedTuple):
-    """Of a model."""
+    """Sizes of a model."""
 
     hidden: int = 4096
     intermediate: int = 14336
@@ -48,7 +48,7 @@ class Sizes(NamedTuple):
         return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
 
     def products(self) -> dict[str, tuple[int, int, str]]:
-        """Rows and columns of the weights, and the activation."""
+        """Return rows and columns of the weights, and the activation."""
         return {
             "qkv": (self.qkv, self.hidden, ""),
             "out": (self.hidden, self.n_heads * self.head_dim, ""),
@@ -65,7 +65,7 @@ Work = tuple[str, int, Callable[[], None]]
 def products(
     n: int, k: int, activation: str, rows: int, dtype: torch.dtype, device: str, weight_bytes: int
 ) -> Iterator[Work]:
-    """Each way to multiply so many rows with weights [n, k]."""
+    """Yield each way to multiply so many rows with weights [n, k]."""
     n_layers = max(2, min(MOST_LAYERS, weight_bytes // (n * k * dtype.itemsize)))
     weights = [torch.empty(n, k, dtype=dtype, device=device) for _ in range(n_layers)]
     for weight in weights:
@@ -99,7 +99,7 @@ def products(
 
 
 def others(sizes: Sizes, rows: int, dtype: torch.dtype, device: str) -> Iterator[Work]:
-    """The kernels of a layer besides products and attention; of the head, `bound`."""
+    """Yield the kernels of a layer besides products and attention; of the head, `bound`."""
 
     def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.randn(shape, device=device).to(dtype)

@@ -14,7 +14,7 @@ from benchmarks.gpu_report import Report
 from benchmarks.gpu_step import Case, Decodes
 
 ROUND_SECONDS = 100.0
-"""For a round of transformers' at most."""
+"""Most seconds of a round with transformers."""
 
 
 def measure(part: str, folder: Path, given: argparse.Namespace) -> None:

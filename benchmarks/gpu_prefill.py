@@ -1,4 +1,4 @@
-"""Prompts through a worker, without HTTP, against the rate at which the device multiplies.
+"""Prompts through a worker, without HTTP, against the device's rate of multiplication.
 
 Prompts follow each other without a pause, in the chunks of a step that the worker asks for. Counted
 are the operations that a forward pass cannot do without: the products of all tokens with the
@@ -31,7 +31,7 @@ COLUMNS = {
 
 
 class Prompts(NamedTuple):
-    """What is prefilled together, in as few steps as it takes."""
+    """Prompts that are prefilled together, in as few steps as possible."""
 
     rows: int
     tokens: int
@@ -56,7 +56,7 @@ class Prefills:
         self._driver = Driver(start_of(folder, attention, most, longest))
 
     def run(self) -> None:
-        """Raises RuntimeError where the worker refuses the model, or a row fails."""
+        """Run the part. Raises RuntimeError where the worker refuses the model, or a row fails."""
         self._driver.run(self._plan)
 
     def _plan(self, driver: Driver, ready: Ready) -> Steps:
@@ -92,7 +92,7 @@ class Prefills:
         }
 
     def _prefill(self, case: Prompts, pool: Pool, budget: int) -> Steps:
-        """All prompts of a case, once."""
+        """Prefill all prompts of a case once."""
         left = dict.fromkeys(range(case.rows), case.tokens)
         blocks = pool.rows(*case)
         admit = [pool.admit(row, case.tokens, 0, blocks[row]) for row in left]

@@ -1,4 +1,4 @@
-"""What runs on a device, by name, as torch's profiler sees it."""
+"""A device's work by name, from torch's profiler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class Span(NamedTuple):
-    """Something that ran. Times in seconds."""
+    """One operation. Times in seconds."""
 
     name: str
     begin: float
@@ -19,7 +19,7 @@ class Span(NamedTuple):
 
 
 class Profile:
-    """Of some steps; the figures are those of one. Complete when `profiled` has ended."""
+    """The profile of some steps; figures are of one step. Complete when `profiled` has ended."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
@@ -27,7 +27,7 @@ class Profile:
 
     @property
     def kernels(self) -> float:
-        """How many run, copies and fills included."""
+        """The number of kernels, copies and fills included."""
         return len(self.spans) / self._steps
 
     @property
@@ -36,7 +36,7 @@ class Profile:
         return covered(self.spans) / self._steps
 
     def longest(self, n: int) -> dict[str, float]:
-        """Milliseconds of the kernels that take most, those of one name together."""
+        """Return the milliseconds of the longest kernels, those of one name together."""
         sums: dict[str, float] = {}
         for span in self.spans:
             sums[span.name] = sums.get(span.name, 0.0) + span.end - span.begin
@@ -45,7 +45,7 @@ class Profile:
 
 
 def covered(spans: Iterable[Span]) -> float:
-    """Seconds in which at least one of them runs."""
+    """Return the seconds in which at least one of them runs."""
     total, reached = 0.0, float("-inf")
     for span in sorted(spans, key=lambda one: one.begin):
         total += max(0.0, span.end - max(span.begin, reached))

@@ -1,4 +1,4 @@
-"""What a device does at most: the floors of everything else."""
+"""A device's maximum rates: the lower bounds of all times."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Rates(NamedTuple):
 
 
 def measure(device: str) -> Rates:
-    """The memory that it takes is given back."""
+    """Measure the rates. Its memory is freed afterwards."""
     if device == "cpu":
         return _on_cpu()
     from benchmarks.gpu_attention import rates, seconds
@@ -50,7 +50,7 @@ def _on_cpu() -> Rates:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Of the fastest of some passes, by the host's clock."""
+    """Return the time of the fastest of some passes, by the host's clock."""
     best = float("inf")
     for _ in range(4):
         began = time.perf_counter()

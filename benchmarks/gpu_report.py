@@ -9,20 +9,20 @@ from typing import Any
 
 
 class Report:
-    """Everything that one part of a run has found so far."""
+    """The results of one part of a run so far."""
 
     def __init__(self, path: Path | None) -> None:
         self.found: dict[str, Any] = {"notes": []}
         self._path = path
 
     def table(self, name: str, columns: Mapping[str, str]) -> Table:
-        """A new table, with the format of each column; prints its head."""
+        """Begin a table, with the format of each column; print its head."""
         rows: list[dict[str, Any]] = []
         self.found[name] = rows
         return Table(self, columns, rows)
 
     def note(self, text: str) -> None:
-        """Something that a reader of the figures should know."""
+        """Add a note for the reader."""
         print(text, flush=True)
         self.found["notes"].append(text)
         self.save()
@@ -44,7 +44,7 @@ class Table:
         print("".join(map(str.rjust, columns, self._widths)), flush=True)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """A row; what has no column goes to the file alone, and what is None is shown as a dash."""
+        """Add a row; a value without a column goes to the file alone, None is shown as a dash."""
         shown = (
             "-" if row[heading] is None else format(row[heading], how)
             for heading, how in self._columns.items()

@@ -1,4 +1,4 @@
-"""Decode steps of a worker, without HTTP, against the bytes that they have to read.
+"""Decode steps of a worker, without HTTP, against the bytes that they read.
 
 The floor is the time that a copy takes for as many bytes as the weights and the keys and values
 have. `step` is the time from one step to the next, by the device's clock, steps handed over one
@@ -73,7 +73,7 @@ class Decodes:
         self._periods: dict[Case, float] = {}
 
     def run(self) -> None:
-        """Raises RuntimeError where the worker refuses the model, or a row fails."""
+        """Run the part. Raises RuntimeError where the worker refuses the model, or a row fails."""
         self._driver.run(self._plan)
 
     def _plan(self, driver: Driver, ready: Ready) -> Steps:
@@ -117,7 +117,7 @@ class Decodes:
         return case.context + self._steps
 
     def _fill(self, pool: Pool, ready: Ready, cases: list[Case]) -> Steps:
-        """Write to every block that a case reads, for what is in the others is arbitrary."""
+        """Write to every block that a case reads, as the content of unwritten ones is arbitrary."""
         n_blocks = max(pool.needed(case.rows, self._end(case)) for case in cases)
         each = max(1, min(ready.max_total_tokens // pool.block_size, n_blocks))
         for begin in range(0, n_blocks, each):
@@ -131,7 +131,8 @@ class Decodes:
             self._driver.leave(1)
 
     def _admit(self, pool: Pool, case: Case) -> Steps:
-        """Full rows, all of whose prompt but the last token was found in the prefix cache."""
+        """Return full rows, all of whose prompt but the last token was found in the prefix
+        cache."""
         blocks = pool.rows(case.rows, self._end(case))
         rows = range(case.rows)
         admit = [pool.admit(row, case.context, case.context - 1, blocks[row]) for row in rows]
@@ -143,7 +144,7 @@ class Decodes:
         return self._driver.step([Run(row, 1) for row in range(case.rows)])
 
     def _timed(self, case: Case) -> Generator[Step | None, None, dict[str, Any]]:
-        """The row of the table, and what else is kept of it."""
+        """Return the row of the table, and further figures."""
         clock = self._driver.clock
         marks: list[Mark] = []
         steps: list[int] = []

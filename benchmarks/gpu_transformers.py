@@ -52,11 +52,11 @@ STOP_SECONDS = 20.0
 
 
 class Unfinished(Exception):
-    """It stopped, or took too long; the message says which."""
+    """A run stopped, or took too long; the message says which."""
 
 
 def run(folder: Path, works: list[Work], device: str, seconds: float, report: Report) -> None:
-    """Each work by each choice, a round of it ended after `seconds` at the latest."""
+    """Run each work by each choice; a round is ended after `seconds` at the latest."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     began = time.perf_counter()
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
@@ -101,7 +101,7 @@ def _measure(
 
 @contextmanager
 def managed(model: Any, work: Work, settings: dict[str, Any]) -> Iterator[Any]:
-    """A manager that is running, of the size that suits a work."""
+    """Yield a running manager, of a size that suits the work."""
     if model.device.type == "cpu":
         settings = settings | ON_CPU
     manager = model.init_continuous_batching(
@@ -121,7 +121,7 @@ def managed(model: Any, work: Work, settings: dict[str, Any]) -> Iterator[Any]:
 
 
 def play(manager: Any, prompts: list[list[int]], work: Work, deadline: float) -> int:
-    """Tokens that came of all the prompts. Raises Unfinished."""
+    """Return the number of tokens for all prompts. Raises Unfinished."""
     waiting = iter(prompts)
 
     def send() -> None:

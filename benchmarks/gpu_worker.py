@@ -1,4 +1,4 @@
-"""A worker in this process, and the router's end of it: steps handed over one ahead.
+"""A worker in this process, and the router's end of it: steps are sent one ahead.
 
 The worker is the one that serves, from its first frame to its last, so that what is measured is
 its own loop: it is handed the next step before the results of the last one are there.
@@ -35,7 +35,7 @@ from tgi_async.wire.messages import (
 from workers.worker import Worker
 
 Steps = Generator[Step | None, None, None]
-"""Steps in order. None where nothing comes for a while: all results so far are fetched."""
+"""Steps in order. None where the driver should wait until all results are fetched."""
 HELD_CYCLES = 60_000_000
 """Some 30 ms of a GPU's time: longer than the host takes to launch a step."""
 GREEDY = Sampling()
@@ -49,13 +49,13 @@ class Mark(NamedTuple):
 
 
 class Clock:
-    """Of the device, or of the host where the device is the CPU."""
+    """The clock of the device, or of the host where the device is the CPU."""
 
     def __init__(self, device: str) -> None:
         self.on_gpu = device.startswith("cuda")
 
     def mark(self) -> Mark:
-        """After all that has been launched so far."""
+        """Mark the end of all that has been launched so far."""
         event = None
         if self.on_gpu:
             event = torch.cuda.Event(enable_timing=True)
@@ -63,13 +63,13 @@ class Clock:
         return Mark(time.perf_counter(), event)
 
     def hold(self) -> None:
-        """Keep the GPU busy for a while, so that what is launched meanwhile has to wait for it, and
-        then runs without waiting for the host."""
+        """Keep the GPU busy for a while, so that what is launched meanwhile waits for it, and then
+        runs without waiting for the host."""
         torch.cuda._sleep(HELD_CYCLES)
 
     @staticmethod
     def seconds(marks: Sequence[Mark]) -> list[float]:
-        """From each to the next; waits for the last one."""
+        """Return the seconds from each to the next; waits for the last one."""
         if marks[-1].event is not None:
             marks[-1].event.synchronize()
         return [_between(*pair) for pair in pairwise(marks)]
@@ -82,12 +82,12 @@ def _between(begin: Mark, end: Mark) -> float:
 
 
 class Driver:
-    """What a worker takes for its channel."""
+    """Stands in for a worker's channel."""
 
     def __init__(self, start: Start) -> None:
         self.clock = Clock("cpu")
         self.done: dict[int, StepDone] = {}
-        """What came of each step."""
+        """The results of each step."""
         self.phases: dict[str, float] = {}
         """Seconds of each phase of the start."""
         self._start = start
@@ -107,13 +107,13 @@ class Driver:
         Worker(cast(WorkerChannel, self)).run()
 
     def step(self, run: list[Run], admit: Sequence[Admit] = ()) -> Step:
-        """The next one; the rows that left are released before others are admitted."""
+        """Return the next step; rows that left are released before others are admitted."""
         self._number += 1
         release, self._left = self._left, []
         return Step(self._number, release, list(admit), [], run)
 
     def leave(self, rows: int) -> None:
-        """All rows, so many of them, have ended."""
+        """Note that so many rows, all there are, have ended."""
         self._left = list(range(rows))
 
     # -- what the worker calls -------------------------------------------------------------------
@@ -155,7 +155,8 @@ class Driver:
 
 
 class Pool:
-    """The blocks of a worker's cache, handed to rows in no order, as after a while of serving."""
+    """The blocks of a worker's cache, given to rows in random order, as after a while of
+    serving."""
 
     def __init__(self, ready: Ready) -> None:
         self.n_blocks, self.block_size = ready.n_blocks, ready.block_size
@@ -163,11 +164,11 @@ class Pool:
         self._vocab_size = ready.vocab_size
 
     def needed(self, rows: int, tokens: int) -> int:
-        """Blocks for so many rows of so many tokens."""
+        """Return the blocks for so many rows of so many tokens."""
         return rows * -(-tokens // self.block_size)
 
     def rows(self, rows: int, tokens: int) -> list[list[int]]:
-        """Blocks of each row, out of as few as there must be."""
+        """Return the blocks of each row, from as few as possible."""
         order = torch.randperm(self.needed(rows, tokens), generator=self._draw)
         return cast(list[list[int]], order.view(rows, -1).tolist())
 
@@ -177,7 +178,7 @@ class Pool:
 
 
 def start_of(folder: Path, attention: str, max_rows: int, max_total_tokens: int) -> Start:
-    """As the router starts a worker, but for these limits."""
+    """Return a worker's start message as the router sends it, but for these limits."""
     return Start(
         ModelConfig(str(folder), "bfloat16", max_total_tokens=max_total_tokens),
         BatchConfig(max_rows),

@@ -1,4 +1,4 @@
-"""What grammars cost: masks, throughput, the first token, and other people's tokens.
+"""The cost of grammars: masks, throughput, the first token, and other clients' tokens.
 
     python -m benchmarks.grammar --work masks
     python -m benchmarks.grammar --server http://127.0.0.1:8080
@@ -35,11 +35,11 @@ ATTACKS_PER_SECOND = 2
 PHASE_SECONDS = 15.0
 PAUSE = 2.0
 JUMP_SECONDS = 0.001
-"""A token so soon behind another was forced together with it; no step takes less."""
+"""A token that follows this soon was forced together with the one before; no step takes less."""
 
 
 class Client:
-    """Asks one server."""
+    """Sends requests to one server."""
 
     def __init__(self, url: str, seed: int) -> None:
         split = urlsplit(url)
@@ -49,7 +49,7 @@ class Client:
         self.draw = random.Random(seed)
 
     async def stream(self, parameters: dict[str, Any], tokens: int = TOKENS) -> Exchange:
-        """One request of a new prompt. What goes wrong is in the exchange's `failure`."""
+        """Stream one request with a new prompt. Errors are in the exchange's `failure`."""
         prompt = " ".join(self.draw.choices(WORDS, k=32))
         given = {"max_new_tokens": tokens, "do_sample": False, **parameters}
         payload = json.dumps({"inputs": prompt, "parameters": given}).encode()
@@ -64,19 +64,19 @@ class Client:
 
 
 def checked(exchange: Exchange) -> list[float]:
-    """The times of its tokens. Raises LoadError if it failed."""
+    """Return the times of its tokens. Raises LoadError if it failed."""
     if exchange.failure is not None:
         raise LoadError(exchange.failure)
     return [stamp for stamp, payload in exchange.events if b'"token"' in payload]
 
 
 def n_jumped(stamps: list[float]) -> int:
-    """How many of the tokens came together with the one before."""
+    """Return how many of the tokens came together with the one before."""
     return sum(later - earlier < JUMP_SECONDS for earlier, later in pairwise(stamps))
 
 
 async def throughput(client: Client, rounds: int) -> None:
-    """Tokens a second of 16 streams, by what constrains them. Forced tokens count for nothing."""
+    """Measure tokens a second of 16 streams, by constraint. Forced tokens are not counted."""
     ending = REGEXES["lower case"]
     works: dict[str, dict[str, Any]] = {"free": {"ignore_eos": True}}
     for name, pattern in (*UNENDING.items(), ("lower case, ends", ending)):
@@ -112,7 +112,7 @@ async def throughput(client: Client, rounds: int) -> None:
 
 
 async def first_token(client: Client, rounds: int) -> None:
-    """Milliseconds to the first token, with a new wide schema and without."""
+    """Measure milliseconds to the first token, with a new wide schema and without."""
     times: dict[str, list[float]] = {"free": [], "100 properties": []}
     for turn in range(7 * rounds + 1):
         for name, found in times.items():
@@ -128,7 +128,7 @@ async def first_token(client: Client, rounds: int) -> None:
 
 
 async def attacks(client: Client, rounds: int) -> None:
-    """The 99th percentile of the times between other people's tokens."""
+    """Measure the 99th percentile of the times between other clients' tokens."""
     gaps: dict[str, list[float]] = {"benign": [], "hostile": []}
     answers: dict[str, dict[str, int]] = {name: {} for name in gaps}
     for turn in range(2 * rounds):
@@ -146,7 +146,7 @@ async def attacks(client: Client, rounds: int) -> None:
 
 
 async def _phase(client: Client, attack: Any, gaps: list[float], answers: dict[str, int]) -> None:
-    """Eight streams of free text beside two attacks a second."""
+    """Run eight streams of free text beside two attacks a second."""
     ends = time.perf_counter() + PHASE_SECONDS
 
     async def listen() -> None:

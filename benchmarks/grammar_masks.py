@@ -1,4 +1,4 @@
-"""What masks cost a worker, without a server."""
+"""The cost of masks in a worker, without a server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workers.models.embedded import prepare_embedded
 VOCAB_SIZE, END = 49152, 2
 TOKENS = 128
 ROOMY = 1000
-"""Tokens of a budget in which whatever is begun can be ended."""
+"""A token budget in which everything can be completed."""
 
 
 def masks(rounds: int) -> None:
@@ -40,8 +40,7 @@ def masks(rounds: int) -> None:
 
 
 def _masks(vocabulary: Vocabulary, grammar: Grammar, seed: int) -> list[float]:
-    """The processor times to know what may come next, one token at a time, along one text, the
-    first with this grammar."""
+    """Return the processor times of each mask along one text, the first with this grammar."""
     draw = np.random.default_rng(seed)
     compiled = Compiled(vocabulary, encode(grammar))
     matcher, foresight = compiled.matcher(), compiled.foresight
@@ -69,7 +68,7 @@ def _masks(vocabulary: Vocabulary, grammar: Grammar, seed: int) -> list[float]:
 
 
 def _works(vocabulary: Vocabulary, grammar: Grammar, seed: int) -> list[float]:
-    """The processor times from a token to what may follow it, along such a text."""
+    """Return the processor times from a token to the next mask, along such a text."""
     draw = np.random.default_rng(seed)
     mask = np.zeros(VOCAB_SIZE // 32, np.int32)
     encoded = encode(grammar) + " " * seed  # not one that was compiled before

@@ -1,4 +1,4 @@
-"""Grammars that people send, and those that somebody sends who means harm."""
+"""Typical grammars, and hostile ones."""
 
 from __future__ import annotations
 
@@ -60,27 +60,28 @@ REGEXES = {
     "no line break": r"[^\n]{4000}",
     "lower case": "[a-z ]{4000}",
 }
-"""None can end within some sixty tokens."""
+"""Regular expressions that cannot end within some sixty tokens."""
 UNENDING = {name: pattern.replace("{4000}", "{40000}") for name, pattern in REGEXES.items()}
-"""The same, and none can end within a few hundred tokens, runs of spaces included."""
+"""Regular expressions that cannot end within a few hundred tokens, runs of spaces included."""
 KINDS = ("string", "integer", "number", "boolean")
 
 
 def wide_schema(draw: random.Random, n: int = 100) -> dict[str, Any]:
-    """An object of `n` required properties that nobody has asked for before."""
+    """Return an object of `n` required properties that was never requested before."""
     names = [f"{draw.choice('abcdefgh')}_{draw.randrange(10**9)}" for _ in range(n)]
     properties = {name: {"type": KINDS[i % len(KINDS)]} for i, name in enumerate(names)}
     return {"type": "object", "properties": properties, "required": names}
 
 
 def benign(draw: random.Random) -> dict[str, Any]:
-    """A grammar as `/generate` takes it, new each time."""
+    """Return a grammar for `/generate`, new each time."""
     schema = wide_schema(draw, draw.randint(2, 12))
     return {"type": "json", "value": schema}
 
 
 def hostile(draw: random.Random) -> dict[str, Any]:
-    """One that is meant to take long, to take much memory, or to end a process; new each time."""
+    """Return a grammar that is meant to take long, to take much memory, or to kill a process; new
+    each time."""
     n = draw.randrange(10**6)
     kind = draw.randrange(12)
     if kind == 0:

@@ -70,7 +70,8 @@ def report_reads() -> None:
 
 
 def attention_ms(n: int, length: int, rows: int, dtype: torch.dtype) -> dict[str, float]:
-    """A layer's: `rows` decode at `length`, or with `n` above 1 that many chunks of n end there."""
+    """Return a layer's milliseconds: `rows` decode at `length`, or with `n` above 1 that many
+    chunks of n end there."""
     blocks = -(-length // BLOCK_SIZE)
     layer_bytes = PagedCache.bytes_per_block(1, BLOCK_SIZE, N_KV_HEADS, HEAD_DIM, dtype)
     n_layers = max(2, min(N_LAYERS, POOL_BYTES // (layer_bytes * blocks * rows)))
@@ -121,7 +122,7 @@ def report_attention(dtype: torch.dtype) -> None:
 
 
 def linear_forms(shapes: list[tuple[int, int]], joined: list[tuple[int, ...]]) -> dict[str, Layers]:
-    """The same weights in every form, each layer with its k."""
+    """Yield the same weights in every form, each layer with its k."""
     made: dict[str, Layers] = {"ours": [], "joined": [], "oneDNN": [], "torch": []}
     weights = [torch.randn(n, k, dtype=torch.bfloat16) for n, k in shapes]
     for (_, k), weight in zip(shapes, weights, strict=True):

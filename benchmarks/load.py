@@ -51,7 +51,7 @@ from benchmarks.load_works import MAX_STREAMS, WORKS, Work, describe, sweep_work
 async def run(
     servers: Sequence[Server], options: argparse.Namespace, report: dict[str, Any]
 ) -> None:
-    """All works on all servers, then the sweep; prints as it goes.
+    """Run all works on all servers, then the sweep; print progress.
 
     Adds each work to `report["works"]` when it is done, each point to `report["sweep"]`, under the
     number of its streams.
@@ -74,7 +74,7 @@ async def run(
 async def measure(
     servers: Sequence[Server], name: str, work: Work, warm_up: Work, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """One work on all servers, round by round: prints it, and returns what is kept of it.
+    """Run one work on all servers, round by round: print it, and return its figures.
 
     Raises:
         LoadError: every request of a round failed.
@@ -106,7 +106,7 @@ async def measure(
 
 
 async def reach(server: Server) -> None:
-    """Raises LoadError unless the server takes a connection within 5 seconds."""
+    """Raise LoadError unless the server takes a connection within 5 seconds."""
     if server.pid is not None:
         tree_memory(server.pid)
     try:
@@ -122,7 +122,7 @@ async def reach(server: Server) -> None:
 
 
 def named(option: str, pairs: Sequence[str]) -> dict[str, str]:
-    """`name=value` arguments as a dict."""
+    """Parse `name=value` arguments to a dict."""
     found: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -133,7 +133,7 @@ def named(option: str, pairs: Sequence[str]) -> dict[str, str]:
 
 
 def servers_of(options: argparse.Namespace) -> list[Server]:
-    """The servers of the command line, in order."""
+    """Return the servers of the command line, in order."""
     urls = named("--server", options.server)
     models, pids = named("--model", options.model), named("--pid", options.pid)
     for name in (models | pids).keys() - urls.keys():
@@ -158,7 +158,7 @@ def servers_of(options: argparse.Namespace) -> list[Server]:
 
 
 def streams_of(text: str) -> list[int]:
-    """Numbers of streams from `1,2,4`, each once, in ascending order."""
+    """Parse numbers of streams from `1,2,4`, each once, in ascending order."""
     try:
         numbers = sorted({int(number) for number in text.split(",")})
     except ValueError:
@@ -242,7 +242,7 @@ def run_loop(main: Coroutine[Any, Any, None]) -> None:
 
 
 def replot(options: argparse.Namespace) -> int:
-    """Draws a kept sweep. The exit status."""
+    """Draw a saved sweep. Return the exit status."""
     try:
         check_plot(options.plot)
         try:
@@ -257,7 +257,8 @@ def replot(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0, 1 when a counted request failed, 2 when the run could not be made."""
+    """Run the command. Return the exit status: 0, 1 when a counted request failed, 2 when the run
+    was impossible."""
     options = parse(arguments)
     if options.replot is not None:
         return replot(options)

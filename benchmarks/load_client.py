@@ -10,7 +10,7 @@ from typing import Any
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 QUOTED_CHARS = 160
-"""How much of a server's error is shown."""
+"""Most characters of a server's error that are shown."""
 
 
 class LoadError(Exception):
@@ -19,7 +19,7 @@ class LoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where one server listens and which of the two streaming routes it is asked by."""
+    """The address of a server, and which streaming route to use."""
 
     name: str
     host: str
@@ -51,7 +51,8 @@ class Server:
         return head.encode() + payload
 
     def read(self, event: dict[str, Any]) -> tuple[bool, int | None, int | None]:
-        """(has it a token, prompt tokens, output tokens); the counts come with the last event."""
+        """Return (has it a token, prompt tokens, output tokens); the counts come with the last
+        event."""
         if self.speaks_tgi:
             details = event.get("details") or {}
             counts = details.get("input_length"), details.get("generated_tokens")
@@ -85,7 +86,7 @@ class Exchange(asyncio.Protocol):
         self._ended: asyncio.Future[None] | None = None
 
     async def run(self, host: str, port: int) -> None:
-        """Sends and waits for the end of the answer; what goes wrong is kept in `failure`."""
+        """Send the request and wait for the end of the answer; errors are kept in `failure`."""
         loop = asyncio.get_running_loop()
         self.failure = "not finished in time"
         self._ended = loop.create_future()
@@ -159,7 +160,7 @@ class Exchange(asyncio.Protocol):
         return body, self._left <= 0
 
     def _read_chunks(self) -> tuple[bytes, bool]:
-        """The whole chunks that have arrived, and whether the last one was among them."""
+        """Return the complete chunks that have arrived, and whether the last one was among them."""
         body, start, last = b"", 0, False
         while (end := self._buffer.find(b"\r\n", start)) >= 0:
             size = int(self._buffer[start:end].split(b";")[0], 16)

@@ -12,11 +12,11 @@ from benchmarks.load_client import LoadError
 
 FORMATS = (".svg", ".png")
 CAPTION_CHARS = 130
-"""In a line."""
+"""Characters in a line of the caption."""
 
 
 class Point(NamedTuple):
-    """What one server did at one number of streams. Times in milliseconds."""
+    """One server's results at one number of streams. Times in milliseconds."""
 
     streams: int
     tokens_per_s: float
@@ -25,7 +25,7 @@ class Point(NamedTuple):
 
 
 def check_plot(file: Path) -> None:
-    """Raises LoadError where `file` could not be drawn: better before a sweep than behind it."""
+    """Raise LoadError where `file` could not be drawn, before the sweep begins."""
     if file.suffix not in FORMATS:
         raise LoadError(f"--plot {file}: the name ends in none of {', '.join(FORMATS)}")
     if not file.resolve().parent.is_dir():
@@ -35,7 +35,7 @@ def check_plot(file: Path) -> None:
 
 
 def curves_of(kept: Mapping[str, Any]) -> dict[str, list[Point]]:
-    """Each server's points in ascending order of streams, from what `--json` keeps.
+    """Return each server's points in ascending order of streams, from the figures of `--json`.
 
     A point with nothing but failures is left out.
 
@@ -59,7 +59,7 @@ def curves_of(kept: Mapping[str, Any]) -> dict[str, list[Point]]:
 
 
 def draw(kept: Mapping[str, Any], file: Path) -> None:
-    """Draws the sweep in `kept`, which is what `--json` keeps, into `file`.
+    """Draw the sweep in `kept`, the figures of `--json`, into `file`.
 
     Raises:
         LoadError: there is no sweep in it.

@@ -12,7 +12,7 @@ from benchmarks.load_works import Work, describe
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """The nearest-rank percentile; None of no values."""
+    """Return the nearest-rank percentile; None of no values."""
     if not values:
         return None
     return sorted(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)]
@@ -73,13 +73,14 @@ RATIOS = (
     "itl_p50_s",
     "tpot_p50_s",
 )
-"""What is compared: the first server's summary divided by each other's."""
+"""The compared figures: the first server's summary divided by each other's."""
 
 Summary = dict[str, float | None]
 
 
 def compare(summaries: dict[str, Summary]) -> dict[str, Summary]:
-    """{other server: {quantity: first server / other server}}; None where either is absent or 0."""
+    """Return {other server: {quantity: first server / other server}}; None where either is absent
+    or 0."""
     (_, first), *others = summaries.items()
 
     def ratio(ours: float | None, theirs: float | None) -> float | None:
@@ -91,7 +92,7 @@ def compare(summaries: dict[str, Summary]) -> dict[str, Summary]:
 def show(
     title: str, work: Work, summaries: dict[str, Summary], failures: dict[str, Counter[str]]
 ) -> None:
-    """Prints one work's table, ratios and reasons of failure."""
+    """Print one work's table, ratios and reasons of failure."""
     shown = [c for c in COLUMNS if any(s[c[1]] is not None for s in summaries.values())]
     rows = [["server", *(heading for heading, *_ in shown)]]
     for name, summary in summaries.items():

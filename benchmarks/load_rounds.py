@@ -1,4 +1,4 @@
-"""One work on one server, once, and what came of it."""
+"""One round of one work on one server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAUSE = 3.0
 
 @dataclass(slots=True)
 class Round:
-    """What one server did with one work, once. Times in seconds."""
+    """The results of one round. Times in seconds."""
 
     elapsed: float
     client_cpu: float
@@ -32,7 +32,7 @@ class Round:
     """Requests whose server sent no usage: their tokens are taken to be those asked for."""
     ttft: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
-    """Between two events of one stream."""
+    """Times between two events of one stream."""
     per_token: list[float] = field(default_factory=list)
     """One value a request: first to last event, divided by the output tokens but one."""
     failures: list[str] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Round:
     """PSS in bytes of the server's processes after the round."""
 
     def add(self, server: Server, exchange: Exchange, asked: int) -> None:
-        """Counts one request, or the reason why it failed."""
+        """Count one request, or the reason why it failed."""
         stamps: list[float] = []
         prompt_tokens = output_tokens = None
         failure = exchange.failure
@@ -77,7 +77,7 @@ class Round:
 
 
 async def play(server: Server, work: Work, seed: str, limit: float) -> Round:
-    """One round of one work on one server, ended after `limit` seconds at the latest."""
+    """Run one round of one work on one server, ended after `limit` seconds at the latest."""
     exchanges = [Exchange(server.request(p, work.output_tokens)) for p in work.prompts(seed)]
     waiting = iter(exchanges)
 
@@ -102,7 +102,7 @@ async def play(server: Server, work: Work, seed: str, limit: float) -> Round:
 
 
 def tree_memory(root: int) -> int:
-    """The proportional set size in bytes of process `root` and all below it (Linux only)."""
+    """Return the proportional set size in bytes of process `root` and all below it (Linux only)."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # a process may end while it is read

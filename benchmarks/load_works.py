@@ -1,4 +1,4 @@
-"""What a server is asked to do: how many requests, how many at a time, how long."""
+"""Works for a server: how many requests, how many at a time, how long."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ MAX_STREAMS = 4096
 
 
 def sweep_work(streams: int) -> Work:
-    """A point of a sweep: two requests a stream, so that the last of them join a running batch."""
+    """Return a point of a sweep: two requests a stream, so that the last of them join a running
+    batch."""
     return Work(requests=max(4, 2 * streams), concurrency=streams, output_tokens=64)
 
 

@@ -1,4 +1,4 @@
-"""A model of a known shape whose weights are made up, for machines that no real model reaches.
+"""A model of a known shape with random weights, for machines without a real model.
 
     python -m benchmarks.made_model --shape llama-8b --out FOLDER
 
@@ -89,11 +89,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 512,
     },
 }
-"""The configs, by name; what they leave open is as transformers has it."""
+"""The configs, by name; other settings have transformers' defaults."""
 
 SHARD_BYTES = 4 << 30
 SPARE_BYTES = 64 << 20
-"""For what is not weights, and left over."""
+"""Bytes for everything but weights."""
 
 
 class NotMade(Exception):
@@ -108,13 +108,13 @@ def config_of(shape: str) -> Any:
 
 
 def on_meta(config: Any) -> Any:
-    """The model without numbers: its parameters are what a checkpoint has, each once."""
+    """Return the model on the meta device: its parameters are those of a checkpoint, each once."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
 
 def tokenizer_of(vocab_size: int) -> Tokenizer:
-    """Raises ValueError for a vocabulary that is smaller than what it must hold."""
+    """Make the tokenizer. Raises ValueError for a vocabulary that is smaller than required."""
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges: dict[tuple[str, str], None] = {}
     for word in WORDS:
@@ -169,7 +169,7 @@ def make(shape: str, folder: Path) -> bool:
 
 
 def _made_as(folder: Path) -> str | None:
-    """The shape that `make` wrote there."""
+    """Return the shape that `make` wrote there."""
     try:
         found = json.loads((folder / "made.json").read_bytes())["shape"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -214,7 +214,7 @@ def _numbers(like: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
 
 
 def _shards(parameters: dict[str, torch.Tensor]) -> Iterator[list[str]]:
-    """Names that go into one file, in order."""
+    """Yield names that go into one file, in order."""
     names: list[str] = []
     size = 0
     for name, one in parameters.items():

@@ -1,4 +1,4 @@
-"""docs/models.md: every family that is served, held to transformers' own code in float32.
+"""Write docs/models.md: every served family, compared with transformers' own code in float32.
 
 `python -m benchmarks.parity` makes all small models of tests/families, loads each from its files on
 every path that runs it, and writes the table; `--only NAME` (repeatable) prints rows instead.
@@ -47,7 +47,7 @@ class Row:
     """One line of the table."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        """Makes the model in `folder` and runs it on one rank."""
+        """Make the model in `folder` and run it on one rank."""
         case = CASES[name]
         self.name, self.folder = name, save(case, folder)
         self._reference = Reference(folder, case.reference)
@@ -62,7 +62,7 @@ class Row:
         self.fused = self._fused(case)
 
     def add_ranks(self) -> None:
-        """Read what two ranks left."""
+        """Read the results of two ranks."""
         path = self.folder / "ranks.pt"
         if not path.exists():
             return
@@ -76,7 +76,7 @@ class Row:
 
     @property
     def right(self) -> bool:
-        """On all paths, with every fault seen."""
+        """Whether all paths are right, and every fault was detected."""
         return "**" not in str(self)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What bfloat16 costs in quality: each way of running a model against transformers in float32.
+"""The quality of bfloat16: each way of running a model against transformers in float32.
 
     python -m benchmarks.quality [--model-id FOLDER] [--tokens 8192]
 
@@ -31,11 +31,11 @@ LENGTH = 512
 BLOCK_SIZE = 16
 
 Logits = Callable[[torch.Tensor], torch.Tensor]
-"""Of one sequence: ids [LENGTH] -> float32 [LENGTH, vocabulary]."""
+"""Returns the logits of one sequence: ids [LENGTH] -> float32 [LENGTH, vocabulary]."""
 
 
 def served(model: Loaded, dtype: torch.dtype) -> Logits:
-    """As a worker computes them: a prompt in one chunk, in a paged cache."""
+    """Compute logits as a worker does: a prompt in one chunk, in a paged cache."""
     n_blocks = LENGTH // BLOCK_SIZE
     cache = model.spec.cache_group.pool(n_blocks, BLOCK_SIZE)
     table = torch.arange(n_blocks, dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""Steps of a worker against what the machine can do at most, both measured in this run.
+"""Steps of a worker against the machine's limits, both measured in this run.
 
     python -m benchmarks.roofline [--model-id FOLDER] [--threads 2] [--context 200] [--passes 60]
 
@@ -44,17 +44,17 @@ CHUNKS = ((512, 0), (512, 688))
 
 
 class Need(NamedTuple):
-    """What a step cannot do without."""
+    """The least work of a step."""
 
     bytes: float
     operations: float
 
 
 class Machine:
-    """What the machine does at most, with as many threads as the worker has."""
+    """The machine's limits, with as many threads as the worker has."""
 
     def __init__(self) -> None:
-        """Raises NativeUnavailable without a compiler."""
+        """Measure the limits. Raises NativeUnavailable without a compiler."""
         self._library = native.load(HERE / "roofline.c", *native.SOURCES[:1])
         self._library.read_all.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
         self._library.multiply_all.restype = ctypes.c_int64
@@ -64,7 +64,7 @@ class Machine:
         self.operations = max(self._operations_a_second() for _ in range(9))
 
     def floor(self, need: Need) -> float:
-        """Seconds for what a step needs, tried now."""
+        """Measure the seconds for the least work of a step."""
         n = min(int(need.bytes), MOST_BYTES)
         read = timed(lambda: self._library.read_all(self._memory.data_ptr(), n, self._threads))
         return max(read * need.bytes / n, need.operations / self.operations)
@@ -98,8 +98,8 @@ class Sizes(NamedTuple):
 
 
 def need(config_sizes: ConfigSizes, sizes: Sizes, rows: int, tokens: int, context: float) -> Need:
-    """Of `rows` rows with `tokens` tokens each, whose last one sees `context` positions and is
-    sampled."""
+    """Return the least work of `rows` rows with `tokens` tokens each, whose last one sees `context`
+    positions and is sampled."""
     seen = context - (tokens - 1) / 2
     n_layers, n_heads, n_kv_heads, head_dim = config_sizes
     kept = 2 * n_layers * n_kv_heads * head_dim * 2
@@ -122,7 +122,7 @@ class Batch:
         self.steps = 0
 
     def step(self, admit: list[Admit], run: list[Run], release: list[int] | None = None) -> float:
-        """Seconds that it took."""
+        """Run a step. Return its seconds."""
         self.steps += 1
         message = Step(self.steps, release or [], admit, [], run)
         return timed(lambda: self.runner.collect(self.runner.launch(message)))
@@ -134,7 +134,7 @@ class Batch:
 
 
 def decodes(model: Loaded, rows: int, context: int, passes: int) -> Iterator[float]:
-    """Seconds of each step of a full batch."""
+    """Return the seconds of each step of a full batch."""
     batch = Batch(model, rows, context + passes)
     for row in range(rows):
         for at in range(0, context, 512):
@@ -145,7 +145,7 @@ def decodes(model: Loaded, rows: int, context: int, passes: int) -> Iterator[flo
 
 
 def chunks(model: Loaded, tokens: int, before: int, passes: int) -> Iterator[float]:
-    """Seconds of each step with a chunk of a prompt."""
+    """Return the seconds of each step with a chunk of a prompt."""
     batch = Batch(model, 1, before + tokens)
     for _ in range(passes):
         release = [0] if batch.steps else []

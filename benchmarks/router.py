@@ -1,4 +1,4 @@
-"""What the router costs, alone: microseconds of its CPU time a token, and streams held at once.
+"""The cost of the router alone: microseconds of its CPU time a token, and concurrent streams.
 
     python -m benchmarks.router
 
@@ -82,7 +82,8 @@ WORKS = {
 
 
 class Cost(msgspec.Struct):
-    """Of one work: CPU time of the router's process alone, between the first tokens and the end."""
+    """The cost of one work: CPU time of the router's process alone, between the first tokens and
+    the end."""
 
     work: str
     route: str
@@ -90,7 +91,7 @@ class Cost(msgspec.Struct):
     n_tokens: int
     cpu_microseconds_a_token: float
     cpu_share: float
-    """Of one core."""
+    """Share of one core."""
     tokens_a_second: float
     events_a_token: float
     reads_a_token: float
@@ -123,13 +124,13 @@ class Cost(msgspec.Struct):
 
 
 def prepared() -> str:
-    """Where the embedded model is, as the router's own preparation says it."""
+    """Return the folder of the embedded model, from the router's own preparation."""
     return subprocess.run(launcher.PREPARE, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 @contextmanager
 def router(pace: Pace, model: str, n_streams: int) -> Iterator[tuple[int, int]]:
-    """The process id and the port of a router that answers."""
+    """Yield the process id and the port of a router that answers."""
     environment = os.environ | {VARIABLE: msgspec.json.encode(pace).decode(), PREPARED: model}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -173,7 +174,7 @@ def measure(name: str, route_name: str, work: Work, model: str, tokens: list[int
 
 
 def serve(flags: list[str]) -> int:
-    """The router: the real one but for the model's preparation, done before, and the worker."""
+    """Run the router: the real one but for the model's preparation, done before, and the worker."""
     prepare = (sys.executable, "-c", f"import os; print(os.environ[{PREPARED!r}])")
     launcher.serve = functools.partial(launcher.serve, prepare=prepare, worker=WORKER)
     return cli.main(["serve", *flags])

@@ -1,4 +1,4 @@
-"""A client that only drains bytes, for measuring the router: it parses nothing, and counts.
+"""A client that only drains bytes, for measuring the router: it counts and parses nothing.
 
 Opens all streams at once, waits until every one has begun, and until every one has ended, and then
 prints what the router's process spent between the two as one JSON object.
@@ -18,11 +18,11 @@ import uvloop
 EVENT = b"data:"
 END = b"0\r\n\r\n"
 NAP_BUFFER_BYTES = 4096
-"""Of a connection whose client naps: what waits for it has to wait in the router."""
+"""Receive buffer of a slow connection: other data has to wait in the router."""
 
 
 class Mark(msgspec.Struct):
-    """How far everything was at one moment. CPU time is user and system, of all its threads."""
+    """A snapshot of all counters. CPU time is user and system, of all its threads."""
 
     wall_seconds: float
     cpu_seconds: float
@@ -39,7 +39,7 @@ class Drained(msgspec.Struct):
     """Most streams that were open at once, each of which had begun."""
     n_failed: int
     router_rss_bytes: int
-    """When all had begun."""
+    """The router's memory when all streams had begun."""
 
 
 class Streams:
@@ -79,7 +79,7 @@ class Drain(asyncio.Protocol):
         self._streams = streams
         self._begun = self._ended = False
         self._tail = b""
-        """The last bytes, for the end may come in two pieces."""
+        """The last bytes, as the end may come in two pieces."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transport, which is not derived from asyncio's.
@@ -119,7 +119,7 @@ class Drain(asyncio.Protocol):
 
 
 async def drain(host: str, port: int, streams: Streams, n: int, router: int) -> Drained:
-    """Raises OSError where nobody listens."""
+    """Drain a stream. Raises OSError where nothing listens."""
     loop = asyncio.get_running_loop()
     for _ in range(n):
         connection = socket.socket()

@@ -1,4 +1,4 @@
-"""What the router does for a token, counted rather than timed, so that every machine agrees.
+"""The router's work for a token, counted rather than timed, so that every machine agrees.
 
     python -m benchmarks.router_counts
 
@@ -60,9 +60,10 @@ from tgi_async.wire.messages import (
 )
 
 SLEEPER = (sys.executable, "-c", "import signal; signal.pause()")
-"""A worker's process, which has nothing to do here."""
+"""The process of a worker, which has nothing to do here."""
 QUIET_TURNS = 8
-"""Of the event loop, after the last write: those who wrote wait for the next token then."""
+"""Turns of the event loop after the last write, after which the handlers wait for the next
+token."""
 
 
 Mode = Literal["single", "router behind", "client behind"]
@@ -70,7 +71,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 class Counts(msgspec.Struct):
-    """For each token, but for `n_tokens`."""
+    """Figures for each token, but for `n_tokens`."""
 
     n_tokens: int
     calls: float
@@ -81,7 +82,7 @@ class Counts(msgspec.Struct):
 
 
 class Frames:
-    """Both ends of the wire, and a worker that does a step when it is let."""
+    """Both ends of the wire, and a worker that does a step when it is allowed to."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
@@ -91,13 +92,13 @@ class Frames:
         self._replies: deque[bytes] = deque()
         self._replied = asyncio.Event()
         self.n_let = 0
-        """Steps to be done as soon as they are sent."""
+        """Steps that may be done as soon as they are sent."""
         self.n_bytes = 0
         self.n_running = 0
         """Rows of the last step that was done."""
 
     def channel(self, folder: Path, epoch: int, world_size: int) -> Frames:
-        """In place of RouterChannel."""
+        """Return itself, in place of RouterChannel."""
         return self
 
     def send(self, message: ToWorker) -> None:
@@ -123,7 +124,7 @@ class Frames:
         """Nothing is open."""
 
     def let(self, n: int) -> None:
-        """Have `n` more steps done."""
+        """Allow `n` more steps."""
         self.n_let += n
         self.work()
 
@@ -143,7 +144,7 @@ class Frames:
 
 
 class Tally:
-    """What all clients got."""
+    """The output of all clients."""
 
     def __init__(self) -> None:
         self.n_writes = self.n_events = 0
@@ -168,7 +169,7 @@ class Socket(asyncio.Transport):
 
 
 def limits(n_requests: int) -> Limits:
-    """Those of a server without any flags, but for the number of requests."""
+    """Return the limits of a server without any flags, but for the number of requests."""
     return Limits(
         model_id="made-up",
         model_names=("made-up",),
@@ -222,7 +223,7 @@ class Router:
         await self.steps(8, "single")
 
     async def steps(self, n: int, mode: Mode) -> None:
-        """Have `n` steps done, and all that follows from them."""
+        """Have `n` steps done, with all their consequences."""
         if mode == "client behind":
             for protocol in self._protocols:
                 protocol.pause_writing()
@@ -248,7 +249,7 @@ class Router:
 
 @asynccontextmanager
 async def router(tokenizer: Tokenizer, tokens: list[int], n_requests: int) -> AsyncIterator[Router]:
-    """A router in this process. It has no chat template."""
+    """Yield a router in this process. It has no chat template."""
     frames = Frames(Pace(tokens, 0.0, n_blocks=65_536))
     start = Start(ModelConfig(""), BatchConfig(n_requests))
     real = supervisor.RouterChannel  # type: ignore[attr-defined]
@@ -320,7 +321,7 @@ async def count(
 
 
 async def calls_of(one: Router, n_steps: int, mode: Mode) -> int:
-    """Calls of the router's functions. Those of the worker, which is another process, are not."""
+    """Count calls of the router's functions. Those of the worker, another process, are excluded."""
     calls = Calls()
     work = one.frames.work
 

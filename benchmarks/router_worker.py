@@ -1,4 +1,5 @@
-"""A worker without a model, for measuring the router: it answers each step at once, or at a pace.
+"""A worker without a model, for measuring the router: it answers each step at once, or at a set
+pace.
 
 Started like the real one, by the router. Every row gets the tokens of one text, over and over, each
 row from another place of it.
@@ -53,7 +54,7 @@ class MadeUpRows:
 
 
 def ready(start: Start, pace: Pace) -> Ready:
-    """What it says of itself: room for everything, and no token that ends a text."""
+    """Return its `Ready`: room for everything, and no end-of-text token."""
     return Ready(
         pools=[CachePool(n) for n in start.cache.n_blocks or [pace.n_blocks]],
         block_size=BLOCK_SIZE,

@@ -1,4 +1,4 @@
-"""How many schemas of a collection are followed, and whether what is written for them is valid.
+"""How many schemas of a collection are supported, and whether the generated texts are valid.
 
     python -m benchmarks.schema_coverage FOLDER... [--share 4 --part 0] [--walks 3] [--why]
 

@@ -1,4 +1,4 @@
-"""The real server, started on a model folder and stopped in the end."""
+"""The real server, started on a model folder and stopped at the end."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Served(NamedTuple):
     port: int
     pid: int
     ready_seconds: float
-    """By its own measure."""
+    """Seconds of its start, by its own measure."""
 
 
 @contextmanager
 def serving(
     model: Path, log: Path, flags: Sequence[str] = (), start_seconds: float = 120.0
 ) -> Iterator[Served]:
-    """A server on a port that the kernel chooses, on this machine's own address alone.
+    """Run a server on a free port of the loopback address.
 
     Raises RuntimeError with its log if it does not start.
     """

@@ -1,4 +1,4 @@
-"""What the scheduler's core costs, alone: microseconds a step, however long the texts are.
+"""The cost of the scheduler's core alone: microseconds a step, for texts of any length.
 
     python -m benchmarks.step_cost --requests 256 --lengths 64 8192 --json
 
@@ -30,7 +30,7 @@ BLOCK_SIZE = 16
 
 
 class Cost(msgspec.Struct):
-    """Microseconds."""
+    """Costs in microseconds."""
 
     median: float
     p99: float
@@ -52,7 +52,7 @@ class Decodes(msgspec.Struct):
 
 
 class Counts(msgspec.Struct):
-    """For each decode of a step."""
+    """Counts for each decode of a step."""
 
     requests: int
     plan_calls: float
@@ -101,14 +101,15 @@ def prompt(number: int, length: int) -> list[int]:
 
 
 def run(core: Core, worker: MadeUpWorker) -> None:
-    """Plan a step and account its result."""
+    """Plan a step and complete it with a result."""
     plan = core.plan()
     assert plan is not None
     core.complete(worker.execute(plan.step))
 
 
 def decoding(n_requests: int, length: int, n_steps: int) -> tuple[Core, MadeUpWorker]:
-    """A core whose requests all have prompts of `length` tokens and decode for `n_steps` more."""
+    """Return a core whose requests all have prompts of `length` tokens and decode for `n_steps`
+    more."""
     n_prefill = max(8192, length)
     # The first admitted decode while the last are prefilled, half of the budget a step.
     n_new = n_steps + 8 + 2 * n_requests * length // n_prefill
@@ -154,7 +155,8 @@ def measure_decodes(n_requests: int, length: int, n_steps: int) -> Decodes:
 
 
 def count_decodes(n_requests: int, length: int, n_steps: int) -> Counts:
-    """A multiple of the block size as `n_steps` fills whole blocks only."""
+    """Count the work of decodes. `n_steps` is a multiple of the block size, to fill whole blocks
+    only."""
     core, worker = decoding(n_requests, length, 2 * n_steps)
     plans, completes = Calls(), Calls()
     ahead = core.plan()

@@ -251,7 +251,7 @@ async def test_a_text_that_cannot_be_made_fails_alone(
         generation = run.submit("unspeakable", 40)
         await anext(generation)
         monkeypatch.setattr(generation, "_text", None)
-        await fails(generation, "cannot be made text")
+        await fails(generation, "cannot be decoded")
         await serving
         assert run.engine.worker_restarts == 0
         assert run.engine.used_blocks == 0
@@ -263,7 +263,7 @@ async def test_prompt_logprobs_that_cannot_be_named_fail_alone(
     async with running(Behaviour(), tmp_path) as run:
         generation = run.submit("unspeakable", prompt_logprobs=True)
         monkeypatch.setattr(generation, "prompt_ranks", None)
-        await fails(generation, "cannot be made text")
+        await fails(generation, "cannot be decoded")
         assert (await run.generate("x")).ids == run.expected("x")
         assert run.engine.worker_restarts == 0
 

@@ -128,18 +128,18 @@ async def test_what_asks_for_nothing_leaves_the_text_free(ask: Ask, engine: Fake
     [
         (
             {"guided_json": SCHEMA, "response_format": {"type": "json_object"}},
-            "`response_format` and `guided_json` exclude each other: a text is held to one "
+            "`response_format` and `guided_json` exclude each other: a text follows one "
             "grammar. Send one of them",
         ),
         (
             {"guided_regex": "a", "structured_outputs": {"choice": ["a"]}},
-            "`structured_outputs.choice` and `guided_regex` exclude each other: a text is held to "
+            "`structured_outputs.choice` and `guided_regex` exclude each other: a text follows "
             "one grammar. Send one of them",
         ),
         (
             {"structured_outputs": {"regex": "a", "json_object": True}},
             "`structured_outputs.json_object` and `structured_outputs.regex` exclude each other: a "
-            "text is held to one grammar. Send one of them",
+            "text follows one grammar. Send one of them",
         ),
         ({"guided_choice": []}, "`guided_choice` must have at least one text to choose"),
         ({"guided_grammar": " "}, "`guided_grammar` must be a grammar. Given: an empty text"),
