@@ -376,7 +376,7 @@ class CheckedCore:
             ran.add(run.row)
             row = self.rows[run.row]
             require(not row.case.ended, "S8", f"{row.case.request.id} runs after its end")
-            if row.n_planned >= row.prefill_end - 1 and row.decoding:
+            if row.n_planned >= row.prefill_end:
                 n_decodes += 1
                 n_prefill += run.n - 1
                 n_drafts += run.n - 1
@@ -443,7 +443,7 @@ class CheckedCore:
                 self._end(case)
         for one in due.values():
             row, case = self.rows.get(one.row), sent.cases[one.row]
-            if len(one.tokens) > 1 and row is not None and row.case is case:
+            if len(one.tokens) > one.n_computed + 1 and row is not None and row.case is case:
                 row.prefill_end = len(row.case.known)
             emitted = n_emitted[case.request.id]
             self.reached["accepted draft"] += one.n_computed > 0

@@ -125,8 +125,8 @@ class NeverLooksAgain(BlockManager):
 class CachesWhatIsPlanned(Core):
     """A block can be hit as soon as the step that will fill it is planned."""
 
-    def _schedule(self, request: Request, n: int, builder: StepBuilder) -> None:
-        super()._schedule(request, n, builder)
+    def _schedule(self, request: Request, n: int, builder: StepBuilder, n_drafts: int = 0) -> None:
+        super()._schedule(request, n, builder, n_drafts)
         assert request.table is not None
         known = min(request.n_planned, len(request.tokens))
         request.table.n_computed = max(request.table.n_computed, known)
@@ -202,7 +202,7 @@ class DraftsBeyondTheLimit(Core):
     def _schedule_until(
         self, request: Request, end: int, builder: StepBuilder, free: int = 0
     ) -> None:
-        if free and self.budget.max_drafts and request.n_planned >= request.prefill_end - 1:
+        if free and self.budget.max_drafts and request.n_planned >= request.prefill_end:
             end = request.n_planned + 1 + self.budget.max_drafts
         super()._schedule_until(request, end, builder, free)
 
@@ -230,8 +230,8 @@ class ForgetsDeferredFrees(Core):
 
 
 class GrantsTooMuch(Core):
-    def _schedule(self, request: Request, n: int, builder: StepBuilder) -> None:
-        super()._schedule(request, n, builder)
+    def _schedule(self, request: Request, n: int, builder: StepBuilder, n_drafts: int = 0) -> None:
+        super()._schedule(request, n, builder, n_drafts)
         assert request.table is not None
         if self.blocks.n_free and builder.grow and builder.grow[-1].row == request.row:
             builder.grow[-1].blocks.extend(self.blocks.grow(request.table, 1))
@@ -259,11 +259,11 @@ class PrefillsAsMuchBesideDecodes(Core):
 class StallsDecodes(Core):
     """A decode waits while others prefill."""
 
-    def _schedule(self, request: Request, n: int, builder: StepBuilder) -> None:
+    def _schedule(self, request: Request, n: int, builder: StepBuilder, n_drafts: int = 0) -> None:
         prefills = any(one.n_planned < one.prefill_end for one in self.running)
         if prefills and request.n_planned >= request.prefill_end:
             return
-        super()._schedule(request, n, builder)
+        super()._schedule(request, n, builder, n_drafts)
 
 
 class IdlesBesideWork(Core):

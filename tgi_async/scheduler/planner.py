@@ -1,0 +1,270 @@
+"""Which rows run in the next step, and how many tokens each computes.
+
+A step is `{row: n tokens}`; prefill, chunk and decode differ only in their counts. Each plan first
+gives every decoding row its token, then spends the prefill budget on decoding rows that have more
+than one (a grammar forced some), on the row that is in mid-prefill, and on new admissions. At most
+one row is left in mid-prefill. Where workers verify drafts, these get what is left then.
+
+**One step ahead.** Up to `lookahead` steps are planned before the results of the ones before have
+come back. A sampled token that is still in flight counts as one token of unknown value. With
+drafts, a row's count is an upper bound: blocks are granted as if all were accepted, and those for
+rejected ones stay the row's. A row that comes to its limit if all are accepted waits for the
+result.
+
+**No stall.** Each plan leaves enough blocks available for every decoding row to go on for one more
+step; where it cannot, it preempts the latest arrivals now, so that their blocks are back in time.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+
+from tgi_async.scheduler.batch import RunningBatch
+from tgi_async.scheduler.fairness import INPUT_COST, WaitingQueue
+from tgi_async.scheduler.plan import Budget, Plan, ScheduledRow, StepBuilder
+from tgi_async.scheduler.request import Request, Status
+from tgi_async.scheduler.reservations import Reservations
+from tgi_async.scheduler.results import InFlight
+from tgi_async.wire.messages import Admit, Constraint, Grow, Run, Step
+
+
+class Planner(RunningBatch):
+    """Plans steps: of the rows that run, and of what is admitted from the waiting queue."""
+
+    def __init__(self, budget: Budget) -> None:
+        if budget.lookahead not in (0, 1):
+            raise ValueError(f"lookahead is 0 or 1, got {budget.lookahead}")
+        if min(budget.max_rows, budget.max_batch_prefill_tokens) < 1:
+            raise ValueError(f"a step needs at least one row and one prefill token, got {budget}")
+        super().__init__(budget)
+        self.reservations = Reservations(budget.capacity)
+        self.waiting = WaitingQueue()
+        self.n_preemptions = 0
+        self.n_hit_tokens = 0
+        self._n_replays = 0
+        """Admissions that are still to be made one by one."""
+        self._trial: Request | None = None
+        self._trial_length = 0
+
+    @property
+    def suspect(self) -> Request | None:
+        """The request that was admitted last, one by one, and has got no token since."""
+        trial = self._trial
+        if trial is None or len(trial.tokens) != self._trial_length:
+            return None
+        return trial
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether admissions wait until the suspect has got a token."""
+        suspect = self.suspect
+        return self._n_replays > 0 and suspect is not None and suspect.status is Status.RUNNING
+
+    def plan(self) -> Plan | None:
+        """Return the next step, or None while there is nothing to run or too much in flight."""
+        if len(self._in_flight) > self.budget.lookahead:
+            return None
+        builder = StepBuilder(self._last_step + 1)
+        preempted = self._reserve(builder)
+        prefilling: Request | None = None
+        jump_forward: list[Request] = []
+        drafting: list[Request] = []
+        max_drafts = self.budget.max_drafts
+        for request in self.running:
+            if request.n_planned < request.prefill_end:
+                if not request.decoding:
+                    prefilling = request
+                elif request.prefill_end - request.n_planned > 1:
+                    jump_forward.append(request)
+                else:
+                    self._schedule(request, 1, builder)
+            elif request.n_planned < request.limit:
+                if max_drafts:
+                    drafting.append(request)
+                else:
+                    self._schedule(request, 1, builder)
+        n_decodes = len(builder.run) + len(jump_forward) + len(drafting)
+        most = builder.left = self.budget.prefill_tokens(n_decodes)
+        # Jump-forward rows leave half of it to the row that waits for a first token.
+        held = builder.left // 2 if prefilling is not None else 0
+        builder.left -= held
+        for request in jump_forward:
+            self._schedule_until(request, request.prefill_end, builder, free=1)
+        builder.left += held
+        # Jump-forward rows may have used up the budget.
+        if prefilling is not None and builder.left > 0:
+            self._schedule_until(prefilling, prefilling.prefill_end, builder)
+        while (
+            builder.left > 0
+            and not preempted
+            and (prefilling is None or prefilling.n_planned == prefilling.prefill_end)
+        ):
+            prefilling = self._admit(builder)
+            if prefilling is None:
+                break
+        for request in drafting:
+            end = min(request.n_planned + 1 + max_drafts, request.limit)
+            self._schedule_until(request, end, builder, free=1)
+        if not builder.run:
+            return None
+        self._last_step = builder.step
+        self._in_flight.append(InFlight(builder.step, builder.scheduled_rows))
+        step = Step(builder.step, self._release, builder.admit, builder.grow, builder.run)
+        self._release = []
+        return Plan(step, builder.admitted, most - builder.left, n_decodes)
+
+    def _reserve(self, builder: StepBuilder) -> bool:
+        """Keep blocks for one token of every running row in this step and in the next.
+
+        Preempts the latest arrivals where there are too few; returns whether it did. The oldest is
+        never preempted: what it can ever need was checked to fit when it was submitted.
+        """
+        preempted = False
+        while True:
+            needed = 0
+            for request in self.running:
+                assert request.table is not None
+                end = request.n_planned + 2
+                # Most rows lack no block, and this finds out without a call for each.
+                if end > len(request.table.blocks) * self.budget.block_size:
+                    needed += self._short(request, end)
+            builder.spare = self.blocks.n_available - needed
+            if builder.spare >= 0 or len(self.running) < 2:
+                return preempted
+            # Tables that wait to be closed are closed before the next step is planned.
+            if builder.spare + sum(map(self.blocks.n_exclusive, self._closing)) >= 0:
+                return preempted
+            self._preempt(self.running[-1])
+            preempted = True
+
+    def _schedule_until(
+        self, request: Request, end: int, builder: StepBuilder, free: int = 0
+    ) -> None:
+        """Schedule a row's positions before `end` as far as budget and blocks allow, at least one.
+
+        `free` of them are not of the budget.
+        """
+        start = request.n_planned
+        n = min(end - start, builder.left + free)
+        needs_prompt_logprobs = request.needs_prompt_logprobs and not request.decoding
+        if needs_prompt_logprobs:
+            n = min(n, builder.prompt_logprobs_left)
+        reserved = self._short(request, start + 2)
+        # Where spare is negative, closing tables owe it, and not all of the reserved blocks are
+        # free yet.
+        room = max(0, reserved + builder.spare)
+        if self._short(request, start + n + 1) > room:
+            assert request.table is not None
+            granted = len(request.table.blocks) + room
+            n = max(1, min(n, granted * self.budget.block_size - 1 - start))
+        builder.spare -= self._short(request, start + n + 1) - reserved
+        builder.left -= n - free
+        builder.prompt_logprobs_left -= n if needs_prompt_logprobs else 0
+        known = max(1, request.prefill_end - start)
+        self._schedule(request, n, builder, max(0, n - known))
+
+    def _admit(self, builder: StepBuilder) -> Request | None:
+        """Admit the head of the queue, if its row, its known tokens and its limit fit."""
+        if not self._free_rows:
+            return None
+        request = self.waiting.head()
+        if request is None or request.n_in_flight:
+            return None
+        if self._n_replays:
+            if self.on_trial:
+                return None
+            self._trial, self._trial_length = request, len(request.tokens)
+        if request.waits_for is not None and request.waits_for.owner is not None:
+            return None
+        committed = self._committed_tokens + request.n_prompt + request.max_new_tokens
+        if self.running and committed > self.budget.overcommit * self.blocks.n_tokens:
+            return None
+        if request.lacking - self.blocks.n_shared > builder.spare:
+            return None
+        known = len(request.tokens)
+        needs_prompt_logprobs = request.needs_prompt_logprobs
+        if needs_prompt_logprobs and not builder.prompt_logprobs_left:
+            return None
+        keys = request.block_keys(self.budget.block_size)
+        # The last known token is always computed, for its logits.
+        match = self.blocks.match(
+            [] if needs_prompt_logprobs else keys[: (known - 1) // self.budget.block_size]
+        )
+        request.waits_for = match.computing
+        if match.computing is not None:
+            return None
+        taken = self.blocks.n_taken(match.hits)
+        fresh = self._n_blocks(min(known + 1, request.limit)) - len(match.hits)
+        if taken + fresh > builder.spare:
+            # Matching a long prompt again costs more than a step, so wait until the result can have
+            # changed.
+            request.lacking = taken + fresh + self.blocks.n_shared
+            return None
+
+        self.waiting.remove(request)
+        self._n_replays = max(0, self._n_replays - 1)
+        request.status = Status.RUNNING
+        request.lacking = 0
+        request.row = self._free_rows.pop()
+        request.table = table = self.blocks.open(match.hits, [] if needs_prompt_logprobs else keys)
+        n_cached = request.n_planned = table.n_computed
+        request.prefill_end = known
+        request.decoding = False
+        insort(self.running, request, key=lambda other: other.arrival)
+        self._committed_tokens = committed
+        self.n_hit_tokens += n_cached
+        if not request.charged:
+            request.charged = True
+            request.n_cached = n_cached
+            if request.reservation is not None:
+                self.reservations.start(request.reservation)
+            self.waiting.charge(request.client, INPUT_COST * (request.n_prompt - n_cached))
+        builder.spare -= taken + self._short(request, n_cached + 2)
+        n_grown = len(builder.grow)
+        self._schedule_until(request, known, builder)
+        del builder.grow[n_grown:]
+        builder.admitted.append(request)
+        builder.admit.append(
+            Admit(
+                row=request.row,
+                tokens=list(request.tokens),
+                n_prompt=request.n_prompt,
+                n_cached=n_cached,
+                blocks=list(table.blocks),
+                sampling=request.sampling,
+                prompt_logprobs=needs_prompt_logprobs,
+                prompt_top_n_tokens=request.prompt_top_n_tokens if needs_prompt_logprobs else 0,
+                constraint=Constraint(request.grammar, request.max_new_tokens)
+                if request.grammar
+                else None,
+            )
+        )
+        return request
+
+    def _schedule(self, request: Request, n: int, builder: StepBuilder, n_drafts: int = 0) -> None:
+        """Put `n` positions of a running request into the step, the last of them for drafts, and
+        grant the blocks they need."""
+        table = request.table
+        assert table is not None
+        end = request.n_planned + n
+        if end > len(table.blocks) * self.budget.block_size:
+            short = self._n_blocks(end) - len(table.blocks)
+            builder.grow.append(Grow(request.row, self.blocks.grow(table, short)))
+        samples = end >= request.prefill_end
+        request.n_planned = end
+        request.n_in_flight += samples
+        request.decoding = request.decoding or samples
+        table.last_step = builder.step
+        builder.run.append(Run(request.row, n))
+        builder.scheduled_rows.append(
+            ScheduledRow(request, table, request.row, n, n_drafts, samples)
+        )
+
+    def _preempt(self, request: Request) -> None:
+        """Free a request's blocks; it will be computed again from its known tokens."""
+        self.n_preemptions += 1
+        self._leave(request)
+        request.status = Status.WAITING
+        request.row = -1
+        request.n_planned = 0
+        self.waiting.put_back(request)
