@@ -36,7 +36,7 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
 def served(model: Loaded, dtype: torch.dtype) -> Logits:
-    """Compute logits as a worker does: a prompt in one chunk, in a paged cache."""
+    """As a worker computes them: a prompt in one chunk, in a paged cache."""
     shape = model.shape
     n_blocks = LENGTH // BLOCK_SIZE
     cache = PagedCache(

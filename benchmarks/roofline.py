@@ -99,8 +99,8 @@ class Sizes(NamedTuple):
 
 
 def need(shape: Shape, sizes: Sizes, rows: int, tokens: int, context: float) -> Need:
-    """Return the least work of `rows` rows with `tokens` tokens each, whose last one sees `context`
-    positions and is sampled."""
+    """Of `rows` rows with `tokens` tokens each, whose last one sees `context` positions and is
+    sampled."""
     seen = context - (tokens - 1) / 2
     kept = 2 * shape.n_layers * shape.n_kv_heads * shape.head_dim * 2
     attended = 4 * shape.n_layers * shape.n_heads * shape.head_dim * seen
