@@ -35,7 +35,7 @@ Logits = Callable[[torch.Tensor], torch.Tensor]
 
 
 def served(model: Loaded, dtype: torch.dtype) -> Logits:
-    """Compute logits as a worker does: a prompt in one chunk, in a paged cache."""
+    """As a worker computes them: a prompt in one chunk, in a paged cache."""
     n_blocks = LENGTH // BLOCK_SIZE
     cache = model.spec.cache_group.pool(n_blocks, BLOCK_SIZE)
     table = torch.arange(n_blocks, dtype=torch.int32)
