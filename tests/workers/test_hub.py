@@ -257,7 +257,7 @@ def test_a_connection_that_breaks_goes_on_where_it_broke(prepare: Prepare, hub: 
 def test_a_new_start_goes_on_where_the_last_one_gave_up(prepare: Prepare, hub: Hub) -> None:
     weights = with_large_weights(hub)
     hub.cuts["model.safetensors"] = [123_456, *[0] * 100]
-    assert "start again to go on from there" in failure(prepare("org/model"))
+    assert "start again to resume" in failure(prepare("org/model"))
     already = set(hub.downloaded)
     assert already == hub.files.keys()
 
