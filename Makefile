@@ -92,7 +92,7 @@ $(VENV)/.dev: $(VENV)/.serve .cache/published/.done
 	touch $@
 
 # What tests read of other packages. pip wants to know how jsonschema is built even so.
-.cache/published/.done: tests/published.txt
+.cache/published/.done: tests/helpers/published.txt
 	rm -rf $(@D)
 	mkdir -p $(@D)
 	$(PYTHON) -m venv $(@D)/.venv

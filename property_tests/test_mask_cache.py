@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from property_tests.test_grammar import patterns, schemas
 from property_tests.test_grammar_texts import regexes
-from tests.workers.tiny_tokenizer import END, save_tiny_tokenizer
+from tests.helpers.tiny_tokenizer import END, save_tiny_tokenizer
 from tgi_async.grammar.grammar import Grammar, Json, Regex, encode
 from tgi_async.grammar.schema.errors import SchemaError
 from tgi_async.grammar.schema.normalize import normalize

@@ -13,16 +13,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.tiny_families import VARIANTS, VOCABULARY, smaller, tiny
+from tests.helpers.tiny_llama import save_tiny_llama
+from tests.workers.attention.toy import ToyAttention
 from tests.workers.test_runner import LONG, SHORT, Batch, greedy, tokens_of
-from tests.workers.tiny_families import VARIANTS, VOCABULARY, smaller, tiny
-from tests.workers.tiny_llama import save_tiny_llama
-from tests.workers.toy_attention import ToyAttention
 from tgi_async.wire.messages import Admit
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from tests.workers.loading import load
-from tests.workers.our_layers import replaced, tensors_of
+from tests.helpers.loading import load
+from tests.helpers.our_layers import replaced, tensors_of
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.attention.device_batch import DeviceBatch, decode_numbers

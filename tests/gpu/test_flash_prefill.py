@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.workers import flash_doubles
-from tests.workers.paged_batch import Shape, largest_difference
+from tests.doubles import flash_doubles
+from tests.helpers.paged_batch import Shape, largest_difference
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.workers.paged_batch import Shape, largest_difference
+from tests.helpers.paged_batch import Shape, largest_difference
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 

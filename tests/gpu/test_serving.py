@@ -16,14 +16,14 @@ from transformers import (
     PreTrainedModel,
 )
 
+from tests.helpers.tiny_llama import VOCABULARY, save_tiny_llama
 from tests.workers.test_runner import LONG, SHORT, Batch, greedy, tokens_of
 from tests.workers.test_worker import run, start, steps
-from tests.workers.tiny_llama import VOCABULARY, save_tiny_llama
 from tgi_async.wire.messages import Admit, Sampling, Stop
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from tests.workers.loading import load
+from tests.helpers.loading import load
 from workers.attention.triton_paged import TritonAttention
 from workers.models.loading import Loaded
 

@@ -19,10 +19,10 @@ import httpx
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.groups import limited_groups
+from tests.helpers.groups import limited_groups
+from tests.helpers.shadows import write_shadows
 from tests.integration.reference import Reference
 from tests.integration.server import COMMAND, Server, environment
-from tests.shadows import write_shadows
 from tgi_async.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.model

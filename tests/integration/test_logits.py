@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.loading import load
 from tests.integration.prompts import mixed
 from tests.integration.reference import Reference
-from tests.workers.loading import load
 from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
 from workers.attention.cache import PagedCache

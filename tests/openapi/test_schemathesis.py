@@ -16,8 +16,8 @@ import pytest
 
 from tests.api.conftest import CHATML
 from tests.api.tiny_tokenizer import tiny_inner
+from tests.helpers.tiny_llama import save_tiny_llama
 from tests.integration.server import Server
-from tests.workers.tiny_llama import save_tiny_llama
 
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 ROOT = Path(__file__).parents[2]

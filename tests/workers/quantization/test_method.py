@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.helpers.loading import load
+from tests.helpers.paged_sequences import PagedSequences
 from tests.integration.reference import Reference
 from tests.integration.running_engine import finish_all, running_engine
-from tests.workers.loading import load
-from tests.workers.paged_sequences import PagedSequences
+from tests.workers.models.test_sharding import part
+from tests.workers.models.test_weights import saved
 from tests.workers.quantization.toy import ToyMethod, dequantized
-from tests.workers.test_sharding import part
-from tests.workers.test_weights import saved
 from tgi_async.generation import GenerationRequest
 from tgi_async.wire.messages import Sampling
 from workers.errors import Unsupported
