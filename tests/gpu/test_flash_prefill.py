@@ -57,7 +57,10 @@ def test_head_dims_in_steps_of_eight(device: str, choice: str, head_dim: int) ->
     assert device != "cpu" or flash_doubles.calls == [choice]
 
 
-@pytest.mark.parametrize("option", ["softcap", "chunk", "sinks", "slopes"])
+@pytest.mark.parametrize(
+    "option",
+    ["softcap", "sinks", *(pytest.param(x, marks=pytest.mark.full) for x in ("chunk", "slopes"))],
+)
 def test_what_they_do_not_take_the_triton_kernel_does(
     device: str, choice: str, option: str
 ) -> None:

@@ -41,7 +41,13 @@ SIZES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral", "gemma2"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "gemma2",
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("llama", "mistral")),
+    ],
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers: of full attention, of a window, of one each with a softcap."""
     path = tmp_path_factory.mktemp(request.param)

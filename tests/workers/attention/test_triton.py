@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,11 @@ pytestmark = NEEDED
 
 REGISTERS = 2**16
 """Of a multiprocessor, for 4 warps of 32 threads each program."""
+
+
+def full(*values: Any) -> Any:
+    """For the long version: to compile takes seconds."""
+    return pytest.param(*values, marks=pytest.mark.full)
 
 
 @pytest.mark.parametrize(
@@ -28,11 +34,11 @@ REGISTERS = 2**16
     ),
     [
         (90, "bfloat16", 64, 8, 64, 128, 0.0, ["extras"], SPILLED),
-        (80, "float16", 14, 2, 80, 0, 0.0, [], SPILLED),
+        full(80, "float16", 14, 2, 80, 0, 0.0, [], SPILLED),
         # The queries and results of 128 heads are half of the registers.
-        (86, "bfloat16", 128, 1, 128, 0, 0.0, [], 128),
+        full(86, "bfloat16", 128, 1, 128, 0, 0.0, [], 128),
         # Exact products in float32 take more registers than there are: slow, and right.
-        (86, "float32", 16, 1, 512, 0, 0.0, [], 2**20),
+        full(86, "float32", 16, 1, 512, 0, 0.0, [], 2**20),
         (120, "bfloat16", 16, 8, 256, 4096, 50.0, [], SPILLED),
     ],
 )
@@ -57,7 +63,7 @@ def test_they_fit_a_gpu_and_its_registers(
 
 @pytest.mark.parametrize(
     ("n_heads", "head_dim", "window", "programs"),
-    [(32, 128, 0, 3), (32, 128, 4096, 3), (8, 256, 1024, 2)],
+    [(32, 128, 0, 3), full(32, 128, 4096, 3), full(8, 256, 1024, 2)],
 )
 def test_a_multiprocessor_of_an_h200_has_room_for_the_programs_that_fill_it(
     tmp_path: Path, n_heads: int, head_dim: int, window: int, programs: int

@@ -1,8 +1,9 @@
-"""The tests of GPU kernels on a machine without a GPU: run by Triton's interpreter, each file in a
-process of its own."""
+"""The tests of GPU kernels on a machine without a GPU: run by Triton's interpreter, in a process of
+its own."""
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -24,23 +25,21 @@ SLOW = ("test_graphs", "test_sampling")
 """A minute each; graphs/test_decode.py and sampling/test_triton.py try parts of the same."""
 
 
-@pytest.mark.parametrize(
-    ("file", "tier"),
-    [
-        pytest.param(
-            file,
-            tier,
-            id=f"{file.stem}-{tier}",
-            marks=[pytest.mark.full] if tier == "full" or file.stem in SLOW else [],
-        )
-        for file in FILES
-        for tier in ("not full", "full")
-    ],
-)
-def test_interpreted_they_pass(file: Path, tier: str) -> None:
-    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", tier, str(file))
-    done = python(*command, TRITON_INTERPRET="1")
-    if tier == "full" and done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED:
-        return
+def interpreted(tier: str, *files: Path) -> subprocess.CompletedProcess[str]:
+    command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", tier, *map(str, files))
+    return python(*command, TRITON_INTERPRET="1")
+
+
+@pytest.mark.timeout(600)
+def test_interpreted_they_pass() -> None:
+    done = interpreted("not full", *(file for file in FILES if file.stem not in SLOW))
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_interpreted_all_of_a_file_passes(file: Path) -> None:
+    done = interpreted("full or not full", file)
     assert done.returncode == 0, done.stdout
     assert "passed" in done.stdout

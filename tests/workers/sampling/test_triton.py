@@ -17,7 +17,7 @@ pytestmark = NEEDED
     [
         (90, "bfloat16", 128_256),
         (86, "float16", 50_257),
-        (120, "float32", 262_144),
+        pytest.param(120, "float32", 262_144, marks=pytest.mark.full),
     ],
 )
 def test_they_fit_a_gpu_and_read_logits_16_bytes_at_a_time(
