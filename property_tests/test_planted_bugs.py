@@ -491,8 +491,8 @@ PLANTED = {
 }
 
 
-def first_violation(core_type: type[Core]) -> Violation | None:
-    for seed in range(N_WALKS):
+def first_violation(core_type: type[Core], n_walks: int = N_WALKS) -> Violation | None:
+    for seed in range(n_walks):
         try:
             walk(seed, N_EVENTS, core_type)
         except Violation as violation:
@@ -508,5 +508,6 @@ def test_the_properties_catch_it_when(name: str) -> None:
     assert violation.invariant == found_by, str(violation)
 
 
-def test_the_same_walks_find_nothing_in_the_core_itself() -> None:
-    assert first_violation(Core) is None
+@pytest.mark.parametrize("n_walks", [60, pytest.param(N_WALKS, marks=pytest.mark.full)])
+def test_the_same_walks_find_nothing_in_the_core_itself(n_walks: int) -> None:
+    assert first_violation(Core, n_walks) is None

@@ -78,6 +78,7 @@ def test_a_client_of_node_passes_its_suite(client_server: Server, suite: str) ->
     run(client_server, ("node", "--test", "--test-reporter=spec", "suite.mjs"), folder)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("java") is None, reason="java is not installed")
 def test_the_client_of_java_passes_its_suite(client_server: Server) -> None:
     run(client_server, ("java", "JavaHttpClient.java"), SUITES)

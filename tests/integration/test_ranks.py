@@ -119,6 +119,7 @@ async def test_two_ranks_of_the_fused_decoder(
     report.append(f"SmolLM2, {await hold(model_folder, reference, cases, 2, 'fused')}")
 
 
+@pytest.mark.full
 async def test_two_ranks_of_transformers_code(
     eight_heads: Path, eight_heads_reference: Reference, tokenizer: Tokenizer, report: list[str]
 ) -> None:

@@ -23,6 +23,7 @@ async def until_gone(pid: int) -> None:
     await until(gone)
 
 
+@pytest.mark.full
 async def test_sigterm_lets_live_requests_end(model_folder: Path, tmp_path: Path) -> None:
     with Server.running(tmp_path / "log") as server:
         worker = server.worker_pid()

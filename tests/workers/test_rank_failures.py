@@ -65,7 +65,12 @@ def start(model: Path) -> Start:
     [
         ("refused", StartError, "rank 1 does not like it"),
         pytest.param("raised", WorkerDied, "worker 1 exited with status 1", marks=pytest.mark.full),
-        ("killed", WorkerDied, "worker 1 was killed by SIGKILL"),
+        pytest.param(
+            "killed",
+            WorkerDied,
+            "worker 1 was killed by SIGKILL",
+            marks=pytest.mark.full,
+        ),
     ],
 )
 async def test_one_rank_that_fails_to_load_ends_the_start(

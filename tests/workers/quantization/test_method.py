@@ -166,7 +166,14 @@ def test_a_cut_through_a_group_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.model
 @pytest.mark.parametrize(
-    ("kind", "n_ranks"), [("llama", 1), ("llama", 2), ("mixtral", 2), ("qwen2_moe", 1)]
+    ("kind", "n_ranks"),
+    [
+        ("mixtral", 2),
+        *(
+            pytest.param(*one, marks=pytest.mark.full)
+            for one in (("llama", 1), ("llama", 2), ("qwen2_moe", 1))
+        ),
+    ],
 )
 async def test_texts_over_the_wire_are_transformers(
     model_folder: Path, tmp_path: Path, kind: str, n_ranks: int

@@ -180,7 +180,9 @@ def test_tokens_cut_by_truncation_are_not_reported() -> None:
     assert len(found.top[0]) == 2
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 1.5])
+@pytest.mark.parametrize(
+    "temperature", [0.3, *(pytest.param(x, marks=pytest.mark.full) for x in (1.0, 1.5))]
+)
 def test_draws_follow_the_distribution_at_its_temperature(temperature: float) -> None:
     n = 4000
     logits = torch.full((1, V), -torch.inf)
