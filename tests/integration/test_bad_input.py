@@ -227,7 +227,7 @@ async def test_other_requests_do_not_notice(server: Server) -> None:
             marks=pytest.mark.full,
         ),
         (("--quantize", "awq"), "--quantize asks for quantization, which is not built yet"),
-        (("--kv-cache-memory", "1"), "--kv-cache-memory"),
+        pytest.param(("--kv-cache-memory", "1"), "--kv-cache-memory", marks=pytest.mark.full),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

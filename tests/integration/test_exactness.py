@@ -122,7 +122,8 @@ async def test_prefill_in_chunks_of_16_tokens(
     check(f"chunks of 16, {lookahead} ahead", reference, cases[:n], texts, report)
 
 
-@pytest.mark.parametrize("n", N_PROMPTS)
+@pytest.mark.full
+@pytest.mark.parametrize("n", [8, 64])
 async def test_through_transformers_code(
     model_folder: Path, reference: Reference, cases: list[Case], report: list[str], n: int
 ) -> None:

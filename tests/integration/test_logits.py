@@ -39,7 +39,9 @@ class Recorder:
         return ForwardOutput(self.logits)
 
 
-@pytest.mark.parametrize("implementation", ["fused", "transformers"])
+@pytest.mark.parametrize(
+    "implementation", ["fused", pytest.param("transformers", marks=pytest.mark.full)]
+)
 def test_logits_of_chunks_and_decodes_are_those_of_one_pass(
     model_folder: Path,
     reference: Reference,

@@ -11,7 +11,7 @@ import pytest
 from tests.integration.server import Server, stream
 from tests.integration.waiting import until
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.full]
 
 WANTED = ("Once upon a time", {"max_new_tokens": 30, "ignore_eos": True})
 
@@ -23,7 +23,6 @@ async def until_gone(pid: int) -> None:
     await until(gone)
 
 
-@pytest.mark.full
 async def test_sigterm_lets_live_requests_end(model_folder: Path, tmp_path: Path) -> None:
     with Server.running(tmp_path / "log") as server:
         worker = server.worker_pid()

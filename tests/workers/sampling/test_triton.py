@@ -16,7 +16,7 @@ pytestmark = NEEDED
     ("capability", "dtype", "vocab_size"),
     [
         (90, "bfloat16", 128_256),
-        (86, "float16", 50_257),
+        pytest.param(86, "float16", 50_257, marks=pytest.mark.full),
         pytest.param(120, "float32", 262_144, marks=pytest.mark.full),
     ],
 )
