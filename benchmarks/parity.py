@@ -29,7 +29,7 @@ from tests.families.parity import (
     difference,
     generate,
 )
-from tests.workers.loading import load
+from tests.helpers.loading import load
 from workers.decoder.families import FAMILIES
 from workers.errors import UnsupportedModel
 from workers.models.loading import Loaded

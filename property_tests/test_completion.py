@@ -21,7 +21,7 @@ from property_tests.test_grammar import _orders, patterns, schemas, values
 from property_tests.test_grammar_texts import regexes
 from tests.grammar.engines import accepts as follows
 from tests.grammar.engines import engine_of
-from tests.workers.tiny_tokenizer import END, save_tiny_tokenizer
+from tests.helpers.tiny_tokenizer import END, save_tiny_tokenizer
 from tgi_async.grammar.grammar import Grammar, Json, Regex, encode
 from tgi_async.grammar.schema.errors import SchemaError
 from tgi_async.grammar.schema.normalize import normalize

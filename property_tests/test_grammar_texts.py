@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from property_tests.test_grammar import schemas
-from tests.workers.drive import Drive
-from tests.workers.loading import load
-from tests.workers.tiny_llama import save_tiny_llama
-from tests.workers.tiny_tokenizer import END, save_tiny_tokenizer
+from tests.helpers.drive import Drive
+from tests.helpers.loading import load
+from tests.helpers.tiny_llama import save_tiny_llama
+from tests.helpers.tiny_tokenizer import END, save_tiny_tokenizer
 from tgi_async.grammar.grammar import Grammar, Json, Regex
 from tgi_async.grammar.schema.errors import SchemaError
 from tgi_async.grammar.schema.normalize import normalize

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import event, example, given
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from property_tests.test_grammar import patterns, schemas
 from property_tests.test_grammar_texts import regexes
-from tests.workers.tiny_tokenizer import END, save_tiny_tokenizer
+from tests.helpers.tiny_tokenizer import END, save_tiny_tokenizer
 from tgi_async.grammar.grammar import Grammar, Json, Regex, encode
 from tgi_async.grammar.schema.errors import SchemaError
 from tgi_async.grammar.schema.normalize import normalize
@@ -151,6 +151,7 @@ class Forgetful(MaskCache):
         pass
 
 
+@settings(max_examples=max(10, settings().max_examples // 3))
 @given(schemas | long_values | counted, schemas, st.integers(3, 60), st.integers(0, 2**32))
 def test_texts_go_on_in_the_same_ways_with_and_without_what_is_kept(
     vocabulary: Vocabulary, schema: Any, shared: Any, most: int, seed: int

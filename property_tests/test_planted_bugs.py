@@ -558,8 +558,10 @@ PLANTED = {
 }
 
 
-def first_violation(core_type: type[Core], max_drafts: int) -> Violation | None:
-    for seed in range(N_WALKS):
+def first_violation(
+    core_type: type[Core], max_drafts: int, n_walks: int = N_WALKS
+) -> Violation | None:
+    for seed in range(n_walks):
         try:
             walk(seed, N_EVENTS, core_type, max_drafts)
         except Violation as violation:
@@ -575,6 +577,7 @@ def test_the_properties_catch_it_when(name: str) -> None:
     assert violation.invariant == found_by, str(violation)
 
 
+@pytest.mark.parametrize("n_walks", [60, pytest.param(N_WALKS, marks=pytest.mark.full)])
 @pytest.mark.parametrize("max_drafts", [0, 3])
-def test_the_same_walks_find_nothing_in_the_core_itself(max_drafts: int) -> None:
-    assert first_violation(Core, max_drafts) is None
+def test_the_same_walks_find_nothing_in_the_core_itself(max_drafts: int, n_walks: int) -> None:
+    assert first_violation(Core, max_drafts, n_walks) is None

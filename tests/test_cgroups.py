@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.groups import limited_groups
+from tests.helpers.groups import limited_groups
 from tgi_async import cgroups
 
 GIB = 2**30

@@ -20,9 +20,9 @@ import pytest
 
 from tests.api.tiny_tokenizer import tiny_tokenizer
 from tests.api.waiting import until, until_metric
-from tests.fake_engine_run import alive
-from tests.fake_server import FakeServer
-from tests.fake_worker import Behaviour
+from tests.doubles.fake_engine_run import alive
+from tests.doubles.fake_server import FakeServer
+from tests.doubles.fake_worker import Behaviour
 from tgi_async.api.dialect import OURS, TGI
 from tgi_async.errors import StartError
 from tgi_async.launcher import Prepared, _limits

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.fake_engine_run import DEADLINE
-from tests.fake_server import FakeServer
-from tests.fake_worker import Behaviour
+from tests.doubles.fake_engine_run import DEADLINE
+from tests.doubles.fake_server import FakeServer
+from tests.doubles.fake_worker import Behaviour
 from tests.test_launcher import Serve, serve
 from tgi_async.errors import StartError
 from tgi_async.listener import bind

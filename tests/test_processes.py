@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import tgi_async
-from tests.shadows import MESSAGE, write_shadows
+from tests.helpers.shadows import MESSAGE, write_shadows
 from tgi_async import processes
 from tgi_async.grammar import checker
 from tgi_async.launcher import PREPARE

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.fake_engine_run import DEADLINE
+from tests.doubles.fake_engine_run import DEADLINE
 from tgi_async.processes import processor_seconds
 
 USES_SOME = "import time; end = time.process_time() + 0.05\nwhile time.process_time() < end: pass\n"

@@ -157,7 +157,18 @@ def test_engines_of_grammars_do_without_torch() -> None:
 
 
 def test_a_worker_ties_its_life_to_the_router_before_it_loads_torch() -> None:
-    assert printed_by("import sys, workers.__main__; print('torch' in sys.modules)") == "False"
+    """Where it does, torch is not there yet, and nothing that it waits for has been opened."""
+    script = (
+        "import sys, workers.__main__ as worker\n"
+        "def tied(router):\n"
+        "    print(router, 'torch' in sys.modules)\n"
+        "    raise SystemExit\n"
+        "worker.die_with_parent = tied\n"
+        "worker.WorkerChannel = None\n"
+        "sys.argv[1:] = '--folder /nowhere --epoch 1 --rank 0 --router 1234'.split()\n"
+        "worker.main()"
+    )
+    assert printed_by(script) == "1234 False"
 
 
 def printed_by(script: str) -> str:

@@ -45,13 +45,21 @@ def test_what_is_asked_for_counts_before_what_is_there(
     assert n_shards(sharded, num_shard, {}, two_gpus) == n
 
 
-def test_a_cpu_alone_is_one_shard(tmp_path: Path) -> None:
-    assert n_shards(None, None, {}, tmp_path) == 1
+@pytest.mark.parametrize("visible", ["", "1"])
+def test_a_cpu_alone_and_one_gpu_are_one_shard(two_gpus: Path, visible: str) -> None:
+    assert n_shards(None, None, {"CUDA_VISIBLE_DEVICES": visible}, two_gpus) == 1
 
 
 @pytest.mark.parametrize(
-    ("num_shard", "message"), [(1, "--num-shard for one"), (None, "there are 0 GPUs")]
+    ("visible", "num_shard", "message"),
+    [
+        ("0,1", 1, "--num-shard for one"),
+        ("", None, "there are 0 GPUs"),
+        ("1", None, "there are 1 GPUs"),
+    ],
 )
-def test_sharded_needs_more_than_one(tmp_path: Path, num_shard: int | None, message: str) -> None:
+def test_sharded_needs_more_than_one(
+    two_gpus: Path, visible: str, num_shard: int | None, message: str
+) -> None:
     with pytest.raises(StartError, match=message):
-        n_shards(True, num_shard, {}, tmp_path)
+        n_shards(True, num_shard, {"CUDA_VISIBLE_DEVICES": visible}, two_gpus)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.fake_engine_run import DEADLINE, ROOT, alive, until
-from tests.fake_worker import COMMAND, VARIABLE, Behaviour
+from tests.doubles.fake_engine_run import DEADLINE, ROOT, alive, until
+from tests.doubles.fake_worker import COMMAND, VARIABLE, Behaviour
 from tgi_async.errors import StartError
 from tgi_async.supervisor import ENVIRONMENT, WorkerDied, WorkerGroup
 from tgi_async.wire.channel import RouterChannel
@@ -196,7 +196,7 @@ async def test_the_environment_suits_a_small_machine_and_yields_to_the_user(
 
 ROUTER = """
 import asyncio, pathlib, sys
-from tests.fake_worker import COMMAND
+from tests.doubles.fake_worker import COMMAND
 from tests.test_supervisor import START, ignore
 from tgi_async.supervisor import WorkerGroup
 

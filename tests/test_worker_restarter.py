@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from tests.fake_engine_run import DEADLINE, ROOT, alive, until
-from tests.fake_worker import COMMAND, VARIABLE, Behaviour
+from tests.doubles.fake_engine_run import DEADLINE, ROOT, alive, until
+from tests.doubles.fake_worker import COMMAND, VARIABLE, Behaviour
 from tests.test_supervisor import START, ignore
 from tgi_async.backoff import Backoff
 from tgi_async.errors import StartError

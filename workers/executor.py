@@ -56,7 +56,7 @@ class Executor:
 
     def warm_up(self) -> None:
         """Run the worst admitted shape, a full prefill budget beside a full batch of decodes, which
-        also shows how much memory that takes. Raises Unsupported."""
+        also shows how much memory that takes. Raises UnsupportedModel."""
         size = self.block_size
         if self.device.type == "cuda":
             # What loading took for a while is free again.

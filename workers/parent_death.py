@@ -5,27 +5,35 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 
+PR_SET_PDEATHSIG = 1
+WATCH_SECONDS = 1.0
+
 
 def die_with_parent(router: int) -> None:
-    """Have the kernel kill this process when its parent, the process `router`, dies.
+    """Have this process killed when its parent, the process `router`, dies.
 
-    Where the kernel cannot, a thread looks every second. Call it before anything slow: a router
-    that died earlier than this is noticed here, for its children belong to another process then.
+    The kernel does it, or where it cannot, a thread that looks every second. Call it before
+    anything slow: a router that died earlier than this is noticed here, for its children belong to
+    another process then.
     """
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    else:
-
-        def watch() -> None:
-            while os.getppid() == router:
-                time.sleep(1)
-            os._exit(1)
-
-        threading.Thread(target=watch, daemon=True).start()
+    if not _killed_by_kernel():
+        threading.Thread(target=_watch, args=(router,), daemon=True).start()
     if os.getppid() != router:
         os._exit(1)
+
+
+def _killed_by_kernel() -> bool:
+    """Ask Linux for a signal at the parent's death; whether there will be one."""
+    try:
+        return bool(ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) == 0)
+    except AttributeError:
+        return False
+
+
+def _watch(router: int) -> None:
+    while os.getppid() == router:
+        time.sleep(WATCH_SECONDS)
+    os._exit(1)

@@ -254,7 +254,7 @@ def _check_cache(
 ) -> list[str]:
     """Return what the user should know about the size of the cache.
 
-    Raises Unsupported for one that was planned (`kv_cache_memory` is 0) and is too small for
+    Raises UnsupportedModel for one that was planned (`kv_cache_memory` is 0) and is too small for
     `max_total_tokens`, if they were asked for, or for a conversation.
     """
     n_tokens, longest = n_blocks * executor.block_size, executor.longest
@@ -281,7 +281,7 @@ def _check_cache(
 
 
 def choose_device(rank: int = 0, world_size: int = 1) -> tuple[torch.device, list[str]]:
-    """Choose the device of a rank; return it with notes for the operator. Raises Unsupported."""
+    """Choose the device of a rank; return it with notes for the operator. Raises UnsupportedModel."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), unused_gpus()
     refusal = gpu_refusal()

@@ -11,9 +11,9 @@ import pytest
 import uvicorn
 from starlette.applications import Starlette
 
-from tests.api.fake_engine import FakeEngine
 from tests.api.tiny_tokenizer import tiny_inner, tiny_tokenizer
 from tests.api.waiting import until
+from tests.doubles.fake_engine import FakeEngine
 from tgi_async.api.app import create_app
 from tgi_async.api.dialect import Dialect, dialect_of
 from tgi_async.api.limits import Limits

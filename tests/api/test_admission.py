@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from tests.api.conftest import Api, Settings, events_of
-from tests.api.fake_engine import FakeEngine
 from tests.api.waiting import until
+from tests.doubles.fake_engine import FakeEngine
 from tgi_async.api import admission, exchange
 from tgi_async.api.admission import MOST_SECONDS, UNKNOWN_SECONDS, Turnover
 from tgi_async.errors import GenerationError

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import Settings
-from tests.api.fake_engine import FakeEngine
+from tests.doubles.fake_engine import FakeEngine
 from tgi_async.api import body as body_module
 
 JSON = {"content-type": "application/json"}

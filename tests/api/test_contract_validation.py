@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from tests.api.conftest import Api, EventsOf, Settings, refusal
-from tests.api.fake_engine import FakeEngine
 from tests.api.waiting import until
+from tests.doubles.fake_engine import FakeEngine
 from tgi_async.grammar.checker import GrammarChecker
 
 DOCS = Path(__file__).parents[2] / "docs"

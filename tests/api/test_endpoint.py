@@ -13,8 +13,8 @@ import pytest
 from starlette.applications import Starlette
 
 from tests.api.conftest import Api, EventsOf, Settings
-from tests.api.fake_engine import FakeEngine, words
 from tests.api.waiting import until, until_metric
+from tests.doubles.fake_engine import FakeEngine, words
 from tgi_async.api import exchange
 from tgi_async.errors import Unhealthy
 from tgi_async.telemetry import record

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import Api, EventsOf, Settings, refusal
-from tests.api.fake_engine import FakeEngine
+from tests.doubles.fake_engine import FakeEngine
 from tgi_async.errors import GenerationError, IncompleteGeneration, Overloaded, Unhealthy
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}

@@ -167,18 +167,63 @@ async def test_no_event_is_no_piece(direct: Sent, writer: Writer) -> None:
     assert writer.pieces == []
 
 
-async def test_what_is_written_at_once_is_a_sign_of_life(
-    direct: Sent, monkeypatch: pytest.MonkeyPatch
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time of the exchange, which stands still; a sign of life is due after ten seconds."""
+    clock = Clock()
+    monkeypatch.setattr(exchange_module, "time", clock)
+    monkeypatch.setattr(exchange_module, "KEEP_ALIVE_SECONDS", 10.0)
+    return clock
+
+
+async def test_a_sign_of_life_is_due_after_so_long_a_silence(clock: Clock, sent: Sent) -> None:
+    await sent.exchange.open_stream([], describe)
+    clock.now += 9
+    assert sent.exchange.seconds_to_keep_alive() == 1
+    await sent.exchange.keep_alive()
+    assert sent.bodies == []
+    clock.now += 1
+    await sent.exchange.keep_alive()
+    assert sent.bodies == [b":\n\n"]
+    assert sent.exchange.seconds_to_keep_alive() == 10
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_an_event_is_a_sign_of_life(
+    clock: Clock, direct: Sent, writer: Writer, at_once: bool
 ) -> None:
     await direct.exchange.open_stream([], describe)
     await direct.exchange.write(["first"])
-    direct.exchange._last_write -= 60
+    clock.now += 60
     assert direct.exchange.seconds_to_keep_alive() < 0
-    direct.exchange.write_now(["second"])
-    assert direct.exchange.seconds_to_keep_alive() > 10
+    if at_once:
+        direct.exchange.write_now(["second"])
+    else:
+        await direct.exchange.write(["second"])
+    assert direct.exchange.seconds_to_keep_alive() == 10
 
 
-async def test_a_stream_that_is_not_silent_needs_no_sign_of_life(sent: Sent) -> None:
+async def test_no_sign_of_life_is_due_before_a_stream_or_while_something_is_sent(
+    clock: Clock, sent: Sent
+) -> None:
+    """Who waits for the next one would otherwise ask again at once, for as long as that takes."""
+    clock.now += 60
+    assert sent.exchange.seconds_to_keep_alive() > 0
     await sent.exchange.open_stream([], describe)
-    await sent.exchange.keep_alive()
-    assert sent.bodies == []
+    due: list[float] = []
+
+    async def slow(message: Message) -> None:
+        clock.now += 60
+        due.append(sent.exchange.seconds_to_keep_alive())
+
+    sent.exchange._send = slow
+    await sent.exchange.write(["first"])
+    assert due == [10]

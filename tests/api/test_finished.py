@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.api.fake_engine import EOS, FakeEngine, words
+from tests.doubles.fake_engine import EOS, FakeEngine, words
 from tgi_async.api.finished import collect, collect_all, text_of
 from tgi_async.errors import GenerationError
 from tgi_async.generation import GenerationRequest, Token

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import Api, EventsOf, Settings
-from tests.api.fake_engine import FakeEngine
+from tests.doubles.fake_engine import FakeEngine
 
 SET_BY = "The limit is set by the server's "
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from tests.api.fake_engine import words
+from tests.doubles.fake_engine import words
 from tgi_async.api.encoding import Events
 from tgi_async.api.engine_client import Generation
 from tgi_async.api.exchange import Exchange

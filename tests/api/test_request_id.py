@@ -9,7 +9,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from tests.api.fake_engine import FakeEngine
+from tests.doubles.fake_engine import FakeEngine
 from tgi_async.telemetry.observer import Observer
 
 MADE = re.compile(r"req_[0-9a-f]{32}")

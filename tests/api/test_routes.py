@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import Settings
-from tests.api.fake_engine import FakeEngine
+from tests.doubles.fake_engine import FakeEngine
 from tgi_async.api.app import create_app
 from tgi_async.errors import StartError
 from tgi_async.telemetry.metrics import Metrics

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.api.conftest import Api, EventsOf, Settings
-from tests.api.fake_engine import FakeEngine
+from tests.doubles.fake_engine import FakeEngine
 
 READY = ["/health", "/health/ready", "/ping", "/"]
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import Api, Ask, Settings, refusal
-from tests.api.fake_engine import FakeEngine
+from tests.doubles.fake_engine import FakeEngine
 from tgi_async.api.chat.schema import ChatRequest
 from tgi_async.api.completions.schema import CompletionRequest
 from tgi_async.api.generate.schema import GenerateRequest

@@ -1,5 +1,8 @@
 """Unmodified clients of TGI and OpenAI, each from an environment of its own.
 
+The default tier has the client of OpenAI for Node here, and that of huggingface_hub in
+tests/integration/test_default_server.py.
+
 A suite imports its client and nothing of this project: a pytest file for Python, a file for Node's
 test runner, or a program for Java, which exits with a status that is not 0 if anything fails.
 """
@@ -47,7 +50,7 @@ def run(server: Server, command: Sequence[str | Path], folder: Path) -> None:
 @pytest.mark.parametrize(
     ("suite", "environment"),
     [
-        ("huggingface_hub", "huggingface-hub"),
+        full("huggingface_hub", "huggingface-hub"),
         # The last huggingface_hub before 1.0, on other HTTP libraries, is there already.
         full("huggingface_hub", "text-generation"),
         full("text_generation", "text-generation"),
@@ -78,6 +81,7 @@ def test_a_client_of_node_passes_its_suite(client_server: Server, suite: str) ->
     run(client_server, ("node", "--test", "--test-reporter=spec", "suite.mjs"), folder)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("java") is None, reason="java is not installed")
 def test_the_client_of_java_passes_its_suite(client_server: Server) -> None:
     run(client_server, ("java", "JavaHttpClient.java"), SUITES)

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from tests.families.cases import CASES, REFUSED, Case, save
 from tests.families.faults import FAULTS, NoPlace
 from tests.families.parity import CPU, MOST_DIFFERENCE, Reference, compare, difference, generate
-from tests.workers.loading import load
+from tests.helpers.loading import load
 from workers.errors import UnsupportedModel
 from workers.models.description import read_config
 from workers.models.tested_families import TESTED

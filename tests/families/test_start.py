@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.families.cases import CASES, Case, config_of, save
 from tests.families.parity import CPU
-from tests.workers.loading import load
-from tests.workers.our_layers import replaced
+from tests.helpers.loading import load
+from tests.helpers.our_layers import replaced
 from workers.errors import UnsupportedModel
 from workers.models.layers import PackedForward, layers_of
 from workers.models.rope import Scaling

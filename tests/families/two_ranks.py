@@ -14,7 +14,7 @@ import torch
 
 from tests.families.cases import CASES
 from tests.families.parity import CPU, Text, forced
-from tests.workers.loading import load
+from tests.helpers.loading import load
 from workers.errors import UnsupportedModel
 from workers.ranks import Ranks
 

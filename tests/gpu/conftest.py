@@ -1,6 +1,6 @@
 """Every test here is marked `gpu`. Those of the kernels also run without a GPU, in Triton's
-interpreter, when TRITON_INTERPRET=1 is set before Triton is imported: tests/workers/test_triton.py
-does so, in a process of its own for each file."""
+interpreter, when TRITON_INTERPRET=1 is set before Triton is imported, as
+tests/workers/kernels/test_triton.py does, in a process of its own."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.workers.paged_batch import plain
+from tests.helpers.paged_batch import plain
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 

@@ -13,16 +13,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.tiny_families import VARIANTS, VOCABULARY, smaller, tiny
+from tests.helpers.tiny_llama import save_tiny_llama
+from tests.workers.attention.toy import ToyAttention
 from tests.workers.test_runner import LONG, SHORT, Batch, greedy, tokens_of
-from tests.workers.tiny_families import VARIANTS, VOCABULARY, smaller, tiny
-from tests.workers.tiny_llama import save_tiny_llama
-from tests.workers.toy_attention import ToyAttention
 from tgi_async.wire.messages import Admit
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from tests.workers.loading import load
-from tests.workers.our_layers import replaced, tensors_of
+from tests.helpers.loading import load
+from tests.helpers.our_layers import replaced, tensors_of
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.attention.device_batch import DeviceBatch, decode_numbers
@@ -55,6 +55,8 @@ EACH = (
     "smollm3",
 )
 """Of every family, the model with most of what a decoder can get wrong."""
+SIX = ("gemma2", "gemma3", "granite", "llama, biases", "phi3, partial", "smollm3")
+"""Those that have all of it between them: the interpreter needs seconds for each."""
 
 
 def small(variant: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -140,7 +142,7 @@ def test_every_family_is_among_them() -> None:
 
 
 @pytest.mark.parametrize(
-    "variant", [x if x in EACH else pytest.param(x, marks=pytest.mark.full) for x in VARIANTS]
+    "variant", [x if x in SIX else pytest.param(x, marks=pytest.mark.full) for x in VARIANTS]
 )
 def test_every_position_has_the_logits_of_transformers(device: str, variant: str) -> None:
     model = small(variant)
@@ -294,6 +296,7 @@ def test_a_shape_that_attention_does_not_take_leaves_the_model_as_it_was(device:
     assert len(tensors_of(model.model.layers)) == 2 * 9
 
 
+@pytest.mark.full
 def test_the_runner_says_what_transformers_says(device: str, tmp_path: Path) -> None:
     folder = save_tiny_llama(tmp_path)
     where = torch.device(device)

@@ -58,7 +58,14 @@ def linears(
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 @pytest.mark.parametrize(
-    ("rows", "n", "k"), [(1, 48, 48), (3, 31, 2100), (4, 20, 30), (5, 70, 1100), (32, 130, 72)]
+    ("rows", "n", "k"),
+    [
+        (1, 48, 48),
+        pytest.param(3, 31, 2100, marks=pytest.mark.full),
+        (4, 20, 30),
+        (5, 70, 1100),
+        (32, 130, 72),
+    ],
 )
 def test_products_of_few_rows_are_added_up_in_float32(
     device: str, dtype: torch.dtype, rows: int, n: int, k: int

@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.workers import flash_doubles
-from tests.workers.paged_batch import Shape, largest_difference
+from tests.doubles import flash_doubles
+from tests.helpers.paged_batch import Shape, largest_difference
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
@@ -57,7 +57,10 @@ def test_head_dims_in_steps_of_eight(device: str, choice: str, head_dim: int) ->
     assert device != "cpu" or flash_doubles.calls == [choice]
 
 
-@pytest.mark.parametrize("option", ["softcap", "chunk", "sinks", "slopes"])
+@pytest.mark.parametrize(
+    "option",
+    ["softcap", "sinks", *(pytest.param(x, marks=pytest.mark.full) for x in ("chunk", "slopes"))],
+)
 def test_what_they_do_not_take_the_triton_kernel_does(
     device: str, choice: str, option: str
 ) -> None:

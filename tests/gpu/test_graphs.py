@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tests.workers.device_doubles import Replaying
+from tests.doubles.device_doubles import Replaying
+from tests.helpers.tiny_llama import save_tiny_llama
 from tests.workers.test_runner import LONG, SHORT, Batch, greedy, tokens_of
-from tests.workers.tiny_llama import save_tiny_llama
 from tgi_async.wire.messages import Admit, Grow, Sampling
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from tests.workers.loading import load
+from tests.helpers.loading import load
 from workers.attention.triton_paged import TritonAttention
 from workers.graphs.capture import CudaGraphCapture, GraphCapture
 from workers.graphs.input_buffers import DEPTH, InputBuffers

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from tests.workers.paged_batch import Shape, largest_difference
+from tests.helpers.paged_batch import Shape, largest_difference
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
@@ -18,6 +20,11 @@ from workers.attention.registry import build
 from workers.attention.triton_paged import SPLITS_AT_ONCE, TritonAttention
 
 EXACT = 1e-5
+
+
+def full(*values: Any) -> Any:
+    """For the long version: the interpreter needs seconds for it."""
+    return pytest.param(*values, marks=pytest.mark.full)
 
 
 def difference(
@@ -50,11 +57,11 @@ def difference(
     ("n_heads", "n_kv_heads", "head_dim", "block_size"),
     [
         (9, 3, 64, 16),
-        (4, 4, 32, 1),
+        full(4, 4, 32, 1),
         (8, 1, 80, 256),
-        (6, 2, 128, 4),
+        full(6, 2, 128, 4),
         (14, 2, 20, 16),
-        (71, 1, 16, 20),
+        full(71, 1, 16, 20),
     ],
 )
 def test_a_mixed_batch_equals_each_sequence_alone(
@@ -78,13 +85,13 @@ def test_more_splits_than_are_put_together_at_once(device: str) -> None:
     assert difference(shape, [length, 2, length - 7], [], spread=2.0) < 2 * EXACT
 
 
-@pytest.mark.parametrize("window", [1, 7, 64, 257, 5000])
+@pytest.mark.parametrize("window", [full(1), 7, 64, full(257), full(5000)])
 def test_a_sliding_window_hides_what_is_further_back(device: str, window: int) -> None:
     decodes, prefills = [1, 64, 65, SPLIT + 4, 600], [(70, 70), (40, 300)]
     assert difference(Shape(device=device), decodes, prefills, window=window) < EXACT
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 257, 5000])
+@pytest.mark.parametrize("chunk", [full(1), 7, full(257), full(5000)])
 def test_chunks_hide_what_is_before_them(device: str, chunk: int) -> None:
     decodes, prefills = [1, 64, 65, SPLIT + 4, 600], [(70, 70), (40, 300)]
     assert difference(Shape(device=device), decodes, prefills, chunk=chunk) < EXACT

@@ -16,14 +16,14 @@ from transformers import (
     PreTrainedModel,
 )
 
+from tests.helpers.tiny_llama import VOCABULARY, save_tiny_llama
 from tests.workers.test_runner import LONG, SHORT, Batch, greedy, tokens_of
 from tests.workers.test_worker import run, start, steps
-from tests.workers.tiny_llama import VOCABULARY, save_tiny_llama
 from tgi_async.wire.messages import Admit, Sampling, Stop
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
-from tests.workers.loading import load
+from tests.helpers.loading import load
 from workers.attention.triton_paged import TritonAttention
 from workers.models.loading import Loaded
 
@@ -41,7 +41,13 @@ SIZES: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral", "gemma2"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "gemma2",
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("llama", "mistral")),
+    ],
+)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers: of full attention, of a window, of one each with a softcap."""
     path = tmp_path_factory.mktemp(request.param)

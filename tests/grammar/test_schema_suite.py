@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.grammar.engines import accepts, engine_of, is_taken, one_line
-from tests.published import SCHEMA_SUITE, needs_published
+from tests.helpers.published import SCHEMA_SUITE, needs_published
 from tgi_async.grammar.grammar import Json
 from tgi_async.grammar.schema.errors import SchemaError
 from tgi_async.grammar.schema.normalize import normalize

@@ -19,7 +19,7 @@ import httpx
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 COMMAND = (str(Path(sys.executable).with_name("tgi-async")), "serve")
-TGI_VARIABLES = ("MODEL_ID", "HOSTNAME", "PORT", "DTYPE", "API_KEY")
+VARIABLES = ("MODEL_ID", "HOSTNAME", "PORT", "DTYPE", "API_KEY", "OMP_NUM_THREADS")
 READY = re.compile(r"ready in ([\d.]+) s on http://\S+?:(\d+)")
 
 
@@ -147,7 +147,7 @@ class Server:
 
 def environment() -> dict[str, str]:
     """This process's, without the variables that would configure a server."""
-    return {name: value for name, value in os.environ.items() if name not in TGI_VARIABLES}
+    return {name: value for name, value in os.environ.items() if name not in VARIABLES}
 
 
 async def generate(client: httpx.AsyncClient, inputs: str, parameters: Mapping[str, Any]) -> Reply:

@@ -221,9 +221,13 @@ async def test_other_requests_do_not_notice(server: Server) -> None:
         (("--model-id", "."), "config.json"),
         (("--dtype", "float8"), "--dtype must be one of bfloat16, float16, float32"),
         (("--max-input-tokens", "0"), "--max-input-tokens must be from 1 to "),
-        (("--max-total-tokens", "999999"), "--max-total-tokens must be at most 8192"),
+        pytest.param(
+            ("--max-total-tokens", "999999"),
+            "--max-total-tokens must be at most 8192",
+            marks=pytest.mark.full,
+        ),
         (("--quantize", "awq"), "--quantize asks for quantization, which is not built yet"),
-        (("--kv-cache-memory", "1"), "--kv-cache-memory"),
+        pytest.param(("--kv-cache-memory", "1"), "--kv-cache-memory", marks=pytest.mark.full),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -19,10 +19,10 @@ import httpx
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.groups import limited_groups
+from tests.helpers.groups import limited_groups
+from tests.helpers.shadows import write_shadows
 from tests.integration.reference import Reference
 from tests.integration.server import COMMAND, Server, environment
-from tests.shadows import write_shadows
 from tgi_async.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.model
@@ -177,33 +177,32 @@ def ask(server: Server) -> list[int]:
 
 def test_without_a_compiler_a_home_and_permissions(start: Start, model_folder: Path) -> None:
     lack = LACKS["compiler"] | Lack({"HOME": None, "TGI_ASYNC_CACHE": None}) | LACKS["permissions"]
+    lack |= LACKS["docstrings"] | LACKS["working directory"] | LACKS["standard streams"]
     log = start(lack, "bfloat16", "--model-id", str(model_folder))
     assert "linear layers run slower" in log or "linear layers run slowest" in log
 
 
-def test_without_kernels_among_files_that_shadow_modules(
-    start: Start, place: Path, model_folder: Path
-) -> None:
-    write_shadows(place)
-    model = os.path.relpath(model_folder, place)
-    start(LACKS["compiler"], "float32", "--model-id", model, cwd=place)
-
-
+@pytest.mark.full
 def test_without_files_that_can_be_written(start: Start) -> None:
     """What is in the cache already is used."""
     assert "Converting" not in start(LACKS["files"], "float32")
 
 
+@pytest.mark.full
 def test_without_a_cache(start: Start, model_folder: Path) -> None:
     lack = LACKS["cache"] | LACKS["docstrings"] | LACKS["working directory"]
     lack |= LACKS["standard streams"]
     start(lack, "bfloat16", "--model-id", str(model_folder))
 
 
-def test_without_much_memory_and_processor_time(start: Start, model_folder: Path) -> None:
+def test_without_much_memory_and_processor_time_among_files_that_shadow_modules(
+    start: Start, place: Path, model_folder: Path
+) -> None:
+    write_shadows(place)
+    model = os.path.relpath(model_folder, place)
     with limited_groups("1400M", 1.0) as groups:
         enter = "".join(f"echo $$ > {group}/cgroup.procs\n" for group in groups)
-        log = start(Lack(script=enter), "float32", "--model-id", str(model_folder))
+        log = start(Lack(script=enter), "float32", "--model-id", model, cwd=place)
     (found,) = re.findall(r"KV cache up to ([\d.]+) GB", log)
     assert 0.01 < float(found) < 0.3
     if len(os.sched_getaffinity(0)) > 1:

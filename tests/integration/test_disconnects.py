@@ -18,7 +18,6 @@ from tests.integration.waiting import until
 
 pytestmark = pytest.mark.model
 
-N_CLIENTS = 200
 AT_ONCE = 64
 """More than the server runs at once: some of them leave while they wait in its queue."""
 LONG = {"max_new_tokens": 400, "ignore_eos": True}
@@ -103,7 +102,10 @@ async def gauges(client: httpx.AsyncClient) -> dict[str, float]:
     return Server.parse(await client.get("/metrics"))
 
 
-async def test_200_clients_that_leave_under_load(server: Server, report: list[str]) -> None:
+@pytest.mark.parametrize("n_clients", [80, pytest.param(200, marks=pytest.mark.full)])
+async def test_clients_that_leave_under_load(
+    server: Server, report: list[str], n_clients: int
+) -> None:
     wanted = ("A list of rivers:", {"max_new_tokens": 60, "ignore_eos": True})
     async with server.client() as client:
         undisturbed = await stream(client, *wanted)
@@ -123,7 +125,7 @@ async def test_200_clients_that_leave_under_load(server: Server, report: list[st
         async with asyncio.TaskGroup() as group:
             staying = [group.create_task(stream(client, *wanted)) for _ in range(2)]
             await until(arrived)
-            for i in range(N_CLIENTS):
+            for i in range(n_clients):
                 group.create_task(leave(server, i, at_once))
             await until(served)
         await until_all_is_free(server)
@@ -134,7 +136,7 @@ async def test_200_clients_that_leave_under_load(server: Server, report: list[st
         assert after["tgi_request_success"] == before["tgi_request_success"] + 2
         assert after["tgi_async_worker_restarts"] == before["tgi_async_worker_restarts"]
         report.append(
-            f"disconnects: {N_CLIENTS} clients left, {most:.0f} blocks used at most, 0 at the end"
+            f"disconnects: {n_clients} clients left, {most:.0f} blocks used at most, 0 at the end"
         )
 
         # Every place is free again: as many as are allowed at once are all served.

@@ -80,17 +80,23 @@ def check(
 
 @in_module_loop
 @pytest.mark.parametrize(
-    ("longest", "most_new_tokens"), [(200, 24), pytest.param(600, 64, marks=pytest.mark.full)]
+    ("n", "longest", "most_new_tokens"),
+    [
+        (24, 200, 24),
+        pytest.param(64, 200, 24, marks=pytest.mark.full),
+        pytest.param(64, 600, 64, marks=pytest.mark.full),
+    ],
 )
-async def test_64_prompts_that_arrive_at_random_times(
+async def test_prompts_that_arrive_at_random_times(
     engine: Engine,
     reference: Reference,
     tokenizer: Tokenizer,
     report: list[str],
+    n: int,
     longest: int,
     most_new_tokens: int,
 ) -> None:
-    cases = mixed(tokenizer, 64, longest=longest, new_tokens=(8, most_new_tokens))
+    cases = mixed(tokenizer, n, longest=longest, new_tokens=(8, most_new_tokens))
 
     texts = await run(engine, cases)
 
@@ -98,17 +104,26 @@ async def test_64_prompts_that_arrive_at_random_times(
     assert {text.finish_reason for text in texts} == {"length", "eos_token"}
 
 
+@pytest.mark.parametrize("lookahead", [0, pytest.param(1, marks=pytest.mark.full)])
 @pytest.mark.parametrize("n", N_PROMPTS)
 async def test_prefill_in_chunks_of_16_tokens(
-    model_folder: Path, reference: Reference, cases: list[Case], report: list[str], n: int
+    model_folder: Path,
+    reference: Reference,
+    cases: list[Case],
+    report: list[str],
+    n: int,
+    lookahead: int,
 ) -> None:
-    async with running_engine(model_folder, max_batch_prefill_tokens=16) as engine:
+    async with running_engine(
+        model_folder, max_batch_prefill_tokens=16, lookahead=lookahead
+    ) as engine:
         texts = await run(engine, cases[:n])
 
-    check("chunks of 16", reference, cases[:n], texts, report)
+    check(f"chunks of 16, {lookahead} ahead", reference, cases[:n], texts, report)
 
 
-@pytest.mark.parametrize("n", N_PROMPTS)
+@pytest.mark.full
+@pytest.mark.parametrize("n", [8, 64])
 async def test_through_transformers_code(
     model_folder: Path, reference: Reference, cases: list[Case], report: list[str], n: int
 ) -> None:
@@ -120,7 +135,8 @@ async def test_through_transformers_code(
     check("transformers' code", reference, cases[:n], texts, report)
 
 
-@pytest.mark.parametrize("n", N_PROMPTS)
+@pytest.mark.full
+@pytest.mark.parametrize("n", [8, 64])
 async def test_without_looking_ahead(
     model_folder: Path, reference: Reference, cases: list[Case], report: list[str], n: int
 ) -> None:
@@ -199,6 +215,7 @@ def other_end(model_folder: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.full
 async def test_a_chat_ends_where_config_and_tokenizer_name_different_ends(
     other_end: Path, reference: Reference, tokenizer: Tokenizer
 ) -> None:

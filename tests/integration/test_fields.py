@@ -38,6 +38,7 @@ def processors(prompt: list[int], sampling: Sampling, ends: list[int]) -> Logits
     return made
 
 
+@pytest.mark.full
 async def test_min_tokens_and_bad_words_are_transformers_also_when_preempted(
     model_folder: Path, reference: Reference, tokenizer: Tokenizer
 ) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from jsonschema import Draft202012Validator
 from msgspec import structs
 
 from tests.integration.prompts import QUESTIONS, chat
 from tests.integration.running_engine import finish, finish_all, running_engine
+from tgi_async.engine import Engine
 from tgi_async.errors import GenerationError
 from tgi_async.generation import GenerationRequest
 from tgi_async.grammar.grammar import Json, Prose, Regex, Sequence, Text, encode
@@ -20,6 +23,7 @@ from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Sampling
 
 pytestmark = pytest.mark.model
+in_module_loop = pytest.mark.asyncio(loop_scope="module")
 
 PERSON = {
     "type": "object",
@@ -84,11 +88,18 @@ def requests_of(
     ]
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(model_folder: Path) -> AsyncIterator[Engine]:
+    async with running_engine(model_folder, max_rows=12) as running:
+        yield running
+
+
+@in_module_loop
 @pytest.mark.parametrize(
     "max_new_tokens", [24, *(pytest.param(n, marks=pytest.mark.full) for n in (64, 160))]
 )
 async def test_texts_follow_their_grammars(
-    model_folder: Path, tokenizer: Tokenizer, max_new_tokens: int
+    engine: Engine, tokenizer: Tokenizer, max_new_tokens: int
 ) -> None:
     """All of them can be completed within the least of these budgets, so all of them are."""
     grammars = [encode(Json(schema)) for schema in SCHEMAS] + [
@@ -97,9 +108,8 @@ async def test_texts_follow_their_grammars(
     prompts = prompts_of(tokenizer)
     requests = requests_of(prompts, grammars, max_new_tokens)
     free = GenerationRequest(prompt=prompts[0], sampling=Sampling(), max_new_tokens=40)
-    async with running_engine(model_folder, max_rows=12) as engine:
-        alone = await finish(engine, free)
-        *texts, beside = await finish_all(engine, [*requests, free], within=1.0)
+    alone = await finish(engine, free)
+    *texts, beside = await finish_all(engine, [*requests, free], within=1.0)
     assert beside == alone
     for request, text in zip(requests, texts, strict=True):
         what = structs.asdict(request), text
@@ -111,21 +121,22 @@ async def test_texts_follow_their_grammars(
             assert re.fullmatch(REGEXES[index - len(SCHEMAS)], text.text), what
 
 
+@in_module_loop
 async def test_a_text_is_the_same_alone_in_a_batch_preempted_and_without_looking_ahead(
-    model_folder: Path, tokenizer: Tokenizer
+    engine: Engine, model_folder: Path, tokenizer: Tokenizer
 ) -> None:
     grammars = [encode(Json(schema)) for schema in SCHEMAS[:2]]
     requests = requests_of(prompts_of(tokenizer), grammars, 100)
-    async with running_engine(model_folder, max_rows=4) as engine:
-        alone = [await finish(engine, request) for request in requests]
-    async with running_engine(model_folder, n_blocks=16, max_rows=10, lookahead=0) as engine:
-        crowded = await finish_all(engine, requests, within=0.1)
-        n_preemptions = engine.core.n_preemptions
+    alone = [await finish(engine, request) for request in requests]
+    async with running_engine(model_folder, n_blocks=16, max_rows=10, lookahead=0) as small:
+        crowded = await finish_all(small, requests, within=0.1)
+        n_preemptions = small.core.n_preemptions
     assert n_preemptions
     assert crowded == alone
 
 
-async def test_what_surrounds_a_value(model_folder: Path, tokenizer: Tokenizer) -> None:
+@in_module_loop
+async def test_what_surrounds_a_value(engine: Engine, tokenizer: Tokenizer) -> None:
     grammar = Sequence([Prose("</think>"), Text("\n<answer>"), Json(PERSON), Text("</answer>")])
     request = GenerationRequest(
         prompt=prompts_of(tokenizer)[1],
@@ -133,25 +144,24 @@ async def test_what_surrounds_a_value(model_folder: Path, tokenizer: Tokenizer) 
         max_new_tokens=80,
         grammar=encode(grammar),
     )
-    async with running_engine(model_folder) as engine:
-        text = (await finish(engine, request)).text
+    text = (await finish(engine, request)).text
     prose, _, rest = text.partition("</think>")
     found = re.fullmatch(r"\n<answer>(.*)</answer>", rest, re.DOTALL)
     assert found, (prose, rest)
     Draft202012Validator(PERSON).validate(json.loads(found[1]))
 
 
+@in_module_loop
 async def test_a_grammar_that_cannot_be_followed_fails_its_own_request(
-    model_folder: Path, tokenizer: Tokenizer
+    engine: Engine, tokenizer: Tokenizer
 ) -> None:
     prompt = prompts_of(tokenizer)[0]
     broken = GenerationRequest(
         prompt=prompt, sampling=Sampling(), max_new_tokens=20, grammar=encode(Regex("(a"))
     )
     free = GenerationRequest(prompt=prompt, sampling=Sampling(), max_new_tokens=20)
-    async with running_engine(model_folder) as engine:
-        generation = engine.submit(free)
-        with pytest.raises(GenerationError, match="grammar"):
-            await finish(engine, broken)
-        text = "".join([t.text async for emitted in generation for t in emitted.tokens])
+    generation = engine.submit(free)
+    with pytest.raises(GenerationError, match="grammar"):
+        await finish(engine, broken)
+    text = "".join([t.text async for emitted in generation for t in emitted.tokens])
     assert "Paris" in text

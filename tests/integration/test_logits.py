@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.loading import load
 from tests.integration.prompts import mixed
 from tests.integration.reference import Reference
-from tests.workers.loading import load
 from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
 from workers.forward import ForwardBatch, ForwardOutput
@@ -38,7 +38,9 @@ class Recorder:
         return ForwardOutput(self.logits)
 
 
-@pytest.mark.parametrize("implementation", ["fused", "transformers"])
+@pytest.mark.parametrize(
+    "implementation", ["fused", pytest.param("transformers", marks=pytest.mark.full)]
+)
 def test_logits_of_chunks_and_decodes_are_those_of_one_pass(
     model_folder: Path,
     reference: Reference,

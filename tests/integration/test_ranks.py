@@ -19,7 +19,7 @@ from tgi_async.generation import GenerationRequest
 from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Sampling
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.full]
 
 MOST_NEAR_TIES = 0.005
 """Of all tokens."""
@@ -77,14 +77,12 @@ async def hold(
     return f"{n_ranks} ranks, {implementation}: {n} tokens as transformers, {ties} near-ties"
 
 
-FULL = [
-    pytest.param(n, implementation, marks=pytest.mark.full)
-    for n in (1, 2, 3, 4)
-    for implementation in ("fused", "transformers")
+VARIANTS = [
+    (n, implementation) for n in (1, 2, 3, 4) for implementation in ("fused", "transformers")
 ]
 
 
-@pytest.mark.parametrize(("n_ranks", "implementation"), FULL)
+@pytest.mark.parametrize(("n_ranks", "implementation"), VARIANTS)
 async def test_nine_heads_and_three_of_keys(
     model_folder: Path,
     reference: Reference,
@@ -98,7 +96,7 @@ async def test_nine_heads_and_three_of_keys(
     report.append(f"SmolLM2, {line}")
 
 
-@pytest.mark.parametrize(("n_ranks", "implementation"), FULL)
+@pytest.mark.parametrize(("n_ranks", "implementation"), VARIANTS)
 async def test_eight_heads_and_four_of_keys(
     eight_heads: Path,
     eight_heads_reference: Reference,
@@ -127,7 +125,6 @@ async def test_two_ranks_of_transformers_code(
     report.append(f"8 heads, {line}")
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_rank_that_dies_or_stops_is_a_pause(
     model_folder: Path, reference: Reference, tokenizer: Tokenizer, number: int

@@ -97,6 +97,7 @@ async def test_another_seed_or_another_choice_gives_another_text(
     assert len(texts) == 3
 
 
+@pytest.mark.full
 async def test_after_a_preemption(
     model_folder: Path, requests: list[GenerationRequest], alone: list[Text], engine: Engine
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.integration.server import Server, stream
 from tests.integration.waiting import until
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.full]
 
 WANTED = ("Once upon a time", {"max_new_tokens": 30, "ignore_eos": True})
 

@@ -19,10 +19,11 @@ pytestmark = pytest.mark.model
 
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.1}
 ENDLESS = {"type": "regex", "value": "([a-z]{2,9} ){600}"}
+N_TOKENS = 32
 STREAMS: list[tuple[str, dict[str, Any]]] = [
     (
         f"{text} {i}",
-        {"max_new_tokens": 48, "ignore_eos": True}
+        {"max_new_tokens": N_TOKENS, "ignore_eos": True}
         | ({**SAMPLED, "seed": i} if i % 2 else {})
         | ({"grammar": ENDLESS} if i % 4 > 1 else {}),
     )
@@ -59,7 +60,7 @@ async def run_all(
 @pytest.fixture(scope="module")
 def undisturbed(server: Server) -> list[Reply]:
     replies = asyncio.run(run_all(server))
-    assert all(len(reply.tokens) == 48 for reply in replies)
+    assert all(len(reply.tokens) == N_TOKENS for reply in replies)
     return replies
 
 
@@ -67,10 +68,11 @@ async def test_streams_end_with_the_text_of_an_undisturbed_run(
     server: Server, undisturbed: list[Reply]
 ) -> None:
     restarts = server.gauges()["tgi_async_worker_restarts"]
-    assert await run_all(server, server.kill_worker, at=(100, 300)) == undisturbed
+    assert await run_all(server, server.kill_worker, at=(60, 200)) == undisturbed
     assert server.gauges()["tgi_async_worker_restarts"] == restarts + 2
 
 
+@pytest.mark.full
 async def test_a_worker_that_is_stopped_is_replaced_within_seconds(
     server: Server, undisturbed: list[Reply]
 ) -> None:
@@ -87,7 +89,7 @@ async def test_a_worker_that_is_stopped_is_replaced_within_seconds(
         async def health(status: int) -> bool:
             return (await client.get("/health")).status_code == status
 
-        serving = asyncio.create_task(run_all(server, stop, at=(200,)))
+        serving = asyncio.create_task(run_all(server, stop, at=(140,)))
         await until(lambda: health(503))
         found_at = time.monotonic()
         await until(lambda: health(200))
@@ -99,14 +101,8 @@ async def test_a_worker_that_is_stopped_is_replaced_within_seconds(
     assert "gave no result" in server.log
 
 
-async def test_a_request_that_comes_while_the_worker_is_away_is_served(server: Server) -> None:
-    async with server.client() as client:
-        before = await stream(client, *STREAMS[0])
-        server.kill_worker()
-        assert await stream(client, *STREAMS[0]) == before
-
-
-async def test_health_says_503_until_the_worker_is_back(server: Server) -> None:
+async def test_a_request_that_comes_while_the_worker_is_away_waits_for_it(server: Server) -> None:
+    """Health says 503 meanwhile."""
     seen: list[httpx.Response] = []
 
     async with server.client() as client:
@@ -115,10 +111,13 @@ async def test_health_says_503_until_the_worker_is_back(server: Server) -> None:
             seen.append(await client.get("/health"))
             return seen[-1].status_code == status
 
+        before = await stream(client, *STREAMS[0])
         server.kill_worker()
+        waiting = asyncio.create_task(stream(client, *STREAMS[0]))
         await until(lambda: health(503))
         away = seen[-1]
         await until(lambda: health(200))
+        assert await waiting == before
 
     assert {reply.status_code for reply in seen} == {200, 503}
     assert away.json() == {"error": "unhealthy", "error_type": "healthcheck"}

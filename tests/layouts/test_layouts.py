@@ -17,10 +17,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from tests.helpers.drive import Drive
+from tests.helpers.loading import load
 from tests.layouts import tokenizers, weights
 from tests.layouts.places import MESSAGES, PLACES, TEMPLATES
-from tests.workers.drive import Drive
-from tests.workers.loading import load
 from tgi_async.text.chat_files import read_templates
 from tgi_async.text.chat_renderer import Renderer
 from tgi_async.text.tokenizer import Tokenizer

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from tests.fake_server import FakeServer
-from tests.fake_worker import Behaviour
+from tests.doubles.fake_server import FakeServer
+from tests.doubles.fake_worker import Behaviour
 
 N_REQUESTS = 12
 IDLE_AFTERWARDS = ("tgi_queue_size", "tgi_batch_current_size", "tgi_batch_current_max_tokens")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.api.tiny_tokenizer import tiny_inner
-from tests.published import CHAT_TEMPLATES, needs_published
+from tests.helpers.published import CHAT_TEMPLATES, needs_published
 from tgi_async.errors import ServerError
 from tgi_async.text.chat_forms import Forms, all_shaped
 from tgi_async.text.chat_renderer import Renderer

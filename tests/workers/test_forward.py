@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.workers.loading import load
-from tests.workers.tiny_llama import save_tiny_llama
+from tests.helpers.loading import load
+from tests.helpers.tiny_llama import save_tiny_llama
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.forward import ForwardBatch

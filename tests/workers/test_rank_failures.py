@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 from safetensors.torch import load_file
 
-from tests.fake_engine_run import alive
-from tests.workers.tiny_llama import save_tiny_llama
+from tests.doubles.fake_engine_run import alive
+from tests.helpers.tiny_llama import save_tiny_llama
 from tgi_async.errors import StartError
 from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup
 from tgi_async.wire.messages import (
@@ -65,7 +65,12 @@ def start(model: Path) -> Start:
     [
         ("refused", StartError, "rank 1 does not like it"),
         pytest.param("raised", WorkerDied, "worker 1 exited with status 1", marks=pytest.mark.full),
-        ("killed", WorkerDied, "worker 1 was killed by SIGKILL"),
+        pytest.param(
+            "killed",
+            WorkerDied,
+            "worker 1 was killed by SIGKILL",
+            marks=pytest.mark.full,
+        ),
     ],
 )
 async def test_one_rank_that_fails_to_load_ends_the_start(
@@ -77,7 +82,7 @@ async def test_one_rank_that_fails_to_load_ends_the_start(
     message: str,
 ) -> None:
     place = tmp_path_factory.mktemp("s")
-    command = (sys.executable, "-m", "tests.workers.failing_rank", how)
+    command = (sys.executable, "-m", "tests.doubles.failing_rank", how)
     group = group_of(groups, place, *command)
 
     with pytest.raises(error, match=message):
@@ -91,7 +96,7 @@ async def test_one_rank_that_fails_to_load_ends_the_start(
 async def test_ranks_that_wait_for_one_that_hangs_are_ended_with_it(
     groups: list[WorkerGroup], folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    command = (sys.executable, "-m", "tests.workers.failing_rank", "hung")
+    command = (sys.executable, "-m", "tests.doubles.failing_rank", "hung")
     group = group_of(groups, tmp_path_factory.mktemp("s"), *command)
     loading = asyncio.Event()
     launched = asyncio.create_task(group.launch(start(folder), lambda _: loading.set()))

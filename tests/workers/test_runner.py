@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tests.workers.loading import load
-from tests.workers.tiny_llama import VOCABULARY, save_tiny_llama
+from tests.helpers.loading import load
+from tests.helpers.tiny_llama import VOCABULARY, save_tiny_llama
 from tgi_async.wire.messages import Admit, Grow, Run, Sampling, Step, StepDone, TopToken
 from workers.attention.cache import PagedCache
 from workers.forward import ForwardBatch, ForwardOutput

@@ -15,10 +15,10 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 
-from tests.workers.drive import ROWS, Drive
-from tests.workers.loading import load
-from tests.workers.tiny_llama import save_tiny_llama
-from tests.workers.tiny_tokenizer import END, save_tiny_tokenizer
+from tests.helpers.drive import ROWS, Drive
+from tests.helpers.loading import load
+from tests.helpers.tiny_llama import save_tiny_llama
+from tests.helpers.tiny_tokenizer import END, save_tiny_tokenizer
 from tgi_async.grammar.grammar import Grammar, Json, Regex, Special
 from tgi_async.scheduler.request import Status
 from tgi_async.wire.messages import Sampling

@@ -14,7 +14,7 @@ import torch
 from msgspec import structs
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.workers.tiny_llama import EOS, VOCABULARY, save_tiny_llama
+from tests.helpers.tiny_llama import EOS, VOCABULARY, save_tiny_llama
 from tgi_async import cgroups
 from tgi_async.wire.messages import (
     Admit,

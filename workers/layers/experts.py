@@ -66,7 +66,7 @@ class SeparateExperts(nn.Module):
         device: torch.device,
         style: Style = WHOLE,
     ) -> None:
-        """`own` is transformers' module. Raises Unsupported for experts of another shape."""
+        """`own` is transformers' module. Raises UnsupportedModel for experts of another shape."""
         super().__init__()
         if own.is_transposed or own.has_bias or not own.has_gate or own.has_post_expert_norm:
             raise UnsupportedModel(
@@ -114,7 +114,7 @@ def experts_for(
 ) -> Experts:
     """Return the experts of a layer in their method, in the place of transformers' module `own`.
 
-    Raises Unsupported for experts that the method cannot have.
+    Raises UnsupportedModel for experts that the method cannot have.
     """
     if method.stacked_experts:
         return StackedExperts(own, device)

@@ -32,7 +32,7 @@ class Replacements:
         method: QuantMethod = registry.PLAIN,
         expert_names: ExpertNames | None = None,
     ) -> None:
-        """Raises Unsupported where a layer cannot be built in the quantization of its checkpoint.
+        """Raises UnsupportedModel where a layer cannot be built in the quantization of its checkpoint.
 
         Layers whose weight the code of their owner reads, such as a router that computes in
         float32, stay transformers'; so do subclasses of its linear layers.

@@ -49,7 +49,7 @@ class ConfigSizes(NamedTuple):
 def read_config(path: Path, trust_remote_code: bool, scaling: rope.Scaling | None = None) -> Any:
     """The config of a model that can be served, with another rope scaling if there is one given.
 
-    Raises Unsupported, and ValueError for a scaling that is not for this model.
+    Raises UnsupportedModel, and ValueError for a scaling that is not for this model.
     """
     try:
         config = AutoConfig.from_pretrained(
@@ -90,7 +90,7 @@ def read_config(path: Path, trust_remote_code: bool, scaling: rope.Scaling | Non
 
 
 def sizes_of(config: Any) -> ConfigSizes:
-    """Raises Unsupported for a config that does not name them."""
+    """Raises UnsupportedModel for a config that does not name them."""
     text = copy(config.get_text_config())
     text.allow_global_per_layer_attribute_access = True
     heads = _first(text, "num_attention_heads", "n_head", "n_heads", "num_heads")

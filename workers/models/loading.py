@@ -103,7 +103,7 @@ def load(
     exact; the model's spec says which it is. `attention` defaults to the device's best. With
     `must_fit`, weights for which a CPU has no memory are refused rather than read.
 
-    Raises Unsupported, or ValueError and OSError for a broken folder.
+    Raises UnsupportedModel, or ValueError and OSError for a broken folder.
     """
     scaling = None
     if config.rope_scaling:
@@ -123,7 +123,7 @@ def load(
 
 
 def _expect_room(size: int, ranks: Ranks | None) -> None:
-    """Raises Unsupported if weights of `size` bytes, of all ranks together, do not fit in memory,
+    """Raises UnsupportedModel if weights of `size` bytes, of all ranks together, do not fit in memory,
     rather than let the kernel kill the worker half-way."""
     room = memory.room_on_cpu(swap=True)
     # All ranks look before any of them loads.

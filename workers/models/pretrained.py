@@ -46,7 +46,7 @@ class Pretrained:
     ) -> None:
         """With `ranks`, this rank's part of the model; `scaling` in the place of the config's.
 
-        Raises Unsupported, or ValueError and OSError for a broken folder.
+        Raises UnsupportedModel, or ValueError and OSError for a broken folder.
         """
         config = read_config(path, trust_remote_code, scaling)
         self.vocab_size: int = config.get_text_config().vocab_size

@@ -51,7 +51,7 @@ class Sharding:
     ) -> None:
         """`ours` are layers, by name, that will be in the place of some of the model's.
 
-        Raises Unsupported.
+        Raises UnsupportedModel.
         """
         self._model = model
         self._ours = WeakValueDictionary(ours)  # who drops one from the model drops its weight

@@ -116,7 +116,7 @@ OURS: dict[str, dict[str, str]] = {
 
 
 def plan_of(model: Any) -> dict[str, str]:
-    """The plan of a model in transformers. Raises Unsupported where there is none."""
+    """The plan of a model in transformers. Raises UnsupportedModel where there is none."""
     config = model.config.get_text_config()
     theirs = getattr(config, "base_model_tp_plan", None) or {}
     plan: dict[str, str] = {**theirs, **OURS.get(config.model_type, {})}

@@ -19,7 +19,7 @@ class TransformersModel:
     """transformers' own code over packed tokens and a paged cache. See `forward.Model`."""
 
     def __init__(self, loaded: Pretrained, attention: registry.Backend) -> None:
-        """Raises Unsupported."""
+        """Raises UnsupportedModel."""
         self.module = loaded.module
         notes = loaded.complete() + patch_attention(self.module)
         self.weight_bytes = loaded.weight_bytes

@@ -93,7 +93,7 @@ class QuantMethod(ABC):
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> QuantMethod:
-        """`quantization_config` of config.json. Raises Unsupported for settings that are not
+        """`quantization_config` of config.json. Raises UnsupportedModel for settings that are not
         built."""
         return cls()
 
@@ -110,7 +110,7 @@ class QuantMethod(ABC):
     @abstractmethod
     def cut(self, size: Size, cut: Cut) -> dict[str, Slices]:
         """Return which part of each tensor a rank reads; what is not named it reads whole. `size`
-        is the whole layer's. Raises Unsupported where the tensors cannot be cut there."""
+        is the whole layer's. Raises UnsupportedModel where the tensors cannot be cut there."""
 
     @abstractmethod
     def weight(self, tensors: Tensors, size: Size, dtype: torch.dtype) -> QuantWeight:

@@ -17,7 +17,7 @@ PLAIN = PlainMethod()
 
 
 def method_of(config: Any) -> QuantMethod:
-    """Return the method of a model's config. Raises Unsupported."""
+    """Return the method of a model's config. Raises UnsupportedModel."""
     given = getattr(config, "quantization_config", None)
     if given is None:
         return PLAIN

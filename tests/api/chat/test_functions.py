@@ -10,7 +10,7 @@ import pytest
 
 from tests.api.chat.test_tools import CALL, QWEN, TIME, TWO_CALLS, WEATHER, prompt_of, template
 from tests.api.conftest import Api, EventsOf, Settings, refusal
-from tests.api.fake_engine import EOS, FakeEngine, words
+from tests.doubles.fake_engine import EOS, FakeEngine, words
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
 

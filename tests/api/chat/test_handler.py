@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import Api, EventsOf, Settings, refusal
-from tests.api.fake_engine import EOS, FakeEngine, words
+from tests.doubles.fake_engine import EOS, FakeEngine, words
 from tgi_async.errors import GenerationError
 from tgi_async.generation import FinishReason, Token, TopToken
 from tgi_async.grammar.grammar import Json, Regex, decode

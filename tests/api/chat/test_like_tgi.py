@@ -10,7 +10,7 @@ import pytest
 
 from tests.api.chat.test_tools import TIME, TOOLS, WEATHER, held_to, prompt_of, template, writes
 from tests.api.conftest import Api, EventsOf, Settings
-from tests.api.fake_engine import EOS, FakeEngine, words
+from tests.doubles.fake_engine import EOS, FakeEngine, words
 from tgi_async.grammar.grammar import Choice, Json, Sequence
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer

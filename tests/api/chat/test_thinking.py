@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.api.conftest import Api, EventsOf, refusal
-from tests.api.fake_engine import EOS, FakeEngine, words
+from tests.doubles.fake_engine import EOS, FakeEngine, words
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
 

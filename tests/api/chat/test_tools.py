@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from tests.api.conftest import Api, EventsOf, Settings, refusal
-from tests.api.fake_engine import EOS, FakeEngine, words
 from tests.api.tiny_tokenizer import tiny_inner
+from tests.doubles.fake_engine import EOS, FakeEngine, words
 from tgi_async.generation import Token
 from tgi_async.grammar.grammar import Choice, Json, Prose, Regex, Repeat, Sequence, Term, decode
 from tgi_async.text.chat import ChatTemplate

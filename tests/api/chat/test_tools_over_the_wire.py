@@ -12,8 +12,8 @@ import pytest
 from tests.api.chat.test_tools import gathered, template
 from tests.api.conftest import Settings, events_of
 from tests.api.tiny_tokenizer import tiny_inner
-from tests.fake_engine_run import Running, running
-from tests.fake_worker import Behaviour
+from tests.doubles.fake_engine_run import Running, running
+from tests.doubles.fake_worker import Behaviour
 from tests.text.tools.samples import FUNCTIONS, NO_CALLS, SAMPLES, marks_of
 from tgi_async.api.app import create_app
 from tgi_async.telemetry.metrics import Metrics

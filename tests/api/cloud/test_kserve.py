@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import Settings
-from tests.api.fake_engine import FakeEngine
+from tests.doubles.fake_engine import FakeEngine
 
 MODEL = "/v2/models/tiny/versions/1"
 PATHS = [MODEL, f"{MODEL}/ready", "/v2/health/ready", "/v2/health/live", "/v2"]

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import Api, EventsOf
-from tests.api.fake_engine import FakeEngine
+from tests.doubles.fake_engine import FakeEngine
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import Api, Settings
-from tests.api.fake_engine import FakeEngine, words
+from tests.doubles.fake_engine import FakeEngine, words
 from tgi_async.errors import GenerationError
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}]}

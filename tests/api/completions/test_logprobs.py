@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pytest
 from tokenizers import normalizers
 
-from tests.api.fake_engine import EOS, words
 from tests.api.tiny_tokenizer import tiny_inner
+from tests.doubles.fake_engine import EOS, words
 from tgi_async.api.completions.logprobs import LogprobsWriter, Piece, pieces_of
 from tgi_async.generation import TopToken
 from tgi_async.text.tokenizer import Tokenizer

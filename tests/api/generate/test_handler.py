@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import Api, EventsOf, Settings
-from tests.api.fake_engine import EOS, FakeEngine, words
+from tests.doubles.fake_engine import EOS, FakeEngine, words
 from tgi_async.errors import GenerationError, IncompleteGeneration, ValidationError
 from tgi_async.generation import Token, TopToken
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from tests.api.conftest import Api, EventsOf, refusal
-from tests.api.fake_engine import FakeEngine
+from tests.doubles.fake_engine import FakeEngine
 from tgi_async.api.grammar.schema import (
     Grammar,
     JsonGrammar,

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import processors
 
 from tests.api.conftest import Api, Ask, EventsOf, Settings, refusal
-from tests.api.fake_engine import FakeEngine
 from tests.api.tiny_tokenizer import tiny_inner
+from tests.doubles.fake_engine import FakeEngine
 from tgi_async.errors import GenerationError, Overloaded
 from tgi_async.generation import FinishReason
 from tgi_async.text.sampling_defaults import SamplingDefaults

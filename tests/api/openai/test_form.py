@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.api.conftest import Api, Ask, refusal
-from tests.api.fake_engine import FakeEngine
+from tests.doubles.fake_engine import FakeEngine
 from tgi_async.grammar.grammar import (
     Choice,
     ContextFree,

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import Settings, refusal
-from tests.api.fake_engine import FakeEngine
+from tests.doubles.fake_engine import FakeEngine
 from tgi_async.text.tokenizer import Tokenizer
 
 HI = {"messages": [{"role": "user", "content": "Hi"}]}

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.api.conftest import Api, Settings, refusal
-from tests.api.fake_engine import FakeEngine
+from tests.doubles.fake_engine import FakeEngine
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
 

@@ -9,8 +9,8 @@ import pytest
 from tokenizers import processors
 
 from tests.api.conftest import Api, Settings
-from tests.api.fake_engine import FakeEngine
 from tests.api.tiny_tokenizer import tiny_inner
+from tests.doubles.fake_engine import FakeEngine
 from tgi_async.text.tokenizer import Tokenizer
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.published import needs_published
+from tests.helpers.published import needs_published
 from tests.text.test_chat_like_transformers import FILES
 from tgi_async.text.tools.format import Format, Marks
 from tgi_async.text.tools.formats import FORMATS, NAMES, format_named, format_of

@@ -13,13 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.helpers.loading import load
+from tests.helpers.paged_sequences import PagedSequences
 from tests.integration.reference import Reference
 from tests.integration.running_engine import finish_all, running_engine
-from tests.workers.loading import load
-from tests.workers.paged_sequences import PagedSequences
+from tests.workers.models.test_sharding import part
+from tests.workers.models.test_weights import saved
 from tests.workers.quantization.toy import ToyMethod, dequantized
-from tests.workers.test_sharding import part
-from tests.workers.test_weights import saved
 from tgi_async.generation import GenerationRequest
 from tgi_async.wire.messages import Sampling
 from workers.errors import UnsupportedModel
@@ -166,7 +166,14 @@ def test_a_cut_through_a_group_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.model
 @pytest.mark.parametrize(
-    ("kind", "n_ranks"), [("llama", 1), ("llama", 2), ("mixtral", 2), ("qwen2_moe", 1)]
+    ("kind", "n_ranks"),
+    [
+        ("mixtral", 2),
+        *(
+            pytest.param(*one, marks=pytest.mark.full)
+            for one in (("llama", 1), ("llama", 2), ("qwen2_moe", 1))
+        ),
+    ],
 )
 async def test_texts_over_the_wire_are_transformers(
     model_folder: Path, tmp_path: Path, kind: str, n_ranks: int
