@@ -7,12 +7,15 @@ from typing import Any
 
 from workers.errors import Unsupported
 from workers.quantization.awq import AWQMethod
+from workers.quantization.fp8 import FP8Method
 from workers.quantization.gptq import GPTQMethod
 from workers.quantization.method import QuantMethod
 from workers.quantization.plain import PlainMethod
 
 METHODS: dict[str, type[QuantMethod]] = {
     "awq": AWQMethod,
+    "fbgemm_fp8": FP8Method,
+    "fp8": FP8Method,
     "gptq": GPTQMethod,
 }
 """Of quantized checkpoints."""
