@@ -19,12 +19,13 @@ from workers.quantization.codes import Codes, bytes_of, unpack
 from workers.quantization.grouped import (
     GroupedWeight,
     Groups,
+    group_index,
     in_units,
     own_bias,
     own_groups,
     own_size,
 )
-from workers.quantization.method import Cut, Kind, Misfit, QuantMethod, Size, Slot, Tensors
+from workers.quantization.method import Cut, Kind, QuantMethod, Size, Slot, Tensors
 from workers.slices import Slices
 from workers.slices import cut as cut_tensor
 
@@ -113,7 +114,7 @@ class GPTQMethod(QuantMethod):
         if zeros is not None and bool((zeros == 2 ** (self._bits - 1)).all()):
             zeros = None
         whole = Groups(tensors["scales"].t(), zeros, self._size(size.inputs))
-        index = self._group_index(tensors.get("g_idx"), size.inputs)
+        index = group_index(tensors.get("g_idx"), size.inputs, whole.size)
         if index is None:
             groups = own_groups(whole, size, cut)
         else:
@@ -138,19 +139,6 @@ class GPTQMethod(QuantMethod):
         if self._bits in ONES:
             return unpack(bytes_of(words + ONES[self._bits]), self._bits, n)
         return (unpack(bytes_of(words), self._bits, n) + 1) & ((1 << self._bits) - 1)
-
-    def _group_index(self, given: torch.Tensor | None, k: int) -> torch.Tensor | None:
-        """[k] where groups are not simply one behind the other."""
-        if given is None or not bool(given.any()):
-            return None
-        if torch.equal(given.long(), torch.arange(k, device=given.device) // self._size(k)):
-            return None
-        if not 0 <= int(given.min()) <= int(given.max()) < self._n_groups(k):
-            raise Misfit(
-                f"its g_idx has groups {int(given.min())} to {int(given.max())}, and there are "
-                f"{self._n_groups(k)}"
-            )
-        return given.clone()
 
     def _size(self, k: int) -> int:
         return self._group if self._group > 0 else k

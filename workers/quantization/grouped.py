@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from workers.errors import Unsupported
 from workers.quantization.codes import Codes, pack, unpack
-from workers.quantization.method import Cut, QuantWeight, Size
+from workers.quantization.method import Cut, Misfit, QuantWeight, Size
 from workers.slices import Range
 from workers.slices import cut as cut_tensor
 
@@ -168,6 +168,19 @@ def own_group(group: int, size: Size, cut: Cut) -> int:
             "serve it with fewer ranks (--num-shard), which have more of them"
         )
     return unit
+
+
+def group_index(given: torch.Tensor | None, k: int, size: int) -> torch.Tensor | None:
+    """Return the group of each input [k] of a layer as its file has it, in memory of its own; None
+    where groups of `size` are simply one behind the other. Raises Misfit."""
+    if given is None or not bool(given.any()):
+        return None
+    if torch.equal(given.long(), torch.arange(k, device=given.device) // size):
+        return None
+    n_groups, least, most = -(-k // size), int(given.min()), int(given.max())
+    if not 0 <= least <= most < n_groups:
+        raise Misfit(f"its g_idx has groups {least} to {most}, and there are {n_groups}")
+    return given.clone()
 
 
 def in_units(ranges: list[Range] | None, unit: int, per_unit: int = 1) -> list[Range] | None:
