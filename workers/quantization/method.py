@@ -102,7 +102,7 @@ class QuantMethod(ABC):
     stacked_experts: ClassVar[bool] = False
     """Whether a layer's experts are the tensors that transformers' code reads, [experts, ...];
     else each expert has linear layers of its own."""
-    flags: ClassVar[frozenset[str]] = frozenset()
+    flags: frozenset[str] = frozenset()
     """Values of --quantize that ask for it."""
     columns: int = 1
     """Inputs that a rank can only have together, such as those of a group; so many columns of an

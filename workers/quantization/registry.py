@@ -7,6 +7,7 @@ from typing import Any
 
 from workers.errors import Unsupported
 from workers.quantization.awq import AWQMethod
+from workers.quantization.bitsandbytes import BitsAndBytesMethod
 from workers.quantization.compressed_tensors import CompressedTensorsMethod
 from workers.quantization.fp8 import FP8Method
 from workers.quantization.gptq import GPTQMethod
@@ -15,6 +16,7 @@ from workers.quantization.plain import PlainMethod
 
 METHODS: dict[str, type[QuantMethod]] = {
     "awq": AWQMethod,
+    "bitsandbytes": BitsAndBytesMethod,
     "compressed-tensors": CompressedTensorsMethod,
     "fbgemm_fp8": FP8Method,
     "fp8": FP8Method,

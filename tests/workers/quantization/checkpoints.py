@@ -114,7 +114,7 @@ def quantized(
             continue
         own, meant[name] = chosen(weight.float())
         del packed[name]
-        packed |= {f"{found[1]}.{leaf}": one.contiguous() for leaf, one in own.items()}
+        packed |= {f"{found[1]}.{leaf}": one.clone().contiguous() for leaf, one in own.items()}
     assert packed.keys() != tensors.keys() or any(packed[x] is not tensors[x] for x in packed)
     shutil.copytree(dense, folder)
     save_file(packed, folder / SINGLE, {"format": "pt"})
