@@ -14,6 +14,19 @@ from tgi_async.telemetry.logs import LEVELS, level_of
 from tgi_async.text.tools.formats import NAMES
 
 DTYPES = ("bfloat16", "float16", "float32")
+QUANTIZATIONS = (
+    "awq",
+    "bitsandbytes",
+    "bitsandbytes-fp4",
+    "bitsandbytes-nf4",
+    "compressed-tensors",
+    "eetq",
+    "exl2",
+    "fp8",
+    "gptq",
+    "marlin",
+)
+"""TGI's."""
 
 
 def _option(
@@ -63,6 +76,12 @@ class Settings:
     revision: str | None = _option(None, MODEL, "branch, tag or commit of a Hub model")
     dtype: str | None = _option(
         None, MODEL, "number format of weights and cache; default: bfloat16", choices=DTYPES
+    )
+    quantize: str | None = _option(
+        None,
+        MODEL,
+        "how the weights are quantized: must be what the checkpoint says by itself; default: that",
+        choices=QUANTIZATIONS,
     )
     model_impl: str = _option(
         "auto",

@@ -160,6 +160,7 @@ class Worker:
                 kv_cache_bytes=n_blocks * per_block,
                 weight_bytes=model.weight_bytes,
                 notes=notes + native.notes + model.notes,
+                quantization=model.quantization,
             )
         )
         if self._rank == 0:

@@ -222,7 +222,7 @@ async def test_other_requests_do_not_notice(server: Server) -> None:
         (("--dtype", "float8"), "--dtype must be one of bfloat16, float16, float32"),
         (("--max-input-tokens", "0"), "--max-input-tokens must be from 1 to "),
         (("--max-total-tokens", "999999"), "--max-total-tokens must be at most 8192"),
-        (("--quantize", "awq"), "--quantize asks for quantization, which is not built yet"),
+        (("--quantize", "awq"), "--quantize awq asks for weights that are quantized already"),
         (("--kv-cache-memory", "1"), "--kv-cache-memory"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

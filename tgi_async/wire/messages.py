@@ -141,6 +141,8 @@ class ModelConfig(Frame, frozen=True):
     rope_scaling: str = ""
     """"linear" or "dynamic", by `rope_factor`, in the place of what the model says; "": not."""
     rope_factor: float = 1.0
+    quantize: str = ""
+    """The quantization that is asked for; "": what the checkpoint says."""
 
 
 class BatchConfig(Frame, frozen=True):
@@ -236,6 +238,8 @@ class Ready(Frame, frozen=True, tag="ready"):
     weight_bytes: Annotated[int, Meta(ge=0)]
     notes: list[str]
     """What a person should know about this start, e.g. a fallback taken."""
+    quantization: str = ""
+    """Method and bits of the weights, for a person; "": they are not quantized."""
 
 
 class Refused(Frame, frozen=True, tag="refused"):

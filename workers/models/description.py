@@ -15,7 +15,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from workers.errors import Unsupported
 from workers.models import rope
 from workers.models.eos import eos_token_ids
-from workers.quantization import registry
 
 ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Kinds of layers whose only state is keys and values, each seen by position alone."""
@@ -69,7 +68,6 @@ def read_config(path: Path, trust_remote_code: bool, scaling: rope.Scaling | Non
         raise Unsupported(
             f"{kind} is an encoder-decoder model, not served yet; use a decoder-only model"
         )
-    registry.method_of(config)
     for other, what in (("vision_config", "images"), ("audio_config", "sound")):
         if getattr(config, other, None) is not None:
             raise Unsupported(f"{kind} takes {what}, not served yet; use a text-only model")

@@ -32,6 +32,8 @@ class Loaded(Model, Protocol):
 
     shape: Shape
     weight_bytes: int
+    quantization: str
+    """What its weights are quantized as, for a person; "" for plain ones."""
     notes: list[str]
 
     @property
@@ -67,6 +69,7 @@ class FusedModel:
         self.shape = loaded.shape
         self.attention = self._decoder.attention
         self.weight_bytes = self._decoder.weight_bytes
+        self.quantization = loaded.quantization
         self.notes = list(self._decoder.notes)
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
@@ -111,7 +114,15 @@ def load(
         scaling = rope.Scaling(config.rope_scaling, config.rope_factor)
     max_total_tokens = config.max_total_tokens
     chosen = registry.Choice(attention, []) if attention else registry.choose("auto", device)
-    loaded = Pretrained(Path(config.path), dtype, device, config.trust_remote_code, ranks, scaling)
+    loaded = Pretrained(
+        Path(config.path),
+        dtype,
+        device,
+        config.trust_remote_code,
+        ranks,
+        scaling,
+        config.quantize,
+    )
     if must_fit and device.type == "cpu":
         _expect_room(loaded.whole_bytes, ranks)
     if scaling is not None and not max_total_tokens:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from workers.errors import Unsupported
 from workers.layers.embedding import Embedding
 from workers.layers.layer import Layer
 from workers.layers.linear import Linear
@@ -18,7 +19,8 @@ from workers.layers.replace import Replacements
 from workers.models import attention_patches
 from workers.models.checkpoint import Checkpoint
 from workers.models.description import read_config, shape_of
-from workers.models.matching import expert_names
+from workers.models.matching import expert_names, stored_layers
+from workers.models.quantization_settings import quantization_settings, without_settings
 from workers.models.rope import Scaling
 from workers.models.sharding import Sharding
 from workers.models.weights import Weights, put
@@ -39,21 +41,30 @@ class Pretrained:
         trust_remote_code: bool,
         ranks: Ranks | None = None,
         scaling: Scaling | None = None,
+        quantize: str = "",
     ) -> None:
         """With `ranks`, this rank's part of the model; `scaling` in the place of the config's.
+        `quantize` is what --quantize says.
 
         Raises Unsupported, or ValueError and OSError for a broken folder.
         """
         config = read_config(path, trust_remote_code, scaling)
+        checkpoint = Checkpoint(path)
+        settings = quantization_settings(path, config, checkpoint)
+        self.method = registry.method_of(settings, quantize)
+        without_settings(config)
         self.shape = shape_of(path, config)
         self.dtype, self.device, self.ranks = dtype, device, ranks
         self.module = _on_meta(config, dtype, trust_remote_code)
-        ours = Replacements(
-            self.module, device, registry.method_of(config), expert_names(self.module)
-        )
-        self.weights = Weights(
-            self.module, Checkpoint(path), dtype, device, ours.layers, ours.modules
-        )
+        stored = None if settings is None else stored_layers(self.module, checkpoint)
+        ours = Replacements(self.module, device, self.method, expert_names(self.module), stored)
+        if stored is not None and not any(_is_quantized(one) for one in ours.layers.values()):
+            raise Unsupported(
+                f"its config says that the weights are in {self.method.describe()}, and the "
+                "checkpoint has none that are: take quantization_config out of config.json, or get "
+                "the checkpoint again"
+            )
+        self.weights = Weights(self.module, checkpoint, dtype, device, ours.layers, ours.modules)
         self.whole_bytes = self.weights.matching.whole_bytes
         """Of the parameters on all ranks."""
         _compute_buffers(self.module, self.weights, device)
@@ -108,12 +119,21 @@ class Pretrained:
             embedding.share(head.weight)
 
     @property
+    def quantization(self) -> str:
+        """How the checkpoint is quantized, for a person; "" for a plain one."""
+        return "" if self.method is registry.PLAIN else self.method.describe()
+
+    @property
     def weight_bytes(self) -> int:
         """What the parameters of a complete model take."""
         held = list(self.module.parameters())
         for one in self.module.modules():
             held += one.tensors if isinstance(one, Layer) else []
         return sum({_place(one): one.nbytes for one in held}.values())
+
+
+def _is_quantized(layer: Layer) -> bool:
+    return isinstance(layer, Linear | Embedding) and layer.method is not registry.PLAIN
 
 
 def _place(tensor: torch.Tensor) -> int:

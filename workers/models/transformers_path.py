@@ -25,6 +25,7 @@ class TransformersModel:
         self.module = loaded.module
         notes = loaded.complete() + patch_attention(self.module)
         self.weight_bytes = loaded.weight_bytes
+        self.quantization = loaded.quantization
         layers = layers_of(self.module)
         widest = max(max(layer.key_dim, layer.value_dim) for layer in layers)
         self.shape = replace(
