@@ -222,17 +222,19 @@ typedef struct {
 
 /* A row of activations in float32. */
 INLINE void widen_row(const product *p, int64_t row, float *x) {
-    const int64_t n = p->w->k;
+    const int64_t n = p->w->k, bf16 = p->w->bf16;
+    const int32_t *order = p->w->order;
     for (int64_t i = 0; i < n; i += LANES) {
         const int64_t at = row * p->x_stride + i;
-        if (n - i >= LANES) {
-            *(vec *)(x + i) = load(p->x, at, (int)p->w->bf16);
-        } else {
-            for (int64_t k = 0; k < n - i; k++) {
-                const uint32_t bits = p->w->bf16 ? (uint32_t)((const uint16_t *)p->x)[at + k] << 16
-                                                 : ((const uint32_t *)p->x)[at + k];
-                memcpy(x + i + k, &bits, 4);
-            }
+        if (!order && n - i >= LANES) {
+            *(vec *)(x + i) = load(p->x, at, (int)bf16);
+            continue;
+        }
+        for (int64_t k = i; k < least(i + LANES, n); k++) {
+            const int64_t from = row * p->x_stride + (order ? order[k] : k);
+            const uint32_t bits = bf16 ? (uint32_t)((const uint16_t *)p->x)[from] << 16
+                                       : ((const uint32_t *)p->x)[from];
+            memcpy(x + k, &bits, 4);
         }
     }
 }

@@ -18,7 +18,7 @@ MULTIPLE = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Codes:
+class CodedWeight:
     """A weight [n, k] in codes, each of which stands for value(code) * scale."""
 
     codes: torch.Tensor
@@ -37,10 +37,15 @@ class Codes:
     such a number."""
     table: torch.Tensor | None = None
     """float32 [16]."""
+    order: torch.Tensor | None = None
+    """int32 [k]: which input of the layer each is multiplied with; None: they are in order."""
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """[n, k]: what it stands for, computed in float32."""
-        return (self._values() * self._wide(self.scales.float())).to(dtype)
+        columns = self._values() * self._wide(self.scales.float())
+        if self.order is not None:
+            columns = torch.empty_like(columns).index_copy_(1, self.order.long(), columns)
+        return columns.to(dtype)
 
     def _values(self) -> torch.Tensor:
         if self.kind in FLOATS:
@@ -60,9 +65,9 @@ class PackedCodes(KernelWeight):
 
     def __init__(
         self,
-        given: Codes,
+        given: CodedWeight,
         dtype: torch.dtype,
-        up: Codes | None = None,
+        up: CodedWeight | None = None,
         activation: str = "silu",
         round_inputs: bool = False,
     ) -> None:
@@ -94,8 +99,9 @@ class PackedCodes(KernelWeight):
             round_inputs,
             KINDS[given.kind],
             None if given.table is None else given.table.data_ptr(),
+            None if given.order is None else given.order.data_ptr(),
         )
-        self._table = given.table
+        self._table, self._order = given.table, given.order
         size = kernel().packed_codes_size(self.struct)
         self._packed = torch.empty(size * len(parts), dtype=torch.uint8)
         for at, part in enumerate(parts):
@@ -119,4 +125,5 @@ class PackedCodes(KernelWeight):
     @property
     def tensors(self) -> list[torch.Tensor]:
         """What it keeps in memory."""
-        return [self._packed] if self._bias is None else [self._packed, self._bias]
+        held = (self._packed, self._bias, self._table, self._order)
+        return [one for one in held if one is not None]

@@ -15,6 +15,7 @@ typedef struct {
     int64_t round_inputs; /* activations are rounded to int8; else they are taken as they are, and */
     int64_t kind;         /* codes may be of another kind */
     const float *table;   /* of CODE_TABLE: what the 16 codes stand for */
+    const int32_t *order; /* [k] which input of the layer each is; NULL: they are in order */
 } weight;
 
 enum { SCALE_FLOAT, SCALE_HALF, SCALE_BF16 };

@@ -32,6 +32,7 @@ class Weight(ctypes.Structure):
         ("round_inputs", ctypes.c_int64),
         ("kind", ctypes.c_int64),
         ("table", ctypes.c_void_p),
+        ("order", ctypes.c_void_p),
     )
 
 

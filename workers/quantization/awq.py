@@ -16,6 +16,7 @@ import torch
 from workers.errors import Unsupported
 from workers.quantization.codes import Codes, bytes_of, pack, unpack
 from workers.quantization.grouped import (
+    GroupedMethod,
     GroupedWeight,
     Groups,
     in_units,
@@ -24,7 +25,7 @@ from workers.quantization.grouped import (
     own_groups,
     own_size,
 )
-from workers.quantization.method import Cut, Misfit, QuantMethod, Size, Slot, Tensors
+from workers.quantization.method import Cut, Misfit, Size, Slot, Tensors
 from workers.slices import Slices
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -34,7 +35,7 @@ HALF = (torch.float16, torch.bfloat16, torch.float32)
 """What scales may be."""
 
 
-class AWQMethod(QuantMethod):
+class AWQMethod(GroupedMethod):
     """The settings of one checkpoint."""
 
     name = "awq"
@@ -44,6 +45,7 @@ class AWQMethod(QuantMethod):
         """`group` is -1 where a row is one."""
         self._group, self._version = group, version
         self.columns = group if group > 0 else 8
+        self.inputs_per_scale = max(group, 0)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> AWQMethod:
@@ -113,9 +115,6 @@ class AWQMethod(QuantMethod):
             zeros = self._from_products(tensors, scales)
         groups = own_groups(Groups(scales, zeros, self._size(size.inputs)), size, cut)
         return GroupedWeight(Codes(codes, k, 4), groups, dtype, own_bias(tensors.get("bias")))
-
-    def borrows(self, device: torch.device, dtype: torch.dtype) -> bool:
-        return True
 
     def _from_products(self, tensors: Tensors, scales: torch.Tensor) -> torch.Tensor:
         """The zero points of which a file has -scale * zero."""

@@ -19,6 +19,7 @@ from workers.errors import Unsupported
 from workers.quantization.codes import Codes
 from workers.quantization.fp8 import plain_cut, row_groups
 from workers.quantization.grouped import (
+    GroupedMethod,
     GroupedWeight,
     Groups,
     in_units,
@@ -27,7 +28,7 @@ from workers.quantization.grouped import (
     own_groups,
     own_size,
 )
-from workers.quantization.method import ANY, Cut, Misfit, QuantMethod, Size, Slot, Tensors
+from workers.quantization.method import ANY, Cut, Misfit, Size, Slot, Tensors
 from workers.slices import Slices
 from workers.slices import cut as cut_tensor
 
@@ -41,7 +42,7 @@ STORAGE = (torch.uint8, torch.int8, torch.bfloat16, torch.float16, torch.float32
 """What packed bytes may be called."""
 
 
-class BitsAndBytesMethod(QuantMethod):
+class BitsAndBytesMethod(GroupedMethod):
     """The settings of one checkpoint."""
 
     name = "bitsandbytes"
@@ -54,6 +55,7 @@ class BitsAndBytesMethod(QuantMethod):
             {"bitsandbytes", f"bitsandbytes-{kind}"} if four else {"bitsandbytes"}
         )
         self.columns = BLOCK if four else 1
+        self.inputs_per_scale = BLOCK if four else 0
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> BitsAndBytesMethod:
@@ -123,9 +125,6 @@ class BitsAndBytesMethod(QuantMethod):
         table = tensors["weight.quant_map"].clone()
         codes = Codes(((rows >> 4) | (rows << 4)).contiguous(), k, 4, table)
         return GroupedWeight(codes, groups, dtype, bias)
-
-    def borrows(self, device: torch.device, dtype: torch.dtype) -> bool:
-        return True
 
 
 def _state(tensors: Tensors, size: Size) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from workers.errors import Unsupported
 from workers.quantization.codes import Codes, bytes_of, unpack
 from workers.quantization.fp8 import E4M3, SCALES, fp8_slots, plain_cut, row_groups
 from workers.quantization.grouped import (
+    GroupedMethod,
     GroupedWeight,
     group_index,
     in_units,
@@ -32,7 +33,7 @@ from workers.quantization.grouped import (
     own_groups,
     own_size,
 )
-from workers.quantization.method import Cut, Kind, Misfit, QuantMethod, Size, Slot, Tensors
+from workers.quantization.method import Cut, Kind, Misfit, Size, Slot, Tensors
 from workers.slices import Slices
 from workers.slices import cut as cut_tensor
 
@@ -54,6 +55,8 @@ class Scheme:
     """Inputs of a scale; 0: all."""
     block: tuple[int, int] | None
     """Outputs and inputs of a scale."""
+    reorders: bool
+    """Whether layers may have their inputs in an order of their own."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any], stored: str) -> Scheme:
@@ -82,6 +85,7 @@ class Scheme:
             bool(given.get("symmetric", True)),
             group if scope == "group" else 0,
             (block[0], block[1]) if scope == "block" else None,
+            given.get("actorder") not in (None, False, "static", "weight"),
         )
 
     def __str__(self) -> str:
@@ -90,7 +94,7 @@ class Scheme:
         return f"{self.format}, {'float' if self.is_float else 'int'} of {self.bits} bits{scope}"
 
 
-class CompressedTensorsMethod(QuantMethod):
+class CompressedTensorsMethod(GroupedMethod):
     """The settings of one group of layers of a checkpoint, which has the others too."""
 
     name = "compressed-tensors"
@@ -104,6 +108,8 @@ class CompressedTensorsMethod(QuantMethod):
         self._unit = 32 // math.gcd(32, scheme.bits) if scheme.format == PACKED else 1
         """Codes that fill whole words."""
         self.columns = math.lcm(inputs, self._unit)
+        self.inputs_per_scale = scheme.group or (scheme.block[1] if scheme.block else 0)
+        self.reorders = scheme.reorders
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> CompressedTensorsMethod:
@@ -217,9 +223,6 @@ class CompressedTensorsMethod(QuantMethod):
         if index is not None and cut.inputs is not None:
             index = cut_tensor(index, {0: cut.inputs})
         return GroupedWeight(codes, own, dtype, own_bias(tensors.get("bias")), index)
-
-    def borrows(self, device: torch.device, dtype: torch.dtype) -> bool:
-        return True
 
     @property
     def _tile(self) -> tuple[int, int] | None:

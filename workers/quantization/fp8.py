@@ -14,6 +14,7 @@ import torch
 from workers.errors import Unsupported
 from workers.quantization.codes import Codes
 from workers.quantization.grouped import (
+    GroupedMethod,
     GroupedWeight,
     Groups,
     own_bias,
@@ -21,7 +22,7 @@ from workers.quantization.grouped import (
     own_groups,
     own_size,
 )
-from workers.quantization.method import Cut, Misfit, QuantMethod, Size, Slot, Tensors
+from workers.quantization.method import Cut, Misfit, Size, Slot, Tensors
 from workers.slices import Slices
 
 E4M3 = torch.float8_e4m3fn
@@ -29,7 +30,7 @@ SCALES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e8m0fnu)
 OF_ACTIVATIONS = ("input_scale", "activation_scale", "input_scale_ub")
 
 
-class FP8Method(QuantMethod):
+class FP8Method(GroupedMethod):
     """The settings of one checkpoint."""
 
     name = "fp8"
@@ -39,6 +40,7 @@ class FP8Method(QuantMethod):
         """`block` are the outputs and inputs of one scale; None: it is of a row or of all."""
         self._name, self._block = name, block
         self.columns = block[1] if block else 1
+        self.inputs_per_scale = block[1] if block else 0
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> FP8Method:
@@ -75,9 +77,6 @@ class FP8Method(QuantMethod):
             float8=E4M3,
         )
         return GroupedWeight(codes, groups, dtype, own_bias(tensors.get("bias")))
-
-    def borrows(self, device: torch.device, dtype: torch.dtype) -> bool:
-        return True
 
 
 def fp8_slots(size: Size, block: tuple[int, int] | None) -> dict[str, Slot]:

@@ -17,6 +17,7 @@ import torch
 from workers.errors import Unsupported
 from workers.quantization.codes import Codes, bytes_of, unpack
 from workers.quantization.grouped import (
+    GroupedMethod,
     GroupedWeight,
     Groups,
     group_index,
@@ -25,7 +26,7 @@ from workers.quantization.grouped import (
     own_groups,
     own_size,
 )
-from workers.quantization.method import Cut, Kind, QuantMethod, Size, Slot, Tensors
+from workers.quantization.method import Cut, Kind, Size, Slot, Tensors
 from workers.slices import Slices
 from workers.slices import cut as cut_tensor
 
@@ -34,7 +35,7 @@ ONES = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 """A word with a 1 for each code."""
 
 
-class GPTQMethod(QuantMethod):
+class GPTQMethod(GroupedMethod):
     """The settings of one checkpoint, or of a layer for which it has others."""
 
     name = "gptq"
@@ -50,6 +51,8 @@ class GPTQMethod(QuantMethod):
         self._unit = 32 // math.gcd(32, bits)
         """Codes that fill whole words."""
         self.columns = math.lcm(group, self._unit) if group > 0 else self._unit
+        self.inputs_per_scale = max(group, 0)
+        self.reorders = bool(config.get("desc_act"))
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> GPTQMethod:
@@ -124,9 +127,6 @@ class GPTQMethod(QuantMethod):
                 index = cut_tensor(index, {0: cut.inputs})
         codes = Codes(packed, own_size(size, cut).inputs, self._bits)
         return GroupedWeight(codes, groups, dtype, own_bias(tensors.get("bias")), index)
-
-    def borrows(self, device: torch.device, dtype: torch.dtype) -> bool:
-        return True
 
     def _zeros(self, words: torch.Tensor, n: int) -> torch.Tensor:
         """uint8 [groups, n].

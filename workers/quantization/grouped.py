@@ -9,14 +9,26 @@ rows, is repeated for each row.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
 
 from workers.errors import Unsupported
+from workers.kernels.codes import PackedCodes
+from workers.kernels.weight import LayerWeight
+from workers.quantization import c_codes
 from workers.quantization.codes import Codes, pack, unpack
-from workers.quantization.method import Cut, Misfit, QuantWeight, Size
+from workers.quantization.method import (
+    Cut,
+    Kernel,
+    Misfit,
+    Prepare,
+    QuantMethod,
+    QuantWeight,
+    Size,
+)
 from workers.slices import Range
 from workers.slices import cut as cut_tensor
 
@@ -39,7 +51,7 @@ class Groups:
 
 
 class GroupedWeight(QuantWeight):
-    """Codes in packed rows, dequantized whenever they are multiplied."""
+    """Codes in packed rows, dequantized whenever they are multiplied, but for C kernels' sake."""
 
     def __init__(
         self,
@@ -92,6 +104,13 @@ class GroupedWeight(QuantWeight):
         found = self._in_order(self._values(ids.flatten()))
         return found.to(self.dtype).view(*ids.shape, self.k)
 
+    def fastest(self) -> LayerWeight:
+        why = c_codes.refusal(self)
+        if why is None:
+            return c_codes.packed([self])
+        self.note = f"quantized layers are dequantized whenever they are multiplied: {why}"
+        return self
+
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         return self._in_order(self._values(slice(None))).to(dtype)
 
@@ -125,6 +144,32 @@ class GroupedWeight(QuantWeight):
         if self.group_index is not None:
             return numbers[:, self.group_index]
         return numbers.repeat_interleave(self.groups.size, 1)[:, : self.k]
+
+
+class GroupedMethod(QuantMethod):
+    """A method whose weights are grouped ones."""
+
+    inputs_per_scale: int = 0
+    """Inputs of a group as the file has them; 0: all of a row."""
+    reorders: bool = False
+    """Whether layers may have their inputs in an order of their own."""
+
+    def borrows(self, device: torch.device, dtype: torch.dtype) -> bool:
+        return True
+
+    def prepared(self, kernel: Kernel, sizes: Sequence[Size]) -> Prepare | None:
+        group = self.inputs_per_scale
+        if kernel != "c_linear" or (self.reorders and len(sizes) > 1):
+            return None
+        if group and not all(c_codes.fits(size.inputs, group) for size in sizes):
+            return None
+        return _packed
+
+
+def _packed(weights: Sequence[QuantWeight], activation: str) -> PackedCodes:
+    grouped = [one for one in weights if isinstance(one, GroupedWeight)]
+    assert len(grouped) == len(weights)
+    return c_codes.packed(grouped, activation)
 
 
 def own_size(size: Size, cut: Cut) -> Size:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from workers import native
 from workers.kernels import packed
-from workers.kernels.codes import FLOATS, Codes, PackedCodes
+from workers.kernels.codes import FLOATS, CodedWeight, PackedCodes
 
 BF16 = torch.bfloat16
 SHAPES = [(48, 64), (100, 96), (17, 40), (1, 32), (49, 200)]
@@ -39,11 +39,11 @@ def codes(
     scales: torch.dtype = torch.float32,
     zeros: bool = False,
     bias: bool = False,
-) -> Codes:
+) -> CodedWeight:
     torch.manual_seed(n * 10_000 + k)
     group = group or k
     groups = -(-k // group)
-    return Codes(
+    return CodedWeight(
         torch.randint(0, 1 << bits, (n, k), dtype=torch.uint8),
         (torch.rand(n, groups) / 100).to(scales),
         bits,
@@ -53,7 +53,7 @@ def codes(
     )
 
 
-def of_kind(kind: str, n: int, k: int, group: int | None, scales: torch.dtype) -> Codes:
+def of_kind(kind: str, n: int, k: int, group: int | None, scales: torch.dtype) -> CodedWeight:
     if kind in TABLES:
         made = codes(n, k, 4, group, scales, bias=n > 17)
         return dataclasses.replace(made, kind="table", table=TABLES[kind])
@@ -72,7 +72,7 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
     return torch.round(x.float() * inverse).double() * (largest / 127).double()
 
 
-def assert_product(out: torch.Tensor, x: torch.Tensor, weight: Codes) -> None:
+def assert_product(out: torch.Tensor, x: torch.Tensor, weight: CodedWeight) -> None:
     """`out` is the exact result but for the float32 sums' error and one rounding to its dtype."""
     dense = weight.dense(torch.float32).double()
     bias = None if weight.bias is None else weight.bias.double()
@@ -83,7 +83,7 @@ def assert_product(out: torch.Tensor, x: torch.Tensor, weight: Codes) -> None:
     assert ((out.double() - wanted).abs() <= wanted.abs() * unit + size * 2**-20 + 1e-6).all()
 
 
-def assert_unrounded(out: torch.Tensor, x: torch.Tensor, weight: Codes) -> None:
+def assert_unrounded(out: torch.Tensor, x: torch.Tensor, weight: CodedWeight) -> None:
     """As `assert_product`, of activations as they are."""
     dense = weight.dense(torch.float32).double()
     bias = None if weight.bias is None else weight.bias.double()
@@ -125,7 +125,7 @@ def test_the_largest_codes_do_not_overflow(bits: int) -> None:
     k = 4096
     for code in (0, (1 << bits) - 1):
         all_equal = torch.full((24, k), code, dtype=torch.uint8)
-        weight = Codes(all_equal, torch.ones(24, 1), bits, k)
+        weight = CodedWeight(all_equal, torch.ones(24, 1), bits, k)
         for sign in (-1.0, 1.0):
             x = torch.full((5, k), sign)
             assert_product(
@@ -176,6 +176,19 @@ def test_a_row_of_zeros_is_zero_and_one_that_is_not_finite_spoils_no_other() -> 
     assert (out[0] == 0).all()
     assert out[1:3].isnan().all()
     assert_product(out[3:], x[3:], weight)
+
+
+@pytest.mark.parametrize("round_inputs", [False, True])
+def test_inputs_in_another_order(round_inputs: bool) -> None:
+    weight = codes(49, 96, 4, 32, torch.float16, zeros=True)
+    order = torch.randperm(96).int()
+    x = torch.randn(5, 96).to(BF16)
+    in_order = PackedCodes(weight, BF16, round_inputs=round_inputs).apply(x[:, order])
+    weight = dataclasses.replace(weight, order=order)
+    layer = PackedCodes(weight, BF16, round_inputs=round_inputs)
+    assert torch.equal(layer.apply(x), in_order)
+    if not round_inputs:
+        assert_unrounded(layer.apply(x), x, weight)
 
 
 def test_a_group_that_the_kernel_does_not_have_is_refused() -> None:
