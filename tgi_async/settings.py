@@ -24,9 +24,11 @@ QUANTIZATIONS = (
     "exl2",
     "fp8",
     "gptq",
+    "int4",
+    "int8",
     "marlin",
 )
-"""TGI's."""
+"""TGI's, but for int4 and int8, which are ours."""
 
 
 def _option(
@@ -80,7 +82,8 @@ class Settings:
     quantize: str | None = _option(
         None,
         MODEL,
-        "how the weights are quantized: must be what the checkpoint says by itself; default: that",
+        "how the weights are quantized, default: as the checkpoint is; of a plain one, while it is "
+        "loaded: eetq, fp8, bitsandbytes, -nf4, -fp4, and int8 and int4, with activations in int8",
         choices=QUANTIZATIONS,
     )
     model_impl: str = _option(

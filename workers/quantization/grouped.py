@@ -60,9 +60,11 @@ class GroupedWeight(QuantWeight):
         dtype: torch.dtype,
         bias: torch.Tensor | None = None,
         group_index: torch.Tensor | None = None,
+        round_inputs: bool = False,
     ) -> None:
         """Results are of `dtype`. `group_index` [k] is the group of each input, where that is not
-        k // size."""
+        k // size. With `round_inputs` the C kernel rounds activations to int8."""
+        self.round_inputs = round_inputs
         self.codes, self.groups, self.dtype, self.bias = codes, groups, dtype, bias
         self.n, self.k = len(codes.packed), codes.k
         self.order: torch.Tensor | None = None
@@ -107,7 +109,7 @@ class GroupedWeight(QuantWeight):
     def fastest(self) -> LayerWeight:
         why = c_codes.refusal(self)
         if why is None:
-            return c_codes.packed([self])
+            return c_codes.packed([self], round_inputs=self.round_inputs)
         self.note = f"quantized layers are dequantized whenever they are multiplied: {why}"
         return self
 
@@ -169,7 +171,7 @@ class GroupedMethod(QuantMethod):
 def _packed(weights: Sequence[QuantWeight], activation: str) -> PackedCodes:
     grouped = [one for one in weights if isinstance(one, GroupedWeight)]
     assert len(grouped) == len(weights)
-    return c_codes.packed(grouped, activation)
+    return c_codes.packed(grouped, activation, grouped[0].round_inputs)
 
 
 def own_size(size: Size, cut: Cut) -> Size:

@@ -97,7 +97,7 @@ that does not belong to them: the weights may be views of a mapped file."""
 class QuantMethod(ABC):
     """A quantization method, with the settings of one checkpoint."""
 
-    name: ClassVar[str]
+    name: str
     """`quant_method` in config.json."""
     stacked_experts: ClassVar[bool] = False
     """Whether a layer's experts are the tensors that transformers' code reads, [experts, ...];

@@ -12,6 +12,7 @@ from workers.quantization.compressed_tensors import CompressedTensorsMethod
 from workers.quantization.fp8 import FP8Method
 from workers.quantization.gptq import GPTQMethod
 from workers.quantization.method import QuantMethod
+from workers.quantization.on_the_fly import ROUNDINGS, OnTheFlyMethod
 from workers.quantization.plain import PlainMethod
 
 METHODS: dict[str, type[QuantMethod]] = {
@@ -27,9 +28,6 @@ METHODS: dict[str, type[QuantMethod]] = {
 PLAIN = PlainMethod()
 """Of all others, and of the layers that a method leaves as they are."""
 
-OF_QUANTIZED = frozenset({"awq", "compressed-tensors", "exl2", "gptq", "marlin"})
-"""Values of --quantize that ask for a checkpoint that is quantized already."""
-
 
 def method_of(settings: Mapping[str, Any] | None, asked: str = "") -> QuantMethod:
     """Return the method of a checkpoint with this `quantization_config`, None being a plain one.
@@ -38,6 +36,8 @@ def method_of(settings: Mapping[str, Any] | None, asked: str = "") -> QuantMetho
     or that is not the one asked for.
     """
     if settings is None:
+        if asked in ROUNDINGS:
+            return OnTheFlyMethod(asked)
         if asked:
             raise Unsupported(_why_plain(asked))
         return PLAIN
@@ -57,13 +57,9 @@ def method_of(settings: Mapping[str, Any] | None, asked: str = "") -> QuantMetho
 
 
 def _why_plain(asked: str) -> str:
-    if asked in OF_QUANTIZED:
-        return (
-            f"--quantize {asked} asks for weights that are quantized already, and those of this "
-            "model are not. Give a checkpoint in that format as --model-id (its config.json has a "
-            "quantization_config), or leave --quantize out"
-        )
     return (
-        f"--quantize {asked} would quantize the weights of this model when it is loaded, which is "
-        "not built yet. Leave it out, or give a checkpoint that is quantized already"
+        f"--quantize {asked} asks for weights that are quantized already, and those of this "
+        "model are not. Give a checkpoint in that format as --model-id (its config.json has a "
+        "quantization_config), have a plain one quantized while it is loaded (--quantize "
+        f"{', '.join(sorted(ROUNDINGS))}), or leave --quantize out"
     )
