@@ -16,7 +16,7 @@ from tests.workers.quantization.checkpoints import (
     quantized,
     weight_of,
 )
-from tests.workers.quantization.test_awq_gptq import SIZES, matrix, plain_logits
+from tests.workers.quantization.folders import SIZES, matrix, plain_logits
 from tests.workers.quantization.test_method import assert_near
 from tests.workers.test_weights import CPU, saved
 from workers.errors import Unsupported
@@ -45,10 +45,10 @@ def numbers(codes: torch.Tensor) -> torch.Tensor:
     return sign * torch.where(exponent == 0, small, (1 + fraction / 8) * 2.0 ** (exponent - 7))
 
 
-def write(kind: str) -> Write:
+def write(kind: str, block: tuple[int, int] = (48, 32)) -> Write:
     def written(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         n, k = weight.shape
-        rows, columns = {"blocks": (48, 32), "rows": (1, k), "fbgemm": (1, k)}.get(kind, (n, k))
+        rows, columns = {"blocks": block, "rows": (1, k), "fbgemm": (1, k)}.get(kind, (n, k))
         scale = torch.zeros(-(-n // rows), -(-k // columns))
         for row in range(scale.shape[0]):
             for column in range(scale.shape[1]):
