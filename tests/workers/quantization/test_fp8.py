@@ -22,9 +22,10 @@ from tests.workers.test_weights import CPU, saved
 from workers.errors import Unsupported
 from workers.models.checkpoint import BrokenCheckpoint
 from workers.models.transformers_path import TransformersModel
+from workers.quantization.codes import Codes
 from workers.quantization.fp8 import FP8Method
 from workers.quantization.grouped import GroupedWeight
-from workers.quantization.method import Cut, Size
+from workers.quantization.method import Cut, Misfit, Size
 from workers.slices import Range
 
 E4M3 = torch.float8_e4m3fn
@@ -67,6 +68,20 @@ def write(kind: str, block: tuple[int, int] = (48, 32)) -> Write:
         return {"weight": codes, **tensors}, dense
 
     return written
+
+
+def test_every_number_of_e4m3() -> None:
+    bits = torch.tensor([x for x in range(256) if x & 127 != 127], dtype=torch.uint8)
+    found = Codes(bits[None], len(bits), e4m3=True).values(slice(None))
+    assert torch.equal(found[0].double(), numbers(bits))
+    assert torch.equal(found[0], bits.view(E4M3).float())
+
+
+def test_nan_is_no_weight() -> None:
+    tensors, _ = write("rows")(matrix(8, 16))
+    tensors["weight"].view(torch.uint8)[3, 5] = 255
+    with pytest.raises(Misfit, match="NaN"):
+        weight_of(FP8Method.of(SETTINGS["rows"]), tensors, Size(8, 16))
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
