@@ -295,3 +295,25 @@ def test_a_file_that_is_not_what_it_says(
 def test_settings_that_are_not_served(method: Any, settings: Any, message: str) -> None:
     with pytest.raises(Unsupported, match=message):
         method.of(settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "linear", "message"),
+    [
+        ("gpt2", r"(.*\.c_attn)\.weight", r"h\.0\.attn\.c_attn is quantized .* for a Conv1D yet"),
+        ("mixtral", r"(.*\.(?:w[123]|gate))\.weight", r"mlp\.gate is quantized .*TopKRouter yet"),
+    ],
+)
+def test_layers_that_are_not_served_in_codes(
+    tmp_path: Path, kind: str, linear: str, message: str
+) -> None:
+    dense = saved(tmp_path / "dense", kind, **SIZES)
+
+    def write(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        made = rounded(weight, 4, 32)
+        return gptq(made, 4), made.dense
+
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    folder = quantized(dense, tmp_path / "gptq", write, settings, linear=re.compile(linear))
+    with pytest.raises(Unsupported, match=message):
+        load(folder, torch.float32, CPU)
