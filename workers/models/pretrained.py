@@ -15,7 +15,7 @@ from workers.errors import Unsupported
 from workers.layers.embedding import Embedding
 from workers.layers.layer import Layer
 from workers.layers.linear import Linear
-from workers.layers.replace import Replacements
+from workers.layers.replace import Replacements, StoredLayers
 from workers.models import attention_patches
 from workers.models.checkpoint import Checkpoint
 from workers.models.description import read_config, shape_of
@@ -25,7 +25,7 @@ from workers.models.rope import Scaling
 from workers.models.sharding import Sharding
 from workers.models.weights import Weights, put
 from workers.quantization import registry
-from workers.quantization.method import QuantWeight
+from workers.quantization.method import QuantMethod, QuantWeight
 from workers.ranks import Ranks
 
 
@@ -58,12 +58,8 @@ class Pretrained:
         self.module = _on_meta(config, dtype, trust_remote_code)
         stored = None if settings is None else stored_layers(self.module, checkpoint)
         ours = Replacements(self.module, device, self.method, expert_names(self.module), stored)
-        if stored is not None and not any(_is_quantized(one) for one in ours.layers.values()):
-            raise Unsupported(
-                f"its config says that the weights are in {self.method.describe()}, and the "
-                "checkpoint has none that are: take quantization_config out of config.json, or get "
-                "the checkpoint again"
-            )
+        if stored is not None:
+            _expect_quantized(self.module, self.method, stored, ours)
         self.weights = Weights(self.module, checkpoint, dtype, device, ours.layers, ours.modules)
         self.whole_bytes = self.weights.matching.whole_bytes
         """Of the parameters on all ranks."""
@@ -132,8 +128,25 @@ class Pretrained:
         return sum({_place(one): one.nbytes for one in held}.values())
 
 
-def _is_quantized(layer: Layer) -> bool:
-    return isinstance(layer, Linear | Embedding) and layer.method is not registry.PLAIN
+def _expect_quantized(
+    model: Any, method: QuantMethod, stored: StoredLayers, ours: Replacements
+) -> None:
+    """Raises Unsupported where a checkpoint has nothing in its method, or something that is no
+    layer of ours."""
+    for name, module in model.named_modules():
+        matrices = [one for one in module.parameters(recurse=False) if one.dim() > 1]
+        if matrices and name in stored.all - stored.plain and name not in ours.modules:
+            raise Unsupported(
+                f"{name} is quantized in the checkpoint, which is not served for a "
+                f"{type(module).__name__} yet; use the unquantized model"
+            )
+    linear = [one for one in ours.layers.values() if isinstance(one, Linear | Embedding)]
+    if all(one.method is registry.PLAIN for one in linear):
+        raise Unsupported(
+            f"its config says that the weights are in {method.describe()}, and the checkpoint has "
+            "none that are: take quantization_config out of config.json, or get the checkpoint "
+            "again"
+        )
 
 
 def _place(tensor: torch.Tensor) -> int:

@@ -22,7 +22,7 @@ import torch
 
 from workers.errors import Unsupported
 from workers.quantization.codes import Codes, bytes_of, unpack
-from workers.quantization.fp8 import E4M3, SCALES, fp8_slots, plain_cut, row_groups
+from workers.quantization.fp8 import SCALES, e4m3_codes, fp8_slots, plain_cut, row_groups
 from workers.quantization.grouped import (
     GroupedMethod,
     GroupedWeight,
@@ -214,8 +214,7 @@ class CompressedTensorsMethod(GroupedMethod):
             if scheme.group and given is not None and bool((given >= 0).all()):
                 index = group_index(given, size.inputs, scheme.group)
         elif scheme.is_float:
-            packed = tensors["weight"].contiguous().view(torch.uint8).clone()
-            codes = Codes(packed, k, float8=E4M3)
+            codes = e4m3_codes(tensors["weight"], own_size(size, cut))
         else:
             # As packed ones have it: 0 is in the middle.
             codes = Codes(tensors["weight"].contiguous().view(torch.uint8) ^ 128, k)

@@ -71,11 +71,7 @@ class FP8Method(GroupedMethod):
         if scale is None:
             raise Misfit("it has neither weight_scale nor weight_scale_inv")
         groups = own_groups(row_groups(scale, size, self._block), size, cut)
-        codes = Codes(
-            tensors["weight"].contiguous().view(torch.uint8).clone(),
-            own_size(size, cut).inputs,
-            float8=E4M3,
-        )
+        codes = e4m3_codes(tensors["weight"], own_size(size, cut))
         return GroupedWeight(codes, groups, dtype, own_bias(tensors.get("bias")))
 
 
@@ -92,6 +88,14 @@ def fp8_slots(size: Size, block: tuple[int, int] | None) -> dict[str, Slot]:
         "weight_scale": scale,
         "weight_scale_inv": scale,
     } | dict.fromkeys(OF_ACTIVATIONS, unused)
+
+
+def e4m3_codes(weight: torch.Tensor, size: Size) -> Codes:
+    """Return a weight [n, k] as codes, in memory of its own. Raises Misfit for NaN."""
+    packed = weight.contiguous().view(torch.uint8).clone()
+    if bool(((packed & 127) == 127).any()):
+        raise Misfit("its weight has NaN among its numbers")
+    return Codes(packed, size.inputs, e4m3=True)
 
 
 def plain_cut(cut: Cut) -> dict[str, Slices]:

@@ -22,6 +22,14 @@ from tests.workers.quantization.checkpoints import (
     weight_of,
     words,
 )
+from tests.workers.quantization.folders import (
+    SIZES,
+    GptqCase,
+    awq_folder,
+    gptq_folder,
+    matrix,
+    plain_logits,
+)
 from tests.workers.quantization.test_method import assert_near
 from tests.workers.quantization.writers import awq, gptq
 from tests.workers.test_weights import CPU, saved
@@ -37,18 +45,7 @@ from workers.quantization.grouped import GroupedWeight
 from workers.quantization.method import Cut, Size
 from workers.slices import Range
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 192,
-    "moe_intermediate_size": 64,
-    "shared_expert_intermediate_size": 96,
-    "num_attention_heads": 2,
-}
 FORMATS = ("gptq", "gptq_v2")
-
-
-def matrix(n: int, k: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
 
 
 def assert_is(found: object, weight: Rounded, bits: int) -> None:
@@ -172,40 +169,6 @@ def test_cuts_that_cannot_be_had_say_what_can() -> None:
         method.cut(Size(32, 384), Cut(inputs=[Range(0, 136)]))
 
 
-GptqCase = tuple[int, str, bool, int, bool]
-
-
-def gptq_folder(tmp_path: Path, kind: str, case: GptqCase, **changed: Any) -> tuple[Path, Path]:
-    """A model in GPTQ, and the dense one it stands for."""
-    bits, stored, symmetric, size, desc_act = case
-    dense = saved(tmp_path / "dense", kind, **{**SIZES, **changed})
-
-    def write(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        k = weight.shape[1]
-        group = np.arange(k) // (size if size > 0 else k)
-        group = np.random.default_rng(k).permutation(group) if desc_act else group
-        made = rounded(weight, bits, size, symmetric=symmetric, group=group)
-        return gptq(made, bits, v2=stored == "gptq_v2"), made.dense
-
-    settings = {
-        "quant_method": "gptq", "bits": bits, "group_size": size, "sym": symmetric,
-        "desc_act": desc_act, "checkpoint_format": stored,
-    }  # fmt: skip
-    return quantized(dense, tmp_path / "gptq", write, settings), dense
-
-
-def awq_folder(tmp_path: Path, kind: str, version: str, **changed: Any) -> tuple[Path, Path]:
-    dense = saved(tmp_path / "dense", kind, **{**SIZES, **changed})
-
-    def write(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        made = rounded(weight, 4, 32)
-        return awq(made, version), made.dense
-
-    settings = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": version,
-                "zero_point": True}  # fmt: skip
-    return quantized(dense, tmp_path / "awq", write, settings), dense
-
-
 GPTQ_CASES: list[tuple[str, GptqCase]] = [
     ("llama", (4, "gptq", True, 32, False)),
     ("qwen2", (4, "gptq", False, 64, True)),
@@ -248,12 +211,6 @@ def _assert_stands_for(folder: Path, dense: Path, kind: str, bits: int) -> None:
     experts = [one for one in model.module.modules() if isinstance(one, SeparateExperts)]
     assert bool(experts) == (kind in ("mixtral", "qwen2_moe"))
     assert_near(PagedSequences(model).run(), plain_logits(dense))
-
-
-def plain_logits(dense: Path) -> list[torch.Tensor]:
-    """Of the model that a quantized one stands for, through the same code."""
-    model = load(dense, torch.float32, CPU, implementation="transformers")
-    return PagedSequences(model).run()
 
 
 def test_layers_of_other_settings(tmp_path: Path) -> None:
@@ -338,3 +295,25 @@ def test_a_file_that_is_not_what_it_says(
 def test_settings_that_are_not_served(method: Any, settings: Any, message: str) -> None:
     with pytest.raises(Unsupported, match=message):
         method.of(settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "linear", "message"),
+    [
+        ("gpt2", r"(.*\.c_attn)\.weight", r"h\.0\.attn\.c_attn is quantized .* for a Conv1D yet"),
+        ("mixtral", r"(.*\.(?:w[123]|gate))\.weight", r"mlp\.gate is quantized .*TopKRouter yet"),
+    ],
+)
+def test_layers_that_are_not_served_in_codes(
+    tmp_path: Path, kind: str, linear: str, message: str
+) -> None:
+    dense = saved(tmp_path / "dense", kind, **SIZES)
+
+    def write(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        made = rounded(weight, 4, 32)
+        return gptq(made, 4), made.dense
+
+    settings = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    folder = quantized(dense, tmp_path / "gptq", write, settings, linear=re.compile(linear))
+    with pytest.raises(Unsupported, match=message):
+        load(folder, torch.float32, CPU)

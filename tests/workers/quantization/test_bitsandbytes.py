@@ -17,7 +17,7 @@ from tests.workers.quantization.checkpoints import (
     quantized,
     weight_of,
 )
-from tests.workers.quantization.test_awq_gptq import SIZES, matrix, plain_logits
+from tests.workers.quantization.folders import SIZES, matrix, plain_logits
 from tests.workers.quantization.test_method import assert_near
 from tests.workers.test_weights import CPU, saved
 from workers.errors import Unsupported
@@ -52,8 +52,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def four_bits(weight: torch.Tensor, kind: str, nested: bool) -> tuple[dict[str, Any], torch.Tensor]:
     flat = weight.flatten()
     table = torch.tensor(TABLES[kind])
-    blocks = flat.split(64)
-    absmax = torch.stack([block.abs().max() for block in blocks])
+    blocks = flat.view(-1, 64)
+    absmax = blocks.abs().amax(1)
     state = {"quant_type": kind, "blocksize": 64, "dtype": "float16", "shape": list(weight.shape)}
     tensors: dict[str, torch.Tensor] = {}
     if nested:
@@ -70,17 +70,12 @@ def four_bits(weight: torch.Tensor, kind: str, nested: bool) -> tuple[dict[str, 
         absmax = BYTES[inner] * each + offset
     else:
         tensors = {"weight.absmax": absmax}
-    codes = torch.cat(
-        [(block / scale)[:, None].sub(table).abs().argmin(1)
-         for block, scale in zip(blocks, absmax, strict=True)]
-    )  # fmt: skip
-    dense = torch.cat(
-        [table[part] * scale for part, scale in zip(codes.split(64), absmax, strict=True)]
-    )
-    packed = [int(a) << 4 | int(b) for a, b in codes.view(-1, 2)]
+    codes = (blocks / absmax[:, None])[..., None].sub(table).abs().argmin(-1)
+    dense = table[codes] * absmax[:, None]
+    pairs = codes.view(-1, 2).to(torch.uint8)
     text = json.dumps(state).encode()
     return {
-        "weight": torch.tensor(packed, dtype=torch.uint8)[:, None],
+        "weight": (pairs[:, 0] * 16 + pairs[:, 1])[:, None],
         "weight.quant_map": table,
         f"weight.quant_state.bitsandbytes__{kind}": torch.tensor(list(text), dtype=torch.uint8),
         **tensors,

@@ -18,7 +18,7 @@ from tests.workers.quantization.checkpoints import (
     quantized,
     weight_of,
 )
-from tests.workers.quantization.test_awq_gptq import SIZES, matrix, plain_logits
+from tests.workers.quantization.folders import SIZES, matrix, plain_logits
 from tests.workers.quantization.test_method import assert_near
 from tests.workers.test_weights import CPU, saved
 from workers.errors import Unsupported

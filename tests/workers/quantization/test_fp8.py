@@ -16,15 +16,16 @@ from tests.workers.quantization.checkpoints import (
     quantized,
     weight_of,
 )
-from tests.workers.quantization.test_awq_gptq import SIZES, matrix, plain_logits
+from tests.workers.quantization.folders import SIZES, matrix, plain_logits
 from tests.workers.quantization.test_method import assert_near
 from tests.workers.test_weights import CPU, saved
 from workers.errors import Unsupported
 from workers.models.checkpoint import BrokenCheckpoint
 from workers.models.transformers_path import TransformersModel
+from workers.quantization.codes import Codes
 from workers.quantization.fp8 import FP8Method
 from workers.quantization.grouped import GroupedWeight
-from workers.quantization.method import Cut, Size
+from workers.quantization.method import Cut, Misfit, Size
 from workers.slices import Range
 
 E4M3 = torch.float8_e4m3fn
@@ -45,10 +46,10 @@ def numbers(codes: torch.Tensor) -> torch.Tensor:
     return sign * torch.where(exponent == 0, small, (1 + fraction / 8) * 2.0 ** (exponent - 7))
 
 
-def write(kind: str) -> Write:
+def write(kind: str, block: tuple[int, int] = (48, 32)) -> Write:
     def written(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         n, k = weight.shape
-        rows, columns = {"blocks": (48, 32), "rows": (1, k), "fbgemm": (1, k)}.get(kind, (n, k))
+        rows, columns = {"blocks": block, "rows": (1, k), "fbgemm": (1, k)}.get(kind, (n, k))
         scale = torch.zeros(-(-n // rows), -(-k // columns))
         for row in range(scale.shape[0]):
             for column in range(scale.shape[1]):
@@ -67,6 +68,20 @@ def write(kind: str) -> Write:
         return {"weight": codes, **tensors}, dense
 
     return written
+
+
+def test_every_number_of_e4m3() -> None:
+    bits = torch.tensor([x for x in range(256) if x & 127 != 127], dtype=torch.uint8)
+    found = Codes(bits[None], len(bits), e4m3=True).values(slice(None))
+    assert torch.equal(found[0].double(), numbers(bits))
+    assert torch.equal(found[0], bits.view(E4M3).float())
+
+
+def test_nan_is_no_weight() -> None:
+    tensors, _ = write("rows")(matrix(8, 16))
+    tensors["weight"].view(torch.uint8)[3, 5] = 255
+    with pytest.raises(Misfit, match="NaN"):
+        weight_of(FP8Method.of(SETTINGS["rows"]), tensors, Size(8, 16))
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
