@@ -1,9 +1,10 @@
 // Weights as codes of 4 or 8 bits, times activations rounded to int8.
 //
 // A weight stands for (code - zero) * scale, with a scale for each `group` of inputs of a column and
-// a zero of 8 or 128, or one for each group too. A row of activations is rounded to int8 with one
-// scale of its own, so that its result depends on that row alone; products are summed in int32 and
-// therefore exact, and the groups' sums in float32, in their order.
+// a zero of 8 or 128, or one for each group too. Activations are rounded to int8 with a scale for
+// each PART or CHUNK inputs of a row: some are a hundred times as large as all others, and would
+// leave nothing of these with one scale for the whole row. A row's result depends on it alone.
+// Products are summed in int32 and therefore exact, and the parts' sums in float32, in their order.
 #pragma once
 #include "panels.h"
 
@@ -18,10 +19,10 @@ typedef struct {
 /* Activations of some rows, rounded or in float32. */
 typedef struct {
     int8_t *codes;  /* [m, padded k] */
-    int32_t *sums;  /* [m, groups] of the codes of a group */
-    float *scales;  /* [m] */
+    int32_t *sums;  /* [m, parts] of the codes of a part */
+    float *scales;  /* [m, parts] */
     float *wide;    /* [m, padded k] as they are, and then none of the others */
-    int64_t k, groups;
+    int64_t k, part, parts; /* inputs that share a scale, and how often there are so many */
 } inputs;
 
 INLINE float half_float(uint16_t x) {
@@ -62,10 +63,10 @@ static __attribute__((noinline)) void read_scales(const weight *w, const char *f
 /* What the sums of a group begin with: -zero * the sum of the activations' codes. */
 static __attribute__((noinline)) void begin_sums(const weight *w, const char *zeros, int64_t rows,
                                                  int64_t width, const int32_t *sums_of,
-                                                 int64_t groups, int32_t (*sums)[PANEL]) {
+                                                 int64_t parts, int32_t (*sums)[PANEL]) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < width; c++)
-            sums[r][c] = ((w->bits == 8 ? FLIP : 0) - (uint8_t)zeros[c]) * sums_of[r * groups];
+            sums[r][c] = ((w->bits == 8 ? FLIP : 0) - (uint8_t)zeros[c]) * sums_of[r * parts];
 }
 
 #if AVX2_CODES
@@ -166,47 +167,54 @@ INLINE void codes_tile(const int rows, const int vectors, const int bits, const 
                        int64_t column, float (*out)[PANEL], fetch next) {
     const int64_t size = group_of(w), bytes = CHUNK * width * bits / 8;
     const int8_t *codes = x->codes + row * x->k;
-    const int32_t *sums_of = x->sums + row * x->groups;
+    const int64_t first_part = row * x->parts;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 3
         for (int v = 0; v < vectors; v++) *(vec *)(out[r] + column + v * LANES) = (vec){0};
-    for (int64_t group = 0; group < x->groups; group++) {
-        const int64_t first = group * size, last = least(first + size, x->k);
-        const char *group_scales = panel + (last - first) * width * bits / 8;
+    for (int64_t first = 0; first < x->k; first += size) {
+        const int64_t end = least(first + size, x->k);
+        const char *group_scales = panel + (end - first) * width * bits / 8;
         const char *zeros = group_scales + width * scale_bytes(w);
-        ivec sums[ROWS][VECTORS];
-        if (w->zeros) {
-            int32_t begun[ROWS][PANEL] __attribute__((aligned(64)));
-            begin_sums(w, zeros + column, rows, vectors * LANES, sums_of + group, x->groups, begun);
-#pragma GCC unroll 8
-            for (int r = 0; r < rows; r++)
-#pragma GCC unroll 3
-                for (int v = 0; v < vectors; v++) sums[r][v] = *(const ivec *)&begun[r][v * LANES];
-        } else {
-#pragma GCC unroll 8
-            for (int r = 0; r < rows; r++)
-#pragma GCC unroll 3
-                for (int v = 0; v < vectors; v++)
-                    sums[r][v] = (ivec){0} - MIDDLE(bits) * sums_of[r * x->groups + group];
-        }
-        for (int64_t at = first; at < last; at += CHUNK) {
-            for (int64_t line = 0; line < next.lines; line++) {
-                __builtin_prefetch(next.from, 0, 2);
-                next.from += 64;
-            }
-            multiply_chunk(rows, vectors, bits, codes + at, x->k, panel + column * 4, width, sums);
-            panel += bytes;
-        }
         float scales[PANEL] __attribute__((aligned(64)));
         read_scales(w, group_scales + column * scale_bytes(w), vectors * LANES, scales);
-#pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++) {
+        for (int64_t begin = first; begin < end; begin += x->part) {
+            const int64_t part = first_part + begin / x->part, last = least(begin + x->part, end);
+            ivec sums[ROWS][VECTORS];
+            if (w->zeros) {
+                int32_t begun[ROWS][PANEL] __attribute__((aligned(64)));
+                begin_sums(w, zeros + column, rows, vectors * LANES, x->sums + part, x->parts,
+                           begun);
 #pragma GCC unroll 8
-            for (int r = 0; r < rows; r++) {
-                const vec sum = __builtin_convertvector(sums[r][v], vec);
-                vec *to = (vec *)(out[r] + column + v * LANES);
-                *to = fused(sum, *(const vec *)(scales + v * LANES) * x->scales[row + r], *to);
+                for (int r = 0; r < rows; r++)
+#pragma GCC unroll 3
+                    for (int v = 0; v < vectors; v++)
+                        sums[r][v] = *(const ivec *)&begun[r][v * LANES];
+            } else {
+#pragma GCC unroll 8
+                for (int r = 0; r < rows; r++)
+#pragma GCC unroll 3
+                    for (int v = 0; v < vectors; v++)
+                        sums[r][v] = (ivec){0} - MIDDLE(bits) * x->sums[part + r * x->parts];
+            }
+            for (int64_t at = begin; at < last; at += CHUNK) {
+                for (int64_t line = 0; line < next.lines; line++) {
+                    __builtin_prefetch(next.from, 0, 2);
+                    next.from += 64;
+                }
+                multiply_chunk(rows, vectors, bits, codes + at, x->k, panel + column * 4, width,
+                               sums);
+                panel += bytes;
+            }
+#pragma GCC unroll 3
+            for (int v = 0; v < vectors; v++) {
+#pragma GCC unroll 8
+                for (int r = 0; r < rows; r++) {
+                    const vec sum = __builtin_convertvector(sums[r][v], vec);
+                    const vec scale = *(const vec *)(scales + v * LANES);
+                    vec *to = (vec *)(out[r] + column + v * LANES);
+                    *to = fused(sum, scale * x->scales[part + r * x->parts], *to);
+                }
             }
         }
         panel = zeros + (w->zeros ? width : 0);
@@ -218,6 +226,7 @@ typedef struct {
     inputs rows;
 } reading;
 
+#define PART 64 /* inputs that are rounded with one scale, where a group is so large */
 #define READ 8 /* rows that a thread reads at a time */
 
 /* A row of activations in float32. */
@@ -239,10 +248,7 @@ INLINE void widen_row(const product *p, int64_t row, float *x) {
     }
 }
 
-INLINE void round_row(const reading *j, int64_t row) {
-    const int64_t n = j->p->w->k, size = group_of(j->p->w);
-    float x[n] __attribute__((aligned(64)));
-    widen_row(j->p, row, x);
+INLINE void round_part(const float *x, int64_t n, int8_t *codes, float *scale, int32_t *sum) {
     float largest = 0.0f, odd = 0.0f;
 #pragma omp simd reduction(max : largest) reduction(+ : odd)
     for (int64_t i = 0; i < n; i++) {
@@ -250,23 +256,32 @@ INLINE void round_row(const reading *j, int64_t row) {
         odd += x[i] * 0.0f; /* not 0 where a number is not finite */
     }
     const int finite = odd == 0.0f;
-    const float inverse = finite && largest > 0.0f ? 127.0f / largest : 0.0f;
-    int8_t *codes = j->rows.codes + row * j->rows.k;
-    j->rows.scales[row] = finite ? largest / 127.0f : NAN;
+    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    int32_t total = 0;
     if (finite) {
-#pragma omp simd
-        for (int64_t i = 0; i < n; i++)
-            codes[i] = (int8_t)(int32_t)rintf(x[i] * inverse);
+#pragma omp simd reduction(+ : total)
+        for (int64_t i = 0; i < n; i++) {
+            const int32_t code = (int32_t)rintf(x[i] * inverse);
+            codes[i] = (int8_t)code;
+            total += code;
+        }
     } else {
         memset(codes, 0, (size_t)n);
     }
-    memset(codes + n, 0, (size_t)(j->rows.k - n));
-    for (int64_t group = 0; group < j->rows.groups; group++) {
-        const int64_t end = least((group + 1) * size, j->rows.k);
-        int32_t sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = group * size; i < end; i++) sum += codes[i];
-        j->rows.sums[row * j->rows.groups + group] = sum;
+    *scale = finite ? largest / 127.0f : NAN;
+    *sum = total;
+}
+
+INLINE void round_row(const reading *j, int64_t row) {
+    const inputs *to = &j->rows;
+    const int64_t n = j->p->w->k;
+    float x[n] __attribute__((aligned(64)));
+    widen_row(j->p, row, x);
+    memset(to->codes + row * to->k + n, 0, (size_t)(to->k - n));
+    for (int64_t part = 0; part < to->parts; part++) {
+        const int64_t first = part * to->part;
+        round_part(x + first, least(to->part, n - first), to->codes + row * to->k + first,
+                   to->scales + row * to->parts + part, to->sums + row * to->parts + part);
     }
 }
 
@@ -290,14 +305,15 @@ static inputs read_inputs(const product *p, int64_t threads) {
     static __thread void *kept;
     static __thread size_t kept_size;
     const weight *w = p->w;
-    inputs x = {.k = padded_inputs(w->k), .groups = ceil_div(padded_inputs(w->k), group_of(w))};
-    const int64_t row = w->round_inputs ? x.k + 4 * x.groups + 4 : 4 * x.k;
+    inputs x = {.k = padded_inputs(w->k), .part = w->group % PART ? CHUNK : PART};
+    x.parts = ceil_div(w->k, x.part);
+    const int64_t row = w->round_inputs ? x.k + 8 * x.parts : 4 * x.k;
     kept = grow(kept, &kept_size, (size_t)(p->m * row));
     if (!kept) return x;
     if (w->round_inputs) {
         x.codes = kept;
         x.sums = (int32_t *)(void *)(x.codes + p->m * x.k);
-        x.scales = (float *)(void *)(x.sums + p->m * x.groups);
+        x.scales = (float *)(void *)(x.sums + p->m * x.parts);
     } else {
         x.wide = kept;
     }

@@ -10,9 +10,8 @@ from workers.kernels.packed import KernelWeight, Weight, kernel, packed_bias
 
 SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """Types of scales, as linear.h numbers them."""
-KINDS: dict[str, int] = {"integer": 0, "table": 1, "e4m3": 2, "e5m2": 3}
+KINDS: dict[str, int] = {"integer": 0, "table": 1, "e4m3": 2}
 """Kinds of codes, as linear.h numbers them."""
-FLOATS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 MULTIPLE = 32
 """What the inputs of a group are a multiple of."""
 
@@ -33,8 +32,8 @@ class CodedWeight:
     bias: torch.Tensor | None = None
     """[n]."""
     kind: str = "integer"
-    """`integer`: a value is code - zero; `table`: of 4 bits, one of 16; `e4m3`, `e5m2`: of 8 bits,
-    such a number."""
+    """`integer`: a value is code - zero; `table`: of 4 bits, one of 16; `e4m3`: of 8 bits, such a
+    number, none of them NaN."""
     table: torch.Tensor | None = None
     """float32 [16]."""
     order: torch.Tensor | None = None
@@ -48,8 +47,8 @@ class CodedWeight:
         return columns.to(dtype)
 
     def _values(self) -> torch.Tensor:
-        if self.kind in FLOATS:
-            return self.codes.view(FLOATS[self.kind]).float()
+        if self.kind == "e4m3":
+            return self.codes.view(torch.float8_e4m3fn).float()
         if self.table is not None:
             return self.table[self.codes.long()]
         zeros = 1 << (self.bits - 1) if self.zeros is None else self._wide(self.zeros.float())

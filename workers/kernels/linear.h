@@ -19,7 +19,7 @@ typedef struct {
 } weight;
 
 enum { SCALE_FLOAT, SCALE_HALF, SCALE_BF16 };
-enum { CODE_MINUS_ZERO, CODE_TABLE, CODE_E4M3, CODE_E5M2 };
+enum { CODE_MINUS_ZERO, CODE_TABLE, CODE_E4M3 };
 
 /* What becomes of a product of m rows and n columns. */
 enum { STORE, STORE_FLOAT, ADD_FLOAT };

@@ -12,11 +12,10 @@ INLINE int64_t span_of(const weight *w) { return least(group_of(w), SPAN); }
 
 /* Codes of a byte or half a byte each, in the lanes' lowest bits -> what they stand for. */
 INLINE vec value_of(const int kind, ivec code, vec zero, const float *table) {
-    if (kind == CODE_E4M3 || kind == CODE_E5M2) {
+    if (kind == CODE_E4M3) {
         /* The bits of a float32 whose exponent is that of the code: a factor corrects the bias. */
-        const uvec magnitude = (uvec)(code & 127) << (kind == CODE_E4M3 ? 20 : 21);
-        const uvec sign = (uvec)(code & 128) << 24;
-        return (vec)((uvec)((vec)magnitude * (kind == CODE_E4M3 ? 0x1p120f : 0x1p112f)) | sign);
+        const uvec magnitude = (uvec)(code & 127) << 20, sign = (uvec)(code & 128) << 24;
+        return (vec)((uvec)((vec)magnitude * 0x1p120f) | sign);
     }
     if (kind == CODE_TABLE) {
 #if defined(__AVX512F__)
@@ -105,8 +104,6 @@ static void run_span(const weight *w, const char *from, int64_t inputs, int64_t 
             take_span(4, CODE_MINUS_ZERO, w, from, inputs, width, zeros, x, to);
     } else if (w->kind == CODE_E4M3) {
         take_span(8, CODE_E4M3, w, from, inputs, width, zeros, x, to);
-    } else if (w->kind == CODE_E5M2) {
-        take_span(8, CODE_E5M2, w, from, inputs, width, zeros, x, to);
     } else {
         take_span(8, CODE_MINUS_ZERO, w, from, inputs, width, zeros, x, to);
     }

@@ -17,8 +17,6 @@ from workers.quantization.method import Misfit
 if TYPE_CHECKING:
     from workers.quantization.grouped import GroupedWeight
 
-FLOAT8 = {torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
-
 
 def fits(inputs: int, group: int) -> bool:
     """Whether the kernel has groups of so many of the inputs of a layer."""
@@ -62,9 +60,7 @@ def _coded(weight: GroupedWeight) -> CodedWeight:
     codes, zeros = unpack(weight.codes.packed, bits, weight.k), weight.groups.zeros
     if weight.codes.is_integer and zeros is None and bits != form:
         codes = codes + (2 ** (form - 1) - 2 ** (bits - 1))
-    kind = "integer" if weight.codes.table is None else "table"
-    if weight.codes.float8 is not None:
-        kind = FLOAT8[weight.codes.float8]
+    kind = "e4m3" if weight.codes.e4m3 else "integer" if weight.codes.table is None else "table"
     scales = weight.groups.scales
     return CodedWeight(
         codes,

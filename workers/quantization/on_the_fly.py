@@ -55,9 +55,9 @@ class Rounding:
     """Inputs of a scale; 0: all of a row."""
     round: Callable[[torch.Tensor], Rounded]
     table: tuple[float, ...] | None = None
-    float8: torch.dtype | None = None
+    e4m3: bool = False
     of_inputs: bool = False
-    """Activations are rounded too, to int8, and so is the output layer."""
+    """Activations are rounded too, to int8, and so is the output layer's weight."""
 
 
 def _steps(largest: torch.Tensor, n: float) -> torch.Tensor:
@@ -122,7 +122,7 @@ ROUNDINGS = {
     "bitsandbytes-fp4": Rounding(4, 64, rounding_to(FP4), FP4),
     "bitsandbytes-nf4": Rounding(4, 64, rounding_to(NF4), NF4),
     "eetq": Rounding(8, 0, round_eetq),
-    "fp8": Rounding(8, 0, round_e4m3, float8=E4M3),
+    "fp8": Rounding(8, 0, round_e4m3, e4m3=True),
     "int4": Rounding(4, 32, round_int4, of_inputs=True),
     "int8": Rounding(8, 0, round_int8, of_inputs=True),
 }
@@ -137,6 +137,9 @@ class OnTheFlyMethod(GroupedMethod):
         self._rounding = ROUNDINGS[flag]
         self.inputs_per_scale = self._rounding.group
         self.columns = self._rounding.group or 1
+        self._of_head: OnTheFlyMethod | None = None
+        if self._rounding.of_inputs:
+            self._of_head = self if flag == "int8" else OnTheFlyMethod("int8")
 
     def describe(self) -> str:
         rounding = self._rounding
@@ -145,7 +148,10 @@ class OnTheFlyMethod(GroupedMethod):
         return f"{self.name}, {rounding.bits} bits in {inputs}{activations}"
 
     def for_layer(self, name: str, kind: Kind) -> OnTheFlyMethod | None:
-        return self if kind == "linear" or (kind == "head" and self._rounding.of_inputs) else None
+        if kind == "linear":
+            return self
+        # The output layer, which loses most by few bits, is never in less than eight.
+        return self._of_head if kind == "head" else None
 
     def slots(self, size: Size, dtype: torch.dtype) -> dict[str, Slot]:
         group = self._rounding.group
@@ -181,7 +187,7 @@ class OnTheFlyMethod(GroupedMethod):
         table = None if rounding.table is None else torch.tensor(rounding.table)
         inputs = own_size(size, cut).inputs
         return GroupedWeight(
-            Codes(torch.cat(codes), inputs, rounding.bits, table, rounding.float8),
+            Codes(torch.cat(codes), inputs, rounding.bits, table, rounding.e4m3),
             groups,
             dtype,
             own_bias(tensors.get("bias")),
