@@ -1,6 +1,6 @@
 """The quality of bfloat16: each way of running a model against transformers in float32.
 
-    python -m benchmarks.quality [--model-id FOLDER] [--tokens 8192]
+    python -m benchmarks.quality [--model-id FOLDER] [--tokens 8192] [--quantize int8 int4 ...]
 
 The text is English that every Python carries, its language reference (pydoc_data), cut to
 sequences of 512 tokens. Shown are the perplexity, the share of positions whose likeliest token is
@@ -54,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model-id", type=Path, help="a folder; default: the embedded model")
     parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--quantize", nargs="*", default=[], help="methods to look at too")
     given = parser.parse_args()
     folder = given.model_id or prepare_embedded()
     text = "\n".join(topics[name] for name in sorted(topics))
@@ -75,6 +76,9 @@ def main() -> None:
             load(ModelConfig(str(folder), implementation="transformers"), bf16, CPU), bf16
         ),
     }
+    for method in given.quantize:
+        config = ModelConfig(str(folder), implementation="fused", quantize=method)
+        ways[f"fused decoder, bfloat16, {method}"] = served(load(config, bf16, CPU), bf16)
     names = ["transformers, float32", *ways]
     losses = dict.fromkeys(names, 0.0)
     agreements = dict.fromkeys(names, 0.0)
@@ -90,11 +94,11 @@ def main() -> None:
                 apart = (expected.exp() * (expected - found)).sum(1)
                 divergences[name] += float(apart.mean())
     n = len(sequences)
-    print(f"{n * LENGTH} tokens\n{'':38}{'perplexity':>11}{'agrees':>9}{'divergence':>12}")
+    print(f"{n * LENGTH} tokens\n{'':46}{'perplexity':>11}{'agrees':>9}{'divergence':>12}")
     for name in names:
         perplexity = float(torch.tensor(losses[name] / n).exp())
         agrees, divergence = agreements[name] / n, divergences[name] / n
-        print(f"{name:38}{perplexity:11.4f}{agrees:9.2%}{divergence:12.2e}")
+        print(f"{name:46}{perplexity:11.4f}{agrees:9.2%}{divergence:12.2e}")
 
 
 if __name__ == "__main__":

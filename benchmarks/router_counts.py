@@ -175,6 +175,8 @@ def limits(n_requests: int) -> Limits:
         model_names=("made-up",),
         revision=None,
         model_pipeline_tag="text-generation",
+        quantization=None,
+        weight_bytes=0,
         max_concurrent_requests=n_requests,
         max_best_of=2,
         max_stop_sequences=4,

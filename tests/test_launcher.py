@@ -27,6 +27,7 @@ from tgi_async.api.dialect import OURS, TGI
 from tgi_async.errors import StartError
 from tgi_async.launcher import Prepared, _limits
 from tgi_async.settings import Settings
+from tgi_async.wire.messages import CachePool, Ready
 
 Serve = Callable[..., FakeServer]
 Talk = Callable[..., tuple[FakeServer, httpx.Response]]
@@ -89,16 +90,18 @@ def test_a_limit_beyond_the_model_is_reported(serve: Serve) -> None:
 
 def test_limits_are_completed_by_what_there_is() -> None:
     prepared = Prepared(Path(), "a/b", "main")
-    found = _limits(Settings(max_best_of=7), prepared, 100)
+    ready = Ready([CachePool(4)], 16, 100, 512, "cpu", [], 32, 0, 7, [], "awq (gemm), 4 bits")
+    found = _limits(Settings(max_best_of=7), prepared, ready, 100)
     assert (found.max_total_tokens, found.max_input_tokens) == (100, 99)
     assert (found.model_id, found.revision, found.max_best_of) == ("a/b", "main", 7)
     assert (found.dialect, found.kserve) == (OURS, False)
-    found = _limits(Settings(strict_tgi=True, kserve=True), prepared, 100)
+    assert (found.quantization, found.weight_bytes) == ("awq (gemm), 4 bits", 7)
+    found = _limits(Settings(strict_tgi=True, kserve=True), prepared, ready, 100)
     assert (found.dialect, found.kserve) == (TGI, True)
-    found = _limits(Settings(max_total_tokens=50, max_input_length=10), prepared, 100)
+    found = _limits(Settings(max_total_tokens=50, max_input_length=10), prepared, ready, 100)
     assert (found.max_total_tokens, found.max_input_tokens) == (50, 10)
     with pytest.raises(StartError, match=r"less than max-total-tokens, here 100\. Given: 100"):
-        _limits(Settings(max_input_tokens=100), prepared, 100)
+        _limits(Settings(max_input_tokens=100), prepared, ready, 100)
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ async def _serve_on(
         closing.push_async_callback(engine.stop, WORKER_EXIT_SECONDS)
         gate.phase("starting the worker")
         ready = await engine.launch(partial(_show, gate))
-        limits = _limits(settings, prepared, engine.max_total_tokens)
+        limits = _limits(settings, prepared, ready, engine.max_total_tokens)
         metrics = Metrics(
             max_input_tokens=limits.max_input_tokens,
             max_total_tokens=limits.max_total_tokens,
@@ -196,6 +196,7 @@ def _start(settings: Settings, prepared: Prepared, world_size: int, chat_ends: l
             max_total_tokens=settings.max_total_tokens or 0,
             rope_scaling=settings.rope_scaling or "",
             rope_factor=settings.rope_factor or 1.0,
+            quantize=settings.quantize or "",
         ),
         BatchConfig(
             max_rows=min(rows, settings.max_concurrent_requests),
@@ -263,7 +264,7 @@ def _checker(
     return GrammarChecker(str(prepared.path), ready.vocab_size, end_ids)
 
 
-def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
+def _limits(settings: Settings, prepared: Prepared, ready: Ready, most: int) -> Limits:
     """Return the limits of requests. Raises StartError where the settings exceed the model or the
     memory."""
     total = settings.max_total_tokens or most
@@ -283,6 +284,8 @@ def _limits(settings: Settings, prepared: Prepared, most: int) -> Limits:
         "model_names": settings.served_model_name or (prepared.model_id,),
         "revision": prepared.revision,
         "model_pipeline_tag": "text-generation",
+        "quantization": ready.quantization or None,
+        "weight_bytes": ready.weight_bytes,
         "sampling_defaults": SamplingDefaults.from_folder(prepared.path),
         "max_input_tokens": longest,
         "max_total_tokens": total,
@@ -321,9 +324,10 @@ def _welcome(
         log.warning(note)
     tokens = ready.n_blocks * ready.block_size
     log.info(
-        "on %s: weights %.2f GB; KV cache up to %.2f GB, %d tokens in blocks of %d",
+        "on %s: weights %.2f GB%s; KV cache up to %.2f GB, %d tokens in blocks of %d",
         ready.device,
         ready.weight_bytes / 1e9,
+        f" ({ready.quantization})" if ready.quantization else "",
         ready.kv_cache_bytes / 1e9,
         tokens,
         ready.block_size,

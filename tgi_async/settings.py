@@ -14,6 +14,21 @@ from tgi_async.telemetry.logs import LEVELS, level_of
 from tgi_async.text.tools.formats import NAMES
 
 DTYPES = ("bfloat16", "float16", "float32")
+QUANTIZATIONS = (
+    "awq",
+    "bitsandbytes",
+    "bitsandbytes-fp4",
+    "bitsandbytes-nf4",
+    "compressed-tensors",
+    "eetq",
+    "exl2",
+    "fp8",
+    "gptq",
+    "int4",
+    "int8",
+    "marlin",
+)
+"""TGI's, but for int4 and int8, which are ours."""
 
 
 def _option(
@@ -63,6 +78,13 @@ class Settings:
     revision: str | None = _option(None, MODEL, "branch, tag or commit of a Hub model")
     dtype: str | None = _option(
         None, MODEL, "data type of weights and KV cache; default: bfloat16", choices=DTYPES
+    )
+    quantize: str | None = _option(
+        None,
+        MODEL,
+        "how the weights are quantized, default: as the checkpoint is; of a plain one, while it is "
+        "loaded: eetq, fp8, bitsandbytes, -nf4, -fp4, and int8 and int4, with activations in int8",
+        choices=QUANTIZATIONS,
     )
     model_impl: str = _option(
         "auto",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 NOT_BUILT = {
-    "quantize": "quantization",
     "speculate": "speculative decoding",
     "kv_cache_dtype": "a KV cache of another dtype than the model's",
     "lora_adapters": "LoRA adapters",
@@ -43,8 +42,8 @@ VARIABLES_WITHOUT_MEANING = {
     "PREFILL_CHUNKING": "long prompts are always computed in chunks",
     "TGI_WIGGLE_ROOM": "--kv-cache-memory says how much memory the KV cache may take",
     "USE_FLASH_ATTENTION": "--attention says how attention is computed",
-    "DISABLE_EXLLAMA": "quantization is not built yet",
-    "EXLLAMA_VERSION": "quantization is not built yet",
+    "DISABLE_EXLLAMA": "the kernels of exllama are not here",
+    "EXLLAMA_VERSION": "the kernels of exllama are not here",
     "XPU_MEMORY_FRACTION": "this server does not run on such a device",
     "ROCM_USE_CUSTOM_PAGED_ATTN": "this server does not run on such a device",
     "ROCM_USE_FLASH_ATTN_V2_TRITON": "this server does not run on such a device",

@@ -33,6 +33,7 @@ HERE = Path(__file__).parent
 SOURCES = (
     HERE / "team.c",
     HERE / "kernels" / "linear.c",
+    HERE / "kernels" / "pack.c",
     HERE / "attention" / "paged_attention.c",
     HERE / "decoder" / "decoder.c",
     HERE / "sampling" / "argmax.c",

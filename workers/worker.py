@@ -160,6 +160,7 @@ class Worker:
                 kv_cache_bytes=n_blocks * per_block,
                 weight_bytes=model.weight_bytes,
                 notes=notes + native.notes + model.notes,
+                quantization=model.quantization,
             )
         )
         if self._rank == 0:
@@ -281,7 +282,10 @@ def _check_cache(
 
 
 def choose_device(rank: int = 0, world_size: int = 1) -> tuple[torch.device, list[str]]:
-    """Choose the device of a rank; return it with notes for the operator. Raises UnsupportedModel."""
+    """Choose the device of a rank; return it with notes for the operator.
+
+    Raises UnsupportedModel.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu"), unused_gpus()
     refusal = gpu_refusal()

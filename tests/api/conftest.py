@@ -45,6 +45,8 @@ class Settings:
     model_names: tuple[str, ...] = ("tiny/model",)
     revision: str | None = "abc123"
     model_pipeline_tag: str | None = None
+    quantization: str | None = None
+    weight_bytes: int = 1000
     max_concurrent_requests: int = 4
     max_best_of: int = 3
     max_stop_sequences: int = 2

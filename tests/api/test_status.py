@@ -62,9 +62,16 @@ async def test_info(client: httpx.AsyncClient) -> None:
         # What TGI's clients compare with the version that a feature came in.
         "version": "3.3.7",
         "tgi_async_version": version("tgi-async"),
+        "quantization": None,
+        "weight_bytes": 1000,
         "sha": None,
         "docker_label": None,
     }
+
+
+async def test_info_names_the_quantization(client: httpx.AsyncClient, settings: Settings) -> None:
+    settings.quantization = "gptq, 4 bits in groups of 128 inputs"
+    assert (await client.get("/info")).json()["quantization"] == settings.quantization
 
 
 class TestModels:

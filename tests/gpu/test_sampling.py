@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.gpu.conftest import INTERPRETED
-from tests.workers.sampling.test_race import unmixed
+from tests.workers.sampling.test_exponential_race import unmixed
 from tgi_async.wire.messages import Sampling
 from workers.sampling import Allowed, Sampler, SamplerOutput
 from workers.sampling.candidates import candidates

@@ -24,6 +24,7 @@ def load(
     scaling: Scaling | None = None,
     max_total_tokens: int = 0,
     attention: registry.Backend | None = None,
+    quantize: str = "",
 ) -> Loaded:
     """Load the model of a folder; see `loading.load`."""
     config = ModelConfig(
@@ -32,5 +33,6 @@ def load(
         max_total_tokens=max_total_tokens,
         rope_scaling=scaling.kind if scaling else "",
         rope_factor=scaling.factor if scaling else 1.0,
+        quantize=quantize,
     )
     return loading.load(config, dtype, device, ranks, attention)

@@ -226,7 +226,7 @@ async def test_other_requests_do_not_notice(server: Server) -> None:
             "--max-total-tokens must be at most 8192",
             marks=pytest.mark.full,
         ),
-        (("--quantize", "awq"), "--quantize asks for quantization, which is not built yet"),
+        (("--quantize", "awq"), "--quantize awq asks for weights that are quantized already"),
         pytest.param(("--kv-cache-memory", "1"), "--kv-cache-memory", marks=pytest.mark.full),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

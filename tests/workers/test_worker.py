@@ -346,7 +346,11 @@ def test_bfloat16_is_the_default_and_stands_in_for_float16(folder: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "weights are quantized"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "the checkpoint has none"),
+        (
+            {"quantization_config": {"quant_method": "exl2"}},
+            "quantized (exl2), which is not served",
+        ),
         ({"model_type": "no_such_model"}, "does not know this model"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
     ],

@@ -28,6 +28,10 @@ class Limits:
     """Names of the model for clients, at least one; replies have the first one."""
     revision: str | None
     model_pipeline_tag: str | None
+    quantization: str | None
+    """Method and bits of the weights; None: they are not quantized."""
+    weight_bytes: int
+    """What the weights take, on all ranks together."""
     max_concurrent_requests: int
     max_best_of: int
     max_stop_sequences: int

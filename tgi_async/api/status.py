@@ -20,7 +20,8 @@ HEALTHY = "There is a worker to serve."
 class Info(Struct, frozen=True, kw_only=True):
     """`version` is TGI's, from which clients derive its features.
 
-    `sha` and `docker_label` describe a build, which a Python package is not: null.
+    `quantization` is the method and the bits of the weights, null for plain ones; `weight_bytes`
+    what they take. `sha` and `docker_label` describe a build, which a Python package is not: null.
     """
 
     model_id: str
@@ -36,6 +37,8 @@ class Info(Struct, frozen=True, kw_only=True):
     router: str
     version: str
     tgi_async_version: str
+    quantization: str | None
+    weight_bytes: int
     sha: None = None
     docker_label: None = None
 
@@ -91,6 +94,8 @@ def info(service: Service, path: Mapping[str, str]) -> Reply[Info]:
             router="text-generation-router",
             version=TGI_VERSION,
             tgi_async_version=service.version,
+            quantization=limits.quantization,
+            weight_bytes=limits.weight_bytes,
         )
     )
 

@@ -144,6 +144,8 @@ class ModelConfig(Frame, frozen=True):
     rope_scaling: str = ""
     """"linear" or "dynamic", by `rope_factor`, instead of the model's own; "": the model's."""
     rope_factor: float = 1.0
+    quantize: str = ""
+    """The quantization that is asked for; "": what the checkpoint says."""
 
 
 class BatchConfig(Frame, frozen=True):
@@ -251,6 +253,8 @@ class Ready(Frame, frozen=True, tag="ready"):
     weight_bytes: Annotated[int, Meta(ge=0)]
     notes: list[str]
     """What the operator should know about this start, e.g. a fallback taken."""
+    quantization: str = ""
+    """Method and bits of the weights, as text; "": they are not quantized."""
 
     @property
     def n_blocks(self) -> int:

@@ -254,17 +254,18 @@ static void norm_into_x(pass *p, const float *norm) {
 }
 
 /* residual += x * w, with a norm of that in between where there is one; or what the ranks sum. */
-static void add_product(pass *p, const weight *w, const void *x, const float *norm,
-                        const weight *then) {
+static int add_product(pass *p, const weight *w, const void *x, const float *norm,
+                       const weight *then) {
     const int64_t hidden = p->d->hidden, n_threads = p->s->n_threads;
     product made = {w, x, p->residual, w->k, hidden, p->n, ADD_FLOAT, 0,
                     p->d->residual_scale, then};
     float *const apart = p->s->partial ? p->s->partial : norm ? p->branch : NULL;
     if (apart) made.out = apart, made.mode = STORE_FLOAT, made.scale = 1.0;
-    linear(&made, n_threads);
-    if (p->s->partial || !norm) return;
+    if (linear(&made, n_threads)) return NO_MEMORY;
+    if (p->s->partial || !norm) return DONE;
     p->norm = norm;
     team_run(add_normed, p, ceil_div(p->n, NORMS), n_threads);
+    return DONE;
 }
 
 /* residual += what the ranks summed of a stage. */
@@ -301,8 +302,9 @@ static int attend(pass *p, int last) {
     const int64_t n = s->n_tokens, wide = d->n_heads * d->dim;
 
     norm_into_x(p, b->input_norm);
-    linear(&(product){&b->qkv, p->x, p->qkv, d->hidden, b->qkv.n, n, STORE_FLOAT, 0, 1.0, &b->out},
-           s->n_threads);
+    const product qkv = {&b->qkv, p->x,    p->qkv, d->hidden, b->qkv.n, n,
+                         STORE_FLOAT, 0, 1.0,    &b->out};
+    if (linear(&qkv, s->n_threads)) return NO_MEMORY;
     team_run(d->bf16 ? place_bf16 : place_float, p, ceil_div(n, TURNS), s->n_threads);
     if (last && !s->n_wanted) return DONE;
     const call attention = {
@@ -314,18 +316,17 @@ static int attend(pass *p, int last) {
     };
     if (paged_attention(&attention)) return NO_MEMORY;
     if (last && s->n_wanted < n) leave_wanted(p);
-    add_product(p, &b->out, p->mixed, b->attention_norm, &b->gate_up);
-    return DONE;
+    return add_product(p, &b->out, p->mixed, b->attention_norm, &b->gate_up);
 }
 
-static void run_mlp(pass *p, const weight *then) {
+static int run_mlp(pass *p, const weight *then) {
     const decoder *d = p->d;
     const block *b = p->b;
     norm_into_x(p, b->mlp_norm);
-    linear(&(product){&b->gate_up, p->x, p->gated, d->hidden, d->intermediate, p->n, STORE,
-                      d->activation, 1.0, &b->down},
-           p->s->n_threads);
-    add_product(p, &b->down, p->gated, b->mlp_output_norm, then);
+    const product gated = {&b->gate_up, p->x,  p->gated,      d->hidden, d->intermediate,
+                           p->n,        STORE, d->activation, 1.0,       &b->down};
+    if (linear(&gated, p->s->n_threads)) return NO_MEMORY;
+    return add_product(p, &b->down, p->gated, b->mlp_output_norm, then);
 }
 
 /* Parts of one allocation, each beginning on a cache line. */
@@ -370,18 +371,17 @@ int decoder_run(const decoder *d, const step *s) {
     for (int64_t half = stage > 0 ? stage - 1 : 0; half < least(until, last - 1); half++) {
         p.b = d->blocks + half / 2;
         const int whole_last = !s->partial && half / 2 + 1 == d->n_blocks;
-        if (half % 2)
-            run_mlp(&p, half + 2 < last ? &p.b[1].qkv : &d->head);
-        else if (attend(&p, whole_last))
+        if (half % 2 ? run_mlp(&p, half + 2 < last ? &p.b[1].qkv : &d->head)
+                     : attend(&p, whole_last))
             return NO_MEMORY;
         if (whole_last && !s->n_wanted) return DONE;
     }
     if (until < last) return DONE;
     p.norm = d->final_norm;
     team_run(norm_wanted, &p, ceil_div(s->n_wanted, NORMS), s->n_threads);
-    linear(&(product){&d->head, p.x, s->logits, d->hidden, d->n_logits, s->n_wanted, STORE_FLOAT,
-                      0, 1.0, NULL},
-           s->n_threads);
+    const product logits = {&d->head,     p.x,         s->logits, d->hidden, d->n_logits,
+                            s->n_wanted, STORE_FLOAT, 0,         1.0,       NULL};
+    if (linear(&logits, s->n_threads)) return NO_MEMORY;
     if (d->logit_scale != 1.0 || d->logit_softcap != 0.0)
         team_run(cap_logits, &p, s->n_wanted, s->n_threads);
     return DONE;

@@ -1,95 +1,20 @@
 // out[m, n] = sum over k of x[m, k] * w[n, k] + bias[n], summed in float32.
 //
-// The weights are packed once into panels of PANEL output columns (the last one narrower, in steps
-// of LANES). A panel is [k][columns] of float32, or [k / 2][columns][2] of bfloat16: vdpbf16ps
-// multiplies a pair of k of 16 columns with one pair of k of a row. A panel is read from its first
-// byte to its last for every tile of up to ROWS rows. Each output has one float32 accumulator that
-// takes k in its order, whatever the number of rows or threads: a row's result does not depend on
-// what else is in the batch. vdpbf16ps counts denormal numbers as zero.
-//
-// Of a gate and an up projection, each panel of the one is followed by that of the other, so that
+// The weights are packed as panels.h says. A panel is read from its first byte to its last for every
+// tile of up to ROWS rows. Each output has one float32 accumulator that takes k in its order,
+// whatever the number of rows or threads: a row's result does not depend on what else is in the
+// batch. vdpbf16ps counts denormal numbers as zero. Of a gate and an up projection,
 // activation(gate) * up never leaves the cache in float32.
 
-#include "linear.h"
+#include "codes.h"
+#include "panels.h"
 
 #include "../team.h"
-#include "../vector.h"
 
-#if LANES == 16
-#define ROWS 8
-#define VECTORS 3
-#else
-#define ROWS 4
-#define VECTORS 3
-#endif
-#define PANEL (VECTORS * LANES)
 #define STEP 4  // steps along k between two bursts of prefetches
 #define INPUT (4 << 20)  // bytes of x that the last-level cache keeps while the weights pass
+#define UNPACKED 128  // rows for which codes are unpacked together
 #define SHARES 8  // units wanted for each thread, so that all end at about the same time
-
-// A step along k takes 4 bytes a column: one float32 or two bfloat16.
-INLINE int64_t steps_of(int64_t k, int64_t bf16) { return bf16 ? ceil_div(k, 2) : k; }
-
-int64_t packed_size(int64_t n, int64_t k, int64_t bf16) {
-    return ceil_div(n, LANES) * LANES * (bf16 ? k + k % 2 : k);
-}
-
-int64_t panel_width(void) { return PANEL; }
-
-int64_t multiplies_bf16(void) {
-#ifdef __AVX512BF16__
-    return 1;
-#else
-    return 0;
-#endif
-}
-
-// Bytes before a panel. All panels before it are whole.
-INLINE int64_t panel_at(const weight *w, int64_t panel) {
-    return panel * PANEL * steps_of(w->k, w->bf16) * 4 * (w->gated ? 2 : 1);
-}
-
-INLINE int64_t width_of(int64_t n, int64_t panel) {
-    return least(PANEL, ceil_div(n - panel * PANEL, LANES) * LANES);
-}
-
-typedef struct {
-    const void *from;
-    int64_t stride, n, k;
-    void *packed;
-    int64_t bf16, gated;
-} packing;
-
-static void pack_panel(void *job, int64_t unit, int64_t next) {
-    (void)next;
-    const packing *p = job;
-    const int64_t first = unit * PANEL, steps = steps_of(p->k, p->bf16);
-    const int64_t width = width_of(p->n, unit), each = p->bf16 ? 2 : 1;
-    int64_t before = first * steps * each * (p->gated ? 2 : 1);
-    if (p->gated == 2) before += width * steps * each;
-    for (int64_t column = 0; column < width; column++)
-        for (int64_t at = 0; at < each * steps; at++) {
-            const int kept = first + column < p->n && at < p->k;
-            const int64_t from = kept ? (first + column) * p->stride + at : 0;
-            const int64_t to = before + (at / each * width + column) * each + at % each;
-            if (p->bf16)
-                ((uint16_t *)p->packed)[to] = kept ? ((const uint16_t *)p->from)[from] : 0;
-            else
-                ((float *)p->packed)[to] = kept ? ((const float *)p->from)[from] : 0.0f;
-        }
-}
-
-void pack(const void *from, int64_t stride, int64_t n, int64_t k, void *packed, int64_t bf16,
-          int64_t gated, int64_t threads) {
-    packing job = {from, stride, n, k, packed, bf16, gated};
-    team_run(pack_panel, &job, ceil_div(n, PANEL), threads);
-}
-
-// Prefetches are spread over the tiles that use a panel: each fetches its share of the next one.
-typedef struct {
-    const char *from;
-    int64_t lines;  // to fetch with each STEP steps along k
-} fetch;
 
 // One step along k. `panel` and `x` are where it begins.
 INLINE void multiply_step(const int rows, const int vectors, const int bf16, const char *x,
@@ -124,8 +49,8 @@ INLINE void multiply_step(const int rows, const int vectors, const int bf16, con
                 float first, second;
                 memcpy(&first, &low, 4);
                 memcpy(&second, &high, 4);
-                sums[r][v] += first * even;
-                sums[r][v] += second * odd;
+                sums[r][v] = fused((vec){0} + first, even, sums[r][v]);
+                sums[r][v] = fused((vec){0} + second, odd, sums[r][v]);
             }
         }
         return;
@@ -136,9 +61,9 @@ INLINE void multiply_step(const int rows, const int vectors, const int bf16, con
     for (int v = 0; v < vectors; v++) w[v] = *(const vec *)(panel + v * 4 * LANES);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
-        const float given = *(const float *)(x + r * x_stride);
+        const vec given = (vec){0} + *(const float *)(x + r * x_stride);
 #pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++) sums[r][v] += given * w[v];
+        for (int v = 0; v < vectors; v++) sums[r][v] = fused(given, w[v], sums[r][v]);
     }
 }
 
@@ -196,6 +121,39 @@ static void run_bf16(int64_t rows, int64_t vectors, const char *x, int64_t x_str
     run_tile(rows, vectors, 1, x, x_stride, panel, steps, out, next);
 }
 
+#include "unpack.h"
+
+#define CODES_TILE(r, v)                                                      \
+    case (r) * 4 + (v):                                                       \
+        codes_tile(r, v, bits, w, x, row, panel, width, column, out, next);   \
+        break;
+#define CODES_TILES(r) CODES_TILE(r, 1) CODES_TILE(r, VECTORS)
+
+/* A narrow panel is taken a vector at a time, for the sake of fewer tiles to compile. */
+INLINE void run_codes_tile(int64_t rows, const int bits, const weight *w, const inputs *x,
+                           int64_t row, const char *panel, int64_t width, float (*out)[PANEL],
+                           fetch next) {
+    const int64_t vectors = width == PANEL ? VECTORS : 1;
+    for (int64_t column = 0; column < width; column += vectors * LANES) {
+        switch (rows * 4 + vectors) {
+            CODES_TILES(1) CODES_TILES(2) CODES_TILES(3) CODES_TILES(4)
+#if ROWS == 8
+            CODES_TILES(5) CODES_TILES(6) CODES_TILES(7) CODES_TILES(8)
+#endif
+        }
+    }
+}
+
+static void run_codes4(int64_t rows, const weight *w, const inputs *x, int64_t row,
+                       const char *panel, int64_t width, float (*out)[PANEL], fetch next) {
+    run_codes_tile(rows, 4, w, x, row, panel, width, out, next);
+}
+
+static void run_codes8(int64_t rows, const weight *w, const inputs *x, int64_t row,
+                       const char *panel, int64_t width, float (*out)[PANEL], fetch next) {
+    run_codes_tile(rows, 8, w, x, row, panel, width, out, next);
+}
+
 INLINE float activated(float x, const int activation) {
     if (activation == SILU) {
         const float e = exp_negative(-fabsf(x));
@@ -239,9 +197,30 @@ INLINE void put(const product *p, float *row, int64_t to, int64_t n, const int b
     }
 }
 
+// `rows` rows of a panel from `row` on, in float32, to where they belong. sums: [parts][rows][PANEL],
+// `stride` rows a part.
+INLINE void finish(const product *p, int64_t row, int64_t rows, int64_t panel, int64_t stride,
+                   float (*sums)[PANEL]) {
+    const weight *w = p->w;
+    const int64_t column = panel * PANEL, parts = w->gated ? 2 : 1;
+    const int64_t columns = least(PANEL, w->n - column), width = width_of(w->n, panel);
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t part = 0; w->bias && part < parts; part++)
+            for (int64_t c = 0; c < width; c++)
+                sums[part * stride + r][c] += w->bias[column * parts + part * width + c];
+        if (w->gated) gate_row(sums[r], sums[stride + r], width, p->activation);
+        const int64_t to = (row + r) * p->out_stride + column;
+        if (w->bf16)
+            put(p, sums[r], to, columns, 1);
+        else
+            put(p, sums[r], to, columns, 0);
+    }
+}
+
 typedef struct {
     const product *p;
     int64_t panels, blocks, threads;
+    inputs x; // of a weight of codes
 } job_of;
 
 // A unit is a panel times a block of rows; all panels of a block come before the next block's.
@@ -251,10 +230,11 @@ static void multiply(void *job, int64_t unit, int64_t next_unit) {
     const weight *w = p->w;
     const int bf16 = (int)w->bf16;
     const int64_t size = bf16 ? 2 : 4, steps = steps_of(w->k, bf16), parts = w->gated ? 2 : 1;
-    const int64_t block = unit / j->panels, panel = unit % j->panels, column = panel * PANEL;
+    const int64_t block = unit / j->panels, panel = unit % j->panels;
     const int64_t from = p->m * block / j->blocks, m = p->m * (block + 1) / j->blocks - from;
-    const int64_t columns = least(PANEL, w->n - column), width = width_of(w->n, panel);
-    const int64_t tiles = ceil_div(m, ROWS), bursts = ceil_div(steps, STEP);
+    const int64_t width = width_of(w->n, panel), bytes = panel_bytes(w, width);
+    const int64_t tiles = j->x.wide ? 1 : ceil_div(m, ROWS);
+    const int64_t bursts = w->bits ? padded_inputs(w->k) / CHUNK : ceil_div(steps, STEP);
     const char *at = (const char *)w->packed + panel_at(w, panel), *next = NULL;
     int64_t lines = 0;
     if (next_unit >= 0) {
@@ -265,38 +245,51 @@ static void multiply(void *job, int64_t unit, int64_t next_unit) {
         const int64_t first = ceil_div(p->then->n, PANEL) * most(me, 0) / j->threads;
         next = (const char *)p->then->packed + panel_at(p->then, first);
     }
-    if (next) lines = ceil_div(PANEL * 4 / 64 * STEP, tiles);
+    if (next) lines = ceil_div(panel_bytes(w, PANEL), 64 * bursts * tiles);
+    if (j->x.wide) {
+        float sums[parts * m][PANEL] __attribute__((aligned(64)));
+        for (int64_t part = 0; part < parts; part++) {
+            const fetch f = {next + part * bursts * lines * 64, lines};
+            multiply_unpacked(w, j->x.wide + from * j->x.k, j->x.k, m, at + part * bytes, width,
+                              sums + part * m, f);
+        }
+        finish(p, from, m, panel, m, sums);
+        return;
+    }
     float sums[2][ROWS][PANEL] __attribute__((aligned(64)));
     for (int64_t i = 0; i < tiles; i++) {
         const int64_t row = from + m * i / tiles, rows = from + m * (i + 1) / tiles - row;
         const char *x = (const char *)p->x + row * p->x_stride * size;
         for (int64_t part = 0; part < parts; part++) {
             const fetch f = {next + (i * parts + part) * bursts * lines * 64, lines};
-            (bf16 ? run_bf16 : run_float)(rows, width / LANES, x, p->x_stride * size,
-                                          at + part * width * steps * 4, steps, sums[part], f);
-        }
-        for (int64_t r = 0; r < rows; r++) {
-            for (int64_t part = 0; w->bias && part < parts; part++)
-                for (int64_t c = 0; c < width; c++)
-                    sums[part][r][c] += w->bias[column * parts + part * width + c];
-            if (w->gated) gate_row(sums[0][r], sums[1][r], width, p->activation);
-            const int64_t to = (row + r) * p->out_stride + column;
-            if (bf16)
-                put(p, sums[0][r], to, columns, 1);
+            if (w->bits)
+                (w->bits == 4 ? run_codes4 : run_codes8)(rows, w, &j->x, row, at + part * bytes,
+                                                         width, sums[part], f);
             else
-                put(p, sums[0][r], to, columns, 0);
+                (bf16 ? run_bf16 : run_float)(rows, width / LANES, x, p->x_stride * size,
+                                              at + part * bytes, steps, sums[part], f);
         }
+        finish(p, row, rows, panel, ROWS, sums[0]);
     }
 }
 
-void linear(const product *p, int64_t threads) {
+int64_t linear(const product *p, int64_t threads) {
     const weight *w = p->w;
+    const int unpacked = w->bits && !w->round_inputs;
+    const int64_t size = unpacked || (!w->bits && !w->bf16) ? 4 : w->bits ? 1 : 2;
     const int64_t panels = ceil_div(w->n, PANEL);
     // Blocks small enough to stay in the cache while all panels pass, and enough of them to share
     // out, but not so small that the weights would be read from memory too often.
-    const int64_t fitting = ceil_div(p->m * w->k * (w->bf16 ? 2 : 4), INPUT);
+    int64_t fitting = ceil_div(p->m * w->k * size, INPUT);
+    if (unpacked) fitting = most(fitting, ceil_div(p->m, UNPACKED));
     const int64_t sharing = least(ceil_div(SHARES * threads, panels), p->m / (8 * ROWS));
     const int64_t blocks = most(1, most(fitting, sharing));
-    job_of job = {p, panels, least(blocks, p->m), threads};
-    if (p->m) team_run(multiply, &job, panels * job.blocks, threads);
+    job_of job = {p, panels, least(blocks, p->m), threads, {0}};
+    if (!p->m) return 0;
+    if (w->bits) {
+        job.x = read_inputs(p, threads);
+        if (!job.x.codes && !job.x.wide) return 1;
+    }
+    team_run(multiply, &job, panels * job.blocks, threads);
+    return 0;
 }

@@ -8,7 +8,18 @@ typedef struct {
     const float *bias; /* [n padded], or NULL */
     int64_t n, k, bf16;
     int64_t gated; /* n counts the pairs of a gate's and an up projection's column */
+    int64_t bits;  /* 0: numbers; 4 or 8: codes, see codes.h, and then */
+    int64_t group; /* inputs that share a scale; 0: all of them */
+    int64_t scale_type;
+    int64_t zeros;      /* each group has its own */
+    int64_t round_inputs; /* activations are rounded to int8; else they are taken as they are, and */
+    int64_t kind;         /* codes may be of another kind */
+    const float *table;   /* of CODE_TABLE: what the 16 codes stand for */
+    const int32_t *order; /* [k] which input of the layer each is; NULL: they are in order */
 } weight;
+
+enum { SCALE_FLOAT, SCALE_HALF, SCALE_BF16 };
+enum { CODE_MINUS_ZERO, CODE_TABLE, CODE_E4M3 };
 
 /* What becomes of a product of m rows and n columns. */
 enum { STORE, STORE_FLOAT, ADD_FLOAT };
@@ -27,7 +38,11 @@ typedef struct {
     const weight *then; /* the weight that is multiplied next, or NULL: fetched towards the end */
 } product;
 
-void linear(const product *p, int64_t threads);
+/* 0, or 1 where there is no memory for the activations of codes, and then nothing was done. */
+int64_t linear(const product *p, int64_t threads);
+
+/* What the columns of a panel are padded to a multiple of. */
+int64_t lanes(void);
 
 /* Columns of a panel; the last one may have fewer. */
 int64_t panel_width(void);
@@ -42,3 +57,11 @@ int64_t packed_size(int64_t n, int64_t k, int64_t bf16);
  * pair, whose packed size is twice that of one. */
 void pack(const void *from, int64_t stride, int64_t n, int64_t k, void *packed, int64_t bf16,
           int64_t gated, int64_t threads);
+
+/* Bytes of a packed weight of codes, or of one part of a pair. */
+int64_t packed_codes_size(const weight *w);
+
+/* codes [n, k] of w->bits, one a byte, scales [n, groups] of w->scale_type, zeros [n, groups] a byte
+ * each or NULL -> packed. `part`: 0, or 1 or 2 as `gated` of `pack`. */
+void pack_codes(const weight *w, const uint8_t *codes, const void *scales, const uint8_t *zeros,
+                void *packed, int64_t part, int64_t threads);

@@ -11,6 +11,8 @@ from workers import native
 from workers.kernels.weight import LayerWeight
 
 DTYPES = (torch.float32, torch.bfloat16)
+Part = tuple[torch.Tensor, torch.Tensor | None]
+"""A weight [n, k] and its bias [n]."""
 
 
 class Weight(ctypes.Structure):
@@ -23,6 +25,14 @@ class Weight(ctypes.Structure):
         ("k", ctypes.c_int64),
         ("bf16", ctypes.c_int64),
         ("gated", ctypes.c_int64),
+        ("bits", ctypes.c_int64),
+        ("group", ctypes.c_int64),
+        ("scale_type", ctypes.c_int64),
+        ("zeros", ctypes.c_int64),
+        ("round_inputs", ctypes.c_int64),
+        ("kind", ctypes.c_int64),
+        ("table", ctypes.c_void_p),
+        ("order", ctypes.c_void_p),
     )
 
 
@@ -56,27 +66,83 @@ def kernel() -> ctypes.CDLL:
     library.packed_size.restype = integer
     library.pack.argtypes = (pointer, *[integer] * 3, pointer, *[integer] * 3)
     library.pack.restype = None
+    library.lanes.argtypes = ()
+    library.lanes.restype = integer
     library.panel_width.argtypes = ()
     library.panel_width.restype = integer
     library.multiplies_bf16.argtypes = ()
     library.multiplies_bf16.restype = integer
+    library.packed_codes_size.argtypes = (ctypes.POINTER(Weight),)
+    library.packed_codes_size.restype = integer
+    library.pack_codes.argtypes = (ctypes.POINTER(Weight), *[pointer] * 4, integer, integer)
+    library.pack_codes.restype = None
     library.linear.argtypes = (ctypes.POINTER(Product), integer)
-    library.linear.restype = None
+    library.linear.restype = integer
     return library
 
 
-class PackedWeight(LayerWeight):
-    """A weight [n, k] in the kernel's order, with its bias; the tensor it came from is not kept.
+class KernelWeight(LayerWeight):
+    """A weight [n, k] in an order that linear.c reads, with its bias.
 
     A row's result depends on that row alone: it has the same bits in a batch of any size, at any
     place in it, on any number of threads.
     """
 
+    struct: Weight
+
+    def __init__(self, n: int, k: int, dtype: torch.dtype, activation: str) -> None:
+        """`dtype` is that of activations and results, float32 or bfloat16. Raises
+        NativeUnavailable."""
+        self._linear = kernel().linear
+        self.n, self.k, self.dtype = n, k, dtype
+        self._padding = 0
+        """Columns of zeros that activations need."""
+        self._activation = ACTIVATIONS[activation]
+
+    @property
+    def bytes(self) -> int:
+        return sum(one.nbytes for one in self.tensors)
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., k] -> [..., n]."""
+        shape = x.shape
+        if x.dtype is not self.dtype or not x.is_cpu or shape[-1] != self.k:
+            raise ValueError(
+                f"this layer takes {self.dtype} on the cpu of shape [..., {self.k}], not {x.dtype} "
+                f"on {x.device} of shape {list(shape)}"
+            )
+        if self._padding:
+            x = torch.nn.functional.pad(x, (0, self._padding))
+        if x.dim() != 2:
+            x = x.reshape(-1, x.shape[-1])
+        if x.stride(1) != 1:
+            x = x.contiguous()
+        out = x.new_empty((*shape[:-1], self.n))
+        product = Product(
+            ctypes.pointer(self.struct),
+            x.data_ptr(),
+            out.data_ptr(),
+            x.stride(0),
+            self.n,
+            x.shape[0],
+            0,
+            self._activation,
+            1.0,
+            None,
+        )
+        if self._linear(product, torch.get_num_threads()):
+            raise MemoryError(f"no memory for {x.shape[0]} rows of activations in int8")
+        return out
+
+
+class PackedWeight(KernelWeight):
+    """A weight in float32 or bfloat16; the tensor it came from is not kept."""
+
     def __init__(
         self,
         weight: torch.Tensor,
         bias: torch.Tensor | None = None,
-        up: tuple[torch.Tensor, torch.Tensor | None] | None = None,
+        up: Part | None = None,
         activation: str = "silu",
     ) -> None:
         """Pack weight [n, k] and bias [n], float32 or bfloat16 on a CPU. With `up`, a weight and a
@@ -87,9 +153,7 @@ class PackedWeight(LayerWeight):
         if weight.dtype not in DTYPES or not weight.is_cpu:
             raise ValueError(f"packed are float32 and bfloat16 on the cpu, not {weight.dtype} on "
                              f"{weight.device}")  # fmt: skip
-        self._linear = kernel().linear
-        self.n, self.k = weight.shape
-        self.dtype = weight.dtype
+        super().__init__(weight.shape[0], weight.shape[1], weight.dtype, activation)
         bf16 = weight.dtype is torch.bfloat16
         self._padding = self.k % 2 if bf16 else 0  # bfloat16 is stored in pairs of k
         parts = [(weight, bias)] if up is None else [(weight, bias), up]
@@ -107,9 +171,7 @@ class PackedWeight(LayerWeight):
                 at + 1 if len(parts) > 1 else 0,
                 torch.get_num_threads(),
             )
-        biases = [one for _, one in parts]
-        self._bias = None if None in biases else _bias(biases, size // (self.k + self._padding))  # type: ignore[arg-type]
-        self._activation = ACTIVATIONS[activation]
+        self._bias = packed_bias([one for _, one in parts], size // (self.k + self._padding))
         self.struct = Weight(
             self._packed.data_ptr(),
             None if self._bias is None else self._bias.data_ptr(),
@@ -124,46 +186,14 @@ class PackedWeight(LayerWeight):
         """The tensors that it keeps in memory."""
         return [self._packed] if self._bias is None else [self._packed, self._bias]
 
-    @property
-    def bytes(self) -> int:
-        return sum(one.nbytes for one in self.tensors)
 
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x [..., k] -> [..., n]."""
-        shape = x.shape
-        if x.dtype is not self.dtype or not x.is_cpu or shape[-1] != self.k:
-            raise ValueError(
-                f"this layer takes {self.dtype} on the cpu of shape [..., {self.k}], not {x.dtype} "
-                f"on {x.device} of shape {list(shape)}"
-            )
-        if self._padding:
-            x = torch.nn.functional.pad(x, (0, 1))
-        if x.dim() != 2:
-            x = x.reshape(-1, x.shape[-1])
-        if x.stride(1) != 1:
-            x = x.contiguous()
-        out = x.new_empty((*shape[:-1], self.n))
-        self._linear(
-            Product(
-                ctypes.pointer(self.struct),
-                x.data_ptr(),
-                out.data_ptr(),
-                x.stride(0),
-                self.n,
-                x.shape[0],
-                0,
-                self._activation,
-                1.0,
-                None,
-            ),
-            torch.get_num_threads(),
-        )
-        return out
-
-
-def _bias(parts: list[torch.Tensor], size: int) -> torch.Tensor:
-    """Return float32 [size * parts], in the kernel's order: panel by panel, part by part."""
+def packed_bias(parts: list[torch.Tensor | None], size: int) -> torch.Tensor | None:
+    """Return float32 [size * parts], in the kernel's order: panel by panel, part by part. None
+    where a part has none."""
     width = kernel().panel_width()
-    padded = [torch.nn.functional.pad(part.float(), (0, size - len(part))) for part in parts]
+    given = [part for part in parts if part is not None]
+    if len(given) < len(parts):
+        return None
+    padded = [torch.nn.functional.pad(part.float(), (0, size - len(part))) for part in given]
     panels = zip(*(one.split(width) for one in padded), strict=True)
     return torch.cat([piece for panel in panels for piece in panel])

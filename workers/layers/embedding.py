@@ -37,7 +37,7 @@ class Embedding(Layer):
         return self.size._replace(outputs=n_of(self.style.cut.outputs, self.size.outputs))
 
     def load(self, tensors: Tensors) -> None:
-        self.share(self.method.weight(tensors, self.own_size, self.dtype))
+        self.share(self.method.weight(tensors, self.size, self.style.cut, self.dtype))
 
     def share(self, weight: QuantWeight) -> None:
         """Take a weight that another layer may have too."""

@@ -48,7 +48,7 @@ class Linear(Layer):
         return self.method.borrows(self.device, self.dtype)
 
     def load(self, tensors: Tensors) -> None:
-        self.weight = self.method.weight(tensors, self.own_size, self.dtype)
+        self.weight = self.method.weight(tensors, self.size, self.style.cut, self.dtype)
         self.loaded = True
 
     def settle(self) -> None:

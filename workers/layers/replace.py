@@ -6,7 +6,7 @@ import functools
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,6 +22,14 @@ SCALED = re.compile(r"\w*ScaledWordEmbedding")
 """Classes of transformers whose rows are multiplied with their `embed_scale`."""
 
 
+class StoredLayers(NamedTuple):
+    """Layers, and modules of experts, that a checkpoint has tensors of, by the model's names."""
+
+    all: frozenset[str]
+    plain: frozenset[str]
+    """Those whose weight is in 16 bits or more, and as it is."""
+
+
 class Replacements:
     """The layers of ours for a model, which is left as it is until they are `put`."""
 
@@ -31,14 +39,19 @@ class Replacements:
         device: torch.device,
         method: QuantMethod = registry.PLAIN,
         expert_names: ExpertNames | None = None,
+        stored: StoredLayers | None = None,
     ) -> None:
-        """Raises UnsupportedModel where a layer cannot be built in the quantization of its checkpoint.
+        """`stored` is of a quantized checkpoint: a layer that is plain there stays so, whatever its
+        settings say.
+
+        Raises UnsupportedModel where a layer cannot be had in the method of its checkpoint.
 
         Layers whose weight the code of their owner reads, such as a router that computes in
         float32, stay transformers'; so do subclasses of its linear layers.
         """
         self._model, self._device = model, device
         self._method, self._expert_names = method, expert_names or ExpertNames()
+        self._stored = stored
         self._embedding, self._head = model.get_input_embeddings(), model.get_output_embeddings()
         self._sources: dict[type, str] = {}
         self.modules: dict[str, Linear | Embedding | Experts] = {}
@@ -77,7 +90,9 @@ class Replacements:
             if self._is_read(names, ".weight"):
                 return None
             size = Size(module.out_features, module.in_features, module.bias is not None)
-            method = self._method_of(names[0], "head" if module is self._head else "linear")
+            method = self._method_of(names[0], "linear")
+            if module is self._head:
+                method = self._method_of_head(names[0])
             return Linear(method, size, module.weight.dtype, self._device)
         if module is self._embedding:
             known = type(module) is nn.Embedding or SCALED.fullmatch(type(module).__name__)
@@ -95,7 +110,15 @@ class Replacements:
         return None
 
     def _method_of(self, name: str, kind: Kind) -> QuantMethod:
+        if self._stored is not None and name in self._stored.plain:
+            return registry.PLAIN
         return self._method.for_layer(name, kind) or registry.PLAIN
+
+    def _method_of_head(self, name: str) -> QuantMethod:
+        if self._stored is not None and name not in self._stored.all:  # it is the embedding
+            names = (x for x, one in self._model.named_modules() if one is self._embedding)
+            return self._method_of(next(names), "embedding")
+        return self._method_of(name, "head")
 
     def _is_read(self, names: list[str], what: str) -> bool:
         """Whether the code of a module's owners names something of it."""

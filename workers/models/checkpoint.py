@@ -27,6 +27,7 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -64,6 +65,9 @@ class Checkpoint:
     @property
     def names(self) -> Iterable[str]:
         return self._entries
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self._entries[name].dtype
 
     def tensor(self, name: str) -> torch.Tensor:
         """A view of the mapping: to be read only, and copied where it is kept."""

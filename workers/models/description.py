@@ -13,7 +13,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from workers.errors import UnsupportedModel
 from workers.models import rope
-from workers.quantization import registry
 
 ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Kinds of layers whose only state is keys and values, each seen by position alone."""
@@ -66,7 +65,6 @@ def read_config(path: Path, trust_remote_code: bool, scaling: rope.Scaling | Non
         raise UnsupportedModel(
             f"{kind} is an encoder-decoder model, not served yet; use a decoder-only model"
         )
-    registry.method_of(config)
     for other, what in (("vision_config", "images"), ("audio_config", "sound")):
         if getattr(config, other, None) is not None:
             raise UnsupportedModel(f"{kind} takes {what}, not served yet; use a text-only model")

@@ -42,7 +42,8 @@ class PackedForward:
 def layers_of(model: Any) -> list[AttentionSpec]:
     """How each layer attends, by number. Runs the model once, over two tokens.
 
-    Raises UnsupportedModel for a model that paged attention over packed tokens would compute wrongly.
+    Raises UnsupportedModel for a model that paged attention over packed tokens would compute
+    wrongly.
     """
     kind = model.config.model_type
     for name, module in model.named_modules():

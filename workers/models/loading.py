@@ -31,6 +31,8 @@ class Loaded(Model, Protocol):
 
     spec: ModelSpec
     weight_bytes: int
+    quantization: str
+    """What its weights are quantized as, for a person; "" for plain ones."""
     notes: list[str]
 
     @property
@@ -66,6 +68,7 @@ class FusedModel:
         self.attention = self._decoder.attention
         self.spec = loaded.spec(description.attention, self.attention.shape)
         self.weight_bytes = self._decoder.weight_bytes
+        self.quantization = loaded.quantization
         self.notes = list(self._decoder.notes)
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
@@ -110,7 +113,15 @@ def load(
         scaling = rope.Scaling(config.rope_scaling, config.rope_factor)
     max_total_tokens = config.max_total_tokens
     chosen = registry.BackendChoice(attention, []) if attention else registry.choose("auto", device)
-    loaded = Pretrained(Path(config.path), dtype, device, config.trust_remote_code, ranks, scaling)
+    loaded = Pretrained(
+        Path(config.path),
+        dtype,
+        device,
+        config.trust_remote_code,
+        ranks,
+        scaling,
+        config.quantize,
+    )
     if must_fit and device.type == "cpu":
         _expect_room(loaded.whole_bytes, ranks)
     if scaling is not None and not max_total_tokens:
@@ -123,8 +134,8 @@ def load(
 
 
 def _expect_room(size: int, ranks: Ranks | None) -> None:
-    """Raises UnsupportedModel if weights of `size` bytes, of all ranks together, do not fit in memory,
-    rather than let the kernel kill the worker half-way."""
+    """Raise UnsupportedModel if weights of `size` bytes, of all ranks together, do not fit in
+    memory, rather than let the kernel kill the worker half-way."""
     room = memory.room_on_cpu(swap=True)
     # All ranks look before any of them loads.
     least = room.size if ranks is None else ranks.all_reduce_min(room.size)

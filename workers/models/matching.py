@@ -22,7 +22,13 @@ from transformers.core_model_loading import (
 
 from workers.layers.experts import ExpertNames
 from workers.layers.layer import Layer
+from workers.layers.replace import StoredLayers
 from workers.models.checkpoint import BrokenCheckpoint, Checkpoint
+
+TENSOR = re.compile(r"(.*?)\.(weight\..*|[^.]+)")
+"""A layer, and the name of a tensor below it."""
+WIDE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What a weight is in that is not quantized."""
 
 
 @dataclass(slots=True)
@@ -50,15 +56,16 @@ class Matching:
         self._model = model
         self._checkpoint = checkpoint
         # Not the layers: who drops one from the model drops its weight.
-        self._slots = {name: layer.slots for name, layer in layers.items()}
+        self._layers = {name: layer.slots for name, layer in layers.items()}
         self.state = _state(model, layers, replaced)
         """Everything that is to be filled, by name, on the meta device."""
-        self.as_in_file = {
-            f"{name}.{leaf}"
+        self.slots = {
+            f"{name}.{leaf}": slot
             for name, layer in layers.items()
             for leaf, slot in layer.slots.items()
-            if slot.dtype is None
         }
+        """What layers of ours say of their tensors."""
+        self.as_in_file = {name for name, slot in self.slots.items() if slot.dtype is None}
         """Those whose dtype is the file's."""
         self.notes: list[str] = []
         """What a person should know of the checkpoint."""
@@ -81,9 +88,13 @@ class Matching:
         to."""
         return name in self.state and self.tied.get(name, name) not in self.sources
 
+    def may_lack(self, name: str) -> bool:
+        """Whether the checkpoint need not have this tensor."""
+        return name in self.slots and self.slots[name].optional
+
     def ties(self, name: str, other: str) -> bool:
         """Whether all tensors of one layer are those of another."""
-        leaves = [f".{leaf}" for leaf in self._slots[name]]
+        leaves = [f".{leaf}" for leaf in self._layers[name]]
         return all(self.tied.get(name + leaf) == other + leaf for leaf in leaves)
 
     def _file_bytes(self, name: str) -> int:
@@ -143,7 +154,7 @@ class Matching:
     def _tied_names(self) -> Iterator[tuple[str, str]]:
         """Tensors that are the same by the config: of layers of ours, each of theirs."""
         for target, origin in self._model.all_tied_weights_keys.items():
-            here, there = (self._slots.get(x.removesuffix(".weight")) for x in (target, origin))
+            here, there = (self._layers.get(x.removesuffix(".weight")) for x in (target, origin))
             if here is None or there is None:
                 yield target, origin
                 continue
@@ -156,7 +167,11 @@ class Matching:
 
     def _check(self) -> None:
         """Raises BrokenCheckpoint for parameters that nothing fills."""
-        names = (name for name in self.state if self.tied.get(name, name) not in self.sources)
+        names = (
+            name
+            for name in self.state
+            if self.tied.get(name, name) not in self.sources and not self.may_lack(name)
+        )
         missing = self._unless(names, self._model._keys_to_ignore_on_load_missing)
         if missing:
             raise BrokenCheckpoint(
@@ -179,6 +194,29 @@ class Matching:
         return [name for name in names if not any(re.search(one, name) for one in allowed)]
 
 
+def stored_layers(model: Any, checkpoint: Checkpoint) -> StoredLayers:
+    """Return which layers of a model a checkpoint has, before any of them is replaced."""
+    mapping = get_model_conversion_mapping(model)
+    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
+    state, base = model.state_dict(), model.base_model_prefix
+    found: set[str] = set()
+    plain: set[str] = set()
+    packed: set[str] = set()
+    for key in checkpoint.names:
+        name, _ = rename_source_key(key, renamings, [], base, state)
+        match = TENSOR.fullmatch(name)
+        if match is None:
+            continue
+        layer, leaf = match.groups()
+        experts = re.sub(r"\.\d+\.\w+$", "", layer)
+        found |= {layer, experts}
+        if leaf == "weight" and checkpoint.dtype(key) in WIDE:
+            plain |= {layer, experts}
+        elif leaf.startswith("weight."):
+            packed |= {layer, experts}
+    return StoredLayers(frozenset(found), frozenset(plain - packed))
+
+
 def _state(
     model: Any, layers: Mapping[str, Layer], replaced: Iterable[str]
 ) -> dict[str, torch.Tensor]:
@@ -189,7 +227,8 @@ def _state(
     state = {name: one for name, one in found.items() if not name.startswith(prefixes)}
     for name, layer in layers.items():
         for leaf, slot in layer.slots.items():
-            state[f"{name}.{leaf}"] = torch.empty(slot.shape, dtype=slot.dtype, device="meta")
+            shape = [max(0, n) for n in slot.shape]  # ANY is none of the model's to say
+            state[f"{name}.{leaf}"] = torch.empty(shape, dtype=slot.dtype, device="meta")
     return state
 
 

@@ -13,21 +13,23 @@ from transformers import AutoModelForCausalLM
 
 from workers.attention.cache import CacheSpec
 from workers.attention.layer import AttentionShape, AttentionSpec
+from workers.errors import UnsupportedModel
 from workers.layers.embedding import Embedding
 from workers.layers.layer import Layer
 from workers.layers.linear import Linear
-from workers.layers.replace import Replacements
+from workers.layers.replace import Replacements, StoredLayers
 from workers.models import attention_patches
 from workers.models.checkpoint import Checkpoint
 from workers.models.description import read_config, sizes_of
 from workers.models.eos import eos_token_ids
-from workers.models.matching import expert_names
+from workers.models.matching import expert_names, stored_layers
+from workers.models.quantization_settings import quantization_settings, without_settings
 from workers.models.rope import Scaling, limits_of
 from workers.models.sharding import Sharding
 from workers.models.spec import LayerSpec, ModelSpec
 from workers.models.weights import Weights, put
 from workers.quantization import registry
-from workers.quantization.method import QuantWeight
+from workers.quantization.method import QuantMethod, QuantWeight
 from workers.ranks import Ranks
 
 
@@ -43,8 +45,10 @@ class Pretrained:
         trust_remote_code: bool,
         ranks: Ranks | None = None,
         scaling: Scaling | None = None,
+        quantize: str = "",
     ) -> None:
         """With `ranks`, this rank's part of the model; `scaling` in the place of the config's.
+        `quantize` is what --quantize says.
 
         Raises UnsupportedModel, or ValueError and OSError for a broken folder.
         """
@@ -53,14 +57,17 @@ class Pretrained:
         self.max_total_tokens = limits_of(config).exact
         """Longest text."""
         self.eos_token_ids = eos_token_ids(path, config)
+        checkpoint = Checkpoint(path)
+        settings = quantization_settings(path, config, checkpoint)
+        self.method = registry.method_of(settings, quantize)
+        without_settings(config)
         self.dtype, self.device, self.ranks = dtype, device, ranks
         self.module = _on_meta(config, dtype, trust_remote_code)
-        ours = Replacements(
-            self.module, device, registry.method_of(config), expert_names(self.module)
-        )
-        self.weights = Weights(
-            self.module, Checkpoint(path), dtype, device, ours.layers, ours.modules
-        )
+        stored = None if settings is None else stored_layers(self.module, checkpoint)
+        ours = Replacements(self.module, device, self.method, expert_names(self.module), stored)
+        if stored is not None:
+            _expect_quantized(self.module, self.method, stored, ours)
+        self.weights = Weights(self.module, checkpoint, dtype, device, ours.layers, ours.modules)
         self.whole_bytes = self.weights.matching.whole_bytes
         """Of the parameters on all ranks."""
         _compute_buffers(self.module, self.weights, device)
@@ -123,12 +130,38 @@ class Pretrained:
             embedding.share(head.weight)
 
     @property
+    def quantization(self) -> str:
+        """How the checkpoint is quantized, for a person; "" for a plain one."""
+        return "" if self.method is registry.PLAIN else self.method.describe()
+
+    @property
     def weight_bytes(self) -> int:
         """What the parameters of a complete model take."""
         held = list(self.module.parameters())
         for one in self.module.modules():
             held += one.tensors if isinstance(one, Layer) else []
         return sum({_place(one): one.nbytes for one in held}.values())
+
+
+def _expect_quantized(
+    model: Any, method: QuantMethod, stored: StoredLayers, ours: Replacements
+) -> None:
+    """Raises UnsupportedModel where a checkpoint has nothing in its method, or something that is no
+    layer of ours."""
+    for name, module in model.named_modules():
+        matrices = [one for one in module.parameters(recurse=False) if one.dim() > 1]
+        if matrices and name in stored.all - stored.plain and name not in ours.modules:
+            raise UnsupportedModel(
+                f"{name} is quantized in the checkpoint, which is not served for a "
+                f"{type(module).__name__} yet; use the unquantized model"
+            )
+    linear = [one for one in ours.layers.values() if isinstance(one, Linear | Embedding)]
+    if all(one.method is registry.PLAIN for one in linear):
+        raise UnsupportedModel(
+            f"its config says that the weights are in {method.describe()}, and the checkpoint has "
+            "none that are: take quantization_config out of config.json, or get the checkpoint "
+            "again"
+        )
 
 
 def _place(tensor: torch.Tensor) -> int:

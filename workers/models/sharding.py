@@ -198,8 +198,11 @@ class Sharding:
 
     def _spread_layer(self, name: str, layer: Linear | Embedding, style: Style) -> None:
         layer.spread(style)
-        for leaf, slices in layer.method.cut(layer.size, style.cut).items():
-            self.slices[f"{name}.{leaf}"] = slices
+        try:
+            slices = layer.method.cut(layer.size, style.cut)
+        except UnsupportedModel as error:
+            raise UnsupportedModel(f"{name} cannot be spread over ranks: {error}") from error
+        self.slices |= {f"{name}.{leaf}": one for leaf, one in slices.items()}
 
     def _spread_experts(self, name: str, experts: SeparateExperts, leaf: str) -> None:
         """Columns of each expert's MLP. The results of all are summed at once."""
@@ -262,7 +265,12 @@ class Sharding:
         units = sorted({math.lcm(one, whole) for one in COLUMNS}, reverse=True)
         unit = next((one for one in units if n % one == 0 and n // one >= world), 0)
         if not unit:
-            raise UnsupportedModel(f"{n} columns cannot be spread over {world} ranks")
+            groups = f" in groups of {whole}" if whole > 1 else ""
+            most = max(1, n // whole if n % whole == 0 else 1)
+            raise UnsupportedModel(
+                f"{n} columns{groups} cannot be spread over {world} ranks: --num-shard {most} is "
+                "the most"
+            )
         return divide(n, world, unit)
 
     def _spread_vocabulary(self) -> None:

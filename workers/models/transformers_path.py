@@ -23,6 +23,7 @@ class TransformersModel:
         self.module = loaded.module
         notes = loaded.complete() + patch_attention(self.module)
         self.weight_bytes = loaded.weight_bytes
+        self.quantization = loaded.quantization
         layers = layers_of(self.module)
         widest = max(max(layer.key_dim, layer.value_dim) for layer in layers)
         head_dim = -(-widest // DIM_STEP) * DIM_STEP

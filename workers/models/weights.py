@@ -22,6 +22,7 @@ from workers import memory
 from workers.layers.layer import Layer
 from workers.models.checkpoint import BrokenCheckpoint, Checkpoint
 from workers.models.matching import Matching, Source
+from workers.quantization.method import ANY, Misfit, Slot
 from workers.slices import Range, Slices, cut, within
 
 RELEASE_BYTES = 2**22
@@ -82,9 +83,7 @@ class Weights:
                 continue
             if isinstance(one, Layer):
                 if not one.loaded:
-                    state = self.matching.state
-                    names = {leaf: prefix + leaf for leaf in one.wanted}
-                    one.load({leaf: self._tensor(x, state[x], borrow) for leaf, x in names.items()})
+                    self._load(one, prefix, borrow)
                 continue
             own: Iterable[tuple[str, torch.Tensor]] = chain(
                 one.named_parameters(recurse=False), one.named_buffers(recurse=False)
@@ -92,6 +91,18 @@ class Weights:
             for leaf, old in list(own):
                 if old.is_meta and prefix + leaf in self.matching.state:
                     put(one, leaf, self._tensor(prefix + leaf, old, borrow))
+
+    def _load(self, layer: Layer, prefix: str, borrow: bool) -> None:
+        names = {leaf: prefix + leaf for leaf in layer.wanted}
+        found = {
+            leaf: self._tensor(name, self.matching.state[name], borrow)
+            for leaf, name in names.items()
+            if not (self.matching.may_lack(name) and self.matching.lacks(name))
+        }
+        try:
+            layer.load(found)
+        except Misfit as error:
+            raise BrokenCheckpoint(f"{prefix.removesuffix('.')}: {error}") from error
 
     def _tensor(self, name: str, old: torch.Tensor, borrow: bool) -> torch.Tensor:
         origin = self.matching.tied.get(name, name)
@@ -150,7 +161,11 @@ class Weights:
     def _renamed(self, source: Source, old: torch.Tensor, slices: Slices) -> torch.Tensor:
         (key,) = (key for _, key in source.keys)
         whole = self._checkpoint.tensor(key)
-        self._expect(source.name, whole, old)
+        slot = self.matching.slots.get(source.name)
+        if slot is None:
+            self._expect(source.name, whole, old)
+        else:
+            _fit(source.name, whole, slot)
         return cut(whole, slices)
 
     def _converted(
@@ -195,6 +210,31 @@ class Weights:
             if re.search(pattern.replace("*", r".*"), name):
                 return dtype  # type: ignore[no-any-return]
         return old.dtype
+
+
+def _fit(name: str, tensor: torch.Tensor, slot: Slot) -> None:
+    """Raises BrokenCheckpoint for a tensor that a layer of ours cannot have there."""
+    shapes = (slot.shape, *slot.others)
+    found = tuple(tensor.shape)
+    fits = any(
+        len(found) == len(shape) and all(n in (m, ANY) for m, n in zip(found, shape, strict=True))
+        for shape in shapes
+    )
+    if fits and (not slot.stored or tensor.dtype in slot.stored):
+        return
+    wanted = " or ".join(str([n if n != ANY else "any" for n in shape]) for shape in shapes)
+    is_kind, wanted_kind = "", ""
+    if slot.stored:
+        is_kind = f"{_name_of(tensor.dtype)} "
+        wanted_kind = " or ".join(map(_name_of, slot.stored)) + " "
+    raise BrokenCheckpoint(
+        f"{name} is {is_kind}{list(found)} in the checkpoint and {wanted_kind}{wanted} by the "
+        "config: they are not of one model"
+    )
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def put(module: nn.Module, leaf: str, tensor: torch.Tensor) -> None:

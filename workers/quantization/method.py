@@ -45,8 +45,23 @@ class Slot(NamedTuple):
     """A tensor of a layer in the checkpoint, as a whole."""
 
     shape: tuple[int, ...]
+    """ANY for a dimension of any size."""
     dtype: torch.dtype | None = None
     """It is converted to this one; None: it stays as it is in the file."""
+    stored: tuple[torch.dtype, ...] = ()
+    """What it may be in the file; empty: anything."""
+    others: tuple[tuple[int, ...], ...] = ()
+    """Shapes that it may have too."""
+    optional: bool = False
+    """Whether a checkpoint may lack it."""
+
+
+ANY = -1
+"""See `Slot.shape`."""
+
+
+class Misfit(ValueError):
+    """The tensors of a layer are not what their format says; the message names them."""
 
 
 class Cut(NamedTuple):
@@ -82,11 +97,13 @@ that does not belong to them: the weights may be views of a mapped file."""
 class QuantMethod(ABC):
     """A quantization method, with the settings of one checkpoint."""
 
-    name: ClassVar[str]
+    name: str
     """`quant_method` in config.json."""
     stacked_experts: ClassVar[bool] = False
     """Whether a layer's experts are the tensors that transformers' code reads, [experts, ...];
     else each expert has linear layers of its own."""
+    flags: frozenset[str] = frozenset()
+    """Values of --quantize that ask for it."""
     columns: int = 1
     """Inputs that a rank can only have together, such as those of a group; so many columns of an
     MLP stay together."""
@@ -97,10 +114,15 @@ class QuantMethod(ABC):
         built."""
         return cls()
 
+    def describe(self) -> str:
+        """Return the method and how many bits it has, for a person."""
+        return self.name
+
     def for_layer(self, name: str, kind: Kind) -> QuantMethod | None:
-        """Return the method of one layer of the model, by its name in transformers; None where the
-        checkpoint has it unquantized."""
-        return self if kind in ("linear", "experts") else None
+        """Return the method of one layer of the model, by its name in transformers; None where its
+        weight is not quantized. It is not asked about layers that the checkpoint has in 16 bits or
+        more."""
+        return self
 
     @abstractmethod
     def slots(self, size: Size, dtype: torch.dtype) -> dict[str, Slot]:
@@ -113,11 +135,15 @@ class QuantMethod(ABC):
         is the whole layer's. Raises UnsupportedModel where the tensors cannot be cut there."""
 
     @abstractmethod
-    def weight(self, tensors: Tensors, size: Size, dtype: torch.dtype) -> QuantWeight:
-        """Return the tensors, cut already, as one weight of this size; results are of `dtype`."""
+    def weight(self, tensors: Tensors, size: Size, cut: Cut, dtype: torch.dtype) -> QuantWeight:
+        """Return the tensors, as `cut` left them, as the weight that a rank has of a layer.
+
+        `size` is the whole layer's; results are of `dtype`. Raises Misfit for tensors that
+        contradict each other.
+        """
 
     def borrows(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Whether `fastest` copies, so that a weight may be made of views of a mapped file."""
+        """Whether `weight` or `fastest` copies, so that views of a mapped file will do."""
         return False
 
     def prepared(self, kernel: Kernel, sizes: Sequence[Size]) -> Prepare | None:

@@ -100,7 +100,7 @@ class PlainMethod(QuantMethod):
             slices["weight"][1] = cut.inputs
         return slices
 
-    def weight(self, tensors: Tensors, size: Size, dtype: torch.dtype) -> PlainWeight:
+    def weight(self, tensors: Tensors, size: Size, cut: Cut, dtype: torch.dtype) -> PlainWeight:
         return PlainWeight(tensors["weight"], tensors.get("bias"))
 
     def borrows(self, device: torch.device, dtype: torch.dtype) -> bool:

@@ -6,26 +6,60 @@ from collections.abc import Mapping
 from typing import Any
 
 from workers.errors import UnsupportedModel
+from workers.quantization.awq import AWQMethod
+from workers.quantization.bitsandbytes import BitsAndBytesMethod
+from workers.quantization.compressed_tensors import CompressedTensorsMethod
+from workers.quantization.fp8 import FP8Method
+from workers.quantization.gptq import GPTQMethod
 from workers.quantization.method import QuantMethod
+from workers.quantization.on_the_fly import ROUNDINGS, OnTheFlyMethod
 from workers.quantization.plain import PlainMethod
 
-METHODS: dict[str, type[QuantMethod]] = {}
+METHODS: dict[str, type[QuantMethod]] = {
+    "awq": AWQMethod,
+    "bitsandbytes": BitsAndBytesMethod,
+    "compressed-tensors": CompressedTensorsMethod,
+    "fbgemm_fp8": FP8Method,
+    "fp8": FP8Method,
+    "gptq": GPTQMethod,
+}
 """Of quantized checkpoints."""
 
 PLAIN = PlainMethod()
 """Of all others, and of the layers that a method leaves as they are."""
 
 
-def method_of(config: Any) -> QuantMethod:
-    """Return the method of a model's config. Raises UnsupportedModel."""
-    given = getattr(config, "quantization_config", None)
-    if given is None:
+def method_of(settings: Mapping[str, Any] | None, asked: str = "") -> QuantMethod:
+    """Return the method of a checkpoint with this `quantization_config`, None being a plain one.
+
+    `asked` is what --quantize says, if anything. Raises UnsupportedModel for a method that is not
+    here or that is not the one asked for.
+    """
+    if settings is None:
+        if asked in ROUNDINGS:
+            return OnTheFlyMethod(asked)
+        if asked:
+            raise UnsupportedModel(_why_plain(asked))
         return PLAIN
-    settings: Mapping[str, Any] = given if isinstance(given, Mapping) else given.to_dict()
     name = str(settings.get("quant_method", "without a quant_method"))
     if name not in METHODS:
         raise UnsupportedModel(
             f"the weights are quantized ({name}), which is not served yet; use the unquantized "
-            "model"
+            f"model, or one quantized as {', '.join(sorted(METHODS))}"
         )
-    return METHODS[name].of(settings)
+    method = METHODS[name].of(settings)
+    if asked and asked not in method.flags:
+        raise UnsupportedModel(
+            f"--quantize {asked} does not fit the model, whose weights are in {method.describe()}. "
+            "Leave it out: the checkpoint says by itself how it is quantized"
+        )
+    return method
+
+
+def _why_plain(asked: str) -> str:
+    return (
+        f"--quantize {asked} asks for weights that are quantized already, and those of this "
+        "model are not. Give a checkpoint in that format as --model-id (its config.json has a "
+        "quantization_config), have a plain one quantized while it is loaded (--quantize "
+        f"{', '.join(sorted(ROUNDINGS))}), or leave --quantize out"
+    )

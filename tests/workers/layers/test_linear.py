@@ -74,6 +74,19 @@ def assert_rounded(out: torch.Tensor, layer: nn.Linear, x: torch.Tensor) -> None
     assert ((out.double() - wanted).abs() <= allowed).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@torch.inference_mode()
+def test_a_row_is_the_same_in_any_batch_whatever_the_width_of_the_last_panel(
+    needs_kernel: None, dtype: torch.dtype
+) -> None:
+    for n, k in [*SHAPES, (8, 96), (16, 64), (56, 576)]:
+        layer = packed.PackedWeight(linear(n, k, dtype=dtype).weight)
+        x = torch.randn(9, k).to(dtype)
+        alone = torch.cat([layer.apply(row[None]) for row in x])
+        for rows in range(2, 10):
+            assert torch.equal(layer.apply(x[:rows]), alone[:rows]), (n, k, rows)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("n", "k"), SHAPES)
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from workers.__main__ import main
 from workers.errors import UnsupportedModel
-from workers.quantization.method import Cut, Kind, QuantMethod, QuantWeight, Size, Slot, Tensors
+from workers.quantization.method import Cut, QuantMethod, QuantWeight, Size, Slot, Tensors
 from workers.quantization.registry import METHODS
 from workers.slices import Range, Slices
 
@@ -47,9 +47,6 @@ class ToyMethod(QuantMethod):
     def of(cls, config: Mapping[str, Any]) -> ToyMethod:
         return cls(config["group_size"])
 
-    def for_layer(self, name: str, kind: Kind) -> ToyMethod | None:
-        return self if kind in ("linear", "experts") and not name.endswith("gate") else None
-
     def slots(self, size: Size, dtype: torch.dtype) -> dict[str, Slot]:
         n, k, bias = size
         slots = {"codes": Slot((n, k)), "scales": Slot((n, k // self.columns))}
@@ -64,7 +61,7 @@ class ToyMethod(QuantMethod):
         groups = [Range(*(edge // self.columns for edge in one)) for one in cut.inputs]
         return {"codes": {1: cut.inputs}, "scales": {1: groups}}
 
-    def weight(self, tensors: Tensors, size: Size, dtype: torch.dtype) -> ToyWeight:
+    def weight(self, tensors: Tensors, size: Size, cut: Cut, dtype: torch.dtype) -> ToyWeight:
         return ToyWeight(tensors, dtype)
 
 

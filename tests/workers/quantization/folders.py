@@ -1,0 +1,67 @@
+"""Whole models in each method, and the dense ones that they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.helpers.loading import load
+from tests.helpers.paged_sequences import PagedSequences
+from tests.workers.models.test_weights import CPU, saved
+from tests.workers.quantization.checkpoints import quantized, rounded
+from tests.workers.quantization.writers import awq, gptq
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 96,
+    "num_attention_heads": 2,
+}
+
+
+def matrix(n: int, k: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
+
+
+def plain_logits(dense: Path) -> list[torch.Tensor]:
+    """Of the model that a quantized one stands for, through the same code."""
+    model = load(dense, torch.float32, CPU, implementation="transformers")
+    return PagedSequences(model).run()
+
+
+GptqCase = tuple[int, str, bool, int, bool]
+
+
+def gptq_folder(tmp_path: Path, kind: str, case: GptqCase, **changed: Any) -> tuple[Path, Path]:
+    """A model in GPTQ, and the dense one it stands for."""
+    bits, stored, symmetric, size, desc_act = case
+    dense = saved(tmp_path / "dense", kind, **{**SIZES, **changed})
+
+    def write(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        k = weight.shape[1]
+        group = np.arange(k) // (size if size > 0 else k)
+        group = np.random.default_rng(k).permutation(group) if desc_act else group
+        made = rounded(weight, bits, size, symmetric=symmetric, group=group)
+        return gptq(made, bits, v2=stored == "gptq_v2"), made.dense
+
+    settings = {
+        "quant_method": "gptq", "bits": bits, "group_size": size, "sym": symmetric,
+        "desc_act": desc_act, "checkpoint_format": stored,
+    }  # fmt: skip
+    return quantized(dense, tmp_path / "gptq", write, settings), dense
+
+
+def awq_folder(tmp_path: Path, kind: str, version: str, **changed: Any) -> tuple[Path, Path]:
+    dense = saved(tmp_path / "dense", kind, **{**SIZES, **changed})
+
+    def write(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        made = rounded(weight, 4, 32)
+        return awq(made, version), made.dense
+
+    settings = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": version,
+                "zero_point": True}  # fmt: skip
+    return quantized(dense, tmp_path / "awq", write, settings), dense
