@@ -26,8 +26,8 @@ class StoredLayers(NamedTuple):
     """Layers, and modules of experts, that a checkpoint has tensors of, by the model's names."""
 
     all: frozenset[str]
-    plain: frozenset[str]
-    """Those whose weight is in 16 bits or more, and as it is."""
+    quantized: frozenset[str]
+    """Those that have tensors of another kind than numbers of 16 bits or more."""
 
 
 class Replacements:
@@ -110,7 +110,13 @@ class Replacements:
         return None
 
     def _method_of(self, name: str, kind: Kind) -> QuantMethod:
-        if self._stored is not None and name in self._stored.plain:
+        stored = self._stored
+        # Experts that are in other tensors than theirs are stacked, and plain.
+        if (
+            stored is not None
+            and name not in stored.quantized
+            and (name in stored.all or kind == "experts")
+        ):
             return registry.PLAIN
         return self._method.for_layer(name, kind) or registry.PLAIN
 

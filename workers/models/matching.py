@@ -25,10 +25,10 @@ from workers.layers.layer import Layer
 from workers.layers.replace import StoredLayers
 from workers.models.checkpoint import BrokenCheckpoint, Checkpoint
 
-TENSOR = re.compile(r"(.*?)\.(weight\..*|[^.]+)")
-"""A layer, and the name of a tensor below it."""
+TENSOR = re.compile(r"(.*?)\.(?:weight\..*|[^.]+)")
+"""The name of a layer, and behind it that of a tensor."""
 WIDE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""What a weight is in that is not quantized."""
+"""What all tensors of a layer are in that is not quantized."""
 
 
 @dataclass(slots=True)
@@ -200,21 +200,18 @@ def stored_layers(model: Any, checkpoint: Checkpoint) -> StoredLayers:
     renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
     state, base = model.state_dict(), model.base_model_prefix
     found: set[str] = set()
-    plain: set[str] = set()
-    packed: set[str] = set()
+    quantized: set[str] = set()
     for key in checkpoint.names:
         name, _ = rename_source_key(key, renamings, [], base, state)
         match = TENSOR.fullmatch(name)
         if match is None:
             continue
-        layer, leaf = match.groups()
+        layer = match[1]
         experts = re.sub(r"\.\d+\.\w+$", "", layer)
         found |= {layer, experts}
-        if leaf == "weight" and checkpoint.dtype(key) in WIDE:
-            plain |= {layer, experts}
-        elif leaf.startswith("weight."):
-            packed |= {layer, experts}
-    return StoredLayers(frozenset(found), frozenset(plain - packed))
+        if checkpoint.dtype(key) not in WIDE:
+            quantized |= {layer, experts}
+    return StoredLayers(frozenset(found), frozenset(quantized))
 
 
 def _state(

@@ -150,7 +150,7 @@ def _expect_quantized(
     layer of ours."""
     for name, module in model.named_modules():
         matrices = [one for one in module.parameters(recurse=False) if one.dim() > 1]
-        if matrices and name in stored.all - stored.plain and name not in ours.modules:
+        if matrices and name in stored.quantized and name not in ours.modules:
             raise UnsupportedModel(
                 f"{name} is quantized in the checkpoint, which is not served for a "
                 f"{type(module).__name__} yet; use the unquantized model"
