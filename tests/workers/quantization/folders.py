@@ -13,6 +13,11 @@ from tests.helpers.paged_sequences import PagedSequences
 from tests.workers.models.test_weights import CPU, saved
 from tests.workers.quantization.checkpoints import quantized, rounded
 from tests.workers.quantization.writers import awq, gptq
+from workers.models.loading import FusedModel
+from workers.models.transformers_path import TransformersModel
+
+MOST_DIFFERENCE = 1e-3
+"""Of logits."""
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64,
@@ -27,10 +32,32 @@ def matrix(n: int, k: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
 
 
-def plain_logits(dense: Path) -> list[torch.Tensor]:
+def plain_logits(dense: Path, implementation: str = "transformers") -> list[torch.Tensor]:
     """Of the model that a quantized one stands for, through the same code."""
-    model = load(dense, torch.float32, CPU, implementation="transformers")
+    model = load(dense, torch.float32, CPU, implementation=implementation)
     return PagedSequences(model).run()
+
+
+def assert_stands_for(folder: Path, dense: Path, *, fused: bool | None = None) -> TransformersModel:
+    """Compare a quantized model, by each code that runs it, with the dense one that it stands for.
+
+    Return it as it runs through transformers' code. `fused` says whether the fused decoder is
+    expected to run it; None: it may or may not.
+    """
+    model = load(folder, torch.float32, CPU)
+    assert fused is None or isinstance(model, FusedModel) == fused, model.notes
+    implementation = "fused" if isinstance(model, FusedModel) else "transformers"
+    assert_near(PagedSequences(model).run(), plain_logits(dense, implementation))
+    model = load(folder, torch.float32, CPU, implementation="transformers")
+    assert isinstance(model, TransformersModel)
+    assert_near(PagedSequences(model).run(), plain_logits(dense))
+    return model
+
+
+def assert_near(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert other.std() > 0.3  # so that the difference below says something
+        assert (one - other).abs().max() < MOST_DIFFERENCE
 
 
 GptqCase = tuple[int, str, bool, int, bool]

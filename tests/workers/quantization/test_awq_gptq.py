@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from tests.helpers.loading import load
-from tests.helpers.paged_sequences import PagedSequences
 from tests.workers.models.test_weights import CPU, saved
 from tests.workers.quantization.checkpoints import (
     Rounded,
@@ -26,18 +25,17 @@ from tests.workers.quantization.checkpoints import (
 from tests.workers.quantization.folders import (
     SIZES,
     GptqCase,
+    assert_stands_for,
     awq_folder,
     gptq_folder,
     matrix,
-    plain_logits,
 )
-from tests.workers.quantization.test_method import assert_near
 from tests.workers.quantization.writers import awq, gptq
 from workers.errors import UnsupportedModel
+from workers.kernels.codes import PackedCodes
 from workers.layers.experts import SeparateExperts
 from workers.layers.linear import Linear
 from workers.models.checkpoint import BrokenCheckpoint
-from workers.models.transformers_path import TransformersModel
 from workers.quantization.awq import AWQMethod
 from workers.quantization.codes import pack, unpack
 from workers.quantization.gptq import GPTQMethod
@@ -183,7 +181,7 @@ GPTQ_CASES: list[tuple[str, GptqCase]] = [
 
 @pytest.mark.parametrize(("kind", "case"), GPTQ_CASES)
 def test_logits_of_gptq(tmp_path: Path, kind: str, case: GptqCase) -> None:
-    _assert_stands_for(*gptq_folder(tmp_path, kind, case), kind, case[0])
+    _check(*gptq_folder(tmp_path, kind, case), kind, case[0], case[4])
 
 
 @pytest.mark.full
@@ -192,7 +190,7 @@ def test_logits_of_gptq(tmp_path: Path, kind: str, case: GptqCase) -> None:
     "case", list(itertools.product((2, 3, 4, 8), FORMATS, (True, False), (32, -1), (True, False)))
 )
 def test_logits_of_every_gptq(tmp_path: Path, kind: str, case: GptqCase) -> None:
-    _assert_stands_for(*gptq_folder(tmp_path, kind, case), kind, case[0])
+    _check(*gptq_folder(tmp_path, kind, case), kind, case[0], case[4])
 
 
 @pytest.mark.parametrize(
@@ -200,19 +198,21 @@ def test_logits_of_every_gptq(tmp_path: Path, kind: str, case: GptqCase) -> None
     [("llama", "gemm"), ("mixtral", "gemm"), ("qwen2", "gemv"), ("phi3", "gemv_fast")],
 )
 def test_logits_of_awq(tmp_path: Path, kind: str, version: str) -> None:
-    _assert_stands_for(*awq_folder(tmp_path, kind, version), kind, 4)
+    _check(*awq_folder(tmp_path, kind, version), kind, 4)
 
 
-def _assert_stands_for(folder: Path, dense: Path, kind: str, bits: int) -> None:
-    model = load(folder, torch.float32, CPU)
-    assert isinstance(model, TransformersModel)
+FUSED = ("gemma2", "gemma3_text", "llama", "phi3", "qwen2")
+
+
+def _check(folder: Path, dense: Path, kind: str, bits: int, reorders: bool = False) -> None:
+    fused = None if bits in (2, 3) else kind in FUSED and not reorders
+    model = assert_stands_for(folder, dense, fused=fused)
     linear = [one for one in model.module.modules() if isinstance(one, Linear)]
-    packed = [one.weight for one in linear if isinstance(one.weight, GroupedWeight)]
+    packed = [one.weight for one in linear if isinstance(one.weight, PackedCodes)]
     assert len(packed) >= 8
-    assert {one.codes.bits for one in packed} == {bits}
+    assert {one.struct.bits for one in packed} == {8 if bits == 8 else 4}
     experts = [one for one in model.module.modules() if isinstance(one, SeparateExperts)]
     assert bool(experts) == (kind in ("mixtral", "qwen2_moe"))
-    assert_near(PagedSequences(model).run(), plain_logits(dense))
 
 
 def test_layers_of_other_settings(tmp_path: Path) -> None:
@@ -238,15 +238,13 @@ def test_layers_of_other_settings(tmp_path: Path) -> None:
     }  # fmt: skip
     linear = re.compile(r"(.*_proj|lm_head)\.weight")
     folder = quantized(dense, tmp_path / "gptq", chosen, settings, by_name=True, linear=linear)
-    model = load(folder, torch.float32, CPU)
-    assert isinstance(model, TransformersModel)
+    model = assert_stands_for(folder, dense)
     down = [layer.mlp.down_proj for layer in model.module.model.layers]
-    assert [one.weight.codes.bits for one in down] == [8, 8]
+    assert [one.weight.struct.bits for one in down] == [8, 8]
     assert down[0].method is down[1].method
-    assert model.module.lm_head.weight.codes.bits == 4
-    assert not isinstance(model.module.model.layers[0].self_attn.k_proj.weight, GroupedWeight)
+    assert model.module.lm_head.weight.struct.bits == 4
+    assert not isinstance(model.module.model.layers[0].self_attn.k_proj.weight, PackedCodes)
     assert "other layers in other ways" in model.quantization
-    assert_near(PagedSequences(model).run(), plain_logits(dense))
 
 
 SPOILT: list[tuple[Callable[[dict[str, torch.Tensor]], object], str]] = [

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tests.helpers.loading import load
-from tests.helpers.paged_sequences import PagedSequences
 from tests.workers.models.test_weights import CPU, saved
 from tests.workers.quantization.checkpoints import (
     Write,
@@ -18,11 +17,9 @@ from tests.workers.quantization.checkpoints import (
     quantized,
     weight_of,
 )
-from tests.workers.quantization.folders import SIZES, matrix, plain_logits
-from tests.workers.quantization.test_method import assert_near
+from tests.workers.quantization.folders import SIZES, assert_stands_for, matrix
 from workers.errors import UnsupportedModel
 from workers.models.checkpoint import BrokenCheckpoint
-from workers.models.transformers_path import TransformersModel
 from workers.quantization.bitsandbytes import BitsAndBytesMethod
 from workers.quantization.grouped import GroupedWeight
 from workers.quantization.method import Cut, Size
@@ -126,10 +123,8 @@ def test_logits(tmp_path: Path, family: str, kind: str) -> None:
     dense = saved(tmp_path / "dense", family, **SIZES)
     settings = {"quant_method": "bitsandbytes"} | SETTINGS[kind]
     folder = quantized(dense, tmp_path / "bnb", writer(kind), settings)
-    model = load(folder, torch.float32, CPU)
-    assert isinstance(model, TransformersModel)
+    model = assert_stands_for(folder, dense)
     assert model.quantization.startswith(f"bitsandbytes {kind.partition('-')[0]}")
-    assert_near(PagedSequences(model).run(), plain_logits(dense))
 
 
 @pytest.mark.parametrize(

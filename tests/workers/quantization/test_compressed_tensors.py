@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from tests.helpers.loading import load
-from tests.helpers.paged_sequences import PagedSequences
 from tests.workers.models.test_weights import CPU, saved
 from tests.workers.quantization.checkpoints import (
     Write,
@@ -19,11 +18,10 @@ from tests.workers.quantization.checkpoints import (
     quantized,
     weight_of,
 )
-from tests.workers.quantization.folders import SIZES, matrix, plain_logits
-from tests.workers.quantization.test_method import assert_near
+from tests.workers.quantization.folders import SIZES, assert_stands_for, matrix
 from workers.errors import UnsupportedModel
+from workers.kernels.codes import KINDS, PackedCodes
 from workers.models.checkpoint import BrokenCheckpoint
-from workers.models.transformers_path import TransformersModel
 from workers.quantization.compressed_tensors import CompressedTensorsMethod
 from workers.quantization.grouped import GroupedWeight
 from workers.quantization.method import Cut, Size
@@ -177,10 +175,8 @@ def test_logits_of_every_scheme(tmp_path: Path, family: str, name: str) -> None:
 def _check(tmp_path: Path, family: str, name: str) -> None:
     dense = saved(tmp_path / "dense", family, **SIZES)
     folder = quantized(dense, tmp_path / "ct", writer(name), settings({"Linear": name}))
-    model = load(folder, torch.float32, CPU)
-    assert isinstance(model, TransformersModel)
+    model = assert_stands_for(folder, dense)
     assert model.quantization.startswith(f"compressed-tensors ({SCHEMES[name][0]}, ")
-    assert_near(PagedSequences(model).run(), plain_logits(dense))
 
 
 def test_layers_of_several_groups(tmp_path: Path) -> None:
@@ -195,11 +191,9 @@ def test_layers_of_several_groups(tmp_path: Path) -> None:
     folder = quantized(
         dense, tmp_path / "ct", chosen, settings(schemes), by_name=True, key="compression_config"
     )
-    model = load(folder, torch.float32, CPU)
-    assert isinstance(model, TransformersModel)
-    down = [layer.mlp.down_proj.weight.codes for layer in model.module.model.layers]
-    assert [(one.bits, one.is_integer) for one in down] == [(8, False), (8, True)]
-    assert_near(PagedSequences(model).run(), plain_logits(dense))
+    model = assert_stands_for(folder, dense)
+    down = [layer.mlp.down_proj.weight.struct for layer in model.module.model.layers]
+    assert [(one.bits, one.kind) for one in down] == [(8, KINDS["e4m3"]), (8, KINDS["integer"])]
 
 
 def test_a_head_that_is_not_ignored(tmp_path: Path) -> None:
@@ -208,10 +202,8 @@ def test_a_head_that_is_not_ignored(tmp_path: Path) -> None:
     folder = quantized(
         dense, tmp_path / "ct", writer("W4A16"), settings({"Linear": "W4A16"}), linear=linear
     )
-    model = load(folder, torch.float32, CPU)
-    assert isinstance(model, TransformersModel)
-    assert isinstance(model.module.lm_head.weight, GroupedWeight)
-    assert_near(PagedSequences(model).run(), plain_logits(dense))
+    model = assert_stands_for(folder, dense)
+    assert isinstance(model.module.lm_head.weight, PackedCodes)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tests.helpers.loading import load
-from tests.helpers.paged_sequences import PagedSequences
 from tests.workers.models.test_weights import CPU, saved
 from tests.workers.quantization.checkpoints import (
     Write,
@@ -17,11 +16,9 @@ from tests.workers.quantization.checkpoints import (
     quantized,
     weight_of,
 )
-from tests.workers.quantization.folders import SIZES, matrix, plain_logits
-from tests.workers.quantization.test_method import assert_near
+from tests.workers.quantization.folders import SIZES, assert_stands_for, matrix
 from workers.errors import UnsupportedModel
 from workers.models.checkpoint import BrokenCheckpoint
-from workers.models.transformers_path import TransformersModel
 from workers.quantization.codes import Codes
 from workers.quantization.fp8 import FP8Method
 from workers.quantization.grouped import GroupedWeight
@@ -116,10 +113,8 @@ def test_a_rank_may_have_half_a_block() -> None:
 def test_logits_of_fp8(tmp_path: Path, family: str, kind: str) -> None:
     dense = saved(tmp_path / "dense", family, **SIZES)
     folder = quantized(dense, tmp_path / "fp8", write(kind), SETTINGS[kind])
-    model = load(folder, torch.float32, CPU)
-    assert isinstance(model, TransformersModel)
+    model = assert_stands_for(folder, dense)
     assert model.quantization.startswith(f"{SETTINGS[kind]['quant_method']}, 8 bits")
-    assert_near(PagedSequences(model).run(), plain_logits(dense))
 
 
 def test_a_layer_without_scales(tmp_path: Path) -> None:

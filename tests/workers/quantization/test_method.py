@@ -19,6 +19,7 @@ from tests.integration.reference import Reference
 from tests.integration.running_engine import finish_all, running_engine
 from tests.workers.models.test_sharding import part
 from tests.workers.models.test_weights import saved
+from tests.workers.quantization.folders import assert_near
 from tests.workers.quantization.toy import ToyMethod, dequantized
 from tgi_async.generation import GenerationRequest
 from tgi_async.wire.messages import Sampling
@@ -34,7 +35,6 @@ CPU = torch.device("cpu")
 GROUP = 8
 WORKER = (sys.executable, "-m", "tests.workers.quantization.toy")
 QUANTIZED = re.compile(r"(.*\.(?:\w+_proj|w[123]))\.weight")
-MOST_DIFFERENCE = 2e-4
 
 
 @pytest.fixture(autouse=True)
@@ -69,12 +69,6 @@ def quantize(dense: Path, folder: Path, **changed: Any) -> Path:
 
 def logits_of(folder: Path) -> list[torch.Tensor]:
     return PagedSequences(load(folder, torch.float32, CPU)).run()
-
-
-def assert_near(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert other.std() > 0.3  # so that the difference below says something
-        assert (one - other).abs().max() < MOST_DIFFERENCE
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma2", "mixtral", "qwen2_moe", "phi3"])

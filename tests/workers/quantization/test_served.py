@@ -147,7 +147,6 @@ def test_a_flag_that_does_not_fit_is_refused(gptq_model: Path, flag: str) -> Non
     [
         ("gptq", "asks for weights that are quantized already, and those of this model are not"),
         ("compressed-tensors", "asks for weights that are quantized already"),
-        ("eetq", "would quantize the weights of this model when it is loaded, which is not built"),
     ],
 )
 def test_a_flag_for_a_plain_checkpoint_is_refused(tmp_path: Path, flag: str, why: str) -> None:
