@@ -172,14 +172,19 @@ def test_cuts_that_cannot_be_had_say_what_can() -> None:
 GPTQ_CASES: list[tuple[str, GptqCase]] = [
     ("llama", (4, "gptq", True, 32, False)),
     ("qwen2", (4, "gptq", False, 64, True)),
-    ("gemma2", (8, "gptq_v2", False, -1, False)),
     ("phi3", (3, "gptq", False, 32, False)),
     ("mixtral", (4, "gptq", False, 32, False)),
+]
+LONG_CASES: list[tuple[str, GptqCase]] = [
+    ("gemma2", (8, "gptq_v2", False, -1, False)),
     ("qwen2_moe", (2, "gptq_v2", True, 32, True)),
 ]
 
 
-@pytest.mark.parametrize(("kind", "case"), GPTQ_CASES)
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [*GPTQ_CASES, *(pytest.param(*one, marks=pytest.mark.full) for one in LONG_CASES)],
+)
 def test_logits_of_gptq(tmp_path: Path, kind: str, case: GptqCase) -> None:
     _assert_stands_for(*gptq_folder(tmp_path, kind, case), kind, case[0])
 
@@ -196,7 +201,12 @@ def test_logits_of_every_gptq(tmp_path: Path, kind: str, case: GptqCase) -> None
 
 @pytest.mark.parametrize(
     ("kind", "version"),
-    [("llama", "gemm"), ("mixtral", "gemm"), ("qwen2", "gemv"), ("phi3", "gemv_fast")],
+    [
+        ("llama", "gemm"),
+        ("qwen2", "gemv"),
+        ("phi3", "gemv_fast"),
+        pytest.param("mixtral", "gemm", marks=pytest.mark.full),
+    ],
 )
 def test_logits_of_awq(tmp_path: Path, kind: str, version: str) -> None:
     _assert_stands_for(*awq_folder(tmp_path, kind, version), kind, 4)
