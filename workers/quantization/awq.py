@@ -90,10 +90,12 @@ class AWQMethod(GroupedMethod):
     def cut(self, size: Size, cut: Cut) -> dict[str, Slices]:
         outputs, inputs = cut
         own_group(self._size(size.inputs), size, cut)
-        rows, columns = {
-            "gemm": (in_units(inputs, 1), in_units(outputs, 8)),
-            "gemv": (in_units(outputs, 1), in_units(inputs, 8)),
-        }.get(self._version, (in_units(outputs, 4), in_units(inputs, 64, 64)))
+        if self._version == "gemm":
+            rows, columns = inputs, in_units(outputs, 8)
+        elif self._version == "gemv":
+            rows, columns = outputs, in_units(inputs, 8)
+        else:
+            rows, columns = in_units(outputs, 4), in_units(inputs, 64, 64)
         found: Slices = {} if rows is None else {0: rows}
         found |= {} if columns is None else {1: columns}
         return {"qweight": found} | ({} if outputs is None else {"bias": {0: outputs}})

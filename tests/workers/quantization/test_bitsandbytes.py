@@ -116,9 +116,15 @@ def test_a_layer_is_read_bit_for_bit(kind: str, shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(
     ("family", "kind"),
-    [("llama", "nf4"), ("qwen2", "nf4-nested"), ("phi3", "fp4"), ("mixtral", "nf4"),
-     ("gemma2", "int8")],
-)  # fmt: skip
+    [
+        ("qwen2", "nf4-nested"),
+        ("phi3", "fp4"),
+        ("llama", "int8"),
+        pytest.param("llama", "nf4", marks=pytest.mark.full),
+        pytest.param("mixtral", "nf4", marks=pytest.mark.full),
+        pytest.param("gemma2", "int8", marks=pytest.mark.full),
+    ],
+)
 def test_logits(tmp_path: Path, family: str, kind: str) -> None:
     dense = saved(tmp_path / "dense", family, **SIZES)
     settings = {"quant_method": "bitsandbytes"} | SETTINGS[kind]
