@@ -164,6 +164,7 @@ def test_another_table_is_refused() -> None:
         BitsAndBytesMethod.of({"load_in_4bit": True, "bnb_4bit_quant_type": "af4"})
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("kind", TABLES)
 def test_what_the_package_writes(kind: str, nested: bool) -> None:
