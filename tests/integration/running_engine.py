@@ -44,13 +44,16 @@ async def running_engine(
     lookahead: int = 1,
     model_impl: str = "fused",
     world_size: int = 1,
+    quantize: str = "",
     command: tuple[str, ...] = WORKER,
 ) -> AsyncIterator[Engine]:
-    """An engine that serves the model of a folder in float32; stopped, with its workers, after."""
+    """An engine that serves the model of a folder in float32, or quantized in bfloat16; stopped,
+    with its workers, after."""
+    dtype = "bfloat16" if quantize else "float32"
     engine = Engine(
         tokenizer=Tokenizer.from_folder(folder),
         start=Start(
-            ModelConfig(str(folder), "float32", model_impl),
+            ModelConfig(str(folder), dtype, model_impl, quantize=quantize),
             BatchConfig(max_rows, max_batch_prefill_tokens),
             CacheConfig([n_blocks], BLOCK_SIZE),
             ranks=RankConfig(world_size),
