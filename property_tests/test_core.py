@@ -63,7 +63,12 @@ WHAT_IT_IS_ABOUT = (
 )
 DRAFTS = (0, 0, 1, 3)
 """How many a worker verifies in a step, at most."""
-TOO_DEEP = {"draft behind the end", "hit of generated tokens", "jump behind a draft"}
+TOO_DEEP = {
+    "draft behind the end",
+    "hit of generated tokens",
+    "jump behind a draft",
+    "more rows than there are",
+}
 """What so few events reach by luck only; the walks get there."""
 
 

@@ -295,7 +295,7 @@ def test_the_document_lists_what_the_code_does() -> None:
     ]
     assert sorted(listed("Harmless")) == sorted(harmless)
     assert sorted(listed("Refused")) == sorted(REFUSED)
-    assert sorted(listed("Settings of what is refused")) == sorted(SETTINGS_OF_REFUSED)
-    done = set(listed("Done"))
+    assert sorted(listed("Settings of refused fields")) == sorted(SETTINGS_OF_REFUSED)
+    done = set(listed("Supported"))
     of_bodies = {*ChatRequest.__struct_fields__, *CompletionRequest.__struct_fields__}
     assert done == of_bodies
