@@ -49,8 +49,8 @@ INLINE void multiply_step(const int rows, const int vectors, const int bf16, con
                 float first, second;
                 memcpy(&first, &low, 4);
                 memcpy(&second, &high, 4);
-                sums[r][v] = fused((vec){0} + first, even, sums[r][v]);
-                sums[r][v] = fused((vec){0} + second, odd, sums[r][v]);
+                sums[r][v] = fused(first - (vec){0}, even, sums[r][v]);
+                sums[r][v] = fused(second - (vec){0}, odd, sums[r][v]);
             }
         }
         return;
@@ -61,7 +61,7 @@ INLINE void multiply_step(const int rows, const int vectors, const int bf16, con
     for (int v = 0; v < vectors; v++) w[v] = *(const vec *)(panel + v * 4 * LANES);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
-        const vec given = (vec){0} + *(const float *)(x + r * x_stride);
+        const vec given = *(const float *)(x + r * x_stride) - (vec){0};
 #pragma GCC unroll 3
         for (int v = 0; v < vectors; v++) sums[r][v] = fused(given, w[v], sums[r][v]);
     }

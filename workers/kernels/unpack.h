@@ -69,7 +69,7 @@ INLINE void multiply_codes(const int vectors, const int bits, const int kind, co
 #pragma GCC unroll 8
         for (int64_t at = 0; at < step; at++) {
             const int shift = (int)(bits == 4 ? at % 4 * 8 + at / 4 * 4 : at * 8);
-            const vec given = (vec){0} + x[i + at];
+            const vec given = x[i + at] - (vec){0};
 #pragma GCC unroll 3
             for (int v = 0; v < vectors; v++) {
                 const ivec code = (ivec)((codes[v] >> shift) & (bits == 4 ? 15u : 255u));
