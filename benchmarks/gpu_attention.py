@@ -10,7 +10,7 @@ launches cost what they do in one; the last column is ms a layer without the gra
 
 Decodes run a second time with room for contexts ROOM times as long, as the graphs of a server have
 it: what that costs is what programs cost that find nothing to do. Chunks run through the Triton
-kernel, and with pages of 256 through flash-attn and torch's varlen_attn where these can be had.
+kernel, and with pages of 256 through flash-attn and torch's varlen_attn where these are installed.
 """
 
 from __future__ import annotations

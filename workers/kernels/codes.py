@@ -39,28 +39,10 @@ class CodedWeight:
     order: torch.Tensor | None = None
     """int32 [k]: which input of the layer each is multiplied with; None: they are in order."""
 
-    def dense(self, dtype: torch.dtype) -> torch.Tensor:
-        """[n, k]: what it stands for, computed in float32."""
-        columns = self._values() * self._wide(self.scales.float())
-        if self.order is not None:
-            columns = torch.empty_like(columns).index_copy_(1, self.order.long(), columns)
-        return columns.to(dtype)
-
-    def _values(self) -> torch.Tensor:
-        if self.kind == "e4m3":
-            return self.codes.view(torch.float8_e4m3fn).float()
-        if self.table is not None:
-            return self.table[self.codes.long()]
-        zeros = 1 << (self.bits - 1) if self.zeros is None else self._wide(self.zeros.float())
-        return self.codes.float() - zeros
-
-    def _wide(self, of_groups: torch.Tensor) -> torch.Tensor:
-        return of_groups.repeat_interleave(self.group, 1)[:, : self.codes.shape[1]]
-
 
 class PackedCodes(KernelWeight):
-    """Codes that are multiplied with activations as they are, or with those rounded to int8, each
-    row of which has its own scale then."""
+    """Codes that are multiplied with activations as they are, or with those rounded to int8: 64
+    inputs of a row, or 32 where groups are so small, have a scale of their own then."""
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ class Replacements:
         """`stored` is of a quantized checkpoint: a layer that is plain there stays so, whatever its
         settings say.
 
-        Raises UnsupportedModel where a layer cannot be had in the method of its checkpoint.
+        Raises UnsupportedModel where a layer cannot be built in the method of its checkpoint.
 
         Layers whose weight the code of their owner reads, such as a router that computes in
         float32, stay transformers'; so do subclasses of its linear layers.

@@ -32,7 +32,7 @@ class Loaded(Model, Protocol):
     spec: ModelSpec
     weight_bytes: int
     quantization: str
-    """What its weights are quantized as, for a person; "" for plain ones."""
+    """How its weights are quantized, as text; "" for plain ones."""
     notes: list[str]
 
     @property

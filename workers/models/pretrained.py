@@ -131,7 +131,7 @@ class Pretrained:
 
     @property
     def quantization(self) -> str:
-        """How the checkpoint is quantized, for a person; "" for a plain one."""
+        """How the weights are quantized, as text; "" for plain ones."""
         return "" if self.method is registry.PLAIN else self.method.describe()
 
     @property

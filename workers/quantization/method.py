@@ -1,10 +1,10 @@
 """What a quantization method knows of a layer; registry.py lists the methods.
 
 A method says which tensors of the checkpoint a layer has (`slots`), how a rank cuts them (`cut`),
-and what they are together (`weight`): a QuantWeight, which multiplies, looks up rows and can be had
-dense. Layers (workers/layers) and loading know nothing else of it. The fused decoders ask it for
-weights in the form that their kernels read (`prepared`); where it has none, a model runs through
-transformers' code.
+and what they are together (`weight`): a QuantWeight, which multiplies, looks up rows and can be
+made dense. Layers (workers/layers) and loading know nothing else of it. The fused decoders ask it
+for weights in the form that their kernels read (`prepared`); where it has none, a model runs
+through transformers' code.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class QuantMethod(ABC):
         return cls()
 
     def describe(self) -> str:
-        """Return the method and how many bits it has, for a person."""
+        """Return its name, its bits and its groups, for the start-up lines and /info."""
         return self.name
 
     def for_layer(self, name: str, kind: Kind) -> QuantMethod | None:

@@ -1,8 +1,8 @@
 """Weights that are not quantized: `weight` [n, k] and `bias` [n], in the dtype of the model.
 
-On a CPU in bfloat16 the weight is packed for a C kernel of ours (kernels/packed.py), or where that
-cannot be had reordered for oneDNN. Everything else, float32 among it, stays plain and runs torch's
-own linear, so that results in float32 are bit for bit torch's.
+On a CPU in bfloat16 the weight is packed for a C kernel of ours (kernels/packed.py), or reordered
+for oneDNN where there is none. Everything else, float32 among it, stays plain and runs torch's own
+linear, so that results in float32 are bit for bit torch's.
 """
 
 from __future__ import annotations

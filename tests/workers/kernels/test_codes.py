@@ -64,6 +64,25 @@ def of_kind(kind: str, n: int, k: int, group: int | None, scales: torch.dtype) -
     return codes(n, k, int(kind[0]), group, scales, "zeros" in kind, bias=n > 17)
 
 
+def dense(weight: CodedWeight) -> torch.Tensor:
+    """float32 [n, k]: what it stands for."""
+
+    def wide(of_groups: torch.Tensor) -> torch.Tensor:
+        return of_groups.float().repeat_interleave(weight.group, 1)[:, : weight.codes.shape[1]]
+
+    if weight.kind == "e4m3":
+        values = weight.codes.view(torch.float8_e4m3fn).float()
+    elif weight.table is not None:
+        values = weight.table[weight.codes.long()]
+    else:
+        middle = 1 << (weight.bits - 1)
+        values = weight.codes.float() - (middle if weight.zeros is None else wide(weight.zeros))
+    columns = values * wide(weight.scales)
+    if weight.order is not None:
+        columns = torch.empty_like(columns).index_copy_(1, weight.order.long(), columns)
+    return columns
+
+
 def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
     """What activations in int8 stand for, in float64: a part of a row has a scale of its own."""
     k, part = x.shape[1], 64 if group % 64 == 0 or group >= x.shape[1] else 32
@@ -76,10 +95,10 @@ def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
 
 def assert_product(out: torch.Tensor, x: torch.Tensor, weight: CodedWeight) -> None:
     """`out` is the exact result but for the float32 sums' error and one rounding to its dtype."""
-    dense = weight.dense(torch.float32).double()
+    matrix = dense(weight).double()
     bias = None if weight.bias is None else weight.bias.double()
-    wanted = functional.linear(rounded(x, weight.group), dense, bias)
-    size = functional.linear(rounded(x, weight.group).abs(), dense.abs())
+    wanted = functional.linear(rounded(x, weight.group), matrix, bias)
+    size = functional.linear(rounded(x, weight.group).abs(), matrix.abs())
     unit = 2**-8 if out.dtype is BF16 else 2**-22
     assert out.shape == wanted.shape
     assert ((out.double() - wanted).abs() <= wanted.abs() * unit + size * 2**-20 + 1e-6).all()
@@ -87,10 +106,10 @@ def assert_product(out: torch.Tensor, x: torch.Tensor, weight: CodedWeight) -> N
 
 def assert_unrounded(out: torch.Tensor, x: torch.Tensor, weight: CodedWeight) -> None:
     """As `assert_product`, of activations as they are."""
-    dense = weight.dense(torch.float32).double()
+    matrix = dense(weight).double()
     bias = None if weight.bias is None else weight.bias.double()
-    wanted = functional.linear(x.double(), dense, bias)
-    size = functional.linear(x.double().abs(), dense.abs())
+    wanted = functional.linear(x.double(), matrix, bias)
+    size = functional.linear(x.double().abs(), matrix.abs())
     unit = 2**-8 if out.dtype is BF16 else 2**-22
     assert ((out.double() - wanted).abs() <= wanted.abs() * unit + size * 2**-18 + 1e-6).all()
 
