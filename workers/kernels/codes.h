@@ -16,11 +16,14 @@ typedef struct {
     int64_t lines;  // to fetch with each STEP steps along k, or each CHUNK of codes
 } fetch;
 
-/* Activations of some rows, rounded or in float32. */
+/* Activations of some rows, rounded or in float32. What is rounded lies tile by tile, so that a tile
+ * is read from its first byte to its last; the rows of a tile are those that are multiplied together
+ * (`first_of_tile`). */
 typedef struct {
-    int8_t *codes;  /* [m, padded k] */
-    int32_t *sums;  /* [m, parts] of the codes of a part */
-    float *scales;  /* [m, parts] */
+    int8_t *codes;  /* of a tile: [padded k / 4][rows][4] */
+    int32_t *sums;  /* of a tile: [parts][rows], what the sums of products begin with, or of the codes
+                       of a part where weights have zeros */
+    float *scales;  /* of a tile: [parts][rows] */
     float *wide;    /* [m, padded k] as they are, and then none of the others */
     int64_t k, part, parts; /* inputs that share a scale, and how often there are so many */
 } inputs;
@@ -54,7 +57,7 @@ INLINE vec load_scales(const char *from, int64_t at, int64_t scale_type) {
 #endif
 }
 
-static __attribute__((noinline)) void read_scales(const weight *w, const char *from, int64_t width,
+INLINE void read_scales(const weight *w, const char *from, int64_t width,
                                                   float *scales) {
     for (int64_t c = 0; c < width; c += LANES)
         *(vec *)(scales + c) = load_scales(from, c, w->scale_type);
@@ -63,11 +66,22 @@ static __attribute__((noinline)) void read_scales(const weight *w, const char *f
 /* What the sums of a group begin with: -zero * the sum of the activations' codes. */
 static __attribute__((noinline)) void begin_sums(const weight *w, const char *zeros, int64_t rows,
                                                  int64_t width, const int32_t *sums_of,
-                                                 int64_t parts, int32_t (*sums)[PANEL]) {
+                                                 int32_t (*sums)[PANEL]) {
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < width; c++)
-            sums[r][c] = ((w->bits == 8 ? FLIP : 0) - (uint8_t)zeros[c]) * sums_of[r * parts];
+            sums[r][c] = ((w->bits == 8 ? FLIP : 0) - (uint8_t)zeros[c]) * sums_of[r];
 }
+
+#ifdef __AVX512VNNI__
+/* Kept in a register: the compiler would load it again for each row, which takes longer than to
+ * multiply with it. */
+INLINE uvec once(uvec x) {
+    __asm__("" : "+v"(x));
+    return x;
+}
+#else
+INLINE uvec once(uvec x) { return x; }
+#endif
 
 #if AVX2_CODES
 /* Loaded anew for each column: kept in registers for all, they would push the sums out. */
@@ -77,15 +91,14 @@ INLINE __m256i four_inputs(const int8_t *x) {
     return four;
 }
 
-/* CHUNK inputs of some columns of a panel, which is `width` wide, times those of some rows. */
+/* CHUNK inputs of some columns of a panel, which is `width` wide, times those of a tile's rows. */
 INLINE void multiply_chunk(const int rows, const int vectors, const int bits, const int8_t *x,
-                           int64_t x_stride, const char *panel, int64_t width,
-                           ivec sums[ROWS][VECTORS]) {
+                           const char *panel, int64_t width, ivec sums[CODE_ROWS][VECTORS]) {
     const __m256i ones = _mm256_set1_epi16(1), lower = _mm256_set1_epi8(15);
 #pragma GCC unroll 3
     for (int v = 0; v < vectors; v++) {
         if (bits == 4) {
-            __m256i narrow[ROWS]; /* 8 times 2 products of 15 * 127 fit */
+            __m256i narrow[CODE_ROWS]; /* 8 times 2 products of 15 * 127 fit */
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) narrow[r] = _mm256_setzero_si256();
 #pragma GCC unroll 2
@@ -96,9 +109,9 @@ INLINE void multiply_chunk(const int rows, const int vectors, const int bits, co
                 const __m256i second = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), lower);
 #pragma GCC unroll 4
                 for (int r = 0; r < rows; r++) {
-                    const int8_t *row = x + r * x_stride + at * 8;
+                    const int8_t *row = x + (2 * at * rows + r) * 4;
                     const __m256i a = _mm256_maddubs_epi16(first, four_inputs(row));
-                    const __m256i b = _mm256_maddubs_epi16(second, four_inputs(row + 4));
+                    const __m256i b = _mm256_maddubs_epi16(second, four_inputs(row + rows * 4));
                     narrow[r] = _mm256_add_epi16(narrow[r], _mm256_add_epi16(a, b));
                 }
             }
@@ -113,7 +126,7 @@ INLINE void multiply_chunk(const int rows, const int vectors, const int bits, co
 #pragma GCC unroll 4
                 for (int r = 0; r < rows; r++) {
                     const __m256i signs =
-                        _mm256_sign_epi8(four_inputs(x + r * x_stride + at * 4), codes);
+                        _mm256_sign_epi8(four_inputs(x + (at * rows + r) * 4), codes);
                     /* 2 * 128 * 127 fits into 16 bits */
                     const __m256i two = _mm256_maddubs_epi16(sizes, signs);
                     sums[r][v] += (ivec)_mm256_madd_epi16(two, ones);
@@ -124,110 +137,125 @@ INLINE void multiply_chunk(const int rows, const int vectors, const int bits, co
 }
 #else
 /* sums + four codes without a sign a column times four inputs. */
-INLINE ivec dot(ivec sums, uvec codes, const int8_t *x) {
+INLINE ivec dot(ivec sums, uvec codes, uvec four) {
 #ifdef __AVX512VNNI__
-    int32_t four;
-    memcpy(&four, x, 4);
-    return (ivec)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, _mm512_set1_epi32(four));
+    return (ivec)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, (__m512i)four);
 #else
-    for (int i = 0; i < 4; i++) sums += (ivec)((codes >> (8 * i)) & 255) * (int32_t)x[i];
+    for (int i = 0; i < 4; i++)
+        sums += (ivec)((codes >> (8 * i)) & 255) * ((ivec)(four << (24 - 8 * i)) >> 24);
     return sums;
 #endif
 }
 
+INLINE void multiply_four(const int rows, const int vectors, const uvec *codes, const int8_t *x,
+                          ivec sums[CODE_ROWS][VECTORS]) {
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        uint32_t given;
+        memcpy(&given, x + r * 4, 4);
+        const uvec four = once(given - (uvec){0});
+#pragma GCC unroll 3
+        for (int v = 0; v < vectors; v++) sums[r][v] = dot(sums[r][v], codes[v], four);
+    }
+}
+
 INLINE void multiply_chunk(const int rows, const int vectors, const int bits, const int8_t *x,
-                           int64_t x_stride, const char *panel, int64_t width,
-                           ivec sums[ROWS][VECTORS]) {
+                           const char *panel, int64_t width, ivec sums[CODE_ROWS][VECTORS]) {
     const int64_t inputs = bits == 4 ? 8 : 4;
     for (int64_t at = 0; at < CHUNK / inputs; at++) {
+        const uvec *from = (const uvec *)(const void *)(panel + at * width * 4);
         uvec codes[VECTORS];
 #pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++)
-            codes[v] = *(const uvec *)(const void *)(panel + (at * width + v * LANES) * 4);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            const int8_t *row = x + r * x_stride + at * inputs;
+        for (int v = 0; v < vectors; v++) codes[v] = once(from[v] & (bits == 4 ? 0x0f0f0f0fu : ~0u));
+        multiply_four(rows, vectors, codes, x, sums);
+        x += rows * 4;
+        if (bits == 8) continue;
 #pragma GCC unroll 3
-            for (int v = 0; v < vectors; v++) {
-                if (bits == 8) {
-                    sums[r][v] = dot(sums[r][v], codes[v], row);
-                } else {
-                    sums[r][v] = dot(sums[r][v], codes[v] & 0x0f0f0f0fu, row);
-                    sums[r][v] = dot(sums[r][v], (codes[v] >> 4) & 0x0f0f0f0fu, row + 4);
-                }
-            }
-        }
+        for (int v = 0; v < vectors; v++) codes[v] = once((from[v] >> 4) & 0x0f0f0f0fu);
+        multiply_four(rows, vectors, codes, x, sums);
+        x += rows * 4;
     }
 }
 #endif
 
-/* `vectors` * LANES columns of a panel, from `column` on, times `rows` rows from `row` on. */
+/* `vectors` * LANES columns of a panel, from `column` on, times a tile's `rows` rows from `row` on. */
 INLINE void codes_tile(const int rows, const int vectors, const int bits, const weight *w,
                        const inputs *x, int64_t row, const char *panel, int64_t width,
                        int64_t column, float (*out)[PANEL], fetch next) {
     const int64_t size = group_of(w), bytes = CHUNK * width * bits / 8;
     const int8_t *codes = x->codes + row * x->k;
-    const int64_t first_part = row * x->parts;
-#pragma GCC unroll 8
+    const int32_t *begun = x->sums + row * x->parts;
+    const float *x_scales = x->scales + row * x->parts;
+    const int one_group = size >= x->k; /* its scales multiply the whole sum */
+    float scales[PANEL] __attribute__((aligned(64)));
+    vec made[CODE_ROWS][VECTORS];
+#pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++) *(vec *)(out[r] + column + v * LANES) = (vec){0};
+        for (int v = 0; v < vectors; v++) made[r][v] = (vec){0};
     for (int64_t first = 0; first < x->k; first += size) {
         const int64_t end = least(first + size, x->k);
         const char *group_scales = panel + (end - first) * width * bits / 8;
         const char *zeros = group_scales + width * scale_bytes(w);
-        float scales[PANEL] __attribute__((aligned(64)));
         read_scales(w, group_scales + column * scale_bytes(w), vectors * LANES, scales);
         for (int64_t begin = first; begin < end; begin += x->part) {
-            const int64_t part = first_part + begin / x->part, last = least(begin + x->part, end);
-            ivec sums[ROWS][VECTORS];
+            const int64_t last = least(begin + x->part, end);
+            ivec sums[CODE_ROWS][VECTORS];
             if (w->zeros) {
-                int32_t begun[ROWS][PANEL] __attribute__((aligned(64)));
-                begin_sums(w, zeros + column, rows, vectors * LANES, x->sums + part, x->parts,
-                           begun);
-#pragma GCC unroll 8
+                int32_t less[CODE_ROWS][PANEL] __attribute__((aligned(64)));
+                begin_sums(w, zeros + column, rows, vectors * LANES, begun, less);
+#pragma GCC unroll 4
                 for (int r = 0; r < rows; r++)
 #pragma GCC unroll 3
                     for (int v = 0; v < vectors; v++)
-                        sums[r][v] = *(const ivec *)&begun[r][v * LANES];
+                        sums[r][v] = *(const ivec *)&less[r][v * LANES];
             } else {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
                 for (int r = 0; r < rows; r++)
 #pragma GCC unroll 3
-                    for (int v = 0; v < vectors; v++)
-                        sums[r][v] = (ivec){0} - MIDDLE(bits) * x->sums[part + r * x->parts];
+                    for (int v = 0; v < vectors; v++) sums[r][v] = begun[r] - (ivec){0};
             }
             for (int64_t at = begin; at < last; at += CHUNK) {
                 for (int64_t line = 0; line < next.lines; line++) {
                     __builtin_prefetch(next.from, 0, 2);
                     next.from += 64;
                 }
-                multiply_chunk(rows, vectors, bits, codes + at, x->k, panel + column * 4, width,
-                               sums);
+                multiply_chunk(rows, vectors, bits, codes, panel + column * 4, width, sums);
+                codes += rows * CHUNK;
                 panel += bytes;
             }
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++) {
+                const vec given = (vec)once((uvec)(x_scales[r] - (vec){0}));
 #pragma GCC unroll 3
-            for (int v = 0; v < vectors; v++) {
-#pragma GCC unroll 8
-                for (int r = 0; r < rows; r++) {
+                for (int v = 0; v < vectors; v++) {
                     const vec sum = __builtin_convertvector(sums[r][v], vec);
-                    const vec scale = *(const vec *)(scales + v * LANES);
-                    vec *to = (vec *)(out[r] + column + v * LANES);
-                    *to = fused(sum, scale * x->scales[part + r * x->parts], *to);
+                    vec scale = given;
+                    if (!one_group) scale *= *(const vec *)(scales + v * LANES);
+                    made[r][v] = fused(sum, scale, made[r][v]);
                 }
             }
+            begun += rows;
+            x_scales += rows;
         }
         panel = zeros + (w->zeros ? width : 0);
     }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 3
+        for (int v = 0; v < vectors; v++) {
+            if (one_group) made[r][v] *= *(const vec *)(scales + v * LANES);
+            *(vec *)(out[r] + column + v * LANES) = made[r][v];
+        }
 }
+
+#define PART 64 /* inputs that are rounded with one scale, where a group is so large */
 
 typedef struct {
     const product *p;
+    int64_t blocks;
     inputs rows;
 } reading;
-
-#define PART 64 /* inputs that are rounded with one scale, where a group is so large */
-#define READ 8 /* rows that a thread reads at a time */
 
 /* A row of activations in float32. */
 INLINE void widen_row(const product *p, int64_t row, float *x) {
@@ -248,60 +276,100 @@ INLINE void widen_row(const product *p, int64_t row, float *x) {
     }
 }
 
+/* Round n inputs, a multiple of CHUNK. Where one is not finite, neither is the scale. */
 INLINE void round_part(const float *x, int64_t n, int8_t *codes, float *scale, int32_t *sum) {
-    float largest = 0.0f, odd = 0.0f;
-#pragma omp simd reduction(max : largest) reduction(+ : odd)
+    /* The largest number has the largest bits, and what is not finite has larger ones. */
+    int32_t largest_bits = 0, total = 0;
+#ifdef __AVX512F__
+    __m512i bits = _mm512_setzero_si512();
+    for (int64_t i = 0; i < n; i += LANES) {
+        const uvec some = *(const uvec *)(const void *)(x + i) & 0x7fffffffu;
+        bits = _mm512_max_epi32(bits, (__m512i)some);
+    }
+    largest_bits = _mm512_reduce_max_epi32(bits);
+#else
+#pragma omp simd reduction(max : largest_bits)
     for (int64_t i = 0; i < n; i++) {
-        largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
-        odd += x[i] * 0.0f; /* not 0 where a number is not finite */
+        int32_t bits;
+        memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffff;
+        largest_bits = bits > largest_bits ? bits : largest_bits;
     }
-    const int finite = odd == 0.0f;
-    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-    int32_t total = 0;
-    if (finite) {
-#pragma omp simd reduction(+ : total)
-        for (int64_t i = 0; i < n; i++) {
-            const int32_t code = (int32_t)rintf(x[i] * inverse);
-            codes[i] = (int8_t)code;
-            total += code;
-        }
-    } else {
+#endif
+    float largest;
+    memcpy(&largest, &largest_bits, 4);
+    if (largest_bits >= 0x7f800000) {
         memset(codes, 0, (size_t)n);
+        *scale = NAN;
+        *sum = 0;
+        return;
     }
-    *scale = finite ? largest / 127.0f : NAN;
+    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+#ifdef __AVX512F__
+    __m512i totals = _mm512_setzero_si512();
+    for (int64_t i = 0; i < n; i += LANES) {
+        const vec scaled = *(const vec *)(x + i) * inverse;
+        const __m512i made = _mm512_cvtps_epi32((__m512)scaled);
+        totals = _mm512_add_epi32(totals, made);
+        _mm_storeu_si128((void *)(codes + i), _mm512_cvtepi32_epi8(made));
+    }
+    total = _mm512_reduce_add_epi32(totals);
+#else
+#pragma omp simd reduction(+ : total)
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t code = (int32_t)rintf(x[i] * inverse);
+        codes[i] = (int8_t)code;
+        total += code;
+    }
+#endif
+    *scale = largest / 127.0f;
     *sum = total;
 }
 
-INLINE void round_row(const reading *j, int64_t row) {
+/* Row r of a tile that begins with row `first` and has `rows` rows. */
+INLINE void round_row(const reading *j, int64_t first, int64_t rows, int64_t r) {
     const inputs *to = &j->rows;
-    const int64_t n = j->p->w->k;
-    float x[n] __attribute__((aligned(64)));
-    widen_row(j->p, row, x);
-    memset(to->codes + row * to->k + n, 0, (size_t)(to->k - n));
+    const weight *w = j->p->w;
+    const int32_t middle = MIDDLE(w->bits);
+    float x[to->k] __attribute__((aligned(64)));
+    int8_t codes[to->k];
+    widen_row(j->p, first + r, x);
+    memset(x + w->k, 0, (size_t)(to->k - w->k) * 4);
     for (int64_t part = 0; part < to->parts; part++) {
-        const int64_t first = part * to->part;
-        round_part(x + first, least(to->part, n - first), to->codes + row * to->k + first,
-                   to->scales + row * to->parts + part, to->sums + row * to->parts + part);
+        const int64_t from = part * to->part, at = first * to->parts + part * rows + r;
+        int32_t sum;
+        round_part(x + from, least(to->part, to->k - from), codes + from, to->scales + at, &sum);
+        to->sums[at] = w->zeros ? sum : -middle * sum;
     }
+    int8_t *tile = to->codes + first * to->k + r * 4;
+    for (int64_t k = 0; k < to->k; k += 4) memcpy(tile + k * rows, codes + k, 4);
 }
 
-static void read_rows(void *job, int64_t unit, int64_t next) {
+/* A unit is a tile. */
+static void read_tile(void *job, int64_t unit, int64_t next) {
     (void)next;
     const reading *j = job;
-    const int64_t end = least((unit + 1) * READ, j->p->m), k = j->rows.k;
-    for (int64_t row = unit * READ; row < end; row++) {
+    const int64_t each = ceil_div(ceil_div(j->p->m, j->blocks), CODE_ROWS);
+    const int64_t block = unit / each, tile = unit % each, k = j->rows.k;
+    const int64_t from = first_of_block(j->p->m, j->blocks, block);
+    const int64_t m = first_of_block(j->p->m, j->blocks, block + 1) - from;
+    const int64_t tiles = ceil_div(m, CODE_ROWS);
+    if (tile >= tiles) return;
+    const int64_t first = from + first_of_tile(m, tiles, tile);
+    const int64_t rows = from + first_of_tile(m, tiles, tile + 1) - first;
+    for (int64_t r = 0; r < rows; r++) {
         if (!j->rows.wide) {
-            round_row(j, row);
+            round_row(j, first, rows, r);
         } else {
-            float *to = j->rows.wide + row * k;
-            widen_row(j->p, row, to);
+            float *to = j->rows.wide + (first + r) * k;
+            widen_row(j->p, first + r, to);
             memset(to + j->p->w->k, 0, (size_t)(k - j->p->w->k) * 4);
         }
     }
 }
 
 /* The activations of a product with codes, in memory that is kept; none where there is no memory. */
-static inputs read_inputs(const product *p, int64_t threads) {
+static inputs read_inputs(const product *p, int64_t blocks, int64_t threads) {
     static __thread void *kept;
     static __thread size_t kept_size;
     const weight *w = p->w;
@@ -317,7 +385,7 @@ static inputs read_inputs(const product *p, int64_t threads) {
     } else {
         x.wide = kept;
     }
-    reading job = {p, x};
-    team_run(read_rows, &job, ceil_div(p->m, READ), threads);
+    reading job = {p, blocks, x};
+    team_run(read_tile, &job, blocks * ceil_div(ceil_div(p->m, blocks), CODE_ROWS), threads);
     return x;
 }

@@ -137,9 +137,6 @@ INLINE void run_codes_tile(int64_t rows, const int bits, const weight *w, const 
     for (int64_t column = 0; column < width; column += vectors * LANES) {
         switch (rows * 4 + vectors) {
             CODES_TILES(1) CODES_TILES(2) CODES_TILES(3) CODES_TILES(4)
-#if ROWS == 8
-            CODES_TILES(5) CODES_TILES(6) CODES_TILES(7) CODES_TILES(8)
-#endif
         }
     }
 }
@@ -231,9 +228,10 @@ static void multiply(void *job, int64_t unit, int64_t next_unit) {
     const int bf16 = (int)w->bf16;
     const int64_t size = bf16 ? 2 : 4, steps = steps_of(w->k, bf16), parts = w->gated ? 2 : 1;
     const int64_t block = unit / j->panels, panel = unit % j->panels;
-    const int64_t from = p->m * block / j->blocks, m = p->m * (block + 1) / j->blocks - from;
+    const int64_t from = first_of_block(p->m, j->blocks, block);
+    const int64_t m = first_of_block(p->m, j->blocks, block + 1) - from;
     const int64_t width = width_of(w->n, panel), bytes = panel_bytes(w, width);
-    const int64_t tiles = j->x.wide ? 1 : ceil_div(m, ROWS);
+    const int64_t tiles = j->x.wide ? 1 : ceil_div(m, w->bits ? CODE_ROWS : ROWS);
     const int64_t bursts = w->bits ? padded_inputs(w->k) / CHUNK : ceil_div(steps, STEP);
     const char *at = (const char *)w->packed + panel_at(w, panel), *next = NULL;
     int64_t lines = 0;
@@ -258,7 +256,8 @@ static void multiply(void *job, int64_t unit, int64_t next_unit) {
     }
     float sums[2][ROWS][PANEL] __attribute__((aligned(64)));
     for (int64_t i = 0; i < tiles; i++) {
-        const int64_t row = from + m * i / tiles, rows = from + m * (i + 1) / tiles - row;
+        const int64_t row = from + first_of_tile(m, tiles, i);
+        const int64_t rows = from + first_of_tile(m, tiles, i + 1) - row;
         const char *x = (const char *)p->x + row * p->x_stride * size;
         for (int64_t part = 0; part < parts; part++) {
             const fetch f = {next + (i * parts + part) * bursts * lines * 64, lines};
@@ -287,7 +286,7 @@ int64_t linear(const product *p, int64_t threads) {
     job_of job = {p, panels, least(blocks, p->m), threads, {0}};
     if (!p->m) return 0;
     if (w->bits) {
-        job.x = read_inputs(p, threads);
+        job.x = read_inputs(p, job.blocks, threads);
         if (!job.x.codes && !job.x.wide) return 1;
     }
     team_run(multiply, &job, panels * job.blocks, threads);

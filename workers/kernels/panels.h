@@ -21,6 +21,7 @@
 #define VECTORS 3
 #endif
 #define PANEL (VECTORS * LANES)
+#define CODE_ROWS 4 /* sums in integers and in float32 are registers */
 
 #if defined(__AVX2__) && !defined(__AVX512F__) && !defined(PORTABLE_CODES)
 #define AVX2_CODES 1
@@ -62,3 +63,11 @@ INLINE int64_t panel_at(const weight *w, int64_t panel) {
 INLINE int64_t width_of(int64_t n, int64_t panel) {
     return least(PANEL, ceil_div(n - panel * PANEL, LANES) * LANES);
 }
+
+/* The rows of a product are divided into blocks, and those of a block into tiles of up to ROWS, or
+ * CODE_ROWS, all of about the same size. These are the first rows of one. */
+INLINE int64_t first_of_block(int64_t m, int64_t blocks, int64_t block) {
+    return m * block / blocks;
+}
+
+INLINE int64_t first_of_tile(int64_t m, int64_t tiles, int64_t tile) { return m * tile / tiles; }

@@ -139,7 +139,7 @@ static void multiply_unpacked(const weight *w, const float *x, int64_t x_stride,
                      m == 1 ? sums[0] : values);
             panel += inputs * width * w->bits / 8;
             for (int64_t i = 0; i < tiles; i++) {
-                const int64_t row = m * i / tiles, rows = m * (i + 1) / tiles - row;
+                const int64_t row = first_of_tile(m, tiles, i), rows = first_of_tile(m, tiles, i + 1) - row;
                 if (m > 1)
                     run_float(rows, width / LANES, (const char *)(x + row * x_stride + at),
                               x_stride * 4, (const char *)values, inputs, sums, (fetch){NULL, 0});
