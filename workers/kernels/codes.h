@@ -24,7 +24,8 @@ typedef struct {
     int32_t *sums;  /* of a tile: [parts][rows], what the sums of products begin with, or of the codes
                        of a part where weights have zeros */
     float *scales;  /* of a tile: [parts][rows] */
-    float *wide;    /* [m, padded k] as they are, and then none of the others */
+    char *whole;    /* [m, padded k] as they are, and then none of the others: float32, or bfloat16
+                       for pairs, of each four inputs the first, third, second and fourth */
     int64_t k, part, parts; /* inputs that share a scale, and how often there are so many */
 } inputs;
 
@@ -72,7 +73,7 @@ static __attribute__((noinline)) void begin_sums(const weight *w, const char *ze
             sums[r][c] = ((w->bits == 8 ? FLIP : 0) - (uint8_t)zeros[c]) * sums_of[r];
 }
 
-#ifdef __AVX512VNNI__
+#if VNNI_CODES
 /* Kept in a register: the compiler would load it again for each row, which takes longer than to
  * multiply with it. */
 INLINE uvec once(uvec x) {
@@ -138,7 +139,7 @@ INLINE void multiply_chunk(const int rows, const int vectors, const int bits, co
 #else
 /* sums + four codes without a sign a column times four inputs. */
 INLINE ivec dot(ivec sums, uvec codes, uvec four) {
-#ifdef __AVX512VNNI__
+#if VNNI_CODES
     return (ivec)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)codes, (__m512i)four);
 #else
     for (int i = 0; i < 4; i++)
@@ -276,11 +277,28 @@ INLINE void widen_row(const product *p, int64_t row, float *x) {
     }
 }
 
+/* A row of bfloat16, in the order of pairs. */
+INLINE void pair_row(const product *p, int64_t row, uint16_t *to, int64_t padded) {
+    const uint16_t *x = (const uint16_t *)p->x + row * p->x_stride;
+    const int32_t *order = p->w->order;
+    int64_t i = 0;
+#ifdef __AVX512BW__
+    for (; !order && i + 32 <= p->w->k; i += 32) {
+        const __m512i halves = _mm512_shufflelo_epi16(_mm512_loadu_si512(x + i), 0xd8);
+        _mm512_storeu_si512(to + i, _mm512_shufflehi_epi16(halves, 0xd8));
+    }
+#endif
+    for (; i < padded; i++) {
+        const int64_t k = i % 4 == 1 ? i + 1 : i % 4 == 2 ? i - 1 : i;
+        to[i] = k < p->w->k ? x[order ? order[k] : k] : 0;
+    }
+}
+
 /* Round n inputs, a multiple of CHUNK. Where one is not finite, neither is the scale. */
 INLINE void round_part(const float *x, int64_t n, int8_t *codes, float *scale, int32_t *sum) {
     /* The largest number has the largest bits, and what is not finite has larger ones. */
     int32_t largest_bits = 0, total = 0;
-#ifdef __AVX512F__
+#if VNNI_CODES
     __m512i bits = _mm512_setzero_si512();
     for (int64_t i = 0; i < n; i += LANES) {
         const uvec some = *(const uvec *)(const void *)(x + i) & 0x7fffffffu;
@@ -305,7 +323,7 @@ INLINE void round_part(const float *x, int64_t n, int8_t *codes, float *scale, i
         return;
     }
     const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-#ifdef __AVX512F__
+#if VNNI_CODES
     __m512i totals = _mm512_setzero_si512();
     for (int64_t i = 0; i < n; i += LANES) {
         const vec scaled = *(const vec *)(x + i) * inverse;
@@ -358,10 +376,12 @@ static void read_tile(void *job, int64_t unit, int64_t next) {
     const int64_t first = from + first_of_tile(m, tiles, tile);
     const int64_t rows = from + first_of_tile(m, tiles, tile + 1) - first;
     for (int64_t r = 0; r < rows; r++) {
-        if (!j->rows.wide) {
+        if (!j->rows.whole) {
             round_row(j, first, rows, r);
+        } else if (is_paired(j->p->w)) {
+            pair_row(j->p, first + r, (uint16_t *)(void *)j->rows.whole + (first + r) * k, k);
         } else {
-            float *to = j->rows.wide + (first + r) * k;
+            float *to = (float *)(void *)j->rows.whole + (first + r) * k;
             widen_row(j->p, first + r, to);
             memset(to + j->p->w->k, 0, (size_t)(k - j->p->w->k) * 4);
         }
@@ -375,7 +395,7 @@ static inputs read_inputs(const product *p, int64_t blocks, int64_t threads) {
     const weight *w = p->w;
     inputs x = {.k = padded_inputs(w->k), .part = w->group % PART ? CHUNK : PART};
     x.parts = ceil_div(w->k, x.part);
-    const int64_t row = w->round_inputs ? x.k + 8 * x.parts : 4 * x.k;
+    const int64_t row = w->round_inputs ? x.k + 8 * x.parts : x.k * (is_paired(w) ? 2 : 4);
     kept = grow(kept, &kept_size, (size_t)(p->m * row));
     if (!kept) return x;
     if (w->round_inputs) {
@@ -383,7 +403,7 @@ static inputs read_inputs(const product *p, int64_t blocks, int64_t threads) {
         x.sums = (int32_t *)(void *)(x.codes + p->m * x.k);
         x.scales = (float *)(void *)(x.sums + p->m * x.parts);
     } else {
-        x.wide = kept;
+        x.whole = kept;
     }
     reading job = {p, blocks, x};
     team_run(read_tile, &job, blocks * ceil_div(ceil_div(p->m, blocks), CODE_ROWS), threads);

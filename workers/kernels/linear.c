@@ -231,7 +231,7 @@ static void multiply(void *job, int64_t unit, int64_t next_unit) {
     const int64_t from = first_of_block(p->m, j->blocks, block);
     const int64_t m = first_of_block(p->m, j->blocks, block + 1) - from;
     const int64_t width = width_of(w->n, panel), bytes = panel_bytes(w, width);
-    const int64_t tiles = j->x.wide ? 1 : ceil_div(m, w->bits ? CODE_ROWS : ROWS);
+    const int64_t tiles = j->x.whole ? 1 : ceil_div(m, w->bits ? CODE_ROWS : ROWS);
     const int64_t bursts = w->bits ? padded_inputs(w->k) / CHUNK : ceil_div(steps, STEP);
     const char *at = (const char *)w->packed + panel_at(w, panel), *next = NULL;
     int64_t lines = 0;
@@ -244,11 +244,12 @@ static void multiply(void *job, int64_t unit, int64_t next_unit) {
         next = (const char *)p->then->packed + panel_at(p->then, first);
     }
     if (next) lines = ceil_div(panel_bytes(w, PANEL), 64 * bursts * tiles);
-    if (j->x.wide) {
+    if (j->x.whole) {
+        const int64_t stride = j->x.k * (is_paired(w) ? 2 : 4); /* bytes of a row */
         float sums[parts * m][PANEL] __attribute__((aligned(64)));
         for (int64_t part = 0; part < parts; part++) {
             const fetch f = {next + part * bursts * lines * 64, lines};
-            multiply_unpacked(w, j->x.wide + from * j->x.k, j->x.k, m, at + part * bytes, width,
+            multiply_unpacked(w, j->x.whole + from * stride, stride, m, at + part * bytes, width,
                               sums + part * m, f);
         }
         finish(p, from, m, panel, m, sums);
@@ -287,7 +288,7 @@ int64_t linear(const product *p, int64_t threads) {
     if (!p->m) return 0;
     if (w->bits) {
         job.x = read_inputs(p, job.blocks, threads);
-        if (!job.x.codes && !job.x.wide) return 1;
+        if (!job.x.codes && !job.x.whole) return 1;
     }
     team_run(multiply, &job, panels * job.blocks, threads);
     return 0;

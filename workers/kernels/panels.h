@@ -29,6 +29,18 @@
 #define AVX2_CODES 0
 #endif
 
+#if defined(__AVX512VNNI__) && !defined(PORTABLE_CODES)
+#define VNNI_CODES 1
+#else
+#define VNNI_CODES 0
+#endif
+
+#if defined(__AVX512BF16__) && !defined(PORTABLE_CODES)
+#define BF16_CODES 1
+#else
+#define BF16_CODES 0
+#endif
+
 #define CHUNK 32 /* inputs whose sum AVX2 keeps in 16 bits */
 
 /* How 8 bits are stored: AVX2 multiplies a signed code, VNNI one without a sign. */
@@ -41,6 +53,9 @@ INLINE int64_t steps_of(int64_t k, int64_t bf16) { return bf16 ? ceil_div(k, 2) 
 INLINE int64_t padded_inputs(int64_t k) { return ceil_div(k, CHUNK) * CHUNK; }
 
 INLINE int64_t group_of(const weight *w) { return w->group ? w->group : padded_inputs(w->k); }
+
+/* Whether codes, of activations as they are, become pairs of bfloat16. */
+INLINE int is_paired(const weight *w) { return BF16_CODES && w->bf16 && !w->round_inputs; }
 
 INLINE int64_t scale_bytes(const weight *w) { return w->scale_type == SCALE_FLOAT ? 4 : 2; }
 

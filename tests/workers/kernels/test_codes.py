@@ -106,6 +106,9 @@ def assert_product(out: torch.Tensor, x: torch.Tensor, weight: CodedWeight) -> N
 
 def assert_unrounded(out: torch.Tensor, x: torch.Tensor, weight: CodedWeight) -> None:
     """As `assert_product`, of activations as they are."""
+    native_bf16 = "-DPORTABLE_CODES" not in native.FLAGS and packed.kernel().multiplies_bf16()
+    if out.dtype is BF16 and weight.table is not None and native_bf16:
+        weight = dataclasses.replace(weight, table=weight.table.bfloat16().float())
     matrix = dense(weight).double()
     bias = None if weight.bias is None else weight.bias.double()
     wanted = functional.linear(x.double(), matrix, bias)
