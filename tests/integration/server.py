@@ -19,6 +19,7 @@ import httpx
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 COMMAND = (str(Path(sys.executable).with_name("tgi-async")), "serve")
+LAUNCHER = (str(Path(sys.executable).with_name("text-generation-launcher")),)
 VARIABLES = ("MODEL_ID", "HOSTNAME", "PORT", "DTYPE", "API_KEY", "OMP_NUM_THREADS")
 READY = re.compile(r"ready in ([\d.]+) s on http://\S+?:(\d+)")
 
@@ -51,6 +52,7 @@ class Server:
         within: Sequence[str] = (),
         variables: Mapping[str, str | None] | None = None,
         cwd: Path | None = None,
+        command: Sequence[str] = COMMAND,
     ) -> Iterator[Server]:
         """Start one on a port that the kernel chooses, and stop it in the end.
 
@@ -61,7 +63,7 @@ class Server:
         changed: dict[str, str | None] = {**environment(), **(variables or {})}
         with log.open("wb") as file:
             process = subprocess.Popen(
-                (*within, *COMMAND, "--hostname", "127.0.0.1", "--port", "0", *flags),
+                (*within, *command, "--hostname", "127.0.0.1", "--port", "0", *flags),
                 stderr=file,
                 env={name: value for name, value in changed.items() if value is not None},
                 cwd=cwd,

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from tests.helpers.loading import load
 from tests.integration.reference import Reference
 from tests.integration.running_engine import finish_all, running_engine
-from tests.integration.server import Server
 from tests.workers.models.test_weights import CPU, saved
 from tests.workers.quantization.checkpoints import quantized
 from tests.workers.quantization.folders import SIZES, awq_folder, gptq_folder
 from tests.workers.quantization.test_bitsandbytes import writer as bitsandbytes
+from tests.workers.quantization.test_compressed_tensors import settings as of_schemes
+from tests.workers.quantization.test_compressed_tensors import writer as compressed_tensors
 from tests.workers.quantization.test_fp8 import SETTINGS as FP8
 from tests.workers.quantization.test_fp8 import write as fp8
 from tgi_async.generation import GenerationRequest
@@ -29,8 +29,10 @@ from workers.errors import UnsupportedModel
 from workers.models.weight_files import SINGLE
 from workers.quantization.registry import METHODS
 
-VOCABULARY = {"vocab_size": 49152}
+SERVED = {"vocab_size": 49152, "max_position_embeddings": 512}
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+
+W4A16 = of_schemes({"Linear": "W4A16"})
 
 Folders = tuple[Path, Path]
 """A quantized model, and the dense one that it stands for."""
@@ -38,21 +40,22 @@ Folders = tuple[Path, Path]
 
 def _of(write: Any, settings: dict[str, Any], kind: str) -> Callable[[Path], Folders]:
     def made(path: Path) -> Folders:
-        dense = saved(path / "dense", kind, **SIZES, **VOCABULARY)
+        dense = saved(path / "dense", kind, **SIZES, **SERVED)
         return quantized(dense, path / "quantized", write, settings), dense
 
     return made
 
 
 MODELS: dict[str, Callable[[Path], Folders]] = {
-    "awq": lambda path: awq_folder(path, "mixtral", "gemm", **VOCABULARY),
-    "gptq": lambda path: gptq_folder(path, "llama", (4, "gptq", False, 32, True), **VOCABULARY),
+    "compressed-tensors": _of(compressed_tensors("W4A16"), W4A16, "qwen2"),
+    "awq": lambda path: awq_folder(path, "mixtral", "gemm", **SERVED),
+    "gptq": lambda path: gptq_folder(path, "llama", (4, "gptq", False, 32, True), **SERVED),
     "fp8": _of(fp8("blocks"), FP8["blocks"], "qwen3_moe"),
     "bitsandbytes": _of(bitsandbytes("nf4-nested"), NF4, "phi3"),
 }
 
 
-def _with_tokenizer(folder: Path, model_folder: Path) -> Path:
+def with_tokenizer(folder: Path, model_folder: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(model_folder / name, folder)
     return folder
@@ -63,7 +66,7 @@ async def _check_texts(model_folder: Path, path: Path, method: str, n_ranks: int
     prompts = [[11, 12, 13], list(range(100, 140)), [5] * 17]
     requests = [GenerationRequest(one, Sampling(), max_new_tokens=24) for one in prompts]
     async with running_engine(
-        _with_tokenizer(folder, model_folder), n_blocks=40, model_impl="auto", world_size=n_ranks
+        with_tokenizer(folder, model_folder), n_blocks=40, model_impl="auto", world_size=n_ranks
     ) as engine:
         texts = await finish_all(engine, requests, within=0.1)
     reference = Reference(dense)
@@ -85,24 +88,6 @@ async def test_texts_of_every_method(
     model_folder: Path, tmp_path: Path, method: str, n_ranks: int
 ) -> None:
     await _check_texts(model_folder, tmp_path, method, n_ranks)
-
-
-@pytest.mark.model
-def test_a_server_names_method_bits_and_bytes(model_folder: Path, tmp_path: Path) -> None:
-    folder, _ = MODELS["gptq"](tmp_path)
-    _with_tokenizer(folder, model_folder)
-    flags = ("--model-id", str(folder), "--quantize", "gptq", "--max-batch-size", "2")
-    with Server.running(tmp_path / "log", *flags) as server:
-        info = httpx.get(f"{server.url}/info").json()
-        body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
-        reply = httpx.post(f"{server.url}/v1/chat/completions", json=body)
-        assert reply.status_code == 200
-        assert reply.json()["usage"]["completion_tokens"] > 0
-        assert "(gptq, 4 bits in groups of 32 inputs)" in server.log
-    assert info["quantization"] == "gptq, 4 bits in groups of 32 inputs"
-    # What the file has in float32 is in bfloat16 here.
-    size = (folder / SINGLE).stat().st_size
-    assert size / 3 < info["weight_bytes"] < size
 
 
 def test_weights_take_no_more_than_a_tenth_more_than_the_file(tmp_path: Path) -> None:
