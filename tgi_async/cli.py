@@ -9,6 +9,7 @@ import platform
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 from tgi_async import cgroups, processes
 from tgi_async.arguments import add_arguments, resolve, without_effect
@@ -32,7 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_arguments(serve)
     commands.add_parser("download-weights", help="fetch and convert a model, without serving it")
-    commands.add_parser("env", help="print versions and hardware, for a bug report")
+    env = commands.add_parser("env", help="print versions and hardware, for a bug report")
+    env.add_argument(
+        "model_id",
+        nargs="?",
+        metavar="MODEL",
+        help="print what this model is, too: a folder, a GGUF file or a Hub id in the cache",
+    )
     _settle()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["download-weights"]:
@@ -41,7 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.command == "env":
         _print_environment()
-        return 0
+        if given.model_id is None:
+            return 0
+        sys.stdout.flush()
+        return _call("workers.models.summary", [given.model_id], HF_HUB_OFFLINE="1")
     return _serve(given)
 
 
@@ -116,14 +126,35 @@ def _adopt_token() -> None:
         os.environ.setdefault("HF_TOKEN", token)
 
 
-def _call(module: str, arguments: list[str]) -> int:
+def _call(module: str, arguments: list[str], **variables: str) -> int:
     _adopt_token()
     try:
         return subprocess.call(
-            [*processes.command(module), *arguments], env=processes.environment()
+            [*processes.command(module), *arguments], env=processes.environment() | variables
         )
     except KeyboardInterrupt:
         return 130
+
+
+INSTRUCTIONS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "asimd",
+    "i8mm",
+    "bf16",
+)
+"""What the C kernels' speed depends on, as /proc/cpuinfo names it."""
+
+
+def _instructions() -> str:
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return ""
+    return ", ".join(name for name in INSTRUCTIONS if name in words)
 
 
 def _print_environment() -> None:
@@ -131,6 +162,8 @@ def _print_environment() -> None:
     print(f"python: {platform.python_version()} on {platform.platform()}")
     quota = cgroups.cpu_quota()
     print(f"cpus: {os.cpu_count()}" + (f", limited to {quota:.3g}" if quota else ""))
+    if found := _instructions():
+        print(f"instructions: {found}")
     for limit in cgroups.memory_limits():
         print(f"memory: {limit}")
     for package in ("torch", "transformers", "tokenizers", "huggingface_hub", "flash-attn"):
@@ -139,7 +172,7 @@ def _print_environment() -> None:
         except metadata.PackageNotFoundError:
             print(f"{package}: not installed")
     try:
-        found = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
-        print(found.stdout.strip())
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+        print(listed.stdout.strip())
     except (OSError, subprocess.CalledProcessError):
         print("gpu: none")
