@@ -1,6 +1,6 @@
 """Times of the C kernels on a CPU, against their bytes and against torch.
 
-    python -m benchmarks.kernels [attention] [linear] [--threads 2] [--dtype bfloat16]
+    python -m benchmarks.kernels [attention] [linear] [quantized] [--threads 2] [--dtype bfloat16]
 
 First comes the rate at which this machine reads memory, the floor of both. Every layer has a cache
 and weights of its own, so that they come from memory as in a model; the shapes are SmolLM2-135M's.
@@ -10,6 +10,8 @@ and weights of its own, so that they come from memory as in a model; the shapes 
 - linear: the linears of all layers, and the output layer. ms of ours, of ours with q, k, v and
   gate, up joined, of oneDNN with reordered weights, of torch; GB/s of weights, TFLOP/s. Always
   bfloat16.
+- quantized: the linears of all layers and the output layer, each matrix of a layer that is joined
+  with others so, as --quantize makes them. ms, and how many times as fast as bfloat16.
 
 The forms of a thing take turns, and the best pass of each counts.
 """
@@ -32,7 +34,8 @@ from workers.attention.context import AttentionContext, Prefill
 from workers.attention.gather import TorchAttention
 from workers.attention.layer import AttentionLayer, AttentionShape
 from workers.attention.native import NativeAttention
-from workers.quantization.method import Size
+from workers.quantization.method import Cut, Kind, Size
+from workers.quantization.on_the_fly import OnTheFlyMethod
 from workers.quantization.plain import PlainWeight, ReorderedWeight
 from workers.quantization.registry import PLAIN
 
@@ -48,6 +51,10 @@ JOINED = [(0, 1, 2), (3,), (4, 5), (6,)]
 N_LAYERS = 30
 HEAD = (49152, 576)
 N_ROWS = (1, 8, 16, 32, 64, 128, 512)
+
+QUANTIZE = ("int8", "int4", "eetq", "bitsandbytes-nf4", "fp8")
+
+KERNELS = ("attention", "linear", "quantized")
 
 Passes = Mapping[str, Callable[[], object]]
 Layers = list[tuple[int, Callable[[torch.Tensor], torch.Tensor]]]
@@ -139,7 +146,7 @@ def linear_forms(shapes: list[tuple[int, int]], joined: list[tuple[int, ...]]) -
 
 
 def linear_ms(made: dict[str, Layers], rows: int) -> dict[str, float]:
-    inputs = {k: torch.randn(rows, k, dtype=torch.bfloat16) for k, _ in made["ours"]}
+    inputs = {k: torch.randn(rows, k, dtype=torch.bfloat16) for k, _ in next(iter(made.values()))}
 
     def all_layers(layers: Layers) -> Callable[[], None]:
         def run() -> None:
@@ -172,24 +179,56 @@ def report_linears() -> None:
     report_linear("the output layer", linear_forms([HEAD], []), small, HEAD[0] * HEAD[1])
 
 
+def quantized_layers(matrices: list[list[torch.Tensor]], flag: str) -> Layers:
+    """Those that are joined, and the output layer last, as --quantize makes them; "" for none."""
+    made: Layers = []
+    for at, joined in enumerate(matrices):
+        kind: Kind = "head" if at == len(matrices) - 1 else "linear"
+        sizes = [Size(*one.shape) for one in joined]
+        method = (OnTheFlyMethod(flag).for_layer("", kind) if flag else None) or PLAIN
+        prepare = method.prepared("c_linear", sizes)
+        assert prepare is not None
+        weights = [
+            method.weight({"weight": one}, size, Cut(), torch.bfloat16)
+            for one, size in zip(joined, sizes, strict=True)
+        ]
+        made.append((sizes[0].inputs, prepare(weights, "").apply))
+    return made
+
+
+def report_quantized() -> None:
+    shapes = [[LAYER[at] for at in group] for _ in range(N_LAYERS) for group in JOINED] + [[HEAD]]
+    matrices = [[torch.randn(*one, dtype=torch.bfloat16) for one in group] for group in shapes]
+    names = dict(zip(("bfloat16", *QUANTIZE), ("", *QUANTIZE), strict=True))
+    made = {name: quantized_layers(matrices, flag) for name, flag in names.items()}
+    print("\nall layers and the output layer, quantized")
+    print(f"{'rows':>5}" + "".join(f"{name:>24}" for name in made))
+    for rows in (1, 4, 16, 64, 256):
+        took = linear_ms(made, rows)
+        columns = [f"{ms:.2f} ({took['bfloat16'] / ms:.2f})" for ms in took.values()]
+        print(f"{rows:5}" + "".join(f"{one:>24}" for one in columns), flush=True)
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kernels", nargs="*", metavar="kernel", help="attention or linear; both")
+    parser.add_argument("kernels", nargs="*", metavar="kernel", help=f"{', '.join(KERNELS)}; all")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     given = parser.parse_args()
     for name in given.kernels:
-        if name not in ("attention", "linear"):
-            parser.error(f"no kernel {name!r}: there are attention and linear")
+        if name not in KERNELS:
+            parser.error(f"no kernel {name!r}: there are {', '.join(KERNELS)}")
     torch.set_num_threads(given.threads)
     report_reads()
     if "attention" in given.kernels or not given.kernels:
         report_attention(getattr(torch, given.dtype))
     if "linear" in given.kernels or not given.kernels:
         report_linears()
+    if "quantized" in given.kernels or not given.kernels:
+        report_quantized()
 
 
 if __name__ == "__main__":
