@@ -25,8 +25,8 @@ from workers.quantization.method import Cut, Kind, Size, Slot, Tensors
 from workers.slices import Slices
 from workers.slices import cut as cut_tensor
 
-VALUES = 2**20
-"""Weights that are quantized at a time."""
+VALUES = 2**18
+"""Weights that are quantized at a time: what is made of them stays in the cache."""
 E4M3 = torch.float8_e4m3fn
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
