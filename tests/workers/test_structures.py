@@ -18,6 +18,7 @@ from workers.kernels import packed
 MIRRORS = {
     "weight": packed.Weight,
     "product": packed.Product,
+    "kv_codes": attention.CodesStruct,
     "call": attention._Call,
     "block": decoder._Block,
     "decoder": decoder._Decoder,

@@ -66,6 +66,8 @@ class AttentionBackend(ABC, Generic[Metadata]):
     """Its name for `--attention`."""
     devices: ClassVar[frozenset[str]]
     """Kinds of devices that it runs on, as torch names them."""
+    reads_codes: ClassVar[bool] = False
+    """Whether it takes caches of codes (`kv_codes`) besides those of numbers."""
     page_size: ClassVar[int] = 16
     """Its preferred page size in positions, where none is set."""
 

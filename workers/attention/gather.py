@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from workers.attention.backend import AttentionBackend
 from workers.attention.context import AttentionContext
+from workers.attention.kv_codes import KvCodes, Pool, decode, encode
 from workers.attention.layer import AttentionLayer
 
 
@@ -35,6 +36,7 @@ class TorchAttention(AttentionBackend[_Places]):
 
     name = "torch"
     devices = frozenset({"cpu", "cuda"})
+    reads_codes = True
 
     def build(self, batch: AttentionContext) -> _Places:
         """See `AttentionBackend`."""
@@ -60,36 +62,60 @@ class TorchAttention(AttentionBackend[_Places]):
         """See `AttentionBackend`."""
         batch.expect_fitting(query, key, value)
         places = self.metadata(batch)
-        keys, values = batch.cache.keys[layer.index], batch.cache.values[layer.index]
+        codes = batch.cache.codes
+        keys, values = batch.cache.pools(layer.index)
         if key is not None and value is not None:
-            keys[places.blocks, :, places.offsets] = key[0].transpose(0, 1)
-            values[places.blocks, :, places.offsets] = value[0].transpose(0, 1)
+            _put(keys, codes, places, key[0].transpose(0, 1))
+            _put(values, codes, places, value[0].transpose(0, 1))
 
         rows = query[0].transpose(0, 1)  # [n_tokens, n_heads, head_dim]
         out = torch.empty_like(rows, memory_format=torch.contiguous_format)
         n = batch.n_decode
         if n:
             lengths, longest = places.lengths, places.longest
-            k = _gather(keys, places.tables, longest)
-            v = _gather(values, places.tables, longest)
+            k = _gather(keys, codes, places.tables, longest, query.dtype)
+            v = _gather(values, codes, places.tables, longest, query.dtype)
             # Past a row's end is what was never written: NaN perhaps, and NaN times zero is NaN.
             past = torch.arange(longest, device=query.device) >= lengths[:, None]
             k.masked_fill_(past[:, None, :, None], 0)
             v.masked_fill_(past[:, None, :, None], 0)
             out[:n] = _attend(rows[:n, None], k, v, lengths[:, None] - 1, layer)[:, 0]
         for (start, n, length, _), table in zip(batch.prefills, places.chunk_tables, strict=True):
-            k = _gather(keys, table[None], length)
-            v = _gather(values, table[None], length)
+            k = _gather(keys, codes, table[None], length, query.dtype)
+            v = _gather(values, codes, table[None], length, query.dtype)
             positions = torch.arange(length - n, length, device=query.device)[None]
             chunk = slice(start, start + n)
             out[chunk] = _attend(rows[None, chunk], k, v, positions, layer)[0]
         return out[None]
 
 
-def _gather(pool: torch.Tensor, tables: torch.Tensor, length: int) -> torch.Tensor:
-    """Return [n_rows, n_kv_heads, length, head_dim], copied block by block."""
+def _put(pool: Pool, codes: KvCodes | None, places: _Places, x: torch.Tensor) -> None:
+    """Store x [n_tokens, n_kv_heads, head_dim] at each token's place."""
+    at = places.blocks, slice(None), places.offsets
+    if codes is None:
+        pool.stored[at] = x
+        return
+    pool.stored[at], scales = encode(x, codes, pool.scale)
+    if pool.scales is not None:
+        pool.scales[at] = scales
+
+
+def _gather(
+    pool: Pool, codes: KvCodes | None, tables: torch.Tensor, length: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return [n_rows, n_kv_heads, length, head_dim] in `dtype`, copied block by block."""
+    stored = _in_order(pool.stored, tables, length)
+    if codes is None:
+        return stored
+    scales: torch.Tensor | float = pool.scale
+    if pool.scales is not None:
+        scales = _in_order(pool.scales[..., None], tables, length)
+    return decode(stored, scales, codes, dtype)
+
+
+def _in_order(pool: torch.Tensor, tables: torch.Tensor, length: int) -> torch.Tensor:
     n_blocks = -(-length // pool.shape[2])
-    blocks = pool[tables[:, :n_blocks].long()]  # [n_rows, n_blocks, n_kv_heads, block_size, dim]
+    blocks = pool[tables[:, :n_blocks].long()]  # [n_rows, n_blocks, n_kv_heads, block_size, any]
     return blocks.transpose(1, 2).flatten(2, 3)[:, :, :length]
 
 

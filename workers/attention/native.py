@@ -9,6 +9,7 @@ import torch
 
 from workers import native
 from workers.attention.backend import AttentionBackend
+from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
 from workers.attention.layer import AttentionLayer, AttentionShape
 
@@ -17,6 +18,28 @@ MAX_HEAD_DIM = 512
 MAX_QUERIES = 64
 """Most query vectors, positions times heads that share a key-value head, that the kernel takes at
 once."""
+
+
+class CodesStruct(ctypes.Structure):
+    """`kv_codes` of paged_attention.h, field by field."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int64),
+        ("key_scales", ctypes.c_void_p),
+        ("value_scales", ctypes.c_void_p),
+        ("key_scale", ctypes.c_double),
+        ("value_scale", ctypes.c_double),
+    )
+
+    @classmethod
+    def of(cls, cache: PagedCache, layer: int) -> CodesStruct:
+        """Return what the kernels are told of the codes of a layer."""
+        if cache.codes is None:
+            return cls()
+        keys, values = cache.pools(layer)
+        rows = (one.scales for one in (keys, values))
+        addresses = (None if one is None else one.data_ptr() for one in rows)
+        return cls(cache.codes.number, *addresses, keys.scale, values.scale)
 
 
 class _Call(ctypes.Structure):
@@ -51,6 +74,7 @@ class _Call(ctypes.Structure):
         ("chunk", ctypes.c_int64),
         ("sinks", ctypes.c_void_p),
         ("slopes", ctypes.c_void_p),
+        ("codes", CodesStruct),
     )
 
 
@@ -65,6 +89,7 @@ class NativeAttention(AttentionBackend[torch.Tensor]):
 
     name = "native"
     devices = frozenset({"cpu"})
+    reads_codes = True
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
@@ -167,6 +192,7 @@ class NativeAttention(AttentionBackend[torch.Tensor]):
                 layer.chunk,
                 _address("sinks", layer.sinks, n_heads),
                 _address("slopes", layer.slopes, n_heads),
+                CodesStruct.of(cache, layer.index),
             )
         )
         if failed:

@@ -14,7 +14,9 @@
  *
  * What is done with a part is in attend.h, and for bfloat16 in attend_pairs.h.
  *
- * Pools are [n_blocks, n_kv_heads, block_size, dim], float32 or bfloat16. `dim` is a multiple of 16.
+ * Pools are [n_blocks, n_kv_heads, block_size, dim], float32 or bfloat16, or codes of a byte each
+ * (kv_codes.h). Those of a part are made numbers first, in this thread's memory, and then attended
+ * to as if they had been stored so. `dim` is a multiple of 16.
  */
 #include "paged_attention.h"
 
@@ -22,6 +24,7 @@
 #include "../vector.h"
 #include "attend.h"
 #include "attend_pairs.h"
+#include "kv_codes.h"
 
 #define WRITTEN 64 /* tokens that a thread writes at a time */
 
@@ -65,6 +68,20 @@ static void write_kv(const call *c, int64_t token) {
                (const char *)c->k + (token * c->k_token + h * c->k_head) * size, c->dim * size);
         memcpy((char *)c->values + at * size,
                (const char *)c->v + (token * c->v_token + h * c->v_head) * size, c->dim * size);
+    }
+}
+
+static void write_codes(const call *c, int64_t token) {
+    const int64_t block = c->slots[token] / c->block_size, offset = c->slots[token] % c->block_size;
+    float key[MAX_DIM], value[MAX_DIM];
+    for (int64_t h = 0; h < c->n_kv_heads; h++) {
+        const int64_t at = ((block * c->n_kv_heads + h) * c->block_size + offset) * c->dim;
+        for (int64_t d = 0; d < c->dim; d += LANES) {
+            const int bf16 = (int)c->bf16;
+            *(vec *)(key + d) = load(c->k, token * c->k_token + h * c->k_head + d, bf16);
+            *(vec *)(value + d) = load(c->v, token * c->v_token + h * c->v_head + d, bf16);
+        }
+        store_codes(&c->codes, key, value, c->dim, c->keys, c->values, at);
     }
 }
 
@@ -142,7 +159,56 @@ static int foresee(const call *c, const span *s, int64_t head, int64_t part, int
     return (int)(to - from);
 }
 
+/* The `n` keys and values at `at` from codes to numbers, behind one another; `own`: where they are
+ * then. Meanwhile those at `next` are fetched. */
+static void load_codes(const call *c, const int64_t *at, int n, const int64_t *next, int n_next,
+                       void *keys, void *values, int64_t *own) {
+    const kv_codes *codes = &c->codes;
+    for (int t = 0; t < ceil_div(n, LANES) * LANES; t++) own[t] = least(t, n - 1) * c->dim;
+#define ROWS(KIND, BF16)                                                                        \
+    load_rows(c->keys, codes->key_scales, codes->key_scale, at, n, c->dim, keys, KIND, BF16);   \
+    load_rows(c->values, codes->value_scales, codes->value_scale, at, n, c->dim, values, KIND, BF16)
+#define LOAD(KIND)     \
+    if (c->bf16) {     \
+        ROWS(KIND, 1); \
+    } else {           \
+        ROWS(KIND, 0); \
+    }
+    FOR_KIND(codes->kind, LOAD)
+    for (int t = 0; t < n_next; t++)
+        for (int64_t line = 0; line < c->dim; line += 64) {
+            __builtin_prefetch((const char *)c->keys + next[t] + line);
+            __builtin_prefetch((const char *)c->values + next[t] + line);
+        }
+}
+
+/* What attend does, of codes. Not inlined: its memory is only for these. */
+static __attribute__((noinline)) void attend_codes(
+    const call *c, const int64_t *at, int n, const int64_t *next, int n_next, const float *q,
+    int nq, const int *low, const int *high, const bias *biases, float *m, float *l, float *acc) {
+    float keys[PART * MAX_DIM] __attribute__((aligned(64)));
+    float values[PART * MAX_DIM] __attribute__((aligned(64)));
+    int64_t own[PART];
+    call read = *c;
+    read.keys = keys, read.values = values;
+    load_codes(c, at, n, next, n_next, keys, values, own);
+    attend(&read, own, n, own, 0, q, nq, low, high, biases, m, l, acc, c->dim, 0);
+}
+
 #ifdef __AVX512BF16__
+static __attribute__((noinline)) void attend_pairs_codes(
+    const call *c, pairs *w, const int64_t *at, int n, const int64_t *next, int n_next, int nq,
+    const int *low, const int *high, const bias *biases, int first, float *m, float *l,
+    float *acc) {
+    uint16_t keys[PART * MAX_DIM] __attribute__((aligned(64)));
+    uint16_t values[PART * MAX_DIM] __attribute__((aligned(64)));
+    int64_t own[PART];
+    call read = *c;
+    read.keys = keys, read.values = values;
+    load_codes(c, at, n, next, n_next, keys, values, own);
+    attend_pairs(&read, w, own, n, own, 0, nq, low, high, biases, first, m, l, acc, c->dim);
+}
+
 /* The query vectors of a span, and GROUP of zeros. */
 INLINE void gather_pairs(const call *c, const span *s, int64_t head, uint32_t *q, int64_t dim) {
     const int64_t group = c->n_heads / c->n_kv_heads, nq = s->n_queries;
@@ -206,14 +272,24 @@ INLINE void run_alone(const call *c, const span *s, int64_t of_span, int64_t the
         view(c, s, head, from, to, low, high, biases);
         int n_next = foresee(c, s, head, part, then, next);
 #ifdef __AVX512BF16__
+        if (paired && c->codes.kind) {
+            attend_pairs_codes(c, &w, at, (int)(to - from), next, n_next, (int)nq, low, high,
+                               biases, i == 0, m, l, acc);
+            continue;
+        }
         if (paired) {
             attend_pairs(c, &w, at, (int)(to - from), next, n_next, (int)nq, low, high, biases,
                          i == 0, m, l, acc, dim);
             continue;
         }
 #endif
-        attend(c, at, (int)(to - from), next, n_next, q, (int)nq, low, high, biases, i ? m2 : m,
-               i ? l2 : l, i ? acc2 : acc, dim, bf16);
+        float *of_m = i ? m2 : m, *of_l = i ? l2 : l, *of_acc = i ? acc2 : acc;
+        if (c->codes.kind)
+            attend_codes(c, at, (int)(to - from), next, n_next, q, (int)nq, low, high, biases, of_m,
+                         of_l, of_acc);
+        else
+            attend(c, at, (int)(to - from), next, n_next, q, (int)nq, low, high, biases, of_m, of_l,
+                   of_acc, dim, bf16);
         if (i) merge(nq, dim, m, l, acc, m2, l2, acc2);
     }
     end_task(c, s, head, bf16);
@@ -237,8 +313,12 @@ INLINE void run_together(const call *c, const span *s, int64_t n_rows, int64_t o
         gather_pairs(c, s + r, head, w.q + i * dim / 2, dim);
     }
     const int n_next = foresee(c, s, head, part, then, next);
-    attend_pairs(c, &w, at, (int)(to - from), next, n_next, (int)nq, low, high, biases, 1, m, l,
-                 acc, dim);
+    if (c->codes.kind)
+        attend_pairs_codes(c, &w, at, (int)(to - from), next, n_next, (int)nq, low, high, biases, 1,
+                           m, l, acc);
+    else
+        attend_pairs(c, &w, at, (int)(to - from), next, n_next, (int)nq, low, high, biases, 1, m, l,
+                     acc, dim);
     for (int64_t r = 0; r < n_rows; r++) {
         float *results = s[r].results + of_span * each * (2 + dim);
         memcpy(results, m + r * each, each * 4);
@@ -340,6 +420,13 @@ static void write_some(void *job, int64_t unit, int64_t next) {
     for (int64_t t = unit * WRITTEN; t < end && t < c->n_tokens; t++) write_kv(c, t);
 }
 
+static void write_some_codes(void *job, int64_t unit, int64_t next) {
+    (void)next;
+    const call *c = job;
+    const int64_t end = (unit + 1) * WRITTEN;
+    for (int64_t t = unit * WRITTEN; t < end && t < c->n_tokens; t++) write_codes(c, t);
+}
+
 static void attend_task(void *job, int64_t task, int64_t then) {
     const attention *a = job;
     int64_t low = 0, high = a->call->n_spans; /* the last span that begins at or before this task */
@@ -364,7 +451,9 @@ int paged_attention(const call *c) {
         : c->dim == 128 ? (c->bf16 ? task_bf16_128 : task_f32_128)
                         : (c->bf16 ? task_bf16 : task_f32),
     };
-    if (c->k) team_run(write_some, (void *)c, (c->n_tokens + WRITTEN - 1) / WRITTEN, c->n_threads);
+    if (c->k)
+        team_run(c->codes.kind ? write_some_codes : write_some, (void *)c,
+                 (c->n_tokens + WRITTEN - 1) / WRITTEN, c->n_threads);
     team_run(attend_task, &a, n_tasks, c->n_threads);
     return 0;
 }

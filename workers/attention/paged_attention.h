@@ -2,6 +2,16 @@
 #pragma once
 #include <stdint.h>
 
+/* What the pools hold: numbers of the model's dtype, or codes of a byte each. */
+enum { NUMBERS, E4M3, E5M2, INT8 };
+
+/* Mirrored by native.py. A code stands for itself times its scale. */
+typedef struct {
+    int64_t kind;
+    float *key_scales, *value_scales; /* of INT8: [n_blocks, n_kv_heads, block_size] */
+    double key_scale, value_scale;    /* of the others, for all tokens */
+} kv_codes;
+
 /* Mirrored by kernel.py; all fields are 64 bits wide. Strides and dims count elements. */
 typedef struct {
     void *keys, *values; /* pools */
@@ -17,6 +27,7 @@ typedef struct {
     int64_t chunk; /* 0: none; else a position sees those of its own chunk of this many */
     const float *sinks;  /* [n_heads] scores of a key without a value, or NULL */
     const float *slopes; /* [n_heads] of ALiBi, or NULL */
+    kv_codes codes;
 } call;
 
 /* 0, or 1 where there was no memory for the intermediate results. */

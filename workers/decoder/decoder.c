@@ -14,6 +14,7 @@
 // ranks: the embedding, and the output of each half of a layer (attention, MLP). What a stage needs
 // of the one before stays in this thread's memory.
 
+#include "../attention/kv_codes.h"
 #include "../attention/paged_attention.h"
 #include "../kernels/linear.h"
 #include "../team.h"
@@ -31,6 +32,7 @@ typedef struct {
     const float *attention_norm;                     /* of attention's output */
     const float *mlp_norm, *mlp_output_norm;         /* before and after the MLP */
     void *keys, *values;                             /* pools, see paged_attention.c */
+    kv_codes codes;
     int64_t window;                                  /* 0: none */
     int64_t rope;                                    /* which of the rotary embeddings; -1: none */
 } block;
@@ -183,7 +185,7 @@ INLINE void turn_head(float *x, const float *turn, int64_t half) {
 }
 
 /* Queries, keys: normed, rotated; keys and values into the cache. */
-INLINE void place(const pass *p, int64_t unit, const int bf16) {
+INLINE void place(const pass *p, int64_t unit, const int bf16, const int coded) {
     const decoder *d = p->d;
     const block *b = p->b;
     const step *s = p->s;
@@ -202,22 +204,26 @@ INLINE void place(const pass *p, int64_t unit, const int bf16) {
         store_row(row, d->n_heads * dim, p->q, t * d->n_heads * dim, bf16);
         for (int64_t h = 0; h < d->n_kv_heads; h++) {
             const int64_t to = token + h * s->block_size * dim;
-            const float *key = row + (d->n_heads + h) * dim;
-            store_row(key, dim, b->keys, to, bf16);
-            store_row(key + d->n_kv_heads * dim, dim, b->values, to, bf16);
+            const float *key = row + (d->n_heads + h) * dim, *value = key + d->n_kv_heads * dim;
+            if (coded) {
+                store_codes(&b->codes, key, value, dim, b->keys, b->values, to);
+            } else {
+                store_row(key, dim, b->keys, to, bf16);
+                store_row(value, dim, b->values, to, bf16);
+            }
         }
     }
 }
 
-static void place_bf16(void *job, int64_t unit, int64_t next) {
-    (void)next;
-    place(job, unit, 1);
-}
-
-static void place_float(void *job, int64_t unit, int64_t next) {
-    (void)next;
-    place(job, unit, 0);
-}
+#define PLACE(NAME, BF16, CODED)                             \
+    static void NAME(void *job, int64_t unit, int64_t next) { \
+        (void)next;                                           \
+        place(job, unit, BF16, CODED);                        \
+    }
+PLACE(place_float, 0, 0)
+PLACE(place_bf16, 1, 0)
+PLACE(place_float_codes, 0, 1)
+PLACE(place_bf16_codes, 1, 1)
 
 /* The wanted rows, normed, into x. */
 static void norm_wanted(void *job, int64_t unit, int64_t next) {
@@ -305,14 +311,16 @@ static int attend(pass *p, int last) {
     const product qkv = {&b->qkv, p->x,    p->qkv, d->hidden, b->qkv.n, n,
                          STORE_FLOAT, 0, 1.0,    &b->out};
     if (linear(&qkv, s->n_threads)) return NO_MEMORY;
-    team_run(d->bf16 ? place_bf16 : place_float, p, ceil_div(n, TURNS), s->n_threads);
+    unit_work *const place_some = b->codes.kind ? (d->bf16 ? place_bf16_codes : place_float_codes)
+                                                : (d->bf16 ? place_bf16 : place_float);
+    team_run(place_some, p, ceil_div(n, TURNS), s->n_threads);
     if (last && !s->n_wanted) return DONE;
     const call attention = {
         .keys = b->keys, .values = b->values, .q = p->q, .out = p->mixed, .spans = s->spans,
         .q_token = wide, .q_head = d->dim, .n_tokens = n, .n_spans = s->n_spans,
         .n_heads = d->n_heads, .n_kv_heads = d->n_kv_heads, .dim = d->dim,
         .block_size = s->block_size, .window = b->window, .bf16 = d->bf16,
-        .n_threads = s->n_threads, .scale = d->scale, .softcap = d->softcap,
+        .n_threads = s->n_threads, .scale = d->scale, .softcap = d->softcap, .codes = b->codes,
     };
     if (paged_attention(&attention)) return NO_MEMORY;
     if (last && s->n_wanted < n) leave_wanted(p);

@@ -9,7 +9,7 @@ import torch
 from workers import native
 from workers.attention.cache import PagedCache
 from workers.attention.layer import AttentionShape
-from workers.attention.native import NativeAttention
+from workers.attention.native import CodesStruct, NativeAttention
 from workers.decoder.families import Block, Description, NotFused, prepare
 from workers.forward import ForwardBatch, ForwardOutput
 from workers.kernels.packed import ACTIVATIONS, PackedWeight, Weight
@@ -31,6 +31,7 @@ class _Block(ctypes.Structure):
         *((name, _POINTER) for name in ("input_norm", "query_norm", "key_norm")),
         *((name, _POINTER) for name in ("attention_norm", "mlp_norm", "mlp_output_norm")),
         *((name, _POINTER) for name in ("keys", "values")),
+        ("codes", CodesStruct),
         *((name, _INTEGER) for name in ("window", "rope")),
     )
 
@@ -181,8 +182,11 @@ class NativeDecoder:
         return 0
 
     def _use(self, cache: PagedCache) -> None:
-        for block, (keys, values) in zip(self._blocks, cache.pointers, strict=True):
+        for at, (block, (keys, values)) in enumerate(
+            zip(self._blocks, cache.pointers, strict=True)
+        ):
             block.keys, block.values = keys, values
+            block.codes = CodesStruct.of(cache, at)
         self._cache = cache
 
     def _fill(self, filled: _Block, block: Block, description: Description) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workers.attention.cache import CacheGroup, CacheSpec
+from workers.attention.kv_codes import UNSCALED, KvScales
 from workers.attention.layer import AttentionSpec
 from workers.errors import UnsupportedModel
 
@@ -15,6 +16,8 @@ class LayerSpec:
 
     attention: AttentionSpec
     cache: CacheSpec
+    scales: KvScales = UNSCALED
+    """Of the codes of its keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,10 @@ class ModelSpec:
         members: dict[CacheSpec, list[int]] = {}
         for number, layer in enumerate(self.layers):
             members.setdefault(layer.cache, []).append(number)
-        return [CacheGroup(spec, tuple(layers)) for spec, layers in members.items()]
+        return [
+            CacheGroup(spec, tuple(layers), tuple(self.layers[at].scales for at in layers))
+            for spec, layers in members.items()
+        ]
 
     @property
     def cache_group(self) -> CacheGroup:
@@ -45,7 +51,7 @@ class ModelSpec:
         if others:
             kinds = "; ".join(
                 f"{spec.n_kv_heads} heads of {spec.head_dim} in {spec.dtype}, {spec.kind}"
-                for spec, _ in (first, *others)
+                for spec, _, _ in (first, *others)
             )
             raise UnsupportedModel(
                 f"its layers keep keys and values of {1 + len(others)} kinds ({kinds}), and "
