@@ -134,9 +134,9 @@ def others(sizes: Sizes, rows: int, dtype: torch.dtype, device: str) -> Iterator
 
     def place() -> None:
         triton_kernels.place[(rows, triton.cdiv(n_all, 8))](
-            query, keys, values, qkv, slots, turns, norm, 1e-5, rows, **heads,
-            WIDTH=triton.next_power_of_2(sizes.head_dim), BLOCK_SIZE=BLOCK_SIZE,
-            ROTARY=sizes.head_dim, NORMED=False, PARTS=n_parts, HEADS=8,
+            query, keys, values, qkv, slots, turns, norm, slots, slots, 1.0, 1.0, 1e-5, rows,
+            **heads, WIDTH=triton.next_power_of_2(sizes.head_dim), BLOCK_SIZE=BLOCK_SIZE,
+            ROTARY=sizes.head_dim, NORMED=False, PARTS=n_parts, HEADS=8, CODES=0,
         )  # fmt: skip
 
     def gate() -> None:

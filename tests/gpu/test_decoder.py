@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.kv_oracle import SCALED, attend_codes
 from tests.helpers.tiny_families import VARIANTS, VOCABULARY, smaller, tiny
 from tests.helpers.tiny_llama import save_tiny_llama
 from tests.workers.attention.toy import ToyAttention
@@ -26,6 +27,7 @@ from tests.helpers.our_layers import replaced, tensors_of
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.attention.device_batch import DeviceBatch, decode_numbers
+from workers.attention.kv_codes import CODES, UNSCALED, KvCodes
 from workers.attention.registry import Backend
 from workers.attention.triton_paged import TritonAttention
 from workers.decoder.device import DeviceDecoder
@@ -152,6 +154,26 @@ def test_every_position_has_the_logits_of_transformers(device: str, variant: str
         assert expected.std() > 0.3  # so that the difference below says something
         assert logits.dtype == torch.float32
         assert (logits - expected).abs().max() < MOST_DIFFERENCE
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("codes", CODES.values(), ids=lambda one: one.name)
+def test_a_cache_of_codes_has_the_logits_that_transformers_has_of_them(
+    device: str, codes: KvCodes
+) -> None:
+    model = small("llama, biases")
+    plain = cache_of(model, device)
+    cache = PagedCache(
+        2, plain.n_blocks, BLOCK_SIZE, plain.n_kv_heads, plain.head_dim, plain.dtype, device, codes
+    )
+    cache.scales = [SCALED, UNSCALED]
+    rows = Rows(device_decoder(model, device), cache)
+    found = rows.all()
+    attend_codes(model, codes, cache.scales)
+    expected = [reference(model, tokens) for tokens in rows.tokens]
+    apart = (torch.cat(found) - torch.cat(expected)).abs()
+    assert apart.median() < MOST_DIFFERENCE
+    assert apart.max() < 0.1  # a number between two codes may become the other one
 
 
 def faults(block: Block) -> Iterator[tuple[str, dict[str, Any]]]:

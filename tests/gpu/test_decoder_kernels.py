@@ -11,7 +11,10 @@ from torch.nn import functional
 pytest.importorskip("triton", reason="the package triton is not installed")
 
 from benchmarks import gpu_kernels
+from tests.helpers.kv_oracle import SCALED
 from workers.attention.cache import PagedCache
+from workers.attention.kv_codes import CODES, KvCodes, encode
+from workers.attention.triton_paged import code_number, code_scales
 from workers.decoder import triton_kernels as kernels
 from workers.kernels import device_linear
 from workers.kernels.device_linear import GEMV_ROWS, NARROW_ROWS, DeviceLinear, GatedLinear
@@ -198,9 +201,9 @@ def test_queries_keys_and_values_go_where_they_belong(
         pool.fill_(-1)
     q = torch.empty((n_tokens, n_heads, dim), dtype=dtype, device=device)
     kernels.place[(n_tokens, 2)](
-        q, keys, values, qkv, slots, turns, norms, eps, n_tokens, N_HEADS=n_heads,
-        N_KV_HEADS=n_kv_heads, DIM=dim, WIDTH=32, BLOCK_SIZE=4, ROTARY=rotary, NORMED=head_norms,
-        PARTS=parts, HEADS=8,
+        q, keys, values, qkv, slots, turns, norms, *code_scales(cache, 0, slots), eps, n_tokens,
+        N_HEADS=n_heads, N_KV_HEADS=n_kv_heads, DIM=dim, WIDTH=32, BLOCK_SIZE=4, ROTARY=rotary,
+        NORMED=head_norms, PARTS=parts, HEADS=8, CODES=0,
     )  # fmt: skip
     heads = qkv.sum(0).view(n_tokens, n_all, dim)
     turned, value = heads.split([n_heads + n_kv_heads, n_kv_heads], 1)
@@ -217,6 +220,39 @@ def test_queries_keys_and_values_go_where_they_belong(
         assert near(pool[0, :, 2], new[2])
         pool[2, :, 1] = pool[0, :, 2] = -1
         assert (pool == -1).all()
+
+
+@pytest.mark.parametrize("codes", CODES.values(), ids=lambda one: one.name)
+def test_keys_and_values_become_codes(device: str, codes: KvCodes) -> None:
+    n_tokens, n_heads, n_kv_heads, dim = 3, 5, 2, 24
+    qkv = normal(device, torch.float32, 1, n_tokens, (n_heads + 2 * n_kv_heads) * dim)
+    norms = normal(device, torch.float32, 2, dim)
+    turns = normal(device, torch.float32, n_tokens, 2, dim // 2)
+    slots = torch.tensor([9, -1, 2], dtype=torch.int32, device=device)
+    kept = {}
+    for one in (None, codes):
+        cache = PagedCache(1, 3, 4, n_kv_heads, dim, torch.float32, device, one)
+        cache.scales = [SCALED]
+        for pool in cache.keys + cache.values + cache.row_scales:
+            pool.fill_(1)
+        q = torch.empty((n_tokens, n_heads, dim), device=device)
+        kernels.place[(n_tokens, 2)](
+            q, cache.keys[0], cache.values[0], qkv, slots, turns, norms,
+            *code_scales(cache, 0, slots), 1e-3, n_tokens, N_HEADS=n_heads, N_KV_HEADS=n_kv_heads,
+            DIM=dim, WIDTH=32, BLOCK_SIZE=4, ROTARY=dim, NORMED=True, PARTS=1, HEADS=8,
+            CODES=code_number(cache),
+        )  # fmt: skip
+        kept[one] = cache.pools(0)
+    for numbers, coded in zip(kept[None], kept[codes], strict=True):
+        expected, scales = encode(numbers.stored, codes, coded.scale)
+        for block, offset in ((2, 1), (0, 2)):
+            assert torch.equal(coded.stored[block, :, offset], expected[block, :, offset])
+            if coded.scales is not None:
+                assert torch.equal(coded.scales[block, :, offset], scales[block, :, offset])
+                coded.scales[block, :, offset] = 1
+            coded.stored[block, :, offset] = 1
+        assert (coded.stored == 1).all()
+        assert coded.scales is None or (coded.scales == 1).all()
 
 
 @pytest.mark.parametrize("cap", [0.0, 3.0])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.kv_oracle import SCALED, every_code, numbers_of_every_code
 from tests.helpers.paged_batch import Shape, largest_difference
 
 pytest.importorskip("triton", reason="the package triton is not installed")
@@ -15,6 +16,7 @@ from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.attention.device_batch import SPLIT
 from workers.attention.gather import TorchAttention
+from workers.attention.kv_codes import CODES, KvCodes, encode
 from workers.attention.layer import AttentionLayer, AttentionShape
 from workers.attention.registry import build
 from workers.attention.triton_paged import SPLITS_AT_ONCE, TritonAttention
@@ -217,3 +219,71 @@ def test_a_layer_may_have_fewer_heads_and_never_more(device: str) -> None:
         few.forward(layer, q, k, k, context)
     with pytest.raises(ValueError, match="do not fit"):
         few.forward(layer, q, k.bfloat16(), k, context)
+
+
+@pytest.mark.parametrize("codes", CODES.values(), ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    ("heads", "dtype", "rule"),
+    [
+        ((9, 3, 64), torch.float32, {}),
+        full((6, 2, 20), torch.bfloat16, {"window": 64}),
+        full((8, 1, 80), torch.float16, {}),
+        full((4, 4, 32), torch.float32, {"chunk": 7}),
+        full((6, 2, 128), torch.float32, {"softcap": 20.0, "sinks": True}),
+        full((6, 2, 128), torch.bfloat16, {"slopes": True}),
+    ],
+)
+def test_attention_is_that_of_what_the_codes_stand_for(
+    device: str,
+    codes: KvCodes,
+    heads: tuple[int, int, int],
+    dtype: torch.dtype,
+    rule: dict[str, Any],
+) -> None:
+    """With codes as the oracle has them, bit for bit."""
+    shape = Shape(*heads, 16, dtype, device, codes)
+    if not codes.of_rows:
+        shape.scales = SCALED
+    decodes, prefills = [1, 17, SPLIT + 4], [(1, 1), (33, 190)]
+    limit = {torch.float32: 2 * EXACT, torch.float16: 0.003, torch.bfloat16: 0.03}[dtype]
+    assert difference(shape, decodes, prefills, **rule) < limit
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter, for what is no number
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("codes", CODES.values(), ids=lambda one: one.name)
+def test_a_code_is_the_number_that_its_format_says(
+    device: str, codes: KvCodes, dtype: torch.dtype
+) -> None:
+    found = every_code(TritonAttention, codes, dtype, device)
+    torch.testing.assert_close(
+        found, numbers_of_every_code(codes, dtype), rtol=0, atol=0, equal_nan=True
+    )
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("codes", CODES.values(), ids=lambda one: one.name)
+def test_a_number_becomes_the_code_that_torch_gives_it(device: str, codes: KvCodes) -> None:
+    """Those between two numbers, too large ones, and what is no number, among them."""
+    bits = torch.arange(0, 2**32, 104_729 * 7).to(torch.int32)
+    edges = [0.0, 464.0, 465.0, 61439.0, 61440.0, float("inf"), float("nan")]
+    x = torch.cat((bits.view(torch.float32), torch.tensor(edges), -torch.tensor(edges)))
+    dim = 32
+    x = x[: len(x) // dim * dim].reshape(-1, dim).to(device)
+    if codes.of_rows:
+        x[:100] = torch.randn(100, dim, generator=torch.Generator().manual_seed(1)).to(device)
+    n = len(x)
+    cache = PagedCache(1, n, 1, 1, dim, torch.float32, device, codes)
+    none = torch.empty(0, 0, dtype=torch.int32)
+    table = torch.arange(n, dtype=torch.int32)
+    context = AttentionContext(
+        cache, torch.arange(n), 0, none, none.flatten(), [Prefill(0, n, n, table)]
+    )
+    attention = TritonAttention(AttentionShape(1, 1, dim, torch.float32))
+    given = x[None, None]
+    attention.forward(AttentionLayer(0, 1.0), given, given, given, context)
+    for pool in cache.pools(0):
+        expected, scales = encode(x, codes, 1.0)
+        assert torch.equal(pool.stored.view(n, dim), expected)
+        if pool.scales is not None:
+            assert torch.equal(pool.scales.view(n).nan_to_num(-1.0), scales.nan_to_num(-1.0))

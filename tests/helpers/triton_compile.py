@@ -32,6 +32,8 @@ TYPES = {
     torch.float64: "*fp64",
     torch.int32: "*i32",
     torch.int64: "*i64",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
     int: "i32",
     float: "fp32",
 }

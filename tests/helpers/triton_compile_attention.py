@@ -1,7 +1,7 @@
 """Compiles for a GPU, without one, each kernel that paged attention launches: `python -m
 tests.helpers.triton_compile_attention 90 bfloat16 32 8 128 4096 50.0` (compute capability, dtype,
 heads, key-value heads, head dim, window, softcap); with `extras` at the end, for chunks, sinks and
-slopes; with `keep=FOLDER`, the PTX goes there.
+slopes; with `codes=int8`, of a cache of codes; with `keep=FOLDER`, the PTX goes there.
 
 One line of JSON for each kernel, a `Build`.
 """
@@ -17,6 +17,7 @@ from tests.helpers.triton_compile import standing_in
 from workers.attention import triton_kernels
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
+from workers.attention.kv_codes import CODES
 from workers.attention.layer import AttentionLayer, AttentionShape
 from workers.attention.triton_paged import TritonAttention
 
@@ -29,11 +30,11 @@ def main(
     heads: tuple[int, int, int],
     window: int,
     softcap: float,
-    extras: bool,
-    keep: Path | None,
+    more: dict[str, str],
 ) -> None:
     n_heads, n_kv_heads, head_dim = heads
-    cache = PagedCache(1, 2, 16, n_kv_heads, head_dim, dtype)
+    codes = CODES[more["codes"]] if "codes" in more else None
+    cache = PagedCache(1, 2, 16, n_kv_heads, head_dim, dtype, codes=codes)
     context = AttentionContext(
         cache,
         torch.arange(3),
@@ -45,8 +46,9 @@ def main(
     q, k, v = (torch.zeros(1, 3, n, head_dim, dtype=dtype) for n in (n_heads, *[n_kv_heads] * 2))
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     attention = TritonAttention(AttentionShape(n_heads, n_kv_heads, head_dim, dtype))
-    per_head = torch.zeros(n_heads) if extras else None
-    chunk = 4096 if extras else 0
+    per_head = torch.zeros(n_heads) if "extras" in more else None
+    chunk = 4096 if "extras" in more else 0
+    keep = Path(more["keep"]) if "keep" in more else None
     layer = AttentionLayer(0, head_dim**-0.5, window, chunk, softcap, per_head, per_head)
     with standing_in(triton_kernels, KERNELS, capability, keep):
         attention.forward(layer, q, k, v, context)
@@ -60,6 +62,5 @@ if __name__ == "__main__":
         (int(n_heads), int(n_kv_heads), int(head_dim)),
         int(window),
         float(softcap),
-        "extras" in more,
-        next((Path(word.removeprefix("keep=")) for word in more if word.startswith("keep=")), None),
+        {name: value for name, _, value in (word.partition("=") for word in more)},
     )

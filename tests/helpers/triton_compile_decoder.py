@@ -1,6 +1,7 @@
 """Compiles for a GPU, without one, each kernel that the fused decoder launches besides attention:
 `python -m tests.helpers.triton_compile_decoder 90 bfloat16 1 llama` (compute capability, dtype,
-tokens, model of MODELS); with a folder at the end, the PTX goes there.
+tokens, model of MODELS); with `codes=int8`, with a cache of codes; with `keep=FOLDER`, the PTX goes
+there.
 
 One line of JSON for each kernel, a `Build`.
 """
@@ -27,6 +28,7 @@ from workers.attention import triton_kernels as attention_kernels
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
 from workers.attention.device_batch import DeviceBatch
+from workers.attention.kv_codes import CODES
 from workers.attention.triton_paged import TritonAttention
 from workers.decoder import triton_kernels
 from workers.decoder.device import DeviceDecoder
@@ -157,11 +159,13 @@ def decoder_of(description: Description) -> DeviceDecoder:
     return DeviceDecoder(TritonAttention, description)
 
 
-def cache_for(description: Description) -> PagedCache:
+def cache_for(description: Description, codes: str = "") -> PagedCache:
     """Within `no_gpu`."""
     numbers = description.numbers
     dim, dtype = numbers.head_dim, description.dtype
-    return PagedCache(description.n_blocks, 8, 16, numbers.n_kv_heads, dim, dtype, GPU)
+    return PagedCache(
+        description.n_blocks, 8, 16, numbers.n_kv_heads, dim, dtype, GPU, CODES.get(codes)
+    )
 
 
 def captured(decoder: DeviceDecoder, cache: PagedCache, n_rows: int) -> AttentionContext:
@@ -188,16 +192,18 @@ def forward(decoder: DeviceDecoder, cache: PagedCache, n_rows: int) -> torch.Ten
     return decoder.forward(batch).logits
 
 
-def main(capability: int, dtype: torch.dtype, n_rows: int, name: str, keep: Path | None) -> None:
+def main(capability: int, dtype: torch.dtype, n_rows: int, name: str, more: dict[str, str]) -> None:
     description = described(name, dtype)
+    keep = Path(more["keep"]) if "keep" in more else None
     with ExitStack() as within:
         for module, names in OURS.items():
             within.enter_context(standing_in(module, names, capability, keep))
         within.enter_context(no_gpu(ATTENTION))
-        forward(decoder_of(description), cache_for(description), n_rows)
+        cache = cache_for(description, more.get("codes", ""))
+        forward(decoder_of(description), cache, n_rows)
 
 
 if __name__ == "__main__":
-    capability, dtype, n_rows, name, *folder = sys.argv[1:]
-    keep = Path(folder[0]) if folder else None
-    main(int(capability), getattr(torch, dtype), int(n_rows), name, keep)
+    capability, dtype, n_rows, name, *words = sys.argv[1:]
+    more = dict(word.split("=") for word in words)
+    main(int(capability), getattr(torch, dtype), int(n_rows), name, more)

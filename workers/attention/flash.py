@@ -124,6 +124,7 @@ class FlashAttention(TritonAttention):
     """The Triton kernels, with flash-attn's prefill."""
 
     name = "flash"
+    reads_codes = False
     page_size = PAGE
     PREFILL = FlashPrefill
 
@@ -132,6 +133,7 @@ class VarlenAttention(TritonAttention):
     """The Triton kernels, with the prefill of torch's `varlen_attn`."""
 
     name = "varlen"
+    reads_codes = False
     page_size = PAGE
     PREFILL = VarlenPrefill
 

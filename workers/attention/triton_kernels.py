@@ -13,12 +13,18 @@ unwritten slot holds is never read.
 What is in capitals is known when a kernel is compiled; WIDTH is DIM padded to a power of two.
 WINDOW, SOFTCAP and CHUNK of zero are none. SINKS and SLOPES say whether there are `sinks` and
 `slopes`, float32 [n_heads]; where not, they are never read.
+
+With CODES, see triton_codes.py, a pool has codes: `key_scale` and `value_scale` are those of all of
+them, or `key_scales` and `value_scales`, float32 [n_blocks, n_kv_heads, BLOCK_SIZE], those of rows.
+Keys and values are rounded to the dtype of the queries as soon as they are numbers.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from workers.attention.triton_codes import INT8, numbers_of, store_codes
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -34,11 +40,16 @@ def write(
     k_head,
     v_token,
     v_head,
+    key_scales,
+    value_scales,
+    key_scale,
+    value_scale,
     N_KV_HEADS: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     DIM: tl.constexpr,
     WIDTH: tl.constexpr,
+    CODES: tl.constexpr,
 ):
     """Put a token's keys and values, of all heads, into its slot, unless that is negative. Grid
     [n_tokens]; HEADS is N_KV_HEADS padded to a power of two."""
@@ -50,10 +61,17 @@ def write(
     d = tl.arange(0, WIDTH)[None, :]
     there = (head < N_KV_HEADS) & (d < DIM)
     row = (slot // BLOCK_SIZE * N_KV_HEADS + head) * BLOCK_SIZE + slot % BLOCK_SIZE
-    new_k = tl.load(k + token * k_token + head * k_head + d, mask=there)
-    new_v = tl.load(v + token * v_token + head * v_head + d, mask=there)
-    tl.store(keys + row * DIM + d, new_k, mask=there)
-    tl.store(values + row * DIM + d, new_v, mask=there)
+    new_k = tl.load(k + token * k_token + head * k_head + d, mask=there, other=0.0)
+    new_v = tl.load(v + token * v_token + head * v_head + d, mask=there, other=0.0)
+    if CODES > 0:
+        kept = head < N_KV_HEADS
+        new_k = new_k.to(tl.float32)
+        new_v = new_v.to(tl.float32)
+        store_codes(keys, key_scales, new_k, row, kept, d, key_scale, DIM, CODES)
+        store_codes(values, value_scales, new_v, row, kept, d, value_scale, DIM, CODES)
+    else:
+        tl.store(keys + row * DIM + d, new_k, mask=there)
+        tl.store(values + row * DIM + d, new_v, mask=there)
 
 
 @triton.jit
@@ -79,6 +97,10 @@ def attended(
     kv_head,
     scale,
     slope,
+    key_scales,
+    value_scales,
+    key_scale,
+    value_scale,
     N_KV_HEADS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     DIM: tl.constexpr,
@@ -87,6 +109,7 @@ def attended(
     SOFTCAP: tl.constexpr,
     CHUNK: tl.constexpr,
     SLOPES: tl.constexpr,
+    CODES: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
 ):
@@ -108,6 +131,11 @@ def attended(
             mask=written[None, :] & in_dim[:, None],
             other=0.0,
         )
+        if CODES == INT8:
+            own = tl.load(key_scales + row, mask=written, other=0.0)
+            k = numbers_of(k, own[None, :], CODES).to(q.dtype)
+        elif CODES > 0:
+            k = numbers_of(k, key_scale, CODES).to(q.dtype)
         scores = tl.dot(q, k, input_precision="ieee") * scale
         if SOFTCAP > 0:
             # tanh, which Triton has only for compiled kernels.
@@ -132,6 +160,11 @@ def attended(
             mask=written[:, None] & in_dim[None, :],
             other=0.0,
         )
+        if CODES == INT8:
+            own = tl.load(value_scales + row, mask=written, other=0.0)
+            v = numbers_of(v, own[:, None], CODES).to(q.dtype)
+        elif CODES > 0:
+            v = numbers_of(v, value_scale, CODES).to(q.dtype)
         total = total * shrink + tl.sum(weights, 1)
         sums = sums * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         peak = higher
@@ -151,6 +184,10 @@ def prefill(
     scale,
     sinks,
     slopes,
+    key_scales,
+    value_scales,
+    key_scale,
+    value_scale,
     GROUP: tl.constexpr,
     N_KV_HEADS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -161,6 +198,7 @@ def prefill(
     CHUNK: tl.constexpr,
     SINKS: tl.constexpr,
     SLOPES: tl.constexpr,
+    CODES: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
 ):
@@ -197,6 +235,10 @@ def prefill(
         kv_head,
         scale,
         slope,
+        key_scales,
+        value_scales,
+        key_scale,
+        value_scale,
         N_KV_HEADS,
         BLOCK_SIZE,
         DIM,
@@ -205,6 +247,7 @@ def prefill(
         SOFTCAP,
         CHUNK,
         SLOPES,
+        CODES,
         M,
         N,
     )
@@ -230,6 +273,10 @@ def decode(
     q_head,
     scale,
     slopes,
+    key_scales,
+    value_scales,
+    key_scale,
+    value_scale,
     n_decode,
     GROUP: tl.constexpr,
     N_KV_HEADS: tl.constexpr,
@@ -240,6 +287,7 @@ def decode(
     SOFTCAP: tl.constexpr,
     CHUNK: tl.constexpr,
     SLOPES: tl.constexpr,
+    CODES: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -295,6 +343,10 @@ def decode(
                 kv_head,
                 scale,
                 slope,
+                key_scales,
+                value_scales,
+                key_scale,
+                value_scale,
                 N_KV_HEADS,
                 BLOCK_SIZE,
                 DIM,
@@ -303,6 +355,7 @@ def decode(
                 SOFTCAP,
                 CHUNK,
                 SLOPES,
+                CODES,
                 M,
                 N,
             )

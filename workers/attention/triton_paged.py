@@ -40,6 +40,7 @@ class TritonAttention(AttentionBackend[DeviceBatch]):
 
     name = "triton"
     devices = frozenset({"cuda"})
+    reads_codes = True
     PREFILL: ClassVar[type[PackedPrefill] | None] = None
     """What attends to prefills in the place of the Triton kernel, where it takes them."""
 
@@ -120,11 +121,10 @@ class TritonAttention(AttentionBackend[DeviceBatch]):
             self._write(layer, key, value, on_device, batch.cache)
         query = query if query.stride(3) == 1 else query.contiguous()
         out = query.new_empty((1, n_tokens, n_heads, head_dim))
-        pools = batch.cache.keys[layer.index], batch.cache.values[layer.index]
         if len(on_device.tiles):
-            self._attend_chunks(layer, query, pools, on_device, out)
+            self._attend_chunks(layer, query, batch.cache, on_device, out)
         if batch.n_decode:
-            self._attend_rows(layer, query, pools, on_device, out)
+            self._attend_rows(layer, query, batch.cache, on_device, out)
         return out
 
     def _write(
@@ -146,8 +146,10 @@ class TritonAttention(AttentionBackend[DeviceBatch]):
             key.stride(1),
             value.stride(2),
             value.stride(1),
+            *code_scales(cache, layer.index, batch.lengths),
             HEADS=_power_of_2(cache.n_kv_heads),
             BLOCK_SIZE=cache.block_size,
+            CODES=code_number(cache),
             **self._kv,
         )
 
@@ -155,7 +157,7 @@ class TritonAttention(AttentionBackend[DeviceBatch]):
         self,
         layer: AttentionLayer,
         query: torch.Tensor,
-        pools: tuple[torch.Tensor, torch.Tensor],
+        cache: PagedCache,
         batch: DeviceBatch,
         out: torch.Tensor,
     ) -> None:
@@ -164,7 +166,8 @@ class TritonAttention(AttentionBackend[DeviceBatch]):
         if prefill and batch.chunks and plain and (not layer.softcap or prefill.CAPS):
             out[0, n_decode:] = prefill(
                 query[0, :, n_decode:].transpose(0, 1),
-                *pools,
+                cache.keys[layer.index],
+                cache.values[layer.index],
                 batch.chunks,
                 layer.scale,
                 layer.window,
@@ -174,7 +177,8 @@ class TritonAttention(AttentionBackend[DeviceBatch]):
         self._kernels.prefill[(len(batch.tiles), self._kv["N_KV_HEADS"])](
             out,
             query,
-            *pools,
+            cache.keys[layer.index],
+            cache.values[layer.index],
             batch.tables,
             batch.tiles,
             query.stride(2),
@@ -182,16 +186,17 @@ class TritonAttention(AttentionBackend[DeviceBatch]):
             layer.scale,
             _given(layer.sinks, batch),
             _given(layer.slopes, batch),
+            *code_scales(cache, layer.index, batch.lengths),
             SINKS=layer.sinks is not None,
             **self._tile(self._prefill_m),
-            **self._constants(layer, query, pools),
+            **self._constants(layer, query, cache),
         )
 
     def _attend_rows(
         self,
         layer: AttentionLayer,
         query: torch.Tensor,
-        pools: tuple[torch.Tensor, torch.Tensor],
+        cache: PagedCache,
         batch: DeviceBatch,
         out: torch.Tensor,
     ) -> None:
@@ -207,7 +212,8 @@ class TritonAttention(AttentionBackend[DeviceBatch]):
             partial,
             logs,
             query,
-            *pools,
+            cache.keys[layer.index],
+            cache.values[layer.index],
             batch.tables,
             batch.lengths,
             batch.starts,
@@ -216,12 +222,13 @@ class TritonAttention(AttentionBackend[DeviceBatch]):
             query.stride(1),
             layer.scale,
             _given(layer.slopes, batch),
+            *code_scales(cache, layer.index, batch.lengths),
             n_decode,
             SPLIT=SPLIT,
             SEEN=seen,
             AT_ONCE=ROWS_AT_ONCE,
             **self._tile(self._decode_m),
-            **self._constants(layer, query, pools),
+            **self._constants(layer, query, cache),
         )
         self._kernels.combine[(n_decode, n_heads)](
             out,
@@ -241,19 +248,17 @@ class TritonAttention(AttentionBackend[DeviceBatch]):
         )
 
     def _constants(
-        self,
-        layer: AttentionLayer,
-        query: torch.Tensor,
-        pools: tuple[torch.Tensor, torch.Tensor],
+        self, layer: AttentionLayer, query: torch.Tensor, cache: PagedCache
     ) -> dict[str, Any]:
         """Of both kernels that attend."""
         return {
             "GROUP": query.shape[1] // self._kv["N_KV_HEADS"],
-            "BLOCK_SIZE": pools[0].shape[2],
+            "BLOCK_SIZE": cache.block_size,
             "WINDOW": layer.window,
             "SOFTCAP": layer.softcap,
             "CHUNK": layer.chunk,
             "SLOPES": layer.slopes is not None,
+            "CODES": code_number(cache),
             "N": self._n,
             "num_stages": self._stages,
             **self._kv,
@@ -278,9 +283,24 @@ def _most_queries(shape: AttentionShape) -> int:
     return min(128, QUERY_BYTES // (_width(shape) * shape.dtype.itemsize))
 
 
-def _given(per_head: torch.Tensor | None, batch: DeviceBatch) -> torch.Tensor:
+def _given(x: torch.Tensor | None, batch: DeviceBatch) -> torch.Tensor:
     """What is not there is not read; an address has to be given all the same."""
-    return batch.lengths if per_head is None else per_head
+    return batch.lengths if x is None else x
+
+
+def code_number(cache: PagedCache) -> int:
+    """Return CODES of the kernels."""
+    return 0 if cache.codes is None else cache.codes.number
+
+
+def code_scales(
+    cache: PagedCache, layer: int, other: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, float, float]:
+    """Return the scales of rows of a layer's keys and values, `other` where there are none, and
+    those of all of them."""
+    keys, values = cache.pools(layer)
+    of_keys, of_values = (x.scales if x.scales is not None else other for x in (keys, values))
+    return of_keys, of_values, keys.scale, values.scale
 
 
 @cache

@@ -24,6 +24,7 @@ from workers.attention import registry
 from workers.attention.backend import AttentionBackend
 from workers.attention.cache import PagedCache
 from workers.attention.layer import AttentionLayer, AttentionShape
+from workers.attention.triton_paged import code_number, code_scales
 from workers.decoder import triton_kernels as kernels
 from workers.decoder.families import Block, Description, NotFused, prepare
 from workers.forward import ForwardBatch, ForwardOutput
@@ -185,6 +186,7 @@ class DeviceDecoder:
             turn,
             # Missing tensors are not read; a pointer has to be given all the same.
             turn if layer.head_norms is None else layer.head_norms,
+            *code_scales(cache, at, turn),
             numbers.eps,
             n_tokens,
             N_HEADS=numbers.n_heads,
@@ -196,6 +198,7 @@ class DeviceDecoder:
             NORMED=layer.head_norms is not None,
             PARTS=len(qkv),
             HEADS=HEADS,
+            CODES=code_number(cache),
         )
         return query.transpose(0, 1).unsqueeze(0)
 

@@ -14,6 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from workers.attention.triton_codes import store_codes
+
 
 @triton.jit
 def normed(x, norm, eps, SIZE: tl.constexpr):
@@ -104,14 +106,16 @@ def heads_of(row, d, there, qkv, part_size, PARTS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n_tokens"])
 def place(
-    q, keys, values, qkv, slots, turns, norms, eps, n_tokens, N_HEADS: tl.constexpr,
-    N_KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    ROTARY: tl.constexpr, NORMED: tl.constexpr, PARTS: tl.constexpr, HEADS: tl.constexpr,
+    q, keys, values, qkv, slots, turns, norms, key_scales, value_scales, key_scale, value_scale,
+    eps, n_tokens, N_HEADS: tl.constexpr, N_KV_HEADS: tl.constexpr, DIM: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROTARY: tl.constexpr, NORMED: tl.constexpr,
+    PARTS: tl.constexpr, HEADS: tl.constexpr, CODES: tl.constexpr,
 ):  # fmt: skip
     """Queries and keys normed (with NORMED, `norms` [2, DIM]) and rotated, the first ROTARY of
     their elements, as `turns` [n_tokens, 2, ROTARY / 2] says; queries to `q` [n_tokens, N_HEADS,
-    DIM], keys and values to their `slots` in the pools, unless negative. Grid [n_tokens, ceil of
-    all heads / HEADS]; `qkv` has the heads of queries, keys and values side by side."""
+    DIM], keys and values to their `slots` in the pools, unless negative; with CODES as those, with
+    their scales, see attention/triton_codes.py. Grid [n_tokens, ceil of all heads / HEADS]; `qkv`
+    has the heads of queries, keys and values side by side."""
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     n_turned: tl.constexpr = N_HEADS + N_KV_HEADS
@@ -141,11 +145,20 @@ def place(
     slot = tl.load(slots + token).to(tl.int64)
     written = there & (head < tl.where(slot >= 0, n_all, 0))
     kv_head = tl.where(head < n_turned, head - N_HEADS, head - n_turned)
-    at = ((slot // BLOCK_SIZE * N_KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM + d
+    kv_row = (slot // BLOCK_SIZE * N_KV_HEADS + kv_head) * BLOCK_SIZE + slot % BLOCK_SIZE
+    at = kv_row * DIM + d
     result = x.to(q.dtype.element_ty)
     tl.store(q + (token * N_HEADS + head) * DIM + d, result, mask=there & (head < N_HEADS))
-    tl.store(keys + at, result, mask=written & (head >= N_HEADS) & (head < n_turned))
-    tl.store(values + at, result, mask=written & (head >= n_turned))
+    if CODES > 0:
+        x = tl.where(there, x, 0.0)
+        kept = head < tl.where(slot >= 0, n_all, 0)
+        is_key = kept & (head >= N_HEADS) & (head < n_turned)
+        store_codes(keys, key_scales, x, kv_row, is_key, d, key_scale, DIM, CODES)
+        is_value = kept & (head >= n_turned)
+        store_codes(values, value_scales, x, kv_row, is_value, d, value_scale, DIM, CODES)
+    else:
+        tl.store(keys + at, result, mask=written & (head >= N_HEADS) & (head < n_turned))
+        tl.store(values + at, result, mask=written & (head >= n_turned))
 
 
 @triton.jit

@@ -40,6 +40,15 @@ def full(*values: Any) -> Any:
         # Exact products in float32 take more registers than there are: slow, and right.
         full(86, "float32", 16, 1, 512, 0, 0.0, [], 2**20),
         (120, "bfloat16", 16, 8, 256, 4096, 50.0, [], SPILLED),
+        (80, "bfloat16", 32, 8, 128, 0, 0.0, ["codes=fp8_e4m3fn"], SPILLED),
+        full(90, "bfloat16", 32, 8, 64, 128, 0.0, ["codes=int8"], SPILLED),
+        full(89, "float16", 14, 2, 80, 0, 0.0, ["codes=fp8_e4m3fn"], SPILLED),
+        full(90, "bfloat16", 32, 8, 128, 0, 0.0, ["codes=fp8_e4m3fn"], SPILLED),
+        full(100, "bfloat16", 32, 8, 128, 4096, 50.0, ["codes=fp8_e5m2"], SPILLED),
+        full(100, "bfloat16", 32, 8, 128, 0, 0.0, ["codes=int8"], SPILLED),
+        # To make numbers of codes takes registers, too, that heads of 256 do not leave: slower.
+        full(120, "bfloat16", 16, 8, 256, 4096, 50.0, ["codes=fp8_e4m3fn"], 1024),
+        full(86, "float32", 16, 2, 64, 0, 0.0, ["codes=int8"], 2**20),
     ],
 )
 def test_they_fit_a_gpu_and_its_registers(

@@ -89,7 +89,7 @@ MORE = [
 def test_the_kernels_compile_and_fit_a_gpu(
     tmp_path: Path, capability: int, dtype: str, n_rows: int, name: str
 ) -> None:
-    builds = compile(tmp_path, "decoder", capability, dtype, n_rows, name, tmp_path)
+    builds = compile(tmp_path, "decoder", capability, dtype, n_rows, name, f"keep={tmp_path}")
     names = {build.name for build in builds}
     assert names >= {"turn", "embed", "add_norm", "place"}
     for build in builds:
@@ -102,6 +102,18 @@ def test_the_kernels_compile_and_fit_a_gpu(
         assert all(".v4.b32" in line or ", 0x10, " in line for line in of_weights)
     if "narrow" in names and capability == 90:
         assert "wgmma.mma_async" in (tmp_path / "narrow.ptx").read_text()
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("capability", "codes"), [(80, "fp8_e4m3fn"), (89, "fp8_e5m2"), (90, "int8"), (120, "int8")]
+)
+def test_keys_and_values_are_written_as_codes(tmp_path: Path, capability: int, codes: str) -> None:
+    builds = compile(tmp_path, "decoder", capability, "bfloat16", 1, "qwen3", f"codes={codes}")
+    written = [build for build in builds if build.name == "place"]
+    assert written
+    for build in written:
+        build.expect_fitting(capability)
 
 
 def test_each_device_has_its_own() -> None:
