@@ -177,6 +177,7 @@ def limits(n_requests: int) -> Limits:
         model_pipeline_tag="text-generation",
         quantization=None,
         weight_bytes=0,
+        kv_cache_dtype="none",
         max_concurrent_requests=n_requests,
         max_best_of=2,
         max_stop_sequences=4,

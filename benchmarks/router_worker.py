@@ -66,6 +66,7 @@ def ready(start: Start, pace: Pace) -> Ready:
         kv_cache_bytes=0,
         weight_bytes=0,
         notes=[],
+        kv_cache_dtype="none",
     )
 
 

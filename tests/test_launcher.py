@@ -64,6 +64,13 @@ def test_it_starts_answers_and_says_how_to_ask(serve: Serve) -> None:
     assert server.ended() == 0
 
 
+def test_the_dtype_of_the_cache_is_shown(serve: Serve) -> None:
+    server = serve(None, "--kv-cache-dtype", "int8")
+    with httpx.Client(base_url=server.url) as client:
+        assert client.get("/info").json()["kv_cache_dtype"] == "int8"
+    assert "KV cache up to 0.00 GB in int8, " in server.log
+
+
 def test_a_port_in_use_is_one_message(serve: Serve) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -90,12 +97,15 @@ def test_a_limit_beyond_the_model_is_reported(serve: Serve) -> None:
 
 def test_limits_are_completed_by_what_there_is() -> None:
     prepared = Prepared(Path(), "a/b", "main")
-    ready = Ready([CachePool(4)], 16, 100, 512, "cpu", [], 32, 0, 7, [], "awq (gemm), 4 bits")
+    ready = Ready(
+        [CachePool(4)], 16, 100, 512, "cpu", [], 32, 0, 7, [], "awq (gemm), 4 bits", "int8"
+    )
     found = _limits(Settings(max_best_of=7), prepared, ready, 100)
     assert (found.max_total_tokens, found.max_input_tokens) == (100, 99)
     assert (found.model_id, found.revision, found.max_best_of) == ("a/b", "main", 7)
     assert (found.dialect, found.kserve) == (OURS, False)
     assert (found.quantization, found.weight_bytes) == ("awq (gemm), 4 bits", 7)
+    assert found.kv_cache_dtype == "int8"
     found = _limits(Settings(strict_tgi=True, kserve=True), prepared, ready, 100)
     assert (found.dialect, found.kserve) == (TGI, True)
     found = _limits(Settings(max_total_tokens=50, max_input_length=10), prepared, ready, 100)

@@ -197,6 +197,7 @@ def _start(settings: Settings, prepared: Prepared, world_size: int, chat_ends: l
             rope_scaling=settings.rope_scaling or "",
             rope_factor=settings.rope_factor or 1.0,
             quantize=settings.quantize or "",
+            kv_cache_dtype=settings.kv_cache_dtype or "",
         ),
         BatchConfig(
             max_rows=min(rows, settings.max_concurrent_requests),
@@ -286,6 +287,7 @@ def _limits(settings: Settings, prepared: Prepared, ready: Ready, most: int) -> 
         "model_pipeline_tag": "text-generation",
         "quantization": ready.quantization or None,
         "weight_bytes": ready.weight_bytes,
+        "kv_cache_dtype": ready.kv_cache_dtype,
         "sampling_defaults": SamplingDefaults.from_folder(prepared.path),
         "max_input_tokens": longest,
         "max_total_tokens": total,
@@ -324,11 +326,12 @@ def _welcome(
         log.warning(note)
     tokens = ready.n_blocks * ready.block_size
     log.info(
-        "on %s: weights %.2f GB%s; KV cache up to %.2f GB, %d tokens in blocks of %d",
+        "on %s: weights %.2f GB%s; KV cache up to %.2f GB in %s, %d tokens in blocks of %d",
         ready.device,
         ready.weight_bytes / 1e9,
         f" ({ready.quantization})" if ready.quantization else "",
         ready.kv_cache_bytes / 1e9,
+        ready.kv_cache_dtype,
         tokens,
         ready.block_size,
     )

@@ -29,6 +29,8 @@ QUANTIZATIONS = (
     "marlin",
 )
 """TGI's, but for int4 and int8, which are ours."""
+KV_CACHE_DTYPES = ("fp8_e4m3fn", "fp8_e5m2", "int8")
+"""TGI's, but for int8, which is ours."""
 
 
 def _option(
@@ -77,7 +79,18 @@ class Settings:
     )
     revision: str | None = _option(None, MODEL, "branch, tag or commit of a Hub model")
     dtype: str | None = _option(
-        None, MODEL, "data type of weights and KV cache; default: bfloat16", choices=DTYPES
+        None,
+        MODEL,
+        "data type of weights, and of the KV cache without kv-cache-dtype; default: bfloat16",
+        choices=DTYPES,
+    )
+    kv_cache_dtype: str | None = _option(
+        None,
+        MODEL,
+        "data type of the KV cache, in a byte a number: twice the tokens in the same memory; int8 "
+        "has a scale for each token and head, and is more exact; default: as dtype, or what the "
+        "checkpoint says",
+        choices=KV_CACHE_DTYPES,
     )
     quantize: str | None = _option(
         None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 NOT_BUILT = {
     "speculate": "speculative decoding",
-    "kv_cache_dtype": "a KV cache of another dtype than the model's",
     "lora_adapters": "LoRA adapters",
     "weights_cache_override": "another place of the weights (--model-id may be a folder)",
     "watermark_gamma": "other watermark parameters than 0.5 and 2.0",

@@ -161,6 +161,7 @@ class Worker:
                 weight_bytes=model.weight_bytes,
                 notes=notes + native.notes + model.notes,
                 quantization=model.quantization,
+                kv_cache_dtype=spec.cache_group.spec.stored,
             )
         )
         if self._rank == 0:

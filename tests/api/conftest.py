@@ -47,6 +47,7 @@ class Settings:
     model_pipeline_tag: str | None = None
     quantization: str | None = None
     weight_bytes: int = 1000
+    kv_cache_dtype: str = "bfloat16"
     max_concurrent_requests: int = 4
     max_best_of: int = 3
     max_stop_sequences: int = 2

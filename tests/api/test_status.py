@@ -64,6 +64,7 @@ async def test_info(client: httpx.AsyncClient) -> None:
         "tgi_async_version": version("tgi-async"),
         "quantization": None,
         "weight_bytes": 1000,
+        "kv_cache_dtype": "bfloat16",
         "sha": None,
         "docker_label": None,
     }

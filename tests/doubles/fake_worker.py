@@ -154,6 +154,7 @@ class FakeWorker:
                 kv_cache_bytes=0,
                 weight_bytes=0,
                 notes=["this is a fake worker"],
+                kv_cache_dtype=start.model.kv_cache_dtype or "bfloat16",
             )
         )
         n_steps = 0

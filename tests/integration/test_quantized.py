@@ -1,9 +1,13 @@
-"""Quantized in bfloat16: the text of a request is the same alone, in any batch, and whatever
-happens to it on the way."""
+"""Weights or KV cache quantized, in bfloat16: the text of a request is the same alone, in any
+batch, and whatever happens to it on the way."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,14 +19,13 @@ from tests.integration.running_engine import (
     running_engine,
     until_idle,
 )
+from tests.integration.waiting import until
 from tgi_async.engine import Engine
 from tgi_async.generation import GenerationRequest
 from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Sampling
 
 pytestmark = pytest.mark.model
-
-N_CASES = 8
 
 
 async def texts_of(engine: Engine, cases: list[Case], *, together: bool) -> list[list[int]]:
@@ -40,30 +43,55 @@ async def texts_of(engine: Engine, cases: list[Case], *, together: bool) -> list
     return [text.tokens for text in texts]
 
 
+def full(*values: str) -> Any:
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
 @pytest.mark.parametrize(
-    "quantize",
+    ("quantize", "kv_cache_dtype"),
     [
-        "int8",
-        *(
-            pytest.param(one, marks=pytest.mark.full)
-            for one in ("int4", "eetq", "bitsandbytes-nf4")
-        ),
+        ("int8", ""),
+        ("", "fp8_e4m3fn"),
+        full("int4", ""),
+        full("eetq", ""),
+        full("bitsandbytes-nf4", ""),
+        full("", "int8"),
+        full("", "fp8_e5m2"),
+        full("int8", "int8"),
     ],
 )
 async def test_a_text_does_not_depend_on_what_else_is_served(
-    model_folder: Path, tokenizer: Tokenizer, quantize: str
+    model_folder: Path, tokenizer: Tokenizer, quantize: str, kv_cache_dtype: str
 ) -> None:
-    cases = mixed(tokenizer, N_CASES, longest=120, new_tokens=(8, 24))
+    cases = mixed(tokenizer, 4 if kv_cache_dtype else 8, longest=120, new_tokens=(8, 24))
     cases += branching(tokenizer, 4, n_shared=64, longest_own=20, max_new_tokens=8)
-    async with running_engine(model_folder, quantize=quantize) as engine:
+    async with running_engine(
+        model_folder, quantize=quantize, kv_cache_dtype=kv_cache_dtype
+    ) as engine:
         alone = await texts_of(engine, cases, together=False)
+        before = engine.core.n_hit_tokens
         assert await texts_of(engine, cases, together=True) == alone
+        assert engine.core.n_hit_tokens - before > sum(len(x.prompt) for x in cases) / 2
     longest = max(len(case.prompt) + case.max_new_tokens for case in cases)
     async with running_engine(
         model_folder,
         quantize=quantize,
+        kv_cache_dtype=kv_cache_dtype,
         n_blocks=longest // BLOCK_SIZE + 3,
         max_batch_prefill_tokens=16,
     ) as engine:
         assert await texts_of(engine, cases, together=True) == alone
         assert engine.core.n_preemptions > 0
+        if not kv_cache_dtype:
+            return
+        # The texts of a worker that is killed go on in the next one.
+        texts = asyncio.ensure_future(texts_of(engine, cases, together=True))
+
+        async def several_run() -> bool:
+            return engine.n_running > 2
+
+        await until(several_run)
+        assert engine._workers.group is not None
+        os.kill(engine._workers.group.pids[0], signal.SIGKILL)
+        assert await texts == alone
+        assert engine.worker_restarts == 1

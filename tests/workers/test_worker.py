@@ -232,6 +232,20 @@ def test_the_cache_fills_a_share_of_the_memory(
     assert run(start(folder, n_blocks=[]), Stop()).ready.n_blocks == 11
 
 
+@pytest.mark.parametrize(
+    ("name", "n_blocks"), [("fp8_e4m3fn", 4 * 11), ("fp8_e5m2", 4 * 11), ("int8", 64 * 11 // 20)]
+)
+def test_a_cache_of_bytes_has_more_blocks_in_the_same_memory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, n_blocks: int
+) -> None:
+    """Of heads of 16 float32 numbers, 64 bytes: 16, and 4 for a scale of int8."""
+    monkeypatch.setattr("workers.memory.for_cache", lambda device, fraction: 11 * BYTES_PER_BLOCK)
+    ready = run(start(folder, n_blocks=[], kv_cache_dtype=name), *steps(2), Stop()).ready
+    assert (ready.n_blocks, ready.kv_cache_dtype) == (n_blocks, name)
+    assert 11 * BYTES_PER_BLOCK - ready.kv_cache_bytes < BYTES_PER_BLOCK
+    assert run(start(folder), Stop()).ready.kv_cache_dtype == "float32"
+
+
 def test_a_small_cache_shortens_the_texts_and_says_why(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,8 @@ class Limits:
     """Method and bits of the weights; None: they are not quantized."""
     weight_bytes: int
     """What the weights take, on all ranks together."""
+    kv_cache_dtype: str
+    """What keys and values are stored as."""
     max_concurrent_requests: int
     max_best_of: int
     max_stop_sequences: int

@@ -21,7 +21,8 @@ class Info(Struct, frozen=True, kw_only=True):
     """`version` is TGI's, from which clients derive its features.
 
     `quantization` is the method and the bits of the weights, null for plain ones; `weight_bytes`
-    what they take. `sha` and `docker_label` describe a build, which a Python package is not: null.
+    what they take; `kv_cache_dtype` what keys and values are stored as. `sha` and `docker_label`
+    describe a build, which a Python package is not: null.
     """
 
     model_id: str
@@ -39,6 +40,7 @@ class Info(Struct, frozen=True, kw_only=True):
     tgi_async_version: str
     quantization: str | None
     weight_bytes: int
+    kv_cache_dtype: str
     sha: None = None
     docker_label: None = None
 
@@ -96,6 +98,7 @@ def info(service: Service, path: Mapping[str, str]) -> Reply[Info]:
             tgi_async_version=service.version,
             quantization=limits.quantization,
             weight_bytes=limits.weight_bytes,
+            kv_cache_dtype=limits.kv_cache_dtype,
         )
     )
 

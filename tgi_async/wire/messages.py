@@ -146,6 +146,8 @@ class ModelConfig(Frame, frozen=True):
     rope_factor: float = 1.0
     quantize: str = ""
     """The quantization that is asked for; "": what the checkpoint says."""
+    kv_cache_dtype: str = ""
+    """"fp8_e4m3fn", "fp8_e5m2" or "int8"; "": what the checkpoint says, else the model's dtype."""
 
 
 class BatchConfig(Frame, frozen=True):
@@ -255,6 +257,8 @@ class Ready(Frame, frozen=True, tag="ready"):
     """What the operator should know about this start, e.g. a fallback taken."""
     quantization: str = ""
     """Method and bits of the weights, as text; "": they are not quantized."""
+    kv_cache_dtype: str = ""
+    """What keys and values are stored as."""
 
     @property
     def n_blocks(self) -> int:

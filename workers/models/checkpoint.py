@@ -80,6 +80,11 @@ class Checkpoint:
         )
         return flat.view(entry.shape)
 
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Have these tensors no longer: they are no model's."""
+        for name in names:
+            del self._entries[name]
+
     def release(self) -> None:
         """Let go of the pages that were read; they are read again if they are looked at again."""
         for mapped in self._maps:

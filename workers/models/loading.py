@@ -121,7 +121,13 @@ def load(
         ranks,
         scaling,
         config.quantize,
+        config.kv_cache_dtype,
     )
+    if loaded.codes is not None and not chosen.backend.reads_codes:
+        raise UnsupportedModel(
+            f"--attention {chosen.backend.name} does not read a KV cache in {loaded.codes.name}, "
+            "which --kv-cache-dtype or the checkpoint asks for. Leave --attention out"
+        )
     if must_fit and device.type == "cpu":
         _expect_room(loaded.whole_bytes, ranks)
     if scaling is not None and not max_total_tokens:
@@ -129,7 +135,7 @@ def load(
         max_total_tokens = rope.limits_of(loaded.module.config).most
     loaded.max_total_tokens, notes = rope.fix(loaded.module, max_total_tokens)
     model = _running(loaded, config.implementation, chosen.backend)
-    model.notes += chosen.notes + notes + loaded.weights.notes
+    model.notes += chosen.notes + notes + loaded.weights.notes + loaded.notes
     return model
 
 

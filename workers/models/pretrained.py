@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from workers.attention.cache import CacheSpec
+from workers.attention.kv_codes import E4M3, UNSCALED
 from workers.attention.layer import AttentionShape, AttentionSpec
 from workers.errors import UnsupportedModel
 from workers.layers.embedding import Embedding
@@ -22,6 +23,7 @@ from workers.models import attention_patches
 from workers.models.checkpoint import Checkpoint
 from workers.models.description import read_config, sizes_of
 from workers.models.eos import eos_token_ids
+from workers.models.kv_scales import codes_of, take_scales
 from workers.models.matching import expert_names, stored_layers
 from workers.models.quantization_settings import quantization_settings, without_settings
 from workers.models.rope import Scaling, limits_of
@@ -46,9 +48,10 @@ class Pretrained:
         ranks: Ranks | None = None,
         scaling: Scaling | None = None,
         quantize: str = "",
+        kv_cache_dtype: str = "",
     ) -> None:
         """With `ranks`, this rank's part of the model; `scaling` in the place of the config's.
-        `quantize` is what --quantize says.
+        `quantize` and `kv_cache_dtype` are what these flags say.
 
         Raises UnsupportedModel, or ValueError and OSError for a broken folder.
         """
@@ -61,6 +64,9 @@ class Pretrained:
         settings = quantization_settings(path, config, checkpoint)
         self.method = registry.method_of(settings, quantize)
         without_settings(config)
+        self.codes, self.notes = codes_of(kv_cache_dtype, settings)
+        """What keys and values are stored as, and what a person should know of it."""
+        self._kv_scales = take_scales(checkpoint) if self.codes is E4M3 else {}
         self.dtype, self.device, self.ranks = dtype, device, ranks
         self.module = _on_meta(config, dtype, trust_remote_code)
         stored = None if settings is None else stored_layers(self.module, checkpoint)
@@ -105,9 +111,16 @@ class Pretrained:
     def spec(self, layers: Sequence[AttentionSpec], shape: AttentionShape) -> ModelSpec:
         """Return what the model says about itself, where its layers attend like this and all of
         them keep what `shape` says."""
-        cache = CacheSpec(shape.n_kv_heads, shape.head_dim, self.dtype)
+        cache = CacheSpec(shape.n_kv_heads, shape.head_dim, self.dtype, codes=self.codes)
+        scales = [self._kv_scales.get(at, UNSCALED) for at in range(len(layers))]
+        without = sum(at not in self._kv_scales for at in range(len(layers)))
+        if self.codes is E4M3 and without:
+            self.notes.append(
+                f"the checkpoint has no scales for the KV cache of {without} of {len(layers)} "
+                "layers: theirs are 1"
+            )
         return ModelSpec(
-            tuple(LayerSpec(layer, cache) for layer in layers),
+            tuple(LayerSpec(layer, cache, one) for layer, one in zip(layers, scales, strict=True)),
             self.vocab_size,
             self.max_total_tokens,
             self.eos_token_ids,
