@@ -27,8 +27,9 @@ QUANTIZATIONS = (
     "int4",
     "int8",
     "marlin",
+    "mxfp4",
 )
-"""TGI's, but for int4 and int8, which are ours."""
+"""TGI's, but for int4, int8 and mxfp4, which are ours."""
 
 
 def _option(

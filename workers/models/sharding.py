@@ -21,7 +21,13 @@ from torch import nn
 
 from workers.errors import UnsupportedModel
 from workers.layers.embedding import Embedding
-from workers.layers.experts import Experts, SeparateExperts, StackedExperts
+from workers.layers.experts import (
+    PROJECTIONS,
+    Experts,
+    QuantizedExperts,
+    SeparateExperts,
+    StackedExperts,
+)
 from workers.layers.layer import Style
 from workers.layers.linear import Linear
 from workers.models.description import ConfigSizes
@@ -60,7 +66,7 @@ class Sharding:
                 layer.method.columns
                 for one in ours.values()
                 for layer in one.modules()
-                if isinstance(layer, Linear)
+                if isinstance(layer, Linear | QuantizedExperts)
             )
         )
         """Columns that methods of quantization want to keep together."""
@@ -149,6 +155,9 @@ class Sharding:
             return
         parent, _, leaf = name.rpartition(".")
         experts = self._ours.get(parent)
+        if isinstance(experts, QuantizedExperts):
+            self._spread_stack(parent, experts, leaf, style)
+            return
         if style == "once":
             if isinstance(experts, StackedExperts):
                 experts.once.add(leaf)
@@ -215,6 +224,19 @@ class Sharding:
                 ranges = [self.columns(n)]
                 cut = Cut(inputs=ranges) if of_inputs else Cut(outputs=ranges)
                 self._spread_layer(f"{name}.{at}.{own}", layer, Style(cut))
+
+    def _spread_stack(self, name: str, experts: QuantizedExperts, leaf: str, style: str) -> None:
+        """Columns of all experts' MLPs; what goes with a projection is cut with it."""
+        if leaf not in PROJECTIONS:
+            return
+        size, of_inputs = experts.sizes[leaf], leaf == "down_proj"
+        n = size.inputs if of_inputs else size.outputs
+        ranges = self._ranges(f"{name}.{leaf}", style, n)
+        try:
+            slices = experts.cut(leaf, Cut(inputs=ranges) if of_inputs else Cut(outputs=ranges))
+        except UnsupportedModel as error:
+            raise UnsupportedModel(f"{name} cannot be spread over ranks: {error}") from error
+        self.slices |= {f"{name}.{own}": one for own, one in slices.items()}
 
     def _sum_results(self, name: str) -> None:
         ours = self._ours.get(name)

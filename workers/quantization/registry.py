@@ -12,6 +12,7 @@ from workers.quantization.compressed_tensors import CompressedTensorsMethod
 from workers.quantization.fp8 import FP8Method
 from workers.quantization.gptq import GPTQMethod
 from workers.quantization.method import QuantMethod
+from workers.quantization.mxfp4 import MXFP4Method
 from workers.quantization.on_the_fly import ROUNDINGS, OnTheFlyMethod
 from workers.quantization.plain import PlainMethod
 
@@ -22,6 +23,7 @@ METHODS: dict[str, type[QuantMethod]] = {
     "fbgemm_fp8": FP8Method,
     "fp8": FP8Method,
     "gptq": GPTQMethod,
+    "mxfp4": MXFP4Method,
 }
 """Of quantized checkpoints."""
 
