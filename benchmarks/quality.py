@@ -1,6 +1,7 @@
 """The quality of bfloat16: each way of running a model against transformers in float32.
 
     python -m benchmarks.quality [--model-id FOLDER] [--tokens 8192] [--quantize int8 int4 ...]
+        [--checkpoints FOLDER ...]
 
 The text is English that every Python carries, its language reference (pydoc_data), cut to
 sequences of 512 tokens. Shown are the perplexity, the share of positions whose likeliest token is
@@ -55,6 +56,9 @@ def main() -> None:
     parser.add_argument("--model-id", type=Path, help="a folder; default: the embedded model")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--quantize", nargs="*", default=[], help="methods to look at too")
+    parser.add_argument(
+        "--checkpoints", nargs="*", default=[], help="quantized ones of the model to look at too"
+    )
     given = parser.parse_args()
     folder = given.model_id or prepare_embedded()
     text = "\n".join(topics[name] for name in sorted(topics))
@@ -79,6 +83,9 @@ def main() -> None:
     for method in given.quantize:
         config = ModelConfig(str(folder), implementation="fused", quantize=method)
         ways[f"fused decoder, bfloat16, {method}"] = served(load(config, bf16, CPU), bf16)
+    for path in given.checkpoints:
+        config = ModelConfig(path, implementation="fused")
+        ways[f"fused decoder, bfloat16, {Path(path).name}"] = served(load(config, bf16, CPU), bf16)
     names = ["transformers, float32", *ways]
     losses = dict.fromkeys(names, 0.0)
     agreements = dict.fromkeys(names, 0.0)
