@@ -20,17 +20,21 @@ from tests.workers.models.test_rank_logits import MOST_DIFFERENCE, furthest, run
 from tests.workers.models.test_sharding import Alone
 from tests.workers.models.test_weights import CPU, saved
 from tests.workers.quantization.checkpoints import assert_ranks_have_the_whole, weight_of
-from tests.workers.quantization.folders import SIZES, assert_stands_for, matrix
+from tests.workers.quantization.folders import (
+    SIZES,
+    assert_ranks_have_all_experts,
+    assert_stands_for,
+    matrix,
+)
 from workers.errors import UnsupportedModel
 from workers.kernels.codes import PackedCodes
-from workers.layers.experts import PROJECTIONS, QuantizedExperts
+from workers.layers.experts import QuantizedExperts
 from workers.models.checkpoint import BrokenCheckpoint
 from workers.models.pretrained import Pretrained
 from workers.models.weight_files import SINGLE
-from workers.quantization.method import Cut, QuantWeight, Size
+from workers.quantization.method import Cut, Size
 from workers.quantization.mxfp4 import E2M1, MXFP4Method
 from workers.slices import Range
-from workers.slices import cut as cut_tensor
 
 
 def written(weight: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -107,36 +111,8 @@ def test_logits(tmp_path: Path) -> None:
 
 
 def test_ranks_have_the_columns_of_all_experts(tmp_path: Path) -> None:
-    """With gate and up of a column, which lie side by side; one rank adds the bias of results."""
     folder, _ = folder_of(tmp_path)
-    whole = experts_of(Pretrained(folder, torch.float32, CPU, False))
-    n_columns = dict.fromkeys(PROJECTIONS, 0)
-    for rank in range(2):
-        ranks: Any = Alone(rank, 2)
-        part = experts_of(Pretrained(folder, torch.float32, CPU, False, ranks))
-        for name, weights in dense_of(part).items():
-            outputs, inputs = part.cuts[name]
-            slices = {0: outputs} if outputs is not None else {1: inputs or []}
-            n_columns[name] += sum(one.size for one in outputs or inputs or [])
-            for found, expected in zip(weights, dense_of(whole)[name], strict=True):
-                assert torch.equal(found, cut_tensor(expected, slices))
-        biases = [getattr(one, "bias", None) for one in part._weights["down_proj"]]
-        assert all((one is None) == bool(rank) for one in biases)
-    assert n_columns == {"gate_up_proj": 192, "down_proj": 96}
-
-
-def experts_of(loaded: Pretrained) -> QuantizedExperts:
-    """The first layer's, as they were read."""
-    found = next(one for one in loaded.module.modules() if isinstance(one, QuantizedExperts))
-    loaded.fill(found, borrow=True)
-    return found
-
-
-def dense_of(experts: QuantizedExperts) -> dict[str, list[torch.Tensor]]:
-    return {
-        name: [one.dense(torch.float32) for one in weights if isinstance(one, QuantWeight)]
-        for name, weights in experts._weights.items()
-    }
+    assert_ranks_have_all_experts(folder)
 
 
 @pytest.mark.full

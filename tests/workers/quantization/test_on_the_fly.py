@@ -11,7 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.paged_sequences import PagedSequences
 from tests.workers.models.test_weights import CPU, saved
-from tests.workers.quantization.folders import SIZES, assert_near, plain_logits
+from tests.workers.quantization.folders import (
+    SIZES,
+    assert_near,
+    assert_ranks_have_all_experts,
+    plain_logits,
+)
 from tgi_async.wire.messages import ModelConfig
 from workers.errors import UnsupportedModel
 from workers.models.loading import FusedModel, Loaded, load
@@ -83,8 +88,7 @@ def test_ranks_have_together_what_one_has(flag: str) -> None:
      ("llama", "bitsandbytes"), ("qwen2", "bitsandbytes-nf4"), ("mixtral", "bitsandbytes-fp4"),
      ("gpt_oss", "int4"),
      *(pytest.param(*one, marks=pytest.mark.full)
-       for one in (("qwen2_moe", "int8"), ("qwen3_moe", "fp8"), ("aria_text", "int4"),
-                   ("gpt_oss", "int8")))],
+       for one in (("qwen2_moe", "int8"), ("qwen3_moe", "fp8"), ("gpt_oss", "int8")))],
 )  # fmt: skip
 def test_float32_computes_with_what_the_weights_stand_for(
     tmp_path: Path, kind: str, flag: str
@@ -113,6 +117,12 @@ def test_float32_computes_with_what_the_weights_stand_for(
     for implementation in ("auto", "transformers"):
         model = loaded(folder, flag, torch.float32, implementation)
         assert_near(PagedSequences(model).run(), expected)
+
+
+@pytest.mark.parametrize(("kind", "flag"), [("gpt_oss", "int4"), ("mixtral", "int8")])
+def test_ranks_have_together_the_experts_of_one(tmp_path: Path, kind: str, flag: str) -> None:
+    sizes = {**SIZES, "intermediate_size": 96, "head_dim": 32}
+    assert_ranks_have_all_experts(saved(tmp_path, kind, **sizes), flag)
 
 
 @pytest.mark.parametrize("flag", ["int8", "int4", "eetq"])
