@@ -21,7 +21,7 @@ from workers.errors import UnsupportedModel
 from workers.models.plain_model import PlainLayer, PlainModel
 
 LENGTH = 512
-"""Tokens of a sequence."""
+"""Tokens of a sequence, of models that take so many."""
 TOGETHER = 2048
 """Tokens that go through a layer at once."""
 
@@ -31,17 +31,18 @@ Round = Callable[[PlainLayer, torch.Tensor, torch.Tensor], torch.Tensor]
 """A layer, its weight and its inputs (see above) -> the weight in its place, float32."""
 
 
-def sequences_of(folder: Path, text: str, n_tokens: int, bos: int | None) -> torch.Tensor:
-    """Return int64 [sequences, LENGTH], the tokens of a text by the tokenizer of a model, each
-    sequence with what the tokenizer puts before a text. Raises UnsupportedModel for too short a
-    text."""
+def sequences_of(folder: Path, text: str, n: int, length: int, bos: int | None) -> torch.Tensor:
+    """Return up to n sequences of a text, int64 [n, length], by the tokenizer of a model, each with
+    `bos` before it where the tokenizer puts that before a text.
+
+    Raises UnsupportedModel for a text that is shorter than one.
+    """
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     before = tokenizer.encode("").ids[:1]
     before = before if before == [bos] else []
-    own = LENGTH - len(before)
-    n = -(-n_tokens // LENGTH)
+    own = length - len(before)
     found = tokenizer.encode(text, add_special_tokens=False).ids
     n = min(n, len(found) // own)
     if not n:

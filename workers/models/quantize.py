@@ -7,40 +7,34 @@ files that are not all there yet has no config.json, without which it is no mode
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from workers.errors import ModelUnavailable, UnsupportedModel
-from workers.models.calibration import Calibration, builtin_text, sequences_of
+from workers.models.calibration import LENGTH, Calibration, builtin_text, sequences_of
 from workers.models.checkpoint import BrokenCheckpoint
-from workers.models.json_object import read_object
+from workers.models.checkpoint_writer import (
+    CheckpointWriter,
+    WrongArguments,
+    expect_empty,
+    new_folder,
+)
 from workers.models.plain_model import PlainLayer, PlainModel
 from workers.models.prepare import prepare
-from workers.models.safetensors_writer import Entry, SafetensorsWriter
-from workers.models.weight_files import INDEX, SINGLE, read_header, safetensors_files
+from workers.models.rope import limits_of
 from workers.progress import say, size, track
 from workers.quantization.compressed_tensors import PACKED
 from workers.quantization.compressed_tensors_writer import BITS, FORMATS, WrittenFormat
-from workers.quantization.steps import Steps, nearest_steps, relative_error, steps_with_feedback
+from workers.quantization.steps import nearest_steps, relative_error, steps_with_feedback
 
 METHODS = ("gptq", "rtn")
 GROUPS = (128, 64, 32)
 """Inputs of a scale, where none are asked for: the first that divides all layers."""
-UNFINISHED = ".unfinished"
-"""The folder in OUTPUT_DIR that files are written to until all are there."""
-COPIED = (
-    "*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "*.spm", "*.tiktoken",
-    "vocab.txt", "merges.txt", "*.py", "LICENSE*", "NOTICE*",
-)  # fmt: skip
-NOT_COPIED = ("config.json", "quantize_config.json", "quant_config.json")
-"""And the indexes of weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +49,6 @@ class Method:
     n_tokens: int
 
 
-class WrongArguments(ValueError):
-    """What was asked for cannot be done; the message says why and what can."""
-
-
 def quantize(
     path: Path,
     out: Path,
@@ -71,34 +61,20 @@ def quantize(
     `stored` chooses the format for a model. Raises UnsupportedModel, WrongArguments, and ValueError
     and OSError for a broken folder or one that cannot be written.
     """
-    _expect_empty(out)
-    folder = _begin(out)
-    try:
+    with new_folder(out) as folder:
         model = PlainModel(path, _device(), trust_remote_code)
-        written = stored(model)
-        files = _Files(path, folder, model, written)
         if model.stacked:
             say(
                 f"The experts of {len(model.stacked)} layers lie in one tensor each, and stay as "
                 "they are"
             )
-        try:
+        written = stored(model)
+        with closing(CheckpointWriter(path, folder, model, written)) as files:
             if method.name == "rtn":
                 _round_each(model, written, files)
             else:
                 _calibrate(path, model, method, written, files)
-            files.finish()
-        finally:
-            files.abandon()
-        _copy_others(path, folder)
-        config = read_object(path / "config.json")
-        config.pop("transformers_weights", None)  # named files of the original
-        config["quantization_config"] = written.settings(model.ignored, method.most_first)
-        _write_json(folder / "config.json", config)
-        _publish(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+            files.finish(written.settings(model.ignored, method.most_first))
 
 
 def choose(name: str, bits: int, group: int | None, model: PlainModel) -> WrittenFormat:
@@ -131,65 +107,7 @@ def choose(name: str, bits: int, group: int | None, model: PlainModel) -> Writte
     return WrittenFormat(name, bits, max(0, group))
 
 
-class _Files:
-    """The weight files of the new checkpoint, one for each of the old one."""
-
-    def __init__(self, path: Path, folder: Path, model: PlainModel, written: WrittenFormat) -> None:
-        self._folder, self._model, self._written = folder, model, written
-        self._layers = {layer.key: layer for layer in model.layers}
-        names = safetensors_files(path)
-        self._file_of: dict[str, SafetensorsWriter] = {}
-        self._index: dict[str, str] = {}
-        self._writers: list[SafetensorsWriter] = []
-        self._bytes = 0
-        for name in names:
-            old = list(read_header(path / name))
-            entries: dict[str, Entry] = {}
-            for key in old:
-                entries |= self._entries(key)
-            target = name if len(names) > 1 else SINGLE
-            writer = SafetensorsWriter(folder / target, entries)
-            self._writers.append(writer)
-            self._index |= dict.fromkeys(entries, target)
-            for key in old:
-                self._file_of[key] = writer
-            self._bytes += sum(
-                torch.Size(shape).numel() * dtype.itemsize for dtype, shape in entries.values()
-            )
-
-    def put(self, layer: PlainLayer, steps: Steps) -> None:
-        """Write what a layer's weight was rounded to."""
-        prefix = layer.key.removesuffix("weight")
-        for leaf, tensor in self._written.tensors(steps).items():
-            self._file_of[layer.key].put(prefix + leaf, tensor)
-
-    def finish(self) -> None:
-        """Write what was not quantized, and the index."""
-        for key, writer in self._file_of.items():
-            if key not in self._layers:
-                writer.put(key, self._model.checkpoint.tensor(key))
-                self._model.checkpoint.release()
-        for writer in self._writers:
-            writer.close()
-        if len(self._writers) > 1:
-            index = {"metadata": {"total_size": self._bytes}, "weight_map": self._index}
-            _write_json(self._folder / INDEX, index)
-
-    def abandon(self) -> None:
-        for writer in self._writers:
-            writer.abandon()
-
-    def _entries(self, key: str) -> dict[str, Entry]:
-        tensor = self._model.checkpoint.tensor(key)
-        if key not in self._layers:
-            return {key: Entry(tensor.dtype, tuple(tensor.shape))}
-        n, k = tensor.shape
-        prefix = key.removesuffix("weight")
-        layout = self._written.layout(n, k, tensor.dtype)
-        return {prefix + leaf: Entry(*one) for leaf, one in layout.items()}
-
-
-def _round_each(model: PlainModel, written: WrittenFormat, files: _Files) -> None:
+def _round_each(model: PlainModel, written: WrittenFormat, files: CheckpointWriter) -> None:
     for layer in track(model.layers, len(model.layers), "Rounding the weights to nearest"):
         weight = model.checkpoint.tensor(layer.key)
         scales = written.scales_of(weight.dtype)
@@ -198,10 +116,13 @@ def _round_each(model: PlainModel, written: WrittenFormat, files: _Files) -> Non
 
 
 def _calibrate(
-    path: Path, model: PlainModel, method: Method, written: WrittenFormat, files: _Files
+    path: Path, model: PlainModel, method: Method, written: WrittenFormat, files: CheckpointWriter
 ) -> None:
-    bos = model.module.config.get_text_config().bos_token_id
-    ids = sequences_of(path, method.text or builtin_text(), method.n_tokens, bos)
+    config = model.module.config
+    length = min(LENGTH, limits_of(config).exact)
+    bos = config.get_text_config().bos_token_id
+    text = method.text or builtin_text()
+    ids = sequences_of(path, text, -(-method.n_tokens // length), length, bos)
     say(f"Calibrating with {ids.numel()} tokens")
     if ids.numel() < method.n_tokens:
         say(f"The text has no more; {method.n_tokens} were asked for")
@@ -229,50 +150,6 @@ def _calibrate(
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _expect_empty(out: Path) -> None:
-    """Raise WrongArguments for a place where something is, but for what a run left that was
-    killed."""
-    if out.exists() and not out.is_dir():
-        raise WrongArguments(f"{out} is a file: give a folder that is empty or not there yet")
-    if out.is_dir() and [one for one in out.iterdir() if one.name != UNFINISHED]:
-        raise WrongArguments(f"{out} is not empty: give a folder that is empty or not there yet")
-
-
-def _begin(out: Path) -> Path:
-    """Return the folder to write to, in `out`. Raises OSError where it cannot be made."""
-    folder = out / UNFINISHED
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
-
-
-def _copy_others(path: Path, folder: Path) -> None:
-    """Copy everything of a model but its config and its weights."""
-    for pattern in COPIED:
-        for file in sorted(path.glob(pattern)):
-            name = file.relative_to(path)
-            if file.is_file() and name.name not in NOT_COPIED and ".index." not in name.name:
-                (folder / name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, folder / name)
-
-
-def _publish(folder: Path, out: Path) -> None:
-    """Move all files to their place, config.json last: without it there is no model."""
-    for file in sorted(folder.iterdir(), key=lambda one: one.name == "config.json"):
-        file.rename(out / file.name)
-    folder.rmdir()
-    descriptor = os.open(out, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
-
-
-def _write_json(path: Path, value: object) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _listed(inputs: dict[int, str]) -> str:
@@ -327,7 +204,12 @@ def _method(options: argparse.Namespace) -> Method:
         raise WrongArguments(f"{flag} is for --method gptq, and rtn takes none: leave it out")
     text = ""
     if options.calibration is not None:
-        text = options.calibration.read_text(encoding="utf-8")
+        try:
+            text = options.calibration.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise WrongArguments(
+                f"--calibration {options.calibration} is no text in UTF-8: give one that is"
+            ) from None
     damping = 0.01 if options.percdamp is None else options.percdamp
     n_tokens = 2**15 if options.calibration_tokens is None else options.calibration_tokens
     if not 0 <= damping <= 1 or n_tokens < 1:
@@ -348,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bits = options.bits or (4 if options.format == PACKED else 8)
     try:
         method = _method(options)
-        _expect_empty(out)
+        expect_empty(out)
         prepared = prepare(
             options.model_id,
             revision=options.revision,

@@ -34,13 +34,8 @@ class SafetensorsWriter:
                 for name, (dtype, shape) in entries.items()
             }
         )
-        self.size = len(header) + sum(
-            dtype.itemsize * torch.Size(shape).numel() for dtype, shape in entries.values()
-        )
-        """Bytes of the whole file."""
         self._file = path.open("wb")
         self._file.write(header)
-        self._file.truncate(self.size)
 
     def put(self, name: str, tensor: torch.Tensor) -> None:
         """Write a tensor. Raises ValueError for one that was not announced so, or came before."""
@@ -54,14 +49,13 @@ class SafetensorsWriter:
         if flat.numel():
             self._file.write(flat.view(torch.uint8).numpy().data)
 
-    def close(self) -> None:
+    def finish(self) -> None:
         """Flush the file to the disk. Raises ValueError where a tensor did not come."""
         if self._entries:
             raise ValueError(f"{next(iter(self._entries))} was announced and did not come")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._file.close()
 
-    def abandon(self) -> None:
-        """Close the file as it is."""
+    def close(self) -> None:
+        """Close the file, whatever it has."""
         self._file.close()
