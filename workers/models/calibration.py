@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from workers.errors import UnsupportedModel
+from workers.models.checkpoint import BrokenCheckpoint
 from workers.models.plain_model import PlainLayer, PlainModel
 
 LENGTH = 512
@@ -78,9 +79,11 @@ class Calibration:
     def run(self, ids: torch.Tensor) -> torch.Tensor:
         """int64 [sequences, tokens] -> the hidden states after the last layer, float32.
 
-        Raises UnsupportedModel for a model whose layers cannot be run so.
+        Raises UnsupportedModel for a model whose layers cannot be run so, and BrokenCheckpoint.
         """
         model = self._model
+        # What has the decoder layers, and not the head. Not all families call it their base model.
+        decoder = model.module.get_submodule(next(iter(model.blocks)).partition(".")[0])
         inside: set[nn.Module] = set() if model.head is None else {model.head}
         for name, block in model.blocks.items():
             inside |= set(block.modules())
@@ -89,7 +92,9 @@ class Calibration:
         model.weights.fill(model.module, without=inside)
         try:
             with torch.no_grad():
-                result = model.module.base_model(input_ids=ids.to(model.device), use_cache=False)
+                result = decoder(input_ids=ids.to(model.device), use_cache=False)
+        except BrokenCheckpoint:
+            raise
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise UnsupportedModel(
                 f"{model.module.config.model_type} does not run layer by layer ({error}): use "

@@ -1,7 +1,7 @@
 """`python -m workers.models.quantize MODEL_ID OUTPUT_DIR`: write a quantized checkpoint.
 
-It is in the format compressed-tensors, which this server, transformers and vLLM read. A folder of
-files that are not all there yet has no config.json, without which it is no model.
+It is in the format compressed-tensors, which this server reads, and transformers. A folder of files
+that are not all there yet has no config.json, without which it is no model.
 """
 
 from __future__ import annotations
