@@ -79,9 +79,8 @@ class QuantizedExperts(Layer):
         self._transposed: bool = own.is_transposed
         slots: dict[str, Slot] = {}
         for name in PROJECTIONS:
-            n_experts, n, k = getattr(own, name).shape
-            size = Size(k, n, own.has_bias) if own.is_transposed else Size(n, k, own.has_bias)
-            self.sizes[name] = size
+            n_experts = len(getattr(own, name))
+            self.sizes[name] = size = _size_of(own, name)
             for leaf, slot in method.slots(size, self.dtype).items():
                 shapes = [
                     (n_experts, *self._as_stored(leaf, one)) for one in (slot.shape, *slot.others)
@@ -175,21 +174,16 @@ class SeparateExperts(nn.Module):
         device: torch.device,
         style: Style = WHOLE,
     ) -> None:
-        """`own` is transformers' module. Raises UnsupportedModel for experts of another shape."""
+        """`own` is transformers' module, whose gate and up are one projection."""
         super().__init__()
-        if own.is_transposed or own.has_bias or not own.has_gate or own.has_post_expert_norm:
-            raise UnsupportedModel(
-                f"the experts of a {type(own).__name__} are not served in {method.name} yet; use "
-                "the unquantized model"
-            )
         self.names, self.style = names, style
-        _, n, hidden = own.gate_up_proj.shape
-        dtype, n = own.gate_up_proj.dtype, n // 2
+        dtype, down = own.down_proj.dtype, _size_of(own, "down_proj")
+        gate = Size(down.inputs, down.outputs, down.bias)
         for at in range(own.num_experts):
             expert = nn.Module()
             for name in (names.gate, names.up):
-                expert.add_module(name, Linear(method, Size(n, hidden), dtype, device))
-            expert.add_module(names.down, Linear(method, Size(hidden, n), dtype, device))
+                expert.add_module(name, Linear(method, gate, dtype, device))
+            expert.add_module(names.down, Linear(method, down, dtype, device))
             self.add_module(str(at), expert)
         self._hidden: tuple[Any] = (own,)  # from torch, with its parameters
 
@@ -207,9 +201,13 @@ class SeparateExperts(nn.Module):
         def run(at: int, rows: torch.Tensor) -> torch.Tensor:
             expert = self.get_submodule(str(at))
             gate, up, down = (getattr(expert, name) for name in self.names)
-            mixed: torch.Tensor = down(
-                self._hidden[0]._apply_gate(torch.cat((gate(rows), up(rows)), dim=-1))
+            own = self._hidden[0]
+            both = gate(rows), up(rows)
+            # Side by side, or in turns.
+            gate_up = (
+                torch.cat(both, -1) if own.is_concatenated else torch.stack(both, -1).flatten(-2)
             )
+            mixed: torch.Tensor = down(own._apply_gate(gate_up))
             return mixed
 
         result = _routed(x, index, weights, run)
@@ -230,6 +228,12 @@ def _routed(
         mixed = run(at, x[row])
         result.index_add_(0, row, (mixed * weights[row, place, None]).to(x.dtype))
     return result
+
+
+def _size_of(own: Any, projection: str) -> Size:
+    """Return the size of a projection of each expert of transformers' module."""
+    _, n, k = getattr(own, projection).shape
+    return Size(k, n, own.has_bias) if own.is_transposed else Size(n, k, own.has_bias)
 
 
 def _stacked(projection: str, leaf: str) -> str:
@@ -254,6 +258,12 @@ def experts_for(
     """
     if method.experts == "whole":
         return StackedExperts(own, device)
-    if method.experts == "stacked" or (stacked and not own.is_transposed):
+    if method.experts == "separate" and stacked and own.is_transposed:
+        # Whether quantized ones are transposed as well is no format's to say.
+        raise UnsupportedModel(
+            f"the experts of a {type(own).__name__}, which lie in one tensor, are not served in "
+            f"{method.name} yet; use the unquantized model"
+        )
+    if method.experts == "stacked" or stacked:
         return QuantizedExperts(method, own, device)
     return SeparateExperts(method, own, names, device)

@@ -161,13 +161,14 @@ class Sharding:
         if style == "once":
             if isinstance(experts, StackedExperts):
                 experts.once.add(leaf)
-            else:
+            elif not isinstance(experts, SeparateExperts):  # whose biases are their layers'
                 self._once.append(name)
             return
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         if name in parameters:
             if isinstance(experts, SeparateExperts):
-                self._spread_experts(parent, experts, leaf)
+                if leaf in PROJECTIONS:
+                    self._spread_experts(parent, experts, leaf)
                 return
             dim = _dimension(style, parameters[name].dim())
             self.slices[name] = {dim: self._ranges(name, style, parameters[name].shape[dim])}
@@ -223,7 +224,8 @@ class Sharding:
                 n = layer.size.inputs if of_inputs else layer.size.outputs
                 ranges = [self.columns(n)]
                 cut = Cut(inputs=ranges) if of_inputs else Cut(outputs=ranges)
-                self._spread_layer(f"{name}.{at}.{own}", layer, Style(cut))
+                style = Style(cut, adds_once=self._adds_once(cut))
+                self._spread_layer(f"{name}.{at}.{own}", layer, style)
 
     def _spread_stack(self, name: str, experts: QuantizedExperts, leaf: str, style: str) -> None:
         """Columns of all experts' MLPs; what goes with a projection is cut with it."""
