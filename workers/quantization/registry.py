@@ -62,6 +62,7 @@ def _why_plain(asked: str) -> str:
     return (
         f"--quantize {asked} asks for weights that are quantized already, and those of this "
         "model are not. Give a checkpoint in that format as --model-id (its config.json has a "
-        "quantization_config), have a plain one quantized while it is loaded (--quantize "
-        f"{', '.join(sorted(ROUNDINGS))}), or leave --quantize out"
+        "quantization_config), write one (tgi-async quantize) and serve it without the flag, have "
+        "a plain one quantized while it is loaded "
+        f"(--quantize {', '.join(sorted(ROUNDINGS))}), or leave --quantize out"
     )

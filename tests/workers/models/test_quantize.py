@@ -227,14 +227,24 @@ def test_a_text_goes_through_layer_by_layer_as_through_the_model(
         )
 
 
-@pytest.mark.parametrize("order", ["--no-act-order", "--act-order"])
-def test_gptq_changes_what_a_model_makes_of_its_text_less(tmp_path: Path, order: str) -> None:
+@pytest.mark.parametrize(
+    ("form", "order"),
+    [
+        (("--group-size", "-1"), "--no-act-order"),
+        (("--group-size", "32"), "--act-order"),
+        (("--format", "int-quantized"), "--act-order"),
+        pytest.param(("--format", "float-quantized"), "--act-order", marks=pytest.mark.full),
+        pytest.param(("--group-size", "32"), "--no-act-order", marks=pytest.mark.full),
+    ],
+)
+def test_gptq_changes_what_a_model_makes_of_its_text_less(
+    tmp_path: Path, form: tuple[str, ...], order: str
+) -> None:
     folder = plain(tmp_path)
     text = tmp_path / "text"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 400)
-    arguments = ("--group-size", "-1", "--calibration", str(text))
-    nearest = rounded(folder, tmp_path / "rtn", "--group-size", "-1")
-    gptq = written(folder, tmp_path / "gptq", order, *arguments)
+    nearest = rounded(folder, tmp_path / "rtn", *form)
+    gptq = written(folder, tmp_path / "gptq", order, *form, "--calibration", str(text))
     config = json.loads((gptq / "config.json").read_text())["quantization_config"]
     weights = config["config_groups"]["group_0"]["weights"]
     assert weights.get("actorder") == (None if order.startswith("--no") else "static")
