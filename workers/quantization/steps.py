@@ -165,15 +165,20 @@ def _some(size: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _feedback(inputs: torch.Tensor, damping: float) -> torch.Tensor:
-    """Return the upper Cholesky factor of the inverse of `inputs`, damped until it has one."""
-    unit = torch.eye(len(inputs), dtype=inputs.dtype, device=inputs.device)
+    """Return the upper Cholesky factor of the inverse of `inputs`, damped in place until it has
+    one."""
+    diagonal = inputs.diagonal()
+    added = 0.0
     while True:
-        factor, failed = torch.linalg.cholesky_ex(inputs + damping * unit)
+        diagonal.add_(damping - added)
+        added = damping
+        found, failed = torch.linalg.cholesky_ex(inputs)
         if not failed:
-            whole, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
-            if not failed and bool(whole.isfinite().all()):
-                found: torch.Tensor = whole
-                return found
+            found = torch.cholesky_inverse(found)
+            found, failed = torch.linalg.cholesky_ex(found, upper=True)
+            if not failed and bool(found.isfinite().all()):
+                factor: torch.Tensor = found
+                return factor
         if damping >= MOST_DAMPING:
-            return unit
+            return torch.eye(len(inputs), dtype=inputs.dtype, device=inputs.device)
         damping = max(10 * damping, 1e-3)
