@@ -136,8 +136,7 @@ def test_transformers_reads_the_same(tmp_path: Path, kind: str, arguments: tuple
 
 @pytest.mark.parametrize("kind", ["mixtral", pytest.param("qwen3_moe", marks=pytest.mark.full)])
 def test_experts_one_by_one(tmp_path: Path, kind: str) -> None:
-    """And what routes to them stays plain. transformers makes experts dense as it reads them, in
-    the dtype of their scales."""
+    """And what routes to them stays plain."""
     folder = plain(tmp_path, kind)
     out = written(folder, tmp_path / "out", "--group-size", "32")
     names = load_file(out / SINGLE).keys()
@@ -152,6 +151,14 @@ def test_experts_one_by_one(tmp_path: Path, kind: str) -> None:
             key = key.replace(".mlp.", ".block_sparse_moe.")
         renamed[key.removesuffix(".weight")] = one
     assert_stands_for(out, standing_for(folder, renamed, tmp_path / "dense"))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_transformers_reads_experts(tmp_path: Path, kind: str) -> None:
+    """It makes them dense, in the dtype of their scales."""
+    out = rounded(plain(tmp_path, kind), tmp_path / "out", "--group-size", "32")
+    dense = dense_of(out)
     theirs = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
     for at, layer in enumerate(theirs.model.layers):
         prefix = f"model.layers.{at}.mlp.experts"
