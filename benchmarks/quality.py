@@ -2,6 +2,7 @@
 
     python -m benchmarks.quality [--model-id FOLDER] [--tokens 8192] [--quantize int8 int4 ...]
         [--kv-cache-dtype fp8_e4m3fn int8 ...]
+        [--checkpoints FOLDER ...]
 
 The text is English that every Python carries, its language reference (pydoc_data), cut to
 sequences of 512 tokens. Shown are the perplexity, the share of positions whose likeliest token is
@@ -57,6 +58,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--quantize", nargs="*", default=[], help="methods to look at too")
     parser.add_argument("--kv-cache-dtype", nargs="*", default=[], help="caches to look at too")
+    parser.add_argument(
+        "--checkpoints", nargs="*", default=[], help="quantized ones of the model to look at too"
+    )
     given = parser.parse_args()
     folder = given.model_id or prepare_embedded()
     text = "\n".join(topics[name] for name in sorted(topics))
@@ -84,6 +88,9 @@ def main() -> None:
     for name in given.kv_cache_dtype:
         config = ModelConfig(str(folder), implementation="fused", kv_cache_dtype=name)
         ways[f"fused decoder, bfloat16, cache in {name}"] = served(load(config, bf16, CPU), bf16)
+    for path in given.checkpoints:
+        config = ModelConfig(path, implementation="fused")
+        ways[f"fused decoder, bfloat16, {Path(path).name}"] = served(load(config, bf16, CPU), bf16)
     names = ["transformers, float32", *ways]
     losses = dict.fromkeys(names, 0.0)
     agreements = dict.fromkeys(names, 0.0)

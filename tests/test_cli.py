@@ -171,6 +171,10 @@ def test_the_environment_is_reported_before_a_start_that_was_asked_for_too(
 
 
 @pytest.mark.parametrize(
+    ("name", "module"),
+    [("download-weights", "workers.models.prepare"), ("quantize", "workers.models.quantize")],
+)
+@pytest.mark.parametrize(
     "arguments",
     [
         ["a/b", "--revision", "main"],
@@ -180,8 +184,8 @@ def test_the_environment_is_reported_before_a_start_that_was_asked_for_too(
         [],
     ],
 )
-def test_download_weights_hands_its_arguments_on_as_they_are(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+def test_programs_of_workers_get_their_arguments_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, name: str, module: str, arguments: list[str]
 ) -> None:
     called: list[list[str]] = []
 
@@ -190,8 +194,8 @@ def test_download_weights_hands_its_arguments_on_as_they_are(
         return 5
 
     monkeypatch.setattr(subprocess, "call", call)
-    assert main(["download-weights", *arguments]) == 5
-    assert called == [[sys.executable, "-P", "-m", "workers.models.prepare", *arguments]]
+    assert main([name, *arguments]) == 5
+    assert called == [[sys.executable, "-P", "-m", module, *arguments]]
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,15 @@ from tgi_async.telemetry import logs
 
 log = logging.getLogger(__name__)
 
+OF_WORKERS = {
+    "download-weights": "workers.models.prepare",
+    "quantize": "workers.models.quantize",
+}
+"""Commands that are programs of their own, which may import torch."""
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """`tgi-async serve | download-weights | env`."""
+    """`tgi-async serve | download-weights | quantize | env`."""
     parser = argparse.ArgumentParser(
         prog="tgi-async",
         description="Serve open language models with the API of Text Generation Inference.",
@@ -33,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_arguments(serve)
     commands.add_parser("download-weights", help="fetch and convert a model, without serving it")
+    commands.add_parser("quantize", help="write a quantized checkpoint of a model")
     env = commands.add_parser("env", help="print versions and hardware, for a bug report")
     env.add_argument(
         "model_id",
@@ -42,9 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     _settle()
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["download-weights"]:
+    if arguments and arguments[0] in OF_WORKERS:
         # Its arguments are the other program's, which has a parser of its own.
-        return _call("workers.models.prepare", arguments[1:])
+        return _call(OF_WORKERS[arguments[0]], arguments[1:])
     given = parser.parse_args(arguments)
     if given.command == "env":
         _print_environment()

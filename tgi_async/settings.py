@@ -27,8 +27,9 @@ QUANTIZATIONS = (
     "int4",
     "int8",
     "marlin",
+    "mxfp4",
 )
-"""TGI's, but for int4 and int8, which are ours."""
+"""TGI's, but for int4, int8 and mxfp4, which are ours."""
 KV_CACHE_DTYPES = ("fp8_e4m3fn", "fp8_e5m2", "int8")
 """TGI's, but for int8, which is ours."""
 

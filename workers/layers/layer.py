@@ -66,6 +66,11 @@ class Layer(nn.Module):
         """Bring the weight into its fastest form."""
 
     @property
+    def note(self) -> str | None:
+        """What was given up for the form of its weight, for the log."""
+        return None
+
+    @property
     @abstractmethod
     def tensors(self) -> list[torch.Tensor]:
         """What it keeps in memory."""

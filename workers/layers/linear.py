@@ -56,6 +56,10 @@ class Linear(Layer):
             self.weight = self.weight.fastest()
 
     @property
+    def note(self) -> str | None:
+        return self.weight.note
+
+    @property
     def checkpoint_weight(self) -> QuantWeight:
         """The weight as it was loaded, before `settle`."""
         assert isinstance(self.weight, QuantWeight)

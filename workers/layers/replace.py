@@ -28,6 +28,8 @@ class StoredLayers(NamedTuple):
     all: frozenset[str]
     quantized: frozenset[str]
     """Those that have tensors of another kind than numbers of 16 bits or more."""
+    stacked: frozenset[str]
+    """Modules of experts that lie in one tensor."""
 
 
 class Replacements:
@@ -106,7 +108,8 @@ class Replacements:
             if not alone or self._is_read(names, "."):
                 return None
             method = self._method_of(names[0], "experts")
-            return experts_for(method, module, self._expert_names, self._device)
+            stacked = self._stored is not None and names[0] in self._stored.stacked
+            return experts_for(method, module, self._expert_names, self._device, stacked)
         return None
 
     def _method_of(self, name: str, kind: Kind) -> QuantMethod:

@@ -201,6 +201,7 @@ def stored_layers(model: Any, checkpoint: Checkpoint) -> StoredLayers:
     state, base = model.state_dict(), model.base_model_prefix
     found: set[str] = set()
     quantized: set[str] = set()
+    stacked: set[str] = set()
     for key in checkpoint.names:
         name, _ = rename_source_key(key, renamings, [], base, state)
         match = TENSOR.fullmatch(name)
@@ -209,9 +210,11 @@ def stored_layers(model: Any, checkpoint: Checkpoint) -> StoredLayers:
         layer = match[1]
         experts = re.sub(r"\.\d+\.\w+$", "", layer)
         found |= {layer, experts}
+        if name.startswith(f"{layer}.gate_up_proj"):
+            stacked.add(layer)
         if checkpoint.dtype(key) not in WIDE:
             quantized |= {layer, experts}
-    return StoredLayers(frozenset(found), frozenset(quantized))
+    return StoredLayers(frozenset(found), frozenset(quantized), frozenset(stacked))
 
 
 def _state(

@@ -16,6 +16,7 @@ from workers.attention.kv_codes import E4M3, UNSCALED
 from workers.attention.layer import AttentionShape, AttentionSpec
 from workers.errors import UnsupportedModel
 from workers.layers.embedding import Embedding
+from workers.layers.experts import QuantizedExperts
 from workers.layers.layer import Layer
 from workers.layers.linear import Linear
 from workers.layers.replace import Replacements, StoredLayers
@@ -68,7 +69,7 @@ class Pretrained:
         """What keys and values are stored as, and what a person should know of it."""
         self._kv_scales = take_scales(checkpoint) if self.codes is E4M3 else {}
         self.dtype, self.device, self.ranks = dtype, device, ranks
-        self.module = _on_meta(config, dtype, trust_remote_code)
+        self.module = on_meta(config, dtype, trust_remote_code)
         stored = None if settings is None else stored_layers(self.module, checkpoint)
         ours = Replacements(self.module, device, self.method, expert_names(self.module), stored)
         if stored is not None:
@@ -76,7 +77,7 @@ class Pretrained:
         self.weights = Weights(self.module, checkpoint, dtype, device, ours.layers, ours.modules)
         self.whole_bytes = self.weights.matching.whole_bytes
         """Of the parameters on all ranks."""
-        _compute_buffers(self.module, self.weights, device)
+        compute_buffers(self.module, self.weights, device)
         self.sharding: Sharding | None = None
         if ranks is not None:
             self.sharding = Sharding(self.module, sizes_of(config), ranks, ours.modules)
@@ -100,8 +101,7 @@ class Pretrained:
             # What is copied into another form is read straight from the file.
             self.weights.fill(layer, borrow=layer.borrows)
             layer.settle()
-            note = layer.weight.note if isinstance(layer, Linear) else None
-            notes += [note] if note and note not in notes else []
+            notes += [layer.note] if layer.note and layer.note not in notes else []
         self.weights.fill(self.module)
         self.weights.release()
         if self.sharding is not None:
@@ -168,8 +168,9 @@ def _expect_quantized(
                 f"{name} is quantized in the checkpoint, which is not served for a "
                 f"{type(module).__name__} yet; use the unquantized model"
             )
-    linear = [one for one in ours.layers.values() if isinstance(one, Linear | Embedding)]
-    if all(one.method is registry.PLAIN for one in linear):
+    kinds = Linear | Embedding | QuantizedExperts
+    methods = [one.method for one in ours.layers.values() if isinstance(one, kinds)]
+    if all(method is registry.PLAIN for method in methods):
         raise UnsupportedModel(
             f"its config says that the weights are in {method.describe()}, and the checkpoint has "
             "none that are: take quantization_config out of config.json, or get the checkpoint "
@@ -182,19 +183,22 @@ def _place(tensor: torch.Tensor) -> int:
     return tensor.data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
-def _on_meta(config: Any, dtype: torch.dtype, trust_remote_code: bool) -> Any:
-    """The model of a config, every tensor of it without memory."""
+def on_meta(
+    config: Any, dtype: torch.dtype, trust_remote_code: bool, attention: str | None = None
+) -> Any:
+    """The model of a config, every tensor of it without memory. It attends over pages, if
+    `attention` names no other of transformers' ways."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             config,
             dtype=dtype,
-            attn_implementation=attention_patches.built_with(config.model_type),
+            attn_implementation=attention or attention_patches.built_with(config.model_type),
             trust_remote_code=trust_remote_code,
         )
     return model.eval().requires_grad_(False)
 
 
-def _compute_buffers(model: Any, weights: Weights, device: torch.device) -> None:
+def compute_buffers(model: Any, weights: Weights, device: torch.device) -> None:
     """The buffers that no checkpoint has, such as rotary frequencies, and what transformers lets
     a checkpoint lack: by the model's own initialization, on the CPU as in transformers."""
     for name, one in model.state_dict(keep_vars=True).items():

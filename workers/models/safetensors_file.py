@@ -38,6 +38,26 @@ def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
     return rounded
 
 
+def header_of(
+    tensors: Mapping[str, tuple[str, int, tuple[int, ...]]],
+) -> tuple[bytes, dict[str, int]]:
+    """Return what a file of these tensors begins with, and where in the file each of them begins.
+
+    Each has the format's name of a dtype, the bytes of a number, and a shape.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    begins: dict[str, int] = {}
+    offset = 0
+    for name, (dtype, size, shape) in tensors.items():
+        begins[name], end = offset, offset + size * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % ALIGNMENT)
+    begun = len(encoded).to_bytes(8, "little") + encoded
+    return begun, {name: len(begun) + at for name, at in begins.items()}
+
+
 def write_bfloat16(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],
@@ -48,18 +68,9 @@ def write_bfloat16(
     `tensors` yields float32 arrays under the names of `shapes`, in that order; a `ValueError` is
     raised for any other name or shape, since the header is already written by then.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, shape in shapes.items():
-        end = offset + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % ALIGNMENT)
     expected = iter(shapes.items())
     with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
+        file.write(header_of({name: ("BF16", 2, shape) for name, shape in shapes.items()})[0])
         for name, values in tensors:
             if (name, values.shape) != next(expected, None):
                 raise ValueError(f"tensor {name} of shape {values.shape} is not the one expected")

@@ -21,7 +21,13 @@ from torch import nn
 
 from workers.errors import UnsupportedModel
 from workers.layers.embedding import Embedding
-from workers.layers.experts import Experts, SeparateExperts, StackedExperts
+from workers.layers.experts import (
+    PROJECTIONS,
+    Experts,
+    QuantizedExperts,
+    SeparateExperts,
+    StackedExperts,
+)
 from workers.layers.layer import Style
 from workers.layers.linear import Linear
 from workers.models.description import ConfigSizes
@@ -60,7 +66,7 @@ class Sharding:
                 layer.method.columns
                 for one in ours.values()
                 for layer in one.modules()
-                if isinstance(layer, Linear)
+                if isinstance(layer, Linear | QuantizedExperts)
             )
         )
         """Columns that methods of quantization want to keep together."""
@@ -149,16 +155,20 @@ class Sharding:
             return
         parent, _, leaf = name.rpartition(".")
         experts = self._ours.get(parent)
+        if isinstance(experts, QuantizedExperts):
+            self._spread_stack(parent, experts, leaf, style)
+            return
         if style == "once":
             if isinstance(experts, StackedExperts):
                 experts.once.add(leaf)
-            else:
+            elif not isinstance(experts, SeparateExperts):  # whose biases are their layers'
                 self._once.append(name)
             return
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         if name in parameters:
             if isinstance(experts, SeparateExperts):
-                self._spread_experts(parent, experts, leaf)
+                if leaf in PROJECTIONS:
+                    self._spread_experts(parent, experts, leaf)
                 return
             dim = _dimension(style, parameters[name].dim())
             self.slices[name] = {dim: self._ranges(name, style, parameters[name].shape[dim])}
@@ -214,7 +224,21 @@ class Sharding:
                 n = layer.size.inputs if of_inputs else layer.size.outputs
                 ranges = [self.columns(n)]
                 cut = Cut(inputs=ranges) if of_inputs else Cut(outputs=ranges)
-                self._spread_layer(f"{name}.{at}.{own}", layer, Style(cut))
+                style = Style(cut, adds_once=self._adds_once(cut))
+                self._spread_layer(f"{name}.{at}.{own}", layer, style)
+
+    def _spread_stack(self, name: str, experts: QuantizedExperts, leaf: str, style: str) -> None:
+        """Columns of all experts' MLPs; what goes with a projection is cut with it."""
+        if leaf not in PROJECTIONS:
+            return
+        size, of_inputs = experts.sizes[leaf], leaf == "down_proj"
+        n = size.inputs if of_inputs else size.outputs
+        ranges = self._ranges(f"{name}.{leaf}", style, n)
+        try:
+            slices = experts.cut(leaf, Cut(inputs=ranges) if of_inputs else Cut(outputs=ranges))
+        except UnsupportedModel as error:
+            raise UnsupportedModel(f"{name} cannot be spread over ranks: {error}") from error
+        self.slices |= {f"{name}.{own}": one for own, one in slices.items()}
 
     def _sum_results(self, name: str) -> None:
         ours = self._ours.get(name)

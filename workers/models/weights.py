@@ -8,7 +8,7 @@ much more than it keeps, and a rank reads only its part of each tensor (`slices`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -71,15 +71,23 @@ class Weights:
         self.slices: dict[str, Slices] = {}
         """What of a parameter this rank holds, by its name; all of it where there is nothing."""
 
-    def fill(self, module: nn.Module, *, borrow: bool = False) -> None:
-        """Give all parameters and buffers of a module that are in the checkpoint their numbers.
+    def fill(
+        self,
+        module: nn.Module,
+        *,
+        borrow: bool = False,
+        without: Collection[nn.Module] = frozenset(),
+    ) -> None:
+        """Give all parameters and buffers of a module that are in the checkpoint their numbers, but
+        for those of the modules `without`.
 
         Borrowed ones may be views of the mapped file: to be copied, and not kept. Raises
         BrokenCheckpoint.
         """
         for one in module.modules():
             prefix = self._prefixes.get(one)
-            if prefix is None:  # was put there by us, with its numbers
+            # Those without a prefix were put there by us, with their numbers.
+            if prefix is None or one in without:
                 continue
             if isinstance(one, Layer):
                 if not one.loaded:

@@ -23,6 +23,14 @@ Tensors = Mapping[str, torch.Tensor]
 
 Kind = Literal["linear", "experts", "head", "embedding"]
 
+ExpertLayout = Literal["whole", "stacked", "separate"]
+"""How a layer's experts lie in a checkpoint:
+
+- `whole`: in the tensors [experts, ...] that transformers' code reads, and which it gets;
+- `stacked`: each tensor of `slots` with the experts as its first dimension;
+- `separate`: each expert has linear layers of its own.
+"""
+
 Kernel = Literal["c_linear", "c_rows", "triton_linear", "triton_rows"]
 """What a fused decoder can ask for, of one layer or of several that are merged:
 
@@ -99,9 +107,7 @@ class QuantMethod(ABC):
 
     name: str
     """`quant_method` in config.json."""
-    stacked_experts: ClassVar[bool] = False
-    """Whether a layer's experts are the tensors that transformers' code reads, [experts, ...];
-    else each expert has linear layers of its own."""
+    experts: ClassVar[ExpertLayout] = "separate"
     flags: frozenset[str] = frozenset()
     """Values of --quantize that ask for it."""
     columns: int = 1

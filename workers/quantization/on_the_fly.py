@@ -131,6 +131,8 @@ ROUNDINGS = {
 class OnTheFlyMethod(GroupedMethod):
     """One of ROUNDINGS."""
 
+    experts = "stacked"
+
     def __init__(self, flag: str) -> None:
         self.name, self.flags = flag, frozenset({flag})
         self._rounding = ROUNDINGS[flag]
@@ -147,7 +149,7 @@ class OnTheFlyMethod(GroupedMethod):
         return f"{self.name}, {rounding.bits} bits in {inputs}{activations}"
 
     def for_layer(self, name: str, kind: Kind) -> OnTheFlyMethod | None:
-        if kind == "linear":
+        if kind in ("linear", "experts"):
             return self
         # The output layer, which loses most by few bits, is never in less than eight.
         return self._of_head if kind == "head" else None

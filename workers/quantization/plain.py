@@ -8,7 +8,7 @@ linear, so that results in float32 are bit for bit torch's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn import functional
@@ -18,6 +18,7 @@ from workers.kernels.weight import LayerWeight
 from workers.native import NativeUnavailable
 from workers.quantization.method import (
     Cut,
+    ExpertLayout,
     Kernel,
     Prepare,
     QuantMethod,
@@ -86,7 +87,7 @@ class PlainMethod(QuantMethod):
     """No quantization."""
 
     name = "none"
-    stacked_experts = True
+    experts: ClassVar[ExpertLayout] = "whole"
 
     def slots(self, size: Size, dtype: torch.dtype) -> dict[str, Slot]:
         slots = {"weight": Slot((size.outputs, size.inputs), dtype)}

@@ -12,6 +12,7 @@ from workers.quantization.compressed_tensors import CompressedTensorsMethod
 from workers.quantization.fp8 import FP8Method
 from workers.quantization.gptq import GPTQMethod
 from workers.quantization.method import QuantMethod
+from workers.quantization.mxfp4 import MXFP4Method
 from workers.quantization.on_the_fly import ROUNDINGS, OnTheFlyMethod
 from workers.quantization.plain import PlainMethod
 
@@ -22,6 +23,7 @@ METHODS: dict[str, type[QuantMethod]] = {
     "fbgemm_fp8": FP8Method,
     "fp8": FP8Method,
     "gptq": GPTQMethod,
+    "mxfp4": MXFP4Method,
 }
 """Of quantized checkpoints."""
 
@@ -60,6 +62,7 @@ def _why_plain(asked: str) -> str:
     return (
         f"--quantize {asked} asks for weights that are quantized already, and those of this "
         "model are not. Give a checkpoint in that format as --model-id (its config.json has a "
-        "quantization_config), have a plain one quantized while it is loaded (--quantize "
-        f"{', '.join(sorted(ROUNDINGS))}), or leave --quantize out"
+        "quantization_config), write one (tgi-async quantize) and serve it without the flag, have "
+        "a plain one quantized while it is loaded "
+        f"(--quantize {', '.join(sorted(ROUNDINGS))}), or leave --quantize out"
     )

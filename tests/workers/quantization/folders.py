@@ -10,11 +10,16 @@ import torch
 
 from tests.helpers.loading import load
 from tests.helpers.paged_sequences import PagedSequences
+from tests.workers.models.test_sharding import Alone
 from tests.workers.models.test_weights import CPU, saved
 from tests.workers.quantization.checkpoints import quantized, rounded
 from tests.workers.quantization.writers import awq, gptq
+from workers.layers.experts import PROJECTIONS, QuantizedExperts
 from workers.models.loading import FusedModel
+from workers.models.pretrained import Pretrained
 from workers.models.transformers_path import TransformersModel
+from workers.quantization.method import QuantWeight
+from workers.slices import cut as cut_tensor
 
 MOST_DIFFERENCE = 1e-3
 """Of logits."""
@@ -58,6 +63,37 @@ def assert_near(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
     for one, other in zip(found, expected, strict=True):
         assert other.std() > 0.3  # so that the difference below says something
         assert (one - other).abs().max() < MOST_DIFFERENCE
+
+
+def assert_ranks_have_all_experts(folder: Path, quantize: str = "") -> None:
+    """Hold the parts that two ranks have of experts in one tensor to those of one rank: columns of
+    gate and up together, and the bias of results once."""
+    whole = _experts_of(Pretrained(folder, torch.float32, CPU, False, quantize=quantize))
+    n_columns = dict.fromkeys(PROJECTIONS, 0)
+    for rank in range(2):
+        ranks: Any = Alone(rank, 2)
+        part = _experts_of(Pretrained(folder, torch.float32, CPU, False, ranks, None, quantize))
+        for name, weights in part._weights.items():
+            outputs, inputs = part.cuts[name]
+            slices = {0: outputs} if outputs is not None else {1: inputs or []}
+            n_columns[name] += sum(one.size for one in outputs or inputs or [])
+            for found, expected in zip(weights, whole._weights[name], strict=True):
+                assert isinstance(found, QuantWeight)
+                assert isinstance(expected, QuantWeight)
+                dense = cut_tensor(expected.dense(torch.float32), slices)
+                assert torch.equal(found.dense(torch.float32), dense)
+        had = [getattr(one, "bias", None) is not None for one in part._weights["down_proj"]]
+        assert had == [whole.sizes["down_proj"].bias and rank == 0] * len(had)
+    sizes = whole.sizes
+    assert n_columns["gate_up_proj"] == sizes["gate_up_proj"].outputs
+    assert n_columns["down_proj"] == sizes["down_proj"].inputs
+
+
+def _experts_of(loaded: Pretrained) -> QuantizedExperts:
+    """The first layer's, as they were read."""
+    found = next(one for one in loaded.module.modules() if isinstance(one, QuantizedExperts))
+    loaded.fill(found, borrow=True)
+    return found
 
 
 GptqCase = tuple[int, str, bool, int, bool]

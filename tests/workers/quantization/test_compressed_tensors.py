@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.helpers.loading import load
+from tests.workers.models.test_rank_logits import MOST_DIFFERENCE, furthest, run
+from tests.workers.models.test_sharding import part
 from tests.workers.models.test_weights import CPU, saved
 from tests.workers.quantization.checkpoints import (
     Write,
@@ -21,7 +25,9 @@ from tests.workers.quantization.checkpoints import (
 from tests.workers.quantization.folders import SIZES, assert_stands_for, matrix
 from workers.errors import UnsupportedModel
 from workers.kernels.codes import KINDS, PackedCodes
+from workers.layers.experts import SeparateExperts
 from workers.models.checkpoint import BrokenCheckpoint
+from workers.models.weight_files import SINGLE
 from workers.quantization.compressed_tensors import CompressedTensorsMethod
 from workers.quantization.grouped import GroupedWeight
 from workers.quantization.method import Cut, Size
@@ -182,6 +188,56 @@ def _check(tmp_path: Path, family: str, name: str) -> None:
     folder = quantized(dense, tmp_path / "ct", writer(name), settings({"Linear": name}))
     model = assert_stands_for(folder, dense)
     assert model.quantization.startswith(f"compressed-tensors ({SCHEMES[name][0]}, ")
+
+
+def experts_one_by_one(tmp_path: Path) -> tuple[Path, Path]:
+    """gpt-oss with layers for each expert, which have biases, and gate and up apart; and the dense
+    one that it stands for, whose experts lie in one tensor."""
+    dense = saved(
+        tmp_path / "dense", "gpt_oss", **{**SIZES, "intermediate_size": 96, "head_dim": 32}
+    )
+    write, folder = writer("W4A16"), tmp_path / "ct"
+    meant = load_file(dense / SINGLE)
+    packed = dict(meant)
+    prefixes = {name[: name.index("experts.") + 8] for name in meant if "experts." in name}
+    for prefix in prefixes:
+        biases = {name: packed.pop(f"{prefix}{name}_proj_bias") for name in ("gate_up", "down")}
+        weights = {name: packed.pop(f"{prefix}{name}_proj") for name in ("gate_up", "down")}
+        for at in range(5):
+            for name, whole, rows in (
+                ("gate", "gate_up", slice(0, None, 2)),
+                ("up", "gate_up", slice(1, None, 2)),
+                ("down", "down", slice(None)),
+            ):
+                made, stands = write(weights[whole][at].t()[rows].contiguous())
+                meant[f"{prefix}{whole}_proj"][at].t()[rows] = stands
+                own = made | {"bias": biases[whole][at][rows]}
+                packed |= {
+                    f"{prefix}{at}.{name}_proj.{leaf}": one.clone() for leaf, one in own.items()
+                }
+    shutil.copytree(dense, folder)
+    save_file(packed, folder / SINGLE, {"format": "pt"})
+    save_file(meant, dense / SINGLE, {"format": "pt"})
+    config = json.loads((dense / "config.json").read_text())
+    config["quantization_config"] = settings({"Linear": "W4A16"})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder, dense
+
+
+def test_experts_with_biases_one_by_one(tmp_path: Path) -> None:
+    folder, dense = experts_one_by_one(tmp_path)
+    model = assert_stands_for(folder, dense, fused=False)
+    experts = [one for one in model.module.modules() if isinstance(one, SeparateExperts)]
+    assert len(experts) == 2
+    loaded = part(folder, 1, 2)
+    layer = loaded.module.model.layers[1].mlp.experts.get_submodule("4")
+    assert ["bias" in one.wanted for one in layer.children()] == [True, True, False]
+
+
+@pytest.mark.full
+def test_experts_with_biases_on_two_ranks(tmp_path: Path) -> None:
+    models = [("transformers", experts_one_by_one(tmp_path)[0])]
+    assert max(furthest(models, run(models, 2, tmp_path))) < MOST_DIFFERENCE
 
 
 def test_layers_of_several_groups(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.helpers.loading import load
 from tests.workers.models.test_weights import CPU, saved
@@ -18,7 +19,9 @@ from tests.workers.quantization.checkpoints import (
 )
 from tests.workers.quantization.folders import SIZES, assert_stands_for, matrix
 from workers.errors import UnsupportedModel
+from workers.layers.experts import QuantizedExperts
 from workers.models.checkpoint import BrokenCheckpoint
+from workers.models.weight_files import SINGLE
 from workers.quantization.codes import Codes
 from workers.quantization.fp8 import FP8Method
 from workers.quantization.grouped import GroupedWeight
@@ -121,6 +124,36 @@ def test_logits_of_fp8(tmp_path: Path, family: str, kind: str) -> None:
     folder = quantized(dense, tmp_path / "fp8", write(kind), SETTINGS[kind])
     model = assert_stands_for(folder, dense)
     assert model.quantization.startswith(f"{SETTINGS[kind]['quant_method']}, 8 bits")
+
+
+def test_experts_in_one_tensor(tmp_path: Path) -> None:
+    """As transformers has them in memory, and some checkpoints in their files."""
+    dense = saved(tmp_path / "dense", "qwen3_moe", **SIZES)
+    settings = SETTINGS["blocks"] | {"weight_block_size": [32, 32]}
+    folder = quantized(dense, tmp_path / "fp8", write("blocks", (32, 32)), settings)
+    tensors = load_file(folder / SINGLE)
+    prefixes = {name[: name.index("experts.") + 8] for name in tensors if "experts." in name}
+    assert len(prefixes) == 2
+    for prefix in prefixes:
+        for leaf in ("weight", "weight_scale_inv"):
+            apart = {
+                name: torch.stack(
+                    [
+                        tensors.pop(f"{prefix}{at}.{name}.{leaf}").view(torch.uint8)
+                        for at in range(5)
+                    ]
+                )
+                for name in ("gate_proj", "up_proj", "down_proj")
+            }
+            dtype = E4M3 if leaf == "weight" else torch.float32
+            gate_up = torch.cat([apart["gate_proj"], apart["up_proj"]], 1)
+            end = leaf.removeprefix("weight")
+            tensors[f"{prefix}gate_up_proj{end}"] = gate_up.view(dtype)
+            tensors[f"{prefix}down_proj{end}"] = apart["down_proj"].view(dtype)
+    save_file(tensors, folder / SINGLE, {"format": "pt"})
+    model = assert_stands_for(folder, dense)
+    experts = [one for one in model.module.modules() if isinstance(one, QuantizedExperts)]
+    assert len(experts) == 2
 
 
 def test_a_layer_without_scales(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.paged_sequences import PagedSequences
 from tests.workers.models.test_weights import CPU, saved
-from tests.workers.quantization.folders import SIZES, assert_near, plain_logits
+from tests.workers.quantization.folders import (
+    SIZES,
+    assert_near,
+    assert_ranks_have_all_experts,
+    plain_logits,
+)
 from tgi_async.wire.messages import ModelConfig
 from workers.errors import UnsupportedModel
 from workers.models.loading import FusedModel, Loaded, load
@@ -79,30 +85,44 @@ def test_ranks_have_together_what_one_has(flag: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "flag"),
     [("llama", "int8"), ("qwen2", "int4"), ("phi3", "eetq"), ("gemma2", "fp8"),
-     ("llama", "bitsandbytes"), ("qwen2", "bitsandbytes-nf4"), ("mixtral", "bitsandbytes-fp4")],
+     ("llama", "bitsandbytes"), ("qwen2", "bitsandbytes-nf4"), ("mixtral", "bitsandbytes-fp4"),
+     ("gpt_oss", "int4"),
+     *(pytest.param(*one, marks=pytest.mark.full)
+       for one in (("qwen2_moe", "int8"), ("qwen3_moe", "fp8"), ("gpt_oss", "int8")))],
 )  # fmt: skip
 def test_float32_computes_with_what_the_weights_stand_for(
     tmp_path: Path, kind: str, flag: str
 ) -> None:
-    folder = saved(tmp_path / "plain", kind, tie_word_embeddings=False, **SIZES)
+    more = {"head_dim": 32} if kind == "gpt_oss" else {}
+    folder = saved(tmp_path / "plain", kind, tie_word_embeddings=False, **SIZES, **more)
     dense = tmp_path / "dense"
     dense.mkdir()
     for file in folder.iterdir():
         (dense / file.name).write_bytes(file.read_bytes())
     tensors = load_file(folder / "model.safetensors")
     for name, tensor in tensors.items():
-        if name.endswith(("_proj.weight", "qkv.weight")):
+        if re.search(r"(_proj|qkv|shared_expert_gate|\.w[123])\.weight$", name):
             tensors[name] = quantize(flag, tensor)
+        elif re.search(r"experts\.\w+_proj$", name):  # [experts, inputs, outputs]
+            tensors[name] = torch.stack(
+                [quantize(flag, one.t().contiguous()).t() for one in tensor]
+            )
         elif name == "lm_head.weight" and ROUNDINGS[flag].of_inputs:
             tensors[name] = quantize("int8", tensor)
     save_file(tensors, dense / "model.safetensors", {"format": "pt"})
     expected = plain_logits(dense)
     model = loaded(folder, flag, torch.float32)
-    assert isinstance(model, FusedModel) == (kind != "mixtral")
+    assert isinstance(model, FusedModel) == (kind in ("llama", "qwen2", "phi3", "gemma2"))
     assert model.quantization.startswith(f"{flag}, {ROUNDINGS[flag].bits} bits in ")
     for implementation in ("auto", "transformers"):
         model = loaded(folder, flag, torch.float32, implementation)
         assert_near(PagedSequences(model).run(), expected)
+
+
+@pytest.mark.parametrize(("kind", "flag"), [("gpt_oss", "int4"), ("mixtral", "int8")])
+def test_ranks_have_together_the_experts_of_one(tmp_path: Path, kind: str, flag: str) -> None:
+    sizes = {**SIZES, "intermediate_size": 96, "head_dim": 32}
+    assert_ranks_have_all_experts(saved(tmp_path, kind, **sizes), flag)
 
 
 @pytest.mark.parametrize("flag", ["int8", "int4", "eetq"])
