@@ -7,6 +7,7 @@
 // activation(gate) * up never leaves the cache in float32.
 
 #include "codes.h"
+#include "lookup.h"
 #include "panels.h"
 
 #include "../team.h"
@@ -146,6 +147,11 @@ static void run_codes4(int64_t rows, const weight *w, const inputs *x, int64_t r
     run_codes_tile(rows, 4, w, x, row, panel, width, out, next);
 }
 
+static void run_codes5(int64_t rows, const weight *w, const inputs *x, int64_t row,
+                       const char *panel, int64_t width, float (*out)[PANEL], fetch next) {
+    run_codes_tile(rows, 5, w, x, row, panel, width, out, next);
+}
+
 static void run_codes8(int64_t rows, const weight *w, const inputs *x, int64_t row,
                        const char *panel, int64_t width, float (*out)[PANEL], fetch next) {
     run_codes_tile(rows, 8, w, x, row, panel, width, out, next);
@@ -218,6 +224,7 @@ typedef struct {
     const product *p;
     int64_t panels, blocks, threads;
     inputs x; // of a weight of codes
+    tables t;
 } job_of;
 
 // A unit is a panel times a block of rows; all panels of a block come before the next block's.
@@ -245,12 +252,11 @@ static void multiply(void *job, int64_t unit, int64_t next_unit) {
     }
     if (next) lines = ceil_div(panel_bytes(w, PANEL), 64 * bursts * tiles);
     if (j->x.whole) {
-        const int64_t stride = j->x.k * (is_paired(w) ? 2 : 4); /* bytes of a row */
         float sums[parts * m][PANEL] __attribute__((aligned(64)));
         for (int64_t part = 0; part < parts; part++) {
             const fetch f = {next + part * bursts * lines * 64, lines};
-            multiply_unpacked(w, j->x.whole + from * stride, stride, m, at + part * bytes, width,
-                              sums + part * m, f);
+            multiply_unpacked(w, &j->t, j->x.whole + from * j->x.stride, j->x.stride, m,
+                              at + part * bytes, width, sums + part * m, f);
         }
         finish(p, from, m, panel, m, sums);
         return;
@@ -263,8 +269,10 @@ static void multiply(void *job, int64_t unit, int64_t next_unit) {
         for (int64_t part = 0; part < parts; part++) {
             const fetch f = {next + (i * parts + part) * bursts * lines * 64, lines};
             if (w->bits)
-                (w->bits == 4 ? run_codes4 : run_codes8)(rows, w, &j->x, row, at + part * bytes,
-                                                         width, sums[part], f);
+                (w->bits == 4   ? run_codes4
+                 : w->bits == 5 ? run_codes5
+                                : run_codes8)(rows, w, &j->x, row, at + part * bytes, width,
+                                              sums[part], f);
             else
                 (bf16 ? run_bf16 : run_float)(rows, width / LANES, x, p->x_stride * size,
                                               at + part * bytes, steps, sums[part], f);
@@ -273,7 +281,7 @@ static void multiply(void *job, int64_t unit, int64_t next_unit) {
     }
 }
 
-int64_t linear(const product *p, int64_t threads) {
+static int64_t multiply_one(const product *p, int64_t threads) {
     const weight *w = p->w;
     const int unpacked = w->bits && !w->round_inputs;
     const int64_t size = unpacked || (!w->bits && !w->bf16) ? 4 : w->bits ? 1 : 2;
@@ -284,12 +292,25 @@ int64_t linear(const product *p, int64_t threads) {
     if (unpacked) fitting = most(fitting, ceil_div(p->m, UNPACKED));
     const int64_t sharing = least(ceil_div(SHARES * threads, panels), p->m / (8 * ROWS));
     const int64_t blocks = most(1, most(fitting, sharing));
-    job_of job = {p, panels, least(blocks, p->m), threads, {0}};
+    job_of job = {p, panels, least(blocks, p->m), threads, {0}, {{0}, {0}}};
     if (!p->m) return 0;
     if (w->bits) {
         job.x = read_inputs(p, job.blocks, threads);
         if (!job.x.codes && !job.x.whole) return 1;
+        if (unpacked) fill_tables(w, &job.t);
     }
     team_run(multiply, &job, panels * job.blocks, threads);
+    return 0;
+}
+
+int64_t linear(const product *p, int64_t threads) {
+    product one = *p;
+    const int64_t size = p->w->bf16 && p->mode == STORE ? 2 : 4;
+    for (const weight *w = p->w; w; w = w->below) {
+        one.w = w;
+        one.then = w->below ? w->below : p->then;
+        if (multiply_one(&one, threads)) return 1;
+        one.out = (char *)one.out + w->n * size;
+    }
     return 0;
 }
