@@ -25,6 +25,7 @@ def load(
     max_total_tokens: int = 0,
     attention: registry.Backend | None = None,
     quantize: str = "",
+    round_activations: bool = False,
 ) -> Loaded:
     """Load the model of a folder; see `loading.load`."""
     config = ModelConfig(
@@ -34,5 +35,6 @@ def load(
         rope_scaling=scaling.kind if scaling else "",
         rope_factor=scaling.factor if scaling else 1.0,
         quantize=quantize,
+        round_activations=round_activations,
     )
     return loading.load(config, dtype, device, ranks, attention)

@@ -6,6 +6,7 @@ that nothing is lost on the way there and back.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import gguf
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.helpers.gguf_blocks import random_blocks
 from tests.helpers.tiny_gguf import TOKENS, add_tokenizer
 
 LAYERS = 7
@@ -117,11 +119,11 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 """llama.cpp's name of the architecture, transformers', and settings."""
 
 
-def tiny_model(variant: str) -> Any:
+def tiny_model(variant: str, **changed: Any) -> Any:
     """The model of transformers, in float32, always the same one of a variant."""
     _, kind, settings = VARIANTS[variant]
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **(_SIZES | settings))
+    config = AutoConfig.for_model(kind, **(_SIZES | settings | changed))
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -135,9 +137,12 @@ def tiny_model(variant: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def write_family(path: Path, variant: str) -> Any:
-    """Write the model of `variant` to `path`, and return it."""
-    model = tiny_model(variant)
+def write_family(
+    path: Path, variant: str, blocks: Callable[[str], str] | None = None, **changed: Any
+) -> Any:
+    """Write the model of `variant` to `path`, and return it. With `blocks`, matrices are any in the
+    type of block that it says of llama.cpp's names, and not the model's."""
+    model = tiny_model(variant, **changed)
     architecture = VARIANTS[variant][0]
     writer = gguf.GGUFWriter(path, architecture)
     _add_settings(writer, architecture, model.config)
@@ -149,6 +154,12 @@ def write_family(path: Path, variant: str) -> Any:
             continue
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert theirs is not None, name
+        if blocks is not None and tensor.dim() > 1:
+            n, k = tensor.shape
+            kind = gguf.GGMLQuantizationType[blocks(theirs)]
+            made = random_blocks(kind.name, n, k, 1.6 * k**-0.5)
+            writer.add_tensor(theirs, made, raw_dtype=kind)
+            continue
         writer.add_tensor(theirs, _as_llama_cpp(architecture, model.config, name, tensor).numpy())
     _add_rope_tensors(writer, model.config)
     writer.write_header_to_file()

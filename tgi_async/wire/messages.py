@@ -146,6 +146,8 @@ class ModelConfig(Frame, frozen=True):
     rope_factor: float = 1.0
     quantize: str = ""
     """The quantization that is asked for; "": what the checkpoint says."""
+    round_activations: bool = False
+    """To int8, for all weights in integer codes; on a CPU, in bfloat16."""
 
 
 class BatchConfig(Frame, frozen=True):

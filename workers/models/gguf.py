@@ -13,9 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workers.errors import ModelUnavailable
-from workers.models.gguf_architectures import ARCHITECTURES, QUANTIZATIONS, REFUSED, TENSORS
+from workers.models.gguf_architectures import (
+    ARCHITECTURES,
+    BLOCKS,
+    QUANTIZATIONS,
+    REFUSED,
+    TENSORS,
+)
 from workers.models.gguf_rope import rope_parameters
 from workers.models.gguf_values import shortest
+from workers.models.safetensors_file import Entry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,14 +147,35 @@ class GgufModel:
     def tensors(self) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
         """Every tensor under transformers' name, dequantized to float32, in the file's order."""
         for name, tensor in self._named():
-            yield name, self._restored(tensor)
+            yield name, self._restored(tensor, _dequantized(tensor))
 
-    def _restored(self, tensor: ReaderTensor) -> npt.NDArray[np.float32]:
-        """The values as transformers has them."""
-        values = _dequantized(tensor)
+    def types(self) -> dict[str, str]:
+        """What each tensor is quantized as, under transformers' name."""
+        return {name: tensor.tensor_type.name for name, tensor in self._named()}
+
+    def stored(self) -> dict[str, Entry]:
+        """How `stored_tensors` has each tensor, in the order of the file: uint8 rows of BLOCKS, and
+        matrices in 16 or 32 bits as they are. Vectors may be in float32 instead of float16, and
+        everything else is bfloat16."""
+        shapes = self.shapes
+        return {
+            name: Entry(kind, tuple(tensor.data.shape) if kind == "U8" else shapes[name])
+            for name, tensor in self._named()
+            for kind in (_stored_dtype(tensor),)
+        }
+
+    def stored_tensors(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Every tensor for a file of these entries, bfloat16 as float32."""
+        for name, tensor in self._named():
+            as_it_is = _stored_dtype(tensor) in ("U8", "F16")
+            yield name, self._restored(tensor, tensor.data if as_it_is else _dequantized(tensor))
+
+    def _restored(self, tensor: ReaderTensor, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The values, or rows of blocks, as transformers has them."""
         part = tensor.name.split(".")[-2]
         if part.endswith("norm") and self._architecture.norm_offset:
-            return values - values.dtype.type(self._architecture.norm_offset)
+            offset: npt.NDArray[Any] = values - values.dtype.type(self._architecture.norm_offset)
+            return offset
         if self._architecture.interleaved and part in ("attn_q", "attn_k"):
             return unpermute(values, self._heads if part == "attn_q" else self._kv_heads)
         return values
@@ -214,13 +242,23 @@ class GgufModel:
         return {f"{name}_token_id": id_ for name, id_ in ids.items() if id_ is not None}
 
 
-def unpermute(rows: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
+def unpermute(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     """Rows [heads * head_dim, ...] from llama.cpp's order within a head to transformers'.
 
     llama.cpp stores (x0, y0, x1, y1, ...) where transformers stores (x0, x1, ..., y0, y1, ...).
     """
-    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
+    pairs: npt.NDArray[Any] = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
+
+
+def _stored_dtype(tensor: ReaderTensor) -> str:
+    """What it is in a file that keeps blocks, by safetensors' names; U8: in such."""
+    kind, is_matrix = tensor.tensor_type.name, len(tensor.shape) == 2
+    if is_matrix and kind in BLOCKS:
+        return "U8"
+    if is_matrix and kind == "F16":
+        return "F16"
+    return "F32" if kind in ("F32", "F16") else "BF16"
 
 
 def _dequantized(tensor: ReaderTensor) -> npt.NDArray[np.float32]:

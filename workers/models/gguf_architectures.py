@@ -138,3 +138,6 @@ QUANTIZATIONS = (
 )
 # fmt: on
 """Those that the package gguf can undo, of the ones that need nothing besides the tensor."""
+
+BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+"""Those that `workers.quantization.gguf` multiplies as they are."""

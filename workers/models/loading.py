@@ -62,7 +62,9 @@ class FusedModel:
 
     def __init__(self, loaded: Pretrained, make: MakeDecoder) -> None:
         """Raises NotFused, with `loaded` as it was."""
-        description = Description(loaded.module, loaded.fill, loaded.device, loaded.sharding)
+        description = Description(
+            loaded.module, loaded.fill, loaded.device, loaded.sharding, loaded.tied
+        )
         self._decoder = make(description, loaded.ranks)
         loaded.weights.release()
         self.attention = self._decoder.attention
@@ -121,6 +123,7 @@ def load(
         ranks,
         scaling,
         config.quantize,
+        config.round_activations,
     )
     if must_fit and device.type == "cpu":
         _expect_room(loaded.whole_bytes, ranks)
