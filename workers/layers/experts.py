@@ -11,6 +11,7 @@ from torch import nn
 from workers.errors import UnsupportedModel
 from workers.layers.layer import WHOLE, Layer, Style
 from workers.layers.linear import Linear
+from workers.quantization import registry
 from workers.quantization.method import QuantMethod, Size, Slot, Tensors
 
 
@@ -64,9 +65,11 @@ class SeparateExperts(nn.Module):
         own: Any,
         names: ExpertNames,
         device: torch.device,
+        name: str,
         style: Style = WHOLE,
     ) -> None:
-        """`own` is transformers' module. Raises UnsupportedModel for experts of another shape."""
+        """`own` is transformers' module, `name` its name in the model. Raises UnsupportedModel for
+        experts of another shape."""
         super().__init__()
         if own.is_transposed or own.has_bias or not own.has_gate or own.has_post_expert_norm:
             raise UnsupportedModel(
@@ -78,9 +81,10 @@ class SeparateExperts(nn.Module):
         dtype, n = own.gate_up_proj.dtype, n // 2
         for at in range(own.num_experts):
             expert = nn.Module()
-            for name in (names.gate, names.up):
-                expert.add_module(name, Linear(method, Size(n, hidden), dtype, device))
-            expert.add_module(names.down, Linear(method, Size(hidden, n), dtype, device))
+            for leaf in names:
+                size = Size(hidden, n) if leaf == names.down else Size(n, hidden)
+                one = method.for_layer(f"{name}.{at}.{leaf}", "linear") or registry.PLAIN
+                expert.add_module(leaf, Linear(one, size, dtype, device))
             self.add_module(str(at), expert)
         self._hidden: tuple[Any] = (own,)  # from torch, with its parameters
 
@@ -110,12 +114,13 @@ Experts = StackedExperts | SeparateExperts
 
 
 def experts_for(
-    method: QuantMethod, own: nn.Module, names: ExpertNames, device: torch.device
+    method: QuantMethod, own: nn.Module, names: ExpertNames, device: torch.device, name: str
 ) -> Experts:
-    """Return the experts of a layer in their method, in the place of transformers' module `own`.
+    """Return the experts of a layer in their method, in the place of transformers' module `own`, by
+    its name.
 
     Raises UnsupportedModel for experts that the method cannot have.
     """
     if method.stacked_experts:
         return StackedExperts(own, device)
-    return SeparateExperts(method, own, names, device)
+    return SeparateExperts(method, own, names, device, name)

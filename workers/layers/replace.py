@@ -106,7 +106,7 @@ class Replacements:
             if not alone or self._is_read(names, "."):
                 return None
             method = self._method_of(names[0], "experts")
-            return experts_for(method, module, self._expert_names, self._device)
+            return experts_for(method, module, self._expert_names, self._device, names[0])
         return None
 
     def _method_of(self, name: str, kind: Kind) -> QuantMethod:

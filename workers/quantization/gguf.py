@@ -197,6 +197,8 @@ class GGUFMethod(GroupedMethod):
 
     def for_layer(self, name: str, kind: Kind) -> GGUFMethod | None:
         found = self._types.get(name)
+        if kind == "experts":  # which are asked about one by one, if any is in blocks
+            found = next((x for of, x in self._types.items() if of.startswith(f"{name}.")), None)
         if found is None:
             return None
         if found not in self._methods:

@@ -35,7 +35,8 @@ WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 512, "head_dim"
 
 def wide(variant: str) -> dict[str, Any]:
     """WIDE, with more heads where the rotary embedding has a factor for each of its frequencies."""
-    return WIDE | ({"head_dim": 16, "num_attention_heads": 16} if "long" in variant else {})
+    heads = {"head_dim": 16, "num_attention_heads": 16} if "long" in variant else {}
+    return WIDE | {"moe_intermediate_size": 256} | heads
 
 
 def method(kind: str) -> GGUFMethod:
@@ -64,7 +65,13 @@ def mixed(name: str) -> str:
     """As llama.cpp's Q4_K_M: not all layers of a type, nor all that a fused decoder merges."""
     if name.startswith(("token_embd", "output")) or "attn_v" in name:
         return "Q6_K"
-    return "Q5_K" if "ffn_down" in name else "Q8_0" if "attn_output" in name else "Q4_K"
+    return (
+        "Q5_K"
+        if "ffn_down" in name or "ffn_up_exps" in name
+        else "Q8_0"
+        if "attn_output" in name
+        else "Q4_K"
+    )
 
 
 def test_what_is_kept_is_what_can_be_read() -> None:
@@ -141,19 +148,21 @@ def test_a_model_computes_with_what_its_blocks_stand_for(
 ) -> None:
     sizes = wide(variant) if BLOCKS[kind].inputs == 256 else {}
     packed, dense = folders(tmp_path, variant, lambda name: kind, **sizes)
-    assert_stands_for(packed, dense, fused=True if "long" not in variant else None)
+    assert_stands_for(packed, dense, fused=variant != "qwen3moe")
 
 
 @pytest.mark.parametrize(
     "variant",
     [
-        pytest.param(one, marks=() if one in ("llama", "phi3", "gemma3") else pytest.mark.full)
+        pytest.param(
+            one, marks=() if one in ("llama", "phi3", "gemma3", "qwen3moe") else pytest.mark.full
+        )
         for one in VARIANTS
     ],
 )
 def test_a_model_of_several_types(tmp_path: Path, variant: str) -> None:
     packed, dense = folders(tmp_path, variant, mixed, **wide(variant))
-    assert_stands_for(packed, dense, fused=True if "long" not in variant else None)
+    assert_stands_for(packed, dense, fused=variant != "qwen3moe")
 
 
 @pytest.mark.parametrize("kinds", [("Q4_K", "Q6_K"), ("Q5_0", "Q4_1"), ("Q8_0", "Q3_K")])
