@@ -43,6 +43,19 @@ static __attribute__((noinline)) void begin_sums(const weight *w, const char *ze
             sums[r][c] = ((w->bits == 8 ? FLIP : 0) - (uint8_t)zeros[c]) * sums_of[r];
 }
 
+/* Scales times the factors that groups share, and minimums. */
+static __attribute__((noinline)) void read_more(const weight *w, const char *group, int64_t column,
+                                                int64_t vectors, int64_t width,
+                                                const factors *shared, float *scales,
+                                                float *minimums) {
+    const char *behind = group + width * scale_bytes(w);
+    for (int64_t c = 0; c < vectors * LANES; c += LANES) {
+        *(vec *)(scales + c) = scales_at(w, group, column + c, shared->of_scales);
+        if (w->minimums)
+            *(vec *)(minimums + c) = scales_at(w, behind, column + c, shared->of_minimums);
+    }
+}
+
 #if VNNI_CODES
 /* Kept in a register: the compiler would load it again for each row, which takes longer than to
  * multiply with it. */
@@ -71,7 +84,8 @@ INLINE void multiply_chunk(const int rows, const int vectors, const int bits, co
         if (bits < 8) {
             __m256i narrow[CODE_ROWS]; /* 8 times 2 products of 15 * 127 fit, or 4 of 31 * 127 */
             __m256i last = _mm256_setzero_si256(); /* the fifth bits of all 32 inputs */
-            if (bits == 5) last = _mm256_loadu_si256((const void *)(panel + (4 * width + v * LANES) * 4));
+            const char *lasts = panel + (4 * width + v * LANES) * 4;
+            if (bits == 5) last = _mm256_loadu_si256((const void *)lasts);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) narrow[r] = _mm256_setzero_si256();
 #pragma GCC unroll 2
@@ -195,13 +209,10 @@ INLINE void codes_tile(const int rows, const int vectors, const int bits, const 
         if (w->block) panel = read_factors(w, panel, first, width, &shared);
         const char *group_scales = panel + (end - first) / CHUNK * bytes;
         const char *zeros = group_scales + width * scale_bytes(w);
-#pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++) {
-            const int64_t c = v * LANES;
-            *(vec *)(scales + c) = scales_at(w, group_scales, column + c, shared.of_scales);
-            if (w->minimums)
-                *(vec *)(minimums + c) = scales_at(w, zeros, column + c, shared.of_minimums);
-        }
+        for (int64_t c = 0; c < vectors * LANES; c += LANES)
+            *(vec *)(scales + c) = load_scales(group_scales, column + c, w->scale_type);
+        if (w->minimums || w->block)
+            read_more(w, group_scales, column, vectors, width, &shared, scales, minimums);
         for (int64_t begin = first; begin < end; begin += x->part) {
             const int64_t last = least(begin + x->part, end);
             ivec sums[CODE_ROWS][VECTORS];

@@ -68,11 +68,12 @@ INLINE void multiply_step(const int rows, const int vectors, const int bf16, con
     }
 }
 
-// One panel of `vectors` * LANES columns times `rows` rows. Inlined with all three constant, so
-// that all accumulators are registers. Strides are bytes.
+// One panel of `vectors` * LANES columns times `rows` rows; with the columns' scales, times those and
+// added to what is there. Inlined with all three constant, so that all accumulators are registers.
+// Strides are bytes.
 INLINE void tile(const int rows, const int vectors, const int bf16, const char *x,
-                 int64_t x_stride, const char *panel, int64_t steps, float (*out)[PANEL],
-                 fetch next) {
+                 int64_t x_stride, const char *panel, int64_t steps, const float *scales,
+                 float (*out)[PANEL], fetch next) {
     vec sums[ROWS][VECTORS];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
@@ -92,18 +93,21 @@ INLINE void tile(const int rows, const int vectors, const int bf16, const char *
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++) *(vec *)(out[r] + v * LANES) = sums[r][v];
+        for (int v = 0; v < vectors; v++) {
+            vec *to = (vec *)(out[r] + v * LANES);
+            *to = scales ? fused(sums[r][v], *(const vec *)(scales + v * LANES), *to) : sums[r][v];
+        }
 }
 
 #define TILE(r, v)                                                           \
     case (r) * 4 + (v):                                                      \
-        tile(r, v, bf16, x, x_stride, panel, steps, out, next);              \
+        tile(r, v, bf16, x, x_stride, panel, steps, scales, out, next);      \
         break;
 #define TILES(r) TILE(r, 1) TILE(r, 2) TILE(r, 3)
 
 INLINE void run_tile(int64_t rows, int64_t vectors, const int bf16, const char *x,
-                     int64_t x_stride, const char *panel, int64_t steps, float (*out)[PANEL],
-                     fetch next) {
+                     int64_t x_stride, const char *panel, int64_t steps, const float *scales,
+                     float (*out)[PANEL], fetch next) {
     switch (rows * 4 + vectors) {
         TILES(1) TILES(2) TILES(3) TILES(4)
 #if ROWS == 8
@@ -113,13 +117,15 @@ INLINE void run_tile(int64_t rows, int64_t vectors, const int bf16, const char *
 }
 
 static void run_float(int64_t rows, int64_t vectors, const char *x, int64_t x_stride,
-                      const char *panel, int64_t steps, float (*out)[PANEL], fetch next) {
-    run_tile(rows, vectors, 0, x, x_stride, panel, steps, out, next);
+                      const char *panel, int64_t steps, const float *scales, float (*out)[PANEL],
+                      fetch next) {
+    run_tile(rows, vectors, 0, x, x_stride, panel, steps, scales, out, next);
 }
 
 static void run_bf16(int64_t rows, int64_t vectors, const char *x, int64_t x_stride,
-                     const char *panel, int64_t steps, float (*out)[PANEL], fetch next) {
-    run_tile(rows, vectors, 1, x, x_stride, panel, steps, out, next);
+                     const char *panel, int64_t steps, const float *scales, float (*out)[PANEL],
+                     fetch next) {
+    run_tile(rows, vectors, 1, x, x_stride, panel, steps, scales, out, next);
 }
 
 #include "unpack.h"
@@ -275,7 +281,7 @@ static void multiply(void *job, int64_t unit, int64_t next_unit) {
                                               sums[part], f);
             else
                 (bf16 ? run_bf16 : run_float)(rows, width / LANES, x, p->x_stride * size,
-                                              at + part * bytes, steps, sums[part], f);
+                                              at + part * bytes, steps, NULL, sums[part], f);
         }
         finish(p, row, rows, panel, ROWS, sums[0]);
     }

@@ -1,7 +1,7 @@
 // Codes as pairs of bfloat16, for vdpbf16ps. See unpack.h.
 //
-// A pair is of two inputs whose bytes in a word are 16 bits apart: of each four inputs the first and the
-// third, and the second and the fourth.
+// A pair is of two inputs whose bytes in a word are 16 bits apart: of each four inputs the first and
+// the third, and the second and the fourth.
 #pragma once
 #include "spans.h"
 

@@ -1,15 +1,19 @@
 // Weights as codes of 2 to 8 bits, times activations as they are.
 //
-// The codes of SPAN inputs of a panel become numbers once for all rows of a unit: float32, or where the
-// processor multiplies bfloat16 and the model is in it, bfloat16 (pairs.h), which has room for a code
-// less its zero. Their scales multiply the sums of a span (a group is a whole number of spans, or a span
-// a whole group), so that codes are exact; the spans' sums are added in their order, and then what the
-// group's minimum adds, which goes with the sum of its activations. A row's result depends on it alone.
+// The codes of SPAN inputs of a panel become numbers once for all rows of a unit: float32, or where
+// the processor multiplies bfloat16 and the model is in it, bfloat16 (pairs.h), which has room for a
+// code less its zero. Their scales multiply the sums of a span (a group is a whole number of spans,
+// or a span a whole group), so that codes are exact. The spans' sums are added in their order, and
+// behind each TOGETHER groups what their minimums add, which go with the sums of their activations:
+// where there are any, half of all codes are taken off first, and the minimums make up for it, so
+// that all sums are small. A row's result depends on it alone.
 #pragma once
 #include "codes.h"
 #include "pairs.h"
 #include "planes.h"
 #include "spans.h"
+
+#define TOGETHER 32 /* groups whose minimums are added to a row's result at once */
 
 #if defined(__AVX512F__)
 #define TABLED 5 /* most bits of codes whose numbers are taken from a table */
@@ -93,9 +97,10 @@ INLINE void multiply_row(const int bits, const int kind, const int paired, const
     const int64_t stretch = stretch_of(w), x_size = paired ? 2 : 4;
     const float *totals = (const float *)(const void *)(x + k * x_size);
     factors shared __attribute__((aligned(64)));
-    vec made[VECTORS];
+    vec made[VECTORS], added[VECTORS];
+    int64_t kept = 0;
 #pragma GCC unroll 3
-    for (int v = 0; v < VECTORS; v++) made[v] = (vec){0};
+    for (int v = 0; v < VECTORS; v++) made[v] = (vec){0}, added[v] = (vec){0};
     for (int64_t first = 0; first < k; first += stretch) {
         const int64_t end = least(first + stretch, k);
         if (w->block) panel = read_factors(w, panel, first, PANEL, &shared);
@@ -131,8 +136,15 @@ INLINE void multiply_row(const int bits, const int kind, const int paired, const
                 const vec total = totals[begin / size] - (vec){0};
 #pragma GCC unroll 3
                 for (int v = 0; v < VECTORS; v++)
-                    made[v] = fused(minimums_at(w, behind, v * LANES, shared.of_minimums, scales[v]),
-                                    total, made[v]);
+                    added[v] = fused(
+                        total, minimums_at(w, behind, v * LANES, shared.of_minimums, scales[v]),
+                        added[v]);
+                kept += 1;
+                if (kept == TOGETHER || group_end == k) {
+#pragma GCC unroll 3
+                    for (int v = 0; v < VECTORS; v++) made[v] += added[v], added[v] = (vec){0};
+                    kept = 0;
+                }
             }
             panel += PANEL * group_bytes(w);
         }
@@ -207,9 +219,11 @@ static void multiply_unpacked(const weight *w, const tables *t, const char *x, i
         return;
     }
     float values[SPAN * PANEL] __attribute__((aligned(64)));
-    float sums[ROWS][PANEL] __attribute__((aligned(64)));
-    float scales[PANEL] __attribute__((aligned(64)));
+    float minimums[TOGETHER * PANEL] __attribute__((aligned(64)));
+    float scales[PANEL] __attribute__((aligned(64))), ones[PANEL] __attribute__((aligned(64)));
     factors shared __attribute__((aligned(64)));
+    int64_t kept = 0; /* groups whose minimums are not added yet */
+    for (int64_t c = 0; c < PANEL; c++) ones[c] = 1.0f;
     memset(out, 0, (size_t)m * sizeof *out);
     for (int64_t first = 0; first < k; first += stretch) {
         const int64_t end = least(first + stretch, k);
@@ -235,25 +249,26 @@ static void multiply_unpacked(const weight *w, const tables *t, const char *x, i
                     const int64_t rows = first_of_tile(m, tiles, i + 1) - row;
                     const char *from = x + row * x_stride + at * x_size;
                     (is_paired(w) ? run_bf16 : run_float)(rows, width / LANES, from, x_stride,
-                                                          (const char *)values, steps, sums, share);
+                                                          (const char *)values, steps, scales,
+                                                          out + row, share);
                     share.from += bursts * share.lines * 64;
-                    for (int64_t v = 0; v < width; v += LANES) {
-                        const vec scale = *(const vec *)(scales + v);
-                        for (int64_t r = 0; r < rows; r++) {
-                            vec *sum = (vec *)(out[row + r] + v);
-                            *sum = fused(*(const vec *)(sums[r] + v), scale, *sum);
-                        }
-                    }
                 }
             }
-            for (int64_t v = 0; v < width && w->minimums; v += LANES) {
-                const vec minimums = minimums_at(w, behind, v, shared.of_minimums,
-                                                 *(const vec *)(scales + v));
-                for (int64_t row = 0; row < m; row++) {
-                    float total;
-                    memcpy(&total, x + row * x_stride + k * x_size + begin / size * 4, 4);
-                    vec *sum = (vec *)(out[row] + v);
-                    *sum = fused(minimums, total - (vec){0}, *sum);
+            if (w->minimums) {
+                for (int64_t v = 0; v < width; v += LANES)
+                    *(vec *)(minimums + kept * width + v) = minimums_at(
+                        w, behind, v, shared.of_minimums, *(const vec *)(scales + v));
+                kept += 1;
+                if (kept == TOGETHER || group_end == k) {
+                    const char *totals = x + k * x_size + (begin / size + 1 - kept) * 4;
+                    for (int64_t i = 0; i < tiles; i++) {
+                        const int64_t row = first_of_tile(m, tiles, i);
+                        const int64_t rows = first_of_tile(m, tiles, i + 1) - row;
+                        run_float(rows, width / LANES, totals + row * x_stride, x_stride,
+                                  (const char *)minimums, kept, ones, out + row,
+                                  (fetch){NULL, 0});
+                    }
+                    kept = 0;
                 }
             }
             panel += width * group_bytes(w);

@@ -127,7 +127,7 @@ def test_a_block_is_not_divided() -> None:
 SMALL: list[tuple[str, str]] = [
     ("llama", "Q4_1"), ("qwen2", "Q5_0"), ("phi3", "Q4_0"), ("gemma2", "Q8_0"), ("qwen3", "Q5_1"),
 ]  # fmt: skip
-LARGE = [("smollm3", "Q4_K"), ("gemma3", "Q6_K"), ("llama, biases", "Q2_K"), ("qwen2", "Q3_K")]
+LARGE = [("smollm3", "Q4_K"), ("llama, biases", "Q2_K")]
 
 
 @pytest.mark.parametrize(
@@ -154,9 +154,7 @@ def test_a_model_computes_with_what_its_blocks_stand_for(
 @pytest.mark.parametrize(
     "variant",
     [
-        pytest.param(
-            one, marks=() if one in ("llama", "phi3", "gemma3", "qwen3moe") else pytest.mark.full
-        )
+        pytest.param(one, marks=() if one in ("gemma3", "qwen3moe") else pytest.mark.full)
         for one in VARIANTS
     ],
 )
@@ -170,7 +168,7 @@ def test_gate_and_up_may_be_of_two_types(tmp_path: Path, kinds: tuple[str, str])
     def blocks(name: str) -> str:
         return kinds[0] if "ffn_gate" in name else kinds[1] if "ffn_up" in name else "Q8_0"
 
-    packed, dense = folders(tmp_path, "llama", blocks, **WIDE)
+    packed, dense = folders(tmp_path, "llama", blocks, **WIDE, num_hidden_layers=2)
     assert_stands_for(packed, dense, fused=True)
 
 
@@ -193,13 +191,12 @@ def test_weights_take_no_more_than_a_tenth_more_than_the_file(tmp_path: Path, ki
 
 
 @pytest.mark.parametrize(
-    ("kind", "rounds"), [("Q4_1", True), ("Q5_0", True), ("Q8_0", True), ("Q5_K", True),
-                         ("Q6_K", False)]
-)  # fmt: skip
+    ("kind", "rounds"), [("Q4_1", True), ("Q8_0", True), ("Q5_K", True), ("Q6_K", False)]
+)
 def test_activations_in_int8_are_near_those_that_are_not(
     tmp_path: Path, kind: str, rounds: bool
 ) -> None:
-    packed, _ = folders(tmp_path, "llama", lambda name: kind, **WIDE)
+    packed, _ = folders(tmp_path, "llama", lambda name: kind, **WIDE, num_hidden_layers=2)
     exact = torch.cat(PagedSequences(load(packed, torch.float32, CPU)).run())
     plain = load(packed, torch.bfloat16, CPU)
     for implementation in ("fused", "transformers"):
@@ -239,6 +236,16 @@ def test_ranks_have_whole_blocks(tmp_path: Path) -> None:
         {1: [Range(0, 20)]},
         {1: [Range(20, 60)]},
     ]
+
+
+def test_columns_of_an_mlp_are_together_as_its_output_layer_has_them(tmp_path: Path) -> None:
+    def blocks(name: str) -> str:  # as llama.cpp's, where the columns are no multiple of 256
+        return "Q4_K" if "ffn_gate" in name or "ffn_up" in name else "Q8_0"
+
+    packed, _ = folders(tmp_path, "llama", blocks, **{**WIDE, "intermediate_size": 352})
+    layers = [part(packed, rank, 2).module.model.layers[1].mlp for rank in range(2)]
+    assert [one.down_proj.in_features for one in layers] == [160, 192]
+    assert [one.up_proj.out_features for one in layers] == [160, 192]
 
 
 def test_a_model_whose_blocks_would_be_divided_is_refused(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ MODELS: dict[str, Callable[[Path], Folders]] = {
     "gptq": lambda path: gptq_folder(path, "llama", (4, "gptq", False, 32, True), **SERVED),
     "fp8": _of(fp8("blocks"), FP8["blocks"], "qwen3_moe"),
     "bitsandbytes": _of(bitsandbytes("nf4-nested"), NF4, "phi3"),
-    "gguf": lambda path: gguf(path, "llama", lambda name: "Q4_1", **SERVED),
+    "gguf": lambda path: gguf(path, "smollm3", lambda name: "Q4_1", **SERVED),
 }
 
 
