@@ -198,6 +198,7 @@ def _start(settings: Settings, prepared: Prepared, world_size: int, chat_ends: l
             rope_factor=settings.rope_factor or 1.0,
             quantize=settings.quantize or "",
             kv_cache_dtype=settings.kv_cache_dtype or "",
+            round_activations=settings.cpu_activations == "int8",
         ),
         BatchConfig(
             max_rows=min(rows, settings.max_concurrent_requests),
@@ -226,6 +227,8 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -
         command += ["--cache", settings.huggingface_hub_cache]
     if settings.trust_remote_code:
         command.append("--trust-remote-code")
+    if settings.quantize == "gguf":
+        command += ["--quantize", settings.quantize]
     n_killed = cgroups.n_killed()
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, env=processes.environment()

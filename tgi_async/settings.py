@@ -23,13 +23,14 @@ QUANTIZATIONS = (
     "eetq",
     "exl2",
     "fp8",
+    "gguf",
     "gptq",
     "int4",
     "int8",
     "marlin",
     "mxfp4",
 )
-"""TGI's, but for int4, int8 and mxfp4, which are ours."""
+"""TGI's, but for gguf, int4, int8 and mxfp4, which are ours."""
 KV_CACHE_DTYPES = ("fp8_e4m3fn", "fp8_e5m2", "int8")
 """TGI's, but for int8, which is ours."""
 
@@ -97,8 +98,16 @@ class Settings:
         None,
         MODEL,
         "how the weights are quantized, default: as the checkpoint is; of a plain one, while it is "
-        "loaded: eetq, fp8, bitsandbytes, -nf4, -fp4, and int8 and int4, with activations in int8",
+        "loaded: eetq, fp8, bitsandbytes, -nf4, -fp4, and int8 and int4, with activations in int8; "
+        "gguf: keep the blocks of a GGUF file, the embedded model's too, else served in bfloat16",
         choices=QUANTIZATIONS,
+    )
+    cpu_activations: str = _option(
+        "auto",
+        MODEL,
+        "int8: on a CPU, round what is multiplied with quantized weights to int8, which is faster "
+        "and less exact; default: with --quantize int8 and int4 only",
+        choices=("auto", "int8"),
     )
     model_impl: str = _option(
         "auto",

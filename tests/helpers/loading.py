@@ -26,6 +26,7 @@ def load(
     attention: registry.Backend | None = None,
     quantize: str = "",
     kv_cache_dtype: str = "",
+    round_activations: bool = False,
 ) -> Loaded:
     """Load the model of a folder; see `loading.load`."""
     config = ModelConfig(
@@ -36,5 +37,6 @@ def load(
         rope_factor=scaling.factor if scaling else 1.0,
         quantize=quantize,
         kv_cache_dtype=kv_cache_dtype,
+        round_activations=round_activations,
     )
     return loading.load(config, dtype, device, ranks, attention)

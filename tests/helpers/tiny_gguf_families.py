@@ -6,6 +6,8 @@ that nothing is lost on the way there and back.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import gguf
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.helpers.gguf_blocks import random_blocks
 from tests.helpers.tiny_gguf import TOKENS, add_tokenizer
 
 LAYERS = 7
@@ -77,6 +80,17 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "qwen3": ("qwen3", "qwen3", {"head_dim": 32, **_TIED}),
+    "qwen3moe": (
+        "qwen3moe",
+        "qwen3_moe",
+        {
+            "head_dim": 32,
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "norm_topk_prob": True,
+        },
+    ),
     "phi3": ("phi3", "phi3", {"sliding_window": 9}),
     "phi3, long, partial": (
         "phi3",
@@ -117,11 +131,11 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 """llama.cpp's name of the architecture, transformers', and settings."""
 
 
-def tiny_model(variant: str) -> Any:
+def tiny_model(variant: str, **changed: Any) -> Any:
     """The model of transformers, in float32, always the same one of a variant."""
     _, kind, settings = VARIANTS[variant]
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **(_SIZES | settings))
+    config = AutoConfig.for_model(kind, **(_SIZES | settings | changed))
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -135,20 +149,29 @@ def tiny_model(variant: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def write_family(path: Path, variant: str) -> Any:
-    """Write the model of `variant` to `path`, and return it."""
-    model = tiny_model(variant)
+def write_family(
+    path: Path, variant: str, blocks: Callable[[str], str] | None = None, **changed: Any
+) -> Any:
+    """Write the model of `variant` to `path`, and return it. With `blocks`, matrices are any in the
+    type of block that it says of llama.cpp's names, and not the model's."""
+    model = tiny_model(variant, **changed)
     architecture = VARIANTS[variant][0]
     writer = gguf.GGUFWriter(path, architecture)
     _add_settings(writer, architecture, model.config)
     add_tokenizer(writer)
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(arch, LAYERS)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in _as_files_have_them(model):
         if name == "lm_head.weight" and model.config.tie_word_embeddings:
             continue
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert theirs is not None, name
+        if blocks is not None and tensor.dim() > 1 and "ffn_gate_inp" not in theirs:
+            *before, n, k = tensor.shape
+            kind = gguf.GGMLQuantizationType[blocks(theirs)]
+            made = random_blocks(kind.name, math.prod(before) * n, k, 1.6 * k**-0.5)
+            writer.add_tensor(theirs, made.reshape(*before, n, -1), raw_dtype=kind)
+            continue
         writer.add_tensor(theirs, _as_llama_cpp(architecture, model.config, name, tensor).numpy())
     _add_rope_tensors(writer, model.config)
     writer.write_header_to_file()
@@ -156,6 +179,18 @@ def write_family(path: Path, variant: str) -> Any:
     writer.write_tensors_to_file()
     writer.close()
     return model
+
+
+def _as_files_have_them(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a model; those of its experts apart, and of all experts together."""
+    for name, tensor in model.state_dict().items():
+        if name.endswith("experts.gate_up_proj"):
+            for leaf, part in zip(("gate", "up"), tensor.chunk(2, dim=1), strict=True):
+                yield name.replace("gate_up_proj", f"{leaf}_proj.weight"), part.contiguous()
+        elif name.endswith("experts.down_proj"):
+            yield f"{name}.weight", tensor
+        else:
+            yield name, tensor
 
 
 def _as_llama_cpp(architecture: str, config: Any, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -190,6 +225,10 @@ def _add_settings(writer: Any, architecture: str, config: Any) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
     if rope["rope_type"] in ("yarn", "longrope"):
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if architecture == "qwen3moe":
+        writer.add_expert_count(config.num_experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if architecture in ("gemma2", "gemma3", "phi3"):
         writer.add_sliding_window(config.sliding_window or 0)
     if architecture == "gemma2":

@@ -46,16 +46,23 @@ async def running_engine(
     world_size: int = 1,
     quantize: str = "",
     kv_cache_dtype: str = "",
+    dtype: str = "",
+    round_activations: bool = False,
     command: tuple[str, ...] = WORKER,
 ) -> AsyncIterator[Engine]:
     """An engine that serves the model of a folder in float32, or quantized, weights or cache, in
-    bfloat16; stopped, with its workers, after."""
-    dtype = "bfloat16" if quantize or kv_cache_dtype else "float32"
+    bfloat16, or in this dtype; stopped, with its workers, after."""
+    dtype = dtype or ("bfloat16" if quantize or kv_cache_dtype else "float32")
     engine = Engine(
         tokenizer=Tokenizer.from_folder(folder),
         start=Start(
             ModelConfig(
-                str(folder), dtype, model_impl, quantize=quantize, kv_cache_dtype=kv_cache_dtype
+                str(folder),
+                dtype,
+                model_impl,
+                quantize=quantize,
+                kv_cache_dtype=kv_cache_dtype,
+                round_activations=round_activations,
             ),
             BatchConfig(max_rows, max_batch_prefill_tokens),
             CacheConfig([n_blocks], BLOCK_SIZE),

@@ -33,6 +33,7 @@ FLAGS = {
     "fp8": ("fp8",),
     "bitsandbytes": ("bitsandbytes", "bitsandbytes-nf4"),
     "compressed-tensors": ("compressed-tensors",),
+    "gguf": ("gguf",),
 }
 """What users of such a checkpoint have in their commands."""
 ON_THE_FLY = (

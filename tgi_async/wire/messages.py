@@ -148,6 +148,8 @@ class ModelConfig(Frame, frozen=True):
     """The quantization that is asked for; "": what the checkpoint says."""
     kv_cache_dtype: str = ""
     """"fp8_e4m3fn", "fp8_e5m2" or "int8"; "": what the checkpoint says, else the model's dtype."""
+    round_activations: bool = False
+    """To int8, for all weights in integer codes; on a CPU, in bfloat16."""
 
 
 class BatchConfig(Frame, frozen=True):

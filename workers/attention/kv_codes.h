@@ -124,7 +124,7 @@ INLINE byte_table table_of(float scale, const int kind) {
     return table;
 }
 
-INLINE void look_up(const uint8_t *from, int64_t n, const byte_table *table, uint16_t *to) {
+INLINE void bytes_to_numbers(const uint8_t *from, int64_t n, const byte_table *table, uint16_t *to) {
 #ifdef __AVX512VBMI__
     const __m512i low[2] = {_mm512_loadu_si512(table->low), _mm512_loadu_si512(table->low + 64)};
     const __m512i high[2] = {_mm512_loadu_si512(table->high), _mm512_loadu_si512(table->high + 64)};
@@ -184,7 +184,7 @@ INLINE void load_rows(const void *pool, const float *scales, double scale, const
         if (bf16 && kind == INT8)
             scale_narrow(from, dim, by, (uint16_t *)to + t * dim);
         else if (bf16)
-            look_up(from, (end - t) * dim, &table, (uint16_t *)to + t * dim);
+            bytes_to_numbers(from, (end - t) * dim, &table, (uint16_t *)to + t * dim);
         else
 #endif
             decode_row(from, (end - t) * dim, by, (float *)to + t * dim, kind, bf16);

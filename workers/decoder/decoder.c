@@ -38,7 +38,8 @@ typedef struct {
 } block;
 
 typedef struct {
-    const void *embedding; /* [n_embedded, hidden], of the ids from first_embedded on */
+    const void *embedding; /* [n_embedded, hidden], of the ids from first_embedded on; or NULL, and */
+    const weight *coded_embedding; /* the same in codes */
     const block *blocks;
     const float *final_norm;
     weight head;
@@ -109,7 +110,8 @@ static void embed(void *job, int64_t unit, int64_t next) {
         const int64_t id = p->s->ids[t] - d->first_embedded;
         const int here = id >= 0 && id < d->n_embedded;
         if (!here) memset(row, 0, (size_t)d->hidden * 4);
-        for (int64_t i = 0; here && i < d->hidden; i += LANES) {
+        if (here && !d->embedding) look_up(d->coded_embedding, &id, 1, row);
+        for (int64_t i = 0; here && d->embedding && i < d->hidden; i += LANES) {
             if (d->hidden - i >= LANES) {
                 const int64_t at = id * d->hidden + i;
                 const vec found = load(d->embedding, at, (int)d->bf16);
@@ -308,7 +310,8 @@ static int attend(pass *p, int last) {
     const int64_t n = s->n_tokens, wide = d->n_heads * d->dim;
 
     norm_into_x(p, b->input_norm);
-    const product qkv = {&b->qkv, p->x,    p->qkv, d->hidden, b->qkv.n, n,
+    const int64_t outputs = wide + 2 * d->n_kv_heads * d->dim;
+    const product qkv = {&b->qkv, p->x,    p->qkv, d->hidden, outputs, n,
                          STORE_FLOAT, 0, 1.0,    &b->out};
     if (linear(&qkv, s->n_threads)) return NO_MEMORY;
     unit_work *const place_some = b->codes.kind ? (d->bf16 ? place_bf16_codes : place_float_codes)

@@ -91,7 +91,9 @@ class DeviceDecoder:
         self._width = triton.next_power_of_2(numbers.hidden)
         self._warps = min(16, max(4, self._width // 512))
         embedding = description.embedding()
-        self._embedding: torch.Tensor = prepare("triton_rows", [embedding])([embedding.weight], "")
+        self._embedding: torch.Tensor = prepare("triton_rows", [embedding])(
+            [embedding.checkpoint_weight], ""
+        )
         self._head: DeviceLinear = _prepared([description.head()])
         description.forget_head()
         self._layers: list[_Layer] = []

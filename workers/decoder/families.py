@@ -18,6 +18,7 @@ from workers.attention.layer import AttentionSpec, AttentionWindow
 from workers.layers.embedding import Embedding
 from workers.layers.linear import Linear
 from workers.quantization.method import Kernel, Prepare
+from workers.quantization.plain import PlainMethod
 from workers.slices import Range
 
 FAMILIES = frozenset(
@@ -140,11 +141,10 @@ def prepare(kernel: Kernel, layers: Sequence[Linear | Embedding]) -> Prepare:
     for layer in layers:
         if not isinstance(layer, Linear | Embedding):
             raise NotFused(f"its code reads the weight of a {type(layer).__name__}")
-    methods = {layer.method for layer in layers}
-    if len(methods) > 1:
-        names = ", ".join(sorted(method.name for method in methods))
+    method = layers[0].method
+    if not all(method.merges(layer.method) for layer in layers):
+        names = ", ".join(sorted({layer.method.name for layer in layers}))
         raise NotFused(f"it has layers to merge of which each is quantized in its own way: {names}")
-    (method,) = methods
     found = method.prepared(kernel, [layer.own_size for layer in layers])
     if found is None:
         raise NotFused(f"weights in {method.name} have no form for the kernel {kernel}")
@@ -160,11 +160,13 @@ class Description:
         fill: Callable[[nn.Module, bool], None] = _there,
         device: torch.device | None = None,
         part: RankSlice | None = None,
+        tied: bool = False,
     ) -> None:
         """`model` has layers of ours. `fill` is called with a module before its weights are looked
         at, which are not there until then, and with whether they are only borrowed, to be copied
         where they are kept; they are on `device` afterwards.
-        With `part`, its linear layers and its embedding are a rank's. Raises NotFused."""
+        With `part`, its linear layers and its embedding are a rank's. With `tied`, the embedding
+        has the head's weight. Raises NotFused."""
         config = model.config
         kind = config.model_type
         if kind not in FAMILIES:
@@ -180,6 +182,8 @@ class Description:
             raise NotFused("its code reads the weight of its embedding")
         self._embedding = self._model.embed_tokens
         self._head: Linear = model.lm_head
+        self.tied = tied and not isinstance(self._embedding.method, PlainMethod)
+        """Whether rows of the embedding are looked up in the head, which is quantized."""
         self.dtype = self._embedding.dtype
         self.device = device or self._embedding.device
         kinds: Sequence[str | None] = getattr(config, "layer_types", None) or []

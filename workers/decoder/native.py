@@ -12,6 +12,7 @@ from workers.attention.layer import AttentionShape
 from workers.attention.native import CodesStruct, NativeAttention
 from workers.decoder.families import Block, Description, NotFused, prepare
 from workers.forward import ForwardBatch, ForwardOutput
+from workers.kernels.codes import PackedCodes
 from workers.kernels.packed import ACTIVATIONS, PackedWeight, Weight
 from workers.layers.linear import Linear
 from workers.native import NativeUnavailable
@@ -41,6 +42,7 @@ class _Decoder(ctypes.Structure):
 
     _fields_ = (
         ("embedding", _POINTER),
+        ("coded_embedding", _POINTER),
         ("blocks", _POINTER),
         ("final_norm", _POINTER),
         ("head", Weight),
@@ -82,13 +84,14 @@ class NativeDecoder:
         """What was given up, for the log."""
         self._run, self.attention = _function(description)
         description.expect("c_linear", "c_rows")
-        embedding = description.embedding()
-        self._embedding: torch.Tensor = prepare("c_rows", [embedding])([embedding.weight], "")
         self._kept: list[object] = []
         """Objects that the structures point to."""
-        self.weight_bytes = self._embedding.nbytes
+        self.weight_bytes = 0
+        embedding = None if description.tied else self._rows(description)
         # Before the layers, for it is large, and so is what it is made from.
         head = self._weight([description.head()])
+        if description.tied:
+            embedding = head
         description.forget_head()
         self._blocks = (_Block * description.n_blocks)()
         for at in range(description.n_blocks):
@@ -101,7 +104,8 @@ class NativeDecoder:
         self._logit_widths = numbers.logit_widths
         ropes = description.ropes
         self._decoder = _Decoder(
-            embedding=self._embedding.data_ptr(),
+            embedding=None if isinstance(embedding, Weight) else embedding,
+            coded_embedding=ctypes.addressof(embedding) if isinstance(embedding, Weight) else None,
             blocks=ctypes.addressof(self._blocks),
             final_norm=self._keep(description.final_norm()),
             head=head,
@@ -203,12 +207,25 @@ class NativeDecoder:
         filled.window = block.window
         filled.rope = -1 if block.rope is None else block.rope
 
+    def _rows(self, description: Description) -> Weight | int | None:
+        """Return the embedding: a tensor's address, or a weight of codes."""
+        embedding = description.embedding()
+        found = prepare("c_rows", [embedding])([embedding.checkpoint_weight], "")
+        if isinstance(found, torch.Tensor):
+            return self._keep(found)
+        coded: PackedCodes = found
+        self._kept.append(coded)
+        self.weight_bytes += coded.bytes
+        return coded.struct
+
     def _weight(self, linears: list[Linear], activation: str = "") -> Weight:
         """Return the weight of merged layers; with an activation, they are gate and up."""
         weights = [one.checkpoint_weight for one in linears]
         packed: PackedWeight = prepare("c_linear", linears)(weights, activation)
         self._kept.append(packed)
         self.weight_bytes += packed.bytes
+        if packed.note and packed.note not in self.notes:
+            self.notes.append(packed.note)
         return packed.struct
 
     def _keep(self, tensor: torch.Tensor | None) -> int | None:

@@ -1,12 +1,15 @@
-// Weights as codes of 4 or 8 bits, times activations rounded to int8.
+// Weights as codes of 4, 5 or 8 bits, times activations rounded to int8.
 //
 // A weight stands for (code - zero) * scale, with a scale for each `group` of inputs of a column and
-// a zero of 8 or 128, or one for each group too. Activations are rounded to int8 with a scale for
-// each PART or CHUNK inputs of a row: some are a hundred times as large as all others, and would
-// leave nothing of these with one scale for the whole row. A row's result depends on it alone.
+// a zero of half of all codes, or one for each group too; or for code * scale + minimum. Activations
+// are rounded to int8 with a scale for each PART or CHUNK inputs of a row: some are a hundred times
+// as large as all others, and would leave nothing of these with one scale for the whole row. A row's
+// result depends on it alone.
 // Products are summed in int32 and therefore exact, and the parts' sums in float32, in their order.
 #pragma once
 #include "panels.h"
+#include "scales.h"
+#include "spans.h"
 
 #include "../team.h"
 
@@ -22,47 +25,14 @@ typedef struct {
 typedef struct {
     int8_t *codes;  /* of a tile: [padded k / 4][rows][4] */
     int32_t *sums;  /* of a tile: [parts][rows], what the sums of products begin with, or of the codes
-                       of a part where weights have zeros */
+                       of a part where weights have zeros or minimums */
     float *scales;  /* of a tile: [parts][rows] */
-    char *whole;    /* [m, padded k] as they are, and then none of the others: float32, or bfloat16
-                       for pairs, of each four inputs the first, third, second and fourth */
+    char *whole;    /* rows of `stride` bytes as they are, and then none of the others: [padded k] in
+                       float32, or in bfloat16 for pairs, of each four inputs the first, third, second
+                       and fourth; behind them the sums of groups, if weights have minimums */
     int64_t k, part, parts; /* inputs that share a scale, and how often there are so many */
+    int64_t stride;
 } inputs;
-
-INLINE float half_float(uint16_t x) {
-    const uint32_t sign = (uint32_t)(x & 0x8000) << 16, magnitude = (uint32_t)(x & 0x7fff) << 13;
-    uint32_t bits = magnitude;
-    float value;
-    memcpy(&value, &bits, 4);
-    value *= 0x1p112f; /* from a bias of 15 to one of 127; right for denormal numbers too */
-    if (magnitude >= 0x0f800000) bits = magnitude | 0x7f800000, memcpy(&value, &bits, 4);
-    memcpy(&bits, &value, 4);
-    bits |= sign;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-/* The scales of LANES columns. */
-INLINE vec load_scales(const char *from, int64_t at, int64_t scale_type) {
-    if (scale_type == SCALE_FLOAT) return *(const vec *)((const float *)(const void *)from + at);
-    if (scale_type == SCALE_BF16) return load(from, at, 1);
-    const uint16_t *halves = (const uint16_t *)(const void *)from + at;
-#if defined(__AVX512F__)
-    return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)halves));
-#elif AVX2_CODES && defined(__F16C__)
-    return (vec)_mm256_cvtph_ps(_mm_loadu_si128((const void *)halves));
-#else
-    vec x;
-    for (int64_t i = 0; i < LANES; i++) x[i] = half_float(halves[i]);
-    return x;
-#endif
-}
-
-INLINE void read_scales(const weight *w, const char *from, int64_t width,
-                                                  float *scales) {
-    for (int64_t c = 0; c < width; c += LANES)
-        *(vec *)(scales + c) = load_scales(from, c, w->scale_type);
-}
 
 /* What the sums of a group begin with: -zero * the sum of the activations' codes. */
 static __attribute__((noinline)) void begin_sums(const weight *w, const char *zeros, int64_t rows,
@@ -71,6 +41,19 @@ static __attribute__((noinline)) void begin_sums(const weight *w, const char *ze
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < width; c++)
             sums[r][c] = ((w->bits == 8 ? FLIP : 0) - (uint8_t)zeros[c]) * sums_of[r];
+}
+
+/* Scales times the factors that groups share, and minimums. */
+static __attribute__((noinline)) void read_more(const weight *w, const char *group, int64_t column,
+                                                int64_t vectors, int64_t width,
+                                                const factors *shared, float *scales,
+                                                float *minimums) {
+    const char *behind = group + width * scale_bytes(w);
+    for (int64_t c = 0; c < vectors * LANES; c += LANES) {
+        *(vec *)(scales + c) = scales_at(w, group, column + c, shared->of_scales);
+        if (w->minimums)
+            *(vec *)(minimums + c) = scales_at(w, behind, column + c, shared->of_minimums);
+    }
 }
 
 #if VNNI_CODES
@@ -98,16 +81,33 @@ INLINE void multiply_chunk(const int rows, const int vectors, const int bits, co
     const __m256i ones = _mm256_set1_epi16(1), lower = _mm256_set1_epi8(15);
 #pragma GCC unroll 3
     for (int v = 0; v < vectors; v++) {
-        if (bits == 4) {
-            __m256i narrow[CODE_ROWS]; /* 8 times 2 products of 15 * 127 fit */
+        if (bits < 8) {
+            __m256i narrow[CODE_ROWS]; /* 8 times 2 products of 15 * 127 fit, or 4 of 31 * 127 */
+            __m256i last = _mm256_setzero_si256(); /* the fifth bits of all 32 inputs */
+            const char *lasts = panel + (4 * width + v * LANES) * 4;
+            if (bits == 5) last = _mm256_loadu_si256((const void *)lasts);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++) narrow[r] = _mm256_setzero_si256();
 #pragma GCC unroll 2
             for (int at = 0; at < CHUNK / 8; at++) {
                 const char *from = panel + (at * width + v * LANES) * 4;
                 const __m256i pairs = _mm256_loadu_si256((const void *)from);
-                const __m256i first = _mm256_and_si256(pairs, lower);
-                const __m256i second = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), lower);
+                __m256i first = _mm256_and_si256(pairs, lower);
+                __m256i second = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), lower);
+                if (bits == 5) {
+                    const __m256i bit = _mm256_set1_epi8(16);
+                    const __m256i low = _mm256_slli_epi16(_mm256_srli_epi16(last, 2 * at), 4);
+                    const __m256i high = _mm256_slli_epi16(_mm256_srli_epi16(last, 2 * at + 1), 4);
+                    first = _mm256_or_si256(first, _mm256_and_si256(low, bit));
+                    second = _mm256_or_si256(second, _mm256_and_si256(high, bit));
+                    if (at == 2) {
+#pragma GCC unroll 4
+                        for (int r = 0; r < rows; r++) {
+                            sums[r][v] += (ivec)_mm256_madd_epi16(narrow[r], ones);
+                            narrow[r] = _mm256_setzero_si256();
+                        }
+                    }
+                }
 #pragma GCC unroll 4
                 for (int r = 0; r < rows; r++) {
                     const int8_t *row = x + (2 * at * rows + r) * 4;
@@ -162,17 +162,26 @@ INLINE void multiply_four(const int rows, const int vectors, const uvec *codes, 
 
 INLINE void multiply_chunk(const int rows, const int vectors, const int bits, const int8_t *x,
                            const char *panel, int64_t width, ivec sums[CODE_ROWS][VECTORS]) {
-    const int64_t inputs = bits == 4 ? 8 : 4;
+    const int64_t inputs = bits < 8 ? 8 : 4;
+    const uvec *last = (const uvec *)(const void *)(panel + 4 * width * 4); /* fifth bits */
     for (int64_t at = 0; at < CHUNK / inputs; at++) {
         const uvec *from = (const uvec *)(const void *)(panel + at * width * 4);
         uvec codes[VECTORS];
 #pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++) codes[v] = once(from[v] & (bits == 4 ? 0x0f0f0f0fu : ~0u));
+        for (int v = 0; v < vectors; v++) {
+            codes[v] = from[v] & (bits < 8 ? 0x0f0f0f0fu : ~0u);
+            if (bits == 5) codes[v] |= (last[v] >> (uint32_t)(2 * at) & 0x01010101u) << 4;
+            codes[v] = once(codes[v]);
+        }
         multiply_four(rows, vectors, codes, x, sums);
         x += rows * 4;
         if (bits == 8) continue;
 #pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++) codes[v] = once((from[v] >> 4) & 0x0f0f0f0fu);
+        for (int v = 0; v < vectors; v++) {
+            codes[v] = (from[v] >> 4) & 0x0f0f0f0fu;
+            if (bits == 5) codes[v] |= (last[v] >> (uint32_t)(2 * at + 1) & 0x01010101u) << 4;
+            codes[v] = once(codes[v]);
+        }
         multiply_four(rows, vectors, codes, x, sums);
         x += rows * 4;
     }
@@ -183,12 +192,13 @@ INLINE void multiply_chunk(const int rows, const int vectors, const int bits, co
 INLINE void codes_tile(const int rows, const int vectors, const int bits, const weight *w,
                        const inputs *x, int64_t row, const char *panel, int64_t width,
                        int64_t column, float (*out)[PANEL], fetch next) {
-    const int64_t size = group_of(w), bytes = CHUNK * width * bits / 8;
+    const int64_t size = group_of(w), bytes = chunk_bytes(bits, width);
     const int8_t *codes = x->codes + row * x->k;
     const int32_t *begun = x->sums + row * x->parts;
     const float *x_scales = x->scales + row * x->parts;
-    const int one_group = size >= x->k; /* its scales multiply the whole sum */
-    float scales[PANEL] __attribute__((aligned(64)));
+    const int one_group = size >= x->k && !w->minimums; /* its scales multiply the whole sum */
+    float scales[PANEL] __attribute__((aligned(64))), minimums[PANEL] __attribute__((aligned(64)));
+    factors shared __attribute__((aligned(64)));
     vec made[CODE_ROWS][VECTORS];
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
@@ -196,9 +206,13 @@ INLINE void codes_tile(const int rows, const int vectors, const int bits, const 
         for (int v = 0; v < vectors; v++) made[r][v] = (vec){0};
     for (int64_t first = 0; first < x->k; first += size) {
         const int64_t end = least(first + size, x->k);
-        const char *group_scales = panel + (end - first) * width * bits / 8;
+        if (w->block) panel = read_factors(w, panel, first, width, &shared);
+        const char *group_scales = panel + (end - first) / CHUNK * bytes;
         const char *zeros = group_scales + width * scale_bytes(w);
-        read_scales(w, group_scales + column * scale_bytes(w), vectors * LANES, scales);
+        for (int64_t c = 0; c < vectors * LANES; c += LANES)
+            *(vec *)(scales + c) = load_scales(group_scales, column + c, w->scale_type);
+        if (w->minimums || w->block)
+            read_more(w, group_scales, column, vectors, width, &shared, scales, minimums);
         for (int64_t begin = first; begin < end; begin += x->part) {
             const int64_t last = least(begin + x->part, end);
             ivec sums[CODE_ROWS][VECTORS];
@@ -211,10 +225,11 @@ INLINE void codes_tile(const int rows, const int vectors, const int bits, const 
                     for (int v = 0; v < vectors; v++)
                         sums[r][v] = *(const ivec *)&less[r][v * LANES];
             } else {
+                const int32_t times = !w->minimums ? 1 : bits == 8 ? FLIP : 0;
 #pragma GCC unroll 4
                 for (int r = 0; r < rows; r++)
 #pragma GCC unroll 3
-                    for (int v = 0; v < vectors; v++) sums[r][v] = begun[r] - (ivec){0};
+                    for (int v = 0; v < vectors; v++) sums[r][v] = times * begun[r] - (ivec){0};
             }
             for (int64_t at = begin; at < last; at += CHUNK) {
                 for (int64_t line = 0; line < next.lines; line++) {
@@ -236,10 +251,16 @@ INLINE void codes_tile(const int rows, const int vectors, const int bits, const 
                     made[r][v] = fused(sum, scale, made[r][v]);
                 }
             }
+            for (int r = 0; w->minimums && r < rows; r++) {
+                const vec given = x_scales[r] * (float)begun[r] - (vec){0};
+#pragma GCC unroll 3
+                for (int v = 0; v < vectors; v++)
+                    made[r][v] = fused(given, *(const vec *)(minimums + v * LANES), made[r][v]);
+            }
             begun += rows;
             x_scales += rows;
         }
-        panel = zeros + (w->zeros ? width : 0);
+        panel = group_scales + width * group_bytes(w);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
@@ -357,10 +378,20 @@ INLINE void round_row(const reading *j, int64_t first, int64_t rows, int64_t r) 
         const int64_t from = part * to->part, at = first * to->parts + part * rows + r;
         int32_t sum;
         round_part(x + from, least(to->part, to->k - from), codes + from, to->scales + at, &sum);
-        to->sums[at] = w->zeros ? sum : -middle * sum;
+        to->sums[at] = w->zeros || w->minimums ? sum : -middle * sum;
     }
     int8_t *tile = to->codes + first * to->k + r * 4;
     for (int64_t k = 0; k < to->k; k += 4) memcpy(tile + k * rows, codes + k, 4);
+}
+
+INLINE void sum_groups(const void *x, int64_t k, int64_t size, float *sums, const int bf16) {
+    for (int64_t first = 0; first < k; first += size) {
+        vec sum = {0};
+        for (int64_t i = first; i < least(first + size, k); i += LANES) sum += load(x, i, bf16);
+        float total = 0.0f;
+        for (int i = 0; i < LANES; i++) total += sum[i];
+        sums[first / size] = total;
+    }
 }
 
 /* A unit is a tile. */
@@ -379,11 +410,14 @@ static void read_tile(void *job, int64_t unit, int64_t next) {
         if (!j->rows.whole) {
             round_row(j, first, rows, r);
         } else if (is_paired(j->p->w)) {
-            pair_row(j->p, first + r, (uint16_t *)(void *)j->rows.whole + (first + r) * k, k);
+            uint16_t *to = (uint16_t *)(void *)(j->rows.whole + (first + r) * j->rows.stride);
+            pair_row(j->p, first + r, to, k);
+            if (j->p->w->minimums) sum_groups(to, k, group_of(j->p->w), (float *)(void *)(to + k), 1);
         } else {
-            float *to = (float *)(void *)j->rows.whole + (first + r) * k;
+            float *to = (float *)(void *)(j->rows.whole + (first + r) * j->rows.stride);
             widen_row(j->p, first + r, to);
             memset(to + j->p->w->k, 0, (size_t)(k - j->p->w->k) * 4);
+            if (j->p->w->minimums) sum_groups(to, k, group_of(j->p->w), to + k, 0);
         }
     }
 }
@@ -395,7 +429,8 @@ static inputs read_inputs(const product *p, int64_t blocks, int64_t threads) {
     const weight *w = p->w;
     inputs x = {.k = padded_inputs(w->k), .part = w->group % PART ? CHUNK : PART};
     x.parts = ceil_div(w->k, x.part);
-    const int64_t row = w->round_inputs ? x.k + 8 * x.parts : x.k * (is_paired(w) ? 2 : 4);
+    x.stride = x.k * (is_paired(w) ? 2 : 4) + (w->minimums ? 4 * ceil_div(x.k, group_of(w)) : 0);
+    const int64_t row = w->round_inputs ? x.k + 8 * x.parts : x.stride;
     kept = grow(kept, &kept_size, (size_t)(p->m * row));
     if (!kept) return x;
     if (w->round_inputs) {

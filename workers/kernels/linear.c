@@ -7,6 +7,7 @@
 // activation(gate) * up never leaves the cache in float32.
 
 #include "codes.h"
+#include "lookup.h"
 #include "panels.h"
 
 #include "../team.h"
@@ -67,11 +68,12 @@ INLINE void multiply_step(const int rows, const int vectors, const int bf16, con
     }
 }
 
-// One panel of `vectors` * LANES columns times `rows` rows. Inlined with all three constant, so
-// that all accumulators are registers. Strides are bytes.
+// One panel of `vectors` * LANES columns times `rows` rows; with the columns' scales, times those and
+// added to what is there. Inlined with all three constant, so that all accumulators are registers.
+// Strides are bytes.
 INLINE void tile(const int rows, const int vectors, const int bf16, const char *x,
-                 int64_t x_stride, const char *panel, int64_t steps, float (*out)[PANEL],
-                 fetch next) {
+                 int64_t x_stride, const char *panel, int64_t steps, const float *scales,
+                 float (*out)[PANEL], fetch next) {
     vec sums[ROWS][VECTORS];
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
@@ -91,18 +93,21 @@ INLINE void tile(const int rows, const int vectors, const int bf16, const char *
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 3
-        for (int v = 0; v < vectors; v++) *(vec *)(out[r] + v * LANES) = sums[r][v];
+        for (int v = 0; v < vectors; v++) {
+            vec *to = (vec *)(out[r] + v * LANES);
+            *to = scales ? fused(sums[r][v], *(const vec *)(scales + v * LANES), *to) : sums[r][v];
+        }
 }
 
 #define TILE(r, v)                                                           \
     case (r) * 4 + (v):                                                      \
-        tile(r, v, bf16, x, x_stride, panel, steps, out, next);              \
+        tile(r, v, bf16, x, x_stride, panel, steps, scales, out, next);      \
         break;
 #define TILES(r) TILE(r, 1) TILE(r, 2) TILE(r, 3)
 
 INLINE void run_tile(int64_t rows, int64_t vectors, const int bf16, const char *x,
-                     int64_t x_stride, const char *panel, int64_t steps, float (*out)[PANEL],
-                     fetch next) {
+                     int64_t x_stride, const char *panel, int64_t steps, const float *scales,
+                     float (*out)[PANEL], fetch next) {
     switch (rows * 4 + vectors) {
         TILES(1) TILES(2) TILES(3) TILES(4)
 #if ROWS == 8
@@ -112,13 +117,15 @@ INLINE void run_tile(int64_t rows, int64_t vectors, const int bf16, const char *
 }
 
 static void run_float(int64_t rows, int64_t vectors, const char *x, int64_t x_stride,
-                      const char *panel, int64_t steps, float (*out)[PANEL], fetch next) {
-    run_tile(rows, vectors, 0, x, x_stride, panel, steps, out, next);
+                      const char *panel, int64_t steps, const float *scales, float (*out)[PANEL],
+                      fetch next) {
+    run_tile(rows, vectors, 0, x, x_stride, panel, steps, scales, out, next);
 }
 
 static void run_bf16(int64_t rows, int64_t vectors, const char *x, int64_t x_stride,
-                     const char *panel, int64_t steps, float (*out)[PANEL], fetch next) {
-    run_tile(rows, vectors, 1, x, x_stride, panel, steps, out, next);
+                     const char *panel, int64_t steps, const float *scales, float (*out)[PANEL],
+                     fetch next) {
+    run_tile(rows, vectors, 1, x, x_stride, panel, steps, scales, out, next);
 }
 
 #include "unpack.h"
@@ -144,6 +151,11 @@ INLINE void run_codes_tile(int64_t rows, const int bits, const weight *w, const 
 static void run_codes4(int64_t rows, const weight *w, const inputs *x, int64_t row,
                        const char *panel, int64_t width, float (*out)[PANEL], fetch next) {
     run_codes_tile(rows, 4, w, x, row, panel, width, out, next);
+}
+
+static void run_codes5(int64_t rows, const weight *w, const inputs *x, int64_t row,
+                       const char *panel, int64_t width, float (*out)[PANEL], fetch next) {
+    run_codes_tile(rows, 5, w, x, row, panel, width, out, next);
 }
 
 static void run_codes8(int64_t rows, const weight *w, const inputs *x, int64_t row,
@@ -218,6 +230,7 @@ typedef struct {
     const product *p;
     int64_t panels, blocks, threads;
     inputs x; // of a weight of codes
+    tables t;
 } job_of;
 
 // A unit is a panel times a block of rows; all panels of a block come before the next block's.
@@ -245,12 +258,11 @@ static void multiply(void *job, int64_t unit, int64_t next_unit) {
     }
     if (next) lines = ceil_div(panel_bytes(w, PANEL), 64 * bursts * tiles);
     if (j->x.whole) {
-        const int64_t stride = j->x.k * (is_paired(w) ? 2 : 4); /* bytes of a row */
         float sums[parts * m][PANEL] __attribute__((aligned(64)));
         for (int64_t part = 0; part < parts; part++) {
             const fetch f = {next + part * bursts * lines * 64, lines};
-            multiply_unpacked(w, j->x.whole + from * stride, stride, m, at + part * bytes, width,
-                              sums + part * m, f);
+            multiply_unpacked(w, &j->t, j->x.whole + from * j->x.stride, j->x.stride, m,
+                              at + part * bytes, width, sums + part * m, f);
         }
         finish(p, from, m, panel, m, sums);
         return;
@@ -263,17 +275,19 @@ static void multiply(void *job, int64_t unit, int64_t next_unit) {
         for (int64_t part = 0; part < parts; part++) {
             const fetch f = {next + (i * parts + part) * bursts * lines * 64, lines};
             if (w->bits)
-                (w->bits == 4 ? run_codes4 : run_codes8)(rows, w, &j->x, row, at + part * bytes,
-                                                         width, sums[part], f);
+                (w->bits == 4   ? run_codes4
+                 : w->bits == 5 ? run_codes5
+                                : run_codes8)(rows, w, &j->x, row, at + part * bytes, width,
+                                              sums[part], f);
             else
                 (bf16 ? run_bf16 : run_float)(rows, width / LANES, x, p->x_stride * size,
-                                              at + part * bytes, steps, sums[part], f);
+                                              at + part * bytes, steps, NULL, sums[part], f);
         }
         finish(p, row, rows, panel, ROWS, sums[0]);
     }
 }
 
-int64_t linear(const product *p, int64_t threads) {
+static int64_t multiply_one(const product *p, int64_t threads) {
     const weight *w = p->w;
     const int unpacked = w->bits && !w->round_inputs;
     const int64_t size = unpacked || (!w->bits && !w->bf16) ? 4 : w->bits ? 1 : 2;
@@ -284,12 +298,25 @@ int64_t linear(const product *p, int64_t threads) {
     if (unpacked) fitting = most(fitting, ceil_div(p->m, UNPACKED));
     const int64_t sharing = least(ceil_div(SHARES * threads, panels), p->m / (8 * ROWS));
     const int64_t blocks = most(1, most(fitting, sharing));
-    job_of job = {p, panels, least(blocks, p->m), threads, {0}};
+    job_of job = {p, panels, least(blocks, p->m), threads, {0}, {{0}, {0}}};
     if (!p->m) return 0;
     if (w->bits) {
         job.x = read_inputs(p, job.blocks, threads);
         if (!job.x.codes && !job.x.whole) return 1;
+        if (unpacked) fill_tables(w, &job.t);
     }
     team_run(multiply, &job, panels * job.blocks, threads);
+    return 0;
+}
+
+int64_t linear(const product *p, int64_t threads) {
+    product one = *p;
+    const int64_t size = p->w->bf16 && p->mode == STORE ? 2 : 4;
+    for (const weight *w = p->w; w; w = w->below) {
+        one.w = w;
+        one.then = w->below ? w->below : p->then;
+        if (multiply_one(&one, threads)) return 1;
+        one.out = (char *)one.out + w->n * size;
+    }
     return 0;
 }

@@ -3,12 +3,12 @@
 #include <stdint.h>
 
 /* Mirrored by packed.py, as is `product`. */
-typedef struct {
+typedef struct weight {
     const void *packed;
     const float *bias; /* [n padded], or NULL */
     int64_t n, k, bf16;
     int64_t gated; /* n counts the pairs of a gate's and an up projection's column */
-    int64_t bits;  /* 0: numbers; 4 or 8: codes, see codes.h, and then */
+    int64_t bits;  /* 0: numbers; 2 to 6, or 8: codes, see codes.h, and then */
     int64_t group; /* inputs that share a scale; 0: all of them */
     int64_t scale_type;
     int64_t zeros;      /* each group has its own */
@@ -16,9 +16,12 @@ typedef struct {
     int64_t kind;         /* codes may be of another kind */
     const float *table;   /* of CODE_TABLE: what the 16 codes stand for */
     const int32_t *order; /* [k] which input of the layer each is; NULL: they are in order */
+    int64_t minimums;     /* each group has its own, of scale_type, instead of a zero */
+    int64_t block;        /* of SCALE_INT8: inputs whose groups share a factor; else 0 */
+    const struct weight *below; /* the outputs behind the last, in another form; NULL: none */
 } weight;
 
-enum { SCALE_FLOAT, SCALE_HALF, SCALE_BF16 };
+enum { SCALE_FLOAT, SCALE_HALF, SCALE_BF16, SCALE_INT8 };
 enum { CODE_MINUS_ZERO, CODE_TABLE, CODE_E4M3 };
 
 /* What becomes of a product of m rows and n columns. */
@@ -61,7 +64,18 @@ void pack(const void *from, int64_t stride, int64_t n, int64_t k, void *packed, 
 /* Bytes of a packed weight of codes, or of one part of a pair. */
 int64_t packed_codes_size(const weight *w);
 
-/* codes [n, k] of w->bits, one a byte, scales [n, groups] of w->scale_type, zeros [n, groups] a byte
- * each or NULL -> packed. `part`: 0, or 1 or 2 as `gated` of `pack`. */
-void pack_codes(const weight *w, const uint8_t *codes, const void *scales, const uint8_t *zeros,
-                void *packed, int64_t part, int64_t threads);
+/* What `pack_codes` packs. Mirrored by codes.py. */
+typedef struct {
+    const uint8_t *codes; /* [n, k] of w->bits, one a byte */
+    const char *scales;   /* [n, groups] of w->scale_type */
+    const uint8_t *zeros; /* [n, groups], or NULL, as are others that w has not */
+    const char *minimums; /* as scales */
+    const uint16_t *factors, *minimum_factors; /* [n, blocks] float16 */
+} coded;
+
+/* -> packed. `part`: 0, or 1 or 2 as `gated` of `pack`. */
+void pack_codes(const weight *w, const coded *from, void *packed, int64_t part, int64_t threads);
+
+/* What some outputs of a weight of codes stand for, that are integers, one by one in float32:
+ * ids [n] -> out [n, k]. */
+void look_up(const weight *w, const int64_t *ids, int64_t n, float *out);

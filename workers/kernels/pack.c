@@ -58,47 +58,75 @@ int64_t packed_codes_size(const weight *w) {
 
 typedef struct {
     const weight *w;
-    const uint8_t *codes, *zeros;
-    const char *scales;
+    const coded *from;
     char *packed;
     int64_t part;
 } codes_packing;
+
+/* The code of one of a chunk's inputs, into bytes that are 0. */
+INLINE void put_code(const weight *w, char *chunk, int64_t width, int64_t i, uint8_t code) {
+    if (w->bits == 8) {
+        chunk[i / 4 * width * 4 + i % 4] = (char)(code ^ (w->round_inputs ? FLIP : 0));
+        return;
+    }
+    for (int64_t plane = 4; plane; plane /= 2)
+        if (w->bits & plane) {
+            const int64_t each = CHUNK / plane; /* inputs of a word */
+            const int64_t some = code & ((1 << plane) - 1);
+            chunk[i / each * width * 4 + i % 4] |= (char)(some << (i % each / 4 * plane));
+            chunk += plane * width * 4;
+            code = (uint8_t)(code >> plane);
+        }
+}
+
+/* Numbers of `size` bytes of some columns, `stride` numbers apart. */
+static char *put_numbers(char *to, const void *from, int64_t at, int64_t stride, int64_t columns,
+                         int64_t size, int64_t width) {
+    memset(to, 0, (size_t)(width * size));
+    for (int64_t c = 0; c < columns; c++)
+        memcpy(to + c * size, (const char *)from + (at + c * stride) * size, (size_t)size);
+    return to + width * size;
+}
 
 static void pack_codes_panel(void *job, int64_t unit, int64_t next) {
     (void)next;
     const codes_packing *p = job;
     const weight *w = p->w;
+    const coded *from = p->from;
     const int64_t first = unit * PANEL, width = width_of(w->n, unit), size = group_of(w);
-    const int64_t k = padded_inputs(w->k), groups = ceil_div(k, size), scale = scale_bytes(w);
-    const int64_t given = ceil_div(w->k, size); // the last group may be padding alone
+    const int64_t k = padded_inputs(w->k), stretch = stretch_of(w), scale = scale_bytes(w);
+    const int64_t given = ceil_div(w->k, size); /* the last groups may be padding alone */
+    const int64_t blocks = w->block ? ceil_div(w->k, w->block) : 0;
+    const int64_t columns = least(width, w->n - first);
     char *to = p->packed + first / PANEL * codes_panel_bytes(w, PANEL) * (p->part ? 2 : 1);
     if (p->part == 2) to += codes_panel_bytes(w, width);
-    for (int64_t group = 0; group < groups; group++) {
-        const int64_t begin = group * size, end = least(begin + size, k);
-        memset(to, 0, (size_t)((end - begin) * width * w->bits / 8));
-        for (int64_t c = 0; c < least(width, w->n - first); c++)
-            for (int64_t i = begin; i < least(end, w->k); i++) {
-                const uint8_t code = p->codes[(first + c) * w->k + i];
-                const int64_t at = i - begin;
-                if (w->bits == 8)
-                    to[(at / 4 * width + c) * 4 + at % 4] = (char)(code ^ (w->round_inputs ? FLIP : 0));
-                else
-                    to[(at / 8 * width + c) * 4 + at % 4] |= (char)(code << (at & 4));
-            }
-        to += (end - begin) * width * w->bits / 8;
-        const int64_t columns = group < given ? least(width, w->n - first) : 0;
-        memset(to, 0, (size_t)(width * (scale + (w->zeros ? 1 : 0))));
-        for (int64_t c = 0; c < columns; c++) {
-            const int64_t from = (first + c) * given + group;
-            memcpy(to + c * scale, p->scales + from * scale, (size_t)scale);
-            if (w->zeros) to[width * scale + c] = (char)p->zeros[from];
+    for (int64_t begin = 0; begin < k; begin += stretch) {
+        const int64_t end = least(begin + stretch, k);
+        if (begins_block(w, begin)) {
+            const int64_t at = first * blocks + begin / w->block;
+            to = put_numbers(to, from->factors, at, blocks, columns, 2, width);
+            if (w->minimums)
+                to = put_numbers(to, from->minimum_factors, at, blocks, columns, 2, width);
         }
-        to += width * (scale + (w->zeros ? 1 : 0));
+        const int64_t bytes = (end - begin) / CHUNK * chunk_bytes(w->bits, width);
+        memset(to, 0, (size_t)bytes);
+        for (int64_t c = 0; c < columns; c++)
+            for (int64_t i = begin; i < least(end, w->k); i++) {
+                const int64_t chunk = (i - begin) / CHUNK;
+                put_code(w, to + chunk * chunk_bytes(w->bits, width) + c * 4, width, i % CHUNK,
+                         from->codes[(first + c) * w->k + i]);
+            }
+        to += bytes;
+        for (int64_t at = begin / size; at < ceil_div(end, size); at++) {
+            const int64_t own = at < given ? columns : 0, of = first * given + at;
+            to = put_numbers(to, from->scales, of, given, own, scale, width);
+            if (w->zeros) to = put_numbers(to, from->zeros, of, given, own, 1, width);
+            if (w->minimums) to = put_numbers(to, from->minimums, of, given, own, scale, width);
+        }
     }
 }
 
-void pack_codes(const weight *w, const uint8_t *codes, const void *scales, const uint8_t *zeros,
-                void *packed, int64_t part, int64_t threads) {
-    codes_packing job = {w, codes, zeros, scales, packed, part};
+void pack_codes(const weight *w, const coded *from, void *packed, int64_t part, int64_t threads) {
+    codes_packing job = {w, from, packed, part};
     team_run(pack_codes_panel, &job, ceil_div(w->n, PANEL), threads);
 }

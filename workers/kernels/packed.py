@@ -33,6 +33,18 @@ class Weight(ctypes.Structure):
         ("kind", ctypes.c_int64),
         ("table", ctypes.c_void_p),
         ("order", ctypes.c_void_p),
+        ("minimums", ctypes.c_int64),
+        ("block", ctypes.c_int64),
+        ("below", ctypes.c_void_p),
+    )
+
+
+class Coded(ctypes.Structure):
+    """`coded` of linear.h, field by field."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in ("codes", "scales", "zeros", "minimums", "factors", "minimum_factors")
     )
 
 
@@ -74,8 +86,13 @@ def kernel() -> ctypes.CDLL:
     library.multiplies_bf16.restype = integer
     library.packed_codes_size.argtypes = (ctypes.POINTER(Weight),)
     library.packed_codes_size.restype = integer
-    library.pack_codes.argtypes = (ctypes.POINTER(Weight), *[pointer] * 4, integer, integer)
+    library.pack_codes.argtypes = (
+        *(ctypes.POINTER(Weight), ctypes.POINTER(Coded)),
+        *(pointer, integer, integer),
+    )
     library.pack_codes.restype = None
+    library.look_up.argtypes = (ctypes.POINTER(Weight), pointer, integer, pointer)
+    library.look_up.restype = None
     library.linear.argtypes = (ctypes.POINTER(Product), integer)
     library.linear.restype = integer
     return library

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from workers.kernels.codes import PackedCodes
 from workers.layers.layer import WHOLE, Layer, Style, n_of
 from workers.quantization.method import QuantMethod, QuantWeight, Size, Tensors
 
@@ -12,7 +13,7 @@ from workers.quantization.method import QuantMethod, QuantWeight, Size, Tensors
 class Embedding(Layer):
     """`nn.Embedding` for inference."""
 
-    weight: QuantWeight
+    weight: QuantWeight | PackedCodes
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class Embedding(Layer):
     def load(self, tensors: Tensors) -> None:
         self.share(self.method.weight(tensors, self.size, self.style.cut, self.dtype))
 
-    def share(self, weight: QuantWeight) -> None:
+    def share(self, weight: QuantWeight | PackedCodes) -> None:
         """Take a weight that another layer may have too."""
         self.weight = weight
         # transformers reads a model's dtype and device off its parameters.
@@ -49,6 +50,12 @@ class Embedding(Layer):
 
     def settle(self) -> None:
         """Rows are looked up in the checkpoint's form."""
+
+    @property
+    def checkpoint_weight(self) -> QuantWeight:
+        """The weight as it was loaded, where it is not the head's."""
+        assert isinstance(self.weight, QuantWeight)
+        return self.weight
 
     @property
     def tensors(self) -> list[torch.Tensor]:

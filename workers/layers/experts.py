@@ -12,6 +12,7 @@ from workers.errors import UnsupportedModel
 from workers.kernels.weight import LayerWeight
 from workers.layers.layer import WHOLE, Layer, Style
 from workers.layers.linear import Linear
+from workers.quantization import registry
 from workers.quantization.method import Cut, QuantMethod, QuantWeight, Size, Slot, Tensors
 from workers.slices import Slices
 
@@ -22,6 +23,16 @@ class ExpertNames(NamedTuple):
     gate: str = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
+
+
+class ExpertPlace(NamedTuple):
+    """Where the experts of a layer are in a checkpoint."""
+
+    name: str
+    """Of their module, in the model."""
+    names: ExpertNames
+    stacked: bool = False
+    """Whether they lie in one tensor, whatever is usual for the method."""
 
 
 PROJECTIONS = ("gate_up_proj", "down_proj")
@@ -170,20 +181,21 @@ class SeparateExperts(nn.Module):
         self,
         method: QuantMethod,
         own: Any,
-        names: ExpertNames,
+        place: ExpertPlace,
         device: torch.device,
         style: Style = WHOLE,
     ) -> None:
         """`own` is transformers' module, whose gate and up are one projection."""
         super().__init__()
-        self.names, self.style = names, style
+        self.names, self.style = place.names, style
         dtype, down = own.down_proj.dtype, _size_of(own, "down_proj")
         gate = Size(down.inputs, down.outputs, down.bias)
         for at in range(own.num_experts):
             expert = nn.Module()
-            for name in (names.gate, names.up):
-                expert.add_module(name, Linear(method, gate, dtype, device))
-            expert.add_module(names.down, Linear(method, down, dtype, device))
+            for leaf in self.names:
+                size = down if leaf == self.names.down else gate
+                one = method.for_layer(f"{place.name}.{at}.{leaf}", "linear") or registry.PLAIN
+                expert.add_module(leaf, Linear(one, size, dtype, device))
             self.add_module(str(at), expert)
         self._hidden: tuple[Any] = (own,)  # from torch, with its parameters
 
@@ -244,26 +256,19 @@ def _stacked(projection: str, leaf: str) -> str:
 Experts = StackedExperts | QuantizedExperts | SeparateExperts
 
 
-def experts_for(
-    method: QuantMethod,
-    own: Any,
-    names: ExpertNames,
-    device: torch.device,
-    stacked: bool = False,
-) -> Experts:
+def experts_for(method: QuantMethod, own: Any, place: ExpertPlace, device: torch.device) -> Experts:
     """Return the experts of a layer in their method, in the place of transformers' module `own`.
 
-    `stacked` says that a checkpoint has them in one tensor, whatever is usual for the method.
     Raises UnsupportedModel for experts that the method cannot have.
     """
     if method.experts == "whole":
         return StackedExperts(own, device)
-    if method.experts == "separate" and stacked and own.is_transposed:
+    if method.experts == "separate" and place.stacked and own.is_transposed:
         # Whether quantized ones are transposed as well is no format's to say.
         raise UnsupportedModel(
             f"the experts of a {type(own).__name__}, which lie in one tensor, are not served in "
             f"{method.name} yet; use the unquantized model"
         )
-    if method.experts == "stacked" or stacked:
+    if method.experts == "stacked" or place.stacked:
         return QuantizedExperts(method, own, device)
-    return SeparateExperts(method, own, names, device)
+    return SeparateExperts(method, own, place, device)

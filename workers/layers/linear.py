@@ -26,6 +26,8 @@ class Linear(Layer):
         super().__init__(method.slots(size, dtype), style)
         self.method, self.size = method, size
         self.dtype, self.device = dtype, device
+        self.round_activations = False
+        """To int8, where weights are integers times a scale."""
         self.spread(style)
 
     def spread(self, style: Style) -> None:
@@ -48,7 +50,10 @@ class Linear(Layer):
         return self.method.borrows(self.device, self.dtype)
 
     def load(self, tensors: Tensors) -> None:
-        self.weight = self.method.weight(tensors, self.size, self.style.cut, self.dtype)
+        weight = self.method.weight(tensors, self.size, self.style.cut, self.dtype)
+        if self.round_activations:
+            weight.round_activations()
+        self.weight = weight
         self.loaded = True
 
     def settle(self) -> None:

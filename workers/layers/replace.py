@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from workers.layers.embedding import Embedding
-from workers.layers.experts import ExpertNames, Experts, experts_for
+from workers.layers.experts import ExpertNames, ExpertPlace, Experts, experts_for
 from workers.layers.layer import Layer
 from workers.layers.linear import Linear
 from workers.quantization import registry
@@ -109,7 +109,8 @@ class Replacements:
                 return None
             method = self._method_of(names[0], "experts")
             stacked = self._stored is not None and names[0] in self._stored.stacked
-            return experts_for(method, module, self._expert_names, self._device, stacked)
+            place = ExpertPlace(names[0], self._expert_names, stacked)
+            return experts_for(method, module, place, self._device)
         return None
 
     def _method_of(self, name: str, kind: Kind) -> QuantMethod:

@@ -40,10 +40,12 @@ def find_gguf() -> Path:
     )
 
 
-def prepare_embedded() -> Path:
-    """The folder of the embedded model, converted on the first call."""
+def prepare_embedded(*, packed: bool = False) -> Path:
+    """The folder of the embedded model, converted on the first call; `packed` as in
+    `convert_gguf`."""
     gguf = find_gguf()
     key = f"{metadata.version(DISTRIBUTION)}-{gguf.stat().st_size}-{CONVERSION}"
     return build_once(
-        f"smollm2-135m-instruct-{key}", lambda folder: convert_gguf(gguf, folder, RECOMMENDED)
+        f"smollm2-135m-instruct-{'packed-' if packed else ''}{key}",
+        lambda folder: convert_gguf(gguf, folder, RECOMMENDED, packed=packed),
     )

@@ -10,17 +10,47 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workers.errors import ModelUnavailable
-from workers.models.gguf_architectures import ARCHITECTURES, QUANTIZATIONS, REFUSED, TENSORS
+from workers.models.gguf_architectures import (
+    ARCHITECTURES,
+    BLOCKS,
+    EACH,
+    QUANTIZATIONS,
+    REFUSED,
+    TENSORS,
+)
 from workers.models.gguf_rope import rope_parameters
 from workers.models.gguf_values import shortest
+from workers.models.safetensors_file import Entry
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from gguf import ReaderTensor
+    from gguf import GGMLQuantizationType
+
+
+class _Tensor(NamedTuple):
+    """A tensor of the model."""
+
+    name: str
+    """In transformers."""
+    part: str
+    """What llama.cpp calls it within its layer."""
+    kind: GGMLQuantizationType
+    shape: tuple[int, ...]
+    data: npt.NDArray[Any]
+
+    @property
+    def stored(self) -> str:
+        """What it is in a file that keeps blocks, by safetensors' names; U8: in such."""
+        kind, is_matrix = self.kind.name, len(self.shape) == 2
+        if is_matrix and kind in BLOCKS:
+            return "U8"
+        if is_matrix and kind == "F16":
+            return "F16"
+        return "F32" if kind in ("F32", "F16") else "BF16"
 
 
 class GgufModel:
@@ -83,7 +113,8 @@ class GgufModel:
         """The tensor that llama.cpp calls so, dequantized. Raises `ModelUnavailable`."""
         if tensor not in self._tensors:
             raise self.unsupported(f"it has no tensor {tensor}")
-        return _dequantized(self._tensors[tensor])
+        found = self._tensors[tensor]
+        return _dequantized(found.data, found.tensor_type)
 
     def unsupported(self, reason: str) -> ModelUnavailable:
         """The error that refuses this file for `reason`."""
@@ -122,32 +153,59 @@ class GgufModel:
                 return f"model.layers.{block[1]}.{self._architecture.block[block[2]]}.{kind}"
         raise self.unsupported(f"it has a tensor {name}, which is not read for {self.name}")
 
-    def _named(self) -> Iterator[tuple[str, ReaderTensor]]:
+    def _named(self) -> Iterator[_Tensor]:
+        """Every tensor that is read, in the order of the file; of experts, one for each."""
         for tensor in self._reader.tensors:
             name = self._name(tensor.name)
-            if name is not None:
-                yield name, tensor
+            if name is None:
+                continue
+            part, kind = tensor.name.split(".")[-2], tensor.tensor_type
+            # GGUF lists dimensions from the innermost outwards.
+            shape = tuple(int(size) for size in reversed(tensor.shape))
+            if EACH not in name:
+                yield _Tensor(name, part, kind, shape, tensor.data)
+                continue
+            if len(shape) != 3:
+                raise self.unsupported(f"{tensor.name} is {list(shape)}, and not of experts")
+            for at in range(shape[0]):
+                own = name.replace(EACH, str(at))
+                yield _Tensor(own, part, kind, shape[1:], tensor.data[at])
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor under transformers' name, in the order of the file."""
-        # GGUF lists dimensions from the innermost outwards.
-        return {
-            name: tuple(int(size) for size in reversed(tensor.shape))
-            for name, tensor in self._named()
-        }
+        return {one.name: one.shape for one in self._named()}
 
     def tensors(self) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
         """Every tensor under transformers' name, dequantized to float32, in the file's order."""
-        for name, tensor in self._named():
-            yield name, self._restored(tensor)
+        for one in self._named():
+            yield one.name, self._restored(one.part, _dequantized(one.data, one.kind))
 
-    def _restored(self, tensor: ReaderTensor) -> npt.NDArray[np.float32]:
-        """The values as transformers has them."""
-        values = _dequantized(tensor)
-        part = tensor.name.split(".")[-2]
+    def types(self) -> dict[str, str]:
+        """What each tensor is quantized as, under transformers' name."""
+        return {one.name: one.kind.name for one in self._named()}
+
+    def stored(self) -> dict[str, Entry]:
+        """How `stored_tensors` has each tensor, in the order of the file: uint8 rows of BLOCKS, and
+        matrices in 16 or 32 bits as they are. Vectors may be in float32 instead of float16, and
+        everything else is bfloat16."""
+        return {
+            one.name: Entry(one.stored, tuple(one.data.shape) if one.stored == "U8" else one.shape)
+            for one in self._named()
+        }
+
+    def stored_tensors(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Every tensor for a file of these entries, bfloat16 as float32."""
+        for one in self._named():
+            as_it_is = one.stored in ("U8", "F16")
+            values = one.data if as_it_is else _dequantized(one.data, one.kind)
+            yield one.name, self._restored(one.part, values)
+
+    def _restored(self, part: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The values, or rows of blocks, as transformers has them."""
         if part.endswith("norm") and self._architecture.norm_offset:
-            return values - values.dtype.type(self._architecture.norm_offset)
+            offset: npt.NDArray[Any] = values - values.dtype.type(self._architecture.norm_offset)
+            return offset
         if self._architecture.interleaved and part in ("attn_q", "attn_k"):
             return unpermute(values, self._heads if part == "attn_q" else self._kv_heads)
         return values
@@ -192,6 +250,7 @@ class GgufModel:
             **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
             **self.special_token_ids(),
         }
+        config |= architecture.constants
         for name, part in architecture.biases.items():
             config[name] = self.has(f"blk.0.{part}.bias")
         for name, key in architecture.settings.items():
@@ -214,18 +273,18 @@ class GgufModel:
         return {f"{name}_token_id": id_ for name, id_ in ids.items() if id_ is not None}
 
 
-def unpermute(rows: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
+def unpermute(rows: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     """Rows [heads * head_dim, ...] from llama.cpp's order within a head to transformers'.
 
     llama.cpp stores (x0, y0, x1, y1, ...) where transformers stores (x0, x1, ..., y0, y1, ...).
     """
-    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
+    pairs: npt.NDArray[Any] = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
-def _dequantized(tensor: ReaderTensor) -> npt.NDArray[np.float32]:
+def _dequantized(data: npt.NDArray[Any], kind: GGMLQuantizationType) -> npt.NDArray[np.float32]:
     import gguf
     import numpy as np
 
-    values: npt.NDArray[np.float32] = gguf.dequantize(tensor.data, tensor.tensor_type)
+    values: npt.NDArray[np.float32] = gguf.dequantize(data, kind)
     return values.astype(np.float32, copy=False)

@@ -29,6 +29,17 @@ _BLOCK = {
 
 _HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 
+EACH = "*"
+"""In transformers' name of a tensor, where llama.cpp has one for all experts together."""
+
+_EXPERTS = {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": f"mlp.experts.{EACH}.gate_proj",
+    "ffn_up_exps": f"mlp.experts.{EACH}.up_proj",
+    "ffn_down_exps": f"mlp.experts.{EACH}.down_proj",
+}
+_ALONE = ("ffn_gate", "ffn_up", "ffn_down")
+
 _FUSED = {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"}
 _SPLIT = ("attn_q", "attn_k", "attn_v", "ffn_gate")
 
@@ -58,6 +69,8 @@ class Architecture:
     """A setting of the config that says whether there is a bias, and a tensor that has it then."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Settings of the config, and their keys below the architecture's name."""
+    constants: Mapping[str, object] = field(default_factory=dict)
+    """Settings of the config that llama.cpp has in its code."""
     scaled_by_width: int | None = None
     """The number of layers of the one size whose attention is scaled by hidden size / heads, where
     the others' is by the size of a head: no key says so, llama.cpp knows it as well."""
@@ -80,6 +93,20 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM"),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", block=_BLOCK | _HEAD_NORMS, biases=_BIASES),
+    "qwen3moe": Architecture(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        block={ours: theirs for ours, theirs in _BLOCK.items() if ours not in _ALONE}
+        | _HEAD_NORMS
+        | _EXPERTS,
+        biases=_BIASES,
+        settings={
+            "num_experts": "expert_count",
+            "num_experts_per_tok": "expert_used_count",
+            "moe_intermediate_size": "expert_feed_forward_length",
+        },
+        constants={"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    ),
     "phi3": Architecture(
         "phi3",
         "Phi3ForCausalLM",
@@ -138,3 +165,6 @@ QUANTIZATIONS = (
 )
 # fmt: on
 """Those that the package gguf can undo, of the ones that need nothing besides the tensor."""
+
+BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+"""Those that `workers.quantization.gguf` multiplies as they are."""

@@ -17,8 +17,9 @@ PREFERRED = (
 # fmt: on
 """The quantization that is chosen: the first of these that is there.
 
-All are served as bfloat16, so that a smaller one saves the download only. Q8_0 is half as long as
-bfloat16 and hardly less exact; after it, the more exact comes first.
+Served as bfloat16, which is the default, a smaller one saves the download only. Q8_0 is half as
+long as bfloat16 and hardly less exact; after it, the more exact comes first. Who wants less memory
+(--quantize gguf) names a file or a quantization.
 """
 
 PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$", re.IGNORECASE)

@@ -62,7 +62,9 @@ class FusedModel:
 
     def __init__(self, loaded: Pretrained, make: MakeDecoder) -> None:
         """Raises NotFused, with `loaded` as it was."""
-        description = Description(loaded.module, loaded.fill, loaded.device, loaded.sharding)
+        description = Description(
+            loaded.module, loaded.fill, loaded.device, loaded.sharding, loaded.tied
+        )
         self._decoder = make(description, loaded.ranks)
         loaded.weights.release()
         self.attention = self._decoder.attention
@@ -122,6 +124,7 @@ def load(
         scaling,
         config.quantize,
         config.kv_cache_dtype,
+        config.round_activations,
     )
     if loaded.codes is not None and not chosen.backend.reads_codes:
         raise UnsupportedModel(

@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             revision=options.revision,
             cache=options.cache,
             trust_remote_code=options.trust_remote_code,
+            packed=options.quantize == "gguf",
         )
     except ModelUnavailable as error:
         say(f"Error: {error}")
@@ -50,11 +51,13 @@ def prepare(
     revision: str | None = None,
     cache: str | None = None,
     trust_remote_code: bool = False,
+    packed: bool = False,
 ) -> dict[str, str | None]:
     """The path, model id and revision of a folder with all that serving needs.
 
     `model_id` is a folder, a GGUF file, a Hub id, a Hub id with the name of a GGUF file or of a
-    quantization (owner/name:Q4_K_M), or None for the embedded model. Raises `ModelUnavailable`.
+    quantization (owner/name:Q4_K_M), or None for the embedded model. With `packed`, a GGUF file
+    keeps its blocks; of other models it says nothing. Raises `ModelUnavailable`.
     """
     # Imported here so that each kind of model pays for its own imports only.
     from workers.models.convert import complete
@@ -64,7 +67,11 @@ def prepare(
 
     if model_id is None:
         _refuse_revision(revision, "the model that comes with the server")
-        return {"path": str(prepare_embedded()), "model_id": MODEL_ID, "revision": None}
+        return {
+            "path": str(prepare_embedded(packed=packed)),
+            "model_id": MODEL_ID,
+            "revision": None,
+        }
     # Not `Path.expanduser`, which fails for a user without a home.
     path = Path(os.path.expanduser(model_id))
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
@@ -83,7 +90,7 @@ def prepare(
     if folder.gguf is not None:
         from workers.models.gguf_convert import prepare_gguf
 
-        made = prepare_gguf(folder.gguf, folder.model_id)
+        made = prepare_gguf(folder.gguf, folder.model_id, packed=packed)
         return {"path": str(made), "model_id": model_id, "revision": folder.revision}
     lacks = examine(folder)
     path = folder.path
@@ -118,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--trust-remote-code", action="store_true", help="also take the code")
     parser.add_argument(
         "--auto-convert", action="store_true", help="TGI's; pickled weights are always converted"
+    )
+    parser.add_argument(
+        "--quantize", choices=("gguf",), help="as `serve` takes it: keep the blocks of a GGUF file"
     )
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)  # a server's own
     return parser

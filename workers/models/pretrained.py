@@ -15,6 +15,7 @@ from workers.attention.cache import CacheSpec
 from workers.attention.kv_codes import E4M3, UNSCALED
 from workers.attention.layer import AttentionShape, AttentionSpec
 from workers.errors import UnsupportedModel
+from workers.kernels.codes import PackedCodes
 from workers.layers.embedding import Embedding
 from workers.layers.experts import QuantizedExperts
 from workers.layers.layer import Layer
@@ -50,9 +51,11 @@ class Pretrained:
         scaling: Scaling | None = None,
         quantize: str = "",
         kv_cache_dtype: str = "",
+        round_activations: bool = False,
     ) -> None:
         """With `ranks`, this rank's part of the model; `scaling` in the place of the config's.
-        `quantize` and `kv_cache_dtype` are what these flags say.
+        `quantize` and `kv_cache_dtype` are what these flags say, `round_activations` whether
+        --cpu-activations is int8.
 
         Raises UnsupportedModel, or ValueError and OSError for a broken folder.
         """
@@ -68,12 +71,18 @@ class Pretrained:
         self.codes, self.notes = codes_of(kv_cache_dtype, settings)
         """What keys and values are stored as, and what a person should know of it."""
         self._kv_scales = take_scales(checkpoint) if self.codes is E4M3 else {}
+        self._round_activations = round_activations
+        if round_activations:
+            _expect_codes(self.method, dtype, device)
         self.dtype, self.device, self.ranks = dtype, device, ranks
         self.module = on_meta(config, dtype, trust_remote_code)
         stored = None if settings is None else stored_layers(self.module, checkpoint)
         ours = Replacements(self.module, device, self.method, expert_names(self.module), stored)
         if stored is not None:
             _expect_quantized(self.module, self.method, stored, ours)
+        for layer in ours.layers.values():
+            if isinstance(layer, Linear):
+                layer.round_activations = round_activations
         self.weights = Weights(self.module, checkpoint, dtype, device, ours.layers, ours.modules)
         self.whole_bytes = self.weights.matching.whole_bytes
         """Of the parameters on all ranks."""
@@ -129,23 +138,33 @@ class Pretrained:
     def _share_tied(self) -> None:
         """Have the embedding look up rows in the weight of a head that is the same, where that can
         do both."""
+        if not self.tied:
+            return
+        embedding, head = self.module.get_input_embeddings(), self.module.get_output_embeddings()
+        self.weights.fill(head, borrow=head.borrows)
+        head.settle()
+        if isinstance(head.weight, QuantWeight | PackedCodes):
+            embedding.share(head.weight)
+
+    @property
+    def tied(self) -> bool:
+        """Whether head and embedding have one weight, and of several ranks each the same part."""
         names = {id(layer): name for name, layer in self.module.named_modules()}
         embedding, head = self.module.get_input_embeddings(), self.module.get_output_embeddings()
         if not isinstance(embedding, Embedding) or not isinstance(head, Linear):
-            return
+            return False
         pair = names[id(embedding)], names[id(head)]
         ties = self.weights.matching.ties
-        if embedding.style.cut != head.style.cut or not (ties(*pair) or ties(*pair[::-1])):
-            return
-        self.weights.fill(head, borrow=head.borrows)
-        head.settle()
-        if isinstance(head.weight, QuantWeight):
-            embedding.share(head.weight)
+        alike = embedding.method is head.method and embedding.style.cut == head.style.cut
+        return alike and (ties(*pair) or ties(*pair[::-1]))
 
     @property
     def quantization(self) -> str:
         """How the weights are quantized, as text; "" for plain ones."""
-        return "" if self.method is registry.PLAIN else self.method.describe()
+        if self.method is registry.PLAIN:
+            return ""
+        text, more = self.method.describe(), ", activations in int8"
+        return text + more if self._round_activations and not text.endswith(more) else text
 
     @property
     def weight_bytes(self) -> int:
@@ -154,6 +173,26 @@ class Pretrained:
         for one in self.module.modules():
             held += one.tensors if isinstance(one, Layer) else []
         return sum({_place(one): one.nbytes for one in held}.values())
+
+
+def _expect_codes(method: QuantMethod, dtype: torch.dtype, device: torch.device) -> None:
+    """Raises UnsupportedModel where activations cannot be rounded to int8."""
+    if device.type != "cpu" or dtype is not torch.bfloat16:
+        name = str(dtype).removeprefix("torch.")
+        raise UnsupportedModel(
+            f"--cpu-activations int8 is for models on a CPU in bfloat16, and this one is on "
+            f"{device} in {name}: leave it out" + (", or --dtype" if device.type == "cpu" else "")
+        )
+    if method is registry.PLAIN:
+        raise UnsupportedModel(
+            "--cpu-activations int8 is for quantized weights, and those of this model are not: use "
+            "--quantize int8 (or int4), which has activations in int8 too"
+        )
+    if not method.in_integers:
+        raise UnsupportedModel(
+            "--cpu-activations int8 is for weights that are integers times a scale, and those of "
+            f"this model are in {method.describe()}: leave it out"
+        )
 
 
 def _expect_quantized(

@@ -1,4 +1,4 @@
-"""Writing a safetensors file one tensor at a time, in bfloat16.
+"""Writing a safetensors file one tensor at a time.
 
 The `safetensors` library writes from a mapping that holds every tensor at once and has no numpy
 type for bfloat16. The format is eight bytes of header length (little endian), a JSON header, then
@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,18 @@ ALIGNMENT = 8
 
 CHUNK = 1 << 20
 """Weights rounded at a time, so that it takes little memory beside the tensor."""
+
+
+SIZES = {"BF16": 2, "F16": 2, "F32": 4, "U8": 1}
+"""Bytes of a number, by the names of the format."""
+
+
+class Entry(NamedTuple):
+    """A tensor of a file."""
+
+    dtype: str
+    """One of SIZES."""
+    shape: tuple[int, ...]
 
 
 def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
@@ -63,20 +75,33 @@ def write_bfloat16(
     shapes: Mapping[str, tuple[int, ...]],
     tensors: Iterator[tuple[str, npt.NDArray[np.float32]]],
 ) -> None:
-    """Write `tensors` to `path` as bfloat16 and flush them to the disk.
+    """`write` float32 arrays as bfloat16."""
+    write(path, {name: Entry("BF16", shape) for name, shape in shapes.items()}, tensors)
 
-    `tensors` yields float32 arrays under the names of `shapes`, in that order; a `ValueError` is
-    raised for any other name or shape, since the header is already written by then.
+
+def write(
+    path: Path,
+    entries: Mapping[str, Entry],
+    tensors: Iterator[tuple[str, npt.NDArray[Any]]],
+) -> None:
+    """Write `tensors` to `path` and flush them to the disk.
+
+    `tensors` yields arrays under the names of `entries`, in that order, of their dtypes, but
+    float32 for bfloat16; a `ValueError` is raised for any other name or shape, since the header is
+    already written by then.
     """
-    expected = iter(shapes.items())
+    expected = iter(entries.items())
     with path.open("wb") as file:
-        file.write(header_of({name: ("BF16", 2, shape) for name, shape in shapes.items()})[0])
+        sized = {name: (one.dtype, SIZES[one.dtype], one.shape) for name, one in entries.items()}
+        file.write(header_of(sized)[0])
         for name, values in tensors:
-            if (name, values.shape) != next(expected, None):
+            announced, entry = next(expected, (None, Entry("U8", ())))
+            if (name, values.shape) != (announced, entry.shape):
                 raise ValueError(f"tensor {name} of shape {values.shape} is not the one expected")
             flat = values.reshape(-1)
             for start in range(0, flat.size, CHUNK):
-                file.write(to_bfloat16(flat[start : start + CHUNK]).data)
+                some = flat[start : start + CHUNK]
+                file.write(to_bfloat16(some).data if entry.dtype == "BF16" else some.data)
         if (missing := next(expected, None)) is not None:
             raise ValueError(f"tensor {missing[0]} was announced and did not come")
         file.flush()

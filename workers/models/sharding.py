@@ -38,6 +38,8 @@ from workers.slices import Range, Slices, divide, divide_heads
 
 COLUMNS = (64, 8, 2, 1)
 """Columns that stay together: of these the largest that leaves each rank something to do."""
+OF_WORDS = 32
+"""Where columns are outputs, as many as may be packed in words stay together."""
 KEY_VALUE = frozenset({"k_proj", "v_proj"})
 """Projections with an output for each key-value head; others have one for each query head."""
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
@@ -61,15 +63,6 @@ class Sharding:
         """
         self._model = model
         self._ours = WeakValueDictionary(ours)  # who drops one from the model drops its weight
-        self._together = math.lcm(
-            *(
-                layer.method.columns
-                for one in ours.values()
-                for layer in one.modules()
-                if isinstance(layer, Linear | QuantizedExperts)
-            )
-        )
-        """Columns that methods of quantization want to keep together."""
         self._ranks = ranks
         self._kind = model.config.model_type
         self.slices: dict[str, Slices] = {}
@@ -96,6 +89,16 @@ class Sharding:
             )
         }
         attentions = [name for name, one in model.named_modules() if _is_attention(one)]
+        self._together = math.lcm(
+            *(
+                math.gcd(layer.method.columns, OF_WORDS if self._of_outputs(name) else 0)
+                for name, one in ours.items()
+                for layer in one.modules()
+                if isinstance(layer, Linear | QuantizedExperts)
+                and name.rpartition(".")[0] not in attentions
+            )
+        )
+        """Columns that methods of quantization want to keep together."""
         self._spread_heads = not any(
             style in GATHERED and name.rpartition(".")[0] in attentions
             for name, style in self._styles.items()
@@ -109,6 +112,9 @@ class Sharding:
             for name in attentions:
                 self._localize(name)
         self._spread_vocabulary()
+
+    def _of_outputs(self, name: str) -> bool:
+        return self._styles.get(name) in ("colwise", "packed_colwise")
 
     @property
     def n_heads(self) -> int:

@@ -38,6 +38,7 @@ class AWQMethod(GroupedMethod):
     """The settings of one checkpoint."""
 
     name = "awq"
+    in_integers = True
     flags = frozenset({"awq", "gptq", "marlin"})  # TGI's gptq reads such checkpoints too
 
     def __init__(self, group: int, version: str) -> None:

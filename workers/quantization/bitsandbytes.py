@@ -50,6 +50,7 @@ class BitsAndBytesMethod(GroupedMethod):
         """`kind` is one of TYPES, or int8."""
         self._kind = kind
         four = kind in TYPES
+        self.in_integers = not four
         self.flags = frozenset(
             {"bitsandbytes", f"bitsandbytes-{kind}"} if four else {"bitsandbytes"}
         )

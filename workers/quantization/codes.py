@@ -46,11 +46,43 @@ class Groups:
     """The scales of a weight, and what belongs to them."""
 
     scales: torch.Tensor
-    """[n, groups], of the dtype in the file."""
+    """[n, groups], of the dtype in the file; int8 are multiplied with `factors`."""
     zeros: torch.Tensor | None
-    """uint8 [n, groups]: the code whose value is 0. None: half of all codes are below 0."""
+    """uint8 [n, groups]: the code whose value is 0. None: half of all codes are below 0, or with
+    minimums none is."""
     size: int
     """Inputs of a group; the last one may have fewer."""
+    minimums: torch.Tensor | None = None
+    """As scales: what is added to each product of code and scale."""
+    factors: torch.Tensor | None = None
+    """[n, blocks]: of as many groups each, without a rest."""
+    minimum_factors: torch.Tensor | None = None
+    """As factors, of int8 minimums."""
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        held = (self.scales, self.zeros, self.minimums, self.factors, self.minimum_factors)
+        return [one for one in held if one is not None]
+
+    def scales_of(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        """float32 [rows, groups]."""
+        return _multiplied(self.scales[rows], self.factors, rows)
+
+    def minimums_of(self, rows: slice | torch.Tensor) -> torch.Tensor | None:
+        """float32 [rows, groups]."""
+        if self.minimums is None:
+            return None
+        return _multiplied(self.minimums[rows], self.minimum_factors, rows)
+
+
+def _multiplied(
+    numbers: torch.Tensor, factors: torch.Tensor | None, rows: slice | torch.Tensor
+) -> torch.Tensor:
+    if factors is None:
+        return numbers.float()
+    own = factors[rows].float()
+    blocks: torch.Tensor = numbers.float().unflatten(1, (own.shape[1], -1))
+    return (blocks * own[..., None]).flatten(1)
 
 
 def _numbers(packed: torch.Tensor) -> torch.Tensor:

@@ -110,6 +110,7 @@ class CompressedTensorsMethod(GroupedMethod):
         self.columns = math.lcm(inputs, self._unit)
         self.inputs_per_scale = scheme.group or (scheme.block[1] if scheme.block else 0)
         self.reorders = scheme.reorders
+        self.in_integers = any(one is not None and not one.is_float for _, one in others)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> CompressedTensorsMethod:

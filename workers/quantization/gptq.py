@@ -38,6 +38,7 @@ class GPTQMethod(GroupedMethod):
     """The settings of one checkpoint, or of a layer for which it has others."""
 
     name = "gptq"
+    in_integers = True
     flags = frozenset({"gptq", "marlin"})
 
     def __init__(self, bits: int, group: int, *, less_one: bool, config: Mapping[str, Any]) -> None:

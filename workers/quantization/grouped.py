@@ -1,9 +1,9 @@
 """The one form that quantized weights have in memory: packed codes, and a scale for each group.
 
-Whatever the file, element [n, k] of a weight is value(code[n, k]) * scale[n, k // group]. What the
-value of a code is, `GroupedWeight` says: an integer less a zero point, an entry of a table, or a
-number of eight bits. A scale of a whole row is one group; one of the whole weight, or of a block of
-rows, is repeated for each row.
+Whatever the file, element [n, k] of a weight is value(code[n, k]) * scale[n, k // group], or that
+plus a minimum of the group. What the value of a code is, `Codes` and `Groups` say: an integer less
+a zero point, an entry of a table, or a number of eight bits. A scale of a whole row is one group;
+one of the whole weight, or of a block of rows, is repeated for each row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from workers.errors import UnsupportedModel
-from workers.kernels.codes import PackedCodes
+from workers.kernels.codes import PackedCodes, is_group
 from workers.kernels.weight import LayerWeight
 from workers.quantization import c_codes
 from workers.quantization.codes import Codes, Groups, pack, unpack
@@ -75,9 +75,8 @@ class GroupedWeight(QuantWeight):
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        held = (self.codes.packed, self.codes.table, self.groups.scales, self.groups.zeros)
-        more = (self.bias, self.order, self.group_index)
-        return [x for x in (*held, *more) if x is not None]
+        more = (self.codes.table, self.bias, self.order, self.group_index)
+        return [self.codes.packed, *self.groups.tensors, *(x for x in more if x is not None)]
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         if self.order is not None:
@@ -94,10 +93,13 @@ class GroupedWeight(QuantWeight):
         found = self._in_order(self._values(ids.flatten()))
         return found.to(self.dtype).view(*ids.shape, self.k)
 
+    def round_activations(self) -> None:
+        self.round_inputs = self.codes.is_integer
+
     def fastest(self) -> LayerWeight:
         why = c_codes.refusal(self)
         if why is None:
-            return c_codes.packed([self], round_inputs=self.round_inputs)
+            return c_codes.packed([self])
         self.note = f"quantized layers are dequantized whenever they are multiplied: {why}"
         return self
 
@@ -115,11 +117,14 @@ class GroupedWeight(QuantWeight):
         """float32 [rows, k], in the order of the codes."""
         values = self.codes.values(rows)
         each = values.unflatten(1, (-1, self.groups.size)) if self._is_even else values
+        minimums = self.groups.minimums_of(rows)
         if self.groups.zeros is not None:
             each -= self._of_columns(self.groups.zeros[rows].float())
-        elif self.codes.is_integer:
+        elif self.codes.is_integer and minimums is None:
             each -= 2 ** (self.codes.bits - 1)
-        each *= self._of_columns(self.groups.scales[rows].float())
+        each *= self._of_columns(self.groups.scales_of(rows))
+        if minimums is not None:
+            each += self._of_columns(minimums)
         return values
 
     @property
@@ -151,15 +156,16 @@ class GroupedMethod(QuantMethod):
         group = self.inputs_per_scale
         if kernel != "c_linear" or (self.reorders and len(sizes) > 1):
             return None
-        if group and not all(c_codes.fits(size.inputs, group) for size in sizes):
+        if group and not all(is_group(size.inputs, group) for size in sizes):
             return None
-        return _packed
+        return packed_codes
 
 
-def _packed(weights: Sequence[QuantWeight], activation: str) -> PackedCodes:
+def packed_codes(weights: Sequence[QuantWeight], activation: str) -> PackedCodes:
+    """Return grouped weights as the C kernel has them; see `Prepare`."""
     grouped = [one for one in weights if isinstance(one, GroupedWeight)]
     assert len(grouped) == len(weights)
-    return c_codes.packed(grouped, activation, grouped[0].round_inputs)
+    return c_codes.packed(grouped, activation)
 
 
 def own_size(size: Size, cut: Cut) -> Size:

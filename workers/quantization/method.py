@@ -36,7 +36,8 @@ Kernel = Literal["c_linear", "c_rows", "triton_linear", "triton_rows"]
 
 - `c_linear`: a `packed.PackedWeight`, whose `struct` is the `weight` of linear.h;
 - `triton_linear`: a `device_linear.DeviceLinear`, or with an activation a `GatedLinear`;
-- `c_rows`, `triton_rows`: of an embedding, a tensor [tokens, hidden] of the model's dtype.
+- `c_rows`, `triton_rows`: of an embedding, a tensor [tokens, hidden] of the model's dtype; the
+  first may be a `codes.PackedCodes` too.
 """
 
 
@@ -90,6 +91,10 @@ class QuantWeight(LayerWeight):
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """[outputs, inputs]: what it stands for. Slow; tests compare with it."""
 
+    def round_activations(self) -> None:
+        """Have activations rounded to int8 in the fastest form, where weights are integers times a
+        scale."""
+
     def fastest(self) -> LayerWeight:
         """Return the form that multiplies fastest where it is. Keep nothing of this one beside it,
         or return this one itself."""
@@ -110,6 +115,8 @@ class QuantMethod(ABC):
     experts: ClassVar[ExpertLayout] = "separate"
     flags: frozenset[str] = frozenset()
     """Values of --quantize that ask for it."""
+    in_integers: bool = False
+    """Whether there are weights that are integers times a scale."""
     columns: int = 1
     """Inputs that a rank can only have together, such as those of a group; so many columns of an
     MLP stay together."""
@@ -151,6 +158,10 @@ class QuantMethod(ABC):
     def borrows(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether `weight` or `fastest` copies, so that views of a mapped file will do."""
         return False
+
+    def merges(self, other: QuantMethod) -> bool:
+        """Whether `prepared` makes layers of both methods into one weight."""
+        return other is self
 
     def prepared(self, kernel: Kernel, sizes: Sequence[Size]) -> Prepare | None:
         """Return how layers of these sizes, merged, are made into a kernel's weight; None where

@@ -138,6 +138,7 @@ class OnTheFlyMethod(GroupedMethod):
         self._rounding = ROUNDINGS[flag]
         self.inputs_per_scale = self._rounding.group
         self.columns = self._rounding.group or 1
+        self.in_integers = self._rounding.table is None and not self._rounding.e4m3
         self._of_head: OnTheFlyMethod | None = None
         if self._rounding.of_inputs:
             self._of_head = self if flag == "int8" else OnTheFlyMethod("int8")

@@ -10,6 +10,7 @@ from workers.quantization.awq import AWQMethod
 from workers.quantization.bitsandbytes import BitsAndBytesMethod
 from workers.quantization.compressed_tensors import CompressedTensorsMethod
 from workers.quantization.fp8 import FP8Method
+from workers.quantization.gguf import GGUFMethod
 from workers.quantization.gptq import GPTQMethod
 from workers.quantization.method import QuantMethod
 from workers.quantization.mxfp4 import MXFP4Method
@@ -22,6 +23,7 @@ METHODS: dict[str, type[QuantMethod]] = {
     "compressed-tensors": CompressedTensorsMethod,
     "fbgemm_fp8": FP8Method,
     "fp8": FP8Method,
+    "gguf": GGUFMethod,
     "gptq": GPTQMethod,
     "mxfp4": MXFP4Method,
 }
@@ -59,6 +61,13 @@ def method_of(settings: Mapping[str, Any] | None, asked: str = "") -> QuantMetho
 
 
 def _why_plain(asked: str) -> str:
+    if asked == "gguf":
+        return (
+            "--quantize gguf serves a GGUF file with its blocks as they are, and this model is "
+            "none: give a GGUF file as --model-id (file.gguf, or owner/name:Q4_K_M of the Hub), "
+            f"have this one quantized while it is loaded (--quantize {', '.join(sorted(ROUNDINGS))}"
+            "), or leave --quantize out"
+        )
     return (
         f"--quantize {asked} asks for weights that are quantized already, and those of this "
         "model are not. Give a checkpoint in that format as --model-id (its config.json has a "

@@ -64,20 +64,43 @@ def of_kind(kind: str, n: int, k: int, group: int | None, scales: torch.dtype) -
     return codes(n, k, int(kind[0]), group, scales, "zeros" in kind, bias=n > 17)
 
 
+def with_minimums(n: int, k: int, bits: int, group: int, blocks: int = 0) -> CodedWeight:
+    """Centered, as those of a model are; with `blocks`, scales in two levels, so many of each."""
+    made = codes(n, k, bits, group, torch.float16, bias=n > 17)
+    middle = (1 << bits) / 2 + torch.rand(made.scales.shape)
+    if not blocks:
+        return dataclasses.replace(made, minimums=(-made.scales * middle).half())
+    factors = (torch.rand(n, blocks) / 1000).half()
+    scales = torch.randint(1, 64, made.scales.shape, dtype=torch.int8)
+    return dataclasses.replace(
+        made,
+        scales=scales,
+        minimums=scales // 2 + 1,
+        factors=factors,
+        minimum_factors=-(factors * (1 << bits)),
+    )
+
+
 def dense(weight: CodedWeight) -> torch.Tensor:
     """float32 [n, k]: what it stands for."""
+    k = weight.codes.shape[1]
 
-    def wide(of_groups: torch.Tensor) -> torch.Tensor:
-        return of_groups.float().repeat_interleave(weight.group, 1)[:, : weight.codes.shape[1]]
+    def wide(of_groups: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
+        numbers = of_groups.float().repeat_interleave(weight.group, 1)[:, :k]
+        if factors is None:
+            return numbers
+        return numbers * factors.float().repeat_interleave(k // factors.shape[1], 1)
 
     if weight.kind == "e4m3":
         values = weight.codes.view(torch.float8_e4m3fn).float()
     elif weight.table is not None:
         values = weight.table[weight.codes.long()]
     else:
-        middle = 1 << (weight.bits - 1)
+        middle = 1 << (weight.bits - 1) if weight.minimums is None else 0
         values = weight.codes.float() - (middle if weight.zeros is None else wide(weight.zeros))
-    columns = values * wide(weight.scales)
+    columns = values * wide(weight.scales, weight.factors)
+    if weight.minimums is not None:
+        columns += wide(weight.minimums, weight.minimum_factors)
     if weight.order is not None:
         columns = torch.empty_like(columns).index_copy_(1, weight.order.long(), columns)
     return columns
@@ -130,19 +153,84 @@ def test_it_multiplies_activations_as_they_are(kind: str, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float32])
+@pytest.mark.parametrize("bits", [2, 3, 5, 6])
+def test_codes_of_other_bits_and_small_groups(bits: int, dtype: torch.dtype) -> None:
+    for n, k in SHAPES:
+        for group in (16, 32, None):
+            weight = codes(n, k, bits, group, torch.float16, bias=n > 17)
+            layer = PackedCodes(weight, dtype)
+            for rows in (*N_ROWS, 150):
+                x = torch.randn(rows, k).to(dtype)
+                assert_unrounded(layer.apply(x), x, weight)
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float32])
+@pytest.mark.parametrize(
+    ("bits", "group", "blocks"), [(4, 32, 0), (5, 32, 0), (4, 32, 2), (5, 32, 1), (2, 16, 2)]
+)
+def test_groups_may_have_minimums(bits: int, group: int, blocks: int, dtype: torch.dtype) -> None:
+    for n, k in ((48, 64), (100, 192), (17, 256)):
+        weight = with_minimums(n, k, bits, group, blocks)
+        layer = PackedCodes(weight, dtype)
+        for rows in (*N_ROWS, 150):
+            x = torch.randn(rows, k).to(dtype)
+            assert_unrounded(layer.apply(x), x, weight)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        *(codes(100, 64, bits, 16, torch.float16) for bits in (2, 3, 4, 5, 6, 8)),
+        codes(49, 200, 8),
+        codes(49, 96, 4, 32, BF16, zeros=True),
+        with_minimums(100, 96, 4, 32),
+        with_minimums(100, 192, 5, 32, 2),
+        with_minimums(17, 256, 2, 16, 2),
+    ],
+    ids=lambda one: f"{one.bits}-{one.group}-{one.block}",
+)
+def test_outputs_are_looked_up_bit_for_bit(weight: CodedWeight) -> None:
+    n = len(weight.codes)
+    ids = torch.tensor([[0, n - 1], [n // 2, 3]])
+    layer = PackedCodes(weight, torch.float32)
+    assert torch.equal(layer.rows(ids), dense(weight)[ids])
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float32])
+def test_weights_of_other_forms_may_be_below(dtype: torch.dtype) -> None:
+    parts = [with_minimums(40, 256, 4, 32, 1), codes(17, 256, 6, 16), codes(50, 256, 8, bias=True)]
+    first, *others = (PackedCodes(one, dtype) for one in parts)
+    for one in others:
+        first.append(one)
+    x = torch.randn(9, 256).to(dtype)
+    apart = [PackedCodes(one, dtype).apply(x) for one in parts]
+    assert torch.equal(first.apply(x), torch.cat(apart, 1))
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float32])
 @pytest.mark.parametrize("zeros", [False, True])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 5, 8])
 def test_it_multiplies_what_the_codes_stand_for(bits: int, zeros: bool, dtype: torch.dtype) -> None:
     for n, k in SHAPES:
         for group, scales in ((32, torch.float16), (64, BF16), (None, torch.float32)):
-            weight = codes(n, k, bits, group, scales, zeros, bias=n > 17)
+            weight = codes(n, k, bits, group, scales, zeros and bits != 5, bias=n > 17)
             layer = PackedCodes(weight, dtype, round_inputs=True)
             for rows in N_ROWS:
                 x = torch.randn(rows, k).to(dtype)
                 assert_product(layer.apply(x), x, weight)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("bits", "blocks"), [(4, 0), (4, 2), (5, 0), (5, 1), (8, 0)])
+def test_it_multiplies_groups_with_minimums(bits: int, blocks: int) -> None:
+    for n, k in ((48, 64), (100, 192), (17, 256)):
+        weight = with_minimums(n, k, bits, 32, blocks)
+        layer = PackedCodes(weight, torch.float32, round_inputs=True)
+        for rows in N_ROWS:
+            x = torch.randn(rows, k)
+            assert_product(layer.apply(x), x, weight)
+
+
+@pytest.mark.parametrize("bits", [4, 5, 8])
 def test_the_largest_codes_do_not_overflow(bits: int) -> None:
     k = 4096
     for code in (0, (1 << bits) - 1):
@@ -156,12 +244,14 @@ def test_the_largest_codes_do_not_overflow(bits: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float32])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 5, 8])
 @pytest.mark.parametrize("round_inputs", [False, True])
 def test_a_row_has_the_same_bits_in_any_batch_and_on_any_number_of_threads(
     round_inputs: bool, bits: int, dtype: torch.dtype
 ) -> None:
     weight = codes(100, 96, bits, 32, zeros=True, bias=True)
+    if bits == 5:
+        weight = with_minimums(100, 96, bits, 32)
     layer = PackedCodes(weight, dtype, round_inputs=round_inputs)
     x = torch.randn(170, 96).to(dtype)
     alone = torch.cat([layer.apply(row[None]) for row in x])
@@ -214,15 +304,21 @@ def test_inputs_in_another_order(round_inputs: bool) -> None:
 
 
 def test_a_group_that_the_kernel_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="a multiple of 32 inputs, not 24"):
+        PackedCodes(codes(48, 64, 4, 24), BF16)
     with pytest.raises(ValueError, match="a multiple of 32 inputs, not 16"):
-        PackedCodes(codes(48, 64, 4, 16), BF16)
+        PackedCodes(codes(48, 64, 4, 16), BF16, round_inputs=True)
+    with pytest.raises(ValueError, match="codes are of 2, 3, 4, 5, 6, 8 bits, not 7"):
+        PackedCodes(codes(48, 64, 7, 32), BF16)
+    with pytest.raises(ValueError, match="codes are of 4, 8 bits, not 5"):
+        PackedCodes(codes(48, 64, 5, 32, zeros=True), BF16)
     with pytest.raises(ValueError, match="codes that are integers, not e4m3"):
         PackedCodes(of_kind("e4m3", 48, 64, 32, BF16), BF16, round_inputs=True)
 
 
-@pytest.mark.parametrize(("bits", "most"), [(8, 1.02), (4, 0.57)])
+@pytest.mark.parametrize(("bits", "most"), [(8, 1.02), (6, 0.82), (5, 0.69), (4, 0.57), (3, 0.44)])
 def test_memory(bits: int, most: float) -> None:
     """In bytes for each weight; of groups of 32 with scales of 16 bits."""
     n, k = 576, 1536
-    layer = PackedCodes(codes(n, k, bits, 32 if bits == 4 else None, torch.float16), BF16)
+    layer = PackedCodes(codes(n, k, bits, 32 if bits < 8 else None, torch.float16), BF16)
     assert layer.bytes <= most * n * k

@@ -69,6 +69,22 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path, cache: Path) -> None:
     assert examine(local_folder(str(folder))) == Lacks(safetensors=False, tokenizer_json=False)
 
 
+def test_the_blocks_of_a_gguf_file_are_kept_in_a_folder_of_their_own(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gguf = write_tiny_gguf(tmp_path / "tiny.gguf").path
+    plain = Path(str(prepare(str(gguf))["path"]))
+
+    assert main([str(gguf), "--quantize", "gguf"]) == 0
+
+    packed = Path(json.loads(capsys.readouterr().out)["path"])
+    settings = json.loads((packed / "config.json").read_text())["quantization_config"]
+    assert settings["types"]["model.layers.1.mlp.up_proj"] == "Q8_0"
+    assert "quantization_config" not in json.loads((plain / "config.json").read_text())
+    sizes = [(one / "model.safetensors").stat().st_size for one in (packed, plain)]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
 def test_of_a_folder_with_gguf_files_only_one_is_served(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

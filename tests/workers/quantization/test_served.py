@@ -23,6 +23,7 @@ from tests.workers.quantization.test_compressed_tensors import settings as of_sc
 from tests.workers.quantization.test_compressed_tensors import writer as compressed_tensors
 from tests.workers.quantization.test_fp8 import SETTINGS as FP8
 from tests.workers.quantization.test_fp8 import write as fp8
+from tests.workers.quantization.test_gguf import folders as gguf
 from tgi_async.generation import GenerationRequest
 from tgi_async.wire.messages import Sampling
 from workers.errors import UnsupportedModel
@@ -52,6 +53,7 @@ MODELS: dict[str, Callable[[Path], Folders]] = {
     "gptq": lambda path: gptq_folder(path, "llama", (4, "gptq", False, 32, True), **SERVED),
     "fp8": _of(fp8("blocks"), FP8["blocks"], "qwen3_moe"),
     "bitsandbytes": _of(bitsandbytes("nf4-nested"), NF4, "phi3"),
+    "gguf": lambda path: gguf(path, "smollm3", lambda name: "Q4_1", **SERVED),
 }
 
 
