@@ -111,7 +111,9 @@ def rounding_to(table: tuple[float, ...]) -> Callable[[torch.Tensor], Rounded]:
 
     def rounded(groups: torch.Tensor) -> Rounded:
         scale = _steps(groups.abs().amax(1, keepdim=True), 1.0).bfloat16()
-        return order[torch.bucketize(groups / scale.float(), between)].to(torch.uint8), scale
+        device = groups.device
+        found = torch.bucketize(groups / scale.float(), between.to(device))
+        return order.to(device).take(found).to(torch.uint8), scale
 
     return rounded
 
@@ -183,7 +185,9 @@ class OnTheFlyMethod(GroupedMethod):
             scales.append(scale.view(-1, k // group))
         # The outputs are the rank's own already.
         groups = own_groups(Groups(torch.cat(scales), None, group), size, Cut(None, cut.inputs))
-        table = None if rounding.table is None else torch.tensor(rounding.table)
+        table = None
+        if rounding.table is not None:
+            table = torch.tensor(rounding.table, device=given.device)
         inputs = own_size(size, cut).inputs
         return GroupedWeight(
             Codes(torch.cat(codes), inputs, rounding.bits, table, rounding.e4m3),
