@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SHARED_MEMORY = {80: 163, 86: 99, 90: 227, 120: 99}
+SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """KiB that a program can have, by compute capability: table 30 of the CUDA programming guide."""
 
 

@@ -54,11 +54,26 @@ def packed(
 
     With an activation, they are gate and up, or one that has both. `round_inputs`, to int8.
     """
-    dtype, parts = weights[0].dtype, _alike([_coded(one) for one in weights])
+    dtype = weights[0].dtype
     if not activation:
-        return PackedCodes(_merged(parts), dtype, round_inputs=round_inputs)
-    gate, up = parts if len(parts) == 2 else _halves(parts[0])
+        return PackedCodes(merged(weights), dtype, round_inputs=round_inputs)
+    gate, up = gate_and_up(weights)
     return PackedCodes(gate, dtype, up, activation, round_inputs)
+
+
+def merged(weights: Sequence[Grouped]) -> CodedWeight:
+    """Return weights one below the other. Raises Misfit for those that cannot be one."""
+    return _merged(_alike([_coded(one) for one in weights]))
+
+
+def gate_and_up(weights: Sequence[Grouped]) -> tuple[CodedWeight, CodedWeight]:
+    """Return gate and up, of both or of one that has both. Raises Misfit for those that cannot be
+    one."""
+    parts = _alike([_coded(one) for one in weights])
+    if len(parts) == 1:
+        return _halves(parts[0])
+    gate, up = parts
+    return gate, up
 
 
 def _coded(weight: Grouped) -> CodedWeight:
@@ -98,14 +113,14 @@ def _alike(parts: Sequence[CodedWeight]) -> list[CodedWeight]:
 
 
 def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    if one is None or other is None:
+    if one is None or other is None or one is other:
         return one is other
     return torch.equal(one, other)
 
 
 def _with_zeros(part: CodedWeight) -> CodedWeight:
     middle = 1 << (part.bits - 1)
-    zeros = torch.full(part.scales.shape, middle, dtype=torch.uint8)
+    zeros = torch.full_like(part.scales, middle, dtype=torch.uint8)
     return replace(part, zeros=zeros)
 
 
