@@ -250,7 +250,9 @@ def narrow(out: torch.Tensor, x: torch.Tensor, codes: DeviceCodes, activation: s
     n_parts = len(out)
     n_blocks = codes.words.shape[1] // RUN
     wide = max(16, triton.next_power_of_2(len(x)))
-    tall = TILE if wide == 16 else 2 * TILE
+    # With zero points there are sums of x, too: tensor memory, where there is such, has no room for
+    # those of 128 by 64.
+    tall = TILE if wide == 16 or (wide > 32 and codes.zeros is not None) else 2 * TILE
     kernels.coded_narrow[(triton.cdiv(codes.n, tall), n_parts)](
         out,
         x,

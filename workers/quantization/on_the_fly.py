@@ -145,7 +145,7 @@ class OnTheFlyMethod(GroupedMethod):
     def describe(self) -> str:
         rounding = self._rounding
         inputs = f"groups of {rounding.group} inputs" if rounding.group else "rows"
-        activations = ", activations in int8" if rounding.of_inputs else ""
+        activations = ", activations in int8 on a CPU" if rounding.of_inputs else ""
         return f"{self.name}, {rounding.bits} bits in {inputs}{activations}"
 
     def for_layer(self, name: str, kind: Kind) -> OnTheFlyMethod | None:
