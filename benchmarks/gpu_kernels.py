@@ -1,6 +1,6 @@
 """Times of the fused decoder's kernels on a GPU, against its measured limits.
 
-    python -m benchmarks.gpu_kernels [--rows 1 4 16 64] [--dtype bfloat16]
+    python -m benchmarks.gpu_kernels [--rows 1 4 16 64 128] [--dtype bfloat16]
         [--only products codes others]
 
 Shapes are those of an 8-billion-parameter Llama. First comes the rate of a copy, its bytes counted
@@ -34,7 +34,7 @@ from workers.kernels.device_codes import DeviceCodes
 
 WEIGHT_BYTES = 2 << 30
 MOST_LAYERS = 32
-GEMV_MOST, NARROW_MOST, CODED_MOST = 8, 64, 128
+GEMV_MOST, NARROW_MOST, CODED_MOST = 8, 64, 256
 """Rows up to which our kernels are measured, beyond where they are used."""
 BLOCK_SIZE = 16
 PARTS = ("products", "codes", "others")
@@ -159,7 +159,7 @@ def coded(
     layers += [DeviceCodes(form.weight(n, k, device), dtype) for _ in range(n_layers - 1)]
     x = torch.randn(rows, k, device=device).to(dtype)
     used = "many"
-    if dtype is not torch.float32 and rows <= device_codes.CODED_ROWS:
+    if first.is_few(x):
         used = "gemv" if rows <= device_linear.GEMV_ROWS else "narrow"
 
     def by(kernel: Callable[..., None], n_parts: int) -> None:
@@ -254,7 +254,7 @@ def others(sizes: Sizes, rows: int, dtype: torch.dtype, device: str) -> Iterator
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=(1, 4, 16, 64))
+    parser.add_argument("--rows", type=int, nargs="+", default=(1, 4, 16, 64, 128))
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()

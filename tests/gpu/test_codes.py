@@ -16,7 +16,13 @@ from tests.gpu.test_decoder_kernels import ACTIVATIONS
 from tests.workers.kernels.test_codes import dense, of_kind
 from workers.kernels import device_codes, triton_codes
 from workers.kernels.codes import CodedWeight
-from workers.kernels.device_codes import CODED_ROWS, E4M3, DeviceCodes, GatedCodes
+from workers.kernels.device_codes import (
+    CODED_ROWS,
+    E4M3,
+    UNROUNDED_ROWS,
+    DeviceCodes,
+    GatedCodes,
+)
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 KINDS = ("4", "4 with zeros", "8", "8 with zeros", "uneven", "e4m3")
@@ -85,13 +91,13 @@ FEW = [
     ("uneven", 2, BF16, 128, 64),
     ("4 with zeros", 5, BF16, 1152, 128),
     ("e4m3", 20, F16, 160, 32),
-    ("8", 40, BF16, 72, None),
+    ("8", 70, BF16, 72, None),
     ("uneven", 7, F16, 192, 96),
 ]
 ALL = [
     (kind, rows, dtype, k, group)
     for kind in KINDS
-    for rows in (1, 4, 6, 64)
+    for rows in (1, 4, 6, 40, 128)
     for dtype in (BF16, F16)
     for k, group in ((160, 32), (192, 96), (1152, 128), (256, 64), (200, None))
 ]
@@ -126,7 +132,12 @@ def test_a_row_has_the_same_bits_beside_any_others(device: str, rows: int) -> No
 
 @pytest.mark.parametrize(
     ("activation", "rows", "kind"),
-    [("silu", 2, "4 with zeros"), ("gelu", 7, "8"), ("gelu_tanh", CODED_ROWS + 1, "e4m3")],
+    [
+        ("silu", 2, "4 with zeros"),
+        ("gelu", 7, "8"),
+        ("silu", 70, "8 with zeros"),
+        ("gelu_tanh", CODED_ROWS + 1, "e4m3"),
+    ],
 )
 def test_gate_and_up_meet_in_one_kernel(device: str, activation: str, rows: int, kind: str) -> None:
     gate, up = (coded(device, kind, (24, 160), 32, F16) for _ in range(2))
@@ -189,12 +200,12 @@ def test_many_rows_are_rounded_where_the_gpu_multiplies_e4m3(
     layer = DeviceCodes(weight, BF16)
     assert layer.rounds_inputs
     assert "more than 64 tokens, activations are rounded to e4m3" in str(layer.note)
-    x = normal(device, BF16, CODED_ROWS + 1, 80)
+    x = normal(device, BF16, UNROUNDED_ROWS + 1, 80)
     x[3] = 0
     (found,) = layer.parts(x)
     assert_product(found, x, weight, 2**-4)
     # Those of few rows are not.
-    few = x[:CODED_ROWS].contiguous()
+    few = x[:UNROUNDED_ROWS].contiguous()
     assert_product(layer.parts(few).sum(0), few, weight, 0.0)
 
 

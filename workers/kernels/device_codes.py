@@ -6,8 +6,8 @@ How a product is made goes by its rows x [rows, k] alone, and so does what is ro
   float32, and nothing of the weight is rounded;
 - up to CODED_ROWS, in 16 bits: by one for tensor cores, as above but for the entries of a table,
   which are rounded to the dtype of x;
-- beyond: of e4m3 with a scale for each row, in bfloat16, by torch's product of e4m3 where the GPU
-  has it, x being rounded to e4m3 with a scale for each row of it;
+- beyond UNROUNDED_ROWS, of e4m3 with a scale for each row, in bfloat16: by torch's product of e4m3
+  where the GPU has it, x being rounded to e4m3 with a scale for each row of it;
 - else: by cuBLAS, the weight being dequantized to the dtype of x, a piece at a time. So for
   float32, in which the weight is exactly what it stands for.
 """
@@ -27,8 +27,13 @@ from workers.kernels.codes import CodedWeight
 from workers.kernels.device_linear import GEMV_ROWS, TILE, gated, parts_of, wide_linear
 from workers.kernels.weight import LayerWeight
 
-CODED_ROWS = 64
-"""Beyond, x would come from the L2 cache for longer than a dequantized weight comes from memory."""
+MOST_TILE = 64
+"""Rows of x that a program of `coded_narrow` takes at most: x comes from the L2 cache for each."""
+CODED_ROWS = 128
+"""A weight that is dequantized goes to memory and back, which takes as long as two to four tiles
+of x do by themselves."""
+UNROUNDED_ROWS = 64
+"""Beyond, in two tiles, the product of e4m3 is faster by so much that x is rounded for it."""
 RUN = 32
 """Inputs that are together in one part of a block of words, see triton_codes.py."""
 MOST_WORDS = 1024
@@ -62,7 +67,7 @@ class DeviceCodes(LayerWeight):
         """Whether products of many rows have x in e4m3."""
         if self.rounds_inputs:
             self.note = (
-                f"in steps of more than {CODED_ROWS} tokens, activations are rounded to e4m3 "
+                f"in steps of more than {UNROUNDED_ROWS} tokens, activations are rounded to e4m3 "
                 "where weights are (docs/quantization.md)"
             )
         self.scales = scales.float() if self.rounds_inputs else scales
@@ -104,7 +109,8 @@ class DeviceCodes(LayerWeight):
 
     def is_few(self, x: torch.Tensor) -> bool:
         """Whether these rows are multiplied with the codes."""
-        return x.dtype is not torch.float32 and len(x) <= CODED_ROWS
+        most = UNROUNDED_ROWS if self.rounds_inputs else CODED_ROWS
+        return x.dtype is not torch.float32 and len(x) <= most
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """Return x [rows, k], many and in the order of the codes -> [rows, n] of its dtype."""
@@ -249,11 +255,11 @@ def narrow(out: torch.Tensor, x: torch.Tensor, codes: DeviceCodes, activation: s
     """See `multiply`."""
     n_parts = len(out)
     n_blocks = codes.words.shape[1] // RUN
-    wide = max(16, triton.next_power_of_2(len(x)))
+    wide = min(MOST_TILE, max(16, triton.next_power_of_2(len(x))))
     # With zero points there are sums of x, too: tensor memory, where there is such, has no room for
     # those of 128 by 64.
     tall = TILE if wide == 16 or (wide > 32 and codes.zeros is not None) else 2 * TILE
-    kernels.coded_narrow[(triton.cdiv(codes.n, tall), n_parts)](
+    kernels.coded_narrow[(triton.cdiv(len(x), wide), triton.cdiv(codes.n, tall), n_parts)](
         out,
         x,
         codes.words,

@@ -171,8 +171,9 @@ def coded_narrow(
     GROUP: tl.constexpr, SPAN: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
     EVEN: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Multiply up to M rows, padded, through tensor cores, as `triton_linear.narrow` does. Grid
-    [ceil(N / BN), n_parts]; part i is over W_PART words from i * W_PART on, whole blocks.
+    """Multiply M rows, padded, through tensor cores, as `triton_linear.narrow` does. Grid
+    [ceil(rows / M), ceil(N / BN), n_parts]; part i is over W_PART words from i * W_PART on, whole
+    blocks.
 
     What goes into tensor cores is loaded STAGES - 1 blocks ahead; scales and zero points, which do
     not, are asked for one block ahead. Codes go in less the middle of all codes, and what a zero
@@ -182,10 +183,11 @@ def coded_narrow(
     middle: tl.constexpr = 1.0 * (1 << (BITS - 1))
     dtype: tl.constexpr = x.dtype.element_ty
     n_words = tl.cdiv(K, RUN * parts) * RUN
-    first = tl.program_id(0) * BN
-    k_part = tl.program_id(1)
+    first = tl.program_id(1) * BN
+    k_part = tl.program_id(2)
     row = tl.minimum(first + tl.arange(0, BN), N - 1).to(tl.int64)
-    m = tl.arange(0, M)[None, :]
+    before = tl.program_id(0) * M
+    m = before + tl.arange(0, M)[None, :]
     run = tl.arange(0, RUN)
     acc = tl.zeros([BN, M], tl.float32)
     of_group = tl.zeros([BN, M], tl.float32)
@@ -221,8 +223,8 @@ def coded_narrow(
     if GROUP == 0:
         acc = scaled(of_group, of_x, here, 0, middle, ZEROS)
     biased = tl.where(k_part == 0, N, 0)
-    out += k_part.to(tl.int64) * rows * N
-    finish(out, tl.trans(acc), bias, biased, first, rows, N, BIAS, ACTIVATION, M, BN)
+    out += (k_part.to(tl.int64) * rows + before) * (N if ACTIVATION == "" else N // 2)
+    finish(out, tl.trans(acc), bias, biased, first, rows - before, N, BIAS, ACTIVATION, M, BN)
 
 
 @triton.jit

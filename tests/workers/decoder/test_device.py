@@ -84,8 +84,8 @@ def test_codes_take_no_more_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     both = Counter({"add_norm": 4, "place": 2, "decode": 2, "combine": 2, "turn": 1, "embed": 1})
     for quantize, n_rows, more in (
         ("int4", 1, {"coded_gemv": 2 * 4 + 1}),
-        ("int8", 64, {"coded_narrow": 2 * 4 + 1}),
-        ("eetq", 65, {"dequantize": 2 * 4, "linear": 2 * 4, "gate": 2, "mm": 1}),
+        ("int8", 128, {"coded_narrow": 2 * 4 + 1}),
+        ("eetq", 129, {"dequantize": 2 * 4, "linear": 2 * 4, "gate": 2, "mm": 1}),
         ("fp8", 65, {"quantize_rows": 2 * 4, "scaled_mm": 2 * 4, "gate": 2, "mm": 1}),
     ):
         found = launches("qwen3", n_rows, monkeypatch, quantize)

@@ -16,7 +16,7 @@ MOST_SPILLED = 96
 Case = tuple[int, str, str, int, str]
 QUICK: list[Case] = [(90, "bfloat16", "4 with zeros", 128, "1,16")]
 MORE: list[Case] = [
-    (capability, dtype, kind, group, "1,4,5,32,64,65")
+    (capability, dtype, kind, group, "1,4,5,32,64,129")
     for capability in (80, 89, 90, 100, 120)
     for dtype, kind, group in (
         ("bfloat16", "4", 32),
@@ -41,7 +41,7 @@ def test_the_kernels_compile_and_fit_a_gpu(
     builds = compile(tmp_path, "codes", capability, dtype, kind, group, rows, tmp_path)
     names = {build.name for build in builds}
     assert names >= {"coded_gemv", "coded_narrow"}
-    rounded = kind == "e4m3" and group == 0 and capability >= 89 and "65" in rows
+    rounded = kind == "e4m3" and group == 0 and capability >= 89 and "129" in rows
     assert ("quantize_rows" in names) == rounded
     for build in builds:
         build.expect_fitting(capability, MOST_SPILLED)
