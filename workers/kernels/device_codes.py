@@ -74,11 +74,12 @@ class DeviceCodes(LayerWeight):
         self.zeros = None if given.zeros is None else _by_group(given.zeros)
         self.bias, self.order = given.bias, given.order
         self._table = given.table
+        self._exponent = self.words.new_full((1,), kernels.EXPONENT.value, dtype=torch.int32)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        held = (self.words, self.scales, self.zeros, self.bias, self.order, self._table)
-        return [one for one in held if one is not None]
+        held = (self.scales, self.zeros, self.bias, self.order, self._table)
+        return [self.words, self._exponent, *(one for one in held if one is not None)]
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.k).contiguous()
@@ -165,7 +166,8 @@ class DeviceCodes(LayerWeight):
     @property
     def others(self) -> tuple[torch.Tensor, ...]:
         """The tensors that a kernel that multiplies takes behind the words."""
-        return (self.scales, *self._or_scales(self.zeros, self._table, self.bias))
+        given = self._or_scales(self.zeros, self._table, self.bias)
+        return (self.scales, *given, self._exponent)
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -242,7 +244,6 @@ def gemv(out: torch.Tensor, x: torch.Tensor, codes: DeviceCodes, activation: str
         len(x),
         codes.n,
         codes.k,
-        kernels.EXPONENT.value,
         **codes.constants,
         ACTIVATION=activation,
         M=triton.next_power_of_2(len(x)),

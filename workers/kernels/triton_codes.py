@@ -32,8 +32,8 @@ def numbers_of(
     """Return float32 of one part of int32 `words`, whatever is in the upper half of those: of
     integers less a zero point, of a table its entries, of e4m3 a 256th of the numbers.
 
-    `exponent` is EXPONENT, which with a mask takes one instruction if it comes in a register, not
-    two. But between memory and tensor cores Triton wants constants alone.
+    `exponent` is EXPONENT. Kernels that multiply load it from memory: an instruction takes one
+    constant, and with the mask there would be two.
     """
     place: tl.constexpr = PART * BITS
     if KIND == "integer":
@@ -89,7 +89,7 @@ def words_of(words, row, at, n_words):
 
 @triton.jit(do_not_specialize=["rows"])
 def coded_gemv(
-    out, x, words, scales, zeros, table, bias, rows, N, K, exponent, BIAS: tl.constexpr,
+    out, x, words, scales, zeros, table, bias, exponent, rows, N, K, BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr, BITS: tl.constexpr, KIND: tl.constexpr, ZEROS: tl.constexpr,
     GROUP: tl.constexpr, SPAN: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
@@ -108,6 +108,7 @@ def coded_gemv(
     # Eight words that follow each other are one thread's, and in one block.
     some = tl.arange(0, eight)
     acc = tl.zeros([M, BN, eight], tl.float32)
+    exponent = tl.load(exponent)
     if GROUP == 0:
         scale = scales_of(scales, row, row < N, KIND)
         zero = zeros_of(zeros, row, row < N, BITS, ZEROS)[None, :, None]
@@ -166,7 +167,7 @@ def groups_of(
 
 @triton.jit(do_not_specialize=["rows"])
 def coded_narrow(
-    out, x, words, scales, zeros, table, bias, rows, N, K, W_PART, BIAS: tl.constexpr,
+    out, x, words, scales, zeros, table, bias, exponent, rows, N, K, W_PART, BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr, BITS: tl.constexpr, KIND: tl.constexpr, ZEROS: tl.constexpr,
     GROUP: tl.constexpr, SPAN: tl.constexpr, M: tl.constexpr, BN: tl.constexpr,
     EVEN: tl.constexpr, STAGES: tl.constexpr,
@@ -193,6 +194,8 @@ def coded_narrow(
     of_group = tl.zeros([BN, M], tl.float32)
     of_x = tl.zeros([BN, M], tl.float32)
     ones = tl.full([BN, RUN], 1.0, tl.float32).to(dtype)
+    # As a scalar, it would have the numbers go through shared memory on their way.
+    exponent = tl.load(exponent + run * 0)[None, :]
     begin = k_part * W_PART
     here = groups_of(
         scales, zeros, row, begin * parts, N, K, BITS, KIND, ZEROS, GROUP, SPAN
@@ -210,7 +213,7 @@ def coded_narrow(
             if not EVEN:
                 there = there & (k < K)[:, None]
             xs = tl.load(x + m * K + k[:, None], mask=there, other=0.0)
-            numbers = numbers_of(w, middle, table, EXPONENT, part, BITS, KIND).to(dtype)
+            numbers = numbers_of(w, middle, table, exponent, part, BITS, KIND).to(dtype)
             of_group = tl.dot(numbers, xs, of_group, input_precision="ieee")
             if ZEROS:
                 of_x = tl.dot(ones, xs, of_x, input_precision="ieee")

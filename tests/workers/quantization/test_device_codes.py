@@ -57,7 +57,7 @@ def test_a_gpu_keeps_the_form_of_its_kernels_alone(
         assert (form.note is not None) == form.rounds_inputs == (flag == "fp8")
         assert packed() is None
         assert {one.device for one in form.tensors} == {GPU}
-        assert sum(one.nbytes for one in form.tensors) == n_bytes
+        assert sum(one.nbytes for one in form.tensors) == n_bytes + 4
 
 
 @NEEDED
