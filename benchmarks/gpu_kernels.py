@@ -1,20 +1,24 @@
 """Times of the fused decoder's kernels on a GPU, against its measured limits.
 
-    python -m benchmarks.gpu_kernels [--rows 1 4 16 64] [--dtype bfloat16] [--only products|others]
+    python -m benchmarks.gpu_kernels [--rows 1 4 16 64 128] [--dtype bfloat16]
+        [--only products codes others]
 
 Shapes are those of an 8-billion-parameter Llama. First comes the rate of a copy, its bytes counted
 both ways. Then, for each product and number of rows, µs and GB/s of weights with their share of
 that rate: of our kernels where they take so many rows, and of torch's `linear`. The one that
 `device_linear` chooses is marked with a star. Its parts are not added up, which the next kernel
-does on its way; gate and up is with its activation in our kernels and without it in torch's. At
-last µs of the kernels between the products. Everything runs over as many layers as make
+does on its way; gate and up is with its activation in our kernels and without it in torch's.
+
+The same follows for weights in codes, whose bytes are those of the codes and their scales; `many`
+is what is done with more rows: the weight is dequantized for torch, or x rounded to e4m3. At last
+µs of the kernels between the products. Everything runs over as many layers as make
 WEIGHT_BYTES, in one CUDA graph, so that weights come from memory as in a model.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -24,13 +28,16 @@ from torch.nn.functional import linear
 
 from benchmarks.gpu_attention import rates, timed
 from workers.decoder import triton_kernels
-from workers.kernels import device_linear, triton_linear
+from workers.kernels import device_codes, device_linear, triton_linear
+from workers.kernels.codes import CodedWeight
+from workers.kernels.device_codes import DeviceCodes
 
 WEIGHT_BYTES = 2 << 30
 MOST_LAYERS = 32
-GEMV_MOST, NARROW_MOST = 8, 64
+GEMV_MOST, NARROW_MOST, CODED_MOST = 8, 64, 256
 """Rows up to which our kernels are measured, beyond where they are used."""
 BLOCK_SIZE = 16
+PARTS = ("products", "codes", "others")
 
 
 class Sizes(NamedTuple):
@@ -96,6 +103,83 @@ def products(
         ways["narrow"] = partial(by, device_linear.narrow, n_parts)
     for name, run in ways.items():
         yield name + ("*" if name == used else ""), n_layers, run
+
+
+class Form(NamedTuple):
+    """What quantized weights are made of."""
+
+    bits: int
+    kind: str
+    group: int
+    """0: all inputs."""
+    zeros: bool = False
+
+    def weight(self, n: int, k: int, device: str) -> CodedWeight:
+        """Return a weight with any numbers."""
+        group = self.group or k
+        groups = (n, -(-k // group))
+        # No e4m3 of these is NaN.
+        most = 1 << min(self.bits, 6)
+        return CodedWeight(
+            torch.randint(0, most, (n, k), dtype=torch.uint8, device=device),
+            torch.full(groups, k**-0.5 / 8, dtype=torch.float16, device=device),
+            self.bits,
+            group,
+            torch.full(groups, 7, dtype=torch.uint8, device=device) if self.zeros else None,
+            kind=self.kind,
+            table=torch.linspace(-1, 1, 16, device=device) if self.kind == "table" else None,
+        )
+
+
+FORMS = {
+    "w4 g128": Form(4, "integer", 128, zeros=True),
+    "w4 g32": Form(4, "integer", 32),
+    "w8": Form(8, "integer", 0),
+    "nf4 g64": Form(4, "table", 64),
+    "fp8": Form(8, "e4m3", 0),
+    "fp8 b128": Form(8, "e4m3", 128),
+}
+
+
+def coded(
+    form: Form,
+    shape: tuple[int, int, str],
+    rows: int,
+    dtype: torch.dtype,
+    device: str,
+    weight_bytes: int,
+) -> tuple[int, list[Work]]:
+    """Return the bytes of a weight in codes, of this shape and with this activation, and each way
+    to multiply so many rows with it."""
+    n, k, activation = shape
+    first = DeviceCodes(form.weight(n, k, device), dtype)
+    n_bytes = sum(one.nbytes for one in first.tensors)
+    n_layers = max(2, min(MOST_LAYERS, weight_bytes // n_bytes))
+    layers = [first]
+    layers += [DeviceCodes(form.weight(n, k, device), dtype) for _ in range(n_layers - 1)]
+    x = torch.randn(rows, k, device=device).to(dtype)
+    used = "many"
+    if first.is_few(x):
+        used = "gemv" if rows <= device_linear.GEMV_ROWS else "narrow"
+
+    def by(kernel: Callable[..., None], n_parts: int) -> None:
+        for layer in layers:
+            out = x.new_empty((n_parts, rows, n), dtype=torch.float32)
+            kernel(x.new_empty((1, rows, n // 2)) if activation else out, x, layer, activation)
+
+    def by_torch() -> None:
+        for layer in layers:
+            layer.product(x)
+
+    ways: dict[str, Callable[[], None]] = {"many": by_torch}
+    if dtype is not torch.float32:
+        n_parts = 1 if activation else device_linear.parts_of(n, k)
+        if rows <= GEMV_MOST:
+            ways["gemv"] = partial(by, device_codes.gemv, 1)
+        if rows <= CODED_MOST:
+            ways["narrow"] = partial(by, device_codes.narrow, n_parts)
+    named = [(name + ("*" if name == used else ""), n_layers, run) for name, run in ways.items()]
+    return n_bytes, named
 
 
 def others(sizes: Sizes, rows: int, dtype: torch.dtype, device: str) -> Iterator[Work]:
@@ -170,32 +254,38 @@ def others(sizes: Sizes, rows: int, dtype: torch.dtype, device: str) -> Iterator
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=(1, 4, 16, 64))
+    parser.add_argument("--rows", type=int, nargs="+", default=(1, 4, 16, 64, 128))
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--only", choices=("products", "others"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args()
     dtype, sizes = getattr(torch, options.dtype), Sizes()
     copy, _ = rates()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {dtype}")
     print(f"copy {copy / 1e9:.0f} GB/s")
-    for name, (n, k, activation) in sizes.products().items():
-        if options.only == "others":
-            break
-        n_bytes = n * k * dtype.itemsize
+
+    def show(name: str, rows: int, n_bytes: int, ways: Iterable[Work]) -> None:
+        shown = []
+        for way, n_layers, run in ways:
+            graph, _ = timed(n_layers, run)
+            rate = n_bytes / graph
+            shown.append(
+                f"{way:7s} {graph * 1e6:7.1f} µs {rate / 1e9:5.0f} GB/s ({rate / copy:4.0%})"
+            )
+        print(f"{name:11s} {rows:3d} rows: {'; '.join(shown)}", flush=True)
+        torch.cuda.empty_cache()
+
+    for name, (n, k, activation) in sizes.products().items() if "products" in options.only else ():
         for rows in options.rows:
-            shown = []
             ways = products(n, k, activation, rows, dtype, "cuda", WEIGHT_BYTES)
-            for way, n_layers, run in ways:
-                graph, _ = timed(n_layers, run)
-                rate = n_bytes / graph
-                shown.append(
-                    f"{way:7s} {graph * 1e6:7.1f} µs {rate / 1e9:5.0f} GB/s ({rate / copy:4.0%})"
-                )
-            print(f"{name:11s} {rows:3d} rows: {'; '.join(shown)}", flush=True)
-            torch.cuda.empty_cache()
-    for rows in options.rows:
-        if options.only == "products":
-            break
+            show(name, rows, n * k * dtype.itemsize, ways)
+    for name, shape in sizes.products().items() if "codes" in options.only else ():
+        for kind, form in FORMS.items():
+            for rows in options.rows:
+                n_bytes, found = coded(form, shape, rows, dtype, "cuda", WEIGHT_BYTES)
+                floor = f"{n_bytes / copy * 1e6:.1f} µs"
+                show(f"{name}, {kind}, at least {floor},", rows, n_bytes, found)
+                del found
+    for rows in options.rows if "others" in options.only else ():
         times = [
             f"{name} {timed(n_layers, run)[0] * 1e6:.1f}"
             for name, n_layers, run in others(sizes, rows, dtype, "cuda")

@@ -29,6 +29,7 @@ def device() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         if INTERPRETED:
             multiply_bfloat16(patch)
+            round_to_e4m3(patch)
             prepare_once(patch)
             yield "cpu"
         elif torch.cuda.is_available():
@@ -52,6 +53,20 @@ def multiply_bfloat16(patch: pytest.MonkeyPatch) -> None:
         return dot(builder, widened(a), widened(b), *others)
 
     patch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+def round_to_e4m3(patch: pytest.MonkeyPatch) -> None:
+    """Triton's interpreter leaves the exponent as it is where rounding carries over into it."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    convert = interpreter.InterpreterBuilder.create_fp_to_fp
+
+    def create_fp_to_fp(builder: Any, x: Any, kind: Any, mode: Any) -> Any:
+        if kind.scalar != interpreter.tl.float8e4nv or x.dtype.scalar != interpreter.tl.float32:
+            return convert(builder, x, kind, mode)
+        rounded = torch.from_numpy(x.data).to(torch.float8_e4m3fn).view(torch.uint8)
+        return interpreter.TensorHandle(rounded.numpy(), kind.scalar)
+
+    patch.setattr(interpreter.InterpreterBuilder, "create_fp_to_fp", create_fp_to_fp)
 
 
 def prepare_once(patch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.kv_oracle import SCALED, attend_codes
@@ -33,6 +34,9 @@ from workers.attention.triton_paged import TritonAttention
 from workers.decoder.device import DeviceDecoder
 from workers.decoder.families import FAMILIES, Block, Description, NotFused
 from workers.forward import ForwardBatch, Model
+from workers.kernels import device_codes
+from workers.quantization.method import Cut, Kind, Size
+from workers.quantization.on_the_fly import OnTheFlyMethod
 
 BLOCK_SIZE = 4
 BLOCKS_PER_ROW = 2
@@ -61,8 +65,8 @@ SIX = ("gemma2", "gemma3", "granite", "llama, biases", "phi3, partial", "smollm3
 """Those that have all of it between them: the interpreter needs seconds for each."""
 
 
-def small(variant: str, dtype: torch.dtype = torch.float32) -> Any:
-    return tiny(variant, dtype, **smaller(variant))
+def small(variant: str, dtype: torch.dtype = torch.float32, **other: Any) -> Any:
+    return tiny(variant, dtype, **(smaller(variant) | other))
 
 
 def cache_of(model: Any, device: str, dtype: torch.dtype = torch.float32) -> PagedCache:
@@ -222,6 +226,55 @@ def test_bfloat16_is_nearer_to_float32_than_transformers_bfloat16_is(
         ours += float((logits - expected).square().mean())
         theirs += float((reference(rough, tokens).float() - expected).square().mean())
     assert ours < theirs
+
+
+@pytest.mark.parametrize(
+    ("variant", "flag", "dtype"),
+    [
+        ("llama, biases", "int4", torch.float32),
+        ("phi3", "fp8", torch.bfloat16),
+        *(
+            pytest.param(*one, marks=pytest.mark.full)
+            for one in (
+                ("phi3", "bitsandbytes-nf4", torch.float32),
+                ("qwen2", "int8", torch.bfloat16),
+                ("gemma2", "bitsandbytes-nf4", torch.bfloat16),
+                ("qwen3", "int4", torch.bfloat16),
+            )
+        ),
+    ],
+)
+def test_quantized_weights_have_the_logits_of_what_they_stand_for(
+    device: str,
+    variant: str,
+    flag: str,
+    dtype: torch.dtype,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Few large programs take the interpreter less time.
+    monkeypatch.setattr(device_codes, "DEQUANTIZED", (128, 64))
+    # Rounded after they were quantized, some would be other codes.
+    small(variant, torch.bfloat16, intermediate_size=128).save_pretrained(tmp_path)
+    own = load(
+        tmp_path, dtype, torch.device(device), "fused", attention=TritonAttention, quantize=flag
+    )
+    method = OnTheFlyMethod(flag)
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    for name, module in dense.named_modules():
+        kind: Kind = "head" if name == "lm_head" else "linear"
+        if isinstance(module, nn.Linear) and (its := method.for_layer(name, kind)) is not None:
+            weight = module.weight.data
+            stands_for = its.weight({"weight": weight}, Size(*weight.shape), Cut(), torch.float32)
+            module.weight.data = stands_for.dense(torch.float32)
+    rows = Rows(own, cache_of(dense, device, dtype))
+    for tokens, logits in zip(rows.tokens, rows.all(), strict=True):
+        expected = reference(dense, tokens)
+        assert expected.std() > 0.3
+        if dtype is torch.float32:
+            assert (logits - expected).abs().max() < MOST_DIFFERENCE
+        else:
+            assert (logits - expected).square().mean().sqrt() < 0.05 * expected.std()
 
 
 def test_a_captured_pass_has_the_logits_of_an_ordinary_one(device: str) -> None:

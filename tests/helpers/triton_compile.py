@@ -76,7 +76,14 @@ def compiled(
         (keep / f"{kernel.__name__}.ptx").write_text(built.asm["ptx"])
         (keep / f"{kernel.__name__}.ttgir").write_text(built.asm["ttgir"])
     usage = _resource_usage(built.asm["cubin"])
-    return Build(kernel.__name__, built.metadata.shared, usage["STACK"], usage["REG"])
+    # Where a kernel takes more tensor memory than there is, the PTX is of one that does nothing.
+    return Build(
+        kernel.__name__,
+        built.metadata.shared,
+        usage["STACK"],
+        usage["REG"],
+        getattr(built.metadata, "tmem_size", None) or 0,
+    )
 
 
 @contextmanager

@@ -34,10 +34,12 @@ from workers.decoder import triton_kernels
 from workers.decoder.device import DeviceDecoder
 from workers.decoder.families import Description
 from workers.forward import ForwardBatch
-from workers.kernels import triton_linear
+from workers.kernels import triton_codes, triton_linear
 from workers.layers.layer import Layer
 from workers.layers.replace import Replacements
 from workers.models.weights import put
+from workers.quantization.method import QuantMethod
+from workers.quantization.registry import PLAIN
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": (
@@ -89,6 +91,7 @@ GPU = torch.device("cuda", 0)
 OURS: dict[ModuleType, tuple[str, ...]] = {
     triton_kernels: ("turn", "embed", "add_norm", "place", "bound"),
     triton_linear: ("gemv", "narrow", "gate"),
+    triton_codes: ("coded_gemv", "coded_narrow", "dequantize", "quantize_rows"),
 }
 ATTENTION: dict[ModuleType, tuple[str, ...]] = {
     attention_kernels: ("prefill", "decode", "combine"),
@@ -96,7 +99,7 @@ ATTENTION: dict[ModuleType, tuple[str, ...]] = {
 ALL = OURS | ATTENTION
 
 
-def described(name: str, dtype: torch.dtype) -> Description:
+def described(name: str, dtype: torch.dtype, method: QuantMethod = PLAIN) -> Description:
     """A model of two layers whose weights come without memory, within `no_gpu`."""
     kind, settings = MODELS[name]
     config = AutoConfig.for_model(kind, num_hidden_layers=2, **settings)
@@ -107,7 +110,7 @@ def described(name: str, dtype: torch.dtype) -> Description:
     put(rotary, "inv_freq", torch.ones(rotary.inv_freq.shape))
     if hasattr(embedding, "embed_scale"):
         put(embedding, "embed_scale", torch.tensor(48.0))
-    Replacements(model, GPU).put()
+    Replacements(model, GPU, method).put()
     return Description(model, _move, GPU)
 
 

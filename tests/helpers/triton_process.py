@@ -18,6 +18,8 @@ SHARED_MEMORY = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 """KiB that a program can have, by compute capability: table 30 of the CUDA programming guide."""
 
 
+TENSOR_MEMORY = 512
+"""Columns of tensor memory that a program can have, in compute capability 10."""
 SPILLED = 32
 """Bytes that the assembler may put into memory on purpose, so that more programs run at once."""
 
@@ -32,12 +34,15 @@ class Build(NamedTuple):
     """Bytes of a thread's registers that did not fit."""
     registers: int
     """Of a thread."""
+    tensor_memory: int
+    """Columns of a program."""
 
     def expect_fitting(self, capability: int, spilled: int = SPILLED) -> None:
         """Fails the test where the kernel does not run on such a GPU, or keeps more of its
         registers in memory."""
         assert self.shared <= SHARED_MEMORY[capability] * 1024, self
         assert self.spilled <= spilled, self
+        assert self.tensor_memory <= TENSOR_MEMORY, self
 
 
 def version(package: str) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ from workers.attention.triton_paged import code_number, code_scales
 from workers.decoder import triton_kernels as kernels
 from workers.decoder.families import Block, Description, NotFused, prepare
 from workers.forward import ForwardBatch, ForwardOutput
-from workers.kernels.device_linear import DeviceLinear, GatedLinear
+from workers.kernels.device_linear import GatedProduct, Product
 from workers.layers.linear import Linear
 from workers.ranks import Ranks
 
@@ -45,10 +45,10 @@ LOGITS = 2048
 class _Layer:
     """One layer, see `Block`."""
 
-    qkv: DeviceLinear
-    out: DeviceLinear
-    gate_up: GatedLinear
-    down: DeviceLinear
+    qkv: Product
+    out: Product
+    gate_up: GatedProduct
+    down: Product
     input_norm: torch.Tensor
     head_norms: torch.Tensor | None
     """Of queries and keys, [2, head_dim]."""
@@ -59,8 +59,12 @@ class _Layer:
     rope: int | None
 
     @property
+    def products(self) -> tuple[Product | GatedProduct, ...]:
+        return self.qkv, self.out, self.gate_up, self.down
+
+    @property
     def tensors(self) -> list[torch.Tensor]:
-        linears = chain(*(x.tensors for x in (self.qkv, self.out, self.gate_up, self.down)))
+        linears = chain(*(one.tensors for one in self.products))
         norms = (self.input_norm, self.head_norms, self.attention_norm, self.mlp_norm)
         return [*linears, *(x for x in (*norms, self.mlp_output_norm) if x is not None)]
 
@@ -94,12 +98,14 @@ class DeviceDecoder:
         self._embedding: torch.Tensor = prepare("triton_rows", [embedding])(
             [embedding.checkpoint_weight], ""
         )
-        self._head: DeviceLinear = _prepared([description.head()])
+        self._head: Product = _prepared([description.head()])
         description.forget_head()
         self._layers: list[_Layer] = []
         for at in range(description.n_blocks):
             self._layers.append(_layer(description.block(at), numbers.activation))
             description.forget(at)
+        products = chain.from_iterable(layer.products for layer in self._layers)
+        self.notes += dict.fromkeys(one.note for one in products if one.note is not None)
         self._attends = [
             AttentionLayer(
                 at, numbers.attention_scale, layer.window, softcap=numbers.attention_softcap
@@ -292,7 +298,7 @@ def _layer(block: Block, activation: str) -> _Layer:
 
 
 def _prepared(linears: Sequence[Linear], activation: str = "") -> Any:
-    """Return a DeviceLinear of merged layers; with an activation, a GatedLinear of gate and up."""
+    """Return a Product of merged layers; with an activation, a GatedProduct of gate and up."""
     weights = [one.checkpoint_weight for one in linears]
     return prepare("triton_linear", linears)(weights, activation)
 

@@ -11,6 +11,8 @@ How a product is made goes by its rows x [rows, k] alone:
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import triton
 from torch.nn.functional import linear
@@ -34,21 +36,54 @@ PAIRS = 1024
 """Pairs of gate and up that a program of `gate` takes."""
 
 
+class Product(Protocol):
+    """A weight [n, k] and a bias [n], whatever form they have on a GPU."""
+
+    n: int
+    note: str | None
+    """What was given up for this form, for the log."""
+
+    @property
+    def tensors(self) -> list[torch.Tensor]: ...
+
+    def parts(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x [rows, k], contiguous -> [n_parts, rows, n], whose sum is the result; float32,
+        or with many rows, which give one part, the dtype of x."""
+        ...
+
+    def whole(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x [rows, k], contiguous -> float32 [rows, n]."""
+        ...
+
+
+class GatedProduct(Protocol):
+    """activation(x gate^T) * (x up^T)."""
+
+    note: str | None
+    """See `Product`."""
+
+    @property
+    def tensors(self) -> list[torch.Tensor]: ...
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x [rows, k], contiguous -> [rows, n] of its dtype."""
+        ...
+
+
 class DeviceLinear:
-    """A weight [n, k] and a bias [n], on a GPU; in memory once."""
+    """A `Product`; in memory once."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         """Keep these tensors, the weight in contiguous rows."""
         self.weight, self.bias = weight, bias
         self.n, self.k = weight.shape
+        self.note: str | None = None
 
     @property
     def tensors(self) -> list[torch.Tensor]:
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
     def parts(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x [rows, k], contiguous -> [n_parts, rows, n], whose sum is the result; float32,
-        or with many rows, which give one part, the weight's dtype."""
         rows = len(x)
         if not _is_few(rows, x.dtype):
             return linear(x, self.weight, self.bias).unsqueeze(0)
@@ -58,19 +93,15 @@ class DeviceLinear:
         return out
 
     def whole(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x [rows, k], contiguous -> float32 [rows, n]."""
         if _is_few(len(x), x.dtype):
             out = x.new_empty((1, len(x), self.n), dtype=torch.float32)
             multiply(out, x, self.weight, self.bias)
             return out.squeeze(0)
-        if x.dtype is torch.float32 or x.device.type != "cuda":
-            return linear(x, self.weight, self.bias).float()
-        product: torch.Tensor = torch.mm(x, self.weight.t(), out_dtype=torch.float32)
-        return product if self.bias is None else product + self.bias
+        return wide_linear(x, self.weight, self.bias)
 
 
 class GatedLinear:
-    """activation(x gate^T) * (x up^T), the two weights in one: their rows alternate."""
+    """A `GatedProduct`, the two weights in one: their rows alternate."""
 
     def __init__(
         self,
@@ -88,6 +119,7 @@ class GatedLinear:
             else torch.stack((gate_bias, up_bias), dim=1).view(-1)
         )
         self._both = DeviceLinear(both, biases)
+        self.note = self._both.note
         self._activation = activation
 
     @property
@@ -95,17 +127,30 @@ class GatedLinear:
         return self._both.tensors
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x [rows, k], contiguous -> [rows, n] of its dtype."""
         rows = len(x)
-        out = x.new_empty((rows, self.n))
         if _is_few(rows, x.dtype):
+            out = x.new_empty((rows, self.n))
             multiply(out.unsqueeze(0), x, self._both.weight, self._both.bias, self._activation)
             return out
-        both = linear(x, self._both.weight, self._both.bias)
-        kernels.gate[(triton.cdiv(out.numel(), PAIRS),)](
-            out, both, out.numel(), ACTIVATION=self._activation, SIZE=PAIRS
-        )
-        return out
+        return gated(linear(x, self._both.weight, self._both.bias), self._activation)
+
+
+def wide_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return x [rows, k] -> float32 [rows, n], not rounded to the dtype of x on the way."""
+    if x.dtype is torch.float32 or x.device.type != "cuda":
+        return linear(x, weight, bias).float()
+    product: torch.Tensor = torch.mm(x, weight.t(), out_dtype=torch.float32)
+    return product if bias is None else product + bias
+
+
+def gated(both: torch.Tensor, activation: str) -> torch.Tensor:
+    """Return gate, up, gate, up ... [rows, 2 n] -> activation(gate) * up [rows, n]."""
+    rows, columns = both.shape
+    out = both.new_empty((rows, columns // 2))
+    kernels.gate[(triton.cdiv(out.numel(), PAIRS),)](
+        out, both, out.numel(), ACTIVATION=activation, SIZE=PAIRS
+    )
+    return out
 
 
 def parts_of(n: int, k: int) -> int:

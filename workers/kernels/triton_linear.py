@@ -60,7 +60,7 @@ def finish(
 @triton.jit
 def eighths(x, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
     """Return x [A, B, C * 8] as eight [A, B, C]: the elements of a thread's 16 bytes, apart."""
-    low, high = tl.split(tl.reshape(x.to(tl.float32), [A, B, C, 2, 2, 2]))
+    low, high = tl.split(tl.reshape(x, [A, B, C, 2, 2, 2]))
     low_low, low_high = tl.split(low)
     high_low, high_high = tl.split(high)
     return tl.split(low_low) + tl.split(low_high) + tl.split(high_low) + tl.split(high_high)
@@ -95,7 +95,8 @@ def gemv(
         k = start + tl.arange(0, BK)
         then = weights_of(w, row, k + BK, K, False)
         part = tl.load(x + m * K + k[None, :], mask=(m < rows) & (k < K)[None, :], other=0.0)
-        ws, xs = eighths(here, 1, BN, BK // 8), eighths(part, M, 1, BK // 8)
+        ws = eighths(here.to(tl.float32), 1, BN, BK // 8)
+        xs = eighths(part.to(tl.float32), M, 1, BK // 8)
         for i in tl.static_range(8):
             acc = tl.fma(ws[i], xs[i], acc)
         here = then

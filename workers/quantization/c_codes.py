@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from workers.kernels.codes import CodedWeight, PackedCodes, bits_of, is_group
+from workers.kernels.codes import ZERO_BITS, CodedWeight, PackedCodes, bits_of, is_group
 from workers.kernels.packed import kernel
 from workers.native import NativeUnavailable
 from workers.quantization.codes import Codes, Groups, unpack
@@ -71,6 +71,27 @@ def packed(weights: Sequence[Grouped], activation: str = "") -> PackedCodes:
 def _rounds(weight: Grouped) -> bool:
     """Whether activations are rounded for it: as it asks, where the kernel can."""
     return weight.round_inputs and is_group(weight.k, weight.groups.size, round_inputs=True)
+
+
+def merged(weights: Sequence[Grouped]) -> CodedWeight:
+    """Return weights one below the other, in 4 or 8 bits. Raises Misfit for those that cannot be
+    one."""
+    return _merged(_alike(_of_words(weights)))
+
+
+def gate_and_up(weights: Sequence[Grouped]) -> tuple[CodedWeight, CodedWeight]:
+    """Return gate and up, of both or of one that has both, in 4 or 8 bits. Raises Misfit for those
+    that cannot be one."""
+    parts = _alike(_of_words(weights))
+    gate, up = parts if len(parts) == 2 else _halves(parts[0])
+    return gate, up
+
+
+def _of_words(weights: Sequence[Grouped]) -> list[CodedWeight]:
+    """In the bits that words are divided in evenly, the same for all."""
+    parts = [_coded(one) for one in weights]
+    bits = next(n for n in ZERO_BITS if all(n >= one.bits for one in parts))
+    return [_of_bits(one, bits) for one in parts]
 
 
 def _coded(weight: Grouped) -> CodedWeight:
@@ -165,14 +186,14 @@ def _alike(parts: Sequence[CodedWeight]) -> list[CodedWeight]:
 
 
 def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    if one is None or other is None:
+    if one is None or other is None or one is other:
         return one is other
     return torch.equal(one, other)
 
 
 def _with_zeros(part: CodedWeight) -> CodedWeight:
     middle = 1 << (part.bits - 1)
-    zeros = torch.full(part.scales.shape, middle, dtype=torch.uint8)
+    zeros = torch.full_like(part.scales, middle, dtype=torch.uint8)
     return replace(part, zeros=zeros)
 
 

@@ -98,12 +98,12 @@ def _numbers(packed: torch.Tensor) -> torch.Tensor:
 def unpack(packed: torch.Tensor, bits: int, k: int) -> torch.Tensor:
     """uint8 [n, bytes] -> uint8 [n, k]; what lies behind the first k codes is padding."""
     if bits == 8:
-        return packed[:, :k]
+        return packed.narrow(1, 0, k)
     n = len(packed)
     if 8 % bits == 0:
         mask = (1 << bits) - 1
         parts = [(packed >> shift) & mask for shift in range(0, 8, bits)]
-        return torch.stack(parts, dim=-1).view(n, -1)[:, :k]
+        return torch.stack(parts, dim=-1).view(n, -1).narrow(1, 0, k)
     # Eight codes are `bits` whole bytes.
     n_groups = -(-k // 8)
     padded = torch.nn.functional.pad(packed, (0, max(0, n_groups * bits - packed.shape[1])))
@@ -128,10 +128,11 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
     packed = codes.new_zeros((n, codes.shape[1], together * bits // 8))
     for at in range(together):
         byte, shift = divmod(at * bits, 8)
-        packed[..., byte] |= codes[..., at] << shift
+        code = codes.select(2, at)
+        packed.select(2, byte).bitwise_or_(code << shift)
         if shift + bits > 8:
-            packed[..., byte + 1] |= codes[..., at] >> (8 - shift)
-    return packed.view(n, -1)[:, : -(-k * bits // 8)].contiguous()
+            packed.select(2, byte + 1).bitwise_or_(code >> (8 - shift))
+    return packed.view(n, -1).narrow(1, 0, -(-k * bits // 8)).contiguous()
 
 
 def bytes_of(words: torch.Tensor) -> torch.Tensor:

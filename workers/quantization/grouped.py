@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.nn import functional
@@ -18,7 +19,7 @@ from torch.nn import functional
 from workers.errors import UnsupportedModel
 from workers.kernels.codes import PackedCodes, is_group
 from workers.kernels.weight import LayerWeight
-from workers.quantization import c_codes
+from workers.quantization import c_codes, device_codes
 from workers.quantization.codes import Codes, Groups, pack, unpack
 from workers.quantization.method import (
     Cut,
@@ -39,7 +40,7 @@ LEAST_GROUP = 32
 
 
 class GroupedWeight(QuantWeight):
-    """Codes in packed rows, dequantized whenever they are multiplied, but for C kernels' sake."""
+    """Codes in packed rows, dequantized whenever they are multiplied where no kernel reads them."""
 
     def __init__(
         self,
@@ -97,9 +98,14 @@ class GroupedWeight(QuantWeight):
         self.round_inputs = self.codes.is_integer
 
     def fastest(self) -> LayerWeight:
-        why = c_codes.refusal(self)
-        if why is None:
-            return c_codes.packed([self])
+        if self.codes.packed.is_cuda:
+            why = device_codes.refusal(self)
+            if why is None:
+                return device_codes.packed([self])
+        else:
+            why = c_codes.refusal(self)
+            if why is None:
+                return c_codes.packed([self])
         self.note = f"quantized layers are dequantized whenever they are multiplied: {why}"
         return self
 
@@ -154,18 +160,30 @@ class GroupedMethod(QuantMethod):
 
     def prepared(self, kernel: Kernel, sizes: Sequence[Size]) -> Prepare | None:
         group = self.inputs_per_scale
-        if kernel != "c_linear" or (self.reorders and len(sizes) > 1):
+        if kernel not in ("c_linear", "triton_linear") or (self.reorders and len(sizes) > 1):
             return None
-        if group and not all(is_group(size.inputs, group) for size in sizes):
+        on_device = kernel == "triton_linear"
+        if group and not all(
+            is_group(size.inputs, group, round_inputs=on_device) for size in sizes
+        ):
             return None
-        return packed_codes
+        return _on_device if on_device else packed_codes
 
 
 def packed_codes(weights: Sequence[QuantWeight], activation: str) -> PackedCodes:
     """Return grouped weights as the C kernel has them; see `Prepare`."""
+    return c_codes.packed(_grouped(weights), activation)
+
+
+def _on_device(weights: Sequence[QuantWeight], activation: str) -> Any:
+    grouped = _grouped(weights)
+    return device_codes.gated(grouped, activation) if activation else device_codes.packed(grouped)
+
+
+def _grouped(weights: Sequence[QuantWeight]) -> list[GroupedWeight]:
     grouped = [one for one in weights if isinstance(one, GroupedWeight)]
     assert len(grouped) == len(weights)
-    return c_codes.packed(grouped, activation)
+    return grouped
 
 
 def own_size(size: Size, cut: Cut) -> Size:

@@ -35,7 +35,7 @@ Kernel = Literal["c_linear", "c_rows", "triton_linear", "triton_rows"]
 """What a fused decoder can ask for, of one layer or of several that are merged:
 
 - `c_linear`: a `packed.PackedWeight`, whose `struct` is the `weight` of linear.h;
-- `triton_linear`: a `device_linear.DeviceLinear`, or with an activation a `GatedLinear`;
+- `triton_linear`: a `device_linear.Product`, or with an activation a `GatedProduct`;
 - `c_rows`, `triton_rows`: of an embedding, a tensor [tokens, hidden] of the model's dtype; the
   first may be a `codes.PackedCodes` too.
 """

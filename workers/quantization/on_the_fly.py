@@ -111,7 +111,9 @@ def rounding_to(table: tuple[float, ...]) -> Callable[[torch.Tensor], Rounded]:
 
     def rounded(groups: torch.Tensor) -> Rounded:
         scale = _steps(groups.abs().amax(1, keepdim=True), 1.0).bfloat16()
-        return order[torch.bucketize(groups / scale.float(), between)].to(torch.uint8), scale
+        device = groups.device
+        found = torch.bucketize(groups / scale.float(), between.to(device))
+        return order.to(device).take(found).to(torch.uint8), scale
 
     return rounded
 
@@ -146,7 +148,7 @@ class OnTheFlyMethod(GroupedMethod):
     def describe(self) -> str:
         rounding = self._rounding
         inputs = f"groups of {rounding.group} inputs" if rounding.group else "rows"
-        activations = ", activations in int8" if rounding.of_inputs else ""
+        activations = ", activations in int8 on a CPU" if rounding.of_inputs else ""
         return f"{self.name}, {rounding.bits} bits in {inputs}{activations}"
 
     def for_layer(self, name: str, kind: Kind) -> OnTheFlyMethod | None:
@@ -186,7 +188,9 @@ class OnTheFlyMethod(GroupedMethod):
             scales.append(scale.view(-1, k // group))
         # The outputs are the rank's own already.
         groups = own_groups(Groups(torch.cat(scales), None, group), size, Cut(None, cut.inputs))
-        table = None if rounding.table is None else torch.tensor(rounding.table)
+        table = None
+        if rounding.table is not None:
+            table = torch.tensor(rounding.table, device=given.device)
         inputs = own_size(size, cut).inputs
         return GroupedWeight(
             Codes(torch.cat(codes), inputs, rounding.bits, table, rounding.e4m3),

@@ -18,6 +18,8 @@ from workers.attention.triton_paged import TritonAttention
 from workers.decoder.families import NotFused
 from workers.decoder.native import NativeDecoder
 from workers.models.loading import decoder_for
+from workers.quantization.on_the_fly import OnTheFlyMethod
+from workers.quantization.registry import PLAIN
 
 pytestmark = NEEDED
 
@@ -26,10 +28,12 @@ PASS = ["turn", "embed"]
 ATTEND = ["place", "decode", "combine"]
 
 
-def launches(name: str, n_rows: int, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Of a captured pass, products by cuBLAS included as `linear` and `mm`."""
+def launches(
+    name: str, n_rows: int, monkeypatch: pytest.MonkeyPatch, quantize: str = ""
+) -> Counter[str]:
+    """Of a captured pass, products by cuBLAS included as `linear`, `mm` and `scaled_mm`."""
     from tests.helpers import triton_compile_decoder as without_gpu
-    from workers.kernels import device_linear
+    from workers.kernels import device_codes, device_linear
 
     products: Counter[str] = Counter()
     linear, mm = torch.nn.functional.linear, torch.mm
@@ -42,10 +46,16 @@ def launches(name: str, n_rows: int, monkeypatch: pytest.MonkeyPatch) -> Counter
         return call
 
     monkeypatch.setattr(device_linear, "linear", counted("linear", linear))
+    monkeypatch.setattr(device_codes, "linear", counted("linear", linear))
     monkeypatch.setattr(torch, "mm", counted("mm", mm))
-    description = without_gpu.described(name, torch.bfloat16)
+    monkeypatch.setattr(torch, "_scaled_mm", counted("scaled_mm", torch._scaled_mm))
+    monkeypatch.setattr(device_codes, "_capability", lambda device: (9, 0))
+    method = OnTheFlyMethod(quantize) if quantize else PLAIN
+    description = without_gpu.described(name, torch.bfloat16, method)
     with without_gpu.no_gpu() as stand_ins:
         decoder = without_gpu.decoder_of(description)
+        rounds = [note for note in decoder.notes if "activations are rounded to e4m3" in note]
+        assert len(rounds) == (quantize == "fp8")
         cache = without_gpu.cache_for(description)
         logits = without_gpu.forward(decoder, cache, n_rows)
         assert logits.shape == (n_rows, description.numbers.vocab_size)
@@ -67,6 +77,19 @@ def test_a_captured_pass_waits_for_nothing_and_launches_nine_kernels_a_layer(
         ("qwen3", 64, {"linear": 2 * 4, "gate": 2, "mm": 1}),
     ):
         assert launches(name, n_rows, monkeypatch) == both + Counter(more), (name, n_rows)
+
+
+def test_codes_take_no_more_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what many rows need besides a product."""
+    both = Counter({"add_norm": 4, "place": 2, "decode": 2, "combine": 2, "turn": 1, "embed": 1})
+    for quantize, n_rows, more in (
+        ("int4", 1, {"coded_gemv": 2 * 4 + 1}),
+        ("int8", 128, {"coded_narrow": 2 * 4 + 1}),
+        ("eetq", 129, {"dequantize": 2 * 4, "linear": 2 * 4, "gate": 2, "mm": 1}),
+        ("fp8", 65, {"quantize_rows": 2 * 4, "scaled_mm": 2 * 4, "gate": 2, "mm": 1}),
+    ):
+        found = launches("qwen3", n_rows, monkeypatch, quantize)
+        assert found == both + Counter(more), (quantize, n_rows)
 
 
 QUICK = [(90, "bfloat16", 16, "llama")]
