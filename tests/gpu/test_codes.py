@@ -181,19 +181,11 @@ def test_inputs_come_in_the_order_of_the_codes(device: str) -> None:
         assert_product(found.view(-1, 19), x.view(-1, 64), weight, 0.02)
 
 
-def scaled_mm(a: torch.Tensor, b: torch.Tensor, **given: Any) -> torch.Tensor:
-    """What torch does on a GPU."""
-    product = (a.float() * given["scale_a"]) @ (b.float() * given["scale_b"])
-    result: torch.Tensor = (product + given["bias"].float()).to(given["out_dtype"])
-    return result
-
-
 def test_many_rows_are_rounded_where_the_gpu_multiplies_e4m3(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device == "cpu":
         monkeypatch.setattr(device_codes, "_has_scaled_mm", lambda given, whole: whole)
-        monkeypatch.setattr(torch, "_scaled_mm", scaled_mm)
     elif torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU does not multiply e4m3")
     weight = coded(device, "e4m3", (48, 80), None, BF16)

@@ -313,9 +313,18 @@ def _by_group(numbers: torch.Tensor) -> torch.Tensor:
 def _has_scaled_mm(given: CodedWeight, whole_rows: bool) -> bool:
     """Whether torch multiplies such codes with others of e4m3 on this GPU."""
     fits = given.kind == "e4m3" and whole_rows and given.codes.shape[0] % 16 == 0
-    return fits and given.codes.is_cuda and _capability(given.codes.device) >= (8, 9)
+    return fits and given.codes.is_cuda and _multiplies_e4m3(given.codes.device)
 
 
 @functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def _multiplies_e4m3(device: torch.device) -> bool:
+    """Try it: of new GPUs it depends on what torch was built for."""
+    if torch.cuda.get_device_capability(device) < (8, 9):
+        return False
+    codes = torch.zeros((16, 2 * RUN), device=device).to(E4M3)
+    ones = torch.ones((16, 1), device=device)
+    try:
+        torch._scaled_mm(codes, codes.t(), scale_a=ones, scale_b=ones.t(), out_dtype=torch.bfloat16)
+    except (RuntimeError, ValueError):
+        return False
+    return True
