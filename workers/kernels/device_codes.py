@@ -15,7 +15,7 @@ How a product is made goes by its rows x [rows, k] alone, and so does what is ro
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -48,20 +48,31 @@ DEQUANTIZED = (16, 64)
 LONG = 1024
 """Inputs that a program of `quantize_rows` takes at once."""
 E4M3 = torch.float8_e4m3fn
+SCALES = (torch.float32, torch.float16, torch.bfloat16)
+READ = {"codes", "scales", "bits", "group", "zeros", "bias", "kind", "table", "order"}
+"""What of a `CodedWeight` the kernels know."""
 
 
 class DeviceCodes(LayerWeight):
     """A `device_linear.Product` of codes."""
 
     def __init__(self, given: CodedWeight, dtype: torch.dtype) -> None:
-        """Copy the codes; keep the bias, table and order. `dtype` is that of activations."""
+        """Copy the codes, of any bits; keep the bias, table and order. `dtype` is that of
+        activations. Raises ValueError for groups that the kernels do not have."""
         self.n, self.k = given.codes.shape
-        self.dtype, self.bits, self.kind = dtype, given.bits, given.kind
+        self.dtype, self.kind = dtype, given.kind
         whole = given.group >= self.k
         self.group = 0 if whole else given.group
         if self.group % RUN:
             raise ValueError(f"groups are of a multiple of {RUN} inputs, not {given.group}")
-        self.words = words_of(given.codes, given.bits)
+        names = {one.name for one in fields(given) if getattr(given, one.name) is not None}
+        if names - READ or given.scales.dtype not in SCALES:
+            more = ", ".join(sorted(names - READ)) or f"scales in {given.scales.dtype}"
+            raise ValueError(f"the kernels of a GPU do not take {more}")
+        self.bits, codes = 4 if given.bits <= 4 else 8, given.codes
+        if given.kind == "integer" and given.zeros is None and given.bits < self.bits:
+            codes = codes + (2 ** (self.bits - 1) - 2 ** (given.bits - 1))
+        self.words = words_of(codes, self.bits)
         scales = _by_group(given.scales)
         self.rounds_inputs = dtype is torch.bfloat16 and _has_scaled_mm(given, whole)
         """Whether products of many rows have x in e4m3."""
@@ -302,9 +313,18 @@ def _by_group(numbers: torch.Tensor) -> torch.Tensor:
 def _has_scaled_mm(given: CodedWeight, whole_rows: bool) -> bool:
     """Whether torch multiplies such codes with others of e4m3 on this GPU."""
     fits = given.kind == "e4m3" and whole_rows and given.codes.shape[0] % 16 == 0
-    return fits and given.codes.is_cuda and _capability(given.codes.device) >= (8, 9)
+    return fits and given.codes.is_cuda and _multiplies_e4m3(given.codes.device)
 
 
 @functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def _multiplies_e4m3(device: torch.device) -> bool:
+    """Try it: of new GPUs it depends on what torch was built for."""
+    if torch.cuda.get_device_capability(device) < (8, 9):
+        return False
+    codes = torch.zeros((16, 2 * RUN), device=device).to(E4M3)
+    ones = torch.ones((16, 1), device=device)
+    try:
+        torch._scaled_mm(codes, codes.t(), scale_a=ones, scale_b=ones.t(), out_dtype=torch.bfloat16)
+    except (RuntimeError, ValueError):
+        return False
+    return True

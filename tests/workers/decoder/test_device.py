@@ -49,7 +49,7 @@ def launches(
     monkeypatch.setattr(device_codes, "linear", counted("linear", linear))
     monkeypatch.setattr(torch, "mm", counted("mm", mm))
     monkeypatch.setattr(torch, "_scaled_mm", counted("scaled_mm", torch._scaled_mm))
-    monkeypatch.setattr(device_codes, "_capability", lambda device: (9, 0))
+    monkeypatch.setattr(device_codes, "_multiplies_e4m3", lambda device: True)
     method = OnTheFlyMethod(quantize) if quantize else PLAIN
     description = without_gpu.described(name, torch.bfloat16, method)
     with without_gpu.no_gpu() as stand_ins:
