@@ -10,6 +10,7 @@ from tgi_async.wire.messages import ModelConfig
 from workers.attention import registry
 from workers.models import loading
 from workers.models.loading import Loaded
+from workers.models.pretrained import Pretrained
 from workers.models.rope import Scaling
 from workers.ranks import Ranks
 
@@ -40,3 +41,15 @@ def load(
         round_activations=round_activations,
     )
     return loading.load(config, dtype, device, ranks, attention)
+
+
+def pretrained(
+    folder: Path,
+    ranks: Ranks | None = None,
+    dtype: torch.dtype = torch.float32,
+    quantize: str = "",
+) -> Pretrained:
+    """The model of a folder on a CPU, without its numbers yet."""
+    return Pretrained(
+        ModelConfig(str(folder), quantize=quantize), dtype, torch.device("cpu"), ranks
+    )

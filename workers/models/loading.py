@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -110,22 +109,9 @@ def load(
 
     Raises UnsupportedModel, or ValueError and OSError for a broken folder.
     """
-    scaling = None
-    if config.rope_scaling:
-        scaling = rope.Scaling(config.rope_scaling, config.rope_factor)
     max_total_tokens = config.max_total_tokens
     chosen = registry.BackendChoice(attention, []) if attention else registry.choose("auto", device)
-    loaded = Pretrained(
-        Path(config.path),
-        dtype,
-        device,
-        config.trust_remote_code,
-        ranks,
-        scaling,
-        config.quantize,
-        config.kv_cache_dtype,
-        config.round_activations,
-    )
+    loaded = Pretrained(config, dtype, device, ranks)
     if loaded.codes is not None and not chosen.backend.reads_codes:
         raise UnsupportedModel(
             f"--attention {chosen.backend.name} does not read a KV cache in {loaded.codes.name}, "
@@ -133,7 +119,7 @@ def load(
         )
     if must_fit and device.type == "cpu":
         _expect_room(loaded.whole_bytes, ranks)
-    if scaling is not None and not max_total_tokens:
+    if loaded.scaling is not None and not max_total_tokens:
         # Longer texts are what it is given for.
         max_total_tokens = rope.limits_of(loaded.module.config).most
     loaded.max_total_tokens, notes = rope.fix(loaded.module, max_total_tokens)

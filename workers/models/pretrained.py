@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tgi_async.wire.messages import ModelConfig
 from workers.attention.cache import CacheSpec
 from workers.attention.kv_codes import E4M3, UNSCALED
 from workers.attention.layer import AttentionShape, AttentionSpec
@@ -43,36 +44,34 @@ class Pretrained:
 
     def __init__(
         self,
-        path: Path,
+        given: ModelConfig,
         dtype: torch.dtype,
         device: torch.device,
-        trust_remote_code: bool,
         ranks: Ranks | None = None,
-        scaling: Scaling | None = None,
-        quantize: str = "",
-        kv_cache_dtype: str = "",
-        round_activations: bool = False,
     ) -> None:
-        """With `ranks`, this rank's part of the model; `scaling` in the place of the config's.
-        `quantize` and `kv_cache_dtype` are what these flags say, `round_activations` whether
-        --cpu-activations is int8.
+        """With `ranks`, this rank's part of the model.
 
         Raises UnsupportedModel, or ValueError and OSError for a broken folder.
         """
-        config = read_config(path, trust_remote_code, scaling)
+        path, trust_remote_code = Path(given.path), given.trust_remote_code
+        self.scaling = (
+            Scaling(given.rope_scaling, given.rope_factor) if given.rope_scaling else None
+        )
+        """In the place of the config's."""
+        config = read_config(path, trust_remote_code, self.scaling)
         self.vocab_size: int = config.get_text_config().vocab_size
         self.max_total_tokens = limits_of(config).exact
         """Longest text."""
         self.eos_token_ids = eos_token_ids(path, config)
         checkpoint = Checkpoint(path)
         settings = quantization_settings(path, config, checkpoint)
-        self.method = registry.method_of(settings, quantize)
+        self.method = registry.method_of(settings, given.quantize)
         without_settings(config)
-        self.codes, self.notes = codes_of(kv_cache_dtype, settings)
+        self.codes, self.notes = codes_of(given.kv_cache_dtype, settings)
         """What keys and values are stored as, and what a person should know of it."""
         self._kv_scales = take_scales(checkpoint) if self.codes is E4M3 else {}
-        self._round_activations = round_activations
-        if round_activations:
+        self._round_activations = given.round_activations
+        if given.round_activations:
             _expect_codes(self.method, dtype, device)
         self.dtype, self.device, self.ranks = dtype, device, ranks
         self.module = on_meta(config, dtype, trust_remote_code)

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.families.cases import CASES, save
+from tests.helpers.loading import pretrained
 from tests.helpers.tiny_tokenizer import save_tiny_tokenizer
 from tests.workers.models.test_weights import CPU, saved
 from tests.workers.quantization.folders import SIZES, assert_stands_for
@@ -24,7 +25,6 @@ from workers.models.calibration import Calibration, sequences_of
 from workers.models.checkpoint_writer import UNFINISHED, CheckpointWriter, WrongArguments
 from workers.models.matching import expert_names
 from workers.models.plain_model import PlainLayer, PlainModel
-from workers.models.pretrained import Pretrained
 from workers.models.quantize import Method, choose, main, quantize
 from workers.models.weight_files import INDEX, SINGLE
 from workers.quantization.compressed_tensors import PACKED
@@ -60,7 +60,7 @@ def rounded(folder: Path, out: Path, *arguments: str) -> Path:
 
 def dense_of(folder: Path) -> dict[str, torch.Tensor]:
     """What the quantized layers of a checkpoint stand for here, by their names."""
-    model = Pretrained(folder, torch.float32, CPU, False)
+    model = pretrained(folder)
     model.fill(model.module, borrow=False)
     return {
         name: one.weight.dense(torch.float32)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.loading import pretrained
 from tests.helpers.paged_sequences import PagedSequences
 from tests.helpers.rank_logits import load_named
 from tests.helpers.tiny_families import VARIANTS, tiny
 from tests.workers.models.test_weights import saved
 from workers.attention.kv_codes import CODES
-from workers.models.pretrained import Pretrained
 
 CPU = torch.device("cpu")
 MOST_DIFFERENCE = 2e-4
@@ -120,7 +120,7 @@ def test_smollm2_and_what_its_ranks_hold(
         json.loads((tmp_path / f"bytes-{rank}.json").read_text())[f"transformers:{model_folder}"]
         for rank in range(world_size)
     ]
-    matching = Pretrained(model_folder, torch.float32, CPU, False).weights.matching
+    matching = pretrained(model_folder).weights.matching
     whole = {name: one for name, one in matching.state.items() if name not in matching.tied}
     n_whole = sum(one.numel() for one in whole.values())
     n_norms = sum(one.numel() for name, one in whole.items() if "norm" in name)

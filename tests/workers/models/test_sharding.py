@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.loading import pretrained
 from tests.helpers.our_layers import tensors_of
-from tests.workers.models.test_weights import CPU, KINDS, saved
+from tests.workers.models.test_weights import KINDS, saved
 from workers.errors import UnsupportedModel
 from workers.models.pretrained import Pretrained
 from workers.models.tp_plans import plan_of
@@ -26,7 +27,7 @@ class Alone:
 
 def part(folder: Path, rank: int, world_size: int) -> Pretrained:
     ranks: Any = Alone(rank, world_size)
-    return Pretrained(folder, torch.float32, CPU, False, ranks)
+    return pretrained(folder, ranks)
 
 
 def filled(loaded: Pretrained) -> dict[str, torch.Tensor]:
@@ -69,7 +70,7 @@ def test_heads_are_with_their_keys(n_heads: int, n_kv_heads: int, world_size: in
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_number_is_with_a_rank(tmp_path: Path, kind: str, world_size: int) -> None:
     folder = saved(tmp_path, kind)
-    whole = filled(Pretrained(folder, torch.float32, CPU, False))
+    whole = filled(pretrained(folder))
     parts = [part(folder, rank, world_size).weights.slices for rank in range(world_size)]
     n_spread = 0
     for name, parameter in whole.items():
@@ -90,7 +91,7 @@ def _of_keys(name: str) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rank_holds_what_its_slices_say(tmp_path: Path, kind: str) -> None:
     folder = saved(tmp_path, kind)
-    whole = filled(Pretrained(folder, torch.float32, CPU, False))
+    whole = filled(pretrained(folder))
     for rank in range(2):
         mine = part(folder, rank, 2)
         for name, parameter in filled(mine).items():
@@ -117,7 +118,7 @@ def test_a_family_that_nobody_has_a_plan_for(tmp_path: Path) -> None:
 
 
 def test_a_plan_with_parts_that_are_not_built(tmp_path: Path) -> None:
-    whole = Pretrained(saved(tmp_path, "llama"), torch.float32, CPU, False).module
+    whole = pretrained(saved(tmp_path, "llama")).module
     whole.config.base_model_tp_plan = {"layers.*.mlp": "teleported"}
     with pytest.raises(UnsupportedModel, match=r"not built \(teleported\)"):
         plan_of(whole)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.helpers.loading import load
+from tests.helpers.loading import load, pretrained
 from tests.helpers.our_layers import tensors_of
 from tgi_async.supervisor import ENVIRONMENT
 from workers.models.checkpoint import BrokenCheckpoint
@@ -66,7 +66,7 @@ def saved(folder: Path, kind: str, **changed: Any) -> Path:
 
 
 def complete(folder: Path, dtype: torch.dtype = torch.float32) -> Pretrained:
-    loaded = Pretrained(folder, dtype, CPU, False)
+    loaded = pretrained(folder, dtype=dtype)
     loaded.complete()
     return loaded
 
@@ -186,7 +186,7 @@ def test_of_experts_only_what_is_needed_is_taken(tmp_path: Path, slices: Any) ->
     assert any("experts.4.w1" in name for name in load_file(folder / SINGLE))
     name = "model.layers.1.mlp.experts.gate_up_proj"
     whole = tensors_of(complete(folder).module)[name]
-    loaded = Pretrained(folder, torch.float32, CPU, False)
+    loaded = pretrained(folder)
     loaded.weights.slices = {name: slices}
     loaded.complete()
     assert torch.equal(tensors_of(loaded.module)[name], cut(whole, slices))

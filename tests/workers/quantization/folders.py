@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.helpers.loading import load
+from tests.helpers.loading import load, pretrained
 from tests.helpers.paged_sequences import PagedSequences
 from tests.workers.models.test_sharding import Alone
 from tests.workers.models.test_weights import CPU, saved
@@ -68,11 +68,11 @@ def assert_near(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
 def assert_ranks_have_all_experts(folder: Path, quantize: str = "") -> None:
     """Hold the parts that two ranks have of experts in one tensor to those of one rank: columns of
     gate and up together, and the bias of results once."""
-    whole = _experts_of(Pretrained(folder, torch.float32, CPU, False, quantize=quantize))
+    whole = _experts_of(pretrained(folder, quantize=quantize))
     n_columns = dict.fromkeys(PROJECTIONS, 0)
     for rank in range(2):
         ranks: Any = Alone(rank, 2)
-        part = _experts_of(Pretrained(folder, torch.float32, CPU, False, ranks, None, quantize))
+        part = _experts_of(pretrained(folder, ranks, quantize=quantize))
         for name, weights in part._weights.items():
             outputs, inputs = part.cuts[name]
             slices = {0: outputs} if outputs is not None else {1: inputs or []}

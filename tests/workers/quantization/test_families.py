@@ -13,13 +13,12 @@ from _pytest.outcomes import Skipped
 
 from tests.families.cases import CASES, save
 from tests.families.parity import MOST_DIFFERENCE, Reference, compare, generate
-from tests.helpers.loading import load
+from tests.helpers.loading import load, pretrained
 from tests.workers.models.test_weights import CPU
 from tests.workers.quantization.checkpoints import quantized
 from tests.workers.quantization.test_fp8 import SETTINGS, write
 from workers.errors import UnsupportedModel
 from workers.layers.linear import Linear
-from workers.models.pretrained import Pretrained
 
 pytestmark = pytest.mark.full
 
@@ -35,7 +34,7 @@ REFUSED = re.compile(r"spread over (several )?ranks|most ranks")
 def made(name: str, folder: Path) -> tuple[Path, Path]:
     """A case in fp8, and dense; all linear layers that are ours are quantized but for the head."""
     dense = save(CASES[name], folder / "dense" / name)
-    plain = Pretrained(dense, torch.float32, CPU, False)
+    plain = pretrained(dense)
     head = plain.module.get_output_embeddings()
     sources = plain.weights.matching.sources
     keys = {

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import FP4_VALUES, convert_moe_packed_tensors
 
-from tests.helpers.loading import load
+from tests.helpers.loading import load, pretrained
 from tests.workers.models.test_rank_logits import MOST_DIFFERENCE, furthest, run
 from tests.workers.models.test_sharding import Alone
 from tests.workers.models.test_weights import CPU, saved
@@ -30,7 +30,6 @@ from workers.errors import UnsupportedModel
 from workers.kernels.codes import PackedCodes
 from workers.layers.experts import QuantizedExperts
 from workers.models.checkpoint import BrokenCheckpoint
-from workers.models.pretrained import Pretrained
 from workers.models.weight_files import SINGLE
 from workers.quantization.method import Cut, Size
 from workers.quantization.mxfp4 import E2M1, MXFP4Method
@@ -138,4 +137,4 @@ def test_columns_that_are_no_whole_groups_are_refused(tmp_path: Path) -> None:
     folder, _ = folder_of(tmp_path, intermediate_size=32)
     ranks: Any = Alone(0, 2)
     with pytest.raises(UnsupportedModel, match="32 columns in groups of 32 cannot be spread"):
-        Pretrained(folder, torch.float32, CPU, False, ranks)
+        pretrained(folder, ranks)
