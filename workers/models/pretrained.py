@@ -81,7 +81,7 @@ class Pretrained:
             _expect_quantized(self.module, self.method, stored, ours)
         for layer in ours.layers.values():
             if isinstance(layer, Linear):
-                layer.round_activations = round_activations
+                layer.round_activations = given.round_activations
         self.weights = Weights(self.module, checkpoint, dtype, device, ours.layers, ours.modules)
         self.whole_bytes = self.weights.matching.whole_bytes
         """Of the parameters on all ranks."""
