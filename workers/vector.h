@@ -37,7 +37,7 @@ INLINE vec fused(vec a, vec b, vec c) {
     return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__) && defined(__FMA__)
     return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__x86_64__)
+#elif defined(__x86_64__) && !defined(__FMA__)
     return a * b + c; /* there is no other instruction */
 #else
     for (int64_t i = 0; i < LANES; i++) c[i] = __builtin_fmaf(a[i], b[i], c[i]);

@@ -23,8 +23,8 @@ def refusal(weight: Grouped) -> str | None:
         return f"the kernels are for {', '.join(map(str, DTYPES))}, not for {weight.dtype}"
     if weight.group_index is not None:
         return "its groups are of different sizes"
-    if weight.groups.minimums is not None:
-        return "its groups have minimums"
+    if weight.groups.minimums is not None or weight.groups.factors is not None:
+        return "its groups have minimums, or scales of two parts"
     if not is_group(weight.k, weight.groups.size, round_inputs=True):
         return f"its groups are of {weight.groups.size} inputs, no multiple of {MULTIPLE}"
     try:

@@ -134,7 +134,7 @@ class QuantMethod(ABC):
     def for_layer(self, name: str, kind: Kind) -> QuantMethod | None:
         """Return the method of one layer of the model, by its name in transformers; None where its
         weight is not quantized. It is not asked about layers that the checkpoint has in 16 bits or
-        more."""
+        more. Of experts it is asked about the module, and then about each linear layer."""
         return self
 
     @abstractmethod
