@@ -188,15 +188,16 @@ INLINE void multiply_chunk(const int rows, const int vectors, const int bits, co
 }
 #endif
 
-/* `vectors` * LANES columns of a panel, from `column` on, times a tile's `rows` rows from `row` on. */
-INLINE void codes_tile(const int rows, const int vectors, const int bits, const weight *w,
-                       const inputs *x, int64_t row, const char *panel, int64_t width,
+/* `vectors` * LANES columns of a panel, from `column` on, times a tile's `rows` rows from `row` on.
+ * `more` says whether groups may have more than scales that are numbers. */
+INLINE void codes_tile(const int rows, const int vectors, const int bits, const int more,
+                       const weight *w, const inputs *x, int64_t row, const char *panel, int64_t width,
                        int64_t column, float (*out)[PANEL], fetch next) {
     const int64_t size = group_of(w), bytes = chunk_bytes(bits, width);
     const int8_t *codes = x->codes + row * x->k;
     const int32_t *begun = x->sums + row * x->parts;
     const float *x_scales = x->scales + row * x->parts;
-    const int one_group = size >= x->k && !w->minimums; /* its scales multiply the whole sum */
+    const int one_group = size >= x->k && !(more && w->minimums); /* its scales multiply the whole sum */
     float scales[PANEL] __attribute__((aligned(64))), minimums[PANEL] __attribute__((aligned(64)));
     factors shared __attribute__((aligned(64)));
     vec made[CODE_ROWS][VECTORS];
@@ -206,17 +207,17 @@ INLINE void codes_tile(const int rows, const int vectors, const int bits, const 
         for (int v = 0; v < vectors; v++) made[r][v] = (vec){0};
     for (int64_t first = 0; first < x->k; first += size) {
         const int64_t end = least(first + size, x->k);
-        if (w->block) panel = read_factors(w, panel, first, width, &shared);
+        if (more && w->block) panel = read_factors(w, panel, first, width, &shared);
         const char *group_scales = panel + (end - first) / CHUNK * bytes;
         const char *zeros = group_scales + width * scale_bytes(w);
         for (int64_t c = 0; c < vectors * LANES; c += LANES)
             *(vec *)(scales + c) = load_scales(group_scales, column + c, w->scale_type);
-        if (w->minimums || w->block)
+        if (more && (w->minimums || w->block))
             read_more(w, group_scales, column, vectors, width, &shared, scales, minimums);
         for (int64_t begin = first; begin < end; begin += x->part) {
             const int64_t last = least(begin + x->part, end);
             ivec sums[CODE_ROWS][VECTORS];
-            if (w->zeros) {
+            if (more && w->zeros) {
                 int32_t less[CODE_ROWS][PANEL] __attribute__((aligned(64)));
                 begin_sums(w, zeros + column, rows, vectors * LANES, begun, less);
 #pragma GCC unroll 4
@@ -225,7 +226,7 @@ INLINE void codes_tile(const int rows, const int vectors, const int bits, const 
                     for (int v = 0; v < vectors; v++)
                         sums[r][v] = *(const ivec *)&less[r][v * LANES];
             } else {
-                const int32_t times = !w->minimums ? 1 : bits == 8 ? FLIP : 0;
+                const int32_t times = !(more && w->minimums) ? 1 : bits == 8 ? FLIP : 0;
 #pragma GCC unroll 4
                 for (int r = 0; r < rows; r++)
 #pragma GCC unroll 3
@@ -251,7 +252,7 @@ INLINE void codes_tile(const int rows, const int vectors, const int bits, const 
                     made[r][v] = fused(sum, scale, made[r][v]);
                 }
             }
-            for (int r = 0; w->minimums && r < rows; r++) {
+            for (int r = 0; more && w->minimums && r < rows; r++) {
                 const vec given = x_scales[r] * (float)begun[r] - (vec){0};
 #pragma GCC unroll 3
                 for (int v = 0; v < vectors; v++)

@@ -132,13 +132,13 @@ static void run_bf16(int64_t rows, int64_t vectors, const char *x, int64_t x_str
 
 #define CODES_TILE(r, v)                                                      \
     case (r) * 4 + (v):                                                       \
-        codes_tile(r, v, bits, w, x, row, panel, width, column, out, next);   \
+        codes_tile(r, v, bits, more, w, x, row, panel, width, column, out, next);   \
         break;
 #define CODES_TILES(r) CODES_TILE(r, 1) CODES_TILE(r, VECTORS)
 
 /* A narrow panel is taken a vector at a time, for the sake of fewer tiles to compile. */
-INLINE void run_codes_tile(int64_t rows, const int bits, const weight *w, const inputs *x,
-                           int64_t row, const char *panel, int64_t width, float (*out)[PANEL],
+INLINE void run_codes_tile(int64_t rows, const int bits, const int more, const weight *w,
+                           const inputs *x, int64_t row, const char *panel, int64_t width, float (*out)[PANEL],
                            fetch next) {
     const int64_t vectors = width == PANEL ? VECTORS : 1;
     for (int64_t column = 0; column < width; column += vectors * LANES) {
@@ -148,20 +148,16 @@ INLINE void run_codes_tile(int64_t rows, const int bits, const weight *w, const 
     }
 }
 
-static void run_codes4(int64_t rows, const weight *w, const inputs *x, int64_t row,
-                       const char *panel, int64_t width, float (*out)[PANEL], fetch next) {
-    run_codes_tile(rows, 4, w, x, row, panel, width, out, next);
-}
-
-static void run_codes5(int64_t rows, const weight *w, const inputs *x, int64_t row,
-                       const char *panel, int64_t width, float (*out)[PANEL], fetch next) {
-    run_codes_tile(rows, 5, w, x, row, panel, width, out, next);
-}
-
-static void run_codes8(int64_t rows, const weight *w, const inputs *x, int64_t row,
-                       const char *panel, int64_t width, float (*out)[PANEL], fetch next) {
-    run_codes_tile(rows, 8, w, x, row, panel, width, out, next);
-}
+#define RUN_CODES(name, bits, more)                                                      \
+    static void name(int64_t rows, const weight *w, const inputs *x, int64_t row,        \
+                     const char *panel, int64_t width, float (*out)[PANEL], fetch next) { \
+        run_codes_tile(rows, bits, more, w, x, row, panel, width, out, next);            \
+    }
+RUN_CODES(run_codes4, 4, 0)
+RUN_CODES(run_codes8, 8, 0)
+RUN_CODES(run_more4, 4, 1)
+RUN_CODES(run_more5, 5, 1)
+RUN_CODES(run_more8, 8, 1)
 
 INLINE float activated(float x, const int activation) {
     if (activation == SILU) {
@@ -268,6 +264,7 @@ static void multiply(void *job, int64_t unit, int64_t next_unit) {
         return;
     }
     float sums[2][ROWS][PANEL] __attribute__((aligned(64)));
+    const int more = w->zeros || w->minimums || w->block;
     for (int64_t i = 0; i < tiles; i++) {
         const int64_t row = from + first_of_tile(m, tiles, i);
         const int64_t rows = from + first_of_tile(m, tiles, i + 1) - row;
@@ -275,9 +272,9 @@ static void multiply(void *job, int64_t unit, int64_t next_unit) {
         for (int64_t part = 0; part < parts; part++) {
             const fetch f = {next + (i * parts + part) * bursts * lines * 64, lines};
             if (w->bits)
-                (w->bits == 4   ? run_codes4
-                 : w->bits == 5 ? run_codes5
-                                : run_codes8)(rows, w, &j->x, row, at + part * bytes, width,
+                (w->bits == 5 ? run_more5
+                 : more       ? (w->bits == 4 ? run_more4 : run_more8)
+                              : (w->bits == 4 ? run_codes4 : run_codes8))(rows, w, &j->x, row, at + part * bytes, width,
                                               sums[part], f);
             else
                 (bf16 ? run_bf16 : run_float)(rows, width / LANES, x, p->x_stride * size,
