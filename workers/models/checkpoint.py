@@ -42,6 +42,10 @@ class BrokenCheckpoint(ValueError):
     """The weights of a folder are not what they should be; the message names the file or tensor."""
 
 
+class UnknownNumbers(ValueError):
+    """A tensor is of a type that no checkpoint is served in."""
+
+
 class _Entry(NamedTuple):
     """Where a tensor is."""
 
@@ -119,6 +123,8 @@ class Checkpoint:
             entries = {
                 name: _entry(len(self._maps), begin, found) for name, found in header.items()
             }
+        except UnknownNumbers as error:
+            raise BrokenCheckpoint(f"{path}: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BrokenCheckpoint(
                 f"{path} has a damaged header ({type(error).__name__}: {error}): download it again"
@@ -145,9 +151,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _entry(file: int, begin: int, found: dict[str, Any]) -> _Entry:
-    """Raises ValueError, KeyError or TypeError for what is no entry."""
+    """Raises UnknownNumbers, and ValueError, KeyError or TypeError for what is no entry."""
     if found["dtype"] not in DTYPES:
-        raise ValueError(f"numbers of type {found['dtype']} are not known")
+        raise UnknownNumbers(
+            f"it has tensors of type {found['dtype']}, which are not served (MLX packs weights in "
+            f"U32); served are {', '.join(DTYPES)}"
+        )
     dtype, shape = DTYPES[found["dtype"]], tuple(found["shape"])
     start, end = found["data_offsets"]
     if start < 0 or any(n < 0 for n in shape) or end - start != math.prod(shape) * dtype.itemsize:

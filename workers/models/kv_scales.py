@@ -12,9 +12,12 @@ from workers.errors import UnsupportedModel
 from workers.models.checkpoint import BrokenCheckpoint, Checkpoint
 
 SCALE = re.compile(
-    r"(?:.*\.)?(?P<layer>\d+)\.\w+\.(?:qkv_proj\.|(?P<owner>[kv])_proj\.)?(?P<kind>kv|k|v)_scale"
+    r"(?:.*\.)?(?P<layer>\d+)\.\w+\."
+    r"(?:(?:qkv_proj\.|(?P<owner>[kv])_proj\.)?(?P<kind>kv|k|v)_scale"
+    r"|(?P<output>[kv])_proj\.output_scale)"
 )
-"""The name of a scale: the number of the layer, its attention, and any spelling that there was."""
+"""The name of a scale: the number of the layer, its attention, and any spelling that there was.
+Older files of compressed-tensors have those of what k_proj and v_proj give."""
 
 
 def codes_of(
@@ -60,7 +63,8 @@ def take_scales(checkpoint: Checkpoint) -> dict[int, KvScales]:
         if match is None or match["owner"] not in (None, match["kind"]):
             continue
         names.append(name)
-        found.setdefault(int(match["layer"]), {})[match["kind"]] = _number(checkpoint, name)
+        kind = match["kind"] or match["output"]
+        found.setdefault(int(match["layer"]), {})[kind] = _number(checkpoint, name)
     checkpoint.leave_out(names)
     scales = {}
     for layer, of in found.items():

@@ -163,7 +163,7 @@ class Pretrained:
         if self.method is registry.PLAIN:
             return ""
         text, more = self.method.describe(), ", activations in int8"
-        return text + more if self._round_activations and not text.endswith(more) else text
+        return text + more if self._round_activations and more not in text else text
 
     @property
     def weight_bytes(self) -> int:

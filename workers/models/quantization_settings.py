@@ -15,6 +15,7 @@ KEYS = ("quantization_config", "compression_config")
 """Of config.json; the later one is older."""
 FILES = ("quantize_config.json", "quant_config.json")
 """Of GPTQ's and AWQ's writers, where config.json says nothing."""
+MODELOPT = "hf_quant_config.json"
 SPELLINGS = {"w_bit": "bits", "wbits": "bits", "q_group_size": "group_size"}
 TENSORS = {"gptq_bits": "bits", "gptq_groupsize": "group_size", "gptq_sym": "sym"}
 """In the checkpoints of TGI's own quantizer; they are right whatever a file says."""
@@ -26,6 +27,8 @@ SIGNS = {
     "fp8": ("activation_scheme", "weight_block_size"),
 }
 """Settings that only one method has, for files that do not name it."""
+SCALES = ("weight_scale", "weight_scale_inv", "scale_weight", "scale", "SCB")
+"""What a layer has beside a weight in codes, in the formats whose codes are called `weight`."""
 
 
 def quantization_settings(
@@ -33,11 +36,13 @@ def quantization_settings(
 ) -> dict[str, Any] | None:
     """Return `quantization_config` with a `quant_method`; None for weights that are not quantized.
 
-    `config` is transformers'. Raises UnsupportedModel where a file cannot be read.
+    `config` is transformers'. Raises UnsupportedModel where a file cannot be read, and for weights
+    in codes of which no file says how they are read.
     """
     settings = _given(folder, config)
     stored = _stored(checkpoint)
     if settings is None and not stored:
+        _expect_plain(folder, checkpoint)
         return None
     found = {SPELLINGS.get(key, key): value for key, value in (settings or {}).items()} | stored
     if "quant_method" not in found:
@@ -70,6 +75,25 @@ def _stored(checkpoint: Checkpoint) -> dict[str, Any]:
         for name, key in TENSORS.items()
         if name in names
     }
+
+
+def _expect_plain(folder: Path, checkpoint: Checkpoint) -> None:
+    """Raises UnsupportedModel for a checkpoint that would be served as if codes were weights."""
+    names = set(checkpoint.names)
+    for name in checkpoint.names:
+        layer, _, leaf = name.rpartition(".")
+        dtype = checkpoint.dtype(name)
+        if leaf != "weight" or dtype.itemsize > 1:
+            continue
+        if dtype.is_floating_point and names.isdisjoint(f"{layer}.{one}" for one in SCALES):
+            continue  # without scales, these are plain numbers
+        kind = str(dtype).removeprefix("torch.")
+        other = " (hf_quant_config.json, ModelOpt's, is not read)"
+        raise UnsupportedModel(
+            f"its weights are quantized ({name} is {kind}), and its config.json has no "
+            f"quantization_config to say how{other if (folder / MODELOPT).is_file() else ''}: get "
+            "the whole checkpoint again, or use the unquantized model"
+        )
 
 
 def without_settings(config: Any) -> None:

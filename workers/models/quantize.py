@@ -110,6 +110,7 @@ def choose(name: str, bits: int, group: int | None, model: PlainModel) -> Writte
 def _round_each(model: PlainModel, written: WrittenFormat, files: CheckpointWriter) -> None:
     for layer in track(model.layers, len(model.layers), "Rounding the weights to nearest"):
         weight = model.checkpoint.tensor(layer.key)
+        _expect_finite(layer, weight)
         scales = written.scales_of(weight.dtype)
         files.put(layer, nearest_steps(weight.to(model.device), written.grid, scales))
         model.checkpoint.release()
@@ -131,6 +132,7 @@ def _calibrate(
     errors: list[float] = []
 
     def rounded(layer: PlainLayer, weight: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        _expect_finite(layer, weight)
         dtype = written.scales_of(model.checkpoint.dtype(layer.key))
         steps = steps_with_feedback(
             weight, inputs, written.grid, dtype, method.damping, method.most_first
@@ -146,6 +148,14 @@ def _calibrate(
         return steps.dense
 
     Calibration(model, rounded).run(ids)
+
+
+def _expect_finite(layer: PlainLayer, weight: torch.Tensor) -> None:
+    """Raises BrokenCheckpoint, for a group with one such number would have no scale."""
+    if not bool(weight.float().isfinite().all()):
+        raise BrokenCheckpoint(
+            f"{layer.key} has numbers that are infinite or NaN: get the checkpoint again"
+        )
 
 
 def _device() -> torch.device:
@@ -210,6 +220,8 @@ def _method(options: argparse.Namespace) -> Method:
             raise WrongArguments(
                 f"--calibration {options.calibration} is no text in UTF-8: give one that is"
             ) from None
+        if not text.strip():
+            raise WrongArguments(f"--calibration {options.calibration} is empty: give a text")
     damping = 0.01 if options.percdamp is None else options.percdamp
     n_tokens = 2**15 if options.calibration_tokens is None else options.calibration_tokens
     if not 0 <= damping <= 1 or n_tokens < 1:

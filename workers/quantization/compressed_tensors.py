@@ -40,6 +40,8 @@ from workers.slices import cut as cut_tensor
 PACKED = "pack-quantized"
 FORMATS = (PACKED, "int-quantized", "float-quantized", "naive-quantized", "dense")
 SCOPES = ("tensor", "channel", "group", "block")
+OFFLINE = {"weight_input", "weight_output"}
+"""Where transforms are in the weights already."""
 UNUSED = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
 
 
@@ -117,6 +119,13 @@ class CompressedTensorsMethod(GroupedMethod):
         sparse = (config.get("sparsity_config") or {}).get("format", "dense")
         if sparse != "dense":
             raise UnsupportedModel(f"its weights are sparse ({sparse}), which is not served")
+        transforms = (config.get("transform_config") or {}).get("config_groups") or {}
+        places = {of.get("location") for one in transforms.values() for of in one.get("apply", ())}
+        if online := sorted(map(str, places - OFFLINE)):
+            raise UnsupportedModel(
+                f"its transform_config has {', '.join(online)} multiplied with matrices (as QuIP "
+                "and SpinQuant have it) while the model runs, which is not served"
+            )
         groups: list[tuple[list[str], Scheme | None]] = []
         for one in (config.get("config_groups") or {}).values():
             stored = one.get("format") or config.get("format") or "dense"

@@ -51,7 +51,12 @@ def method_of(settings: Mapping[str, Any] | None, asked: str = "") -> QuantMetho
             f"the weights are quantized ({name}), which is not served yet; use the unquantized "
             f"model, or one quantized as {', '.join(sorted(METHODS))}"
         )
-    method = METHODS[name].of(settings)
+    try:
+        method = METHODS[name].of(settings)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UnsupportedModel(
+            f"its quantization_config ({name}) cannot be read: {type(error).__name__}: {error}"
+        ) from error
     if asked and asked not in method.flags:
         raise UnsupportedModel(
             f"--quantize {asked} does not fit the model, whose weights are in {method.describe()}. "

@@ -93,7 +93,6 @@ def test_a_file_that_was_cut_short_is_named(tmp_path: Path, n_left: int) -> None
 @pytest.mark.parametrize(
     "entry",
     [
-        {"dtype": "F4", "shape": [1], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
         {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]},
         {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
@@ -110,3 +109,12 @@ def test_a_damaged_header_is_refused(tmp_path: Path, entry: Any) -> None:
 def test_a_folder_without_weights(tmp_path: Path) -> None:
     with pytest.raises(BrokenCheckpoint, match=f"has no {SINGLE}, and no shards of it"):
         Checkpoint(tmp_path)
+
+
+def test_numbers_of_a_type_that_is_not_served_are_named(tmp_path: Path) -> None:
+    """MLX's, of which the file is whole: downloading it again would not help."""
+    entry = {"dtype": "U32", "shape": [1], "data_offsets": [0, 4]}
+    write(tmp_path / SINGLE, {"a": entry}, b"\0" * 4)
+    with pytest.raises(BrokenCheckpoint, match=r"tensors of type U32, .*\(MLX") as caught:
+        Checkpoint(tmp_path)
+    assert "again" not in str(caught.value)

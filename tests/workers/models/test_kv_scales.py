@@ -89,6 +89,7 @@ SPELLINGS: list[dict[str, float]] = [
     {"kv_scale": 0.03},
     {"k_proj.k_scale": 0.03, "v_proj.v_scale": 0.007},
     {"qkv_proj.k_scale": 0.03, "qkv_proj.v_scale": 0.007},
+    {"k_proj.output_scale": 0.03, "v_proj.output_scale": 0.007},
     {"v_scale": 0.007},
 ]
 
@@ -101,8 +102,10 @@ def test_the_scales_of_the_checkpoint_are_those_of_e4m3(
     scaled = with_scales(folder, tmp_path / "scaled", named)
     model = load(scaled, torch.float32, CPU, "fused", kv_cache_dtype="fp8_e4m3fn")
     both = spelling.get("kv_scale", 1.0)
-    key = next((one for leaf, one in spelling.items() if leaf.endswith("k_scale")), both)
-    value = next((one for leaf, one in spelling.items() if leaf.endswith(".v_scale")), both)
+    of_keys = ("k_scale", "k_proj.output_scale")
+    of_values = (".v_scale", "v_proj.output_scale")
+    key = next((one for leaf, one in spelling.items() if leaf.endswith(of_keys)), both)
+    value = next((one for leaf, one in spelling.items() if leaf.endswith(of_values)), both)
     value = spelling.get("v_scale", value)
     scales = [UNSCALED, KvScales(*torch.tensor([key, value]).tolist())]
     assert cache_of(model).scales == scales

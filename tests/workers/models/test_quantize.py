@@ -333,6 +333,27 @@ def test_a_text_that_is_too_short_is_refused(tmp_path: Path) -> None:
         sequences_of(folder, "{}{}", 4, 512, None)
 
 
+def test_an_empty_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rather than the one of Python taken in its place."""
+    text = tmp_path / "text"
+    text.write_text("\n")
+    assert main([str(plain(tmp_path)), str(tmp_path / "out"), "--calibration", str(text)]) == 1
+    assert f"--calibration {text} is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_weights_that_are_no_numbers_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    folder = plain(tmp_path)
+    tensors = load_file(folder / SINGLE)
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name][3, 5] = torch.inf
+    save_file(tensors, folder / SINGLE, {"format": "pt"})
+    assert main([str(folder), str(tmp_path / "out"), "--method", method]) == 1
+    assert f"{name} has numbers that are infinite or NaN" in capsys.readouterr().err
+
+
 def test_what_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = plain(tmp_path)
     out = tmp_path / "out"

@@ -285,6 +285,21 @@ def test_schemes_that_are_not_served(change: dict[str, Any], message: str) -> No
         CompressedTensorsMethod.of({**given, "sparsity_config": {"format": "24"}})
 
 
+def test_transforms_that_are_not_in_the_weights_are_refused() -> None:
+    """Those of the package: a rotation of activations is computed while the model runs."""
+    transform: Any = pytest.importorskip("compressed_tensors.transform")
+
+    def given(*locations: str) -> dict[str, Any]:
+        apply = [transform.TransformArgs(targets=["Linear"], location=one) for one in locations]
+        scheme = transform.TransformScheme(type="hadamard", apply=apply)
+        config = transform.TransformConfig(config_groups={"R4": scheme})
+        return settings({"Linear": "W4A16"}, transform_config=config.model_dump())
+
+    CompressedTensorsMethod.of(given("weight_input", "weight_output"))
+    with pytest.raises(UnsupportedModel, match="transform_config has input, q_attn multiplied"):
+        CompressedTensorsMethod.of(given("weight_input", "input", "q_attn"))
+
+
 def test_a_weight_of_another_shape_than_it_says(tmp_path: Path) -> None:
     def write(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         tensors, dense = writer("W4A16")(weight)

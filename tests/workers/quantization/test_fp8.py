@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,29 @@ def test_a_layer_without_scales(tmp_path: Path) -> None:
     folder = quantized(dense, tmp_path / "fp8", spoilt, SETTINGS["blocks"])
     with pytest.raises(BrokenCheckpoint, match=r"layers.0.*: it has neither weight_scale nor"):
         load(folder, torch.float32, CPU)
+
+
+@pytest.mark.parametrize("codes", [E4M3, torch.int8])
+def test_weights_in_codes_are_not_served_as_plain_ones(tmp_path: Path, codes: torch.dtype) -> None:
+    """ModelOpt's config.json says nothing of them, nor one that was copied from another model."""
+    dense = saved(tmp_path / "dense", "llama", **SIZES)
+
+    def written(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        return {"weight": weight.to(codes), "weight_scale": torch.ones(())}, weight
+
+    folder = quantized(dense, tmp_path / "codes", written, SETTINGS["rows"])
+    shutil.copy(dense / "config.json", folder)
+    kind = str(codes).removeprefix("torch.")
+    why = rf"quantized \(model.* is {kind}\), .* say how: get"
+    with pytest.raises(UnsupportedModel, match=why):
+        load(folder, torch.float32, CPU)
+    (folder / "hf_quant_config.json").write_text("{}")
+    with pytest.raises(UnsupportedModel, match=r"say how \(hf_quant_config\.json.* is not read\)"):
+        load(folder, torch.float32, CPU)
+
+
+def test_plain_weights_of_eight_bits_are_served(tmp_path: Path) -> None:
+    dense = saved(tmp_path / "dense", "llama", **SIZES)
+    tensors = {name: one.to(E4M3) for name, one in load_file(dense / SINGLE).items()}
+    save_file(tensors, dense / SINGLE, {"format": "pt"})
+    assert load(dense, torch.float32, CPU).quantization == ""

@@ -218,3 +218,25 @@ def test_settings_that_are_no_json(gptq_model: Path) -> None:
     (gptq_model / "quantize_config.json").write_text("{")
     with pytest.raises(UnsupportedModel, match=r"quantize_config\.json is not valid JSON"):
         load(gptq_model, torch.float32, CPU)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"quant_method": "gptq", "bits": 4, "group_size": None},
+        {"quant_method": "fp8", "weight_block_size": 128},
+        {"quant_method": "compressed-tensors", "config_groups": [{}]},
+    ],
+    ids=lambda given: given["quant_method"],
+)
+def test_settings_of_another_kind_than_expected(gptq_model: Path, given: dict[str, Any]) -> None:
+    _write(gptq_model / "config.json", _config(gptq_model) | {"quantization_config": given})
+    why = rf"quantization_config \({given['quant_method']}\) cannot be read: \w+Error: "
+    with pytest.raises(UnsupportedModel, match=why):
+        load(gptq_model, torch.float32, CPU)
+
+
+def test_activations_in_int8_are_named_once(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "plain", "llama", **SIZES)
+    found = load(folder, torch.bfloat16, CPU, quantize="int8", round_activations=True)
+    assert found.quantization == "int8, 8 bits in rows, activations in int8 on a CPU"
