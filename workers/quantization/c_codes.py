@@ -177,7 +177,10 @@ def _alike(parts: Sequence[CodedWeight]) -> list[CodedWeight]:
     first = parts[0]
     for part in parts:
         if not (_equal(part.table, first.table) and _equal(part.order, first.order)):
-            raise Misfit("layers that are merged have codes of different tables or orders")
+            raise Misfit(
+                "layers that are merged have codes of different tables, or inputs in different "
+                "orders: serve it with --model-impl transformers"
+            )
     if len({part.scales.dtype for part in parts}) > 1:
         parts = [replace(part, scales=part.scales.float()) for part in parts]
     if any(part.zeros is not None for part in parts):

@@ -131,7 +131,10 @@ class CompressedTensorsMethod(GroupedMethod):
             stored = one.get("format") or config.get("format") or "dense"
             weights = one.get("weights")
             scheme = None if weights is None else Scheme.of(weights, stored)
-            groups.append((list(one.get("targets") or ()), scheme))
+            targets = list(one.get("targets") or ())
+            for target in targets:
+                re.compile(target.removeprefix("re:") if target.startswith("re:") else "")
+            groups.append((targets, scheme))
         schemes = [scheme for _, scheme in groups if scheme is not None]
         if not schemes:
             raise UnsupportedModel("its quantization_config has no config_groups with weights")

@@ -45,7 +45,10 @@ class GPTQMethod(GroupedMethod):
         """`group` is -1 where a column is one, `less_one` whether zero points are less 1."""
         self._bits, self._group, self._less_one = bits, group, less_one
         self._config = config
-        self._dynamic: Mapping[str, Any] = config.get("dynamic") or {}
+        self._dynamic = [
+            (re.compile(pattern.removeprefix("+:")), changed)
+            for pattern, changed in (config.get("dynamic") or {}).items()
+        ]
         self._variants: dict[tuple[int, int], GPTQMethod] = {(bits, group): self}
         """By bits and group, so that layers of the same settings are merged."""
         self._unit = 32 // math.gcd(32, bits)
@@ -80,9 +83,9 @@ class GPTQMethod(GroupedMethod):
         return f"gptq, {self._bits} bits in {inputs}{others}"
 
     def for_layer(self, name: str, kind: Kind) -> GPTQMethod:
-        for pattern, changed in self._dynamic.items():
+        for pattern, changed in self._dynamic:
             # What begins with -: is of layers that are plain.
-            if re.match(pattern.removeprefix("+:"), name):
+            if pattern.match(name):
                 return self._changed(changed)
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,7 +54,7 @@ def method_of(settings: Mapping[str, Any] | None, asked: str = "") -> QuantMetho
         )
     try:
         method = METHODS[name].of(settings)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, re.error) as error:
         raise UnsupportedModel(
             f"its quantization_config ({name}) cannot be read: {type(error).__name__}: {error}"
         ) from error

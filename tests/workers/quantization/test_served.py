@@ -226,12 +226,14 @@ def test_settings_that_are_no_json(gptq_model: Path) -> None:
         {"quant_method": "gptq", "bits": 4, "group_size": None},
         {"quant_method": "fp8", "weight_block_size": 128},
         {"quant_method": "compressed-tensors", "config_groups": [{}]},
+        {"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": {"+:(": {"bits": 8}}},
+        {"quant_method": "gptq", "bits": 4, "group_size": 32, "dynamic": ["a"]},
     ],
-    ids=lambda given: given["quant_method"],
+    ids=str,
 )
 def test_settings_of_another_kind_than_expected(gptq_model: Path, given: dict[str, Any]) -> None:
     _write(gptq_model / "config.json", _config(gptq_model) | {"quantization_config": given})
-    why = rf"quantization_config \({given['quant_method']}\) cannot be read: \w+Error: "
+    why = rf"quantization_config \({given['quant_method']}\) cannot be read: \w+: "
     with pytest.raises(UnsupportedModel, match=why):
         load(gptq_model, torch.float32, CPU)
 
@@ -240,3 +242,16 @@ def test_activations_in_int8_are_named_once(tmp_path: Path) -> None:
     folder = saved(tmp_path / "plain", "llama", **SIZES)
     found = load(folder, torch.bfloat16, CPU, quantize="int8", round_activations=True)
     assert found.quantization == "int8, 8 bits in rows, activations in int8 on a CPU"
+
+
+def test_inputs_in_orders_that_the_config_does_not_tell_of(tmp_path: Path) -> None:
+    folder, _ = gptq_folder(tmp_path, "llama", (4, "gptq", False, 32, True))
+    path = folder / "config.json"
+    _write(path, json.loads(path.read_text().replace('"desc_act": true', '"desc_act": false')))
+    tensors = load_file(folder / SINGLE)
+    q_proj = "model.layers.0.self_attn.q_proj.g_idx"
+    assert not torch.equal(tensors[q_proj], tensors[q_proj].flip(0))
+    save_file({**tensors, q_proj: tensors[q_proj].flip(0)}, folder / SINGLE)
+    with pytest.raises(ValueError, match="orders: serve it with --model-impl transformers"):
+        load(folder, torch.float32, CPU)
+    assert load(folder, torch.float32, CPU, implementation="transformers").quantization
