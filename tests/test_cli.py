@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tgi_async import cgroups
-from tgi_async.cli import launcher_main, main
+from tgi_async.cli import launcher_main, main, server_main
 from tgi_async.errors import StartError
 from tgi_async.settings import Settings
 
@@ -195,7 +195,18 @@ def test_programs_of_workers_get_their_arguments_as_they_are(
 
     monkeypatch.setattr(subprocess, "call", call)
     assert main([name, *arguments]) == 5
-    assert called == [[sys.executable, "-P", "-m", module, *arguments]]
+    assert server_main([name, *arguments]) == 5
+    assert called == [[sys.executable, "-P", "-m", module, *arguments]] * 2
+
+
+@pytest.mark.parametrize("arguments", [["serve", "a/b"], []])
+def test_what_tgis_server_did_beside_is_named(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert server_main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"text-generation-server {(arguments or ['without'])[0]} " in said
+    assert "download-weights and quantize; to serve, run text-generation-launcher" in said
 
 
 @pytest.mark.parametrize(

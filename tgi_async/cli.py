@@ -62,6 +62,21 @@ def main(arguments: list[str] | None = None) -> int:
     return _serve(given)
 
 
+def server_main(arguments: list[str] | None = None) -> int:
+    """`text-generation-server`: what users of TGI's ran by hand, under its name."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    _settle()
+    if arguments and arguments[0] in OF_WORKERS:
+        return _call(OF_WORKERS[arguments[0]], arguments[1:])
+    given = arguments[0] if arguments else "without a command"
+    print(
+        f"Error: text-generation-server {given} is not here. Commands are "
+        f"{' and '.join(OF_WORKERS)}; to serve, run text-generation-launcher",
+        file=sys.stderr,
+    )
+    return 2
+
+
 def launcher_main(arguments: list[str] | None = None) -> int:
     """`text-generation-launcher`: `tgi-async serve` under TGI's name."""
     parser = argparse.ArgumentParser(

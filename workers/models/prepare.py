@@ -126,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--auto-convert", action="store_true", help="TGI's; pickled weights are always converted"
     )
+    parser.add_argument("--extension", help="TGI's; all files of weights count")
+    parser.add_argument("--logger-level", help="TGI's; progress is plain lines")
+    parser.add_argument("--json-output", action="store_true", help="as --logger-level")
     parser.add_argument(
         "--quantize", choices=("gguf",), help="as `serve` takes it: keep the blocks of a GGUF file"
     )
