@@ -29,6 +29,8 @@ MAX_END_IDS = 1024
 """Most tokens that end one request's text: the model's own, and those that the request names."""
 MAX_BANS = 1024
 """Most sequences of tokens that one request may ban."""
+MAX_DRAFTS = 64
+"""Most drafts of a row in a step."""
 MAX_BAN_LENGTH = 64
 """Most tokens of each such sequence."""
 
@@ -109,6 +111,8 @@ class Admit(Frame, frozen=True):
     """How many of the likeliest tokens to report at each prompt position, where
     `prompt_logprobs`."""
     constraint: Constraint | None = None
+    tenant: str = ""
+    """Whose the request is. Drafts may come from earlier answers of the same tenant."""
 
 
 class Grow(Frame, frozen=True):
@@ -160,6 +164,17 @@ class BatchConfig(Frame, frozen=True):
     """0 lets the worker choose what suits its device."""
 
 
+class SpeculationConfig(Frame, frozen=True):
+    """Drafts of the tokens to come, which steps verify."""
+
+    max_drafts: Annotated[int, Meta(ge=0, le=MAX_DRAFTS)] = 0
+    """Most of them for a row in a step; 0: none."""
+    method: str = ""
+    """"ngram", "suffix", "medusa" or "mlp_speculator"; "": suffix, or what the `path` is."""
+    path: str = ""
+    """Folder of the checkpoint of a method that has one."""
+
+
 class CacheConfig(Frame, frozen=True):
     """The KV cache."""
 
@@ -202,6 +217,9 @@ class Start(Frame, frozen=True, tag="start"):
     stop_token_ids: list[Id] = []
     """Tokens that may end a text under a grammar, besides those of the model's files: the end that
     the chat template writes."""
+    speculation: SpeculationConfig = SpeculationConfig()
+    target_inter_token_latency: float = 0.0
+    """Seconds between two tokens of a text while prompts are computed; 0: what suits the device."""
 
 
 class Step(Frame, frozen=True, tag="step"):
@@ -239,6 +257,13 @@ class CachePool(Frame, frozen=True):
     kind: CacheKind = "full"
 
 
+class StepCost(Frame, frozen=True):
+    """What a step took at warm-up."""
+
+    n_tokens: Count
+    seconds: float
+
+
 class Ready(Frame, frozen=True, tag="ready"):
     """The worker is warm."""
 
@@ -261,6 +286,12 @@ class Ready(Frame, frozen=True, tag="ready"):
     """Method and bits of the weights, as text; "": they are not quantized."""
     kv_cache_dtype: str = ""
     """What keys and values are stored as."""
+    max_drafts: Annotated[int, Meta(ge=0, le=MAX_DRAFTS)] = 0
+    """Most drafts that are verified behind a decoding row's token in a step."""
+    speculation: str = ""
+    """The method that drafts; "" for none."""
+    prefill_costs: list[StepCost] = []
+    """Of one chunk of a prompt, by its tokens, ascending."""
 
     @property
     def n_blocks(self) -> int:
@@ -295,6 +326,8 @@ class Sampled(Frame, frozen=True):
     n_computed: Count = 0
     """How many of `tokens`, from the first on, have their keys and values in the row's blocks:
     accepted drafts. The row samples next when it has computed the others."""
+    n_drafts: Count = 0
+    """How many drafts were verified."""
 
 
 class PromptLogprobs(Frame, frozen=True):
