@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tgi_async.wire.messages import PromptLogprobs, RowError, TopToken
+from tgi_async.wire.messages import PromptLogprobs, RowError, Sampled, TopToken
 from workers.sampling.output import FetchedOutput, Picked
 from workers.table import Row
 from workers.timing import Mark
@@ -22,16 +22,22 @@ class SamplingBatch(NamedTuple):
 
     rows: list[int]
     logits: torch.Tensor
-    """[len(rows), V]"""
+    """[len(rows), V], without drafts"""
     masks: Sequence[NDArray[np.int32] | None]
     """The grammar masks of the rows, None for those without a grammar."""
     picked: Picked | None = None
     """Tokens of the same rows, where the device has sampled already."""
     stored: bool = False
     """Whether each row's `picked` token is already stored as its last token."""
+    drafts: Sequence[Sequence[int]] = ()
+    """Drafts of the first rows, those with the most first. The logits at the places behind them
+    come after those of all rows: of all that have a first draft, then of all that have a second,
+    and so on."""
+    hidden: torch.Tensor | None = None
+    """[len(logits), hidden]: the hidden states that the logits were made of, where asked for."""
 
     def pick(self, places: Sequence[int]) -> SamplingBatch:
-        """Return the rows at these indices."""
+        """Return the rows at these indices, without drafts."""
         some = send(np.asarray(places, np.int64), self.logits.device)
         return SamplingBatch(
             [self.rows[place] for place in places],
@@ -39,6 +45,7 @@ class SamplingBatch(NamedTuple):
             [self.masks[place] for place in places],
             None if self.picked is None else Picked(*(x[some] for x in self.picked)),
             self.stored,
+            hidden=None if self.hidden is None else self.hidden[some],
         )
 
 
@@ -78,6 +85,10 @@ class LaunchedStep:
     """Rows still to be sampled; more than one entry only where rows had to run alone."""
     outputs: list[tuple[list[int], FetchedOutput]] = field(default_factory=list)
     """Rows that sampled, and their results."""
+    sampled: list[Sampled] = field(default_factory=list)
+    """Results that are on the host already."""
+    verified: list[Sampled] = field(default_factory=list)
+    """Those of rows with drafts, whose grammars follow them already."""
     jump_forward_tokens: dict[int, list[int]] = field(default_factory=dict)
     """Jump-forward tokens, for rows with more than the sampled token."""
     masks_not_ready: list[int] = field(default_factory=list)

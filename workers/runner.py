@@ -1,8 +1,9 @@
 """Run one step: build the packed batch, run the model, sample.
 
-All tokens of a step travel as one packed sequence [1, T]: one token of each decoding row first,
-then the prefill chunks. Only the positions that are sampled, or whose prompt log-probabilities are
-wanted, go through the language-model head.
+All tokens of a step travel as one packed sequence [1, T]: of each decoding row its last token and
+the drafts that are verified behind it, then the prefill chunks. A draft is a decode row of its own,
+with the same block table and a length of one more. Only the positions that are sampled, or whose
+prompt log-probabilities are wanted, go through the language-model head.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from tgi_async.wire.messages import (
     Admit,
     RowError,
     Run,
-    Sampled,
     Step,
     StepDone,
 )
@@ -23,13 +23,16 @@ from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.constraints.constraints import Constraints
 from workers.constraints.rows import ConstrainedRows
+from workers.decodes import Decodes
 from workers.forward import ForwardBatch, Model
-from workers.graphs.decode import DecodeGraphs, Decodes
+from workers.graphs.decode import DecodeGraphs
 from workers.launched_step import FetchedPromptLogprobs, LaunchedStep, SamplingBatch, seconds
 from workers.sampling import Allowed, Sampler
+from workers.speculation.speculation import Asked, Speculation
 from workers.table import RowTable
 from workers.timing import Mark
 from workers.transfer import Fetched, send
+from workers.verification import Verification
 
 PROMPT_LOGPROBS_AT_ONCE = 64
 """Prompt positions whose log-probabilities are computed at once, which bounds the float32 copies of
@@ -47,6 +50,7 @@ class Runner:
         sampler: Sampler,
         constraints: Constraints | None = None,
         graphs: DecodeGraphs | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self._model = model
         self._table = table
@@ -54,10 +58,12 @@ class Runner:
         self._sampler = sampler
         self._constraints = constraints
         self._graphs = graphs
+        self._speculation = speculation
         self._constrained = None if constraints is None else ConstrainedRows(table, constraints)
 
     def launch(self, step: Step) -> LaunchedStep:
-        """Run `forward` and `sample`. If `constrained`, earlier steps must have been collected."""
+        """Run `forward` and `sample`. If `constrained` or `drafts`, earlier steps must have been
+        collected."""
         launched = self.forward(step)
         self.sample(launched)
         return launched
@@ -66,6 +72,11 @@ class Runner:
     def constrained(self) -> bool:
         """Whether a step can be sampled only once the one before has been collected."""
         return bool(self._constraints)
+
+    @property
+    def drafts(self) -> bool:
+        """Whether a step can be computed only once the one before has been collected."""
+        return self._speculation is not None
 
     def forward(self, step: Step) -> LaunchedStep:
         """Compute a step. Where it fails, rows run alone, and those that fail again are
@@ -87,7 +98,7 @@ class Runner:
         if self._constrained is not None and self.constrained:
             runs = self._constrained.without_waiting(runs, launched)
         if runs:
-            self._run_together(runs, launched)
+            self._run_together(runs, launched, self._drafts(runs))
         return launched
 
     def sample(self, launched: LaunchedStep) -> None:
@@ -95,15 +106,17 @@ class Runner:
         began = self._mark()
         batches, launched.to_sample = launched.to_sample, []
         for part in batches:
-            if self._constrained is not None and self.constrained:
-                part = self._constrained.masked(part, launched)
-            if part.rows:
-                self._sample_together(part, launched)
+            if part.drafts:
+                self._verify(part, launched)
+                continue
+            self._sample_place(part, launched)
+            if part.hidden is not None and self._speculation is not None:
+                self._speculation.observe_hidden(part.rows, part.hidden)
         launched.samplings.append((began, self._mark()))
 
     def collect(self, launched: LaunchedStep) -> StepDone:
         """Wait for a step's results, and return them for the router."""
-        sampled: list[Sampled] = []
+        sampled = launched.sampled
         errors = launched.errors
         for rows, output in launched.outputs:
             tokens, broken = output.to_wire(rows)
@@ -114,6 +127,7 @@ class Runner:
         reported = {
             *launched.masks_not_ready,
             *(one.row for one in sampled),
+            *(one.row for one in launched.verified),
             *(one.row for one in errors),
         }
         for row, state in launched.rows.items():
@@ -122,6 +136,11 @@ class Runner:
                 errors.append(RowError(row, "it failed in an earlier step"))
         if self._constrained is not None and self.constrained:
             sampled = self._constrained.follow(sampled, launched)
+        sampled = launched.verified + sampled
+        if self._speculation is not None:
+            for one in sampled:
+                if self._table.get(one.row) is launched.rows[one.row]:
+                    self._speculation.observe(one.row, one.tokens)
         return StepDone(
             launched.step,
             sampled,
@@ -143,6 +162,8 @@ class Runner:
         self._sampler.admit(
             admit.row, admit.sampling, admit.tokens, admit.n_prompt, constrained=constrained
         )
+        if self._speculation is not None:
+            self._speculation.admit(admit.row, admit.tokens, admit.n_prompt, admit.tenant)
         if admit.constraint is None:
             return
         if self._constraints is None:
@@ -156,120 +177,179 @@ class Runner:
         self._sampler.release(row)
         if self._constraints is not None:
             self._constraints.release(row)
+        if self._speculation is not None:
+            self._speculation.release(row)
+
+    # -- drafts ---------------------------------------------------------------------------------
+
+    def _drafts(self, runs: list[Run]) -> dict[int, list[int]]:
+        """Return the drafts of the rows that verify any."""
+        if self._speculation is None:
+            return {}
+        table = self._table
+        drafting = [run for run in runs if run.n > 1 and not table[run.row].prefilling]
+        if not drafting:
+            return {}
+        if self._constrained is not None and self.constrained:
+            asked = self._constrained.asked(drafting)
+        else:
+            asked = [Asked(run.row, run.n - 1) for run in drafting]
+        n_positions = sum(table[run.row].n_known(run.n) for run in runs)
+        n_sampled = sum(table[run.row].samples(run.n) for run in runs)
+        return self._speculation.propose(asked, n_positions, n_sampled)
+
+    def _verify(self, part: SamplingBatch, launched: LaunchedStep) -> None:
+        """Sample rows place by place, each as long as its drafts are accepted."""
+        verification = Verification(part, launched, self._table)
+        while (place := verification.next()) is not None:
+            at = LaunchedStep(launched.step, launched.rows)
+            self._sample_place(place, at, first=verification.place == 0)
+            going_on = verification.take(at, self._constraints)
+            if going_on and self._constrained is not None and self.constrained:
+                self._constrained.go_on(going_on)
+        left = verification.finish()
+        if self._constraints is not None:
+            self._constraints.advance(left)
+        if part.hidden is not None and self._speculation is not None:
+            lines = send(verification.last_lines(), part.hidden.device)
+            self._speculation.observe_hidden(part.rows, part.hidden[lines])
 
     # -- the forward pass -----------------------------------------------------------------------
 
-    def _run_together(self, runs: list[Run], launched: LaunchedStep) -> None:
+    def _run_together(
+        self, runs: list[Run], launched: LaunchedStep, drafts: dict[int, list[int]]
+    ) -> None:
         """Run a batch; where it fails as a whole, run each row alone, to find the one that
         fails."""
         try:
-            self._run(runs, launched)
+            self._run(runs, launched, drafts)
         except torch.AcceleratorError:
             raise  # the device itself is lost, and every row with it
         except RuntimeError as error:
             if len(runs) > 1:
                 for run in runs:
-                    self._run_together([run], launched)
+                    self._run_together([run], launched, drafts)
                 return
             row = runs[0].row
             self._table[row].failed = True
             launched.errors.append(RowError(row, str(error)))
 
     @torch.inference_mode()
-    def _run(self, runs: list[Run], launched: LaunchedStep) -> None:
+    def _run(self, runs: list[Run], launched: LaunchedStep, drafts: dict[int, list[int]]) -> None:
         began = self._mark()
         table, device = self._table, self._table.last_tokens.device
-        decodes = [run.row for run in runs if not table[run.row].prefilling]
+        decodes = Decodes.of(
+            table,
+            [run.row for run in runs if not table[run.row].prefilling],
+            drafts,
+        )
         chunks = [run for run in runs if table[run.row].prefilling]
-        n_decode = len(decodes)
-        if not chunks and self._replay(decodes, launched):
+        hidden = self._speculation is not None and self._speculation.wants_hidden
+        if not chunks and not hidden and self._replay(decodes, launched):
             launched.forwards.append((began, self._mark()))
             return
 
-        ids, positions, slots, prefills = [], [], [], []
-        if decodes:
-            at = np.asarray(decodes)
-            where = np.fromiter((table[row].n_computed for row in decodes), np.int64, n_decode)
-            positions.append(where)
-            slots.append(self._slots(at, where))
-        sampling = list(decodes)
-        sampled_at = list(range(n_decode))
+        ids: list[NDArray[np.int64]] = []
+        positions, slots = [decodes.positions], [decodes.slots]
+        prefills = []
+        ends: list[int] = []
+        sampling = list(decodes.sampling)
         prompt_chunks: list[tuple[Run, int]] = []
-        start = n_decode
+        n_decode = start = len(decodes.rows)
         for run in chunks:
             row = table[run.row]
-            end = row.n_computed + run.n
+            n = row.n_known(run.n)
+            end = row.n_computed + n
             ids.append(row.tokens[row.n_computed : end])
             where = np.arange(row.n_computed, end)
             positions.append(where)
-            slots.append(self._slots(np.asarray(run.row), where))
+            slots.append(table.slots(np.asarray(run.row), where))
             blocks = torch.from_numpy(table.block_tables[run.row, : row.n_blocks])
-            prefills.append(Prefill(start, run.n, end, blocks))
+            prefills.append(Prefill(start, n, end, blocks))
             if row.prompt_logprobs and row.n_computed < row.n_prompt - 1:
                 prompt_chunks.append((run, start))
-            start += run.n
+            start += n
             if end == len(row.tokens):
                 sampling.append(run.row)
-                sampled_at.append(start - 1)
+                ends.append(start - 1)
 
         input_ids = table.last_tokens.new_empty(start)
-        if decodes:
-            input_ids[:n_decode] = table.last_tokens[send(at, device)]
+        if n_decode:
+            input_ids[:n_decode] = table.last_tokens[send(decodes.inputs, device)]
         if ids:
             input_ids[n_decode:] = send(np.concatenate(ids), device)
         context = AttentionContext(
             cache=self._cache,
             slot_mapping=torch.from_numpy(np.concatenate(slots)),
             n_decode=n_decode,
-            decode_block_tables=self._decode_tables(decodes),
-            decode_lengths=torch.from_numpy((positions[0] + 1).astype(np.int32))
-            if decodes
-            else torch.empty(0, dtype=torch.int32),
+            decode_block_tables=self._decode_tables(decodes.rows),
+            decode_lengths=torch.from_numpy((decodes.positions + 1).astype(np.int32)),
             prefills=prefills,
         )
-        wanted = np.asarray(
-            sampled_at + [i for run, at in prompt_chunks for i in range(at, at + run.n)], np.int64
-        )
+        # Places of drafts come after the first places of all rows, see `Verification`.
+        n_first = len(decodes.sampling)
+        order = decodes.by_place
+        sampled_at = np.concatenate([order[:n_first], np.asarray(ends, np.int64), order[n_first:]])
+        prompt_at = [
+            i for run, at in prompt_chunks for i in range(at, at + table[run.row].n_known(run.n))
+        ]
+        wanted = np.concatenate([sampled_at, np.asarray(prompt_at, np.int64)])
         if self._constraints:
             self._constraints.go()
         batch = ForwardBatch(
             input_ids, send(np.concatenate(positions), device), send(wanted, device), context
         )
-        logits = self._model.forward(batch).logits
+        output = self._model.forward(batch)
+        logits = output.logits
         forwarded = self._mark()
         launched.prompt_logprobs += self._prompt_logprobs(prompt_chunks, logits[len(sampled_at) :])
         if sampling:
             free: list[NDArray[np.int32] | None] = [None] * len(sampling)
-            launched.to_sample.append(SamplingBatch(sampling, logits[: len(sampled_at)], free))
+            launched.to_sample.append(
+                SamplingBatch(sampling, logits[: len(sampled_at)], free, drafts=decodes.drafts)
+            )
         for run in runs:
-            table[run.row].n_computed += run.n
+            table[run.row].n_computed += table[run.row].n_known(run.n)
         launched.forwards.append((began, forwarded))
         launched.samplings.append((forwarded, self._mark()))
 
-    def _replay(self, decodes: list[int], launched: LaunchedStep) -> bool:
+    def _replay(self, decodes: Decodes, launched: LaunchedStep) -> bool:
         """Compute and sample decode rows by a graph, if one takes them."""
         if self._graphs is None:
             return False
-        table = self._table
-        rows = np.asarray(decodes, np.int64)
-        where = np.fromiter((table[row].n_computed for row in decodes), np.int64, len(decodes))
-        # Rows with a grammar are sampled once their masks are ready.
-        stored = self._sampler.takes(rows)
+        decodes = decodes.in_order_of_places()
+        n = len(decodes.sampling)
+        # Rows with a grammar are sampled once their masks are ready, and those with drafts store
+        # the last token that was accepted.
+        stored = self._sampler.takes(decodes.rows)
+        stored[n:] = False
+        stored[: len(decodes.drafts)] = False
         if self._constraints:
-            stored &= [row not in self._constraints for row in decodes]
-        sampling = self._sampler.numbers(rows, where + 1)
+            stored[:n] &= [row not in self._constraints for row in decodes.sampling]
+        sampling = self._sampler.numbers(decodes.rows, decodes.positions + 1)
         if self._constraints:
             self._constraints.go()
-        done = self._graphs.run(Decodes(rows, where, self._slots(rows, where), stored, sampling))
+        done = self._graphs.run(decodes, stored, sampling)
         if done is None:
             return False
-        free: list[NDArray[np.int32] | None] = [None] * len(decodes)
+        free: list[NDArray[np.int32] | None] = [None] * n
         launched.to_sample.append(
-            SamplingBatch(decodes, done[0], free, done[1], bool(stored.all()))
+            SamplingBatch(
+                decodes.sampling, done[0], free, done[1], bool(stored.all()), decodes.drafts
+            )
         )
-        for row in decodes:
-            table[row].n_computed += 1
+        for row in decodes.sampling:
+            self._table[row].n_computed += 1
         return True
+
+    def _sample_place(
+        self, part: SamplingBatch, launched: LaunchedStep, *, first: bool = True
+    ) -> None:
+        """Sample rows of different numbers. See `ConstrainedRows.masked` for `first`."""
+        if self._constrained is not None and self.constrained:
+            part = self._constrained.masked(part, launched, first=first)
+        if part.rows:
+            self._sample_together(part, launched)
 
     def _sample_together(self, part: SamplingBatch, launched: LaunchedStep) -> None:
         try:
@@ -303,14 +383,7 @@ class Runner:
             if row in launched.jump_forward_tokens:
                 table[row].extend(launched.jump_forward_tokens[row])
 
-    def _slots(self, rows: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return where the keys and values of these positions go, as block * block_size +
-        offset."""
-        size = self._table.block_size
-        blocks = self._table.block_tables[rows, positions // size].astype(np.int64)
-        return blocks * size + positions % size
-
-    def _decode_tables(self, rows: list[int]) -> torch.Tensor:
+    def _decode_tables(self, rows: NDArray[np.int64]) -> torch.Tensor:
         table = self._table
         longest = max((table[row].n_blocks for row in rows), default=0)
         return torch.from_numpy(np.ascontiguousarray(table.block_tables[rows, :longest]))
@@ -325,7 +398,8 @@ class Runner:
         for run, _ in chunks:
             row = self._table[run.row]
             first = row.n_computed + 1
-            n = min(run.n, row.n_prompt - first)
+            n_known = row.n_known(run.n)
+            n = min(n_known, row.n_prompt - first)
             following = send(row.tokens[first : first + n], logits.device)
             parts = []
             for begin in range(0, n, PROMPT_LOGPROBS_AT_ONCE):
@@ -338,7 +412,7 @@ class Runner:
                     part += [best.indices, best.values]
                 parts.append(Fetched(part))
             found.append(FetchedPromptLogprobs(run.row, first, parts))
-            offset += run.n
+            offset += n_known
         return found
 
     def _mark(self) -> Mark:

@@ -209,6 +209,9 @@ class Worker:
                 return
             if not isinstance(message, Step):
                 raise RuntimeError(f"expected a step, got {type(message).__name__}")
+            if launched is not None and runner.drafts:
+                self._channel.send(runner.collect(launched))
+                launched = None
             previous, launched = launched, runner.forward(message)
             if previous is not None and runner.constrained:
                 self._channel.send(runner.collect(previous))

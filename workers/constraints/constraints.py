@@ -115,6 +115,11 @@ class Constraints:
         followed.was_not_ready = not followed.ready
         return followed.was_not_ready
 
+    def ready(self, row: int) -> bool:
+        """Return whether a row can go on, and its mask is ready; True without a grammar."""
+        followed = self._rows.get(row)
+        return followed is None or (followed.ready and not followed.error)
+
     def slow(self, row: int) -> bool:
         """Return whether a row's last mask took so long that others should not wait for the
         next."""
@@ -130,6 +135,12 @@ class Constraints:
         """Return the state of a row whose mask is ready; None if it has no grammar."""
         followed = self._rows.get(row)
         return None if followed is None else followed.state
+
+    def ends(self, row: int, token: int) -> bool:
+        """Return whether a token ends the text of a row whose mask is ready, as its grammar has
+        it; False for a row without one."""
+        followed = self._rows.get(row)
+        return followed is not None and followed.state.ends(token)
 
     def advance(self, taken: dict[int, list[int]]) -> None:
         """Note the tokens that rows were given; `go` then has their next masks computed."""

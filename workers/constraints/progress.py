@@ -88,6 +88,18 @@ class Progress:
     def _growth(self) -> int:
         return LEAST_GROWTH + self._compiled.growth
 
+    def ends(self, token: int) -> bool:
+        """Return whether a token ends the text."""
+        return token in self._vocabulary.end_ids
+
+    def allows(self, tokens: list[int]) -> int:
+        """Return how many of these tokens the grammar allows, one after the other; more than it
+        would where the text has to be completed soon. No thread may be at work on it."""
+        word, bit = self.mask.view(np.uint32)[tokens[0] >> 5], tokens[0] & 31
+        if not int(word) >> bit & 1:
+            return 0
+        return self._matcher.allows(tokens)
+
     def advance(self, tokens: list[int]) -> None:
         """Accept sampled or forced tokens."""
         if tokens[-1] in self._vocabulary.end_ids:

@@ -9,10 +9,13 @@ from numpy.typing import NDArray
 from tgi_async.wire.messages import RowError, Run, Sampled
 from workers.constraints.constraints import Constraints
 from workers.launched_step import LaunchedStep, SamplingBatch
+from workers.speculation.speculation import Asked
 from workers.table import RowTable
 
 PATIENCE_SECONDS = 0.005
 """How long a step waits for masks where it has nothing else to do."""
+DRAFTS_PATIENCE_SECONDS = 0.001
+"""How long a step waits for masks that say which drafts are allowed."""
 
 
 class ConstrainedRows:
@@ -28,22 +31,45 @@ class ConstrainedRows:
         Waits a little if these are all rows.
         """
         waiting = [
-            run for run in runs if self._samples(run) and self._constraints.still_not_ready(run.row)
+            run
+            for run in runs
+            if self._table[run.row].samples(run.n) and self._constraints.still_not_ready(run.row)
         ]
         if waiting and len(waiting) == len(runs):
             self._constraints.wait([run.row for run in waiting], PATIENCE_SECONDS)
             waiting = [run for run in waiting if self._constraints.still_not_ready(run.row)]
         # A longer chunk is computed all the same: only its last token has to wait.
-        launched.masks_not_ready += [run.row for run in waiting if run.n == 1]
+        launched.masks_not_ready += [
+            run.row for run in waiting if self._table[run.row].n_known(run.n) == 1
+        ]
         skipped = set(launched.masks_not_ready)
         return [run for run in runs if run.row not in skipped]
 
-    def _samples(self, run: Run) -> bool:
-        row = self._table[run.row]
-        return row.n_computed + run.n >= len(row.tokens)
+    def asked(self, runs: list[Run]) -> list[Asked]:
+        """Return what these rows may draft. One whose mask is not ready soon drafts nothing."""
+        self._constraints.wait([run.row for run in runs], DRAFTS_PATIENCE_SECONDS)
+        asked: list[Asked] = []
+        for run in runs:
+            state = self._constraints.next(run.row)
+            if state is None:
+                asked.append(Asked(run.row, run.n - 1))
+            elif self._constraints.ready(run.row):
+                forced = state.jump_forward_tokens
+                asked.append(Asked(run.row, run.n - 1, forced, state.allows))
+        return asked
 
-    def masked(self, part: SamplingBatch, launched: LaunchedStep) -> SamplingBatch:
-        """Return the rows that can be sampled, with their masks."""
+    def go_on(self, taken: dict[int, list[int]]) -> None:
+        """Advance the matchers of rows that sample again in this step, and wait for their masks."""
+        self._constraints.advance(taken)
+        self._constraints.wait(taken, PATIENCE_SECONDS)
+
+    def masked(
+        self, part: SamplingBatch, launched: LaunchedStep, *, first: bool = True
+    ) -> SamplingBatch:
+        """Return the rows that can be sampled, with their masks.
+
+        `first`: they are at their first place in this step, and without a mask sample nothing.
+        """
         if self._table.last_tokens.is_cuda:
             # The device is busy with the forward pass meanwhile.
             quick = [row for row in part.rows if not self._constraints.slow(row)]
@@ -53,7 +79,7 @@ class ConstrainedRows:
         for place, row in enumerate(part.rows):
             if self._constraints.mask_not_ready(row):
                 launched.masks_not_ready.append(row)
-                self._table[row].n_computed -= 1
+                self._table[row].n_computed -= first
                 continue
             if error := self._constraints.error(row):
                 launched.errors.append(RowError(row, error))

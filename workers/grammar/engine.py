@@ -28,6 +28,11 @@ class Matcher(Protocol):
         """Accept sampled tokens. Raises GrammarError if they are not allowed."""
         ...
 
+    def allows(self, tokens: Sequence[int]) -> int:
+        """Return how many of these tokens may come, one after the other. May be more than those
+        that `fill` would allow."""
+        ...
+
     def jump_forward_tokens(self) -> list[int]:
         """Return the jump-forward tokens: the only possible continuation, as far as it is known.
 

@@ -132,6 +132,10 @@ class LlguidanceMatcher:
         if not self._matcher.consume_tokens(list(tokens)):
             self._check()
 
+    def allows(self, tokens: Sequence[int]) -> int:
+        """See `engine.Matcher`."""
+        return int(self._matcher.validate_tokens(list(tokens)))
+
     def jump_forward_tokens(self) -> list[int]:
         """See `engine.Matcher`."""
         forced = self._matcher.compute_ff_tokens()

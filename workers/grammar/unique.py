@@ -105,6 +105,10 @@ class UniqueMatcher:
             for byte in self._tokens.texts[token] if token < len(self._tokens.texts) else b"":
                 self._feed(byte)
 
+    def allows(self, tokens: Sequence[int]) -> int:
+        """See `engine.Matcher`."""
+        return self._inner.allows(tokens)
+
     def jump_forward_tokens(self) -> list[int]:
         """See `engine.Matcher`."""
         forced = self._inner.jump_forward_tokens()

@@ -1,9 +1,9 @@
 """Decode steps as CUDA graphs: a forward pass and its sampling, captured once for some batch sizes.
 
 The inputs of a step are read from fixed addresses on the device, which one copy fills before each
-(`InputBuffers`): rows, positions, sampling parameters, attention metadata (`AttentionCapture`). A
-step with fewer rows than the graph is padded with rows of length 0, whose keys and values go
-nowhere and whose tokens go to the table's padding row.
+(`InputBuffers`): where the tokens are, positions, sampling parameters, attention metadata
+(`AttentionCapture`). A step with fewer rows than the graph is padded with rows of length 0, whose
+keys and values go nowhere and whose tokens go to the table's padding row. A draft is a row.
 
 A graph does not depend on the lengths of the texts: attention loops over as many parts of the
 contexts as a number on the device says, on a fixed grid.
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from workers.attention.backend import AttentionBackend, AttentionCapture, DecodeRows, PaddedArray
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext
+from workers.decodes import Decodes
 from workers.forward import ForwardBatch, Model
 from workers.graphs.capture import GraphCapture, Outputs
 from workers.graphs.input_buffers import InputBuffers, Int32Array, Layout
@@ -36,23 +37,6 @@ SECONDS = 60.0
 STEP = 32
 """Distance of the default batch sizes from here on; powers of two before. Matrix products take as
 long for 33 rows as for 64, but attention and sampling do not."""
-
-Index = NDArray[np.int64]
-
-
-class Decodes(NamedTuple):
-    """A step of n rows that compute one token each. On the host."""
-
-    rows: Index
-    """[n], of the table."""
-    positions: Index
-    """[n]"""
-    slots: Index
-    """[n]: where their keys and values go."""
-    stored: NDArray[np.bool_]
-    """[n]: whether the sampled token becomes the row's last."""
-    sampling: Int32Array
-    """[n, DeviceSampling.WIDTH]"""
 
 
 @dataclass(slots=True)
@@ -78,7 +62,7 @@ class _Graph:
     def __init__(self, n_rows: int, attention: AttentionCapture) -> None:
         self.n_rows = n_rows
         self.attention = attention
-        sizes = dict.fromkeys(("rows", "stores", "positions"), n_rows)
+        sizes = dict.fromkeys(("inputs", "stores", "positions"), n_rows)
         sizes["sampling"] = n_rows * DeviceSampling.WIDTH
         self.layout = Layout({**sizes, **attention.sizes})
         self.replay: Callable[[], None] | None = None
@@ -166,10 +150,13 @@ class DecodeGraphs:
                 ]
         return []
 
-    def run(self, decodes: Decodes) -> tuple[torch.Tensor, Picked] | None:
-        """Run a step; return its logits [n, V] and tokens, which the next one overwrites. The
-        tokens that are `stored` are in the table. Returns None, with nothing done, where no graph
-        has room for so many rows or such long texts.
+    def run(
+        self, decodes: Decodes, stored: NDArray[np.bool_], sampling: Int32Array
+    ) -> tuple[torch.Tensor, Picked] | None:
+        """Run a step of n lines; return its logits [n, V] and tokens, which the next one
+        overwrites. `stored` ([n]) says which tokens become their rows' last, `sampling` (int32 [n,
+        DeviceSampling.WIDTH]) how they are sampled. Returns None, with nothing done, where no graph
+        has room for so many lines or such long texts.
 
         Raises ValueError for numbers outside the cache.
         """
@@ -183,14 +170,14 @@ class DecodeGraphs:
         filled = graph.attention.fill(DecodeRows(decodes.slots, lengths, tables, decodes.rows))
         if filled is None:
             return None
-        stores = np.where(decodes.stored, decodes.rows, self._table.padding_row)
+        stores = np.where(stored, decodes.rows, self._table.padding_row)
         size = self._write(
             graph,
             {
-                "rows": (decodes.rows, self._table.padding_row),
+                "inputs": (decodes.inputs, self._table.padding_row),
                 "stores": (stores, self._table.padding_row),
                 "positions": (decodes.positions, 0),
-                "sampling": (decodes.sampling.ravel(), 0),
+                "sampling": (sampling.ravel(), 0),
             },
             filled,
         )
@@ -236,7 +223,7 @@ class DecodeGraphs:
         size = self._write(
             graph,
             {
-                "rows": (nothing, padding_row),
+                "inputs": (nothing, padding_row),
                 "stores": (nothing, padding_row),
                 "positions": (nothing, 0),
                 "sampling": (nothing, 0),
@@ -265,7 +252,7 @@ class DecodeGraphs:
         """Run the step over the numbers that are on the device."""
         at = graph.layout.views(self._buffers.on_device)
         if self._table is not None:
-            ids = self._table.last_tokens.index_select(0, at["rows"])
+            ids = self._table.last_tokens.index_select(0, at["inputs"])
         else:
             ids = self._every.new_empty(graph.n_rows)
         if self._ranks is not None:
