@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.doubles.device_doubles import DeviceAttention, HostSampling, Replaying
+from tests.doubles.foretelling import Foretelling
 from tests.helpers.drive import ROWS, Drive
 from tests.helpers.loading import load
 from tests.helpers.rank_graphs import N_TOKENS
@@ -70,6 +71,31 @@ def test_texts_with_and_without_grammars_are_the_same(
     assert run_all(drive) == alone
     assert drive.graphs is not None
     assert {2, 4} <= set(drive.graphs.ran)
+
+
+@pytest.mark.parametrize(("rows", "max_drafts"), [(1, 3), (2, 1), (ROWS, 3)])
+def test_drafts_are_verified_in_graphs_that_have_room_for_them(
+    model: Loaded,
+    vocabulary: Vocabulary,
+    alone: dict[int, list[int]],
+    rows: int,
+    max_drafts: int,
+) -> None:
+    prompts = [prompt for prompt in PROMPTS for _ in SAMPLINGS for _ in GRAMMARS]
+    source = Foretelling([prompt + alone[number] for number, prompt in enumerate(prompts)])
+    drive = Drive(
+        model,
+        vocabulary,
+        rows=rows,
+        budget=40,
+        graphs=True,
+        drafts=source,
+        max_drafts=max_drafts,
+    )
+    assert run_all(drive) == alone
+    assert 0 < drive.n_accepted < drive.n_drafts
+    assert drive.graphs is not None
+    assert 4 in drive.graphs.ran
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -1,0 +1,153 @@
+"""The scheduler's core and the runner together, on rows whose drafts are verified.
+
+Texts and log-probabilities are those without drafts, bit for bit, whatever is drafted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tests.doubles.foretelling import Foretelling
+from tests.helpers.drive import ROWS, Drive
+from tests.helpers.loading import load
+from tests.helpers.tiny_llama import save_tiny_llama
+from tests.helpers.tiny_tokenizer import END, save_tiny_tokenizer
+from tgi_async.grammar.grammar import Grammar, Json, Regex
+from tgi_async.wire.messages import Sampling
+from workers.constraints.vocabulary import Vocabulary
+from workers.models.loading import Loaded
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "friends": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3},
+    },
+    "required": ["name", "friends"],
+    "additionalProperties": False,
+}
+PROMPTS = [[5, 6, 7, 8, 9], [11], [12, 13] * 9]
+SAMPLINGS = [
+    Sampling(logprobs=True),
+    Sampling(do_sample=True, temperature=3.0, seed=8),
+    Sampling(do_sample=True, temperature=2.0, top_p=0.9, seed=9, logprobs=True, top_n_tokens=2),
+    Sampling(repetition_penalty=1.5, frequency_penalty=0.7, logprobs=True),
+    Sampling(
+        output_frequency_penalty=1.0, do_sample=True, seed=3, model_logprobs=True, logprobs=True
+    ),
+    Sampling(min_tokens=20, end_ids=[END], banned=[[5], [6, 7]], watermark=True),
+]
+GRAMMARS: list[Grammar | None] = [None, Json(SCHEMA), Regex("(abc|[xyz]+;)+")]
+
+
+class Said(NamedTuple):
+    texts: dict[int, list[int]]
+    logprobs: dict[int, list[float | None]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, size = save_tiny_tokenizer(tmp_path_factory.mktemp("drafts"))
+    return save_tiny_llama(folder, vocabulary=size)
+
+
+@pytest.fixture(scope="module", params=["fused", "transformers"])
+def model(folder: Path, request: pytest.FixtureRequest) -> Loaded:
+    return load(folder, torch.float32, torch.device("cpu"), implementation=request.param)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(folder: Path, model: Loaded) -> Vocabulary:
+    return Vocabulary(folder, model.spec.vocab_size, [END])
+
+
+def run_all(drive: Drive) -> Said:
+    for prompt in PROMPTS:
+        for sampling in SAMPLINGS:
+            for grammar in GRAMMARS:
+                drive.submit(prompt, 40, grammar, sampling)
+    drive.run()
+    assert not drive.errors
+    return Said(drive.said, drive.logprobs)
+
+
+@pytest.fixture(scope="module")
+def alone(model: Loaded, vocabulary: Vocabulary) -> Said:
+    return run_all(Drive(model, vocabulary, rows=1))
+
+
+@pytest.fixture(scope="module")
+def whole(alone: Said) -> list[list[int]]:
+    """The texts with their prompts."""
+    prompts = [prompt for prompt in PROMPTS for _ in SAMPLINGS for _ in GRAMMARS]
+    return [prompt + alone.texts[number] for number, prompt in enumerate(prompts)]
+
+
+def check(drive: Drive, alone: Said) -> None:
+    said = run_all(drive)
+    assert said.texts == alone.texts
+    for number, logprobs in alone.logprobs.items():
+        assert said.logprobs[number] == pytest.approx(logprobs, abs=1e-4)
+    assert 0 < drive.n_accepted < drive.n_drafts
+
+
+@pytest.mark.parametrize("rows", [1, ROWS])
+@pytest.mark.parametrize("max_drafts", [1, 3, 8])
+def test_texts_are_those_without_drafts(
+    model: Loaded,
+    vocabulary: Vocabulary,
+    alone: Said,
+    whole: list[list[int]],
+    rows: int,
+    max_drafts: int,
+) -> None:
+    source = Foretelling(whole)
+    drive = Drive(model, vocabulary, rows=rows, budget=40, drafts=source, max_drafts=max_drafts)
+    check(drive, alone)
+    # Each token was observed once.
+    assert source.n_observed >= sum(map(len, alone.texts.values()))
+
+
+def test_so_they_are_where_all_drafts_are_right(
+    model: Loaded, vocabulary: Vocabulary, alone: Said, whole: list[list[int]]
+) -> None:
+    drive = Drive(
+        model, vocabulary, rows=1, budget=40, drafts=Foretelling(whole, wrong_in=0), max_drafts=8
+    )
+    check(drive, alone)
+    assert drive.n_accepted > 0.6 * drive.n_drafts
+
+
+def test_so_they_are_where_rows_are_preempted(
+    model: Loaded, vocabulary: Vocabulary, alone: Said, whole: list[list[int]]
+) -> None:
+    drive = Drive(
+        model, vocabulary, budget=40, n_blocks=20, drafts=Foretelling(whole), max_drafts=4
+    )
+    check(drive, alone)
+    assert drive.core.n_preemptions > 0
+
+
+def test_in_bfloat16_the_fused_decoder_gives_the_same_bits(
+    folder: Path, vocabulary: Vocabulary
+) -> None:
+    model = load(folder, torch.bfloat16, torch.device("cpu"), implementation="fused")
+
+    def said_by(drive: Drive) -> Said:
+        for prompt in PROMPTS:
+            for sampling in SAMPLINGS:
+                drive.submit(prompt, 60, None, sampling)
+        drive.run()
+        assert not drive.errors
+        return Said(drive.said, drive.logprobs)
+
+    alone = said_by(Drive(model, vocabulary, rows=1))
+    prompts = [prompt for prompt in PROMPTS for _ in SAMPLINGS]
+    source = Foretelling([prompt + alone.texts[at] for at, prompt in enumerate(prompts)])
+    drive = Drive(model, vocabulary, budget=40, drafts=source, max_drafts=6)
+    assert said_by(drive) == alone
+    assert 0 < drive.n_accepted < drive.n_drafts
