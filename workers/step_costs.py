@@ -30,3 +30,14 @@ class StepCosts:
         left, right = self._positions[at - 1], self._positions[at]
         low, high = self._seconds[at - 1], self._seconds[at]
         return max(0.0, low + (high - low) * (n - left) / (right - left))
+
+    def least_slope(self, start: int, end: int) -> float:
+        """Return the least seconds that one more position takes between these."""
+        last = len(self._positions) - 2
+        first = min(max(0, bisect_right(self._positions, start) - 1), last)
+        return min(
+            (self._seconds[at + 1] - self._seconds[at])
+            / (self._positions[at + 1] - self._positions[at])
+            for at in range(first, last + 1)
+            if at == first or self._positions[at] < end
+        )

@@ -82,26 +82,3 @@ class Acceptance:
             chance *= (own.right[kind] + SHARED_WEIGHT * shared) / (own.tried[kind] + SHARED_WEIGHT)
             found.append(chance)
         return found
-
-
-def worth_verifying(
-    chances: Sequence[Sequence[float]], seconds: Sequence[float], n_sampled: int
-) -> list[int]:
-    """Return how many of its drafts each row verifies, for the most tokens a second.
-
-    `chances` are each row's, falling; `seconds[n]` is what the step takes with n drafts;
-    `n_sampled` are the tokens it yields without any, and may be 0 only where there are no rows.
-    """
-    order = sorted(
-        ((chance, row) for row, own in enumerate(chances) for chance in own), reverse=True
-    )
-    best, n_best = n_sampled / seconds[0], 0
-    tokens = float(n_sampled)
-    for n, (chance, _) in enumerate(order[: len(seconds) - 1], 1):
-        tokens += chance
-        if tokens / seconds[n] > best:
-            best, n_best = tokens / seconds[n], n
-    counts = [0] * len(chances)
-    for _, row in order[:n_best]:
-        counts[row] += 1
-    return counts

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from workers.speculation.acceptance import Acceptance, worth_verifying
+from workers.speculation.acceptance import Acceptance
+from workers.speculation.choice import worth_verifying
 from workers.speculation.source import DraftRows, DraftSource, Proposal
 from workers.step_costs import StepCosts
 
@@ -75,9 +76,9 @@ class Speculation:
                 chances[one.row] = self._acceptance.chances(one.row, proposal)
         if not proposed:
             return {}
-        most = sum(map(len, chances.values()))
-        seconds = [self._costs.seconds(n_positions + n) for n in range(most + 1)]
-        counts = worth_verifying([chances[row] for row in proposed], seconds, n_sampled)
+        counts = worth_verifying(
+            [chances[row] for row in proposed], self._costs, n_positions, n_sampled
+        )
         return {
             row: proposal.tokens[:n]
             for (row, proposal), n in zip(proposed.items(), counts, strict=True)
