@@ -167,7 +167,9 @@ async def repeating(servers: Sequence[Server], rounds: int, fresh: Iterator[str]
             f"{answer.n_rejected:9} {own:5.0%}  {'yes' if same else 'NO'}"
         )
     for name in others:
-        whole = statistics.median(total(a) / total(b) for a, b in zip(found[first], found[name]))
+        whole = statistics.median(
+            total(a) / total(b) for a, b in zip(found[first], found[name], strict=True)
+        )
         print(
             f"{first} over {name}: geometric mean {statistics.geometric_mean(ratios[name]):.2f}, "
             f"least {min(ratios[name]):.2f}, all tokens over all seconds {whole:.2f}"

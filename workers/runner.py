@@ -199,20 +199,45 @@ class Runner:
         return self._speculation.propose(asked, n_positions, n_sampled)
 
     def _verify(self, part: SamplingBatch, launched: LaunchedStep) -> None:
-        """Sample rows place by place, each as long as its drafts are accepted."""
+        """Sample rows with drafts, and those beside them, each as long as its drafts are
+        accepted."""
         verification = Verification(part, launched, self._table)
-        while (place := verification.next()) is not None:
-            at = LaunchedStep(launched.step, launched.rows)
-            self._sample_place(place, at, first=verification.place == 0)
-            going_on = verification.take(at, self._constraints)
-            if going_on and self._constrained is not None and self.constrained:
-                self._constrained.go_on(going_on)
+        if not self._verify_at_once(part, verification):
+            self._verify_by_place(verification, launched)
         left = verification.finish()
         if self._constraints is not None:
             self._constraints.advance(left)
         if part.hidden is not None and self._speculation is not None:
             lines = send(verification.last_lines(), part.hidden.device)
             self._speculation.observe_hidden(part.rows, part.hidden[lines])
+
+    @torch.inference_mode()
+    def _verify_at_once(self, part: SamplingBatch, verification: Verification) -> bool:
+        """Sample all places together, whose tokens depend on no others. Return whether it could be
+        done."""
+        rows = np.asarray(part.rows, np.int64)
+        if not self._sampler.forgets(rows).all():
+            return False
+        if self._constraints and any(row in self._constraints for row in part.rows):
+            return False
+        lines, positions = verification.lines()
+        try:
+            output = self._sampler.sample(lines, positions, part.logits, None, part.picked)
+        except torch.AcceleratorError:
+            raise
+        except RuntimeError:
+            return False  # one of them fails, and is found where each is sampled alone
+        verification.take_all(*output.to_wire(list(range(len(lines)))))
+        return True
+
+    def _verify_by_place(self, verification: Verification, launched: LaunchedStep) -> None:
+        """Sample rows place by place."""
+        while (place := verification.next()) is not None:
+            at = LaunchedStep(launched.step, launched.rows)
+            self._sample_place(place, at, first=verification.place == 0)
+            going_on = verification.take(at, self._constraints)
+            if going_on and self._constrained is not None and self.constrained:
+                self._constrained.go_on(going_on)
 
     # -- the forward pass -----------------------------------------------------------------------
 

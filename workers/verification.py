@@ -10,7 +10,7 @@ import numpy as np
 from msgspec import structs
 from numpy.typing import NDArray
 
-from tgi_async.wire.messages import Sampled
+from tgi_async.wire.messages import RowError, Sampled
 from workers.constraints.constraints import Constraints
 from workers.launched_step import LaunchedStep, SamplingBatch
 from workers.sampling.output import Picked
@@ -73,6 +73,41 @@ class Verification:
         ]
         return self._at(self._lines[self.place] + np.asarray(here), here)
 
+    def lines(self) -> tuple[list[int], list[int]]:
+        """Return the row of each line of the logits, and the number of tokens before it."""
+        rows = list(self._part.rows)
+        lengths = [self._table[row].length for row in rows]
+        for place in range(1, len(self._lines) - 1):
+            n = int(self._lines[place + 1] - self._lines[place])
+            rows += rows[:n]
+            lengths += [length + place for length in lengths[:n]]
+        return rows, lengths
+
+    def take_all(self, sampled: list[Sampled], broken: list[RowError]) -> None:
+        """Take what was sampled at all lines, which are the rows of these results."""
+        found = {one.row: one for one in sampled}
+        errors = {one.row: one.message for one in broken}
+        tokens: dict[int, int] = {}
+        for index, row in enumerate(self._part.rows):
+            if index in errors:
+                self._launched.errors.append(RowError(row, errors[index]))
+                continue
+            state = self._rows.get(row)
+            if state is None:
+                self._launched.sampled.append(structs.replace(found[index], row=row))
+                self._table[row].length += 1
+                tokens[row] = found[index].tokens[0]
+                continue
+            for place in range(len(state.drafts) + 1):
+                self.place = place
+                one = found.get(int(self._lines[place]) + index)
+                if one is None:
+                    break  # found again in the next step, which begins here
+                self._table[row].length += 1
+                if not self._accept(row, index, state, structs.replace(one, row=row), None):
+                    break
+        self._store(tokens)
+
     def take(self, at: LaunchedStep, constraints: Constraints | None) -> dict[int, list[int]]:
         """Take what was sampled at this place. Return the tokens of rows that go on."""
         launched, first = self._launched, self.place == 0
@@ -103,7 +138,8 @@ class Verification:
                 # Each was the only token allowed, with probability 1.
                 logprobs = one.logprobs and one.logprobs + [0.0] * (len(forced) - 1)
                 one = structs.replace(one, tokens=forced, logprobs=logprobs)
-            if self._accept(one.row, state, one, constraints):
+            index = self._part.rows.index(one.row)
+            if self._accept(one.row, index, state, one, constraints):
                 going_on[one.row] = one.tokens
         for row, state in self._rows.items():
             if state.place == self.place and row not in taken and not state.done:
@@ -137,11 +173,16 @@ class Verification:
                     len(state.drafts),
                 )
             )
-        if ends:
-            device = self._table.last_tokens.device
-            rows, tokens_at = (np.asarray(list(x), np.int64) for x in (ends, ends.values()))
-            self._table.last_tokens[send(rows, device)] = send(tokens_at, device)
+        self._store(ends)
         return left
+
+    def _store(self, tokens: dict[int, int]) -> None:
+        """Store the last tokens of rows."""
+        if tokens:
+            table = self._table
+            rows, last = (np.asarray(list(x), np.int64) for x in (tokens, tokens.values()))
+            device = table.last_tokens.device
+            table.last_tokens[send(rows, device)] = send(last, device)
 
     def last_lines(self) -> NDArray[np.int64]:
         """Return of each row the line of the logits of its last sampled token."""
@@ -149,9 +190,10 @@ class Verification:
         lines[: len(self._rows)] = [one.line for one in self._rows.values()]
         return lines
 
-    def _accept(self, row: int, state: _Row, one: Sampled, constraints: Constraints | None) -> bool:
+    def _accept(
+        self, row: int, index: int, state: _Row, one: Sampled, constraints: Constraints | None
+    ) -> bool:
         """Add what a row sampled. Return whether it goes on, as all of it are its drafts."""
-        index = self._part.rows.index(row)
         state.line = int(self._lines[self.place]) + index
         state.results.append(one)
         n = 0

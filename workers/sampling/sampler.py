@@ -57,9 +57,10 @@ class Sampler:
         device: torch.device,
         *,
         on_device: bool | None = None,
+        most_lines: int = 0,
     ) -> None:
         """Make a sampler. `on_device` says whether it has a `device_sampling`; by default on a
-        GPU."""
+        GPU. At most `most_lines` are sampled at once; 0: `max_rows`."""
         self._vocab_size = vocab_size
         self._device = device
         self._lines_at_once = max(1, SCORES_AT_ONCE[device.type] // vocab_size)
@@ -71,7 +72,7 @@ class Sampler:
         self.device_sampling: DeviceSampling | None = None
         """Samples the rows that it `takes`; None without one."""
         if device.type == "cuda" if on_device is None else on_device:
-            self.device_sampling = DeviceSampling(vocab_size, max_rows, device)
+            self.device_sampling = DeviceSampling(vocab_size, most_lines or max_rows, device)
 
     def admit(
         self,
@@ -103,6 +104,13 @@ class Sampler:
         unseen = Needs.DRAW | Needs.TRUNCATION | Needs.LOGPROB | Needs.BIAS
         return not int(self._parameters.needs[row]) & ~int(unseen)
 
+    def forgets(self, rows: Index) -> NDArray[np.bool_]:
+        """Return whether the next token of each of `rows` depends on its position and logits only,
+        not on the tokens before. `sample` takes such rows several times, at other positions."""
+        remembering = Needs.PENALTY | Needs.WATERMARK | Needs.BAN
+        forgetful: NDArray[np.bool_] = (self._parameters.needs[rows] & remembering) == 0
+        return forgetful
+
     def release(self, row: int) -> None:
         """Remove a row."""
         self._parameters.clear(row)
@@ -126,7 +134,7 @@ class Sampler:
         allowed: Allowed | None = None,
         picked: Picked | None = None,
     ) -> SamplerOutput:
-        """Return the next token of each of `rows`, which are different.
+        """Return the next token of each of `rows`, which are different, but for those it `forgets`.
 
         `logits` is [B, V] in the model's dtype and is left as it is; `positions[i]` is the number
         of tokens before the one sampled for `rows[i]`; `allowed` keeps some to their grammars.
