@@ -11,6 +11,7 @@ from typing import Any
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 QUOTED_CHARS = 160
 """Most characters of a server's error that are shown."""
+UNFINISHED = "not finished in time"
 
 
 class LoadError(Exception):
@@ -76,6 +77,8 @@ class Exchange(asyncio.Protocol):
         """(time of arrival, payload), the payload not parsed yet."""
         self.sent_at = 0.0
         self.failure: str | None = "not started in time"
+        self.begun = asyncio.Event()
+        """Set when an event has come, or none will."""
         self._request = request
         self._buffer = bytearray()
         self._line = bytearray()
@@ -88,13 +91,14 @@ class Exchange(asyncio.Protocol):
     async def run(self, host: str, port: int) -> None:
         """Send the request and wait for the end of the answer; errors are kept in `failure`."""
         loop = asyncio.get_running_loop()
-        self.failure = "not finished in time"
+        self.failure = UNFINISHED
         self._ended = loop.create_future()
         self.sent_at = time.perf_counter()
         try:
             transport, _ = await loop.create_connection(lambda: self, host, port)
         except OSError as error:
             self.failure = f"no connection: {error}"
+            self.begun.set()
             return
         try:
             transport.write(self._request)
@@ -120,6 +124,8 @@ class Exchange(asyncio.Protocol):
         if self._status == 200:
             *lines, self._line = self._line.split(b"\n")
             self.events += [(now, bytes(line[5:])) for line in lines if line.startswith(b"data:")]
+        if self.events:
+            self.begun.set()
         if last:
             self._end(None)
 
@@ -134,6 +140,7 @@ class Exchange(asyncio.Protocol):
             text = self._line.decode(errors="replace")[:QUOTED_CHARS]
             failure = f"status {self._status}: {text}"
         self.failure = failure
+        self.begun.set()
         self._ended.set_result(None)
 
     def _read_head(self) -> bool:

@@ -67,10 +67,12 @@ COLUMNS = (
 )
 RATIOS = (
     "output_tokens_per_s",
+    "prompt_tokens_per_s",
     "requests_per_s",
     "total_s",
     "ttft_p50_s",
     "itl_p50_s",
+    "itl_p99_s",
     "tpot_p50_s",
 )
 """The compared figures: the first server's summary divided by each other's."""

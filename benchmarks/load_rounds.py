@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.load_client import QUOTED_CHARS, Exchange, LoadError, Server
+from benchmarks.load_client import QUOTED_CHARS, UNFINISHED, Exchange, LoadError, Server
 from benchmarks.load_works import Work
 
 PAUSE = 3.0
 """Seconds before a round."""
+BESIDE_TOKENS = 1024
+"""Of a stream beside prompts: more than it gets to."""
 
 
 @dataclass(slots=True)
@@ -75,10 +77,20 @@ class Round:
         if asked > 1:
             self.per_token.append((stamps[-1] - stamps[0]) / (asked - 1))
 
+    def add_beside(self, server: Server, exchange: Exchange, began: float, ended: float) -> None:
+        """Count the times between tokens of a stream beside that came in this span, in which it is
+        not to end."""
+        if exchange.failure != UNFINISHED:
+            self.failures.append(f"a stream beside ended: {exchange.failure or 'it was too short'}")
+        events = [(at, json.loads(one)) for at, one in exchange.events if one.strip() != b"[DONE]"]
+        stamps = [at for at, event in events if began <= at <= ended and server.read(event)[0]]
+        self.gaps += [later - earlier for earlier, later in pairwise(stamps)]
+
 
 async def play(server: Server, work: Work, seed: str, limit: float) -> Round:
     """Run one round of one work on one server, ended after `limit` seconds at the latest."""
     exchanges = [Exchange(server.request(p, work.output_tokens)) for p in work.prompts(seed)]
+    beside = [Exchange(server.request(p, BESIDE_TOKENS)) for p in work.prompts_beside(seed)]
     waiting = iter(exchanges)
 
     async def client() -> None:
@@ -88,14 +100,22 @@ async def play(server: Server, work: Work, seed: str, limit: float) -> Round:
     # A server's threads may go on turning for a while after its last answer, and take the cores
     # from the one whose round is next.
     await asyncio.sleep(PAUSE)
+    streams = [asyncio.create_task(one.run(server.host, server.port)) for one in beside]
     cpu, began = time.process_time(), time.perf_counter()
     with suppress(TimeoutError):
         async with asyncio.timeout(limit):
+            await asyncio.gather(*(one.begun.wait() for one in beside))
+            cpu, began = time.process_time(), time.perf_counter()
             await asyncio.gather(*(client() for _ in range(work.concurrency)))
-    elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu
-    result = Round(elapsed=elapsed, client_cpu=cpu, requests=work.requests)
+    ended, cpu = time.perf_counter(), time.process_time() - cpu
+    for stream in streams:
+        stream.cancel()
+    await asyncio.gather(*streams, return_exceptions=True)
+    result = Round(elapsed=ended - began, client_cpu=cpu, requests=work.requests)
     for exchange in exchanges:
         result.add(server, exchange, work.output_tokens)
+    for exchange in beside:
+        result.add_beside(server, exchange, began, ended)
     if server.pid is not None:
         result.memory = tree_memory(server.pid)
     return result

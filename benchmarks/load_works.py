@@ -32,6 +32,8 @@ class Work:
     prompt_words: int = 32
     shared_words: int = 0
     """Words at the start of every prompt of a round that are the same."""
+    beside: int = 0
+    """Streams that decode from before the first of the prompts to the end of the last."""
 
     def prompts(self, seed: str) -> list[str]:
         draw = random.Random(seed)
@@ -41,6 +43,11 @@ class Work:
             for _ in range(self.requests)
         ]
 
+    def prompts_beside(self, seed: str) -> list[str]:
+        """Return the prompts of the streams beside, which are short."""
+        draw = random.Random(f"{seed}/beside")
+        return [" ".join(draw.choices(WORDS, k=32)) for _ in range(self.beside)]
+
 
 WORKS = {
     "stream1": Work(requests=4, concurrency=1, output_tokens=128),
@@ -49,6 +56,7 @@ WORKS = {
     "prefill": Work(requests=12, concurrency=4, output_tokens=1, prompt_words=1200),
     "prefix": Work(requests=24, concurrency=4, output_tokens=16, shared_words=1500),
     "one-token": Work(requests=256, concurrency=32, output_tokens=1),
+    "beside": Work(requests=8, concurrency=2, output_tokens=1, prompt_words=1200, beside=4),
 }
 
 MAX_STREAMS = 4096
@@ -62,7 +70,8 @@ def sweep_work(streams: int) -> Work:
 
 def describe(work: Work) -> str:
     prefix = f"{work.shared_words} shared words + " if work.shared_words else ""
+    beside = f", beside {work.beside} streams, whose ITL it is" if work.beside else ""
     return (
         f"{work.requests} requests, {work.concurrency} at a time, prompts of {prefix}"
-        f"{work.prompt_words} words, {work.output_tokens} tokens out"
+        f"{work.prompt_words} words, {work.output_tokens} tokens out{beside}"
     )

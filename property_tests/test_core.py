@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from property_tests.checked import CheckedCore
 from property_tests.model import EOS, VOCABULARY
 from property_tests.walk import CLIENTS, walk
-from tgi_async.scheduler.plan import Budget
+from tgi_async.scheduler.plan import Budget, half
 from tgi_async.scheduler.reservations import Capacity
 from tgi_async.wire.messages import CachePool
 
@@ -84,16 +84,19 @@ def capacities() -> st.SearchStrategy[Capacity]:
 def budgets(draw: st.DrawFn) -> Budget:
     block_size = draw(st.integers(1, 4))
     n_blocks = draw(st.integers(3, 10))
+    max_batch_prefill_tokens = draw(st.integers(1, 9))
+    chunk = st.integers(1, half(max_batch_prefill_tokens))
     return Budget(
         pools=[CachePool(n_blocks)],
         block_size=block_size,
         max_rows=draw(st.integers(1, 5)),
-        max_batch_prefill_tokens=draw(st.integers(1, 9)),
+        max_batch_prefill_tokens=max_batch_prefill_tokens,
         max_total_tokens=draw(st.integers(3, n_blocks * block_size + 2)),
         overcommit=draw(st.sampled_from((1.0, 1.5, 4.0))),
         lookahead=draw(st.integers(0, 1)),
         max_drafts=draw(st.sampled_from(DRAFTS)),
         capacity=draw(capacities()),
+        beside_decodes=draw(st.lists(chunk, max_size=3)),
     )
 
 

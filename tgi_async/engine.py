@@ -41,8 +41,9 @@ from tgi_async.errors import (
 from tgi_async.generation import GenerationRequest
 from tgi_async.generation_stream import GenerationStream, TokenNames
 from tgi_async.live_streams import LiveStreams
+from tgi_async.scheduler.chunks import chunks_beside_decodes
 from tgi_async.scheduler.core import Core
-from tgi_async.scheduler.plan import Budget
+from tgi_async.scheduler.plan import Budget, half
 from tgi_async.scheduler.request import Request
 from tgi_async.scheduler.reservations import EVICTED, Capacity, Reservation
 from tgi_async.scheduler.results import UnexpectedResult
@@ -149,16 +150,24 @@ class Engine:
             batch=replace(self._start.batch, max_prefill_tokens=ready.max_batch_prefill_tokens),
         )
         longest = min(ready.max_total_tokens, min(n_blocks) * ready.block_size)
+        max_rows = self._start.batch.max_rows
         self.core = Core(
             Budget(
                 pools=pools,
                 block_size=ready.block_size,
-                max_rows=self._start.batch.max_rows,
+                max_rows=max_rows,
                 max_batch_prefill_tokens=ready.max_batch_prefill_tokens,
                 max_total_tokens=longest,
                 overcommit=self._overcommit,
                 lookahead=self._lookahead,
                 capacity=self._capacity,
+                beside_decodes=chunks_beside_decodes(
+                    ready.prefill_costs,
+                    ready.target_inter_token_latency,
+                    half(ready.max_batch_prefill_tokens),
+                    ready.block_size,
+                    max_rows,
+                ),
             )
         )
         self._stop_ids = frozenset(ready.eos_token_ids)

@@ -175,7 +175,8 @@ async def _serve_on(
         gc.collect()
         gc.freeze()
         gate.open(Observer(app, collector))
-        _welcome(settings, ready, limits, address, time.perf_counter() - began)
+        beside_decode = engine.core.budget.prefill_tokens(1)
+        _welcome(settings, ready, limits, beside_decode, address, time.perf_counter() - began)
         return await http.until_stopped(
             engine,
             delay=settings.shutdown_delay,
@@ -212,6 +213,7 @@ def _start(settings: Settings, prepared: Prepared, world_size: int, chat_ends: l
         ),
         RankConfig(world_size),
         stop_token_ids=chat_ends,
+        target_inter_token_latency=(settings.target_inter_token_latency or 0) / 1000,
     )
 
 
@@ -323,7 +325,12 @@ def _show_ends(tokenizer: Tokenizer, ends: list[int], chat_ends: list[int]) -> N
 
 
 def _welcome(
-    settings: Settings, ready: Ready, limits: Limits, address: str, seconds: float
+    settings: Settings,
+    ready: Ready,
+    limits: Limits,
+    beside_decode: int,
+    address: str,
+    seconds: float,
 ) -> None:
     for note in ready.notes:
         log.warning(note)
@@ -340,12 +347,13 @@ def _welcome(
     )
     log.info(
         "limits: %d tokens a request, %d of them input; %d requests at once, %d more may wait; "
-        "%d prefill tokens a step",
+        "%d prefill tokens a step, %d beside a decode",
         limits.max_total_tokens,
         limits.max_input_tokens,
         limits.max_concurrent_requests,
         settings.queue_size,
         ready.max_batch_prefill_tokens,
+        beside_decode,
     )
     key = " -H 'Authorization: Bearer ...'" if settings.api_key else ""
     log.info("ready in %.1f s on %s. Try:", seconds, address)

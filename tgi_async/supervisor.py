@@ -288,4 +288,6 @@ def _together(ready: list[Ready]) -> Ready:
         kv_cache_bytes=sum(one.kv_cache_bytes for one in ready),
         weight_bytes=sum(one.weight_bytes for one in ready),
         notes=list(dict.fromkeys(note for one in ready for note in one.notes)),
+        # Rank 0 has measured them, for all.
+        prefill_costs=max((one.prefill_costs for one in ready), key=len),
     )

@@ -17,6 +17,7 @@ from workers.models.loading import Loaded
 from workers.ranks import Ranks
 from workers.runner import Runner
 from workers.sampling import Sampler
+from workers.step_costs import CostPlan, StepProbe, StepSizes
 from workers.table import RowTable
 from workers.tensor_parallel import DriverRank, FollowerRank
 
@@ -77,9 +78,12 @@ class Executor:
         if done.errors:
             raise UnsupportedModel(f"the model does not run: {done.errors[0].message}")
 
-    def serving(self, n_blocks: int, graphs: GraphPlan | None = None) -> Runner | FollowerRank:
+    def serving(
+        self, n_blocks: int, graphs: GraphPlan | None = None, costs: CostPlan | None = None
+    ) -> Runner | FollowerRank:
         """What serves: rank 0's runner, or what follows it on the others. With `graphs`, decode
-        steps are captured first."""
+        steps are captured first; with `costs`, rank 0 then measures steps, in which the others
+        follow it."""
         cache = self._cache(n_blocks)
         leads = self.ranks is None or self.ranks.rank == 0
         table = self._table() if leads else None
@@ -105,13 +109,27 @@ class Executor:
             assert self.ranks is not None
             return FollowerRank(self.model, self.ranks, cache, self.device, decode_graphs)
         model: Model = self.driver or self.model
+        if costs is not None:
+            measured = Runner(model, table, cache, sampler, None, decode_graphs)
+            n_rows = self.max_rows
+            if decode_graphs is None:
+                # It can have more rows than that, as each draft is like a row.
+                n_rows = costs.n_rows
+                measured = Runner(model, self._table(n_rows), cache, self._sampler(n_rows))
+            costs.measure(
+                StepProbe(
+                    lambda step: measured.collect(measured.launch(step)),
+                    StepSizes(n_rows, n_blocks, self.block_size, self.longest),
+                    self.model.spec.vocab_size,
+                )
+            )
         return Runner(model, table, cache, sampler, self.constraints, decode_graphs)
 
     def _cache(self, n_blocks: int) -> PagedCache:
         return self.model.spec.cache_group.pool(n_blocks, self.block_size, self.device)
 
-    def _table(self) -> RowTable:
-        return RowTable(self.max_rows, self.longest, self.block_size, self.device)
+    def _table(self, max_rows: int = 0) -> RowTable:
+        return RowTable(max_rows or self.max_rows, self.longest, self.block_size, self.device)
 
-    def _sampler(self) -> Sampler:
-        return Sampler(self.max_rows, self.model.spec.vocab_size, self.device)
+    def _sampler(self, max_rows: int = 0) -> Sampler:
+        return Sampler(max_rows or self.max_rows, self.model.spec.vocab_size, self.device)

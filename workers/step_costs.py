@@ -1,43 +1,178 @@
-"""What a step costs by its positions, as measured at warm-up."""
+"""Measure what steps cost: of made-up prompts and decodes, some sizes, and each once or twice."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from tgi_async.wire.messages import StepCost
+from tgi_async.wire.messages import Admit, Run, Sampling, Step, StepCost, StepDone
+from tgi_async.wire.step_costs import StepCosts
+
+SECONDS = 0.2
+"""Time after which no further size is tried, once there are two."""
+QUICK_SECONDS = 0.2
+"""A chunk that takes less is timed twice, as chance shows in it."""
+LEAST_CHUNK = 16
+CONTEXT = 128
+"""Positions before those of decodes, where there is room."""
+MOST_DECODES = 256
 
 
-class StepCosts:
-    """Seconds of a step by its positions: linear between the measured ones, and beyond them.
+@dataclass(slots=True)
+class CostPlan:
+    """What is to be measured, and what was found."""
 
-    Raises ValueError for fewer than two measurements, or positions that do not ascend.
-    """
+    largest_chunk: int = 0
+    """Prompt tokens; 0: chunks are not measured."""
+    most_decodes: int = 0
+    """Positions of a step of decodes; 0: they are not measured."""
+    prefill: list[StepCost] = field(default_factory=list)
+    """Of a chunk by its tokens, ascending; empty where it was not measured."""
+    decode: StepCosts | None = None
+    """Of a step of decodes by its positions; None where it was not measured."""
 
-    def __init__(self, measured: Sequence[StepCost]) -> None:
-        self._positions = [one.n_tokens for one in measured]
-        if len(measured) < 2 or sorted(set(self._positions)) != self._positions:
-            raise ValueError(f"a cost needs two or more ascending positions, got {measured}")
-        seconds: list[float] = []
-        for one in measured:
-            # A larger step that took less time did so by chance.
-            seconds.append(max(one.seconds, seconds[-1] if seconds else 0.0))
-        self._seconds = seconds
+    @property
+    def asked(self) -> bool:
+        """Whether anything is to be measured."""
+        return self.largest_chunk > 0 or self.most_decodes > 0
 
-    def seconds(self, n: int) -> float:
-        """Return what a step of `n` positions takes."""
-        at = min(max(1, bisect_right(self._positions, n)), len(self._positions) - 1)
-        left, right = self._positions[at - 1], self._positions[at]
-        low, high = self._seconds[at - 1], self._seconds[at]
-        return max(0.0, low + (high - low) * (n - left) / (right - left))
+    @property
+    def n_rows(self) -> int:
+        """Rows that the measured steps have."""
+        return max(1, self.most_decodes)
 
-    def least_slope(self, start: int, end: int) -> float:
-        """Return the least seconds that one more position takes between these."""
-        last = len(self._positions) - 2
-        first = min(max(0, bisect_right(self._positions, start) - 1), last)
-        return min(
-            (self._seconds[at + 1] - self._seconds[at])
-            / (self._positions[at + 1] - self._positions[at])
-            for at in range(first, last + 1)
-            if at == first or self._positions[at] < end
-        )
+    def measure(self, probe: StepProbe) -> None:
+        """Measure it, and keep it here."""
+        chunk = min(self.largest_chunk, probe.most_tokens)
+        # What prompts lose in smaller chunks is a share of the rate in the largest.
+        self.prefill = measured(sizes(LEAST_CHUNK, chunk, chunk), probe.chunk)
+        decodes = min(self.most_decodes, probe.most_decodes)
+        found = measured(sizes(1, 8, decodes), probe.decodes)
+        if found:
+            self.decode = StepCosts(found)
+        probe.end()
+
+
+def sizes(first: int, second: int, most: int) -> list[int]:
+    """Return the sizes to try, each once: the two that matter most, and other doubles of the first
+    up to `most`, itself included. There are none where these are not two."""
+    doubles = []
+    size = first
+    while size < most:
+        doubles.append(size)
+        size *= 2
+    return list(dict.fromkeys([first, min(second, most), *doubles, most])) if doubles else []
+
+
+def measured(sizes: Sequence[int], seconds_of: Callable[[int], float | None]) -> list[StepCost]:
+    """Measure sizes in order, the first two in any case, others while there is time; return them
+    ascending, or nothing where one failed (None)."""
+    began = time.perf_counter()
+    found: dict[int, float] = {}
+    for n in sizes:
+        if len(found) > 1 and time.perf_counter() - began > SECONDS:
+            break
+        seconds = seconds_of(n)
+        if seconds is None:
+            return []
+        found[n] = seconds
+    return [StepCost(n, found[n]) for n in sorted(found)]
+
+
+class StepSizes(NamedTuple):
+    """What there is room for."""
+
+    max_rows: int
+    n_blocks: int
+    block_size: int
+    longest: int
+    """Positions of a text."""
+
+
+class StepProbe:
+    """Steps of made-up texts, on a runner none of whose rows are in use."""
+
+    def __init__(self, run: Callable[[Step], StepDone], sizes: StepSizes, vocab_size: int) -> None:
+        """`run` computes a step."""
+        self._run = run
+        self._max_rows, self._n_blocks, self._block_size, longest = sizes
+        self._vocab_size = vocab_size
+        self._n_steps = 0
+        self._n_rows = 0
+        self._written = 0
+        """Positions whose keys are in the first blocks. What nobody wrote may be no number."""
+        self.most_tokens = min(self._n_blocks * self._block_size, longest)
+        """Of a text."""
+        context = max(0, min(CONTEXT, self.most_tokens - 2))
+        self._n_context = context // self._block_size
+        """Blocks that all decodes share."""
+
+    @property
+    def most_decodes(self) -> int:
+        """How many may be in a step."""
+        room = (self._n_blocks - self._n_context) // self._blocks_of(2)
+        return min(self._max_rows, room) if self.most_tokens > 1 else 0
+
+    def chunk(self, n: int) -> float | None:
+        """Return the seconds of a step with so many tokens of a prompt, whose next token is
+        sampled, or None where it fails. They come after those of the last call, as most chunks of a
+        long prompt have others before them."""
+        first = self._chunk(n)
+        if first is None or first >= QUICK_SECONDS:
+            return first
+        second = self._chunk(n)
+        return None if second is None else min(first, second)
+
+    def decodes(self, n: int) -> float | None:
+        """Return the seconds of a step of so many decodes, or None where it fails."""
+        context, own = self._n_context * self._block_size, self._blocks_of(2)
+        if self._written < context:
+            self._written = 0
+            if self._chunk(context) is None:
+                return None
+        shared = list(range(self._n_context))
+        admit = []
+        for row in range(n):
+            first = self._n_context + row * own
+            tokens = self._text(context) + self._text(1, row)
+            blocks = shared + list(range(first, first + own))
+            admit.append(Admit(row, tokens, len(tokens), context, blocks, Sampling()))
+        run = [Run(row, 1) for row in range(n)]
+        # Each row's first step is a prompt's, which takes no less.
+        took = [self._step(admit, run), self._step([], run)]
+        return min((one for one in took if one is not None), default=None)
+
+    def end(self) -> None:
+        """Leave no row behind."""
+        self._step([], [])
+
+    def _chunk(self, n: int) -> float | None:
+        start = self._written if self._written + n <= self.most_tokens else 0
+        end = start + n
+        blocks = list(range(self._blocks_of(end)))
+        admit = Admit(0, self._text(end), end, start, blocks, Sampling())
+        took = self._step([admit], [Run(0, n)])
+        self._written = max(self._written, end)
+        return took
+
+    def _step(self, admit: list[Admit], run: list[Run]) -> float | None:
+        """Run a step, in which rows that are admitted take the place of all others. Return its
+        seconds, or None where a row failed."""
+        release: list[int] = []
+        if admit or not run:
+            release, self._n_rows = list(range(self._n_rows)), len(admit)
+        self._n_steps += 1
+        step = Step(self._n_steps, release, admit, [], run)
+        began = time.perf_counter()
+        done = self._run(step)
+        took = time.perf_counter() - began
+        return None if done.errors else took
+
+    def _text(self, n: int, first: int = 0) -> list[int]:
+        """Return tokens that differ, as experts of a model are chosen by them."""
+        return [(first + at) * 7919 % self._vocab_size for at in range(n)]
+
+    def _blocks_of(self, n: int) -> int:
+        return -(-n // self._block_size)

@@ -32,6 +32,7 @@ from workers.launched_step import LaunchedStep
 from workers.models.loading import load
 from workers.ranks import Ranks
 from workers.runner import Runner
+from workers.step_costs import MOST_DECODES, CostPlan
 from workers.tensor_parallel import DriverRank, FollowerRank
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -40,6 +41,9 @@ POLL_MILLISECONDS = 1
 CPU_PREFILL_TOKENS = 512
 """Prefill tokens of a step where none are asked for: about a third of a second on two cores."""
 CUDA_PREFILL_TOKENS = 4096
+CPU_TARGET_SECONDS = 0.15
+"""Between two tokens of a text beside prompts, where nothing else is asked for."""
+CUDA_TARGET_SECONDS = 0.04
 LEAST_TOKENS = 512
 """Of a cache that is planned: a smaller one holds no conversation."""
 
@@ -147,7 +151,9 @@ class Worker:
         memory.give_back()
         # What lives now lives as long as the worker: no step is to wait for a look at all of it.
         gc.freeze()
-        runner = self._serving(executor, n_blocks, start.device.cuda_graphs, notes)
+        costs = _cost_plan(start, executor)
+        default_target = CPU_TARGET_SECONDS if device.type == "cpu" else CUDA_TARGET_SECONDS
+        runner = self._serving(executor, n_blocks, start.device.cuda_graphs, notes, costs)
         self._channel.send(
             Ready(
                 pools=[CachePool(n_blocks, spec.cache_group.spec.kind)],
@@ -162,6 +168,8 @@ class Worker:
                 notes=notes + native.notes + model.notes,
                 quantization=model.quantization,
                 kv_cache_dtype=spec.cache_group.spec.stored,
+                prefill_costs=costs.prefill,
+                target_inter_token_latency=start.target_inter_token_latency or default_target,
             )
         )
         if self._rank == 0:
@@ -169,19 +177,25 @@ class Worker:
         return runner, device
 
     def _serving(
-        self, executor: Executor, n_blocks: int, sizes: list[int] | None, notes: list[str]
+        self,
+        executor: Executor,
+        n_blocks: int,
+        sizes: list[int] | None,
+        notes: list[str],
+        costs: CostPlan,
     ) -> Runner | FollowerRank:
         """What serves; decode steps of these numbers of rows are captured on a GPU, None being the
         default and an empty list none."""
-        if executor.device.type != "cuda":
+        if executor.device.type != "cuda" or sizes == []:
             notes += ["--cuda-graphs has no effect on a CPU"] if sizes else []
-            return executor.serving(n_blocks)
-        if sizes == []:
-            return executor.serving(n_blocks)
+            if not costs.asked:
+                return executor.serving(n_blocks)
+            with self._phase("measuring steps"):
+                return executor.serving(n_blocks, None, costs)
         sizes = [n for n in sizes or default_sizes(executor.max_rows) if n <= executor.max_rows]
         plan = GraphPlan(CudaGraphCapture(), sizes or [executor.max_rows])
         with self._phase("capturing CUDA graphs", f"of {', '.join(map(str, plan.sizes))} rows"):
-            runner = executor.serving(n_blocks, plan)
+            runner = executor.serving(n_blocks, plan, costs)
         notes += plan.notes
         return runner
 
@@ -233,6 +247,18 @@ class Worker:
             if message is not None:
                 return message
         return self._channel.receive(0)
+
+
+def _cost_plan(start: Start, executor: Executor) -> CostPlan:
+    """Return what is to be measured: chunks of prompts, if they may be beside decodes, and decodes,
+    if there are drafts."""
+    max_rows, max_drafts = executor.max_rows, start.speculation.max_drafts
+    # The router knows what chunks cost from a worker that was here before.
+    chunks = max_rows > 1 and not start.cache.n_blocks
+    return CostPlan(
+        largest_chunk=-(-executor.prefill_tokens // 2) if chunks else 0,
+        most_decodes=min(MOST_DECODES, max_rows * (1 + max_drafts)) if max_drafts else 0,
+    )
 
 
 def _limit_threads(world_size: int) -> list[str]:

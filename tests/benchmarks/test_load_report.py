@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.load_client import Exchange, Server
+from benchmarks.load_client import UNFINISHED, Exchange, Server
 from benchmarks.load_report import compare, percentile, summarize
 from benchmarks.load_rounds import Round
 
@@ -91,3 +91,17 @@ def test_the_first_server_is_compared_with_each_other() -> None:
     assert ratios["theirs"]["output_tokens_per_s"] == 2.0
     assert ratios["nothing"]["itl_p50_s"] is None
     assert "ours" not in ratios
+
+
+def test_of_a_stream_beside_prompts_only_the_times_beside_them_count() -> None:
+    made = round_of(4.0)
+    stream = answered(*[TOKEN] * 6, failure=UNFINISHED)
+    made.add_beside(OPENAI, stream, 1.5, 4.5)
+    assert (made.gaps, made.failures, made.output_tokens) == ([1.0, 1.0], [], 0)
+
+
+@pytest.mark.parametrize(("failure", "why"), [(None, "too short"), ("connection lost", "lost")])
+def test_a_stream_beside_prompts_is_not_to_end(failure: str | None, why: str) -> None:
+    made = round_of(4.0)
+    made.add_beside(OPENAI, answered(TOKEN, USAGE, b"[DONE]", failure=failure), 0.0, 9.0)
+    assert why in made.failures[0]

@@ -36,6 +36,7 @@ from tgi_async.wire.messages import (
     Sampling,
     Start,
     Step,
+    StepCost,
     StepDone,
     Stop,
     TopToken,
@@ -59,6 +60,8 @@ class Behaviour(msgspec.Struct, kw_only=True):
     block_size: int = 4
     max_total_tokens: int = 256
     max_batch_prefill_tokens: int = 32
+    prefill_costs: dict[int, float] = {}
+    """Seconds by tokens."""
     vocab_size: int = VOCABULARY
     tokens: tuple[int, ...] = tuple(range(65, 91))
     """The model chooses among these, by hash."""
@@ -155,6 +158,8 @@ class FakeWorker:
                 weight_bytes=0,
                 notes=["this is a fake worker"],
                 kv_cache_dtype=start.model.kv_cache_dtype or "bfloat16",
+                prefill_costs=[StepCost(*one) for one in behaviour.prefill_costs.items()],
+                target_inter_token_latency=start.target_inter_token_latency or 0.1,
             )
         )
         n_steps = 0

@@ -65,6 +65,14 @@ async def test_many_requests_each_get_their_own_text(tmp_path: Path) -> None:
         assert run.engine.worker_restarts == 0
 
 
+async def test_chunks_beside_decodes_follow_from_what_the_worker_measured(tmp_path: Path) -> None:
+    slow = Behaviour(max_batch_prefill_tokens=128, prefill_costs={16: 0.05, 64: 0.20})
+    async with running(slow, tmp_path, max_rows=3) as run:
+        assert run.engine.core.budget.beside_decodes == [16, 16, 16]
+    async with running(Behaviour(), tmp_path, max_rows=3) as run:
+        assert run.engine.core.budget.beside_decodes == []
+
+
 async def test_a_shared_prefix_is_computed_once(tmp_path: Path) -> None:
     async with running(Behaviour(), tmp_path) as run:
         first = await run.generate("The same beginning, A")

@@ -15,6 +15,7 @@ from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.plan import Budget
 from tgi_async.scheduler.request import FailedEvent, Request, TokenEvent
 from tgi_async.wire.messages import CachePool, Sampling, StepCost
+from tgi_async.wire.step_costs import StepCosts
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
 from workers.graphs.decode import GraphPlan, SampledRows
@@ -24,7 +25,6 @@ from workers.runner import Runner
 from workers.sampling import Sampler
 from workers.speculation.source import DraftSource
 from workers.speculation.speculation import Speculation
-from workers.step_costs import StepCosts
 from workers.table import RowTable
 
 CPU = torch.device("cpu")

@@ -27,8 +27,8 @@ PROMPTS = [[11, 12, 13], [3 + 7 * i % 90 for i in range(30)]]
 N_TOKENS = 6
 
 
-def sampling_sampler(self: Executor) -> Sampler:
-    sampler = Sampler(self.max_rows, self.model.spec.vocab_size, self.device)
+def sampling_sampler(self: Executor, max_rows: int = 0) -> Sampler:
+    sampler = Sampler(max_rows or self.max_rows, self.model.spec.vocab_size, self.device)
     sampler.device_sampling = HostSampling()
     return sampler
 

@@ -3,6 +3,7 @@ huggingface_hub against it."""
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,8 +44,11 @@ def test_the_router_is_small_and_has_no_torch(default_server: Server, report: li
 
 
 def test_the_log_shows_the_phases_with_their_times(default_server: Server) -> None:
-    for phase in ("loading weights", "warming up", "limits: ", "ready in "):
+    for phase in ("loading weights", "warming up", "measuring steps", "limits: ", "ready in "):
         assert phase in default_server.log
+    chunk = re.search(r"; 512 prefill tokens a step, (\d+) beside a decode\n", default_server.log)
+    assert chunk is not None
+    assert int(chunk[1]) in range(16, 257, 16)
     assert f"http://127.0.0.1:{default_server.port}" in default_server.log
 
 

@@ -206,6 +206,24 @@ def test_on_a_gpu_the_next_step_is_launched_before_the_last_is_fetched(
         assert channel.sent_before == [0, 0, 1, 2, 3]
 
 
+def test_costs_of_chunks_are_measured_where_there_may_be_decodes_beside_them(folder: Path) -> None:
+    """And not by a worker that takes the place of another, which has said how many blocks."""
+    channel = run(start(folder, n_blocks=[], memory=40 * BYTES_PER_BLOCK), Stop())
+    costs = channel.ready.prefill_costs
+    assert (costs[0].n_tokens, costs[-1].n_tokens) == (16, 64)
+    assert all(one.seconds > 0 for one in costs)
+    assert "measuring steps" in [one.phase for one in channel.sent if isinstance(one, Loading)]
+    alone = start(folder, n_blocks=[], memory=40 * BYTES_PER_BLOCK, max_rows=1)
+    assert run(alone, Stop()).ready.prefill_costs == []
+    assert run(start(folder), Stop()).ready.prefill_costs == []
+
+
+def test_the_target_between_tokens_is_the_devices_unless_one_is_given(folder: Path) -> None:
+    assert run(start(folder), Stop()).ready.target_inter_token_latency == 0.15
+    given = start(folder, target_inter_token_latency=0.5)
+    assert run(given, Stop()).ready.target_inter_token_latency == 0.5
+
+
 @pytest.mark.parametrize(
     ("asked", "found"),
     [

@@ -25,8 +25,8 @@ class Budget(NamedTuple):
     block_size: int
     max_rows: int
     max_batch_prefill_tokens: int
-    """Most prefill tokens in a step. Beside decodes it is half of them, so that a decoding row
-    waits half as long; prompts lose little by being computed in smaller chunks."""
+    """Most prefill tokens in a step. Beside decodes it is at most half of them, so that a decoding
+    row waits half as long; prompts lose little by being computed in smaller chunks."""
     max_total_tokens: int
     """Most tokens of a request, prompt and output."""
     overcommit: float = 4.0
@@ -38,11 +38,22 @@ class Budget(NamedTuple):
     prefill tokens, and get what prompts leave."""
     capacity: Capacity = Capacity()
     """What requests may reserve, running and waiting ones together."""
+    beside_decodes: Sequence[int] = ()
+    """Most prefill tokens beside one decode, beside two, and so on; beside more as beside the last.
+    Empty: the half."""
 
     def prefill_tokens(self, n_decodes: int) -> int:
         """Return the most prefill tokens in a step of so many decodes."""
-        most = self.max_batch_prefill_tokens
-        return -(-most // 2) if n_decodes else most
+        if not n_decodes:
+            return self.max_batch_prefill_tokens
+        if not self.beside_decodes:
+            return half(self.max_batch_prefill_tokens)
+        return self.beside_decodes[min(n_decodes, len(self.beside_decodes)) - 1]
+
+
+def half(max_batch_prefill_tokens: int) -> int:
+    """Return the most prefill tokens of a step beside decodes, whatever a step costs."""
+    return -(-max_batch_prefill_tokens // 2)
 
 
 class Plan(NamedTuple):

@@ -291,7 +291,9 @@ class Ready(Frame, frozen=True, tag="ready"):
     speculation: str = ""
     """The method that drafts; "" for none."""
     prefill_costs: list[StepCost] = []
-    """Of one chunk of a prompt, by its tokens, ascending."""
+    """Of one chunk of a prompt, by its tokens, ascending; none where it was not measured."""
+    target_inter_token_latency: float = 0.0
+    """In seconds: what was asked for, or what suits the device."""
 
     @property
     def n_blocks(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workers.step_costs import StepCosts
+from tgi_async.wire.step_costs import StepCosts
 
 
 def worth_verifying(

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import torch
 
+from tgi_async.wire.step_costs import StepCosts
 from workers.speculation.acceptance import Acceptance
 from workers.speculation.choice import worth_verifying
 from workers.speculation.source import DraftRows, DraftSource, Proposal
-from workers.step_costs import StepCosts
 
 
 class Asked(NamedTuple):

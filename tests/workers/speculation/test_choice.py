@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tgi_async.wire.messages import StepCost
+from tgi_async.wire.step_costs import StepCosts
 from workers.speculation.choice import worth_verifying
-from workers.step_costs import StepCosts
 
 chance = st.floats(0.01, 1.0)
 

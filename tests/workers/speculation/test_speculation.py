@@ -9,9 +9,9 @@ import torch
 from tests.doubles.foretelling import Foretelling
 from tests.helpers.drive import FREE
 from tgi_async.wire.messages import StepCost
+from tgi_async.wire.step_costs import StepCosts
 from workers.speculation.source import DraftRows, Proposal
 from workers.speculation.speculation import Asked, Speculation
-from workers.step_costs import StepCosts
 
 TEXT = list(range(10, 30))
 DEAR = StepCosts([StepCost(1, 1.0), StepCost(100, 100.0)])
