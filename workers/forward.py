@@ -31,6 +31,8 @@ class ForwardBatch:
     """int64 [rows]: the adapter of each row, in the order of the packed tokens."""
     encoder_states: Sequence[torch.Tensor | None] | None = None
     """[any, hidden] for each row."""
+    hidden: bool = False
+    """Whether the hidden states of the wanted tokens are asked for beside their logits."""
 
     def __post_init__(self) -> None:
         given = self.embeddings if self.tokens is None else self.tokens
@@ -70,8 +72,9 @@ class ForwardOutput(NamedTuple):
 
     logits: torch.Tensor
     """[S, vocabulary]"""
-    hidden_states: Sequence[torch.Tensor] | None = None
-    """[S, hidden] of chosen layers, where asked for."""
+    hidden_states: torch.Tensor | None = None
+    """[S, hidden] in the model's dtype, as the language-model head takes them, behind the last
+    norm; None where they were not asked for."""
 
 
 class Model(Protocol):
@@ -83,4 +86,13 @@ class Model(Protocol):
         Raises ValueError for a batch that has parts which the model does not take, and RuntimeError
         where the batch, or a row of it, cannot be computed.
         """
+        ...
+
+
+class HeadedModel(Model, Protocol):
+    """A model whose language-model head can be used apart from it."""
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return [n, vocabulary] of hidden states [n, hidden], in any float dtype: what logits are
+        before they are scaled and capped, which does not change their order."""
         ...

@@ -11,21 +11,21 @@ import torch
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
-from workers.forward import ForwardBatch, ForwardOutput, Model
+from workers.forward import ForwardBatch, ForwardOutput, HeadedModel
 from workers.graphs.decode import DecodeGraphs
 from workers.graphs.input_buffers import Int32Array
 from workers.ranks import RankFailed, Ranks
 
 N_NUMBERS = 5
-"""Length of a header: packed tokens (0: the end; negative: replay the graph of so many rows),
-wanted logits (of a graph: its numbers), decodes, block table width, and how many numbers describe
-prefills."""
+"""Length of a header: packed tokens (0: the head of a model alone; negative: replay the graph of so
+many rows), wanted logits (of a graph: its numbers; of a head: its rows), decodes (of a head: its
+inputs, 0 being the end), block table width, and how many numbers describe prefills."""
 
 
 class DriverRank:
-    """A model as rank 0 runs it. See `forward.Model`."""
+    """A model as rank 0 runs it. See `forward.HeadedModel`."""
 
-    def __init__(self, model: Model, ranks: Ranks) -> None:
+    def __init__(self, model: HeadedModel, ranks: Ranks) -> None:
         self._model = model
         self._ranks = ranks
 
@@ -69,6 +69,18 @@ class DriverRank:
         except RuntimeError as error:
             raise RankFailed(f"a forward pass failed on rank 0: {error}") from error
 
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See `forward.HeadedModel`. Raises PeerLost, and RankFailed for a failure of this rank."""
+        self._ranks.broadcast(torch.tensor([0, *hidden.shape, 0, 0]))
+        # No rounding, and the others need not know the dtype.
+        self._ranks.broadcast(hidden.float().contiguous())
+        try:
+            return self._model.head(hidden)
+        except torch.AcceleratorError:
+            raise
+        except RuntimeError as error:
+            raise RankFailed(f"the language-model head failed on rank 0: {error}") from error
+
     def replay(self, n_rows: int, numbers: Int32Array) -> None:
         """Have the others replay a graph with these numbers; this rank does so itself. Raises
         PeerLost."""
@@ -85,7 +97,7 @@ class FollowerRank:
 
     def __init__(
         self,
-        model: Model,
+        model: HeadedModel,
         ranks: Ranks,
         cache: PagedCache,
         device: torch.device,
@@ -98,7 +110,7 @@ class FollowerRank:
         self._graphs = graphs
 
     def run(self) -> None:
-        """Run every forward pass of rank 0 until it ends. Raises PeerLost."""
+        """Run all that rank 0 runs until it ends. Raises PeerLost."""
         while self._run_one():
             pass
 
@@ -112,7 +124,10 @@ class FollowerRank:
         header = self._ranks.broadcast(torch.empty(N_NUMBERS, dtype=torch.int64))
         n_tokens, n_wanted, n_decode, width, n_prefills = header.tolist()
         if not n_tokens:
-            return False
+            if n_decode:
+                hidden = torch.empty(n_wanted, n_decode, device=self._device)
+                self._model.head(self._ranks.broadcast(hidden))
+            return bool(n_decode)
         if n_tokens < 0:
             assert self._graphs is not None
             numbers = self._ranks.broadcast(torch.empty(n_wanted, dtype=torch.int32))

@@ -181,6 +181,27 @@ def test_a_cache_of_codes_has_the_logits_that_transformers_has_of_them(
     assert apart.max() < 0.3
 
 
+@pytest.mark.parametrize("variant", ["gemma2", pytest.param("granite", marks=pytest.mark.full)])
+def test_hidden_states_are_those_of_transformers(device: str, variant: str) -> None:
+    model = small(variant)
+    decoder = device_decoder(model, device)
+    rows = Rows(decoder, cache_of(model, device))
+    n = len(rows.tokens[0])
+    prefill = Prefill(0, n, n, rows.tables[0])
+    none = torch.empty(0, dtype=torch.int32)
+    context = AttentionContext(rows.cache, rows.slots(0, n), 0, none.reshape(0, 0), none, [prefill])
+    at = torch.arange(n).to(device)
+    with torch.inference_mode():
+        batch = ForwardBatch(rows.tokens[0].to(device), at, at.flip(0), context, hidden=True)
+        logits, hidden = decoder.forward(batch)
+        assert hidden is not None
+        output = model(rows.tokens[0][None], output_hidden_states=True)
+        assert (hidden.cpu() - output.hidden_states[-1][0].flip(0)).abs().max() < 1e-4
+        scores = decoder.head(hidden)
+        assert (scores.cpu() - model.lm_head(hidden.cpu())).abs().max() < MOST_DIFFERENCE
+        assert torch.equal(scores.argmax(-1), logits.argmax(-1))
+
+
 def faults(block: Block) -> Iterator[tuple[str, dict[str, Any]]]:
     """What a decoder could get wrong in a layer and still look right at a glance."""
     yield "window", {"window": block.window + 1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from workers.attention.context import AttentionContext, Prefill
-from workers.forward import ForwardBatch
+from workers.forward import ForwardBatch, Model
 from workers.models.loading import Loaded
 
 BLOCK_SIZE = 4
@@ -19,15 +19,18 @@ CHUNK = 17
 class PagedSequences:
     """The same random tokens for the same vocabulary, on any rank."""
 
-    def __init__(self, model: Loaded) -> None:
+    def __init__(self, model: Loaded, by: Model | None = None) -> None:
+        """`by` runs the model, if it is not to do so itself."""
         draw = torch.Generator().manual_seed(1)
         self.tokens = [torch.randint(model.spec.vocab_size, (n,), generator=draw) for n in LENGTHS]
         n_blocks = len(LENGTHS) * BLOCKS_PER_ROW
         order = torch.randperm(n_blocks, generator=draw).to(torch.int32)
-        self._model = model
+        self._model = by or model
         self._tables = order.reshape(len(LENGTHS), BLOCKS_PER_ROW)
-        self._cache = model.spec.cache_group.pool(n_blocks, BLOCK_SIZE)
+        self.cache = model.spec.cache_group.pool(n_blocks, BLOCK_SIZE)
         self._computed = [0] * len(LENGTHS)
+        self.hidden: list[list[torch.Tensor]] = [[] for _ in LENGTHS]
+        """Of each row, [n, hidden] of each step."""
 
     @torch.inference_mode()
     def run(self) -> list[torch.Tensor]:
@@ -60,7 +63,7 @@ class PagedSequences:
             prefills.append(Prefill(start, n, self._computed[r] + n, self._tables[r]))
             start += n
         context = AttentionContext(
-            self._cache,
+            self.cache,
             torch.cat(slots),
             len(decodes),
             self._tables[decodes].contiguous(),
@@ -68,9 +71,14 @@ class PagedSequences:
             prefills,
         )
         ids = torch.cat([self.tokens[r][self._computed[r] :][:n] for r, n in order])
-        batch = ForwardBatch(ids, torch.cat(positions), torch.arange(len(ids)), context)
-        logits = self._model.forward(batch).logits
+        every = torch.arange(len(ids))
+        batch = ForwardBatch(ids, torch.cat(positions), every, context, hidden=True)
+        logits, hidden = self._model.forward(batch)
+        assert hidden is not None
+        sizes = [n for _, n in order]
         for r, n in order:
             self._computed[r] += n
-        parts = logits.split([n for _, n in order])
+        for (r, _), states in zip(order, hidden.split(sizes), strict=True):
+            self.hidden[r].append(states)
+        parts = logits.split(sizes)
         return [(r, part.clone()) for (r, _), part in zip(order, parts, strict=True)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from tests.helpers.loading import load
 from tests.helpers.tiny_llama import save_tiny_llama
@@ -22,9 +24,13 @@ TABLE = torch.tensor([5, 2, 7, 0, 3], dtype=torch.int32)
 NONE = torch.empty(0, dtype=torch.int32)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("llama"))
+
+
 @pytest.fixture(scope="module", params=["fused", "transformers"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    folder = save_tiny_llama(tmp_path_factory.mktemp("llama"))
+def model(request: pytest.FixtureRequest, folder: Path) -> Loaded:
     return load(folder, torch.float32, CPU, implementation=request.param)
 
 
@@ -74,6 +80,29 @@ def test_a_row_may_want_the_logits_of_several_positions(model: Loaded) -> None:
         assert found.shape == (2, model.spec.vocab_size)
         torch.testing.assert_close(found, torch.stack(expected[1:]), atol=1e-5, rtol=0)
     assert (expected[1] - expected[2]).abs().max() > 0.1
+
+
+@torch.inference_mode()
+def test_hidden_states_come_where_they_are_asked_for(model: Loaded, folder: Path) -> None:
+    theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    output = theirs(torch.tensor([TEXT]), output_hidden_states=True)
+    cache, apart = cache_of(model), cache_of(model)
+
+    logits, hidden = model.forward(replace(chunk(cache, 0, 18, [3, 17, 8]), hidden=True))
+    assert hidden is not None
+    assert model.spec.hidden_size == hidden.shape[1]
+    torch.testing.assert_close(hidden, output.hidden_states[-1][0, [3, 17, 8]], atol=1e-4, rtol=0)
+    plain = model.forward(chunk(apart, 0, 18, [3, 17, 8]))
+    assert plain.hidden_states is None
+    assert torch.equal(logits, plain.logits)
+    torch.testing.assert_close(model.head(hidden), logits, atol=1e-4, rtol=0)
+    assert torch.equal(model.head(hidden.double()), model.head(hidden))
+
+    _, hidden = model.forward(replace(decodes(cache, 18, 19), hidden=True))
+    torch.testing.assert_close(hidden, output.hidden_states[-1][0, 18:], atol=1e-4, rtol=0)
+    _, hidden = model.forward(replace(chunk(apart, 18, 19, []), hidden=True))
+    assert hidden is not None
+    assert hidden.shape == (0, model.spec.hidden_size)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def spec_of(*caches: CacheSpec) -> ModelSpec:
         LayerSpec(AttentionSpec(4, cache.n_kv_heads, 32, 32, 1.0, window), cache)
         for cache, window in zip(caches, windows, strict=True)
     ]
-    return ModelSpec(tuple(layers), 97, 128, [1])
+    return ModelSpec(tuple(layers), 97, 128, [1], 64)
 
 
 def test_layers_that_keep_the_same_share_blocks_however_they_attend() -> None:

@@ -57,6 +57,7 @@ typedef struct {
     const int64_t *spans;                   /* [n_spans, 4], see paged_attention.h */
     const int64_t *wanted;                  /* [n_wanted] tokens whose logits are asked for */
     float *logits;                          /* [n_wanted, n_logits] */
+    void *hidden; /* [n_wanted, hidden] of the model's dtype, what the head takes; NULL: not kept */
     float *partial; /* [n_tokens, hidden], summed over the ranks between stages; NULL: one rank */
     int64_t n_tokens, n_spans, n_wanted, block_size, n_threads;
     int64_t stage; /* 0: embed; i: half i - 1; the last, after all halves: logits */
@@ -389,6 +390,7 @@ int decoder_run(const decoder *d, const step *s) {
     }
     if (until < last) return DONE;
     p.norm = d->final_norm;
+    if (s->hidden) p.x = s->hidden;
     team_run(norm_wanted, &p, ceil_div(s->n_wanted, NORMS), s->n_threads);
     const product logits = {&d->head,     p.x,         s->logits, d->hidden, d->n_logits,
                             s->n_wanted, STORE_FLOAT, 0,         1.0,       NULL};

@@ -138,10 +138,13 @@ class DeviceDecoder:
             norm = self._final_norm if at == last else self._layers[at + 1].input_norm
             wanted = batch.wanted if at == last else None
             x = self._add_norm(residual, y, layer.mlp_output_norm, norm, wanted)
-        logits = self._logits(x)
-        if self._ranks is not None:
-            logits = self._ranks.gather(logits, self._numbers.logit_widths)
-        return ForwardOutput(logits)
+        logits = self._gathered(self._logits(x))
+        return ForwardOutput(logits, x if batch.hidden else None)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See `forward.HeadedModel`; float32."""
+        x = hidden.to(self._embedding.dtype).contiguous()
+        return self._gathered(self._head.whole(x))
 
     def _turns(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return float32 [n_tokens, 2, rotary / 2] of each rope."""
@@ -260,6 +263,11 @@ class DeviceDecoder:
                 CAPPED=numbers.logit_softcap != 0.0, SIZE=LOGITS,
             )  # fmt: skip
         return logits
+
+    def _gathered(self, logits: torch.Tensor) -> torch.Tensor:
+        if self._ranks is None:
+            return logits
+        return self._ranks.gather(logits, self._numbers.logit_widths)
 
     @property
     def _rows(self) -> dict[str, Any]:

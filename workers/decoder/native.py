@@ -63,7 +63,7 @@ class _Step(ctypes.Structure):
 
     _fields_ = (
         *((name, _POINTER) for name in ("ids", "positions", "slots", "spans", "wanted", "logits")),
-        ("partial", _POINTER),
+        *((name, _POINTER) for name in ("hidden", "partial")),
         *((name, _INTEGER) for name in ("n_tokens", "n_spans", "n_wanted")),
         *((name, _INTEGER) for name in ("block_size", "n_threads", "stage")),
     )
@@ -89,7 +89,8 @@ class NativeDecoder:
         self.weight_bytes = 0
         embedding = None if description.tied else self._rows(description)
         # Before the layers, for it is large, and so is what it is made from.
-        head = self._weight([description.head()])
+        self._head = self._packed([description.head()])
+        head = self._head.struct
         if description.tied:
             embedding = head
         description.forget_head()
@@ -142,6 +143,9 @@ class NativeDecoder:
             self._use(context.cache)
         spans = self.attention.metadata(context)
         logits = torch.empty(len(wanted), self._decoder.n_logits)
+        hidden: torch.Tensor | None = None
+        if batch.hidden:
+            hidden = torch.empty(len(wanted), self._decoder.hidden, dtype=self._head.dtype)
         step = _Step(
             tokens.data_ptr(),
             batch.positions.data_ptr(),
@@ -149,6 +153,7 @@ class NativeDecoder:
             spans.data_ptr(),
             wanted.data_ptr(),
             logits.data_ptr(),
+            None if hidden is None else hidden.data_ptr(),
             None,
             len(tokens),
             len(spans),
@@ -170,7 +175,12 @@ class NativeDecoder:
             raise MemoryError(f"no memory for a forward pass of {len(tokens)} tokens")
         if self._ranks is not None:
             logits = self._ranks.gather(logits, self._logit_widths)
-        return ForwardOutput(logits)
+        return ForwardOutput(logits, hidden)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See `forward.HeadedModel`."""
+        scores = self._head.apply(hidden.to(self._head.dtype))
+        return scores if self._ranks is None else self._ranks.gather(scores, self._logit_widths)
 
     def _run_together(self, step: _Step, ranks: Ranks) -> int:
         """Run stage by stage, each but the last ending in a sum over the ranks."""
@@ -220,13 +230,16 @@ class NativeDecoder:
 
     def _weight(self, linears: list[Linear], activation: str = "") -> Weight:
         """Return the weight of merged layers; with an activation, they are gate and up."""
+        return self._packed(linears, activation).struct
+
+    def _packed(self, linears: list[Linear], activation: str = "") -> PackedWeight | PackedCodes:
         weights = [one.checkpoint_weight for one in linears]
-        packed: PackedWeight = prepare("c_linear", linears)(weights, activation)
+        packed: PackedWeight | PackedCodes = prepare("c_linear", linears)(weights, activation)
         self._kept.append(packed)
         self.weight_bytes += packed.bytes
         if packed.note and packed.note not in self.notes:
             self.notes.append(packed.note)
-        return packed.struct
+        return packed
 
     def _keep(self, tensor: torch.Tensor | None) -> int | None:
         if tensor is None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from workers.models.json_object import read_object
+from workers.json_object import read_object
 from workers.models.plain_model import PlainLayer, PlainModel
 from workers.models.safetensors_writer import Entry, SafetensorsWriter
 from workers.models.weight_files import INDEX, SINGLE, read_header, safetensors_files

@@ -76,7 +76,7 @@ def _convert_weights(folder: ModelFolder, made: Path) -> None:
     weight_map: dict[str, str] = {}
     total = 0
     for name in track(names, len(names), f"Converting the weights of {folder.model_id}"):
-        target = name.replace("pytorch_model", "model").replace(".bin", ".safetensors")
+        target = f"{Path(name.replace('pytorch_model', 'model')).stem}.safetensors"
         tensors = _load_pickled(folder, name)
         _save(tensors, made / target)
         weight_map.update(dict.fromkeys(tensors, target))

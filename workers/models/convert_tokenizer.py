@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from workers.json_object import read_object
 from workers.models.folder import ModelFolder
-from workers.models.json_object import read_object
 from workers.models.special_tokens import CONFIG, TOKENIZER, lacking_tokens
 from workers.progress import say
 

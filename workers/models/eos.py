@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from workers.models.json_object import read_object
+from workers.json_object import read_object
 from workers.models.special_tokens import eos_token_id
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from workers.errors import ModelUnavailable
+from workers.json_object import read_object
 from workers.models.gguf_choice import choose_gguf, only_gguf
-from workers.models.json_object import read_object
 from workers.models.special_tokens import lacking_tokens
 from workers.models.weight_files import pickled_files, read_header, safetensors_files
 

@@ -22,7 +22,7 @@ from workers.models.blobs import PARALLEL, LargeFile, fetch_all, partial_path
 from workers.models.folder import ModelFolder
 from workers.models.gguf_choice import choose_gguf, only_gguf
 from workers.models.hub_errors import explained
-from workers.models.weight_files import INDEX
+from workers.models.weight_files import INDEX, MEDUSA_PICKLED
 from workers.models.weight_files import SAFETENSORS as SAFETENSORS_FILE
 from workers.progress import reports, say, size
 
@@ -33,7 +33,7 @@ SMALL = ["*.json", "*.jinja", "*.model", "*.spm", "*.tiktoken", "vocab.txt", "me
 
 SAFETENSORS = ["*.safetensors"]
 
-PICKLED = ["pytorch_model*.bin"]
+PICKLED = ["pytorch_model*.bin", MEDUSA_PICKLED]
 
 CODE = ["*.py"]
 

@@ -38,6 +38,29 @@ class PackedForward:
         logits: torch.Tensor = output.logits[0]
         return logits if self._selects else logits[wanted]
 
+    def with_hidden(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, wanted: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return logits and what the language-model head made them of, [len(wanted), hidden].
+
+        Raises RuntimeError for a model that does not call its head.
+        """
+        taken: list[torch.Tensor] = []
+        head = self._model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, inputs: taken.extend(inputs[:1]))
+        try:
+            logits = self(input_ids, position_ids, wanted)
+        finally:
+            hook.remove()
+        if len(taken) != 1:
+            raise RuntimeError(
+                f"{self._model.config.model_type} calls its language-model head {len(taken)} "
+                "times a pass, so that its hidden states are not known; serve it with a method of "
+                "--speculation that does not need them: suffix or ngram"
+            )
+        hidden = taken[0][0]
+        return logits, hidden if self._selects else hidden[wanted]
+
 
 def layers_of(model: Any) -> list[AttentionSpec]:
     """How each layer attends, by number. Runs the model once, over two tokens.

@@ -17,7 +17,7 @@ from workers.attention.native import NativeAttention
 from workers.decoder.families import Description, NotFused
 from workers.decoder.native import NativeDecoder
 from workers.errors import UnsupportedModel
-from workers.forward import ForwardBatch, ForwardOutput, Model
+from workers.forward import ForwardBatch, ForwardOutput, HeadedModel
 from workers.models import rope
 from workers.models.pretrained import Pretrained
 from workers.models.spec import ModelSpec
@@ -25,7 +25,7 @@ from workers.models.transformers_path import TransformersModel
 from workers.ranks import Ranks
 
 
-class Loaded(Model, Protocol):
+class Loaded(HeadedModel, Protocol):
     """A model, what it says about itself, and what a person should know of it."""
 
     spec: ModelSpec
@@ -40,7 +40,7 @@ class Loaded(Model, Protocol):
         ...
 
 
-class FusedDecoder(Model, Protocol):
+class FusedDecoder(HeadedModel, Protocol):
     """A fused decoder."""
 
     weight_bytes: int
@@ -75,6 +75,10 @@ class FusedModel:
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         """See `forward.Model`, and the decoder for what it raises."""
         return self._decoder.forward(batch)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See `forward.HeadedModel`."""
+        return self._decoder.head(hidden)
 
 
 def decoder_for(attention: registry.Backend, device: torch.device) -> MakeDecoder:

@@ -1,8 +1,10 @@
 """`python -m workers.models.prepare`: make sure that a model folder ready for serving is here.
 
-Progress goes to stderr. stdout gets one JSON line, `{"path": ..., "model_id": ..., "revision":
-...}`, where revision is the commit of a Hub model and null for others. A failure is one message on
-stderr and a non-zero exit status.
+Progress goes to stderr. stdout gets one JSON line, `{"path": ..., "model_id": ..., "revision": ...,
+"speculator": ..., "speculator_heads": ...}`, where revision is the commit of a Hub model and null
+for others. Of a draft model, which names the model that it drafts for, path is that other one's
+folder, speculator its own, and speculator_heads the most tokens that it drafts; of all others they
+are "" and 0. A failure is one message on stderr and a non-zero exit status.
 """
 
 from __future__ import annotations
@@ -13,10 +15,14 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workers.build_cache import use_scratch
 from workers.errors import ModelUnavailable
 from workers.progress import say
+
+if TYPE_CHECKING:
+    from workers.models.folder import ModelFolder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,51 +58,74 @@ def prepare(
     cache: str | None = None,
     trust_remote_code: bool = False,
     packed: bool = False,
-) -> dict[str, str | None]:
-    """The path, model id and revision of a folder with all that serving needs.
+) -> dict[str, str | int | None]:
+    """The path, model id and revision of a folder with all that serving needs, and what drafts
+    for it.
 
     `model_id` is a folder, a GGUF file, a Hub id, a Hub id with the name of a GGUF file or of a
     quantization (owner/name:Q4_K_M), or None for the embedded model. With `packed`, a GGUF file
     keeps its blocks; of other models it says nothing. Raises `ModelUnavailable`.
     """
     # Imported here so that each kind of model pays for its own imports only.
-    from workers.models.convert import complete
+    from workers.models.draft_folder import base_of, draft_model_in, ready
     from workers.models.embedded import MODEL_ID, prepare_embedded
-    from workers.models.folder import examine, local_folder
-    from workers.models.hub import download
 
+    prepared: dict[str, str | int | None] = {"speculator": "", "speculator_heads": 0}
     if model_id is None:
         _refuse_revision(revision, "the model that comes with the server")
-        return {
-            "path": str(prepare_embedded(packed=packed)),
-            "model_id": MODEL_ID,
-            "revision": None,
-        }
+        path = prepare_embedded(packed=packed)
+        return prepared | {"path": str(path), "model_id": MODEL_ID, "revision": None}
+    folder = _find(model_id, revision, cache, trust_remote_code)
+    prepared |= {"model_id": model_id, "revision": folder.revision}
+    draft = draft_model_in(folder)
+    if draft is None:
+        return prepared | {"path": str(_complete(folder, trust_remote_code, packed))}
+    base = base_of(folder, draft)
+    prepared |= {"speculator": str(ready(folder, draft)), "speculator_heads": draft.n_heads}
+    say(f"{model_id} is {draft.name} for {base}, which is what is served")
+    try:
+        base_folder = _find(base, None, cache, trust_remote_code)
+        if draft_model_in(base_folder) is not None:
+            raise base_folder.problem("it is a draft model itself")
+        path = _complete(base_folder, trust_remote_code, packed)
+    except ModelUnavailable as error:
+        raise ModelUnavailable(
+            f"model {model_id} is {draft.name} for {base} (base_model_name_or_path in its "
+            f"config.json), which cannot be served: {error}"
+        ) from error
+    return prepared | {"path": str(path)}
+
+
+def _find(
+    model_id: str, revision: str | None, cache: str | None, trust_remote_code: bool
+) -> ModelFolder:
+    """Return the folder at a path, or that of a model of the Hub. Raises `ModelUnavailable`."""
+    from workers.models.folder import local_folder
+    from workers.models.hub import download
+
     # Not `Path.expanduser`, which fails for a user without a home.
     path = Path(os.path.expanduser(model_id))
     if path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
         _refuse_revision(revision, f"the {'folder' if path.is_dir() else 'file'} {model_id}")
-        folder = local_folder(model_id)
-    else:
-        repository, _, gguf = model_id.partition(":")
-        _refuse_path(repository)
-        folder = download(
-            repository,
-            revision,
-            cache,
-            gguf=gguf or None,
-            with_code=trust_remote_code,
-        )
+        return local_folder(model_id)
+    repository, _, gguf = model_id.partition(":")
+    _refuse_path(repository)
+    return download(repository, revision, cache, gguf=gguf or None, with_code=trust_remote_code)
+
+
+def _complete(folder: ModelFolder, trust_remote_code: bool, packed: bool) -> Path:
+    """Return a folder with all that serving needs. Raises `ModelUnavailable`."""
+    from workers.models.convert import complete
+    from workers.models.folder import examine
+
     if folder.gguf is not None:
         from workers.models.gguf_convert import prepare_gguf
 
-        made = prepare_gguf(folder.gguf, folder.model_id, packed=packed)
-        return {"path": str(made), "model_id": model_id, "revision": folder.revision}
+        return prepare_gguf(folder.gguf, folder.model_id, packed=packed)
     lacks = examine(folder)
-    path = folder.path
-    if lacks:
-        path = complete(folder, lacks, trust_remote_code=trust_remote_code)
-    return {"path": str(path), "model_id": model_id, "revision": folder.revision}
+    if not lacks:
+        return folder.path
+    return complete(folder, lacks, trust_remote_code=trust_remote_code)
 
 
 def _refuse_revision(revision: str | None, model: str) -> None:

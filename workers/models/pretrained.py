@@ -75,6 +75,13 @@ class Pretrained:
             _expect_codes(self.method, dtype, device)
         self.dtype, self.device, self.ranks = dtype, device, ranks
         self.module = on_meta(config, dtype, trust_remote_code)
+        head = self.module.get_output_embeddings()
+        self.hidden_size: int = (
+            head.in_features
+            if isinstance(head, nn.Linear)
+            else config.get_text_config().hidden_size
+        )
+        """Of what the language-model head takes."""
         stored = None if settings is None else stored_layers(self.module, checkpoint)
         ours = Replacements(self.module, device, self.method, expert_names(self.module), stored)
         if stored is not None:
@@ -132,6 +139,7 @@ class Pretrained:
             self.vocab_size,
             self.max_total_tokens,
             self.eos_token_ids,
+            self.hidden_size,
         )
 
     def _share_tied(self) -> None:

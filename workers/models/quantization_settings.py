@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from workers.errors import UnsupportedModel
+from workers.json_object import read_object
 from workers.models.checkpoint import Checkpoint
-from workers.models.json_object import read_object
 
 KEYS = ("quantization_config", "compression_config")
 """Of config.json; the later one is older."""

@@ -29,6 +29,8 @@ class ModelSpec:
     max_total_tokens: int
     """Longest text."""
     eos_token_ids: list[int]
+    hidden_size: int
+    """Of what the language-model head takes."""
 
     @property
     def cache_groups(self) -> list[CacheGroup]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workers.models.json_object import read_object
+from workers.json_object import read_object
 
 TOKENIZER = "tokenizer.json"
 CONFIG = "tokenizer_config.json"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from workers.attention import registry
 from workers.attention.layer import AttentionShape
 from workers.attention.paged import PagedAttention
@@ -45,5 +47,13 @@ class TransformersModel:
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         """See `forward.Model`."""
         tokens = batch.text("transformers' code")
+        asked = tokens, batch.positions, batch.wanted
         with self._paged.over(batch.attention):
-            return ForwardOutput(self._packed(tokens, batch.positions, batch.wanted))
+            if batch.hidden:
+                return ForwardOutput(*self._packed.with_hidden(*asked))
+            return ForwardOutput(self._packed(*asked))
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See `forward.HeadedModel`."""
+        scores: torch.Tensor = self.module.get_output_embeddings()(hidden.to(self.module.dtype))
+        return scores

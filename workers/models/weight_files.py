@@ -11,7 +11,7 @@ import re
 from pathlib import Path, PurePath
 from typing import Any
 
-from workers.models.json_object import read_object
+from workers.json_object import read_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -20,7 +20,8 @@ SAFETENSORS = re.compile(r"(?!adapter_|consolidated).*\.safetensors")
 
 PICKLED_SINGLE = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
-PICKLED = re.compile(r"pytorch_model(\.\w+)?(-\d+-of-\d+)?\.bin")
+MEDUSA_PICKLED = "medusa_lm_head.pt"
+PICKLED = re.compile(rf"pytorch_model(\.\w+)?(-\d+-of-\d+)?\.bin|{re.escape(MEDUSA_PICKLED)}")
 
 NUMBERED = re.compile(r"(.*-)(\d+)(-of-)(\d+)(\.\w+)")
 """The name of one shard of several."""

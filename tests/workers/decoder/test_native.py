@@ -69,6 +69,7 @@ class Rows:
         self.tables = order.reshape(N_ROWS, BLOCKS_PER_ROW)
         self.computed = [0] * N_ROWS
         self.logits: list[list[torch.Tensor]] = [[] for _ in range(N_ROWS)]
+        self.hidden: list[list[torch.Tensor]] = [[] for _ in range(N_ROWS)]
 
     def step(self, decodes: list[int], chunks: list[tuple[int, int]]) -> None:
         """One token of each row of `decodes`, then (row, n) of `chunks`."""
@@ -92,10 +93,15 @@ class Rows:
         )
         ids = torch.cat([self.tokens[r][self.computed[r] :][:n] for r, n in order])
         asked = self.asked(order)
-        batch = ForwardBatch(ids, torch.cat(positions), torch.cat(asked), context)
-        logits = self.decoder.forward(batch).logits
-        for (r, n), part in zip(order, logits.split([len(some) for some in asked]), strict=True):
+        batch = ForwardBatch(ids, torch.cat(positions), torch.cat(asked), context, hidden=True)
+        logits, hidden = self.decoder.forward(batch)
+        assert hidden is not None
+        sizes = [len(some) for some in asked]
+        for (r, n), part, states in zip(
+            order, logits.split(sizes), hidden.split(sizes), strict=True
+        ):
             self.logits[r].append(part)
+            self.hidden[r].append(states)
             self.computed[r] += n
 
     def asked(self, order: list[tuple[int, int]]) -> list[torch.Tensor]:
@@ -131,6 +137,23 @@ def test_every_position_has_the_logits_of_transformers(variant: str) -> None:
         expected = reference(expected_of, tokens)
         assert expected.std() > 0.3  # so that the difference below says something
         assert (logits - expected).abs().max() < MOST_DIFFERENCE
+
+
+@pytest.mark.parametrize("variant", ["gemma2", "granite", "llama, heads of 48", "phi3"])
+def test_hidden_states_are_those_of_transformers(variant: str) -> None:
+    model = tiny(variant)
+    expected_of = copy.deepcopy(model)
+    cache = cache_of(model)
+    decoder = NativeDecoder(Description(replaced(model)))
+    rows = Rows(decoder, cache)
+    rows.run()
+    for tokens, parts, logits in zip(rows.tokens, rows.hidden, rows.logits, strict=True):
+        hidden = torch.cat(parts)
+        output = expected_of(tokens[None], use_cache=False, output_hidden_states=True)
+        assert (hidden - output.hidden_states[-1][0]).abs().max() < 1e-4
+        scores = decoder.head(hidden)
+        assert (scores - expected_of.lm_head(hidden)).abs().max() < MOST_DIFFERENCE
+        assert torch.equal(scores.argmax(-1), torch.cat(logits).argmax(-1))
 
 
 def faults(block: Block) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -201,7 +224,8 @@ def test_a_token_has_the_same_bits_in_every_batch(dtype: torch.dtype) -> None:
     model = tiny("qwen3", dtype)
     cache = cache_of(model, dtype)
     decoder = NativeDecoder(Description(replaced(model)))
-    together = Rows(decoder, cache).run()
+    together = Rows(decoder, cache)
+    logits = together.run()
     for n_threads in (1, 3):
         torch.set_num_threads(n_threads)
         alone = Rows(decoder, cache)
@@ -211,7 +235,8 @@ def test_a_token_has_the_same_bits_in_every_batch(dtype: torch.dtype) -> None:
                 alone.step([], [(row, min(CHUNK + row, end - alone.computed[row]))])
             while alone.computed[row] < LENGTHS[row]:
                 alone.step([row], [])
-            assert_same(torch.cat(alone.logits[row]), together[row])
+            assert_same(torch.cat(alone.logits[row]), logits[row])
+            assert_same(torch.cat(alone.hidden[row]), torch.cat(together.hidden[row]))
 
 
 class Sampled(Rows):
@@ -228,15 +253,16 @@ class Sampled(Rows):
 
 @pytest.mark.parametrize("variant", ["gemma2", "llama", "phi3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_do_not_depend_on_which_others_are_wanted(variant: str, dtype: torch.dtype) -> None:
+def test_results_do_not_depend_on_which_others_are_wanted(variant: str, dtype: torch.dtype) -> None:
     model = tiny(variant, dtype)
     caches = cache_of(model, dtype), cache_of(model, dtype)
     decoder = NativeDecoder(Description(replaced(model)))
-    everything = Rows(decoder, caches[0]).run()
-    sampled = Sampled(decoder, caches[1]).run()
-    for all_of_them, some in zip(everything, sampled, strict=True):
+    everything, sampled = Rows(decoder, caches[0]), Sampled(decoder, caches[1])
+    for all_of_them, some in zip(everything.run(), sampled.run(), strict=True):
         assert len(some) == DECODES + 1
         assert_same(all_of_them[-DECODES - 1 :], some)
+    for states, some_states in zip(everything.hidden, sampled.hidden, strict=True):
+        assert_same(torch.cat(states)[-DECODES - 1 :], torch.cat(some_states))
 
 
 def test_an_id_outside_the_vocabulary_is_refused() -> None:

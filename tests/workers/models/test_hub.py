@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save
+from safetensors.torch import load_file
+from safetensors.torch import save as save_file
 
 from tests.doubles.hub_server import COMMIT, Hub, serve_hub
-from tests.helpers.model_files import INDEX, index, model_files, pickled, safetensors
+from tests.helpers.model_files import INDEX, index, model_files, pickled, safetensors, write_files
+from tests.helpers.tiny_drafts import mlp_config, mlp_tensors, save_draft_model
 from tests.helpers.tiny_gguf import write_tiny_gguf
 from workers.models.blobs import ATTEMPTS
 
@@ -118,6 +121,55 @@ def test_files_that_serving_does_not_need_stay_where_they_are(prepare: Prepare, 
     prepared(prepare("org/model"))
 
     assert set(hub.downloaded) == needed
+
+
+@pytest.mark.parametrize("name", ["medusa_lm_head.safetensors", "medusa_lm_head.pt"])
+def test_with_a_draft_model_comes_the_model_that_it_drafts_for(
+    prepare: Prepare, hub: Hub, tmp_path: Path, name: str
+) -> None:
+    base = write_files(tmp_path / "base", model_files())
+    tensors = {"0.0.linear.weight": torch.ones(2, 2)}
+    weights = pickled(tensors) if name.endswith(".pt") else save_file(tensors)
+    config = {"medusa_num_heads": 2, "base_model_name_or_path": str(base)}
+    hub.files = {"config.json": json.dumps(config).encode(), name: weights}
+
+    result = prepare("org/model", "--revision", "main")
+
+    assert prepared(result) == base
+    found = json.loads(result.stdout)
+    assert (found["model_id"], found["revision"]) == ("org/model", COMMIT)
+    assert found["speculator_heads"] == 2
+    loaded = load_file(Path(found["speculator"]) / "medusa_lm_head.safetensors")
+    assert torch.equal(loaded["0.0.linear.weight"], torch.ones(2, 2))
+
+
+def test_a_model_on_the_hub_may_be_what_is_drafted_for(
+    prepare: Prepare, hub: Hub, tmp_path: Path
+) -> None:
+    draft = save_draft_model(tmp_path / "d", mlp_config(base="org/model"), mlp_tensors())
+
+    result = prepare(str(draft))
+
+    assert prepared(result).name == COMMIT
+    found = json.loads(result.stdout)
+    assert (found["model_id"], found["revision"]) == (str(draft), None)
+    assert (found["speculator"], found["speculator_heads"]) == (str(draft), 3)
+    assert f"{draft} is an MLP speculator for org/model" in result.stderr
+
+    message = failure(prepare(str(draft), HF_ENDPOINT="http://127.0.0.1:1", HF_HOME=str(tmp_path)))
+    assert message.startswith(f"Error: model {draft} is an MLP speculator for org/model ")
+    assert "which cannot be served: " in message
+
+
+def test_what_a_model_of_the_hub_drafts_for_is_not_looked_for_beside_its_files(
+    prepare: Prepare, hub: Hub
+) -> None:
+    config = {"medusa_num_heads": 2, "base_model_name_or_path": COMMIT}
+    hub.files = {
+        "config.json": json.dumps(config).encode(),
+        "medusa_lm_head.safetensors": safetensors("a"),
+    }
+    assert f"a Medusa checkpoint for {COMMIT} " in failure(prepare("org/model"))
 
 
 def test_code_is_taken_where_it_is_trusted(prepare: Prepare, hub: Hub) -> None:

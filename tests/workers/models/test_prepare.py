@@ -25,6 +25,8 @@ def test_a_local_folder_is_served_where_it_is(
         "path": folder,
         "model_id": folder,
         "revision": None,
+        "speculator": "",
+        "speculator_heads": 0,
     }
 
 
