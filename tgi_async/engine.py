@@ -158,6 +158,7 @@ class Engine:
                 max_total_tokens=longest,
                 overcommit=self._overcommit,
                 lookahead=self._lookahead,
+                max_drafts=ready.max_drafts,
                 capacity=self._capacity,
             )
         )
@@ -279,6 +280,7 @@ class Engine:
             request.prompt,
             wanted,
             client=request.client,
+            tenant=request.tenant,
             sampling=sampling,
             stop_ids=stop_ids,
             grammar=request.grammar,
