@@ -216,6 +216,12 @@ def test_rejected_drafts_are_free() -> None:
     assert core.waiting.counter("") == charged + 2 * OUTPUT_COST
 
 
+def test_a_row_is_admitted_with_its_tenant() -> None:
+    core = Core(BUDGET)
+    core.submit(Request(1, [1, 2], 3, tenant="ann"))
+    assert [one.tenant for one in planned(core).step.admit] == ["ann"]
+
+
 def test_a_request_knows_what_it_gained() -> None:
     core, request = core_of(20)
     complete(core, planned(core), [1, 2], 1, n_drafts=3)
