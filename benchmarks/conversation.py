@@ -49,7 +49,7 @@ HISTORY_TURNS = 10
 QUESTION, ANSWER = 32, 64
 """Words of a question and an answer, each of them a token."""
 SUMS = {
-    "hit": "tgi_request_skipped_tokens_sum",
+    "hit": "tgi_async_cached_tokens_sum",
     "validation": "tgi_request_validation_duration_sum",
     "queue": "tgi_request_queue_duration_sum",
     "inference": "tgi_request_inference_duration_sum",

@@ -178,6 +178,7 @@ def limits(n_requests: int) -> Limits:
         quantization=None,
         weight_bytes=0,
         kv_cache_dtype="none",
+        max_drafts=0,
         max_concurrent_requests=n_requests,
         max_best_of=2,
         max_stop_sequences=4,

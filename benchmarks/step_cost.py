@@ -46,6 +46,8 @@ class Cost(msgspec.Struct):
 class Decodes(msgspec.Struct):
     requests: int
     length: int
+    drafts: int
+    """Most of a row, none of which is accepted."""
     plan: Cost
     complete: Cost
     step: Cost
@@ -55,6 +57,7 @@ class Counts(msgspec.Struct):
     """Counts for each decode of a step."""
 
     requests: int
+    drafts: int
     plan_calls: float
     complete_calls: float
     blocks: float
@@ -78,7 +81,7 @@ class Lookup(msgspec.Struct):
 
 
 class MadeUpWorker:
-    """Knows which rows sample, and gives them any token."""
+    """Knows which rows sample, and gives them any token. It refuses all drafts."""
 
     def __init__(self) -> None:
         self.left: dict[int, int] = {}
@@ -89,10 +92,12 @@ class MadeUpWorker:
             self.left[admit.row] = len(admit.tokens) - admit.n_cached
         sampled = []
         for run in step.run:
-            self.left[run.row] -= run.n
+            known = min(run.n, self.left[run.row])
+            self.left[run.row] -= known
             if self.left[run.row] == 0:
                 self.left[run.row] = 1
-                sampled.append(Sampled(run.row, [(step.step * 7919 + run.row) % 32000]))
+                token = (step.step * 7919 + run.row) % 32000
+                sampled.append(Sampled(run.row, [token], n_drafts=run.n - known))
         return StepDone(step.step, sampled, [], [], 0.0, 0.0)
 
 
@@ -107,12 +112,14 @@ def run(core: Core, worker: MadeUpWorker) -> None:
     core.complete(worker.execute(plan.step))
 
 
-def decoding(n_requests: int, length: int, n_steps: int) -> tuple[Core, MadeUpWorker]:
+def decoding(
+    n_requests: int, length: int, n_steps: int, max_drafts: int = 0
+) -> tuple[Core, MadeUpWorker]:
     """Return a core whose requests all have prompts of `length` tokens and decode for `n_steps`
     more."""
     n_prefill = max(8192, length)
     # The first admitted decode while the last are prefilled, half of the budget a step.
-    n_new = n_steps + 8 + 2 * n_requests * length // n_prefill
+    n_new = n_steps + 8 + 2 * n_requests * length // n_prefill + 2 * max_drafts
     most = length + n_new
     core = Core(
         Budget(
@@ -121,6 +128,8 @@ def decoding(n_requests: int, length: int, n_steps: int) -> tuple[Core, MadeUpWo
             max_rows=n_requests,
             max_batch_prefill_tokens=n_prefill,
             max_total_tokens=most,
+            max_drafts=max_drafts,
+            max_logits=n_requests * max(1, max_drafts),
         )
     )
     worker = MadeUpWorker()
@@ -131,8 +140,8 @@ def decoding(n_requests: int, length: int, n_steps: int) -> tuple[Core, MadeUpWo
     return core, worker
 
 
-def measure_decodes(n_requests: int, length: int, n_steps: int) -> Decodes:
-    core, worker = decoding(n_requests, length, n_steps)
+def measure_decodes(n_requests: int, length: int, n_steps: int, max_drafts: int = 0) -> Decodes:
+    core, worker = decoding(n_requests, length, n_steps, max_drafts)
     plans: list[float] = []
     completes: list[float] = []
     gc.collect()
@@ -151,13 +160,14 @@ def measure_decodes(n_requests: int, length: int, n_steps: int) -> Decodes:
         completes.append(perf_counter() - start)
         ahead = plan
     steps = [one + other for one, other in zip(plans, completes, strict=True)]
-    return Decodes(n_requests, length, Cost.of(plans), Cost.of(completes), Cost.of(steps))
+    costs = Cost.of(plans), Cost.of(completes), Cost.of(steps)
+    return Decodes(n_requests, length, max_drafts, *costs)
 
 
-def count_decodes(n_requests: int, length: int, n_steps: int) -> Counts:
+def count_decodes(n_requests: int, length: int, n_steps: int, max_drafts: int = 0) -> Counts:
     """Count the work of decodes. `n_steps` is a multiple of the block size, to fill whole blocks
     only."""
-    core, worker = decoding(n_requests, length, 2 * n_steps)
+    core, worker = decoding(n_requests, length, 2 * n_steps, max_drafts)
     plans, completes = Calls(), Calls()
     ahead = core.plan()
     for _ in range(n_steps):
@@ -176,9 +186,8 @@ def count_decodes(n_requests: int, length: int, n_steps: int) -> Counts:
         ahead = plan
     n_blocks = allocated_blocks() - n_blocks
     n = n_requests * n_steps
-    return Counts(
-        n_requests, round(plans.n / n, 2), round(completes.n / n, 2), round(n_blocks / n, 2)
-    )
+    calls = round(plans.n / n, 2), round(completes.n / n, 2)
+    return Counts(n_requests, max_drafts, *calls, round(n_blocks / n, 2))
 
 
 def measure_long_prompt(length: int, n_plans: int = 20) -> LongPrompt:
@@ -249,6 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What the scheduler's core costs, alone.")
     parser.add_argument("--requests", type=int, default=256, help="running decodes")
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 8192], help="tokens of each")
+    parser.add_argument("--drafts", type=int, default=8, help="of each, in one of two measurements")
     parser.add_argument("--steps", type=int, default=500, help="steps measured for each length")
     parser.add_argument(
         "--long-prompt", type=int, default=100_000, help="tokens of the long prompt"
@@ -258,8 +268,13 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     given = parser.parse_args()
-    decodes = [measure_decodes(given.requests, length, given.steps) for length in given.lengths]
-    counts = count_decodes(given.requests, 64, 8 * BLOCK_SIZE)
+    drafts = (0, given.drafts)
+    decodes = [
+        measure_decodes(given.requests, length, given.steps, n)
+        for length in given.lengths
+        for n in drafts
+    ]
+    counts = [count_decodes(given.requests, 64, 8 * BLOCK_SIZE, n) for n in drafts]
     long_prompt = measure_long_prompt(given.long_prompt)
     lookups = [measure_lookup(n, 256) for n in given.cached]
     lookups += [measure_lookup(10, length) for length in (1024, 4096, 16_384)]
@@ -276,13 +291,15 @@ def main() -> None:
     print("microseconds, median (99th percentile)")
     for one in decodes:
         print(
-            f"{one.requests} decodes of {one.length} tokens: "
+            f"{one.requests} decodes of {one.length} tokens, {one.drafts} drafts: "
             f"plan {one.plan}, complete {one.complete}, step {one.step}"
         )
-    print(
-        f"a row of {counts.requests} decodes: {counts.plan_calls} calls to plan, "
-        f"{counts.complete_calls} to complete, {counts.blocks} memory blocks held"
-    )
+    for counted in counts:
+        print(
+            f"a row of {counted.requests} decodes, {counted.drafts} drafts: "
+            f"{counted.plan_calls} calls to plan, {counted.complete_calls} to complete, "
+            f"{counted.blocks} memory blocks held"
+        )
     print(
         f"prompt of {long_prompt.tokens} tokens in the cache: "
         f"plan that admits it {long_prompt.admits}, plan while it waits {long_prompt.waits}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from property_tests.bookings import Booking
-from property_tests.model import undisturbed
+from property_tests.model import has_stop_sequence, undisturbed
 from tgi_async.scheduler.request import Request
 from tgi_async.wire.messages import Admit, Step
 
@@ -13,17 +13,27 @@ from tgi_async.wire.messages import Admit, Step
 class Case:
     """A request, and what its client has seen of it."""
 
-    def __init__(self, request: Request, booking: Booking) -> None:
+    def __init__(self, request: Request, booking: Booking, *, stops: bool = False) -> None:
+        """`stops`: its text ends with a stop sequence, which the core does not see by itself."""
         self.request = request
         self.booking = booking
         self.prompt = list(request.tokens)
-        self.due = undisturbed(self.prompt, request.max_new_tokens, request.stop_ids)
+        self.due = undisturbed(self.prompt, request.max_new_tokens, request.stop_ids, stops=stops)
         self.emitted: list[int] = []
+        self.n_drafts = self.n_accepted = 0
+        if stops:
+            request.text_end = self._text_end
         self.prompt_logprobs: list[float] = []
         self.ended = False
         self.n_in_flight = 0
         """Parts of steps in flight."""
         self.admitted = False
+
+    def _text_end(self, tokens: list[int]) -> int | None:
+        for n in range(1, len(tokens) + 1):
+            if has_stop_sequence(self.emitted + tokens[:n]):
+                return n
+        return None
 
     @property
     def known(self) -> list[int]:

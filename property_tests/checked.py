@@ -3,7 +3,8 @@
 The state machines, the random walks and the planted bugs all drive a core through this class, so
 that they share the same checks. A `Violation` names the invariant that broke:
 
-P1 to P6: paged blocks. S1 to S8: batching. E1, E2, E5: fairness. A1 to A5: admission. They are
+P1 to P6: paged blocks. S1 to S9: batching, of which S9 is ours:
+drafts are shared out evenly. E1, E2, E5: fairness. A1 to A5: admission. They are
 described where they are checked, in `invariants`, `ledger`, `bookings`, `model` and here.
 """
 
@@ -28,6 +29,7 @@ from property_tests.model import (
     ModelWorker,
     Outcome,
     Slot,
+    has_stop_sequence,
     prompt_logprob,
     prompt_top,
     require,
@@ -38,6 +40,7 @@ from tgi_async.scheduler.fairness import OUTPUT_COST
 from tgi_async.scheduler.plan import Budget, Plan
 from tgi_async.scheduler.request import (
     FailedEvent,
+    FinishReason,
     PromptEvent,
     Request,
     Status,
@@ -149,6 +152,7 @@ class CheckedCore:
         prompt_logprobs: bool = False,
         prompt_top_n_tokens: int = 0,
         grammar: str = "",
+        stops: bool = False,
     ) -> bool:
         self._n_submitted += 1
         request = Request(
@@ -183,7 +187,7 @@ class CheckedCore:
             return False
         else:
             require(fits, "S5", f"{limit} tokens can never fit")
-            case = self.live[request.id] = Case(request, booking)
+            case = self.live[request.id] = Case(request, booking, stops=stops)
             booking.requests.append(request.id)
             self.ledger.submit(request)
             for end in range(len(prompt) + 1):
@@ -205,12 +209,12 @@ class CheckedCore:
             require(request is not before[0], "S4", "the oldest running request was preempted")
             self.ledger.put_back(request)
         self.reached["preemption"] += len(preempted)
-        left = self.budget.prefill_tokens(0)
+        left, logits_left = self.budget.prefill_tokens(0), self.budget.max_logits
         if plan is None:
             self._check_idle()
         else:
-            left = self._check_step(plan, cached)
-        self._check_waiting(left if may_plan and not preempted else 0)
+            left, logits_left = self._check_step(plan, cached)
+        self._check_waiting(left if may_plan and not preempted else 0, logits_left)
         self.check()
         return plan is not None
 
@@ -302,14 +306,14 @@ class CheckedCore:
                 going = row.case.request.status is Status.RUNNING
                 require(not going or row.n_planned >= row.limit, "S2", "a row was stalled")
 
-    def _check_waiting(self, n_prefill_left: int) -> None:
+    def _check_waiting(self, n_prefill_left: int, n_logits_left: int) -> None:
         head = self.core.waiting.head()
         if head is not None and head.waits_for is not None and head.waits_for.owner is not None:
             self.reached["wait for a computing prefix"] += 1
-        check_work_conserved(self.core, n_prefill_left)
+        check_work_conserved(self.core, n_prefill_left, n_logits_left)
 
-    def _check_step(self, plan: Plan, cached: set[int]) -> int:
-        """Returns how many prefill tokens were left for drafts."""
+    def _check_step(self, plan: Plan, cached: set[int]) -> tuple[int, int]:
+        """Returns how many prefill tokens and logits were left for drafts."""
         step = plan.step
         require(len(self.sent) <= self.budget.lookahead, "S1", "too many steps in flight")
         for number in step.release:
@@ -328,7 +332,7 @@ class CheckedCore:
             touched = any(block in sent.blocks for sent in self.sent)
             require(not touched, "P6", f"block {block} is granted, a step in flight touches it")
         self.reached["eviction"] += sum(block in cached for block in granted)
-        n_prefill, n_decodes, n_drafts = self._check_runs(step, going_on)
+        n_prefill, n_decodes, n_scored = self._check_runs(step, going_on)
         require(plan.n_prefill_tokens == n_prefill, "S1", "prefill tokens are miscounted")
         require(plan.n_decodes == n_decodes, "S1", "decodes are miscounted")
         require(len(self.rows) <= self.budget.max_rows, "S1", f"{len(self.rows)} rows")
@@ -338,7 +342,7 @@ class CheckedCore:
             case.n_in_flight += 1
         blocks = {block for run in step.run for block in self.rows[run.row].blocks}
         self.sent.append(Sent(step, cases, blocks))
-        return self.budget.prefill_tokens(n_decodes) - n_prefill + n_drafts
+        return self.budget.prefill_tokens(n_decodes) - n_prefill, self.budget.max_logits - n_scored
 
     def _check_admission(self, admit: Admit, request: Request) -> list[int]:
         """Returns the blocks that are not hits."""
@@ -368,18 +372,23 @@ class CheckedCore:
         return admit.blocks[admit.n_cached // self.budget.block_size :]
 
     def _check_runs(self, step: Step, going_on: set[int]) -> tuple[int, int, int]:
-        n_prefill = n_decodes = n_drafts = 0
+        """Returns how many prefill tokens and decodes there are, and for how many of the former the
+        log-probabilities are computed."""
+        n_prefill = n_decodes = n_scored = 0
         ran: set[int] = set()
+        drafts: dict[int, int] = {}
         for run in step.run:
             require(run.row in self.rows, "S8", f"row {run.row} runs but is not there")
             require(run.row not in ran, "S1", f"row {run.row} runs twice")
             ran.add(run.row)
             row = self.rows[run.row]
             require(not row.case.ended, "S8", f"{row.case.request.id} runs after its end")
+            unscored = row.case.request.prompt_logprobs and not row.case.emitted
             if row.n_planned >= row.prefill_end:
                 n_decodes += 1
-                n_prefill += run.n - 1
-                n_drafts += run.n - 1
+                if not unscored:
+                    drafts[run.row] = run.n - 1
+                require(not unscored or run.n == 1, "S6", "drafts before the prompt is scored")
                 most = 1 + self.budget.max_drafts
                 require(run.n <= most, "S2", f"a decode of {run.n} tokens")
                 behind = any(run.row in sent.cases for sent in self.sent)
@@ -391,6 +400,7 @@ class CheckedCore:
                 self.reached["jump"] += run.n > 1
             else:
                 n_prefill += run.n
+                n_scored += run.n if unscored else 0
                 require(row.n_planned + run.n <= row.prefill_end, "S1", "a chunk is too long")
             row.n_planned += run.n
             row.decoding = row.decoding or row.n_planned >= row.prefill_end
@@ -404,16 +414,33 @@ class CheckedCore:
             row = self.rows[number]
             crowded_out = not row.decoding and n_prefill == most
             require(row.n_planned >= row.limit or crowded_out, "S2", f"row {number} is stalled")
-        return n_prefill, n_decodes, n_drafts
+        self._check_drafts(drafts, n_prefill, most, n_scored)
+        return n_prefill, n_decodes, n_scored
+
+    def _check_drafts(
+        self, drafts: dict[int, int], n_prefill: int, most: int, n_scored: int
+    ) -> None:
+        """`drafts` of the rows that may have some, which are planned already."""
+        n, budget = sum(drafts.values()), self.budget
+        most_drafts = most - n_prefill if n_prefill else budget.max_batch_prefill_tokens
+        require(n <= most_drafts, "S1", f"{n} drafts beside {n_prefill} prefill tokens")
+        require(
+            n + n_scored <= budget.max_logits, "S1", f"logits of {n} drafts and {n_scored} more"
+        )
+        self.reached["drafts beside a prefill"] += bool(n and n_prefill)
+        self.reached["drafts beside a scored prompt"] += bool(n and n_scored)
+        self.reached["drafts are short"] += 0 < n < budget.max_drafts * len(drafts)
+        highest = max(drafts.values(), default=0)
+        for number, own in drafts.items():
+            row = self.rows[number]
+            # One more would need a block for itself, or for the step behind it.
+            blocked = row.n_planned + 2 > len(row.blocks) * budget.block_size
+            fair = own + 1 >= highest or row.n_planned == row.limit or blocked
+            require(fair, "S9", f"row {number} has {own} drafts, another one {highest}")
 
     def _check_events(self, sent: Sent, outcome: Outcome, failing: frozenset[int]) -> None:
         due = {one.row: one for one in outcome.done.sampled}
-        # What was neither a draft that was accepted nor computed was a draft that was not.
-        n_drafts = {
-            run.row: run.n - outcome.n_computed[run.row] + due[run.row].n_computed
-            for run in sent.step.run
-            if run.row in due
-        }
+        sampled = {sent.cases[row].request.id: one for row, one in due.items()}
         awaited = {row for row in due if not sent.cases[row].ended}
         self.reached["dropped token"] += len(due) - len(awaited)
         doomed = {sent.cases[row].request.id for row in failing if not sent.cases[row].ended}
@@ -425,7 +452,7 @@ class CheckedCore:
             if isinstance(event, TokenEvent):
                 awaited -= {row for row, one in sent.cases.items() if one is case}
                 n_emitted[case.request.id] += 1
-                self._check_token(case, event)
+                self._check_token(case, event, alone=len(sampled[case.request.id].tokens) == 1)
             elif isinstance(event, PromptEvent):
                 require(
                     event.start == len(case.prompt_logprobs) + 1,
@@ -447,25 +474,44 @@ class CheckedCore:
                 row.prefill_end = len(row.case.known)
             emitted = n_emitted[case.request.id]
             self.reached["accepted draft"] += one.n_computed > 0
-            self.reached["rejected draft"] += n_drafts[one.row] > one.n_computed
+            self.reached["rejected draft"] += one.n_drafts > one.n_computed
             self.reached["jump behind a draft"] += len(one.tokens) > one.n_computed + 1 > 1
             self.reached["draft behind the end"] += 0 < emitted <= one.n_computed
+            stopped = case.ended and has_stop_sequence(case.emitted)
+            self.reached["draft behind a stop sequence"] += (
+                stopped and 0 < emitted <= one.n_computed
+            )
+            if case.request.grammar:
+                self.reached["accepted draft under a grammar"] += one.n_computed > 0
+                self.reached["rejected draft under a grammar"] += one.n_drafts > one.n_computed
+            if emitted:
+                case.n_drafts += one.n_drafts
+                case.n_accepted += min(one.n_computed, emitted)
+            counted = (case.request.n_drafts, case.request.n_accepted)
+            require(counted == (case.n_drafts, case.n_accepted), "S6", f"drafts {counted}")
         require(not awaited, "S6", f"the tokens of rows {awaited} are lost")
         require(not doomed, "S7", f"the failures of {doomed} are lost")
 
-    def _check_token(self, case: Case, event: TokenEvent) -> None:
+    def _check_token(self, case: Case, event: TokenEvent, *, alone: bool) -> None:
+        """`alone`: no other token of its row came with it."""
         case.emitted.append(event.token)
         emitted, due = case.emitted, case.due
         require(emitted == due[: len(emitted)], "S6", f"emitted {emitted}, not {due}")
         self.lawful.add(tuple(case.known))
         self.ledger.emit(case.request)
         done = len(emitted) == len(due)
-        require(done == (event.finish_reason is not None), "S7", f"{event.finish_reason}")
-        if not done:
-            return
         spent = len(emitted) >= case.request.max_new_tokens
         cut = emitted[-1] in case.request.stop_ids and (not spent or bool(case.request.grammar))
-        require(event.finish_reason == ("eos_token" if cut else "length"), "S7", "wrong reason")
+        reason: FinishReason | None = None
+        if done:
+            reason = "eos_token" if cut else "length" if spent else "stop_sequence"
+        if reason == "stop_sequence" and alone:
+            # The engine finds it in the text.
+            self.core.finish(case.request)
+            reason = None
+        require(event.finish_reason == reason, "S7", f"{event.finish_reason}, not {reason}")
+        if not done:
+            return
         self.reached["stop token"] += cut
         if case.request.prompt_logprobs:
             prompt = tuple(case.prompt)

@@ -86,7 +86,7 @@ def check_batch(core: Core, live: set[int]) -> None:
         require(committed <= core.budget.overcommit * pool, "S1", f"{committed} tokens admitted")
 
 
-def check_work_conserved(core: Core, n_prefill_left: int) -> None:
+def check_work_conserved(core: Core, n_prefill_left: int, n_logits_left: int) -> None:
     """S3: after a plan that preempted nobody, the head would not have fitted."""
     head = core.waiting.head()
     if head is None or head.n_in_flight or not n_prefill_left or core.on_trial:
@@ -105,6 +105,8 @@ def check_work_conserved(core: Core, n_prefill_left: int) -> None:
         next_end = min(request.n_planned + 1, request.limit)
         owed += max(0, -(-next_end // size) - len(request.table.blocks))
     takes_no_hit = head.prompt_logprobs and not head.n_emitted
+    if takes_no_hit and not n_logits_left:
+        return
     keys = [] if takes_no_hit else head.block_keys(size)[: (len(head.tokens) - 1) // size]
     match = core.blocks.match(keys)
     if match.computing is not None:

@@ -60,6 +60,13 @@ def forced_after(history: History, most: int) -> list[int]:
     return forced
 
 
+def drafted(history: History, step: int, most: int) -> int:
+    """How many drafts a worker has for a row that may have `most`: more often all than fewer."""
+    return most - crc32(bytes((*history, 101 + step % 100))) % 2 * crc32(bytes(history)) % (
+        most + 1
+    )
+
+
 def accepted(history: History, step: int, n_drafts: int) -> int:
     """How many drafts are what would be sampled: none to all, another number in another step."""
     return crc32(bytes((*history, 100 + step % 100))) % (n_drafts + 1)
@@ -75,12 +82,19 @@ def prompt_top(logprob: float) -> list[TopToken]:
     return [TopToken(EOS, logprob / 2)]
 
 
-def undisturbed(prompt: list[int], max_new_tokens: int, stop_ids: frozenset[int]) -> list[int]:
-    """What a request emits when it runs alone."""
+def has_stop_sequence(emitted: list[int]) -> bool:
+    """Whether a text ends here by a stop sequence: two tokens that make seven together."""
+    return sum(emitted[-2:]) == 7 and len(emitted) > 1
+
+
+def undisturbed(
+    prompt: list[int], max_new_tokens: int, stop_ids: frozenset[int], *, stops: bool = False
+) -> list[int]:
+    """What a request emits when it runs alone. `stops`: until a stop sequence."""
     tokens = list(prompt)
     for _ in range(max_new_tokens):
         tokens.append(next_token(tuple(tokens)))
-        if tokens[-1] in stop_ids:
+        if tokens[-1] in stop_ids or (stops and has_stop_sequence(tokens[len(prompt) :])):
             break
     return tokens[len(prompt) :]
 
@@ -175,7 +189,7 @@ class ModelWorker:
             require(end > start, "S6", f"row {run.row} has no token at {start}")
             require(n_drafts <= self.max_drafts, "S6", f"row {run.row} has no token at {end}")
             row.broken = row.broken or run.row in failing
-            drafts = row.drafts(step.step, n_drafts)
+            drafts = row.drafts(step.step, drafted(tuple(row.tokens), step.step, n_drafts))
             outcome.writes.extend(self._write(run.row, row, end, drafts))
             if not row.broken:
                 self._attend(row, end)
@@ -194,7 +208,8 @@ class ModelWorker:
             if mask_not_ready:
                 done.masks_not_ready.append(run.row)
             elif samples:
-                done.sampled.append(Sampled(run.row, sampled, n_computed=n_accepted))
+                found = Sampled(run.row, sampled, n_computed=n_accepted, n_drafts=len(drafts))
+                done.sampled.append(found)
         return outcome
 
     def _slot(self, row: _Row, position: int) -> Slot:

@@ -30,10 +30,15 @@ from tgi_async.wire.messages import CachePool
 WHAT_IT_IS_ABOUT = (
     "abort in flight",
     "accepted draft",
+    "accepted draft under a grammar",
     "abort while waiting",
     "death with a step in flight",
+    "draft behind a stop sequence",
     "draft behind the end",
+    "drafts are short",
     "drafts behind a step in flight",
+    "drafts beside a prefill",
+    "drafts beside a scored prompt",
     "dropped token",
     "evicted",
     "evicted before it was submitted",
@@ -52,6 +57,7 @@ WHAT_IT_IS_ABOUT = (
     "readmission",
     "refused without a queue",
     "rejected draft",
+    "rejected draft under a grammar",
     "rejection",
     "replay",
     "row error",
@@ -64,6 +70,8 @@ WHAT_IT_IS_ABOUT = (
 DRAFTS = (0, 0, 1, 3)
 """How many a worker verifies in a step, at most."""
 TOO_DEEP = {
+    "draft behind a stop sequence",
+    "drafts beside a scored prompt",
     "draft behind the end",
     "hit of generated tokens",
     "jump behind a draft",
@@ -95,6 +103,7 @@ def budgets(draw: st.DrawFn) -> Budget:
         overcommit=draw(st.sampled_from((1.0, 1.5, 4.0))),
         lookahead=draw(st.integers(0, 1)),
         max_drafts=draw(st.sampled_from(DRAFTS)),
+        max_logits=draw(st.sampled_from((1, 3, 512))),
         capacity=draw(capacities()),
         beside_decodes=draw(st.lists(chunk, max_size=3)),
     )
@@ -118,6 +127,7 @@ class CoreMachine(RuleBasedStateMachine):
         stops=st.booleans(),
         prompt_logprobs=st.sampled_from((False, False, False, True)),
         grammar=st.sampled_from(("", "", "any")),
+        stop_sequence=st.booleans(),
     )
     def submit(
         self,
@@ -128,6 +138,7 @@ class CoreMachine(RuleBasedStateMachine):
         stops: bool,
         prompt_logprobs: bool,
         grammar: str,
+        stop_sequence: bool,
     ) -> None:
         self.checked.submit(
             client,
@@ -137,6 +148,7 @@ class CoreMachine(RuleBasedStateMachine):
             prompt_logprobs=prompt_logprobs,
             prompt_top_n_tokens=n % 2 if prompt_logprobs else 0,
             grammar=grammar,
+            stops=stop_sequence,
         )
 
     @rule(
@@ -233,14 +245,32 @@ def test_every_invariant_holds_after_every_event() -> None:
 
 def test_random_walks_hold_and_reach_what_they_are_about() -> None:
     reached: Counter[str] = Counter()
-    for seed in range(1000, 1060):
-        reached += walk(seed, n_events=500, max_drafts=DRAFTS[seed % len(DRAFTS)])
+    for seed in range(1000, 1080):
+        reached += walk(seed, n_events=500, max_drafts=DRAFTS[seed // 4 % len(DRAFTS)])
     missed = [name for name in WHAT_IT_IS_ABOUT if reached[name] < 10]
     assert not missed, reached
+
+
+TOGETHER = (
+    "accepted draft under a grammar",
+    "rejected draft under a grammar",
+    "drafts behind a step in flight",
+    "preemption",
+    "replay",
+)
+
+
+def test_drafts_hold_beside_grammars_preemptions_and_deaths_one_step_ahead() -> None:
+    n_together = 0
+    for seed in range(2000, 2060):
+        reached = walk(seed, n_events=1000, max_drafts=3, lookahead=1, deaths=0.01)
+        n_together += all(reached[name] for name in TOGETHER)
+    # All of it in the same walks, not in different ones.
+    assert n_together >= 5
 
 
 @pytest.mark.full
 @pytest.mark.timeout(7200)
 def test_many_random_walks_hold() -> None:
     for seed in range(100_000, 104_000):
-        walk(seed, n_events=1000, max_drafts=DRAFTS[seed % len(DRAFTS)])
+        walk(seed, n_events=1000, max_drafts=DRAFTS[seed // 4 % len(DRAFTS)])

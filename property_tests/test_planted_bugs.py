@@ -16,8 +16,8 @@ from tgi_async.errors import Overloaded
 from tgi_async.generation import FinishReason
 from tgi_async.scheduler.blocks import BlockManager, BlockTable, Key, Match, Node
 from tgi_async.scheduler.core import Core
-from tgi_async.scheduler.fairness import WaitingQueue
-from tgi_async.scheduler.plan import Budget, ScheduledRow, StepBuilder
+from tgi_async.scheduler.fairness import OUTPUT_COST, WaitingQueue
+from tgi_async.scheduler.plan import Budget, Plan, ScheduledRow, StepBuilder
 from tgi_async.scheduler.request import Event, PromptEvent, Request, Status, TokenEvent
 from tgi_async.scheduler.reservations import Reservation, Reservations, Share
 from tgi_async.wire.messages import PromptLogprobs, Sampled
@@ -198,20 +198,116 @@ class GoesOnBehindRejectedDrafts(Core):
             super()._take_back(scheduled, n)
 
 
+class UsesARejectedDraft(Core):
+    """The keys of the first draft that was refused count as those of a token."""
+
+    def _take_back(self, scheduled: ScheduledRow, n: int) -> None:
+        super()._take_back(scheduled, n - 1 if scheduled.samples and n > 1 else n)
+
+
+class CommitsABlockTooFar(BlockManager):
+    """A block enters the cache when its first position is computed."""
+
+    def commit(self, table: BlockTable, keys: list[Key]) -> None:
+        n_computed = table.n_computed
+        table.n_computed = -(-n_computed // self.block_size) * self.block_size
+        super().commit(table, keys)
+        table.n_computed = n_computed
+
+
 class DraftsBeyondTheLimit(Core):
-    def _schedule_until(
-        self, request: Request, end: int, builder: StepBuilder, free: int = 0
-    ) -> None:
-        if free and self.budget.max_drafts and request.n_planned >= request.prefill_end:
-            end = request.n_planned + 1 + self.budget.max_drafts
-        super()._schedule_until(request, end, builder, free)
+    def _schedule_drafting(self, requests: list[Request], most: int, builder: StepBuilder) -> None:
+        for request in requests:
+            request.limit += self.budget.max_drafts
+        super()._schedule_drafting(requests, most, builder)
+        for request in requests:
+            request.limit -= self.budget.max_drafts
 
 
 class DraftsBeyondTheBudget(Core):
-    def _schedule_until(
-        self, request: Request, end: int, builder: StepBuilder, free: int = 0
+    """Each row has one more than there are."""
+
+    def _schedule_drafting(self, requests: list[Request], most: int, builder: StepBuilder) -> None:
+        super()._schedule_drafting(requests, most + len(requests), builder)
+
+
+class DraftsBeyondTheLogits(Core):
+    """Scored prompt tokens leave as much for drafts as others do."""
+
+    def _schedule_drafting(self, requests: list[Request], most: int, builder: StepBuilder) -> None:
+        builder.logits_left = self.budget.max_logits
+        super()._schedule_drafting(requests, most, builder)
+
+
+class DraftsForTheFirstRows(Core):
+    """The first rows have all drafts that they can."""
+
+    def _schedule_drafting(self, requests: list[Request], most: int, builder: StepBuilder) -> None:
+        left = min(most, builder.logits_left)
+        for request in requests:
+            n = min(1 + left, 1 + self.budget.max_drafts, request.limit - request.n_planned)
+            n = self._fit(request, n, builder)
+            self._schedule(request, n, builder, n - 1)
+            left -= n - 1
+
+
+class DraftsForUnscoredPrompts(Core):
+    """A row drafts though its prompt's log-probabilities have not come back."""
+
+    def plan(self) -> Plan | None:
+        asked = [one for one in self.running if one.prompt_logprobs and one.decoding]
+        for request in asked:
+            request.prompt_logprobs = False
+        plan = super().plan()
+        for request in asked:
+            request.prompt_logprobs = True
+        return plan
+
+
+class ChargesRejectedDrafts(Core):
+    def _take_back(self, scheduled: ScheduledRow, n: int) -> None:
+        super()._take_back(scheduled, n)
+        if scheduled.samples and scheduled.request.status is not Status.ENDED:
+            self.waiting.charge(scheduled.request.client, OUTPUT_COST * n)
+
+
+class ChargesBehindAStopSequence(Core):
+    """A client pays for accepted drafts that it is not shown."""
+
+    def _acknowledge(
+        self, scheduled: ScheduledRow, sampled: dict[int, Sampled], events: list[Event]
     ) -> None:
-        super()._schedule_until(request, end, builder, free + (builder.left == 0))
+        n_events = len(events)
+        ended = scheduled.request.status is Status.ENDED
+        found = sampled.get(scheduled.row)
+        super()._acknowledge(scheduled, sampled, events)
+        if found is not None and not ended:
+            n_dropped = len(found.tokens) - len(events[n_events:])
+            if self.waiting.counter(scheduled.request.client) is not None:
+                self.waiting.charge(scheduled.request.client, OUTPUT_COST * n_dropped)
+
+
+class GoesOnBehindAStopSequence(Core):
+    """A stop sequence ends a text only where it is the last token of a step."""
+
+    def _acknowledge(
+        self, scheduled: ScheduledRow, sampled: dict[int, Sampled], events: list[Event]
+    ) -> None:
+        scheduled.request.text_end = None
+        super()._acknowledge(scheduled, sampled, events)
+
+
+class CountsDraftsBehindTheEnd(Core):
+    """Accepted drafts are counted that are not among the tokens."""
+
+    def _acknowledge(
+        self, scheduled: ScheduledRow, sampled: dict[int, Sampled], events: list[Event]
+    ) -> None:
+        before = scheduled.request.n_accepted
+        super()._acknowledge(scheduled, sampled, events)
+        found = sampled.get(scheduled.row)
+        if scheduled.request.n_accepted > before and found is not None:
+            scheduled.request.n_accepted = before + found.n_computed
 
 
 class LosesForcedTokens(Core):
@@ -541,8 +637,17 @@ PLANTED = {
     "a row whose mask was not ready goes on": Planted(CountsTokensWithoutMask, "P4"),
     "a rejected draft is cached": Planted(CachesRejectedDrafts, "P5", 3),
     "a row goes on behind a rejected draft": Planted(GoesOnBehindRejectedDrafts, "P4", 3),
+    "the keys of a rejected draft are used": Planted(UsesARejectedDraft, "P5", 3),
+    "a block is committed too far": Planted(with_blocks(CommitsABlockTooFar), "P5", 3),
     "drafts go beyond the end": Planted(DraftsBeyondTheLimit, "S8", 3),
     "drafts go beyond the budget": Planted(DraftsBeyondTheBudget, "S1", 3),
+    "drafts go beyond the logits": Planted(DraftsBeyondTheLogits, "S1", 3),
+    "the first rows have all drafts": Planted(DraftsForTheFirstRows, "S9", 3),
+    "a row drafts before its prompt is scored": Planted(DraftsForUnscoredPrompts, "S6", 3),
+    "rejected drafts are charged": Planted(ChargesRejectedDrafts, "E5", 3),
+    "drafts behind a stop sequence are charged": Planted(ChargesBehindAStopSequence, "E5", 3),
+    "a stop sequence within drafts is missed": Planted(GoesOnBehindAStopSequence, "S7", 3),
+    "drafts behind the end are counted": Planted(CountsDraftsBehindTheEnd, "S6", 3),
     "a forced token is lost": Planted(LosesForcedTokens, "S6"),
     "a replay is charged": Planted(ChargesReplays, "E5"),
     "a dropped token is charged": Planted(ChargesDroppedTokens, "E5"),

@@ -44,15 +44,29 @@ def random_capacity(random: Random) -> Capacity:
 
 
 def walk(
-    seed: int, n_events: int, core_type: type[Core] = Core, max_drafts: int = 0
+    seed: int,
+    n_events: int,
+    core_type: type[Core] = Core,
+    max_drafts: int = 0,
+    *,
+    lookahead: int | None = None,
+    deaths: float | None = None,
 ) -> Counter[str]:
-    """Returns what was reached. Raises `Violation` where an invariant breaks."""
+    """Returns what was reached. Raises `Violation` where an invariant breaks.
+
+    The seed chooses what is None; `deaths` is the rate of the worker's.
+    """
     random = Random(seed)
-    checked = CheckedCore(random_budget(random)._replace(max_drafts=max_drafts), core_type)
+    max_logits = (1, 3, 6, 512)[seed % 4]
+    budget = random_budget(random)._replace(max_drafts=max_drafts, max_logits=max_logits)
+    if lookahead is not None:
+        budget = budget._replace(lookahead=lookahead)
+    checked = CheckedCore(budget, core_type)
     stems = [[random.randrange(VOCABULARY) for _ in range(16)] for _ in range(2)]
     submits = random.choice((0.03, 0.1, 0.3))
     crowds = 0.01 if checked.budget.capacity.max_queued else 0.0
-    deaths = random.choice((0.0, 0.002, 0.02))
+    some = random.choice((0.0, 0.002, 0.02))
+    deaths = some if deaths is None else deaths
     failures = random.choice((0.0, 0.0, 0.05))
     not_ready_rate = random.choice((0.0, 0.1, 0.6))
     for _ in range(n_events):
@@ -126,5 +140,6 @@ def _request(
         "prompt_logprobs": prompt_logprobs,
         "prompt_top_n_tokens": n % 2 if prompt_logprobs else 0,
         "grammar": "any" if random.random() < 0.3 else "",
+        "stops": sum(prompt) % 3 == 0,
     }
     return prompt, n, options

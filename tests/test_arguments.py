@@ -269,7 +269,6 @@ def test_what_is_not_built_is_refused_by_name(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "harmless"),
     [
-        ("speculate", "0"),
         ("watermark_gamma", "0.5"),
         ("watermark_delta", "2.0"),
     ],
@@ -344,7 +343,7 @@ def test_the_help_has_groups_variables_and_defaults(capsys: pytest.CaptureFixtur
     for group in ("model:", "HTTP:", "what clients see:", "of TGI, accepted without effect:"):
         assert f"\n{group}\n" in text
     refused = text[text.index("of TGI, not built yet: refused at start:") :]
-    assert "--speculate" in refused
+    assert "--lora-adapters" in refused
     assert "--ngrok" not in refused
 
 

@@ -135,8 +135,8 @@ def test_the_token_of_the_hub_has_another_name_in_tgi(
 
 
 def test_what_is_not_built_is_refused_with_status_1(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "--speculate", "2"]) == 1
-    assert "--speculate asks for speculative decoding, which is not" in capsys.readouterr().err
+    assert main(["serve", "--lora-adapters", "a/b"]) == 1
+    assert "--lora-adapters asks for LoRA adapters, which is not" in capsys.readouterr().err
 
 
 def test_the_environment_is_reported_for_a_bug_report(capsys: pytest.CaptureFixture[str]) -> None:

@@ -257,3 +257,25 @@ def test_a_stop_sequence_may_begin_before_min_tokens(include_stop: bool, text: s
     reasons = [one.emit(id) for id in (A, B, A, B)]
     assert reasons == [None, None, None, "stop_sequence"]
     assert "".join(token.text for token in one._buffer) == text
+
+
+def test_the_scheduler_learns_where_a_stop_sequence_ends_the_text() -> None:
+    one = stream(stop=("bc",))
+    assert one.request.text_end is not None
+    assert one.request.text_end([A, B, C, A]) == 3
+    one.emit(B)
+    assert one.request.text_end([C, A]) == 1
+    assert one.request.text_end([A]) is None
+    assert stream().request.text_end is None
+
+
+def test_what_cannot_be_decoded_has_no_end() -> None:
+    one = stream(stop=("b",))
+    assert one.request.text_end is not None
+    assert one.request.text_end([2**40, B]) is None
+
+
+def test_a_generation_knows_what_its_drafts_gained() -> None:
+    one = stream()
+    one.request.n_drafts, one.request.n_accepted = 5, 3
+    assert (one.drafts.accepted, one.drafts.rejected) == (3, 2)

@@ -160,6 +160,7 @@ class Engine:
                 max_total_tokens=longest,
                 overcommit=self._overcommit,
                 lookahead=self._lookahead,
+                max_drafts=ready.max_drafts,
                 capacity=self._capacity,
                 beside_decodes=chunks_beside_decodes(
                     ready.prefill_costs,
@@ -288,6 +289,7 @@ class Engine:
             request.prompt,
             wanted,
             client=request.client,
+            tenant=request.tenant,
             sampling=sampling,
             stop_ids=stop_ids,
             grammar=request.grammar,

@@ -6,7 +6,7 @@ iterator over what has been emitted since it last looked. It never sees steps, r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -28,6 +28,8 @@ class GenerationRequest(Struct, frozen=True):
     sampling: Sampling
     client: str = ""
     """The client that fairness counts this for: (API key, peer address)."""
+    tenant: str = ""
+    """Who may be drafted for with what this request is answered."""
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
     include_stop: bool = True
@@ -74,6 +76,24 @@ class Token(NamedTuple):
     logprob: float | None
     special: bool
     top: tuple[TopToken, ...] = ()
+
+
+class Drafts(NamedTuple):
+    """Drafts of a generation's tokens."""
+
+    verified: int
+    accepted: int
+    """How many of them are among its tokens."""
+
+    @property
+    def rejected(self) -> int:
+        return self.verified - self.accepted
+
+    @classmethod
+    def sum(cls, of: Iterable[Drafts]) -> Drafts:
+        """Return the drafts of several generations."""
+        drafts = list(of)
+        return cls(sum(one.verified for one in drafts), sum(one.accepted for one in drafts))
 
 
 class Timings(Struct):

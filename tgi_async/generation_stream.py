@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from tgi_async.errors import ServerError
 from tgi_async.generation import (
+    Drafts,
     Emitted,
     FinishReason,
     GenerationRequest,
@@ -26,6 +28,15 @@ class TokenNames(TokenDecoder, Protocol):
     """What a stream needs of a tokenizer: decoding, and the texts of single tokens."""
 
     def token_text(self, id: int) -> str: ...
+
+
+def _text_end(text: TextStream, tokens: list[int]) -> int | None:
+    """Return after how many of these tokens, the next ones, a stop sequence ends the text."""
+    try:
+        return text.end_within(tokens)
+    except Exception:
+        # What cannot be decoded fails when it is emitted, and its request alone.
+        return None
 
 
 class GenerationStream:
@@ -65,6 +76,8 @@ class GenerationStream:
             {**asked.special_texts, **asked.shown} if asked.special_texts else asked.shown,
             asked.sampling.min_tokens,
         )
+        if asked.stop:
+            request.text_end = partial(_text_end, self._text)
         self._hides_end = not asked.include_stop
         self._marks = asked.shown.keys()
         self._cancel = cancel
@@ -84,6 +97,11 @@ class GenerationStream:
     def n_cached(self) -> int:
         """Prompt tokens that were not computed, but found in the prefix cache."""
         return self.request.n_cached
+
+    @property
+    def drafts(self) -> Drafts:
+        """The drafts that were verified for it so far."""
+        return Drafts(self.request.n_drafts, self.request.n_accepted)
 
     def __aiter__(self) -> GenerationStream:
         return self

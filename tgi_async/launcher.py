@@ -33,7 +33,7 @@ from tgi_async.errors import StartError
 from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.listener import Answering, answering, bind, on_signals
 from tgi_async.scheduler.reservations import Capacity
-from tgi_async.settings import Settings
+from tgi_async.settings import DEFAULT_DRAFTS, MODEL_METHODS, Settings
 from tgi_async.shards import n_shards
 from tgi_async.supervisor import WORKER
 from tgi_async.telemetry import traces
@@ -52,6 +52,7 @@ from tgi_async.wire.messages import (
     ModelConfig,
     RankConfig,
     Ready,
+    SpeculationConfig,
     Start,
 )
 
@@ -68,6 +69,8 @@ class Prepared:
     path: Path
     model_id: str
     revision: str | None
+    speculator: str = ""
+    """Folder of the Medusa heads or the MLP speculator that belong to the model, if any."""
 
 
 def serve(
@@ -152,6 +155,8 @@ async def _serve_on(
             max_input_tokens=limits.max_input_tokens,
             max_total_tokens=limits.max_total_tokens,
             max_batch_total_tokens=engine.n_blocks * ready.block_size,
+            speculation=ready.speculation,
+            max_drafts=ready.max_drafts,
         )
         engine.serve(metrics)
         app = create_app(
@@ -214,7 +219,25 @@ def _start(settings: Settings, prepared: Prepared, world_size: int, chat_ends: l
         RankConfig(world_size),
         stop_token_ids=chat_ends,
         target_inter_token_latency=(settings.target_inter_token_latency or 0) / 1000,
+        speculation=_speculation(settings, prepared),
     )
+
+
+def _speculation(settings: Settings, prepared: Prepared) -> SpeculationConfig:
+    """Return which drafts the workers make. Raises StartError for a model without the heads that
+    are asked for."""
+    n, method = settings.speculate, settings.speculation or ""
+    if n == 0:
+        return SpeculationConfig()
+    if method in MODEL_METHODS and not prepared.speculator:
+        raise StartError(
+            f"--speculation {method} needs a model of that kind. Given: {prepared.model_id}. Give "
+            "the heads or the speculator as --model-id, which names its base model, or leave "
+            "--speculation out."
+        )
+    if prepared.speculator and (not method or method in MODEL_METHODS):
+        return SpeculationConfig(n or 0, method, prepared.speculator)
+    return SpeculationConfig(n or (DEFAULT_DRAFTS if method else 0), method)
 
 
 async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -> Prepared:
@@ -248,7 +271,9 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -
     if process.returncode:
         raise StartError("The model is not ready to be served; the reason is above.")
     found = json.loads(output)
-    return Prepared(Path(found["path"]), found["model_id"], found["revision"])
+    return Prepared(
+        Path(found["path"]), found["model_id"], found["revision"], found.get("speculator", "")
+    )
 
 
 def _chat_template(
@@ -293,6 +318,7 @@ def _limits(settings: Settings, prepared: Prepared, ready: Ready, most: int) -> 
         "quantization": ready.quantization or None,
         "weight_bytes": ready.weight_bytes,
         "kv_cache_dtype": ready.kv_cache_dtype,
+        "max_drafts": ready.max_drafts,
         "sampling_defaults": SamplingDefaults.from_folder(prepared.path),
         "max_input_tokens": longest,
         "max_total_tokens": total,
@@ -355,6 +381,12 @@ def _welcome(
         ready.max_batch_prefill_tokens,
         beside_decode,
     )
+    if ready.max_drafts:
+        log.info(
+            "speculation by %s: up to %d drafts for a text in a step",
+            ready.speculation,
+            ready.max_drafts,
+        )
     key = " -H 'Authorization: Bearer ...'" if settings.api_key else ""
     log.info("ready in %.1f s on %s. Try:", seconds, address)
     log.info(

@@ -12,6 +12,7 @@ from typing import Any
 from tgi_async.errors import StartError
 from tgi_async.telemetry.logs import LEVELS, level_of
 from tgi_async.text.tools.formats import NAMES
+from tgi_async.wire.messages import MAX_DRAFTS
 
 DTYPES = ("bfloat16", "float16", "float32")
 QUANTIZATIONS = (
@@ -33,6 +34,12 @@ QUANTIZATIONS = (
 """TGI's, but for gguf, int4, int8 and mxfp4, which are ours."""
 KV_CACHE_DTYPES = ("fp8_e4m3fn", "fp8_e5m2", "int8")
 """TGI's, but for int8, which is ours."""
+TEXT_METHODS = ("suffix", "ngram")
+"""Methods of speculation that find drafts in texts."""
+MODEL_METHODS = ("medusa", "mlp_speculator")
+"""Methods whose drafts are a model's, which the model folder has to be."""
+DEFAULT_DRAFTS = 3
+"""`speculate` for a method that finds drafts in texts, where only the method is given."""
 
 
 def _option(
@@ -153,6 +160,23 @@ class Settings:
     huggingface_hub_cache: str | None = _option(None, MODEL, "folder of downloaded models")
     tokenizer_config_path: str | None = _option(
         None, MODEL, "a tokenizer_config.json whose chat template replaces the model's"
+    )
+    speculate: int | None = _option(
+        None,
+        MODEL,
+        "most drafts of the tokens to come that a step verifies for a text, 0: none; default: as "
+        "many as the heads of a Medusa or MLP speculator model, "
+        f"{DEFAULT_DRAFTS} for speculation {' and '.join(TEXT_METHODS)}, else none",
+        kind=int,
+        least=0,
+        most=MAX_DRAFTS,
+    )
+    speculation: str | None = _option(
+        None,
+        MODEL,
+        "where drafts come from; they never change a text. Default: what a model-id with heads or "
+        "a speculator is, else suffix",
+        choices=(*TEXT_METHODS, *MODEL_METHODS),
     )
 
     max_input_tokens: int | None = _option(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 NOT_BUILT = {
-    "speculate": "speculative decoding",
     "lora_adapters": "LoRA adapters",
     "weights_cache_override": "another place of the weights (--model-id may be a folder)",
     "watermark_gamma": "other watermark parameters than 0.5 and 2.0",
@@ -13,7 +12,6 @@ NOT_BUILT = {
 setting."""
 
 HARMLESS = {
-    "speculate": ("0",),
     "watermark_gamma": ("0.5",),
     "watermark_delta": ("2", "2.0"),
 }

@@ -48,6 +48,7 @@ class Settings:
     quantization: str | None = None
     weight_bytes: int = 1000
     kv_cache_dtype: str = "bfloat16"
+    max_drafts: int = 0
     max_concurrent_requests: int = 4
     max_best_of: int = 3
     max_stop_sequences: int = 2

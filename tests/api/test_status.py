@@ -65,6 +65,7 @@ async def test_info(client: httpx.AsyncClient) -> None:
         "quantization": None,
         "weight_bytes": 1000,
         "kv_cache_dtype": "bfloat16",
+        "speculate": 0,
         "sha": None,
         "docker_label": None,
     }

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.api.conftest import Api
+from tests.api.conftest import Api, Settings
 
 STREAM = {"x-compute-type", "x-compute-characters", "x-request-id"}
 WHOLE = STREAM | {
@@ -55,6 +55,16 @@ async def test_a_reply_has_all_of_them(
     total = int(headers["x-total-time"])
     assert total == int(float(headers["x-compute-time"]) * 1000)
     assert int(headers["x-validation-time"]) <= total
+
+
+@pytest.mark.parametrize(("path", "body"), TIMED)
+async def test_a_server_that_speculates_tells_what_it_gained(
+    client: httpx.AsyncClient, settings: Settings, path: str, body: dict[str, Any]
+) -> None:
+    settings.max_drafts = 3
+    headers = reported(await client.post(path, json=body))
+    assert set(headers) == WHOLE | {"x-accepted-drafts", "x-rejected-drafts"}
+    assert (headers["x-accepted-drafts"], headers["x-rejected-drafts"]) == ("2", "3")
 
 
 @pytest.mark.parametrize(("path", "body"), STREAMED)

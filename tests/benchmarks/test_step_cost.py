@@ -20,6 +20,21 @@ def test_completing_a_row_takes_few_calls(counts: Counts) -> None:
     assert counts.complete_calls < 6.2
 
 
+@pytest.fixture(scope="module")
+def drafting() -> Counts:
+    return count_decodes(64, 64, 4 * BLOCK_SIZE, max_drafts=8)
+
+
+def test_planning_a_row_with_drafts_takes_few_calls_more(drafting: Counts, counts: Counts) -> None:
+    assert drafting.plan_calls < counts.plan_calls + 4
+
+
+def test_completing_a_row_whose_drafts_were_refused_takes_few_calls_more(
+    drafting: Counts, counts: Counts
+) -> None:
+    assert drafting.complete_calls < counts.complete_calls + 4
+
+
 def test_a_row_leaves_little_behind(counts: Counts) -> None:
     # A token's number, and the keys and the block numbers of each block.
     assert counts.blocks < 1.5

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 from tgi_async.generation import (
+    Drafts,
     Emitted,
     FinishReason,
     GenerationRequest,
@@ -35,6 +36,7 @@ class FakeGeneration:
         self.seed = request.sampling.seed
         self.timings = Timings(queued=0.5, inference=2.0)
         self.n_cached = engine.n_cached
+        self.drafts = engine.drafts
         self.prompt_logprobs: list[float | None] = [None] + [-1.0] * (len(request.prompt) - 1)
         self.prompt_ranks: list[int | None] = [None] + [2] * (len(request.prompt) - 1)
         n_top = request.prompt_top_n_tokens
@@ -88,6 +90,7 @@ class FakeEngine:
         self.resident_tokens = 99
         self.worker_restarts = 1
         self.n_cached = 0
+        self.drafts = Drafts(5, 2)
         self.batches: list[list[Token]] = [words("Hel"), words("lo", " there"), [EOS]]
         self.batches_by_choice: dict[int, list[list[Token]]] = {}
         self.batches_in_order: list[list[list[Token]]] = []

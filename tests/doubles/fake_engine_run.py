@@ -21,7 +21,9 @@ from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import (
     BatchConfig,
     ModelConfig,
+    Sampled,
     Sampling,
+    SpeculationConfig,
     Start,
 )
 
@@ -36,9 +38,13 @@ class Steps:
         self.events: list[str] = []
         self.n_cached: list[int] = []
         self.prefills: list[int] = []
+        self.n_sampled = 0
 
     def admitted(self, n_cached: int) -> None:
         self.n_cached.append(n_cached)
+
+    def sampled(self, found: Sequence[Sampled]) -> None:
+        self.n_sampled += len(found)
 
     def step_sent(
         self, *, n_prefill_tokens: int, n_admitted: int, n_decode: int, plan_seconds: float
@@ -149,6 +155,7 @@ async def running(
     launch: bool = True,
     tokenizer: Tokenizer | None = None,
     stop_token_ids: Sequence[int] = (),
+    speculation: SpeculationConfig | None = None,
     **options: Any,
 ) -> AsyncIterator[Running]:
     """An engine that serves; at the end nothing of it is left: no process, no file, no error."""
@@ -163,7 +170,12 @@ async def running(
     os.environ |= {VARIABLE: behaviour.environment(), "PYTHONPATH": path}
     engine = Engine(
         tokenizer=tokenizer or tiny_tokenizer(),
-        start=Start(ModelConfig(""), BatchConfig(max_rows), stop_token_ids=list(stop_token_ids)),
+        start=Start(
+            ModelConfig(""),
+            BatchConfig(max_rows),
+            stop_token_ids=list(stop_token_ids),
+            speculation=speculation or SpeculationConfig(),
+        ),
         **{"command": COMMAND, "backoff": Backoff(0.001, 0.01), **options},
     )
     steps = Steps()

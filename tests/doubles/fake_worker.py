@@ -89,6 +89,8 @@ class Behaviour(msgspec.Struct, kw_only=True):
     """Steps whose result names another step."""
     early_result: bool = False
     """Send a result before being ready."""
+    n_heads: int = 4
+    """Drafts of its heads, where it is given a folder of these."""
     blocks_later: int | None = None
     """Blocks of workers after the first one, whatever is asked for."""
     deaf_at: dict[int, int] = {}
@@ -143,6 +145,9 @@ class FakeWorker:
         if self._epoch > 1 and behaviour.blocks_later is not None:
             n_blocks = behaviour.blocks_later
         self._n_blocks = n_blocks
+        asked = start.speculation
+        self._max_drafts = asked.max_drafts or (behaviour.n_heads if asked.path else 0)
+        method = asked.method or ("medusa" if asked.path else "suffix")
         self._channel.send(
             Ready(
                 pools=[CachePool(n_blocks)],
@@ -160,6 +165,8 @@ class FakeWorker:
                 kv_cache_dtype=start.model.kv_cache_dtype or "bfloat16",
                 prefill_costs=[StepCost(*one) for one in behaviour.prefill_costs.items()],
                 target_inter_token_latency=start.target_inter_token_latency or 0.1,
+                max_drafts=self._max_drafts,
+                speculation=method if self._max_drafts else "",
             )
         )
         n_steps = 0
@@ -191,9 +198,10 @@ class FakeWorker:
             if behaviour.row_error_on in row.tokens:
                 errors.append(RowError(run.row, "this row is not to the model's taste"))
                 continue
+            n_known = len(row.tokens) - row.n_computed
             prompt_logprobs += self._compute(row, run)
             if row.n_computed == len(row.tokens):
-                sampled.append(self._sample(row, run.row))
+                sampled.append(self._sample(row, run.row, max(0, run.n - n_known)))
         if n_steps == self._now(behaviour.die_at):
             self._die()
         if n_steps == self._now(behaviour.garbage_at):
@@ -206,10 +214,13 @@ class FakeWorker:
 
     def _compute(self, row: _Row, run: Run) -> list[PromptLogprobs]:
         """Fill the slots of the row's next `n` positions."""
-        start, end = row.n_computed, row.n_computed + run.n
-        assert end <= len(row.tokens), "more tokens are asked for than are known"
-        assert end <= len(row.blocks) * self._block_size, "the block table is too short"
+        start, end = row.n_computed, min(row.n_computed + run.n, len(row.tokens))
+        last = start + run.n
+        assert last - end <= self._max_drafts, "more tokens are asked for than are known"
+        assert last <= len(row.blocks) * self._block_size, "the block table is too short"
         assert max(row.blocks) < self._n_blocks, "there is no such block"
+        for position in range(end, last):
+            self._slots[self._slot(row, position)] = 0  # a draft that may be wrong
         for position in range(start, end):
             before = self._slots[self._slot(row, position - 1)] if position else 0
             self._slots[self._slot(row, position)] = _chain(before, row.tokens[position])
@@ -224,16 +235,31 @@ class FakeWorker:
         ranks = [1 + state % 9 for state in states]
         return [PromptLogprobs(run.row, start + 1, logprobs, top, ranks)]
 
-    def _sample(self, row: _Row, number: int) -> Sampled:
+    def _sample(self, row: _Row, number: int, n_drafts: int) -> Sampled:
+        """The next token, behind none to all of the drafts."""
         state = self._slots[self._slot(row, row.n_computed - 1)]
+        tokens = [self._next(row, state)]
+        for _ in range(state % (n_drafts + 1)):
+            if tokens[-1] == EOS:
+                break
+            state = _chain(state, tokens[-1])
+            self._slots[self._slot(row, row.n_computed)] = state
+            row.n_computed += 1
+            tokens.append(self._next(row, state))
+        top = [TopToken(65 + i, -0.5 * i) for i in range(row.sampling.top_n_tokens)]
+        n = len(tokens)
+        logprobs = [-0.5] * n if row.sampling.logprobs else []
+        tops = [top] * n if top else []
+        return Sampled(number, tokens, logprobs, tops, n_computed=n - 1, n_drafts=n_drafts)
+
+    def _next(self, row: _Row, state: int) -> int:
+        """Sample a token and append it."""
         n_emitted = len(row.tokens) - row.n_prompt
         token = next_token(self._behaviour, state, n_emitted, row.sampling)
         if self._behaviour.parrot:
             token = row.tokens[n_emitted] if n_emitted < row.n_prompt else EOS
         row.tokens.append(token)
-        top = [TopToken(65 + i, -0.5 * i) for i in range(row.sampling.top_n_tokens)]
-        logprobs = [-0.5] if row.sampling.logprobs else []
-        return Sampled(number, [token], logprobs, [top] if top else [])
+        return token
 
     def _slot(self, row: _Row, position: int) -> int:
         block = row.blocks[position // self._block_size]

@@ -5,7 +5,7 @@ import pytest
 
 from tgi_async.errors import ValidationError
 from tgi_async.scheduler.core import Core
-from tgi_async.scheduler.plan import PROMPT_LOGPROB_TOKENS, Budget, Plan
+from tgi_async.scheduler.plan import MAX_LOGITS, Budget, Plan
 from tgi_async.scheduler.request import (
     Event,
     FailedEvent,
@@ -182,16 +182,16 @@ def test_only_so_many_prompt_tokens_of_a_step_have_log_probabilities() -> None:
     submitted(core, 1, 300, prompt_logprobs=True)
     submitted(core, 2, 300, prompt_logprobs=True)
     submitted(core, 3, 700)
-    assert [run.n for run in planned(core).step.run] == [300, PROMPT_LOGPROB_TOKENS - 300]
+    assert [run.n for run in planned(core).step.run] == [300, MAX_LOGITS - 300]
     core = Core(
         ROOMY._replace(
             pools=[CachePool(1000)], max_total_tokens=2000, max_batch_prefill_tokens=1500
         )
     )
-    submitted(core, 1, PROMPT_LOGPROB_TOKENS, prompt_logprobs=True)
+    submitted(core, 1, MAX_LOGITS, prompt_logprobs=True)
     submitted(core, 2, 300, prompt_logprobs=True)
     first = planned(core)
-    assert [run.n for run in first.step.run] == [PROMPT_LOGPROB_TOKENS]
+    assert [run.n for run in first.step.run] == [MAX_LOGITS]
     core.complete(result(core, first))
     assert [run.n for run in planned(core).step.run] == [1, 300]
 
@@ -617,7 +617,8 @@ def test_results_come_in_the_order_of_their_steps() -> None:
         ([Sampled(0, [7]), Sampled(1, [7])], [], [], r"rows \[1\] do not sample"),
         ([Sampled(0, [7]), Sampled(5, [7])], [], [], r"rows \[5\] do not sample"),
         ([Sampled(0, [7, 8])], [], [], "no grammar that forces them"),
-        ([Sampled(0, [7], n_computed=1)], [], [], "beyond step"),
+        ([Sampled(0, [7], n_computed=1)], [], [], "computed tokens that were no drafts"),
+        ([Sampled(0, [7], n_drafts=1)], [], [], "beyond step"),
         ([Sampled(0, [7], [-1.0, -2.0])], [], [], "log-probabilities of others"),
         ([Sampled(0, [7])], [RowError(5, "bad")], [], r"rows \[5\] are not in step"),
         ([Sampled(0, [7])], [], [PromptLogprobs(5, 1, [0.0])], r"rows \[5\] are not in step"),

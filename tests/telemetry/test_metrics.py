@@ -7,6 +7,7 @@ import pytest
 
 from tests.telemetry.test_instruments import samples
 from tgi_async.telemetry.metrics import Metrics
+from tgi_async.wire.messages import Sampled
 
 IDLE = SimpleNamespace(
     n_running=0,
@@ -75,12 +76,45 @@ def test_a_request_from_arrival_to_answer(metrics: Metrics) -> None:
     assert values["tgi_request_validation_duration_sum", ""] == 0.25
     assert values["tgi_request_input_length_sum", ""] == 30
     assert values["tgi_request_max_new_tokens_sum", ""] == 100
-    assert values["tgi_request_skipped_tokens_sum", ""] == 16
+    assert values["tgi_async_cached_tokens_sum", ""] == 16
     assert values["tgi_request_queue_duration_sum", ""] == 0.5
     assert values["tgi_request_inference_duration_sum", ""] == 2
     assert values["tgi_request_generated_tokens_sum", ""] == 4
     assert values["tgi_request_mean_time_per_token_duration_sum", ""] == 0.5
     assert values["tgi_request_duration_sum", ""] == 3
+
+
+def test_accepted_drafts_are_the_skipped_tokens_of_each_row_of_a_step(metrics: Metrics) -> None:
+    metrics.sampled([Sampled(0, [1]), Sampled(1, [1, 2, 3])])  # two of a grammar, and no drafts
+    values = read(metrics)
+    assert values["tgi_request_skipped_tokens_count", ""] == 2
+    assert values["tgi_request_skipped_tokens_sum", ""] == 0
+    drafting = Metrics(
+        max_input_tokens=1000, max_total_tokens=2000, speculation="suffix", max_drafts=3
+    )
+    drafting.sampled(
+        [
+            Sampled(0, [1]),
+            Sampled(1, [1], n_drafts=3),
+            Sampled(2, [1, 2, 3], n_computed=2, n_drafts=3),
+            Sampled(3, [1, 2], n_computed=1, n_drafts=1),
+        ]
+    )
+    values = read(drafting)
+    assert values["tgi_request_skipped_tokens_count", ""] == 4
+    assert values["tgi_request_skipped_tokens_sum", ""] == 3
+    assert values["tgi_request_skipped_tokens_bucket", "0"] == 2
+    assert values["tgi_request_skipped_tokens_bucket", "1"] == 3
+
+
+def test_drafts_are_counted_by_place(metrics: Metrics) -> None:
+    drafting = Metrics(
+        max_input_tokens=1000, max_total_tokens=2000, speculation="suffix", max_drafts=3
+    )
+    drafting.sampled([Sampled(0, [1, 2], n_computed=1, n_drafts=2)])
+    text = drafting.expose(IDLE).decode()
+    assert 'tgi_async_drafts{method="suffix",position="2"} 1\n' in text
+    assert "tgi_async_drafts" not in metrics.expose(IDLE).decode()
 
 
 def test_a_generation_without_tokens_has_no_time_per_token(metrics: Metrics) -> None:
@@ -188,6 +222,8 @@ CONTRACT: dict[str, list[tuple[str, str | None]]] = {
 """Every metric of TGI, with its label; a summary there, `tgi_request_skipped_tokens` is of use as
 a histogram only."""
 N_BUCKETS = {"duration": 36, "length": 101, "tokens": 101, "size": 1025}
+N_BUCKETS_OF_SKIPPED = 66
+"""None skipped, up to the most drafts, and more."""
 
 
 @pytest.fixture
@@ -226,4 +262,7 @@ def test_every_metric_of_tgi_has_its_kind_label_and_buckets(
     assert names == {one for one in (label, "le" if kind == "histogram" else None) if one}
     if kind == "histogram":
         values = set(re.findall(rf'{label}="(\w+)"', "".join(found))) or {None}
-        assert len(found) == N_BUCKETS[name.rsplit("_", 1)[1]] * len(values)
+        n_buckets = N_BUCKETS[name.rsplit("_", 1)[1]]
+        if name == "tgi_request_skipped_tokens":
+            n_buckets = N_BUCKETS_OF_SKIPPED
+        assert len(found) == n_buckets * len(values)

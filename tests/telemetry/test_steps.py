@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from tgi_async.scheduler.plan import Plan
 from tgi_async.telemetry.steps import StepTimer
-from tgi_async.wire.messages import Admit, Run, Sampling, Step, StepDone
+from tgi_async.wire.messages import Admit, Run, Sampled, Sampling, Step, StepDone
 
 
 class Reported:
@@ -18,6 +19,9 @@ class Reported:
 
     def admitted(self, n_cached: int) -> None:
         self.calls.append(("admitted", n_cached))
+
+    def sampled(self, found: Sequence[Sampled]) -> None:
+        self.calls.append(("sampled", found))
 
     def step_sent(self, **given: Any) -> None:
         self.calls.append(("sent", given))
@@ -47,7 +51,9 @@ def test_a_step_is_timed_from_being_sent_to_its_result(monkeypatch: pytest.Monke
     steps.sent(plan(1, 5), began=1.0, now=1.0)
     steps.sent(plan(2, 0), began=2.0, now=2.0)
     monkeypatch.setattr(time, "monotonic", lambda: 4.0)
-    steps.done(StepDone(1, [], [], [], 0.5, 0.125), received=3.5)
+    found = [Sampled(0, [7], n_drafts=2)]
+    steps.done(StepDone(1, found, [], [], 0.5, 0.125), received=3.5)
+    assert reported.calls[-2] == ("sampled", found)
     assert reported.calls[-1] == (
         "done",
         {

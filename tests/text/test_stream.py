@@ -152,6 +152,21 @@ def test_the_text_ends_at_the_first_stop_sequence_that_is_complete(
 
 
 @pytest.mark.parametrize("include", [True, False])
+def test_the_end_within_the_next_tokens_is_where_pushing_them_ends(include: bool) -> None:
+    ids = TINY.encode("é, and the END of it")
+    pushed = TextStream(TINY, [], ("END",), include)
+    n = next(n for n, id in enumerate(ids, 1) if pushed.push(id)[1])
+    for n_before in range(n):
+        stream = TextStream(TINY, [], ("END",), include)
+        before = "".join(stream.push(id)[0] for id in ids[:n_before])
+        assert stream.end_within(ids[n_before : n - 1]) is None
+        assert stream.end_within(ids[n_before:]) == n - n_before
+        # It has looked ahead only.
+        after = "".join(stream.push(id)[0] for id in ids[n_before:n])
+        assert before + after == "é, and the " + ("END" if include else "")
+
+
+@pytest.mark.parametrize("include", [True, False])
 def test_without_a_stop_sequence_in_it_the_text_is_whole(include: bool) -> None:
     shown, stopped = streamed("ENENDE, almost EN", ("END!", "zzz"), include)
     assert ("".join(shown), stopped) == ("ENENDE, almost EN", False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
-from tgi_async.generation import Emitted, GenerationRequest, Timings, TopToken
+from tgi_async.generation import Drafts, Emitted, GenerationRequest, Timings, TopToken
 from tgi_async.scheduler.reservations import Reservation
 from tgi_async.telemetry.metrics import Gauges
 
@@ -29,6 +29,10 @@ class Generation(Protocol):
     @property
     def n_cached(self) -> int:
         """Prompt tokens found in the prefix cache; known with the first emitted token."""
+
+    @property
+    def drafts(self) -> Drafts:
+        """The drafts that were verified for it so far."""
 
     @property
     def prompt_logprobs(self) -> list[float | None]:

@@ -60,7 +60,10 @@ class Exchange:
         self.streaming = False
         self.finished = False
         peer = scope.get("client")
-        self.context = RequestContext(peer=peer[0] if peer else "")
+        self.context = RequestContext(
+            peer=peer[0] if peer else "",
+            authorization=dict(scope.get("headers", ())).get(b"authorization", b""),
+        )
 
     async def reply(
         self,

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from tgi_async.api.engine_client import Generation
-from tgi_async.generation import FinishReason, Timings, Token, TopToken
+from tgi_async.generation import Drafts, FinishReason, Timings, Token, TopToken
 
 T = TypeVar("T")
 
@@ -25,6 +25,7 @@ class Finished(NamedTuple):
     timings: Timings
     seed: int
     n_cached: int
+    drafts: Drafts
 
     @property
     def mean_logprob(self) -> float:
@@ -57,6 +58,7 @@ async def collect(generation: Generation) -> Finished:
         generation.timings,
         generation.seed,
         generation.n_cached,
+        generation.drafts,
     )
 
 

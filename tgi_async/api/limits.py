@@ -34,6 +34,8 @@ class Limits:
     """What the weights take, on all ranks together."""
     kv_cache_dtype: str
     """What keys and values are stored as."""
+    max_drafts: int
+    """Most drafts that are verified for a text in a step; 0: there is no speculation."""
     max_concurrent_requests: int
     max_best_of: int
     max_stop_sequences: int

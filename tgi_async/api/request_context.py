@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tgi_async.api.unknown_fields import Unknown
 from tgi_async.scheduler.reservations import Reservation
+
+_SECRET = os.urandom(16)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -16,6 +20,8 @@ class RequestContext:
 
     peer: str = ""
     """Address of the client, without its port; empty on a Unix socket."""
+    authorization: bytes = b""
+    """What it sent in the header of that name."""
     n_bytes: int = 0
     """Size of the body."""
     unknown: Unknown = field(default_factory=dict)
@@ -28,10 +34,22 @@ class RequestContext:
     reservation: Reservation | None = None
     """The engine's reservation for it."""
 
+    @property
+    def tenant(self) -> str:
+        """A name for who sends from this address with this API key, which does not show either."""
+        digest = hashlib.blake2b(self.authorization, key=_SECRET, digest_size=8)
+        digest.update(b"\0" + self.peer.encode())
+        return digest.hexdigest()
+
     def ignore(self, names: Iterable[str]) -> None:
         """Report that these fields of the request have no effect."""
         self.ignored += [name for name in names if name not in self.ignored]
 
     def part(self, n_bytes: int) -> RequestContext:
         """Return the context of a part of this request, with so many of its bytes."""
-        return RequestContext(peer=self.peer, n_bytes=n_bytes, ignored=self.ignored)
+        return RequestContext(
+            peer=self.peer,
+            authorization=self.authorization,
+            n_bytes=n_bytes,
+            ignored=self.ignored,
+        )

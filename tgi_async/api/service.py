@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from msgspec import structs
 
@@ -28,7 +28,7 @@ from tgi_async.api.parameters import (
 from tgi_async.api.permits import Permits
 from tgi_async.api.request_context import RequestContext
 from tgi_async.errors import ServerError, ValidationError
-from tgi_async.generation import GenerationRequest, Timings
+from tgi_async.generation import Drafts, GenerationRequest, Timings
 from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.grammar.grammar import Grammar
 from tgi_async.telemetry.metrics import Metrics
@@ -37,6 +37,11 @@ from tgi_async.text.tokenizer import Tokenizer
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class _Drafted(Protocol):
+    @property
+    def drafts(self) -> Drafts: ...
 
 
 class PromptSource(NamedTuple):
@@ -139,6 +144,7 @@ class Service:
             prompt=ids,
             sampling=sampling_of(parameters, logprobs=logprobs),
             client=context.peer,
+            tenant=context.tenant if self.limits.max_drafts else "",
             max_new_tokens=max_new_tokens,
             stop=parameters.stop_sequences,
             ignore_eos=parameters.ignore_eos,
@@ -180,6 +186,12 @@ class Service:
                 generation.cancel()
             raise
         return generations
+
+    def gained(self, generations: Iterable[_Drafted]) -> Drafts | None:
+        """Return the drafts of generations; None where there is no speculation."""
+        if not self.limits.max_drafts:
+            return None
+        return Drafts.sum(one.drafts for one in generations)
 
     def account(self, timings: Timings, n_generated: int) -> None:
         """Record a generation that ended by itself."""

@@ -20,6 +20,7 @@ HEALTHY = "There is a worker to serve."
 class Info(Struct, frozen=True, kw_only=True):
     """`version` is TGI's, from which clients derive its features.
 
+    `speculate` is how many drafts are verified for a text in a step, at most; 0 for none.
     `quantization` is the method and the bits of the weights, null for plain ones; `weight_bytes`
     what they take; `kv_cache_dtype` what keys and values are stored as. `sha` and `docker_label`
     describe a build, which a Python package is not: null.
@@ -41,6 +42,7 @@ class Info(Struct, frozen=True, kw_only=True):
     quantization: str | None
     weight_bytes: int
     kv_cache_dtype: str
+    speculate: int
     sha: None = None
     docker_label: None = None
 
@@ -99,6 +101,7 @@ def info(service: Service, path: Mapping[str, str]) -> Reply[Info]:
             quantization=limits.quantization,
             weight_bytes=limits.weight_bytes,
             kv_cache_dtype=limits.kv_cache_dtype,
+            speculate=limits.max_drafts,
         )
     )
 

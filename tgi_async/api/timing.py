@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tgi_async.api.encoding import HeaderList
 from tgi_async.api.request_context import RequestContext
-from tgi_async.generation import GenerationRequest, Timings
+from tgi_async.generation import Drafts, GenerationRequest, Timings
 
 
 def stream_headers(compute_type: str, n_characters: int) -> HeaderList:
@@ -26,11 +26,13 @@ def reply_headers(
     requests: Sequence[GenerationRequest],
     timings: Sequence[Timings],
     n_generated: int,
+    drafts: Drafts | None = None,
 ) -> HeaderList:
     """Return the headers that are known at the end: `x-compute-time` in seconds, others in
     milliseconds.
 
-    Where there are several prompts, queue and inference time are sums over them.
+    Where there are several prompts, queue and inference time are sums over them. `drafts` None:
+    there is no speculation, and nothing to report of it.
     """
     total = time.monotonic() - context.started
     inference = sum(timing.inference for timing in timings)
@@ -38,6 +40,9 @@ def reply_headers(
         b"x-prompt-tokens": sum(len(request.prompt) for request in requests),
         b"x-generated-tokens": n_generated,
     }
+    if drafts is not None:
+        counts[b"x-accepted-drafts"] = drafts.accepted
+        counts[b"x-rejected-drafts"] = drafts.rejected
     seconds = {
         b"x-total-time": total,
         b"x-validation-time": context.validation_seconds,

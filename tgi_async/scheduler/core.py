@@ -5,7 +5,8 @@ Deterministic, and alone: no I/O, no clock, no randomness, no asyncio. The engin
 workers in order, and hands back their results in the same order.
 
 **Drafts.** Until a result is back, a row is planned for as if all its drafts were accepted. Then it
-goes on from those that were, and only blocks below these enter the prefix cache.
+goes on from those that were, and only blocks below these enter the prefix cache. What was accepted
+behind the end of a text is dropped: never shown, charged or cached.
 
 **Mask not ready.** A row whose grammar mask is not computed in time gets no token, and computes the
 last of its known tokens again.
@@ -159,9 +160,14 @@ class Core(Planner):
             request.n_in_flight -= 1
             found = sampled[scheduled.row]
             several = found.tokens[1:]
+            stop = -1  # place of the token with which a stop sequence ends the text
             if several or scheduled.n_drafts:
                 # Also for a request that has ended: the worker runs what it was sent.
-                self._settle(scheduled, found)
+                self._take_back(scheduled, scheduled.n_drafts - found.n_computed)
+                if several:
+                    self._settle(request, len(found.tokens) - found.n_computed)
+                    if request.text_end is not None:
+                        stop = (request.text_end(found.tokens) or 0) - 1
             if request.status is not Status.ENDED:
                 logprobs, tops = found.logprobs, found.top
                 index = -1  # counted by hand, as this runs for every token and calls are expensive
@@ -174,6 +180,8 @@ class Core(Planner):
                         reason = "eos_token"  # a text that a grammar ended in time is complete
                     elif spent:
                         reason = "length"
+                    elif index == stop:
+                        reason = "stop_sequence"
                     logprob = logprobs[index] if logprobs else None
                     top = tops[index] if tops and index < len(tops) else []
                     events.append(TokenEvent(request, token, logprob, top, reason))
@@ -181,6 +189,11 @@ class Core(Planner):
                         break
                 if several and len(several) > found.n_computed:
                     request.prefill_end = len(request.tokens)
+                if found.n_drafts:
+                    request.n_drafts += found.n_drafts
+                    if found.n_computed:
+                        # Those behind the end are not among its tokens.
+                        request.n_accepted += min(found.n_computed, index + 1)
         end = table.n_computed = table.n_computed + scheduled.n
         if end // self.budget.block_size > table.n_committed and not table.failed:
             # Accepted drafts are known by now; what comes behind the end of a text never is.
@@ -188,12 +201,8 @@ class Core(Planner):
         if reason is not None:
             self.finish(request)
 
-    def _settle(self, scheduled: ScheduledRow, found: Sampled) -> None:
-        """Count of a row's drafts those that were accepted, and let the steps in flight begin with
-        the tokens that are known now and not computed yet."""
-        request = scheduled.request
-        self._take_back(scheduled, scheduled.n_drafts - found.n_computed)
-        known = len(found.tokens) - found.n_computed
+    def _settle(self, request: Request, known: int) -> None:
+        """Let the steps in flight begin with the `known` tokens that are not computed yet."""
         if known == 1:
             return
         for step in self._in_flight:

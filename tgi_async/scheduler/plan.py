@@ -12,9 +12,10 @@ from tgi_async.scheduler.request import Request
 from tgi_async.scheduler.reservations import Capacity
 from tgi_async.wire.messages import Admit, CachePool, Grow, Run, Step
 
-PROMPT_LOGPROB_TOKENS = 512
-"""Most prompt tokens of a step whose log-probabilities are computed: their logits over the whole
-vocabulary are in a worker's memory together."""
+MAX_LOGITS = 512
+"""Most places of a step, besides one of each row, whose logits are computed: those of prompt tokens
+whose log-probabilities are asked for, and of drafts. Over the whole vocabulary, they are in a
+worker's memory together."""
 
 
 class Budget(NamedTuple):
@@ -34,8 +35,9 @@ class Budget(NamedTuple):
     lookahead: int = 1
     """Steps planned before the results of the ones before are known."""
     max_drafts: int = 0
-    """Most drafts that the workers verify behind a decoding row's token in one step. They count as
-    prefill tokens, and get what prompts leave."""
+    """Most drafts that the workers verify behind a decoding row's token in one step. All of a step
+    get what prompts leave of its prefill tokens, or as many as these where there is no prompt."""
+    max_logits: int = MAX_LOGITS
     capacity: Capacity = Capacity()
     """What requests may reserve, running and waiting ones together."""
     beside_decodes: Sequence[int] = ()
@@ -62,6 +64,7 @@ class Plan(NamedTuple):
     step: Step
     admitted: list[Request]
     n_prefill_tokens: int
+    """Prompt tokens, and those of a grammar behind a decode's first one. Drafts are not of them."""
     n_decodes: int
 
 
@@ -82,11 +85,12 @@ class ScheduledRow(Struct):
 class StepBuilder:
     """A step being planned."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, max_logits: int) -> None:
         self.step = step
         self.left = 0
         """Prefill tokens left in the budget."""
-        self.prompt_logprobs_left = PROMPT_LOGPROB_TOKENS
+        self.logits_left = max_logits
+        """Of prompt tokens and drafts."""
         self.spare = 0
         """Blocks beyond what the running rows need for this step and the next."""
         self.run: list[Run] = []

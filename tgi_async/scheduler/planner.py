@@ -64,7 +64,7 @@ class Planner(RunningBatch):
         """Return the next step, or None while there is nothing to run or too much in flight."""
         if len(self._in_flight) > self.budget.lookahead:
             return None
-        builder = StepBuilder(self._last_step + 1)
+        builder = StepBuilder(self._last_step + 1, self.budget.max_logits)
         preempted = self._reserve(builder)
         prefilling: Request | None = None
         jump_forward: list[Request] = []
@@ -79,7 +79,7 @@ class Planner(RunningBatch):
                 else:
                     self._schedule(request, 1, builder)
             elif request.n_planned < request.limit:
-                if max_drafts:
+                if max_drafts and not (request.prompt_logprobs and request.needs_prompt_logprobs):
                     drafting.append(request)
                 else:
                     self._schedule(request, 1, builder)
@@ -102,9 +102,12 @@ class Planner(RunningBatch):
             prefilling = self._admit(builder)
             if prefilling is None:
                 break
-        for request in drafting:
-            end = min(request.n_planned + 1 + max_drafts, request.limit)
-            self._schedule_until(request, end, builder, free=1)
+        if drafting:
+            # Beside no prompt there are no decodes to hold up.
+            alone = builder.left == most
+            self._schedule_drafting(
+                drafting, self.budget.max_batch_prefill_tokens if alone else builder.left, builder
+            )
         if not builder.run:
             return None
         self._last_step = builder.step
@@ -140,7 +143,7 @@ class Planner(RunningBatch):
     def _schedule_until(
         self, request: Request, end: int, builder: StepBuilder, free: int = 0
     ) -> None:
-        """Schedule a row's positions before `end` as far as budget and blocks allow, at least one.
+        """Schedule a row's known tokens before `end`, as far as budget and blocks allow.
 
         `free` of them are not of the budget.
         """
@@ -148,7 +151,40 @@ class Planner(RunningBatch):
         n = min(end - start, builder.left + free)
         needs_prompt_logprobs = request.needs_prompt_logprobs and not request.decoding
         if needs_prompt_logprobs:
-            n = min(n, builder.prompt_logprobs_left)
+            n = min(n, builder.logits_left)
+        n = self._fit(request, n, builder)
+        builder.left -= n - free
+        builder.logits_left -= n if needs_prompt_logprobs else 0
+        self._schedule(request, n, builder)
+
+    def _schedule_drafting(self, requests: list[Request], most: int, builder: StepBuilder) -> None:
+        """Schedule decoding rows with drafts, `most` of them in all, each row with as many as the
+        others as far as blocks allow."""
+        n_each, n_more = divmod(min(most, builder.logits_left), len(requests))
+        if n_each >= self.budget.max_drafts:
+            n_each, n_more = self.budget.max_drafts, 0
+        block_size = self.budget.block_size
+        for request in requests:
+            n = 1 + n_each
+            if n_more:
+                n_more -= 1
+                n += 1
+            start = request.n_planned
+            if start + n > request.limit:
+                n = request.limit - start
+            table = request.table
+            assert table is not None
+            # Most rows lack no block, and this finds out without a call for each.
+            if start + n >= len(table.blocks) * block_size:
+                n = self._fit(request, n, builder)
+            self._schedule(request, n, builder, n - 1)
+
+    def _fit(self, request: Request, n: int, builder: StepBuilder) -> int:
+        """Set blocks aside for a row's next `n` positions, and for one in the step after it.
+
+        Return how many of the `n` there are blocks for, at least one.
+        """
+        start = request.n_planned
         reserved = self._short(request, start + 2)
         # Where spare is negative, closing tables owe it, and not all of the reserved blocks are
         # free yet.
@@ -158,10 +194,7 @@ class Planner(RunningBatch):
             granted = len(request.table.blocks) + room
             n = max(1, min(n, granted * self.budget.block_size - 1 - start))
         builder.spare -= self._short(request, start + n + 1) - reserved
-        builder.left -= n - free
-        builder.prompt_logprobs_left -= n if needs_prompt_logprobs else 0
-        known = max(1, request.prefill_end - start)
-        self._schedule(request, n, builder, max(0, n - known))
+        return n
 
     def _admit(self, builder: StepBuilder) -> Request | None:
         """Admit the head of the queue, if its row, its known tokens and its limit fit."""
@@ -183,7 +216,7 @@ class Planner(RunningBatch):
             return None
         known = len(request.tokens)
         needs_prompt_logprobs = request.needs_prompt_logprobs
-        if needs_prompt_logprobs and not builder.prompt_logprobs_left:
+        if needs_prompt_logprobs and not builder.logits_left:
             return None
         keys = request.block_keys(self.budget.block_size)
         # The last known token is always computed, for its logits.
@@ -237,6 +270,7 @@ class Planner(RunningBatch):
                 constraint=Constraint(request.grammar, request.max_new_tokens)
                 if request.grammar
                 else None,
+                tenant=request.tenant,
             )
         )
         return request

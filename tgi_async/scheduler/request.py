@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 from enum import Enum
 from typing import Literal, NamedTuple
@@ -36,6 +37,8 @@ class Request:
     max_new_tokens: int
     _: KW_ONLY
     client: str = ""
+    tenant: str = ""
+    """Who may be drafted for with what this request is answered."""
     sampling: Sampling = GREEDY
     stop_ids: frozenset[int] = frozenset()
     grammar: str = ""
@@ -46,6 +49,9 @@ class Request:
     salts: tuple[Salt, ...] = ()
     reservation: Reservation | None = None
     """The reservation that its row belongs to; None: not counted."""
+    text_end: Callable[[list[int]], int | None] | None = None
+    """Returns after how many of the next tokens a stop sequence ends the text, None if not with any
+    of them. It is asked where several tokens come at once; None: nothing but a token ends it."""
 
     tokens: list[int] = field(init=False)
     n_prompt: int = field(init=False)
@@ -61,6 +67,10 @@ class Request:
     row: int = field(default=-1, init=False)
     n_cached: int = field(default=0, init=False)
     """Prompt tokens that were in the prefix cache when it was first admitted."""
+    n_drafts: int = field(default=0, init=False)
+    """Drafts that were verified for it."""
+    n_accepted: int = field(default=0, init=False)
+    """How many of them are among its tokens."""
     n_planned: int = field(default=0, init=False)
     n_in_flight: int = field(default=0, init=False)
     n_prompt_logprobs: int = field(default=0, init=False)

@@ -25,9 +25,9 @@ def check_result(
 ) -> None:
     """Check that the rows of a result are those that the step was to sample.
 
-    Each has a token, an error, or a mask that is not ready; no other row has anything. Before the
-    token there are no more accepted drafts than were asked for. Only a row with a grammar has
-    jump-forward tokens behind it, or a mask that is not ready.
+    Each has a token, an error, or a mask that is not ready; no other row has anything. No more
+    drafts were verified than were asked for, and no more accepted than verified. Only a row with a
+    grammar has jump-forward tokens behind it, or a mask that is not ready.
 
     Raises UnexpectedResult.
     """
@@ -42,14 +42,18 @@ def check_result(
             raise UnexpectedResult(f"rows {sorted(strange)} need no mask in step {done.step}")
         sampling -= postponed
     for one in done.sampled:
+        if one.n_drafts:
+            scheduled = rows.get(one.row)
+            if scheduled is not None and one.n_drafts > scheduled.n_drafts:
+                raise UnexpectedResult(f"row {one.row} verified drafts beyond step {done.step}")
         if not (one.tokens[1:] or one.n_computed or one.logprobs[1:] or one.top[1:]):
             continue  # a single token, the common case
         n = len(one.tokens)
         scheduled = rows.get(one.row)
         if scheduled is None:
             continue  # which is found below
-        if one.n_computed > min(scheduled.n_drafts, n - 1):
-            raise UnexpectedResult(f"row {one.row} computed tokens beyond step {done.step}")
+        if one.n_computed > min(one.n_drafts, n - 1):
+            raise UnexpectedResult(f"row {one.row} computed tokens that were no drafts")
         if n > one.n_computed + 1 and not scheduled.request.grammar:
             raise UnexpectedResult(f"row {one.row} has {n} tokens and no grammar that forces them")
         if len(one.logprobs) not in (0, n) or len(one.top) > n:

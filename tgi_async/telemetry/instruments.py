@@ -24,7 +24,7 @@ class Counter:
         self, name: str, documentation: str, label: str | None = None, known: Iterable[str] = ()
     ) -> None:
         self._name = name
-        self._head = _head(name, documentation, "counter")
+        self._head = head(name, documentation, "counter")
         self._label = label
         self._values: dict[str, int] = dict.fromkeys(known if label else ("",), 0)
 
@@ -49,7 +49,7 @@ class Histogram:
         self, name: str, documentation: str, bounds: Sequence[float], label: str | None = None
     ) -> None:
         self._name = name
-        self._head = _head(name, documentation, "histogram")
+        self._head = head(name, documentation, "histogram")
         self._bounds = list(bounds)
         self._bound_names = [*(f"{bound:.12g}" for bound in bounds), "+Inf"]
         self._label = label
@@ -83,10 +83,11 @@ class Histogram:
 
 def gauge(name: str, documentation: str, value: float) -> str:
     """Return the lines of a gauge with this value, in the text format."""
-    return f"{_head(name, documentation, 'gauge')}{name} {value}\n"
+    return f"{head(name, documentation, 'gauge')}{name} {value}\n"
 
 
-def _head(name: str, documentation: str, kind: str) -> str:
+def head(name: str, documentation: str, kind: str) -> str:
+    """Return the two lines that describe a metric, in the text format."""
     return f"# HELP {name} {documentation}\n# TYPE {name} {kind}\n"
 
 

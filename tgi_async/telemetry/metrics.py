@@ -9,10 +9,13 @@ that ended with it. docs/metrics.md lists them all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from tgi_async.telemetry import record
+from tgi_async.telemetry.drafts import DraftCounter
 from tgi_async.telemetry.instruments import Counter, Histogram, gauge
+from tgi_async.wire.messages import MAX_DRAFTS, Sampled
 
 FAILURES = ("validation", "overloaded", "template", "incomplete", "generation", "dropped")
 """Values of `err`: `ServerError.failure`, and `dropped` for a client that left."""
@@ -51,11 +54,18 @@ class Metrics:
     """All metrics. Times are in seconds.
 
     `max_input_tokens` and `max_total_tokens` are split into 100 buckets for the token histograms.
-    `max_batch_total_tokens` is the size of the KV cache; 0 where it is not known.
+    `max_batch_total_tokens` is the size of the KV cache; 0 where it is not known. `speculation` is
+    the method of `max_drafts` drafts; 0: there are none.
     """
 
     def __init__(
-        self, *, max_input_tokens: int, max_total_tokens: int, max_batch_total_tokens: int = 0
+        self,
+        *,
+        max_input_tokens: int,
+        max_total_tokens: int,
+        max_batch_total_tokens: int = 0,
+        speculation: str = "",
+        max_drafts: int = 0,
     ) -> None:
         self._max_batch_total_tokens = max_batch_total_tokens
         inputs = [max_input_tokens / 100 * k for k in range(1, 101)]
@@ -81,8 +91,14 @@ class Metrics:
         )
         self._input_length = Histogram("tgi_request_input_length", "Tokens of a prompt", inputs)
         self._skipped = Histogram(
-            "tgi_request_skipped_tokens", "Prompt tokens found in the prefix cache", inputs
+            "tgi_request_skipped_tokens",
+            "Tokens of a step for a request, besides the first, that were accepted drafts",
+            range(MAX_DRAFTS + 1),
         )
+        self._cached = Histogram(
+            "tgi_async_cached_tokens", "Prompt tokens found in the prefix cache", inputs
+        )
+        self._drafts = DraftCounter(speculation, max_drafts) if max_drafts else None
         self._generated = Histogram(
             "tgi_request_generated_tokens", "Tokens generated for a request", totals
         )
@@ -161,7 +177,19 @@ class Metrics:
     def admitted(self, n_cached: int) -> None:
         """Record that a request entered the running batch; `n_cached` prompt tokens came from the
         cache."""
-        self._skipped.observe(n_cached)
+        self._cached.observe(n_cached)
+
+    def sampled(self, found: Sequence[Sampled]) -> None:
+        """Record what the rows of a step sampled."""
+        n_plain = len(found)
+        if self._drafts is not None:
+            self._drafts.add(found)
+            for one in found:
+                if one.n_computed:
+                    self._skipped.observe(one.n_computed)
+                    n_plain -= 1
+        if n_plain:
+            self._skipped.observe(0, n=n_plain)
 
     def step_sent(
         self, *, n_prefill_tokens: int, n_admitted: int, n_decode: int, plan_seconds: float
@@ -232,8 +260,9 @@ class Metrics:
             ("tgi_async_worker_restarts", "Restarts of a worker", now.worker_restarts),
         ]
 
-    def _instruments(self) -> list[Counter | Histogram]:
-        return [value for value in vars(self).values() if isinstance(value, Counter | Histogram)]
+    def _instruments(self) -> list[Counter | Histogram | DraftCounter]:
+        kinds = Counter | Histogram | DraftCounter
+        return [value for value in vars(self).values() if isinstance(value, kinds)]
 
 
 def _duration(name: str, documentation: str, label: str | None = None) -> Histogram:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from tgi_async.scheduler.plan import Plan
-from tgi_async.wire.messages import StepDone
+from tgi_async.wire.messages import Sampled, StepDone
 
 
 class StepMetrics(Protocol):
     """The metrics that a StepTimer records."""
 
     def admitted(self, n_cached: int) -> None: ...
+
+    def sampled(self, found: Sequence[Sampled]) -> None: ...
 
     def step_sent(
         self, *, n_prefill_tokens: int, n_admitted: int, n_decode: int, plan_seconds: float
@@ -61,6 +64,7 @@ class StepTimer:
         """Note that a result that came at `received` has been delivered by now."""
         sent = self._sent.pop(done.step)
         now = time.monotonic()
+        self._metrics.sampled(done.sampled)
         self._metrics.step(
             n_prefill_tokens=sent.n_prefill_tokens,
             seconds=now - sent.at,

@@ -8,6 +8,7 @@ them, shows beyond what it showed already. Half a character is never emitted.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Protocol
 
 CONTEXT_TOKENS = 5
@@ -85,6 +86,12 @@ class Detokenizer:
             self._n_shown = max(0, len(self._decoder.decode(self._ids)) - n_left)
         return new
 
+    def copy(self) -> Detokenizer:
+        """Return one that goes on by itself from here."""
+        other = copy(self)
+        other._ids = list(self._ids)
+        return other
+
     def flush(self) -> str:
         """Return the text that was held back, at the end of the generation."""
         text = self._decoder.decode(self._ids)
@@ -145,6 +152,17 @@ class TextStream:
         if not self._stop or not text:
             return text, False
         return self._scan(text)
+
+    def end_within(self, ids: list[int]) -> int | None:
+        """Return after how many of these tokens, if they are the next ones, a stop sequence ends
+        the generation; None if not with any of them."""
+        ahead = copy(self)
+        ahead._detokenizer = self._detokenizer.copy()
+        for n, id in enumerate(ids, 1):
+            _, ends = ahead.push(id)
+            if ends:
+                return n
+        return None
 
     def flush(self) -> str:
         """Return the rest of the text when the generation ends without a stop sequence."""

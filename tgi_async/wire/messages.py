@@ -168,7 +168,7 @@ class SpeculationConfig(Frame, frozen=True):
     """Drafts of the tokens to come, which steps verify."""
 
     max_drafts: Annotated[int, Meta(ge=0, le=MAX_DRAFTS)] = 0
-    """Most of them for a row in a step; 0: none."""
+    """Most of them for a row in a step; 0: none, or with a `path` as many as it has heads."""
     method: str = ""
     """"ngram", "suffix", "medusa" or "mlp_speculator"; "": suffix, or what the `path` is."""
     path: str = ""

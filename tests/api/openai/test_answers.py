@@ -354,6 +354,40 @@ class TestUsage:
         reported = [chunk["usage"] for chunk in chunks if "usage" in chunk]
         assert [one["prompt_tokens_details"] for one in reported] == [{"cached_tokens": 5}] * 2
 
+    @pytest.fixture
+    def speculating(self, settings: Settings) -> None:
+        settings.max_drafts = 3
+
+    @pytest.mark.usefixtures("speculating")
+    async def test_drafts_of_all_choices_are_reported(self, ask: Ask, events: EventsOf) -> None:
+        details = (await ask("Hi", n=3)).json()["usage"]["completion_tokens_details"]
+        assert details["accepted_prediction_tokens"] == 6
+        assert details["rejected_prediction_tokens"] == 9
+        streamed = await ask("Hi", n=3, stream=True, stream_options={"include_usage": True})
+        *_, last, _ = events(streamed)
+        assert last["usage"]["completion_tokens_details"] == details
+
+    @pytest.mark.usefixtures("speculating")
+    async def test_a_stream_of_completions_tells_the_drafts_of_each(
+        self, api: Api, events: EventsOf
+    ) -> None:
+        *chunks, _ = events(await api.complete(["a", "b"], stream=True))
+        reported = [chunk["usage"] for chunk in chunks if "usage" in chunk]
+        expected = {"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 3}
+        assert [one["completion_tokens_details"] for one in reported] == [expected] * 2
+
+    async def test_without_speculation_there_is_nothing_of_drafts(self, ask: Ask) -> None:
+        assert "prediction" not in (await ask("Hi")).text
+
+    @pytest.mark.usefixtures("speculating")
+    async def test_whose_a_request_is_is_told_where_drafts_are_made(
+        self, ask: Ask, engine: FakeEngine, settings: Settings
+    ) -> None:
+        await ask("Hi")
+        settings.max_drafts = 0
+        await ask("Hi")
+        assert [bool(one.tenant) for one in engine.requests] == [True, False]
+
     async def test_tgi_has_no_details(self, ask: Ask, settings: Settings) -> None:
         settings.strict_tgi = True
         usage = (await ask("Hi")).json()["usage"]

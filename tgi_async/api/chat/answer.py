@@ -32,7 +32,7 @@ from tgi_async.api.limits import Limits
 from tgi_async.api.openai.prompt_logprobs import RankedScores, prompt_logprobs_of
 from tgi_async.api.openai.reply_schema import PromptLogprob, Usage, finite_logprob, now, unique_id
 from tgi_async.api.service import Service
-from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
+from tgi_async.generation import Drafts, Emitted, FinishReason, GenerationRequest, Token
 from tgi_async.text.tools.events import ArgumentsPiece, CallStart, Event, ProsePiece, ThoughtPiece
 
 
@@ -82,7 +82,11 @@ class ChatAnswer:
         )
 
     def whole(
-        self, choices: list[ChatChoice], n_generated: int, n_cached: int = 0
+        self,
+        choices: list[ChatChoice],
+        n_generated: int,
+        n_cached: int = 0,
+        drafts: Drafts | None = None,
     ) -> ChatCompletion:
         """Return the whole reply; `n_cached` tokens of the prompt were in the prefix cache."""
         return ChatCompletion(
@@ -91,7 +95,7 @@ class ChatAnswer:
             model=self._model,
             system_fingerprint=self._fingerprint,
             choices=choices,
-            usage=self._usage(n_generated, n_cached),
+            usage=self._usage(n_generated, n_cached, drafts),
             prompt_logprobs=self._prompt_logprobs(),
         )
 
@@ -125,13 +129,13 @@ class ChatAnswer:
             chunk = structs.replace(chunk, prompt_logprobs=self._prompt_logprobs())
         return chunk
 
-    def ending(self, n_cached: int = 0) -> Events:
+    def ending(self, n_cached: int = 0, drafts: Drafts | None = None) -> Events:
         """Return the extra chunk that `stream_options.include_usage` asks for."""
         if not self._include_usage:
             return ()
-        return [self._chunk([], self._usage(self.n_streamed, n_cached))]
+        return [self._chunk([], self._usage(self.n_streamed, n_cached, drafts))]
 
-    def _usage(self, n_generated: int, n_cached: int) -> Usage:
+    def _usage(self, n_generated: int, n_cached: int, drafts: Drafts | None) -> Usage:
         if not self._dialect.shows_usage_details:
             return Usage.of(self._n_prompt, n_generated)
         return Usage.of(
@@ -139,6 +143,7 @@ class ChatAnswer:
             n_generated,
             cached_tokens=n_cached,
             reasoning_tokens=self._n_thought,
+            drafts=drafts,
         )
 
     def _read(

@@ -60,6 +60,7 @@ async def answer_whole(
     for one in finished:
         service.account(one.timings, len(one.tokens))
     n_generated = sum(len(one.tokens) for one in finished)
+    drafts = service.gained(finished)
     headers = reply_headers(
         context,
         service.compute_type,
@@ -67,12 +68,13 @@ async def answer_whole(
         [chat.request],
         [one.timings for one in finished],
         n_generated,
+        drafts,
     )
     choices = [
         chat.answer.choice(index, one.tokens, one.finish_reason)
         for index, one in enumerate(finished)
     ]
-    return Reply(chat.answer.whole(choices, n_generated, finished[0].n_cached), headers)
+    return Reply(chat.answer.whole(choices, n_generated, finished[0].n_cached, drafts), headers)
 
 
 async def _stream(
@@ -92,7 +94,7 @@ async def _stream(
                 chat.generations,
                 len(chat.prompt),
                 chat.answer.events,
-                lambda: chat.answer.ending(first.n_cached),
+                lambda: chat.answer.ending(first.n_cached, service.gained(chat.generations)),
             )
 
 

@@ -81,13 +81,13 @@ class LikeTGI:
         except ValueError as error:
             raise ToolError(f"Failed to parse generated text: {error}") from error
         answer = ChatAnswer(service, self._body, request)
-        requests, timings = [request], [first.timings]
+        shown = first
         if name == NO_TOOL_NAME:
             prompt, request = await self._request(None)
             second = await collect(service.submit(request))
             service.account(second.timings, len(second.tokens))
             answer = ChatAnswer(service, self._body, request)
-            requests, timings = [request], [second.timings]
+            shown = second
             message = AssistantMessage(second.text)
         else:
             function = FunctionCall(name=name, arguments=arguments, description=None)
@@ -100,7 +100,13 @@ class LikeTGI:
         )
         n_generated = len(first.tokens)
         headers = reply_headers(
-            self._context, service.compute_type, len(prompt), requests, timings, n_generated
+            self._context,
+            service.compute_type,
+            len(prompt),
+            [request],
+            [shown.timings],
+            n_generated,
+            service.gained([shown]),
         )
         return Reply(answer.whole([choice], n_generated), headers)
 

@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType, structs
 from tgi_async.api.completions.logprobs import LogprobsWriter, Piece
 from tgi_async.api.completions.schema import Completion, CompletionChoice, CompletionRequest
 from tgi_async.api.encoding import Events
+from tgi_async.api.engine_client import Generation
 from tgi_async.api.finished import Finished, text_of
 from tgi_async.api.openai.prompt_logprobs import (
     PromptScores,
@@ -17,7 +18,7 @@ from tgi_async.api.openai.prompt_logprobs import (
 )
 from tgi_async.api.openai.reply_schema import PromptLogprob, Usage, now, unique_id
 from tgi_async.api.service import Service
-from tgi_async.generation import Emitted, FinishReason, GenerationRequest, Token
+from tgi_async.generation import Drafts, Emitted, FinishReason, GenerationRequest, Token
 
 
 class CompletionAnswer:
@@ -35,6 +36,7 @@ class CompletionAnswer:
         requests: Sequence[GenerationRequest],
         prompt_pieces: Sequence[Sequence[Piece]],
     ) -> None:
+        self._service = service
         self._id = unique_id("cmpl")
         self._created = now()
         self._model = service.limits.model_names[0]
@@ -71,11 +73,13 @@ class CompletionAnswer:
             for index, (one, first) in enumerate(shown)
         ]
         usage = self._usage(
-            [len(one.tokens) for one in finished], [one.n_cached for one in finished[::n_each]]
+            [len(one.tokens) for one in finished],
+            [one.n_cached for one in finished[::n_each]],
+            self._service.gained(finished),
         )
         return self._completion(choices, usage)
 
-    def events(self, index: int, emitted: Emitted, scores: RankedScores) -> Events:
+    def events(self, index: int, emitted: Emitted, generation: Generation) -> Events:
         """Return one chunk for all tokens that came together.
 
         Usage is in the last chunk of each choice, as in TGI, unless OpenAI's `include_usage` asks
@@ -83,20 +87,27 @@ class CompletionAnswer:
         """
         first = not self._n_streamed[index]
         self._n_streamed[index] += len(emitted.tokens)
-        choice = self._choice(index, emitted.tokens, emitted.finish_reason, scores, first=first)
+        choice = self._choice(index, emitted.tokens, emitted.finish_reason, generation, first=first)
         if first and index % self._n == 0:
-            choice = structs.replace(choice, prompt_logprobs=self._prompt_logprobs(index, scores))
+            choice = structs.replace(
+                choice, prompt_logprobs=self._prompt_logprobs(index, generation)
+            )
         usage: Usage | UnsetType = UNSET
         if emitted.finish_reason is not None and not self._body.include_usage:
             n_generated = 0 if self._body.scores_only else self._n_streamed[index]
-            usage = self._usage_of(self._n_prompt[index // self._n], n_generated, scores.n_cached)
+            usage = self._usage_of(
+                self._n_prompt[index // self._n],
+                n_generated,
+                generation.n_cached,
+                self._service.gained([generation]),
+            )
         return [self._completion([choice], usage)]
 
-    def ending(self, n_cached: Sequence[int]) -> Events:
+    def ending(self, n_cached: Sequence[int], drafts: Drafts | None) -> Events:
         """Return the extra chunk that `stream_options.include_usage` asks for."""
         if not self._body.include_usage:
             return ()
-        return [self._completion([], self._usage(self._n_streamed, n_cached))]
+        return [self._completion([], self._usage(self._n_streamed, n_cached, drafts))]
 
     def _choice(
         self,
@@ -136,14 +147,19 @@ class CompletionAnswer:
             return reason or ""
         return reason and self._dialect.finish_reason(reason)
 
-    def _usage(self, n_generated: Sequence[int], n_cached: Sequence[int]) -> Usage:
+    def _usage(
+        self, n_generated: Sequence[int], n_cached: Sequence[int], drafts: Drafts | None
+    ) -> Usage:
         """Return the usage of all prompts; `n_cached` has one count for each."""
         n_shown = 0 if self._body.scores_only else sum(n_generated)
-        return self._usage_of(sum(self._n_prompt), n_shown, sum(n_cached))
+        return self._usage_of(sum(self._n_prompt), n_shown, sum(n_cached), drafts)
 
-    def _usage_of(self, n_prompt: int, n_generated: int, n_cached: int) -> Usage:
-        cached = n_cached if self._dialect.shows_usage_details else None
-        return Usage.of(n_prompt, n_generated, cached_tokens=cached)
+    def _usage_of(
+        self, n_prompt: int, n_generated: int, n_cached: int, drafts: Drafts | None
+    ) -> Usage:
+        if not self._dialect.shows_usage_details:
+            return Usage.of(n_prompt, n_generated)
+        return Usage.of(n_prompt, n_generated, cached_tokens=n_cached, drafts=drafts)
 
     def _completion(self, choices: list[CompletionChoice], usage: Usage | UnsetType) -> Completion:
         return Completion(

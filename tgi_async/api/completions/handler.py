@@ -79,6 +79,7 @@ async def _whole(
         batch.requests,
         [one.timings for one in finished],
         sum(len(one.tokens) for one in finished),
+        service.gained(finished),
     )
     return Reply(batch.answer.whole(finished), headers)
 
@@ -93,7 +94,9 @@ async def _stream(
             return answer.events(index, emitted, generations[index])
 
         def ending() -> Events:
-            return answer.ending([one.n_cached for one in generations[:: batch.n_each]])
+            return answer.ending(
+                [one.n_cached for one in generations[:: batch.n_each]], service.gained(generations)
+            )
 
         await stream_choices(service, exchange, generations, batch.n_characters, events, ending)
 

@@ -98,7 +98,13 @@ async def _whole(
         details = writer.details(best, others, prefill, shown)
         response = GenerateResponse(shown + best.text, details)
     headers = reply_headers(
-        context, service.compute_type, len(inputs), [request], [best.timings], len(best.tokens)
+        context,
+        service.compute_type,
+        len(inputs),
+        [request],
+        [best.timings],
+        len(best.tokens),
+        service.gained([best]),
     )
     return Reply(response, headers)
 

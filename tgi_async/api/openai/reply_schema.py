@@ -7,6 +7,8 @@ import uuid
 
 from msgspec import UNSET, Struct, UnsetType
 
+from tgi_async.generation import Drafts
+
 LEAST_LOGPROB = -9999.0
 """OpenAI's value for a very unlikely token. JSON has none for an impossible one."""
 
@@ -18,9 +20,15 @@ class PromptTokensDetails(Struct, frozen=True):
 
 
 class CompletionTokensDetails(Struct, frozen=True):
-    """`reasoning_tokens` are those of the model's reasoning."""
+    """`reasoning_tokens` are those of the model's reasoning.
 
-    reasoning_tokens: int
+    Of the drafts of a server that speculates, `accepted_prediction_tokens` are among the
+    completion's tokens, and `rejected_prediction_tokens` are not, nor are they counted there.
+    """
+
+    reasoning_tokens: int | UnsetType = UNSET
+    accepted_prediction_tokens: int | UnsetType = UNSET
+    rejected_prediction_tokens: int | UnsetType = UNSET
 
 
 class Usage(Struct, frozen=True):
@@ -40,14 +48,22 @@ class Usage(Struct, frozen=True):
         *,
         cached_tokens: int | None = None,
         reasoning_tokens: int | None = None,
+        drafts: Drafts | None = None,
     ) -> Usage:
         """Return the usage with the sum, and the details that are not None."""
+        details: CompletionTokensDetails | UnsetType = UNSET
+        if reasoning_tokens is not None or drafts is not None:
+            details = CompletionTokensDetails(
+                UNSET if reasoning_tokens is None else reasoning_tokens,
+                UNSET if drafts is None else drafts.accepted,
+                UNSET if drafts is None else drafts.rejected,
+            )
         return cls(
             prompt_tokens,
             completion_tokens,
             prompt_tokens + completion_tokens,
             UNSET if cached_tokens is None else PromptTokensDetails(cached_tokens),
-            UNSET if reasoning_tokens is None else CompletionTokensDetails(reasoning_tokens),
+            details,
         )
 
 
