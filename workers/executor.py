@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from tgi_async.wire.messages import Admit, Run, Sampling, Step
+from tgi_async.wire.messages import Admit, Run, Sampling, Step, StepCost
+from tgi_async.wire.step_costs import StepCosts
 from workers import memory
 from workers.attention.cache import PagedCache
 from workers.constraints.constraints import Constraints
@@ -17,9 +19,30 @@ from workers.models.loading import Loaded
 from workers.ranks import Ranks
 from workers.runner import Runner
 from workers.sampling import Sampler
+from workers.speculation.source import DraftSource
+from workers.speculation.speculation import Speculation
 from workers.step_costs import CostPlan, StepProbe, StepSizes
 from workers.table import RowTable
 from workers.tensor_parallel import DriverRank, FollowerRank
+
+MOST_DRAFTS = 512
+"""Most drafts of a step, as the router asks for no more."""
+UNMEASURED = StepCosts([StepCost(1, 64.0), StepCost(65, 128.0)])
+"""What decodes are taken to cost where it could not be measured: a position a 64th of a step."""
+
+
+class Drafts(NamedTuple):
+    """What drafts the tokens to come, if anything does."""
+
+    source: DraftSource | None = None
+    """On rank 0."""
+    most: int = 0
+    """Most drafts of a row in a step."""
+
+    @property
+    def in_a_step(self) -> int:
+        """Most drafts of all rows."""
+        return MOST_DRAFTS if self.most else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +61,12 @@ class Executor:
     ranks: Ranks | None = None
     driver: DriverRank | None = None
     """On rank 0 of several: the model as it runs on all of them."""
+    drafts: Drafts = Drafts()
+
+    @property
+    def max_lines(self) -> int:
+        """Most rows and drafts of a step that a GPU computes by a graph."""
+        return self.max_rows * (2 if self.drafts.most else 1)
 
     @property
     def bytes_per_block(self) -> int:
@@ -123,13 +152,28 @@ class Executor:
                     self.model.spec.vocab_size,
                 )
             )
-        return Runner(model, table, cache, sampler, self.constraints, decode_graphs)
+        speculation = None
+        if self.drafts.source is not None:
+            decode = costs.decode if costs is not None else None
+            speculation = Speculation(self.drafts.source, self.drafts.most, decode or UNMEASURED)
+        return Runner(model, table, cache, sampler, self.constraints, decode_graphs, speculation)
 
     def _cache(self, n_blocks: int) -> PagedCache:
         return self.model.spec.cache_group.pool(n_blocks, self.block_size, self.device)
 
     def _table(self, max_rows: int = 0) -> RowTable:
-        return RowTable(max_rows or self.max_rows, self.longest, self.block_size, self.device)
+        return RowTable(
+            max_rows or self.max_rows,
+            self.longest,
+            self.block_size,
+            self.device,
+            self.drafts.most,
+        )
 
     def _sampler(self, max_rows: int = 0) -> Sampler:
-        return Sampler(max_rows or self.max_rows, self.model.spec.vocab_size, self.device)
+        return Sampler(
+            max_rows or self.max_rows,
+            self.model.spec.vocab_size,
+            self.device,
+            most_lines=max(max_rows, self.max_lines, self.max_rows + self.drafts.in_a_step),
+        )

@@ -322,16 +322,22 @@ class Runner:
         if self._constraints:
             self._constraints.go()
         batch = ForwardBatch(
-            input_ids, send(np.concatenate(positions), device), send(wanted, device), context
+            input_ids,
+            send(np.concatenate(positions), device),
+            send(wanted, device),
+            context,
+            hidden=hidden,
         )
         output = self._model.forward(batch)
         logits = output.logits
         forwarded = self._mark()
         launched.prompt_logprobs += self._prompt_logprobs(prompt_chunks, logits[len(sampled_at) :])
         if sampling:
+            n = len(sampled_at)
             free: list[NDArray[np.int32] | None] = [None] * len(sampling)
+            states = None if output.hidden_states is None else output.hidden_states[:n]
             launched.to_sample.append(
-                SamplingBatch(sampling, logits[: len(sampled_at)], free, drafts=decodes.drafts)
+                SamplingBatch(sampling, logits[:n], free, drafts=decodes.drafts, hidden=states)
             )
         for run in runs:
             table[run.row].n_computed += table[run.row].n_known(run.n)

@@ -24,8 +24,10 @@ from workers.attention import registry
 from workers.attention.triton_paged import gpu_refusal
 from workers.constraints.constraints import Constraints
 from workers.constraints.vocabulary import Vocabulary
+from workers.draft_models.checkpoint import TargetModel
+from workers.draft_models.registry import draft_source, resolved
 from workers.errors import UnsupportedModel
-from workers.executor import Executor
+from workers.executor import Drafts, Executor
 from workers.graphs.capture import CudaGraphCapture
 from workers.graphs.decode import GraphPlan, default_sizes
 from workers.launched_step import LaunchedStep
@@ -114,6 +116,13 @@ class Worker:
         )
         if self._ranks is not None and self._rank == 0:
             self._driver = DriverRank(model, self._ranks)
+        speculation = resolved(start.speculation)
+        drafts = Drafts(None, speculation.max_drafts)
+        if speculation.max_drafts and self._rank == 0:
+            head = (self._driver or model).head
+            target = TargetModel(head, spec.hidden_size, spec.vocab_size, dtype, device)
+            source = draft_source(speculation, target, start.batch.max_rows)
+            drafts = drafts._replace(source=source)
         executor = Executor(
             model,
             device,
@@ -124,6 +133,7 @@ class Worker:
             constraints,
             self._ranks,
             self._driver,
+            drafts,
         )
         with self._phase(
             "warming up", f"{start.batch.max_rows} rows, {prefill_tokens} prefill tokens"
@@ -168,6 +178,8 @@ class Worker:
                 notes=notes + native.notes + model.notes,
                 quantization=model.quantization,
                 kv_cache_dtype=spec.cache_group.spec.stored,
+                max_drafts=drafts.most,
+                speculation=speculation.method,
                 prefill_costs=costs.prefill,
                 target_inter_token_latency=start.target_inter_token_latency or default_target,
             )
@@ -192,7 +204,7 @@ class Worker:
                 return executor.serving(n_blocks)
             with self._phase("measuring steps"):
                 return executor.serving(n_blocks, None, costs)
-        sizes = [n for n in sizes or default_sizes(executor.max_rows) if n <= executor.max_rows]
+        sizes = [n for n in sizes or default_sizes(executor.max_lines) if n <= executor.max_lines]
         plan = GraphPlan(CudaGraphCapture(), sizes or [executor.max_rows])
         with self._phase("capturing CUDA graphs", f"of {', '.join(map(str, plan.sizes))} rows"):
             runner = executor.serving(n_blocks, plan, costs)
@@ -252,7 +264,7 @@ class Worker:
 def _cost_plan(start: Start, executor: Executor) -> CostPlan:
     """Return what is to be measured: chunks of prompts, if they may be beside decodes, and decodes,
     if there are drafts."""
-    max_rows, max_drafts = executor.max_rows, start.speculation.max_drafts
+    max_rows, max_drafts = executor.max_rows, executor.drafts.most
     # The router knows what chunks cost from a worker that was here before.
     chunks = max_rows > 1 and not start.cache.n_blocks
     return CostPlan(

@@ -26,6 +26,15 @@ OF_MODELS: dict[str, Callable[[DraftCheckpoint, DraftModel, int], DraftSource]] 
 """Sources that are a model, the keys of NAMES; each is made with a number of heads."""
 
 
+def resolved(config: SpeculationConfig) -> SpeculationConfig:
+    """Return the config with the number of drafts and the method that it stands for. Raises
+    UnsupportedModel for a checkpoint that is no draft model."""
+    given = _draft_model(Path(config.path)) if config.path else None
+    n = config.max_drafts or (given.n_heads if given else 0)
+    method = config.method or (given.method if given else DEFAULT)
+    return SpeculationConfig(n, method if n else "", config.path)
+
+
 def draft_source(
     config: SpeculationConfig, target: TargetModel, max_rows: int
 ) -> DraftSource | None:
