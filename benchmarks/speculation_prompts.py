@@ -93,21 +93,31 @@ def _edit(name: str, passage: str, change: str) -> Prompt:
     return Prompt(f"edit {name}", text, 128)
 
 
-def _extract(name: str, passage: str, what: str) -> Prompt:
-    return Prompt(f"extract {name}", f"{passage}\n\n{what} Quote it word for word.", 96)
+def _rewrite(name: str, passage: str, old: str, new: str) -> Prompt:
+    """An edit that has been begun."""
+    first = " ".join(passage.replace(old, new).split()[:6])
+    text = f"Original:\n{passage}\n\nThe same with {new} instead of {old}:\n{first}"
+    return Prompt(f"rewrite {name}", text, 128, chat=False)
+
+
+def _extract(name: str, passage: str, first: str) -> Prompt:
+    """A quotation that has been begun."""
+    text = f'Document:\n{passage}\n\nA sentence of the document, word for word: "{first}'
+    return Prompt(f"extract {name}", text, 64, chat=False)
 
 
 REPEATING = (
-    _edit("alice", ALICE, "Replace the name Alice by Emma in the following passage."),
     _edit("gettysburg", GETTYSBURG, "Replace 'nation' by 'country' in the following passage."),
-    _edit("moby dick", MOBY_DICK, "Replace the name Ishmael by John in the following passage."),
     _edit("pride", PRIDE, "Replace 'fortune' by 'house' in the following passage."),
     _edit("declaration", DECLARATION, "Correct the spelling of the following passage."),
     _edit("holmes", HOLMES, "Replace the name Holmes by Watson in the following passage."),
-    _extract("alice", ALICE, "What does Alice think about books without pictures?"),
-    _extract("gettysburg", GETTYSBURG, "Which sentence says what is altogether fitting?"),
-    _extract("moby dick", MOBY_DICK, "Why did he go to sea?"),
-    _extract("holmes", HOLMES, "What does the passage say about emotions?"),
+    _rewrite("alice", ALICE, "Alice", "Emma"),
+    _rewrite("moby dick", MOBY_DICK, "Ishmael", "John"),
+    _rewrite("gettysburg", GETTYSBURG, "nation", "country"),
+    _extract("alice", ALICE, "once or twice she"),
+    _extract("moby dick", MOBY_DICK, "Whenever I find"),
+    _extract("holmes", HOLMES, "In his eyes"),
+    _extract("declaration", DECLARATION, "a decent respect"),
     Prompt("continue planets", RECORDS, 128, chat=False),
     Prompt("continue orders", ORDERS, 128, chat=False),
     Prompt("continue code", CODE + "\n    def multiply(self, other):", 96, chat=False),

@@ -45,6 +45,9 @@ class Drafts(NamedTuple):
         return MOST_DRAFTS if self.most else 0
 
 
+NO_DRAFTS = Drafts()
+
+
 @dataclass(frozen=True, slots=True)
 class Executor:
     """A loaded model and the sizes that are asked for; with `ranks`, this rank's part of it."""
@@ -61,7 +64,7 @@ class Executor:
     ranks: Ranks | None = None
     driver: DriverRank | None = None
     """On rank 0 of several: the model as it runs on all of them."""
-    drafts: Drafts = Drafts()
+    drafts: Drafts = NO_DRAFTS
 
     @property
     def max_lines(self) -> int:

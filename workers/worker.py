@@ -121,7 +121,7 @@ class Worker:
         if speculation.max_drafts and self._rank == 0:
             head = (self._driver or model).head
             target = TargetModel(head, spec.hidden_size, spec.vocab_size, dtype, device)
-            source = draft_source(speculation, target, start.batch.max_rows)
+            source = draft_source(speculation, target)
             drafts = drafts._replace(source=source)
         executor = Executor(
             model,

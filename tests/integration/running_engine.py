@@ -20,6 +20,7 @@ from tgi_async.wire.messages import (
     CacheConfig,
     ModelConfig,
     RankConfig,
+    SpeculationConfig,
     Start,
 )
 
@@ -48,6 +49,8 @@ async def running_engine(
     kv_cache_dtype: str = "",
     dtype: str = "",
     round_activations: bool = False,
+    max_drafts: int = 0,
+    speculation: str = "",
     command: tuple[str, ...] = WORKER,
 ) -> AsyncIterator[Engine]:
     """An engine that serves the model of a folder in float32, or quantized, weights or cache, in
@@ -67,6 +70,7 @@ async def running_engine(
             BatchConfig(max_rows, max_batch_prefill_tokens),
             CacheConfig([n_blocks], BLOCK_SIZE),
             ranks=RankConfig(world_size),
+            speculation=SpeculationConfig(max_drafts, speculation),
         ),
         lookahead=lookahead,
         command=command,

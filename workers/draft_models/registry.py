@@ -12,12 +12,17 @@ from workers.draft_models.medusa import MedusaSource
 from workers.draft_models.mlp_speculator import MlpSpeculatorSource
 from workers.errors import UnsupportedModel
 from workers.json_object import read_object
+from workers.speculation.ngram import NgramSource
 from workers.speculation.source import DraftSource
+from workers.speculation.suffix import SuffixSource
 
-DEFAULT = "suffix"
+DEFAULT = SuffixSource.method
 
-OF_TEXTS: dict[str, Callable[[int], DraftSource]] = {}
-"""Sources that draft from texts; each is made for a number of rows."""
+OF_TEXTS: dict[str, Callable[[], DraftSource]] = {
+    NgramSource.method: NgramSource,
+    SuffixSource.method: SuffixSource,
+}
+"""Sources that draft from texts."""
 
 OF_MODELS: dict[str, Callable[[DraftCheckpoint, DraftModel, int], DraftSource]] = {
     MedusaSource.method: MedusaSource,
@@ -35,9 +40,7 @@ def resolved(config: SpeculationConfig) -> SpeculationConfig:
     return SpeculationConfig(n, method if n else "", config.path)
 
 
-def draft_source(
-    config: SpeculationConfig, target: TargetModel, max_rows: int
-) -> DraftSource | None:
+def draft_source(config: SpeculationConfig, target: TargetModel) -> DraftSource | None:
     """Return what drafts for a model, or None where nothing is to be drafted.
 
     Raises UnsupportedModel for a method that is not known or has no checkpoint, for a checkpoint
@@ -48,7 +51,7 @@ def draft_source(
     given = _draft_model(Path(config.path)) if config.path else None
     method = config.method or (given.method if given else DEFAULT)
     if method in OF_TEXTS:
-        return OF_TEXTS[method](max_rows)
+        return OF_TEXTS[method]()
     if method not in OF_MODELS:
         known = ", ".join(sorted({*OF_TEXTS, *OF_MODELS}))
         raise UnsupportedModel(f"--speculation is one of {known}. Given: {method}")

@@ -32,7 +32,7 @@ def mlp(tmp_path: Path) -> str:
 
 
 def source(max_drafts: int, method: str = "", path: str = "") -> DraftSource | None:
-    return draft_source(SpeculationConfig(max_drafts, method, path), TARGET, 4)
+    return draft_source(SpeculationConfig(max_drafts, method, path), TARGET)
 
 
 def test_every_kind_of_checkpoint_has_a_source() -> None:
@@ -99,6 +99,6 @@ def test_a_folder_without_a_draft_model_is_named(tmp_path: Path) -> None:
 
 def test_another_vocabulary_is_refused(mlp: str) -> None:
     with pytest.raises(UnsupportedModel, match=r"it is the draft model of another one"):
-        draft_source(SpeculationConfig(2, "", mlp), TARGET._replace(vocab_size=98), 4)
+        draft_source(SpeculationConfig(2, "", mlp), TARGET._replace(vocab_size=98))
     target = TARGET._replace(dtype=torch.bfloat16)
-    assert draft_source(SpeculationConfig(2, "", mlp), target, 4) is not None
+    assert draft_source(SpeculationConfig(2, "", mlp), target) is not None
