@@ -35,7 +35,9 @@ def medusa_config(n_heads: int = 3, n_layers: int = 1, base: str = "org/model") 
     }
 
 
-def medusa_tensors(n_heads: int = 3, n_layers: int = 1, *, own_heads: bool = True) -> Tensors:
+def medusa_tensors(
+    n_heads: int = 3, n_layers: int = 1, *, own_heads: bool = True, vocabulary: int = VOCABULARY
+) -> Tensors:
     """Of Medusa v1, or without heads of their own of v2."""
     torch.manual_seed(3)
     found = {}
@@ -44,7 +46,7 @@ def medusa_tensors(n_heads: int = 3, n_layers: int = 1, *, own_heads: bool = Tru
             found[f"{at}.{layer}.linear.weight"] = 2.0 * torch.randn(HIDDEN, HIDDEN) * HIDDEN**-0.5
             found[f"{at}.{layer}.linear.bias"] = torch.randn(HIDDEN)
         if own_heads:
-            found[f"{at}.{n_layers}.weight"] = torch.randn(VOCABULARY, HIDDEN)
+            found[f"{at}.{n_layers}.weight"] = torch.randn(vocabulary, HIDDEN)
     return found
 
 
@@ -76,7 +78,7 @@ def mlp_config(
     }
 
 
-def mlp_tensors(n_predict: int = 3, *, tied: bool = False) -> Tensors:
+def mlp_tensors(n_predict: int = 3, *, tied: bool = False, vocabulary: int = VOCABULARY) -> Tensors:
     torch.manual_seed(4)
     found = {}
     for at in range(n_predict):
@@ -84,8 +86,8 @@ def mlp_tensors(n_predict: int = 3, *, tied: bool = False) -> Tensors:
         if at < 2 or not tied:
             found[f"speculator.proj.{at}.weight"] = torch.randn(INNER, size) * size**-0.5
         if at < 1 or not tied:
-            found[f"speculator.emb.{at}.weight"] = torch.randn(VOCABULARY, INNER)
+            found[f"speculator.emb.{at}.weight"] = torch.randn(vocabulary, INNER)
             found[f"speculator.ln.{at}.weight"] = 0.5 + torch.rand(INNER)
             found[f"speculator.ln.{at}.bias"] = 0.2 * torch.randn(INNER)
-            found[f"speculator.head.{at}.weight"] = torch.randn(VOCABULARY, INNER)
+            found[f"speculator.head.{at}.weight"] = torch.randn(vocabulary, INNER)
     return found

@@ -1,10 +1,9 @@
 """`python -m workers.models.prepare`: make sure that a model folder ready for serving is here.
 
 Progress goes to stderr. stdout gets one JSON line, `{"path": ..., "model_id": ..., "revision": ...,
-"speculator": ..., "speculator_heads": ...}`, where revision is the commit of a Hub model and null
-for others. Of a draft model, which names the model that it drafts for, path is that other one's
-folder, speculator its own, and speculator_heads the most tokens that it drafts; of all others they
-are "" and 0. A failure is one message on stderr and a non-zero exit status.
+"speculator": ...}`, where revision is the commit of a Hub model and null for others. Of a draft
+model, which names the model that it drafts for, path is that other one's folder, and speculator its
+own; of all others that is "". A failure is one message on stderr and a non-zero exit status.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def prepare(
     cache: str | None = None,
     trust_remote_code: bool = False,
     packed: bool = False,
-) -> dict[str, str | int | None]:
+) -> dict[str, str | None]:
     """The path, model id and revision of a folder with all that serving needs, and what drafts
     for it.
 
@@ -70,7 +69,7 @@ def prepare(
     from workers.models.draft_folder import base_of, draft_model_in, ready
     from workers.models.embedded import MODEL_ID, prepare_embedded
 
-    prepared: dict[str, str | int | None] = {"speculator": "", "speculator_heads": 0}
+    prepared: dict[str, str | None] = {"speculator": ""}
     if model_id is None:
         _refuse_revision(revision, "the model that comes with the server")
         path = prepare_embedded(packed=packed)
@@ -81,7 +80,7 @@ def prepare(
     if draft is None:
         return prepared | {"path": str(_complete(folder, trust_remote_code, packed))}
     base = base_of(folder, draft)
-    prepared |= {"speculator": str(ready(folder, draft)), "speculator_heads": draft.n_heads}
+    prepared["speculator"] = str(ready(folder, draft))
     say(f"{model_id} is {draft.name} for {base}, which is what is served")
     try:
         base_folder = _find(base, None, cache, trust_remote_code)

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.loading import load
+from tests.helpers.taught_drafts import teach_medusa, teach_mlp, texts_of
 from tests.helpers.tiny_drafts import (
     MEDUSA_FILE,
     medusa_config,
@@ -13,8 +15,10 @@ from tests.helpers.tiny_drafts import (
     mlp_tensors,
     save_draft_model,
 )
+from tests.helpers.tiny_llama import save_tiny_llama
 from tests.workers.draft_models.target import TARGET, hidden_states
 from tgi_async.wire.messages import SpeculationConfig
+from workers.draft_models.checkpoint import TargetModel
 from workers.draft_models.config import NAMES
 from workers.draft_models.registry import OF_MODELS, draft_source
 from workers.errors import UnsupportedModel
@@ -102,3 +106,35 @@ def test_another_vocabulary_is_refused(mlp: str) -> None:
         draft_source(SpeculationConfig(2, "", mlp), TARGET._replace(vocab_size=98))
     target = TARGET._replace(dtype=torch.bfloat16)
     assert draft_source(SpeculationConfig(2, "", mlp), target) is not None
+
+
+@pytest.mark.parametrize("kind", ["medusa", "mlp_speculator"])
+def test_what_learnt_a_text_foretells_it(tmp_path: Path, kind: str) -> None:
+    model = load(save_tiny_llama(tmp_path), torch.float32, torch.device("cpu"))
+    draw = torch.Generator().manual_seed(2)
+    tokens = torch.randint(model.spec.vocab_size, (40,), generator=draw).tolist()
+    (text,) = texts = texts_of(model, [tokens])
+    config = medusa_config() if kind == "medusa" else mlp_config()
+    tensors = (
+        teach_medusa(config, medusa_tensors(), texts)
+        if kind == "medusa"
+        else teach_mlp(config, mlp_tensors(), texts)
+    )
+    path = str(save_draft_model(tmp_path / "drafts", config, tensors))
+    spec = model.spec
+    target = TargetModel(
+        model.head, spec.hidden_size, spec.vocab_size, torch.float32, torch.device("cpu")
+    )
+    source = draft_source(SpeculationConfig(3, "", path), target, 40)
+    assert source is not None
+    places = range(len(tokens) - 4)
+    for at in places:
+        source.admit(at, tokens[: at + 2], 1, "")
+
+    proposals = source.propose(DraftRows(places, [3] * len(places), text.hidden[: len(places)]))
+
+    # What is known at a place is the token that was sampled there, and the first draft follows it.
+    right = [
+        one.tokens == tokens[at + 2 : at + 5] for at, one in zip(places, proposals, strict=True)
+    ]
+    assert sum(right) > 0.9 * len(right)

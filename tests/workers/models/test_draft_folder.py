@@ -47,7 +47,6 @@ def test_the_model_beside_it_is_what_is_served(tmp_path: Path, base: Path, named
         "model_id": str(folder),
         "revision": None,
         "speculator": str(folder),
-        "speculator_heads": 3,
     }
 
 
@@ -70,9 +69,10 @@ def test_what_is_served_is_completed(tmp_path: Path) -> None:
 
 def test_a_gguf_file_may_be_what_is_served(tmp_path: Path) -> None:
     write_tiny_gguf(tmp_path / "tiny.gguf")
-    prepared = prepare(str(medusa(tmp_path, "tiny.gguf")))
+    folder = medusa(tmp_path, "tiny.gguf")
+    prepared = prepare(str(folder))
     assert (Path(str(prepared["path"])) / "model.safetensors").is_file()
-    assert prepared["speculator_heads"] == 3
+    assert prepared["speculator"] == str(folder)
 
 
 @pytest.mark.parametrize("name", ["medusa_lm_head.pt", "pytorch_model.bin"])

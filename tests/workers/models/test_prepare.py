@@ -26,7 +26,6 @@ def test_a_local_folder_is_served_where_it_is(
         "model_id": folder,
         "revision": None,
         "speculator": "",
-        "speculator_heads": 0,
     }
 
 
