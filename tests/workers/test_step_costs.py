@@ -55,7 +55,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 class Machine:
     """Runs steps as a worker does that takes a second for each position."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails_from: int = 1000) -> None:
+    def __init__(self, fails_from: int = 1000) -> None:
         self.now = 0.0
         self.steps: list[Step] = []
         self.rows: dict[int, list[int]] = {}
@@ -63,7 +63,6 @@ class Machine:
         """(block, offset)"""
         self._lengths: dict[int, int] = {}
         self._fails_from = fails_from
-        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
     def run(self, step: Step) -> StepDone:
         """Hold the step to what the router promises."""
@@ -92,7 +91,12 @@ class Machine:
         return StepDone(step.step, [], [], errors, 0.0, 0.0)
 
     def probe(self, max_rows: int = 8, n_blocks: int = 100, longest: int = 400) -> StepProbe:
-        return StepProbe(self.run, StepSizes(max_rows, n_blocks, BLOCK_SIZE, longest), VOCABULARY)
+        return StepProbe(
+            self.run,
+            StepSizes(max_rows, n_blocks, BLOCK_SIZE, longest),
+            VOCABULARY,
+            lambda: self.now,
+        )
 
 
 def test_the_sizes_that_matter_most_come_first() -> None:
@@ -124,10 +128,8 @@ def test_nothing_is_known_of_steps_that_fail() -> None:
     assert measured([1, 2, 4], lambda n: None if n == 4 else 0.0) == []
 
 
-def test_steps_are_such_as_the_router_sends(
-    monkeypatch: pytest.MonkeyPatch, unhurried: None
-) -> None:
-    machine = Machine(monkeypatch)
+def test_steps_are_such_as_the_router_sends(unhurried: None) -> None:
+    machine = Machine()
     plan = CostPlan(largest_chunk=64, most_decodes=8)
     plan.measure(machine.probe())
     assert plan.prefill == [StepCost(n, float(n)) for n in (16, 32, 64)]
@@ -137,10 +139,8 @@ def test_steps_are_such_as_the_router_sends(
     assert [one.step for one in machine.steps] == list(range(1, len(machine.steps) + 1))
 
 
-def test_decodes_have_a_context_though_no_chunk_was_measured(
-    monkeypatch: pytest.MonkeyPatch, unhurried: None
-) -> None:
-    machine = Machine(monkeypatch)
+def test_decodes_have_a_context_though_no_chunk_was_measured(unhurried: None) -> None:
+    machine = Machine()
     plan = CostPlan(most_decodes=4)
     plan.measure(machine.probe())
     assert plan.prefill == []
@@ -152,9 +152,9 @@ def test_decodes_have_a_context_though_no_chunk_was_measured(
 @pytest.mark.parametrize("n_blocks", [1, 2, 3, 9, 34])
 @pytest.mark.parametrize("max_rows", [1, 2, 9])
 def test_steps_fit_into_what_there_is(
-    monkeypatch: pytest.MonkeyPatch, max_rows: int, n_blocks: int, longest: int
+    unhurried: None, max_rows: int, n_blocks: int, longest: int
 ) -> None:
-    machine = Machine(monkeypatch)
+    machine = Machine()
     plan = CostPlan(largest_chunk=64, most_decodes=9)
     plan.measure(machine.probe(max_rows, n_blocks, longest))
     blocks = {block for step in machine.steps for one in step.admit for block in one.blocks}
@@ -165,10 +165,8 @@ def test_steps_fit_into_what_there_is(
     assert machine.rows == {}
 
 
-def test_a_step_that_fails_ends_the_measuring(
-    monkeypatch: pytest.MonkeyPatch, unhurried: None
-) -> None:
-    machine = Machine(monkeypatch, fails_from=8)
+def test_a_step_that_fails_ends_the_measuring(unhurried: None) -> None:
+    machine = Machine(fails_from=8)
     plan = CostPlan(largest_chunk=64, most_decodes=8)
     plan.measure(machine.probe())
     assert (plan.prefill, plan.decode, machine.rows) == ([], None, {})
