@@ -124,6 +124,7 @@ class Executor:
                     StepSizes(n_rows, n_blocks, self.block_size, self.longest),
                     self.model.spec.vocab_size,
                     self._clock(),
+                    compiles=self.device.type != "cpu",
                 )
             )
         return Runner(model, table, cache, sampler, self.constraints, decode_graphs)
