@@ -233,8 +233,8 @@ class Settings:
     max_batch_prefill_tokens: int | None = _option(
         None,
         BATCHING,
-        "most prompt tokens of a step, half of that beside decodes; default: 512 on a CPU, 4096 on "
-        "a GPU",
+        "most prompt tokens of a step, at most half of that beside decodes; default: 512 on a CPU, "
+        "4096 on a GPU",
         kind=int,
         least=1,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -153,6 +155,8 @@ class Executor:
                     lambda step: measured.collect(measured.launch(step)),
                     StepSizes(n_rows, n_blocks, self.block_size, self.longest),
                     self.model.spec.vocab_size,
+                    self._clock(),
+                    compiles=self.device.type != "cpu",
                 )
             )
         speculation = None
@@ -160,6 +164,13 @@ class Executor:
             decode = costs.decode if costs is not None else None
             speculation = Speculation(self.drafts.source, self.drafts.most, decode or UNMEASURED)
         return Runner(model, table, cache, sampler, self.constraints, decode_graphs, speculation)
+
+    def _clock(self) -> Callable[[], float]:
+        if self.device.type == "cpu" and self.ranks is None:
+            # This thread does its part of all that the threads do, and whoever else wants the
+            # processors for a moment does not show in its time.
+            return time.thread_time
+        return time.perf_counter
 
     def _cache(self, n_blocks: int) -> PagedCache:
         return self.model.spec.cache_group.pool(n_blocks, self.block_size, self.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -10,8 +9,8 @@ from typing import NamedTuple
 from tgi_async.wire.messages import Admit, Run, Sampling, Step, StepCost, StepDone
 from tgi_async.wire.step_costs import StepCosts
 
-SECONDS = 0.2
-"""Time after which no further size is tried, once there are two."""
+SECONDS = 0.08
+"""What the sizes may take together; once there are two and they take more, no further is tried."""
 QUICK_SECONDS = 0.2
 """A chunk that takes less is timed twice, as chance shows in it."""
 LEAST_CHUNK = 16
@@ -67,12 +66,11 @@ def sizes(first: int, second: int, most: int) -> list[int]:
 
 
 def measured(sizes: Sequence[int], seconds_of: Callable[[int], float | None]) -> list[StepCost]:
-    """Measure sizes in order, the first two in any case, others while there is time; return them
-    ascending, or nothing where one failed (None)."""
-    began = time.perf_counter()
+    """Measure sizes in order, the first two in any case, others as long as `SECONDS` last; return
+    them ascending, or nothing where one failed (None)."""
     found: dict[int, float] = {}
     for n in sizes:
-        if len(found) > 1 and time.perf_counter() - began > SECONDS:
+        if len(found) > 1 and sum(found.values()) > SECONDS:
             break
         seconds = seconds_of(n)
         if seconds is None:
@@ -94,9 +92,21 @@ class StepSizes(NamedTuple):
 class StepProbe:
     """Steps of made-up texts, on a runner none of whose rows are in use."""
 
-    def __init__(self, run: Callable[[Step], StepDone], sizes: StepSizes, vocab_size: int) -> None:
-        """`run` computes a step."""
+    def __init__(
+        self,
+        run: Callable[[Step], StepDone],
+        sizes: StepSizes,
+        vocab_size: int,
+        clock: Callable[[], float],
+        compiles: bool = False,
+    ) -> None:
+        """`run` computes a step, `clock` tells the seconds that steps take. With `compiles`, the
+        first step of a kind may take longer, as it makes the kernels for it."""
         self._run = run
+        self._clock = clock
+        self._compiles = compiles
+        self._n_decoded = 3 if compiles else 2
+        """Positions that each decode computes."""
         self._max_rows, self._n_blocks, self._block_size, longest = sizes
         self._vocab_size = vocab_size
         self._n_steps = 0
@@ -105,29 +115,29 @@ class StepProbe:
         """Positions whose keys are in the first blocks. What nobody wrote may be no number."""
         self.most_tokens = min(self._n_blocks * self._block_size, longest)
         """Of a text."""
-        context = max(0, min(CONTEXT, self.most_tokens - 2))
+        context = max(0, min(CONTEXT, self.most_tokens - self._n_decoded))
         self._n_context = context // self._block_size
         """Blocks that all decodes share."""
 
     @property
     def most_decodes(self) -> int:
         """How many may be in a step."""
-        room = (self._n_blocks - self._n_context) // self._blocks_of(2)
-        return min(self._max_rows, room) if self.most_tokens > 1 else 0
+        room = (self._n_blocks - self._n_context) // self._blocks_of(self._n_decoded)
+        return min(self._max_rows, room) if self.most_tokens >= self._n_decoded else 0
 
     def chunk(self, n: int) -> float | None:
         """Return the seconds of a step with so many tokens of a prompt, whose next token is
         sampled, or None where it fails. They come after those of the last call, as most chunks of a
         long prompt have others before them."""
         first = self._chunk(n)
-        if first is None or first >= QUICK_SECONDS:
+        if first is None or (first >= QUICK_SECONDS and not self._compiles):
             return first
         second = self._chunk(n)
         return None if second is None else min(first, second)
 
     def decodes(self, n: int) -> float | None:
         """Return the seconds of a step of so many decodes, or None where it fails."""
-        context, own = self._n_context * self._block_size, self._blocks_of(2)
+        context, own = self._n_context * self._block_size, self._blocks_of(self._n_decoded)
         if self._written < context:
             self._written = 0
             if self._chunk(context) is None:
@@ -141,7 +151,8 @@ class StepProbe:
             admit.append(Admit(row, tokens, len(tokens), context, blocks, Sampling()))
         run = [Run(row, 1) for row in range(n)]
         # Each row's first step is a prompt's, which takes no less.
-        took = [self._step(admit, run), self._step([], run)]
+        took = [self._step(admit, run)]
+        took += [self._step([], run) for _ in range(self._n_decoded - 1)]
         return min((one for one in took if one is not None), default=None)
 
     def end(self) -> None:
@@ -165,9 +176,9 @@ class StepProbe:
             release, self._n_rows = list(range(self._n_rows)), len(admit)
         self._n_steps += 1
         step = Step(self._n_steps, release, admit, [], run)
-        began = time.perf_counter()
+        began = self._clock()
         done = self._run(step)
-        took = time.perf_counter() - began
+        took = self._clock() - began
         return None if done.errors else took
 
     def _text(self, n: int, first: int = 0) -> list[int]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 
 import pytest
@@ -55,7 +54,7 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
 class Machine:
     """Runs steps as a worker does that takes a second for each position."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails_from: int = 1000) -> None:
+    def __init__(self, fails_from: int = 1000, compiles_for: float = 0.0) -> None:
         self.now = 0.0
         self.steps: list[Step] = []
         self.rows: dict[int, list[int]] = {}
@@ -63,7 +62,8 @@ class Machine:
         """(block, offset)"""
         self._lengths: dict[int, int] = {}
         self._fails_from = fails_from
-        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        self._compiles_for = compiles_for
+        self._known: set[tuple[int, bool]] = set()
 
     def run(self, step: Step) -> StepDone:
         """Hold the step to what the router promises."""
@@ -87,12 +87,22 @@ class Machine:
             self._lengths[run.row] = end
         self.written |= new
         n = sum(run.n for run in step.run)
-        self.now += n
+        kind = (n, bool(step.admit))
+        self.now += n + (0 if kind in self._known else self._compiles_for)
+        self._known.add(kind)
         errors = [RowError(run.row, "too much") for run in step.run if n >= self._fails_from]
         return StepDone(step.step, [], [], errors, 0.0, 0.0)
 
-    def probe(self, max_rows: int = 8, n_blocks: int = 100, longest: int = 400) -> StepProbe:
-        return StepProbe(self.run, StepSizes(max_rows, n_blocks, BLOCK_SIZE, longest), VOCABULARY)
+    def probe(
+        self, max_rows: int = 8, n_blocks: int = 100, longest: int = 400, compiles: bool = False
+    ) -> StepProbe:
+        return StepProbe(
+            self.run,
+            StepSizes(max_rows, n_blocks, BLOCK_SIZE, longest),
+            VOCABULARY,
+            lambda: self.now,
+            compiles,
+        )
 
 
 def test_the_sizes_that_matter_most_come_first() -> None:
@@ -103,31 +113,20 @@ def test_the_sizes_that_matter_most_come_first() -> None:
     assert sizes(1, 8, 1) == sizes(1, 8, 0) == sizes(16, 9, 9) == sizes(16, 16, 16) == []
 
 
-def test_when_the_time_is_up_there_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    monkeypatch.setattr(time, "perf_counter", lambda: now)
-
-    def seconds_of(n: int) -> float:
-        nonlocal now
-        now += n / 100
-        return n / 100
-
+def test_when_the_time_is_up_there_are_two() -> None:
     slow = [16, 256, 32, 64]
-    assert measured(slow, seconds_of) == [StepCost(16, 0.16), StepCost(256, 2.56)]
-    now = 0.0
-    quick = [1, 8, 4, 16, 2, 32]
-    assert [one.n_tokens for one in measured(quick, seconds_of)] == [1, 4, 8, 16]
-    assert measured([], seconds_of) == []
+    assert measured(slow, lambda n: n / 100) == [StepCost(16, 0.16), StepCost(256, 2.56)]
+    quick = [1, 8, 4, 16, 2, 32, 64]
+    assert [one.n_tokens for one in measured(quick, lambda n: n / 500)] == [1, 2, 4, 8, 16, 32]
+    assert measured([], lambda n: 0.0) == []
 
 
 def test_nothing_is_known_of_steps_that_fail() -> None:
     assert measured([1, 2, 4], lambda n: None if n == 4 else 0.0) == []
 
 
-def test_steps_are_such_as_the_router_sends(
-    monkeypatch: pytest.MonkeyPatch, unhurried: None
-) -> None:
-    machine = Machine(monkeypatch)
+def test_steps_are_such_as_the_router_sends(unhurried: None) -> None:
+    machine = Machine()
     plan = CostPlan(largest_chunk=64, most_decodes=8)
     plan.measure(machine.probe())
     assert plan.prefill == [StepCost(n, float(n)) for n in (16, 32, 64)]
@@ -137,10 +136,8 @@ def test_steps_are_such_as_the_router_sends(
     assert [one.step for one in machine.steps] == list(range(1, len(machine.steps) + 1))
 
 
-def test_decodes_have_a_context_though_no_chunk_was_measured(
-    monkeypatch: pytest.MonkeyPatch, unhurried: None
-) -> None:
-    machine = Machine(monkeypatch)
+def test_decodes_have_a_context_though_no_chunk_was_measured(unhurried: None) -> None:
+    machine = Machine()
     plan = CostPlan(most_decodes=4)
     plan.measure(machine.probe())
     assert plan.prefill == []
@@ -151,12 +148,13 @@ def test_decodes_have_a_context_though_no_chunk_was_measured(
 @pytest.mark.parametrize("longest", [1, 2, 3, 40, 1000])
 @pytest.mark.parametrize("n_blocks", [1, 2, 3, 9, 34])
 @pytest.mark.parametrize("max_rows", [1, 2, 9])
+@pytest.mark.parametrize("compiles", [False, True])
 def test_steps_fit_into_what_there_is(
-    monkeypatch: pytest.MonkeyPatch, max_rows: int, n_blocks: int, longest: int
+    unhurried: None, max_rows: int, n_blocks: int, longest: int, compiles: bool
 ) -> None:
-    machine = Machine(monkeypatch)
+    machine = Machine()
     plan = CostPlan(largest_chunk=64, most_decodes=9)
-    plan.measure(machine.probe(max_rows, n_blocks, longest))
+    plan.measure(machine.probe(max_rows, n_blocks, longest, compiles))
     blocks = {block for step in machine.steps for one in step.admit for block in one.blocks}
     assert blocks <= set(range(n_blocks))
     rows = {one.row for step in machine.steps for one in step.admit}
@@ -165,10 +163,17 @@ def test_steps_fit_into_what_there_is(
     assert machine.rows == {}
 
 
-def test_a_step_that_fails_ends_the_measuring(
-    monkeypatch: pytest.MonkeyPatch, unhurried: None
-) -> None:
-    machine = Machine(monkeypatch, fails_from=8)
+def test_kernels_that_are_made_meanwhile_do_not_count(unhurried: None) -> None:
+    machine = Machine(compiles_for=500.0)
+    plan = CostPlan(largest_chunk=64, most_decodes=8)
+    plan.measure(machine.probe(compiles=True))
+    assert plan.prefill == [StepCost(n, float(n)) for n in (16, 32, 64)]
+    assert plan.decode is not None
+    assert [plan.decode.seconds(n) for n in (1, 2, 4, 8)] == [1.0, 2.0, 4.0, 8.0]
+
+
+def test_a_step_that_fails_ends_the_measuring(unhurried: None) -> None:
+    machine = Machine(fails_from=8)
     plan = CostPlan(largest_chunk=64, most_decodes=8)
     plan.measure(machine.probe())
     assert (plan.prefill, plan.decode, machine.rows) == ([], None, {})

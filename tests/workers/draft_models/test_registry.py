@@ -125,7 +125,7 @@ def test_what_learnt_a_text_foretells_it(tmp_path: Path, kind: str) -> None:
     target = TargetModel(
         model.head, spec.hidden_size, spec.vocab_size, torch.float32, torch.device("cpu")
     )
-    source = draft_source(SpeculationConfig(3, "", path), target, 40)
+    source = draft_source(SpeculationConfig(3, "", path), target)
     assert source is not None
     places = range(len(tokens) - 4)
     for at in places:
