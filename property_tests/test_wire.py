@@ -24,7 +24,8 @@ def values(of: inspect.Type) -> st.SearchStrategy[Any]:
             return st.booleans()
         case inspect.IntType():
             least = -(2**63) if of.ge is None else of.ge
-            return st.integers(least, 2**64 - 1 if of.lt is None else of.lt - 1)
+            most = 2**64 - 1 if of.le is None else of.le
+            return st.integers(least, most if of.lt is None else of.lt - 1)
         case inspect.FloatType():
             return st.floats(
                 of.ge if of.gt is None else of.gt,

@@ -390,11 +390,11 @@ class Engine:
         n_steps = n_tokens = 0
         while done is not None:
             received = time.monotonic()
-            begun = self._complete(done)
+            begun, n_emitted = self._complete(done)
             self._steps.done(done, received)
             self._pump(group)
             n_steps += 1
-            n_tokens += len(done.sampled)
+            n_tokens += n_emitted
             if begun or n_steps == MOST_MERGED_STEPS or n_tokens >= MOST_MERGED_TOKENS:
                 break
             done = group.poll()
@@ -414,13 +414,14 @@ class Engine:
             self._steps.sent(plan, began, now)
             group.send(plan.step)
 
-    def _complete(self, done: StepDone) -> bool:
-        """Give a step's tokens to the requests. Return whether one of them is a first token."""
+    def _complete(self, done: StepDone) -> tuple[bool, int]:
+        """Give a step's tokens to the requests. Return whether one of them is a first token, and
+        how many there are."""
         events = self.core.complete(done)
         if events:
             self._deaths = 0
-        # The core knows of every end but that by a stop sequence.
-        return self._streams.take(events, self.core.finish)
+        # The core knows of every end but that by a stop sequence with a single token.
+        return self._streams.take(events, self.core.finish), len(events)
 
     # -- what goes wrong ------------------------------------------------------------------------
 

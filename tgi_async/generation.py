@@ -110,3 +110,8 @@ class Emitted(Struct, frozen=True):
 
     tokens: list[Token]
     finish_reason: FinishReason | None
+
+    def apart(self) -> list[Emitted]:
+        """Return each token as if it had come alone."""
+        *others, last = self.tokens
+        return [*(Emitted([one], None) for one in others), Emitted([last], self.finish_reason)]

@@ -9,7 +9,7 @@ from tokenizers import processors
 
 from tests.api.conftest import Api, Ask, EventsOf, Settings, refusal
 from tests.api.tiny_tokenizer import tiny_inner
-from tests.doubles.fake_engine import FakeEngine
+from tests.doubles.fake_engine import EOS, FakeEngine, words
 from tgi_async.errors import GenerationError, Overloaded
 from tgi_async.generation import FinishReason
 from tgi_async.text.sampling_defaults import SamplingDefaults
@@ -375,6 +375,16 @@ class TestUsage:
         reported = [chunk["usage"] for chunk in chunks if "usage" in chunk]
         expected = {"accepted_prediction_tokens": 2, "rejected_prediction_tokens": 3}
         assert [one["completion_tokens_details"] for one in reported] == [expected] * 2
+
+    @pytest.mark.usefixtures("speculating")
+    async def test_tokens_that_drafts_brought_together_have_an_event_each(
+        self, ask: Ask, engine: FakeEngine, events: EventsOf
+    ) -> None:
+        engine.batches = [words("a", "b", "c"), [*words("d"), EOS]]
+        *chunks, _ = events(await ask("Hi", stream=True))
+        assert len(chunks) == 5
+        reasons = [chunk["choices"][0]["finish_reason"] for chunk in chunks]
+        assert reasons == [None] * 4 + ["stop"]
 
     async def test_without_speculation_there_is_nothing_of_drafts(self, ask: Ask) -> None:
         assert "prediction" not in (await ask("Hi")).text

@@ -81,6 +81,8 @@ async def stream_choices(
     fails while all still wait has its own status; TGI begins its streams before.
     """
     n_left = len(generations)
+    # With drafts several tokens come in one step, and each is an event, as without.
+    apart = service.limits.max_drafts > 0
     last: Events = ()
 
     async def follow(index: int, generation: Generation) -> None:
@@ -90,7 +92,9 @@ async def stream_choices(
         def events(emitted: Emitted) -> Events:
             nonlocal n_generated
             n_generated += len(emitted.tokens)
-            return events_of(index, emitted)
+            if not apart or len(emitted.tokens) < 2:
+                return events_of(index, emitted)
+            return [event for one in emitted.apart() for event in events_of(index, one)]
 
         ending_of_choice = await relay(generation, exchange, events)
         n_left -= 1
