@@ -147,7 +147,7 @@ def hostile_texts(n_tokens: int) -> dict[str, list[Exchange]]:
         "one token": exchange([7] * n_tokens),
         "two tokens": exchange([7, 8] * (n_tokens // 2)),
         "either of two": exchange([draw.randrange(2) for _ in range(n_tokens)]),
-        "same hash": exchange([draw.randrange(4) * 4096 for _ in range(n_tokens)]),
+        "one of four": exchange([draw.randrange(4) for _ in range(n_tokens)]),
         "random": exchange([draw.randrange(VOCABULARY) for _ in range(n_tokens)]),
     }
 

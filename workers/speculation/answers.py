@@ -10,8 +10,8 @@ from workers.speculation.history import History
 TENANT_TOKENS = 1 << 16
 """Tokens of one tenant. Beyond it the older half is forgotten."""
 TOKENS = 1 << 19
-"""Tokens of all tenants: 20 MB, or 33 MB where each of them takes 64 bytes. Beyond it, and beyond
-`TENANTS`, the tenant is forgotten who was not there for longest."""
+"""Tokens of all tenants, 21 MB at some 40 bytes each. Beyond it, and beyond `TENANTS`, the tenant
+is forgotten who was not there for longest."""
 TENANTS = 256
 
 SEPARATOR = -1

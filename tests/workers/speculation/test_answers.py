@@ -65,6 +65,16 @@ def test_beyond_the_tokens_of_all_the_tenant_who_was_away_longest_is_forgotten(
         assert sum(map(len, texts(answers, *"abcde"))) <= 30
 
 
+def test_what_a_tenant_forgot_takes_nothing_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers_module, "TENANT_TOKENS", 20)
+    monkeypatch.setattr(answers_module, "TOKENS", 30)
+    answers = Answers()
+    answers.add("b", answer(0, 5))
+    for number in range(100):
+        answers.add("a", answer(number, 5))
+    assert texts(answers, "b") == [[0, 1, 2, 3, 4, SEPARATOR]]
+
+
 def test_no_more_tenants_than_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers_module, "TENANTS", 3)
     answers = Answers()

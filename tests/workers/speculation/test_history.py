@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from array import array
+from collections.abc import Callable
 
 import pytest
 
@@ -22,12 +24,26 @@ def grown(tokens: list[int]) -> History:
     return history
 
 
-def test_the_longest_suffix_is_found_before_a_later_one_that_is_shorter() -> None:
-    assert end_of(History([9, 1, 2, 3, 4, 5, 7, 2, 3, 4, 8, 1, 2, 3, 4])) == (4, 5)
+@pytest.mark.parametrize("made", [History, grown], ids=["at once", "one by one"])
+@pytest.mark.parametrize(
+    ("longest", "shorter"), [([1, 2, 3], [2, 3]), ([1, 2, 3, 4, 5, 6], [3, 4, 5, 6])]
+)
+def test_the_longest_suffix_is_found_before_later_ones_that_are_shorter(
+    made: Callable[[list[int]], History], longest: list[int], shorter: list[int]
+) -> None:
+    text = [0, 0, *longest, 70, *shorter, 71, *shorter, 72, *longest]
+    assert end_of(made(text)) == (len(longest), 2 + len(longest))
 
 
-def test_the_latest_of_equals_is_found() -> None:
-    assert end_of(History([1, 2, 3, 7, 1, 2, 3, 8, 0, 2, 3])) == (2, 7)
+@pytest.mark.parametrize("made", [History, grown], ids=["at once", "one by one"])
+def test_the_latest_of_equals_is_found(made: Callable[[list[int]], History]) -> None:
+    assert end_of(made([1, 2, 3, 7, 1, 2, 3, 8, 0, 2, 3])) == (2, 7)
+
+
+def test_places_that_are_too_early_for_what_is_asked_do_not_match() -> None:
+    tail = array("i", [9] * 12 + [1, 2, 3, 4])
+    assert History([1, 2, 3, 4, 5]).find(tail) == (4, 4)
+    assert History([1, 2, 3, 4, 5]).find(tail, beyond=10) == (0, 0)
 
 
 @pytest.mark.parametrize("tokens", [[], [1], [1, 1], [1, 1, 1], [1, 2, 3, 4, 5, 6]])

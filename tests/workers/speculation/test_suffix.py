@@ -54,6 +54,22 @@ def test_after_a_change_the_passage_goes_on_though_a_later_place_matches_as_well
     assert proposal.tokens == [16, 17]
 
 
+def test_there_too_it_must_match_as_much() -> None:
+    source = SuffixSource()
+    source.admit(0, [10, 11, 12, 13, 14, 15, 16, 20, 15, 77, 78, 10, 11, 12], 14, "a")
+    source.propose(DraftRows([0], [1]))
+    source.observe(0, [13, 20, 15])
+    assert source.propose(DraftRows([0], [2])) == [Proposal([77, 78], 2)]
+
+
+def test_the_last_token_is_not_taken_for_the_passage() -> None:
+    source = SuffixSource()
+    source.admit(0, [5, 8, 9, 0, 0, 1, 2, 3, 4, 1, 2, 3], 12, "a")
+    assert source.propose(DraftRows([0], [1])) == [Proposal([4], 3)]
+    source.observe(0, [5])
+    assert source.propose(DraftRows([0], [2])) == [Proposal([8, 9], 1)]
+
+
 def test_without_a_passage_the_later_place_counts() -> None:
     text = [10, 11, 12, 13, 14, 50, 15, 16, 17, 18, 15, 77, 78, 60, 15]
     assert drafts(SuffixSource(), "a", text, 2) == Proposal([77, 78], 1)
