@@ -105,6 +105,15 @@ def test_hidden_states_come_where_they_are_asked_for(model: Loaded, folder: Path
     assert hidden.shape == (0, model.spec.hidden_size)
 
 
+@pytest.mark.parametrize("implementation", ["fused", "transformers"])
+@torch.inference_mode()
+def test_a_quantized_head_is_the_one_of_the_logits(folder: Path, implementation: str) -> None:
+    model = load(folder, torch.float32, CPU, implementation, quantize="int8")
+    logits, hidden = model.forward(replace(chunk(cache_of(model), 0, 9, [2, 8]), hidden=True))
+    assert hidden is not None
+    torch.testing.assert_close(model.head(hidden), logits, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
