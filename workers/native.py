@@ -37,6 +37,7 @@ SOURCES = (
     HERE / "attention" / "paged_attention.c",
     HERE / "decoder" / "decoder.c",
     HERE / "sampling" / "argmax.c",
+    HERE / "sampling" / "draw.c",
 )
 """Sources of one library, as they share a thread pool and call each other."""
 

@@ -21,6 +21,7 @@ from workers.sampling.bans import Bans
 from workers.sampling.bias import Bias
 from workers.sampling.candidates import candidates
 from workers.sampling.device import DeviceSampling
+from workers.sampling.draw import DRAWS, REPORTS, Draws, draw_rows
 from workers.sampling.exponential_race import add_gumbel_noise
 from workers.sampling.masking import Allowed, mask_out, masked_argmax
 from workers.sampling.output import Picked, SamplerOutput, TopTokens
@@ -37,6 +38,9 @@ CANDIDATES = 256
 SCORES_AT_ONCE = {"cpu": 2**18, "cuda": 2**24}
 """How many scores are sampled or sorted at once, at most some 60 bytes each: on the CPU few, for
 the cache; elsewhere many, for few launches."""
+
+QUICK = np.uint16(Needs.DRAW | Needs.LOGPROB)
+"""What a kernel does on a CPU."""
 
 Index = NDArray[np.int64]
 
@@ -161,11 +165,11 @@ class Sampler:
         if taken.all():
             return output
         others = np.flatnonzero(~taken)
-        if allowed is not None:
-            allowed = allowed._replace(lines=np.searchsorted(others, allowed.lines))
         some = self._send(others)
         return _joined(
-            output, some, self._process(at[others], places[others], logits[some], allowed)
+            output,
+            some,
+            self._process(at[others], places[others], logits[some], _some(allowed, others)),
         )
 
     def _process(
@@ -183,6 +187,20 @@ class Sampler:
                 lines = self._send(allowed.lines)
                 peaks[lines], tokens[lines] = masked_argmax(logits, allowed)
             return SamplerOutput(tokens, peaks, None, wanted, None)
+        quick = (needs & ~QUICK) == 0
+        if quick.any() and logits.is_cpu:
+            drawn = self._draw_quickly(at, places, logits, allowed, needs)
+            if drawn is not None and quick.all():
+                return drawn
+            if drawn is not None:
+                # Those that need more are few as a rule.
+                others = np.flatnonzero(~quick)
+                some = self._send(others)
+                return _joined(
+                    drawn,
+                    some,
+                    self._process(at[others], places[others], logits[some], _some(allowed, others)),
+                )
 
         marked = np.flatnonzero(needs & Needs.WATERMARK)
         penalized = np.flatnonzero(needs & Needs.PENALTY)
@@ -229,6 +247,32 @@ class Sampler:
             self._bans.record(at[banned], output.tokens[self._send(banned)])
             self._parameters.drop(self._bans.over(at[banned], places[banned] + 1), Needs.BAN)
         return output
+
+    def _draw_quickly(
+        self,
+        at: Index,
+        places: Index,
+        logits: Tensor,
+        allowed: Allowed | None,
+        needs: NDArray[np.uint16],
+    ) -> SamplerOutput | None:
+        """Do `sample` for rows that need no more than QUICK, in one kernel, or return None where there
+        is none. What it says of other rows means nothing."""
+        draws = (needs & Needs.DRAW) != 0
+        wanted = (needs & Needs.LOGPROB) != 0
+        found = draw_rows(
+            logits,
+            Draws(
+                (draws * DRAWS + wanted * REPORTS).astype(np.uint8),
+                self._parameters.temperature[at],
+                self._keys(at, places, needs),
+            ),
+            allowed,
+        )
+        if found is None:
+            return None
+        tokens, peaks, logprobs = found
+        return SamplerOutput(tokens, peaks, logprobs if wanted.any() else None, wanted, None)
 
     def to_wire(
         self, rows: list[int], output: SamplerOutput
@@ -369,20 +413,32 @@ class Sampler:
 
     def _bits(self, rows: Index, places: Index, needs: NDArray[np.uint16]) -> Tensor:
         """Return int32 [n, 2], the random bits of each row's draw at its position."""
+        return self._send(self._keys(rows, places, needs))
+
+    def _keys(self, rows: Index, places: Index, needs: NDArray[np.uint16]) -> NDArray[np.int32]:
+        """Return `_bits` on the host."""
         if not (needs & Needs.DRAW).any():
-            return self._send(np.zeros((len(rows), 2), np.int32))
+            return np.zeros((len(rows), 2), np.int32)
         parameters = self._parameters
-        return self._send(
-            keys(
-                parameters.seed[rows],
-                parameters.choice[rows],
-                places.astype(np.uint64),
-                Purpose.TOKEN,
-            )
+        return keys(
+            parameters.seed[rows],
+            parameters.choice[rows],
+            places.astype(np.uint64),
+            Purpose.TOKEN,
         )
 
     def _send(self, array: NDArray[np.generic]) -> Tensor:
         return send(array, self._device)
+
+
+def _some(allowed: Allowed | None, lines: Index) -> Allowed | None:
+    """Return what is allowed of these lines, which then are all."""
+    if allowed is None:
+        return None
+    kept = np.isin(allowed.lines, lines)
+    if not kept.any():
+        return None
+    return Allowed(np.searchsorted(lines, allowed.lines[kept]), allowed.bits[kept])
 
 
 def _log_totals(probs: Tensor, best: Tensor) -> Tensor:
