@@ -256,8 +256,8 @@ class Sampler:
         allowed: Allowed | None,
         needs: NDArray[np.uint16],
     ) -> SamplerOutput | None:
-        """Do `sample` for rows that need no more than QUICK, in one kernel, or return None where there
-        is none. What it says of other rows means nothing."""
+        """Do `sample` for rows that need no more than QUICK, in one kernel; None where there is none.
+        What it says of other rows means nothing."""
         draws = (needs & Needs.DRAW) != 0
         wanted = (needs & Needs.LOGPROB) != 0
         found = draw_rows(
