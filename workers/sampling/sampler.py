@@ -256,7 +256,7 @@ class Sampler:
         allowed: Allowed | None,
         needs: NDArray[np.uint16],
     ) -> SamplerOutput | None:
-        """Do `sample` for rows that need no more than QUICK, in one kernel; None where there is none.
+        """Do `sample` for rows that need no more than QUICK, in one kernel; None without one.
         What it says of other rows means nothing."""
         draws = (needs & Needs.DRAW) != 0
         wanted = (needs & Needs.LOGPROB) != 0

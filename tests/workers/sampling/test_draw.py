@@ -102,11 +102,12 @@ def test_rows_that_do_not_draw_have_the_likeliest() -> None:
 
 def test_a_row_says_the_same_alone_and_among_others() -> None:
     scores, draws = torch.randn(9, 2000), draws_of(9, [0.9])
+    needs, heat, keys = draws
     together = draw_rows(scores, draws, None)
     assert together is not None
     for row in range(9):
         at = slice(row, row + 1)
-        alone = draw_rows(scores[at], Draws(*(part[at] for part in draws)), None)
+        alone = draw_rows(scores[at], Draws(needs[at], heat[at], keys[at]), None)
         assert alone is not None
         assert all(torch.equal(a, b[at]) for a, b in zip(alone, together, strict=True))
 
