@@ -16,6 +16,9 @@ QUICK_SECONDS = 0.2
 LEAST_CHUNK = 16
 CONTEXT = 128
 """Positions before those of decodes, where there is room."""
+DRAWN = Sampling(do_sample=True)
+"""How decodes are sampled, as most chats are: that is a part of what a draft costs."""
+DECODES = (4, 16, 24, 32, 2, 64, 48, 128, 12, 96, 192)
 MOST_DECODES = 256
 
 
@@ -48,7 +51,7 @@ class CostPlan:
         # What prompts lose in smaller chunks is a share of the rate in the largest.
         self.prefill = measured(sizes(LEAST_CHUNK, chunk, chunk), probe.chunk)
         decodes = min(self.most_decodes, probe.most_decodes)
-        found = measured(sizes(1, 8, decodes), probe.decodes)
+        found = measured(decode_sizes(decodes), probe.decodes)
         if found:
             self.decode = StepCosts(found)
         probe.end()
@@ -63,6 +66,14 @@ def sizes(first: int, second: int, most: int) -> list[int]:
         doubles.append(size)
         size *= 2
     return list(dict.fromkeys([first, min(second, most), *doubles, most])) if doubles else []
+
+
+def decode_sizes(most: int) -> list[int]:
+    """Return the numbers of decodes to try, those that matter most first; none where these are not
+    two. What a further one costs changes at some of them, where tiles of rows are full."""
+    if most < 2:
+        return []
+    return list(dict.fromkeys([1, min(8, most), *(n for n in DECODES if n < most), most]))
 
 
 def measured(sizes: Sequence[int], seconds_of: Callable[[int], float | None]) -> list[StepCost]:
@@ -148,7 +159,7 @@ class StepProbe:
             first = self._n_context + row * own
             tokens = self._text(context) + self._text(1, row)
             blocks = shared + list(range(first, first + own))
-            admit.append(Admit(row, tokens, len(tokens), context, blocks, Sampling()))
+            admit.append(Admit(row, tokens, len(tokens), context, blocks, DRAWN))
         run = [Run(row, 1) for row in range(n)]
         # Each row's first step is a prompt's, which takes no less.
         took = [self._step(admit, run)]

@@ -28,7 +28,7 @@ from workers import step_costs
 from workers.executor import Executor
 from workers.models.loading import Loaded
 from workers.runner import Runner
-from workers.step_costs import CostPlan, StepProbe, StepSizes, measured, sizes
+from workers.step_costs import CostPlan, StepProbe, StepSizes, decode_sizes, measured, sizes
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 4
@@ -108,9 +108,11 @@ class Machine:
 def test_the_sizes_that_matter_most_come_first() -> None:
     assert sizes(16, 256, 256) == [16, 256, 32, 64, 128]
     assert sizes(16, 40, 40) == [16, 40, 32]
-    assert sizes(1, 8, 24) == [1, 8, 2, 4, 16, 24]
-    assert sizes(1, 8, 3) == [1, 3, 2]
-    assert sizes(1, 8, 1) == sizes(1, 8, 0) == sizes(16, 9, 9) == sizes(16, 16, 16) == []
+    assert sizes(16, 9, 9) == sizes(16, 16, 16) == []
+    assert decode_sizes(24) == [1, 8, 4, 16, 2, 12, 24]
+    assert decode_sizes(3) == [1, 3, 2]
+    assert decode_sizes(2) == [1, 2]
+    assert decode_sizes(1) == decode_sizes(0) == []
 
 
 def test_when_the_time_is_up_there_are_two() -> None:

@@ -33,8 +33,16 @@ INLINE uint32_t mixed(uint32_t word) {
     return word ^ word >> 16;
 }
 
-INLINE uint32_t bits_of(const uint32_t *keys, int64_t token) {
-    return mixed(mixed((uint32_t)token * 0x9E3779B1u + keys[0]) ^ keys[1]) & 0x7FFFFFFF;
+INLINE uint32_t bits_of(uint32_t token, uint32_t first_key, uint32_t second_key) {
+    return mixed(mixed(token * 0x9E3779B1u + first_key) ^ second_key) & 0x7FFFFFFF;
+}
+
+/* Twice 2^x, and no less, of x below 0, times 2^31: by the exponent of a float alone. */
+INLINE uint32_t limit_of(float x) {
+    if (!(x > -40.0f)) return 0;
+    if (x >= -1.0f) return UINT32_MAX;
+    const int power = 32 + (int)x;
+    return power < 0 ? 0 : power > 31 ? UINT32_MAX : 1u << power;
 }
 
 static float noise(uint32_t bits) {
@@ -81,15 +89,18 @@ typedef struct {
 /* The winner of a word of tokens from `first` on, if one is better than `best`. */
 INLINE winner race(const float *x, uint32_t kept, int64_t first, float most, float peak,
                    float temperature, const uint32_t *keys, winner best) {
-    uint32_t bits[WORD];
+    uint32_t bits[WORD] __attribute__((aligned(64)));
+    const uint32_t from = (uint32_t)first, one = keys[0], other = keys[1];
 #pragma omp simd
-    for (int i = 0; i < WORD; i++) bits[i] = bits_of(keys, first + i);
+    for (uint32_t i = 0; i < WORD; i++) bits[i] = bits_of(from + i, one, other);
     /* A token's e is at least bits * TO_UNIT, and must be below exp(score - best) to win: here below
      * twice that, whatever is rounded. */
-    const float lead = ((most - peak) / temperature - best.score) * LOG2_E;
-    const uint32_t limit = lead >= -1.0f ? UINT32_MAX : (uint32_t)ldexpf(1.0f, 32 + (int)lead);
+    const uint32_t limit = limit_of(((most - peak) / temperature - best.score) * LOG2_E);
+    uint32_t lowest = UINT32_MAX;
+#pragma omp simd reduction(min : lowest)
+    for (uint32_t i = 0; i < WORD; i++) lowest = bits[i] < lowest ? bits[i] : lowest;
+    if (lowest > limit) return best;
     uint32_t close = 0;
-#pragma omp simd reduction(| : close)
     for (int i = 0; i < WORD; i++) close |= (uint32_t)(bits[i] <= limit) << i;
     for (kept &= close; kept; kept &= kept - 1) {
         const int i = __builtin_ctz(kept);
@@ -128,7 +139,7 @@ static void draw(void *job, int64_t unit, int64_t next) {
     const float temperature = d->temperatures[unit];
     if (d->needs[unit] & DRAWS) {
         const uint32_t *keys = d->keys + 2 * unit;
-        winner best = {noise(bits_of(keys, token)), token};
+        winner best = {noise(bits_of((uint32_t)token, keys[0], keys[1])), token};
         float floor = peak + temperature * (best.score - MOST_NOISE);
         for (int64_t word = 0; word < n_words; word++) {
             const uint32_t kept = allowed(mask, word, d->n - word * WORD);

@@ -13,8 +13,8 @@ from workers.speculation.source import Proposal
 
 CLASSES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Least match of each class but the first, which is of matches of no token: those of models."""
-PRIOR = (0.6, 0.2, 0.3, 0.45, 0.55, 0.65, 0.7, 0.8, 0.85, 0.9, 0.9)
-"""Acceptance of each class before anything is known."""
+PRIOR = (0.6, 0.2, 0.35, 0.45, 0.6, 0.7, 0.77, 0.82, 0.87, 0.9, 0.9)
+"""Acceptance of each class before anything is known; of texts, as `benchmarks/drafts.py` has it."""
 PRIOR_WEIGHT = 8.0
 """How many drafts the prior counts for among those of all rows."""
 SHARED_WEIGHT = 4.0
@@ -69,6 +69,16 @@ class Acceptance:
             if draft != token:
                 return
 
+    def least_match(self, chance: float, first: int) -> int | None:
+        """Return the shortest match, of `first` tokens or more, whose first draft is accepted with
+        this chance or a better one; None where there is none."""
+        every = self._all
+        for match in (first, *(one for one in CLASSES if one > first)):
+            kind = class_of(match)
+            if _rate(every, kind) >= chance:
+                return match
+        return None
+
     def chances(self, row: int, proposal: Proposal) -> list[float]:
         """Return for each draft how likely it is that it and all before it are accepted."""
         own, every = self._rows[row], self._all
@@ -76,9 +86,12 @@ class Acceptance:
         chance = 1.0
         for place in range(len(proposal.tokens)):
             kind = class_of(proposal.match + place)
-            shared = (every.right[kind] + PRIOR_WEIGHT * PRIOR[kind]) / (
-                every.tried[kind] + PRIOR_WEIGHT
-            )
+            shared = _rate(every, kind)
             chance *= (own.right[kind] + SHARED_WEIGHT * shared) / (own.tried[kind] + SHARED_WEIGHT)
             found.append(chance)
         return found
+
+
+def _rate(every: _Counts, kind: int) -> float:
+    """Return the share of drafts of a class that are right."""
+    return (every.right[kind] + PRIOR_WEIGHT * PRIOR[kind]) / (every.tried[kind] + PRIOR_WEIGHT)

@@ -33,11 +33,12 @@ class NgramSource:
         self._rows.pop(row, None)
 
     def propose(self, wanted: DraftRows) -> list[Proposal]:
+        beyond = max(self.LEAST_MATCH, wanted.least_match) - 1
         return [
-            self._propose(self._rows[row], limit)
+            self._propose(self._rows[row], limit, beyond)
             for row, limit in zip(wanted.rows, wanted.limits, strict=True)
         ]
 
-    def _propose(self, history: History, limit: int) -> Proposal:
-        match, place = history.find(history.text[-LONGEST:], beyond=self.LEAST_MATCH - 1)
+    def _propose(self, history: History, limit: int, beyond: int) -> Proposal:
+        match, place = history.find(history.text[-LONGEST:], beyond)
         return Proposal(history.after(place, limit), match) if match else NOTHING

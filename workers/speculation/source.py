@@ -33,6 +33,8 @@ class DraftRows(NamedTuple):
     hidden: torch.Tensor | None = None
     """[n, hidden]: of each row, the model's last hidden state at the place where its last token was
     sampled, as the language-model head took it; None for a source that does not ask for it."""
+    least_match: int = 0
+    """Drafts that a shorter match leads to would not be verified."""
 
 
 class DraftSource(Protocol):

@@ -13,8 +13,12 @@ import torch
 
 from tgi_async.wire.step_costs import StepCosts
 from workers.speculation.acceptance import Acceptance
-from workers.speculation.choice import worth_verifying
+from workers.speculation.choice import least_chance, worth_verifying
 from workers.speculation.source import DraftRows, DraftSource, Proposal
+
+LEARNS_EVERY = 16
+"""Steps of which one searches for any match, to learn which are accepted: in a large batch the
+search itself is dear, and most of what it finds does not pay."""
 
 
 class Asked(NamedTuple):
@@ -44,6 +48,7 @@ class Speculation:
         self._proposals: dict[int, Proposal] = {}
         """What was proposed for the next tokens of rows."""
         self._hidden: dict[int, torch.Tensor] = {}
+        self._n_steps = 0
 
     def admit(self, row: int, tokens: Sequence[int], n_prompt: int, tenant: str) -> None:
         """Add a row, see `DraftSource`."""
@@ -66,9 +71,12 @@ class Speculation:
         free = [one for one in asked if not one.forced]
         if self.wants_hidden:
             free = [one for one in free if one.row in self._hidden]
+        least = least_chance(self._costs, n_positions, n_sampled, sum(one.limit for one in asked))
+        least_match = self._least_match(least)
         proposed = {one.row: Proposal(list(one.forced[: one.limit])) for one in asked if one.forced}
         chances = {row: [1.0] * len(forced.tokens) for row, forced in proposed.items()}
-        for one, proposal in zip(free, self._drafts(free), strict=True):
+        drafts = [] if least_match is None else self._drafts(free, least_match)
+        for one, proposal in zip(free, drafts, strict=False):
             if one.cut is not None and proposal.tokens:
                 proposal = proposal._replace(tokens=proposal.tokens[: one.cut(proposal.tokens)])
             if proposal.tokens:
@@ -97,9 +105,16 @@ class Speculation:
         for line, row in enumerate(rows):
             self._hidden[row] = hidden[line]
 
-    def _drafts(self, asked: Sequence[Asked]) -> list[Proposal]:
+    def _least_match(self, chance: float) -> int | None:
+        """Return the shortest match that is worth a search; None where none is."""
+        self._n_steps += 1
+        if not self._n_steps % LEARNS_EVERY:
+            return 0
+        return self._acceptance.least_match(chance, 0 if self.wants_hidden else 1)
+
+    def _drafts(self, asked: Sequence[Asked], least_match: int) -> list[Proposal]:
         if not asked:
             return []
         rows, limits = [one.row for one in asked], [one.limit for one in asked]
         hidden = torch.stack([self._hidden[row] for row in rows]) if self.wants_hidden else None
-        return self._source.propose(DraftRows(rows, limits, hidden))
+        return self._source.propose(DraftRows(rows, limits, hidden, least_match))

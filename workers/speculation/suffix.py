@@ -37,10 +37,11 @@ class _Row:
         self.distance = 0
         """From the end of the text back to the place it was last copied from; 0 before it was."""
 
-    def find(self, tail: array[int]) -> tuple[int, int]:
-        """Return the longest match with the end of the own text, and the place that follows it."""
+    def find(self, tail: array[int], beyond: int) -> tuple[int, int]:
+        """Return the longest match with the end of the own text, of more than `beyond` tokens, and
+        the place that follows it."""
         text = self.history.text
-        match, place = self.history.find(tail)
+        match, place = self.history.find(tail, beyond)
         if match >= SURE:
             self.distance = len(text) - place
         elif match and self.distance:
@@ -84,18 +85,19 @@ class SuffixSource:
         self._answers.add(state.tenant, state.history.text[max(0, state.n_admitted - LONGEST) :])
 
     def propose(self, wanted: DraftRows) -> list[Proposal]:
+        beyond = max(0, wanted.least_match - 1)
         return [
-            self._propose(self._rows[row], limit)
+            self._propose(self._rows[row], limit, beyond)
             for row, limit in zip(wanted.rows, wanted.limits, strict=True)
         ]
 
-    def _propose(self, row: _Row, limit: int) -> Proposal:
+    def _propose(self, row: _Row, limit: int, beyond: int) -> Proposal:
         history = row.history
         tail = history.text[-LONGEST:]
-        match, place = row.find(tail)
+        match, place = row.find(tail, beyond)
         answers = self._answers.of(row.tenant)
         if answers is not None and match < LONGEST:
-            longer, elsewhere = answers.find(tail, beyond=match)
+            longer, elsewhere = answers.find(tail, beyond=max(match, beyond))
             if longer:
                 drafts = answers.after(elsewhere, min(limit, DRAFTS_PER_MATCH * longer))
                 if SEPARATOR in drafts:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tgi_async.wire.messages import StepCost
 from tgi_async.wire.step_costs import StepCosts
+from workers.speculation import choice
 from workers.speculation.choice import worth_verifying
 
 chance = st.floats(0.01, 1.0)
@@ -27,7 +28,7 @@ def falling(conditional: list[float]) -> list[float]:
     st.lists(st.lists(chance, max_size=4).map(falling), min_size=1, max_size=3),
     st.lists(st.floats(0.0, 1.0), min_size=16, max_size=16),
 )
-def test_no_other_numbers_give_more_tokens_a_second(
+def test_without_a_margin_no_other_numbers_give_more_tokens_a_second(
     chances: list[list[float]], increases: list[float]
 ) -> None:
     costs = costs_of(*itertools.accumulate(increases, initial=1.0))
@@ -37,7 +38,9 @@ def test_no_other_numbers_give_more_tokens_a_second(
         tokens = n + sum(sum(own[:k]) for own, k in zip(chances, counts, strict=True))
         return tokens / costs.seconds(n + sum(counts))
 
-    counts = worth_verifying(chances, costs, n, n)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "MARGIN", 1.0)
+        counts = worth_verifying(chances, costs, n, n)
     best = max(map(rate, itertools.product(*(range(len(own) + 1) for own in chances))))
     assert rate(tuple(counts)) == pytest.approx(best)
 
