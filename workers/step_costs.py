@@ -18,7 +18,7 @@ CONTEXT = 128
 """Positions before those of decodes, where there is room."""
 DRAWN = Sampling(do_sample=True)
 """How decodes are sampled, as most chats are: that is a part of what a draft costs."""
-DECODES = (4, 16, 24, 32, 2, 64, 48, 128, 12, 96, 192)
+DECODES = (4, 16, 32, 2, 64, 128)
 MOST_DECODES = 256
 
 

@@ -109,7 +109,7 @@ def test_the_sizes_that_matter_most_come_first() -> None:
     assert sizes(16, 256, 256) == [16, 256, 32, 64, 128]
     assert sizes(16, 40, 40) == [16, 40, 32]
     assert sizes(16, 9, 9) == sizes(16, 16, 16) == []
-    assert decode_sizes(24) == [1, 8, 4, 16, 2, 12, 24]
+    assert decode_sizes(24) == [1, 8, 4, 16, 2, 24]
     assert decode_sizes(3) == [1, 3, 2]
     assert decode_sizes(2) == [1, 2]
     assert decode_sizes(1) == decode_sizes(0) == []

@@ -17,7 +17,7 @@ PRIOR = (0.6, 0.2, 0.35, 0.45, 0.6, 0.7, 0.77, 0.82, 0.87, 0.9, 0.9)
 """Acceptance of each class before anything is known; of texts, as `benchmarks/drafts.py` has it."""
 PRIOR_WEIGHT = 8.0
 """How many drafts the prior counts for among those of all rows."""
-SHARED_WEIGHT = 4.0
+SHARED_WEIGHT = 16.0
 """How many drafts all rows' acceptance counts for among a row's own."""
 FADE = 0.98
 """What a count is worth after one more draft of its class."""

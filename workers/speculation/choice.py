@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tgi_async.wire.step_costs import StepCosts
 
-MARGIN = 1.1
+MARGIN = 1.5
 """How many times what it was measured to cost a draft is taken to cost: those that are chosen are
 rather the ones that are thought too well of."""
 
