@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.doubles.device_doubles import Replaying
+from tests.doubles.foretelling import Foretelling
 from tests.helpers.tiny_llama import save_tiny_llama
-from tests.workers.test_runner import LONG, SHORT, Batch, greedy, tokens_of
+from tests.workers.test_runner import LONG, MOST_DRAFTS, SHORT, Batch, greedy, tokens_of
 from tgi_async.wire.messages import Admit, Grow, Sampling
 
 pytest.importorskip("triton", reason="the package triton is not installed")
@@ -132,6 +133,30 @@ def test_what_a_row_samples_is_what_it_samples_without_graphs(
         for one, other in zip(ours.sampled, theirs.sampled, strict=True):
             assert one.row == other.row
             assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(logprobs=True), DRAWN, ELSEWHERE])
+def test_drafts_are_verified_in_graphs_and_change_nothing(
+    model: Loaded, device: str, capture: GraphCapture, replays: list[int], sampling: Sampling
+) -> None:
+    where, n = torch.device(device), 12
+    plain = Batch(model, where)
+    text, logprobs = list(SHORT), []
+    done = plain.step({0: 3}, plain.admit(0, SHORT, sampling=sampling))
+    for _ in range(n):
+        text += done.sampled[0].tokens
+        logprobs += done.sampled[0].logprobs
+        done = plain.step({0: 1})
+
+    batch = Batch(model, where, capture, Foretelling([text], wrong_in=4))
+    found = [batch.step({0: 3}, batch.admit(0, SHORT, sampling=sampling)).sampled[0]]
+    while sum(len(one.tokens) for one in found) < n:
+        found.append(batch.step({0: 1 + MOST_DRAFTS}).sampled[0])
+
+    assert [token for one in found for token in one.tokens][:n] == text[3:]
+    assert [one for each in found for one in each.logprobs][:n] == pytest.approx(logprobs, abs=1e-4)
+    assert 0 < sum(one.n_computed for one in found) < sum(one.n_drafts for one in found)
+    assert 5 in replays
 
 
 def test_a_step_is_launched_before_the_one_before_it_is_read(

@@ -11,7 +11,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.helpers.loading import load
 from tests.helpers.tiny_llama import VOCABULARY, save_tiny_llama
-from tgi_async.wire.messages import Admit, Grow, Run, Sampling, Step, StepDone, TopToken
+from tgi_async.wire.messages import (
+    Admit,
+    Grow,
+    Run,
+    Sampling,
+    Step,
+    StepCost,
+    StepDone,
+    TopToken,
+)
+from tgi_async.wire.step_costs import StepCosts
 from workers.attention.cache import PagedCache
 from workers.forward import ForwardBatch, ForwardOutput
 from workers.graphs.capture import GraphCapture
@@ -20,11 +30,16 @@ from workers.launched_step import LaunchedStep
 from workers.models.loading import Loaded
 from workers.runner import Runner
 from workers.sampling import Sampler
+from workers.speculation.source import DraftSource
+from workers.speculation.speculation import Speculation
 from workers.table import RowTable
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 4
 N_BLOCKS = 60
+MOST_DRAFTS = 4
+FREE = StepCosts([StepCost(1, 1.0), StepCost(1000, 1.001)])
+"""Further positions cost nothing, so that all drafts are verified."""
 LONG = [3 + 7 * i % 90 for i in range(30)]
 SHORT = [11, 12, 13]
 
@@ -82,14 +97,19 @@ class Batch:
     decode steps of up to 5 rows are graphs."""
 
     def __init__(
-        self, model: Any, device: torch.device = CPU, capture: GraphCapture | None = None
+        self,
+        model: Any,
+        device: torch.device = CPU,
+        capture: GraphCapture | None = None,
+        drafts: DraftSource | None = None,
     ) -> None:
         cache = PagedCache(2, N_BLOCKS, BLOCK_SIZE, 2, 16, torch.float32, device)
         for pool in (*cache.keys, *cache.values):
             pool.fill_(float("nan"))  # what nobody wrote must not matter
-        table = RowTable(6, 128, BLOCK_SIZE, device)
+        most = 0 if drafts is None else MOST_DRAFTS
+        table = RowTable(6, 128, BLOCK_SIZE, device, most)
         on_device = True if capture is not None else None
-        sampler = Sampler(6, VOCABULARY, device, on_device=on_device)
+        sampler = Sampler(6, VOCABULARY, device, on_device=on_device, most_lines=6 * (1 + most))
         graphs = None
         if capture is not None:
             assert sampler.device_sampling is not None
@@ -97,7 +117,8 @@ class Batch:
             plan = GraphPlan(capture, [1, 2, 5])
             graphs = DecodeGraphs(model, model.attention, cache, plan, 128, rows)
             assert graphs.capture() == []
-        self.runner = Runner(model, table, cache, sampler, graphs=graphs)
+        speculation = None if drafts is None else Speculation(drafts, most, FREE)
+        self.runner = Runner(model, table, cache, sampler, graphs=graphs, speculation=speculation)
         self._free = [int(block) for block in torch.randperm(N_BLOCKS)]
         self._n_steps = 0
 
