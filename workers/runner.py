@@ -110,8 +110,8 @@ class Runner:
                 self._verify(part, launched)
                 continue
             self._sample_place(part, launched)
-            if part.hidden is not None and self._speculation is not None:
-                self._speculation.observe_hidden(part.rows, part.hidden)
+            if part.hidden is not None:
+                self._observe_hidden(part.rows, part.hidden, launched)
         launched.samplings.append((began, self._mark()))
 
     def collect(self, launched: LaunchedStep) -> StepDone:
@@ -207,9 +207,19 @@ class Runner:
         left = verification.finish()
         if self._constraints is not None:
             self._constraints.advance(left)
-        if part.hidden is not None and self._speculation is not None:
+        if part.hidden is not None:
             lines = send(verification.last_lines(), part.hidden.device)
-            self._speculation.observe_hidden(part.rows, part.hidden[lines])
+            self._observe_hidden(part.rows, part.hidden[lines], launched)
+
+    def _observe_hidden(
+        self, rows: list[int], hidden: torch.Tensor, launched: LaunchedStep
+    ) -> None:
+        """Let the source have the hidden states of the rows that sampled."""
+        assert self._speculation is not None
+        if launched.masks_not_ready:
+            kept = [at for at, row in enumerate(rows) if row not in launched.masks_not_ready]
+            rows, hidden = [rows[at] for at in kept], hidden[kept]
+        self._speculation.observe_hidden(rows, hidden)
 
     @torch.inference_mode()
     def _verify_at_once(self, part: SamplingBatch, verification: Verification) -> bool:

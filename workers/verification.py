@@ -30,7 +30,7 @@ class _Row:
         self.place = 0
         """Where it samples next; all drafts before are accepted."""
         self.line = 0
-        """Of the logits: where it sampled last."""
+        """Of the logits: where its last token was sampled."""
         self.done = False
         self.tokens: list[int] = []
         """What it sampled last."""
@@ -194,7 +194,6 @@ class Verification:
         self, row: int, index: int, state: _Row, one: Sampled, constraints: Constraints | None
     ) -> bool:
         """Add what a row sampled. Return whether it goes on, as all of it are its drafts."""
-        state.line = int(self._lines[self.place]) + index
         state.results.append(one)
         n = 0
         for token, draft in zip(one.tokens, state.drafts[state.place :], strict=False):
@@ -203,6 +202,8 @@ class Verification:
             n += 1
         if constraints is not None and constraints.ends(row, one.tokens[-1]):
             n = min(n, len(one.tokens) - 1)  # its grammar goes no further
+        # Of several tokens all but the first were known before, but each has a place.
+        state.line = int(self._lines[state.place + min(n, len(one.tokens) - 1)]) + index
         state.place += n
         state.done = n < len(one.tokens)
         state.tokens = one.tokens if state.done else []

@@ -5,8 +5,9 @@ Texts and log-probabilities are those without drafts, bit for bit, whatever is d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pytest
 import torch
@@ -14,12 +15,14 @@ import torch
 from tests.doubles.foretelling import Foretelling
 from tests.helpers.drive import ROWS, Drive
 from tests.helpers.loading import load
+from tests.helpers.taught_drafts import texts_of
 from tests.helpers.tiny_llama import save_tiny_llama
 from tests.helpers.tiny_tokenizer import END, save_tiny_tokenizer
 from tgi_async.grammar.grammar import Grammar, Json, Regex
 from tgi_async.wire.messages import Sampling
 from workers.constraints.vocabulary import Vocabulary
 from workers.models.loading import Loaded
+from workers.speculation.source import DraftRows, Proposal
 
 SCHEMA = {
     "type": "object",
@@ -151,3 +154,30 @@ def test_in_bfloat16_the_fused_decoder_gives_the_same_bits(
     drive = Drive(model, vocabulary, budget=40, drafts=source, max_drafts=6)
     assert said_by(drive) == alone
     assert 0 < drive.n_accepted < drive.n_drafts
+
+
+class Watching(Foretelling):
+    """A source that remembers the hidden states it was given, with their texts."""
+
+    wants_hidden: ClassVar[bool] = True
+
+    def __init__(self, texts: Sequence[list[int]]) -> None:
+        super().__init__(texts)
+        self.seen: list[tuple[list[int], torch.Tensor]] = []
+
+    def propose(self, wanted: DraftRows) -> list[Proposal]:
+        assert wanted.hidden is not None
+        for row, state in zip(wanted.rows, wanted.hidden, strict=True):
+            self.seen.append((list(self._rows[row]), state))
+        return super().propose(wanted)
+
+
+@pytest.mark.parametrize("max_drafts", [2, 6])
+def test_a_source_is_given_the_state_where_the_last_token_was_sampled(
+    model: Loaded, vocabulary: Vocabulary, alone: Said, whole: list[list[int]], max_drafts: int
+) -> None:
+    source = Watching(whole)
+    check(Drive(model, vocabulary, budget=40, drafts=source, max_drafts=max_drafts), alone)
+    for text, state in source.seen:
+        due = texts_of(model, [text])[0].hidden[len(text) - 2]
+        torch.testing.assert_close(state, due, atol=1e-4, rtol=1e-4)

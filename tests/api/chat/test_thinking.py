@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.conftest import Api, EventsOf, refusal
+from tests.api.conftest import Api, EventsOf, Settings, refusal
 from tests.doubles.fake_engine import EOS, FakeEngine, words
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
@@ -104,3 +104,24 @@ async def test_thoughts_are_left_out_where_they_are_not_wanted(
             thoughts = message.get("reasoning_content", "")
             content = message["content"]
         assert (thoughts, content) == ("hm" if wanted else "", "Hello")
+
+
+@pytest.mark.parametrize("chat_template", [ChatTemplate("<think></think>{{ messages }}", {})])
+async def test_the_marks_may_be_among_tokens_that_drafts_brought_together(
+    api: Api, engine: FakeEngine, events: EventsOf, settings: Settings
+) -> None:
+    settings.max_drafts = 8
+    tokens = [*words("<think>", "h", "m", "</think>", "Hel", "lo"), EOS]
+    seen = []
+    for engine.batches in ([[token] for token in tokens], [tokens], [tokens[:3], tokens[3:]]):
+        options = {"include_usage": True}
+        *chunks, last, _ = events(await api.chat("Hi", stream=True, stream_options=options))
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+        assert "".join(one.get("reasoning_content", "") for one in deltas) == "hm"
+        assert "".join(one.get("content") or "" for one in deltas) == "Hello"
+        seen.append((deltas, last["usage"]))
+        (choice,) = (whole := (await api.chat("Hi")).json())["choices"]
+        assert choice["message"]["reasoning_content"] == "hm"
+        assert choice["message"]["content"] == "Hello"
+        assert whole["usage"] == last["usage"]
+    assert seen[1:] == seen[:1] * 2
