@@ -185,7 +185,7 @@ async def test_texts_are_replayed_after_a_workers_death(
 
 @pytest.mark.parametrize(
     "n",
-    [12, pytest.param(64, marks=pytest.mark.full)],
+    [6, pytest.param(64, marks=pytest.mark.full)],
 )
 async def test_greedy_texts_of_preempted_requests_are_those_of_transformers(
     model_folder: Path, reference: Reference, tokenizer: Tokenizer, n: int
