@@ -5,12 +5,13 @@ Texts and log-probabilities are those without drafts, bit for bit, whatever is d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Many
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from tests.doubles.foretelling import Foretelling
 from tests.helpers.drive import ROWS, Drive
@@ -18,7 +19,7 @@ from tests.helpers.loading import load
 from tests.helpers.taught_drafts import texts_of
 from tests.helpers.tiny_llama import save_tiny_llama
 from tests.helpers.tiny_tokenizer import END, save_tiny_tokenizer
-from tgi_async.grammar.grammar import Grammar, Json, Regex
+from tgi_async.grammar.grammar import Grammar, Json, Prose, Regex, Sequence, Text
 from tgi_async.wire.messages import Sampling
 from workers.constraints.vocabulary import Vocabulary
 from workers.models.loading import Loaded
@@ -44,7 +45,13 @@ SAMPLINGS = [
     ),
     Sampling(min_tokens=20, end_ids=[END], banned=[[5], [6, 7]], watermark=True),
 ]
-GRAMMARS: list[Grammar | None] = [None, Json(SCHEMA), Regex("(abc|[xyz]+;)+")]
+GRAMMARS: list[Grammar | None] = [
+    None,
+    Json(SCHEMA),
+    Regex("(abc|[xyz]+;)+"),
+    # Thoughts, whose end comes within drafts.
+    Sequence([Prose("</t>"), Text("<1"), Regex("[2-9]{3,5}>")]),
+]
 
 
 class Said(NamedTuple):
@@ -88,6 +95,12 @@ def whole(alone: Said) -> list[list[int]]:
     """The texts with their prompts."""
     prompts = [prompt for prompt in PROMPTS for _ in SAMPLINGS for _ in GRAMMARS]
     return [prompt + alone.texts[number] for number, prompt in enumerate(prompts)]
+
+
+def test_thoughts_end_in_texts_that_go_on(folder: Path, alone: Said) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ended = [tokenizer.decode(text).partition("</t>")[2] for text in alone.texts.values()]
+    assert sum(rest.startswith("<1") for rest in ended) > 9
 
 
 def check(drive: Drive, alone: Said) -> None:
@@ -161,7 +174,7 @@ class Watching(Foretelling):
 
     wants_hidden: ClassVar[bool] = True
 
-    def __init__(self, texts: Sequence[list[int]]) -> None:
+    def __init__(self, texts: Many[list[int]]) -> None:
         super().__init__(texts)
         self.seen: list[tuple[list[int], torch.Tensor]] = []
 
