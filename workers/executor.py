@@ -33,7 +33,7 @@ UNMEASURED = StepCosts([StepCost(1, 64.0), StepCost(65, 128.0)])
 """What decodes are taken to cost where it could not be measured: a position a 64th of a step."""
 
 
-class Drafts(NamedTuple):
+class Drafter(NamedTuple):
     """What drafts the tokens to come, if anything does."""
 
     source: DraftSource | None = None
@@ -47,7 +47,7 @@ class Drafts(NamedTuple):
         return MOST_DRAFTS if self.most else 0
 
 
-NO_DRAFTS = Drafts()
+NO_DRAFTER = Drafter()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +66,12 @@ class Executor:
     ranks: Ranks | None = None
     driver: DriverRank | None = None
     """On rank 0 of several: the model as it runs on all of them."""
-    drafts: Drafts = NO_DRAFTS
+    drafter: Drafter = NO_DRAFTER
 
     @property
     def max_lines(self) -> int:
         """Most rows and drafts of a step that a GPU computes by a graph."""
-        return self.max_rows * (2 if self.drafts.most else 1)
+        return self.max_rows * (2 if self.drafter.most else 1)
 
     @property
     def bytes_per_block(self) -> int:
@@ -160,9 +160,9 @@ class Executor:
                 )
             )
         speculation = None
-        if self.drafts.source is not None:
+        if self.drafter.source is not None:
             decode = costs.decode if costs is not None else None
-            speculation = Speculation(self.drafts.source, self.drafts.most, decode or UNMEASURED)
+            speculation = Speculation(self.drafter.source, decode or UNMEASURED)
         return Runner(model, table, cache, sampler, self.constraints, decode_graphs, speculation)
 
     def _clock(self) -> Callable[[], float]:
@@ -181,7 +181,7 @@ class Executor:
             self.longest,
             self.block_size,
             self.device,
-            self.drafts.most,
+            self.drafter.most,
         )
 
     def _sampler(self, max_rows: int = 0) -> Sampler:
@@ -189,5 +189,5 @@ class Executor:
             max_rows or self.max_rows,
             self.model.spec.vocab_size,
             self.device,
-            most_lines=max(max_rows, self.max_lines, self.max_rows + self.drafts.in_a_step),
+            most_lines=max(max_rows, self.max_lines, self.max_rows + self.drafter.in_a_step),
         )

@@ -27,7 +27,7 @@ from workers.constraints.vocabulary import Vocabulary
 from workers.draft_models.checkpoint import TargetModel
 from workers.draft_models.registry import draft_source, resolved
 from workers.errors import UnsupportedModel
-from workers.executor import Drafts, Executor
+from workers.executor import Drafter, Executor
 from workers.graphs.capture import CudaGraphCapture
 from workers.graphs.decode import GraphPlan, default_sizes
 from workers.launched_step import LaunchedStep
@@ -117,12 +117,12 @@ class Worker:
         if self._ranks is not None and self._rank == 0:
             self._driver = DriverRank(model, self._ranks)
         speculation = resolved(start.speculation)
-        drafts = Drafts(None, speculation.max_drafts)
+        drafter = Drafter(None, speculation.max_drafts)
         if speculation.max_drafts and self._rank == 0:
             head = (self._driver or model).head
             target = TargetModel(head, spec.hidden_size, spec.vocab_size, dtype, device)
             source = draft_source(speculation, target)
-            drafts = drafts._replace(source=source)
+            drafter = drafter._replace(source=source)
         executor = Executor(
             model,
             device,
@@ -133,7 +133,7 @@ class Worker:
             constraints,
             self._ranks,
             self._driver,
-            drafts,
+            drafter,
         )
         with self._phase(
             "warming up", f"{start.batch.max_rows} rows, {prefill_tokens} prefill tokens"
@@ -178,7 +178,7 @@ class Worker:
                 notes=notes + native.notes + model.notes,
                 quantization=model.quantization,
                 kv_cache_dtype=spec.cache_group.spec.stored,
-                max_drafts=drafts.most,
+                max_drafts=drafter.most,
                 speculation=speculation.method,
                 prefill_costs=costs.prefill,
                 target_inter_token_latency=start.target_inter_token_latency or default_target,
@@ -264,7 +264,7 @@ class Worker:
 def _cost_plan(start: Start, executor: Executor) -> CostPlan:
     """Return what is to be measured: chunks of prompts, if they may be beside decodes, and decodes,
     if there are drafts."""
-    max_rows, max_drafts = executor.max_rows, executor.drafts.most
+    max_rows, max_drafts = executor.max_rows, executor.drafter.most
     # The router knows what chunks cost from a worker that was here before.
     chunks = max_rows > 1 and not start.cache.n_blocks
     return CostPlan(

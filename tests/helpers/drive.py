@@ -65,7 +65,7 @@ class Drive:
             plan, rows_of_all = GraphPlan(Replaying(), [1, 2, 4]), SampledRows(table, sampling)
             self.graphs = Counted(model, model.attention, cache, plan, LONGEST, rows_of_all)
             assert self.graphs.capture() == []
-        speculation = None if drafts is None else Speculation(drafts, max_drafts, costs)
+        speculation = None if drafts is None else Speculation(drafts, costs)
         self.runner = Runner(model, table, cache, sampler, constraints, self.graphs, speculation)
         self.core = Core(
             Budget([CachePool(n_blocks)], BLOCK_SIZE, rows, budget, LONGEST, max_drafts=max_drafts)

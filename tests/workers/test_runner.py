@@ -117,7 +117,7 @@ class Batch:
             plan = GraphPlan(capture, [1, 2, 5])
             graphs = DecodeGraphs(model, model.attention, cache, plan, 128, rows)
             assert graphs.capture() == []
-        speculation = None if drafts is None else Speculation(drafts, most, FREE)
+        speculation = None if drafts is None else Speculation(drafts, FREE)
         self.runner = Runner(model, table, cache, sampler, graphs=graphs, speculation=speculation)
         self._free = [int(block) for block in torch.randperm(N_BLOCKS)]
         self._n_steps = 0

@@ -36,11 +36,8 @@ class Asked(NamedTuple):
 class Speculation:
     """A source of drafts, and what decides how many of them are verified."""
 
-    def __init__(self, source: DraftSource, max_drafts: int, costs: StepCosts) -> None:
-        """`costs` are those of decode steps. At most `max_drafts` are verified for a row in a
-        step."""
-        self.method = source.method
-        self.max_drafts = max_drafts
+    def __init__(self, source: DraftSource, costs: StepCosts) -> None:
+        """Draft from `source`. `costs` are those of decode steps."""
         self.wants_hidden = source.wants_hidden
         self._source = source
         self._costs = costs

@@ -19,7 +19,7 @@ DEAR = StepCosts([StepCost(1, 1.0), StepCost(100, 100.0)])
 
 
 def speculation_of(costs: StepCosts = FREE, prompt: int = 4) -> Speculation:
-    made = Speculation(Foretelling([TEXT], wrong_in=0), 4, costs)
+    made = Speculation(Foretelling([TEXT], wrong_in=0), costs)
     made.admit(0, TEXT[:prompt], prompt, "")
     return made
 
@@ -79,7 +79,7 @@ class ByHidden:
 
 
 def test_a_model_drafts_from_the_state_where_the_last_token_was_sampled() -> None:
-    speculation = Speculation(ByHidden(), 4, FREE)
+    speculation = Speculation(ByHidden(), FREE)
     for row in range(2):
         speculation.admit(row, [1], 1, "")
     asked = [Asked(0, 1), Asked(1, 1)]
