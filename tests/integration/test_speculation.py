@@ -138,7 +138,7 @@ def check_drafts(seen: list[Seen]) -> int:
     ("method", "n", "more"),
     [
         ("suffix", 8, {}),
-        ("ngram", 3, {"max_batch_prefill_tokens": 16}),
+        pytest.param("ngram", 3, {}, marks=pytest.mark.full),
         pytest.param("suffix", 3, {"lookahead": 0}, marks=pytest.mark.full),
         pytest.param("suffix", 8, {"max_rows": 1}, marks=pytest.mark.full),
         pytest.param("suffix", 5, {"model_impl": "transformers"}, marks=pytest.mark.full),
@@ -170,7 +170,7 @@ async def test_texts_and_logprobs_are_those_without_drafts(
 async def test_texts_are_replayed_after_a_workers_death(
     model_folder: Path, requests: list[GenerationRequest], undisturbed: list[Seen]
 ) -> None:
-    async with with_drafts(model_folder) as engine:
+    async with with_drafts(model_folder, 3, "ngram", max_batch_prefill_tokens=16) as engine:
         running = asyncio.create_task(finish_with_logprobs(engine, requests))
 
         async def some_were_accepted() -> bool:
