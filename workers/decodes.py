@@ -35,6 +35,11 @@ class Decodes(NamedTuple):
     @classmethod
     def of(cls, table: RowTable, rows: Sequence[int], drafts: Mapping[int, list[int]]) -> Decodes:
         """Return the lines of these rows, and write their drafts to the table."""
+        if not drafts:
+            at = np.asarray(rows, np.int64)
+            n_computed = np.fromiter((table[row].n_computed for row in rows), np.int64, len(at))
+            slots, every = table.slots(at, n_computed), np.arange(len(at))
+            return cls(list(rows), [], at, at, n_computed, slots, every)
         drafting = sorted(
             (row for row in rows if row in drafts), key=lambda row: len(drafts[row]), reverse=True
         )
@@ -42,10 +47,6 @@ class Decodes(NamedTuple):
         of_rows = [drafts[row] for row in drafting]
         firsts = np.asarray(sampling, np.int64)
         n_computed = np.fromiter((table[row].n_computed for row in sampling), np.int64, len(firsts))
-        if not drafting:
-            slots = table.slots(firsts, n_computed)
-            every = np.arange(len(firsts))
-            return cls(sampling, of_rows, firsts, firsts, n_computed, slots, every)
         counts = np.ones(len(firsts), np.int64)
         counts[: len(drafting)] += [len(one) for one in of_rows]
         starts = np.cumsum(counts) - counts

@@ -317,7 +317,7 @@ class Runner:
             cache=self._cache,
             slot_mapping=torch.from_numpy(np.concatenate(slots)),
             n_decode=n_decode,
-            decode_block_tables=self._decode_tables(decodes.rows),
+            decode_block_tables=self._decode_tables(decodes),
             decode_lengths=torch.from_numpy((decodes.positions + 1).astype(np.int32)),
             prefills=prefills,
         )
@@ -349,7 +349,9 @@ class Runner:
             launched.to_sample.append(
                 SamplingBatch(sampling, logits[:n], free, drafts=decodes.drafts, hidden=states)
             )
-        for run in runs:
+        for row_number in decodes.sampling:
+            table[row_number].n_computed += 1
+        for run in chunks:
             table[run.row].n_computed += table[run.row].n_known(run.n)
         launched.forwards.append((began, forwarded))
         launched.samplings.append((forwarded, self._mark()))
@@ -424,10 +426,10 @@ class Runner:
             if row in launched.jump_forward_tokens:
                 table[row].extend(launched.jump_forward_tokens[row])
 
-    def _decode_tables(self, rows: NDArray[np.int64]) -> torch.Tensor:
+    def _decode_tables(self, decodes: Decodes) -> torch.Tensor:
         table = self._table
-        longest = max((table[row].n_blocks for row in rows), default=0)
-        return torch.from_numpy(np.ascontiguousarray(table.block_tables[rows, :longest]))
+        longest = max((table[row].n_blocks for row in decodes.sampling), default=0)
+        return torch.from_numpy(np.ascontiguousarray(table.block_tables[decodes.rows, :longest]))
 
     def _prompt_logprobs(
         self, chunks: list[tuple[Run, int]], logits: torch.Tensor
