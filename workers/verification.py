@@ -7,6 +7,7 @@ Each place is sampled only when all drafts before it are accepted, so that what 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from msgspec import structs
 from numpy.typing import NDArray
 
@@ -215,12 +216,12 @@ class Verification:
         n = len(lines)
         rows = part.rows if here is None else [part.rows[index] for index in here]
         if int(lines[-1]) - int(lines[0]) + 1 == n:
-            some: slice | object = slice(int(lines[0]), int(lines[-1]) + 1)
+            some: slice | torch.Tensor = slice(int(lines[0]), int(lines[-1]) + 1)
         else:
             some = send(lines, part.logits.device)
         return SamplingBatch(
             rows,
-            part.logits[some],  # type: ignore[index]
+            part.logits[some],
             [None] * n,
-            None if part.picked is None else Picked(*(x[some] for x in part.picked)),  # type: ignore[index]
+            None if part.picked is None else Picked(*(x[some] for x in part.picked)),
         )

@@ -19,22 +19,13 @@ from tests.helpers.loading import load
 from tests.helpers.taught_drafts import texts_of
 from tests.helpers.tiny_llama import save_tiny_llama
 from tests.helpers.tiny_tokenizer import END, save_tiny_tokenizer
+from tests.workers.test_runner_grammar import PROMPTS, SCHEMA
 from tgi_async.grammar.grammar import Grammar, Json, Prose, Regex, Sequence, Text
 from tgi_async.wire.messages import Sampling
 from workers.constraints.vocabulary import Vocabulary
 from workers.models.loading import Loaded
 from workers.speculation.source import DraftRows, Proposal
 
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 8},
-        "friends": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3},
-    },
-    "required": ["name", "friends"],
-    "additionalProperties": False,
-}
-PROMPTS = [[5, 6, 7, 8, 9], [11], [12, 13] * 9]
 SAMPLINGS = [
     Sampling(logprobs=True),
     Sampling(do_sample=True, temperature=3.0, seed=8),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -20,6 +19,8 @@ from tests.helpers.tiny_drafts import (
 )
 from tests.helpers.tiny_llama import save_tiny_llama
 from tests.helpers.tiny_tokenizer import END, save_tiny_tokenizer
+from tests.workers.test_runner_grammar import PROMPTS
+from tests.workers.test_verification import Said
 from tgi_async.grammar.grammar import Grammar, Regex
 from tgi_async.wire.messages import Sampling, SpeculationConfig
 from workers.constraints.vocabulary import Vocabulary
@@ -28,18 +29,12 @@ from workers.draft_models.registry import draft_source
 from workers.models.loading import Loaded
 from workers.speculation.source import DraftSource
 
-PROMPTS = [[5, 6, 7, 8, 9], [11], [12, 13] * 9]
 SAMPLINGS = [
     Sampling(logprobs=True),
     Sampling(do_sample=True, temperature=3.0, seed=8, logprobs=True),
     Sampling(repetition_penalty=1.5, logprobs=True),
 ]
 GRAMMARS: list[Grammar | None] = [None, Regex("(abc|[xyz]+;)+")]
-
-
-class Said(NamedTuple):
-    texts: dict[int, list[int]]
-    logprobs: dict[int, list[float | None]]
 
 
 @pytest.fixture(scope="module")
