@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import pytest_asyncio
 
+from tests.doubles import eager_worker
 from tests.integration.prompts import chat, mixed
 from tests.integration.reference import Reference
 from tests.integration.running_engine import (
@@ -67,7 +68,9 @@ class Seen(NamedTuple):
 def with_drafts(
     folder: Path, n: int = 8, method: str = "suffix", **more: Any
 ) -> AbstractAsyncContextManager[Engine]:
-    return running_engine(folder, max_drafts=n, speculation=method, **more)
+    return running_engine(
+        folder, max_drafts=n, speculation=method, command=eager_worker.COMMAND, **more
+    )
 
 
 @pytest.fixture(scope="module")
