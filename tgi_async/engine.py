@@ -296,6 +296,8 @@ class Engine:
             prompt_logprobs=request.prompt_logprobs,
             prompt_top_n_tokens=request.prompt_top_n_tokens,
             salts=request.salts,
+            images=request.images,
+            spans=request.spans,
             reservation=request.reservation,
         )
         self._in_core(self.core.submit, queued)

@@ -14,7 +14,7 @@ from msgspec import Struct
 from tgi_async.scheduler.blocks import Salt
 from tgi_async.scheduler.request import FinishReason as FinishReason
 from tgi_async.scheduler.reservations import Reservation
-from tgi_async.wire.messages import Sampling
+from tgi_async.wire.messages import Image, Sampling, Span
 
 
 class GenerationRequest(Struct, frozen=True):
@@ -48,6 +48,12 @@ class GenerationRequest(Struct, frozen=True):
     """Special tokens that are part of the text, by name: marks of tool calls and of thoughts."""
     salts: tuple[Salt, ...] = ()
     """The salts of the prefix cache, in order of position."""
+    images: tuple[Image, ...] = ()
+    """In order of position."""
+    held: tuple[object, ...] = ()
+    """What lives as long as this request: the files of its images."""
+    spans: tuple[Span, ...] = ()
+    """Positions of the prompt that attend to each other in both directions, in order."""
     reservation: Reservation | None = None
     """The reservation that its row belongs to, for a request over HTTP."""
     special_texts: Mapping[int, str] = {}

@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from workers.attention.context import AttentionContext
+
+
+class Inserted(NamedTuple):
+    """What stands in the place of the embeddings of some packed tokens, such as an image's
+    encoding."""
+
+    at: torch.Tensor
+    """int64 [n]: indices of packed tokens."""
+    rows: torch.Tensor
+    """[n, hidden]"""
+
+
+class CrossAttended(NamedTuple):
+    """Encoded images that packed tokens `start` to `start + n - 1`, all of one row, attend to."""
+
+    start: int
+    n: int
+    first: int
+    """Position of the first of them."""
+    images: Sequence[SeenImage]
+
+
+class SeenImage(NamedTuple):
+    """An encoded image, and from which positions a row sees it."""
+
+    digest: bytes
+    encoding: torch.Tensor
+    """As `Vision.encode` returned it."""
+    start: int
+    end: int | None
+    """Behind the last position that sees it; None: all that follow do."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,31 +51,27 @@ class ForwardBatch:
     Raises ValueError for parts that do not fit each other.
     """
 
-    tokens: torch.Tensor | None
-    """int64 [T]; None where there are embeddings instead."""
+    tokens: torch.Tensor
+    """int64 [T]"""
     positions: torch.Tensor
     """int64 [T], or [axes, T]."""
     wanted: torch.Tensor
     """int64 [S]: indices of packed tokens whose logits are wanted, any number for a row."""
     attention: AttentionContext
-    embeddings: torch.Tensor | None = None
-    """[T, hidden]"""
+    inserted: Inserted | None = None
     adapters: torch.Tensor | None = None
     """int64 [rows]: the adapter of each row, in the order of the packed tokens."""
-    encoder_states: Sequence[torch.Tensor | None] | None = None
-    """[any, hidden] for each row."""
+    cross: Sequence[CrossAttended] = ()
+    """Of the rows that see images by attending to them, in the order of the packed tokens."""
     hidden: bool = False
     """Whether the hidden states of the wanted tokens are asked for beside their logits."""
 
     def __post_init__(self) -> None:
-        given = self.embeddings if self.tokens is None else self.tokens
         n_tokens = self.attention.n_tokens
-        if given is None or (self.tokens is not None and self.embeddings is not None):
-            raise ValueError("a forward pass takes either tokens or embeddings")
-        if not len(given) == self.positions.shape[-1] == n_tokens:
+        if not len(self.tokens) == self.positions.shape[-1] == n_tokens:
             raise ValueError(
-                f"{len(given)} tokens at {self.positions.shape[-1]} positions do not fit attention "
-                f"over {n_tokens} tokens"
+                f"{len(self.tokens)} tokens at {self.positions.shape[-1]} positions do not fit "
+                f"attention over {n_tokens} tokens"
             )
 
     def text(self, model: str) -> torch.Tensor:
@@ -50,20 +79,15 @@ class ForwardBatch:
 
         Raises ValueError for a batch that has more than tokens and one axis of positions.
         """
-        if (
-            self.tokens is not None
-            and self.positions.dim() == 1
-            and self.adapters is None
-            and self.encoder_states is None
-        ):
-            return self.tokens
         asked = {
-            "embeddings": self.embeddings is not None,
+            "what stands in the place of embeddings": self.inserted is not None,
             f"positions of {self.positions.dim()} dimensions": self.positions.dim() != 1,
             "adapters": self.adapters is not None,
-            "encoder states": self.encoder_states is not None,
+            "images to attend to": bool(self.cross),
         }
         given = ", ".join(name for name, there in asked.items() if there)
+        if not given:
+            return self.tokens
         raise ValueError(f"{model} takes tokens at one axis of positions, and was given {given}")
 
 
@@ -75,6 +99,33 @@ class ForwardOutput(NamedTuple):
     hidden_states: torch.Tensor | None = None
     """[S, hidden] in the model's dtype, as the language-model head takes them, behind the last
     norm; None where they were not asked for."""
+
+
+class Vision(Protocol):
+    """What a model does with images."""
+
+    image_token_id: int
+    """The placeholder in whose place an encoding's rows stand, one each."""
+    cross: bool
+    """Whether tokens attend to images: encodings stand in no token's place."""
+    mrope: bool
+    """Whether positions have three axes where a prompt has images."""
+
+    def encode(self, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Encode one image, of the arrays that its preprocessing made, by the names of the model's
+        code; on any device -> [n placeholders, hidden] on the model's, or with `cross` whatever its
+        layers attend to.
+
+        Raises ValueError for arrays that do not fit the model.
+        """
+        ...
+
+    def positions(
+        self, tokens: NDArray[np.int64], images: Sequence[Mapping[str, torch.Tensor]]
+    ) -> NDArray[np.int64]:
+        """Return int64 [3, len(tokens)]: the positions of a prompt with these images, with `mrope`.
+        What follows it goes on at their maximum plus one, equal in all axes."""
+        ...
 
 
 class Model(Protocol):

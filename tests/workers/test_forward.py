@@ -14,7 +14,7 @@ from tests.helpers.loading import load
 from tests.helpers.tiny_llama import save_tiny_llama
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
-from workers.forward import ForwardBatch
+from workers.forward import CrossAttended, ForwardBatch, Inserted
 from workers.models.loading import Loaded
 
 CPU = torch.device("cpu")
@@ -117,12 +117,15 @@ def test_a_quantized_head_is_the_one_of_the_logits(folder: Path, implementation:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"tokens": None, "embeddings": torch.zeros(2, 64)}, "was given embeddings$"),
+        (
+            {"inserted": Inserted(torch.tensor([0]), torch.zeros(1, 64))},
+            "was given what stands in the place of embeddings$",
+        ),
         ({"positions": torch.zeros(3, 2, dtype=torch.int64)}, "positions of 2 dimensions$"),
         ({"adapters": torch.zeros(1, dtype=torch.int64)}, "was given adapters$"),
-        ({"encoder_states": [torch.zeros(4, 64)]}, "was given encoder states$"),
+        ({"cross": [CrossAttended(0, 2, 0, [])]}, "was given images to attend to$"),
     ],
-    ids=["embeddings", "axes", "adapters", "encoder states"],
+    ids=["inserted", "axes", "adapters", "images"],
 )
 def test_what_a_model_does_not_take_is_refused_and_named(
     model: Loaded, changed: dict[str, Any], said: str
@@ -139,8 +142,6 @@ def test_what_a_model_does_not_take_is_refused_and_named(
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"tokens": None}, "either tokens or embeddings"),
-        ({"embeddings": torch.zeros(2, 64)}, "either tokens or embeddings"),
         ({"tokens": torch.zeros(3, dtype=torch.int64)}, "3 tokens at 2 positions"),
         ({"positions": torch.zeros(3, dtype=torch.int64)}, "2 tokens at 3 positions"),
     ],

@@ -271,6 +271,8 @@ class Planner(RunningBatch):
                 if request.grammar
                 else None,
                 tenant=request.tenant,
+                images=list(request.images),
+                spans=list(request.spans),
             )
         )
         return request

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from tgi_async.scheduler.blocks import BlockTable, Key, Node, Salt, keys_of
 from tgi_async.scheduler.reservations import Reservation
-from tgi_async.wire.messages import Sampling, TopToken
+from tgi_async.wire.messages import Image, Sampling, Span, TopToken
 
 GREEDY = Sampling()
 FinishReason = Literal["length", "eos_token", "stop_sequence"]
@@ -47,6 +47,10 @@ class Request:
     """These need every prompt position computed, so they take no hits."""
     prompt_top_n_tokens: int = 0
     salts: tuple[Salt, ...] = ()
+    images: tuple[Image, ...] = ()
+    spans: tuple[Span, ...] = ()
+    """Positions of the prompt that attend to each other in both directions: each is computed in one
+    step, and no hit ends within."""
     reservation: Reservation | None = None
     """The reservation that its row belongs to; None: not counted."""
     text_end: Callable[[list[int]], int | None] | None = None

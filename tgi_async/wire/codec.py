@@ -12,7 +12,7 @@ import msgspec
 
 from tgi_async.wire.messages import ToRouter, ToWorker
 
-VERSION = 2
+VERSION = 3
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """A step admits at most a batch of prompts; 64 MiB is 13 million token ids."""
 

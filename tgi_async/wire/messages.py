@@ -93,6 +93,39 @@ class Constraint(Frame, frozen=True):
     taken."""
 
 
+class Span(Frame, frozen=True):
+    """Positions `start` to `end - 1` of a prompt."""
+
+    start: Count
+    end: Count
+
+
+class PixelArray(Frame, frozen=True):
+    """An array in a file of them, in C order."""
+
+    name: str
+    """As the model's code names its input."""
+    dtype: str
+    """As numpy names it."""
+    shape: list[Count]
+    offset: Count
+    """Of its first byte in the file."""
+
+
+class Image(Frame, frozen=True):
+    """An image of a prompt, ready for the model's encoder."""
+
+    digest: Annotated[bytes, Meta(min_length=16, max_length=16)]
+    """Of the pixels and of what made them: equal ones have the same encoding."""
+    start: Count
+    """Position of the first of its placeholders."""
+    end: Count
+    """Position behind the last of them. Other tokens may lie between."""
+    path: str
+    """File of its arrays, which exists as long as the request."""
+    arrays: list[PixelArray]
+
+
 class Admit(Frame, frozen=True):
     """A scheduler's `Request` enters the persistent batch as a row.
 
@@ -113,6 +146,11 @@ class Admit(Frame, frozen=True):
     constraint: Constraint | None = None
     tenant: str = ""
     """Whose the request is. Drafts may come from earlier answers of the same tenant."""
+    images: list[Image] = []
+    """In order of position."""
+    spans: list[Span] = []
+    """Positions that attend to each other in both directions, in order and apart from each other.
+    Each of them is computed in one step."""
 
 
 class Grow(Frame, frozen=True):
@@ -294,6 +332,8 @@ class Ready(Frame, frozen=True, tag="ready"):
     """Of one chunk of a prompt, by its tokens, ascending; none where it was not measured."""
     target_inter_token_latency: float = 0.0
     """In seconds: what was asked for, or what suits the device."""
+    takes_images: bool = False
+    """Whether prompts may hold images."""
 
     @property
     def n_blocks(self) -> int:
@@ -363,6 +403,9 @@ class StepDone(Frame, frozen=True, tag="done"):
     masks_not_ready: list[Count] = []
     """Rows that were to sample and whose grammar's mask was not ready in time. The last of the
     tokens that they were to compute counts as not computed."""
+    n_encoded: Count = 0
+    """Images that went through the model's encoder."""
+    encode_seconds: float = 0.0
 
 
 ToWorker = Start | Step | Stop

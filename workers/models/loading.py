@@ -17,7 +17,7 @@ from workers.attention.native import NativeAttention
 from workers.decoder.families import Description, NotFused
 from workers.decoder.native import NativeDecoder
 from workers.errors import UnsupportedModel
-from workers.forward import ForwardBatch, ForwardOutput, HeadedModel
+from workers.forward import ForwardBatch, ForwardOutput, HeadedModel, Vision
 from workers.models import rope
 from workers.models.pretrained import Pretrained
 from workers.models.spec import ModelSpec
@@ -33,6 +33,8 @@ class Loaded(HeadedModel, Protocol):
     quantization: str
     """How its weights are quantized, as text; "" for plain ones."""
     notes: list[str]
+    vision: Vision | None
+    """What it does with images; None: it takes none."""
 
     @property
     def attention(self) -> AttentionBackend[Any]:
@@ -65,6 +67,7 @@ class FusedModel:
             loaded.module, loaded.fill, loaded.device, loaded.sharding, loaded.tied
         )
         self._decoder = make(description, loaded.ranks)
+        self.vision: Vision | None = None
         loaded.weights.release()
         self.attention = self._decoder.attention
         self.spec = loaded.spec(description.attention, self.attention.shape)

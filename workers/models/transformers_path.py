@@ -7,7 +7,7 @@ import torch
 from workers.attention import registry
 from workers.attention.layer import AttentionShape
 from workers.attention.paged import PagedAttention
-from workers.forward import ForwardBatch, ForwardOutput
+from workers.forward import ForwardBatch, ForwardOutput, Vision
 from workers.models.attention_patches import patch_attention
 from workers.models.layers import PackedForward, layers_of
 from workers.models.pretrained import Pretrained
@@ -23,6 +23,7 @@ class TransformersModel:
     def __init__(self, loaded: Pretrained, attention: registry.Backend) -> None:
         """Raises UnsupportedModel."""
         self.module = loaded.module
+        self.vision: Vision | None = None
         notes = loaded.complete() + patch_attention(self.module)
         self.weight_bytes = loaded.weight_bytes
         self.quantization = loaded.quantization

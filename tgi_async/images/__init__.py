@@ -1,0 +1,1 @@
+"""Images of prompts: fetched, prepared in processes with limits, and placed among the tokens."""

@@ -1,0 +1,1 @@
+"""Images in the worker: read, encoded once, and put where a row has them."""
