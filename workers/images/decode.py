@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which says nothing to a client: see check_size
+
 ALLOWED = "png, jpeg, gif, webp, tiff or bmp"
 DECODERS = (
     *(BmpImagePlugin, GifImagePlugin, JpegImagePlugin),
@@ -62,6 +64,9 @@ HEAD = 512
 MAX_RATIO = 200
 """Most times that the longer side is as long as the shorter one. Some models refuse more, and to
 others it is a huge image: of the shorter side they make a fixed number of pixels."""
+MAX_SCANS = 100
+"""Most passes over its pixels that a JPEG may take; common ones take ten. Passes of a few bytes
+would let a small file take minutes."""
 
 
 def decode_base64(text: str) -> bytes:
@@ -92,6 +97,8 @@ def decode(file: BinaryIO, max_pixels: int) -> Image.Image:
     kind = _kind(head)
     if kind == "WEBP" and (size := _webp_size(head)):
         check_size(size, max_pixels)  # its decoder makes room for all pixels when it opens a file
+    if kind == "JPEG":
+        _check_scans(file)
     with _damaged():
         image: Image.Image = Image.open(file, formats=[kind])
     check_size(image.size, max_pixels)
@@ -128,6 +135,16 @@ def _kind(head: bytes) -> str:
         if sign in lower:
             raise ImageRefused(f"the image is {name}: send {ALLOWED}")
     raise ImageRefused(f"the image is in no known format: send {ALLOWED}")
+
+
+def _check_scans(file: BinaryIO) -> None:
+    n_scans = file.read().count(b"\xff\xda")
+    file.seek(0)
+    if n_scans > MAX_SCANS:
+        raise ImageRefused(
+            f"the image is a JPEG of {n_scans} passes, and at most {MAX_SCANS} are allowed: "
+            "send it anew encoded"
+        )
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:

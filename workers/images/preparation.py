@@ -75,9 +75,13 @@ class Preparation:
         with self._encoded(job) as file:
             image = decode(file, self.max_pixels)
         read = self.reader.read(image, job["detail"])
-        places, n_bytes = arrays.write(job["out"], read.arrays)
+        try:
+            places, n_bytes = arrays.write(job["out"], read.arrays)
+        except OSError as error:
+            print(f"arrays of an image cannot be written: {error}", file=sys.stderr)
+            raise ImageRefused("the server has no room for the image: try again later") from error
         return {
-            "digest": arrays.digest(read.arrays, read.text).hex(),
+            "digest": read.digest.hex(),
             "text": read.text,
             "n_tokens": read.text.count(self.reader.image_token),
             "n_bytes": n_bytes,
