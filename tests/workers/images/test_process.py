@@ -125,7 +125,10 @@ BAD: dict[str, tuple[Callable[[], bytes | str], str]] = {
     "12,000 x 12,000": (lambda: encoded.large_png(12_000, 12_000), "12000 x 12000 = 144000000"),
     "a jpeg of 65,000 x 65,000": (lambda: encoded.resized_jpeg(65_000, 65_000), "65000 x 65000"),
     "a webp of 16,383 x 16,383": (lambda: encoded.resized_webp(16_383, 16_383), "16383 x 16383"),
-    "a jpeg of 10,000 passes": (lambda: encoded.many_scans(10_000, 2000), "passes, and at most 100"),
+    "a jpeg of 10,000 passes": (
+        lambda: encoded.many_scans(10_000, 2000),
+        "passes, and at most 100",
+    ),
     "201:1": (lambda: encode(Image.new("RGB", (201, 1)), "PNG"), "at most 200 times"),
     "a text of 256 MiB": (encoded.text_bomb, "damaged or cut off"),
 }
