@@ -62,8 +62,8 @@ class Row:
         """How many of its last `n` tokens may have been beyond the budget: all but the first of a
         span that ends with them."""
         for span in self.spans:
-            if self.n_planned == span.end and self.n_planned - n <= span.start:
-                return span.end - span.start - 1
+            if self.n_planned == span.end:
+                return min(n, span.end - span.start) - 1
         return 0
 
 
