@@ -36,7 +36,7 @@ from workers.models.weights import Weights, put
 from workers.quantization import registry
 from workers.quantization.method import QuantMethod, QuantWeight
 from workers.ranks import Ranks
-from workers.vision.families import takes_images, text_prefix
+from workers.vision.families import attend_by_spans, takes_images, text_prefix
 
 
 class Pretrained:
@@ -247,6 +247,7 @@ def on_meta(
     auto: Any = AutoModelForCausalLM
     if takes_images(config):
         auto, ways = AutoModelForImageTextToText, {"text_config": ways}
+        attend_by_spans(config)
     with torch.device("meta"):
         model = auto.from_config(
             config, dtype=dtype, attn_implementation=ways, trust_remote_code=trust_remote_code
