@@ -47,9 +47,7 @@ class View(NamedTuple):
         return sum(sight.n for sight in self.sights if not sight.ahead)
 
 
-def view_of(
-    cross: Sequence[CrossAttended], looks_ahead: bool, device: torch.device
-) -> View | None:
+def view_of(cross: Sequence[CrossAttended], looks_ahead: bool, device: torch.device) -> View | None:
     """Return what tokens see; None where none sees anything.
 
     With `looks_ahead`, those before the first image of their row see all that it has.
@@ -91,18 +89,19 @@ def attend(
 ) -> torch.Tensor:
     """Query [n, n_heads, head_dim], all of it to all keys and values [n_kv_heads, n_keys, head_dim]
     -> [n, n_heads, head_dim]."""
-    n, n_heads, head_dim = query.shape
-    n_kv_heads = len(keys)
+    n, n_kv_heads, head_dim = len(query), len(keys), query.shape[2]
     # As nothing is masked, the heads of a group are more queries to the same keys.
     grouped = query.reshape(n, n_kv_heads, -1, head_dim).transpose(0, 1).flatten(1, 2)
     mixed = scaled_dot_product_attention(grouped[None], keys[None], values[None], scale=scale)[0]
-    return mixed.unflatten(1, (n, -1)).transpose(0, 1).reshape(n, n_heads, head_dim)
+    return mixed.reshape(n_kv_heads, n, -1, head_dim).transpose(0, 1).reshape(query.shape)
 
 
 class CrossVision(ABC):
     """A model of transformers whose cross-attention layers attend to images. See
     `forward.Vision`."""
 
+    image_token_id = -1
+    """No token's: encodings stand in the place of none."""
     cross = True
     mrope = False
     looks_ahead: ClassVar[bool]
@@ -110,14 +109,8 @@ class CrossVision(ABC):
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.image_token_id: int
         self.view: View | None = None
         """Of the forward pass that runs."""
-
-    @property
-    @abstractmethod
-    def inputs(self) -> Mapping[str, torch.Tensor]:
-        """What the model must be called with besides tokens and positions."""
 
     @abstractmethod
     def encode(self, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -163,13 +156,14 @@ class CrossVision(ABC):
 
 
 def expect(arrays: Mapping[str, torch.Tensor], name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return an array of one image, in this shape.
+    """Return an array of one image in this shape, which it may have with other dimensions of 1.
 
-    Raises ValueError for one that is not there or has another number of elements.
+    Raises ValueError for one that is not there or has another shape.
     """
     found = arrays.get(name)
     if found is None:
-        raise ValueError(f"an image has {', '.join(sorted(arrays)) or 'no arrays'}, and no {name}")
-    if list(filter(lambda n: n != 1, found.shape)) != list(filter(lambda n: n != 1, shape)):
-        raise ValueError(f"{name} of an image is {list(found.shape)}, and the model's {list(shape)}")
+        there = ", ".join(sorted(arrays)) or "none"
+        raise ValueError(f"an image needs the array {name}, and was given {there}")
+    if [n for n in found.shape if n != 1] != [n for n in shape if n != 1]:
+        raise ValueError(f"{name} of an image is {list(found.shape)}, the model's {list(shape)}")
     return found.reshape(shape)

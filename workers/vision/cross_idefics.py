@@ -23,21 +23,15 @@ class IdeficsVision(CrossVision):
 
     looks_ahead: ClassVar[bool] = False
 
-    def __init__(self, model: Any, image_token_id: int) -> None:
+    def __init__(self, model: Any) -> None:
         """Put attention of ours into the model's layers."""
         super().__init__(model)
-        self.image_token_id = image_token_id
         self._config = model.config
+        # Building the model has given it that of the text.
+        self._config.vision_config._attn_implementation = "sdpa"
         self._layers = list(model.model.gated_cross_attn_layers)
         for at, layer in enumerate(self._layers):
             _patch(layer, self, at)
-
-    @property
-    def inputs(self) -> Mapping[str, torch.Tensor]:
-        """Stand for images, which the model cannot be called without."""
-        name = "perceiver" if self._config.use_resampler else "image_encoder"
-        none = torch.zeros(1, 1, 1, 1, device=self._model.device)
-        return {f"{name}_embeddings": none, "image_attention_mask": none[0]}
 
     @torch.inference_mode()
     def encode(self, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -91,6 +85,6 @@ def _patch(layer: Any, vision: IdeficsVision, number: int) -> None:
             own = own + self.alpha_cross_attn.tanh() * attention.o_proj(mixed[None])
             hidden_states = hidden_states.index_copy(1, view.tokens, own)
         more = self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states + self.alpha_dense.tanh() * more
+        return torch.addcmul(hidden_states, self.alpha_dense.tanh(), more)
 
     layer.forward = MethodType(forward, layer)

@@ -29,7 +29,6 @@ class MllamaVision(CrossVision):
     def __init__(self, model: Any) -> None:
         """Put attention of ours into the model's layers."""
         super().__init__(model)
-        self.image_token_id = model.config.image_token_id
         self._sizes = model.config.vision_config
         text = model.model.language_model
         numbers = sorted(text.cross_attention_layers)
@@ -42,11 +41,6 @@ class MllamaVision(CrossVision):
             layer.self_attn.layer_idx = at
         self._filled: Any = WeakTensorKeyDictionary()
         """How many keys of an encoding are of tiles that its image fills."""
-
-    @property
-    def inputs(self) -> Mapping[str, torch.Tensor]:
-        """Without which the model does not call its cross-attention layers."""
-        return {"cross_attention_states": torch.empty(0, device=self._model.device)}
 
     @torch.inference_mode()
     def encode(self, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:

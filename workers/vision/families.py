@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tgi_async.wire.messages import Image
 from workers.forward import Vision
+from workers.vision.cross_idefics import IdeficsVision
+from workers.vision.cross_mllama import MllamaVision
 
 FATAL = (torch.OutOfMemoryError, torch.AcceleratorError)
 """Errors that are not the image's."""
@@ -61,6 +64,12 @@ class InPlace:
         """See `forward.Vision`."""
         return np.broadcast_to(np.arange(len(tokens)), (3, len(tokens)))
 
+    def seen(
+        self, tokens: NDArray[np.int64], images: Sequence[Image]
+    ) -> list[tuple[int, int | None]]:
+        """See `forward.Vision`: by what stands in their places, as any text is."""
+        return [(image.start, None) for image in images]
+
     def _moved(self, array: torch.Tensor) -> torch.Tensor:
         dtype = self._model.dtype if array.is_floating_point() else array.dtype
         return array.to(self._model.device, dtype)
@@ -104,10 +113,12 @@ class Grids(InPlace):
 
 FAMILIES: dict[str, Callable[[Any], Vision]] = {
     "gemma3": InPlace,
+    "idefics": IdeficsVision,
     "idefics2": InPlace,
     "idefics3": InPlace,
     "llava": InPlace,
     "llava_next": InPlace,
+    "mllama": MllamaVision,
     "paligemma": InPlace,
     "qwen2_5_vl": Grids,
     "qwen2_vl": Grids,
