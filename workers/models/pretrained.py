@@ -36,7 +36,7 @@ from workers.models.weights import Weights, put
 from workers.quantization import registry
 from workers.quantization.method import QuantMethod, QuantWeight
 from workers.ranks import Ranks
-from workers.vision.families import takes_images, text_prefix
+from workers.vision.families import attend_by_spans, takes_images, text_prefix
 
 
 class Pretrained:
@@ -249,6 +249,7 @@ def on_meta(
     if takes_images(config):
         own = "" if config.get_text_config() is config else "text_config"
         auto, ways = AutoModelForImageTextToText, {own: ways}
+        attend_by_spans(config)
     with torch.device("meta"):
         model = auto.from_config(
             config, dtype=dtype, attn_implementation=ways, trust_remote_code=trust_remote_code

@@ -134,6 +134,12 @@ def takes_images(config: Any) -> bool:
     return config.model_type in FAMILIES
 
 
+def attend_by_spans(config: Any) -> None:
+    """Leave it to the spans of a prompt which of its tokens attend in both directions."""
+    if config.model_type == "paligemma":
+        config.text_config.use_bidirectional_attention = False
+
+
 def vision_of(model: Any) -> Vision | None:
     """Return what a model of transformers does with images; None for one that takes none."""
     make = FAMILIES.get(model.config.model_type)
