@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from tgi_async.wire.messages import Image
 from workers.forward import Vision
+from workers.vision.cross_idefics import IdeficsVision
+from workers.vision.cross_mllama import MllamaVision
 
 FATAL = (torch.OutOfMemoryError, torch.AcceleratorError)
 """Errors that are not the image's."""
@@ -65,8 +67,8 @@ class InPlace:
     def seen(
         self, tokens: NDArray[np.int64], images: Sequence[Image]
     ) -> list[tuple[int, int | None]]:
-        """See `forward.Vision`; no token attends to an image."""
-        return [(0, 0)] * len(images)
+        """See `forward.Vision`: by what stands in their places, as any text is."""
+        return [(image.start, None) for image in images]
 
     def _moved(self, array: torch.Tensor) -> torch.Tensor:
         dtype = self._model.dtype if array.is_floating_point() else array.dtype
@@ -111,10 +113,12 @@ class Grids(InPlace):
 
 FAMILIES: dict[str, Callable[[Any], Vision]] = {
     "gemma3": InPlace,
+    "idefics": IdeficsVision,
     "idefics2": InPlace,
     "idefics3": InPlace,
     "llava": InPlace,
     "llava_next": InPlace,
+    "mllama": MllamaVision,
     "paligemma": InPlace,
     "qwen2_5_vl": Grids,
     "qwen2_vl": Grids,
