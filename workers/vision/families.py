@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tgi_async.wire.messages import Image
 from workers.forward import Vision
 
 FATAL = (torch.OutOfMemoryError, torch.AcceleratorError)
@@ -60,6 +61,12 @@ class InPlace:
     ) -> NDArray[np.int64]:
         """See `forward.Vision`."""
         return np.broadcast_to(np.arange(len(tokens)), (3, len(tokens)))
+
+    def seen(
+        self, tokens: NDArray[np.int64], images: Sequence[Image]
+    ) -> list[tuple[int, int | None]]:
+        """See `forward.Vision`; no token attends to an image."""
+        return [(0, 0)] * len(images)
 
     def _moved(self, array: torch.Tensor) -> torch.Tensor:
         dtype = self._model.dtype if array.is_floating_point() else array.dtype
