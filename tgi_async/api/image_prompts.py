@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tgi_async.errors import ValidationError
 from tgi_async.images import markdown
-from tgi_async.images.expansion import expanded
+from tgi_async.images.expansion import expand
 from tgi_async.images.family import Family
 from tgi_async.images.guard import Guard
 from tgi_async.images.images import Images, ImageSource, ReadyImage
@@ -39,6 +39,8 @@ class Expanded(NamedTuple):
     text: str
     written: str
     images: Sequence[ReadyImage] = ()
+    adds_special_tokens: bool = True
+    """Whether the tokenizer's special tokens may be around it."""
 
 
 class ImagePrompts:
@@ -104,8 +106,9 @@ class ImagePrompts:
         if not ready:  # nothing in the text is an image
             text = shown(marked.text)
             return Expanded(text, text)
-        text = expanded(marked.text, self.family, [one.prepared for one in ready])
-        return Expanded(shown(text), shown(self._aliases.written(text)), ready)
+        text = expand(self.family, marked.text, [one.prepared.text for one in ready])
+        written = shown(self._aliases.written(text))
+        return Expanded(shown(text), written, ready, self.family.adds_special_tokens)
 
     def check_ids(self, ids: Sequence[int], field: str) -> None:
         """Check a prompt of token ids, which can have no images.

@@ -6,6 +6,7 @@ The OpenAI routes build the same struct from their own fields, so every rule is 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -236,7 +237,9 @@ def _share_of(images: Sequence[int]) -> str:
     if len(images) == 1:
         return f". Its image takes {images[0]} tokens: send a smaller one"
     each = ", ".join(map(str, images[:8])) + (", ..." if len(images) > 8 else "")
-    return f". Its {len(images)} images take {sum(images)} tokens ({each}): send fewer or smaller ones"
+    return (
+        f". Its {len(images)} images take {sum(images)} tokens ({each}): send fewer or smaller ones"
+    )
 
 
 def _too_long(

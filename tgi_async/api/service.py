@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -28,15 +29,18 @@ from tgi_async.api.parameters import (
 )
 from tgi_async.api.permits import Permits
 from tgi_async.api.request_context import RequestContext
-from tgi_async.errors import ServerError, ValidationError
+from tgi_async.errors import GenerationError, ServerError, ValidationError
 from tgi_async.generation import Drafts, GenerationRequest, Timings
 from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.grammar.grammar import Grammar
+from tgi_async.images.family import Family
 from tgi_async.images.images import Images, ReadyImage
 from tgi_async.images.places import Places, places
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -156,9 +160,7 @@ class Service:
         ids = whole if len(kept) == len(whole) else whole[kept.start : kept.stop]
         images = Places()
         if self.image_prompts is not None:
-            images = await self.in_pool(
-                places, whole, ready, self.image_prompts.family, start=kept.start, stop=kept.stop
-            )
+            images = await self._places(whole, ready, self.image_prompts.family, kept)
         max_new_tokens = fit(
             len(ids), parameters.max_new_tokens, self.limits, names, images.n_tokens_of_each
         )
@@ -193,6 +195,17 @@ class Service:
             reservation=context.reservation,
         )
 
+    async def _places(
+        self, ids: list[int], ready: Sequence[ReadyImage], family: Family, kept: range
+    ) -> Places:
+        if not ready:
+            return places(ids, ready, family, start=kept.start, stop=kept.stop)
+        try:
+            return await self.in_pool(places, ids, ready, family, start=kept.start, stop=kept.stop)
+        except GenerationError:
+            log.exception("images of a prompt were not found among its tokens")
+            raise
+
     async def _tokens(
         self,
         prompt: PromptSource,
@@ -209,9 +222,8 @@ class Service:
         text = content if isinstance(content, str) else content.text
         check_text(text, parameters.truncate, self.limits, names)
         expanded = await self.expanded(content, context.peer, names.prompt)
-        ids = await self.in_pool(
-            self.encoder.encode, expanded.written, add_special_tokens=prompt.add_special_tokens
-        )
+        special = prompt.add_special_tokens and expanded.adds_special_tokens
+        ids = await self.in_pool(self.encoder.encode, expanded.written, add_special_tokens=special)
         return ids, expanded.images
 
     def submit(self, request: GenerationRequest) -> Generation:
