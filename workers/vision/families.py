@@ -67,8 +67,8 @@ class InPlace:
     def seen(
         self, tokens: NDArray[np.int64], images: Sequence[Image]
     ) -> list[tuple[int, int | None]]:
-        """See `forward.Vision`: by what stands in their places, as any text is."""
-        return [(image.start, None) for image in images]
+        """See `forward.Vision`; no token attends to an image."""
+        return [(0, 0)] * len(images)
 
     def _moved(self, array: torch.Tensor) -> torch.Tensor:
         dtype = self._model.dtype if array.is_floating_point() else array.dtype
