@@ -140,13 +140,6 @@ class Vision(Protocol):
         """
         ...
 
-    def seen(
-        self, tokens: NDArray[np.int64], images: Sequence[Image]
-    ) -> list[tuple[int, int | None]]:
-        """Return from which position of a prompt on each image is seen, and behind the last one
-        that sees it, None where all that follow do; with `cross`."""
-        ...
-
 
 class Model(Protocol):
     """A causal language model over packed tokens and a paged cache."""
