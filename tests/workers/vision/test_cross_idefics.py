@@ -15,6 +15,8 @@ from tests.families.cross_rows import EOS, TOKENS, arrays_of, row_of
 from tests.helpers.loading import load
 from tests.helpers.tiny_vision_cross import save_vision
 from tests.helpers.vision_tokens import VOCABULARY
+from workers.errors import UnsupportedModel
+from workers.models.tp_plans import plan_of
 from workers.models.transformers_path import TransformersModel
 from workers.vision.cross_idefics import IdeficsVision
 
@@ -62,3 +64,8 @@ def test_an_encoding_has_keys_and_values_of_every_gated_layer(model: Transformer
 def test_arrays_that_do_not_fit_are_named(model: TransformersModel) -> None:
     with pytest.raises(ValueError, match=r"pixel_values of an image is \[3, 28, 14\]"):
         vision_of(model).encode({"pixel_values": torch.zeros(3, 28, 14)})
+
+
+def test_it_is_not_spread_over_ranks(model: TransformersModel) -> None:
+    with pytest.raises(UnsupportedModel, match="idefics could be spread over several ranks"):
+        plan_of(model.module)

@@ -14,6 +14,8 @@ from transformers.models.mllama.processing_mllama import (
 from tests.families.cross_rows import TILES, TOKENS, Rows, arrays_of, row_of
 from tests.helpers.loading import load
 from tests.helpers.tiny_vision_cross import save_vision
+from workers.errors import UnsupportedModel
+from workers.models.tp_plans import plan_of
 from workers.models.transformers_path import TransformersModel
 from workers.vision.cross_mllama import MllamaVision
 
@@ -104,3 +106,10 @@ def test_arrays_that_do_not_fit_are_named(model: TransformersModel) -> None:
     del arrays["pixel_values"]
     with pytest.raises(ValueError, match="needs the array pixel_values, and was given aspect_"):
         vision_of(model).encode(arrays)
+
+
+def test_it_is_not_spread_over_ranks(model: TransformersModel) -> None:
+    with pytest.raises(
+        UnsupportedModel, match="mllama_text_model could be spread over several ranks"
+    ):
+        plan_of(model.module)
