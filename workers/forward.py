@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tgi_async.wire.messages import Image
 from workers.attention.context import AttentionContext
 
 
@@ -124,7 +125,17 @@ class Vision(Protocol):
         self, tokens: NDArray[np.int64], images: Sequence[Mapping[str, torch.Tensor]]
     ) -> NDArray[np.int64]:
         """Return int64 [3, len(tokens)]: the positions of a prompt with these images, with `mrope`.
-        What follows it goes on at their maximum plus one, equal in all axes."""
+        What follows it goes on at their maximum plus one, equal in all axes.
+
+        Raises ValueError for images that do not fit their placeholders.
+        """
+        ...
+
+    def seen(
+        self, tokens: NDArray[np.int64], images: Sequence[Image]
+    ) -> list[tuple[int, int | None]]:
+        """Return from which position of a prompt on each image is seen, and behind the last one
+        that sees it, None where all that follow do; with `cross`."""
         ...
 
 

@@ -104,24 +104,23 @@ class Preparer:
     async def prepare(self, encoded: EncodedFile, detail: str, path: str) -> Answer:
         """Prepare an image, in turn with those of other clients than this task's.
 
-        The arrays are written to `path`, which is not there if this fails or is cancelled. Raises
-        Refused.
+        The arrays are written to `path`; what this leaves there when it fails is of no use, and
+        gone if it is cancelled. Raises Refused.
         """
         line = {"file": encoded.path, "detail": detail, "out": path}
         job = self._pool.threads.submit(self._answered, json.dumps(line).encode(), encoded)
         try:
             reply = _read(await asyncio.wrap_future(job))
-            if reply.image is None:
-                raise Refused(f"invalid image: {reply.error}")
         except ProcessEnded as ended:
             with suppress(RuntimeError):  # the server is stopping
                 self._pool.threads.submit(self._pool.prepare)
-            remove(path)
             raise Refused(f"invalid image: {_why(ended)}") from None
-        except BaseException:
-            # Where this was cancelled, the process may still be writing.
+        except asyncio.CancelledError:
+            # The process may still be writing.
             job.add_done_callback(lambda _: remove(path))
             raise
+        if reply.image is None:
+            raise Refused(f"invalid image: {reply.error}")
         found = reply.image
         prepared = Prepared(
             digest=bytes.fromhex(found.digest),

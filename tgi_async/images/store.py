@@ -7,6 +7,7 @@ that nobody holds, the ones that were used last are kept for the next request.
 from __future__ import annotations
 
 import os
+import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,10 @@ from tgi_async.wire.messages import PixelArray
 
 OVERHEAD = 8192
 """Bytes that count for an image besides its arrays: its last page, and what is known of it."""
+
+
+FULL = 1 << 20
+"""Bytes free in a file system that is as good as full."""
 
 
 class NoRoom(Exception):
@@ -37,6 +42,8 @@ class ReadyImage:
     prepared: Prepared
     path: str
     arrays: list[PixelArray]
+    size: int
+    """What it takes of the store, in bytes."""
 
 
 class EncodedFile:
@@ -45,6 +52,12 @@ class EncodedFile:
     def __init__(self, path: str) -> None:
         self.path = path
         finalize(self, remove, path).atexit = False
+
+    def write(self, data: bytes) -> None:
+        """Write it. Takes time; raises OSError."""
+        with open(self.path, "wb", buffering=0) as file:
+            while data:
+                data = data[file.write(data) :]
 
 
 class _Kept(NamedTuple):
@@ -98,6 +111,11 @@ class Store:
         """Return the name of a file that is not there."""
         return f"{self._folder}/{next(self._numbers)}"
 
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing can be written, though there should be room: others fill the place."""
+        return shutil.disk_usage(self._folder).free < FULL
+
     @contextmanager
     def reservation(self) -> Iterator[Reservation]:
         """Give back what was reserved in the block."""
@@ -115,7 +133,7 @@ class Store:
         self._kept.move_to_end(key)
         image = kept.held()
         if image is None:
-            image = ReadyImage(kept.prepared, kept.path, kept.arrays)
+            image = ReadyImage(kept.prepared, kept.path, kept.arrays, kept.size)
             self._kept[key] = kept._replace(held=ref(image))
         return image
 
@@ -132,7 +150,7 @@ class Store:
         except NoRoom:
             remove(path)
             raise
-        image = ReadyImage(prepared, path, arrays)
+        image = ReadyImage(prepared, path, arrays, size)
         self._kept[key] = _Kept(prepared, path, arrays, size, ref(image))
         self._size += size
         return image

@@ -56,7 +56,7 @@ class Reader:
 
     def __init__(self, files: ModelFiles) -> None:
         self.files = files
-        self.image_token: str = files.named_token("image_token", "<image>")
+        self.image_token = files.named_token("image_token", "<image>")
         self.processor = _image_processor(files)
 
     def family(self) -> Family:
@@ -176,7 +176,7 @@ class Llava(Reader):
         )
         has_class = vision.get("model_type", "clip_vision_model") == "clip_vision_model"
         more = int(settings.get("num_additional_image_tokens", has_class))
-        self.more_tokens = more - (strategy == "default")
+        self.more_tokens: int = more - (strategy == "default")
         """Tokens beside those of patches."""
 
     def text(self, outcome: Outcome, size: tuple[int, int]) -> str:

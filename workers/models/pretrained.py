@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tgi_async.wire.messages import ModelConfig
 from workers.attention.cache import CacheSpec
@@ -36,6 +36,7 @@ from workers.models.weights import Weights, put
 from workers.quantization import registry
 from workers.quantization.method import QuantMethod, QuantWeight
 from workers.ranks import Ranks
+from workers.vision.families import attend_by_spans, takes_images, text_prefix
 
 
 class Pretrained:
@@ -83,7 +84,14 @@ class Pretrained:
         )
         """Of what the language-model head takes."""
         stored = None if settings is None else stored_layers(self.module, checkpoint)
-        ours = Replacements(self.module, device, self.method, expert_names(self.module), stored)
+        ours = Replacements(
+            self.module,
+            device,
+            self.method,
+            expert_names(self.module),
+            stored,
+            within=text_prefix(self.module),
+        )
         if stored is not None:
             _expect_quantized(self.module, self.method, stored, ours)
         for layer in ours.layers.values():
@@ -233,13 +241,16 @@ def on_meta(
     config: Any, dtype: torch.dtype, trust_remote_code: bool, attention: str | None = None
 ) -> Any:
     """The model of a config, every tensor of it without memory. It attends over pages, if
-    `attention` names no other of transformers' ways."""
+    `attention` names no other of transformers' ways; what encodes images attends by torch's own."""
+    kind = config.get_text_config().model_type
+    ways: Any = attention or attention_patches.built_with(kind)
+    auto: Any = AutoModelForCausalLM
+    if takes_images(config):
+        auto, ways = AutoModelForImageTextToText, {"text_config": ways}
+        attend_by_spans(config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config,
-            dtype=dtype,
-            attn_implementation=attention or attention_patches.built_with(config.model_type),
-            trust_remote_code=trust_remote_code,
+        model = auto.from_config(
+            config, dtype=dtype, attn_implementation=ways, trust_remote_code=trust_remote_code
         )
     return model.eval().requires_grad_(False)
 

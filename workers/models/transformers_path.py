@@ -12,6 +12,7 @@ from workers.models.attention_patches import patch_attention
 from workers.models.layers import PackedForward, layers_of
 from workers.models.pretrained import Pretrained
 from workers.models.tested_families import TESTED
+from workers.vision.families import vision_of
 
 DIM_STEP = 16
 """Kernels take heads of a multiple of this; a cache of others is filled up with zeros."""
@@ -23,7 +24,6 @@ class TransformersModel:
     def __init__(self, loaded: Pretrained, attention: registry.Backend) -> None:
         """Raises UnsupportedModel."""
         self.module = loaded.module
-        self.vision: Vision | None = None
         notes = loaded.complete() + patch_attention(self.module)
         self.weight_bytes = loaded.weight_bytes
         self.quantization = loaded.quantization
@@ -37,6 +37,7 @@ class TransformersModel:
         self.attention = registry.build(attention, shape)
         self.spec = loaded.spec(layers, shape)
         self.notes = notes + self.attention.notes
+        self.vision: Vision | None = vision_of(self.module)
         kind = self.module.config.model_type
         if kind not in TESTED:
             self.notes.append(
@@ -47,12 +48,23 @@ class TransformersModel:
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         """See `forward.Model`."""
-        tokens = batch.text("transformers' code")
-        asked = tokens, batch.positions, batch.wanted
+        asked = self._tokens(batch), batch.positions, batch.wanted, batch.inserted
         with self._paged.over(batch.attention):
             if batch.hidden:
                 return ForwardOutput(*self._packed.with_hidden(*asked))
             return ForwardOutput(self._packed(*asked))
+
+    def _tokens(self, batch: ForwardBatch) -> torch.Tensor:
+        """Raises ValueError for a batch that has more than this model takes."""
+        vision = self.vision
+        if vision is None or batch.adapters is not None or batch.cross:
+            return batch.text("transformers' code")
+        if batch.positions.dim() > 1 and not vision.mrope:
+            raise ValueError(
+                f"{self.module.config.model_type} has one axis of positions, and was given "
+                f"{len(batch.positions)}"
+            )
+        return batch.tokens
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `forward.HeadedModel`."""
