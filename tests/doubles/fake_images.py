@@ -69,7 +69,10 @@ class FakeImages:
         digest = name.encode().ljust(16)[:16]
         prepared = Prepared(digest, text, int(n_tokens) + self.n_more, 48, 4, 4)
         return ReadyImage(
-            prepared, f"/shared/{name}", [PixelArray("pixel_values", "float32", [1, 3, 2, 2], 0)]
+            prepared,
+            f"/shared/{name}",
+            [PixelArray("pixel_values", "float32", [1, 3, 2, 2], 0)],
+            48,
         )
 
     def close(self) -> None:

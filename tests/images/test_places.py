@@ -21,7 +21,7 @@ def family(bidirectional: Any = "") -> Family:
 
 def image(n_tokens: int, letter: bytes = b"a") -> ReadyImage:
     prepared = Prepared(letter * 16, "<image>" * n_tokens, n_tokens, 48, 2, 2)
-    return ReadyImage(prepared, f"/shared/{letter.decode()}", PIXELS)
+    return ReadyImage(prepared, f"/shared/{letter.decode()}", PIXELS, 48)
 
 
 def placed(

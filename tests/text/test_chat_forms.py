@@ -71,9 +71,10 @@ def test_an_image_is_a_part_or_a_text_as_the_template_shows_it(
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_templates_of_models_that_see_show_images_as_parts(kind: str) -> None:
     renderer = Renderer({"default": TEMPLATES[kind]}, {"bos_token": "<s>"})
-    user = {"role": "user", "content": [IMAGE, {"type": "text", "text": "What?"}, IMAGE]}
-    said = {"role": "assistant", "content": "A cat"}
-    asked = {"role": "user", "content": "Sure?"}
+    parts = [IMAGE, {"type": "text", "text": "What?"}, IMAGE]
+    user: dict[str, Any] = {"role": "user", "content": parts}
+    said: dict[str, Any] = {"role": "assistant", "content": "A cat"}
+    asked: dict[str, Any] = {"role": "user", "content": "Sure?"}
     text = renderer.render([user, said, asked])
     shown = max(text.count(one) for one in ("<image>", "<|image|>", "<|image_pad|>"))
     assert shown + text.count("<start_of_image>") == 2
@@ -89,7 +90,7 @@ def test_messages_with_images_are_merged_where_a_template_wants_turns() -> None:
         + SHOWS.replace("messages[0]", "m")
         + "|{% endfor %}"
     )
-    chat = [
+    chat: list[dict[str, Any]] = [
         {"role": "system", "content": "Be"},
         {"role": "user", "content": [IMAGE]},
         {"role": "user", "content": [*PARTS, IMAGE]},
