@@ -8,7 +8,7 @@ from msgspec import structs
 from tgi_async.errors import GenerationError, ValidationError
 from tgi_async.images.family import Family, Prepared
 from tgi_async.images.images import ReadyImage
-from tgi_async.images.places import places
+from tgi_async.images.places import Places, places
 from tgi_async.scheduler.blocks import Salt
 from tgi_async.wire.messages import PixelArray, Span
 
@@ -22,11 +22,17 @@ def family(bidirectional: Any = "") -> Family:
 
 def image(n_tokens: int, letter: bytes = b"a") -> ReadyImage:
     prepared = Prepared(letter * 16, "<image>" * n_tokens, n_tokens, 48, 2, 2)
-    return ReadyImage(prepared, f"/shared/{letter.decode()}", PIXELS)
+    return ReadyImage(prepared, f"/shared/{letter.decode()}", PIXELS, 48)
 
 
-def placed(ids: list[int], *ready: ReadyImage, of: Family | None = None, **kept: int) -> Any:
-    return places(ids, ready, of or family(), **{"start": 0, "stop": len(ids), **kept})
+def placed(
+    ids: list[int],
+    *ready: ReadyImage,
+    of: Family | None = None,
+    start: int = 0,
+    stop: int | None = None,
+) -> Places:
+    return places(ids, ready, of or family(), start=start, stop=len(ids) if stop is None else stop)
 
 
 def test_each_image_begins_at_its_first_and_ends_behind_its_last_placeholder() -> None:
@@ -94,7 +100,7 @@ class TestCutPrompts:
         found = placed(list(self.ids), a, b, start=0, stop=4)
         assert found.held == (a,)
 
-    @pytest.mark.parametrize("kept", [{"start": 2}, {"start": 5}, {"stop": 2}, {"stop": 5}])
-    def test_none_is_cut_in_two(self, kept: dict[str, int]) -> None:
+    @pytest.mark.parametrize(("start", "stop"), [(2, 7), (5, 7), (0, 2), (0, 5)])
+    def test_none_is_cut_in_two(self, start: int, stop: int) -> None:
         with pytest.raises(ValidationError, match=r"inside of image [12] of 2.* would be kept"):
-            placed(list(self.ids), image(2), image(2, b"b"), **kept)
+            placed(list(self.ids), image(2), image(2, b"b"), start=start, stop=stop)
