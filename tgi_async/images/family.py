@@ -24,6 +24,10 @@ class Family(Struct, frozen=True):
     bidirectional: Attends = ""
     """What attends in both directions: the placeholders of each image, or the whole prompt, text
     included."""
+    bos_token: str = ""
+    """The token of the beginning, for families whose expansion writes it."""
+    adds_special_tokens: bool = True
+    """Whether a prompt with images gets the tokenizer's special tokens where one without does."""
 
 
 class Prepared(Struct, frozen=True):

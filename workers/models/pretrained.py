@@ -60,7 +60,8 @@ class Pretrained:
         )
         """In the place of the config's."""
         config = read_config(path, trust_remote_code, self.scaling)
-        self.vocab_size: int = config.get_text_config().vocab_size
+        text = config.get_text_config()
+        self.vocab_size: int = text.vocab_size + getattr(text, "additional_vocab_size", 0)
         self.max_total_tokens = limits_of(config).exact
         """Longest text."""
         self.eos_token_ids = eos_token_ids(path, config)
@@ -246,7 +247,8 @@ def on_meta(
     ways: Any = attention or attention_patches.built_with(kind)
     auto: Any = AutoModelForCausalLM
     if takes_images(config):
-        auto, ways = AutoModelForImageTextToText, {"text_config": ways}
+        own = "" if config.get_text_config() is config else "text_config"
+        auto, ways = AutoModelForImageTextToText, {own: ways}
         attend_by_spans(config)
     with torch.device("meta"):
         model = auto.from_config(

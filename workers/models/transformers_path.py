@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from workers.attention import registry
@@ -12,10 +14,13 @@ from workers.models.attention_patches import patch_attention
 from workers.models.layers import PackedForward, layers_of
 from workers.models.pretrained import Pretrained
 from workers.models.tested_families import TESTED, TESTED_WITH_IMAGES
+from workers.vision.cross import CrossVision
 from workers.vision.families import vision_of
 
 DIM_STEP = 16
 """Kernels take heads of a multiple of this; a cache of others is filled up with zeros."""
+
+NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class TransformersModel:
@@ -25,6 +30,7 @@ class TransformersModel:
         """Raises UnsupportedModel."""
         self.module = loaded.module
         notes = loaded.complete() + patch_attention(self.module)
+        self.vision: Vision | None = vision_of(self.module)
         self.weight_bytes = loaded.weight_bytes
         self.quantization = loaded.quantization
         layers = layers_of(self.module)
@@ -37,7 +43,6 @@ class TransformersModel:
         self.attention = registry.build(attention, shape)
         self.spec = loaded.spec(layers, shape)
         self.notes = notes + self.attention.notes
-        self.vision: Vision | None = vision_of(self.module)
         kind = self.module.config.model_type
         if kind not in TESTED | TESTED_WITH_IMAGES:
             self.notes.append(
@@ -49,7 +54,7 @@ class TransformersModel:
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         """See `forward.Model`."""
         asked = self._tokens(batch), batch.positions, batch.wanted, batch.inserted
-        with self._paged.over(batch.attention):
+        with self._paged.over(batch.attention), self._looking(batch):
             if batch.hidden:
                 return ForwardOutput(*self._packed.with_hidden(*asked))
             return ForwardOutput(self._packed(*asked))
@@ -57,7 +62,8 @@ class TransformersModel:
     def _tokens(self, batch: ForwardBatch) -> torch.Tensor:
         """Raises ValueError for a batch that has more than this model takes."""
         vision = self.vision
-        if vision is None or batch.adapters is not None or batch.cross:
+        strange = batch.inserted is not None if vision and vision.cross else bool(batch.cross)
+        if vision is None or batch.adapters is not None or strange:
             return batch.text("transformers' code")
         if batch.positions.dim() > 1 and not vision.mrope:
             raise ValueError(
@@ -65,6 +71,10 @@ class TransformersModel:
                 f"{len(batch.positions)}"
             )
         return batch.tokens
+
+    def _looking(self, batch: ForwardBatch) -> AbstractContextManager[None]:
+        """Let layers that attend to images know which."""
+        return self.vision.over(batch.cross) if isinstance(self.vision, CrossVision) else NOTHING
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `forward.HeadedModel`."""

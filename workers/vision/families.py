@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from tgi_async.wire.messages import Image
 from workers.forward import Vision
+from workers.vision.cross_idefics import IdeficsVision
+from workers.vision.cross_mllama import MllamaVision
 
 FATAL = (torch.OutOfMemoryError, torch.AcceleratorError)
 """Errors that are not the image's."""
@@ -65,8 +67,8 @@ class InPlace:
     def seen(
         self, tokens: NDArray[np.int64], images: Sequence[Image]
     ) -> list[tuple[int, int | None]]:
-        """See `forward.Vision`; no token attends to an image."""
-        return [(0, 0)] * len(images)
+        """See `forward.Vision`: by what stands in their places, as any text is."""
+        return [(image.start, None) for image in images]
 
     def _moved(self, array: torch.Tensor) -> torch.Tensor:
         dtype = self._model.dtype if array.is_floating_point() else array.dtype
@@ -116,6 +118,7 @@ FAMILIES: dict[str, Callable[[Any], Vision]] = {
     "deepseek_vl": InPlace,
     "exaone4_5": InPlace,
     "gemma3": InPlace,
+    "idefics": IdeficsVision,
     "glm46v": Grids,
     "glm4v": Grids,
     "glm4v_moe": Grids,
@@ -129,6 +132,7 @@ FAMILIES: dict[str, Callable[[Any], Vision]] = {
     "lighton_ocr": InPlace,
     "llava": InPlace,
     "llava_next": InPlace,
+    "mllama": MllamaVision,
     "llava_next_video": InPlace,
     "llava_onevision": InPlace,
     "mistral3": InPlace,
