@@ -13,7 +13,7 @@ from workers.forward import ForwardBatch, ForwardOutput, Vision
 from workers.models.attention_patches import patch_attention
 from workers.models.layers import PackedForward, layers_of
 from workers.models.pretrained import Pretrained
-from workers.models.tested_families import TESTED
+from workers.models.tested_families import TESTED, TESTED_WITH_IMAGES
 from workers.vision.cross import CrossVision
 from workers.vision.families import vision_of
 
@@ -44,7 +44,7 @@ class TransformersModel:
         self.spec = loaded.spec(layers, shape)
         self.notes = notes + self.attention.notes
         kind = self.module.config.model_type
-        if kind not in TESTED:
+        if kind not in TESTED | TESTED_WITH_IMAGES:
             self.notes.append(
                 f"{kind} is not among the families that tests hold to transformers (docs/models.md)"
             )
