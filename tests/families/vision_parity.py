@@ -14,10 +14,13 @@ from tests.families.parity import CPU, MOST_DIFFERENCE, Recorder, Text
 from tests.families.vision_cases import Arrays, Prompt, VisionCase, spans, together
 from tests.helpers.vision_tokens import token_id
 from tgi_async.wire.messages import Admit, Image, PixelArray, Run, Sampling, Span, Step
+from workers.attention.cache import PagedCache
 from workers.models.loading import Loaded
+from workers.ranks import Ranks
 from workers.runner import Runner
 from workers.sampling import Sampler
 from workers.table import RowTable
+from workers.tensor_parallel import DriverRank
 from workers.vision.rows import RowImages
 
 NEW_TOKENS = 12
@@ -123,20 +126,18 @@ def serve(
     model: Loaded,
     given: list[Prompt],
     folder: Path,
-    known: list[list[int]] | None = None,
+    ranks: Ranks | None = None,
 ) -> list[Served]:
-    """Greedy texts of the prompts in one batch, or the `known` ones.
+    """Greedy texts of the prompts in one batch; of several ranks, the first one computes them.
 
     Prompt r joins in step r + 1, and its blocks lie scattered through the pool; one that is an
     earlier prompt again joins once that is computed, and shares what blocks it can.
     """
-    recorder = Recorder(model)
+    driver = None if ranks is None else DriverRank(model, ranks)
+    recorder = Recorder(driver or model)
     n_rows = len(given)
-    longest = max(len(one.tokens) for one in given) + NEW_TOKENS
-    per_row = -(-longest // BLOCK_SIZE)
-    cache = model.spec.cache_group.pool(n_rows * per_row, BLOCK_SIZE)
-    for pool in cache.keys + cache.values:
-        pool.fill_(float("nan"))
+    cache = pool_of(model, given)
+    per_row = cache.n_blocks // n_rows
     table = RowTable(n_rows, per_row * BLOCK_SIZE, BLOCK_SIZE, CPU)
     assert model.vision is not None
     sampler = Sampler(n_rows, model.spec.vocab_size, CPU)
@@ -198,13 +199,22 @@ def serve(
                 found[run.row].append(recorder.logits[order.index(run.row)])
             computed[run.row] = start + run.n
         for one in done.sampled:
-            token = known[one.row][len(tokens[one.row])] if known else one.tokens[0]
-            table.last_tokens[one.row] = token
-            tokens[one.row].append(token)
+            tokens[one.row] += one.tokens
+    if driver is not None:
+        driver.end()
     return [
         Served(Text(text, torch.stack(rows)), n)
         for text, rows, n in zip(tokens, found, cached, strict=True)
     ]
+
+
+def pool_of(model: Loaded, given: list[Prompt]) -> PagedCache:
+    """A cache for all prompts and their texts, of numbers that would be seen."""
+    longest = max(len(one.tokens) for one in given) + NEW_TOKENS
+    cache = model.spec.cache_group.pool(len(given) * -(-longest // BLOCK_SIZE), BLOCK_SIZE)
+    for pool in cache.keys + cache.values:
+        pool.fill_(float("nan"))
+    return cache
 
 
 def _chunk(at: int, n_prompt: int, bound: list[Span]) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tgi_async.errors import GenerationError, ValidationError
 from tgi_async.images.family import Family, Prepared
@@ -72,6 +73,16 @@ class TestWhatAttendsInBothDirections:
 
     def test_nothing_where_a_prompt_has_no_image(self) -> None:
         assert placed([1, 2, 3], of=family("image")).spans == ()
+
+
+def test_a_prefix_that_sees_what_is_to_come_is_shared_where_all_images_are_the_same() -> None:
+    ahead = structs.replace(family(), looks_ahead=True)
+    a, b = image(1), image(1, b"b")
+    salts = [placed([1, 9, 2, 9], *two, of=ahead).salts for two in ((a, b), (a, a), (b, a))]
+    assert [(salt.start, salt.end) for (salt,) in salts] == [(0, 1)] * 3
+    assert len({salt.digest for (salt,) in salts}) == 3
+    assert placed([1, 9, 2, 9], a, b, of=ahead).salts == salts[0]
+    assert placed([1, 2], of=ahead).salts == ()
 
 
 class TestCutPrompts:

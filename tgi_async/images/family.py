@@ -24,6 +24,8 @@ class Family(Struct, frozen=True):
     bidirectional: Attends = ""
     """What attends in both directions: the placeholders of each image, or the whole prompt, text
     included."""
+    looks_ahead: bool = False
+    """Whether tokens before an image depend on it."""
     bos_token: str = ""
     """The token of the beginning, for families whose expansion writes it."""
     adds_special_tokens: bool = True

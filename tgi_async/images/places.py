@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 from tgi_async.errors import GenerationError, ValidationError
@@ -20,15 +21,13 @@ class Places(NamedTuple):
     """The same images, whose files exist as long as these objects."""
     spans: tuple[Span, ...] = ()
     """Positions that attend to each other in both directions."""
+    salts: tuple[Salt, ...] = ()
+    """Of the prefix cache, in order of position."""
 
     @property
     def n_tokens_of_each(self) -> list[int]:
         """How many tokens each image takes."""
         return [one.prepared.n_tokens for one in self.held]
-
-    @property
-    def salts(self) -> tuple[Salt, ...]:
-        return tuple(Salt(image.start, image.end, image.digest) for image in self.images)
 
 
 def places(
@@ -80,7 +79,15 @@ def places(
         spans = tuple(_runs(place - start for place in found if start <= place < stop))
     else:
         spans = ()
-    return Places(tuple(images), tuple(held), spans)
+    return Places(tuple(images), tuple(held), spans, _salts(images, family))
+
+
+def _salts(images: Sequence[Image], family: Family) -> tuple[Salt, ...]:
+    if family.looks_ahead and images:
+        # A prefix is another one's only where all images that are to come are the same.
+        together = b"".join(image.digest for image in images)
+        return (Salt(0, 1, blake2b(together, digest_size=16).digest()),)
+    return tuple(Salt(image.start, image.end, image.digest) for image in images)
 
 
 def _runs(positions: Iterable[int]) -> list[Span]:
