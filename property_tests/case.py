@@ -54,6 +54,17 @@ class Row:
         self.decoding = False
         """Whether it was to sample."""
         self.limit = len(case.prompt) + case.request.max_new_tokens - 1
+        self.spans = list(admit.spans)
+        self.granted = min(len(admit.tokens) + 1, self.limit) if admit.spans else 0
+        """Positions that it had blocks for from the beginning."""
+
+    def excess(self, n: int) -> int:
+        """How many of its last `n` tokens may have been beyond the budget: all but the first of a
+        span that ends with them."""
+        for span in self.spans:
+            if self.n_planned == span.end:
+                return min(n, span.end - span.start) - 1
+        return 0
 
 
 class Sent(NamedTuple):

@@ -3,9 +3,10 @@
 The state machines, the random walks and the planted bugs all drive a core through this class, so
 that they share the same checks. A `Violation` names the invariant that broke:
 
-P1 to P6: paged blocks. S1 to S9: batching, of which S9 is ours:
-drafts are shared out evenly. E1, E2, E5: fairness. A1 to A5: admission. They are
-described where they are checked, in `invariants`, `ledger`, `bookings`, `model` and here.
+P1 to P6: paged blocks. S1 to S10: batching, of which two are ours: S9, drafts are shared out
+evenly; S10, what attends in both directions is computed at once. E1, E2, E5: fairness. A1 to A5:
+admission. They are described where they are checked, in `invariants`, `ledger`, `bookings`, `model`
+and here.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from tgi_async.scheduler.request import (
     Status,
     TokenEvent,
 )
-from tgi_async.wire.messages import Admit, Step
+from tgi_async.wire.messages import Admit, Span, Step
 
 
 def largest_difference(budget: Budget) -> float:
@@ -153,6 +154,7 @@ class CheckedCore:
         prompt_top_n_tokens: int = 0,
         grammar: str = "",
         stops: bool = False,
+        spans: tuple[Span, ...] = (),
     ) -> bool:
         self._n_submitted += 1
         request = Request(
@@ -164,15 +166,19 @@ class CheckedCore:
             prompt_logprobs=prompt_logprobs,
             prompt_top_n_tokens=prompt_top_n_tokens,
             grammar=grammar,
+            spans=spans,
             reservation=booking.reservation,
         )
         limit = len(prompt) + max_new_tokens
         pool = self.core.blocks.n_tokens
+        longest = max((span.end - span.start for span in spans), default=0)
+        scored_at_once = prompt_logprobs and longest > self.budget.max_logits
         fits = (
             bool(prompt)
             and max_new_tokens >= 1
             and limit <= self.budget.max_total_tokens
             and limit - 1 <= pool
+            and not scored_at_once
         )
         try:
             self.core.submit(request)
@@ -182,6 +188,7 @@ class CheckedCore:
         except ValidationError as error:
             require(not fits, "S5", f"{limit} tokens fit, but: {error}")
             named = "one token" if not prompt or max_new_tokens < 1 else "max_new_tokens"
+            named = "log-prob" if "log-prob" in str(error) and scored_at_once else named
             require(named in str(error), "S5", f"the limit is not named: {error}")
             self.reached["rejection"] += 1
             return False
@@ -193,6 +200,7 @@ class CheckedCore:
             for end in range(len(prompt) + 1):
                 self.lawful.add(tuple(prompt[:end]))
             self.reached["prompt log-probabilities"] += prompt_logprobs
+            self.reached["span"] += bool(spans)
             self.reached["submission"] += 1
             require(case.request.status is Status.WAITING, "S4", "not waiting")
         self.check()
@@ -342,7 +350,8 @@ class CheckedCore:
             case.n_in_flight += 1
         blocks = {block for run in step.run for block in self.rows[run.row].blocks}
         self.sent.append(Sent(step, cases, blocks))
-        return self.budget.prefill_tokens(n_decodes) - n_prefill, self.budget.max_logits - n_scored
+        left = max(0, self.budget.prefill_tokens(n_decodes) - n_prefill)
+        return left, self.budget.max_logits - n_scored
 
     def _check_admission(self, admit: Admit, request: Request) -> list[int]:
         """Returns the blocks that are not hits."""
@@ -366,6 +375,8 @@ class CheckedCore:
             self.bookings.start(case.booking)
         self.ledger.admit(request, len(case.prompt) - admit.n_cached if first else 0)
         self.reached["prefix hit"] += admit.n_cached > 0
+        self.reached["hit before a span"] += any(0 < admit.n_cached <= s.start for s in admit.spans)
+        self.reached["hit behind a span"] += any(admit.n_cached >= s.end for s in admit.spans)
         self.reached["hit of generated tokens"] += admit.n_cached > admit.n_prompt
         self.reached["readmission"] += not first
         self.rows[admit.row] = Row(case, admit)
@@ -376,6 +387,7 @@ class CheckedCore:
         log-probabilities are computed."""
         n_prefill = n_decodes = n_scored = 0
         ran: set[int] = set()
+        excess = 0
         drafts: dict[int, int] = {}
         for run in step.run:
             require(run.row in self.rows, "S8", f"row {run.row} runs but is not there")
@@ -403,16 +415,22 @@ class CheckedCore:
                 n_scored += run.n if unscored else 0
                 require(row.n_planned + run.n <= row.prefill_end, "S1", "a chunk is too long")
             row.n_planned += run.n
+            excess = max(excess, row.excess(run.n))
             row.decoding = row.decoding or row.n_planned >= row.prefill_end
             require(row.n_planned <= row.limit, "S8", "a token beyond the request's end")
             row.most_planned = max(row.most_planned, row.n_planned)
-            needed = -(-row.most_planned // self.budget.block_size)
+            needed = -(-max(row.most_planned, row.granted) // self.budget.block_size)
             require(len(row.blocks) == needed, "P4", f"{len(row.blocks)} blocks, not {needed}")
         most = self.budget.prefill_tokens(n_decodes)
-        require(n_prefill <= most, "S1", f"{n_prefill} prefill tokens beside {n_decodes} decodes")
+        require(
+            n_prefill <= most + excess,
+            "S1",
+            f"{n_prefill} prefill tokens beside {n_decodes} decodes",
+        )
+        self.reached["a span beyond the budget"] += n_prefill > most
         for number in going_on - ran:
             row = self.rows[number]
-            crowded_out = not row.decoding and n_prefill == most
+            crowded_out = not row.decoding and n_prefill >= most
             require(row.n_planned >= row.limit or crowded_out, "S2", f"row {number} is stalled")
         self._check_drafts(drafts, n_prefill, most, n_scored)
         return n_prefill, n_decodes, n_scored
@@ -422,7 +440,7 @@ class CheckedCore:
     ) -> None:
         """`drafts` of the rows that may have some, which are planned already."""
         n, budget = sum(drafts.values()), self.budget
-        most_drafts = most - n_prefill if n_prefill else budget.max_batch_prefill_tokens
+        most_drafts = max(0, most - n_prefill) if n_prefill else budget.max_batch_prefill_tokens
         require(n <= most_drafts, "S1", f"{n} drafts beside {n_prefill} prefill tokens")
         require(
             n + n_scored <= budget.max_logits, "S1", f"logits of {n} drafts and {n_scored} more"
@@ -435,6 +453,8 @@ class CheckedCore:
             row = self.rows[number]
             # One more would need a block for itself, or for the step behind it.
             blocked = row.n_planned + 2 > len(row.blocks) * budget.block_size
+            # Where some are still owed by rows that ended, it gets no more than it must.
+            blocked = blocked or not self.core.blocks.n_available
             fair = own + 1 >= highest or row.n_planned == row.limit or blocked
             require(fair, "S9", f"row {number} has {own} drafts, another one {highest}")
 

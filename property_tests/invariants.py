@@ -105,13 +105,16 @@ def check_work_conserved(core: Core, n_prefill_left: int, n_logits_left: int) ->
         next_end = min(request.n_planned + 1, request.limit)
         owed += max(0, -(-next_end // size) - len(request.table.blocks))
     takes_no_hit = head.prompt_logprobs and not head.n_emitted
-    if takes_no_hit and not n_logits_left:
+    at_once = [span.end for span in head.spans if not span.start]
+    if takes_no_hit and n_logits_left < max(at_once, default=1):
         return
-    keys = [] if takes_no_hit else head.block_keys(size)[: (len(head.tokens) - 1) // size]
+    ends = [at for at in range(len(head.tokens)) if not _within_a_span(head, at)]
+    keys = [] if takes_no_hit else head.block_keys(size)[: ends[-1] // size]
     match = core.blocks.match(keys)
     if match.computing is not None:
         return
-    held = len(match.hits) - core.blocks.n_taken(match.hits)
+    n_hits = max(n for n in range(len(match.hits) + 1) if not _within_a_span(head, n * size))
+    held = n_hits - core.blocks.n_taken(match.hits[:n_hits])
     needed = -(-min(len(head.tokens) + 1, head.limit) // size) - held
     require(
         owed + needed > core.blocks.n_available,
@@ -119,6 +122,10 @@ def check_work_conserved(core: Core, n_prefill_left: int, n_logits_left: int) ->
         f"{core.blocks.n_available} blocks are available, {owed} are owed to running rows, and "
         f"the head, request {head.id}, lacks {needed}",
     )
+
+
+def _within_a_span(request: Request, end: int) -> bool:
+    return any(span.start < end < span.end for span in request.spans)
 
 
 def _in_mid_prefill(request: Request) -> bool:

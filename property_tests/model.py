@@ -121,7 +121,12 @@ class _Row:
         self.prompt_logprobs = admit.prompt_logprobs
         self.prompt_top_n_tokens = admit.prompt_top_n_tokens
         self.constraint = admit.constraint
+        self.spans = admit.spans
         self.broken = False
+
+    def within_a_span(self, end: int) -> bool:
+        """Whether its positions before `end` are a part of a span only."""
+        return any(span.start < end < span.end for span in self.spans)
 
     def drafts(self, step: int, n: int) -> list[int]:
         """As many drafts, of which the first are right, and the next is not."""
@@ -176,6 +181,7 @@ class ModelWorker:
             require(admit.row not in self.rows, "S1", f"row {admit.row} is admitted twice")
             self.rows[admit.row] = row = _Row(admit)
             self._attend(row, admit.n_cached)
+            require(not row.within_a_span(admit.n_cached), "S10", "a hit ends within a span")
         for grow in step.grow:
             require(grow.row in self.rows, "S8", f"row {grow.row} grows but is not there")
             self.rows[grow.row].blocks += grow.blocks
@@ -188,6 +194,7 @@ class ModelWorker:
             n_drafts = run.n - (end - start)
             require(end > start, "S6", f"row {run.row} has no token at {start}")
             require(n_drafts <= self.max_drafts, "S6", f"row {run.row} has no token at {end}")
+            require(not row.within_a_span(end), "S10", f"a chunk of row {run.row} ends in a span")
             row.broken = row.broken or run.row in failing
             drafts = row.drafts(step.step, drafted(tuple(row.tokens), step.step, n_drafts))
             outcome.writes.extend(self._write(run.row, row, end, drafts))

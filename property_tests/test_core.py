@@ -22,12 +22,13 @@ from hypothesis.stateful import (
 
 from property_tests.checked import CheckedCore
 from property_tests.model import EOS, VOCABULARY
-from property_tests.walk import CLIENTS, walk
+from property_tests.walk import CLIENTS, spans_of, walk
 from tgi_async.scheduler.plan import Budget, half
 from tgi_async.scheduler.reservations import Capacity
 from tgi_async.wire.messages import CachePool
 
 WHAT_IT_IS_ABOUT = (
+    "a span beyond the budget",
     "abort in flight",
     "accepted draft",
     "accepted draft under a grammar",
@@ -45,6 +46,8 @@ WHAT_IT_IS_ABOUT = (
     "eviction",
     "full queue",
     "half of the queue",
+    "hit before a span",
+    "hit behind a span",
     "hit of generated tokens",
     "jump",
     "jump behind a draft",
@@ -62,6 +65,7 @@ WHAT_IT_IS_ABOUT = (
     "replay",
     "row error",
     "several rows",
+    "span",
     "shared block",
     "stop token",
     "wait at the limit",
@@ -132,6 +136,7 @@ class CoreMachine(RuleBasedStateMachine):
         grammar=st.sampled_from(("", "any")),
         stop_sequence=st.booleans(),
         fits=st.sampled_from((True, True, True, False)),
+        spans=st.sampled_from((None, None, (2, 3), (0, 4), (5, 9))),
     )
     def submit(
         self,
@@ -144,6 +149,7 @@ class CoreMachine(RuleBasedStateMachine):
         grammar: str,
         stop_sequence: bool,
         fits: bool,
+        spans: tuple[int, int] | None,
     ) -> None:
         prompt = self.stem[:shared] + tail
         if fits:
@@ -157,6 +163,7 @@ class CoreMachine(RuleBasedStateMachine):
             prompt_top_n_tokens=n % 2 if prompt_logprobs else 0,
             grammar=grammar,
             stops=stop_sequence,
+            spans=spans_of(prompt, spans),
         )
 
     @rule(

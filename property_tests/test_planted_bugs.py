@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import NamedTuple
+from unittest.mock import patch
 
 import pytest
 
@@ -352,6 +353,21 @@ class PrefillsAsMuchBesideDecodes(Core):
         super().__init__(IgnoringDecodes(*budget))
 
 
+class CutsSpans(Core):
+    def _schedule_until(
+        self, request: Request, end: int, builder: StepBuilder, free: int = 0
+    ) -> None:
+        spans, request.spans = request.spans, ()
+        super()._schedule_until(request, end, builder, free)
+        request.spans = spans
+
+
+class HitsAPartOfASpan(Core):
+    def _admit(self, builder: StepBuilder) -> Request | None:
+        with patch.object(Request, "outside", lambda self, end: end):
+            return super()._admit(builder)
+
+
 class StallsDecodes(Core):
     """A decode waits while others prefill."""
 
@@ -616,6 +632,8 @@ PLANTED = {
     "a block is granted too early": Planted(GrantsTooMuch, "P4"),
     "the prefill budget is off by one": Planted(ExceedsThePrefillBudget, "S1"),
     "decodes do not halve it": Planted(PrefillsAsMuchBesideDecodes, "S1"),
+    "a chunk ends within a span": Planted(CutsSpans, "S10"),
+    "a hit ends within a span": Planted(HitsAPartOfASpan, "S10"),
     "a prefill stalls decodes": Planted(StallsDecodes, "S2"),
     "the batch idles beside work": Planted(IdlesBesideWork, "S3"),
     "a prompt is not matched again": Planted(with_blocks(NeverLooksAgain), "S3"),

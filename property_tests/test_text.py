@@ -56,13 +56,13 @@ class Counting:
     """A tokenizer that remembers the most tokens it decoded at once."""
 
     def __init__(self, inner: Tokenizer) -> None:
-        self._inner = inner
+        self.inner = inner
         self.most = 0
         self.is_special = inner.is_special
 
     def decode(self, ids: list[int]) -> str:
         self.most = max(self.most, len(ids))
-        return self._inner.decode(ids)
+        return self.inner.decode(ids)
 
 
 def _pieces(decoder: Counting | Tokenizer, prompt: list[int], ids: list[int]) -> list[str]:
@@ -103,7 +103,7 @@ def test_pieces_of_mostly_garbage_are_its_decoding(
     tokenizer: Tokenizer, numbers: list[int]
 ) -> None:
     # The letters that stand for the bytes F0, E2, FF, 9F and 98.
-    vocabulary = tokenizer._inner.get_vocab()
+    vocabulary = tokenizer.inner.get_vocab()
     letters = [vocabulary[letter] for letter in ("a", "ð", "â", "ÿ", "Ł", "ĺ")]
     ids = [letters[number] for number in numbers]
     decoder = Counting(tokenizer)

@@ -11,9 +11,18 @@ from property_tests.model import EOS, VOCABULARY
 from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.plan import Budget
 from tgi_async.scheduler.reservations import Capacity
-from tgi_async.wire.messages import CachePool
+from tgi_async.wire.messages import CachePool, Span
 
 CLIENTS = ("ann", "bob", "eve")
+PLACES: tuple[tuple[tuple[int, int], ...], ...] = (
+    (),
+    (),
+    (),
+    ((2, 4), (4, 9)),
+    ((0, 6),),
+    ((5, 12),),
+)
+"""Where prompts have spans."""
 
 
 def random_budget(random: Random) -> Budget:
@@ -141,5 +150,11 @@ def _request(
         "prompt_top_n_tokens": n % 2 if prompt_logprobs else 0,
         "grammar": "any" if random.random() < 0.3 else "",
         "stops": sum(prompt) % 3 == 0,
+        "spans": spans_of(prompt, *PLACES[sum(prompt) % len(PLACES)]),
     }
     return prompt, n, options
+
+
+def spans_of(prompt: list[int], *places: tuple[int, int] | None) -> tuple[Span, ...]:
+    """The spans of a prompt at such of these places as it has."""
+    return tuple(Span(*place) for place in places if place and place[1] <= len(prompt))

@@ -35,8 +35,10 @@ from tgi_async.listener import Answering, answering, bind, on_signals
 from tgi_async.scheduler.reservations import Capacity
 from tgi_async.settings import DEFAULT_DRAFTS, MODEL_METHODS, Settings
 from tgi_async.shards import n_shards
+from tgi_async.starting_images import StartingImages
 from tgi_async.supervisor import WORKER
 from tgi_async.telemetry import traces
+from tgi_async.telemetry.images import ImageCounts
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.telemetry.observer import Observer
 from tgi_async.temporary import PrivateFolder
@@ -148,8 +150,12 @@ async def _serve_on(
     )
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(engine.stop, WORKER_EXIT_SECONDS)
+        image_counts = ImageCounts()
+        starting = StartingImages(settings, prepared.path, scratch, image_counts)
+        closing.push_async_callback(starting.end)
         gate.phase("starting the worker")
         ready = await engine.launch(partial(_show, gate))
+        images = await starting.images(taken=ready.takes_images)
         limits = _limits(settings, prepared, ready, engine.max_total_tokens)
         metrics = Metrics(
             max_input_tokens=limits.max_input_tokens,
@@ -157,6 +163,7 @@ async def _serve_on(
             max_batch_total_tokens=engine.n_blocks * ready.block_size,
             speculation=ready.speculation,
             max_drafts=ready.max_drafts,
+            images=None if images is None else image_counts,
         )
         engine.serve(metrics)
         app = create_app(
@@ -167,6 +174,7 @@ async def _serve_on(
             metrics=metrics,
             checker=_checker(settings, prepared, ready, chat_ends),
             chat_stop_token_ids=tuple(chat_ends),
+            images=images,
         )
         collector = None
         if spans is not None:

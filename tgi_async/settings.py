@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tgi_async.errors import StartError
+from tgi_async.images.addresses import Domains
 from tgi_async.telemetry.logs import LEVELS, level_of
 from tgi_async.text.tools.formats import NAMES
 from tgi_async.wire.messages import MAX_DRAFTS
@@ -66,10 +67,11 @@ def _option(
     return field(default=default, metadata=metadata)
 
 
-MODEL, LIMITS, BATCHING, HTTP, FACE, OPERATION = (
+MODEL, LIMITS, BATCHING, IMAGES, HTTP, FACE, OPERATION = (
     "model",
     "limits of a request",
     "batching and memory",
+    "images",
     "HTTP",
     "what clients see",
     "operation",
@@ -277,6 +279,46 @@ class Settings:
         2, BATCHING, "threads that tokenize prompts and render chat templates", kind=int, least=1
     )
 
+    allow_image_domains: tuple[str, ...] = _option(
+        (),
+        IMAGES,
+        "hosts that images are fetched from, with commas between: example.com, *.example.com (all "
+        "below it), either with :port, or * for all; default: none, images come in the request",
+        kind=tuple,
+        strict=("*",),
+    )
+    allow_private_image_addresses: bool = _option(
+        False,
+        IMAGES,
+        "fetch from private addresses too, for hosts that allow-image-domains names",
+        kind=bool,
+    )
+    max_image_fetch_size: int = _option(
+        32 * 1024**2,
+        IMAGES,
+        "largest image in bytes, as it comes: fetched, or in a request",
+        kind=int,
+        least=1,
+        most=2**40,
+        strict=1024**3,
+    )
+    image_fetch_timeout: int = _option(
+        5, IMAGES, "seconds for fetching an image", kind=int, least=1, most=600
+    )
+    max_images_per_request: int = _option(32, IMAGES, "most images of a request", kind=int, least=0)
+    max_image_pixels: int = _option(
+        64_000_000, IMAGES, "most pixels of an image", kind=int, least=1
+    )
+    image_cache_memory: int | None = _option(
+        None,
+        IMAGES,
+        "bytes of prepared images, those of live requests and those that were used last; default: "
+        "an eighth of the free memory, at most 2 GiB",
+        kind=int,
+        least=1,
+        most=2**63 - 1,
+    )
+
     hostname: str = _option("0.0.0.0", HTTP, "address to listen on")
     port: int = _option(3000, HTTP, "port to listen on", kind=int, least=0, most=65535)
     api_key: str | None = _option(None, HTTP, "API key that requests must send")
@@ -368,6 +410,7 @@ class Settings:
                 f"--max-total-tokens must be at most --max-batch-total-tokens. Given: {total} and "
                 f"{pool}."
             )
+        _ = self.image_domains
         if level_of(self.log_level) is None:
             raise StartError(
                 f"--log-level must be one of {', '.join(LEVELS)}. Given: {self.log_level!r}."
@@ -384,6 +427,15 @@ class Settings:
     def input_limit(self) -> int | None:
         """`max_input_tokens`, under either name."""
         return self.max_input_tokens if self.max_input_tokens is not None else self.max_input_length
+
+    @property
+    def image_domains(self) -> Domains:
+        """Where images are fetched from. Raises StartError where that is not said in domains."""
+        private = self.allow_private_image_addresses
+        try:
+            return Domains(self.allow_image_domains, private=private)
+        except ValueError as error:
+            raise StartError(f"--allow-image-domains: {error}.") from None
 
     @property
     def graph_sizes(self) -> list[int] | None:

@@ -22,7 +22,6 @@ WITHOUT_MEANING = {
     "max_waiting_tokens": "a request joins the running batch as soon as there is room",
     "disable_custom_kernels": "this server has none of TGI's kernels",
     "enable_prefill_logprobs": "the log-probabilities of a prompt are returned where asked for",
-    "max_image_fetch_size": "no image is ever fetched",
     "prometheus_port": "metrics are at /metrics of the one port",
     "shard_uds_path": "the sockets to the workers are in a folder of their own",
     "master_addr": "the workers need no meeting place",

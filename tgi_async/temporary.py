@@ -35,13 +35,17 @@ NEW_SECONDS = 60.0
 class PrivateFolder:
     """An empty folder that only this user can enter, in the first of PLACES where one can be made.
 
-    Raises StartError if there is none.
+    `last` is where it is tried after all others. Raises StartError if there is none.
     """
 
     def __init__(
-        self, environment: Mapping[str, str] = os.environ, places: tuple[str, ...] = PLACES
+        self,
+        environment: Mapping[str, str] = os.environ,
+        places: tuple[str, ...] = PLACES,
+        *,
+        last: tuple[str, ...] = (os.curdir,),
     ) -> None:
-        self._folder = _made(environment, places)
+        self._folder = _made(environment, places, last)
         self.name = self._folder.name
         self._lock = os.open(self.name, os.O_RDONLY)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -61,12 +65,12 @@ class PrivateFolder:
 
 
 def _made(
-    environment: Mapping[str, str], places: tuple[str, ...]
+    environment: Mapping[str, str], places: tuple[str, ...], last: tuple[str, ...]
 ) -> tempfile.TemporaryDirectory[str]:
     wanted = [value for name in VARIABLES if (value := environment.get(name))]
     runtime = [value] if (value := environment.get("XDG_RUNTIME_DIR")) else []
     failures: list[str] = []
-    for place in (*wanted, *places, *runtime, os.curdir):
+    for place in (*wanted, *places, *runtime, *last):
         try:
             if len(os.fsencode(os.path.abspath(place))) > LONGEST:
                 raise OSError(None, "its name is too long for a socket's")

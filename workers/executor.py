@@ -26,6 +26,7 @@ from workers.speculation.speculation import Speculation
 from workers.step_costs import CostPlan, StepProbe, StepSizes
 from workers.table import RowTable
 from workers.tensor_parallel import DriverRank, FollowerRank
+from workers.vision.rows import RowImages
 
 MOST_DRAFTS = 512
 """Most drafts of a step, as the router asks for no more."""
@@ -163,7 +164,12 @@ class Executor:
         if self.drafter.source is not None:
             decode = costs.decode if costs is not None else None
             speculation = Speculation(self.drafter.source, decode or UNMEASURED)
-        return Runner(model, table, cache, sampler, self.constraints, decode_graphs, speculation)
+        images = None
+        if self.model.vision is not None:
+            images = RowImages(self.model.vision, self.max_rows, self.device)
+        return Runner(
+            model, table, cache, sampler, self.constraints, decode_graphs, speculation, images
+        )
 
     def _clock(self) -> Callable[[], float]:
         if self.device.type == "cpu" and self.ranks is None:

@@ -96,6 +96,9 @@ class LaunchedStep:
     errors: list[RowError] = field(default_factory=list)
     forwards: list[tuple[Mark, Mark]] = field(default_factory=list)
     """Begin and end of each forward pass."""
+    n_encoded: int = 0
+    """Images that went through the encoder."""
+    encodings: list[tuple[Mark, Mark]] = field(default_factory=list)
     samplings: list[tuple[Mark, Mark]] = field(default_factory=list)
 
     @property

@@ -33,6 +33,7 @@ from workers.table import RowTable
 from workers.timing import Mark
 from workers.transfer import Fetched, send
 from workers.verification import Verification
+from workers.vision.rows import Part, RowImages
 
 PROMPT_LOGPROBS_AT_ONCE = 64
 """Prompt positions whose log-probabilities are computed at once, which bounds the float32 copies of
@@ -51,6 +52,7 @@ class Runner:
         constraints: Constraints | None = None,
         graphs: DecodeGraphs | None = None,
         speculation: Speculation | None = None,
+        images: RowImages | None = None,
     ) -> None:
         self._model = model
         self._table = table
@@ -59,6 +61,7 @@ class Runner:
         self._constraints = constraints
         self._graphs = graphs
         self._speculation = speculation
+        self._images = images
         self._constrained = None if constraints is None else ConstrainedRows(table, constraints)
 
     def launch(self, step: Step) -> LaunchedStep:
@@ -149,6 +152,8 @@ class Runner:
             seconds(launched.forwards),
             seconds(launched.samplings),
             launched.masks_not_ready,
+            launched.n_encoded,
+            seconds(launched.encodings),
         )
 
     def close(self) -> None:
@@ -162,6 +167,8 @@ class Runner:
         self._sampler.admit(
             admit.row, admit.sampling, admit.tokens, admit.n_prompt, constrained=constrained
         )
+        if self._images is not None:
+            self._images.admit(admit)
         if self._speculation is not None:
             self._speculation.admit(admit.row, admit.tokens, admit.n_prompt, admit.tenant)
         if admit.constraint is None:
@@ -175,6 +182,8 @@ class Runner:
     def _release(self, row: int) -> None:
         self._table.release(row)
         self._sampler.release(row)
+        if self._images is not None:
+            self._images.release(row)
         if self._constraints is not None:
             self._constraints.release(row)
         if self._speculation is not None:
@@ -280,12 +289,15 @@ class Runner:
         )
         chunks = [run for run in runs if table[run.row].prefilling]
         hidden = self._speculation is not None and self._speculation.wants_hidden
-        if not chunks and not hidden and self._replay(decodes, launched):
+        images = self._images
+        plain = images is None or not images.touches(decodes.sampling, [run.row for run in chunks])
+        if not chunks and not hidden and plain and self._replay(decodes, launched):
             launched.forwards.append((began, self._mark()))
             return
 
         ids: list[NDArray[np.int64]] = []
-        positions, slots = [decodes.positions], [decodes.slots]
+        slots = [decodes.slots]
+        places: list[NDArray[np.int64]] = []
         prefills = []
         ends: list[int] = []
         sampling = list(decodes.sampling)
@@ -297,10 +309,11 @@ class Runner:
             end = row.n_computed + n
             ids.append(row.tokens[row.n_computed : end])
             where = np.arange(row.n_computed, end)
-            positions.append(where)
+            places.append(where)
             slots.append(table.slots(np.asarray(run.row), where))
             blocks = torch.from_numpy(table.block_tables[run.row, : row.n_blocks])
-            prefills.append(Prefill(start, n, end, blocks))
+            spans = row.spans_within(row.n_computed, end)
+            prefills.append(Prefill(start, n, end, blocks, spans))
             if row.prompt_logprobs and row.n_computed < row.n_prompt - 1:
                 prompt_chunks.append((run, start))
             start += n
@@ -331,11 +344,27 @@ class Runner:
         wanted = np.concatenate([sampled_at, np.asarray(prompt_at, np.int64)])
         if self._constraints:
             self._constraints.go()
+        positions, inserted, cross = np.concatenate([decodes.positions, *places]), None, []
+        if images is not None and not plain:
+            parts = [
+                Part(run.row, chunk.start, chunk.n, chunk.length - chunk.n)
+                for run, chunk in zip(chunks, prefills, strict=True)
+            ]
+            positions = images.positions(decodes, parts, places)
+            n_before = images.n_encoded
+            inserted = images.inserted(parts)
+            cross = images.cross(decodes, parts)
+            launched.n_encoded += images.n_encoded - n_before
+            encoded = self._mark()
+            launched.encodings.append((began, encoded))
+            began = encoded
         batch = ForwardBatch(
             input_ids,
-            send(np.concatenate(positions), device),
+            send(positions, device),
             send(wanted, device),
             context,
+            inserted=inserted,
+            cross=cross,
             hidden=hidden,
         )
         output = self._model.forward(batch)
@@ -448,7 +477,10 @@ class Runner:
             for begin in range(0, n, PROMPT_LOGPROBS_AT_ONCE):
                 end = min(n, begin + PROMPT_LOGPROBS_AT_ONCE)
                 scores = logits[offset + begin : offset + end].float().log_softmax(-1)
-                chosen = scores.gather(1, following[begin:end, None])
+                # A placeholder of an image may be beyond what a model can emit.
+                next_ones = following[begin:end, None]
+                chosen = scores.gather(1, next_ones.clamp(max=scores.shape[1] - 1))
+                chosen = chosen.masked_fill(next_ones >= scores.shape[1], float("-inf"))
                 part = [chosen[:, 0], (scores >= chosen).sum(1)]
                 if row.prompt_top_n:
                     best = scores.topk(min(row.prompt_top_n, scores.shape[1]))

@@ -28,6 +28,7 @@ class Row:
         "n_prompt",
         "prompt_logprobs",
         "prompt_top_n",
+        "spans",
         "tokens",
     )
 
@@ -43,6 +44,7 @@ class Row:
         self.n_blocks = 0
         self.prompt_logprobs = admit.prompt_logprobs
         self.prompt_top_n = admit.prompt_top_n_tokens
+        self.spans = [(span.start, span.end) for span in admit.spans]
         self.failed = False
 
     @property
@@ -60,6 +62,10 @@ class Row:
     def samples(self, n: int) -> bool:
         """Return whether it samples when it computes its next `n` positions."""
         return self.n_computed + n >= len(self.tokens)
+
+    def spans_within(self, start: int, end: int) -> tuple[tuple[int, int], ...]:
+        """Return the spans of these positions, which cut none."""
+        return tuple(span for span in self.spans if start <= span[0] and span[1] <= end)
 
     def extend(self, tokens: list[int]) -> None:
         """Store the last token, and the jump-forward tokens after it, on the host.

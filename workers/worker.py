@@ -182,6 +182,7 @@ class Worker:
                 speculation=speculation.method,
                 prefill_costs=costs.prefill,
                 target_inter_token_latency=start.target_inter_token_latency or default_target,
+                takes_images=model.vision is not None,
             )
         )
         if self._rank == 0:

@@ -39,12 +39,16 @@ class Steps:
         self.n_cached: list[int] = []
         self.prefills: list[int] = []
         self.n_sampled = 0
+        self.n_encoded = 0
 
     def admitted(self, n_cached: int) -> None:
         self.n_cached.append(n_cached)
 
     def sampled(self, found: Sequence[Sampled]) -> None:
         self.n_sampled += len(found)
+
+    def encoded(self, n: int, seconds: float) -> None:
+        self.n_encoded += n
 
     def step_sent(
         self, *, n_prefill_tokens: int, n_admitted: int, n_decode: int, plan_seconds: float

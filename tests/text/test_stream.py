@@ -65,8 +65,8 @@ def test_a_row_of_garbage_holds_back_one_character_at_most() -> None:
 
 
 def test_a_token_that_ends_one_character_and_begins_another() -> None:
-    vocabulary = TINY._inner.get_vocab(with_added_tokens=False)
-    letters = [TINY._inner.id_to_token(id) or "" for id in TINY.encode("한")]
+    vocabulary = TINY.inner.get_vocab(with_added_tokens=False)
+    letters = [TINY.inner.id_to_token(id) or "" for id in TINY.encode("한")]
     across = letters[2] + letters[0] + letters[1]
     inner = tokenizers.Tokenizer(models.BPE(vocab=vocabulary | {across: 1000}, merges=[]))
     inner.decoder = decoders.ByteLevel()

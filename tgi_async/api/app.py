@@ -25,6 +25,7 @@ from tgi_async.api.service import Service
 from tgi_async.errors import MethodNotAllowed, NotFound, ServerError
 from tgi_async.fair_threads import FairThreads
 from tgi_async.grammar.checker import GrammarChecker
+from tgi_async.images.images import Images
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
@@ -45,8 +46,10 @@ def create_app(
     compute_type: str | None = None,
     checker: GrammarChecker | None = None,
     chat_stop_token_ids: tuple[int, ...] = (),
+    images: Images | None = None,
 ) -> Starlette:
-    """Return the ASGI application. Without `checker`, requests for a grammar are refused.
+    """Return the ASGI application. Without `checker`, requests for a grammar are refused, and
+    without `images` those with images.
 
     `chat_stop_token_ids` end the answers of a chat, besides the model's own ends.
 
@@ -54,7 +57,8 @@ def create_app(
     variable COMPUTE_TYPE, or `cpu`.
 
     Raises:
-        StartError: an environment variable that names a route does not hold a path.
+        StartError: an environment variable that names a route does not hold a path, or the
+            tokenizer cannot do without the names of image tokens.
     """
     service = Service(
         engine=engine,
@@ -68,6 +72,7 @@ def create_app(
         pool=FairThreads(limits.validation_workers, "text"),
         checker=checker,
         chat_stop_token_ids=chat_stop_token_ids,
+        images=images,
     )
 
     @asynccontextmanager

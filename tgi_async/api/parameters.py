@@ -6,6 +6,7 @@ The OpenAI routes build the same struct from their own fields, so every rule is 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -194,9 +195,15 @@ def check_text(text: str, truncate: int | None, limits: Limits, names: FieldName
 
 
 def fit(
-    n_prompt: int, max_new_tokens: int | None, limits: Limits, names: FieldNames = OF_TGI
+    n_prompt: int,
+    max_new_tokens: int | None,
+    limits: Limits,
+    names: FieldNames = OF_TGI,
+    images: Sequence[int] = (),
 ) -> int:
     """Return how many new tokens a prompt of `n_prompt` tokens gets.
+
+    `images` are the tokens that each of its images takes.
 
     Raises:
         ValidationError: it does not fit.
@@ -207,22 +214,36 @@ def fit(
     if n_prompt <= limits.max_input_tokens and admitted <= room:
         return min(wanted, room)
     if names != OF_TGI:
-        raise _too_long(n_prompt, wanted, limits, names)
+        raise _too_long(n_prompt, wanted, limits, names, _share_of(images))
     if n_prompt + admitted > limits.max_total_tokens:
         given = wanted if limits.dialect.explains_errors else admitted
         raise ValidationError(
             f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
             f"Given: {n_prompt} `inputs` tokens and {given} `max_new_tokens`"
+            + _share_of(images)
             + set_by(limits, "--max-total-tokens")
         )
     raise ValidationError(
         f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {n_prompt}"
+        + _share_of(images)
         + set_by(limits, "--max-input-tokens")
     )
 
 
+def _share_of(images: Sequence[int]) -> str:
+    """Return the end of a message about a prompt's length: what its images take."""
+    if not images:
+        return ""
+    if len(images) == 1:
+        return f". Its image takes {images[0]} tokens: send a smaller one"
+    each = ", ".join(map(str, images[:8])) + (", ..." if len(images) > 8 else "")
+    return (
+        f". Its {len(images)} images take {sum(images)} tokens ({each}): send fewer or smaller ones"
+    )
+
+
 def _too_long(
-    n_prompt: int, n_wanted: int, limits: Limits, names: FieldNames
+    n_prompt: int, n_wanted: int, limits: Limits, names: FieldNames, images: str
 ) -> ContextLengthExceeded:
     """Return the error in OpenAI's words, which clients recognize and take the numbers from.
 
@@ -242,7 +263,7 @@ def _too_long(
             f"completion (`{names.max_new_tokens}`): the prompt is too long for so many new tokens"
         )
         flags = ["--max-total-tokens"]
-    return ContextLengthExceeded(said + set_by(limits, *flags), param=names.prompt)
+    return ContextLengthExceeded(said + images + set_by(limits, *flags), param=names.prompt)
 
 
 def random_seed() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -17,6 +18,7 @@ from tgi_async.api.engine_client import EngineClient, Generation
 from tgi_async.api.field_names import OF_TGI, FieldNames
 from tgi_async.api.grammar.constraint import checked
 from tgi_async.api.ignored_fields import IgnoredFields
+from tgi_async.api.image_prompts import Expanded, ImagePrompts, Marked, shown_text
 from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import (
     GenerateParameters,
@@ -27,13 +29,18 @@ from tgi_async.api.parameters import (
 )
 from tgi_async.api.permits import Permits
 from tgi_async.api.request_context import RequestContext
-from tgi_async.errors import ServerError, ValidationError
+from tgi_async.errors import GenerationError, ServerError, ValidationError
 from tgi_async.generation import Drafts, GenerationRequest, Timings
 from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.grammar.grammar import Grammar
+from tgi_async.images.family import Family
+from tgi_async.images.images import Images, ReadyImage
+from tgi_async.images.places import Places, places
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,12 +52,13 @@ class _Drafted(Protocol):
 
 
 class PromptSource(NamedTuple):
-    """A text or its tokens."""
+    """A text or its tokens. `Marked` is a chat's, for a model that takes images; in another text
+    they are TGI's markdown."""
 
-    content: str | list[int]
+    content: str | Marked | list[int]
     add_special_tokens: bool = True
-    truncated: Callable[[list[int]], list[int]] | None = None
-    """How many of the tokens are kept."""
+    truncated: Callable[[range], range] | None = None
+    """Which of the tokens are kept, of all of their places."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +83,17 @@ class Service:
     """The grammar checker; None: requests with a grammar are refused."""
     chat_stop_token_ids: tuple[int, ...] = ()
     """Tokens that end an answer in a chat, besides the model's own."""
+    images: Images | None = None
+    """What gets images ready; None: the model takes none."""
     version: str = field(default_factory=lambda: version("tgi-async"))
     started: int = field(default_factory=lambda: int(time.time()))
     """The time of the start, in seconds since 1970."""
     ignored_fields: IgnoredFields = field(init=False)
+    image_prompts: ImagePrompts | None = field(init=False)
 
     def __post_init__(self) -> None:
+        made = None if self.images is None else ImagePrompts(self.images, self.tokenizer)
+        object.__setattr__(self, "image_prompts", made)
         object.__setattr__(self, "ignored_fields", IgnoredFields(self.metrics))
 
     @property
@@ -92,6 +105,32 @@ class Service:
         """Run `function` off the event loop; when cancelled before it began, it never runs."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.pool, lambda: function(*args, **kwargs))
+
+    @property
+    def pipeline_tag(self) -> str | None:
+        """The hub's name for what the model does."""
+        return self.limits.model_pipeline_tag if self.images is None else "image-text-to-text"
+
+    @property
+    def encoder(self) -> Tokenizer:
+        """What makes tokens of `Expanded.written`, and of texts that were typed."""
+        return self.tokenizer if self.image_prompts is None else self.image_prompts.tokenizer
+
+    async def expanded(self, content: str | Marked, client: str, field: str) -> Expanded:
+        """Return a prompt's text with what stands in the places of its images, and these.
+
+        `field` is the text's name.
+
+        Raises:
+            ValidationError: an image cannot be taken.
+            Overloaded: there is no room for it.
+        """
+        if self.image_prompts is None:
+            text = shown_text(content)
+            return Expanded(text, text)
+        if isinstance(content, str):
+            content = self.image_prompts.in_markdown(content, field)
+        return await self.image_prompts.expanded(content, client, self.pool)
 
     async def request(
         self,
@@ -117,17 +156,19 @@ class Service:
             Overloaded: too many grammars are being checked.
         """
         check(parameters, self.limits, names)
-        ids = prompt.content
-        if isinstance(ids, str):
-            check_text(ids, parameters.truncate, self.limits, names)
-            ids = await self.in_pool(
-                self.tokenizer.encode, ids, add_special_tokens=prompt.add_special_tokens
-            )
+        whole, ready = await self._tokens(prompt, parameters, context, names)
+        kept = range(len(whole))
         if parameters.truncate is not None:
-            ids = ids[-parameters.truncate :]
+            kept = kept[-parameters.truncate :]
         if prompt.truncated is not None:
-            ids = prompt.truncated(ids)
-        max_new_tokens = fit(len(ids), parameters.max_new_tokens, self.limits, names)
+            kept = prompt.truncated(kept)
+        ids = whole if len(kept) == len(whole) else whole[kept.start : kept.stop]
+        images = Places()
+        if self.image_prompts is not None:
+            images = await self._places(whole, ready, self.image_prompts.family, kept)
+        max_new_tokens = fit(
+            len(ids), parameters.max_new_tokens, self.limits, names, images.n_tokens_of_each
+        )
         if not ids:
             raise ValidationError(f"`{names.prompt}` cannot be empty")
         grammar = await checked(
@@ -152,8 +193,43 @@ class Service:
             prompt_logprobs=parameters.decoder_input_details,
             include_stop=include_stop,
             grammar=grammar,
+            salts=images.salts,
+            images=images.images,
+            held=images.held,
+            spans=images.spans,
             reservation=context.reservation,
         )
+
+    async def _places(
+        self, ids: list[int], ready: Sequence[ReadyImage], family: Family, kept: range
+    ) -> Places:
+        if not ready:
+            return places(ids, ready, family, start=kept.start, stop=kept.stop)
+        try:
+            return await self.in_pool(places, ids, ready, family, start=kept.start, stop=kept.stop)
+        except GenerationError:
+            log.exception("images of a prompt were not found among its tokens")
+            raise
+
+    async def _tokens(
+        self,
+        prompt: PromptSource,
+        parameters: GenerateParameters,
+        context: RequestContext,
+        names: FieldNames,
+    ) -> tuple[list[int], Sequence[ReadyImage]]:
+        """Return all tokens of a prompt, and its images."""
+        content = prompt.content
+        if isinstance(content, list):
+            if self.image_prompts is not None:
+                self.image_prompts.check_ids(content, names.prompt)
+            return content, ()
+        text = content if isinstance(content, str) else content.text
+        check_text(text, parameters.truncate, self.limits, names)
+        expanded = await self.expanded(content, context.peer, names.prompt)
+        special = prompt.add_special_tokens and expanded.adds_special_tokens
+        ids = await self.in_pool(self.encoder.encode, expanded.written, add_special_tokens=special)
+        return ids, expanded.images
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Queue one generation.

@@ -36,7 +36,6 @@ HARMLESS: Mapping[str, tuple[str, ...]] = {
     ),
     "messages": ("annotations", "cache_control", "provider_specific_fields"),
     "messages.content": ("annotations", "cache_control"),
-    "messages.content.image_url": ("detail",),
     "messages.tool_calls": ("index", "provider_specific_fields"),
     "tools": ("cache_control",),
     "tools.function": ("cache_control",),

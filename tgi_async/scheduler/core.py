@@ -82,6 +82,14 @@ class Core(Planner):
                 f"{self.blocks.n_tokens} tokens (`max_batch_total_tokens`). Given: "
                 f"{request.n_prompt} `inputs` tokens and {request.max_new_tokens} `max_new_tokens`"
             )
+        longest = max((span.end - span.start for span in request.spans), default=0)
+        if request.prompt_logprobs and longest > budget.max_logits:
+            raise ValidationError(
+                f"the prompt has {longest} tokens that are computed at once, as they attend to "
+                f"each other, and the log-probabilities of {budget.max_logits} can be computed at "
+                "once. Leave out the log-probabilities of the prompt (`decoder_input_details`, "
+                "`echo` with `logprobs`), or send a smaller image"
+            )
         if request.reservation is not None and request.reservation.evicted:
             raise Overloaded(EVICTED)
         self._arrivals += 1

@@ -3,7 +3,9 @@
 A step is `{row: n tokens}`; prefill, chunk and decode differ only in their counts. Each plan first
 gives every decoding row its token, then spends the prefill budget on decoding rows that have more
 than one (a grammar forced some), on the row that is in mid-prefill, and on new admissions. At most
-one row is left in mid-prefill. Where workers verify drafts, these get what is left then.
+one row is left in mid-prefill. Where workers verify drafts, these get what is left then. Positions
+that attend in both directions (`Request.spans`) are computed in one step, which may go beyond the
+budget for one of them.
 
 **One step ahead.** Up to `lookahead` steps are planned before the results of the ones before have
 come back. A sampled token that is still in flight counts as one token of unknown value. With
@@ -105,9 +107,8 @@ class Planner(RunningBatch):
         if drafting:
             # Beside no prompt there are no decodes to hold up.
             alone = builder.left == most
-            self._schedule_drafting(
-                drafting, self.budget.max_batch_prefill_tokens if alone else builder.left, builder
-            )
+            left = self.budget.max_batch_prefill_tokens if alone else max(0, builder.left)
+            self._schedule_drafting(drafting, left, builder)
         if not builder.run:
             return None
         self._last_step = builder.step
@@ -152,6 +153,8 @@ class Planner(RunningBatch):
         needs_prompt_logprobs = request.needs_prompt_logprobs and not request.decoding
         if needs_prompt_logprobs:
             n = min(n, builder.logits_left)
+        if request.spans and not request.decoding:
+            n = request.whole(start + n) - start
         n = self._fit(request, n, builder)
         builder.left -= n - free
         builder.logits_left -= n if needs_prompt_logprobs else 0
@@ -216,22 +219,24 @@ class Planner(RunningBatch):
             return None
         known = len(request.tokens)
         needs_prompt_logprobs = request.needs_prompt_logprobs
-        if needs_prompt_logprobs and not builder.logits_left:
+        if needs_prompt_logprobs and builder.logits_left < request.least_chunk:
             return None
-        keys = request.block_keys(self.budget.block_size)
+        block_size = self.budget.block_size
+        keys = request.block_keys(block_size)
         # The last known token is always computed, for its logits.
-        match = self.blocks.match(
-            [] if needs_prompt_logprobs else keys[: (known - 1) // self.budget.block_size]
-        )
+        n_matched = 0 if needs_prompt_logprobs else request.outside(known - 1) // block_size
+        match = self.blocks.match(keys[:n_matched])
         request.waits_for = match.computing
         if match.computing is not None:
             return None
-        taken = self.blocks.n_taken(match.hits)
-        fresh = self._n_blocks(min(known + 1, request.limit)) - len(match.hits)
+        hits = match.hits[: request.hit_end(len(match.hits) * block_size, block_size) // block_size]
+        taken = self.blocks.n_taken(hits)
+        fresh = self._n_blocks(min(known + 1, request.limit)) - len(hits)
         if taken + fresh > builder.spare:
             # Matching a long prompt again costs more than a step, so wait until the result can have
-            # changed.
-            request.lacking = taken + fresh + self.blocks.n_shared
+            # changed. Hits within a span may all count at once.
+            n_cut = len(match.hits) - len(hits)
+            request.lacking = taken + fresh - n_cut + self.blocks.n_shared
             return None
 
         self.waiting.remove(request)
@@ -239,7 +244,7 @@ class Planner(RunningBatch):
         request.status = Status.RUNNING
         request.lacking = 0
         request.row = self._free_rows.pop()
-        request.table = table = self.blocks.open(match.hits, [] if needs_prompt_logprobs else keys)
+        request.table = table = self.blocks.open(hits, [] if needs_prompt_logprobs else keys)
         n_cached = request.n_planned = table.n_computed
         request.prefill_end = known
         request.decoding = False
@@ -252,7 +257,12 @@ class Planner(RunningBatch):
             if request.reservation is not None:
                 self.reservations.start(request.reservation)
             self.waiting.charge(request.client, INPUT_COST * (request.n_prompt - n_cached))
-        builder.spare -= taken + self._short(request, n_cached + 2)
+        builder.spare -= taken
+        if request.spans:
+            # None of them is to wait, half computed, for a block.
+            self.blocks.grow(table, fresh)
+            builder.spare -= fresh
+        builder.spare -= self._short(request, n_cached + 2)
         n_grown = len(builder.grow)
         self._schedule_until(request, known, builder)
         del builder.grow[n_grown:]

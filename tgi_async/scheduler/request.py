@@ -94,6 +94,32 @@ class Request:
         self.limit = self.n_prompt + self.max_new_tokens - 1
 
     @property
+    def least_chunk(self) -> int:
+        """The fewest tokens that its first chunk can have, where nothing is hit."""
+        return self.spans[0].end if self.spans and not self.spans[0].start else 1
+
+    def whole(self, end: int) -> int:
+        """Return where a chunk that would end here ends: not within a span, but before it if the
+        chunk has what is before, else behind it."""
+        for span in self.spans:
+            if span.start < end < span.end:
+                return span.start if span.start > self.n_planned else span.end
+        return end
+
+    def outside(self, end: int) -> int:
+        """Return the last place up to `end` that is not within a span."""
+        for span in self.spans:
+            if span.start < end < span.end:
+                return span.start
+        return end
+
+    def hit_end(self, end: int, block_size: int) -> int:
+        """Return how many positions of a hit that ends here are used: whole blocks, whole spans."""
+        while (least := self.outside(end) // block_size * block_size) < end:
+            end = least
+        return end
+
+    @property
     def needs_prompt_logprobs(self) -> bool:
         """Whether the log-probabilities of its prompt are still to be reported."""
         return self.prompt_logprobs and self.n_emitted == 0

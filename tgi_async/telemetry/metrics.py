@@ -14,6 +14,7 @@ from typing import Protocol
 
 from tgi_async.telemetry import record
 from tgi_async.telemetry.drafts import DraftCounter
+from tgi_async.telemetry.images import ImageCounts
 from tgi_async.telemetry.instruments import Counter, Histogram, gauge
 from tgi_async.wire.messages import MAX_DRAFTS, Sampled
 
@@ -55,7 +56,7 @@ class Metrics:
 
     `max_input_tokens` and `max_total_tokens` are split into 100 buckets for the token histograms.
     `max_batch_total_tokens` is the size of the KV cache; 0 where it is not known. `speculation` is
-    the method of `max_drafts` drafts; 0: there are none.
+    the method of `max_drafts` drafts; 0: there are none. `images` is None for a model without.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Metrics:
         max_batch_total_tokens: int = 0,
         speculation: str = "",
         max_drafts: int = 0,
+        images: ImageCounts | None = None,
     ) -> None:
+        self._images = images
         self._max_batch_total_tokens = max_batch_total_tokens
         inputs = [max_input_tokens / 100 * k for k in range(1, 101)]
         totals = [max_total_tokens / 100 * k for k in range(1, 101)]
@@ -191,6 +194,11 @@ class Metrics:
         if n_plain:
             self._skipped.observe(0, n=n_plain)
 
+    def encoded(self, n: int, seconds: float) -> None:
+        """Record that a step encoded `n` images."""
+        if self._images is not None:
+            self._images.encoded(n, seconds)
+
     def step_sent(
         self, *, n_prefill_tokens: int, n_admitted: int, n_decode: int, plan_seconds: float
     ) -> None:
@@ -260,8 +268,8 @@ class Metrics:
             ("tgi_async_worker_restarts", "Restarts of a worker", now.worker_restarts),
         ]
 
-    def _instruments(self) -> list[Counter | Histogram | DraftCounter]:
-        kinds = Counter | Histogram | DraftCounter
+    def _instruments(self) -> list[Counter | Histogram | DraftCounter | ImageCounts]:
+        kinds = Counter | Histogram | DraftCounter | ImageCounts
         return [value for value in vars(self).values() if isinstance(value, kinds)]
 
 

@@ -17,6 +17,8 @@ class StepMetrics(Protocol):
 
     def sampled(self, found: Sequence[Sampled]) -> None: ...
 
+    def encoded(self, n: int, seconds: float) -> None: ...
+
     def step_sent(
         self, *, n_prefill_tokens: int, n_admitted: int, n_decode: int, plan_seconds: float
     ) -> None: ...
@@ -65,6 +67,8 @@ class StepTimer:
         sent = self._sent.pop(done.step)
         now = time.monotonic()
         self._metrics.sampled(done.sampled)
+        if done.n_encoded:
+            self._metrics.encoded(done.n_encoded, done.encode_seconds)
         self._metrics.step(
             n_prefill_tokens=sent.n_prefill_tokens,
             seconds=now - sent.at,

@@ -11,12 +11,14 @@ from tgi_async.errors import TemplateError
 
 Message = Mapping[str, Any]
 """`role`, and of `content`, `tool_calls`, `tool_call_id`, `name`, `reasoning_content` what it has;
-`content` is a text or a list of parts such as `{"type": "text", "text": ...}`."""
+`content` is a text or a list of parts: `{"type": "text", "text": ...}`, and images as
+`{"type": "image", "text": ...}` with what stands for one in a template that takes texts only."""
 
 Render = Callable[[Sequence[Message], "list[dict[str, Any]] | None"], str]
 """Renders messages and tools to text. Raises TemplateError."""
 
 _TEXT = "needle in a haystack"
+_EMPTY = {"type": "text", "text": ""}
 _VALUE = "needle_value"
 _ARGUMENTS = {"needle_name": _VALUE}
 
@@ -37,6 +39,7 @@ class Forms:
     """The forms of messages that one template takes.
 
     `content`: texts only, texts and lists of parts alike, or lists of parts only.
+    `images`: whether parts that are images are shown.
     `arguments`: those of a tool call as an object, or as a text in JSON.
     `objects_only`: whether it cannot show arguments that are no object.
     `silences`: beside which of them it shows calls.
@@ -47,6 +50,7 @@ class Forms:
     """
 
     content: Literal["text", "either", "parts"] = "text"
+    images: bool = False
     arguments: Literal["object", "text"] = "object"
     objects_only: bool = False
     silences: tuple[Silence, ...] = ()
@@ -58,7 +62,11 @@ class Forms:
     @classmethod
     def probed(cls, source: str, render: Render) -> Forms:
         """Return the forms of the template with this source."""
-        known = cls(content=_content_form(render), developer="developer" in source)
+        known = cls(
+            content=_content_form(render),
+            images=_shows_images(render),
+            developer="developer" in source,
+        )
         return _with_calls(_with_turns(known, render), render)
 
 
@@ -176,9 +184,11 @@ def _one_by_one(messages: Sequence[Message]) -> list[Message]:
 def _shaped_content(content: Any, forms: Forms) -> Any:
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if forms.content == "parts" else content
+    if forms.images and any(part["type"] == "image" for part in content):
+        return [part if part["type"] == "text" else {"type": "image"} for part in content]
     if forms.content == "text":
         return "".join(part["text"] for part in content)
-    return content
+    return [{"type": "text", "text": part["text"]} for part in content]
 
 
 def _silent(message: dict[str, Any], silence: Silence, forms: Forms) -> dict[str, Any]:
@@ -230,6 +240,20 @@ def _content_form(render: Render) -> Literal["text", "either", "parts"]:
         return "parts"
     # A template that does not handle lists shows them as Python does.
     return "either" if text == listed else "text"
+
+
+def _shows_images(render: Render) -> bool:
+    """Return whether an image among the parts is shown as something, unlike no part or an empty
+    text."""
+
+    def shown(*before: dict[str, str]) -> str:
+        content = [*before, {"type": "text", "text": _TEXT}]
+        return _attempt(render, [{"role": "user", "content": content}], None)
+
+    image = shown({"type": "image"})
+    # A template that does not handle lists shows them as Python or JSON does.
+    listed = "'type'" in image or '"type"' in image
+    return _TEXT in image and image not in (shown(), shown(_EMPTY)) and not listed
 
 
 def _with_turns(forms: Forms, render: Render) -> Forms:

@@ -44,7 +44,8 @@ class Tokenizer:
         # A tokenizer.json may hold the truncation and padding that its training used.
         inner.no_truncation()
         inner.no_padding()
-        self._inner = inner
+        self.inner = inner
+        """As the library has it."""
         self._segments = Segments(inner)
         self._n_added: int = inner.num_special_tokens_to_add(is_pair=False)
         """Special tokens that it puts around a text."""
@@ -100,7 +101,7 @@ class Tokenizer:
         """
         try:
             if add_special_tokens and self._n_added:
-                (encoding,) = self._inner.encode_batch_fast([text])
+                (encoding,) = self.inner.encode_batch_fast([text])
                 ids: list[int] = encoding.ids
                 return ids
             return self._segments.encode(text)
@@ -115,7 +116,7 @@ class Tokenizer:
             ValidationError: `text` cannot be tokenized.
         """
         try:
-            encoding = self._inner.encode(text, add_special_tokens=add_special_tokens)
+            encoding = self.inner.encode(text, add_special_tokens=add_special_tokens)
         except Exception as error:  # the library raises bare Exception
             raise _refused(text, error) from error
         return [Span(id, *place) for id, place in zip(encoding.ids, encoding.offsets, strict=True)]
@@ -124,11 +125,11 @@ class Tokenizer:
         """Return the text of token ids; bytes that are no whole character become U+FFFD."""
         if len(ids) == 1 and skip_special_tokens:
             return self._texts.get(ids[0]) or self._decode_one(ids[0])
-        text: str = self._inner.decode(ids, skip_special_tokens=skip_special_tokens)
+        text: str = self.inner.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
     def _decode_one(self, id: int) -> str:
-        text: str = self._inner.decode((id,))
+        text: str = self.inner.decode((id,))
         if id < self.vocab_size:
             self._texts[id] = text
         return text
@@ -140,7 +141,7 @@ class Tokenizer:
 
     def entry(self, id: int) -> str:
         """Return the vocabulary's own text of a token, such as `Ġthe`; empty for an unknown id."""
-        return self._inner.id_to_token(id) or ""
+        return self.inner.id_to_token(id) or ""
 
     def is_special(self, id: int) -> bool:
         """Return whether this token is a special token."""

@@ -68,6 +68,8 @@ class AttentionBackend(ABC, Generic[Metadata]):
     """Kinds of devices that it runs on, as torch names them."""
     reads_codes: ClassVar[bool] = False
     """Whether it takes caches of codes (`kv_codes`) besides those of numbers."""
+    causal_only: ClassVar[bool] = True
+    """Whether it takes no tokens that attend in both directions (`Prefill.spans`)."""
     page_size: ClassVar[int] = 16
     """Its preferred page size in positions, where none is set."""
 
@@ -95,11 +97,14 @@ class AttentionBackend(ABC, Generic[Metadata]):
     def metadata(self, batch: AttentionContext) -> Metadata:
         """Return what was built for this forward pass, by the first layer that asked.
 
-        Raises RuntimeError for a captured pass of another backend.
+        Raises RuntimeError for a captured pass of another backend, ValueError for one with spans
+        that this one does not take.
         """
         found = batch.metadata.get(self)
         if found is None:
             batch.expect_on_host()
+            if self.causal_only and not batch.causal:
+                raise ValueError(f"{self.name} attention takes no tokens that attend to later ones")
             found = batch.metadata[self] = self.build(batch)
         return cast(Metadata, found)
 

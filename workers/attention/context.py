@@ -21,6 +21,8 @@ class Prefill(NamedTuple):
     """Positions of the sequence after this chunk; equal to `n` for a prompt's first chunk."""
     block_table: torch.Tensor
     """int32 [at least ceil(length / block_size)]"""
+    spans: tuple[tuple[int, int], ...] = ()
+    """Start and end of positions of this chunk that attend to each other in both directions."""
 
 
 @dataclass(slots=True, eq=False)
@@ -85,7 +87,17 @@ class AttentionContext:
                     f"prefill chunk (start {chunk.start}, n {chunk.n}, length {chunk.length}) must "
                     f"start at packed token {at} and fit a block table of {n_blocks} blocks"
                 )
+            if any(not chunk.length - chunk.n <= a <= b <= chunk.length for a, b in chunk.spans):
+                raise ValueError(
+                    f"spans {list(chunk.spans)} are not within positions "
+                    f"{chunk.length - chunk.n} to {chunk.length - 1} of their chunk"
+                )
             at += chunk.n
+
+    @property
+    def causal(self) -> bool:
+        """Whether every token attends to none behind it."""
+        return not any(chunk.spans for chunk in self.prefills)
 
     @property
     def n_tokens(self) -> int:

@@ -37,6 +37,7 @@ class TorchAttention(AttentionBackend[_Places]):
     name = "torch"
     devices = frozenset({"cpu", "cuda"})
     reads_codes = True
+    causal_only = False
 
     def build(self, batch: AttentionContext) -> _Places:
         """See `AttentionBackend`."""
@@ -80,12 +81,14 @@ class TorchAttention(AttentionBackend[_Places]):
             k.masked_fill_(past[:, None, :, None], 0)
             v.masked_fill_(past[:, None, :, None], 0)
             out[:n] = _attend(rows[:n, None], k, v, lengths[:, None] - 1, layer)[:, 0]
-        for (start, n, length, _), table in zip(batch.prefills, places.chunk_tables, strict=True):
+        for (start, n, length, _, spans), table in zip(
+            batch.prefills, places.chunk_tables, strict=True
+        ):
             k = _gather(keys, codes, table[None], length, query.dtype)
             v = _gather(values, codes, table[None], length, query.dtype)
             positions = torch.arange(length - n, length, device=query.device)[None]
             chunk = slice(start, start + n)
-            out[chunk] = _attend(rows[None, chunk], k, v, positions, layer)[0]
+            out[chunk] = _attend(rows[None, chunk], k, v, positions, layer, spans)[0]
         return out[None]
 
 
@@ -125,9 +128,10 @@ def _attend(
     value: torch.Tensor,
     positions: torch.Tensor,
     layer: AttentionLayer,
+    spans: tuple[tuple[int, int], ...] = (),
 ) -> torch.Tensor:
-    """Attend. Query [n_rows, n, n_heads, dim] at `positions` [n_rows, n]; key and value [n_rows,
-    n_kv_heads, length, dim] -> like query.
+    """Attend, within `spans` of positions in both directions. Query [n_rows, n, n_heads, dim] at
+    `positions` [n_rows, n]; key and value [n_rows, n_kv_heads, length, dim] -> like query.
 
     The heads that share a key-value head are folded into the queries: torch's own grouped heads
     are several times slower in bfloat16.
@@ -142,6 +146,9 @@ def _attend(
         seen &= ahead > -layer.window
     if layer.chunk:
         seen &= ahead >= -(positions % layer.chunk)[:, :, None]
+    for begin, end in spans:
+        inside = (positions >= begin) & (positions < end)
+        seen[:, :, begin:end] |= inside[:, :, None]
     seen = seen[:, None].repeat(1, 1, group, 1)  # [n_rows, 1, group * n, length]
     if layer.softcap or layer.sinks is not None or layer.slopes is not None:
         scores = folded.float() @ key.float().transpose(2, 3) * layer.scale

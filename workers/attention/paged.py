@@ -13,6 +13,7 @@ from transformers import AttentionInterface
 
 from workers.attention.backend import AttentionBackend
 from workers.attention.context import AttentionContext
+from workers.attention.gather import TorchAttention
 from workers.attention.layer import AttentionLayer, AttentionWindow
 
 NAME = "tgi_paged"
@@ -40,6 +41,8 @@ class PagedAttention:
     def __init__(self, backend: AttentionBackend[Any], windows: Sequence[AttentionWindow]) -> None:
         """Hold the attention. `windows` are those of the layers, by number."""
         self._backend = backend
+        self._in_both_directions = TorchAttention(backend.shape)
+        """For batches with tokens that attend to later ones, if the backend does not take these."""
         self._windows = windows
         self._plain: dict[tuple[int, float, float], AttentionLayer] = {}
 
@@ -65,7 +68,10 @@ class PagedAttention:
         n_heads, value_dim = query.shape[1], value.shape[3]
         n_kv_heads, dim = batch.cache.n_kv_heads, batch.cache.head_dim
         most_heads = n_heads // key.shape[1] * n_kv_heads
-        out = self._backend.forward(
+        backend = self._backend
+        if backend.causal_only and not batch.causal:
+            backend = self._in_both_directions
+        out = backend.forward(
             layer,
             _filled(query, most_heads, dim),
             _filled(key, n_kv_heads, dim),

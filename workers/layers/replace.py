@@ -42,9 +42,11 @@ class Replacements:
         method: QuantMethod = registry.PLAIN,
         expert_names: ExpertNames | None = None,
         stored: StoredLayers | None = None,
+        within: str = "",
     ) -> None:
-        """`stored` is of a quantized checkpoint: a layer that is plain there stays so, whatever its
-        settings say.
+        """`within` is what the names of layers begin with that are replaced, the head beside them;
+        of others only those that are quantized are. `stored` is of a quantized checkpoint: a layer
+        that is plain there stays so, whatever its settings say.
 
         Raises UnsupportedModel where a layer cannot be built in the method of its checkpoint.
 
@@ -53,7 +55,7 @@ class Replacements:
         """
         self._model, self._device = model, device
         self._method, self._expert_names = method, expert_names or ExpertNames()
-        self._stored = stored
+        self._stored, self._within = stored, within
         self._embedding, self._head = model.get_input_embeddings(), model.get_output_embeddings()
         self._sources: dict[type, str] = {}
         self.modules: dict[str, Linear | Embedding | Experts] = {}
@@ -88,6 +90,10 @@ class Replacements:
         return self.modules.get(next(names, ""))
 
     def _replacement(self, names: list[str], module: Any) -> Linear | Embedding | Experts | None:
+        if module is not self._head and not names[0].startswith(self._within):
+            stored = self._stored
+            if stored is None or names[0] not in stored.quantized:
+                return None
         if type(module) is nn.Linear:
             if self._is_read(names, ".weight"):
                 return None

@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from workers.errors import UnsupportedModel
 from workers.models import rope
+from workers.vision.families import FAMILIES, takes_images
 
 ATTENTION = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 """Kinds of layers whose only state is keys and values, each seen by position alone."""
@@ -65,11 +66,17 @@ def read_config(path: Path, trust_remote_code: bool, scaling: rope.Scaling | Non
         raise UnsupportedModel(
             f"{kind} is an encoder-decoder model, not served yet; use a decoder-only model"
         )
-    for other, what in (("vision_config", "images"), ("audio_config", "sound")):
-        if getattr(config, other, None) is not None:
-            raise UnsupportedModel(f"{kind} takes {what}, not served yet; use a text-only model")
+    if getattr(config, "audio_config", None) is not None:
+        raise UnsupportedModel(f"{kind} takes sound, not served yet; use a text-only model")
+    of_images = takes_images(config)
+    if getattr(config, "vision_config", None) is not None and not of_images:
+        raise UnsupportedModel(
+            f"{kind} takes images in a way that is not served yet; use a text-only model, or one "
+            f"of {', '.join(sorted(FAMILIES))}"
+        )
     own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not (trust_remote_code and own):
+    known = of_images or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if not known and not (trust_remote_code and own):
         raise UnsupportedModel(
             f"{kind} is not a causal language model of transformers {transformers.__version__}; "
             "use a model for text generation"

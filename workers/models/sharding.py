@@ -35,6 +35,7 @@ from workers.models.tp_plans import GATHERED, WHOLE, plan_of
 from workers.quantization.method import Cut
 from workers.ranks import Ranks
 from workers.slices import Range, Slices, divide, divide_heads
+from workers.vision.families import text_prefix
 
 COLUMNS = (64, 8, 2, 1)
 """Columns that stay together: of these the largest that leaves each rank something to do."""
@@ -80,7 +81,10 @@ class Sharding:
         self._queries, self._keys = divide_heads(
             sizes.n_heads, sizes.n_kv_heads, ranks.rank, ranks.world_size
         )
-        prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
+        text = text_prefix(model)
+        prefix = text
+        if not prefix and hasattr(model, model.base_model_prefix):
+            prefix = f"{model.base_model_prefix}."
         self._styles = {
             name: style
             for name, _ in [*model.named_modules(), *model.named_parameters()]
@@ -88,7 +92,11 @@ class Sharding:
                 style := self._plan.get(re.sub(r"(?<=\.)\d+(?=\.)", "*", name.removeprefix(prefix)))
             )
         }
-        attentions = [name for name, one in model.named_modules() if _is_attention(one)]
+        attentions = [
+            name
+            for name, one in model.named_modules()
+            if _is_attention(one) and name.startswith(text)
+        ]
         self._together = math.lcm(
             *(
                 math.gcd(layer.method.columns, OF_WORDS if self._of_outputs(name) else 0)

@@ -242,7 +242,7 @@ INPUT = {"type": "input_text", "text": "Hi"}
                 "role": "user",
                 "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}],
             },
-            "`messages[0].content` holds an image",
+            "`messages[0].content[0]` is an image, and this model takes none",
         ),
     ],
 )

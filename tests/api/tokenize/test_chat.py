@@ -83,7 +83,7 @@ async def test_flags_of_the_template_are_fields(client: httpx.AsyncClient, field
                     {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
                 ]
             },
-            "`messages[0].content` holds an image",
+            "`messages[0].content[0]` is an image, and this model takes none",
         ),
     ],
 )

@@ -157,13 +157,13 @@ async def _answering(
         reader = None
         if not dialect.calls_tools_like_tgi:
             n_called = sum(len(message.tool_calls or ()) for message in body.messages)
-            reader = AnswerReader(service, offer, prompt, form, n_called=n_called)
+            reader = AnswerReader(service, offer, prompt.text, form, n_called=n_called)
         banned = await banned_of(service, body)
         request = await service.request(
             PromptSource(
-                prompt,
+                prompt.content,
                 add_special_tokens=bool(body.add_special_tokens),
-                truncated=lambda tokens: body.truncated(tokens, service.limits),
+                truncated=lambda places: body.truncated(places, service.limits),
             ),
             question.parameters,
             context,
@@ -184,7 +184,7 @@ async def _answering(
         generations = service.submit_choices(request, question.n)
         answer = ChatAnswer(service, body, request, reader)
         answer.scores = generations[0]
-        yield _Chat(prompt, request, generations, answer)
+        yield _Chat(prompt.text, request, generations, answer)
 
 
 def operation(dialect: Dialect) -> Post[ChatRequest]:

@@ -137,7 +137,7 @@ class LikeTGI:
             constraint = call_of_one([tool["function"] for tool in offer.tools])
         prompt = await prompt_of(self._service, self._body, offer)
         request = await self._service.request(
-            PromptSource(prompt, add_special_tokens=False),
+            PromptSource(prompt.content, add_special_tokens=False),
             self._parameters,
             self._context,
             logprobs=bool(self._body.logprobs),
@@ -145,7 +145,7 @@ class LikeTGI:
             constraint=constraint,
             stop_token_ids=self._service.chat_stop_token_ids,
         )
-        return prompt, request
+        return prompt.text, request
 
     async def _stream_call(
         self, exchange: Exchange, generation: Generation, answer: ChatAnswer, n_characters: int

@@ -85,12 +85,60 @@ class ReasoningChunk(Struct, frozen=True, tag_field="type", tag="reasoning"):
 
 
 class ImageUrl(Struct, frozen=True):
+    """`detail` is auto, low or high: how finely the image is looked at, where the model can."""
+
     url: str
+    detail: str | None = None
 
 
 class ImageChunk(Struct, frozen=True, tag_field="type", tag="image_url"):
-    image_url: ImageUrl
+    """An image; some clients send its URL alone."""
 
+    image_url: ImageUrl | str
+
+    @property
+    def given(self) -> ImageUrl:
+        return self.image_url if isinstance(self.image_url, ImageUrl) else ImageUrl(self.image_url)
+
+    @property
+    def place(self) -> str:
+        """Where its URL is in the part."""
+        return "image_url.url" if isinstance(self.image_url, ImageUrl) else "image_url"
+
+
+class InputImageChunk(Struct, frozen=True, tag_field="type", tag="input_image"):
+    """An image in OpenAI's Responses API."""
+
+    image_url: str
+    detail: str | None = None
+
+    @property
+    def given(self) -> ImageUrl:
+        return ImageUrl(self.image_url, self.detail)
+
+    @property
+    def place(self) -> str:
+        """Where its URL is in the part."""
+        return "image_url"
+
+
+class BareImageChunk(Struct, frozen=True, tag_field="type", tag="image"):
+    """An image as transformers has it in messages, under one of two names."""
+
+    image: str | None = None
+    url: str | None = None
+
+    @property
+    def given(self) -> ImageUrl:
+        return ImageUrl(self.image or self.url or "")
+
+    @property
+    def place(self) -> str:
+        """Where its URL is in the part."""
+        return "image" if self.url is None else "url"
+
+
+AnyImageChunk = ImageChunk | InputImageChunk | BareImageChunk
 
 Chunk = (
     TextChunk
@@ -100,6 +148,8 @@ Chunk = (
     | ThinkingChunk
     | ReasoningChunk
     | ImageChunk
+    | InputImageChunk
+    | BareImageChunk
 )
 
 

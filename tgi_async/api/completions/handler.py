@@ -124,15 +124,21 @@ async def _completing(
     form = form_of(body)
     async with service.admission.take(context, len(prompts) * n_each):
         banned = await banned_of(service, body)
+        cut = body.truncate_prompt_tokens is not None
         requests = [
             await _request(service, body, prompt, context, form, banned) for prompt in prompts
         ]
-        if body.truncate_prompt_tokens is None:
-            texts = [await _text_of(service, prompt) for prompt in prompts]
-        else:
-            texts = [await _text_of(service, request.prompt) for request in requests]
+        scored = body.echo and body.n_logprobs is not None
+        texts = [
+            await _text_of(
+                service,
+                # An image is shown as it was sent, or where tokens are shown, as these.
+                request.prompt if cut or (scored and request.images) else prompt,
+            )
+            for prompt, request in zip(prompts, requests, strict=True)
+        ]
         prompt_pieces: list[list[Piece]] = []
-        if body.echo and body.n_logprobs is not None:
+        if scored:
             prompt_pieces = [
                 await service.in_pool(pieces_of, service.tokenizer, text, request.prompt)
                 for text, request in zip(texts, requests, strict=True)
@@ -164,7 +170,7 @@ async def _request(
         PromptSource(
             prompt,
             add_special_tokens=body.add_special_tokens is not False,
-            truncated=lambda tokens: body.truncated(tokens, service.limits),
+            truncated=lambda places: body.truncated(places, service.limits),
         ),
         body.parameters(
             service.limits, max_new_tokens, n_logprobs, None if form is None else form.grammar

@@ -264,8 +264,8 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
                 "`truncation_side` needs `truncate_prompt_tokens`, which says how many are kept"
             )
 
-    def truncated(self, prompt: list[int], limits: Limits) -> list[int]:
-        """Return the tokens of a prompt to keep: its last ones, unless `truncation_side` is right.
+    def truncated(self, prompt: range, limits: Limits) -> range:
+        """Return the places of a prompt to keep: the last ones, unless `truncation_side` is right.
 
         With -1 it is as many as the server takes beside the tokens that are to be generated.
         """

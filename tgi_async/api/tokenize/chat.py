@@ -11,6 +11,7 @@ from tgi_async.api.chat.schema import ChatRequest
 from tgi_async.api.chat.tools import offer_of
 from tgi_async.api.encoding import encode
 from tgi_async.api.generate.schema import SimpleToken
+from tgi_async.api.image_prompts import Expanded
 from tgi_async.api.operation import Post
 from tgi_async.api.parameters import check_text
 from tgi_async.api.request_context import RequestContext
@@ -31,15 +32,16 @@ async def chat_tokenize(service: Service, body: ChatRequest, context: RequestCon
     body = with_tools(body)
     offer = offer_of(body, service.limits.dialect)
     with service.tokenize_permits.take():
-        text = await prompt_of(service, body, offer)
-        check_text(text, None, service.limits)
-        return Reply(await service.in_pool(_encoded, service, text))
+        prompt = await prompt_of(service, body, offer)
+        check_text(prompt.text, None, service.limits)
+        expanded = await service.expanded(prompt.content, context.peer, "messages")
+        return Reply(await service.in_pool(_encoded, service, expanded))
 
 
-def _encoded(service: Service, text: str) -> Raw:
+def _encoded(service: Service, prompt: Expanded) -> Raw:
     # Encoded off the event loop, as it may be long. A template writes the special tokens itself.
-    tokens = simple_tokens(service.tokenizer, text, add_special_tokens=False)
-    return Raw(encode(ChatTokenizeResponse(tokens, text)))
+    tokens = simple_tokens(service, prompt, add_special_tokens=False)
+    return Raw(encode(ChatTokenizeResponse(tokens, prompt.text)))
 
 
 OPERATION = Post(

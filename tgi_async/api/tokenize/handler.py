@@ -11,6 +11,7 @@ from tgi_async.api.chat.tools import offer_of
 from tgi_async.api.dialect import Dialect
 from tgi_async.api.encoding import encode
 from tgi_async.api.generate.schema import GenerateRequest, SimpleToken
+from tgi_async.api.image_prompts import Expanded, Marked
 from tgi_async.api.operation import Operation, Post
 from tgi_async.api.parameters import check_text, refuse_unbuilt
 from tgi_async.api.request_context import RequestContext
@@ -24,7 +25,6 @@ from tgi_async.api.tokenize.schema import (
     TokenizeResponse,
 )
 from tgi_async.errors import ValidationError
-from tgi_async.text.tokenizer import Tokenizer
 
 TokenizeRequest = GenerateRequest | PromptTokenizeRequest | ChatTokenizeRequest
 
@@ -37,13 +37,15 @@ async def tokenize(service: Service, body: TokenizeRequest, context: RequestCont
     if isinstance(body, GenerateRequest):
         check_text(body.inputs, None, service.limits)
         with service.tokenize_permits.take():
-            return Reply(await service.in_pool(_encoded_tokens, service, body.inputs))
+            expanded = await service.expanded(body.inputs, context.peer, "inputs")
+            return Reply(await service.in_pool(_encoded_tokens, service, expanded))
     with service.tokenize_permits.take():
-        text = await _text(service, body)
+        content = await _content(service, body)
+        expanded = await service.expanded(content, context.peer, "prompt")
         encoded = await service.in_pool(
             _encoded_ids,
             service,
-            text,
+            expanded,
             add_special_tokens=bool(body.add_special_tokens),
             with_texts=bool(body.return_token_strs),
         )
@@ -65,38 +67,45 @@ async def detokenize(
     return Reply(DetokenizeResponse(text))
 
 
-async def _text(service: Service, body: PromptTokenizeRequest | ChatTokenizeRequest) -> str:
+async def _content(
+    service: Service, body: PromptTokenizeRequest | ChatTokenizeRequest
+) -> str | Marked:
     if isinstance(body, PromptTokenizeRequest):
         return body.prompt
     refuse_unbuilt(chat_template=body.chat_template)
     chat = with_tools(body)
     offer = offer_of(chat, service.limits.dialect)
-    return await prompt_of(service, chat, offer)
+    return (await prompt_of(service, chat, offer)).content
 
 
-def _encoded_tokens(service: Service, text: str) -> Raw:
+def _encoded_tokens(service: Service, prompt: Expanded) -> Raw:
     # Encoded off the event loop, as there may be many.
-    return Raw(encode(simple_tokens(service.tokenizer, text)))
+    return Raw(encode(simple_tokens(service, prompt)))
 
 
-def _encoded_ids(service: Service, text: str, *, add_special_tokens: bool, with_texts: bool) -> Raw:
+def _encoded_ids(
+    service: Service, prompt: Expanded, *, add_special_tokens: bool, with_texts: bool
+) -> Raw:
     tokenizer = service.tokenizer
-    ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    special = add_special_tokens and prompt.adds_special_tokens
+    ids = service.encoder.encode(prompt.written, add_special_tokens=special)
     texts = [tokenizer.entry(id) for id in ids] if with_texts else None
     return Raw(encode(TokenizeResponse(len(ids), service.limits.max_total_tokens, ids, texts)))
 
 
 def simple_tokens(
-    tokenizer: Tokenizer, text: str, *, add_special_tokens: bool = True
+    service: Service, prompt: Expanded, *, add_special_tokens: bool = True
 ) -> list[SimpleToken]:
-    """Return the tokens of `text` as TGI shows them.
+    """Return the tokens of a prompt as TGI shows them.
 
     Raises:
-        ValidationError: `text` cannot be tokenized.
+        ValidationError: the text cannot be tokenized.
     """
+    special = add_special_tokens and prompt.adds_special_tokens
+    spans = service.encoder.spans(prompt.written, add_special_tokens=special)
     return [
-        SimpleToken(span.id, text[span.start : span.stop], span.start, span.stop)
-        for span in tokenizer.spans(text, add_special_tokens=add_special_tokens)
+        SimpleToken(span.id, prompt.text[span.start : span.stop], span.start, span.stop)
+        for span in spans
     ]
 
 
