@@ -7,7 +7,6 @@ bad bytes stays here, as it may tell of this process.
 
 from __future__ import annotations
 
-import binascii
 import warnings
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO
@@ -67,21 +66,6 @@ others it is a huge image: of the shorter side they make a fixed number of pixel
 MAX_SCANS = 100
 """Most passes over its pixels that a JPEG may take; common ones take ten. Passes of a few bytes
 would let a small file take minutes."""
-
-
-def decode_base64(text: str) -> bytes:
-    """Return the bytes of base64, which may have line breaks. Raises ImageRefused."""
-    if "," in text:
-        raise ImageRefused(
-            "the data URL has several parts with commas between them, as videos of JPEG frames "
-            "have: send each image as a part of its own"
-        )
-    with suppress(binascii.Error, ValueError):
-        encoded = text.encode("ascii").translate(None, b" \t\r\n")
-        return binascii.a2b_base64(encoded, strict_mode=True)
-    raise ImageRefused(
-        "the data URL is not base64: send `data:image/png;base64,` and the bytes in base64, padded"
-    )
 
 
 def decode(file: BinaryIO, max_pixels: int) -> Image.Image:

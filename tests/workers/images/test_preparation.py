@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,18 @@ from tests.workers.images.encoded import encode, gradient
 from workers.images import preparation
 from workers.images.preparation import Preparation
 
-IMAGE = base64.b64encode(encode(gradient(), "PNG")).decode()
-
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Preparation:
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     save_processor("llava", tmp_path)
+    (tmp_path / "image").write_bytes(encode(gradient(), "PNG"))
     return Preparation(tmp_path, max_pixels=1000)
+
+
+def ask(prepared: Preparation, out: str) -> dict[str, Any]:
+    file = str(prepared.folder / "image")
+    return prepared.answer({"file": file, "detail": "auto", "out": out})
 
 
 def test_a_model_without_images_says_so(tmp_path: Path) -> None:
@@ -47,11 +50,11 @@ def test_what_goes_wrong_within_is_not_told(
         raise raised
 
     monkeypatch.setattr(preparation, "decode", fails)
-    out = str(prepared.folder / "out")
-    assert prepared.answer({"base64": IMAGE, "detail": "auto", "out": out}) == {"error": said}
+    assert ask(prepared, str(prepared.folder / "out")) == {"error": said}
     assert ("0x7f" in capsys.readouterr().err) == isinstance(raised, KeyError)
 
 
 def test_no_room_for_arrays_is_said(prepared: Preparation) -> None:
-    answer = prepared.answer({"base64": IMAGE, "detail": "auto", "out": "/dev/full"})
-    assert answer == {"error": "the server has no room for the image: try again later"}
+    assert ask(prepared, "/dev/full") == {
+        "error": "the server has no room for the image: try again later"
+    }
