@@ -100,7 +100,6 @@ class World:
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr(place, "SHARED_MEMORY", "/nowhere")
-    monkeypatch.setattr(place.folder_in, "__defaults__", ("/nowhere",))
     world = World(tmp_path)
     async with world.closing:
         yield world
@@ -301,7 +300,7 @@ async def test_a_file_system_that_others_fill_is_overload(
 
 async def test_a_slow_image_delays_nobody_else(world: World) -> None:
     images = await world.start()
-    slow = asyncio.create_task(images.ready([data("sleep 1 size 1 1")], "a"))
+    slow = asyncio.create_task(images.ready([data("sleep 0.4 size 1 1")], "a"))
     async with asyncio.timeout(20):
         while not world.asked:  # noqa: ASYNC110 - it is no event
             await asyncio.sleep(0.01)
