@@ -113,6 +113,7 @@ TESTED_WITH_IMAGES = frozenset(
         "glm_ocr",
         "got_ocr2",
         "hyperclovax_vision_v2",
+        "idefics",
         "idefics2",
         "idefics3",
         "internvl",
@@ -123,6 +124,7 @@ TESTED_WITH_IMAGES = frozenset(
         "llava_next_video",
         "llava_onevision",
         "mistral3",
+        "mllama",
         "paddleocr_vl",
         "paligemma",
         "qianfan_ocr",
@@ -133,4 +135,4 @@ TESTED_WITH_IMAGES = frozenset(
         "vipllava",
     }
 )
-"""The same of families that put encodings of images in the place of tokens."""
+"""The same of families that take images."""
