@@ -25,13 +25,15 @@ class Inserted(NamedTuple):
 
 
 class CrossAttended(NamedTuple):
-    """Encoded images that packed tokens `start` to `start + n - 1`, all of one row, attend to."""
+    """Encoded images of a row, packed tokens `start` to `start + n - 1` of which attend to them."""
 
     start: int
     n: int
     first: int
     """Position of the first of them."""
     images: Sequence[SeenImage]
+    """All of the row, those that none of these tokens see included: a family may have tokens that
+    are before all images attend to what follows."""
 
 
 class SeenImage(NamedTuple):
@@ -75,16 +77,20 @@ class ForwardBatch:
                 f"attention over {n_tokens} tokens"
             )
 
-    def text(self, model: str) -> torch.Tensor:
-        """Return the tokens, for a `model` (its name, for messages) that takes nothing else.
+    def text(
+        self, model: str, *, inserts: bool = False, axes: bool = False, cross: bool = False
+    ) -> torch.Tensor:
+        """Return the tokens, for a `model` (its name, for messages) that takes nothing else, but
+        for what stands in the place of embeddings, several axes of positions or images to attend
+        to, where it takes these.
 
-        Raises ValueError for a batch that has more than tokens and one axis of positions.
+        Raises ValueError for a batch that has more than that.
         """
         asked = {
-            "what stands in the place of embeddings": self.inserted is not None,
-            f"positions of {self.positions.dim()} dimensions": self.positions.dim() != 1,
+            "what stands in the place of embeddings": self.inserted is not None and not inserts,
+            f"positions of {self.positions.dim()} dimensions": self.positions.dim() > 1 + axes,
             "adapters": self.adapters is not None,
-            "images to attend to": bool(self.cross),
+            "images to attend to": bool(self.cross) and not cross,
         }
         given = ", ".join(name for name, there in asked.items() if there)
         if not given:
@@ -115,10 +121,17 @@ class Vision(Protocol):
     def encode(self, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Encode one image, of the arrays that its preprocessing made, by the names of the model's
         code; on any device -> [n placeholders, hidden] on the model's, or with `cross` whatever its
-        layers attend to.
+        layers attend to; it holds all that is kept of an image, so that its size says how much.
 
         Raises ValueError for arrays that do not fit the model.
         """
+        ...
+
+    def seen(
+        self, tokens: NDArray[np.int64], images: Sequence[Image]
+    ) -> list[tuple[int, int | None]]:
+        """Return for each image of a prompt, int64 [n] tokens without what was generated, from
+        which position on it is seen and where no longer, None being never; with `cross`."""
         ...
 
     def positions(
@@ -129,13 +142,6 @@ class Vision(Protocol):
 
         Raises ValueError for images that do not fit their placeholders.
         """
-        ...
-
-    def seen(
-        self, tokens: NDArray[np.int64], images: Sequence[Image]
-    ) -> list[tuple[int, int | None]]:
-        """Return from which position of a prompt on each image is seen, and behind the last one
-        that sees it, None where all that follow do; with `cross`."""
         ...
 
 

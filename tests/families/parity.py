@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from tests.families.cases import VOCABULARY
 from tgi_async.wire.messages import Admit, Run, Sampling, Step
-from workers.forward import ForwardBatch, ForwardOutput
+from workers.forward import ForwardBatch, ForwardOutput, Model
 from workers.models.loading import Loaded
 from workers.runner import Runner
 from workers.sampling import Sampler
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
 class Recorder:
     """Passes a model's logits on, and keeps those of the last call."""
 
-    def __init__(self, model: Loaded) -> None:
+    def __init__(self, model: Model) -> None:
         self._model = model
         self.logits = torch.empty(0)
 

@@ -58,7 +58,226 @@ QWEN_TOWER = {
 }
 SIGLIP_OF_GEMMA = TOWER | {"model_type": "siglip_vision_model", "vision_use_head": False}
 
+PIXTRAL = TOWER | {"model_type": "pixtral", "image_size": 84, "head_dim": 16}
+COHERE = TEXT | {
+    "model_type": "cohere2",
+    "logit_scale": 0.7,
+    "sliding_window": 9,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
+INTERN = TOWER | {
+    "model_type": "internvl_vision",
+    "image_size": [IMAGE_SIZE, IMAGE_SIZE],
+    "patch_size": [PATCH_SIZE, PATCH_SIZE],
+    "layer_scale_init_value": 1.0,
+}
+QWEN2 = TEXT | {"model_type": "qwen2"}
+QWEN3 = TEXT | {"model_type": "qwen3"}
+GRID_TOWER = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "patch_size": PATCH_SIZE,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "out_hidden_size": 64,
+}
+GLM_TOKENS = {
+    "image_token_id": token_id("<|image_pad|>"),
+    "video_token_id": token_id("<|video_pad|>"),
+    "image_start_token_id": token_id("<|vision_start|>"),
+    "image_end_token_id": token_id("<|vision_end|>"),
+    "video_start_token_id": token_id("<global-img>"),
+    "video_end_token_id": token_id("<|image|>"),
+}
+GLM_ROPE = {
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1e4,
+        "mrope_section": [2, 1, 1],
+        "partial_rotary_factor": 0.5,
+    },
+}
+
 KINDS: dict[str, Mapping[str, Any]] = {
+    "aria": {
+        "text_config": TEXT | {"model_type": "aria_text", "moe_num_experts": 4, "moe_topk": 2},
+        "vision_config": TOWER | {"model_type": "idefics3_vision"},
+        "projector_patch_to_query_dict": {16: 5},
+        "image_token_index": token_id("<image>"),
+    },
+    "aya_vision": {
+        "text_config": COHERE,
+        "vision_config": SIGLIP,
+        "image_token_index": token_id("<image>"),
+    },
+    "cohere2_vision": {
+        "text_config": COHERE,
+        "vision_config": SIGLIP,
+        "alignment_intermediate_size": 48,
+        **IMAGE,
+    },
+    "deepseek_vl": {"text_config": LLAMA, "vision_config": SIGLIP, **IMAGE},
+    "exaone4_5": {
+        "text_config": TEXT
+        | {
+            "model_type": "exaone4",
+            "sliding_window": 9,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+        "vision_config": GRID_TOWER
+        | {"num_key_value_heads": 1, "window_size": 28, "fullatt_block_indexes": [1]},
+        "image_token_id": token_id("<|image_pad|>"),
+        "video_token_id": token_id("<|video_pad|>"),
+    },
+    "glm4v": {
+        "text_config": TEXT | GLM_ROPE | {"model_type": "glm4v_text"},
+        "vision_config": GRID_TOWER | {"image_size": 56},
+        **GLM_TOKENS,
+    },
+    "glm46v": {
+        "text_config": TEXT | GLM_ROPE | {"model_type": "glm4v_text"},
+        "vision_config": GRID_TOWER | {"image_size": 56, "model_type": "glm4v_vision"},
+        **GLM_TOKENS,
+    },
+    "glm4v_moe": {
+        "text_config": TEXT
+        | GLM_ROPE
+        | {
+            "model_type": "glm4v_moe_text",
+            "moe_intermediate_size": 48,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+        },
+        "vision_config": GRID_TOWER | {"image_size": 56},
+        **GLM_TOKENS,
+    },
+    "glm_ocr": {
+        "text_config": TEXT | GLM_ROPE | {"model_type": "glm_ocr_text"},
+        "vision_config": GRID_TOWER | {"image_size": 56},
+        **GLM_TOKENS,
+    },
+    "hyperclovax_vision_v2": {
+        "text_config": TEXT | {"model_type": "hyperclovax"},
+        "vision_config": GRID_TOWER
+        | {"model_type": "qwen2_5_vl_vision", "window_size": 28, "fullatt_block_indexes": [1]},
+        "image_token_id": token_id("<|image_pad|>"),
+        "video_token_id": token_id("<|video_pad|>"),
+    },
+    "kimi_k25": {
+        "text_config": TEXT
+        | {
+            "model_type": "deepseek_v3",
+            "num_key_value_heads": 4,
+            "kv_lora_rank": 32,
+            "q_lora_rank": 24,
+            "qk_rope_head_dim": 16,
+            "qk_nope_head_dim": 16,
+            "v_head_dim": 24,
+            "moe_intermediate_size": 48,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_group": 1,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+        },
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "patch_size": PATCH_SIZE,
+            "pos_emb_height": 8,
+            "pos_emb_width": 8,
+        },
+        "projection_hidden_size": 32,
+        "image_token_id": token_id("<|image_pad|>"),
+        "video_token_id": token_id("<|video_pad|>"),
+        "vision_start_token_id": token_id("<|vision_start|>"),
+        "vision_end_token_id": token_id("<|vision_end|>"),
+    },
+    "llava_next_video": {
+        "text_config": LLAMA,
+        "vision_config": CLIP,
+        "image_grid_pinpoints": [[28, 56], [56, 28], [56, 56]],
+        "image_token_index": token_id("<image>"),
+        "video_token_index": token_id("<|video_pad|>"),
+    },
+    "got_ocr2": {
+        "text_config": QWEN2,
+        "vision_config": {
+            "hidden_size": 32,
+            "output_channels": 16,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 112,
+            "patch_size": 7,
+            "window_size": 3,
+            "global_attn_indexes": [1],
+            "mlp_dim": 48,
+        },
+        "image_token_index": token_id("<image>"),
+    },
+    "internvl": {"text_config": QWEN2, "vision_config": INTERN, **IMAGE},
+    "lighton_ocr": {"text_config": QWEN3, "vision_config": PIXTRAL, **IMAGE},
+    "llava, granite": {
+        "text_config": TEXT | {"model_type": "granite", "embedding_multiplier": 0.6},
+        "vision_config": CLIP,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "image_token_index": token_id("<image>"),
+    },
+    "llava, pixtral": {
+        "text_config": TEXT | {"model_type": "mistral", "sliding_window": None},
+        "vision_config": PIXTRAL,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "image_token_index": token_id("<image>"),
+    },
+    "llava_onevision": {
+        "text_config": QWEN2,
+        "vision_config": SIGLIP,
+        "image_grid_pinpoints": [[28, 56], [56, 28], [56, 56]],
+        "image_token_index": token_id("<image>"),
+        "video_token_index": token_id("<|video_pad|>"),
+    },
+    "mistral3": {
+        "text_config": TEXT | {"model_type": "mistral", "sliding_window": None},
+        "vision_config": PIXTRAL,
+        "image_token_index": token_id("<image>"),
+    },
+    "paddleocr_vl": {
+        "text_config": TEXT | {"model_type": "paddleocr_vl_text", "rope_parameters": MROPE},
+        "vision_config": TOWER | {"spatial_merge_size": 2, "image_size": 56},
+        **QWEN,
+    },
+    "qianfan_ocr": {
+        "text_config": QWEN3,
+        "vision_config": INTERN | {"model_type": "qianfan_ocr_vision", "drop_path_rate": 0.0},
+        **IMAGE,
+    },
+    "video_llama_3": {
+        "text_config": QWEN2,
+        "vision_config": {
+            name: TOWER[name]
+            for name in (
+                "hidden_size",
+                "intermediate_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "patch_size",
+            )
+        },
+        "image_token_id": token_id("<|image_pad|>"),
+        "video_token_id": token_id("<|video_pad|>"),
+    },
+    "vipllava": {
+        "text_config": LLAMA,
+        "vision_config": CLIP,
+        "vision_feature_layer": [-2, -3, 1],
+        "image_token_index": token_id("<image>"),
+    },
     "gemma3": {
         "text_config": TEXT
         | {
@@ -143,7 +362,7 @@ KINDS: dict[str, Mapping[str, Any]] = {
 
 
 def config_of(kind: str) -> Any:
-    return AutoConfig.for_model(kind, **KINDS[kind])
+    return AutoConfig.for_model(kind.partition(",")[0], **KINDS[kind])
 
 
 def save_vision(kind: str, folder: Path, *, old_names: bool = True) -> Path:

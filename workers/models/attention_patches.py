@@ -60,10 +60,18 @@ def patch_attention(model: Any) -> list[str]:
 
 def inputs(model: Any) -> dict[str, torch.Tensor]:
     """What a model must be called with besides tokens and positions."""
-    if model.config.model_type == "mpt":
+    kind = model.config.model_type
+    if kind not in ("idefics", "mllama", "mpt"):
+        return {}
+    none = torch.zeros(1, 1, 1, 1, device=model.device)
+    if kind == "mpt":
         # Its code has no way without a mask; a mask of four dimensions is passed on as it is.
-        return {"attention_mask": torch.zeros(1, 1, 1, 1, device=model.device)}
-    return {}
+        return {"attention_mask": none}
+    # Stand for images: which ones there are is told in another way (workers/vision/cross.py).
+    if kind == "mllama":
+        return {"cross_attention_states": none}
+    name = "perceiver" if model.config.use_resampler else "image_encoder"
+    return {f"{name}_embeddings": none, "image_attention_mask": none[0]}
 
 
 def _score_and_mix(model: Any, module: Any) -> None:

@@ -52,6 +52,9 @@ class PackedForward:
         return logits if self._selects else logits[wanted]
 
     def _embedded(self, input_ids: torch.Tensor, inserted: Inserted | None) -> torch.Tensor:
+        if inserted is not None:
+            # A placeholder may be beyond the tokens that have an embedding.
+            input_ids = input_ids.index_fill(0, inserted.at, 0)
         found: torch.Tensor = self._model.get_input_embeddings()(input_ids)
         if inserted is None:
             return found
@@ -85,6 +88,14 @@ class PackedForward:
         return logits, hidden if self._selects else hidden[wanted]
 
 
+def attending_to_text(config: Any) -> list[int]:
+    """The numbers of the layers that keep keys and values of the text: all but those that attend to
+    images in their place."""
+    text = config.get_text_config()
+    others = set(getattr(text, "cross_attention_layers", None) or ())
+    return [number for number in range(text.num_hidden_layers) if number not in others]
+
+
 def layers_of(model: Any) -> list[AttentionSpec]:
     """How each layer attends, by number. Runs the model once, over two tokens.
 
@@ -110,7 +121,7 @@ def layers_of(model: Any) -> list[AttentionSpec]:
             f"{transformers.__version__}: {error}"
         ) from error
     layers = [tracer.layers[at] for at in sorted(tracer.layers)]
-    n_layers = model.config.get_text_config().num_hidden_layers
+    n_layers = len(attending_to_text(model.config))
     if sorted(tracer.layers) != list(range(len(layers))) or len(layers) < n_layers:
         raise UnsupportedModel(
             f"{kind} has {n_layers} layers, and attends with AttentionInterface in "

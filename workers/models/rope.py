@@ -75,8 +75,8 @@ class Scaling(NamedTuple):
 def override(config: Any, scaling: Scaling) -> None:
     """Put a scaling in the place of what a config says.
 
-    Raises ValueError for a model without the one rotary embedding that they are about, and for
-    values that say nothing.
+    Raises ValueError for a model without the one rotary embedding that they are about, or with one
+    over several axes, and for values that say nothing.
     """
     kind, factor = scaling
     if kind not in KINDS or not 1.0 <= factor < float("inf"):
@@ -86,10 +86,10 @@ def override(config: Any, scaling: Scaling) -> None:
         )
     text = config.get_text_config()
     rope = getattr(text, "rope_parameters", None)
-    if not rope or "rope_theta" not in rope:
+    if not rope or "rope_theta" not in rope or "mrope_section" in rope:
         raise ValueError(
-            f"--rope-scaling is for a model with one rotary embedding, which {config.model_type} "
-            "does not have; leave it out"
+            "--rope-scaling is for a model with one rotary embedding over one axis, which "
+            f"{config.model_type} does not have; leave it out"
         )
     kept = {name: rope[name] for name in ("rope_theta", "partial_rotary_factor") if name in rope}
     text.rope_parameters = kept | {"rope_type": kind, "factor": factor}

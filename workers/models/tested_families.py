@@ -98,3 +98,41 @@ TESTED = frozenset(
     }
 )
 """By `model_type`; those of tests/families, which a test holds to this."""
+
+TESTED_WITH_IMAGES = frozenset(
+    {
+        "aria",
+        "aya_vision",
+        "cohere2_vision",
+        "deepseek_vl",
+        "exaone4_5",
+        "gemma3",
+        "glm46v",
+        "glm4v",
+        "glm4v_moe",
+        "glm_ocr",
+        "got_ocr2",
+        "hyperclovax_vision_v2",
+        "idefics",
+        "idefics2",
+        "idefics3",
+        "internvl",
+        "kimi_k25",
+        "lighton_ocr",
+        "llava",
+        "llava_next",
+        "llava_next_video",
+        "llava_onevision",
+        "mistral3",
+        "mllama",
+        "paddleocr_vl",
+        "paligemma",
+        "qianfan_ocr",
+        "qwen2_5_vl",
+        "qwen2_vl",
+        "smolvlm",
+        "video_llama_3",
+        "vipllava",
+    }
+)
+"""The same of families that take images."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from workers.attention import registry
@@ -11,11 +13,14 @@ from workers.forward import ForwardBatch, ForwardOutput, Vision
 from workers.models.attention_patches import patch_attention
 from workers.models.layers import PackedForward, layers_of
 from workers.models.pretrained import Pretrained
-from workers.models.tested_families import TESTED
+from workers.models.tested_families import TESTED, TESTED_WITH_IMAGES
+from workers.vision.cross import CrossVision
 from workers.vision.families import vision_of
 
 DIM_STEP = 16
 """Kernels take heads of a multiple of this; a cache of others is filled up with zeros."""
+
+NOTHING: AbstractContextManager[None] = nullcontext()
 
 
 class TransformersModel:
@@ -25,6 +30,7 @@ class TransformersModel:
         """Raises UnsupportedModel."""
         self.module = loaded.module
         notes = loaded.complete() + patch_attention(self.module)
+        self.vision: Vision | None = vision_of(self.module)
         self.weight_bytes = loaded.weight_bytes
         self.quantization = loaded.quantization
         layers = layers_of(self.module)
@@ -37,9 +43,8 @@ class TransformersModel:
         self.attention = registry.build(attention, shape)
         self.spec = loaded.spec(layers, shape)
         self.notes = notes + self.attention.notes
-        self.vision: Vision | None = vision_of(self.module)
         kind = self.module.config.model_type
-        if kind not in TESTED:
+        if kind not in TESTED | TESTED_WITH_IMAGES:
             self.notes.append(
                 f"{kind} is not among the families that tests hold to transformers (docs/models.md)"
             )
@@ -48,23 +53,22 @@ class TransformersModel:
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         """See `forward.Model`."""
-        asked = self._tokens(batch), batch.positions, batch.wanted, batch.inserted
-        with self._paged.over(batch.attention):
+        sees = self.vision
+        tokens = batch.text(
+            "transformers' code",
+            inserts=sees is not None and not sees.cross,
+            axes=sees is not None and sees.mrope,
+            cross=sees is not None and sees.cross,
+        )
+        asked = tokens, batch.positions, batch.wanted, batch.inserted
+        with self._paged.over(batch.attention), self._looking(batch):
             if batch.hidden:
                 return ForwardOutput(*self._packed.with_hidden(*asked))
             return ForwardOutput(self._packed(*asked))
 
-    def _tokens(self, batch: ForwardBatch) -> torch.Tensor:
-        """Raises ValueError for a batch that has more than this model takes."""
-        vision = self.vision
-        if vision is None or batch.adapters is not None or batch.cross:
-            return batch.text("transformers' code")
-        if batch.positions.dim() > 1 and not vision.mrope:
-            raise ValueError(
-                f"{self.module.config.model_type} has one axis of positions, and was given "
-                f"{len(batch.positions)}"
-            )
-        return batch.tokens
+    def _looking(self, batch: ForwardBatch) -> AbstractContextManager[None]:
+        """Let layers that attend to images know which."""
+        return self.vision.over(batch.cross) if isinstance(self.vision, CrossVision) else NOTHING
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `forward.HeadedModel`."""

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from tgi_async.wire.messages import Image
 from workers.forward import Vision
+from workers.vision.cross_idefics import IdeficsVision
+from workers.vision.cross_mllama import MllamaVision
 
 FATAL = (torch.OutOfMemoryError, torch.AcceleratorError)
 """Errors that are not the image's."""
@@ -51,7 +53,7 @@ class InPlace:
             rows = torch.cat([part.flatten(0, -2) for part in parts])
         except FATAL:
             raise
-        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # of whatever kind: it is the model's own code that fails
             shapes = ", ".join(f"{name} {list(one.shape)}" for name, one in sorted(given.items()))
             raise ValueError(f"an image's arrays do not fit {self._kind}: {shapes}") from error
         return rows
@@ -65,8 +67,8 @@ class InPlace:
     def seen(
         self, tokens: NDArray[np.int64], images: Sequence[Image]
     ) -> list[tuple[int, int | None]]:
-        """See `forward.Vision`; no token attends to an image."""
-        return [(0, 0)] * len(images)
+        """See `forward.Vision`: by what stands in their places, as any text is."""
+        return [(image.start, None) for image in images]
 
     def _moved(self, array: torch.Tensor) -> torch.Tensor:
         dtype = self._model.dtype if array.is_floating_point() else array.dtype
@@ -110,17 +112,42 @@ class Grids(InPlace):
 
 
 FAMILIES: dict[str, Callable[[Any], Vision]] = {
+    "aria": InPlace,
+    "aya_vision": InPlace,
+    "cohere2_vision": InPlace,
+    "deepseek_vl": InPlace,
+    "exaone4_5": InPlace,
     "gemma3": InPlace,
+    "glm46v": Grids,
+    "glm4v": Grids,
+    "glm4v_moe": Grids,
+    "glm_ocr": Grids,
+    "got_ocr2": InPlace,
+    "hyperclovax_vision_v2": InPlace,
+    "idefics": IdeficsVision,
     "idefics2": InPlace,
     "idefics3": InPlace,
+    "internvl": InPlace,
+    "kimi_k25": InPlace,
+    "lighton_ocr": InPlace,
     "llava": InPlace,
     "llava_next": InPlace,
+    "llava_next_video": InPlace,
+    "llava_onevision": InPlace,
+    "mistral3": InPlace,
+    "mllama": MllamaVision,
+    "paddleocr_vl": Grids,
     "paligemma": InPlace,
+    "qianfan_ocr": InPlace,
     "qwen2_5_vl": Grids,
     "qwen2_vl": Grids,
     "smolvlm": InPlace,
+    "video_llama_3": InPlace,
+    "vipllava": InPlace,
 }
 """By `model_type`: what makes a model's `Vision`."""
+BIDIRECTIONAL = frozenset({"gemma3", "paligemma"})
+"""Families whose prompts have spans that attend in both directions."""
 FIRST_POSITIONS = {"paligemma": 1}
 """Of families that count positions from another number than 0."""
 

@@ -26,7 +26,7 @@ class ToyAttention(AttentionBackend[list[tuple[int, int, torch.Tensor]]]):
         sequences = [(row, 1, length, table) for row, (table, length) in enumerate(rows)]
         return [
             (start, n, (table.long()[:, None] * size + torch.arange(size)).flatten()[:length])
-            for start, n, length, table in [*sequences, *batch.prefills]
+            for start, n, length, table in [*sequences, *(chunk[:4] for chunk in batch.prefills)]
         ]
 
     def forward(

@@ -131,3 +131,10 @@ def test_a_scaling_that_says_nothing_is_refused(scaling: Scaling) -> None:
 def test_a_scaling_needs_a_rotary_embedding() -> None:
     with pytest.raises(ValueError, match="which gpt2 does not have"):
         override(AutoConfig.for_model("gpt2"), Scaling("linear", 2.0))
+
+
+def test_a_scaling_needs_an_embedding_of_one_axis() -> None:
+    config = AutoConfig.for_model("qwen2_vl")
+    config.text_config.rope_parameters["mrope_section"] = [16, 24, 24]
+    with pytest.raises(ValueError, match="over one axis, which qwen2_vl does not have"):
+        override(config, Scaling("linear", 2.0))
