@@ -117,8 +117,14 @@ def test_without_drafts_nothing_is_said_of_them(serve: Serve) -> None:
     assert "speculation" not in server.log
 
 
-def test_images_are_prepared_for_a_model_that_takes_them(serve: Serve) -> None:
-    server = serve(Behaviour(takes_images=True), "--allow-image-domains", "a.example")
+def test_images_are_prepared_for_a_model_that_takes_them(serve: Serve, tmp_path: Path) -> None:
+    tokenizer = tiny_inner()
+    tokenizer.add_special_tokens(["<image>"])
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
+    found = {"path": str(tmp_path), "model_id": "a/b", "revision": None}
+    behaviour = Behaviour(takes_images=True, vocab_size=259)
+    flags = ("--allow-image-domains", "a.example")
+    server = serve(behaviour, *flags, prepare=f"print({json.dumps(found)!r})")
     url = "data:image/png;base64," + b64encode(b"size 4 6").decode()
     body = {"inputs": f"![]({url}) What is it?", "parameters": {"max_new_tokens": 5}}
     with httpx.Client(base_url=server.url) as client:

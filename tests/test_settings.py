@@ -49,9 +49,7 @@ def test_domains_of_images_are_read_at_the_start() -> None:
     domains = Settings(allow_image_domains=("a.example",)).image_domains
     domains.check(place_of("https://a.example/"))
     assert not Settings().image_domains
-    with pytest.raises(
-        StartError, match=r"^--allow-image-domains: 'https://a' is not a dom"
-    ):
+    with pytest.raises(StartError, match=r"^--allow-image-domains: 'https://a' is not a dom"):
         Settings(allow_image_domains=("b.example", "https://a"))
 
 
