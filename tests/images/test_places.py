@@ -67,9 +67,10 @@ class TestWhatAttendsInBothDirections:
         found = placed([1, 9, 9, 2, 9, 9, 3, 9], image(4), image(1), of=family("image"))
         assert found.spans == (Span(1, 3), Span(4, 6), Span(7, 8))
 
-    def test_the_whole_prompt_with_an_image_or_without(self) -> None:
+    def test_the_whole_prompt_if_it_has_an_image(self) -> None:
         assert placed([9, 1, 2], image(1), of=family("prompt")).spans == (Span(0, 3),)
-        assert placed([1, 2, 3], of=family("prompt"), start=1).spans == (Span(0, 2),)
+        assert placed([9, 1, 2], image(1), of=family("prompt"), stop=2).spans == (Span(0, 2),)
+        assert placed([1, 2, 3], of=family("prompt"), start=1).spans == ()
 
     def test_nothing_where_a_prompt_has_no_image(self) -> None:
         assert placed([1, 2, 3], of=family("image")).spans == ()

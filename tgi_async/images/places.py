@@ -73,8 +73,11 @@ def places(
                 arrays=list(one.arrays),
             )
         )
-    if family.bidirectional == "prompt":
-        spans: tuple[Span, ...] = (Span(0, stop - start),)
+    if not images:
+        # transformers' code has the types of tokens that say so from images only.
+        spans: tuple[Span, ...] = ()
+    elif family.bidirectional == "prompt":
+        spans = (Span(0, stop - start),)
     elif family.bidirectional == "image":
         spans = tuple(_runs(place - start for place in found if start <= place < stop))
     else:

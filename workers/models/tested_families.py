@@ -135,4 +135,4 @@ TESTED_WITH_IMAGES = frozenset(
         "vipllava",
     }
 )
-"""The same of families that put encodings of images in the place of tokens."""
+"""The same of families that take images."""
