@@ -270,7 +270,7 @@ class Engine:
         Unhealthy when stopping or gone for good.
         """
         self._check_serving()
-        if (largest := max(request.prompt, default=0)) >= self._vocab_size:
+        if (largest := _largest_token(request)) >= self._vocab_size:
             raise ValidationError(
                 f"the prompt has the token {largest}, and the model knows those below "
                 f"{self._vocab_size}: its tokenizer has more tokens than the model"
@@ -493,3 +493,14 @@ class Engine:
             self.core.reset(requests)
             for request in requests:
                 self.core.finish(request)
+
+
+def _largest_token(request: GenerationRequest) -> int:
+    """Return the largest token of a prompt, placeholders of images aside: these may be beyond what
+    a model can emit."""
+    ids, images = request.prompt, request.images
+    if not images:
+        return max(ids, default=0)
+    starts = [0, *(image.end for image in images)]
+    ends = [*(image.start for image in images), len(ids)]
+    return max(max(ids[start:end], default=0) for start, end in zip(starts, ends, strict=True))

@@ -305,9 +305,7 @@ class Settings:
     image_fetch_timeout: int = _option(
         5, IMAGES, "seconds for fetching an image", kind=int, least=1, most=600
     )
-    max_images_per_request: int = _option(
-        32, IMAGES, "most images of a request", kind=int, least=0
-    )
+    max_images_per_request: int = _option(32, IMAGES, "most images of a request", kind=int, least=0)
     max_image_pixels: int = _option(
         64_000_000, IMAGES, "most pixels of an image", kind=int, least=1
     )

@@ -77,16 +77,20 @@ class ForwardBatch:
                 f"attention over {n_tokens} tokens"
             )
 
-    def text(self, model: str) -> torch.Tensor:
-        """Return the tokens, for a `model` (its name, for messages) that takes nothing else.
+    def text(
+        self, model: str, *, inserts: bool = False, axes: bool = False, cross: bool = False
+    ) -> torch.Tensor:
+        """Return the tokens, for a `model` (its name, for messages) that takes nothing else, but
+        for what stands in the place of embeddings, several axes of positions or images to attend
+        to, where it takes these.
 
-        Raises ValueError for a batch that has more than tokens and one axis of positions.
+        Raises ValueError for a batch that has more than that.
         """
         asked = {
-            "what stands in the place of embeddings": self.inserted is not None,
-            f"positions of {self.positions.dim()} dimensions": self.positions.dim() != 1,
+            "what stands in the place of embeddings": self.inserted is not None and not inserts,
+            f"positions of {self.positions.dim()} dimensions": self.positions.dim() > 1 + axes,
             "adapters": self.adapters is not None,
-            "images to attend to": bool(self.cross),
+            "images to attend to": bool(self.cross) and not cross,
         }
         given = ", ".join(name for name, there in asked.items() if there)
         if not given:

@@ -477,7 +477,10 @@ class Runner:
             for begin in range(0, n, PROMPT_LOGPROBS_AT_ONCE):
                 end = min(n, begin + PROMPT_LOGPROBS_AT_ONCE)
                 scores = logits[offset + begin : offset + end].float().log_softmax(-1)
-                chosen = scores.gather(1, following[begin:end, None])
+                # A placeholder of an image may be beyond what a model can emit.
+                next_ones = following[begin:end, None]
+                chosen = scores.gather(1, next_ones.clamp(max=scores.shape[1] - 1))
+                chosen = chosen.masked_fill(next_ones >= scores.shape[1], float("-inf"))
                 part = [chosen[:, 0], (scores >= chosen).sum(1)]
                 if row.prompt_top_n:
                     best = scores.topk(min(row.prompt_top_n, scores.shape[1]))

@@ -14,11 +14,13 @@ from starlette.applications import Starlette
 from tests.api.tiny_tokenizer import tiny_inner, tiny_tokenizer
 from tests.api.waiting import until
 from tests.doubles.fake_engine import FakeEngine
+from tests.doubles.fake_images import FakeImages
 from tgi_async.api.app import create_app
 from tgi_async.api.dialect import Dialect, dialect_of
 from tgi_async.api.limits import Limits
 from tgi_async.connection import Connection
 from tgi_async.grammar.checker import GrammarChecker
+from tgi_async.images.images import Images
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.sampling_defaults import SamplingDefaults
@@ -129,6 +131,11 @@ def chat_stop_token_ids() -> tuple[int, ...]:
 
 
 @pytest.fixture
+def images() -> FakeImages | None:
+    return None
+
+
+@pytest.fixture
 def app(
     settings: Settings,
     engine: FakeEngine,
@@ -136,6 +143,7 @@ def app(
     chat_template: ChatTemplate | None,
     checker: GrammarChecker | None,
     chat_stop_token_ids: tuple[int, ...],
+    images: FakeImages | None,
 ) -> Starlette:
     metrics = Metrics(
         max_input_tokens=settings.max_input_tokens, max_total_tokens=settings.max_total_tokens
@@ -149,6 +157,7 @@ def app(
         compute_type="test-machine",
         checker=checker,
         chat_stop_token_ids=chat_stop_token_ids,
+        images=cast(Images | None, images),
     )
 
 

@@ -17,12 +17,36 @@ from tests.families.vision_parity import Outcome, Reference, Served, compare, se
 from tests.helpers.loading import load
 from tests.helpers.tiny_vision import save_vision
 from tests.helpers.vision_tokens import token_id
+from workers.models.loading import FusedModel, Loaded
 from workers.models.tested_families import TESTED_WITH_IMAGES
 from workers.vision.families import FAMILIES
 
 QUICK = ("gemma3", "llava", "qwen2_vl")
 """Images that attend in both directions, none of that, and positions of three axes."""
 LONG = [pytest.param(kind, marks=pytest.mark.full) for kind in CASES if kind not in QUICK]
+FUSED = (
+    "deepseek_vl",
+    "got_ocr2",
+    "idefics2",
+    "idefics3",
+    "internvl",
+    "lighton_ocr",
+    "llava",
+    "llava, granite",
+    "llava, pixtral",
+    "llava_next",
+    "llava_next_video",
+    "llava_onevision",
+    "mistral3",
+    "qianfan_ocr",
+    "qwen2_5_vl",
+    "qwen2_vl",
+    "smolvlm",
+    "video_llama_3",
+    "vipllava",
+)
+"""Those whose text a fused decoder runs."""
+LONG_FUSED = [pytest.param(kind, marks=pytest.mark.full) for kind in FUSED if kind not in QUICK]
 MOST_DIFFERENCE = 1e-3
 
 
@@ -34,14 +58,36 @@ def expect_equal(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("kind", [*QUICK, *LONG])
 def test_texts_and_logits_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
-    case = CASES[kind]
-    model = load(save_vision(kind, tmp_path), torch.float32, CPU)
+    model = load(save_vision(kind, tmp_path), torch.float32, CPU, "transformers")
     assert not any("held to transformers" in note for note in model.notes)
-    reference = Reference(case, tmp_path)
+    serve_and_compare(kind, model, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["llava", "qwen2_vl", *LONG_FUSED])
+def test_fused_decoders_write_the_same(kind: str, tmp_path: Path) -> None:
+    serve_and_compare(
+        kind, load(save_vision(kind, tmp_path), torch.float32, CPU, "fused"), tmp_path
+    )
+
+
+def serve_and_compare(kind: str, model: Loaded, folder: Path) -> None:
+    case = CASES[kind]
+    reference = Reference(case, folder)
     given = prompts(case, reference.n_rows)
-    served = serve(case, model, given, tmp_path)
+    served = serve(case, model, given, folder)
     expect_equal(compare(given, served, reference, token_id(case.image_token)))
     assert case.bidirectional == "prompt" or any(one.n_cached for one in served)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", CASES)
+def test_the_text_of_most_families_is_run_by_a_fused_decoder(kind: str, tmp_path: Path) -> None:
+    model = load(save_vision(kind, tmp_path), torch.float32, CPU)
+    assert isinstance(model, FusedModel) == (kind in FUSED)
+    assert any("runs through transformers' code" in note for note in model.notes) != (kind in FUSED)
+    both = load(tmp_path, torch.float32, CPU, "transformers")
+    # Rotary frequencies, and what the fused decoder keeps in another form, are little.
+    assert model.weight_bytes == pytest.approx(both.weight_bytes, rel=0.02)
 
 
 @pytest.mark.parametrize("kind", [*QUICK, *LONG])
@@ -57,7 +103,7 @@ def test_an_image_changes_what_follows(kind: str, tmp_path: Path) -> None:
     assert float(apart.abs().max()) > 100 * MOST_DIFFERENCE
 
 
-def ranks_serve(kinds: list[str], folder: Path) -> None:
+def ranks_serve(kinds: list[str], folder: Path, implementation: str) -> None:
     given = {}
     references = {}
     for kind in kinds:
@@ -65,7 +111,8 @@ def ranks_serve(kinds: list[str], folder: Path) -> None:
         given[kind] = prompts(CASES[kind], references[kind].n_rows)
         (folder / kind / "prompts").write_bytes(pickle.dumps(given[kind]))
     command = [sys.executable, "-m", "tests.families.vision_two_ranks"]
-    ranks = [subprocess.Popen([*command, str(rank), str(folder), *kinds]) for rank in range(2)]
+    about = [str(folder), implementation, *kinds]
+    ranks = [subprocess.Popen([*command, str(rank), *about]) for rank in range(2)]
     try:
         assert [one.wait(600) for one in ranks] == [0, 0]
     finally:
@@ -79,12 +126,17 @@ def ranks_serve(kinds: list[str], folder: Path) -> None:
 
 
 def test_two_ranks_of_a_family(tmp_path: Path) -> None:
-    ranks_serve(["qwen2_vl"], tmp_path)
+    ranks_serve(["qwen2_vl"], tmp_path, "fused")
 
 
 @pytest.mark.full
 def test_two_ranks(tmp_path: Path) -> None:
-    ranks_serve([kind for kind in CASES if kind != "qwen2_vl"], tmp_path)
+    ranks_serve(list(CASES), tmp_path, "transformers")
+
+
+@pytest.mark.full
+def test_two_ranks_of_fused_decoders(tmp_path: Path) -> None:
+    ranks_serve([kind for kind in FUSED if kind != "qwen2_vl"], tmp_path, "fused")
 
 
 @pytest.mark.full

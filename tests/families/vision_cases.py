@@ -159,6 +159,7 @@ CASES: dict[str, VisionCase] = {
     "internvl": VisionCase(_square, _alone()),
     "kimi_k25": VisionCase(_small_squares, VISION, "<|image_pad|>"),
     "lighton_ocr": VisionCase(_rectangle, _alone()),
+    "llava, granite": VisionCase(_square, _alone()),
     "llava, pixtral": VisionCase(_rectangle, _alone()),
     "llava_next_video": VisionCase(_tiles, _alone()),
     "llava_onevision": VisionCase(_tiles, _alone()),

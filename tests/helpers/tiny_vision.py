@@ -221,6 +221,13 @@ KINDS: dict[str, Mapping[str, Any]] = {
     },
     "internvl": {"text_config": QWEN2, "vision_config": INTERN, **IMAGE},
     "lighton_ocr": {"text_config": QWEN3, "vision_config": PIXTRAL, **IMAGE},
+    "llava, granite": {
+        "text_config": TEXT | {"model_type": "granite", "embedding_multiplier": 0.6},
+        "vision_config": CLIP,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "image_token_index": token_id("<image>"),
+    },
     "llava, pixtral": {
         "text_config": TEXT | {"model_type": "mistral", "sliding_window": None},
         "vision_config": PIXTRAL,

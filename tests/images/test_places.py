@@ -3,11 +3,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from tgi_async.errors import GenerationError, ValidationError
 from tgi_async.images.family import Family, Prepared
 from tgi_async.images.images import ReadyImage
-from tgi_async.images.places import places
+from tgi_async.images.places import Places, places
 from tgi_async.scheduler.blocks import Salt
 from tgi_async.wire.messages import PixelArray, Span
 
@@ -21,11 +22,17 @@ def family(bidirectional: Any = "") -> Family:
 
 def image(n_tokens: int, letter: bytes = b"a") -> ReadyImage:
     prepared = Prepared(letter * 16, "<image>" * n_tokens, n_tokens, 48, 2, 2)
-    return ReadyImage(prepared, f"/shared/{letter.decode()}", PIXELS)
+    return ReadyImage(prepared, f"/shared/{letter.decode()}", PIXELS, 48)
 
 
-def placed(ids: list[int], *ready: ReadyImage, of: Family | None = None, **kept: int) -> Any:
-    return places(ids, ready, of or family(), **{"start": 0, "stop": len(ids), **kept})
+def placed(
+    ids: list[int],
+    *ready: ReadyImage,
+    of: Family | None = None,
+    start: int = 0,
+    stop: int | None = None,
+) -> Places:
+    return places(ids, ready, of or family(), start=start, stop=len(ids) if stop is None else stop)
 
 
 def test_each_image_begins_at_its_first_and_ends_behind_its_last_placeholder() -> None:
@@ -60,12 +67,23 @@ class TestWhatAttendsInBothDirections:
         found = placed([1, 9, 9, 2, 9, 9, 3, 9], image(4), image(1), of=family("image"))
         assert found.spans == (Span(1, 3), Span(4, 6), Span(7, 8))
 
-    def test_the_whole_prompt_with_an_image_or_without(self) -> None:
+    def test_the_whole_prompt_if_it_has_an_image(self) -> None:
         assert placed([9, 1, 2], image(1), of=family("prompt")).spans == (Span(0, 3),)
-        assert placed([1, 2, 3], of=family("prompt"), start=1).spans == (Span(0, 2),)
+        assert placed([9, 1, 2], image(1), of=family("prompt"), stop=2).spans == (Span(0, 2),)
+        assert placed([1, 2, 3], of=family("prompt"), start=1).spans == ()
 
     def test_nothing_where_a_prompt_has_no_image(self) -> None:
         assert placed([1, 2, 3], of=family("image")).spans == ()
+
+
+def test_a_prefix_that_sees_what_is_to_come_is_shared_where_all_images_are_the_same() -> None:
+    ahead = structs.replace(family(), looks_ahead=True)
+    a, b = image(1), image(1, b"b")
+    salts = [placed([1, 9, 2, 9], *two, of=ahead).salts for two in ((a, b), (a, a), (b, a))]
+    assert [(salt.start, salt.end) for (salt,) in salts] == [(0, 1)] * 3
+    assert len({salt.digest for (salt,) in salts}) == 3
+    assert placed([1, 9, 2, 9], a, b, of=ahead).salts == salts[0]
+    assert placed([1, 2], of=ahead).salts == ()
 
 
 class TestCutPrompts:
@@ -83,7 +101,7 @@ class TestCutPrompts:
         found = placed(list(self.ids), a, b, start=0, stop=4)
         assert found.held == (a,)
 
-    @pytest.mark.parametrize("kept", [{"start": 2}, {"start": 5}, {"stop": 2}, {"stop": 5}])
-    def test_none_is_cut_in_two(self, kept: dict[str, int]) -> None:
+    @pytest.mark.parametrize(("start", "stop"), [(2, 7), (5, 7), (0, 2), (0, 5)])
+    def test_none_is_cut_in_two(self, start: int, stop: int) -> None:
         with pytest.raises(ValidationError, match=r"inside of image [12] of 2.* would be kept"):
-            placed(list(self.ids), image(2), image(2, b"b"), **kept)
+            placed(list(self.ids), image(2), image(2, b"b"), start=start, stop=stop)

@@ -23,6 +23,9 @@ class Reported:
     def sampled(self, found: Sequence[Sampled]) -> None:
         self.calls.append(("sampled", found))
 
+    def encoded(self, n: int, seconds: float) -> None:
+        self.calls.append(("encoded", (n, seconds)))
+
     def step_sent(self, **given: Any) -> None:
         self.calls.append(("sent", given))
 
@@ -64,6 +67,16 @@ def test_a_step_is_timed_from_being_sent_to_its_result(monkeypatch: pytest.Monke
             "sample_seconds": 0.125,
         },
     )
+
+
+def test_images_that_a_step_encoded_are_counted() -> None:
+    reported = Reported()
+    steps = StepTimer(reported)
+    for number in (1, 2):
+        steps.sent(plan(number, 5), began=1.0, now=1.0)
+    steps.done(StepDone(1, [], [], [], 0.5, 0.125), received=3.5)
+    steps.done(StepDone(2, [], [], [], 0.5, 0.125, n_encoded=3, encode_seconds=0.25), received=3.5)
+    assert [given for what, given in reported.calls if what == "encoded"] == [(3, 0.25)]
 
 
 def test_what_has_not_come_back_is_lost_once() -> None:

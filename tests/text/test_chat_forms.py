@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.tiny_processors import TEMPLATES
 from tgi_async.errors import TemplateError
 from tgi_async.text.chat_renderer import Renderer
 
@@ -38,6 +39,63 @@ def test_content_has_the_form_that_the_template_shows(
     source: str, content: list[dict[str, Any]] | str, text: str
 ) -> None:
     assert render(source, content=content) == text
+
+
+IMAGE = {"type": "image", "text": "<i>"}
+SHOWS = (
+    "{% for p in messages[0].content %}"
+    "{% if p.type == 'image' %}({{ p | length }}){% else %}[{{ p.text }}]{% endif %}{% endfor %}"
+)
+ASSERTS = SHOWS.replace("[{{", "{{ raise_exception('no') if p.type != 'text' }}[{{")
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "text"),
+    [
+        (SHOWS, [IMAGE, *PARTS, IMAGE], "(1)[Hel][lo](1)"),
+        (EITHER.replace(LISTS_ONLY, SHOWS), [IMAGE, *PARTS], "(1)[Hel][lo]"),
+        (EITHER.replace(LISTS_ONLY, SHOWS), "Hello", "[Hello]"),
+        ("{% if messages[0].content is string %}-{% endif %}" + SHOWS, [IMAGE], "(1)"),
+        (TEXTS_ONLY, [IMAGE, *PARTS, IMAGE], "<i>Hello<i>"),
+        (LISTS_ONLY, [IMAGE, *PARTS], "[<i>][Hel][lo]"),
+        (ASSERTS.replace("(1)", ""), [IMAGE, *PARTS], "(1)[Hel][lo]"),
+        ("{{ messages[0].content | tojson }}", [IMAGE, *PARTS], '"<i>Hello"'),
+    ],
+)
+def test_an_image_is_a_part_or_a_text_as_the_template_shows_it(
+    source: str, content: list[dict[str, Any]] | str, text: str
+) -> None:
+    assert render(source, content=content) == text
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_templates_of_models_that_see_show_images_as_parts(kind: str) -> None:
+    renderer = Renderer({"default": TEMPLATES[kind]}, {"bos_token": "<s>"})
+    parts = [IMAGE, {"type": "text", "text": "What?"}, IMAGE]
+    user: dict[str, Any] = {"role": "user", "content": parts}
+    said: dict[str, Any] = {"role": "assistant", "content": "A cat"}
+    asked: dict[str, Any] = {"role": "user", "content": "Sure?"}
+    text = renderer.render([user, said, asked])
+    shown = max(text.count(one) for one in ("<image>", "<|image|>", "<|image_pad|>"))
+    assert shown + text.count("<start_of_image>") == 2
+    assert "<i>" not in text
+    assert text.index("What?") < text.index("A cat") < text.index("Sure?")
+
+
+def test_messages_with_images_are_merged_where_a_template_wants_turns() -> None:
+    turns = (
+        "{% for m in messages %}"
+        "{% if m.role == 'system' or (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('turns must alternate') }}{% endif %}"
+        + SHOWS.replace("messages[0]", "m")
+        + "|{% endfor %}"
+    )
+    chat: list[dict[str, Any]] = [
+        {"role": "system", "content": "Be"},
+        {"role": "user", "content": [IMAGE]},
+        {"role": "user", "content": [*PARTS, IMAGE]},
+    ]
+    assert Renderer({"default": turns}, {}).render(chat) == "[Be\n\n](1)[\n\n][Hel][lo](1)|"
 
 
 @pytest.mark.parametrize("given", ['{"a": "ü"}', {"a": "ü"}])

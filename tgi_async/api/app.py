@@ -85,8 +85,6 @@ def create_app(
             chat_template.close()
         if checker is not None:
             checker.close()
-        if images is not None:
-            images.close()
 
     app = Starlette(
         routes=routes(service, os.environ),

@@ -107,6 +107,11 @@ class Service:
         return await loop.run_in_executor(self.pool, lambda: function(*args, **kwargs))
 
     @property
+    def pipeline_tag(self) -> str | None:
+        """The hub's name for what the model does."""
+        return self.limits.model_pipeline_tag if self.images is None else "image-text-to-text"
+
+    @property
     def encoder(self) -> Tokenizer:
         """What makes tokens of `Expanded.written`, and of texts that were typed."""
         return self.tokenizer if self.image_prompts is None else self.image_prompts.tokenizer

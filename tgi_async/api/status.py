@@ -87,7 +87,7 @@ def info(service: Service, path: Mapping[str, str]) -> Reply[Info]:
         Info(
             model_id=limits.model_id,
             model_sha=limits.revision,
-            model_pipeline_tag=limits.model_pipeline_tag,
+            model_pipeline_tag=service.pipeline_tag,
             max_concurrent_requests=limits.max_concurrent_requests,
             max_best_of=limits.max_best_of,
             max_stop_sequences=limits.max_stop_sequences,

@@ -93,7 +93,7 @@ def place_of(url: str, base: Place | None = None) -> Place:
         host, port = parts.hostname, parts.port
     except ValueError:
         raise not_fetched("its URL is not valid") from None
-    if parts.scheme not in PORTS or not host:
+    if parts.scheme not in PORTS or not host or ("[" in parts.netloc and ":" not in host):
         raise not_fetched("its URL is not valid, or leads to one that is neither http nor https")
     if "@" in parts.netloc:
         raise not_fetched("its URL must not have a user's name or password")

@@ -42,7 +42,7 @@ class Exchange:
     async def get(self, place: Place, headers: list[tuple[str, str]]) -> Answer:
         """Ask, and return the head of the response."""
         request = h11.Request(
-            method="GET", target=place.target, headers=[("host", place.shown), *headers]
+            method="GET", target=place.target, headers=[("Host", place.shown), *headers]
         )
         self._writer.write(self._http.send(request) or b"")
         self._writer.write(self._http.send(h11.EndOfMessage()) or b"")

@@ -22,8 +22,10 @@ class Family(Struct, frozen=True):
     reserved: tuple[str, ...]
     """Tokens that mean an image, or a part of one: where a user types one, it is text."""
     bidirectional: Attends = ""
-    """What attends in both directions: the placeholders of each image, or the whole prompt, text
-    included."""
+    """What attends in both directions: the placeholders of each image, or the whole prompt of which
+    they are a part."""
+    looks_ahead: bool = False
+    """Whether tokens before an image depend on it."""
     bos_token: str = ""
     """The token of the beginning, for families whose expansion writes it."""
     adds_special_tokens: bool = True

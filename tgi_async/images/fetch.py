@@ -82,10 +82,10 @@ class Fetcher:
         self._turns = Turns(AT_ONCE, AT_ONCE_EACH, WAITING)
         self._tls = tls
         self._headers = [
-            ("accept", "image/png, image/jpeg, image/webp, image/gif, image/*;q=0.5"),
-            ("accept-encoding", "identity"),
-            ("connection", "close"),
-            ("user-agent", f"tgi-async/{version('tgi-async')}"),
+            ("Accept", "image/png, image/jpeg, image/webp, image/gif, image/*;q=0.5"),
+            ("Accept-Encoding", "identity"),
+            ("Connection", "close"),
+            ("User-Agent", f"tgi-async/{version('tgi-async')}"),
         ]
 
     async def fetch(self, url: str, path: str, room: Room) -> Fetched:

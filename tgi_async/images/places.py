@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 from tgi_async.errors import GenerationError, ValidationError
@@ -20,15 +21,13 @@ class Places(NamedTuple):
     """The same images, whose files exist as long as these objects."""
     spans: tuple[Span, ...] = ()
     """Positions that attend to each other in both directions."""
+    salts: tuple[Salt, ...] = ()
+    """Of the prefix cache, in order of position."""
 
     @property
     def n_tokens_of_each(self) -> list[int]:
         """How many tokens each image takes."""
         return [one.prepared.n_tokens for one in self.held]
-
-    @property
-    def salts(self) -> tuple[Salt, ...]:
-        return tuple(Salt(image.start, image.end, image.digest) for image in self.images)
 
 
 def places(
@@ -74,13 +73,24 @@ def places(
                 arrays=list(one.arrays),
             )
         )
-    if family.bidirectional == "prompt":
-        spans: tuple[Span, ...] = (Span(0, stop - start),)
+    if not images:
+        # transformers' code has the types of tokens that say so from images only.
+        spans: tuple[Span, ...] = ()
+    elif family.bidirectional == "prompt":
+        spans = (Span(0, stop - start),)
     elif family.bidirectional == "image":
         spans = tuple(_runs(place - start for place in found if start <= place < stop))
     else:
         spans = ()
-    return Places(tuple(images), tuple(held), spans)
+    return Places(tuple(images), tuple(held), spans, _salts(images, family))
+
+
+def _salts(images: Sequence[Image], family: Family) -> tuple[Salt, ...]:
+    if family.looks_ahead and images:
+        # A prefix is another one's only where all images that are to come are the same.
+        together = b"".join(image.digest for image in images)
+        return (Salt(0, 1, blake2b(together, digest_size=16).digest()),)
+    return tuple(Salt(image.start, image.end, image.digest) for image in images)
 
 
 def _runs(positions: Iterable[int]) -> list[Span]:

@@ -42,7 +42,7 @@ class ReadyImage:
     prepared: Prepared
     path: str
     arrays: list[PixelArray]
-    size: int
+    size: int = 0
     """What it takes of the store, in bytes."""
 
 

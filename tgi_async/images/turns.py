@@ -33,10 +33,11 @@ class Turns:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.cancelled():
-                self._forget(client, turn)
-            else:
+            if not turn.cancelled():
                 self._leave(client)
+            elif turn in self._waiting.get(client, ()):
+                self._waiting[client].remove(turn)
+                self._settle(client)
             raise
         try:
             yield
@@ -45,14 +46,14 @@ class Turns:
 
     def _let_in(self) -> None:
         for client in list(self._waiting):
-            if not self._free:
-                return
-            if self._inside[client] < self._n_each:
+            while self._free and self._inside[client] < self._n_each and client in self._waiting:
                 turn = self._waiting[client].popleft()
                 self._settle(client)
-                self._inside[client] += 1
-                self._free -= 1
-                turn.set_result(None)
+                if not turn.cancelled():  # else its task is about to notice
+                    self._inside[client] += 1
+                    self._free -= 1
+                    turn.set_result(None)
+                    break
 
     def _leave(self, client: str) -> None:
         self._inside[client] -= 1
@@ -60,10 +61,6 @@ class Turns:
             del self._inside[client]
         self._free += 1
         self._let_in()
-
-    def _forget(self, client: str, turn: asyncio.Future[None]) -> None:
-        self._waiting[client].remove(turn)
-        self._settle(client)
 
     def _settle(self, client: str) -> None:
         """Let the client wait for its next turn behind all others, if it has more to do."""

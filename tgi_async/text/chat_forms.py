@@ -18,6 +18,7 @@ Render = Callable[[Sequence[Message], "list[dict[str, Any]] | None"], str]
 """Renders messages and tools to text. Raises TemplateError."""
 
 _TEXT = "needle in a haystack"
+_EMPTY = {"type": "text", "text": ""}
 _VALUE = "needle_value"
 _ARGUMENTS = {"needle_name": _VALUE}
 
@@ -242,12 +243,17 @@ def _content_form(render: Render) -> Literal["text", "either", "parts"]:
 
 
 def _shows_images(render: Render) -> bool:
-    text = {"type": "text", "text": _TEXT}
-    without = _attempt(render, [{"role": "user", "content": [text]}], None)
-    shown = _attempt(render, [{"role": "user", "content": [{"type": "image"}, text]}], None)
+    """Return whether an image among the parts is shown as something, unlike no part or an empty
+    text."""
+
+    def shown(*before: dict[str, str]) -> str:
+        content = [*before, {"type": "text", "text": _TEXT}]
+        return _attempt(render, [{"role": "user", "content": content}], None)
+
+    image = shown({"type": "image"})
     # A template that does not handle lists shows them as Python or JSON does.
-    listed = "'type'" in shown or '"type"' in shown
-    return _TEXT in shown and shown != without and not listed
+    listed = "'type'" in image or '"type"' in image
+    return _TEXT in image and image not in (shown(), shown(_EMPTY)) and not listed
 
 
 def _with_turns(forms: Forms, render: Render) -> Forms:

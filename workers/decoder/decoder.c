@@ -57,9 +57,12 @@ typedef struct {
     const int64_t *spans;                   /* [n_spans, 4], see paged_attention.h */
     const int64_t *wanted;                  /* [n_wanted] tokens whose logits are asked for */
     float *logits;                          /* [n_wanted, n_logits] */
+    const int64_t *inserted_at; /* [n_inserted] tokens, and what stands in the place of their */
+    const float *inserted;      /* embeddings, [n_inserted, hidden] */
+    const int64_t *each; /* [rotary / 2, n_tokens] positions by frequency; NULL: `positions` */
     void *hidden; /* [n_wanted, hidden] of the model's dtype, what the head takes; NULL: not kept */
     float *partial; /* [n_tokens, hidden], summed over the ranks between stages; NULL: one rank */
-    int64_t n_tokens, n_spans, n_wanted, block_size, n_threads;
+    int64_t n_tokens, n_spans, n_wanted, n_inserted, block_size, n_threads;
     int64_t stage; /* 0: embed; i: half i - 1; the last, after all halves: logits */
 } step;
 
@@ -130,12 +133,20 @@ static void embed(void *job, int64_t unit, int64_t next) {
         for (int64_t r = 0; r < d->n_ropes; r++) {
             float *turn = p->turns[r] + t * 2 * half;
             for (int64_t i = 0; i < half; i++) {
-                const float angle = (float)p->s->positions[t] * d->frequencies[r][i];
+                const int64_t *at = p->s->each ? p->s->each + i * p->s->n_tokens : p->s->positions;
+                const float angle = (float)at[t] * d->frequencies[r][i];
                 turn[i] = cosf(angle) * (float)d->rope_scales[r];
                 turn[half + i] = sinf(angle) * (float)d->rope_scales[r];
             }
         }
     }
+}
+
+/* Puts rows in the place of embeddings. */
+static void insert(pass *p) {
+    const int64_t n = p->d->hidden;
+    for (int64_t i = 0; i < p->s->n_inserted; i++)
+        memcpy(p->residual + p->s->inserted_at[i] * n, p->s->inserted + i * n, (size_t)n * 4);
 }
 
 /* x = norm(residual). */
@@ -282,9 +293,10 @@ static void add_summed(pass *p, int64_t stage) {
     const block *b = p->d->blocks + (stage - 1) / 2;
     p->norm = stage == 0 ? NULL : stage % 2 ? b->attention_norm : b->mlp_output_norm;
     p->branch = p->s->partial;
-    if (stage == 0)
+    if (stage == 0) {
         memcpy(p->residual, p->s->partial, (size_t)(p->s->n_tokens * p->d->hidden) * 4);
-    else
+        insert(p);
+    } else
         team_run(p->norm ? add_normed : add_partial, p, ceil_div(p->n, NORMS),
                  p->s->n_threads);
 }
@@ -380,6 +392,7 @@ int decoder_run(const decoder *d, const step *s) {
     const int64_t stage = s->partial ? s->stage : 0, until = s->partial ? s->stage : last;
     if (stage > 0) add_summed(&p, stage - 1);
     if (stage == 0) team_run(embed, &p, ceil_div(n, NORMS), s->n_threads);
+    if (stage == 0 && !s->partial) insert(&p);
     for (int64_t half = stage > 0 ? stage - 1 : 0; half < least(until, last - 1); half++) {
         p.b = d->blocks + half / 2;
         const int whole_last = !s->partial && half / 2 + 1 == d->n_blocks;

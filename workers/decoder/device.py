@@ -27,7 +27,7 @@ from workers.attention.layer import AttentionLayer, AttentionShape
 from workers.attention.triton_paged import code_number, code_scales
 from workers.decoder import triton_kernels as kernels
 from workers.decoder.families import Block, Description, NotFused, prepare
-from workers.forward import ForwardBatch, ForwardOutput
+from workers.forward import ForwardBatch, ForwardOutput, Inserted
 from workers.kernels.device_linear import GatedProduct, Product
 from workers.layers.linear import Linear
 from workers.ranks import Ranks
@@ -114,6 +114,10 @@ class DeviceDecoder:
         ]
         self._final_norm = description.final_norm()
         ropes = description.ropes
+        axes = ropes[0].axes
+        self._axes = None if axes is None else axes.to(device)
+        self._takes_images = description.takes_images
+        self._inserted_scale = description.inserted_scale
         self._frequencies = torch.stack([rope.frequencies for rope in ropes]).to(device)
         self._scales = torch.tensor([rope.scale for rope in ropes], device=device)
         held = chain((self._embedding, self._final_norm), self._head.tensors)
@@ -124,9 +128,12 @@ class DeviceDecoder:
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         """See `forward.Model`; logits are float32. An id outside the vocabulary, which only the
         device sees, makes the logits of its row NaN."""
-        tokens, context = batch.text("the fused decoder"), batch.attention
+        tokens = batch.text(
+            "the fused decoder", inserts=self._takes_images, axes=self._axes is not None
+        )
+        context = batch.attention
         turns = self._turns(batch.positions)
-        residual, x = self._embed(tokens)
+        residual, x = self._embed(tokens, batch.inserted)
         slots = self.attention.slots(context)
         last = len(self._layers) - 1
         for at, layer in enumerate(self._layers):
@@ -149,27 +156,37 @@ class DeviceDecoder:
     def _turns(self, positions: torch.Tensor) -> Sequence[torch.Tensor]:
         """Return float32 [n_tokens, 2, rotary / 2] of each rope."""
         n_ropes, half = self._frequencies.shape
-        turns = self._frequencies.new_empty((n_ropes, len(positions), 2, half))
-        kernels.turn[(len(positions), n_ropes)](
-            turns, positions, self._frequencies, self._scales,
+        n_tokens, stride = positions.shape[-1], 0
+        if positions.dim() > 1:
+            positions, stride = positions[self._axes], n_tokens
+        turns = self._frequencies.new_empty((n_ropes, n_tokens, 2, half))
+        kernels.turn[(n_tokens, n_ropes)](
+            turns, positions, self._frequencies, self._scales, stride,
             HALF=half, WIDTH=triton.next_power_of_2(half), num_warps=1,
         )  # fmt: skip
         return turns.unbind()
 
-    def _embed(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _embed(
+        self, ids: torch.Tensor, inserted: Inserted | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the residual stream, and the input of the first layer."""
         numbers = self._numbers
         norm = self._layers[0].input_norm
         residual = norm.new_empty((len(ids), numbers.hidden))
         x = self._embedding.new_empty(residual.shape)
+        whole = self._ranks is None and inserted is None
         kernels.embed[(len(ids),)](
             residual, x, ids, self._embedding, norm, numbers.vocabulary.start,
             numbers.vocabulary.size, numbers.vocab_size, numbers.embedding_scale, numbers.eps,
-            NORMED=self._ranks is None, **self._rows,
+            NORMED=whole, **self._rows,
         )  # fmt: skip
-        if self._ranks is None:
+        if whole:
             return residual, x
-        self._ranks.all_reduce(residual)
+        if self._ranks is not None:
+            self._ranks.all_reduce(residual)
+        if inserted is not None:
+            rows = inserted.rows.float() * self._inserted_scale
+            residual.index_copy_(0, inserted.at, rows)
         return residual, self._add_norm(residual, None, None, norm)
 
     def _place(

@@ -20,6 +20,7 @@ from workers.layers.linear import Linear
 from workers.quantization.method import Kernel, Prepare
 from workers.quantization.plain import PlainMethod
 from workers.slices import Range
+from workers.vision.families import BIDIRECTIONAL, takes_images
 
 FAMILIES = frozenset(
     {
@@ -37,7 +38,11 @@ FAMILIES = frozenset(
         "smollm3",
     }
 )
-"""`model_type` of the configs that the fused decoder runs."""
+"""`model_type` of the configs that the fused decoder runs, of a model that takes images that of its
+text."""
+
+WITH_IMAGES = frozenset({"qwen2_5_vl_text", "qwen2_vl_text"})
+"""The same, of the text of models that take images and have no other."""
 
 OFFSET_NORMS = frozenset({"gemma", "gemma2", "gemma3_text"})
 """Families whose norms multiply with 1 + weight."""
@@ -48,6 +53,9 @@ WINDOW_OF_CONFIG = frozenset({"mistral", "phi3"})
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 FIXED_ROPES = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embedding whose frequencies do not depend on the length of the text."""
+
+N_AXES = 3
+"""Of the positions of images: time, height and width."""
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 
@@ -64,6 +72,9 @@ class Rope:
     """float32 [rotary / 2], radians a position."""
     scale: float
     """Of cosine and sine."""
+    axes: torch.Tensor | None = None
+    """int64 [rotary / 2]: the axis of the positions that each frequency is of; None: there is one.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,16 +178,20 @@ class Description:
         where they are kept; they are on `device` afterwards.
         With `part`, its linear layers and its embedding are a rank's. With `tied`, the embedding
         has the head's weight. Raises NotFused."""
-        config = model.config
+        self.takes_images = takes_images(model.config)
+        """Whether rows may be inserted in the place of embeddings."""
+        config = model.config.get_text_config()
         kind = config.model_type
-        if kind not in FAMILIES:
+        if kind not in FAMILIES | WITH_IMAGES:
             raise NotFused(f"{kind} is not among the fused families")
+        if model.config.model_type in BIDIRECTIONAL:
+            raise NotFused("its tokens attend in both directions where there are images")
         activation = getattr(config, "hidden_activation", None) or config.hidden_act
         if activation not in ACTIVATIONS:
             raise NotFused(f"its activation {activation} is not one of {', '.join(ACTIVATIONS)}")
         self._kind = kind
         self._top = model
-        self._model = model.model
+        self._model = model.get_decoder() if self.takes_images else model.model
         self._fill = fill
         if not isinstance(self._model.embed_tokens, Embedding):
             raise NotFused("its code reads the weight of its embedding")
@@ -215,6 +230,10 @@ class Description:
             logit_scale=1.0 / getattr(config, "logits_scaling", 1.0),
             logit_softcap=getattr(config, "final_logit_softcapping", None) or 0.0,
         )
+        multiplier = getattr(config, "embedding_multiplier", 1.0)
+        self.inserted_scale = float(multiplier) if self._embedding.scale is None else 1.0
+        """What inserted rows are multiplied with: by some families all that the layers get, by
+        others the embeddings alone."""
         self.attention = [
             AttentionSpec(
                 self.numbers.n_heads,
@@ -322,5 +341,18 @@ def _ropes(module: Any) -> tuple[list[Rope], dict[str | None, int]]:
         prefix = f"{kind}_" if kind else ""
         frequencies = getattr(module, f"{prefix}inv_freq").detach().float().cpu().contiguous()
         places[kind] = len(ropes)
-        ropes.append(Rope(frequencies, float(getattr(module, f"{prefix}attention_scaling"))))
+        scale = float(getattr(module, f"{prefix}attention_scaling"))
+        ropes.append(Rope(frequencies, scale, _axes(module, len(frequencies))))
     return ropes, places
+
+
+def _axes(module: Any, n: int) -> torch.Tensor | None:
+    """Return the axis of each frequency, where the module cuts them into sections that take turns.
+
+    Raises NotFused for sections that are not all of them."""
+    sections: Sequence[int] | None = getattr(module, "mrope_section", None)
+    if sections is None:
+        return None
+    if sum(sections) != n:
+        raise NotFused(f"its rotary embedding has {n} frequencies in sections of {sections}")
+    return torch.arange(len(sections)).repeat_interleave(torch.tensor(sections)) % N_AXES

@@ -11,7 +11,7 @@ from workers.attention.cache import PagedCache
 from workers.attention.layer import AttentionShape
 from workers.attention.native import CodesStruct, NativeAttention
 from workers.decoder.families import Block, Description, NotFused, prepare
-from workers.forward import ForwardBatch, ForwardOutput
+from workers.forward import ForwardBatch, ForwardOutput, Inserted
 from workers.kernels.codes import PackedCodes
 from workers.kernels.packed import ACTIVATIONS, PackedWeight, Weight
 from workers.layers.linear import Linear
@@ -63,8 +63,8 @@ class _Step(ctypes.Structure):
 
     _fields_ = (
         *((name, _POINTER) for name in ("ids", "positions", "slots", "spans", "wanted", "logits")),
-        *((name, _POINTER) for name in ("hidden", "partial")),
-        *((name, _INTEGER) for name in ("n_tokens", "n_spans", "n_wanted")),
+        *((name, _POINTER) for name in ("inserted_at", "inserted", "each", "hidden", "partial")),
+        *((name, _INTEGER) for name in ("n_tokens", "n_spans", "n_wanted", "n_inserted")),
         *((name, _INTEGER) for name in ("block_size", "n_threads", "stage")),
     )
 
@@ -102,6 +102,9 @@ class NativeDecoder:
             description.forget(at)
         self._cache: PagedCache | None = None
         self._vocab_size = numbers.vocab_size
+        self._takes_images = description.takes_images
+        self._inserted_scale = description.inserted_scale
+        self._axes = description.ropes[0].axes
         self._logit_widths = numbers.logit_widths
         ropes = description.ropes
         self._decoder = _Decoder(
@@ -138,7 +141,10 @@ class NativeDecoder:
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         """See `forward.Model`; logits are float32. Raises MemoryError, and ValueError for an id
         outside the vocabulary."""
-        tokens, wanted, context = batch.text("the fused decoder"), batch.wanted, batch.attention
+        tokens = batch.text(
+            "the fused decoder", inserts=self._takes_images, axes=self._axes is not None
+        )
+        wanted, context = batch.wanted, batch.attention
         if context.cache is not self._cache:
             self._use(context.cache)
         spans = self.attention.metadata(context)
@@ -146,18 +152,26 @@ class NativeDecoder:
         hidden: torch.Tensor | None = None
         if batch.hidden:
             hidden = torch.empty(len(wanted), self._decoder.hidden, dtype=self._head.dtype)
+        at, rows = self._inserted(batch.inserted, len(tokens))
+        positions, each = batch.positions, None
+        if positions.dim() > 1:
+            each = positions[self._axes]
         step = _Step(
             tokens.data_ptr(),
-            batch.positions.data_ptr(),
+            positions.data_ptr(),
             context.slot_mapping.data_ptr(),
             spans.data_ptr(),
             wanted.data_ptr(),
             logits.data_ptr(),
+            at.data_ptr(),
+            rows.data_ptr(),
+            None if each is None else each.data_ptr(),
             None if hidden is None else hidden.data_ptr(),
             None,
             len(tokens),
             len(spans),
             len(wanted),
+            len(at),
             context.cache.block_size,
             torch.get_num_threads(),
             0,
@@ -181,6 +195,24 @@ class NativeDecoder:
         """See `forward.HeadedModel`."""
         scores = self._head.apply(hidden.to(self._head.dtype))
         return scores if self._ranks is None else self._ranks.gather(scores, self._logit_widths)
+
+    def _inserted(
+        self, inserted: Inserted | None, n_tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return int64 [n] tokens and float32 [n, hidden] rows. Raises ValueError for some that the
+        kernel cannot put there."""
+        hidden = self._decoder.hidden
+        if inserted is None:
+            return torch.empty(0, dtype=torch.int64), torch.empty(0, hidden)
+        at, rows = inserted.at.contiguous(), inserted.rows.float().contiguous()
+        if rows.shape != (len(at), hidden) or at.dtype != torch.int64:
+            raise ValueError(
+                f"{list(rows.shape)} numbers do not fit in the place of {len(at)} embeddings of "
+                f"{hidden}"
+            )
+        if len(at) and not 0 <= int(at.min()) <= int(at.max()) < n_tokens:
+            raise ValueError(f"embeddings of {n_tokens} tokens are 0 to {n_tokens - 1}")
+        return at, rows if self._inserted_scale == 1.0 else rows * self._inserted_scale
 
     def _run_together(self, step: _Step, ranks: Ranks) -> int:
         """Run stage by stage, each but the last ending in a sum over the ranks."""

@@ -78,16 +78,17 @@ def add_norm(
     tl.store(out + row * SIZE + d, x.to(out.dtype.element_ty), mask=there)
 
 
-@triton.jit
-def turn(turns, positions, frequencies, scales, HALF: tl.constexpr, WIDTH: tl.constexpr):
+@triton.jit(do_not_specialize=["stride"])
+def turn(turns, positions, frequencies, scales, stride, HALF: tl.constexpr, WIDTH: tl.constexpr):
     """Compute cosines and sines, [n_ropes, n_tokens, 2, HALF], of the angles of `positions` and
-    `frequencies` [n_ropes, HALF], times `scales` [n_ropes]. Grid [n_tokens, n_ropes]. Sine and
-    cosine are those of CUDA's library, exact for angles of any size."""
+    `frequencies` [n_ropes, HALF], times `scales` [n_ropes]. Grid [n_tokens, n_ropes]. A token's
+    positions by frequency are `stride` apart; 0: there is one. Sine and cosine are those of CUDA's
+    library, exact for angles of any size."""
     token = tl.program_id(0).to(tl.int64)
     rope = tl.program_id(1)
     i = tl.arange(0, WIDTH)
     there = i < HALF
-    position = tl.load(positions + token).to(tl.float32)
+    position = tl.load(positions + i * stride + token, mask=there, other=0).to(tl.float32)
     angle = position * tl.load(frequencies + rope * HALF + i, mask=there, other=0.0)
     scale = tl.load(scales + rope)
     at = (rope * tl.num_programs(0) + token) * 2 * HALF + i

@@ -50,7 +50,7 @@ SIGNS = {
 }
 """Pillow's name of a format, by its first bytes. WEBP has its own behind a length."""
 OTHERS = (
-    (b"%PDF", "a PDF document"),
+    (b"%pdf", "a PDF document"),
     (b"<svg", "an SVG drawing"),
     (b"<html", "a page of HTML"),
     (b"<!doctype html", "a page of HTML"),
@@ -75,7 +75,7 @@ def decode_base64(text: str) -> bytes:
         encoded = text.encode("ascii").translate(None, b" \t\r\n")
         return binascii.a2b_base64(encoded, strict_mode=True)
     raise ImageRefused(
-        "the data URL is not base64: it has to be `data:image/png;base64,` and so on"
+        "the data URL is not base64: send `data:image/png;base64,` and the bytes in base64, padded"
     )
 
 

@@ -50,6 +50,7 @@ class Reader:
     placeholder = "<image>"
     tokens: tuple[str, ...] = ()
     bidirectional: Literal["", "image", "prompt"] = ""
+    looks_ahead: bool = False
     adds_special_tokens = True
     inputs: tuple[str, ...] = ("pixel_values",)
     """The arrays that the model takes, or that its positions or masks are made from."""
@@ -78,6 +79,7 @@ class Reader:
             image_token_id=id,
             reserved=tuple(token for token in known if token in tokens),
             bidirectional=self.bidirectional,
+            looks_ahead=self.looks_ahead,
             bos_token=self.files.named_token("bos_token", ""),
             adds_special_tokens=self.adds_special_tokens,
         )
@@ -293,6 +295,7 @@ class Gemma3(Reader):
 
 class Mllama(Reader):
     placeholder = "<|image|>"
+    looks_ahead = True
     inputs = ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask", "num_tiles")
 
     def __init__(self, files: ModelFiles) -> None:

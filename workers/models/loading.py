@@ -23,6 +23,7 @@ from workers.models.pretrained import Pretrained
 from workers.models.spec import ModelSpec
 from workers.models.transformers_path import TransformersModel
 from workers.ranks import Ranks
+from workers.vision.families import vision_of
 
 
 class Loaded(HeadedModel, Protocol):
@@ -67,13 +68,17 @@ class FusedModel:
             loaded.module, loaded.fill, loaded.device, loaded.sharding, loaded.tied
         )
         self._decoder = make(description, loaded.ranks)
-        self.vision: Vision | None = None
-        loaded.weights.release()
         self.attention = self._decoder.attention
         self.spec = loaded.spec(description.attention, self.attention.shape)
         self.weight_bytes = self._decoder.weight_bytes
         self.quantization = loaded.quantization
         self.notes = list(self._decoder.notes)
+        self.vision: Vision | None = vision_of(loaded.module)
+        if self.vision is not None:
+            decoder = loaded.module.get_decoder()
+            self.notes += loaded.complete_beside(decoder)
+            self.weight_bytes += loaded.bytes_beside(decoder)
+        loaded.weights.release()
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         """See `forward.Model`, and the decoder for what it raises."""

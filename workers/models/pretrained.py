@@ -117,19 +117,28 @@ class Pretrained:
     def complete(self) -> list[str]:
         """Give the whole model its numbers, its linear layers in the form that is fastest, and say
         what was given up."""
-        notes: list[str] = []
         self._share_tied()
+        notes = self._settle(frozenset())
+        if self.sharding is not None:
+            self.sharding.join(self.module)
+        return notes
+
+    def complete_beside(self, decoder: nn.Module) -> list[str]:
+        """As `complete`, of what is left beside a decoder whose weights were taken, and its head's:
+        what encodes images."""
+        return self._settle(frozenset(decoder.modules()))
+
+    def _settle(self, without: frozenset[nn.Module]) -> list[str]:
+        notes: list[str] = []
         for layer in self.module.modules():
-            if not isinstance(layer, Layer):
+            if not isinstance(layer, Layer) or layer in without:
                 continue
             # What is copied into another form is read straight from the file.
             self.weights.fill(layer, borrow=layer.borrows)
             layer.settle()
             notes += [layer.note] if layer.note and layer.note not in notes else []
-        self.weights.fill(self.module)
+        self.weights.fill(self.module, without=without)
         self.weights.release()
-        if self.sharding is not None:
-            self.sharding.join(self.module)
         return notes
 
     def spec(self, layers: Sequence[AttentionSpec], shape: AttentionShape) -> ModelSpec:
@@ -185,9 +194,16 @@ class Pretrained:
     @property
     def weight_bytes(self) -> int:
         """What the parameters of a complete model take."""
-        held = list(self.module.parameters())
+        return self.bytes_beside(None)
+
+    def bytes_beside(self, decoder: nn.Module | None) -> int:
+        """Return what the parameters take that are not in a decoder."""
+        without = set() if decoder is None else set(decoder.modules())
+        held: list[torch.Tensor] = []
         for one in self.module.modules():
-            held += one.tensors if isinstance(one, Layer) else []
+            if one not in without:
+                held += one.parameters(recurse=False)
+                held += one.tensors if isinstance(one, Layer) else []
         return sum({_place(one): one.nbytes for one in held}.values())
 
 

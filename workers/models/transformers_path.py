@@ -53,24 +53,18 @@ class TransformersModel:
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         """See `forward.Model`."""
-        asked = self._tokens(batch), batch.positions, batch.wanted, batch.inserted
+        sees = self.vision
+        tokens = batch.text(
+            "transformers' code",
+            inserts=sees is not None and not sees.cross,
+            axes=sees is not None and sees.mrope,
+            cross=sees is not None and sees.cross,
+        )
+        asked = tokens, batch.positions, batch.wanted, batch.inserted
         with self._paged.over(batch.attention), self._looking(batch):
             if batch.hidden:
                 return ForwardOutput(*self._packed.with_hidden(*asked))
             return ForwardOutput(self._packed(*asked))
-
-    def _tokens(self, batch: ForwardBatch) -> torch.Tensor:
-        """Raises ValueError for a batch that has more than this model takes."""
-        vision = self.vision
-        strange = batch.inserted is not None if vision and vision.cross else bool(batch.cross)
-        if vision is None or batch.adapters is not None or strange:
-            return batch.text("transformers' code")
-        if batch.positions.dim() > 1 and not vision.mrope:
-            raise ValueError(
-                f"{self.module.config.model_type} has one axis of positions, and was given "
-                f"{len(batch.positions)}"
-            )
-        return batch.tokens
 
     def _looking(self, batch: ForwardBatch) -> AbstractContextManager[None]:
         """Let layers that attend to images know which."""

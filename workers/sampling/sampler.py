@@ -97,7 +97,10 @@ class Sampler:
         if needs & Needs.BAN:
             self._bans.admit(row, sampling, tokens, n_prompt)
         if needs & Needs.PENALTY:
-            self._penalties.admit(row, sampling, tokens, n_prompt)
+            # A placeholder of an image may be beyond what a model can emit.
+            known = [token for token in tokens if token < self._vocab_size] or [0]
+            n_unknown = len(tokens) - len(known)
+            self._penalties.admit(row, sampling, known, max(0, n_prompt - n_unknown))
         if needs & Needs.BIAS:
             self._bias.admit(row, sampling.biased_ids, sampling.biases)
         if needs & Needs.WATERMARK:

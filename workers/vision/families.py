@@ -146,6 +146,8 @@ FAMILIES: dict[str, Callable[[Any], Vision]] = {
     "vipllava": InPlace,
 }
 """By `model_type`: what makes a model's `Vision`."""
+BIDIRECTIONAL = frozenset({"gemma3", "paligemma"})
+"""Families whose prompts have spans that attend in both directions."""
 FIRST_POSITIONS = {"paligemma": 1}
 """Of families that count positions from another number than 0."""
 

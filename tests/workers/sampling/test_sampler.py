@@ -446,3 +446,19 @@ def test_what_a_row_wanted_is_remembered_when_it_is_used_again_before_the_result
     made.release(0)
     made.admit(0, Sampling(), PROMPT)
     assert made.to_wire([0], output)[0][0].logprobs
+
+
+def test_placeholders_beyond_the_vocabulary_are_not_penalized() -> None:
+    """As those of images are, in models that cannot emit them."""
+    draw = torch.Generator().manual_seed(4)
+    logits = torch.randn(2, V, generator=draw) * 4
+    tried = Sampler(2, V, CPU)
+    asked = Sampling(repetition_penalty=1.7, frequency_penalty=0.5, logprobs=True)
+    tried.admit(0, asked, [5, V, V + 7, 17])
+    tried.admit(1, asked, [5, 17])
+    logits[1] = logits[0]
+    output = tried.sample([0, 1], [4, 4], logits)
+    one, other = output.to_wire([0, 1])[0]
+    assert (one.tokens, one.logprobs) == (other.tokens, other.logprobs)
+    tried.admit(0, asked, [V])
+    assert not tried.sample([0], [1], logits[:1]).to_wire([0])[1]

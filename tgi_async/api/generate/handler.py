@@ -59,7 +59,7 @@ async def compat_generate(
     """
     parameters = body.given
     if parameters.return_full_text is None:
-        tag = service.limits.model_pipeline_tag
+        tag = service.pipeline_tag
         follows = parameters.grammar is not None
         shown = not follows or service.limits.dialect.shows_prompt_before_grammar
         full = tag is None or tag == "text-generation"
