@@ -62,6 +62,7 @@ class ForwardBatch:
     """int64 [S]: indices of packed tokens whose logits are wanted, any number for a row."""
     attention: AttentionContext
     inserted: Inserted | None = None
+    """Where it is, `tokens` has any that has an embedding."""
     adapters: torch.Tensor | None = None
     """int64 [rows]: the adapter of each row, in the order of the packed tokens."""
     cross: Sequence[CrossAttended] = ()

@@ -52,9 +52,6 @@ class PackedForward:
         return logits if self._selects else logits[wanted]
 
     def _embedded(self, input_ids: torch.Tensor, inserted: Inserted | None) -> torch.Tensor:
-        if inserted is not None:
-            # A placeholder may be beyond the tokens that have an embedding.
-            input_ids = input_ids.index_fill(0, inserted.at, 0)
         found: torch.Tensor = self._model.get_input_embeddings()(input_ids)
         if inserted is None:
             return found
