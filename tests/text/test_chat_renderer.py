@@ -63,7 +63,7 @@ def test_any_message_can_be_continued_where_asked() -> None:
 
 def test_the_last_text_of_parts_is_continued() -> None:
     source = "{% for p in messages[0].content %}{{ p.text or '<image>' }}{% endfor %}!"
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, {"type": "image"}]
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, {"type": "image", "text": "<image>"}]
     message = {"role": "assistant", "content": parts}
     assert render(source, message, continue_final_message=True) == "ab"
 
