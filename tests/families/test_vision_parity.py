@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.families.parity import CPU
 from tests.families.test_cross_parity import KINDS as CROSS
@@ -18,7 +20,10 @@ from tests.helpers.loading import load
 from tests.helpers.tiny_vision import save_vision
 from tests.helpers.vision_tokens import token_id
 from workers.models.loading import FusedModel, Loaded
+from workers.models.quantize import Method, choose, quantize
 from workers.models.tested_families import TESTED_WITH_IMAGES
+from workers.models.weight_files import SINGLE
+from workers.quantization.compressed_tensors import PACKED
 from workers.vision.families import FAMILIES
 
 QUICK = ("gemma3", "llava", "qwen2_vl")
@@ -49,6 +54,13 @@ FUSED = (
 )
 """Those whose text a fused decoder runs."""
 LONG_FUSED = [pytest.param(kind, marks=pytest.mark.full) for kind in FUSED if kind not in QUICK]
+UNREAD = ("llava_next", "llava_next_video", "llava_onevision", "qianfan_ocr")
+"""Those whose quantized checkpoints transformers fails to run, or to load."""
+QUANTIZED = [
+    pytest.param(kind, marks=[] if kind == "llava" else pytest.mark.full)
+    for kind in CASES
+    if kind not in UNREAD
+]
 MOST_DIFFERENCE = 1e-3
 
 
@@ -175,6 +187,32 @@ def test_rounding_weights_leaves_the_encoder_as_it_is(kind: str, tmp_path: Path)
     outcome = compare(given, serve(case, rounded, given, tmp_path), reference, 0)
     # Of logits that have nothing to do with each other it is eight times the spread.
     assert MOST_DIFFERENCE < outcome.difference < 2 * outcome.spread
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_a_quantized_checkpoint_is_read_as_transformers_reads_it(kind: str, tmp_path: Path) -> None:
+    case = CASES[kind]
+    plain, folder = save_vision(kind, tmp_path / "plain"), tmp_path / "quantized"
+    tensors = load_file(plain / SINGLE)
+    save_file({name: one.bfloat16() for name, one in tensors.items()}, plain / SINGLE)
+    nearest = Method("rtn", 0.01, False, "", 0)
+    quantize(plain, folder, nearest, lambda model: choose(PACKED, 8, -1, model))
+    reference = Reference(case, folder)
+    given = prompts(case, reference.n_rows)[:2]
+    model = load(folder, torch.float32, CPU)
+    assert "int of 8 bits" in model.quantization
+    expect_equal(
+        compare(given, serve(case, model, given, tmp_path), reference, token_id(case.image_token))
+    )
+    # Of an encoder that no list names, or one by another name, the tensors say that it is plain.
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["ignore"] = ["lm_head", "re:^visual.*"]
+    (folder / "config.json").write_text(json.dumps(config))
+    unnamed = load(folder, torch.float32, CPU)
+    arrays = {name: torch.from_numpy(one) for name, one in given[0].pictures[0][1].arrays.items()}
+    assert model.vision is not None
+    assert unnamed.vision is not None
+    assert torch.equal(model.vision.encode(arrays), unnamed.vision.encode(arrays))
 
 
 def test_every_family_that_is_served_is_here() -> None:
