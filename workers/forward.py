@@ -122,7 +122,8 @@ class Vision(Protocol):
     def encode(self, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Encode one image, of the arrays that its preprocessing made, by the names of the model's
         code; on any device -> rows for its placeholders, as in `Inserted`, on the model's, or with
-        `cross` whatever its layers attend to; it holds all that is kept of an image, so that its size says how much.
+        `cross` whatever its layers attend to; it holds all that is kept of an image, so that its
+        size says how much.
 
         Raises ValueError for arrays that do not fit the model.
         """

@@ -27,8 +27,8 @@ from workers.quantization.compressed_tensors import PACKED
 from workers.vision.families import FAMILIES
 
 QUICK = ("gemma3", "llava", "qwen2_vl", "qwen3_vl_moe")
-"""Images that attend in both directions, none of that, positions of three axes, and rows for several
-layers."""
+"""Images that attend in both directions, none of that, positions of three axes, and rows for
+several layers."""
 LONG = [pytest.param(kind, marks=pytest.mark.full) for kind in CASES if kind not in QUICK]
 FUSED = (
     "deepseek_vl",
