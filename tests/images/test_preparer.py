@@ -35,9 +35,9 @@ def made(model: Path, **settings: Any) -> Preparer:
 
 
 def encoded(tmp_path: Path, text: str) -> EncodedFile:
-    file = EncodedFile(str(tmp_path / "encoded"))
-    file.write(text.encode())
-    return file
+    path = tmp_path / f"encoded {text}"
+    path.write_text(text)
+    return EncodedFile(str(path))
 
 
 async def test_a_model_is_described(preparer: Preparer) -> None:

@@ -102,11 +102,14 @@ def test_what_is_on_its_way_counts(store: Store) -> None:
     assert store.n_bytes == 0
 
 
-def test_the_file_of_an_encoded_image_ends_with_its_object(tmp_path: Path) -> None:
-    encoded = EncodedFile(str(tmp_path / "e"))
-    encoded.write(b"abc" * 100_000)
-    assert (tmp_path / "e").read_bytes() == b"abc" * 100_000
-    del encoded
+def test_the_file_of_an_encoded_image_ends_with_its_last_use(tmp_path: Path) -> None:
+    with EncodedFile(str(tmp_path / "e")) as encoded:
+        encoded.write(b"abc" * 100_000)
+        with encoded:
+            assert (tmp_path / "e").read_bytes() == b"abc" * 100_000
+        assert os.listdir(tmp_path) == ["e"]
+    assert os.listdir(tmp_path) == []
+    encoded.write(b"by a thread that did not know")
     assert os.listdir(tmp_path) == []
 
 

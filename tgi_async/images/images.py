@@ -159,8 +159,9 @@ class Images:
             )
             raise self._no_room(full.size + own) from None
         finally:
-            for wait in waits:
-                wait.cancel()
+            # Not held any longer: an exception of theirs holds this frame, and so all images.
+            while waits:
+                waits.pop().cancel()
 
     def close(self) -> None:
         """End what is under way and the processes, and remove the files."""
@@ -191,10 +192,10 @@ class Images:
             digest = blake2b(data, digest_size=16).digest()
             if (known := self._known(digest, source.detail)) is not None:
                 return known
-            encoded = EncodedFile(self.store.new_path())
-            await self._in_thread(encoded.write, data)
-            del data
-            return await self._prepared(digest, source.detail, encoded)
+            with EncodedFile(self.store.new_path()) as encoded:
+                await self._in_thread(encoded.write, data)
+                del data
+                return await self._prepared(digest, source.detail, encoded)
 
     async def _of_url(self, source: ImageSource) -> ReadyImage:
         digest, until = self._urls.get(source.url, (b"", 0.0))
@@ -206,8 +207,10 @@ class Images:
 
     async def _fetch_and_prepare(self, source: ImageSource) -> ReadyImage:
         began = time.monotonic()
-        encoded = EncodedFile(self.store.new_path())
-        with self.store.reservation() as reserved:
+        with (
+            EncodedFile(self.store.new_path()) as encoded,
+            self.store.reservation() as reserved,
+        ):
             fetched = await self._fetcher.fetch(source.url, encoded.path, reserved)
             now = time.monotonic()
             self._metrics.image_fetched(now - began)

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
-from typing import NamedTuple
-from weakref import finalize, ref
+from threading import Lock
+from typing import NamedTuple, Self
+from weakref import ref
 
 from tgi_async.images.family import Prepared
 from tgi_async.wire.messages import PixelArray
@@ -47,15 +48,27 @@ class ReadyImage:
 
 
 class EncodedFile:
-    """An image as it came, in a file that is there as long as this object."""
+    """An image as it came, in a file that is there as long as anybody uses it. Thread-safe."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        finalize(self, remove, path).atexit = False
+        self._n_users = 0
+        self._lock = Lock()
+
+    def __enter__(self) -> Self:
+        with self._lock:
+            self._n_users += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_users -= 1
+            if not self._n_users:
+                remove(self.path)
 
     def write(self, data: bytes) -> None:
         """Write it. Takes time; raises OSError."""
-        with open(self.path, "wb", buffering=0) as file:
+        with self, open(self.path, "wb", buffering=0) as file:
             while data:
                 data = data[file.write(data) :]
 

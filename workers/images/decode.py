@@ -7,7 +7,6 @@ bad bytes stays here, as it may tell of this process.
 
 from __future__ import annotations
 
-import binascii
 import warnings
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit, which says nothing to a client: see check_size
 
 ALLOWED = "png, jpeg, gif, webp, tiff or bmp"
 DECODERS = (
@@ -62,21 +63,9 @@ HEAD = 512
 MAX_RATIO = 200
 """Most times that the longer side is as long as the shorter one. Some models refuse more, and to
 others it is a huge image: of the shorter side they make a fixed number of pixels."""
-
-
-def decode_base64(text: str) -> bytes:
-    """Return the bytes of base64, which may have line breaks. Raises ImageRefused."""
-    if "," in text:
-        raise ImageRefused(
-            "the data URL has several parts with commas between them, as videos of JPEG frames "
-            "have: send each image as a part of its own"
-        )
-    with suppress(binascii.Error, ValueError):
-        encoded = text.encode("ascii").translate(None, b" \t\r\n")
-        return binascii.a2b_base64(encoded, strict_mode=True)
-    raise ImageRefused(
-        "the data URL is not base64: send `data:image/png;base64,` and the bytes in base64, padded"
-    )
+MAX_SCANS = 100
+"""Most passes over its pixels that a JPEG may take; common ones take ten. Passes of a few bytes
+would let a small file take minutes."""
 
 
 def decode(file: BinaryIO, max_pixels: int) -> Image.Image:
@@ -92,6 +81,8 @@ def decode(file: BinaryIO, max_pixels: int) -> Image.Image:
     kind = _kind(head)
     if kind == "WEBP" and (size := _webp_size(head)):
         check_size(size, max_pixels)  # its decoder makes room for all pixels when it opens a file
+    if kind == "JPEG":
+        _check_scans(file)
     with _damaged():
         image: Image.Image = Image.open(file, formats=[kind])
     check_size(image.size, max_pixels)
@@ -128,6 +119,16 @@ def _kind(head: bytes) -> str:
         if sign in lower:
             raise ImageRefused(f"the image is {name}: send {ALLOWED}")
     raise ImageRefused(f"the image is in no known format: send {ALLOWED}")
+
+
+def _check_scans(file: BinaryIO) -> None:
+    n_scans = file.read().count(b"\xff\xda")
+    file.seek(0)
+    if n_scans > MAX_SCANS:
+        raise ImageRefused(
+            f"the image is a JPEG of {n_scans} passes, and at most {MAX_SCANS} are allowed: "
+            "send it anew encoded"
+        )
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:

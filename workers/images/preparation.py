@@ -1,13 +1,12 @@
 """Answers to lines of JSON: what a model's images are like, and images prepared for it.
 
 The first line has `folder`, of the model, and `max_pixels`. Those that follow either ask to
-`describe` the model, or have an image, as a `file` of its encoded bytes or as `base64`, its
-`detail`, and the file `out` to write its arrays to.
+`describe` the model, or have the `file` of an encoded image, its `detail`, and the file `out` to
+write its arrays to.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 import traceback
@@ -19,7 +18,7 @@ import msgspec
 
 from tgi_async.subprocess_pool.child import address_space, answer_lines, limit_memory
 from workers.images import arrays
-from workers.images.decode import decode, decode_base64
+from workers.images.decode import decode
 from workers.images.families import Reader, reader
 from workers.images.model_files import ModelFiles, UnsupportedImages
 from workers.images.refused import ImageRefused
@@ -72,12 +71,16 @@ class Preparation:
             return {"error": "the image cannot be prepared for this model: send another one"}
 
     def _prepare(self, job: dict[str, Any]) -> dict[str, Any]:
-        with self._encoded(job) as file:
+        with open(job["file"], "rb") as file:
             image = decode(file, self.max_pixels)
         read = self.reader.read(image, job["detail"])
-        places, n_bytes = arrays.write(job["out"], read.arrays)
+        try:
+            places, n_bytes = arrays.write(job["out"], read.arrays)
+        except OSError as error:
+            print(f"arrays of an image cannot be written: {error}", file=sys.stderr)
+            raise ImageRefused("the server has no room for the image: try again later") from error
         return {
-            "digest": arrays.digest(read.arrays, read.text).hex(),
+            "digest": read.digest.hex(),
             "text": read.text,
             "n_tokens": read.text.count(self.reader.image_token),
             "n_bytes": n_bytes,
@@ -85,8 +88,3 @@ class Preparation:
             "height": image.height,
             "arrays": places,
         }
-
-    def _encoded(self, job: dict[str, Any]) -> BinaryIO:
-        if "base64" in job:
-            return io.BytesIO(decode_base64(job["base64"]))
-        return open(job["file"], "rb")

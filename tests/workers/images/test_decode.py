@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import re
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from PIL import Image
 
 from tests.workers.images import encoded
 from tests.workers.images.encoded import encode, gradient
-from workers.images.decode import decode, decode_base64
+from workers.images.decode import decode
 from workers.images.refused import ImageRefused
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
@@ -241,22 +240,3 @@ def test_a_decoders_words_stay_here() -> None:
     with pytest.raises(ImageRefused) as refused:
         decoded(whole[:80])
     assert not re.search(r"0x|truncated|bytes|PIL|object|zlib", str(refused.value))
-
-
-@pytest.mark.parametrize("text", ["QUJDRA==", "QUJD\r\nRA==", " QU JDRA==\n"])
-def test_base64_may_have_breaks(text: str) -> None:
-    assert decode_base64(text) == b"ABCD"
-
-
-@pytest.mark.parametrize(
-    "text", ["QUJDRA", "QUJDRA=", "QUJ-", "QUJ\u20ac", "!", "=", "QUJDRA==QQ=="]
-)
-def test_what_is_not_base64_is_refused(text: str) -> None:
-    with pytest.raises(ImageRefused, match="is not base64: send `data:image/png;base64,`"):
-        decode_base64(text)
-
-
-def test_frames_with_commas_between_them_are_refused() -> None:
-    frame = base64.b64encode(encode(gradient(), "JPEG")).decode()
-    with pytest.raises(ImageRefused, match="several parts with commas between them"):
-        decode_base64(",".join([frame] * 3000))

@@ -47,7 +47,9 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(values)
 
 
-def theirs(kind: str, processor: Any, pieces: list[str], images: list[Image.Image]) -> Any:
+def theirs(
+    kind: str, processor: Any, pieces: list[str], images: list[Image.Image], **options: Any
+) -> Any:
     """Return what transformers' processor makes of a prompt, given the texts around its images."""
     if kind == "idefics":
         items = [item for pair in zip(pieces, [*images, ""], strict=True) for item in pair]
@@ -60,7 +62,8 @@ def theirs(kind: str, processor: Any, pieces: list[str], images: list[Image.Imag
         "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
         "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     }.get(kind, "<image>")
-    return processor(images=images, text=placeholder.join(pieces), return_tensors="pt")
+    text = placeholder.join(pieces)
+    return processor(images=images, text=text, return_tensors="pt", **options)
 
 
 def assert_equal(kind: str, ours: list[Read], whole: Any) -> None:
@@ -78,12 +81,12 @@ def assert_equal(kind: str, ours: list[Read], whole: Any) -> None:
         assert end == len(whole[name][0] if kind in IN_ROWS else whole[name]), name
 
 
-def compare(ours: Reader, processor: Any, prompt: str, detail: Detail) -> None:
+def compare(ours: Reader, processor: Any, prompt: str, detail: Detail, **options: Any) -> None:
     family = ours.family()
     pieces = prompt.split("{}")
     images = [noise(*size) for size in SIZES[: len(pieces) - 1]]
     read = [ours.read(image, detail) for image in images]
-    whole = theirs(family.kind, processor, pieces, images)
+    whole = theirs(family.kind, processor, pieces, images, **options)
     if family.kind == "mllama":  # it keeps them for itself, to make a mask of them
         whole["num_tiles"] = whole["cross_attention_mask"].amax(1).sum(-1)
     text = expand(family, family.placeholder.join(pieces), [image.text for image in read])
@@ -111,10 +114,10 @@ def test_low_detail_is_as_other_settings_and_high_as_the_checkpoints(
     ours = reader(ModelFiles(save(kind, tmp_path / "ours", **settings)))
     given = {**settings, **(low if detail == "low" else {})}
     processor = load_processor(kind, save(kind, tmp_path / "theirs", **given))
-    if kind == "gemma3":  # its processor's own settings hide those of the checkpoint
-        processor.images_kwargs = {**processor.images_kwargs, **given}
+    # Its processor's own settings hide those of the checkpoint.
+    options = {"images_kwargs": given} if kind == "gemma3" else {}
     for prompt in PROMPTS:
-        compare(ours, processor, prompt, detail)
+        compare(ours, processor, prompt, detail, **options)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (3, 1), (200, 1), (1, 200), (3, 3)])
