@@ -26,8 +26,9 @@ from workers.models.weight_files import SINGLE
 from workers.quantization.compressed_tensors import PACKED
 from workers.vision.families import FAMILIES
 
-QUICK = ("gemma3", "llava", "qwen2_vl")
-"""Images that attend in both directions, none of that, and positions of three axes."""
+QUICK = ("gemma3", "llava", "qwen2_vl", "qwen3_vl_moe")
+"""Images that attend in both directions, none of that, positions of three axes, and rows for
+several layers."""
 LONG = [pytest.param(kind, marks=pytest.mark.full) for kind in CASES if kind not in QUICK]
 FUSED = (
     "deepseek_vl",
