@@ -194,3 +194,12 @@ def text_prefix(model: Any) -> str:
         return ""
     decoder = model.get_decoder()
     return next(f"{name}." for name, one in model.named_modules() if one is decoder)
+
+
+def layer_prefixes(model: Any) -> tuple[str, ...]:
+    """Return what the names of the decoder's layers begin with, without those that encode images
+    where the decoder has them too; "" for a model that takes no images."""
+    prefix = text_prefix(model)
+    if model.config.model_type == "idefics":
+        return tuple(prefix + name for name in ("layers.", "gated_cross_attn_layers."))
+    return (prefix,)
