@@ -176,7 +176,8 @@ def measure(name: str, route_name: str, work: Work, model: str, tokens: list[int
 def serve(flags: list[str]) -> int:
     """Run the router: the real one but for the model's preparation, done before, and the worker."""
     prepare = (sys.executable, "-c", f"import os; print(os.environ[{PREPARED!r}])")
-    launcher.serve = functools.partial(launcher.serve, prepare=prepare, worker=WORKER)
+    commands = launcher.Commands(prepare, WORKER)
+    launcher.serve = functools.partial(launcher.serve, commands=commands)
     return cli.main(["serve", *flags])
 
 

@@ -249,8 +249,7 @@ def test_every_flag_of_tgi_is_known_and_has_one_fate(flag: str) -> None:
 
 
 def test_nothing_but_the_flags_of_tgi_is_idle_or_refused() -> None:
-    # The image size has a variable only, in TGI.
-    known = {flag.replace("-", "_") for flag in OF_TGI} | {"max_image_fetch_size"}
+    known = {flag.replace("-", "_") for flag in OF_TGI}
     assert set(NOT_BUILT) | set(WITHOUT_MEANING) <= known
 
 
@@ -352,3 +351,20 @@ def test_the_help_has_groups_variables_and_defaults(capsys: pytest.CaptureFixtur
 )
 def test_numbers_of_rows_that_are_recorded(given: list[str], sizes: list[int] | None) -> None:
     assert settings(*(["--cuda-graphs", *given] if given else [])).graph_sizes == sizes
+
+
+def test_the_size_of_images_has_tgis_variable_and_flag() -> None:
+    assert settings(MAX_IMAGE_FETCH_SIZE="7").max_image_fetch_size == 7
+    assert settings("--max-image-fetch-size", "8").max_image_fetch_size == 8
+    assert settings().max_image_fetch_size == 32 << 20
+    assert settings("--strict-tgi").max_image_fetch_size == 1 << 30
+
+
+def test_like_tgi_images_are_fetched_from_anywhere_public() -> None:
+    assert settings().allow_image_domains == ()
+    assert settings("--strict-tgi").allow_image_domains == ("*",)
+    given = settings("--strict-tgi", "--allow-image-domains", "a.example")
+    assert given.allow_image_domains == ("a.example",)
+    given = settings(ALLOW_IMAGE_DOMAINS="a.example, *.b.example:81")
+    assert given.allow_image_domains == ("a.example", "*.b.example:81")
+    assert not given.allow_private_image_addresses

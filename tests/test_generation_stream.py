@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -165,6 +166,21 @@ def test_the_prompt_is_scored_from_its_second_token_on() -> None:
     assert one.prompt_logprobs == [None, -1.0]
     assert one.prompt_ranks == [None, 7]
     assert one.prompt_top_tokens == [(), ((B, "b", -0.5, False),)]
+
+
+class Held:
+    """Something that lives as long as a request."""
+
+
+def test_what_a_request_holds_lives_as_long_as_its_stream(seen: RequestRecord) -> None:
+    held = Held()
+    alive = weakref.ref(held)
+    one = stream(held=(held,))
+    del held
+    assert alive() is not None
+    del one
+    assert seen.requests  # which an idle connection may keep
+    assert alive() is None
 
 
 def test_a_replay_does_not_begin_the_wait_again() -> None:

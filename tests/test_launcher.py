@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -114,6 +115,39 @@ def test_without_drafts_nothing_is_said_of_them(serve: Serve) -> None:
         assert client.get("/info").json()["speculate"] == 0
         assert "tgi_async_drafts" not in client.get("/metrics").text
     assert "speculation" not in server.log
+
+
+def test_images_are_prepared_for_a_model_that_takes_them(serve: Serve, tmp_path: Path) -> None:
+    tokenizer = tiny_inner()
+    tokenizer.add_special_tokens(["<image>"])
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
+    found = {"path": str(tmp_path), "model_id": "a/b", "revision": None}
+    behaviour = Behaviour(takes_images=True, vocab_size=259)
+    flags = ("--allow-image-domains", "a.example")
+    server = serve(behaviour, *flags, prepare=f"print({json.dumps(found)!r})")
+    url = "data:image/png;base64," + b64encode(b"size 4 6").decode()
+    body = {"inputs": f"![]({url}) What is it?", "parameters": {"max_new_tokens": 5}}
+    with httpx.Client(base_url=server.url) as client:
+        for _ in range(2):
+            assert client.post("/generate", json=body).status_code == 200
+        refused = client.post("/generate", json=body | {"inputs": "![](http://b.example/)"})
+        assert refused.status_code == 422
+        assert "Could not fetch image: b.example is not allowed. Allow" in refused.json()["error"]
+        measured = client.get("/metrics").text
+    assert 'tgi_async_images{result="prepared"} 1\n' in measured
+    assert 'tgi_async_images{result="reused"} 1\n' in measured
+    assert 'tgi_async_images{result="refused"} 1\n' in measured
+    assert "\ntgi_async_image_held_bytes 0" in measured
+    assert "images: 32 in a request, " in server.log
+    server.signal(signal.SIGTERM)
+    assert server.ended() == 0
+
+
+def test_without_images_nothing_is_said_of_them(serve: Serve) -> None:
+    server = serve()
+    with httpx.Client(base_url=server.url) as client:
+        assert "image" not in client.get("/metrics").text
+    assert "images" not in server.log
 
 
 def test_heads_that_come_with_a_model_all_draft(serve: Serve, tmp_path: Path) -> None:

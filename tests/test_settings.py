@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tgi_async.errors import StartError
+from tgi_async.images.addresses import place_of
 from tgi_async.settings import Settings
 
 
@@ -42,3 +43,17 @@ def test_a_log_level_is_one_of_tgi(text: str) -> None:
 def test_another_log_level_is_refused(text: str) -> None:
     with pytest.raises(StartError, match=r"^--log-level must be one of trace, debug, info, "):
         Settings(log_level=text)
+
+
+def test_domains_of_images_are_read_at_the_start() -> None:
+    domains = Settings(allow_image_domains=("a.example",)).image_domains
+    domains.check(place_of("https://a.example/"))
+    assert not Settings().image_domains
+    with pytest.raises(StartError, match=r"^--allow-image-domains: 'https://a' is not a dom"):
+        Settings(allow_image_domains=("b.example", "https://a"))
+
+
+def test_private_addresses_are_for_domains_that_are_named() -> None:
+    place = place_of("http://a.example/")
+    named = Settings(allow_image_domains=("a.example",), allow_private_image_addresses=True)
+    named.image_domains.check_addresses(place, ["10.0.0.1"])

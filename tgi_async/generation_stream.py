@@ -67,6 +67,7 @@ class GenerationStream:
         """Whether it has emitted anything."""
         self.due = False
         """Whether it has emitted something that was not delivered."""
+        self._held = asked.held
         self._names = names
         self._text = TextStream(
             names,

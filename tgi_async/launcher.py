@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvloop
 
@@ -31,6 +31,7 @@ from tgi_async.api.limits import Limits
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
 from tgi_async.grammar.checker import GrammarChecker
+from tgi_async.images.preparer import COMMAND as IMAGES
 from tgi_async.listener import Answering, answering, bind, on_signals
 from tgi_async.scheduler.reservations import Capacity
 from tgi_async.settings import DEFAULT_DRAFTS, MODEL_METHODS, Settings
@@ -64,6 +65,17 @@ WORKER_EXIT_SECONDS = 5.0
 PREPARE = processes.command("workers.models.prepare")
 
 
+class Commands(NamedTuple):
+    """What starts the processes that prepare the model, run it, and prepare its images."""
+
+    prepare: tuple[str, ...] = PREPARE
+    worker: tuple[str, ...] = WORKER
+    images: tuple[str, ...] = IMAGES
+
+
+COMMANDS = Commands()
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A model folder that is ready for serving."""
@@ -75,17 +87,12 @@ class Prepared:
     """Folder of the Medusa heads or the MLP speculator that belong to the model, if any."""
 
 
-def serve(
-    settings: Settings, *, prepare: tuple[str, ...] = PREPARE, worker: tuple[str, ...] = WORKER
-) -> int:
-    """Serve until a signal stops it. Return the exit status; raises StartError.
-
-    `prepare` and `worker` are the commands of the processes that prepare and run the model.
-    """
-    return uvloop.run(_serve(settings, prepare, worker))
+def serve(settings: Settings, *, commands: Commands = COMMANDS) -> int:
+    """Serve until a signal stops it. Return the exit status; raises StartError."""
+    return uvloop.run(_serve(settings, commands))
 
 
-async def _serve(settings: Settings, prepare: tuple[str, ...], worker: tuple[str, ...]) -> int:
+async def _serve(settings: Settings, commands: Commands) -> int:
     main = asyncio.current_task()
     assert main is not None
     stopped: list[str] = []
@@ -107,7 +114,7 @@ async def _serve(settings: Settings, prepare: tuple[str, ...], worker: tuple[str
             address = _address(listener)
             async with answering(gate, listener) as http:
                 log.info("listening on %s; not ready yet", address)
-                return await _serve_on(http, gate, address, settings, prepare, worker, scratch)
+                return await _serve_on(http, gate, address, settings, commands, scratch)
     except asyncio.CancelledError:
         if not stopped:
             raise
@@ -120,8 +127,7 @@ async def _serve_on(
     gate: Gate,
     address: str,
     settings: Settings,
-    prepare: tuple[str, ...],
-    worker: tuple[str, ...],
+    commands: Commands,
     scratch: str,
 ) -> int:
     """Serve with `scratch`, a folder for files that the cache cannot take."""
@@ -129,7 +135,7 @@ async def _serve_on(
     world_size = n_shards(settings.sharded, settings.num_shard, os.environ)
     spans = traces.sending_to(settings.otlp_endpoint) if settings.otlp_endpoint else None
     gate.phase("preparing the model")
-    prepared = await _prepare(settings, prepare, scratch)
+    prepared = await _prepare(settings, commands.prepare, scratch)
     gate.phase("reading the tokenizer")
     tokenizer = Tokenizer.from_folder(prepared.path)
     chat_template = _chat_template(settings, prepared, tokenizer)
@@ -142,7 +148,7 @@ async def _serve_on(
     engine = Engine(
         tokenizer=tokenizer,
         start=_start(settings, prepared, world_size, chat_ends),
-        command=worker,
+        command=commands.worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,
         capacity=Capacity.of(
             settings.max_concurrent_requests, settings.queue_size, settings.payload_limit
@@ -151,7 +157,9 @@ async def _serve_on(
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(engine.stop, WORKER_EXIT_SECONDS)
         image_counts = ImageCounts()
-        starting = StartingImages(settings, prepared.path, scratch, image_counts)
+        starting = StartingImages(
+            settings, prepared.path, scratch, image_counts, command=commands.images
+        )
         closing.push_async_callback(starting.end)
         gate.phase("starting the worker")
         ready = await engine.launch(partial(_show, gate))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from workers import memory
 from workers.attention.cache import PagedCache
 from workers.constraints.constraints import Constraints
 from workers.errors import UnsupportedModel
-from workers.forward import Model
+from workers.forward import Model, Vision
 from workers.graphs.decode import DecodeGraphs, GraphPlan, SampledRows
 from workers.models.loading import Loaded
 from workers.ranks import Ranks
@@ -68,6 +68,8 @@ class Executor:
     driver: DriverRank | None = None
     """On rank 0 of several: the model as it runs on all of them."""
     drafter: Drafter = NO_DRAFTER
+    largest_image: Mapping[str, torch.Tensor] | None = None
+    """Its arrays, where images are to be encoded while the model warms up."""
 
     @property
     def max_lines(self) -> int:
@@ -91,8 +93,9 @@ class Executor:
         return Runner(self.model, self._table(), self._cache(n_blocks), self._sampler())
 
     def warm_up(self) -> None:
-        """Run the worst admitted shape, a full prefill budget beside a full batch of decodes, which
-        also shows how much memory that takes. Raises UnsupportedModel."""
+        """Run the worst admitted shape, a full prefill budget beside a full batch of decodes, and
+        encode the largest image, which also shows how much memory that takes. Raises
+        UnsupportedModel."""
         size = self.block_size
         if self.device.type == "cuda":
             # What loading took for a while is free again.
@@ -112,6 +115,21 @@ class Executor:
         done = runner.collect(runner.launch(Step(2, [], [wide], [], together)))
         if done.errors:
             raise UnsupportedModel(f"the model does not run: {done.errors[0].message}")
+        if self.model.vision is not None and self.largest_image is not None:
+            self._encode(self.model.vision, self.largest_image)
+
+    @staticmethod
+    def _encode(vision: Vision, arrays: Mapping[str, torch.Tensor]) -> None:
+        try:
+            vision.encode(arrays)
+        except ValueError as error:
+            raise UnsupportedModel(f"the model does not encode images: {error}") from error
+        except torch.OutOfMemoryError as error:
+            shapes = ", ".join(f"{name} {list(one.shape)}" for name, one in arrays.items())
+            raise UnsupportedModel(
+                f"the largest image of the model ({shapes}) does not fit in the GPU's memory "
+                "beside its weights; quantize them (--quantize), or use a smaller model"
+            ) from error
 
     def serving(
         self, n_blocks: int, graphs: GraphPlan | None = None, costs: CostPlan | None = None

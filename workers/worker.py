@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from workers.executor import Drafter, Executor
 from workers.graphs.capture import CudaGraphCapture
 from workers.graphs.decode import GraphPlan, default_sizes
 from workers.launched_step import LaunchedStep
-from workers.models.loading import load
+from workers.models.loading import Loaded, load
 from workers.ranks import Ranks
 from workers.runner import Runner
 from workers.step_costs import MOST_DECODES, CostPlan
@@ -134,6 +134,7 @@ class Worker:
             self._ranks,
             self._driver,
             drafter,
+            _largest_image(model, Path(start.model.path), longest, device),
         )
         with self._phase(
             "warming up", f"{start.batch.max_rows} rows, {prefill_tokens} prefill tokens"
@@ -260,6 +261,19 @@ class Worker:
             if message is not None:
                 return message
         return self._channel.receive(0)
+
+
+def _largest_image(
+    model: Loaded, folder: Path, longest: int, device: torch.device
+) -> Mapping[str, torch.Tensor] | None:
+    """Return what is encoded while the model warms up: on a GPU, whose memory the cache takes to
+    the last part. On a CPU it could take minutes."""
+    if model.vision is None or device.type != "cuda":
+        return None
+    # Only here, as it brings Pillow along.
+    from workers.vision.largest import largest_image
+
+    return largest_image(folder, longest)
 
 
 def _cost_plan(start: Start, executor: Executor) -> CostPlan:

@@ -1,7 +1,8 @@
 """The whole server over a fake worker, as a process of its own: a mock for tests.
 
-`python -m tests.doubles.fake_server [flags]` is `tgi-async serve [flags]`, but for the worker, and
-for the preparation of the model, which is the Python code in the environment variable FAKE_PREPARE.
+`python -m tests.doubles.fake_server [flags]` is `tgi-async serve [flags]`, but for the worker,
+the process that prepares images, and the preparation of the model, which is the Python code in the
+environment variable FAKE_PREPARE.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.api.tiny_tokenizer import tiny_inner
+from tests.doubles import image_process
 from tests.doubles.fake_engine_run import DEADLINE, ROOT, alive
 from tests.doubles.fake_worker import COMMAND, VARIABLE, Behaviour
 
@@ -108,7 +110,8 @@ def main() -> int:
     from tgi_async import cli, launcher
 
     prepare = (sys.executable, "-c", os.environ["FAKE_PREPARE"])
-    launcher.serve = functools.partial(launcher.serve, prepare=prepare, worker=COMMAND)
+    commands = launcher.Commands(prepare, COMMAND, image_process.COMMAND)
+    launcher.serve = functools.partial(launcher.serve, commands=commands)
     return cli.main(["serve", *sys.argv[1:]])
 
 

@@ -95,6 +95,7 @@ class Behaviour(msgspec.Struct, kw_only=True):
     """Blocks of workers after the first one, whatever is asked for."""
     deaf_at: dict[int, int] = {}
     """Steps after which it reads no more, without dying."""
+    takes_images: bool = False
     load_seconds: float = 0.0
     step_seconds: float = 0.0
     journal: str = ""
@@ -167,6 +168,7 @@ class FakeWorker:
                 target_inter_token_latency=start.target_inter_token_latency or 0.1,
                 max_drafts=self._max_drafts,
                 speculation=method if self._max_drafts else "",
+                takes_images=behaviour.takes_images,
             )
         )
         n_steps = 0

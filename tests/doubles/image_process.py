@@ -4,7 +4,8 @@ Started as `python -m tests.doubles.image_process`, it decodes nothing: an "imag
 `size 4 6` is 4 by 6 pixels, whose array has 24 bytes; before it may stand `sleep 0.5`, which takes
 that time, `die 3`, which ends the process with that status, and `no` with a reason to refuse it. It
 appends a line to the file `journal` in the model's folder for each image that it is asked for, and
-refuses a model whose folder has a file `refused`.
+refuses a model whose folder has a file `refused`. The id of `<image>` is that of `tokenizer.json`
+there, if it has one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ FAMILY = {
     "kind": "mock",
     "placeholder": "<image>",
     "image_token": "<image>",
-    "image_token_id": token_id("<image>"),
     "reserved": ["<image>"],
 }
 
@@ -45,7 +45,9 @@ def main() -> None:
 def _answer(job: dict[str, Any], folder: Path, max_pixels: int) -> dict[str, Any]:
     if "describe" in job:
         refused = folder / "refused"
-        return {"error": refused.read_text()} if refused.exists() else {"family": FAMILY}
+        if refused.exists():
+            return {"error": refused.read_text()}
+        return {"family": FAMILY | {"image_token_id": _image_token_id(folder / "tokenizer.json")}}
     data = Path(job["file"]).read_bytes()
     with (folder / "journal").open("a") as journal:
         entry = {"data": data.decode(errors="replace")[:80], "detail": job["detail"]}
@@ -64,6 +66,14 @@ def _answer(job: dict[str, Any], folder: Path, max_pixels: int) -> dict[str, Any
             case _:
                 break
     return {"error": "it is no image. Allowed: words of this mock"}
+
+
+def _image_token_id(tokenizer: Path) -> int:
+    if not tokenizer.exists():
+        return token_id("<image>")
+    added = json.loads(tokenizer.read_text())["added_tokens"]
+    ids: dict[str, int] = {token["content"]: token["id"] for token in added}
+    return ids["<image>"]
 
 
 def _image(

@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.families.cross_rows import BLOCK_SIZE, Reference, Row, Rows, arrays_of, row_of
+from tests.families.cross_rows import (
+    BLOCK_SIZE,
+    TOKENS,
+    Reference,
+    Row,
+    Rows,
+    arrays_of,
+    row_of,
+)
+from tests.families.vision_cases import Picture, Prompt, VisionCase
+from tests.families.vision_parity import serve
 from tests.helpers.loading import load
 from tests.helpers.tiny_vision_cross import save_vision
 
@@ -85,6 +95,35 @@ def test_a_prefix_that_was_computed_for_another_row_is_that_of_this_one(
     rows.share(1, 0, 5 * BLOCK_SIZE)
     rows.run([1], NEW_TOKENS)
     assert_like_transformers(rows, Reference(folder, NEW_TOKENS), [1])
+
+
+@pytest.mark.parametrize(("kind", "settings"), CASES)
+def test_the_runner_computes_the_same_of_arrays_in_files(
+    kind: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """Rows join one after the other; the last one is the first again, and shares its blocks."""
+    folder = save_vision(kind, tmp_path, **settings)
+    model = load(folder, torch.float32, CPU)
+    rows = rows_of(kind)
+    given = [prompt_of(row) for row in rows]
+    case = VisionCase(lambda *_: {}, lambda *_: [], "<image>" if kind == "idefics" else "<|image|>")
+    served = serve(case, model, [*given, given[0]], tmp_path)
+    assert served[-1].n_cached
+    reference = Reference(folder, NEW_TOKENS)
+    for row, (text, n_cached) in zip([*rows, rows[0]], served, strict=True):
+        expected = reference.logits(row, text.tokens[:-1])[n_cached:]
+        assert float((text.logits - expected).abs().max()) < MOST_DIFFERENCE
+
+
+def prompt_of(row: Row) -> Prompt:
+    pictures = [
+        (
+            image.start,
+            Picture({name: one.numpy() for name, one in arrays.items()}, [TOKENS[row.kind]]),
+        )
+        for image, arrays in zip(row.wire, row.images, strict=True)
+    ]
+    return Prompt(row.prompt, pictures)
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)

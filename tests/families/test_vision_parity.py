@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.families.parity import CPU
 from tests.families.test_cross_parity import KINDS as CROSS
@@ -18,14 +20,19 @@ from tests.helpers.loading import load
 from tests.helpers.tiny_vision import save_vision
 from tests.helpers.vision_tokens import token_id
 from workers.models.loading import FusedModel, Loaded
+from workers.models.quantize import Method, choose, quantize
 from workers.models.tested_families import TESTED_WITH_IMAGES
+from workers.models.weight_files import SINGLE
+from workers.quantization.compressed_tensors import PACKED
 from workers.vision.families import FAMILIES
 
-QUICK = ("gemma3", "llava", "qwen2_vl")
-"""Images that attend in both directions, none of that, and positions of three axes."""
+QUICK = ("gemma3", "llava", "qwen2_vl", "qwen3_vl_moe")
+"""Images that attend in both directions, none of that, positions of three axes, and rows for
+several layers."""
 LONG = [pytest.param(kind, marks=pytest.mark.full) for kind in CASES if kind not in QUICK]
 FUSED = (
     "deepseek_vl",
+    "gemma3",
     "got_ocr2",
     "idefics2",
     "idefics3",
@@ -38,6 +45,7 @@ FUSED = (
     "llava_next_video",
     "llava_onevision",
     "mistral3",
+    "paligemma",
     "qianfan_ocr",
     "qwen2_5_vl",
     "qwen2_vl",
@@ -47,6 +55,13 @@ FUSED = (
 )
 """Those whose text a fused decoder runs."""
 LONG_FUSED = [pytest.param(kind, marks=pytest.mark.full) for kind in FUSED if kind not in QUICK]
+UNREAD = ("llava_next", "llava_next_video", "llava_onevision", "qianfan_ocr")
+"""Those whose quantized checkpoints transformers fails to run, or to load."""
+QUANTIZED = [
+    pytest.param(kind, marks=[] if kind == "llava" else pytest.mark.full)
+    for kind in CASES
+    if kind not in UNREAD
+]
 MOST_DIFFERENCE = 1e-3
 
 
@@ -63,7 +78,7 @@ def test_texts_and_logits_are_those_of_transformers(kind: str, tmp_path: Path) -
     serve_and_compare(kind, model, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["llava", "qwen2_vl", *LONG_FUSED])
+@pytest.mark.parametrize("kind", [*QUICK, *LONG_FUSED])
 def test_fused_decoders_write_the_same(kind: str, tmp_path: Path) -> None:
     serve_and_compare(
         kind, load(save_vision(kind, tmp_path), torch.float32, CPU, "fused"), tmp_path
@@ -85,9 +100,13 @@ def test_the_text_of_most_families_is_run_by_a_fused_decoder(kind: str, tmp_path
     model = load(save_vision(kind, tmp_path), torch.float32, CPU)
     assert isinstance(model, FusedModel) == (kind in FUSED)
     assert any("runs through transformers' code" in note for note in model.notes) != (kind in FUSED)
-    both = load(tmp_path, torch.float32, CPU, "transformers")
-    # Rotary frequencies, and what the fused decoder keeps in another form, are little.
-    assert model.weight_bytes == pytest.approx(both.weight_bytes, rel=0.02)
+
+
+def test_what_encodes_images_is_counted_beside_the_fused_decoder(tmp_path: Path) -> None:
+    save_vision("llava", tmp_path)
+    fused, other = (load(tmp_path, torch.float32, CPU, one) for one in ("fused", "transformers"))
+    # Rotary frequencies, and what is kept in another form, are little.
+    assert fused.weight_bytes == pytest.approx(other.weight_bytes, rel=0.02)
 
 
 @pytest.mark.parametrize("kind", [*QUICK, *LONG])
@@ -169,6 +188,32 @@ def test_rounding_weights_leaves_the_encoder_as_it_is(kind: str, tmp_path: Path)
     outcome = compare(given, serve(case, rounded, given, tmp_path), reference, 0)
     # Of logits that have nothing to do with each other it is eight times the spread.
     assert MOST_DIFFERENCE < outcome.difference < 2 * outcome.spread
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_a_quantized_checkpoint_is_read_as_transformers_reads_it(kind: str, tmp_path: Path) -> None:
+    case = CASES[kind]
+    plain, folder = save_vision(kind, tmp_path / "plain"), tmp_path / "quantized"
+    tensors = load_file(plain / SINGLE)
+    save_file({name: one.bfloat16() for name, one in tensors.items()}, plain / SINGLE)
+    nearest = Method("rtn", 0.01, False, "", 0)
+    quantize(plain, folder, nearest, lambda model: choose(PACKED, 8, -1, model))
+    reference = Reference(case, folder)
+    given = prompts(case, reference.n_rows)[:2]
+    model = load(folder, torch.float32, CPU)
+    assert "int of 8 bits" in model.quantization
+    expect_equal(
+        compare(given, serve(case, model, given, tmp_path), reference, token_id(case.image_token))
+    )
+    # Of an encoder that no list names, or one by another name, the tensors say that it is plain.
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["ignore"] = ["lm_head", "re:^visual.*"]
+    (folder / "config.json").write_text(json.dumps(config))
+    unnamed = load(folder, torch.float32, CPU)
+    arrays = {name: torch.from_numpy(one) for name, one in given[0].pictures[0][1].arrays.items()}
+    assert model.vision is not None
+    assert unnamed.vision is not None
+    assert torch.equal(model.vision.encode(arrays), unnamed.vision.encode(arrays))
 
 
 def test_every_family_that_is_served_is_here() -> None:

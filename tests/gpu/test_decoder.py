@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests.helpers.kv_oracle import SCALED, attend_codes
 from tests.helpers.tiny_families import VARIANTS, VOCABULARY, smaller, tiny
 from tests.helpers.tiny_llama import save_tiny_llama
+from tests.helpers.tiny_vision import save_vision
 from tests.workers.attention.toy import ToyAttention
 from tests.workers.test_runner import LONG, SHORT, Batch, greedy, tokens_of
 from tgi_async.wire.messages import Admit
@@ -33,7 +34,8 @@ from workers.attention.registry import Backend
 from workers.attention.triton_paged import TritonAttention
 from workers.decoder.device import DeviceDecoder
 from workers.decoder.families import FAMILIES, Block, Description, NotFused
-from workers.forward import ForwardBatch, Model
+from workers.errors import UnsupportedModel
+from workers.forward import ForwardBatch, Inserted, Model
 from workers.kernels import device_codes
 from workers.quantization.method import Cut, Kind, Size
 from workers.quantization.on_the_fly import OnTheFlyMethod
@@ -200,6 +202,43 @@ def test_hidden_states_are_those_of_transformers(device: str, variant: str) -> N
         scores = decoder.head(hidden)
         assert (scores.cpu() - model.lm_head(hidden.cpu())).abs().max() < MOST_DIFFERENCE
         assert torch.equal(scores.argmax(-1), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", pytest.param("llava", marks=pytest.mark.full)])
+def test_inserted_rows_and_positions_of_three_axes_are_as_in_transformers(
+    device: str, kind: str, tmp_path: Path
+) -> None:
+    save_vision(kind, tmp_path)
+    own = load(tmp_path, torch.float32, torch.device(device), "fused", attention=TritonAttention)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
+    tokens = torch.tensor([5, 1, 9, 1, 1, 7])
+    at, rows = torch.tensor([1, 3, 4]), torch.randn(3, 64, generator=torch.Generator())
+    positions = torch.arange(6)
+    if kind == "qwen2_vl":
+        positions = torch.stack((positions, positions * 3, 20 - positions))
+    cache = own.spec.cache_group.pool(4, BLOCK_SIZE, device)
+    table, none = torch.tensor([2, 0], dtype=torch.int32), torch.empty(0, dtype=torch.int32)
+    slots = torch.tensor([8, 9, 10, 11, 0, 1])
+    context = AttentionContext(cache, slots, 0, none.reshape(0, 0), none, [Prefill(0, 6, 6, table)])
+    inserted = Inserted(at.to(device), rows.to(device))
+    every = torch.arange(6).to(device)
+    batch = ForwardBatch(tokens.to(device), positions.to(device), every, context, inserted)
+    with torch.inference_mode():
+        logits = own.forward(batch).logits.cpu()
+        embeddings = model.get_input_embeddings()(tokens).index_copy(0, at, rows)
+        expected = model(
+            inputs_embeds=embeddings[None], position_ids=positions.unsqueeze(-2), use_cache=False
+        ).logits[0]
+    assert expected.std() > 0.3
+    assert (logits - expected).abs().max() < MOST_DIFFERENCE
+
+
+def test_what_attends_in_both_directions_is_not_fused_where_attention_does_not(
+    device: str, tmp_path: Path
+) -> None:
+    folder, on = save_vision("gemma3", tmp_path), torch.device(device)
+    with pytest.raises(UnsupportedModel, match="which triton attention does not"):
+        load(folder, torch.float32, on, "fused", attention=TritonAttention)
 
 
 def faults(block: Block) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -24,12 +24,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     """In place of shared memory; its name is short from here."""
     monkeypatch.chdir(tmp_path_factory.mktemp("t"))
     os.mkdir("shm")
+    monkeypatch.setattr(place, "SHARED_MEMORY", "shm")
     return "shm"
 
 
 def test_shared_memory_is_used_and_left_empty(scratch: str, shared: str) -> None:
     with ExitStack() as closing:
-        folder = folder_in(scratch, closing, shared)
+        folder = folder_in(scratch, closing)
         assert os.path.dirname(folder) == os.path.abspath(shared)
         assert os.stat(folder).st_mode & 0o777 == 0o700
         Path(folder, "file").write_text("x")
@@ -42,7 +43,7 @@ def test_where_shared_memory_is_small_the_servers_folder_is_used(
 ) -> None:
     monkeypatch.setattr(place, "LEAST", 1 << 60)
     with ExitStack() as closing:
-        folder = folder_in(scratch, closing, shared)
+        folder = folder_in(scratch, closing)
         assert folder == f"{scratch}/images"
         Path(folder, "file").write_text("x")
         assert os.listdir(shared) == []
@@ -50,10 +51,13 @@ def test_where_shared_memory_is_small_the_servers_folder_is_used(
 
 
 @pytest.mark.parametrize("gone", ["missing", "file", "/proc"])
-def test_where_there_is_no_shared_memory_too(scratch: str, shared: str, gone: str) -> None:
+def test_where_there_is_no_shared_memory_too(
+    scratch: str, shared: str, gone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("file").write_text("")
+    monkeypatch.setattr(place, "SHARED_MEMORY", gone)
     with ExitStack() as closing:
-        assert folder_in(scratch, closing, gone) == f"{scratch}/images"
+        assert folder_in(scratch, closing) == f"{scratch}/images"
     assert sorted(os.listdir()) == ["file", "shm"]
 
 
@@ -62,11 +66,11 @@ def test_what_a_killed_server_left_in_shared_memory_is_removed(
 ) -> None:
     monkeypatch.setattr(temporary, "NEW_SECONDS", -1.0)
     with ExitStack() as closing:
-        left = f"{folder_in(scratch, closing, shared)}x"
+        left = f"{folder_in(scratch, closing)}x"
         os.mkdir(left)
         Path(left, "0").write_bytes(bytes(1000))
         with ExitStack() as other:
-            folder_in(scratch, other, shared)
+            folder_in(scratch, other)
             assert not os.path.exists(left)
             assert len(os.listdir(shared)) == 2  # the other server lives
 

@@ -62,8 +62,10 @@ def test_any_message_can_be_continued_where_asked() -> None:
 
 
 def test_the_last_text_of_parts_is_continued() -> None:
-    source = "{% for p in messages[0].content %}{{ p.text or '<image>' }}{% endfor %}!"
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, {"type": "image"}]
+    shown = "{{ '<i>' if p.type == 'image' else p.text }}"
+    source = "{% for p in messages[0].content %}" + shown + "{% endfor %}!"
+    image = {"type": "image", "text": "<i>"}
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}, image]
     message = {"role": "assistant", "content": parts}
     assert render(source, message, continue_final_message=True) == "ab"
 

@@ -32,6 +32,9 @@ class Dialect:
     least_seed: int = -(2**63)
     allows_empty_suffix: bool = True
     allows_empty_chat: bool = False
+    begins_chats: bool = True
+    """A chat with a model that takes images gets the tokenizer's special tokens where its template
+    does not write the first one, as in transformers' processors."""
 
     # How texts are constrained and shown.
     calls_tools_like_tgi: bool = False
@@ -90,6 +93,7 @@ TGI = Dialect(
     least_seed=0,
     allows_empty_suffix=False,
     allows_empty_chat=True,
+    begins_chats=False,
     calls_tools_like_tgi=True,
     shows_stop_sequences=True,
     shows_prompt_before_grammar=True,

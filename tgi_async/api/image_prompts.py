@@ -59,17 +59,6 @@ class ImagePrompts:
         """Return one for the texts of a request."""
         return Guard(self._reserved)
 
-    def in_markdown(self, text: str, field: str) -> Marked:
-        """Return a text of TGI's routes, which may have images as `![](url)`."""
-        guard = self.guard()
-        parts = markdown.split(text)
-        marked = [
-            guard.hidden(part) if place % 2 == 0 else self.family.placeholder
-            for place, part in enumerate(parts)
-        ]
-        sources = [ImageSource(url, field=field) for url in parts[1::2]]
-        return Marked("".join(marked), guard, sources)
-
     def check_shown(self, marked: Marked) -> None:
         """Check a text that a chat template wrote.
 
@@ -90,16 +79,34 @@ class ImagePrompts:
                 f"Remove {placeholder} and parts of it from the texts"
             )
 
-    async def expanded(self, marked: Marked, client: str, pool: Executor) -> Expanded:
+    async def expanded(
+        self, content: str | Marked, client: str, pool: Executor, field: str
+    ) -> Expanded:
         """Get the images, and put what stands for each into its place.
+
+        In a text that is not `Marked` they are TGI's markdown; `field` is its name.
 
         Raises:
             ValidationError: an image cannot be taken.
             Overloaded: there is no room for it.
         """
-        ready = await self._images.ready(marked.sources, client) if marked.sources else []
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(pool, self._expanded, marked, ready)
+        if isinstance(content, str):
+            if markdown.BEGIN not in content:
+                return Expanded(content, content)
+            content = await loop.run_in_executor(pool, self._in_markdown, content, field)
+        ready = await self._images.ready(content.sources, client) if content.sources else []
+        return await loop.run_in_executor(pool, self._expanded, content, ready)
+
+    def _in_markdown(self, text: str, field: str) -> Marked:
+        guard = self.guard()
+        parts = markdown.split(text)
+        marked = [
+            guard.hidden(part) if place % 2 == 0 else self.family.placeholder
+            for place, part in enumerate(parts)
+        ]
+        sources = [ImageSource(url, field=field) for url in parts[1::2]]
+        return Marked("".join(marked), guard, sources)
 
     def _expanded(self, marked: Marked, ready: Sequence[ReadyImage]) -> Expanded:
         shown: Callable[[str], str] = marked.guard.shown

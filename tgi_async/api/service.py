@@ -128,9 +128,7 @@ class Service:
         if self.image_prompts is None:
             text = shown_text(content)
             return Expanded(text, text)
-        if isinstance(content, str):
-            content = self.image_prompts.in_markdown(content, field)
-        return await self.image_prompts.expanded(content, client, self.pool)
+        return await self.image_prompts.expanded(content, client, self.pool, field)
 
     async def request(
         self,

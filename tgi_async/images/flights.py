@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 R = TypeVar("R")
@@ -31,21 +32,25 @@ class Flights(Generic[R]):
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = _Flight(asyncio.create_task(work()))
-            flight.task.add_done_callback(lambda _: self._ended(key, flight))
+            flight.task.add_done_callback(partial(self._ended, key, flight))
         flight.n_waiting += 1
         try:
             return await asyncio.shield(flight.task)
         finally:
             flight.n_waiting -= 1
             if not flight.n_waiting and not flight.task.done():
-                self._ended(key, flight)
+                self._forget(key, flight)
                 flight.task.cancel()
+            del flight  # Its exception holds this frame.
 
-    def _ended(self, key: Hashable, flight: _Flight[R]) -> None:
+    def _ended(self, key: Hashable, flight: _Flight[R], task: asyncio.Task[R]) -> None:
+        self._forget(key, flight)
+        if not task.cancelled():
+            task.exception()  # Nobody may be left who waits for it.
+
+    def _forget(self, key: Hashable, flight: _Flight[R]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
-        if flight.task.done() and not flight.task.cancelled():
-            flight.task.exception()  # Nobody may be left who waits for it.
 
     def cancel(self) -> None:
         """Cancel all; who waits is cancelled too."""

@@ -21,15 +21,15 @@ SHARE = 8
 MEMINFO = Path("/proc/meminfo")
 
 
-def folder_in(scratch: str, closing: ExitStack, shared_memory: str = SHARED_MEMORY) -> str:
+def folder_in(scratch: str, closing: ExitStack) -> str:
     """Return a new folder for prepared images, which `closing` removes: in shared memory, or in
     the server's folder `scratch` where there is too little of it.
 
     A folder in shared memory that a killed server left is removed by the next one.
     """
     with suppress(OSError, StartError):
-        if shutil.disk_usage(shared_memory).free >= LEAST:
-            return closing.enter_context(PrivateFolder({}, (shared_memory,), last=()))
+        if shutil.disk_usage(SHARED_MEMORY).free >= LEAST:
+            return closing.enter_context(PrivateFolder({}, (SHARED_MEMORY,), last=()))
     folder = os.path.join(scratch, "images")
     os.mkdir(folder)
     closing.callback(shutil.rmtree, folder, ignore_errors=True)

@@ -108,7 +108,9 @@ class Preparer:
         gone if it is cancelled. Raises Refused.
         """
         line = {"file": encoded.path, "detail": detail, "out": path}
-        job = self._pool.threads.submit(self._answered, json.dumps(line).encode(), encoded)
+        job = self._pool.threads.submit(self._pool.ask, json.dumps(line).encode())
+        encoded.__enter__()
+        job.add_done_callback(encoded.__exit__)
         try:
             reply = _read(await asyncio.wrap_future(job))
         except ProcessEnded as ended:
@@ -133,10 +135,6 @@ class Preparer:
         arrays = [PixelArray(one.name, one.dtype, one.shape, one.offset) for one in found.arrays]
         return Answer(prepared, arrays)
 
-    def _answered(self, line: bytes, encoded: EncodedFile) -> bytes:
-        """Ask, with the file held until the process is done with it."""
-        return self._pool.ask(line)
-
     def close(self) -> None:
         """End the processes."""
         self._pool.close()
@@ -147,7 +145,7 @@ def _read(line: bytes) -> _Reply:
 
 
 def _why(ended: ProcessEnded) -> str:
-    log.warning("the process that prepares images %s", ended)
+    log.warning("a process that prepares images: %s", ended)
     if ended.status in (-signal.SIGPROF, -signal.SIGKILL):
         return "preparing it takes too much time or memory. Send a smaller one"
     return "it cannot be prepared"

@@ -80,7 +80,8 @@ class RequestRecord:
 
     def submitted(self, request: GenerationRequest, now: float, timings: Timings) -> None:
         """Add a generation that was submitted to the engine, which fills in `timings`."""
-        self.requests.append(request)
+        # A connection may keep the record for long; what the request holds must not be.
+        self.requests.append(structs.replace(request, held=()))
         self.generations.append(Generated(now, timings))
 
     def generated(self, queued: float, inference: float, n_generated: int) -> None:

@@ -9,7 +9,6 @@ one pass with what stands around it, so that no piece begins or ends there.
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Iterable
 from typing import Any
@@ -33,9 +32,9 @@ class Aliases:
         """Raises StartError: the tokenizer cannot do without these names."""
         inner = tokenizer.inner
         known = {name: id for name in names if (id := inner.token_to_id(name)) is not None}
-        self._aliases = {name: _alias(name) for name in known}
+        # A name that begins with another one goes first.
         longest_first = sorted(known, key=len, reverse=True)
-        self._names = re.compile("|".join(map(re.escape, longest_first))) if known else None
+        self._aliases = {name: _alias(name) for name in longest_first}
         try:
             renamed = tokenizers.Tokenizer.from_str(_renamed(inner.to_str(), self._aliases))
         except Exception as error:  # the library raises bare Exception
@@ -57,9 +56,9 @@ class Aliases:
 
     def written(self, text: str) -> str:
         """Return `text`, of the same length, with aliases for all of the names."""
-        if self._names is None:
-            return text
-        return self._names.sub(lambda found: self._aliases[found[0]], text)
+        for name, alias in self._aliases.items():
+            text = text.replace(name, alias)
+        return text
 
 
 def _inseparable(name: str) -> StartError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -22,6 +23,8 @@ class Encodings:
         self._vision = vision
         self._max_bytes = max_bytes
         self._found: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self._held: WeakValueDictionary[bytes, torch.Tensor] = WeakValueDictionary()
+        """Those that somebody holds, dropped here or not."""
         self._bytes = 0
         self.n_encoded = 0
         """Images that went through the encoder."""
@@ -35,9 +38,11 @@ class Encodings:
         if found is not None:
             self._found.move_to_end(digest)
             return found
-        found = self._vision.encode(arrays)
-        self.n_encoded += 1
-        self._found[digest] = found
+        found = self._held.get(digest)
+        if found is None:
+            found = self._vision.encode(arrays)
+            self.n_encoded += 1
+        self._found[digest] = self._held[digest] = found
         self._bytes += found.nbytes
         while self._bytes > self._max_bytes and len(self._found) > 1:
             _, dropped = self._found.popitem(last=False)

@@ -46,7 +46,8 @@ class _RowImage:
         """Positions of its placeholders, ascending."""
         self.seen = seen
         self.encoding: torch.Tensor | None = None
-        """Held while a chunk has computed some of its placeholders and not all."""
+        """Held while a chunk has computed some of its placeholders and not all, or, where tokens
+        attend to images, as long as the row is there."""
 
 
 class RowImages:
@@ -173,9 +174,11 @@ class RowImages:
         lines = zip(decodes.rows.tolist(), decodes.positions.tolist(), strict=True)
         singly = [Part(row, line, 1, position) for line, (row, position) in enumerate(lines)]
         for part in (*singly, *parts):
-            images = [
-                SeenImage(one.digest, self._encoded(one), *one.seen) for one in self._of(part.row)
-            ]
+            images = []
+            for one in self._of(part.row):
+                # Each step needs it: dropped in between, it would be computed in each.
+                one.encoding = self._encoded(one)
+                images.append(SeenImage(one.digest, one.encoding, *one.seen))
             if images:
                 found.append(CrossAttended(part.start, part.n, part.first, images))
         return found

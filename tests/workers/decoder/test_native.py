@@ -14,12 +14,13 @@ import torch
 from tests.helpers.loading import load
 from tests.helpers.our_layers import replaced, tensors_of
 from tests.helpers.tiny_families import VARIANTS, VOCABULARY, tiny
+from tests.helpers.tiny_vision import save_vision
 from workers import native
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.decoder.families import Block, Description, NotFused
 from workers.decoder.native import NativeDecoder
-from workers.forward import ForwardBatch
+from workers.forward import ForwardBatch, Inserted
 
 BLOCK_SIZE = 4
 N_ROWS = 3
@@ -330,3 +331,32 @@ def test_without_a_compiler_the_model_is_left_as_it_was() -> None:
 def test_numbers_that_the_kernels_do_not_take_are_refused() -> None:
     with pytest.raises(NotFused, match=r"float32 and bfloat16, not torch\.float16"):
         NativeDecoder(Description(replaced(tiny("llama", torch.float16))))
+
+
+@pytest.mark.parametrize(
+    ("at", "shape", "said"),
+    [
+        ([0, 1], (1, 64), r"\[1, 64\] numbers do not fit in the place of 2 embeddings of 64"),
+        ([0], (1, 32), r"\[1, 32\] numbers do not fit in the place of 1 embeddings of 64"),
+        ([2], (1, 64), "embeddings of 2 tokens are 0 to 1"),
+        ([-1], (1, 64), "embeddings of 2 tokens are 0 to 1"),
+    ],
+    ids=["fewer rows", "shorter rows", "behind", "before"],
+)
+def test_rows_that_do_not_fit_in_the_place_of_embeddings_are_refused(
+    at: list[int], shape: tuple[int, int], said: str, tmp_path: Path
+) -> None:
+    model = load(save_vision("llava", tmp_path), torch.float32, torch.device("cpu"), "fused")
+    table, none = torch.zeros(1, dtype=torch.int32), torch.empty(0, dtype=torch.int32)
+    context = AttentionContext(
+        model.spec.cache_group.pool(1, BLOCK_SIZE),
+        torch.arange(2),
+        0,
+        none.reshape(0, 0),
+        none,
+        [Prefill(0, 2, 2, table)],
+    )
+    inserted = Inserted(torch.tensor(at), torch.zeros(shape))
+    two = torch.arange(2)
+    with pytest.raises(ValueError, match=said):
+        model.forward(ForwardBatch(two, two, two, context, inserted))

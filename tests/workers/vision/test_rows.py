@@ -192,3 +192,22 @@ def test_decodes_and_chunks_attend_to_the_images_of_their_rows(two: list[Image])
     assert found[0].images[0].encoding is found[1].images[0].encoding
     assert rows.inserted([Part(3, 2, 4, 6)]) is None
     assert vision.n_encoded == 2
+
+
+def test_what_rows_attend_to_is_held_as_long_as_they_are_there(tmp_path: Path) -> None:
+    vision = Sums(cross=True)
+    rows = RowImages(vision, 4, CPU, max_bytes=0)
+    for row in range(3):
+        rows.admit(admit(row, [image(tmp_path, row % 2, 1, 2, row % 2)]))
+    chunks = [Part(row, row, 1, 3) for row in range(3)]
+    none = Decodes.of(RowTable(4, 16, 4, CPU), [], {})
+    first, _, again = rows.cross(none, chunks)
+    assert first.images[0].encoding is again.images[0].encoding
+    del first, _, again
+    rows.cross(none, chunks)
+    assert vision.n_encoded == 2
+    for row in range(3):
+        rows.release(row)
+    rows.admit(admit(0, [image(tmp_path, 1, 1, 2, 1)]))
+    rows.cross(none, chunks[:1])
+    assert vision.n_encoded == 3

@@ -162,7 +162,7 @@ async def _answering(
         request = await service.request(
             PromptSource(
                 prompt.content,
-                add_special_tokens=bool(body.add_special_tokens),
+                add_special_tokens=prompt.add_special_tokens,
                 truncated=lambda places: body.truncated(places, service.limits),
             ),
             question.parameters,

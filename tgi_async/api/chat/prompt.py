@@ -43,6 +43,8 @@ class Prompt(NamedTuple):
     text: str
     """As the client knows it: each image is a placeholder."""
     content: str | Marked
+    add_special_tokens: bool
+    """Whether the tokenizer adds its own."""
 
 
 async def prompt_of(service: Service, body: ChatRequest, offer: Offer | None) -> Prompt:
@@ -74,12 +76,25 @@ async def prompt_of(service: Service, body: ChatRequest, offer: Offer | None) ->
     if (prompts := service.image_prompts) is None:
         render = partial(template.render, messages, tools=tools, **fields)
         text = await loop.run_in_executor(template.threads, render)
-        return Prompt(text, text)
+        return Prompt(text, text, _begins(service, body, text))
     guard = prompts.guard()
     render = partial(_guarded, guard, template, messages, tools, fields)
     marked = Marked(await loop.run_in_executor(template.threads, render), guard, reader.sources)
     prompts.check_shown(marked)
-    return Prompt(shown_text(marked), marked)
+    text = shown_text(marked)
+    return Prompt(text, marked, _begins(service, body, text))
+
+
+def _begins(service: Service, body: ChatRequest, text: str) -> bool:
+    """Return whether the tokenizer adds its special tokens to what a template wrote."""
+    if service.limits.dialect.reads_fields_of_tgi_only:
+        return False
+    if body.add_special_tokens is not None:
+        return body.add_special_tokens
+    if service.image_prompts is None or not service.limits.dialect.begins_chats:
+        return False
+    bos = service.tokenizer.bos_token
+    return not bos or not text.startswith(bos)
 
 
 def _guarded(

@@ -35,12 +35,13 @@ async def chat_tokenize(service: Service, body: ChatRequest, context: RequestCon
         prompt = await prompt_of(service, body, offer)
         check_text(prompt.text, None, service.limits)
         expanded = await service.expanded(prompt.content, context.peer, "messages")
-        return Reply(await service.in_pool(_encoded, service, expanded))
+        special = prompt.add_special_tokens
+        return Reply(await service.in_pool(_encoded, service, expanded, special))
 
 
-def _encoded(service: Service, prompt: Expanded) -> Raw:
-    # Encoded off the event loop, as it may be long. A template writes the special tokens itself.
-    tokens = simple_tokens(service, prompt, add_special_tokens=False)
+def _encoded(service: Service, prompt: Expanded, add_special_tokens: bool) -> Raw:
+    # Encoded off the event loop, as it may be long.
+    tokens = simple_tokens(service, prompt, add_special_tokens=add_special_tokens)
     return Raw(encode(ChatTokenizeResponse(tokens, prompt.text)))
 
 

@@ -40,13 +40,13 @@ async def tokenize(service: Service, body: TokenizeRequest, context: RequestCont
             expanded = await service.expanded(body.inputs, context.peer, "inputs")
             return Reply(await service.in_pool(_encoded_tokens, service, expanded))
     with service.tokenize_permits.take():
-        content = await _content(service, body)
+        content, special = await _content(service, body)
         expanded = await service.expanded(content, context.peer, "prompt")
         encoded = await service.in_pool(
             _encoded_ids,
             service,
             expanded,
-            add_special_tokens=bool(body.add_special_tokens),
+            add_special_tokens=special,
             with_texts=bool(body.return_token_strs),
         )
     return Reply(encoded)
@@ -69,13 +69,15 @@ async def detokenize(
 
 async def _content(
     service: Service, body: PromptTokenizeRequest | ChatTokenizeRequest
-) -> str | Marked:
+) -> tuple[str | Marked, bool]:
+    """Return what is tokenized, and whether special tokens are added."""
     if isinstance(body, PromptTokenizeRequest):
-        return body.prompt
+        return body.prompt, bool(body.add_special_tokens)
     refuse_unbuilt(chat_template=body.chat_template)
     chat = with_tools(body)
     offer = offer_of(chat, service.limits.dialect)
-    return (await prompt_of(service, chat, offer)).content
+    prompt = await prompt_of(service, chat, offer)
+    return prompt.content, prompt.add_special_tokens
 
 
 def _encoded_tokens(service: Service, prompt: Expanded) -> Raw:

@@ -18,9 +18,8 @@ class PromptTokenizeRequest(Struct, frozen=True, kw_only=True):
 
 
 class ChatTokenizeRequest(ChatRequest, frozen=True, kw_only=True):
-    """A chat; special tokens are those that its template writes, unless more are asked for."""
+    """A chat."""
 
-    add_special_tokens: bool | None = False
     return_token_strs: bool | None = False
     chat_template: str | None = None
 
