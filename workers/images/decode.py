@@ -89,7 +89,7 @@ def decode(file: BinaryIO, max_pixels: int) -> Image.Image:
     with _damaged():
         image.load()
     with suppress(Exception):  # orientation is in a block of its own, whose damage harms nothing
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     return _rgb(image)
 
 
