@@ -49,6 +49,8 @@ class ImagePrompts:
     def __init__(self, images: Images, tokenizer: Tokenizer) -> None:
         """Raises StartError: the tokenizer cannot do without the names of image tokens."""
         self.family: Family = images.family
+        self.max_images = images.max_images
+        """Most images of a request."""
         self._images = images
         self._reserved = {*self.family.reserved, self.family.image_token}
         self._aliases = Aliases(tokenizer, self._reserved)
