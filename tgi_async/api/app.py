@@ -56,8 +56,8 @@ def create_app(
     default `cpu`.
 
     Raises:
-        StartError: an environment variable that names a route does not hold a path, or the
-            tokenizer cannot do without the names of image tokens.
+        StartError: an environment variable that names a route does not hold a path. Its lifespan
+            raises it where the tokenizer cannot do without the names of image tokens.
     """
     service = Service(
         engine=engine,
@@ -78,6 +78,8 @@ def create_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         if checker is not None:
             service.pool.submit(checker.prepare)
+        if service.image_prompts is not None:
+            await service.in_pool(service.image_prompts.prepare)
         yield
         service.pool.shutdown(wait=False, cancel_futures=True)
         if chat_template is not None:
