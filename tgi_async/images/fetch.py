@@ -211,7 +211,7 @@ def _written(path: str) -> Iterator[BinaryIO]:
     """Open a file to write to. Raises NoRoom where the file system is full."""
     try:
         # Its writes go to memory, or to what the kernel writes to a disk later.
-        with open(path, "wb", buffering=0) as file:
+        with open(path, "wb", buffering=PIECE) as file:
             yield file
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
