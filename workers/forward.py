@@ -21,7 +21,8 @@ class Inserted(NamedTuple):
     at: torch.Tensor
     """int64 [n]: indices of packed tokens."""
     rows: torch.Tensor
-    """[n, hidden]"""
+    """[n, hidden]; of some models [n, k * hidden]: what follows is added to what the first layers
+    make."""
 
 
 class CrossAttended(NamedTuple):
@@ -62,6 +63,7 @@ class ForwardBatch:
     """int64 [S]: indices of packed tokens whose logits are wanted, any number for a row."""
     attention: AttentionContext
     inserted: Inserted | None = None
+    """Where it is, `tokens` has any that has an embedding."""
     adapters: torch.Tensor | None = None
     """int64 [rows]: the adapter of each row, in the order of the packed tokens."""
     cross: Sequence[CrossAttended] = ()
@@ -120,8 +122,9 @@ class Vision(Protocol):
 
     def encode(self, arrays: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Encode one image, of the arrays that its preprocessing made, by the names of the model's
-        code; on any device -> [n placeholders, hidden] on the model's, or with `cross` whatever its
-        layers attend to; it holds all that is kept of an image, so that its size says how much.
+        code; on any device -> rows for its placeholders, as in `Inserted`, on the model's, or with
+        `cross` whatever its layers attend to; it holds all that is kept of an image, so that its
+        size says how much.
 
         Raises ValueError for arrays that do not fit the model.
         """

@@ -353,6 +353,9 @@ class Runner:
             positions = images.positions(decodes, parts, places)
             n_before = images.n_encoded
             inserted = images.inserted(parts)
+            if inserted is not None:
+                # A placeholder may be beyond the tokens that have an embedding.
+                input_ids.index_fill_(0, inserted.at, 0)
             cross = images.cross(decodes, parts)
             launched.n_encoded += images.n_encoded - n_before
             encoded = self._mark()

@@ -288,7 +288,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
     ),
     "a model that selects keys": ("deepseek_v32", {"num_hidden_layers": 1}),
-    "a model of images": ("qwen3_vl", {}),
+    "a model of images": ("ovis2", {}),
     "a model for classification": ("vit", {}),
 }
 """What is refused by its config, before any weight is read."""

@@ -26,11 +26,13 @@ from workers.models.weight_files import SINGLE
 from workers.quantization.compressed_tensors import PACKED
 from workers.vision.families import FAMILIES
 
-QUICK = ("gemma3", "llava", "qwen2_vl")
-"""Images that attend in both directions, none of that, and positions of three axes."""
+QUICK = ("gemma3", "llava", "qwen2_vl", "qwen3_vl_moe")
+"""Images that attend in both directions, none of that, positions of three axes, and rows for
+several layers."""
 LONG = [pytest.param(kind, marks=pytest.mark.full) for kind in CASES if kind not in QUICK]
 FUSED = (
     "deepseek_vl",
+    "gemma3",
     "got_ocr2",
     "idefics2",
     "idefics3",
@@ -43,6 +45,7 @@ FUSED = (
     "llava_next_video",
     "llava_onevision",
     "mistral3",
+    "paligemma",
     "qianfan_ocr",
     "qwen2_5_vl",
     "qwen2_vl",
@@ -75,7 +78,7 @@ def test_texts_and_logits_are_those_of_transformers(kind: str, tmp_path: Path) -
     serve_and_compare(kind, model, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["llava", "qwen2_vl", *LONG_FUSED])
+@pytest.mark.parametrize("kind", [*QUICK, *LONG_FUSED])
 def test_fused_decoders_write_the_same(kind: str, tmp_path: Path) -> None:
     serve_and_compare(
         kind, load(save_vision(kind, tmp_path), torch.float32, CPU, "fused"), tmp_path

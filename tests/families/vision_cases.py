@@ -178,6 +178,8 @@ CASES: dict[str, VisionCase] = {
     "paligemma": VisionCase(_square, _alone(), bidirectional="prompt", types="token_type_ids"),
     "qwen2_5_vl": QWEN,
     "qwen2_vl": QWEN,
+    "qwen3_vl": QWEN,
+    "qwen3_vl_moe": QWEN,
     "smolvlm": VisionCase(_crops, _in_rows, axis=1),
 }
 

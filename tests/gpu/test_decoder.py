@@ -34,6 +34,7 @@ from workers.attention.registry import Backend
 from workers.attention.triton_paged import TritonAttention
 from workers.decoder.device import DeviceDecoder
 from workers.decoder.families import FAMILIES, Block, Description, NotFused
+from workers.errors import UnsupportedModel
 from workers.forward import ForwardBatch, Inserted, Model
 from workers.kernels import device_codes
 from workers.quantization.method import Cut, Kind, Size
@@ -230,6 +231,14 @@ def test_inserted_rows_and_positions_of_three_axes_are_as_in_transformers(
         ).logits[0]
     assert expected.std() > 0.3
     assert (logits - expected).abs().max() < MOST_DIFFERENCE
+
+
+def test_what_attends_in_both_directions_is_not_fused_where_attention_does_not(
+    device: str, tmp_path: Path
+) -> None:
+    folder, on = save_vision("gemma3", tmp_path), torch.device(device)
+    with pytest.raises(UnsupportedModel, match="which triton attention does not"):
+        load(folder, torch.float32, on, "fused", attention=TritonAttention)
 
 
 def faults(block: Block) -> Iterator[tuple[str, dict[str, Any]]]:

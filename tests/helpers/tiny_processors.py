@@ -265,19 +265,10 @@ def save_processor(kind: str, folder: Path, **changed: Any) -> Path:
 
     `changed` are fields of preprocessor_config.json.
     """
-    _tokenizer(kind).save(str(folder / "tokenizer.json"))
-    _write(
-        folder / "tokenizer_config.json",
-        {
-            **SPECIAL_TOKENS[kind],
-            "clean_up_tokenization_spaces": False,
-            "processor_class": PREPROCESSORS[kind]["processor_class"],
-            "tokenizer_class": "PreTrainedTokenizerFast",
-        },
-    )
+    named = {"processor_class": PREPROCESSORS[kind]["processor_class"]}
+    save_tokenizer(folder, {**SPECIAL_TOKENS[kind], **named}, begins=kind in BEGINS)
     _write(folder / "preprocessor_config.json", {**PREPROCESSORS[kind], **changed})
     if kind in PROCESSORS:
-        named = {"processor_class": PREPROCESSORS[kind]["processor_class"]}
         _write(folder / "processor_config.json", {**PROCESSORS[kind], **named})
     if kind in JINJA:
         (folder / "chat_template.jinja").write_text(TEMPLATES[kind])
@@ -323,7 +314,11 @@ def _write(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2))
 
 
-def _tokenizer(kind: str) -> Tokenizer:
+def save_tokenizer(folder: Path, config: dict[str, Any], *, begins: bool = True) -> None:
+    """Write a tokenizer of bytes and `SPECIALS`, and what its tokenizer_config.json says.
+
+    If it `begins` texts, it writes their first token by itself.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: id for id, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -331,11 +326,15 @@ def _tokenizer(kind: str) -> Tokenizer:
     tokenizer.add_special_tokens(
         [AddedToken(name, normalized=False, special=True) for name in SPECIALS]
     )
-    if kind in BEGINS:
-        begin = SPECIAL_TOKENS[kind]["bos_token"]
+    if begins and (begin := config["bos_token"]):
         tokenizer.post_processor = processors.TemplateProcessing(
             single=[begin, "$A"],
             pair=[begin, "$A", "$B"],
             special_tokens=[(begin, token_id(begin))],
         )
-    return tokenizer
+    tokenizer.save(str(folder / "tokenizer.json"))
+    rest = {
+        "clean_up_tokenization_spaces": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    _write(folder / "tokenizer_config.json", {**config, **rest})

@@ -351,6 +351,25 @@ KINDS: dict[str, Mapping[str, Any]] = {
         "vision_config": QWEN_TOWER | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2},
         **QWEN,
     },
+    "qwen3_vl": {
+        "text_config": TEXT | {"model_type": "qwen3_vl_text", "rope_parameters": MROPE},
+        "vision_config": GRID_TOWER
+        | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 2]},
+        **QWEN,
+    },
+    "qwen3_vl_moe": {
+        "text_config": TEXT
+        | {
+            "model_type": "qwen3_vl_moe_text",
+            "rope_parameters": MROPE,
+            "moe_intermediate_size": 48,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+        },
+        "vision_config": GRID_TOWER
+        | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 2]},
+        **QWEN,
+    },
     "smolvlm": {
         "text_config": LLAMA,
         "vision_config": TOWER | {"model_type": "smolvlm_vision"},

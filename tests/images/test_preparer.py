@@ -13,7 +13,7 @@ from tests.doubles.image_process import COMMAND, asked
 from tests.helpers.vision_tokens import token_id
 from tgi_async.images.preparer import NotServed, Preparer
 from tgi_async.images.source import Refused
-from tgi_async.images.store import EncodedFile
+from tgi_async.images.store import EncodedFile, remove
 from tgi_async.wire.messages import PixelArray
 
 
@@ -37,7 +37,7 @@ def made(model: Path, **settings: Any) -> Preparer:
 def encoded(tmp_path: Path, text: str) -> EncodedFile:
     path = tmp_path / f"encoded {text}"
     path.write_text(text)
-    return EncodedFile(str(path))
+    return EncodedFile(str(path), remove)
 
 
 async def test_a_model_is_described(preparer: Preparer) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tgi_async.images import store as module
 from tgi_async.images.family import Prepared
-from tgi_async.images.store import OVERHEAD, EncodedFile, NoRoom, ReadyImage, Store
+from tgi_async.images.store import OVERHEAD, NoRoom, ReadyImage, Store
 
 PREPARED = Prepared(b"d" * 16, "<image>", 1, 3, 4, 5)
 SIZE = 1000 + OVERHEAD
@@ -103,11 +103,11 @@ def test_what_is_on_its_way_counts(store: Store) -> None:
 
 
 def test_the_file_of_an_encoded_image_ends_with_its_last_use(tmp_path: Path) -> None:
-    with EncodedFile(str(tmp_path / "e")) as encoded:
+    with Store(str(tmp_path), 1).encoded() as encoded:
         encoded.write(b"abc" * 100_000)
         with encoded:
-            assert (tmp_path / "e").read_bytes() == b"abc" * 100_000
-        assert os.listdir(tmp_path) == ["e"]
+            assert Path(encoded.path).read_bytes() == b"abc" * 100_000
+        assert len(os.listdir(tmp_path)) == 1
     assert os.listdir(tmp_path) == []
     encoded.write(b"by a thread that did not know")
     assert os.listdir(tmp_path) == []

@@ -400,7 +400,7 @@ def test_a_config_that_cannot_be_served_is_refused(
     ("kind", "changes", "reason"),
     [
         ("t5", {}, "t5 is an encoder-decoder model"),
-        ("qwen3_vl", {}, "qwen3_vl takes images"),
+        ("ovis2", {}, "ovis2 takes images"),
     ],
 )
 def test_another_kind_of_model_is_refused(

@@ -11,7 +11,7 @@ import errno
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -75,7 +75,7 @@ class Images:
         self,
         family: Family,
         preparer: Preparer,
-        store: Store,
+        folder: str,
         fetcher: Fetcher,
         metrics: ImageMetrics,
         limits: ImageLimits,
@@ -83,7 +83,7 @@ class Images:
         self.family = family
         self.max_images = limits.max_images
         """Most images of a request."""
-        self.store = store
+        self.store = Store(folder, limits.memory or default_bytes(folder), self._remove)
         self._preparer = preparer
         self._fetcher = fetcher
         self._metrics = metrics
@@ -123,7 +123,6 @@ class Images:
             )
             closing.callback(preparer.close)
             family = await preparer.describe()
-            memory = limits.memory or default_bytes(folder)
             fetcher = Fetcher(
                 limits.domains,
                 max_bytes=limits.max_encoded,
@@ -131,7 +130,7 @@ class Images:
                 resolve=resolve,
             )
             closing.callback(fetcher.close)
-            images = cls(family, preparer, Store(folder, memory), fetcher, metrics, limits)
+            images = cls(family, preparer, folder, fetcher, metrics, limits)
             images._closing = closing.pop_all()
         return images
 
@@ -192,7 +191,7 @@ class Images:
             digest = blake2b(data, digest_size=16).digest()
             if (known := self._known(digest, source.detail)) is not None:
                 return known
-            with EncodedFile(self.store.new_path()) as encoded:
+            with self.store.encoded() as encoded:
                 await self._in_thread(encoded.write, data)
                 del data
                 return await self._prepared(digest, source.detail, encoded)
@@ -207,10 +206,7 @@ class Images:
 
     async def _fetch_and_prepare(self, source: ImageSource) -> ReadyImage:
         began = time.monotonic()
-        with (
-            EncodedFile(self.store.new_path()) as encoded,
-            self.store.reservation() as reserved,
-        ):
+        with self.store.encoded() as encoded, self.store.reservation() as reserved:
             fetched = await self._fetcher.fetch(source.url, encoded.path, reserved)
             now = time.monotonic()
             self._metrics.image_fetched(now - began)
@@ -238,13 +234,17 @@ class Images:
             answer = await self._preparer.prepare(encoded, detail, path)
         except Refused:
             full = self.store.is_full
-            remove(path)
+            self.store.remove(path)
             if full:
                 raise NoRoom(0) from None
             raise
         image = self.store.put(key, answer.prepared, path, answer.arrays)
         self._metrics.image_prepared(time.monotonic() - began)
         return image
+
+    def _remove(self, path: str) -> None:
+        with suppress(RuntimeError):  # at the end the folder goes as a whole
+            self._threads.submit(remove, path)
 
     async def _in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         return await asyncio.wrap_future(self._threads.submit(function, *args, **kwargs))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
@@ -26,6 +26,15 @@ OVERHEAD = 8192
 
 FULL = 1 << 20
 """Bytes free in a file system that is as good as full."""
+
+
+Remove = Callable[[str], object]
+
+
+def remove(path: str) -> None:
+    """Remove a file, if it is there."""
+    with suppress(OSError):
+        os.unlink(path)
 
 
 class NoRoom(Exception):
@@ -50,8 +59,9 @@ class ReadyImage:
 class EncodedFile:
     """An image as it came, in a file that is there as long as anybody uses it. Thread-safe."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, remove: Remove) -> None:
         self.path = path
+        self._remove = remove
         self._n_users = 0
         self._lock = Lock()
 
@@ -64,7 +74,7 @@ class EncodedFile:
         with self._lock:
             self._n_users -= 1
             if not self._n_users:
-                remove(self.path)
+                self._remove(self.path)
 
     def write(self, data: bytes) -> None:
         """Write it. Takes time; raises OSError."""
@@ -98,10 +108,14 @@ class Reservation:
 
 
 class Store:
-    """Keeps at most `max_bytes` in `folder`. For one event loop."""
+    """Keeps at most `max_bytes` in `folder`. For one event loop.
 
-    def __init__(self, folder: str, max_bytes: int) -> None:
+    `remove` removes a file, now or soon: of a large one that takes long.
+    """
+
+    def __init__(self, folder: str, max_bytes: int, remove: Remove = remove) -> None:
         self.max_bytes = max_bytes
+        self.remove = remove
         self.reserved = 0
         self._folder = folder
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
@@ -129,6 +143,10 @@ class Store:
         """Whether nothing can be written, though there should be room: others fill the place."""
         return shutil.disk_usage(self._folder).free < FULL
 
+    def encoded(self) -> EncodedFile:
+        """Return a file for an image as it comes."""
+        return EncodedFile(self.new_path(), self.remove)
+
     @contextmanager
     def reservation(self) -> Iterator[Reservation]:
         """Give back what was reserved in the block."""
@@ -155,13 +173,13 @@ class Store:
     ) -> ReadyImage:
         """Keep the file at `path`, and return its image. Raises NoRoom, with the file removed."""
         if (known := self.get(key)) is not None:
-            remove(path)
+            self.remove(path)
             return known
         size = os.stat(path).st_size + OVERHEAD
         try:
             self.make_room(size)
         except NoRoom:
-            remove(path)
+            self.remove(path)
             raise
         image = ReadyImage(prepared, path, arrays, size)
         self._kept[key] = _Kept(prepared, path, arrays, size, ref(image))
@@ -185,10 +203,4 @@ class Store:
     def _drop(self, key: bytes) -> None:
         kept = self._kept.pop(key)
         self._size -= kept.size
-        remove(kept.path)
-
-
-def remove(path: str) -> None:
-    """Remove a file, if it is there."""
-    with suppress(OSError):
-        os.unlink(path)
+        self.remove(kept.path)

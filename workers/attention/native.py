@@ -10,7 +10,7 @@ import torch
 from workers import native
 from workers.attention.backend import AttentionBackend
 from workers.attention.cache import PagedCache
-from workers.attention.context import AttentionContext
+from workers.attention.context import AttentionContext, Prefill
 from workers.attention.layer import AttentionLayer, AttentionShape
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -81,8 +81,9 @@ class _Call(ctypes.Structure):
 class NativeAttention(AttentionBackend[torch.Tensor]):
     """Writes new keys and values into the cache and attends, in one call.
 
-    Its metadata are the spans of a forward pass for the kernel, int64 [n_spans, 4]: first
-    packed token, positions, context length after the last of them, address of the block table.
+    Its metadata are the spans of a forward pass for the kernel, int64 [n_spans, 6]: first
+    packed token, positions, context length after the last of them, address of the block table, and
+    begin and end of positions that all of them see, which they are among; 0 and 0 for none.
 
     Raises NativeUnavailable where it cannot be compiled or loaded.
     """
@@ -90,6 +91,7 @@ class NativeAttention(AttentionBackend[torch.Tensor]):
     name = "native"
     devices = frozenset({"cpu"})
     reads_codes = True
+    causal_only = False
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
@@ -120,23 +122,26 @@ class NativeAttention(AttentionBackend[torch.Tensor]):
         return None
 
     def build(self, batch: AttentionContext) -> torch.Tensor:
-        """See `AttentionBackend`. Chunks are cut evenly, to as many positions as the kernel takes
-        at once."""
+        """See `AttentionBackend`. Chunks are cut where a part begins or ends that attends in both
+        directions, and evenly, to as many positions as the kernel takes at once."""
         tables = batch.decode_block_tables
         row = torch.arange(batch.n_decode)
         address = tables.data_ptr() + row * (tables.shape[-1] * tables.element_size())
-        decode = torch.stack((row, torch.ones_like(row), batch.decode_lengths, address), dim=1)
+        none = torch.zeros_like(row)
+        decode = torch.stack((row, none + 1, batch.decode_lengths, address, none, none), dim=1)
         cut = [
             (
-                chunk.start + begin,
+                chunk.start + first + begin - (chunk.length - chunk.n),
                 end - begin,
-                chunk.length - chunk.n + end,
+                first + end,
                 chunk.block_table.data_ptr(),
+                *whole,
             )
             for chunk in batch.prefills
-            for begin, end in _cut(chunk.n, self._positions_at_once)
+            for first, n, whole in _parts(chunk)
+            for begin, end in _cut(n, self._positions_at_once)
         ]
-        return torch.cat((decode, torch.tensor(cut, dtype=torch.int64).reshape(-1, 4)))
+        return torch.cat((decode, torch.tensor(cut, dtype=torch.int64).reshape(-1, 6)))
 
     def forward(
         self,
@@ -213,6 +218,18 @@ def _address(name: str, x: torch.Tensor | None, n_heads: int) -> int | None:
             f"{name} are contiguous float32 [{n_heads}], got {x.dtype} {list(x.shape)}"
         )
     return x.data_ptr()
+
+
+def _parts(chunk: Prefill) -> Iterator[tuple[int, int, tuple[int, int]]]:
+    """Return the first position and the number of those that attend alike, and what all of them
+    see."""
+    at = chunk.length - chunk.n
+    for begin, end in (*chunk.spans, (chunk.length, chunk.length)):
+        if at < begin:
+            yield at, begin - at, (0, 0)
+        if begin < end:
+            yield begin, end - begin, (begin, end)
+        at = end
 
 
 def _cut(n: int, most: int) -> Iterator[tuple[int, int]]:

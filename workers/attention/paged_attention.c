@@ -31,7 +31,8 @@
 typedef struct {
     int64_t start, n, length;
     const int32_t *table;
-    int64_t n_queries, first_token; /* of the context, for the first position */
+    int64_t begin, end; /* positions that all of them see; `end` 0: each sees none behind it */
+    int64_t n_queries, first_token, end_token; /* of the context, for any of the positions */
     int64_t first_part, n_parts, parts_per_task;
     int64_t n_shared; /* leading parts of a decode row that are also those of the span before */
     int64_t first_task, n_tasks; /* n_tasks for each key-value head, those of shared parts too */
@@ -135,7 +136,7 @@ INLINE void finish(const call *c, const span *s, int64_t head, const int bf16) {
 INLINE void bounds(const span *s, int64_t part, int64_t *from, int64_t *to) {
     *from = (s->first_part + part) * PART, *to = *from + PART;
     if (*from < s->first_token) *from = s->first_token;
-    if (*to > s->length) *to = s->length;
+    if (*to > s->end_token) *to = s->end_token;
 }
 
 /* Where the tokens are that this thread attends to after part `part` of a task of span `s`; their
@@ -226,9 +227,10 @@ INLINE void view(const call *c, const span *s, int64_t head, int64_t from, int64
                  int *high, bias *biases) {
     const int64_t group = c->n_heads / c->n_kv_heads;
     for (int64_t p = 0; p < s->n; p++) {
-        const int64_t position = s->length - s->n + p, seen = first_seen(c, position);
-        const int64_t begin = least(to, most(seen, from));
-        const int64_t end = most(from, least(position + 1, to));
+        const int64_t position = s->length - s->n + p;
+        const int64_t first = least(first_seen(c, position), s->begin);
+        const int64_t begin = least(to, most(first, from));
+        const int64_t end = most(from, least(most(position + 1, s->end), to));
         for (int64_t g = 0; g < group; g++) {
             *low++ = (int)(begin - from);
             *high++ = (int)(end - from);
@@ -376,14 +378,17 @@ static int64_t plan(const call *c, span **planned) {
     int64_t n_tasks = 0, n_results = 0, n_together = 0;
     const int64_t together = QUERIES / (c->n_heads / c->n_kv_heads); /* rows at most */
     for (int64_t i = 0; i < c->n_spans; i++) {
-        const int64_t *given = c->spans + 4 * i;
+        const int64_t *given = c->spans + 6 * i;
         span *s = spans + i;
         s->start = given[0], s->n = given[1], s->length = given[2];
         s->table = (const int32_t *)(intptr_t)given[3];
         s->n_queries = s->n * (c->n_heads / c->n_kv_heads);
-        s->first_token = first_seen(c, s->length - s->n);
+        s->end = given[5];
+        s->begin = s->end ? given[4] : s->length;
+        s->first_token = least(first_seen(c, s->length - s->n), s->begin);
+        s->end_token = most(s->length, s->end);
         s->first_part = s->first_token / PART;
-        s->n_parts = (s->length + PART - 1) / PART - s->first_part;
+        s->n_parts = (s->end_token + PART - 1) / PART - s->first_part;
         /* A decode row is spread as widely as can be; a prompt has more and bigger tasks. */
         s->parts_per_task = s->n == 1 ? 1 : 8;
         s->n_shared = i && n_together < together ? parts_shared(c, s, s - 1) : 0;

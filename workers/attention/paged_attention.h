@@ -18,7 +18,8 @@ typedef struct {
     const void *q, *k, *v; /* k NULL: the keys and values are in the pools already */
     void *out;            /* [n_tokens, n_heads, dim] */
     const int64_t *slots; /* [n_tokens] block * block_size + offset */
-    const int64_t *spans; /* [n_spans, 4] first packed token, positions, context length, table */
+    const int64_t *spans; /* [n_spans, 6] first packed token, positions, context length, table, and
+                           * [begin, end) of positions that all of them see, later ones too: 0, 0 */
     int64_t q_token, q_head, k_token, k_head, v_token, v_head;
     int64_t n_tokens, n_spans, n_heads, n_kv_heads, dim, block_size;
     int64_t window; /* 0: all of the context */

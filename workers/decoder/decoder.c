@@ -54,7 +54,7 @@ typedef struct {
 
 typedef struct {
     const int64_t *ids, *positions, *slots; /* [n_tokens] */
-    const int64_t *spans;                   /* [n_spans, 4], see paged_attention.h */
+    const int64_t *spans;                   /* [n_spans, 6], see paged_attention.h */
     const int64_t *wanted;                  /* [n_wanted] tokens whose logits are asked for */
     float *logits;                          /* [n_wanted, n_logits] */
     const int64_t *inserted_at; /* [n_inserted] tokens, and what stands in the place of their */

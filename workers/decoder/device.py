@@ -118,6 +118,7 @@ class DeviceDecoder:
         self._axes = None if axes is None else axes.to(device)
         self._takes_images = description.takes_images
         self._inserted_scale = description.inserted_scale
+        self._first_position = description.first_position
         self._frequencies = torch.stack([rope.frequencies for rope in ropes]).to(device)
         self._scales = torch.tensor([rope.scale for rope in ropes], device=device)
         held = chain((self._embedding, self._final_norm), self._head.tensors)
@@ -157,6 +158,8 @@ class DeviceDecoder:
         """Return float32 [n_tokens, 2, rotary / 2] of each rope."""
         n_ropes, half = self._frequencies.shape
         n_tokens, stride = positions.shape[-1], 0
+        if self._first_position:
+            positions = positions + self._first_position
         if positions.dim() > 1:
             positions, stride = positions[self._axes], n_tokens
         turns = self._frequencies.new_empty((n_ropes, n_tokens, 2, half))
@@ -300,6 +303,11 @@ def _attention_of(attention: registry.Backend, description: Description) -> Atte
         raise NotFused(f"the fused decoder takes {', '.join(map(str, DTYPES))}, not {dtype}")
     if numbers.hidden > MOST_HIDDEN:
         raise NotFused(f"its rows of {numbers.hidden} numbers are longer than {MOST_HIDDEN}")
+    if description.bidirectional and attention.causal_only:
+        raise NotFused(
+            f"parts of its prompts attend in both directions, which {attention.name} attention "
+            "does not"
+        )
     shape = AttentionShape(numbers.n_heads, numbers.n_kv_heads, numbers.head_dim, dtype)
     if refusal := attention.shape_refusal(shape):
         raise NotFused(f"its attention is not the kernels': {refusal}")

@@ -20,7 +20,7 @@ from workers.layers.linear import Linear
 from workers.quantization.method import Kernel, Prepare
 from workers.quantization.plain import PlainMethod
 from workers.slices import Range
-from workers.vision.families import BIDIRECTIONAL, takes_images
+from workers.vision.families import BIDIRECTIONAL, FIRST_POSITIONS, takes_images
 
 FAMILIES = frozenset(
     {
@@ -184,8 +184,10 @@ class Description:
         kind = config.model_type
         if kind not in FAMILIES | WITH_IMAGES:
             raise NotFused(f"{kind} is not among the fused families")
-        if model.config.model_type in BIDIRECTIONAL:
-            raise NotFused("its tokens attend in both directions where there are images")
+        self.bidirectional = model.config.model_type in BIDIRECTIONAL
+        """Whether parts of a prompt may attend in both directions."""
+        self.first_position = FIRST_POSITIONS.get(model.config.model_type, 0)
+        """What positions are counted from."""
         activation = getattr(config, "hidden_activation", None) or config.hidden_act
         if activation not in ACTIVATIONS:
             raise NotFused(f"its activation {activation} is not one of {', '.join(ACTIVATIONS)}")

@@ -105,6 +105,7 @@ class NativeDecoder:
         self._takes_images = description.takes_images
         self._inserted_scale = description.inserted_scale
         self._axes = description.ropes[0].axes
+        self._first_position = description.first_position
         self._logit_widths = numbers.logit_widths
         ropes = description.ropes
         self._decoder = _Decoder(
@@ -154,6 +155,8 @@ class NativeDecoder:
             hidden = torch.empty(len(wanted), self._decoder.hidden, dtype=self._head.dtype)
         at, rows = self._inserted(batch.inserted, len(tokens))
         positions, each = batch.positions, None
+        if self._first_position:
+            positions = positions + self._first_position
         if positions.dim() > 1:
             each = positions[self._axes]
         step = _Step(

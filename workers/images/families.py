@@ -1,120 +1,20 @@
-"""How each family of models takes images, by transformers' own image processors.
-
-One image at a time goes through a checkpoint's image processor, which works on numpy arrays and
-needs no torch; what it becomes is an image's arrays, as a batch of one image and named as the
-model's code names them, and the text that stands for it. The text is of as many tokens as the
-encoder has rows.
-"""
+"""How each family of models takes images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from hashlib import sha256
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import AutoImageProcessor
 from transformers.image_processing_utils import select_best_resolution
 
-from tgi_async.images.family import Family
-from workers.images.arithmetic import replace_arithmetic
 from workers.images.arrays import Arrays
 from workers.images.model_files import ModelFiles, UnsupportedImages
+from workers.images.reader import Detail, Outcome, Read, Reader
 
-Detail = Literal["auto", "low", "high"]
-"""OpenAI's name for how finely an image is looked at. `auto` and `high` are as the checkpoint
-says, which models were trained with."""
 FAKE = "<fake_token_around_image>"
 LOW_TOKENS = 256
 """Most tokens of an image of low detail, where its number of pixels decides."""
-
-
-class Read(NamedTuple):
-    """An image as a model reads it."""
-
-    arrays: Arrays
-    """In C order."""
-    text: str
-    digest: bytes
-    """16 bytes, of the pixels and of all that makes the arrays and the text of them."""
-
-
-Outcome = Mapping[str, Any]
-"""What an image processor makes of an image."""
-
-
-class Reader:
-    """Reads images for one model.
-
-    `placeholder` is what a chat template writes for an image; `tokens` are those that mean an
-    image or a part of one, and a model may lack some.
-    """
-
-    placeholder = "<image>"
-    tokens: tuple[str, ...] = ()
-    bidirectional: Literal["", "image", "prompt"] = ""
-    looks_ahead: bool = False
-    adds_special_tokens = True
-    inputs: tuple[str, ...] = ("pixel_values",)
-    """The arrays that the model takes, or that its positions or masks are made from."""
-
-    def __init__(self, files: ModelFiles) -> None:
-        self.files = files
-        self.image_token = files.named_token("image_token", "<image>")
-        self.processor = _image_processor(files)
-        self.settings = f"{files.kind} {self.processor} {files.processor}"
-        replace_arithmetic(self.processor)
-
-    def family(self) -> Family:
-        """Describe the model to the router. Raises UnsupportedImages."""
-        id = self.files.token_id(self.image_token)
-        config = self.files.config
-        expected = config.get("image_token_id", config.get("image_token_index", id))
-        if expected != id:
-            raise UnsupportedImages(
-                f"{self.files.folder}: the token {self.image_token} is {id} in its tokenizer and "
-                f"{expected} in its config.json"
-            )
-        known = self.files.added_tokens
-        tokens = {self.image_token, *self.tokens}
-        return Family(
-            kind=self.files.kind,
-            placeholder=self.placeholder,
-            image_token=self.image_token,
-            image_token_id=id,
-            reserved=tuple(token for token in known if token in tokens),
-            bidirectional=self.bidirectional,
-            looks_ahead=self.looks_ahead,
-            bos_token=self.files.named_token("bos_token", ""),
-            adds_special_tokens=self.adds_special_tokens,
-        )
-
-    def read(self, image: Image.Image, detail: Detail) -> Read:
-        """Read an image, RGB and upright."""
-        options = self.options(detail)
-        outcome = self.processor(images=image, return_tensors="np", **options)
-        text = self.text(outcome, image.size)
-        return Read(self.arrays(outcome), text, self.digest(image, options, text))
-
-    def digest(self, image: Image.Image, options: dict[str, Any], text: str) -> bytes:
-        """Return 16 bytes that equal images have, read with equal settings.
-
-        The arrays follow from these, and are up to a hundred times as large.
-        """
-        told = f"{self.settings} {sorted(options.items())} {image.size} {text}\0"
-        return sha256(told.encode() + image.tobytes()).digest()[:16]
-
-    def options(self, detail: Detail) -> dict[str, Any]:
-        """Return what the image processor is told beside the checkpoint's settings."""
-        return {}
-
-    def arrays(self, outcome: Outcome) -> Arrays:
-        return {name: np.ascontiguousarray(outcome[name]) for name in self.inputs}
-
-    def text(self, outcome: Outcome, size: tuple[int, int]) -> str:
-        """Return what stands for an image of this width and height."""
-        raise NotImplementedError
 
 
 class Idefics(Reader):
@@ -322,41 +222,24 @@ class Mllama(Reader):
         return self.image_token
 
 
-READERS: dict[str, Callable[[ModelFiles], Reader]] = {
-    "idefics": Idefics,
-    "idefics2": Idefics2,
-    "idefics3": Idefics3,
-    "smolvlm": Idefics3,
-    "llava": Llava,
-    "llava_next": LlavaNext,
-    "paligemma": PaliGemma,
-    "qwen2_vl": Qwen2VL,
-    "qwen2_5_vl": Qwen2VL,
-    "gemma3": Gemma3,
-    "mllama": Mllama,
-}
-"""By the model's type."""
+class Pixtral(Reader):
+    """Mistral's images, also under the name of LLaVA: of any size, with a token behind each row."""
 
+    inputs = ("pixel_values", "image_sizes")
 
-def reader(files: ModelFiles) -> Reader:
-    """Return what reads images for a model. Raises UnsupportedImages."""
-    make = READERS.get(files.kind)
-    if make is None:
-        raise UnsupportedImages(
-            f"models of type {files.kind or '(none)'} get no images here, only those of type "
-            f"{', '.join(sorted(READERS))}"
-        )
-    return make(files)
+    def __init__(self, files: ModelFiles) -> None:
+        super().__init__(files)
+        self.image_token = self.placeholder = files.named_token("image_token", "[IMG]")
+        self.row_end = files.named_token("image_break_token", "[IMG_BREAK]")
+        self.image_end = files.named_token("image_end_token", "[IMG_END]")
+        self.tokens = (self.row_end, self.image_end)
+        merged = int(files.processor.get("spatial_merge_size") or 1)
+        self.patch_size = int(files.processor.get("patch_size") or 16) * merged
 
+    def options(self, detail: Detail) -> dict[str, Any]:
+        return {"patch_size": self.patch_size}
 
-def _image_processor(files: ModelFiles) -> Any:
-    """Return transformers' image processor that works without torch. Raises UnsupportedImages."""
-    try:
-        return AutoImageProcessor.from_pretrained(
-            files.folder, backend="pil", trust_remote_code=False, local_files_only=True
-        )
-    except Exception as error:  # of many kinds, for files that are missing or odd
-        raise UnsupportedImages(
-            f"{files.folder}: transformers has no image processor for it that works without "
-            f"torch: {error}"
-        ) from error
+    def text(self, outcome: Outcome, size: tuple[int, int]) -> str:
+        height, width = outcome["image_sizes"][0]
+        row = self.image_token * (width // self.patch_size)
+        return self.row_end.join([row] * (height // self.patch_size)) + self.image_end

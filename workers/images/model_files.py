@@ -25,6 +25,12 @@ class ModelFiles:
         """The model's type; empty if it has none."""
         return str(self.config.get("model_type") or "")
 
+    @property
+    def processor_class(self) -> str:
+        """What transformers joins an image processor and a tokenizer with; empty: not said."""
+        named = self.processor.get("processor_class") or self.tokenizer.get("processor_class")
+        return str(named or "")
+
     @cached_property
     def tokenizer(self) -> dict[str, Any]:
         return self._read("tokenizer_config.json")

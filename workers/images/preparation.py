@@ -19,8 +19,9 @@ import msgspec
 from tgi_async.subprocess_pool.child import address_space, answer_lines, limit_memory
 from workers.images import arrays
 from workers.images.decode import decode
-from workers.images.families import Reader, reader
 from workers.images.model_files import ModelFiles, UnsupportedImages
+from workers.images.reader import Reader
+from workers.images.readers import reader
 from workers.images.refused import ImageRefused
 
 SECONDS = 20.0

@@ -42,7 +42,7 @@ class Replacements:
         method: QuantMethod = registry.PLAIN,
         expert_names: ExpertNames | None = None,
         stored: StoredLayers | None = None,
-        within: str = "",
+        within: tuple[str, ...] = ("",),
     ) -> None:
         """`within` is what the names of layers begin with that are replaced, the head beside them;
         of others only those that are quantized are. `stored` is of a quantized checkpoint: a layer

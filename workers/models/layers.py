@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,18 +49,39 @@ class PackedForward:
         else:
             more["input_ids"] = input_ids[None]
         positions = position_ids + self._first if self._first else position_ids
-        output = self._model(position_ids=positions.unsqueeze(-2), use_cache=False, **more)
+        with self._deeper(inserted, len(input_ids)):
+            output = self._model(position_ids=positions.unsqueeze(-2), use_cache=False, **more)
         logits: torch.Tensor = output.logits[0]
         return logits if self._selects else logits[wanted]
 
     def _embedded(self, input_ids: torch.Tensor, inserted: Inserted | None) -> torch.Tensor:
-        if inserted is not None:
-            # A placeholder may be beyond the tokens that have an embedding.
-            input_ids = input_ids.index_fill(0, inserted.at, 0)
         found: torch.Tensor = self._model.get_input_embeddings()(input_ids)
         if inserted is None:
             return found
-        return found.index_copy(0, inserted.at, inserted.rows.to(found.dtype))
+        rows = inserted.rows[:, : found.shape[1]]
+        return found.index_copy(0, inserted.at, rows.to(found.dtype))
+
+    @contextmanager
+    def _deeper(self, inserted: Inserted | None, n_tokens: int) -> Iterator[None]:
+        """Let the first layers add what rows have for them."""
+        hidden = self._model.config.get_text_config().hidden_size
+        if inserted is None or inserted.rows.shape[1] == hidden:
+            yield
+            return
+        # The code around the decoder finds placeholders by their tokens, of which it gets none.
+        more = {
+            "visual_pos_masks": torch.zeros(
+                1, n_tokens, dtype=torch.bool, device=inserted.at.device
+            ).index_fill_(1, inserted.at, True),
+            "deepstack_visual_embeds": inserted.rows[:, hidden:].split(hidden, dim=1),
+        }
+        hook = self._model.get_decoder().register_forward_pre_hook(
+            lambda _, args, given: (args, given | more), with_kwargs=True
+        )
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def with_hidden(
         self,

@@ -23,7 +23,7 @@ from workers.models.weights import Weights
 from workers.quantization.method import ExpertLayout, Kind
 from workers.quantization.plain import PlainMethod
 from workers.quantization.registry import PLAIN
-from workers.vision.families import text_prefix
+from workers.vision.families import layer_prefixes
 
 BLOCK = re.compile(r"(.*?\.\d+)\.")
 """The name of a decoder layer, in that of what is in it."""
@@ -74,7 +74,7 @@ class PlainModel:
         linear = [name for name, one in self.module.named_modules() if isinstance(one, nn.Linear)]
         names = expert_names(self.module)
         method = _EachExpert(stored_layers(self.module, self.checkpoint).all, names)
-        ours = Replacements(self.module, device, method, names, within=text_prefix(self.module))
+        ours = Replacements(self.module, device, method, names, within=layer_prefixes(self.module))
         self.weights = Weights(
             self.module, self.checkpoint, torch.float32, device, ours.layers, ours.modules
         )

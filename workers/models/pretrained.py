@@ -36,7 +36,7 @@ from workers.models.weights import Weights, put
 from workers.quantization import registry
 from workers.quantization.method import QuantMethod, QuantWeight
 from workers.ranks import Ranks
-from workers.vision.families import attend_by_spans, takes_images, text_prefix
+from workers.vision.families import attend_by_spans, layer_prefixes, takes_images
 
 
 class Pretrained:
@@ -91,7 +91,7 @@ class Pretrained:
             self.method,
             expert_names(self.module),
             stored,
-            within=text_prefix(self.module),
+            within=layer_prefixes(self.module),
         )
         if stored is not None:
             _expect_quantized(self.module, self.method, stored, ours)

@@ -130,6 +130,8 @@ TESTED_WITH_IMAGES = frozenset(
         "qianfan_ocr",
         "qwen2_5_vl",
         "qwen2_vl",
+        "qwen3_vl",
+        "qwen3_vl_moe",
         "smolvlm",
         "video_llama_3",
         "vipllava",

@@ -109,6 +109,7 @@ OURS: dict[str, dict[str, str]] = {
     "phi3": _PACKED_MLP
     | {"layers.*.self_attn.qkv_proj": "heads", "layers.*.self_attn.o_proj": "rowwise"},
     "phimoe": _SELF_ATTENTION,
+    "qwen3_vl_text": _SELF_ATTENTION | _GATED_MLP,
     "stablelm": _SELF_ATTENTION | _GATED_MLP,
     "xglm": _BIOGPT,
 }

@@ -193,7 +193,8 @@ class Weights:
             elif (part := cuts[at]) is not None:
                 converter.add_tensor(source.name, source.keys[at][1], pattern, cut(tensor, part))
         try:
-            made = converter.convert(source.name, model=self._model, config=self._model.config)
+            given = _WithShapes(self._model, self.matching.state)
+            made = converter.convert(source.name, model=given, config=self._model.config)
         except (RuntimeError, ValueError) as error:
             raise BrokenCheckpoint(f"{source.name} cannot be put together: {error}") from error
         found = {key: one[0] if isinstance(one, list) else one for key, one in made.items()}
@@ -218,6 +219,21 @@ class Weights:
             if re.search(pattern.replace("*", r".*"), name):
                 return dtype  # type: ignore[no-any-return]
         return old.dtype
+
+
+class _WithShapes:
+    """A model for transformers' conversions, some of which look at the shape of what they make:
+    layers of ours do not have it in the same place."""
+
+    def __init__(self, model: Any, state: Mapping[str, torch.Tensor]) -> None:
+        self._model = model
+        self._state = state
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def get_parameter(self, name: str) -> torch.Tensor:
+        return self._state[name]
 
 
 def _fit(name: str, tensor: torch.Tensor, slot: Slot) -> None:

@@ -48,9 +48,7 @@ class InPlace:
             )
         given = {name: self._moved(arrays[name]) for name in self._names & arrays.keys()}
         try:
-            found = self._model.model.get_image_features(**given, return_dict=True).pooler_output
-            parts = [found] if isinstance(found, torch.Tensor) else list(found)
-            rows = torch.cat([part.flatten(0, -2) for part in parts])
+            rows = self._rows(self._model.model.get_image_features(**given, return_dict=True))
         except FATAL:
             raise
         except Exception as error:  # of whatever kind: it is the model's own code that fails
@@ -70,9 +68,18 @@ class InPlace:
         """See `forward.Vision`: by what stands in their places, as any text is."""
         return [(image.start, None) for image in images]
 
+    def _rows(self, outcome: Any) -> torch.Tensor:
+        return _joined(outcome.pooler_output)
+
     def _moved(self, array: torch.Tensor) -> torch.Tensor:
         dtype = self._model.dtype if array.is_floating_point() else array.dtype
         return array.to(self._model.device, dtype)
+
+
+def _joined(parts: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the rows of all parts of an image."""
+    several = [parts] if isinstance(parts, torch.Tensor) else parts
+    return torch.cat([part.flatten(0, -2) for part in several])
 
 
 class Grids(InPlace):
@@ -111,6 +118,15 @@ class Grids(InPlace):
         return found
 
 
+class DeepGrids(Grids):
+    """The same, with rows that are added to what the first layers make, each layer's beside those
+    that stand in the place of embeddings."""
+
+    def _rows(self, outcome: Any) -> torch.Tensor:
+        parts = [outcome.pooler_output, *outcome.deepstack_features]
+        return torch.cat([_joined(part) for part in parts], dim=1)
+
+
 FAMILIES: dict[str, Callable[[Any], Vision]] = {
     "aria": InPlace,
     "aya_vision": InPlace,
@@ -141,6 +157,8 @@ FAMILIES: dict[str, Callable[[Any], Vision]] = {
     "qianfan_ocr": InPlace,
     "qwen2_5_vl": Grids,
     "qwen2_vl": Grids,
+    "qwen3_vl": DeepGrids,
+    "qwen3_vl_moe": DeepGrids,
     "smolvlm": InPlace,
     "video_llama_3": InPlace,
     "vipllava": InPlace,
@@ -176,3 +194,12 @@ def text_prefix(model: Any) -> str:
         return ""
     decoder = model.get_decoder()
     return next(f"{name}." for name, one in model.named_modules() if one is decoder)
+
+
+def layer_prefixes(model: Any) -> tuple[str, ...]:
+    """Return what the names of the decoder's layers begin with, without those that encode images
+    where the decoder has them too; "" for a model that takes no images."""
+    prefix = text_prefix(model)
+    if model.config.model_type == "idefics":
+        return tuple(prefix + name for name in ("layers.", "gated_cross_attn_layers."))
+    return (prefix,)

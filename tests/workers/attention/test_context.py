@@ -36,13 +36,13 @@ def test_spans_are_decode_rows_and_then_chunks_cut_to_size() -> None:
     tables = made.decode_block_tables.data_ptr()
     chunk = made.prefills[0].block_table.data_ptr()
     assert two.metadata(made).tolist() == [
-        [0, 1, 4, tables],
-        [1, 1, 8, tables + 8],
-        [2, 1, 4, chunk],
-        [3, 2, 6, chunk],
-        [5, 2, 8, chunk],
+        [0, 1, 4, tables, 0, 0],
+        [1, 1, 8, tables + 8, 0, 0],
+        [2, 1, 4, chunk, 0, 0],
+        [3, 2, 6, chunk, 0, 0],
+        [5, 2, 8, chunk, 0, 0],
     ]
-    assert all_at_once.metadata(made)[2:].tolist() == [[2, 5, 8, chunk]]
+    assert all_at_once.metadata(made)[2:].tolist() == [[2, 5, 8, chunk, 0, 0]]
     assert two.metadata(made) is two.metadata(made)
     assert made.n_tokens == 7
 

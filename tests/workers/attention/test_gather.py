@@ -1,16 +1,18 @@
-"""Tokens that attend in both directions, through the one backend that takes them."""
+"""Tokens that attend in both directions, through the backends that take them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from tests.workers.attention.toy import ToyAttention
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.attention.gather import TorchAttention
 from workers.attention.layer import AttentionLayer, AttentionShape, AttentionWindow
 from workers.attention.native import NativeAttention
 from workers.attention.paged import PagedAttention
+from workers.attention.registry import Backend
 
 SHAPE = AttentionShape(4, 2, 16, torch.float32)
 LENGTH, CHUNK = 30, 22
@@ -56,15 +58,18 @@ def dense(batch: AttentionContext, query: torch.Tensor, layer: AttentionLayer) -
 
 @pytest.mark.parametrize("window", [0, 5])
 @pytest.mark.parametrize("softcap", [0.0, 2.0e9])
-def test_what_is_within_a_span_attends_to_all_of_it(window: int, softcap: float) -> None:
+@pytest.mark.parametrize("backend", [TorchAttention, NativeAttention])
+def test_what_is_within_a_span_attends_to_all_of_it(
+    backend: Backend, window: int, softcap: float
+) -> None:
     batch = context(spans=SPANS)
     draw = torch.Generator().manual_seed(3)
     query, key, value = (torch.randn(1, n, CHUNK + 1, 16, generator=draw) for n in (4, 2, 2))
     layer = AttentionLayer(0, 0.3, window, softcap=softcap)
-    found = TorchAttention(SHAPE).forward(layer, query, key, value, batch)
+    found = backend(SHAPE).forward(layer, query, key, value, batch)
     expected = dense(batch, query[0, :, 1:].transpose(0, 1), layer)
     torch.testing.assert_close(found[0, 1:], expected, atol=2e-6, rtol=1e-5)
-    causal = TorchAttention(SHAPE).forward(layer, query, key, value, context(spans=()))
+    causal = backend(SHAPE).forward(layer, query, key, value, context(spans=()))
     assert (causal[0, 1:] - expected).abs().max() > 0.1
     torch.testing.assert_close(causal[0, 0], found[0, 0])
 
@@ -73,10 +78,10 @@ def test_another_backend_refuses_them_and_a_model_attends_by_the_one_that_does_n
     draw = torch.Generator().manual_seed(3)
     query, key, value = (torch.randn(1, n, CHUNK + 1, 16, generator=draw) for n in (4, 2, 2))
     layer = AttentionLayer(0, 0.3)
-    native = NativeAttention(SHAPE)
+    toy = ToyAttention(SHAPE)
     with pytest.raises(ValueError, match="takes no tokens that attend to later ones"):
-        native.forward(layer, query, key, value, context(spans=SPANS))
-    paged = PagedAttention(native, [AttentionWindow()])
+        toy.forward(layer, query, key, value, context(spans=SPANS))
+    paged = PagedAttention(toy, [AttentionWindow()])
     found = paged.attend(layer, query, key, value, context(spans=SPANS))
     expected = TorchAttention(SHAPE).forward(layer, query, key, value, context(spans=SPANS))
     torch.testing.assert_close(found, expected)

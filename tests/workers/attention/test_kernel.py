@@ -11,6 +11,7 @@ from workers import native
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
 from workers.attention.gather import TorchAttention
+from workers.attention.kv_codes import CODES, KvCodes
 from workers.attention.layer import AttentionLayer, AttentionShape
 from workers.attention.native import NativeAttention
 from workers.attention.registry import choose
@@ -130,3 +131,35 @@ def test_shapes_it_does_not_take_are_said(
     with pytest.raises(ValueError, match=why):
         NativeAttention(AttentionShape(*shape))
     assert NativeAttention.shape_refusal(AttentionShape(64, 1, 512, torch.bfloat16)) is None
+
+
+@pytest.mark.parametrize("codes", [None, CODES["int8"]], ids=["numbers", "codes"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [0, 150])
+def test_long_parts_that_attend_in_both_directions(
+    dtype: torch.dtype, window: int, codes: KvCodes | None
+) -> None:
+    """Longer than the kernel takes at once, and begun behind a chunk that is computed already."""
+    draw = torch.Generator().manual_seed(7)
+    length, n = 700, 620
+    spans = ((80, 81), (90, 391), (391, 400), (500, 700))
+    table = torch.randperm(44, generator=draw).to(torch.int32)
+    at = torch.arange(length)
+    slots = table.long()[at // 16] * 16 + at % 16
+    none = torch.empty(0, dtype=torch.int32)
+    before = torch.randn(2, 1, 2, length - n, 32, generator=draw).to(dtype)
+    query, key, value = (torch.randn(1, h, n, 32, generator=draw).to(dtype) for h in (6, 2, 2))
+    found = []
+    for backend in (NativeAttention, TorchAttention):
+        attention = backend(AttentionShape(6, 2, 32, dtype))
+        cache = PagedCache(1, 44, 16, 2, 32, dtype, "cpu", codes)
+        for start, end, (k, v), its in ((0, 80, before, ()), (80, 700, (key, value), spans)):
+            prefill = Prefill(0, end - start, end, table, its)
+            context = AttentionContext(
+                cache, slots[start:end], 0, none.reshape(0, 0), none, [prefill]
+            )
+            given = query[:, :, : end - start]
+            out = attention.forward(AttentionLayer(0, 0.2, window), given, k, v, context)
+        found.append(out.float())
+    tolerance = 2e-2 if dtype is torch.bfloat16 else 2e-5
+    torch.testing.assert_close(*found, atol=tolerance, rtol=tolerance)

@@ -14,8 +14,9 @@ from tests.helpers.tiny_processors import KINDS, load_processor, save_processor
 from tests.helpers.vision_tokens import token_id
 from tgi_async.images.expansion import expand
 from tgi_async.text.tokenizer import Tokenizer
-from workers.images.families import Detail, Read, Reader, reader
 from workers.images.model_files import ModelFiles, UnsupportedImages
+from workers.images.reader import Detail, Read, Reader
+from workers.images.readers import reader
 
 SIZES = ((64, 48), (40, 90), (17, 16))
 PROMPTS = ("{}What is it?", "What is\n it? {} Say", "First {}{} and {}then?")
@@ -191,3 +192,27 @@ def test_a_number_of_tokens_comes_from_paligemmas_config_where_no_processor_has_
     config = {"model_type": "paligemma", "text_config": {"num_image_tokens": 16}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert reader(ModelFiles(tmp_path)).read(noise(64, 48), "auto").text == "<image>" * 16
+
+
+@pytest.mark.parametrize("kind", ["mistral3", "llava"])
+def test_pixtral_ends_rows_and_images_with_tokens(kind: str, tmp_path: Path) -> None:
+    """Transformers' own processor of it cannot be imported without torchvision."""
+    settings = {
+        "processor_class": "PixtralProcessor",
+        "image_token": "<image>",
+        "image_break_token": "<start_of_image>",
+        "image_end_token": "<end_of_image>",
+        "patch_size": 7,
+        "spatial_merge_size": 2,
+    }
+    image_processor = {"image_processor_type": "PixtralImageProcessor", "do_center_crop": False}
+    save("llava", tmp_path, **image_processor, size={"longest_edge": 84})
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    (tmp_path / "processor_config.json").write_text(json.dumps(settings))
+    ours = reader(ModelFiles(tmp_path))
+    read = ours.read(noise(100, 40), "auto")  # to 84 x 33.6 pixels, and up to whole patches
+    row = "<image>" * 6
+    assert read.text == f"{row}<start_of_image>{row}<start_of_image>{row}<end_of_image>"
+    assert read.arrays["image_sizes"].tolist() == [[42, 84]]
+    assert read.arrays["pixel_values"].shape == (1, 3, 42, 84)
+    assert set(ours.family().reserved) == {"<image>", "<start_of_image>", "<end_of_image>"}

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers.models.idefics.processing_idefics import (
     image_attention_mask_for_packed_input_ids,
     incremental_to_binary_attention_mask,
@@ -16,6 +17,7 @@ from tests.helpers.loading import load
 from tests.helpers.tiny_vision_cross import save_vision
 from tests.helpers.vision_tokens import VOCABULARY
 from workers.errors import UnsupportedModel
+from workers.layers.linear import Linear
 from workers.models.tp_plans import plan_of
 from workers.models.transformers_path import TransformersModel
 from workers.vision.cross_idefics import IdeficsVision
@@ -69,3 +71,18 @@ def test_arrays_that_do_not_fit_are_named(model: TransformersModel) -> None:
 def test_it_is_not_spread_over_ranks(model: TransformersModel) -> None:
     with pytest.raises(UnsupportedModel, match="idefics could be spread over several ranks"):
         plan_of(model.module)
+
+
+def test_rounding_weights_leaves_the_encoder_as_it_is(tmp_path: Path) -> None:
+    rounded = load(save_vision(KIND, tmp_path), torch.float32, torch.device("cpu"), quantize="int8")
+    assert isinstance(rounded, TransformersModel)
+    module = rounded.module.model
+    ours = [
+        {type(one) for one in part.modules() if isinstance(one, nn.Linear | Linear)}
+        for part in (
+            module.vision_model,
+            module.perceiver_resampler,
+            module.gated_cross_attn_layers,
+        )
+    ]
+    assert ours == [{nn.Linear}, {nn.Linear}, {Linear}]
