@@ -24,7 +24,7 @@ from tests.families.vision_parity import Outcome, Reference, Served, compare, se
 from tests.helpers.loading import load
 from tests.helpers.tiny_vision import save_vision
 from tests.helpers.vision_tokens import token_id
-from workers.images.families import READERS
+from workers.images.readers import READERS
 from workers.models.loading import FusedModel, Loaded
 
 MOST_DIFFERENCE = 1e-3

@@ -6,10 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
 
 from tests.api.conftest import Api, EventsOf, Settings, refusal
 from tests.doubles.fake_engine import FakeEngine
 from tests.doubles.fake_images import FRAMED, IMAGE, FakeImages, family, url, vision_tokenizer
+from tgi_async.errors import StartError
 from tgi_async.images.family import Attends
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
@@ -183,6 +185,15 @@ async def test_several_texts_of_a_prompt_share_its_images(api: Api, engine: Fake
     assert len(others) == 4
     assert all(places_of(engine, place) == PLACES for place in range(5))
     assert all(one.held == first.held for one in others[:2])
+
+
+async def test_a_tokenizer_that_cannot_tell_what_is_typed_ends_the_start(
+    app: Starlette, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text, **more: [IMAGE])
+    with pytest.raises(StartError, match="cannot tell the token"):
+        async with app.router.lifespan_context(app):
+            pass
 
 
 class TestTruncate:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.clients.suites.full_server import ROWS
+from tests.helpers.tiny_processors import save_processor
+from tests.helpers.tiny_vision import save_vision
 from tests.integration.server import Server
 from workers.errors import ModelUnavailable
 from workers.models.embedded import find_gguf
@@ -35,4 +37,15 @@ def client_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         pytest.skip(str(unavailable))
     log = tmp_path_factory.mktemp("clients") / "server.log"
     with Server.running(log, *FLAGS, "--api-key", API_KEY) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def image_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Serves a tiny model that takes images, likewise."""
+    folder = tmp_path_factory.mktemp("images")
+    save_vision("idefics3", folder)
+    save_processor("idefics3", folder)
+    flags = ("--model-id", str(folder), *FLAGS, "--api-key", API_KEY)
+    with Server.running(folder / "server.log", *flags) as running:
         yield running

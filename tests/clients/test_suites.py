@@ -71,6 +71,16 @@ def test_a_client_passes_its_suite(client_server: Server, suite: str, environmen
     run(client_server, (interpreter(environment), *PYTEST, *QUIET, f"suite_{suite}.py"), SUITES)
 
 
+@pytest.mark.parametrize(
+    ("suite", "environment"),
+    [full("openai_images", "openai"), full("langchain_images", "langchain-openai")],
+)
+def test_a_client_passes_its_suite_of_images(
+    image_server: Server, suite: str, environment: str
+) -> None:
+    run(image_server, (interpreter(environment), *PYTEST, *QUIET, f"suite_{suite}.py"), SUITES)
+
+
 @pytest.mark.skipif(shutil.which("npm") is None, reason="node and npm are not installed")
 @pytest.mark.parametrize("suite", ["openai_npm", pytest.param("ai_sdk", marks=pytest.mark.full)])
 def test_a_client_of_node_passes_its_suite(client_server: Server, suite: str) -> None:

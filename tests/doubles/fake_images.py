@@ -47,7 +47,7 @@ def url(n_tokens: int, name: str = "a") -> str:
 class FakeImages:
     """Makes images of URLs that `url` returns, and refuses others. Remembers what it was asked."""
 
-    def __init__(self, family: Family, max_images: int = 4) -> None:
+    def __init__(self, family: Family, max_images: int = 6) -> None:
         self.family = family
         self.max_images = max_images
         self.asked: list[ImageSource] = []

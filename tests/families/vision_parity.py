@@ -127,6 +127,7 @@ def serve(
     given: list[Prompt],
     folder: Path,
     ranks: Ranks | None = None,
+    device: torch.device = CPU,
 ) -> list[Served]:
     """Greedy texts of the prompts in one batch; of several ranks, the first one computes them.
 
@@ -136,12 +137,12 @@ def serve(
     driver = None if ranks is None else DriverRank(model, ranks)
     recorder = Recorder(driver or model)
     n_rows = len(given)
-    cache = pool_of(model, given)
+    cache = pool_of(model, given, device)
     per_row = cache.n_blocks // n_rows
-    table = RowTable(n_rows, per_row * BLOCK_SIZE, BLOCK_SIZE, CPU)
+    table = RowTable(n_rows, per_row * BLOCK_SIZE, BLOCK_SIZE, device)
     assert model.vision is not None
-    sampler = Sampler(n_rows, model.spec.vocab_size, CPU)
-    row_images = RowImages(model.vision, n_rows, CPU)
+    sampler = Sampler(n_rows, model.spec.vocab_size, device)
+    row_images = RowImages(model.vision, n_rows, device)
     runner = Runner(recorder, table, cache, sampler, images=row_images)
     banned = Sampling(banned=[[token_id(case.image_token)]])
     bound = [spans(case, one) for one in given]
@@ -203,15 +204,15 @@ def serve(
     if driver is not None:
         driver.end()
     return [
-        Served(Text(text, torch.stack(rows)), n)
+        Served(Text(text, torch.stack(rows).cpu()), n)
         for text, rows, n in zip(tokens, found, cached, strict=True)
     ]
 
 
-def pool_of(model: Loaded, given: list[Prompt]) -> PagedCache:
+def pool_of(model: Loaded, given: list[Prompt], device: torch.device = CPU) -> PagedCache:
     """A cache for all prompts and their texts, of numbers that would be seen."""
     longest = max(len(one.tokens) for one in given) + NEW_TOKENS
-    cache = model.spec.cache_group.pool(len(given) * -(-longest // BLOCK_SIZE), BLOCK_SIZE)
+    cache = model.spec.cache_group.pool(len(given) * -(-longest // BLOCK_SIZE), BLOCK_SIZE, device)
     for pool in cache.keys + cache.values:
         pool.fill_(float("nan"))
     return cache

@@ -115,6 +115,24 @@ KINDS = {
         {**GLM, "image_processor_type": "Glm4vImageProcessor"},
         *("<|image|>", "<|image|>"),
     ),
+    "glm46v": Kind(
+        "glm46v",
+        "Glm46VProcessor",
+        {**GLM, "image_processor_type": "Glm46VImageProcessor"},
+        *("<|image|>", "<|image|>"),
+    ),
+    "glm4v_moe": Kind(
+        "glm4v_moe",
+        "Glm4vProcessor",
+        {**GLM, "image_processor_type": "Glm4vImageProcessor"},
+        *("<|image|>", "<|image|>"),
+    ),
+    "hyperclovax_vision_v2": Kind(
+        "hyperclovax_vision_v2",
+        "HyperCLOVAXVisionV2Processor",
+        OF_QWEN,
+        *("<|image_pad|>", "<|image_pad|>"),
+    ),
     "internvl": Kind(
         "internvl", "InternVLProcessor", CROPS, processor={"image_seq_length": 4}, names=INTERN
     ),
@@ -138,6 +156,12 @@ KINDS = {
             "image_processor_type": "LlavaNextImageProcessor",
         },
         processor=OF_LLAVA_PROCESSORS,
+    ),
+    "paddleocr_vl": Kind(
+        "paddleocr_vl",
+        "PaddleOCRVLProcessor",
+        {**OF_QWEN, "image_processor_type": "PaddleOCRVLImageProcessor"},
+        names={"image_token": "<image>"},
     ),
     "qianfan_ocr": Kind(
         "qianfan_ocr", "QianfanOCRProcessor", CROPS, processor={"image_seq_length": 4}, names=INTERN
@@ -179,7 +203,8 @@ def load_more(kind: Kind, folder: Path) -> Any:
     """Return transformers' processor of these files, without what it needs for videos alone."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    module = "llava" if kind.processor_class == "LlavaProcessor" else kind.model_type
+    of = {"LlavaProcessor": "llava", "Glm4vProcessor": "glm4v"}
+    module = of.get(kind.processor_class, kind.model_type)
     code = import_module(f"transformers.models.{module}.processing_{module}")
     its_class = getattr(code, kind.processor_class)
     for_images = type(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -59,6 +60,15 @@ def test_it_goes_through_a_templates_filters(shown: str) -> None:
     back = guard.shown(text)
     assert "5<image>7 <|image_pad|>_<row_1_col_1>" in back
     assert back.endswith(" <image>")
+
+
+def test_its_time_grows_with_the_text_alone() -> None:
+    """Such texts took a pattern of many names seconds."""
+    guard = Guard([f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)])
+    began = time.process_time()
+    for text in ("<" * 2_000_000, "<row_" * 400_000, "<row_1_col_" * 200_000):
+        assert guard.hidden(text) == text
+    assert time.process_time() - began < 2
 
 
 def test_nobody_can_type_a_mark() -> None:

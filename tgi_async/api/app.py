@@ -43,7 +43,6 @@ def create_app(
     chat_template: ChatTemplate | None,
     limits: Limits,
     metrics: Metrics,
-    compute_type: str | None = None,
     checker: GrammarChecker | None = None,
     chat_stop_token_ids: tuple[int, ...] = (),
     images: Images | None = None,
@@ -53,12 +52,12 @@ def create_app(
 
     `chat_stop_token_ids` end the answers of a chat, besides the model's own ends.
 
-    `compute_type` is what `x-compute-type` says, e.g. `1-nvidia-h200`; by default the environment
-    variable COMPUTE_TYPE, or `cpu`.
+    `x-compute-type` says what the environment variable COMPUTE_TYPE does, e.g. `1-nvidia-h200`; by
+    default `cpu`.
 
     Raises:
-        StartError: an environment variable that names a route does not hold a path, or the
-            tokenizer cannot do without the names of image tokens.
+        StartError: an environment variable that names a route does not hold a path. Its lifespan
+            raises it where the tokenizer cannot do without the names of image tokens.
     """
     service = Service(
         engine=engine,
@@ -66,7 +65,7 @@ def create_app(
         chat_template=chat_template,
         limits=limits,
         metrics=metrics,
-        compute_type=compute_type or os.environ.get("COMPUTE_TYPE", "cpu"),
+        compute_type=os.environ.get("COMPUTE_TYPE") or "cpu",
         admission=Admission(engine, limits),
         tokenize_permits=Permits(limits.max_concurrent_requests),
         pool=FairThreads(limits.validation_workers, "text"),
@@ -79,6 +78,8 @@ def create_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         if checker is not None:
             service.pool.submit(checker.prepare)
+        if service.image_prompts is not None:
+            await service.in_pool(service.image_prompts.prepare)
         yield
         service.pool.shutdown(wait=False, cancel_futures=True)
         if chat_template is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -47,13 +48,30 @@ class ImagePrompts:
     """Makes prompts with images, for a model that takes them."""
 
     def __init__(self, images: Images, tokenizer: Tokenizer) -> None:
-        """Raises StartError: the tokenizer cannot do without the names of image tokens."""
         self.family: Family = images.family
+        self.max_images = images.max_images
+        """Most images of a request."""
         self._images = images
+        self._of_model = tokenizer
         self._reserved = {*self.family.reserved, self.family.image_token}
-        self._aliases = Aliases(tokenizer, self._reserved)
-        self.tokenizer = self._aliases.tokenizer
-        """Makes tokens of `Expanded.written`, and of what users type."""
+        self._made: Aliases | None = None
+        self._making = threading.Lock()
+
+    def prepare(self) -> Aliases:
+        """Make another tokenizer, which takes seconds where the vocabulary is large; the first use
+        does so otherwise.
+
+        Raises StartError: the tokenizer cannot do without the names of image tokens.
+        """
+        with self._making:
+            if self._made is None:
+                self._made = Aliases(self._of_model, self._reserved)
+            return self._made
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What makes tokens of `Expanded.written`, and of what users type."""
+        return (self._made or self.prepare()).tokenizer
 
     def guard(self) -> Guard:
         """Return one for the texts of a request."""
@@ -114,7 +132,7 @@ class ImagePrompts:
             text = shown(marked.text)
             return Expanded(text, text)
         text = expand(self.family, marked.text, [one.prepared.text for one in ready])
-        written = shown(self._aliases.written(text))
+        written = shown(self.prepare().written(text))
         return Expanded(shown(text), written, ready, self.family.adds_special_tokens)
 
     def check_ids(self, ids: Sequence[int], field: str) -> None:

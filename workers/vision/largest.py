@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from workers.images.families import Read, Reader, reader
 from workers.images.model_files import ModelFiles, UnsupportedImages
+from workers.images.reader import Read, Reader
+from workers.images.readers import reader
 
 SIDES = range(16, 4097, 16)
 """In pixels. Models make no more of a larger image than of the largest of these, unless it has more

@@ -176,6 +176,19 @@ async def test_parts_that_are_no_image_are_refused(
     assert not engine.requests
 
 
+@pytest.mark.parametrize("content", [[image(1)] * 300, f"![]({url(1)})" * 300])
+async def test_no_more_images_than_allowed_are_looked_at(
+    client: httpx.AsyncClient, settings: Settings, images: FakeImages, content: Any
+) -> None:
+    settings.payload_limit = 100_000
+    response = await ask(client, content)
+    assert "is one too many: a request may have at most 6 images. The limit is set by" in refusal(
+        response
+    )
+    assert response.json()["error"]["param"].startswith("messages[0].content")
+    assert not images.asked
+
+
 class TestMarkdown:
     async def test_of_clients_is_an_image(
         self, client: httpx.AsyncClient, engine: FakeEngine, images: FakeImages

@@ -20,8 +20,9 @@ from tgi_async.images.images import ImageSource, ReadyImage
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
 from workers.images.decode import decode
-from workers.images.families import Reader, reader
 from workers.images.model_files import ModelFiles
+from workers.images.reader import Reader
+from workers.images.readers import reader
 
 SIZES = ((64, 48), (28, 28), (30, 90))
 PICTURES = [Image.new("RGB", size, (40, 90, place)) for place, size in enumerate(SIZES)]

@@ -273,5 +273,11 @@ class _Reader:
         return self._part_of(self._prompts, ImageSource(given.url, detail, field))
 
     def _part_of(self, prompts: ImagePrompts, source: ImageSource) -> dict[str, str]:
+        if len(self.sources) == prompts.max_images:  # there may be a hundred thousand more
+            raise ValidationError(
+                f"`{source.field}` is one too many: a request may have at most "
+                f"{prompts.max_images} images. The limit is set by the server's "
+                "--max-images-per-request"
+            )
         self.sources.append(source)
         return {"type": "image", "text": prompts.family.placeholder}
