@@ -187,6 +187,7 @@ async def test_what_many_ask_for_at_once_is_done_once(world: World) -> None:
     assert len({one.path for pair in found for one in pair}) == 1
     assert world.asked == [text]
     assert len(world.host.requests) == 1
+    assert (world.metrics.prepared, world.metrics.reused) == (1, 9)
 
 
 async def test_who_leaves_takes_nobody_along(world: World) -> None:
