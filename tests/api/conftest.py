@@ -144,7 +144,9 @@ def app(
     checker: GrammarChecker | None,
     chat_stop_token_ids: tuple[int, ...],
     images: FakeImages | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Starlette:
+    monkeypatch.setenv("COMPUTE_TYPE", "test-machine")
     metrics = Metrics(
         max_input_tokens=settings.max_input_tokens, max_total_tokens=settings.max_total_tokens
     )
@@ -154,7 +156,6 @@ def app(
         chat_template=chat_template,
         limits=settings.limits,
         metrics=metrics,
-        compute_type="test-machine",
         checker=checker,
         chat_stop_token_ids=chat_stop_token_ids,
         images=cast(Images | None, images),

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
 
 import httpx
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.applications import Starlette
 
 from tests.api.conftest import Api, EventsOf, Settings, refusal
 from tests.doubles.fake_engine import FakeEngine
 from tests.doubles.fake_images import FRAMED, IMAGE, FakeImages, family, url, vision_tokenizer
+from tgi_async.api.image_prompts import ImagePrompts
 from tgi_async.errors import StartError
 from tgi_async.images.family import Attends
+from tgi_async.images.places import places
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Span
@@ -298,3 +305,30 @@ class TestAsTgi:
         response = await api.generate_stream("![](ftp://a)")
         (error,) = events(response)
         assert error["error_type"] == "validation"
+
+
+PIECES = st.sampled_from(
+    ["<image>", "<ima", "ge>", "<vision>", "![](", ")", " ", "ä", "a", "_", "0", "<|im_end|>"]
+)
+
+
+@given(st.lists(st.tuples(st.lists(PIECES, max_size=4), st.integers(1, 3)), max_size=4))
+@hypothesis.settings(deadline=None)
+def test_any_text_around_images_comes_back_and_has_these_images_alone(
+    written: list[tuple[list[str], int]],
+) -> None:
+    prompts = ImagePrompts(cast(Any, FakeImages(family(FRAMED))), vision_tokenizer())
+    # A bracket that is open would take in the image behind it.
+    typed = ["".join(pieces).replace("![](", "![]") for pieces, _ in written]
+    text = "".join(f"{one}![]({url(n)})" for one, (_, n) in zip(typed, written, strict=True))
+    with ThreadPoolExecutor(1) as pool:
+        found = asyncio.run(prompts.expanded(text, "", pool, "inputs"))
+    ids = prompts.tokenizer.encode(found.written, add_special_tokens=False)
+    shown = "".join(
+        f"{one}<vision>{'<image>' * n}</vision>" for one, (_, n) in zip(typed, written, strict=True)
+    )
+    assert found.text == shown
+    assert vision_tokenizer().decode(ids, skip_special_tokens=False) == shown
+    assert ids.count(IMAGE) == sum(n for _, n in written)
+    located = places(ids, found.images, prompts.family, start=0, stop=len(ids))
+    assert [image.end - image.start for image in located.images] == [n for _, n in written]

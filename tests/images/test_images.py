@@ -291,7 +291,7 @@ async def test_a_file_system_that_others_fill_is_overload(
 ) -> None:
     images = await world.start()
     monkeypatch.setattr(type(images.store), "is_full", property(lambda store: True))
-    with pytest.raises(Overloaded):
+    with pytest.raises(Overloaded, match="There is no space left for images on the server"):
         await images.ready([data("no room on the device")], "c")
     assert world.metrics.refused == 0
 
@@ -300,7 +300,7 @@ async def test_a_file_system_that_others_fill_is_overload(
 
     with monkeypatch.context() as patched:
         patched.setattr(EncodedFile, "write", full)
-        with pytest.raises(Overloaded):
+        with pytest.raises(Overloaded, match="There is no space left"):
             await images.ready([data("size 1 1")], "c")
     await images.ready([data("size 1 1")], "c")
 

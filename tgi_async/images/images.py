@@ -156,7 +156,7 @@ class Images:
                 for wait in waits
                 if wait.done() and not wait.cancelled() and wait.exception() is None
             )
-            raise self._no_room(full.size + own) from None
+            raise self._no_room(full.size and full.size + own) from None
         finally:
             # Not held any longer: an exception of theirs holds this frame, and so all images.
             while waits:
@@ -182,7 +182,7 @@ class Images:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise NoRoom(0) from None
+            raise self.store.full() from None
 
     async def _of_data(self, source: ImageSource) -> ReadyImage:
         with self.store.reservation() as reserved:
@@ -236,7 +236,7 @@ class Images:
             full = self.store.is_full
             self.store.remove(path)
             if full:
-                raise NoRoom(0) from None
+                raise self.store.full() from None
             raise
         image = self.store.put(key, answer.prepared, path, answer.arrays)
         self._metrics.image_prepared(time.monotonic() - began)
@@ -250,6 +250,8 @@ class Images:
         return await asyncio.wrap_future(self._threads.submit(function, *args, **kwargs))
 
     def _no_room(self, size: int) -> ValidationError | Overloaded:
+        if not size:
+            return Overloaded("There is no space left for images on the server")
         limit = self.store.max_bytes
         if size > limit:
             return ValidationError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -66,9 +67,24 @@ def source() -> str:
     return LISTS
 
 
+class Templates(dict[str, ChatTemplate]):
+    """By source; each has processes, which are started once."""
+
+    def __missing__(self, source: str) -> ChatTemplate:
+        return self.setdefault(source, ChatTemplate(source, {}))
+
+
+@pytest.fixture(scope="module")
+def templates() -> Iterator[Templates]:
+    made = Templates()
+    yield made
+    for template in made.values():
+        template.close()
+
+
 @pytest.fixture
-def chat_template(source: str) -> ChatTemplate:
-    return ChatTemplate(source, {})
+def chat_template(templates: Templates, source: str) -> ChatTemplate:
+    return templates[source]
 
 
 async def ask(client: httpx.AsyncClient, *messages: Any, **fields: Any) -> httpx.Response:

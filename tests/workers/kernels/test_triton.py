@@ -21,8 +21,9 @@ pytestmark = [
 ]
 
 FILES = sorted((ROOT / "tests" / "gpu").glob("test_*.py"))
-SLOW = ("test_graphs", "test_sampling")
-"""A minute each; graphs/test_decode.py and sampling/test_triton.py try parts of the same."""
+SLOW = ("test_graphs", "test_images", "test_sampling")
+"""A minute each; graphs/test_decode.py and sampling/test_triton.py try parts of the same, and
+families/test_vision_parity.py has images on a CPU."""
 
 
 def interpreted(tier: str, *files: Path) -> subprocess.CompletedProcess[str]:
