@@ -448,7 +448,7 @@ class Settings:
         """Where images are fetched from. Raises StartError where that is not said in domains."""
         listed = [one.strip() for text in self.allow_image_domains for one in text.split(",")]
         try:
-            return Domains(listed, private=self.allow_private_image_addresses)
+            return Domains(list(filter(None, listed)), private=self.allow_private_image_addresses)
         except ValueError as error:
             raise StartError(f"--allow-image-domains: {error}.") from None
 
