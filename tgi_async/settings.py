@@ -446,9 +446,9 @@ class Settings:
     @property
     def image_domains(self) -> Domains:
         """Where images are fetched from. Raises StartError where that is not said in domains."""
-        private = self.allow_private_image_addresses
+        listed = [one.strip() for text in self.allow_image_domains for one in text.split(",")]
         try:
-            return Domains(self.allow_image_domains, private=private)
+            return Domains(list(filter(None, listed)), private=self.allow_private_image_addresses)
         except ValueError as error:
             raise StartError(f"--allow-image-domains: {error}.") from None
 

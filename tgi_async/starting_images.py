@@ -55,13 +55,12 @@ class StartingImages:
         except NotServed as reason:
             log.warning("images are refused: %s", reason)
             return None
-        store, domains = images.store, self._settings.allow_image_domains
-        self._counts.store = store
+        self._counts.store = store = images.store
         log.info(
             "images: %d in a request, %.2f GB of them prepared; fetched from: %s",
             images.max_images,
             store.max_bytes / 1e9,
-            ", ".join(domains) or "nowhere (--allow-image-domains)",
+            ", ".join(self._settings.image_domains.allowed) or "nowhere (--allow-image-domains)",
         )
         return images
 

@@ -311,13 +311,13 @@ async def test_a_file_system_that_others_fill_is_overload(
 
 async def test_a_slow_image_delays_nobody_else(world: World) -> None:
     images = await world.start()
-    slow = asyncio.create_task(images.ready([data("sleep 0.4 size 1 1")], "a"))
+    slow = asyncio.create_task(images.ready([data("sleep 60 size 1 1")], "a"))
     async with asyncio.timeout(20):
         while not world.asked:  # noqa: ASYNC110 - it is no event
             await asyncio.sleep(0.01)
     await images.ready([data("size 1 2")], "b")
     assert not slow.done()
-    await slow
+    slow.cancel()
 
 
 async def test_an_image_that_kills_its_process_fails_alone(world: World) -> None:
