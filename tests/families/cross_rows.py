@@ -19,6 +19,7 @@ from transformers.models.mllama.processing_mllama import (
     get_cross_attention_token_mask,
 )
 
+from tests.families.vision_cases import Picture, Prompt, VisionCase
 from tests.helpers.vision_tokens import IMAGE_SIZE, token_id
 from tgi_async.wire.messages import Image
 from workers.attention.context import AttentionContext, Prefill
@@ -34,7 +35,22 @@ TILES = 4
 RATIO_IDS = {1: 1, 2: 2, 4: 6}
 """Of images of so many tiles."""
 
+TEXTS = (
+    ("*what is this?", (1,)),
+    ("a text before it *and behind", (2,)),
+    ("two at once ** then another one * at the end", (4, 1, 2)),
+    ("no image in this one, which is long", ()),
+    ("the last token is one *", (1,)),
+    ("text *of which$the end was reached *another$one", (1, 4)),
+)
+"""Texts, and the tiles that their images fill."""
+
 Arrays = Mapping[str, torch.Tensor]
+CASES_OF = {
+    "idefics": VisionCase(lambda *_: {}, lambda *_: [], "<image>"),
+    "mllama": VisionCase(lambda *_: {}, lambda *_: [], "<|image|>"),
+}
+"""For helpers of families whose images are rows, by `model_type`."""
 
 
 def arrays_of(kind: str, seed: int, n_tiles: int = 1) -> Arrays:
@@ -71,6 +87,25 @@ def row_of(kind: str, text: str, images: Sequence[Arrays]) -> Row:
     tokens of its own."""
     special = {"*": TOKENS[kind], "$": EOS}
     return Row(kind, [special.get(one, ord(one) * 7 % 200) for one in text], list(images))
+
+
+def rows_of(kind: str) -> list[Row]:
+    made = []
+    for at, (text, tiles) in enumerate(TEXTS):
+        images = [arrays_of(kind, 10 * at + n, n) for n in tiles]
+        made.append(row_of(kind, text, images))
+    return made
+
+
+def prompt_of(row: Row) -> Prompt:
+    pictures = [
+        (
+            image.start,
+            Picture({name: one.numpy() for name, one in arrays.items()}, [TOKENS[row.kind]]),
+        )
+        for image, arrays in zip(row.wire, row.images, strict=True)
+    ]
+    return Prompt(row.prompt, pictures)
 
 
 class Reference:

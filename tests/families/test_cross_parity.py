@@ -10,14 +10,15 @@ import torch
 
 from tests.families.cross_rows import (
     BLOCK_SIZE,
-    TOKENS,
+    CASES_OF,
+    TEXTS,
     Reference,
-    Row,
     Rows,
     arrays_of,
+    prompt_of,
     row_of,
+    rows_of,
 )
-from tests.families.vision_cases import Picture, Prompt, VisionCase
 from tests.families.vision_parity import serve
 from tests.helpers.loading import load
 from tests.helpers.tiny_vision_cross import save_vision
@@ -26,15 +27,6 @@ CPU = torch.device("cpu")
 NEW_TOKENS = 12
 MOST_DIFFERENCE = 5e-4
 """Between logits; transformers' own attention in another order of sums differs as much."""
-TEXTS = (
-    ("*what is this?", (1,)),
-    ("a text before it *and behind", (2,)),
-    ("two at once ** then another one * at the end", (4, 1, 2)),
-    ("no image in this one, which is long", ()),
-    ("the last token is one *", (1,)),
-    ("text *of which$the end was reached *another$one", (1, 4)),
-)
-"""Texts, and the tiles that their images fill."""
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "mllama": ("mllama", {}),
     "idefics": ("idefics", {}),
@@ -48,14 +40,6 @@ CASES = [
     pytest.param(*case, id=name, marks=[pytest.mark.full] if name != QUICK else [])
     for name, case in KINDS.items()
 ]
-
-
-def rows_of(kind: str) -> list[Row]:
-    made = []
-    for at, (text, tiles) in enumerate(TEXTS):
-        images = [arrays_of(kind, 10 * at + n, n) for n in tiles]
-        made.append(row_of(kind, text, images))
-    return made
 
 
 def assert_like_transformers(rows: Rows, reference: Reference, which: list[int]) -> None:
@@ -106,24 +90,12 @@ def test_the_runner_computes_the_same_of_arrays_in_files(
     model = load(folder, torch.float32, CPU)
     rows = rows_of(kind)
     given = [prompt_of(row) for row in rows]
-    case = VisionCase(lambda *_: {}, lambda *_: [], "<image>" if kind == "idefics" else "<|image|>")
-    served = serve(case, model, [*given, given[0]], tmp_path)
+    served = serve(CASES_OF[kind], model, [*given, given[0]], tmp_path)
     assert served[-1].n_cached
     reference = Reference(folder, NEW_TOKENS)
     for row, (text, n_cached) in zip([*rows, rows[0]], served, strict=True):
         expected = reference.logits(row, text.tokens[:-1])[n_cached:]
         assert float((text.logits - expected).abs().max()) < MOST_DIFFERENCE
-
-
-def prompt_of(row: Row) -> Prompt:
-    pictures = [
-        (
-            image.start,
-            Picture({name: one.numpy() for name, one in arrays.items()}, [TOKENS[row.kind]]),
-        )
-        for image, arrays in zip(row.wire, row.images, strict=True)
-    ]
-    return Prompt(row.prompt, pictures)
 
 
 @pytest.mark.parametrize(("kind", "settings"), CASES)

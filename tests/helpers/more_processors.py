@@ -127,6 +127,12 @@ KINDS = {
         {**GLM, "image_processor_type": "Glm4vImageProcessor"},
         *("<|image|>", "<|image|>"),
     ),
+    "glm_ocr": Kind(
+        "glm_ocr",
+        "Glm46VProcessor",
+        {**GLM, "image_processor_type": "Glm46VImageProcessor"},
+        *("<|image|>", "<|image|>"),
+    ),
     "hyperclovax_vision_v2": Kind(
         "hyperclovax_vision_v2",
         "HyperCLOVAXVisionV2Processor",
@@ -203,7 +209,7 @@ def load_more(kind: Kind, folder: Path) -> Any:
     """Return transformers' processor of these files, without what it needs for videos alone."""
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    of = {"LlavaProcessor": "llava", "Glm4vProcessor": "glm4v"}
+    of = {"LlavaProcessor": "llava", "Glm4vProcessor": "glm4v", "Glm46VProcessor": "glm46v"}
     module = of.get(kind.processor_class, kind.model_type)
     code = import_module(f"transformers.models.{module}.processing_{module}")
     its_class = getattr(code, kind.processor_class)

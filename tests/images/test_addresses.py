@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tgi_async.images.addresses import Domains, Place, is_public, place_of
 from tgi_async.images.source import Refused
@@ -80,12 +83,38 @@ def test_a_redirect_is_relative_to_its_hop(to: str, found: tuple[str, str, int, 
         ("http://1.2.3.4.5/", "form 192.0.2.1"),
         ("http://127。1/", "form 192.0.2.1"),
         ("http://[fe80::1%25eth0]/", "IPv6"),
+        ("http://a.example/\ud800", "not valid"),
         ("http://[v1.a]/", "not valid|IPv6"),
     ],
 )
 def test_a_url_that_may_be_read_in_two_ways_is_refused(url: str, why: str) -> None:
     with pytest.raises(Refused, match=f"^Could not fetch image: .*({why})"):
         place(url)
+
+
+ODD = st.text(
+    st.one_of(
+        st.sampled_from("ab1.:/@[]%?#-_\\ \t\u3002\uff10\u00ad\u200d\u2488\ufb01\ud800"),
+        st.characters(codec=None, categories=None),
+    ),
+    max_size=30,
+)
+
+
+@given(st.sampled_from(["http://", "https://a.example/", "http://a.", "", "//"]), ODD)
+def test_any_text_is_a_place_or_refused(start: str, rest: str) -> None:
+    base = place("http://a.example/b")
+    for given_base in (None, base):
+        try:
+            found = place_of(start + rest, given_base)
+        except Refused:
+            continue
+        assert re.fullmatch(r"[a-z0-9_.-]+|[0-9a-f:.]+", found.host)
+        assert re.fullmatch(r"/[!-~]*", found.target)
+        assert found.scheme in ("http", "https")
+        assert 0 <= found.port < 65536
+        again = place_of(f"{found.scheme}://{found.shown}{found.target}")
+        assert again == found
 
 
 @pytest.mark.parametrize("to", ["ftp://a.example/", "data:image/png;base64,AAAA", "javascript:x"])

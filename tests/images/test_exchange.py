@@ -75,6 +75,21 @@ async def test_each_form_of_a_body_is_read(said: bytes, size: int | None, step: 
     assert (found.status, found.size, body) == (200, size, BODY)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [CHUNKED + b"1\r\nx\r\n" * 9000, b"HTTP/1.1 103 X\r\n\r\n" * 3000],
+    ids=["chunks", "hints"],
+)
+async def test_others_have_their_turn_during_an_answer_of_many_parts(said: bytes) -> None:
+    reading = asyncio.create_task(exchanged(said))
+    n_turns = 0
+    while not reading.done():
+        await asyncio.sleep(0)
+        n_turns += 1
+    assert isinstance(reading.exception(), Refused)
+    assert n_turns > 90
+
+
 async def test_what_is_in_a_header_need_not_be_text() -> None:
     found, _, _ = await exchanged(b"HTTP/1.1 302 X\r\nlocation: /\xc3\xbc\xff\r\n\r\n")
     assert found.header("location") == "/ü\N{REPLACEMENT CHARACTER}"

@@ -54,6 +54,11 @@ def test_a_text_without_images_stays_as_it_is(kind: str) -> None:
     assert expand(family(kind), f" Hi{F}{F}there ", []) == f" Hi{F}{F}there "
 
 
+def test_texts_around_an_image_make_no_image_where_they_are_put_together() -> None:
+    with pytest.raises(ValidationError, match="look like another image, <image>,"):
+        expand(family("paligemma"), "<im<image>age>", ["<image><image>"])
+
+
 @pytest.mark.parametrize(
     ("text", "images", "said"),
     [

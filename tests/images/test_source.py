@@ -84,3 +84,12 @@ def test_what_is_decoded_in_pieces_is_the_whole(data: bytes, piece: int, gap: in
     text = text[:gap] + "\n " + text[gap:]
     with mock.patch.object(source, "PIECE", piece):
         assert data_of(f"data:;base64,{text}", MOST) == data
+
+
+@given(st.sampled_from(["", "image/png;base64,", ";base64,AAAA"]), st.text(max_size=30))
+def test_any_text_is_bytes_or_refused(start: str, rest: str) -> None:
+    try:
+        found = data_of(f"data:{start}{rest}", MOST)
+    except Refused:
+        return
+    assert 0 < len(found) <= MOST

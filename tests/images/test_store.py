@@ -117,3 +117,9 @@ def test_a_place_that_others_fill_is_noticed(store: Store, monkeypatch: pytest.M
     assert not store.is_full
     monkeypatch.setattr(module, "FULL", 1 << 60)
     assert store.is_full
+    held = put(store, b"a")
+    put(store, b"b")
+    assert store.full().size == 0
+    assert store.get(b"b") is None
+    assert store.get(b"a") is held
+    assert store.n_bytes == SIZE

@@ -91,15 +91,15 @@ def place_of(url: str, base: Place | None = None) -> Place:
             url = urljoin(f"{base.scheme}://{base.shown}{base.target}", url)
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
+        target = quote(parts.path or "/", safe="/%!$&'()*+,;=:@~")
+        if parts.query:
+            target += "?" + quote(parts.query, safe="/%!$&'()*+,;=:@~?")
     except ValueError:
         raise not_fetched("its URL is not valid") from None
     if parts.scheme not in PORTS or not host or ("[" in parts.netloc and ":" not in host):
         raise not_fetched("its URL is not valid, or leads to one that is neither http nor https")
     if "@" in parts.netloc:
         raise not_fetched("its URL must not have a user's name or password")
-    target = quote(parts.path or "/", safe="/%!$&'()*+,;=:@~") + (
-        "?" + quote(parts.query, safe="/%!$&'()*+,;=:@~?") if parts.query else ""
-    )
     if port is None:
         port = PORTS[parts.scheme]
     return Place(parts.scheme, _host(host), port, target)

@@ -12,6 +12,8 @@ from tgi_async.images.addresses import Place, not_fetched
 
 PIECE = 1 << 16
 """Bytes that are read at once."""
+EVENTS = 32
+"""Parts of an answer after which others get their turn: what is read at once may have thousands."""
 
 
 class Answer(NamedTuple):
@@ -38,6 +40,7 @@ class Exchange:
         self._reader = reader
         self._writer = writer
         self._http = h11.Connection(h11.CLIENT)
+        self._n_events = 0
 
     async def get(self, place: Place, headers: list[tuple[str, str]]) -> Answer:
         """Ask, and return the head of the response."""
@@ -62,6 +65,9 @@ class Exchange:
                 yield bytes(event.data)
 
     async def _event(self) -> h11.Event:
+        self._n_events += 1
+        if self._n_events % EVENTS == 0:
+            await asyncio.sleep(0)
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 self._http.receive_data(await self._reader.read(PIECE))

@@ -23,7 +23,8 @@ def expand(family: Family, text: str, images: Sequence[str]) -> str:
     `adds_special_tokens`.
 
     Raises:
-        ValidationError: it does not have as many placeholders as images.
+        ValidationError: it does not have as many placeholders as images, or what was around images
+            looks like one where it is put together.
     """
     pieces = text.split(family.placeholder)
     if len(pieces) != len(images) + 1:
@@ -31,7 +32,16 @@ def expand(family: Family, text: str, images: Sequence[str]) -> str:
             f"the prompt has {len(images)} images and {len(pieces) - 1} places for them "
             f"({family.placeholder}): the chat template has to write one for each image"
         )
-    return _EXPANSIONS.get(family.kind, _in_place)(family, pieces, images) if images else text
+    if not images:
+        return text
+    expanded = _EXPANSIONS.get(family.kind, _in_place)(family, pieces, images)
+    token = family.image_token
+    if expanded.count(token) != sum(image.count(token) for image in images):
+        raise ValidationError(
+            f"the texts around images look like another image, {token}, when they are put "
+            "together. Remove parts of it from the texts"
+        )
+    return expanded
 
 
 def _in_place(family: Family, pieces: Sequence[str], images: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ class Prepared(Struct, frozen=True):
     """An image as the process prepared it."""
 
     digest: bytes
-    """16 bytes: of the arrays, and of all that went into them."""
+    """16 bytes, of the pixels and of all that makes the arrays and the text of them."""
     text: str
     """What stands in the place of the placeholder."""
     n_tokens: int

@@ -8,23 +8,21 @@ to an address of that answer. There are no cookies, no credentials and no proxie
 from __future__ import annotations
 
 import asyncio
-import errno
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from tgi_async.fair_threads import CLIENT
 from tgi_async.images.addresses import Domains, Place, not_fetched, place_of
 from tgi_async.images.exchange import PIECE, Answer, Exchange
 from tgi_async.images.source import too_large
-from tgi_async.images.store import NoRoom
 from tgi_async.images.turns import Turns
 
 MAX_REDIRECTS = 3
@@ -95,6 +93,7 @@ class Fetcher:
             Refused: it is not allowed, too large, or did not come in time.
             Overloaded: too many wait for their turn.
             NoRoom: there is no room for it.
+            OSError: it cannot be written to `path`.
         """
         place = place_of(url)
         self.domains.check(place)
@@ -190,7 +189,8 @@ class Fetcher:
             room.grow(answer.size)
         digest = blake2b(digest_size=16)
         size = 0
-        with _written(path) as file:
+        # Its writes go to memory, or to what the kernel writes to a disk later.
+        with open(path, "wb", buffering=PIECE) as file:  # noqa: ASYNC230
             async for piece in exchange.body():
                 size += len(piece)
                 self._bound(size)
@@ -204,19 +204,6 @@ class Fetcher:
     def _bound(self, size: int) -> None:
         if size > self._max_bytes:
             raise too_large(size, self._max_bytes)
-
-
-@contextmanager
-def _written(path: str) -> Iterator[BinaryIO]:
-    """Open a file to write to. Raises NoRoom where the file system is full."""
-    try:
-        # Its writes go to memory, or to what the kernel writes to a disk later.
-        with open(path, "wb", buffering=0) as file:
-            yield file
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise NoRoom(0) from None
 
 
 def _freshness(control: str) -> float:

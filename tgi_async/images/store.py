@@ -6,6 +6,7 @@ that nobody holds, the ones that were used last are kept for the next request.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections import OrderedDict
@@ -28,6 +29,8 @@ FULL = 1 << 20
 """Bytes free in a file system that is as good as full."""
 
 
+log = logging.getLogger(__name__)
+
 Remove = Callable[[str], object]
 
 
@@ -38,7 +41,7 @@ def remove(path: str) -> None:
 
 
 class NoRoom(Exception):
-    """`size` more bytes do not fit beside what live requests hold."""
+    """`size` more bytes do not fit beside what live requests hold; 0: the file system is full."""
 
     def __init__(self, size: int) -> None:
         super().__init__(f"no room for {size} bytes")
@@ -142,6 +145,13 @@ class Store:
     def is_full(self) -> bool:
         """Whether nothing can be written, though there should be room: others fill the place."""
         return shutil.disk_usage(self._folder).free < FULL
+
+    def full(self) -> NoRoom:
+        """Remove what nobody holds, as the file system is full; return what to raise."""
+        log.warning("no space is left for images in %s", self._folder)
+        for key in [key for key, kept in self._kept.items() if kept.held() is None]:
+            self._drop(key)
+        return NoRoom(0)
 
     def encoded(self) -> EncodedFile:
         """Return a file for an image as it comes."""

@@ -304,6 +304,10 @@ class Description:
         """Drop layer `at` of the model in transformers, so that its weights are not kept twice."""
         self._model.layers[at] = nn.Identity()
 
+    def forget_rest(self) -> None:
+        """As `forget`, of what is not in layers, once all of them are forgotten."""
+        self._model.embed_tokens = self._model.norm = nn.Identity()
+
     def _norm(self, module: Any) -> torch.Tensor:
         weight: torch.Tensor = module.weight.detach().float()
         # Always a copy: the weight may be a view of the mapped file.

@@ -8,7 +8,7 @@ bad bytes stays here, as it may tell of this process.
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
@@ -88,8 +88,7 @@ def decode(file: BinaryIO, max_pixels: int) -> Image.Image:
     check_size(image.size, max_pixels)
     with _damaged():
         image.load()
-    with suppress(Exception):  # orientation is in a block of its own, whose damage harms nothing
-        image = ImageOps.exif_transpose(image)
+    _turn_upright(image)
     return _rgb(image)
 
 
@@ -147,6 +146,15 @@ def _webp_size(head: bytes) -> tuple[int, int] | None:
     return None
 
 
+def _turn_upright(image: Image.Image) -> None:
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # orientation is in a block of its own, whose damage harms nothing else
+        return
+
+
 @contextmanager
 def _damaged() -> Iterator[None]:
     """Say in our words what a decoder says of damaged bytes."""
@@ -158,8 +166,8 @@ def _damaged() -> Iterator[None]:
         raise
     except Exception as error:  # decoders raise whatever they meet: struct.error, IndexError, ...
         raise ImageRefused(
-            "the image cannot be decoded: its data is damaged or cut off. Check that all of it "
-            "was sent"
+            "the image cannot be decoded: its data is damaged, cut off or of a rare kind. Check "
+            "that all of it was sent, or encode it anew"
         ) from error
 
 

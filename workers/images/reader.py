@@ -99,7 +99,9 @@ class Reader:
         The arrays follow from these, and are up to a hundred times as large.
         """
         told = f"{self.settings} {sorted(options.items())} {image.size} {text}\0"
-        return sha256(told.encode() + image.tobytes()).digest()[:16]
+        hashed = sha256(told.encode())
+        hashed.update(image.tobytes())
+        return hashed.digest()[:16]
 
     def options(self, detail: Detail) -> dict[str, Any]:
         """Return what the image processor is told beside the checkpoint's settings."""

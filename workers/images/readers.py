@@ -18,6 +18,7 @@ READERS: dict[str, Callable[[ModelFiles], Reader]] = {
     "glm46v": OfProcessor,
     "glm4v": OfProcessor,
     "glm4v_moe": OfProcessor,
+    "glm_ocr": OfProcessor,
     "hyperclovax_vision_v2": OfProcessor,
     "idefics": families.Idefics,
     "idefics2": families.Idefics2,

@@ -68,6 +68,7 @@ class FusedModel:
             loaded.module, loaded.fill, loaded.device, loaded.sharding, loaded.tied
         )
         self._decoder = make(description, loaded.ranks)
+        description.forget_rest()
         self.attention = self._decoder.attention
         self.spec = loaded.spec(description.attention, self.attention.shape)
         self.weight_bytes = self._decoder.weight_bytes

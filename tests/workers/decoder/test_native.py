@@ -297,6 +297,15 @@ def test_the_file_of_the_weights_is_let_go(tmp_path: Path, dtype: torch.dtype) -
     assert model.weight_bytes > 0
 
 
+def test_the_file_is_let_go_where_images_are_encoded_by_what_is_left(tmp_path: Path) -> None:
+    save_vision("llava", tmp_path)
+    model = load(tmp_path, torch.float32, torch.device("cpu"), implementation="fused")
+    gc.collect()
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert model.vision is not None
+    assert len(model.vision.encode({"pixel_values": torch.zeros(1, 3, 28, 28)})) == 16
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -144,7 +144,7 @@ def test_longer_values_are_spread_from_black_to_white(dtype: type[np.generic]) -
 
 def test_of_an_animation_the_first_frame_counts() -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    for kind in ("GIF", "WEBP", "PNG", "TIFF"):
+    for kind in ("GIF", "WEBP", "PNG", "TIFF", "MPO"):
         data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
         red, green, blue = values(decoded(data))[0, 0]
         assert red > 240, kind
@@ -170,9 +170,9 @@ def test_the_smallest_and_longest_images_are_taken(kind: str, size: tuple[int, i
         (b"\0\0\0\x1cftypheic\0\0\0\0", "is a HEIF or AVIF image, or a video: send png"),
         (b"\0\0\1\0\1\0\x10\x10", "is in no known format: send png"),
         (b"SIMPLE  =                    T", "is in no known format: send png"),
-        (b"BM", "its data is damaged or cut off"),
-        (b"\xff\xd8\xff\xe0", "its data is damaged or cut off"),
-        (b"RIFF\0\0\0\0WEBPVP8L", "has 1 x 1|is damaged or cut off"),
+        (b"BM", "its data is damaged, cut off"),
+        (b"\xff\xd8\xff\xe0", "its data is damaged, cut off"),
+        (b"RIFF\0\0\0\0WEBPVP8L", "has 1 x 1|is damaged, cut off"),
     ],
 )
 def test_what_is_no_image_is_called_by_its_name(data: bytes, said: str) -> None:
@@ -184,7 +184,7 @@ def test_what_is_no_image_is_called_by_its_name(data: bytes, said: str) -> None:
 @pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
 def test_a_part_of_an_image_is_refused(kind: str, part: float) -> None:
     whole = encode(gradient(48, 64), kind, **({"lossless": True} if kind == "WEBP" else {}))
-    with pytest.raises(ImageRefused, match="its data is damaged or cut off"):
+    with pytest.raises(ImageRefused, match="its data is damaged, cut off"):
         decoded(whole[: int(len(whole) * part)])
 
 

@@ -111,8 +111,8 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "a PDF called png": (lambda: b"%PDF-1.7\n" + bytes(1000), "is a PDF document"),
     "SVG": (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is an SVG drawing"),
     "FITS": (lambda: b"SIMPLE  =                    T" + bytes(3000), "no known format"),
-    "truncated png": (lambda: encode(gradient(90, 60), "PNG")[:200], "damaged or cut off"),
-    "truncated jpeg": (lambda: encode(gradient(90, 60), "JPEG")[:700], "damaged or cut off"),
+    "truncated png": (lambda: encode(gradient(90, 60), "PNG")[:200], "damaged, cut off"),
+    "truncated jpeg": (lambda: encode(gradient(90, 60), "JPEG")[:700], "damaged, cut off"),
     "12,000 x 12,000": (lambda: encoded.large_png(12_000, 12_000), "12000 x 12000 = 144000000"),
     "a jpeg of 65,000 x 65,000": (lambda: encoded.resized_jpeg(65_000, 65_000), "65000 x 65000"),
     "a webp of 16,383 x 16,383": (lambda: encoded.resized_webp(16_383, 16_383), "16383 x 16383"),
@@ -121,7 +121,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
         "passes, and at most 100",
     ),
     "201:1": (lambda: encode(Image.new("RGB", (201, 1)), "PNG"), "at most 200 times"),
-    "a text of 256 MiB": (encoded.text_bomb, "damaged or cut off"),
+    "a text of 256 MiB": (encoded.text_bomb, "damaged, cut off"),
 }
 GOOD: dict[str, Callable[[], bytes]] = {
     "1x1": lambda: encode(Image.new("RGB", (1, 1), "red"), "PNG"),
