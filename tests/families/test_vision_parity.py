@@ -49,6 +49,7 @@ FUSED = (
     "qianfan_ocr",
     "qwen2_5_vl",
     "qwen2_vl",
+    "qwen3_vl",
     "smolvlm",
     "video_llama_3",
     "vipllava",

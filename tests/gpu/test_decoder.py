@@ -204,7 +204,7 @@ def test_hidden_states_are_those_of_transformers(device: str, variant: str) -> N
         assert torch.equal(scores.argmax(-1), logits.argmax(-1))
 
 
-@pytest.mark.parametrize("kind", ["qwen2_vl", pytest.param("llava", marks=pytest.mark.full)])
+@pytest.mark.parametrize("kind", ["qwen3_vl", pytest.param("llava", marks=pytest.mark.full)])
 def test_inserted_rows_and_positions_of_three_axes_are_as_in_transformers(
     device: str, kind: str, tmp_path: Path
 ) -> None:
@@ -212,10 +212,14 @@ def test_inserted_rows_and_positions_of_three_axes_are_as_in_transformers(
     own = load(tmp_path, torch.float32, torch.device(device), "fused", attention=TritonAttention)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32)
     tokens = torch.tensor([5, 1, 9, 1, 1, 7])
-    at, rows = torch.tensor([1, 3, 4]), torch.randn(3, 64, generator=torch.Generator())
-    positions = torch.arange(6)
-    if kind == "qwen2_vl":
+    at, n_rows = torch.tensor([1, 3, 4]), 3 if kind == "qwen3_vl" else 1
+    rows = torch.randn(3, n_rows * 64, generator=torch.Generator())
+    positions, more = torch.arange(6), {}
+    first, *added = rows.split(64, dim=1)
+    if kind == "qwen3_vl":
         positions = torch.stack((positions, positions * 3, 20 - positions))
+        masks = torch.zeros(1, 6, dtype=torch.bool).index_fill(1, at, value=True)
+        more = {"visual_pos_masks": masks, "deepstack_visual_embeds": added}
     cache = own.spec.cache_group.pool(4, BLOCK_SIZE, device)
     table, none = torch.tensor([2, 0], dtype=torch.int32), torch.empty(0, dtype=torch.int32)
     slots = torch.tensor([8, 9, 10, 11, 0, 1])
@@ -225,10 +229,14 @@ def test_inserted_rows_and_positions_of_three_axes_are_as_in_transformers(
     batch = ForwardBatch(tokens.to(device), positions.to(device), every, context, inserted)
     with torch.inference_mode():
         logits = own.forward(batch).logits.cpu()
-        embeddings = model.get_input_embeddings()(tokens).index_copy(0, at, rows)
-        expected = model(
-            inputs_embeds=embeddings[None], position_ids=positions.unsqueeze(-2), use_cache=False
-        ).logits[0]
+        embeddings = model.get_input_embeddings()(tokens).index_copy(0, at, first)
+        hidden = model.model.language_model(
+            inputs_embeds=embeddings[None],
+            position_ids=positions.unsqueeze(-2),
+            use_cache=False,
+            **more,
+        ).last_hidden_state
+        expected = model.lm_head(hidden)[0]
     assert expected.std() > 0.3
     assert (logits - expected).abs().max() < MOST_DIFFERENCE
 

@@ -58,11 +58,12 @@ typedef struct {
     const int64_t *wanted;                  /* [n_wanted] tokens whose logits are asked for */
     float *logits;                          /* [n_wanted, n_logits] */
     const int64_t *inserted_at; /* [n_inserted] tokens, and what stands in the place of their */
-    const float *inserted;      /* embeddings, [n_inserted, hidden] */
+    const float *inserted; /* embeddings, [n_inserted, 1 + n_added, hidden]; what is behind it is */
+                           /* added to what the first n_added layers make */
     const int64_t *each; /* [rotary / 2, n_tokens] positions by frequency; NULL: `positions` */
     void *hidden; /* [n_wanted, hidden] of the model's dtype, what the head takes; NULL: not kept */
     float *partial; /* [n_tokens, hidden], summed over the ranks between stages; NULL: one rank */
-    int64_t n_tokens, n_spans, n_wanted, n_inserted, block_size, n_threads;
+    int64_t n_tokens, n_spans, n_wanted, n_inserted, n_added, block_size, n_threads;
     int64_t stage; /* 0: embed; i: half i - 1; the last, after all halves: logits */
 } step;
 
@@ -142,11 +143,14 @@ static void embed(void *job, int64_t unit, int64_t next) {
     }
 }
 
-/* Puts rows in the place of embeddings. */
-static void insert(pass *p) {
-    const int64_t n = p->d->hidden;
-    for (int64_t i = 0; i < p->s->n_inserted; i++)
-        memcpy(p->residual + p->s->inserted_at[i] * n, p->s->inserted + i * n, (size_t)n * 4);
+/* Puts rows in the place of embeddings, or adds those for layer `at` - 1 to what it made. */
+static void insert(pass *p, int64_t at) {
+    const int64_t n = p->d->hidden, width = (1 + p->s->n_added) * n;
+    for (int64_t i = 0; at <= p->s->n_added && i < p->s->n_inserted; i++) {
+        const float *from = p->s->inserted + i * width + at * n;
+        float *to = p->residual + p->s->inserted_at[i] * n;
+        for (int64_t j = 0; j < n; j++) to[j] = at ? to[j] + from[j] : from[j];
+    }
 }
 
 /* x = norm(residual). */
@@ -293,12 +297,12 @@ static void add_summed(pass *p, int64_t stage) {
     const block *b = p->d->blocks + (stage - 1) / 2;
     p->norm = stage == 0 ? NULL : stage % 2 ? b->attention_norm : b->mlp_output_norm;
     p->branch = p->s->partial;
-    if (stage == 0) {
+    if (stage == 0)
         memcpy(p->residual, p->s->partial, (size_t)(p->s->n_tokens * p->d->hidden) * 4);
-        insert(p);
-    } else
+    else
         team_run(p->norm ? add_normed : add_partial, p, ceil_div(p->n, NORMS),
                  p->s->n_threads);
+    if (stage % 2 == 0) insert(p, stage / 2);
 }
 
 /* Leaves out the tokens whose logits are not wanted. */
@@ -392,14 +396,16 @@ int decoder_run(const decoder *d, const step *s) {
     const int64_t stage = s->partial ? s->stage : 0, until = s->partial ? s->stage : last;
     if (stage > 0) add_summed(&p, stage - 1);
     if (stage == 0) team_run(embed, &p, ceil_div(n, NORMS), s->n_threads);
-    if (stage == 0 && !s->partial) insert(&p);
+    if (stage == 0 && !s->partial) insert(&p, 0);
     for (int64_t half = stage > 0 ? stage - 1 : 0; half < least(until, last - 1); half++) {
         p.b = d->blocks + half / 2;
-        const int whole_last = !s->partial && half / 2 + 1 == d->n_blocks;
+        const int whole_last =
+            !s->partial && half / 2 + 1 == d->n_blocks && s->n_added < d->n_blocks;
         if (half % 2 ? run_mlp(&p, half + 2 < last ? &p.b[1].qkv : &d->head)
                      : attend(&p, whole_last))
             return NO_MEMORY;
         if (whole_last && !s->n_wanted) return DONE;
+        if (half % 2 && !s->partial) insert(&p, half / 2 + 1);
     }
     if (until < last) return DONE;
     p.norm = d->final_norm;

@@ -118,6 +118,7 @@ class DeviceDecoder:
         self._axes = None if axes is None else axes.to(device)
         self._takes_images = description.takes_images
         self._inserted_scale = description.inserted_scale
+        self._n_added = description.n_added
         self._first_position = description.first_position
         self._frequencies = torch.stack([rope.frequencies for rope in ropes]).to(device)
         self._scales = torch.tensor([rope.scale for rope in ropes], device=device)
@@ -142,10 +143,15 @@ class DeviceDecoder:
             mixed = self.attention.forward(self._attends[at], query, None, None, context)
             y = self._summed(layer.out.parts(mixed.view(len(x), -1)))
             x = self._add_norm(residual, y, layer.attention_norm, layer.mlp_norm)
-            y = self._summed(layer.down.parts(layer.gate_up(x)))
+            made: torch.Tensor | None = self._summed(layer.down.parts(layer.gate_up(x)))
             norm = self._final_norm if at == last else self._layers[at + 1].input_norm
             wanted = batch.wanted if at == last else None
-            x = self._add_norm(residual, y, layer.mlp_output_norm, norm, wanted)
+            made_norm = layer.mlp_output_norm
+            if batch.inserted is not None and at < self._n_added:
+                self._add_norm(residual, made, made_norm, norm)
+                residual.index_add_(0, batch.inserted.at, self._inserted(batch.inserted, at + 1))
+                made, made_norm = None, None
+            x = self._add_norm(residual, made, made_norm, norm, wanted)
         logits = self._gathered(self._logits(x))
         return ForwardOutput(logits, x if batch.hidden else None)
 
@@ -188,9 +194,15 @@ class DeviceDecoder:
         if self._ranks is not None:
             self._ranks.all_reduce(residual)
         if inserted is not None:
-            rows = inserted.rows.float() * self._inserted_scale
+            rows = self._inserted(inserted, 0) * self._inserted_scale
             residual.index_copy_(0, inserted.at, rows)
         return residual, self._add_norm(residual, None, None, norm)
+
+    def _inserted(self, inserted: Inserted, at: int) -> torch.Tensor:
+        """Return float32 [n, hidden]: what stands in the place of embeddings, or behind that what
+        is added to what layer `at` - 1 makes."""
+        hidden = self._numbers.hidden
+        return inserted.rows[:, at * hidden : (at + 1) * hidden].float()
 
     def _place(
         self,

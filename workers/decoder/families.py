@@ -41,8 +41,12 @@ FAMILIES = frozenset(
 """`model_type` of the configs that the fused decoder runs, of a model that takes images that of its
 text."""
 
-WITH_IMAGES = frozenset({"qwen2_5_vl_text", "qwen2_vl_text"})
-"""The same, of the text of models that take images and have no other."""
+WITH_IMAGES = frozenset({"qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text"})
+"""The same, of the text of models that take images and have no other: with positions of several
+axes."""
+
+TAKING_TURNS = frozenset({"qwen3_vl_text"})
+"""Families in which frequencies are of each axis in turn, not of one after the other."""
 
 OFFSET_NORMS = frozenset({"gemma", "gemma2", "gemma3_text"})
 """Families whose norms multiply with 1 + weight."""
@@ -186,6 +190,9 @@ class Description:
             raise NotFused(f"{kind} is not among the fused families")
         self.bidirectional = model.config.model_type in BIDIRECTIONAL
         """Whether parts of a prompt may attend in both directions."""
+        vision = getattr(model.config, "vision_config", None)
+        self.n_added = len(getattr(vision, "deepstack_visual_indexes", None) or ())
+        """Of how many layers, the first ones, more rows are added to what they make."""
         self.first_position = FIRST_POSITIONS.get(model.config.model_type, 0)
         """What positions are counted from."""
         activation = getattr(config, "hidden_activation", None) or config.hidden_act
@@ -353,12 +360,19 @@ def _ropes(module: Any) -> tuple[list[Rope], dict[str | None, int]]:
 
 
 def _axes(module: Any, n: int) -> torch.Tensor | None:
-    """Return the axis of each frequency, where the module cuts them into sections that take turns.
+    """Return the axis of each frequency, where a family has positions of several.
 
-    Raises NotFused for sections that are not all of them."""
-    sections: Sequence[int] | None = getattr(module, "mrope_section", None)
-    if sections is None:
+    Raises NotFused for a config that does not say so of all of them."""
+    config: Any = getattr(module, "config", None)
+    kind = getattr(config, "model_type", "")
+    if kind not in WITH_IMAGES:
         return None
-    if sum(sections) != n:
+    sections = getattr(module, "mrope_section", None) or config.rope_parameters.get("mrope_section")
+    if not sections or sum(sections) != n or len(sections) != N_AXES:
         raise NotFused(f"its rotary embedding has {n} frequencies in sections of {sections}")
-    return torch.arange(len(sections)).repeat_interleave(torch.tensor(sections)) % N_AXES
+    if kind not in TAKING_TURNS:
+        return torch.arange(N_AXES).repeat_interleave(torch.tensor(sections))
+    axes = torch.zeros(n, dtype=torch.int64)
+    for axis in range(1, N_AXES):
+        axes[axis : N_AXES * sections[axis] : N_AXES] = axis
+    return axes

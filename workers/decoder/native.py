@@ -65,6 +65,7 @@ class _Step(ctypes.Structure):
         *((name, _POINTER) for name in ("ids", "positions", "slots", "spans", "wanted", "logits")),
         *((name, _POINTER) for name in ("inserted_at", "inserted", "each", "hidden", "partial")),
         *((name, _INTEGER) for name in ("n_tokens", "n_spans", "n_wanted", "n_inserted")),
+        ("n_added", _INTEGER),
         *((name, _INTEGER) for name in ("block_size", "n_threads", "stage")),
     )
 
@@ -104,6 +105,7 @@ class NativeDecoder:
         self._vocab_size = numbers.vocab_size
         self._takes_images = description.takes_images
         self._inserted_scale = description.inserted_scale
+        self._n_added = description.n_added
         self._axes = description.ropes[0].axes
         self._first_position = description.first_position
         self._logit_widths = numbers.logit_widths
@@ -175,6 +177,7 @@ class NativeDecoder:
             len(spans),
             len(wanted),
             len(at),
+            self._n_added if len(at) else 0,
             context.cache.block_size,
             torch.get_num_threads(),
             0,
@@ -202,9 +205,9 @@ class NativeDecoder:
     def _inserted(
         self, inserted: Inserted | None, n_tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return int64 [n] tokens and float32 [n, hidden] rows. Raises ValueError for some that the
-        kernel cannot put there."""
-        hidden = self._decoder.hidden
+        """Return int64 [n] tokens and float32 [n, hidden] rows, or wider ones where layers add more
+        of them. Raises ValueError for some that the kernel cannot put there."""
+        hidden = self._decoder.hidden * (1 + self._n_added)
         if inserted is None:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, hidden)
         at, rows = inserted.at.contiguous(), inserted.rows.float().contiguous()
