@@ -89,7 +89,8 @@ def test_nothing_given_gives_the_defaults() -> None:
     assert (found.hostname, found.port) == ("0.0.0.0", 3000)
     assert found.max_concurrent_requests == 128
     assert (found.max_best_of, found.max_stop_sequences, found.max_top_n_tokens) == (8, 16, 20)
-    assert (found.max_client_batch_size, found.payload_limit) == (32, 2_000_000)
+    assert (found.max_client_batch_size, found.payload_limit) == (32, None)
+    assert found.payload_limit_for(images=False) == 2_000_000
     assert found.queue_size == 512
     assert (found.validation_workers, found.graceful_termination_timeout) == (2, 90)
     assert all(one.default is not MISSING for one in fields(Settings))
