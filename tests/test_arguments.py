@@ -366,6 +366,8 @@ def test_like_tgi_images_are_fetched_from_anywhere_public() -> None:
     assert settings("--strict-tgi").allow_image_domains == ("*",)
     given = settings("--strict-tgi", "--allow-image-domains", "a.example")
     assert given.allow_image_domains == ("a.example",)
+    given = settings("--allow-image-domains", "a.example,*.b.example:81")
+    assert given.allow_image_domains == ("a.example", "*.b.example:81")
     given = settings(ALLOW_IMAGE_DOMAINS="a.example, *.b.example:81")
     assert given.allow_image_domains == ("a.example", "*.b.example:81")
     assert not given.allow_private_image_addresses
