@@ -329,7 +329,7 @@ class Settings:
     cors_allow_origin: tuple[str, ...] = _option(
         (),
         HTTP,
-        "origin that browsers may call from, repeatable or with commas between; default: any",
+        "origins that browsers may call from, with commas between; default: any",
         kind=tuple,
     )
     payload_limit: int | None = _option(

@@ -23,7 +23,7 @@ NAMES_SHOWN = 8
 
 _LABELS = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f.]*:[^\[\]]*\]|[^\[\]]*)(:\d*)?")
-"""Brackets are around an IPv6 address and nowhere else: urlsplit passes over what is behind them."""
+"""Brackets are around an IPv6 address only, with nothing behind it that urlsplit passes over."""
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 _ENTRY = re.compile(r"(?P<below>\*\.)?(?P<name>\[[^\]]+\]|[^:\[\]/@?#\s*]+)(:(?P<port>\d{1,5}))?")
 
