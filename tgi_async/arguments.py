@@ -134,8 +134,9 @@ def _variables(name: str, environment: Mapping[str, str]) -> list[str]:
 
 def _parse(source: str, raw: str | Sequence[str], meta: Mapping[str, Any]) -> Any:
     if meta["kind"] is tuple:
-        given = raw.split(",") if isinstance(raw, str) else raw
-        return tuple(one.strip() for one in given if one.strip())
+        given = [raw] if isinstance(raw, str) else raw
+        parts = [part.strip() for one in given for part in one.split(",")]
+        return tuple(part for part in parts if part)
     assert isinstance(raw, str)
     if meta["kind"] is bool:
         if raw.lower() not in ("true", "false", "1", "0"):

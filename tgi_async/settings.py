@@ -327,7 +327,10 @@ class Settings:
     port: int = _option(3000, HTTP, "port to listen on", kind=int, least=0, most=65535)
     api_key: str | None = _option(None, HTTP, "API key that requests must send")
     cors_allow_origin: tuple[str, ...] = _option(
-        (), HTTP, "origin that browsers may call from, repeatable; default: any", kind=tuple
+        (),
+        HTTP,
+        "origins that browsers may call from, with commas between; default: any",
+        kind=tuple,
     )
     payload_limit: int | None = _option(
         None,

@@ -22,6 +22,8 @@ LONGEST_NAME = 253
 NAMES_SHOWN = 8
 
 _LABELS = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f.]*:[^\[\]]*\]|[^\[\]]*)(:\d*)?")
+"""Brackets are around an IPv6 address only, with nothing behind it that urlsplit passes over."""
 _NUMBER = re.compile(r"\d+|0x[0-9a-f]*")
 _ENTRY = re.compile(r"(?P<below>\*\.)?(?P<name>\[[^\]]+\]|[^:\[\]/@?#\s*]+)(:(?P<port>\d{1,5}))?")
 
@@ -96,7 +98,8 @@ def place_of(url: str, base: Place | None = None) -> Place:
             target += "?" + quote(parts.query, safe="/%!$&'()*+,;=:@~?")
     except ValueError:
         raise not_fetched("its URL is not valid") from None
-    if parts.scheme not in PORTS or not host or ("[" in parts.netloc and ":" not in host):
+    at = parts.netloc.rpartition("@")[2]
+    if parts.scheme not in PORTS or not host or not _HOST_AND_PORT.fullmatch(at):
         raise not_fetched("its URL is not valid, or leads to one that is neither http nor https")
     if "@" in parts.netloc:
         raise not_fetched("its URL must not have a user's name or password")
