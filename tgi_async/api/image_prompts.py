@@ -85,16 +85,18 @@ class ImagePrompts:
         """
         n, placeholder = len(marked.sources), self.family.placeholder
         found = marked.text.count(placeholder)
-        if n and found < n:
+        if not n:
+            return
+        if found < n:
             raise ValidationError(
                 f"`messages` have {n} images, of which the model's chat template shows {found}. "
                 "Put images into messages of the role user"
             )
         token = self.family.image_token
-        if n and (found > n or marked.text.count(token) != n * placeholder.count(token)):
+        if found > n or marked.text.count(token) != n * placeholder.count(token):
             raise ValidationError(
-                f"`messages` have {n} images, and texts that put together look like another one. "
-                f"Remove {placeholder} and parts of it from the texts"
+                f"`messages` have {n} images, and the model's chat template makes more of them. Do "
+                f"not write {placeholder} in parts, such as in two texts of a message"
             )
 
     async def expanded(

@@ -343,7 +343,9 @@ class TestWhatLooksLikeAnImage:
         assert (await ask(client, made_up)).is_success
         assert max(engine.requests[0].prompt) < 256
         response = await ask(client, [image(1), *made_up])
-        assert "texts that put together look like another one" in refusal(response)
+        assert "have 1 images, and the model's chat template makes more of them" in refusal(
+            response
+        )
         assert len(engine.requests) == 1
 
     async def test_is_text_in_an_answer_that_is_continued(
