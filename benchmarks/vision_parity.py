@@ -28,8 +28,6 @@ from workers.images.readers import READERS
 from workers.models.loading import FusedModel, Loaded
 
 MOST_DIFFERENCE = 1e-3
-UNPREPARED = frozenset({"llava, pixtral"})
-"""Variants of which images are not prepared, though those of their families are."""
 BEGIN = "<!-- The table of images is written by `python -m benchmarks.vision_parity`. -->\n"
 HEAD = """
 | model | transformers path | fused decoder | 2 ranks | images |
@@ -70,7 +68,7 @@ class Row:
         return "**" not in str(self)
 
     def __str__(self) -> str:
-        served = self.name.partition(",")[0] in READERS and self.name not in UNPREPARED
+        served = self.name.partition(",")[0] in READERS
         images = "yes" if served else "not prepared yet: text only"
         outcomes = " | ".join(map(_shown, (self.outcome, self.fused, self.ranks)))
         return f"| {self.name} | {outcomes} | {images} |"

@@ -89,7 +89,8 @@ def test_nothing_given_gives_the_defaults() -> None:
     assert (found.hostname, found.port) == ("0.0.0.0", 3000)
     assert found.max_concurrent_requests == 128
     assert (found.max_best_of, found.max_stop_sequences, found.max_top_n_tokens) == (8, 16, 20)
-    assert (found.max_client_batch_size, found.payload_limit) == (32, 2_000_000)
+    assert (found.max_client_batch_size, found.payload_limit) == (32, None)
+    assert found.payload_limit_for(images=False) == 2_000_000
     assert found.queue_size == 512
     assert (found.validation_workers, found.graceful_termination_timeout) == (2, 90)
     assert all(one.default is not MISSING for one in fields(Settings))
@@ -365,6 +366,8 @@ def test_like_tgi_images_are_fetched_from_anywhere_public() -> None:
     assert settings("--strict-tgi").allow_image_domains == ("*",)
     given = settings("--strict-tgi", "--allow-image-domains", "a.example")
     assert given.allow_image_domains == ("a.example",)
+    given = settings("--allow-image-domains", "a.example,*.b.example:81", "c.example")
+    assert given.image_domains.allowed == ("a.example", "*.b.example:81", "c.example")
     given = settings(ALLOW_IMAGE_DOMAINS="a.example, *.b.example:81")
     assert given.allow_image_domains == ("a.example", "*.b.example:81")
     assert not given.allow_private_image_addresses

@@ -195,19 +195,21 @@ def test_limits_are_completed_by_what_there_is() -> None:
     ready = Ready(
         [CachePool(4)], 16, 100, 512, "cpu", [], 32, 0, 7, [], "awq (gemm), 4 bits", "int8", 3
     )
-    found = _limits(Settings(max_best_of=7), prepared, ready, 100)
+    found = _limits(Settings(max_best_of=7), prepared, ready, 100, 2_000_000)
     assert (found.max_total_tokens, found.max_input_tokens) == (100, 99)
     assert (found.model_id, found.revision, found.max_best_of) == ("a/b", "main", 7)
     assert (found.dialect, found.kserve) == (OURS, False)
     assert (found.quantization, found.weight_bytes) == ("awq (gemm), 4 bits", 7)
     assert found.kv_cache_dtype == "int8"
     assert found.max_drafts == 3
-    found = _limits(Settings(strict_tgi=True, kserve=True), prepared, ready, 100)
+    found = _limits(Settings(strict_tgi=True, kserve=True), prepared, ready, 100, 2_000_000)
     assert (found.dialect, found.kserve) == (TGI, True)
-    found = _limits(Settings(max_total_tokens=50, max_input_length=10), prepared, ready, 100)
+    found = _limits(
+        Settings(max_total_tokens=50, max_input_length=10), prepared, ready, 100, 2_000_000
+    )
     assert (found.max_total_tokens, found.max_input_tokens) == (50, 10)
     with pytest.raises(StartError, match=r"less than max-total-tokens, here 100\. Given: 100"):
-        _limits(Settings(max_input_tokens=100), prepared, ready, 100)
+        _limits(Settings(max_input_tokens=100), prepared, ready, 100, 2_000_000)
 
 
 @pytest.fixture

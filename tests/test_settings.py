@@ -57,3 +57,10 @@ def test_private_addresses_are_for_domains_that_are_named() -> None:
     place = place_of("http://a.example/")
     named = Settings(allow_image_domains=("a.example",), allow_private_image_addresses=True)
     named.image_domains.check_addresses(place, ["10.0.0.1"])
+
+
+def test_a_model_of_images_takes_larger_bodies_unless_it_is_asked_for_tgis() -> None:
+    assert Settings().payload_limit_for(images=False) == 2_000_000
+    assert Settings().payload_limit_for(images=True) == 20_000_000
+    assert Settings(strict_tgi=True).payload_limit_for(images=True) == 2_000_000
+    assert Settings(payload_limit=5).payload_limit_for(images=True) == 5

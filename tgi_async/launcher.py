@@ -36,7 +36,7 @@ from tgi_async.listener import Answering, answering, bind, on_signals
 from tgi_async.scheduler.reservations import Capacity
 from tgi_async.settings import DEFAULT_DRAFTS, MODEL_METHODS, Settings
 from tgi_async.shards import n_shards
-from tgi_async.starting_images import StartingImages
+from tgi_async.starting_images import StartingImages, likely
 from tgi_async.supervisor import WORKER
 from tgi_async.telemetry import traces
 from tgi_async.telemetry.images import ImageCounts
@@ -142,6 +142,7 @@ async def _serve_on(
     chat_ends: list[int] = []
     if chat_template is not None:
         chat_ends = await asyncio.to_thread(chat_template.ends, tokenizer)
+    payload_limit = settings.payload_limit_for(images=likely(prepared.path))
     log.info("serving %s from %s", prepared.model_id, prepared.path)
     if world_size > 1:
         log.info("the model is spread over %d processes", world_size)
@@ -150,9 +151,7 @@ async def _serve_on(
         start=_start(settings, prepared, world_size, chat_ends),
         command=commands.worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,
-        capacity=Capacity.of(
-            settings.max_concurrent_requests, settings.queue_size, settings.payload_limit
-        ),
+        capacity=Capacity.of(settings.max_concurrent_requests, settings.queue_size, payload_limit),
     )
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(engine.stop, WORKER_EXIT_SECONDS)
@@ -164,7 +163,7 @@ async def _serve_on(
         gate.phase("starting the worker")
         ready = await engine.launch(partial(_show, gate))
         images = await starting.images(taken=ready.takes_images)
-        limits = _limits(settings, prepared, ready, engine.max_total_tokens)
+        limits = _limits(settings, prepared, ready, engine.max_total_tokens, payload_limit)
         metrics = Metrics(
             max_input_tokens=limits.max_input_tokens,
             max_total_tokens=limits.max_total_tokens,
@@ -311,7 +310,9 @@ def _checker(
     return GrammarChecker(str(prepared.path), ready.vocab_size, end_ids)
 
 
-def _limits(settings: Settings, prepared: Prepared, ready: Ready, most: int) -> Limits:
+def _limits(
+    settings: Settings, prepared: Prepared, ready: Ready, most: int, payload_limit: int
+) -> Limits:
     """Return the limits of requests. Raises StartError where the settings exceed the model or the
     memory."""
     total = settings.max_total_tokens or most
@@ -335,6 +336,7 @@ def _limits(settings: Settings, prepared: Prepared, ready: Ready, most: int) -> 
         "weight_bytes": ready.weight_bytes,
         "kv_cache_dtype": ready.kv_cache_dtype,
         "max_drafts": ready.max_drafts,
+        "payload_limit": payload_limit,
         "sampling_defaults": SamplingDefaults.from_folder(prepared.path),
         "max_input_tokens": longest,
         "max_total_tokens": total,

@@ -76,6 +76,10 @@ MODEL, LIMITS, BATCHING, IMAGES, HTTP, FACE, OPERATION = (
     "what clients see",
     "operation",
 )
+PAYLOAD_LIMIT = 2_000_000
+"""TGI's, in bytes."""
+PAYLOAD_LIMIT_WITH_IMAGES = 20_000_000
+"""A photo is larger than what TGI takes."""
 COUNT = 2**31 - 1
 
 
@@ -325,8 +329,13 @@ class Settings:
     cors_allow_origin: tuple[str, ...] = _option(
         (), HTTP, "origin that browsers may call from, repeatable; default: any", kind=tuple
     )
-    payload_limit: int = _option(
-        2_000_000, HTTP, "largest request body in bytes", kind=int, least=1
+    payload_limit: int | None = _option(
+        None,
+        HTTP,
+        f"largest request body in bytes; default: {PAYLOAD_LIMIT}, and {PAYLOAD_LIMIT_WITH_IMAGES} "
+        "for a model that may take images",
+        kind=int,
+        least=1,
     )
 
     strict_tgi: bool = _option(
@@ -416,6 +425,12 @@ class Settings:
                 f"--log-level must be one of {', '.join(LEVELS)}. Given: {self.log_level!r}."
             )
 
+    def payload_limit_for(self, *, images: bool) -> int:
+        """Return `payload_limit`, or its default for a model that may take `images`."""
+        if self.payload_limit is not None:
+            return self.payload_limit
+        return PAYLOAD_LIMIT_WITH_IMAGES if images and not self.strict_tgi else PAYLOAD_LIMIT
+
     @property
     def queue_size(self) -> int:
         """`max_queued_requests`, or its default."""
@@ -431,9 +446,9 @@ class Settings:
     @property
     def image_domains(self) -> Domains:
         """Where images are fetched from. Raises StartError where that is not said in domains."""
-        private = self.allow_private_image_addresses
+        listed = [one.strip() for text in self.allow_image_domains for one in text.split(",")]
         try:
-            return Domains(self.allow_image_domains, private=private)
+            return Domains(list(filter(None, listed)), private=self.allow_private_image_addresses)
         except ValueError as error:
             raise StartError(f"--allow-image-domains: {error}.") from None
 

@@ -17,6 +17,12 @@ FILES = ("preprocessor_config.json", "processor_config.json")
 """Models with any of these are likely to take images; those of text alone have none."""
 
 
+def likely(model: Path) -> bool:
+    """Return whether the model in a folder may take images, as far as the names of its files
+    tell."""
+    return any((model / name).is_file() for name in FILES)
+
+
 class StartingImages:
     """Images of the model in the folder `model`, being started. `scratch` is a folder for files."""
 
@@ -35,7 +41,7 @@ class StartingImages:
         self._counts = counts
         self._command = command
         self._task: asyncio.Task[Images] | None = None
-        if any((model / name).is_file() for name in FILES):
+        if likely(model):
             self._begin()
 
     async def images(self, *, taken: bool) -> Images | None:
@@ -49,13 +55,12 @@ class StartingImages:
         except NotServed as reason:
             log.warning("images are refused: %s", reason)
             return None
-        store, domains = images.store, self._settings.allow_image_domains
-        self._counts.store = store
+        self._counts.store = store = images.store
         log.info(
             "images: %d in a request, %.2f GB of them prepared; fetched from: %s",
             images.max_images,
             store.max_bytes / 1e9,
-            ", ".join(domains) or "nowhere (--allow-image-domains)",
+            ", ".join(self._settings.image_domains.allowed) or "nowhere (--allow-image-domains)",
         )
         return images
 

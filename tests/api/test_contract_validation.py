@@ -151,7 +151,8 @@ ROWS = [
     ),
 ]
 IMAGES = "images in `inputs`"
-"""The rules on images are about models that see; here every model reads text only."""
+"""The rules on images are about models that see, as in tests/integration/test_images.py; here every
+model reads text only."""
 
 
 @pytest.fixture(params=[False, True], ids=["default", "strict"])

@@ -97,6 +97,23 @@ def serve_and_compare(kind: str, model: Loaded, folder: Path) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", CASES)
+def test_bfloat16_is_about_as_near_as_that_of_transformers(kind: str, tmp_path: Path) -> None:
+    case = CASES[kind]
+    model = load(save_vision(kind, tmp_path), torch.bfloat16, CPU)
+    exact, rough = Reference(case, tmp_path), Reference(case, tmp_path, torch.bfloat16)
+    given = prompts(case, exact.n_rows)[:3]
+    ours, theirs = 0.0, 0.0
+    for one, (text, n_cached) in zip(given, serve(case, model, given, tmp_path), strict=True):
+        assert not n_cached
+        expected = exact.logits(one, text.tokens[:-1])
+        ours += float((text.logits.float() - expected).square().mean())
+        theirs += float((rough.logits(one, text.tokens[:-1]).float() - expected).square().mean())
+    # A token that goes to another expert makes much of little, on either side.
+    assert ours < 5 * theirs + 1e-3
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", CASES)
 def test_the_text_of_most_families_is_run_by_a_fused_decoder(kind: str, tmp_path: Path) -> None:
     model = load(save_vision(kind, tmp_path), torch.float32, CPU)
     assert isinstance(model, FusedModel) == (kind in FUSED)

@@ -51,11 +51,11 @@ class Outcome(NamedTuple):
 class Reference:
     """transformers' own code for one prompt at a time."""
 
-    def __init__(self, case: VisionCase, folder: Path, attention: str = "eager") -> None:
+    def __init__(self, case: VisionCase, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         self._case = case
         self._image = token_id(case.image_token)
         self._model: Any = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention
+            folder, dtype=dtype, attn_implementation="eager"
         )
         self._model.generation_config = GenerationConfig(
             max_new_tokens=NEW_TOKENS,
@@ -89,7 +89,10 @@ class Reference:
         return tokens
 
     def _given(self, prompt: Prompt, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        given = _torch(together(self._case, prompt))
+        given = {
+            name: one.to(self._model.dtype) if one.is_floating_point() else one
+            for name, one in _torch(together(self._case, prompt)).items()
+        }
         if self._case.bidirectional == "prompt":
             if prompt.pictures:
                 given[self._case.types] = (torch.arange(ids.shape[1]) >= len(prompt.tokens))[

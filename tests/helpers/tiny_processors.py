@@ -110,6 +110,7 @@ PREPROCESSORS: dict[str, dict[str, Any]] = {
     },
     "qwen2_vl": {**OF_QWEN, "processor_class": "Qwen2VLProcessor"},
     "qwen2_5_vl": {**OF_QWEN, "processor_class": "Qwen2_5_VLProcessor"},
+    "qwen3_vl": {**OF_QWEN, **HALF, "processor_class": "Qwen3VLProcessor"},
     "gemma3": {
         **STEPS,
         **HALF,
@@ -191,6 +192,7 @@ TEMPLATES = {
     ),
     "qwen2_vl": QWEN,
     "qwen2_5_vl": QWEN,
+    "qwen3_vl": QWEN,
     "gemma3": (
         "{{ bos_token }}{% for message in messages %}"
         "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role'])"
@@ -245,6 +247,7 @@ SPECIAL_TOKENS: dict[str, dict[str, Any]] = {
     "paligemma": {**GEMMA, "extra_special_tokens": {"image_token": "<image>"}},
     "qwen2_vl": QWEN_2,
     "qwen2_5_vl": QWEN_2,
+    "qwen3_vl": QWEN_2,
     "gemma3": {
         **GEMMA,
         "extra_special_tokens": {
@@ -255,7 +258,8 @@ SPECIAL_TOKENS: dict[str, dict[str, Any]] = {
     },
     "mllama": LLAMA_3,
 }
-BEGINS = tuple(kind for kind in SPECIAL_TOKENS if kind not in ("smolvlm", "qwen2_vl", "qwen2_5_vl"))
+OF_QWEN_2 = tuple(kind for kind, tokens in SPECIAL_TOKENS.items() if tokens is QWEN_2)
+BEGINS = tuple(kind for kind in SPECIAL_TOKENS if kind not in ("smolvlm", *OF_QWEN_2))
 """Kinds whose tokenizer adds the token of the beginning by itself."""
 KINDS = tuple(PREPROCESSORS)
 
@@ -285,12 +289,14 @@ def load_processor(kind: str, folder: Path) -> Any:
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
     from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
     from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
+    from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
     of_smolvlm: Any = import_module("transformers.models.smolvlm.processing_smolvlm")
     of_smolvlm.num2words = of_smolvlm.num2words or str
     classes = {
         "qwen2_vl": Qwen2VLProcessor,
         "qwen2_5_vl": Qwen2_5_VLProcessor,
+        "qwen3_vl": Qwen3VLProcessor,
         "smolvlm": of_smolvlm.SmolVLMProcessor,
     }
     if kind not in classes:

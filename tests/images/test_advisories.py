@@ -123,6 +123,17 @@ async def test_one_frame_of_ten_thousand_is_decoded(images: Images) -> None:
     assert time.monotonic() - began < 5
 
 
+async def test_a_tiff_whose_directories_go_in_a_circle_is_one_image(images: Images) -> None:
+    tiff = bytearray(encoded((16, 9), "TIFF"))
+    (first,) = struct.unpack_from("<I", tiff, 4)
+    (n_entries,) = struct.unpack_from("<H", tiff, first)
+    struct.pack_into("<I", tiff, first + 2 + 12 * n_entries, first)
+    began = time.monotonic()
+    (ready,) = await images.ready([source(bytes(tiff), "image/tiff")], "c")
+    assert (ready.prepared.width, ready.prepared.height) == (16, 9)
+    assert time.monotonic() - began < 5
+
+
 FITS = {"SIMPLE": "T", "BITPIX": "8", "NAXIS": "0"}
 
 

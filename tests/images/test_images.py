@@ -5,6 +5,8 @@ import base64
 import contextlib
 import errno
 import os
+import random
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ import pytest
 
 from tests.doubles.image_host import ImageHost, answer
 from tests.doubles.image_process import COMMAND, asked
-from tgi_async.errors import Overloaded, ValidationError
+from tgi_async.errors import Overloaded, ServerError, ValidationError
 from tgi_async.images import images as module
 from tgi_async.images import place
 from tgi_async.images.addresses import Domains
+from tgi_async.images.fetch import AT_ONCE
 from tgi_async.images.images import ImageLimits, Images, ImageSource, ReadyImage
 from tgi_async.images.preparer import NotServed
 from tgi_async.images.store import OVERHEAD, EncodedFile
@@ -187,6 +190,7 @@ async def test_what_many_ask_for_at_once_is_done_once(world: World) -> None:
     assert len({one.path for pair in found for one in pair}) == 1
     assert world.asked == [text]
     assert len(world.host.requests) == 1
+    assert (world.metrics.prepared, world.metrics.reused) == (1, 9)
 
 
 async def test_who_leaves_takes_nobody_along(world: World) -> None:
@@ -307,13 +311,13 @@ async def test_a_file_system_that_others_fill_is_overload(
 
 async def test_a_slow_image_delays_nobody_else(world: World) -> None:
     images = await world.start()
-    slow = asyncio.create_task(images.ready([data("sleep 0.4 size 1 1")], "a"))
+    slow = asyncio.create_task(images.ready([data("sleep 60 size 1 1")], "a"))
     async with asyncio.timeout(20):
         while not world.asked:  # noqa: ASYNC110 - it is no event
             await asyncio.sleep(0.01)
     await images.ready([data("size 1 2")], "b")
     assert not slow.done()
-    await slow
+    slow.cancel()
 
 
 async def test_an_image_that_kills_its_process_fails_alone(world: World) -> None:
@@ -360,3 +364,49 @@ async def test_at_the_end_nothing_is_left(world: World) -> None:
     assert waiting.cancelled()
     assert held[0].size
     assert os.listdir(world.scratch) == []
+
+
+@pytest.mark.parametrize("n_rounds", [6, pytest.param(60, marks=pytest.mark.full)])
+async def test_whatever_clients_do_nothing_is_lost_or_left(world: World, n_rounds: int) -> None:
+    images = await world.start(memory=12 * (OVERHEAD + 1000))
+    rng = random.Random(n_rounds)
+    pool = [ImageSource("http://b.example/"), ImageSource("data:,x")]
+    for n in range(24):
+        text = rng.choice(["", "sleep 0.02 ", "sleep 0.05 "])
+        text += f"size {n + 1} 7" if n % 8 else rng.choice(["no pixels", "die 3", "what?"])
+        control = rng.choice(["", "no-store"])
+        pool += [data(text), world.url(f"/{n}", text, cache_control=control)]
+    ends: Counter[str] = Counter()
+
+    async def ask(client: str) -> None:
+        wait = asyncio.create_task(images.ready(rng.choices(pool, k=rng.randint(1, 4)), client))
+        if rng.random() < 0.4:
+            await asyncio.sleep(rng.random() * 0.1)
+            wait.cancel()
+        try:
+            ready = await wait
+        except (asyncio.CancelledError, ServerError) as error:
+            ends[type(error).__name__] += 1
+            return
+        ends["ready"] += 1
+        for _ in range(2):
+            assert [os.stat(one.path).st_size for one in ready] == [
+                one.prepared.width * one.prepared.height for one in ready
+            ]
+            await asyncio.sleep(rng.random() * 0.05)
+
+    async def client(name: str) -> None:
+        for _ in range(n_rounds):
+            await ask(name)
+
+    await asyncio.gather(*(client(f"c{n % 4}") for n in range(12)))
+    assert {"ready", "CancelledError", "ValidationError"} <= ends.keys()
+    async with asyncio.timeout(5):
+        while images.store.held_bytes:  # noqa: ASYNC110 - tasks that were cancelled end
+            await asyncio.sleep(0.01)
+    store, fetcher = images.store, images._fetcher
+    assert store.reserved == 0
+    assert store.n_bytes <= store.max_bytes
+    await world.files(len(store._kept))
+    assert (images._fetching._flights, images._preparing._flights) == ({}, {})
+    assert (fetcher._turns._free, fetcher._turns._waiting) == (AT_ONCE, {})

@@ -102,7 +102,7 @@ async def test_who_gives_up_leaves_no_file_behind(
 ) -> None:
     out = str(tmp_path / "out")
     task = asyncio.create_task(
-        preparer.prepare(encoded(tmp_path, "sleep 0.2 size 4 6"), "auto", out)
+        preparer.prepare(encoded(tmp_path, "sleep 0.5 size 4 6"), "auto", out)
     )
     async with asyncio.timeout(20):
         while not asked(model):  # noqa: ASYNC110 - it is no event
@@ -116,4 +116,4 @@ async def test_who_gives_up_leaves_no_file_behind(
     await preparer.prepare(encoded(tmp_path, "size 2 2"), "auto", last)
     del task, waiting
     assert sorted(os.listdir(tmp_path)) == ["last", "model"]
-    assert [one["data"] for one in asked(model)] == ["sleep 0.2 size 4 6", "size 2 2"]
+    assert [one["data"] for one in asked(model)] == ["sleep 0.5 size 4 6", "size 2 2"]

@@ -104,6 +104,7 @@ async def _some_were_emitted(engine: Engine) -> bool:
                 ("qwen2_vl", {}),
                 ("qwen2_vl", {"max_drafts": 3}),
                 ("qwen2_5_vl", {"model_impl": "transformers"}),
+                ("qwen3_vl", {"model_impl": "transformers", "max_drafts": 3}),
                 ("idefics3", {}),
                 ("idefics2", {"max_drafts": 8}),
                 ("smolvlm", {"lookahead": 0}),

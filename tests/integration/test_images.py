@@ -224,6 +224,12 @@ def test_equal_images_hit_the_prefix_cache(idefics3: Seen) -> None:
     assert metric(idefics3, "tgi_async_encoded_images") == encoded + 1
     assert cached(picture(70, 70, shade=2))[0] <= 16, "another image of the same size"
 
+    said: dict[str, Any] = {"role": "assistant", "content": "It is red."}
+    first = user("Look at", picture(70, 70, shade=1), "closely.")
+    usage = idefics3.ask(first, said, user("And at", picture(50, 50, shade=7)))["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] >= n_cached - 16, "before a new image"
+    assert metric(idefics3, "tgi_async_encoded_images") == encoded + 3
+
 
 def metric(seen: Seen, name: str) -> float:
     lines = httpx.get(f"{seen.server.url}/metrics").text.splitlines()

@@ -155,24 +155,24 @@ class Domains:
 
         Raises ValueError with what is wrong.
         """
-        self._allowed = tuple(allowed)
+        self.allowed = tuple(allowed)
         self._all = "*" in allowed
         self._entries = [_entry(text) for text in allowed if text != "*"]
         self._private = private
 
     def __bool__(self) -> bool:
-        return bool(self._allowed)
+        return bool(self.allowed)
 
     def check(self, place: Place) -> None:
         """Raises Refused for a host or port that is not allowed."""
         if self._named(place) or (self._all and place.port in PORTS.values()):
             return
-        if not self._allowed:
+        if not self.allowed:
             raise not_fetched(
                 "only data: URLs are allowed here. The server's --allow-image-domains allows others"
             )
-        names = ", ".join(self._allowed[:NAMES_SHOWN])
-        more = ", ..." if len(self._allowed) > NAMES_SHOWN else ""
+        names = ", ".join(self.allowed[:NAMES_SHOWN])
+        more = ", ..." if len(self.allowed) > NAMES_SHOWN else ""
         raise not_fetched(
             f"{place.shown[:100]} is not allowed. Allowed are {names}{more}, with ports 80 and 443 "
             "where none is named. The server's --allow-image-domains sets this"

@@ -23,8 +23,8 @@ class Flights(Generic[R]):
     def __init__(self) -> None:
         self._flights: dict[Hashable, _Flight[R]] = {}
 
-    def __len__(self) -> int:
-        return len(self._flights)
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._flights
 
     async def join(self, key: Hashable, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
         """Return the result of what is under way with this `key`, or else of `work`. Its exception

@@ -10,13 +10,13 @@ import asyncio
 import errno
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from tgi_async.errors import Overloaded, ValidationError
 from tgi_async.fair_threads import CLIENT, FairThreads
@@ -33,6 +33,7 @@ from tgi_async.images.store import ReadyImage as ReadyImage
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Work = Callable[[], Coroutine[Any, Any, ReadyImage]]
 
 MAX_URLS = 4096
 """URLs of which it is known what they stood for a short time ago."""
@@ -187,8 +188,7 @@ class Images:
     async def _of_data(self, source: ImageSource) -> ReadyImage:
         with self.store.reservation() as reserved:
             reserved.grow(min(len(source.url), self._max_encoded))
-            data = await self._in_thread(data_of, source.url, self._max_encoded)
-            digest = blake2b(data, digest_size=16).digest()
+            data, digest = await self._in_thread(_hashed, source.url, self._max_encoded)
             if (known := self._known(digest, source.detail)) is not None:
                 return known
             with self.store.encoded() as encoded:
@@ -202,7 +202,7 @@ class Images:
         if known is not None:
             return known
         work = partial(self._fetch_and_prepare, source)
-        return await self._fetching.join((source.url, source.detail), work)
+        return await self._join(self._fetching, (source.url, source.detail), work)
 
     async def _fetch_and_prepare(self, source: ImageSource) -> ReadyImage:
         began = time.monotonic()
@@ -225,7 +225,16 @@ class Images:
 
     async def _prepared(self, digest: bytes, detail: str, encoded: EncodedFile) -> ReadyImage:
         work = partial(self._prepare, digest + detail.encode(), detail, encoded)
-        return await self._preparing.join((digest, detail), work)
+        return await self._join(self._preparing, (digest, detail), work)
+
+    async def _join(
+        self, flights: Flights[ReadyImage], key: tuple[str | bytes, str], work: Work
+    ) -> ReadyImage:
+        joined = key in flights
+        image = await flights.join(key, work)
+        if joined:
+            self._metrics.image_reused()
+        return image
 
     async def _prepare(self, key: bytes, detail: str, encoded: EncodedFile) -> ReadyImage:
         began = time.monotonic()
@@ -262,3 +271,9 @@ class Images:
         return Overloaded(
             f"Images of requests that are being served take all of the {limit} bytes for them"
         )
+
+
+def _hashed(url: str, most: int) -> tuple[bytes, bytes]:
+    """Return the bytes of a `data:` URL, and 16 bytes of their hash. Raises Refused."""
+    data = data_of(url, most)
+    return data, blake2b(data, digest_size=16).digest()

@@ -23,8 +23,9 @@ from tgi_async.wire.messages import PixelArray
 log = logging.getLogger(__name__)
 
 COMMAND = processes.command("workers.images.process")
-PATIENCE = 60.0
-"""Seconds on the clock for one image, however busy the machine."""
+PATIENCE = 180.0
+"""Seconds on the clock for one image, or for what a process imports first. Its limit is one of
+processor time, of which a process of low priority may get little on a busy machine."""
 
 
 class NotServed(Exception):

@@ -35,6 +35,8 @@ READERS: dict[str, Callable[[ModelFiles], Reader]] = {
     "qianfan_ocr": OfProcessor,
     "qwen2_5_vl": families.Qwen2VL,
     "qwen2_vl": families.Qwen2VL,
+    "qwen3_vl": families.Qwen2VL,
+    "qwen3_vl_moe": families.Qwen2VL,
     "smolvlm": families.Idefics3,
     "video_llama_3": OfProcessor,
     "vipllava": families.Llava,

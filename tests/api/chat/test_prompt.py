@@ -331,6 +331,11 @@ class TestWhatLooksLikeAnImage:
         assert prompt_of(engine).count("<image>") == 12
         assert request.prompt.count(IMAGE) == 2
 
+    @pytest.mark.parametrize("source", ["{{ raise_exception('Not ' + messages[0].role) }}"])
+    async def test_is_what_it_was_in_the_words_of_an_error(self, client: httpx.AsyncClient) -> None:
+        response = await ask(client, {"role": "a <image>", "content": "Hi"})
+        assert "Not a <image> (in <string>:1)" in refusal(response)
+
     async def test_that_parts_make_up_together_is_no_image(
         self, client: httpx.AsyncClient, engine: FakeEngine
     ) -> None:

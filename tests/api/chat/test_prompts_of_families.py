@@ -129,3 +129,26 @@ async def test_a_texts_tokens_are_those_of_the_processor(
             expected = processor(images=[shown], text=[plain])["input_ids"][0]
         reply = await client.post("/tokenize", json={"prompt": text})
         assert reply.json()["tokens"] == list(expected), pieces
+
+
+@pytest.mark.parametrize("kind", ["llava"])
+class TestTheTokenOfTheBeginning:
+    """LLaVA's template leaves it to the tokenizer."""
+
+    async def ids(self, client: httpx.AsyncClient, **fields: Any) -> list[int]:
+        body = {"messages": [message("user", PICTURES[0], "What?", url=True)], **fields}
+        reply = (await client.post("/chat_tokenize", json=body)).json()
+        return [token["id"] for token in reply["tokenize_response"]]
+
+    async def test_comes_unless_the_client_wants_none(
+        self, client: httpx.AsyncClient, tokenizer: Tokenizer
+    ) -> None:
+        begin, *rest = await self.ids(client)
+        assert begin == tokenizer.special_id("<s>")
+        assert await self.ids(client, add_special_tokens=False) == rest
+        assert await self.ids(client, add_special_tokens=True) == [begin, *rest]
+
+    async def test_as_tgi_does_not_come(
+        self, as_tgi: None, client: httpx.AsyncClient, tokenizer: Tokenizer
+    ) -> None:
+        assert tokenizer.special_id("<s>") not in await self.ids(client)

@@ -26,7 +26,7 @@ IN_ROWS = ("idefics", "idefics2", "idefics3", "smolvlm", "mllama")
 LOW: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), ({}, {"do_image_splitting": False})),
     **dict.fromkeys(
-        ("qwen2_vl", "qwen2_5_vl"),
+        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
         ({"max_pixels": 1000 * 14 * 14}, {"max_pixels": 256 * 14 * 14}),
     ),
     "gemma3": (
@@ -62,6 +62,7 @@ def theirs(
         "mllama": "<|image|>",
         "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
         "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+        "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
     }.get(kind, "<image>")
     text = placeholder.join(pieces)
     return processor(images=images, text=text, return_tensors="pt", **options)

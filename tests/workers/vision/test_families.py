@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import pad
 from transformers import AutoModelForImageTextToText
 
@@ -98,6 +99,16 @@ def test_rows_have_the_dtype_of_the_model(llava: Path) -> None:
     rows = model.vision.encode(arrays_of("llava"))
     assert rows.shape == (16, 64)
     assert rows.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("implementation", ["fused", "transformers"])
+def test_weights_of_the_encoder_are_counted(llava: Path, implementation: str) -> None:
+    stored = load_file(llava / "model.safetensors")
+    beside = sum(one.nbytes for name, one in stored.items() if "language_model" not in name)
+    whole = sum(one.nbytes for one in stored.values())
+    assert beside > whole / 10
+    model = load(llava, torch.float32, CPU, implementation)
+    assert model.weight_bytes == pytest.approx(whole, rel=0.02)
 
 
 def test_an_array_that_is_missing_is_named(llava: Path) -> None:

@@ -114,6 +114,8 @@ def _guarded(
         return template.render(shown, tools=guard.hidden(tools), **hidden)
     except RecursionError as error:
         raise TemplateError("the messages cannot be shown: they are nested too deep") from error
+    except (TemplateError, ValidationError) as error:  # with what it was given
+        raise type(error)(guard.shown(str(error).removeprefix(error.prefix))) from error
 
 
 def _hidden(guard: Guard, message: Mapping[str, Any]) -> dict[str, Any]:
