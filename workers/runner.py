@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tgi_async.wire.messages import (
     Admit,
+    Encoded,
     RowError,
     Run,
     Step,
@@ -152,8 +153,9 @@ class Runner:
             seconds(launched.forwards),
             seconds(launched.samplings),
             launched.masks_not_ready,
-            launched.n_encoded,
-            seconds(launched.encodings),
+            Encoded(launched.n_encoded, seconds(launched.encodings))
+            if launched.n_encoded
+            else None,
         )
 
     def close(self) -> None:

@@ -391,6 +391,13 @@ class RowError(Frame, frozen=True):
     message: str
 
 
+class Encoded(Frame, frozen=True):
+    """Images that went through the model's encoder in a step."""
+
+    n: Count
+    seconds: float
+
+
 class StepDone(Frame, frozen=True, tag="done"):
     """The results of one step. Rows that computed known tokens only do not appear in `sampled`."""
 
@@ -403,9 +410,8 @@ class StepDone(Frame, frozen=True, tag="done"):
     masks_not_ready: list[Count] = []
     """Rows that were to sample and whose grammar's mask was not ready in time. The last of the
     tokens that they were to compute counts as not computed."""
-    n_encoded: Count = 0
-    """Images that went through the model's encoder."""
-    encode_seconds: float = 0.0
+    encoded: Encoded | None = None
+    """None in most steps."""
 
 
 ToWorker = Start | Step | Stop
