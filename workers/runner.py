@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from tgi_async.wire.messages import (
     Admit,
-    Encoded,
     RowError,
     Run,
     Step,
