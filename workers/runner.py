@@ -152,9 +152,7 @@ class Runner:
             seconds(launched.forwards),
             seconds(launched.samplings),
             launched.masks_not_ready,
-            Encoded(launched.n_encoded, seconds(launched.encodings))
-            if launched.n_encoded
-            else None,
+            launched.encoded(),
         )
 
     def close(self) -> None:
