@@ -194,6 +194,7 @@ def limits(n_requests: int) -> Limits:
         dialect=OURS,
         tool_call_parser=None,
         kserve=False,
+        root_path=None,
     )
 
 

@@ -10,6 +10,16 @@ from tgi_async.errors import StartError
 from tgi_async.settings import COUNT, Settings
 from tgi_async.settings_tgi import NOT_BUILT, VARIABLES_WITHOUT_MEANING, WITHOUT_MEANING
 
+CERTIFICATE = ["--ssl-certfile", "c"]
+BESIDE = {
+    "rope_scaling": ["--rope-factor", "2"],
+    "rope_factor": ["--rope-scaling", "linear"],
+    "ssl_keyfile": CERTIFICATE,
+    "ssl_ca_certs": CERTIFICATE,
+    "ssl_cert_reqs": [*CERTIFICATE, "--ssl-ca-certs", "a"],
+}
+"""Flags that another one needs."""
+FLAGS = [one for one in fields(Settings) if not one.metadata["secret"]]
 NUMBERS = [one for one in fields(Settings) if one.metadata["kind"] is int]
 OF_TGI = [
     "model-id",
@@ -145,19 +155,25 @@ def test_short_flags_are_those_of_tgi() -> None:
     assert (found.port, found.graceful_termination_timeout) == (99, 7)
 
 
-@pytest.mark.parametrize("one", fields(Settings), ids=lambda one: one.name)
+@pytest.mark.parametrize("one", FLAGS, ids=lambda one: one.name)
 def test_every_setting_has_a_flag_and_a_variable(one: object) -> None:
     name, meta = one.name, one.metadata  # type: ignore[attr-defined]
     text = {bool: "true", int: "2", float: "1", tuple: "x", str: "debug"}[meta["kind"]]
     if meta["choices"]:
         text = meta["choices"][-1]
-    text = {"cuda_graphs": "1,2"}.get(name, text)
-    wanted = {bool: True, int: 2, float: 1.0, tuple: ("x",), str: text}[meta["kind"]]
-    beside = {"rope_scaling": ["--rope-factor", "2"], "rope_factor": ["--rope-scaling", "linear"]}
-    others = beside.get(name, [])
+    own = {"cuda_graphs": "1,2", "root_path": "/x", "forwarded_allow_ips": "unix"}
+    text = own.get(name, text)
+    wanted = {bool: True, int: 2, float: 1.0, tuple: (text,), str: text}[meta["kind"]]
+    others = BESIDE.get(name, [])
     assert getattr(settings(flag_of(name), text, *others), name) == wanted
     if name != "hostname":
         assert getattr(settings(*others, **{name.upper(): text}), name) == wanted
+
+
+def test_a_secret_has_a_variable_and_no_flag() -> None:
+    assert settings(SSL_KEYFILE_PASSWORD="x").ssl_keyfile_password == "x"
+    with pytest.raises(SystemExit):
+        settings("--ssl-keyfile-password", "x")
 
 
 @pytest.mark.parametrize("one", NUMBERS, ids=lambda one: one.name)
@@ -166,7 +182,8 @@ def test_every_number_is_bounded(one: object) -> None:
     least, most = meta["least"], meta["most"] or COUNT
     for number in (least, most):
         if (name, number) != ("max_total_tokens", COUNT):
-            assert getattr(settings(f"{flag_of(name)}={number}"), name) == number
+            found = settings(f"{flag_of(name)}={number}", *BESIDE.get(name, []))
+            assert getattr(found, name) == number
     for number in (least - 1, most + 1):
         with pytest.raises(StartError, match=f"{flag_of(name)} must be from {least} to {most}"):
             settings(f"{flag_of(name)}={number}")
@@ -251,7 +268,8 @@ def test_every_flag_of_tgi_is_known_and_has_one_fate(flag: str) -> None:
 
 def test_nothing_but_the_flags_of_tgi_is_idle_or_refused() -> None:
     known = {flag.replace("-", "_") for flag in OF_TGI}
-    assert set(NOT_BUILT) | set(WITHOUT_MEANING) <= known
+    of_vllm = {"enable_ssl_refresh"}
+    assert set(NOT_BUILT) | set(WITHOUT_MEANING) - of_vllm <= known
 
 
 @pytest.mark.parametrize("name", NOT_BUILT)
@@ -340,7 +358,12 @@ def test_the_help_has_groups_variables_and_defaults(capsys: pytest.CaptureFixtur
     text = capsys.readouterr().out
     shown = " ".join(text.split())
     assert "[env MAX_BEST_OF] [default 8, with strict-tgi 2]" in shown
-    for group in ("model:", "HTTP:", "what clients see:", "of TGI, accepted without effect:"):
+    for group in (
+        "model:",
+        "HTTP:",
+        "what clients see:",
+        "of TGI and vLLM, accepted without effect:",
+    ):
         assert f"\n{group}\n" in text
     refused = text[text.index("of TGI, not built yet: refused at start:") :]
     assert "--lora-adapters" in refused

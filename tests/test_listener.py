@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import stat
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,9 +20,10 @@ import pytest
 from tests.doubles.fake_engine_run import DEADLINE
 from tests.doubles.fake_server import FakeServer
 from tests.doubles.fake_worker import Behaviour
+from tests.helpers.certificates import pair
 from tests.test_launcher import Serve, serve
 from tgi_async.errors import StartError
-from tgi_async.listener import bind
+from tgi_async.listener import bind, bound_to_path
 
 __all__ = ["serve"]  # the fixture
 
@@ -161,6 +165,127 @@ def test_an_address_that_is_taken_or_not_this_machines_is_reported() -> None:
 def test_of_two_servers_that_start_at_once_the_second_gets_an_error() -> None:
     with closing(bind("127.0.0.1", 0)) as first, pytest.raises(StartError, match="already in use"):
         bind("127.0.0.1", first.getsockname()[1])
+
+
+class TestUnixSocket:
+    def test_owner_and_group_may_connect_and_nothing_is_left(self, tmp_path: Path) -> None:
+        path = tmp_path / "s"
+        with bound_to_path(str(path)):
+            assert stat.filemode(path.stat().st_mode) == "srw-rw----"
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+        assert not path.exists()
+
+    def test_what_a_server_that_is_gone_left_is_replaced(self, tmp_path: Path) -> None:
+        path = str(tmp_path / "s")
+        with socket.socket(socket.AF_UNIX) as gone:
+            gone.bind(path)
+        with bound_to_path(path), socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+
+    def test_one_in_use_is_refused_and_goes_on(self, tmp_path: Path) -> None:
+        path = str(tmp_path / "s")
+        with bound_to_path(path):
+            with pytest.raises(StartError, match=r"another server listens there.*--unix-socket"):
+                bound_to_path(path).__enter__()
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+
+    def test_one_whose_queue_is_full_is_in_use(self, tmp_path: Path) -> None:
+        path = str(tmp_path / "s")
+        with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as client:
+            busy.bind(path)
+            busy.listen(0)
+            client.connect(path)
+            with pytest.raises(StartError, match="another server listens there"):
+                bound_to_path(path).__enter__()
+
+    def test_another_file_is_kept(self, tmp_path: Path) -> None:
+        path = tmp_path / "s"
+        path.write_text("data")
+        with pytest.raises(StartError, match="there is a file that is no socket"):
+            bound_to_path(str(path)).__enter__()
+        assert path.read_text() == "data"
+
+    def test_a_path_that_cannot_be_is_refused(self, tmp_path: Path) -> None:
+        for path in (tmp_path / "none" / "s", tmp_path / ("x" * 200)):
+            with pytest.raises(StartError, match=f"Cannot listen on the Unix socket {path}: "):
+                bound_to_path(str(path)).__enter__()
+
+    def test_one_that_another_server_took_over_is_left_to_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "s"
+        with bound_to_path(str(path)):
+            path.unlink()
+            path.write_text("another's")
+        assert path.exists()
+
+
+def test_a_server_on_a_unix_socket(serve: Serve, tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    flags = "--unix-socket", path, "--forwarded-allow-ips", "unix", "--access-log"
+    server = serve(None, *flags)
+    server.until_logged(f"ready in [\\d.]+ s on {path}\\. Try:")
+    assert f"curl --unix-socket {path} http://localhost/v1/chat/completions" in server.log
+    with httpx.Client(transport=httpx.HTTPTransport(uds=path)) as client:
+        reply = client.post("http://localhost/generate", json={"inputs": "Hi"})
+        assert reply.status_code == 200
+        headers = {"x-forwarded-for": "203.0.113.7"}
+        assert client.get("http://localhost/info", headers=headers).status_code == 200
+    server.until_logged("unix POST /generate 200 ")
+    server.until_logged("203.0.113.7 GET /info 200 ")
+    server.signal(signal.SIGTERM)
+    assert server.ended() == 0
+    assert not Path(path).exists()
+
+
+class TestTls:
+    def test_streams_and_a_stop_are_as_without(self, serve: Serve, tmp_path: Path) -> None:
+        own = pair(tmp_path)
+        flags = "--ssl-certfile", own.certificate, "--ssl-keyfile", own.key
+        server = serve(slow(), *flags, "--shutdown-delay", "1")
+        server.verify = own.client()
+        assert server.url.startswith("https://")
+        with (
+            httpx.Client(base_url=server.url, verify=own.client()) as idle,
+            server.stream(40) as events,
+        ):
+            assert idle.get("/health").status_code == 200
+            began = time.monotonic()
+            next(events)
+            server.signal(signal.SIGTERM)
+            server.until_logged("not ready any more, but taking requests for 1 s")
+            reply = idle.get("/health")
+            assert (reply.status_code, reply.headers["connection"]) == (503, "close")
+            reply = idle.post(
+                "/generate", json={"inputs": "Hi", "parameters": {"max_new_tokens": 1}}
+            )
+            assert (reply.status_code, reply.headers["connection"]) == (200, "close")
+            found = list(events)
+            assert found[-1]["generated_text"]
+            # The tokens came one after another.
+            assert time.monotonic() - began > 30 * 0.05
+        assert server.ended() == 0
+
+    def test_an_idle_client_that_reads_nothing_does_not_keep_the_server(
+        self, serve: Serve, tmp_path: Path
+    ) -> None:
+        own = pair(tmp_path)
+        server = serve(None, "--ssl-certfile", own.certificate, "--ssl-keyfile", own.key)
+        with httpx.Client(base_url=server.url, verify=own.client()) as idle:
+            idle.get("/health")
+            began = time.monotonic()
+            server.signal(signal.SIGTERM)
+            assert server.ended() == 0
+        assert time.monotonic() - began < 5
+
+    def test_a_certificate_that_cannot_be_used_ends_the_start(
+        self, serve: Serve, tmp_path: Path
+    ) -> None:
+        server = serve(None, "--ssl-certfile", str(tmp_path / "gone"))
+        assert server.ended() == 1
+        assert server.log == (
+            f"Error: --ssl-certfile: cannot read {tmp_path}/gone: No such file or directory.\n"
+        )
 
 
 class Rollout:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 import pytest
@@ -64,3 +65,40 @@ def test_a_model_of_images_takes_larger_bodies_unless_it_is_asked_for_tgis() -> 
     assert Settings().payload_limit_for(images=True) == 20_000_000
     assert Settings(strict_tgi=True).payload_limit_for(images=True) == 2_000_000
     assert Settings(payload_limit=5).payload_limit_for(images=True) == 5
+
+
+def test_tls_begins_with_a_certificate() -> None:
+    assert Settings().certificate_files is None
+    found = Settings(ssl_certfile="c").certificate_files
+    assert found is not None
+    assert (found.certificate, found.key, found.clients) == ("c", "c", ssl.CERT_NONE)
+    found = Settings(ssl_certfile="c", ssl_keyfile="k", ssl_keyfile_password="p").certificate_files
+    assert found is not None
+    assert (found.key, found.password) == ("k", "p")
+    for name in ("ssl_keyfile", "ssl_ca_certs"):
+        given: dict[str, Any] = {name: "x"}
+        with pytest.raises(StartError, match=r"--ssl-\w+(-\w+)? needs --ssl-certfile"):
+            Settings(**given)
+
+
+def test_clients_must_show_a_certificate_where_authorities_are_given() -> None:
+    for asked, wanted in ((None, ssl.CERT_REQUIRED), (0, ssl.CERT_NONE), (1, ssl.CERT_OPTIONAL)):
+        found = Settings(ssl_certfile="c", ssl_ca_certs="a", ssl_cert_reqs=asked).certificate_files
+        assert found is not None
+        assert found.clients is wanted
+    with pytest.raises(StartError, match="--ssl-cert-reqs 2 needs --ssl-ca-certs"):
+        Settings(ssl_certfile="c", ssl_cert_reqs=2)
+
+
+@pytest.mark.parametrize("path", ["llm", "/llm/", "/", "https://test/llm"])
+def test_a_root_path_begins_with_a_slash_and_does_not_end_with_one(path: str) -> None:
+    with pytest.raises(StartError, match=r"--root-path must be a path that begins with a slash"):
+        Settings(root_path=path)
+    assert Settings(root_path="/llm/v2").root_path == "/llm/v2"
+
+
+def test_trusted_proxies_are_networks() -> None:
+    assert Settings().trusted_proxies is None
+    assert Settings(forwarded_allow_ips=("10.0.0.0/8",)).trusted_proxies is not None
+    with pytest.raises(StartError, match=r"--forwarded-allow-ips: 'proxy' .*Allowed are"):
+        Settings(forwarded_allow_ips=("proxy",))

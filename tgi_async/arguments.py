@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     groups = {name: parser.add_argument_group(name) for name in _groups()}
     for one in fields(Settings):
         meta = one.metadata
+        if meta["secret"]:
+            continue
         names = [flag_of(one.name)]
         if one.name in SHORT:
             names.insert(0, SHORT[one.name])
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         elif kind is tuple:
             options |= {"action": "extend", "nargs": "+"}
         groups[meta["group"]].add_argument(*names, **options)
-    idle = parser.add_argument_group("of TGI, accepted without effect")
+    idle = parser.add_argument_group("of TGI and vLLM, accepted without effect")
     for name, reason in WITHOUT_MEANING.items():
         _add_foreign(idle, name, reason)
     refused = parser.add_argument_group("of TGI, not built yet: refused at start")

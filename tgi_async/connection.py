@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
+        self.url = b""
         self.idle_since: float | None = None
         """Time since which no request is being answered, by the loop's clock; None while one is."""
         self._running: ReplyCycle | None = None
@@ -61,7 +62,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         most = self.limit_concurrency
-        if most is not None and len(self.connections) > most and not self._make_room():
+        if most is not None and len(self.connections) > most and not make_room(self.connections):
             self._deaf = True
             full = ConnectionRefused(
                 503, "The server has as many connections as it can take", [RETRY]
@@ -71,19 +72,6 @@ class Connection(HttpToolsProtocol):
             return
         self.idle_since = self.loop.time()
         self._wait(HEAD_SECONDS, self._miss_head)
-
-    def _make_room(self) -> bool:
-        """Close the connections that have been idle for longest. Return whether there was one."""
-        idle = [
-            (one.idle_since, one.transport)
-            for one in self.connections
-            if isinstance(one, Connection) and one.idle_since is not None
-        ]
-        idle.sort(key=lambda pair: pair[0])
-        # Several at once, so that not every new client causes a search of all connections.
-        for _, transport in idle[: 1 + len(idle) // 16]:
-            transport.close()
-        return bool(idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -103,11 +91,11 @@ class Connection(HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
-            self._refuse(self._reason(error))
+            self.refuse(self._reason(error))
             return
         self._n_unreported = 0 if self._reported else self._n_unreported + len(data)
         if self._n_unreported > MOST_HEAD_BYTES:
-            self._refuse(_too_long("head" if self._in_head else "trailer"))
+            self.refuse(_too_long("head" if self._in_head else "trailer"))
         elif self._timer is None and (self._in_head or self._is_idle()):
             self._wait(HEAD_SECONDS, self._miss_head)
 
@@ -286,11 +274,11 @@ class Connection(HttpToolsProtocol):
         self._timer = None
         if self._in_head:
             reason = f"The head of the request did not arrive within {HEAD_SECONDS:g} seconds"
-            self._refuse(ConnectionRefused(408, reason))
+            self.refuse(ConnectionRefused(408, reason))
         else:
             self.transport.close()
 
-    def _refuse(self, refusal: ConnectionRefused) -> None:
+    def refuse(self, refusal: ConnectionRefused) -> None:
         """Answer with an error and close, once the requests before it are answered."""
         log.info("refused what %s sent: %s", self.client, refusal)
         self._deaf = True
@@ -330,6 +318,20 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def make_room(connections: Iterable[object]) -> bool:
+    """Close the connections that have been idle for longest. Return whether there was one."""
+    idle = [
+        (one.idle_since, one.transport)
+        for one in connections
+        if isinstance(one, Connection) and one.idle_since is not None
+    ]
+    idle.sort(key=lambda pair: pair[0])
+    # Several at once, so that not every new client causes a search of all connections.
+    for _, transport in idle[: 1 + len(idle) // 16]:
+        transport.close()
+    return bool(idle)
 
 
 def _too_long(part: str) -> ConnectionRefused:

@@ -22,17 +22,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import uvloop
+from starlette.types import ASGIApp
 
 from tgi_async import cgroups, processes
+from tgi_async.api.access_log import AccessLog
 from tgi_async.api.app import create_app
 from tgi_async.api.dialect import dialect_of
 from tgi_async.api.gate import Gate
 from tgi_async.api.limits import Limits
+from tgi_async.api.root_path import RootPath
+from tgi_async.certificate import Certificate
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
 from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.images.preparer import COMMAND as IMAGES
-from tgi_async.listener import Answering, answering, bind, on_signals
+from tgi_async.listener import Answering, answering, bind, bound_to_path, on_signals
+from tgi_async.proxies import Proxies
 from tgi_async.scheduler.reservations import Capacity
 from tgi_async.settings import DEFAULT_DRAFTS, MODEL_METHODS, Settings
 from tgi_async.shards import n_shards
@@ -105,21 +110,39 @@ async def _serve(settings: Settings, commands: Commands) -> int:
     on_signals(stop)
     try:
         # Before anything slow, so that a port in use is known at once.
-        with (
-            contextlib.closing(bind(settings.hostname, settings.port)) as listener,
-            PrivateFolder() as scratch,
-        ):
+        files = settings.certificate_files
+        certificate = None if files is None else Certificate(files)
+        with _listening(settings) as listener, PrivateFolder() as scratch:
             dialect = dialect_of(strict_tgi=settings.strict_tgi)
             gate = Gate(settings.cors_allow_origin, kserve=settings.kserve, dialect=dialect)
-            address = _address(listener)
-            async with answering(gate, listener) as http:
-                log.info("listening on %s; not ready yet", address)
+            address = _address(listener, secure=certificate is not None)
+            app = _outside(gate, settings)
+            async with answering(gate, listener, app=app, certificate=certificate) as http:
+                log.info("listening on %s; not ready yet", settings.unix_socket or address)
                 return await _serve_on(http, gate, address, settings, commands, scratch)
     except asyncio.CancelledError:
         if not stopped:
             raise
         log.info("%s: stopped before it was ready", stopped[0])
         return 0
+
+
+def _listening(settings: Settings) -> contextlib.AbstractContextManager[socket.socket]:
+    if settings.unix_socket is not None:
+        return bound_to_path(settings.unix_socket)
+    return contextlib.closing(bind(settings.hostname, settings.port))
+
+
+def _outside(gate: Gate, settings: Settings) -> ASGIApp:
+    """Return `gate` with what the settings put around it."""
+    app: ASGIApp = gate
+    if settings.access_log:
+        app = AccessLog(app, probes=[os.environ.get("AIP_HEALTH_ROUTE", "")])
+    if settings.root_path is not None:
+        app = RootPath(app, settings.root_path)
+    if (trusted := settings.trusted_proxies) is not None:
+        app = Proxies(app, trusted)
+    return app
 
 
 async def _serve_on(
@@ -406,7 +429,9 @@ def _welcome(
             ready.max_drafts,
         )
     key = " -H 'Authorization: Bearer ...'" if settings.api_key else ""
-    log.info("ready in %.1f s on %s. Try:", seconds, address)
+    log.info("ready in %.1f s on %s. Try:", seconds, settings.unix_socket or address)
+    if settings.unix_socket is not None:
+        address = f"--unix-socket {settings.unix_socket} {address}"
     log.info(
         "  curl %s/v1/chat/completions%s -H 'Content-Type: application/json' "
         """-d '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'""",
@@ -415,8 +440,11 @@ def _welcome(
     )
 
 
-def _address(listener: socket.socket) -> str:
+def _address(listener: socket.socket, *, secure: bool) -> str:
     """Return the URL under which this machine reaches the server."""
+    scheme = "https" if secure else "http"
+    if listener.family == socket.AF_UNIX:
+        return f"{scheme}://localhost"
     host, port = listener.getsockname()[:2]
     shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    return f"http://{shown}:{port}"
+    return f"{scheme}://{shown}:{port}"

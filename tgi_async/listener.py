@@ -10,19 +10,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import resource
 import signal
 import socket
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from tgi_async.api.gate import Gate
+from tgi_async.certificate import Certificate
 from tgi_async.connection import Connection
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
+from tgi_async.handshake import secured
 
 log = logging.getLogger(__name__)
 
@@ -155,12 +161,22 @@ class _Stop:
 
 
 @contextlib.asynccontextmanager
-async def answering(gate: Gate, listener: socket.socket) -> AsyncIterator[Answering]:
-    """Have `gate` answer requests at this socket from now until the end of the context."""
+async def answering(
+    gate: Gate,
+    listener: socket.socket,
+    *,
+    app: ASGIApp | None = None,
+    certificate: Certificate | None = None,
+) -> AsyncIterator[Answering]:
+    """Have `gate` answer requests at this socket from now until the end of the context.
+
+    `app` is what is around `gate`, if anything. With a certificate, clients have to speak TLS.
+    """
+    http: Any = Connection if certificate is None else secured(certificate)
     config = uvicorn.Config(
-        gate,
+        app or gate,
         loop="none",
-        http=Connection,
+        http=http,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -176,10 +192,13 @@ async def answering(gate: Gate, listener: socket.socket) -> AsyncIterator[Answer
     up.cancel()
     if serving.done():
         serving.result()
+    following = None if certificate is None else asyncio.create_task(certificate.follow())
     found = Answering(gate, server, serving)
     try:
         yield found
     finally:
+        if following is not None:
+            following.cancel()
         await found.close()
 
 
@@ -216,6 +235,59 @@ def bind(host: str, port: int) -> socket.socket:
             ) from error
         undo.pop_all()
     return listener
+
+
+@contextlib.contextmanager
+def bound_to_path(path: str) -> Iterator[socket.socket]:
+    """Listen on a Unix socket at this path, which owner and group may use, until the end of the
+    context.
+
+    What a server that is gone left there is replaced. Raises StartError where another one listens,
+    where something else is, or where none can be.
+    """
+    with contextlib.ExitStack() as undo:
+        listener = undo.enter_context(socket.socket(socket.AF_UNIX))
+        try:
+            _remove_stale(path)
+            mask = os.umask(0o117)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(mask)
+            own = os.stat(path).st_ino
+            listener.listen(BACKLOG)
+        except OSError as error:
+            raise StartError(
+                f"Cannot listen on the Unix socket {path}: {error.strerror or error}. Choose "
+                "another path with --unix-socket."
+            ) from error
+        try:
+            yield listener
+        finally:
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ino == own:
+                    os.unlink(path)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket on which nobody listens. Raises OSError for one on which somebody does, and
+    for what is no socket."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EEXIST, "there is a file that is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            pass  # its queue is full
+    raise OSError(errno.EADDRINUSE, "another server listens there")
 
 
 def _most_connections() -> int:

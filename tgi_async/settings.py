@@ -6,11 +6,14 @@ Each field's flag is its name with dashes, its environment variable its name in 
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass, field
 from typing import Any
 
+from tgi_async.certificate import CertificateFiles
 from tgi_async.errors import StartError
 from tgi_async.images.addresses import Domains
+from tgi_async.proxies import Trusted
 from tgi_async.telemetry.logs import LEVELS, level_of
 from tgi_async.text.tools.formats import NAMES
 from tgi_async.wire.messages import MAX_DRAFTS
@@ -53,8 +56,10 @@ def _option(
     most: int | None = None,
     choices: tuple[str, ...] | None = None,
     strict: Any = None,
+    secret: bool = False,
 ) -> Any:
-    """Declare a setting. `strict` is its default with --strict-tgi, where that differs."""
+    """Declare a setting. `strict` is its default with --strict-tgi, where that differs. A `secret`
+    one has no flag, which other users of the machine could read."""
     metadata = {
         "group": group,
         "help": help,
@@ -63,6 +68,7 @@ def _option(
         "most": most,
         "choices": choices,
         "strict": strict,
+        "secret": secret,
     }
     return field(default=default, metadata=metadata)
 
@@ -325,6 +331,46 @@ class Settings:
 
     hostname: str = _option("0.0.0.0", HTTP, "address to listen on")
     port: int = _option(3000, HTTP, "port to listen on", kind=int, least=0, most=65535)
+    unix_socket: str | None = _option(
+        None, HTTP, "path of a Unix socket to listen on instead of hostname and port"
+    )
+    ssl_certfile: str | None = _option(
+        None,
+        HTTP,
+        "certificate in PEM, with those between it and its authority: serve TLS; it is read again "
+        "when it changes",
+    )
+    ssl_keyfile: str | None = _option(
+        None,
+        HTTP,
+        "key of ssl-certfile, whose password is in SSL_KEYFILE_PASSWORD if it is encrypted; "
+        "default: it is in ssl-certfile",
+    )
+    ssl_keyfile_password: str | None = _option(None, HTTP, "password of the key", secret=True)
+    ssl_ca_certs: str | None = _option(
+        None, HTTP, "certificates in PEM of the authorities of clients' certificates"
+    )
+    ssl_cert_reqs: int | None = _option(
+        None,
+        HTTP,
+        "whether clients show a certificate: 0 no, 1 if they have one, 2 they must; default: 2 "
+        "with ssl-ca-certs, else 0",
+        kind=int,
+        least=0,
+        most=2,
+    )
+    root_path: str | None = _option(
+        None,
+        HTTP,
+        "path that the server is below for its clients, as /llm; a proxy may take it off or not",
+    )
+    forwarded_allow_ips: tuple[str, ...] = _option(
+        (),
+        HTTP,
+        "proxies whose X-Forwarded-* and Forwarded headers count: addresses and networks, `unix` "
+        "for the Unix socket, * for whoever connects; default: none",
+        kind=tuple,
+    )
     api_key: str | None = _option(None, HTTP, "API key that requests must send")
     cors_allow_origin: tuple[str, ...] = _option(
         (),
@@ -367,6 +413,12 @@ class Settings:
     kserve: bool = _option(False, FACE, "serve the routes of KServe's V2 protocol", kind=bool)
 
     json_output: bool = _option(False, OPERATION, "log as JSON lines", kind=bool)
+    access_log: bool = _option(
+        False,
+        OPERATION,
+        "log a line for each request, but for health checks and /metrics that succeed",
+        kind=bool,
+    )
     log_level: str = _option("info", OPERATION, f"lowest level that is logged: {', '.join(LEVELS)}")
     log_colorize: bool | None = _option(
         None, OPERATION, "color the log; default: where it is a terminal", kind=bool
@@ -422,11 +474,57 @@ class Settings:
                 f"--max-total-tokens must be at most --max-batch-total-tokens. Given: {total} and "
                 f"{pool}."
             )
-        _ = self.image_domains
+        _ = self.image_domains, self.trusted_proxies
+        self._check_tls()
+        root = self.root_path
+        if root is not None and (not root.startswith("/") or root.endswith("/")):
+            raise StartError(
+                "--root-path must be a path that begins with a slash and does not end with one. "
+                f"Given: {root!r}."
+            )
         if level_of(self.log_level) is None:
             raise StartError(
                 f"--log-level must be one of {', '.join(LEVELS)}. Given: {self.log_level!r}."
             )
+
+    def _check_tls(self) -> None:
+        if self.ssl_certfile is None:
+            for name in ("ssl_keyfile", "ssl_ca_certs"):
+                if getattr(self, name) is not None:
+                    raise StartError(
+                        f"--{name.replace('_', '-')} needs --ssl-certfile, the certificate."
+                    )
+        if self.ssl_cert_reqs and self.ssl_ca_certs is None:
+            raise StartError(
+                f"--ssl-cert-reqs {self.ssl_cert_reqs} needs --ssl-ca-certs, the authorities that "
+                "clients' certificates are from."
+            )
+
+    @property
+    def certificate_files(self) -> CertificateFiles | None:
+        """Where the certificate is; None: no TLS."""
+        if self.ssl_certfile is None:
+            return None
+        asked = self.ssl_cert_reqs
+        if asked is None:
+            asked = 0 if self.ssl_ca_certs is None else 2
+        return CertificateFiles(
+            self.ssl_certfile,
+            self.ssl_keyfile or self.ssl_certfile,
+            self.ssl_keyfile_password,
+            self.ssl_ca_certs,
+            (ssl.CERT_NONE, ssl.CERT_OPTIONAL, ssl.CERT_REQUIRED)[asked],
+        )
+
+    @property
+    def trusted_proxies(self) -> Trusted | None:
+        """Whose headers say who asks; None: nobody's. Raises StartError for what is no network."""
+        if not self.forwarded_allow_ips:
+            return None
+        try:
+            return Trusted(self.forwarded_allow_ips)
+        except ValueError as error:
+            raise StartError(f"--forwarded-allow-ips: {error}.") from None
 
     def payload_limit_for(self, *, images: bool) -> int:
         """Return `payload_limit`, or its default for a model that may take `images`."""

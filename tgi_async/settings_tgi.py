@@ -30,8 +30,9 @@ WITHOUT_MEANING = {
     "ngrok_authtoken": "this server opens no tunnel",
     "ngrok_edge": "this server opens no tunnel",
     "usage_stats": "this server sends no usage statistics",
+    "enable_ssl_refresh": "the certificate is read again whenever its files change",
 }
-"""Flags that are accepted and do nothing here, each with the reason."""
+"""Flags that are accepted and do nothing here, each with the reason; the last one is vLLM's."""
 
 VARIABLES_WITHOUT_MEANING = {
     "PREFIX_CACHING": "the prefix cache is always on and changes no text",

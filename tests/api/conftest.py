@@ -66,6 +66,7 @@ class Settings:
     strict_tgi: bool = False
     tool_call_parser: str | None = None
     kserve: bool = False
+    root_path: str | None = None
 
     @property
     def dialect(self) -> Dialect:

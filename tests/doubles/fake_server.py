@@ -12,6 +12,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from tests.doubles.fake_engine_run import DEADLINE, ROOT, alive
 from tests.doubles.fake_worker import COMMAND, VARIABLE, Behaviour
 
 PREPARED = {"path": "", "model_id": "fake/model", "revision": None}
-READY = re.compile(r"ready in [\d.]+ s on http://[^ ]+:(\d+)")
+READY = re.compile(r"ready in [\d.]+ s on (https?)://[^ ]+:(\d+)")
 
 
 class FakeServer:
@@ -35,6 +36,8 @@ class FakeServer:
         self, tmp_path: Path, behaviour: Behaviour, *flags: str, prepare: str = ""
     ) -> None:
         self.behaviour = behaviour
+        self.verify: ssl.SSLContext | bool = True
+        """What clients check its certificate with, if it has one."""
         behaviour.journal = str(tmp_path / "journal")
         self._log = tmp_path / "log"
         self.temporary = tmp_path / "t"
@@ -77,7 +80,8 @@ class FakeServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.until_logged(READY)[1]}"
+        scheme, port = self.until_logged(READY).groups()
+        return f"{scheme}://127.0.0.1:{port}"
 
     @contextmanager
     def stream(self, n: int, inputs: str = "Hi") -> Iterator[Iterator[dict[str, Any]]]:
@@ -86,7 +90,7 @@ class FakeServer:
 
         body = {"inputs": inputs, "parameters": {"max_new_tokens": n}}
         with (
-            httpx.Client(base_url=self.url, timeout=DEADLINE) as client,
+            httpx.Client(base_url=self.url, timeout=DEADLINE, verify=self.verify) as client,
             client.stream("POST", "/generate_stream", json=body) as response,
         ):
             lines = (line for line in response.iter_lines() if line.startswith("data:"))

@@ -59,3 +59,5 @@ class Limits:
     """Name of the format of tool calls; None: as the chat template shows it."""
     kserve: bool
     """Whether to serve the routes of KServe's V2 protocol."""
+    root_path: str | None
+    """Path that the server is below for its clients; None: it is at the top."""

@@ -48,17 +48,24 @@ def routes(service: Service, environment: Mapping[str, str]) -> list[Route]:
     """Return all routes. `environment` has the names that Vertex AI gives to two of them.
 
     Raises:
-        StartError: one of these names is no path.
+        StartError: one of these names is no path, or the root path is the beginning of one.
     """
     docs = Docs()
     found = operations(service.limits, docs)
-    docs.write(document(found, service.limits, service.version))
+    root_path = service.limits.root_path or ""
+    docs.write(document(found, service.limits, service.version), root_path)
     # Before the others: Vertex AI may name an existing route, and sends no key.
     named: list[Operation] = []
     if path := _path(environment, "AIP_HEALTH_ROUTE"):
         named.append(status.health_operation(path))
     if path := _path(environment, "AIP_PREDICT_ROUTE"):
         named.append(replace(vertex.OPERATION, path=path, keyed=False))
+    for operation in (*named, *found):
+        if root_path and f"{operation.path}/".startswith(f"{root_path}/"):
+            raise StartError(
+                f"--root-path must not be the beginning of one of the server's own paths. Given: "
+                f"{root_path}, as in {operation.path}."
+            )
     return [_route(service, operation) for operation in [*named, *found]]
 
 

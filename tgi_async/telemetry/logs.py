@@ -1,6 +1,7 @@
 """Logs: one line for each event, as text or as JSON.
 
-The line of a request carries its `RequestRecord` as `request`.
+The line of a request carries its `RequestRecord` as `request`; other lines may carry `fields`,
+which are JSON values, for the JSON form.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "target": record.name,
         }
+        line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         seen = _request_of(record)

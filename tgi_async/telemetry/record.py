@@ -53,6 +53,7 @@ class RequestRecord:
         }
         client = scope.get("client")
         self.client: str = client[0] if client else ""
+        self.scheme: str = scope.get("scheme", "http")
         self.request_id = ""
         self.began_at = time.time_ns()
         self.first_event_at: int | None = None

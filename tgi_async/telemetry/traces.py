@@ -150,6 +150,8 @@ def attributes_of(seen: RequestRecord, model_id: str) -> Attributes:
     found: Attributes = {
         "http.request.method": seen.method,
         "url.path": seen.path,
+        "url.scheme": seen.scheme,
+        "server.address": seen.headers.get("host", ""),
         "client.address": seen.client,
         "gen_ai.operation.name": "chat" if seen.name == "chat_completions" else "text_completion",
         "gen_ai.provider.name": "tgi_async",

@@ -29,10 +29,10 @@ class Docs:
         self._document = Raw()
         self._page = ""
 
-    def write(self, found: Json) -> None:
-        """Serve this document."""
+    def write(self, found: Json, root_path: str = "") -> None:
+        """Serve this document, below `root_path`."""
         self._document = Raw(encode(found))
-        self._page = page(found)
+        self._page = page(found, root_path)
 
     def document(self, service: Service, path: Mapping[str, str]) -> Reply[Raw]:
         """Return the OpenAPI document."""
@@ -64,14 +64,15 @@ class Docs:
         )
 
 
-def page(found: Json) -> str:
-    """Return the document as HTML: every operation, then every schema."""
+def page(found: Json, root_path: str = "") -> str:
+    """Return the document as HTML: every operation, then every schema. Links begin with
+    `root_path`."""
     title = f"{found['info']['title']} {found['info']['version']}"
     parts = [
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>',
         f"<style>{STYLE}</style><h1>{escape(title)}</h1>",
         f"<p>{escape(found['info']['description'])} For programs: "
-        '<a href="/api-doc/openapi.json">openapi.json</a>.</p>',
+        f'<a href="{escape(root_path)}/api-doc/openapi.json">openapi.json</a>.</p>',
     ]
     for path, methods in found["paths"].items():
         for method, operation in methods.items():

@@ -72,6 +72,8 @@ def document(operations: Sequence[Operation], limits: Limits, version: str) -> J
         "paths": {},
         "components": {"schemas": components},
     }
+    if limits.root_path:
+        whole["servers"] = [{"url": limits.root_path}]
     if limits.api_key:
         whole["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for operation in operations:
