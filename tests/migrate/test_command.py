@@ -10,6 +10,8 @@ from tgi_async.migrate import words
 from tgi_async.migrate.command import becomes, migrate
 from tgi_async.migrate.judge import judge
 
+PAGE = Path(__file__).parents[2] / "docs" / "migrate-from-tgi.md"
+
 
 def given(start: Start, folder: Path) -> list[str]:
     if not start.name:
@@ -109,6 +111,12 @@ def test_a_binary_file_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture
     file.write_bytes(b"\xff\xfe\x00")
     assert migrate([str(file)]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_page_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    _, command, _, printed, *_ = PAGE.read_text().split("```")
+    assert migrate(words.split(command.removeprefix("sh\n"))[2:]) == 0
+    assert capsys.readouterr().out.strip() == printed.strip()
 
 
 def test_help_shows_what_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:

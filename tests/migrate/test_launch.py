@@ -49,8 +49,8 @@ def test_a_command_is_the_launchers_or_another_ones(
 @pytest.mark.parametrize(
     ("image", "verdict", "why"),
     [
-        ("ghcr.io/huggingface/text-generation-inference:3.3.6", "changed", "cuda or cpu"),
-        ("tgi:3-intel-cpu", "changed", "target cpu"),
+        ("ghcr.io/huggingface/text-generation-inference:3.3.6", "changed", "for CUDA or for CPUs"),
+        ("tgi:3-intel-cpu", "changed", "image for CPUs"),
         ("tgi:3-trtllm", "changed", "no engine is compiled"),
         ("tgi:3-llamacpp", "changed", "reads GGUF files"),
         ("tgi:3-rocm", "refused", "NVIDIA GPUs and on CPUs"),

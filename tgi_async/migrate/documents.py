@@ -172,7 +172,7 @@ def _of_dockerfile(text: str, name: str) -> Launch:
             listed = yaml.safe_load(rest) if rest.startswith("[") else rest
             programs[kind] = _without_shell(_words(listed))
         elif kind in ("RUN", "COPY", "ADD"):
-            why = "the image is another one, on Debian, without TGI's files"
+            why = "this server's image has none of TGI's files"
             around.append(Line(line.strip(), "changed", why))
         else:
             around.append(Line(line.strip(), "same"))

@@ -72,13 +72,13 @@ def about_image(image: str) -> Line:
     """Return what becomes of TGI's image."""
     kind = re.search(r"-(rocm|intel-xpu|intel-cpu|gaudi|neuron|trtllm|llamacpp)$", image)
     if kind is None:
-        return Line(image, "changed", "this server's image: docker/Dockerfile, target cuda or cpu")
+        return Line(image, "changed", "this server's image, for CUDA or for CPUs")
     if kind[1] == "intel-cpu":
-        return Line(image, "changed", "this server's image: docker/Dockerfile, target cpu")
+        return Line(image, "changed", "this server's image for CPUs")
     if kind[1] == "trtllm":
-        return Line(image, "changed", "this server's image, target cuda; no engine is compiled")
+        return Line(image, "changed", "this server's image for CUDA; no engine is compiled")
     if kind[1] == "llamacpp":
-        return Line(image, "changed", "this server's image, target cpu; it reads GGUF files too")
+        return Line(image, "changed", "this server's image for CPUs; it reads GGUF files too")
     return Line(image, "refused", "this server runs on NVIDIA GPUs and on CPUs")
 
 
