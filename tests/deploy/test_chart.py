@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,15 @@ def test_values_follow_the_schema(file: Path) -> None:
     values = merged(values, yaml.safe_load(file.read_text()))
     jsonschema.Draft7Validator.check_schema(SCHEMA)
     assert [e.message for e in jsonschema.Draft7Validator(SCHEMA).iter_errors(values)] == []
+
+
+def test_the_chart_is_of_this_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == version
+    for file in KSERVE:
+        for one in containers(manifests(file.read_text())):
+            assert f":{version}-" in one["image"]
 
 
 def test_every_key_of_the_schema_has_a_default() -> None:
