@@ -57,6 +57,28 @@ spec: {template: {spec: {
     ]
 
 
+def test_variables_of_a_container_are_filled_into_its_arguments() -> None:
+    launch = only(
+        "image: tgi\nargs: ['--model-id=$(MODEL)', '--revision=$(OTHER)']\n"
+        "env: [{name: MODEL, value: a/b}]\n"
+    )
+    assert launch.arguments == ["--model-id=a/b", "--revision=$(OTHER)"]
+
+
+def test_a_command_in_a_block_of_yaml_keeps_its_containers_variables() -> None:
+    launch = only(
+        "image: mirror/llm\nenv: [{name: PORT, value: '81'}]\ncommand: [sh, -c]\n"
+        "args:\n- |\n  text-generation-launcher --model-id a/b\n"
+    )
+    assert (launch.arguments, launch.port) == (["--model-id", "a/b"], "81")
+
+
+def test_other_images_with_these_letters_are_no_tgi() -> None:
+    for image in ("fastcgi-tgis:1", "nextgi:2"):
+        with pytest.raises(StartError, match="has no start of TGI"):
+            only(f"image: {image}\n")
+
+
 def test_a_container_that_is_alive_by_our_route_stays() -> None:
     launch = only("image: tgi\nlivenessProbe: {httpGet: {path: /health/live}}\n")
     assert launch.around[1].verdict == "same"
@@ -89,7 +111,7 @@ def test_a_dockerfile_runs_what_its_last_stage_says() -> None:
     ("text", "name", "message"),
     [
         ("services: {web: {image: nginx}}", "a.yaml", "a.yaml has no start of TGI: a container"),
-        ("a: [", "a.yaml", "a.yaml is no YAML, Dockerfile or shell command: while parsing"),
+        ("a: [", "a.yaml", "a.yaml has no start .* read as YAML, a Docker.* or a shell script."),
         ("FROM nginx\n", "Dockerfile", "does not run TGI: it is built from nginx."),
         ('FROM tgi\nCMD ["bash"]\n', "Dockerfile", "does not run TGI"),
         ("image: tgi\ncommand: [python, a.py]\n", "a.yaml", "a.yaml runs python, not TGI's"),

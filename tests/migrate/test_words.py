@@ -20,6 +20,12 @@ def test_flags_of_docker_are_told_from_the_launchers() -> None:
     assert given == ["-d", "-it", "--rm", "--name tgi", "--gpus all", "-v x:/data", "tgi:3"]
 
 
+def test_values_may_follow_a_letter_at_once() -> None:
+    launch = launch_of(split("docker run -eA=1 -p80:80 -vx:/data -it tgi"))
+    assert launch.variables == {"A": "1"}
+    assert [line.given for line in launch.around] == ["-p 80:80", "-v x:/data", "-it", "tgi"]
+
+
 def test_an_entrypoint_is_the_program() -> None:
     launch = launch_of(split("podman run --entrypoint text-generation-launcher tgi --port 1"))
     assert (launch.place, launch.arguments) == ("podman run", ["--port", "1"])

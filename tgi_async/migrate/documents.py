@@ -33,26 +33,26 @@ def launches(text: str, name: str) -> list[Launch]:
     """
     if re.search(r"^\s*FROM\s", text, re.MULTILINE) and not name.endswith((".yaml", ".yml")):
         found = [_of_dockerfile(text, name)]
-    elif commands := words.commands(text):
-        found = [words.launch_of(one) for one in commands]
+    elif (tree := _tree(text)) is not None:
+        found = list(_within(tree, name))
     else:
-        found = list(_in_yaml(text, name))
+        found = [words.launch_of(one) for one in words.commands(text)]
     if not found:
         raise StartError(
             f"{name} has no start of TGI: a container whose image is TGI's, or whose command is "
-            "text-generation-launcher, a `docker run` of one, or a Dockerfile."
+            "text-generation-launcher, a `docker run` of one, or a Dockerfile. It is read as YAML, "
+            "a Dockerfile or a shell script."
         )
     return found
 
 
-def _in_yaml(text: str, name: str) -> Iterator[Launch]:
+def _tree(text: str) -> list[Any] | None:
+    """Return the documents of YAML or JSON; None where the text is neither, but a script."""
     try:
         documents = list(yaml.safe_load_all(text))
-    except yaml.YAMLError as error:
-        place = " ".join(str(error).split())
-        raise StartError(f"{name} is no YAML, Dockerfile or shell command: {place}") from None
-    for document in documents:
-        yield from _within(document, name)
+    except yaml.YAMLError:
+        return None
+    return documents if any(isinstance(one, Mapping | list) for one in documents) else None
 
 
 def _within(node: Any, name: str) -> Iterator[Launch]:
@@ -89,9 +89,16 @@ def _of_container(node: Mapping[str, Any], place: str) -> Launch:
     arguments = launcher_arguments(_without_shell(command))
     if arguments is None:
         raise StartError(f"{place} runs {command[0]}, not TGI's launcher.")
-    launch = Launch(place, arguments, _variables(node), filled(image, {}))
+    variables = _variables(node)
+    arguments = [_expanded(one, variables) for one in arguments]
+    launch = Launch(place, arguments, variables, filled(image, {}))
     launch.around = [about_image(launch.image or ""), *_around(node, launch)]
     return launch
+
+
+def _expanded(argument: str, variables: Mapping[str, str]) -> str:
+    """Kubernetes' `$(NAME)` of a container's own variables."""
+    return re.sub(r"\$\((\w+)\)", lambda found: variables.get(found[1], found[0]), argument)
 
 
 def _without_shell(command: list[str]) -> list[str]:

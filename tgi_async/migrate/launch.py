@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Verdict = Literal["same", "changed", "no effect", "refused"]
-IMAGE = re.compile(r"text-generation-inference|tgi")
+IMAGE = re.compile(r"text-generation-inference|(?<![a-z])tgi(?![a-z])")
 """What names of TGI's images have: its own, SageMaker's and mirrors of them."""
 LAUNCHERS = ("text-generation-launcher", "/tgi-entrypoint.sh", "./entrypoint.sh", "serve")
 """What runs TGI in its images: of SageMaker's, `serve`."""

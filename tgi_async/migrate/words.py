@@ -82,7 +82,10 @@ def _of_docker(words: list[str]) -> Launch:
     variables: dict[str, str] = {}
     given: list[tuple[str, str]] = []
     while rest and rest[0].startswith("-"):
-        name, equals, value = rest.pop(0).partition("=")
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if re.match(r"-[epv][^=]", word) and not _has_no_value(name):  # such as -p80:80
+            name, equals, value = word[:2], "=", word[2:]
         if not equals and not _has_no_value(name):
             if not rest:
                 raise StartError(f"{name} has no value, and no image follows.")
