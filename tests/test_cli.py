@@ -291,3 +291,10 @@ def test_without_a_command_the_commands_are_reported(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit, match="2"):
         main([])
     assert "COMMAND" in capsys.readouterr().err
+
+
+def test_migrate_says_what_a_command_of_tgis_becomes() -> None:
+    given = ("docker", "run", "--gpus", "all", "tgi:3", "--model-id", "a/b", "--ngrok")
+    done = command("migrate", *given)
+    assert done.returncode == 0, done.stderr
+    assert "becomes: docker run --gpus all IMAGE --model-id a/b\n" in done.stdout

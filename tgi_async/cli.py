@@ -26,7 +26,7 @@ OF_WORKERS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`tgi-async serve | download-weights | quantize | env`."""
+    """`tgi-async serve | download-weights | quantize | migrate | env`."""
     parser = argparse.ArgumentParser(
         prog="tgi-async",
         description="Serve open language models with the API of Text Generation Inference.",
@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_arguments(serve)
     commands.add_parser("download-weights", help="fetch and convert a model, without serving it")
     commands.add_parser("quantize", help="write a quantized checkpoint of a model")
+    commands.add_parser("migrate", help="say what a way of starting TGI becomes here")
     env = commands.add_parser("env", help="print versions and hardware, for a bug report")
     env.add_argument(
         "model_id",
@@ -52,6 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments and arguments[0] in OF_WORKERS:
         # Its arguments are the other program's, which has a parser of its own.
         return _call(OF_WORKERS[arguments[0]], arguments[1:])
+    if arguments and arguments[0] == "migrate":
+        from tgi_async.migrate.command import migrate
+
+        return migrate(arguments[1:])
     given = parser.parse_args(arguments)
     if given.command == "env":
         _print_environment()
