@@ -172,7 +172,11 @@ def test_the_environment_is_reported_before_a_start_that_was_asked_for_too(
 
 @pytest.mark.parametrize(
     ("name", "module"),
-    [("download-weights", "workers.models.prepare"), ("quantize", "workers.models.quantize")],
+    [
+        ("download-weights", "workers.models.prepare"),
+        ("download-embedded", "workers.models.download_embedded"),
+        ("quantize", "workers.models.quantize"),
+    ],
 )
 @pytest.mark.parametrize(
     "arguments",
