@@ -80,7 +80,7 @@ RESOLVE := .cache/pins/bin/uv pip compile pyproject.toml $(EXTRAS) --upgrade --q
 
 # What is published: the sources, and for each platform a wheel with C kernels for all its processors.
 wheel: .cache/release/.done
-	rm -rf dist
+	rm -rf build dist
 	$(RELEASE) --sdist
 	for platform in $(PLATFORMS); do \
 		$(RELEASE) --wheel --config-setting=--build-option=--plat-name=$$platform || exit 1; \

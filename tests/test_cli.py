@@ -172,11 +172,7 @@ def test_the_environment_is_reported_before_a_start_that_was_asked_for_too(
 
 @pytest.mark.parametrize(
     ("name", "module"),
-    [
-        ("download-weights", "workers.models.prepare"),
-        ("download-embedded", "workers.models.download_embedded"),
-        ("quantize", "workers.models.quantize"),
-    ],
+    [("download-weights", "workers.models.prepare"), ("quantize", "workers.models.quantize")],
 )
 @pytest.mark.parametrize(
     "arguments",
@@ -201,6 +197,22 @@ def test_programs_of_workers_get_their_arguments_as_they_are(
     assert main([name, *arguments]) == 5
     assert server_main([name, *arguments]) == 5
     assert called == [[sys.executable, "-P", "-m", module, *arguments]] * 2
+
+
+def test_the_embedded_model_is_downloaded_by_a_program_of_workers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[list[str]] = []
+
+    def call(command: list[str], env: dict[str, str]) -> int:
+        called.append(command)
+        return 5
+
+    monkeypatch.setattr(subprocess, "call", call)
+    assert main(["download-embedded", "--help"]) == 5
+    assert called[0][-2:] == ["workers.models.download_embedded", "--help"]
+    assert server_main(["download-embedded"]) == 2, "TGI has no such command"
+    assert "download-embedded is not here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["serve", "a/b"], []])
