@@ -233,6 +233,8 @@ class DeviceConfig(Frame, frozen=True):
     """Batch sizes whose decode steps a GPU captures as CUDA graphs; None: chosen by `max_rows`."""
     cuda_memory_fraction: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Share of a GPU's memory that this server may use; a tenth of it stays free."""
+    native_kernels: bool = False
+    """Compile the C kernels for this very processor, rather than use those that the wheel has."""
 
 
 class RankConfig(Frame, frozen=True):
