@@ -21,12 +21,8 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(2400)]
 PROMPT = {"inputs": "The capital of France is", "parameters": {"max_new_tokens": 8}}
 SHORT = ("--max-total-tokens", "512", "--max-batch-prefill-tokens", "64")
 HARDENED = (
-    "--read-only",
-    "--tmpfs",
-    "/tmp",
-    "--cap-drop",
-    "all",
-    "--security-opt=no-new-privileges",
+    *("--read-only", "--tmpfs", "/tmp:rw,noexec,nosuid,nodev"),
+    *("--cap-drop", "all", "--security-opt=no-new-privileges"),
 )
 SECONDS_TO_AN_ANSWER = 10
 BUILT_FROM = ("docker", "tgi_async", "workers", "constraints")
