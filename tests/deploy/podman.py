@@ -133,15 +133,15 @@ class Container:
         """Return the URL of the server once the route says 200."""
         url = self.url()
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                if httpx.get(url + route).status_code == 200:
-                    return url
-            except httpx.TransportError:
-                pass
-            if self.state()["Status"] not in ("running", "created"):
-                break
-            time.sleep(0.05)
+        while time.monotonic() < deadline and self.state()["Status"] == "running":
+            # To ask podman takes longer than to ask the server.
+            for _ in range(20):
+                try:
+                    if httpx.get(url + route).status_code == 200:
+                        return url
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.1)
         raise AssertionError(f"{route} did not say 200: {self.state()}\n{self.log}")
 
     def state(self) -> dict[str, object]:

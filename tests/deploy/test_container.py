@@ -44,6 +44,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
 def model(podman: Podman, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder: the image's own model."""
     folder = tmp_path_factory.mktemp("model")
+    folder.chmod(0o755)
     script = "cp -r $TGI_ASYNC_IMAGE_CACHE/smollm2-135m-instruct-*/. /to"
     podman.call("run", "--rm", "--volume", f"{folder}:/to", IMAGE, "sh", "-c", script)
     return folder
@@ -134,7 +135,7 @@ def test_commands_run_as_they_are(
 
 
 def test_a_stream_ends_in_full_after_sigterm(podman: Podman) -> None:
-    body = {"inputs": "The sea", "parameters": {"max_new_tokens": 200, "ignore_eos_token": True}}
+    body = {"inputs": "The sea", "parameters": {"max_new_tokens": 200, "ignore_eos": True}}
     with podman.running() as container:
         url = container.wait_until_ready()
         events = []
@@ -238,7 +239,8 @@ CONTRACTS = {
 
 def idle_stream(url: str) -> None:
     """Ask for a text that takes longer than any platform waits."""
-    body = {"inputs": "The sea", "parameters": {"max_new_tokens": 8000}}
+    parameters = {"max_new_tokens": 8000, "ignore_eos": True}
+    body = {"inputs": "The sea", "parameters": parameters}
     try:
         with httpx.stream("POST", f"{url}/generate_stream", json=body, timeout=120) as reply:
             for _ in reply.iter_lines():

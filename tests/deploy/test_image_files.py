@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import tomllib
@@ -15,7 +16,6 @@ from typing import Any
 import pytest
 import yaml
 
-from docker.requirements import requirements
 from tests.deploy.podman import ROOT
 from tgi_async import platforms
 from workers import native
@@ -87,6 +87,7 @@ def test_the_image_keeps_models_where_the_entrypoint_thinks() -> None:
 
 def test_requirements_are_those_of_the_project() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text()
+    requirements = runpy.run_path(str(DOCKER / "requirements.py"))["requirements"]
     found = list(requirements(pyproject, ["cuda"]))
     project = tomllib.loads(pyproject)["project"]
     assert set(project["dependencies"]) < set(found)
