@@ -128,16 +128,20 @@ def _loaded(root: Path, sources: Sequence[Path]) -> ctypes.CDLL:
     texts = [text for source in sources for text in _texts(source)]
     stem = f"{sources[0].stem}-{_key(*texts, *FLAGS, _cpu())}"
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    folders = [place / "kernels" for place in (*build_cache.image_caches(), root)]
     if compiler is None:
         # One that was compiled elsewhere will do, such as in the build stage of an image.
-        for found in sorted((root / "kernels").glob(f"{stem}-*.so")):
+        for found in (one for folder in folders for one in sorted(folder.glob(f"{stem}-*.so"))):
             return ctypes.CDLL(str(found))
         raise NativeUnavailable(
             "no C compiler (cc, gcc or clang) is installed. Install one (such as the package gcc)"
         )
-    library = root / "kernels" / f"{stem}-{_key(compiler, _output(compiler, '--version'))}.so"
-    if not os.path.isfile(library):
-        _compile(compiler, sources, library)
+    name = f"{stem}-{_key(compiler, _output(compiler, '--version'))}.so"
+    for folder in folders:
+        if os.path.isfile(folder / name):
+            return ctypes.CDLL(str(folder / name))
+    library = root / "kernels" / name
+    _compile(compiler, sources, library)
     return ctypes.CDLL(str(library))
 
 

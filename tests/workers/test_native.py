@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -91,6 +92,21 @@ def test_a_library_in_the_cache_is_used_without_the_compiler_that_made_it(
     assert native.load(path).answer() == 42
     with pytest.raises(native.NativeUnavailable, match="no C compiler"):
         native.load(source(tmp_path, "int answer(void) { return 43; }"))
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("compiler", [True, False])
+def test_a_library_that_an_image_brings_is_not_compiled_again(
+    compiler: bool, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = source(tmp_path, "int answer(void) { return 42; }")
+    native.load(path)
+    monkeypatch.setenv("TGI_ASYNC_IMAGE_CACHE", os.environ["TGI_ASYNC_CACHE"])
+    monkeypatch.setenv("TGI_ASYNC_CACHE", str(tmp_path / "empty"))
+    if not compiler:
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert native.load(path).answer() == 42
+    assert not (tmp_path / "empty").exists()
 
 
 @NEEDS_COMPILER
