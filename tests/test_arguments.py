@@ -7,7 +7,7 @@ import pytest
 
 from tgi_async.arguments import add_arguments, flag_of, resolve, without_effect
 from tgi_async.errors import StartError
-from tgi_async.settings import COUNT, Settings
+from tgi_async.settings import COUNT, SECRETS, Settings
 from tgi_async.settings_tgi import NOT_BUILT, VARIABLES_WITHOUT_MEANING, WITHOUT_MEANING
 
 CERTIFICATE = ["--ssl-certfile", "c"]
@@ -19,7 +19,7 @@ BESIDE = {
     "ssl_cert_reqs": [*CERTIFICATE, "--ssl-ca-certs", "a"],
 }
 """Flags that another one needs."""
-FLAGS = [one for one in fields(Settings) if not one.metadata["secret"]]
+FLAGS = [one for one in fields(Settings) if one.name not in SECRETS]
 NUMBERS = [one for one in fields(Settings) if one.metadata["kind"] is int]
 OF_TGI = [
     "model-id",

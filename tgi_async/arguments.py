@@ -9,7 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from tgi_async.errors import StartError
-from tgi_async.settings import COUNT, Settings
+from tgi_async.settings import COUNT, SECRETS, Settings
 from tgi_async.settings_tgi import (
     HARMLESS,
     NOT_BUILT,
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     groups = {name: parser.add_argument_group(name) for name in _groups()}
     for one in fields(Settings):
         meta = one.metadata
-        if meta["secret"]:
+        if one.name in SECRETS:
             continue
         names = [flag_of(one.name)]
         if one.name in SHORT:

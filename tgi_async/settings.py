@@ -56,10 +56,8 @@ def _option(
     most: int | None = None,
     choices: tuple[str, ...] | None = None,
     strict: Any = None,
-    secret: bool = False,
 ) -> Any:
-    """Declare a setting. `strict` is its default with --strict-tgi, where that differs. A `secret`
-    one has no flag, which other users of the machine could read."""
+    """Declare a setting. `strict` is its default with --strict-tgi, where that differs."""
     metadata = {
         "group": group,
         "help": help,
@@ -68,7 +66,6 @@ def _option(
         "most": most,
         "choices": choices,
         "strict": strict,
-        "secret": secret,
     }
     return field(default=default, metadata=metadata)
 
@@ -87,6 +84,8 @@ PAYLOAD_LIMIT = 2_000_000
 PAYLOAD_LIMIT_WITH_IMAGES = 20_000_000
 """A photo is larger than what TGI takes."""
 COUNT = 2**31 - 1
+SECRETS = ("ssl_keyfile_password",)
+"""Settings without a flag, which other users of the machine could read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +352,7 @@ class Settings:
         "key of ssl-certfile, whose password is in SSL_KEYFILE_PASSWORD if it is encrypted; "
         "default: it is in ssl-certfile",
     )
-    ssl_keyfile_password: str | None = _option(None, HTTP, "password of the key", secret=True)
+    ssl_keyfile_password: str | None = _option(None, HTTP, "password of the key")
     ssl_ca_certs: str | None = _option(
         None, HTTP, "certificates in PEM of the authorities of clients' certificates"
     )
