@@ -105,7 +105,8 @@ def becomes(launch: Launch, judgement: Judgement) -> str:
     if launch.program is None:
         return f"arguments {json.dumps(arguments)}, variables {json.dumps(variables)}"
     options = [*_kept(launch.options, gone), *(word for one in variables for word in ("-e", one))]
-    return _shell([launch.program, "run", *options, "IMAGE", *arguments])
+    image = "tgi-async:cuda" if "--gpus" in launch.options else "tgi-async:cpu"
+    return _shell([launch.program, "run", *options, image, *arguments])
 
 
 def _kept(given: list[str], gone: set[str]) -> list[str]:

@@ -72,7 +72,7 @@ def about_image(image: str) -> Line:
     """Return what becomes of TGI's image."""
     kind = re.search(r"-(rocm|intel-xpu|intel-cpu|gaudi|neuron|trtllm|llamacpp)$", image)
     if kind is None:
-        return Line(image, "changed", "this server's image, for CUDA or for CPUs")
+        return Line(image, "changed", "this server's image, for CUDA or CPUs")
     if kind[1] == "intel-cpu":
         return Line(image, "changed", "this server's image for CPUs")
     if kind[1] == "trtllm":
