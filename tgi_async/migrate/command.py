@@ -99,7 +99,7 @@ def becomes(launch: Launch, judgement: Judgement) -> str:
     gone = {line.given for line in judgement.lines if line.verdict in ("no effect", "refused")}
     given = [f"{name}={value}" for name, value in launch.variables.items()]
     variables = [one for one in given if one not in gone]
-    arguments = _kept(launch.arguments, gone)
+    arguments = ["serve"] if launch.by_sagemaker else _kept(launch.arguments, gone)
     if launch.image is None:
         return _shell([*variables, "text-generation-launcher", *arguments])
     if launch.program is None:
