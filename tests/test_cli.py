@@ -313,4 +313,4 @@ def test_migrate_says_what_a_command_of_tgis_becomes() -> None:
     given = ("docker", "run", "--gpus", "all", "tgi:3", "--model-id", "a/b", "--ngrok")
     done = command("migrate", *given)
     assert done.returncode == 0, done.stderr
-    assert "becomes: docker run --gpus all IMAGE --model-id a/b\n" in done.stdout
+    assert "becomes: docker run --gpus all tgi-async:cuda --model-id a/b\n" in done.stdout

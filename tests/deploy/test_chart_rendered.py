@@ -183,6 +183,7 @@ def test_manifests_for_kserve_are_valid(file: Path, tmp_path: Path) -> None:
         ("gpu.count=-1", "at '/gpu/count': minimum: got -1, want 0"),
         ("args={--port}", "args has --port, which is the chart's. Leave it out of args."),
         ("args={--model-id=x}", "args has --model-id=x, which is model.id. Leave it out of args."),
+        ("gpu.count=1", "model.id is empty. Give a model: only the image for CPUs has one."),
         ("cache.type=pvc", "cache.type is pvc and cache.size is empty. Give the size"),
         (
             "cache.type=pvc,cache.size=9Gi,replicaCount=2",

@@ -269,12 +269,13 @@ spec:
     Start(
         "https://github.com/aws/sagemaker-python-sdk, the environment of a HuggingFaceModel",
         "docker run -p 8080:8080 --gpus all -e HF_MODEL_ID=meta-llama/Llama-2-13b-chat-hf "
-        "-e SM_NUM_GPUS=4 -e MAX_INPUT_LENGTH=2048 -e MAX_TOTAL_TOKENS=4096 -e PORT=8080 "
+        "-e SM_NUM_GPUS=4 -e MAX_INPUT_LENGTH=2048 -e MAX_TOTAL_TOKENS=4096 "
         "763104351884.dkr.ecr.us-east-1.amazonaws.com/huggingface-pytorch-tgi-inference:2.4.0 "
         "serve",
         True,
         (
             "~ HF_MODEL_ID=meta-llama/Llama-2-13b-chat-hf",
+            "= -p 8080:8080",
             "~ SM_NUM_GPUS=4",
             "= MAX_INPUT_LENGTH=2048",
         ),

@@ -59,7 +59,9 @@ def test_what_has_no_effect_and_what_is_refused_is_left_out(
         "--lora-adapters c --ngrok"
     )
     assert migrate(command.split()) == 1
-    assert "becomes: docker run -e API_KEY=k IMAGE --model-id a/b\n" in capsys.readouterr().out
+    assert (
+        "becomes: docker run -e API_KEY=k tgi-async:cpu --model-id a/b\n" in capsys.readouterr().out
+    )
 
 
 def test_a_variable_of_the_shell_is_left_to_it(capsys: pytest.CaptureFixture[str]) -> None:

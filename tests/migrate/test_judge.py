@@ -129,6 +129,13 @@ def test_names_of_the_clouds_are_settings() -> None:
     assert (port.verdict, route.verdict) == ("refused", "same")
 
 
+def test_what_the_image_reads_is_not_unknown() -> None:
+    [line] = judge(Launch("", [], {"AZUREML_MODEL_DIR": "/m"}, "tgi")).lines
+    assert line.why == "read in this server's image: docs/deploy/docker.md"
+    [line] = judged(AZUREML_MODEL_DIR="/m").lines
+    assert line.why == "not read by this server"
+
+
 def test_variables_of_others_are_left_to_them() -> None:
     lines = judged(HF_TOKEN="x", CUDA_VISIBLE_DEVICES="0", SOMETHING="1", port="2", PORT="").lines
     assert {line.verdict for line in lines} == {"same"}

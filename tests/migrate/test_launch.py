@@ -49,7 +49,7 @@ def test_a_command_is_the_launchers_or_another_ones(
 @pytest.mark.parametrize(
     ("image", "verdict", "why"),
     [
-        ("ghcr.io/huggingface/text-generation-inference:3.3.6", "changed", "for CUDA or for CPUs"),
+        ("ghcr.io/huggingface/text-generation-inference:3.3.6", "changed", "for CUDA or CPUs"),
         ("tgi:3-intel-cpu", "changed", "image for CPUs"),
         ("tgi:3-trtllm", "changed", "no engine is compiled"),
         ("tgi:3-llamacpp", "changed", "reads GGUF files"),

@@ -40,6 +40,13 @@ def test_variables_before_the_command_are_its() -> None:
     assert launch_of(["--model-id", "a/b"]).arguments == ["--model-id", "a/b"]
 
 
+def test_sagemakers_one_argument_chooses_its_port() -> None:
+    assert launch_of(split("docker run -p 8080:8080 tgi serve")).around[0].verdict == "same"
+    assert launch_of(split("docker run -p 8080:80 tgi serve")).around[0].verdict == "no effect"
+    given = "docker run -p 9:9 -e SAGEMAKER_BIND_TO_PORT=9 tgi --json-output"
+    assert launch_of(split(given)).around[0].verdict == "same"
+
+
 def test_other_hardware_is_named() -> None:
     launch = launch_of(split("docker run --runtime habana --device=/dev/kfd tgi"))
     assert [line.verdict for line in launch.around] == ["refused", "no effect", "changed"]

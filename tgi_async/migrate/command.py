@@ -99,13 +99,14 @@ def becomes(launch: Launch, judgement: Judgement) -> str:
     gone = {line.given for line in judgement.lines if line.verdict in ("no effect", "refused")}
     given = [f"{name}={value}" for name, value in launch.variables.items()]
     variables = [one for one in given if one not in gone]
-    arguments = _kept(launch.arguments, gone)
+    arguments = ["serve"] if launch.by_sagemaker else _kept(launch.arguments, gone)
     if launch.image is None:
         return _shell([*variables, "text-generation-launcher", *arguments])
     if launch.program is None:
         return f"arguments {json.dumps(arguments)}, variables {json.dumps(variables)}"
     options = [*_kept(launch.options, gone), *(word for one in variables for word in ("-e", one))]
-    return _shell([launch.program, "run", *options, "IMAGE", *arguments])
+    image = "tgi-async:cuda" if "--gpus" in launch.options else "tgi-async:cpu"
+    return _shell([launch.program, "run", *options, image, *arguments])
 
 
 def _kept(given: list[str], gone: set[str]) -> list[str]:

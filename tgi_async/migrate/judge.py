@@ -13,6 +13,7 @@ from tgi_async.arguments import flag_of, parse_value, resolve, short_flags
 from tgi_async.errors import StartError
 from tgi_async.migrate.differences import Difference, differences
 from tgi_async.migrate.launch import OPEN, Launch, Line
+from tgi_async.platforms import FOLDER_VARIABLES
 from tgi_async.settings import Settings
 from tgi_async.settings_tgi import (
     HARMLESS,
@@ -38,6 +39,10 @@ READ_BY_OTHERS = {
     "OTEL_": "read by OpenTelemetry",
 }
 """Beginnings of variables that are no server's of its own, and no less here than in TGI."""
+
+
+OF_PLATFORMS = (*FOLDER_VARIABLES.values(), "SAGEMAKER_BIND_TO_PORT", "K_SERVICE")
+"""What clouds set for containers."""
 
 
 @dataclass(slots=True)
@@ -138,6 +143,8 @@ def _about_variable(
         readers = [text for start, text in READ_BY_OTHERS.items() if name.startswith(start)]
         if name in VERTEX_ROUTES or name == "HF_API_TOKEN":
             return Line(given, "same")
+        if launch.image and name in OF_PLATFORMS:
+            return Line(given, "same", "read in this server's image: docs/deploy/docker.md")
         return Line(given, "same", readers[0] if readers else "not read by this server")
     if setting in flags:
         return Line(given, "no effect", f"{flag_of(setting)} is given too, and counts")

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tgi_async.platforms import SAGEMAKER_PORT
+
 Verdict = Literal["same", "changed", "no effect", "refused"]
 IMAGE = re.compile(r"text-generation-inference|(?<![a-z])tgi(?![a-z])")
 """What names of TGI's images have: its own, SageMaker's and mirrors of them."""
@@ -40,6 +42,8 @@ class Launch:
     variables: dict[str, str]
     image: str | None = None
     program: str | None = None
+    by_sagemaker: bool = False
+    """Whether the container gets SageMaker's one argument, `serve`."""
     options: list[str] = field(default_factory=list)
     around: list[Line] = field(default_factory=list)
 
@@ -50,6 +54,8 @@ class Launch:
             name, equals, value = word.partition("=")
             if name in ("--port", "-p"):
                 return value if equals else "".join(self.arguments[place + 1 : place + 2])
+        if self.image and (self.by_sagemaker or "SAGEMAKER_BIND_TO_PORT" in self.variables):
+            return self.variables.get("SAGEMAKER_BIND_TO_PORT") or str(SAGEMAKER_PORT)
         return self.variables.get("PORT") or ("80" if self.image else "3000")
 
 
@@ -72,7 +78,7 @@ def about_image(image: str) -> Line:
     """Return what becomes of TGI's image."""
     kind = re.search(r"-(rocm|intel-xpu|intel-cpu|gaudi|neuron|trtllm|llamacpp)$", image)
     if kind is None:
-        return Line(image, "changed", "this server's image, for CUDA or for CPUs")
+        return Line(image, "changed", "this server's image, for CUDA or CPUs")
     if kind[1] == "intel-cpu":
         return Line(image, "changed", "this server's image for CPUs")
     if kind[1] == "trtllm":

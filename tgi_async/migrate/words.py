@@ -105,6 +105,7 @@ def _of_docker(words: list[str]) -> Launch:
         raise StartError(f"The container runs {(entrypoint + command)[0]}, not TGI's launcher.")
     given = [pair for pair in given if pair[0] != "--entrypoint"]
     launch = Launch(f"{words[0]} run", arguments, variables, image, words[0])
+    launch.by_sagemaker = entrypoint + command == ["serve"]
     launch.options = [word for pair in given for word in pair if word]
     launch.around = [_about_option(launch, *pair) for pair in given] + [about_image(image)]
     return launch

@@ -48,6 +48,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- fail (printf "args has %s, which is %s. Leave it out of args." $flag .) -}}
 {{- end -}}
 {{- end -}}
+{{- if and (gt (int .Values.gpu.count) 0) (not .Values.model.id) -}}
+{{- fail "gpu.count is above 0 and model.id is empty. Give a model: only the image for CPUs has one." -}}
+{{- end -}}
 {{- range $name := list "hfToken" "apiKey" -}}
 {{- $one := index $.Values $name -}}
 {{- if and $one.existingSecret $one.value -}}
