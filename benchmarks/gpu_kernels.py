@@ -230,7 +230,7 @@ def others(sizes: Sizes, rows: int, dtype: torch.dtype, device: str) -> Iterator
 
     def turn() -> None:
         triton_kernels.turn[(rows, 1)](
-            turns, positions, frequencies, scales, HALF=half,
+            turns, positions, frequencies, scales, 0, HALF=half,
             WIDTH=triton.next_power_of_2(half), num_warps=1,
         )  # fmt: skip
 

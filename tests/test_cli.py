@@ -199,6 +199,22 @@ def test_programs_of_workers_get_their_arguments_as_they_are(
     assert called == [[sys.executable, "-P", "-m", module, *arguments]] * 2
 
 
+def test_the_embedded_model_is_downloaded_by_a_program_of_workers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called: list[list[str]] = []
+
+    def call(command: list[str], env: dict[str, str]) -> int:
+        called.append(command)
+        return 5
+
+    monkeypatch.setattr(subprocess, "call", call)
+    assert main(["download-embedded", "--help"]) == 5
+    assert called[0][-2:] == ["workers.models.download_embedded", "--help"]
+    assert server_main(["download-embedded"]) == 2, "TGI has no such command"
+    assert "download-embedded is not here" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["serve", "a/b"], []])
 def test_what_tgis_server_did_beside_is_named(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
@@ -291,3 +307,10 @@ def test_without_a_command_the_commands_are_reported(capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit, match="2"):
         main([])
     assert "COMMAND" in capsys.readouterr().err
+
+
+def test_migrate_says_what_a_command_of_tgis_becomes() -> None:
+    given = ("docker", "run", "--gpus", "all", "tgi:3", "--model-id", "a/b", "--ngrok")
+    done = command("migrate", *given)
+    assert done.returncode == 0, done.stderr
+    assert "becomes: docker run --gpus all IMAGE --model-id a/b\n" in done.stdout

@@ -8,6 +8,7 @@ from threading import Event
 
 import pytest
 
+from tgi_async.errors import ValidationError
 from tgi_async.fair_threads import CLIENT, FairThreads
 
 
@@ -94,3 +95,22 @@ def test_after_the_end_nothing_is_taken() -> None:
     busy.go.set()
     threads.shutdown()
     assert busy.order == []
+
+
+def test_an_error_holds_nothing_of_the_work_once_it_has_been_read(threads: FairThreads) -> None:
+    class Prompt:
+        def use(self) -> None:
+            raise ValidationError("no")
+
+    prompt = Prompt()
+    gone = weakref.ref(prompt)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(ValidationError):
+            threads.submit(prompt.use).result(10)
+        threads.submit(int).result(10)  # the thread has left the first work behind
+        del prompt
+        assert gone() is None
+    finally:
+        gc.enable()

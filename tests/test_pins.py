@@ -11,6 +11,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from workers.models.embedded import DISTRIBUTION, SHA256, VERSION
+
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "constraints").glob("*.txt"))
 
@@ -53,3 +55,8 @@ def test_each_supported_python_has_its_pins() -> None:
         "oldest",
         *(f"python3.{minor}" for minor in (11, 12, 13, 14)),
     ]
+
+
+def test_the_embedded_models_package_is_the_same_in_both_places() -> None:
+    pinned = f"{DISTRIBUTION}=={VERSION} --hash=sha256:{SHA256}"
+    assert pinned in (ROOT / "embedded-model.txt").read_text().splitlines()

@@ -70,7 +70,7 @@ def resolve(given: Mapping[str, Any], environment: Mapping[str, str]) -> Setting
         for source, raw in _sources(one.name, given, environment):
             if one.name in VALUES_OF_TGI:
                 raw = VALUES_OF_TGI[one.name].get(raw, raw)
-            values[one.name] = _parse(source, raw, one.metadata)
+            values[one.name] = parse_value(source, raw, one.metadata)
             break
     host = environment.get("HOSTNAME")
     if host and given.get("hostname") is None and not _is_address(host):
@@ -99,6 +99,47 @@ def without_effect(given: Mapping[str, Any], environment: Mapping[str, str]) -> 
                 lines.append(f"{source} has TGI's value {raw}, which means {meanings[raw]} here")
             break
     return lines
+
+
+def parse_value(source: str, raw: str | Sequence[str], meta: Mapping[str, Any]) -> Any:
+    """Return the value of a setting, given as `raw` by `source`. `meta` is its field's metadata.
+
+    Raises:
+        StartError: it is not allowed.
+    """
+    if meta["kind"] is tuple:
+        given = [raw] if isinstance(raw, str) else raw
+        parts = [part.strip() for one in given for part in one.split(",")]
+        return tuple(part for part in parts if part)
+    assert isinstance(raw, str)
+    if meta["kind"] is bool:
+        if raw.lower() not in ("true", "false", "1", "0"):
+            raise StartError(f"{source} must be true or false. Given: {raw!r}.")
+        return raw.lower() in ("true", "1")
+    if meta["kind"] is int:
+        least, most = meta["least"], meta["most"] or COUNT
+        try:
+            number = int(raw)
+        except ValueError:
+            raise StartError(f"{source} must be a whole number. Given: {raw!r}.") from None
+        if not least <= number <= most:
+            raise StartError(f"{source} must be from {least} to {most}. Given: {number}.")
+        return number
+    if meta["kind"] is float:
+        try:
+            return float(raw)
+        except ValueError:
+            raise StartError(f"{source} must be a number. Given: {raw!r}.") from None
+    if not raw:
+        raise StartError(f"{source} must not be empty. Leave it out, or give it a value.")
+    if meta["choices"] and raw not in meta["choices"]:
+        raise StartError(f"{source} must be one of {', '.join(meta['choices'])}. Given: {raw!r}.")
+    return raw
+
+
+def short_flags() -> dict[str, str]:
+    """Return the flags of one letter, by setting."""
+    return dict(SHORT)
 
 
 def flag_of(name: str) -> str:
@@ -132,37 +173,6 @@ def _variables(name: str, environment: Mapping[str, str]) -> list[str]:
         # An image may set PORT; a flag of the operator goes first.
         variables.insert(0, VERTEX_PORT)
     return variables
-
-
-def _parse(source: str, raw: str | Sequence[str], meta: Mapping[str, Any]) -> Any:
-    if meta["kind"] is tuple:
-        given = [raw] if isinstance(raw, str) else raw
-        parts = [part.strip() for one in given for part in one.split(",")]
-        return tuple(part for part in parts if part)
-    assert isinstance(raw, str)
-    if meta["kind"] is bool:
-        if raw.lower() not in ("true", "false", "1", "0"):
-            raise StartError(f"{source} must be true or false. Given: {raw!r}.")
-        return raw.lower() in ("true", "1")
-    if meta["kind"] is int:
-        least, most = meta["least"], meta["most"] or COUNT
-        try:
-            number = int(raw)
-        except ValueError:
-            raise StartError(f"{source} must be a whole number. Given: {raw!r}.") from None
-        if not least <= number <= most:
-            raise StartError(f"{source} must be from {least} to {most}. Given: {number}.")
-        return number
-    if meta["kind"] is float:
-        try:
-            return float(raw)
-        except ValueError:
-            raise StartError(f"{source} must be a number. Given: {raw!r}.") from None
-    if not raw:
-        raise StartError(f"{source} must not be empty. Leave it out, or give it a value.")
-    if meta["choices"] and raw not in meta["choices"]:
-        raise StartError(f"{source} must be one of {', '.join(meta['choices'])}. Given: {raw!r}.")
-    return raw
 
 
 def _groups() -> list[str]:

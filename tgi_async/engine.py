@@ -225,6 +225,10 @@ class Engine:
         return self.core.blocks.n_blocks
 
     @property
+    def block_size(self) -> int:
+        return self.core.blocks.block_size
+
+    @property
     def used_blocks(self) -> int:
         return self.core.blocks.n_used
 

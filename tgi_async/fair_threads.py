@@ -65,6 +65,7 @@ class FairThreads(Executor):
             result = call()
         except BaseException as error:
             future.set_exception(error)
+            del future, call  # The error's traceback holds this frame, and so all they hold.
         else:
             future.set_result(result)
 

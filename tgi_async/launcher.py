@@ -253,6 +253,7 @@ def _start(settings: Settings, prepared: Prepared, world_size: int, chat_ends: l
             attention=settings.attention,
             cuda_graphs=settings.graph_sizes,
             cuda_memory_fraction=settings.cuda_memory_fraction,
+            native_kernels=settings.native_kernels,
         ),
         RankConfig(world_size),
         stop_token_ids=chat_ends,

@@ -133,6 +133,13 @@ class Settings:
         "code that runs the model; default: the fused decoder where it knows the family",
         choices=("auto", "fused", "transformers"),
     )
+    native_kernels: bool = _option(
+        False,
+        MODEL,
+        "compile the C kernels for this very processor at the first start, if there is a compiler; "
+        "default: only where the package has none for it",
+        kind=bool,
+    )
     attention: str = _option(
         "auto",
         MODEL,

@@ -38,6 +38,7 @@ VARIABLES_WITHOUT_MEANING = {
     "PREFIX_CACHING": "the prefix cache is always on and changes no text",
     "PREFILL_CHUNKING": "long prompts are always computed in chunks",
     "TGI_WIGGLE_ROOM": "--kv-cache-memory says how much memory the KV cache may take",
+    "HF_HUB_ENABLE_HF_TRANSFER": "weight files are fetched side by side without it",
     "USE_FLASH_ATTENTION": "--attention says how attention is computed",
     "DISABLE_EXLLAMA": "the kernels of exllama are not here",
     "EXLLAMA_VERSION": "the kernels of exllama are not here",

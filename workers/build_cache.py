@@ -5,7 +5,8 @@ interrupted is never used. A lock that dies with its process keeps two starts fr
 same folder at once: the second one waits and finds it done.
 
 Where the cache cannot be written, what is already in it is used all the same, and what is not is
-built in a scratch folder, which the caller that named it removes.
+built in a scratch folder, which the caller that named it removes. An image may bring a cache of its
+own, which is only read, so that what it was built with is found whatever volume the cache is on.
 """
 
 from __future__ import annotations
@@ -71,9 +72,16 @@ def cache_root() -> Path | None:
     return None if root.startswith("~") else Path(os.path.abspath(root))
 
 
+def image_caches() -> list[Path]:
+    """Return `$TGI_ASYNC_IMAGE_CACHE`, if it is set."""
+    root = os.environ.get("TGI_ASYNC_IMAGE_CACHE")
+    return [Path(os.path.abspath(root))] if root else []
+
+
 def find(name: str) -> Path | None:
-    """Return the file or folder `name` in the cache or else the scratch folder, if it exists."""
-    roots = [root for root in (cache_root(), *_scratch) if root is not None]
+    """Return the file or folder `name` in the cache, the image's, or else the scratch folder, if it
+    exists."""
+    roots = [root for root in (cache_root(), *image_caches(), *_scratch) if root is not None]
     # Not `Path.exists`, which raises where a parent folder is not accessible.
     return next((root / name for root in roots if os.path.exists(root / name)), None)
 

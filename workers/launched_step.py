@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tgi_async.wire.messages import PromptLogprobs, RowError, Sampled, TopToken
+from tgi_async.wire.messages import Encoded, PromptLogprobs, RowError, Sampled, TopToken
 from workers.sampling.output import FetchedOutput, Picked
 from workers.table import Row
 from workers.timing import Mark
@@ -100,6 +100,10 @@ class LaunchedStep:
     """Images that went through the encoder."""
     encodings: list[tuple[Mark, Mark]] = field(default_factory=list)
     samplings: list[tuple[Mark, Mark]] = field(default_factory=list)
+
+    def encoded(self) -> Encoded | None:
+        """Return how many images were encoded, if any. Waits for the device."""
+        return Encoded(self.n_encoded, seconds(self.encodings)) if self.n_encoded else None
 
     @property
     def ready(self) -> bool:

@@ -1,4 +1,4 @@
-"""The C kernels: compiled on first use, loaded through ctypes.
+"""The C kernels, loaded through ctypes: those that the wheel carries, or compiled on first use.
 
 The sources are plain C without torch's headers, so a compiler is all they need and a build takes
 some seconds. The library is kept in the cache folder under a key of all that it was made from.
@@ -19,16 +19,18 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from workers import build_cache
+from workers import build_cache, prebuilt
 
-FLAGS = (
-    *("-std=gnu11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
+PORTABLE_FLAGS = (
+    *("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math"),
     "-fopenmp-simd",  # only how loops may be vectorized: no OpenMP threads
     "-fPIC",
 )
+"""Options for any processor."""
+
+FLAGS = (*PORTABLE_FLAGS, "-march=native")
 
 
-CPUINFO = Path("/proc/cpuinfo")
 HERE = Path(__file__).parent
 SOURCES = (
     HERE / "team.c",
@@ -47,6 +49,8 @@ ADVICE = "Set TGI_ASYNC_CACHE to a folder that is writable, has space and is not
 notes: list[str] = []
 """Notes on what was given up for the libraries that were loaded."""
 
+_prefer_compiled = False
+
 
 class NativeUnavailable(Exception):
     """A C source cannot be compiled or loaded on this machine; the message says why."""
@@ -60,14 +64,43 @@ def kernels() -> ctypes.CDLL:
     return found
 
 
+def prefer_compiled() -> None:
+    """Let kernels be compiled for this very processor, where a compiler is, rather than load those
+    that the wheel carries. It counts from the first call of `kernels` on."""
+    global _prefer_compiled
+    _prefer_compiled = True
+
+
 @functools.cache
 def _found() -> ctypes.CDLL | NativeUnavailable:
     """Load once and remember a failure: each layer of a model asks, and a failing compiler takes
     time."""
+    if not _prefer_compiled and (carried := _carried()) is not None:
+        return carried
     try:
         return load(*SOURCES)
     except NativeUnavailable as error:
+        if _prefer_compiled and (carried := _carried()) is not None:
+            notes.append(f"--native-kernels: {error}. The kernels of the package are used")
+            return carried
         return error
+
+
+def _carried() -> ctypes.CDLL | None:
+    """Return the library that the wheel carries for this processor, or None."""
+    path = prebuilt.find(sources_key())
+    if path is None:
+        return None
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        notes.append(f"the C kernels of the package cannot be loaded: {error}")
+        return None
+
+
+def sources_key() -> str:
+    """Return a key of the sources, so that a library is never used with others than its own."""
+    return _key(*(text for source in SOURCES for text in _texts(source)))
 
 
 def load(*sources: Path) -> ctypes.CDLL:
@@ -95,16 +128,20 @@ def _loaded(root: Path, sources: Sequence[Path]) -> ctypes.CDLL:
     texts = [text for source in sources for text in _texts(source)]
     stem = f"{sources[0].stem}-{_key(*texts, *FLAGS, _cpu())}"
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    folders = [place / "kernels" for place in (*build_cache.image_caches(), root)]
     if compiler is None:
         # One that was compiled elsewhere will do, such as in the build stage of an image.
-        for found in sorted((root / "kernels").glob(f"{stem}-*.so")):
+        for found in (one for folder in folders for one in sorted(folder.glob(f"{stem}-*.so"))):
             return ctypes.CDLL(str(found))
         raise NativeUnavailable(
             "no C compiler (cc, gcc or clang) is installed. Install one (such as the package gcc)"
         )
-    library = root / "kernels" / f"{stem}-{_key(compiler, _output(compiler, '--version'))}.so"
-    if not os.path.isfile(library):
-        _compile(compiler, sources, library)
+    name = f"{stem}-{_key(compiler, _output(compiler, '--version'))}.so"
+    for folder in folders:
+        if os.path.isfile(folder / name):
+            return ctypes.CDLL(str(folder / name))
+    library = root / "kernels" / name
+    _compile(compiler, sources, library)
     return ctypes.CDLL(str(library))
 
 
@@ -156,7 +193,7 @@ def _output(*command: str, temporary: str | None = None) -> str:
 def _cpu() -> str:
     """Return what `-march=native` depends on. Raises NativeUnavailable."""
     try:
-        lines = CPUINFO.read_text().splitlines()
+        lines = prebuilt.CPUINFO.read_text().splitlines()
     except OSError as error:
         raise NativeUnavailable(f"the kind of processor is not known: {error}") from error
     names = ("model name", "flags", "Features", "CPU part")

@@ -152,8 +152,7 @@ class Runner:
             seconds(launched.forwards),
             seconds(launched.samplings),
             launched.masks_not_ready,
-            launched.n_encoded,
-            seconds(launched.encodings),
+            launched.encoded(),
         )
 
     def close(self) -> None:

@@ -81,6 +81,8 @@ class Worker:
             self._ranks.destroy()
 
     def _load(self, start: Start) -> tuple[Runner | FollowerRank, torch.device]:
+        if start.device.native_kernels:
+            native.prefer_compiled()
         device, notes = choose_device(self._rank, start.ranks.world_size)
         attention, reasons = registry.choose(start.device.attention, device)
         notes += reasons

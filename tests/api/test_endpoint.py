@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +78,24 @@ async def test_a_client_that_goes_away_cancels_its_generations(
     both = await asyncio.gather(*(live.post("/generate", json=BODY) for _ in range(4)))
     assert [response.status_code for response in both] == [200] * 4
     await until_metric(live, 'tgi_request_failure{err="dropped"} 1')
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+async def test_a_client_that_goes_away_leaves_nothing(
+    address: tuple[str, int], engine: FakeEngine, app: Starlette, path: str, body: dict[str, Any]
+) -> None:
+    engine.wait_before = 0
+    _, writer = await send_raw(address, path, body)
+    await engine.waiting.wait()
+    left = [weakref.ref(generation) for generation in engine.generations]
+    engine.generations.clear()
+    gc.collect()
+    gc.disable()  # what a circle holds would stay for a long time
+    try:
+        await hang_up(writer)
+        await until(lambda: all(one() is None for one in left))
+    finally:
+        gc.enable()
 
 
 async def test_a_client_that_goes_away_while_it_is_tokenized_never_reaches_the_engine(

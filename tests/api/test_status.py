@@ -157,4 +157,5 @@ async def test_metrics_have_the_engines_gauges(client: httpx.AsyncClient) -> Non
     assert values["tgi_async_used_blocks"] == 7
     assert values["tgi_async_cached_blocks"] == 4
     assert values["tgi_async_total_blocks"] == 64
+    assert values["tgi_async_block_size"] == 16
     assert values["tgi_async_worker_restarts"] == 1

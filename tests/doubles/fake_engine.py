@@ -87,6 +87,7 @@ class FakeEngine:
         self.used_blocks = 7
         self.cached_blocks = 4
         self.n_blocks = 64
+        self.block_size = 16
         self.resident_tokens = 99
         self.worker_restarts = 1
         self.n_cached = 0

@@ -166,9 +166,8 @@ def test_angles_are_exact_far_into_a_text(device: str) -> None:
     frequencies, scales = torch.rand(2, 12), torch.tensor([1.0, 1.3])
     frequencies[:, 0] = 1.0
     turns = torch.empty((2, 5, 2, 12), device=device)
-    kernels.turn[(5, 2)](
-        turns, positions.to(device), frequencies.to(device), scales.to(device), HALF=12, WIDTH=16
-    )
+    on_device = [one.to(device) for one in (positions, frequencies, scales)]
+    kernels.turn[(5, 2)](turns, *on_device, 0, HALF=12, WIDTH=16)
     angles = (positions.float()[None, :, None] * frequencies[:, None, :]).double()
     expected = torch.stack((angles.cos(), angles.sin()), 2) * scales[:, None, None, None]
     assert (turns.cpu() - expected).abs().max() < 1e-6

@@ -38,7 +38,7 @@ Make = Callable[..., ProcessPool]
 def make() -> Iterator[Make]:
     made: list[ProcessPool] = []
 
-    def pool(n_processes: int = 1, **settings: float) -> ProcessPool:
+    def pool(n_processes: int = 1, **settings: Any) -> ProcessPool:
         command = (sys.executable, "-c", CHILD)
         made.append(
             ProcessPool(command, b'"hello"', n_processes=n_processes, name="it", **settings)
@@ -110,6 +110,13 @@ def test_the_next_one_can_be_started_before_it_is_needed(make: Make) -> None:
     [started] = [one for one in running if one is not None]
     assert started.poll() is None
     assert ask(pool)[1] == started.pid
+
+
+def test_one_more_than_are_asked_can_be_ready(make: Make) -> None:
+    pool = make(3, one_more=True)
+    ask(pool, a=1)
+    running = [one for one in pool._processes if one._running is not None]
+    assert len(running) == 2
 
 
 def test_they_end_with_the_pool(make: Make) -> None:

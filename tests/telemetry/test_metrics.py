@@ -15,6 +15,7 @@ IDLE = SimpleNamespace(
     used_blocks=0,
     cached_blocks=0,
     n_blocks=8,
+    block_size=16,
     resident_tokens=0,
     worker_restarts=0,
 )
@@ -182,6 +183,8 @@ def test_a_load_balancer_reads_the_queue_and_the_share_of_the_cache() -> None:
     assert values["tgi_async_requests_waiting", ""] == values["tgi_queue_size", ""] == 2
     assert values["tgi_async_requests_running", ""] == values["tgi_batch_current_size", ""] == 3
     assert values["tgi_async_kv_cache_usage", ""] == 0.75
+    assert values["tgi_async_block_size", ""] == 16
+    assert values["tgi_async_total_blocks", ""] == 8
     assert values["tgi_batch_max_total_tokens", ""] == 128
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tgi_async.scheduler.plan import Plan
 from tgi_async.telemetry.steps import StepTimer
-from tgi_async.wire.messages import Admit, Run, Sampled, Sampling, Step, StepDone
+from tgi_async.wire.messages import Admit, Encoded, Run, Sampled, Sampling, Step, StepDone
 
 
 class Reported:
@@ -75,7 +75,7 @@ def test_images_that_a_step_encoded_are_counted() -> None:
     for number in (1, 2):
         steps.sent(plan(number, 5), began=1.0, now=1.0)
     steps.done(StepDone(1, [], [], [], 0.5, 0.125), received=3.5)
-    steps.done(StepDone(2, [], [], [], 0.5, 0.125, n_encoded=3, encode_seconds=0.25), received=3.5)
+    steps.done(StepDone(2, [], [], [], 0.5, 0.125, encoded=Encoded(3, 0.25)), received=3.5)
     assert [given for what, given in reported.calls if what == "encoded"] == [(3, 0.25)]
 
 

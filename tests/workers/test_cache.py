@@ -195,3 +195,16 @@ def test_folders_that_can_be_written_or_made(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "a", tmp_path / "nowhere"):
         assert not can_write(str(path))
     assert not can_write("~/.cache")
+
+
+def test_what_an_image_brings_is_used_and_not_written_to(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as building:
+        building.setenv("TGI_ASYNC_CACHE", str(tmp_path / "image"))
+        of_image = build_once("a", writing("the image's"))
+    monkeypatch.setenv("TGI_ASYNC_IMAGE_CACHE", str(tmp_path / "image"))
+
+    assert build_once("a", writing("another")) == of_image
+    assert build_once("b", writing("own")) == cache / "b"
+    assert not (tmp_path / "image" / "b").exists()

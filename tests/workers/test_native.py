@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from workers import native
+from workers import native, prebuilt
 
 NEEDS_COMPILER = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler"
@@ -94,6 +95,21 @@ def test_a_library_in_the_cache_is_used_without_the_compiler_that_made_it(
 
 
 @NEEDS_COMPILER
+@pytest.mark.parametrize("compiler", [True, False])
+def test_a_library_that_an_image_brings_is_not_compiled_again(
+    compiler: bool, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = source(tmp_path, "int answer(void) { return 42; }")
+    native.load(path)
+    monkeypatch.setenv("TGI_ASYNC_IMAGE_CACHE", os.environ["TGI_ASYNC_CACHE"])
+    monkeypatch.setenv("TGI_ASYNC_CACHE", str(tmp_path / "empty"))
+    if not compiler:
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert native.load(path).answer() == 42
+    assert not (tmp_path / "empty").exists()
+
+
+@NEEDS_COMPILER
 def test_a_compiler_leaves_nothing_in_the_folder_for_temporary_files(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +136,7 @@ def test_a_compiler_that_fails_is_tried_once(
 def test_a_processor_that_is_not_reported_is_no_processor_to_compile_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(prebuilt, "CPUINFO", tmp_path / "none")
     with pytest.raises(native.NativeUnavailable, match="the kind of processor is not known"):
         native.load(source(tmp_path, "int answer(void) { return 42; }"))
 
@@ -131,3 +147,73 @@ def test_without_a_compiler_the_message_says_what_to_install(
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(native.NativeUnavailable, match=r"no C compiler .* Install one"):
         native.load(source(tmp_path, "int answer(void) { return 42; }"))
+
+
+@pytest.fixture
+def carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_kernels: None) -> Path:
+    """A library that the wheel carries for this processor; what is compiled is another one."""
+    made = native.load(source(tmp_path, "int answer(void) { return 1; }"))
+    monkeypatch.setattr(prebuilt, "find", lambda key: Path(made._name))
+    monkeypatch.setattr(native, "SOURCES", (source(tmp_path, "int answer(void) { return 2; }"),))
+    monkeypatch.setattr(native, "_prefer_compiled", False)
+    monkeypatch.setattr(native, "notes", [])
+    return Path(made._name)
+
+
+@NEEDS_COMPILER
+@pytest.mark.usefixtures("carried")
+def test_what_the_wheel_carries_goes_before_a_compiler() -> None:
+    assert native.kernels().answer() == 1
+    assert native.notes == []
+
+
+@NEEDS_COMPILER
+@pytest.mark.usefixtures("carried")
+def test_a_compiler_goes_first_where_that_is_asked_for() -> None:
+    native.prefer_compiled()
+    assert native.kernels().answer() == 2
+    assert native.notes == []
+
+
+@NEEDS_COMPILER
+@pytest.mark.usefixtures("carried")
+def test_a_compiler_that_is_asked_for_and_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    native.prefer_compiled()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert native.kernels().answer() == 1
+    (note,) = native.notes
+    assert "--native-kernels: no C compiler" in note
+    assert "The kernels of the package are used" in note
+
+
+@NEEDS_COMPILER
+@pytest.mark.usefixtures("carried")
+def test_where_the_wheel_has_none_for_this_processor_they_are_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prebuilt, "find", lambda key: None)
+    assert native.kernels().answer() == 2
+
+
+@NEEDS_COMPILER
+def test_a_library_of_the_wheel_that_cannot_be_loaded_is_compiled(
+    carried: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(prebuilt, "find", lambda key: broken)
+    assert native.kernels().answer() == 2
+    assert "broken.so" in native.notes[0]
+
+
+@NEEDS_COMPILER
+@pytest.mark.usefixtures("carried")
+def test_without_either_the_reason_is_the_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prebuilt, "find", lambda key: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(native.NativeUnavailable, match="no C compiler"):
+        native.kernels()
+
+
+def test_a_clone_carries_none() -> None:
+    assert prebuilt.find(native.sources_key()) is None

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -88,7 +89,11 @@ class Endpoint(Generic[T]):
         finally:
             work.cancel()
             gone.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            await asyncio.wait((work, gone))
+            for task in (work, gone):
+                # It keeps the error that ended it, and so all of the request, until that is read.
+                with suppress(asyncio.CancelledError, Exception):
+                    task.result()
 
     async def _work(self, body: T, exchange: Exchange) -> None:
         context = exchange.context

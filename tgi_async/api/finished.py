@@ -80,6 +80,9 @@ async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
             tasks = [group.create_task(one) for one in work]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
+    except asyncio.CancelledError as error:
+        # The group's frame holds this error, whose traceback holds the frame.
+        raise error.with_traceback(None) from None
     return [task.result() for task in tasks]
 
 

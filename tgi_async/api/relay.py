@@ -30,8 +30,11 @@ async def relay(
 
     generation.sink = take
     last: Events = ()
-    async for emitted in generation:
-        last = events_of(emitted)
-        if last and emitted.finish_reason is None:
-            await exchange.write(last)
+    try:
+        async for emitted in generation:
+            last = events_of(emitted)
+            if last and emitted.finish_reason is None:
+                await exchange.write(last)
+    finally:
+        generation.sink = None  # Its events may come to hold the generation.
     return last

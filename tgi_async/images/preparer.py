@@ -65,7 +65,7 @@ class _Reply(msgspec.Struct):
 
 
 class Preparer:
-    """Processes for one model folder, each started when it is needed. For one event loop."""
+    """Processes for one model folder: those that are busy and one more. For one event loop."""
 
     def __init__(
         self,
@@ -88,6 +88,8 @@ class Preparer:
             n_processes=n_processes or _n_processes(),
             name="images",
             patience=patience,
+            # One takes seconds to start, which no image shall wait for while another is prepared.
+            one_more=True,
         )
 
     async def describe(self) -> Family:

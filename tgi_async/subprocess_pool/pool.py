@@ -37,8 +37,9 @@ class ProcessEnded(Exception):
 class ProcessPool:
     """`n_processes` of `command`, each sent the line `start` first. Thread-safe.
 
-    A process is started when first needed, and again after its end. One that says nothing for
-    `patience` seconds, however busy the machine, is ended.
+    A process is started when first needed, and again after its end; where `one_more` is true, when
+    all those that run are asked something. One that says nothing for `patience` seconds, however
+    busy the machine, is ended.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class ProcessPool:
         n_processes: int,
         name: str,
         patience: float = 60.0,
+        one_more: bool = False,
     ) -> None:
+        self._one_more = one_more
         self._processes = [_Process(command, start, patience) for _ in range(n_processes)]
         # The last one in is the first out, so that with little load only one process is ever
         # started.
@@ -64,6 +67,8 @@ class ProcessPool:
         """Return the answer to one line; blocks. Raises ProcessEnded."""
         process = self._idle.get()
         try:
+            if self._one_more:
+                self.prepare()
             return process.ask(line)
         finally:
             self._idle.put(process)

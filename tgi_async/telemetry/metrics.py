@@ -45,6 +45,9 @@ class Gauges(Protocol):
     def n_blocks(self) -> int: ...
 
     @property
+    def block_size(self) -> int: ...
+
+    @property
     def resident_tokens(self) -> int: ...
 
     @property
@@ -265,6 +268,7 @@ class Metrics:
             ("tgi_async_used_blocks", "KV cache blocks of running requests", now.used_blocks),
             ("tgi_async_cached_blocks", "KV cache blocks kept for their prefix", now.cached_blocks),
             ("tgi_async_total_blocks", "KV cache blocks", now.n_blocks),
+            ("tgi_async_block_size", "Tokens of a KV cache block", now.block_size),
             ("tgi_async_worker_restarts", "Restarts of a worker", now.worker_restarts),
         ]
 

@@ -67,8 +67,8 @@ class StepTimer:
         sent = self._sent.pop(done.step)
         now = time.monotonic()
         self._metrics.sampled(done.sampled)
-        if done.n_encoded:
-            self._metrics.encoded(done.n_encoded, done.encode_seconds)
+        if done.encoded is not None:
+            self._metrics.encoded(done.encoded.n, done.encoded.seconds)
         self._metrics.step(
             n_prefill_tokens=sent.n_prefill_tokens,
             seconds=now - sent.at,

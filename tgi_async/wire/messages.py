@@ -233,6 +233,8 @@ class DeviceConfig(Frame, frozen=True):
     """Batch sizes whose decode steps a GPU captures as CUDA graphs; None: chosen by `max_rows`."""
     cuda_memory_fraction: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Share of a GPU's memory that this server may use; a tenth of it stays free."""
+    native_kernels: bool = False
+    """Compile the C kernels for this very processor, rather than use those that the wheel has."""
 
 
 class RankConfig(Frame, frozen=True):
@@ -391,6 +393,13 @@ class RowError(Frame, frozen=True):
     message: str
 
 
+class Encoded(Frame, frozen=True):
+    """Images that went through the model's encoder in a step."""
+
+    n: Count
+    seconds: float
+
+
 class StepDone(Frame, frozen=True, tag="done"):
     """The results of one step. Rows that computed known tokens only do not appear in `sampled`."""
 
@@ -403,9 +412,8 @@ class StepDone(Frame, frozen=True, tag="done"):
     masks_not_ready: list[Count] = []
     """Rows that were to sample and whose grammar's mask was not ready in time. The last of the
     tokens that they were to compute counts as not computed."""
-    n_encoded: Count = 0
-    """Images that went through the model's encoder."""
-    encode_seconds: float = 0.0
+    encoded: Encoded | None = None
+    """None in most steps."""
 
 
 ToWorker = Start | Step | Stop

@@ -193,4 +193,7 @@ class Constraints:
 
 
 def _be_nice() -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    thread = threading.get_native_id()
+    # A server that was started nicer stays so: only root may be less nice than before.
+    already = os.getpriority(os.PRIO_PROCESS, thread)
+    os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, already))

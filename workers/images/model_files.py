@@ -44,6 +44,10 @@ class ModelFiles:
         added_tokens = self._read("tokenizer.json").get("added_tokens", ())
         return {added["content"]: added["id"] for added in added_tokens}
 
+    def has(self, name: str) -> bool:
+        """Return whether the folder has a file of this name."""
+        return (self.folder / name).is_file()
+
     def named_token(self, name: str, default: str) -> str:
         """Return the text of a special token by the name that the tokenizer's files give it."""
         more = self.tokenizer.get("extra_special_tokens")

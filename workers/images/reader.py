@@ -117,6 +117,11 @@ class Reader:
 
 def _image_processor(files: ModelFiles) -> Any:
     """Return transformers' image processor that works without torch. Raises UnsupportedImages."""
+    if "image_processor" not in files.processor and not files.has("preprocessor_config.json"):
+        raise UnsupportedImages(
+            f"{files.folder} does not say how images are prepared: it has no "
+            "preprocessor_config.json, and no `image_processor` in a processor_config.json"
+        )
     try:
         return AutoImageProcessor.from_pretrained(
             files.folder, backend="pil", trust_remote_code=False, local_files_only=True

@@ -4,6 +4,7 @@ failures."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
@@ -31,7 +32,7 @@ from tgi_async.grammar.grammar import (
 )
 from tgi_async.grammar.grammar import Sequence as InSequence
 from tgi_async.wire.messages import Constraint
-from workers.constraints.constraints import Constraints
+from workers.constraints.constraints import NICENESS, Constraints, _be_nice
 from workers.constraints.growth import MOST, openings
 from workers.constraints.progress import Progress
 from workers.constraints.vocabulary import Compiled, Vocabulary
@@ -381,3 +382,21 @@ def test_who_left_is_not_worked_for(gate: Gate) -> None:
 def test_a_tokenizer_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     with pytest.raises(GrammarError, match=r"tokenizer\.json"):
         Vocabulary(tmp_path, 100, [0])
+
+
+@pytest.mark.parametrize("before", [15, 19])
+def test_slow_threads_of_a_nice_server_stay_as_nice(before: int) -> None:
+    """Who is not root may not be less nice, and a thread whose start fails ends all of them."""
+    after: list[int] = []
+
+    def run() -> None:
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, before)
+        _be_nice()
+        after.append(os.getpriority(os.PRIO_PROCESS, thread))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert before > NICENESS
+    assert after == [before]

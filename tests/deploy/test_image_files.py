@@ -1,0 +1,145 @@
+"""The files that images and the compose file are made of, without building one."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.podman import ROOT
+from tgi_async import platforms
+from workers import native
+
+DOCKER = ROOT / "docker"
+DOCKERFILE = (DOCKER / "Dockerfile").read_text()
+METRIC = re.compile(r"\btgi_\w+")
+
+
+def instructions(stage: str) -> list[str]:
+    """The instructions of a stage, each on one line."""
+    joined = re.sub(r"^\s*#.*\n", "", DOCKERFILE, flags=re.MULTILINE).replace("\\\n", " ")
+    stages = re.split(r"^FROM \S+ AS ", joined, flags=re.MULTILINE)[1:]
+    return next(one for one in stages if one.split()[0] == stage).splitlines()[1:]
+
+
+def test_the_stage_of_the_kernels_has_all_of_their_sources() -> None:
+    copies = [one.split()[1:-1] for one in instructions("kernels") if one.startswith("COPY")]
+    patterns = [pattern for copy in copies for pattern in copy]
+    needed = [
+        *(path.relative_to(ROOT) for path in native.HERE.rglob("*.[ch]")),
+        *(Path(f"workers/{name}.py") for name in ("__init__", "build_cache", "native")),
+    ]
+    for path in needed:
+        assert any(fnmatch(str(path), pattern) for pattern in patterns), path
+
+
+def test_the_kernels_need_no_module_that_their_stage_lacks() -> None:
+    copied = [one for line in instructions("kernels") for one in line.split() if ".py" in one]
+    imported = "import sys, workers.native; print(*(m for m in sys.modules if 'workers' in m))"
+    done = subprocess.run(
+        ["python3", "-c", imported], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    modules = [name for name in done.stdout.split() if name != "workers"]
+    assert {f"{name.replace('.', '/')}.py" for name in modules} <= set(copied)
+
+
+def test_a_build_takes_what_the_dockerfile_copies_and_no_more() -> None:
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if "!" in line}
+    copied = {
+        source.split("/")[0] if source != "docker/requirements.py" else source
+        for stage in ("kernels", "cpu-dependencies", "cuda-dependencies", "cpu", "cuda")
+        for line in instructions(stage)
+        if line.startswith("COPY") and "--from" not in line
+        for source in line.split()[1:-1]
+    }
+    assert copied == kept
+
+
+def test_the_code_comes_after_the_dependencies() -> None:
+    for target in ("cpu", "cuda"):
+        assert not any("tgi_async" in line for line in instructions(f"{target}-dependencies"))
+        (install,) = (line for line in instructions(target) if "pip install" in line)
+        assert "--no-deps" in install
+
+
+def test_both_targets_end_in_the_same_way() -> None:
+    for target in ("cpu", "cuda"):
+        labels = next(line for line in instructions(target) if line.startswith("LABEL"))
+        for label in ("title", "description", "licenses", "version", "revision", "source"):
+            assert f"org.opencontainers.image.{label}=" in labels
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert DOCKERFILE.count(f"ARG VERSION={project['version']}\n") == 2
+
+
+def test_the_image_keeps_models_where_the_entrypoint_thinks() -> None:
+    assert f"ENV HF_HOME={platforms.IMAGE_HF_HOME} " in "\n".join(instructions("system"))
+
+
+def test_requirements_are_those_of_the_project() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    requirements = runpy.run_path(str(DOCKER / "requirements.py"))["requirements"]
+    found = list(requirements(pyproject, ["cuda"]))
+    project = tomllib.loads(pyproject)["project"]
+    assert set(project["dependencies"]) < set(found)
+    assert any(one.startswith("setuptools") for one in found)
+    assert any(one.startswith("triton") for one in found)
+    assert any(one.startswith("opentelemetry-sdk") for one in found)
+    assert not any(one.startswith("pytest") for one in found)
+
+
+@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
+def test_the_dockerfile_is_clean() -> None:
+    done = subprocess.run(
+        ["hadolint", DOCKER / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def mounts(service: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for volume in service.get("volumes", ()):
+        source, target, *_ = volume.split(":")
+        yield source, target
+
+
+def test_the_compose_file_mounts_files_that_are_there() -> None:
+    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    for service in compose["services"].values():
+        for source, _ in mounts(service):
+            assert (DOCKER / source).exists() if "/" in source else source in compose["volumes"]
+    build = compose["services"]["server"]["build"]
+    assert (DOCKER / build["context"] / build["dockerfile"]).is_file()
+    scraped = yaml.safe_load((DOCKER / "prometheus.yml").read_text())
+    (job,) = scraped["scrape_configs"]
+    assert job["static_configs"] == [{"targets": ["server:80"]}]
+    assert compose["services"]["server"]["ports"] == ["8080:80"]
+
+
+def test_the_dashboard_is_provisioned_and_reads_metrics_that_there_are() -> None:
+    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    provider = yaml.safe_load((DOCKER / "grafana" / "provider.yaml").read_text())
+    source = yaml.safe_load((DOCKER / "grafana" / "datasource.yaml").read_text())
+    folder = provider["providers"][0]["options"]["path"]
+    targets = dict(mounts(compose["services"]["grafana"]))
+    assert targets["./grafana/dashboard.json"] == f"{folder}/dashboard.json"
+    documented = set(METRIC.findall((ROOT / "docs" / "metrics.md").read_text()))
+    panels = json.loads((DOCKER / "grafana" / "dashboard.json").read_text())["panels"]
+    assert panels
+    for panel in panels:
+        assert panel["datasource"]["uid"] == source["datasources"][0]["uid"]
+        for target in panel["targets"]:
+            names = METRIC.findall(target["expr"])
+            assert names
+            for name in names:
+                assert re.sub(r"_(bucket|sum|count)$", "", name) in documented | {
+                    "tgi_request"  # of tgi_request_count
+                }

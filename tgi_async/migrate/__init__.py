@@ -1,0 +1,1 @@
+"""`tgi-async migrate`: what a way of starting TGI becomes here, line by line."""
