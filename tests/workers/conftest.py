@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workers import native
+from workers import native, prebuilt
 from workers.kernels import packed
 from workers.models.embedded import DISTRIBUTION, prepare_embedded
 
@@ -26,9 +26,10 @@ def fresh_kernels() -> Iterator[None]:
 def no_kernels(
     fresh_kernels: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A machine without a compiler, and without kernels in the cache."""
+    """A machine without a compiler, and without kernels in the package and the cache."""
     monkeypatch.setenv("TGI_ASYNC_CACHE", str(tmp_path_factory.mktemp("empty")))
     monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(prebuilt, "FOLDER", tmp_path_factory.mktemp("clone"))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 // The largest number of each row and its first index.
 
+#include <float.h>
+
 #include "../team.h"
 #include "../vector.h"
 
@@ -19,6 +21,10 @@ static void find(void *job, int64_t unit, int64_t next) {
     for (int64_t i = 0; i < r->n; i++) {
         top = x[i] > top ? x[i] : top;
         broken += x[i] != x[i] ? 1.0f : 0.0f;
+    }
+    if (top == -FLT_MAX) { /* from where Clang's reduction starts: above a row of -inf */
+        top = -INFINITY;
+        for (int64_t i = 0; i < r->n; i++) top = x[i] > top ? x[i] : top;
     }
     int64_t place = 0;
     while (place < r->n - 1 && x[place] != top) place++;

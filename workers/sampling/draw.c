@@ -5,6 +5,8 @@
 // noise of most cannot lift them above the best one so far, which is seen without its logarithms,
 // and for 32 tokens that are all too far below it, without the noise.
 
+#include <float.h>
+
 #include "../team.h"
 #include "../vector.h"
 
@@ -61,7 +63,8 @@ INLINE float most_of(const float *x, uint32_t kept) {
     if (kept == UINT32_MAX) {
 #pragma omp simd reduction(max : top)
         for (int i = 0; i < WORD; i++) top = x[i] > top ? x[i] : top;
-        return top;
+        if (top > -FLT_MAX) return top;
+        top = -INFINITY; /* Clang's reduction starts at -FLT_MAX */
     }
     for (; kept; kept &= kept - 1) {
         const float one = x[__builtin_ctz(kept)];
