@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -28,6 +29,12 @@ SECONDS_TO_AN_ANSWER = 10
 BUILT_FROM = ("docker", "tgi_async", "workers", "constraints")
 FILES = ("LICENSE", "README.md", "embedded-model.txt", "pyproject.toml", ".dockerignore")
 NATIVE = "compiled for this run alone"
+PROCESSOR_SECONDS = """
+import glob, os
+fields = [open(f"{p}/stat").read().rpartition(")")[2].split() for p in glob.glob("/proc/[0-9]*")]
+print(sum(sum(map(int, one[11:15])) for one in fields) / os.sysconf("SC_CLK_TCK"))
+"""
+"""Of all processes of a container, and of those that have ended and were waited for."""
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +69,18 @@ def text_of(url: str) -> str:
 
 
 def test_the_first_answer_comes_in_seconds_and_needs_no_network(podman: Podman) -> None:
+    busy = os.getloadavg()[0] > (os.cpu_count() or 1)
     with podman.running("--network", "none") as container:
-        ask = "curl --silent --fail --retry 0 http://localhost:80"
+        ask = "curl --silent --fail --max-time 60 http://localhost:80"
         body = f"--header content-type:application/json --data '{json.dumps(PROMPT)}'"
         loop = f"until {ask}/generate {body}; do sleep 0.05; done"
-        answer = container.execute("timeout", "60", "sh", "-c", loop)
+        answer = container.execute("timeout", "100", "sh", "-c", loop)
         seconds = time.monotonic() - container.began
+        used = float(container.execute("python", "-c", PROCESSOR_SECONDS).stdout)
         assert "Paris" in answer.stdout, container.log
-        print(f"\nfrom start to the first answer: {seconds:.1f} s")
-        assert seconds < SECONDS_TO_AN_ANSWER
+        print(f"\nfrom start to the first answer: {seconds:.1f} s, {used:.1f} s of a processor")
+        # Where others keep the processors busy, only the time that it had itself says something.
+        assert (used if busy else seconds) < SECONDS_TO_AN_ANSWER
         assert NATIVE not in container.log
         assert "compiler" not in container.log
 
