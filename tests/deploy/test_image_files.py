@@ -65,6 +65,18 @@ def test_a_build_takes_what_the_dockerfile_copies_and_no_more() -> None:
     assert copied == kept
 
 
+def test_both_targets_have_what_the_package_is_built_of() -> None:
+    needed = {"setup.py", "pyproject.toml", "LICENSE", "README.md", "docs/differences.md"}
+    for target in ("cpu", "cuda"):
+        copied = {
+            source
+            for line in instructions(target)
+            if line.startswith("COPY")
+            for source in line.split()[1:-1]
+        }
+        assert needed | {"release/*.py", "tgi_async", "workers"} <= copied
+
+
 def test_the_code_comes_after_the_dependencies() -> None:
     for target in ("cpu", "cuda"):
         assert not any("tgi_async" in line for line in instructions(f"{target}-dependencies"))
