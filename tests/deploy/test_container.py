@@ -26,8 +26,15 @@ HARDENED = (
     *("--cap-drop", "all", "--security-opt=no-new-privileges"),
 )
 SECONDS_TO_AN_ANSWER = 10
-BUILT_FROM = ("docker", "tgi_async", "workers", "constraints")
-FILES = ("LICENSE", "README.md", "embedded-model.txt", "pyproject.toml", ".dockerignore")
+BUILT_FROM = ("docker", "tgi_async", "workers", "constraints", "docs", "release")
+FILES = (
+    "LICENSE",
+    "README.md",
+    "embedded-model.txt",
+    "pyproject.toml",
+    ".dockerignore",
+    "setup.py",
+)
 NATIVE = "compiled for this run alone"
 PROCESSOR_SECONDS = """
 import glob, os
