@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.doubles.image_process import COMMAND
-from tgi_async.images import place
+from tgi_async.images import shared_memory
 from tgi_async.settings import Settings
 from tgi_async.starting_images import FILES, StartingImages
 from tgi_async.telemetry.images import ImageCounts
@@ -23,7 +23,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(place, "SHARED_MEMORY", "/nowhere")
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", "/nowhere")
     (tmp_path / "scratch").mkdir()
     return str(tmp_path / "scratch")
 

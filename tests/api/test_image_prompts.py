@@ -19,7 +19,7 @@ from tests.doubles.fake_images import FRAMED, IMAGE, FakeImages, family, url, vi
 from tgi_async.api.image_prompts import ImagePrompts
 from tgi_async.errors import StartError
 from tgi_async.images.family import Attends
-from tgi_async.images.places import places
+from tgi_async.images.placeholders import find_placeholders
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
 from tgi_async.wire.messages import Span
@@ -330,5 +330,5 @@ def test_any_text_around_images_comes_back_and_has_these_images_alone(
     assert found.text == shown
     assert vision_tokenizer().decode(ids, skip_special_tokens=False) == shown
     assert ids.count(IMAGE) == sum(n for _, n in written)
-    located = places(ids, found.images, prompts.family, start=0, stop=len(ids))
+    located = find_placeholders(ids, found.images, prompts.family, start=0, stop=len(ids))
     assert [image.end - image.start for image in located.images] == [n for _, n in written]

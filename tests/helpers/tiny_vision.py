@@ -392,12 +392,13 @@ def save_vision(kind: str, folder: Path, *, old_names: bool = True) -> Path:
     with torch.no_grad():
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                _fill(module, name, parameter)
+                fill(module, name, parameter)
     model.save_pretrained(folder, save_original_format=old_names)
     return folder
 
 
-def _fill(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
+def fill(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
+    """Make the numbers of a parameter, as all small models of images have them."""
     if "Norm" in type(module).__name__ and name == "weight":
         parameter.uniform_(0.5, 1.5)
     elif isinstance(module, torch.nn.Embedding):

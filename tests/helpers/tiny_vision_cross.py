@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from tests.helpers.tiny_vision import fill
 from tests.helpers.vision_tokens import IMAGE_SIZE, N_BYTES, PATCH_SIZE, VOCABULARY, token_id
 
 SIZES: dict[str, Any] = {
@@ -100,13 +101,8 @@ def save_vision(kind: str, folder: Path, **more: Any) -> Path:
 
 
 def _fill(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> None:
-    """Gates are far from 0, so that images matter, and weights large enough for attention to."""
-    of_norm = "Norm" in type(module).__name__ and name == "weight"
-    if of_norm or "gate" in name or "alpha" in name:
+    """Make gates far from 0, so that images matter."""
+    if "gate" in name or "alpha" in name:
         parameter.uniform_(0.5, 1.5)
-    elif isinstance(module, torch.nn.Embedding):
-        parameter.normal_(0.0, 1.6 * parameter.shape[-1] ** -0.5)
-    elif parameter.dim() > 1:
-        parameter.normal_(0.0, 1.6 * parameter[0].numel() ** -0.5)
     else:
-        parameter.normal_(0.0, 0.3)
+        fill(module, name, parameter)

@@ -17,7 +17,7 @@ from tests.doubles.image_host import ImageHost, answer
 from tests.doubles.image_process import COMMAND, asked
 from tgi_async.errors import Overloaded, ServerError, ValidationError
 from tgi_async.images import images as module
-from tgi_async.images import place
+from tgi_async.images import shared_memory
 from tgi_async.images.addresses import Domains
 from tgi_async.images.fetch import AT_ONCE
 from tgi_async.images.images import ImageLimits, Images, ImageSource, ReadyImage
@@ -110,7 +110,7 @@ def names(ready: Sequence[ReadyImage]) -> list[str]:
 
 @pytest.fixture
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(place, "SHARED_MEMORY", "/nowhere")
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", "/nowhere")
     world = World(tmp_path)
     async with world.closing:
         yield world

@@ -35,7 +35,7 @@ from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.grammar.grammar import Grammar
 from tgi_async.images.family import Family
 from tgi_async.images.images import Images, ReadyImage
-from tgi_async.images.places import Places, places
+from tgi_async.images.placeholders import Placeholders, find_placeholders
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
@@ -161,9 +161,9 @@ class Service:
         if prompt.truncated is not None:
             kept = prompt.truncated(kept)
         ids = whole if len(kept) == len(whole) else whole[kept.start : kept.stop]
-        images = Places()
+        images = Placeholders()
         if self.image_prompts is not None:
-            images = await self._places(whole, ready, self.image_prompts.family, kept)
+            images = await self._placeholders(whole, ready, self.image_prompts.family, kept)
         max_new_tokens = fit(
             len(ids), parameters.max_new_tokens, self.limits, names, images.n_tokens_of_each
         )
@@ -198,13 +198,15 @@ class Service:
             reservation=context.reservation,
         )
 
-    async def _places(
+    async def _placeholders(
         self, ids: list[int], ready: Sequence[ReadyImage], family: Family, kept: range
-    ) -> Places:
+    ) -> Placeholders:
         if not ready:
-            return places(ids, ready, family, start=kept.start, stop=kept.stop)
+            return find_placeholders(ids, ready, family, start=kept.start, stop=kept.stop)
         try:
-            return await self.in_pool(places, ids, ready, family, start=kept.start, stop=kept.stop)
+            return await self.in_pool(
+                find_placeholders, ids, ready, family, start=kept.start, stop=kept.stop
+            )
         except GenerationError:
             log.exception("images of a prompt were not found among its tokens")
             raise

@@ -24,8 +24,8 @@ from tgi_async.images.addresses import Domains
 from tgi_async.images.family import Family
 from tgi_async.images.fetch import Fetcher, Resolve
 from tgi_async.images.flights import Flights
-from tgi_async.images.place import default_bytes, folder_in
 from tgi_async.images.preparer import COMMAND, Preparer
+from tgi_async.images.shared_memory import default_bytes, folder_in
 from tgi_async.images.source import ImageSource as ImageSource
 from tgi_async.images.source import Refused, data_of, is_data
 from tgi_async.images.store import EncodedFile, NoRoom, Store, remove

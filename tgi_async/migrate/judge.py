@@ -180,16 +180,16 @@ def _about_setting(
     about = [one for one in known if not one.is_default and names & one.names]
     if not about:
         return Line(given, "same")
-    return Line(given, "changed", "\n".join(_told(one, names) for one in about))
+    return Line(given, "changed", "\n".join(_said(one, names) for one in about))
 
 
 def _names(name: str) -> set[str]:
     return {flag_of(name), name.upper()}
 
 
-def _told(one: Difference, names: set[str]) -> str:
-    told = f"in TGI {one.in_tgi}; here {one.here}"
-    return told if one.what in names else f"{one.what}: {told}"
+def _said(one: Difference, names: set[str]) -> str:
+    said = f"in TGI {one.in_tgi}; here {one.here}"
+    return said if one.what in names else f"{one.what}: {said}"
 
 
 def _defaults(launch: Launch, flags: set[str], known: list[Difference]) -> list[Line]:

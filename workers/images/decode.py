@@ -1,8 +1,8 @@
 """Encoded bytes to pixels: one upright RGB image, of six formats, within a number of pixels.
 
-Bytes come from anybody. A format is told by its first bytes and opened by that one decoder; the
-size is checked before pixels are loaded; only the first frame is decoded. What a decoder says of
-bad bytes stays here, as it may tell of this process.
+Bytes come from anybody. A format is recognized by its first bytes and opened by that one decoder;
+the size is checked before pixels are loaded; only the first frame is decoded. What a decoder says
+of bad bytes stays here, as it may reveal something of this process.
 """
 
 from __future__ import annotations

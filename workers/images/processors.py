@@ -42,10 +42,10 @@ class OfProcessor(Reader):
         )
 
     def read(self, image: Image.Image, detail: Detail) -> Read:
-        told = self.whole._merge_kwargs(
+        merged = self.whole._merge_kwargs(
             self.whole.valid_processor_kwargs, tokenizer_init_kwargs={}, **self.options(detail)
         )
-        options = told["images_kwargs"] | {"return_tensors": "np"}
+        options = merged["images_kwargs"] | {"return_tensors": "np"}
         images, _, *_ = self.whole.prepare_inputs_layout(images=[image], text=[self.placeholder])
         outcome, (text,) = self.whole._process_images(images, **options)
         arrays = {

@@ -98,13 +98,13 @@ class Reader:
 
         The arrays follow from these, and are up to a hundred times as large.
         """
-        told = f"{self.settings} {sorted(options.items())} {image.size} {text}\0"
-        hashed = sha256(told.encode())
+        described = f"{self.settings} {sorted(options.items())} {image.size} {text}\0"
+        hashed = sha256(described.encode())
         hashed.update(image.tobytes())
         return hashed.digest()[:16]
 
     def options(self, detail: Detail) -> dict[str, Any]:
-        """Return what the image processor is told beside the checkpoint's settings."""
+        """Return what the image processor is given beside the checkpoint's settings."""
         return {}
 
     def arrays(self, outcome: Outcome) -> Arrays:

@@ -1,4 +1,4 @@
-"""What a client is told when its image is not taken."""
+"""What a client gets when its image is not taken."""
 
 from __future__ import annotations
 

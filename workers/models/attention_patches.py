@@ -67,7 +67,7 @@ def inputs(model: Any) -> dict[str, torch.Tensor]:
     if kind == "mpt":
         # Its code has no way without a mask; a mask of four dimensions is passed on as it is.
         return {"attention_mask": none}
-    # Stand for images: which ones there are is told in another way (workers/vision/cross.py).
+    # Stand for images: another input says which ones there are (workers/vision/cross.py).
     if kind == "mllama":
         return {"cross_attention_states": none}
     name = "perceiver" if model.config.use_resampler else "image_encoder"

@@ -13,7 +13,7 @@ from tgi_async.scheduler.blocks import Salt
 from tgi_async.wire.messages import Image, Span
 
 
-class Places(NamedTuple):
+class Placeholders(NamedTuple):
     """Images and what depends on them, in order of position."""
 
     images: tuple[Image, ...] = ()
@@ -30,9 +30,9 @@ class Places(NamedTuple):
         return [one.prepared.n_tokens for one in self.held]
 
 
-def places(
+def find_placeholders(
     ids: Sequence[int], ready: Sequence[ReadyImage], family: Family, *, start: int = 0, stop: int
-) -> Places:
+) -> Placeholders:
     """Find images in the prompt `ids`, of which the tokens from `start` to `stop - 1` are kept.
 
     Positions are those among the kept tokens. An image of which nothing is kept is left out.
@@ -82,7 +82,7 @@ def places(
         spans = tuple(_runs(place - start for place in found if start <= place < stop))
     else:
         spans = ()
-    return Places(tuple(images), tuple(held), spans, _salts(images, family))
+    return Placeholders(tuple(images), tuple(held), spans, _salts(images, family))
 
 
 def _salts(images: Sequence[Image], family: Family) -> tuple[Salt, ...]:

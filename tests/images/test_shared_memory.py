@@ -9,8 +9,8 @@ import pytest
 
 from tgi_async import cgroups, temporary
 from tgi_async.cgroups import MemoryLimit
-from tgi_async.images import place
-from tgi_async.images.place import default_bytes, folder_in
+from tgi_async.images import shared_memory
+from tgi_async.images.shared_memory import default_bytes, folder_in
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     """In place of shared memory; its name is short from here."""
     monkeypatch.chdir(tmp_path_factory.mktemp("t"))
     os.mkdir("shm")
-    monkeypatch.setattr(place, "SHARED_MEMORY", "shm")
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", "shm")
     return "shm"
 
 
@@ -41,7 +41,7 @@ def test_shared_memory_is_used_and_left_empty(scratch: str, shared: str) -> None
 def test_where_shared_memory_is_small_the_servers_folder_is_used(
     scratch: str, shared: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(place, "LEAST", 1 << 60)
+    monkeypatch.setattr(shared_memory, "LEAST", 1 << 60)
     with ExitStack() as closing:
         folder = folder_in(scratch, closing)
         assert folder == f"{scratch}/images"
@@ -55,7 +55,7 @@ def test_where_there_is_no_shared_memory_too(
     scratch: str, shared: str, gone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("file").write_text("")
-    monkeypatch.setattr(place, "SHARED_MEMORY", gone)
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", gone)
     with ExitStack() as closing:
         assert folder_in(scratch, closing) == f"{scratch}/images"
     assert sorted(os.listdir()) == ["file", "shm"]

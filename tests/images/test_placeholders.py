@@ -8,7 +8,7 @@ from msgspec import structs
 from tgi_async.errors import GenerationError, ValidationError
 from tgi_async.images.family import Family, Prepared
 from tgi_async.images.images import ReadyImage
-from tgi_async.images.places import Places, places
+from tgi_async.images.placeholders import Placeholders, find_placeholders
 from tgi_async.scheduler.blocks import Salt
 from tgi_async.wire.messages import PixelArray, Span
 
@@ -31,8 +31,10 @@ def placed(
     of: Family | None = None,
     start: int = 0,
     stop: int | None = None,
-) -> Places:
-    return places(ids, ready, of or family(), start=start, stop=len(ids) if stop is None else stop)
+) -> Placeholders:
+    return find_placeholders(
+        ids, ready, of or family(), start=start, stop=len(ids) if stop is None else stop
+    )
 
 
 def test_each_image_begins_at_its_first_and_ends_behind_its_last_placeholder() -> None:
