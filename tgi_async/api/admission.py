@@ -48,7 +48,7 @@ class Admission:
             holding.reschedule(0.0)  # now: whatever the request waits for is cancelled
 
         try:
-            reservation = self._engine.reserve(context.peer, n_rows, context.n_bytes, leave)
+            reservation = self._engine.reserve(context.client, n_rows, context.n_bytes, leave)
         except Overloaded as error:
             raise self._overloaded(str(error), n_rows) from None
         context.reservation = reservation

@@ -97,7 +97,7 @@ class Endpoint(Generic[T]):
 
     async def _work(self, body: T, exchange: Exchange) -> None:
         context = exchange.context
-        CLIENT.set(context.peer)
+        CLIENT.set(context.client)
         count = self._service.metrics if self._counted else None
         if count:
             count.request_received()

@@ -35,6 +35,16 @@ class RequestContext:
     """The engine's reservation for it."""
 
     @property
+    def client(self) -> str:
+        """Who shares of the server are counted for."""
+        return self.peer
+
+    @property
+    def account(self) -> str:
+        """A name for whose API key this is, from any address, which does not show the key."""
+        return hashlib.blake2b(self.authorization, key=_SECRET, digest_size=8).hexdigest()
+
+    @property
     def tenant(self) -> str:
         """A name for who sends from this address with this API key, which does not show either."""
         digest = hashlib.blake2b(self.authorization, key=_SECRET, digest_size=8)

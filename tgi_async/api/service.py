@@ -182,7 +182,7 @@ class Service:
         return GenerationRequest(
             prompt=ids,
             sampling=sampling_of(parameters, logprobs=logprobs),
-            client=context.peer,
+            client=context.client,
             tenant=context.tenant if self.limits.max_drafts else "",
             max_new_tokens=max_new_tokens,
             stop=parameters.stop_sequences,
@@ -226,7 +226,7 @@ class Service:
             return content, ()
         text = content if isinstance(content, str) else content.text
         check_text(text, parameters.truncate, self.limits, names)
-        expanded = await self.expanded(content, context.peer, names.prompt)
+        expanded = await self.expanded(content, context.client, names.prompt)
         special = prompt.add_special_tokens and expanded.adds_special_tokens
         ids = await self.in_pool(self.encoder.encode, expanded.written, add_special_tokens=special)
         return ids, expanded.images

@@ -34,7 +34,7 @@ async def chat_tokenize(service: Service, body: ChatRequest, context: RequestCon
     with service.tokenize_permits.take():
         prompt = await prompt_of(service, body, offer)
         check_text(prompt.text, None, service.limits)
-        expanded = await service.expanded(prompt.content, context.peer, "messages")
+        expanded = await service.expanded(prompt.content, context.client, "messages")
         special = prompt.add_special_tokens
         return Reply(await service.in_pool(_encoded, service, expanded, special))
 

@@ -37,11 +37,11 @@ async def tokenize(service: Service, body: TokenizeRequest, context: RequestCont
     if isinstance(body, GenerateRequest):
         check_text(body.inputs, None, service.limits)
         with service.tokenize_permits.take():
-            expanded = await service.expanded(body.inputs, context.peer, "inputs")
+            expanded = await service.expanded(body.inputs, context.client, "inputs")
             return Reply(await service.in_pool(_encoded_tokens, service, expanded))
     with service.tokenize_permits.take():
         content, special = await _content(service, body)
-        expanded = await service.expanded(content, context.peer, "prompt")
+        expanded = await service.expanded(content, context.client, "prompt")
         encoded = await service.in_pool(
             _encoded_ids,
             service,
