@@ -151,7 +151,8 @@ async def test_one_that_dies_and_does_not_come_back_is_given_up(
 async def test_workers_are_started_without_one_that_hangs(
     forks: Forks, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    monkeypatch.setattr(deadline, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(deadline, "IDLE_LOADING_SECONDS", 0.2)
+    monkeypatch.setattr(deadline, "STOPPED_SECONDS", 0.2)
     monkeypatch.setattr("tgi_async.deadline.LOOK_SECONDS", 0.05)
     monkeypatch.setattr("tgi_async.fork_server.LOOK_SECONDS", 0.05)
     server = forks.server("hang" if when == "importing" else "")

@@ -155,7 +155,9 @@ class _Importer:
 
     async def imported(self) -> None:
         """Return once its imports are done. Raises ForkFailed."""
-        answer = await self._answer()
+        deadline = Deadline(longest_idle=0.0)
+        deadline.started()
+        answer = await self._answer(deadline)
         if not isinstance(answer, forks.Imported):
             raise ForkFailed(f"it sent {answer} before it was ready")
 
@@ -165,7 +167,7 @@ class _Importer:
             with _adopting():
                 packet = forks.encode(forks.Fork(list(arguments)))
                 await asyncio.get_running_loop().sock_sendall(self._control, packet)
-                answer = await self._answer()
+                answer = await self._answer(Deadline())
             if not isinstance(answer, forks.Forked):
                 raise ForkFailed(f"it sent {answer}")
             return ForkedProcess(answer.pid)
@@ -188,15 +190,18 @@ class _Importer:
         await self._process.wait()
         self._control.close()
 
-    async def _answer(self) -> forks.ToRouter:
+    async def _answer(self, deadline: Deadline) -> forks.ToRouter:
         """Return its next packet. Raises ForkFailed where it ends, or does nothing."""
         loop = asyncio.get_running_loop()
         receiving = asyncio.create_task(loop.sock_recv(self._control, forks.MAX_PACKET_BYTES))
-        deadline = Deadline()
+
+        def activity() -> processes.Activity:
+            return processes.activity([self.pid])
+
         try:
             while not receiving.done():
                 await asyncio.wait({receiving}, timeout=LOOK_SECONDS)
-                if how := deadline.missed(time.monotonic(), self._activity):
+                if how := deadline.missed(time.monotonic(), activity):
                     raise ForkFailed(f"it did not answer {how}")
             if not (packet := await receiving):
                 raise ForkFailed(f"it {await self.ended()}")
@@ -205,9 +210,6 @@ class _Importer:
             raise ForkFailed(str(error)) from error
         finally:
             receiving.cancel()
-
-    def _activity(self) -> float | None:
-        return processes.processor_seconds([self.pid])
 
 
 @contextmanager

@@ -252,15 +252,16 @@ class WorkerGroup:
     def _check_deadline(self) -> None:
         """Raise WorkerDied where no result came in time."""
         self._is_due = False
-        if how := self._deadline.missed(time.monotonic(), self._processor_seconds):
+        if how := self._deadline.missed(time.monotonic(), self._activity):
             what = "did not get ready" if self._loading else "gave no result"
             raise WorkerDied(f"the model worker {what} {how}")
 
-    def _processor_seconds(self) -> float | None:
-        """Return the mean processor seconds of the ranks. None while they load, when they may wait
-        for anything."""
-        used = None if self._loading else processes.processor_seconds(self.pids)
-        return None if used is None else used / self._world_size
+    def _activity(self) -> processes.Activity:
+        """Return what the ranks do, a mean of their processor time."""
+        found = processes.activity(self.pids)
+        if found.seconds is None:
+            return found
+        return found._replace(seconds=found.seconds / self._world_size)
 
     async def _wait_for_last_word(self) -> None:
         """Wait for frames that a rank sent before it exited. Raises WorkerDied if there are
