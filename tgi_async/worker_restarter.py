@@ -56,12 +56,16 @@ class WorkerRestarter:
         self._ready_at = time.monotonic()
         return ready
 
-    async def relaunch(self, start: Start) -> Ready:
+    async def relaunch(self, start: Start, *, worked: bool = False) -> Ready:
         """Start the next group after one died, with longer waits if they die in a row.
+
+        One that `worked` has not died in a row, however short it lived: its work goes on at once.
 
         Raises StartError if a worker refuses the model, WorkerDied if it dies each time.
         """
         attempt = 0
+        if worked:
+            self._backoff.clear()
         while True:
             attempt += 1
             await self._wait()

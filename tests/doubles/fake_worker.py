@@ -75,6 +75,8 @@ class Behaviour(msgspec.Struct, kw_only=True):
     """A row with this token fails, alone."""
     die_on: int | None = None
     """Who computes a row with this token dies."""
+    die_after: int = 0
+    """Tokens that such a row gets before."""
     die_at: dict[int, int] = {}
     """Steps before whose result it dies."""
     exit_status: int | None = None
@@ -110,6 +112,7 @@ class _Row:
         self.tokens = list(admit.tokens)
         self.n_prompt = admit.n_prompt
         self.n_computed = admit.n_cached
+        self.n_sampled = 0
         self.blocks = list(admit.blocks)
         self.sampling = admit.sampling
         self.prompt_logprobs = admit.prompt_logprobs
@@ -195,7 +198,7 @@ class FakeWorker:
         errors: list[RowError] = []
         for run in step.run:
             row = self._rows[run.row]
-            if behaviour.die_on in row.tokens:
+            if behaviour.die_on in row.tokens and row.n_sampled == behaviour.die_after:
                 self._die()
             if behaviour.row_error_on in row.tokens:
                 errors.append(RowError(run.row, "this row is not to the model's taste"))
@@ -204,6 +207,7 @@ class FakeWorker:
             prompt_logprobs += self._compute(row, run)
             if row.n_computed == len(row.tokens):
                 sampled.append(self._sample(row, run.row, max(0, run.n - n_known)))
+                row.n_sampled += 1
         if n_steps == self._now(behaviour.die_at):
             self._die()
         if n_steps == self._now(behaviour.garbage_at):
