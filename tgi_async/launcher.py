@@ -16,7 +16,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -158,18 +158,25 @@ def outside(gate: Gate, settings: Settings) -> ASGIApp:
 
 @contextlib.asynccontextmanager
 async def serving(
-    gate: Gate, address: str, settings: Settings, scratch: str, *, commands: Commands = COMMANDS
+    gate: Gate,
+    address: str,
+    settings: Settings,
+    scratch: str,
+    *,
+    commands: Commands = COMMANDS,
+    tell: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Engine]:
     """Load the model, and have `gate` answer with it until the end of the context.
 
     `address` is where clients reach it, and `scratch` a folder for files that the cache cannot
-    take. Raises StartError.
+    take. `tell` gets what the preparation of the model prints, instead of stderr. Raises
+    StartError.
     """
     began = time.perf_counter()
     world_size = n_shards(settings.sharded, settings.num_shard, os.environ)
     spans = traces.sending_to(settings.otlp_endpoint) if settings.otlp_endpoint else None
     gate.phase("preparing the model")
-    prepared = await _prepare(settings, commands.prepare, scratch)
+    prepared = await _prepare(settings, commands.prepare, scratch, tell)
     gate.phase("reading the tokenizer")
     tokenizer = Tokenizer.from_folder(prepared.path)
     chat_template = _chat_template(settings, prepared, tokenizer)
@@ -286,7 +293,12 @@ def _speculation(settings: Settings, prepared: Prepared) -> SpeculationConfig:
     return SpeculationConfig(n or (DEFAULT_DRAFTS if method else 0), method)
 
 
-async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -> Prepared:
+async def _prepare(
+    settings: Settings,
+    prepare: tuple[str, ...],
+    scratch: str,
+    tell: Callable[[str], None] | None,
+) -> Prepared:
     """Prepare the model folder in a process. Raises StartError; that process has printed the
     reason."""
     command = [*prepare, "--scratch", scratch]
@@ -301,11 +313,17 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -
     if settings.quantize == "gguf":
         command += ["--quantize", settings.quantize]
     n_killed = cgroups.n_killed()
+    pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, env=processes.environment()
+        *command,
+        stdout=pipe,
+        stderr=None if tell is None else pipe,
+        env=processes.environment(),
     )
+    assert process.stdout is not None
     try:
-        output, _ = await process.communicate()
+        output, _ = await asyncio.gather(process.stdout.read(), _told(process.stderr, tell))
+        await process.wait()
     finally:
         if process.returncode is None:
             process.kill()
@@ -320,6 +338,13 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -
     return Prepared(
         Path(found["path"]), found["model_id"], found["revision"], found.get("speculator", "")
     )
+
+
+async def _told(printed: asyncio.StreamReader | None, tell: Callable[[str], None] | None) -> None:
+    """Give what is printed to `tell`, when it is printed."""
+    if printed is not None and tell is not None:
+        while piece := await printed.read(2**16):
+            tell(piece.decode(errors="replace"))
 
 
 def _chat_template(
