@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from zlib import crc32
@@ -343,13 +344,13 @@ def _prompt_logprob(state: int, following: int) -> float:
     return -((state + following) % 1000) / 8
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--epoch", type=int, required=True)
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--router", type=int, required=True)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     die_with_parent(given.router)
     behaviour = msgspec.json.decode(os.environ.get(VARIABLE, "{}"), type=Behaviour)
     channel = WorkerChannel(given.folder, given.epoch, given.rank)

@@ -316,6 +316,7 @@ async def test_a_retired_engine_stays_retired_when_its_workers_start_again(tmp_p
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadline, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(deadline, "STOPPED_SECONDS", 0.3)
     monkeypatch.setattr("tgi_async.deadline.LOOK_SECONDS", 0.05)
     monkeypatch.setattr("tgi_async.supervisor.LOOK_SECONDS", 0.05)
 
@@ -335,7 +336,7 @@ async def test_a_worker_that_is_stopped_is_replaced(
         assert run.engine.worker_restarts == 1
     (line,) = (line for line in caplog.messages if "no result" in line)
     assert re.fullmatch(
-        "the model worker gave no result for 0 s, and used no processor time. "
+        "the model worker gave no result for 0 s, and is stopped. "
         r"In flight: step \d+ \(\d+ rows up to position \d+.*\). "
         "Starting the workers again, 12 requests will be replayed",
         line,
@@ -359,20 +360,27 @@ async def test_an_idle_worker_owes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("how", ["idle", "slow", "stopped"])
 async def test_a_worker_that_gets_stuck_loading_again_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     async with running(Behaviour(die_at={1: 3}), tmp_path) as run:
-        monkeypatch.setattr(deadline, "BUSY_SECONDS", 0.3)
+        if how == "slow":
+            monkeypatch.setattr(deadline, "BUSY_SECONDS", 0.3)
+        if how == "idle":
+            monkeypatch.setattr(deadline, "IDLE_LOADING_SECONDS", 0.3)
         run.behaviour.load_seconds = 3600
         os.environ["FAKE_WORKER"] = run.behaviour.environment()
         live = run.submit("live")
         await until(lambda: len(run.starts) == 2)
+        if how == "stopped":
+            os.kill(run.starts[1]["pid"], signal.SIGSTOP)
         run.behaviour.load_seconds = 0
         os.environ["FAKE_WORKER"] = run.behaviour.environment()
         await until(lambda: len(run.starts) == 3)
         # This one is to be waited for, however busy the machine is.
         monkeypatch.setattr(deadline, "BUSY_SECONDS", 30.0)
         monkeypatch.setattr(deadline, "IDLE_SECONDS", 30.0)
+        monkeypatch.setattr(deadline, "IDLE_LOADING_SECONDS", 30.0)
         assert (await collect(live)).ids == run.expected("live")
         assert len(run.starts) == 3
