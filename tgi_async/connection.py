@@ -57,6 +57,11 @@ class Connection(HttpToolsProtocol):
         """Whether further input is ignored."""
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no request has come yet."""
+        return self.cycle is None and not self._deaf
+
     # -- the socket -----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

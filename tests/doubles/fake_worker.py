@@ -99,6 +99,7 @@ class Behaviour(msgspec.Struct, kw_only=True):
     deaf_at: dict[int, int] = {}
     """Steps after which it reads no more, without dying."""
     takes_images: bool = False
+    device: str = "fake"
     load_seconds: float = 0.0
     step_seconds: float = 0.0
     journal: str = ""
@@ -161,7 +162,7 @@ class FakeWorker:
                 max_batch_prefill_tokens=(
                     start.batch.max_prefill_tokens or behaviour.max_batch_prefill_tokens
                 ),
-                device="fake",
+                device=behaviour.device,
                 eos_token_ids=[EOS],
                 vocab_size=behaviour.vocab_size,
                 kv_cache_bytes=0,
