@@ -74,7 +74,7 @@ class Target:
         self.engine = served.engine
         self.errors = errors
 
-    async def send(self, request: bytes, seconds: float = DEADLINE) -> bytes:
+    async def send(self, request: bytes, seconds: float = 3 * DEADLINE) -> bytes:
         """All that is answered on a connection of its own until the server closes it."""
         reader, writer = await asyncio.open_connection(*self.address)
         try:
@@ -100,9 +100,9 @@ def replies(answer: bytes) -> list[tuple[int, bytes, bytes]]:
         head, blank, rest = answer.partition(b"\r\n\r\n")
         assert blank, answer[:200]
         status = int(begun[1])
-        if length := re.search(rb"\r\ncontent-length: (\d+)", head):
+        if length := re.search(rb"\r\ncontent-length: (\d+)", head, re.I):
             n = int(length[1])
-        elif b"\r\ntransfer-encoding: chunked" in head:
+        elif b"\r\ntransfer-encoding: chunked" in head.lower():
             n, rest = _joined(rest)
         else:
             n = 0 if status < 200 or status == 204 else len(rest)
@@ -138,8 +138,8 @@ async def target(
     settings = Settings(
         kserve=True,
         max_concurrent_requests=64,
-        max_input_tokens=900,
-        max_total_tokens=1000,
+        max_input_tokens=600,
+        max_total_tokens=640,
         payload_limit=60_000,
         sampling_defaults=NO_ADVICE,
     )
@@ -150,7 +150,7 @@ async def target(
     inner = vision_inner()
     inner.save(str(tokens / "tokenizer.json"))
     behaviour = Behaviour(
-        n_blocks=2048,
+        n_blocks=4096,
         vocab_size=inner.get_vocab_size(),
         tokens=PRINTABLE,
         takes_images=True,
