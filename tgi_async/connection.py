@@ -55,8 +55,6 @@ class Connection(HttpToolsProtocol):
         """Bytes that arrived since the parser last reported anything."""
         self._deaf = False
         """Whether further input is ignored."""
-        self._refusal = b""
-        """What is to be written when the requests before it are answered."""
         self._timer: asyncio.TimerHandle | None = None
 
     # -- the socket -----------------------------------------------------------------------------
@@ -246,8 +244,6 @@ class Connection(HttpToolsProtocol):
             return
         if cycle.closes or (self._deaf and not self.pipeline):
             self.pipeline.clear()
-            if not cycle.closes:
-                self.transport.write(self._refusal)
             if cycle.more_body or self._deaf:
                 self._linger()
             else:
@@ -283,27 +279,29 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def refuse(self, refusal: ConnectionRefused) -> None:
-        """Answer with an error and close, once the requests before it are answered."""
+        """Answer with an error and close.
+
+        Where requests before it are still to be answered, they are, and then it closes: what came
+        behind them may be another client's to a proxy, so no reply is put in between.
+        """
         log.info("refused what %s sent: %s", self.client, refusal)
         self._deaf = True
-        if self.url == b"*" and self.parser.get_method() == b"PRI":
-            reply = GOAWAY
-        else:
-            path = self.url.decode("latin-1")
-            reply = refusal.reply(path, self.server_state.default_headers)
-        running = self._running
-        if running is not None and (self.pipeline or not running.more_body):
-            self._refusal = reply
+        if self.pipeline:
             if self.cycle.more_body:
                 self.pipeline.popleft()  # the rest of its body will not come
             return
-        if running is not None:
-            if running.response_started:
+        cycle = self._running
+        if cycle is not None:
+            if not cycle.more_body or cycle.response_started:
                 return
             # The rest of this request's body will not come.
-            running.disconnected = True
-            running.message_event.set()
-        self.transport.write(reply)
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if self.url == b"*" and self.parser.get_method() == b"PRI":
+            self.transport.write(GOAWAY)
+        else:
+            path = self.url.decode("latin-1")
+            self.transport.write(refusal.reply(path, self.server_state.default_headers))
         self._linger()
 
     def _linger(self) -> None:

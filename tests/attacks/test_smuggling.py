@@ -193,6 +193,8 @@ class Recorder:
                         answer += piece
         finally:
             writer.transport.abort()
+        if answer == b"ok":
+            return [200]  # nginx speaks HTTP/0.9, which has no head
         return [status for status, _, _ in replies(answer)]
 
 
@@ -210,7 +212,7 @@ async def recorder() -> AsyncIterator[Recorder]:
     finally:
         server.close()
         for connection in list(state.connections):
-            connection.transport.abort()  # type: ignore[union-attr]
+            connection.transport.abort()
         await until(lambda: not state.connections and not state.tasks)
         await server.wait_closed()
 
@@ -241,10 +243,9 @@ async def test_nothing_follows_the_last_request(served: Recorder) -> None:
         assert served.seen == [Seen("/x", "", False)], name
 
 
-async def test_nothing_follows_a_pipelined_error(served: Recorder) -> None:
+async def test_what_is_ambiguous_ends_a_pipeline(served: Recorder) -> None:
     for name, request in AMBIGUOUS.items():
-        statuses = await served.ask(GET + b"\r\n" + request + NEXT)
-        assert statuses in ([200, 400], [200, 501], [200, 405]), (name, statuses)
+        assert await served.ask(GET + b"\r\n" + request + NEXT) == [200], name
         assert served.seen == [Seen("/x", "", False)], (name, served.seen)
 
 
