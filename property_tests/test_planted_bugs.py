@@ -612,6 +612,14 @@ class TakesInWhatWasEvicted(Core):
         super().submit(request)
 
 
+class ReturnsAtOnce(Core):
+    """A preempted request comes back for a few tokens."""
+
+    def _preempt(self, request: Request) -> None:
+        super()._preempt(request)
+        request.preempted = False
+
+
 class Planted(NamedTuple):
     bug: type[Core]
     found_by: str
@@ -639,6 +647,7 @@ PLANTED = {
     "a prompt is not matched again": Planted(with_blocks(NeverLooksAgain), "S3"),
     "a request waits for a dead worker": Planted(WaitsForTheDead, "S3"),
     "the oldest request is preempted": Planted(PreemptsTheOldest, "S4"),
+    "a preempted request returns too early": Planted(ReturnsAtOnce, "S11"),
     "a request that never fits is admitted": Planted(AdmitsWhatNeverFits, "S5"),
     "a preemption loses a token": Planted(LosesATokenWhenPreempted, "S6"),
     "prompt log-probabilities come twice": Planted(ScoresPromptsTwice, "S6"),

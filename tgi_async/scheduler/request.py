@@ -82,6 +82,8 @@ class Request:
     prefill_end: int = field(default=0, init=False)
     """Tokens known at admission, or since a grammar forced some: the row samples when it has
     computed these."""
+    preempted: bool = field(default=False, init=False)
+    """Whether it has given its blocks to others, since the workers started."""
     decoding: bool = field(default=False, init=False)
     """Whether it has sampled, or tried to, since it was admitted: its prefill is over."""
     waits_for: Node | None = field(default=None, init=False)
@@ -137,6 +139,7 @@ class Request:
         self.n_in_flight = 0
         self.waits_for = None
         self.lacking = 0
+        self.preempted = False
 
     def rewind(self, n_emitted: int, n_prompt_logprobs: int) -> None:
         """Forget the tokens and prompt log-probabilities beyond those that were delivered."""
