@@ -49,6 +49,9 @@ from tgi_async.scheduler.request import (
 )
 from tgi_async.wire.messages import Admit, Span, Step
 
+WEIGHTS = {"bob": 2, "eve": 5}
+"""Of clients; 1 of others."""
+
 
 def largest_difference(budget: Budget) -> float:
     """U, as `tgi_async.scheduler.fairness` derives it."""
@@ -162,6 +165,7 @@ class CheckedCore:
             prompt,
             max_new_tokens,
             client=booking.client,
+            weight=WEIGHTS.get(booking.client, 1),
             stop_ids=stop_ids,
             prompt_logprobs=prompt_logprobs,
             prompt_top_n_tokens=prompt_top_n_tokens,

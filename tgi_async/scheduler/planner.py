@@ -267,7 +267,9 @@ class Planner(RunningBatch):
             request.n_cached = n_cached
             if request.reservation is not None:
                 self.reservations.start(request.reservation)
-            self.waiting.charge(request.client, INPUT_COST * (request.n_prompt - n_cached))
+            self.waiting.charge(
+                request.client, INPUT_COST * request.price * (request.n_prompt - n_cached)
+            )
         builder.spare -= taken
         if request.spans:
             # None of them is to wait, half computed, for a block.
