@@ -112,8 +112,8 @@ def load(path: str) -> dict[bytes, ApiKey]:
         found = msgspec.convert(yaml.safe_load(raw), _File)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         # Without the line itself, which may have a key.
-        place = re.search(r"line \d+, column \d+", str(error))
-        where = f" in {place[0]}" if place else ""
+        found_at = re.search(r"line \d+, column \d+", str(error))
+        where = f" in {found_at[0]}" if found_at else ""
         raise StartError(f"{FLAG}: {path} is neither YAML nor JSON{where}.") from None
     except (msgspec.ValidationError, RecursionError) as error:
         raise StartError(f"{FLAG}: {path}: {error}.") from None
