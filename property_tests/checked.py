@@ -49,6 +49,9 @@ from tgi_async.scheduler.request import (
 )
 from tgi_async.wire.messages import Admit, Span, Step
 
+WEIGHTS = {"bob": 2, "eve": 5}
+"""Of clients; 1 of others."""
+
 
 def largest_difference(budget: Budget) -> float:
     """U, as `tgi_async.scheduler.fairness` derives it."""
@@ -162,6 +165,7 @@ class CheckedCore:
             prompt,
             max_new_tokens,
             client=booking.client,
+            weight=WEIGHTS.get(booking.client, 1),
             stop_ids=stop_ids,
             prompt_logprobs=prompt_logprobs,
             prompt_top_n_tokens=prompt_top_n_tokens,
@@ -221,12 +225,14 @@ class CheckedCore:
         for request in preempted:
             require(request is not before[0], "S4", "the oldest running request was preempted")
             self.ledger.put_back(request)
+            self.live[request.id].preempted = True
         self.reached["preemption"] += len(preempted)
         left, logits_left = self.budget.prefill_tokens(0), self.budget.max_logits
         if plan is None:
             self._check_idle()
         else:
             left, logits_left = self._check_step(plan, cached)
+            self._check_stays(plan)
         self._check_waiting(left if may_plan and not preempted else 0, logits_left)
         self.check()
         return plan is not None
@@ -292,6 +298,7 @@ class CheckedCore:
         self.acknowledged.clear()
         for case in self.live.values():
             case.n_in_flight = 0
+            case.preempted = False
         if culprit is not None:
             self.reached["culprit of deaths"] += 1
             self.core.finish(culprit)
@@ -326,6 +333,17 @@ class CheckedCore:
             for row in self.rows.values():
                 going = row.case.request.status is Status.RUNNING
                 require(not going or row.n_planned >= row.limit, "S2", "a row was stalled")
+
+    def _check_stays(self, plan: Plan) -> None:
+        """S11: what was preempted has returned to stay. Drafts may take of what was left for it."""
+        if not plan.admitted or self.budget.max_drafts or len(self.core.running) < 2:
+            return
+        request = plan.admitted[-1]
+        if self.live[request.id].preempted:
+            assert request.table is not None
+            lacking = -(-request.limit // self.budget.block_size) - len(request.table.blocks)
+            available = self.core.blocks.n_available
+            require(lacking <= available, "S11", f"{request.id} returned, and lacks {lacking}")
 
     def _check_waiting(self, n_prefill_left: int, n_logits_left: int) -> None:
         head = self.core.waiting.head()

@@ -8,13 +8,16 @@ from itertools import combinations
 from property_tests.model import require
 from tgi_async.scheduler.fairness import INPUT_COST, OUTPUT_COST, WaitingQueue
 from tgi_async.scheduler.request import Request
+from tgi_async.scheduler.weights import UNIT
 
 
 class Ledger:
     """Counters, service and queues, which follow each event in the order of the core's own."""
 
     def __init__(self, bound: float) -> None:
+        """`bound` is U, of clients of weight 1, in units of service."""
         self.bound = bound
+        self.prices: dict[str, int] = {}
         self.counters: Counter[str] = Counter()
         self.service: Counter[str] = Counter()
         self.queued: dict[str, list[Request]] = {}
@@ -30,6 +33,7 @@ class Ledger:
 
     def submit(self, request: Request) -> None:
         self.live[request.client] += 1
+        self.prices[request.client] = UNIT // request.weight
         self._queue(request)
 
     def put_back(self, request: Request) -> None:
@@ -67,6 +71,8 @@ class Ledger:
         self.charge(request.client, OUTPUT_COST)
 
     def charge(self, client: str, cost: int) -> None:
+        """Charge so many units of service, by the client's weight."""
+        cost *= self.prices[client]
         self.counters[client] += cost
         self.service[client] += cost
 
@@ -103,13 +109,15 @@ class Ledger:
         spans = {}
         for pair in combinations(sorted(self.queued), 2):
             one, other = pair
-            apart = abs(self.counters[one] - self.counters[other])
-            bound = self.bound + self.ahead
-            require(apart <= bound, "E1", f"{one} and {other} are {apart} apart")
+            ahead = self.counters[one] - self.counters[other]
+            for client, by in (one, ahead), (other, -ahead):
+                most = self.bound * self.prices[client] + self.ahead
+                require(by <= most, "E1", f"{client} is {by} ahead, in {one} and {other}")
             difference = self.service[one] - self.service[other]
             spans[pair] = self.spans.get(pair, difference)
             received = abs(difference - spans[pair])
-            require(received <= 2 * bound, "E2", f"{one} and {other}: {received}")
+            most = self.bound * (self.prices[one] + self.prices[other]) + 2 * self.ahead
+            require(received <= most, "E2", f"{one} and {other}: {received}")
         self.spans = spans
 
     def _queue(self, request: Request) -> None:

@@ -293,6 +293,7 @@ class Engine:
             request.prompt,
             wanted,
             client=request.client,
+            weight=request.weight,
             tenant=request.tenant,
             sampling=sampling,
             stop_ids=stop_ids,

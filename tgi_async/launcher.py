@@ -38,6 +38,7 @@ from tgi_async.engine import Engine
 from tgi_async.errors import StartError
 from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.images.preparer import COMMAND as IMAGES
+from tgi_async.keys import KeyFile
 from tgi_async.listener import Answering, answering, on_signals
 from tgi_async.proxies import Proxies
 from tgi_async.scheduler.reservations import Capacity
@@ -50,6 +51,7 @@ from tgi_async.telemetry.images import ImageCounts
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.telemetry.observer import Observer
 from tgi_async.temporary import PrivateFolder
+from tgi_async.tenants import Tenants
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.chat_files import read_template_config
 from tgi_async.text.sampling_defaults import SamplingDefaults
@@ -203,6 +205,8 @@ def outside(gate: Gate, settings: Settings) -> ASGIApp:
         app = RootPath(app, settings.root_path)
     if (trusted := settings.trusted_proxies) is not None:
         app = Proxies(app, trusted)
+        if settings.tenant_header is not None:
+            app = Tenants(app, settings.tenant_header, trusted)
     return app
 
 
@@ -224,6 +228,7 @@ async def serving(
     StartError.
     """
     began = time.perf_counter()
+    keys = None if settings.api_keys_file is None else KeyFile(settings.api_keys_file)
     world_size = n_shards(settings.sharded, settings.num_shard, os.environ)
     spans = traces.sending_to(settings.otlp_endpoint) if settings.otlp_endpoint else None
     gate.phase("preparing the model")
@@ -261,7 +266,7 @@ async def serving(
         gate.phase("starting the worker")
         ready = await engine.launch(partial(_show, gate))
         images = await starting.images(taken=ready.takes_images)
-        limits = _limits(settings, prepared, ready, engine.max_total_tokens, payload_limit)
+        limits = _limits(settings, prepared, ready, engine.max_total_tokens, payload_limit, keys)
         metrics = Metrics(
             max_input_tokens=limits.max_input_tokens,
             max_total_tokens=limits.max_total_tokens,
@@ -271,6 +276,8 @@ async def serving(
             images=None if images is None else image_counts,
         )
         engine.serve(metrics)
+        if keys is not None:
+            closing.callback(asyncio.create_task(keys.follow()).cancel)
         app = create_app(
             engine=engine,
             tokenizer=tokenizer,
@@ -428,7 +435,12 @@ def _checker(
 
 
 def _limits(
-    settings: Settings, prepared: Prepared, ready: Ready, most: int, payload_limit: int
+    settings: Settings,
+    prepared: Prepared,
+    ready: Ready,
+    most: int,
+    payload_limit: int,
+    keys: KeyFile | None = None,
 ) -> Limits:
     """Return the limits of requests. Raises StartError where the settings exceed the model or the
     memory."""
@@ -454,6 +466,7 @@ def _limits(
         "kv_cache_dtype": ready.kv_cache_dtype,
         "max_drafts": ready.max_drafts,
         "payload_limit": payload_limit,
+        "key_file": keys,
         "sampling_defaults": SamplingDefaults.from_folder(prepared.path),
         "max_input_tokens": longest,
         "max_total_tokens": total,
@@ -522,7 +535,7 @@ def _welcome(
             ready.speculation,
             ready.max_drafts,
         )
-    key = " -H 'Authorization: Bearer ...'" if settings.api_key else ""
+    key = " -H 'Authorization: Bearer ...'" if limits.api_key or limits.key_file else ""
     log.info("ready in %.1f s on %s. Try:", seconds, settings.unix_socket or address)
     if settings.unix_socket is not None:
         address = f"--unix-socket {settings.unix_socket} {address}"

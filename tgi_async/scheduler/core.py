@@ -109,6 +109,8 @@ class Core(Planner):
         request.status = Status.ENDED
         self.waiting.ended(request)
         if request.reservation is not None:
+            if request.charged:
+                request.reservation.n_tokens += len(request.tokens)
             self.reservations.end(request.reservation, ran=request.charged)
 
     @property
@@ -213,7 +215,7 @@ class Core(Planner):
                 for token in found.tokens:
                     index += 1
                     request.tokens.append(token)
-                    self.waiting.charge(request.client, OUTPUT_COST)
+                    self.waiting.charge(request.client, OUTPUT_COST * request.price)
                     spent = len(request.tokens) > request.limit  # the last token is never computed
                     if token in request.stop_ids and (not spent or request.grammar):
                         reason = "eos_token"  # a text that a grammar ended in time is complete

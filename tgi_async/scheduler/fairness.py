@@ -3,7 +3,9 @@
 After "Fairness in Serving Large Language Models" (OSDI 2024, arXiv 2401.00588). Each client has a
 counter of the service it received: `INPUT_COST` a prompt token computed for it, `OUTPUT_COST` a
 token emitted. The queued client with the least counter is served first. A client that was idle is
-lifted when it queues again, so that it cannot save up service it did not ask for.
+lifted when it queues again, so that it cannot save up service it did not ask for. A client's weight
+divides what it is charged, so that one of weight 2 gets twice the service of one of weight 1 while
+both are queued; counters are in units of 1 / `weights.UNIT`, which every weight divides.
 
 **The bound that holds.** Let M be the most prompt and output tokens of the requests running at
 once (`overcommit` times the pool, or one request that fills it), R the most tokens that a step
@@ -12,7 +14,9 @@ counters of two queued clients are at most U apart, and two clients that are que
 span receive service that differs by at most 2U. For when a client's request was last admitted, its
 counter was the least, and the least never falls; all it was charged since is that prompt and what
 its running requests emitted. This is the paper's argument with its max(wp * L, wq * M), whose first
-term is never the greater here. What is outside the paper:
+term is never the greater here. With weights w, the counter of client i is at most U / w_i ahead of
+another's by the same argument, and over a span in which i and j are queued, service by weight,
+S_i / w_i and S_j / w_j, differs by at most U / w_i + U / w_j. What is outside the paper:
 
 - A prompt is charged when it is admitted, though its chunks are computed over many steps: a client
   is ahead by at most one prompt, which M counts.
@@ -147,7 +151,7 @@ class WaitingQueue:
         self.put_back(request)
 
     def charge(self, client: str, cost: int) -> None:
-        """Charge service to a client that has a live request."""
+        """Charge service, in units of 1 / `weights.UNIT`, to a client that has a live request."""
         self._counters[client] += cost
 
     def ended(self, request: Request) -> None:
