@@ -24,7 +24,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BASE = "localhost/tgi-async-test:base"
 IMAGE = "localhost/tgi-async-test:cpu"
-BASE_PACKAGES = "python3,python3-venv,ca-certificates,curl,gcc,libc6-dev"
+BASE_PACKAGES = "python3,python3-venv,ca-certificates,curl"
 CERTIFICATES = "/run/host-certificates.crt"
 PIP_OPTIONS = ("index-url", "extra-index-url", "find-links", "constraint", "cert")
 START_SECONDS = 120.0
@@ -78,13 +78,14 @@ class Podman:
         if tried.returncode:
             pytest.skip(f"podman runs no containers here: {tried.stderr[-300:]}")
 
-    def build(self, context: Path, tag: str = IMAGE) -> float:
-        """Build the target `cpu`. Return the seconds that took."""
+    def build(self, context: Path, tag: str = IMAGE, **arguments: str) -> float:
+        """Build the target `cpu` with these build arguments. Return the seconds that took."""
         began = time.monotonic()
         self.call(
             *("build", "--pull=never", "--format", "docker", "--network", "host"),
             *("--ulimit", "nofile=20000:20000", "--target", "cpu", "--tag", tag),
             *("--build-arg", f"BASE={BASE}", *_pip_here(self.folder)),
+            *(word for item in arguments.items() for word in ("--build-arg", "=".join(item))),
             *("--file", str(context / "docker" / "Dockerfile"), str(context)),
         )
         return time.monotonic() - began

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from tests.deploy.podman import ROOT
-from tgi_async import platforms
-from workers import native
+from tgi_async import build_info, platforms
+from workers import native, prebuilt
 
 DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
@@ -32,20 +32,20 @@ def instructions(stage: str) -> list[str]:
     return next(one for one in stages if one.split()[0] == stage).splitlines()[1:]
 
 
-def test_the_stage_of_the_kernels_has_all_of_their_sources() -> None:
-    copies = [one.split()[1:-1] for one in instructions("kernels") if one.startswith("COPY")]
+def test_the_stage_of_the_libraries_has_all_of_their_sources() -> None:
+    copies = [one.split()[1:-1] for one in instructions("libraries") if one.startswith("COPY")]
     patterns = [pattern for copy in copies for pattern in copy]
     needed = [
         *(path.relative_to(ROOT) for path in native.HERE.rglob("*.[ch]")),
-        *(Path(f"workers/{name}.py") for name in ("__init__", "build_cache", "native")),
+        Path("release/kernels.py"),
     ]
     for path in needed:
         assert any(fnmatch(str(path), pattern) for pattern in patterns), path
 
 
-def test_the_kernels_need_no_module_that_their_stage_lacks() -> None:
-    copied = [one for line in instructions("kernels") for one in line.split() if ".py" in one]
-    imported = "import sys, workers.native; print(*(m for m in sys.modules if 'workers' in m))"
+def test_the_libraries_need_no_module_that_their_stage_lacks() -> None:
+    copied = [one for line in instructions("libraries") for one in line.split() if ".py" in one]
+    imported = "import sys, release.kernels; print(*(m for m in sys.modules if 'workers' in m))"
     done = subprocess.run(
         ["python3", "-c", imported], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -57,7 +57,7 @@ def test_a_build_takes_what_the_dockerfile_copies_and_no_more() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if "!" in line}
     copied = {
         source if source.startswith(("docker/", "docs/")) else source.split("/")[0]
-        for stage in ("kernels", "cpu-dependencies", "cuda-dependencies", "cpu", "cuda")
+        for stage in ("libraries", "cpu-dependencies", "cuda-dependencies", "cpu", "cuda")
         for line in instructions(stage)
         if line.startswith("COPY") and "--from" not in line
         for source in line.split()[1:-1]
@@ -75,6 +75,31 @@ def test_both_targets_have_what_the_package_is_built_of() -> None:
             for source in line.split()[1:-1]
         }
         assert needed | {"release/*.py", "tgi_async", "workers"} <= copied
+
+
+def test_the_libraries_lie_where_the_package_looks_for_them() -> None:
+    place = f"lib/python3.11/site-packages/workers/{prebuilt.FOLDER.name}"
+    for target in ("cpu", "cuda"):
+        copy = f"COPY --from=libraries /libraries /opt/tgi-async/{place}"
+        assert copy in instructions(target)
+
+
+def test_only_an_image_for_gpus_has_a_compiler() -> None:
+    stages = {"cpu": "cpu-dependencies", "cuda": "cuda-dependencies"}
+    compiling = {
+        target
+        for target, stage in stages.items()
+        for line in instructions(stage) + instructions(target) + instructions("system")
+        if re.search(r"\bgcc\b", line)
+    }
+    assert compiling == {"cuda"}
+
+
+def test_the_image_says_what_it_was_built_from() -> None:
+    for target in ("cpu", "cuda"):
+        (variables,) = (line for line in instructions(target) if line.startswith("ENV"))
+        assert f"{build_info.SHA_VARIABLE}=${{GIT_SHA}}" in variables
+        assert f"{build_info.LABEL_VARIABLE}=${{DOCKER_LABEL}}" in variables
 
 
 def test_the_code_comes_after_the_dependencies() -> None:
