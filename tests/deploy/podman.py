@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -39,9 +40,8 @@ class Podman:
         self.folder = folder
         if shutil.which("podman") is None:
             pytest.skip("podman is not installed")
-        configuration = folder / "containers.conf"
-        configuration.write_text(f"[containers]\n{ULIMITS}\n")
-        self._environment = os.environ | {"CONTAINERS_CONF": str(configuration)}
+        self._configuration = folder / "containers.conf"
+        self._configuration.write_text(f"[containers]\n{ULIMITS}\n")
         # crun refuses a machine that has both versions of control groups; runc does not.
         self._command = ["podman", *(["--runtime", "runc"] if shutil.which("runc") else [])]
 
@@ -50,13 +50,25 @@ class Podman:
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [*self._command, *arguments],
-            env=self._environment,
+            env=os.environ | {"CONTAINERS_CONF": str(self._configuration)},
             capture_output=True,
             text=True,
             timeout=timeout,
         )
         assert not check or done.returncode == 0, f"podman {arguments}: {done.stdout}{done.stderr}"
         return done
+
+    def program(self) -> str:
+        """Return the path of a program that is podman with these options."""
+        path = self.folder / "podman"
+        words = shlex.join(["env", f"CONTAINERS_CONF={self._configuration}", *self._command])
+        path.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        path.chmod(0o755)
+        return str(path)
+
+    def container(self, name: str, port: int) -> Container:
+        """Return a container that another program has started."""
+        return Container(self, name, port, time.monotonic())
 
     def has(self, image: str) -> bool:
         return self.call("image", "exists", image, check=False).returncode == 0

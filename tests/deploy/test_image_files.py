@@ -1,20 +1,16 @@
-"""The files that images and the compose file are made of, without building one."""
+"""The files that images are made of, without building one."""
 
 from __future__ import annotations
 
-import json
 import re
 import runpy
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from tests.deploy.podman import ROOT
 from tgi_async import build_info, platforms
@@ -22,7 +18,6 @@ from workers import native, prebuilt
 
 DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
-METRIC = re.compile(r"\btgi_\w+")
 
 
 def instructions(stage: str) -> list[str]:
@@ -140,43 +135,3 @@ def test_the_dockerfile_is_clean() -> None:
         ["hadolint", DOCKER / "Dockerfile"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
-
-
-def mounts(service: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for volume in service.get("volumes", ()):
-        source, target, *_ = volume.split(":")
-        yield source, target
-
-
-def test_the_compose_file_mounts_files_that_are_there() -> None:
-    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
-    for service in compose["services"].values():
-        for source, _ in mounts(service):
-            assert (DOCKER / source).exists() if "/" in source else source in compose["volumes"]
-    build = compose["services"]["server"]["build"]
-    assert (DOCKER / build["context"] / build["dockerfile"]).is_file()
-    scraped = yaml.safe_load((DOCKER / "prometheus.yml").read_text())
-    (job,) = scraped["scrape_configs"]
-    assert job["static_configs"] == [{"targets": ["server:80"]}]
-    assert compose["services"]["server"]["ports"] == ["8080:80"]
-
-
-def test_the_dashboard_is_provisioned_and_reads_metrics_that_there_are() -> None:
-    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
-    provider = yaml.safe_load((DOCKER / "grafana" / "provider.yaml").read_text())
-    source = yaml.safe_load((DOCKER / "grafana" / "datasource.yaml").read_text())
-    folder = provider["providers"][0]["options"]["path"]
-    targets = dict(mounts(compose["services"]["grafana"]))
-    assert targets["./grafana/dashboard.json"] == f"{folder}/dashboard.json"
-    documented = set(METRIC.findall((ROOT / "docs" / "metrics.md").read_text()))
-    panels = json.loads((DOCKER / "grafana" / "dashboard.json").read_text())["panels"]
-    assert panels
-    for panel in panels:
-        assert panel["datasource"]["uid"] == source["datasources"][0]["uid"]
-        for target in panel["targets"]:
-            names = METRIC.findall(target["expr"])
-            assert names
-            for name in names:
-                assert re.sub(r"_(bucket|sum|count)$", "", name) in documented | {
-                    "tgi_request"  # of tgi_request_count
-                }
