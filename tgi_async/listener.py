@@ -32,6 +32,7 @@ from tgi_async.engine import Engine
 from tgi_async.handshake import secured
 from tgi_async.upgrade.process import is_exclusive
 from tgi_async.upgrade.upgrade import Upgrade
+from tgi_async.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +77,18 @@ class _Server(uvicorn.Server):
 class Answering:
     """The HTTP server, which answers from `begin` on."""
 
-    def __init__(self, gate: Gate, server: _Server, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        server: _Server,
+        listener: socket.socket,
+        certificate: Certificate | None,
+    ) -> None:
         self._gate = gate
         self._server = server
         self._listener = listener
+        self._certificate = certificate
+        self._watchdog: Watchdog | None = None
         self._serving: asyncio.Task[None] | None = None
 
     @property
@@ -88,6 +97,7 @@ class Answering:
 
     async def begin(self) -> None:
         """Take connections from now on."""
+        self._watchdog = Watchdog(self._listener, self._certificate)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         await _first(self._serving, up := asyncio.create_task(self._server.up.wait()))
         up.cancel()
@@ -141,8 +151,9 @@ class Answering:
     async def close(self) -> None:
         """Answer no more; connections that do not end soon are cut."""
         self._server.should_exit = True
-        if self._serving is None:
+        if self._serving is None or self._watchdog is None:
             return
+        self._watchdog.end()
         if not self._serving.done():
             await _first(self._serving, within=LAST_REPLY_SECONDS)
         if not self._serving.done():
@@ -155,6 +166,7 @@ class Answering:
 
     def _drain(self, engine: Engine) -> None:
         engine.retire()
+        self._leave_socket()
         self._server.should_exit = True
 
     async def _move(self, stop: _Stop, grace: float | None) -> None:
@@ -162,6 +174,7 @@ class Answering:
 
         Those that have connected here are answered, and told to close the connection.
         """
+        self._leave_socket()
         self._server.leave_socket()
         self._gate.close_connections()
         await asyncio.sleep(MOVE_SECONDS)
@@ -170,6 +183,10 @@ class Answering:
             while self._server.has_new_connections():  # noqa: ASYNC110 - it is no event
                 await asyncio.sleep(0.1)
         stop.drain("another server has the clients", grace)
+
+    def _leave_socket(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.leave_socket()
 
     async def _cut(self) -> None:
         """Drop the connections that do not end, with their requests."""
@@ -260,7 +277,7 @@ async def answering(
         limit_concurrency=_most_connections(),
     )
     following = None if certificate is None else asyncio.create_task(certificate.follow())
-    found = Answering(gate, _Server(config), listener)
+    found = Answering(gate, _Server(config), listener, certificate)
     try:
         yield found
     finally:
