@@ -99,6 +99,7 @@ class Engine:
         max_batch_total_tokens: int | None = None,
         capacity: Capacity | None = None,
         backoff: Backoff | None = None,
+        standby: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._start = start
@@ -106,7 +107,9 @@ class Engine:
         self._lookahead = lookahead
         self._max_batch_total_tokens = max_batch_total_tokens
         self._capacity = capacity or Capacity(start.batch.max_rows)
-        self._workers = WorkerRestarter(start.ranks.world_size, command, backoff or Backoff())
+        self._workers = WorkerRestarter(
+            start.ranks.world_size, command, backoff or Backoff(), standby=standby
+        )
         self._streams = LiveStreams()
         self._last_id = 0
         self._state = State.STARTING
@@ -148,7 +151,9 @@ class Engine:
             self._start,
             cache=replace(self._start.cache, n_blocks=n_blocks, block_size=ready.block_size),
             batch=replace(self._start.batch, max_prefill_tokens=ready.max_batch_prefill_tokens),
+            speculation=replace(self._start.speculation, decode_costs=ready.decode_costs),
         )
+        self._workers.stand_by(self._start, ready)
         longest = min(ready.max_total_tokens, min(n_blocks) * ready.block_size)
         max_rows = self._start.batch.max_rows
         self.core = Core(
