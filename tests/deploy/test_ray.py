@@ -114,6 +114,14 @@ def client() -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=None))
 
 
+async def test_a_stream_has_the_short_way_to_the_server_that_serve_runs(site: Site) -> None:
+    site.deploy()
+    site.cluster.until_running(site.name, 1)
+    async with client() as asking:
+        assert (await asking.get(f"{site.url}/info")).headers["x-direct"] == "True"
+        assert await site.stream(asking, 20) == (20, True)
+
+
 async def test_a_killed_replica_cuts_its_own_streams_only(site: Site) -> None:
     site.deploy(num_replicas=2)
     one, other = site.cluster.until_running(site.name, 2)
