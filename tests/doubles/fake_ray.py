@@ -32,7 +32,8 @@ def variables(folder: Path, behaviour: Behaviour, prepare: str = "") -> dict[str
 
 
 class FakeReplica(Replica):
-    """Its replies say in a header whether they have the short way to Serve's HTTP server."""
+    """Its replies say in headers whether they have the short way to Serve's HTTP server, and which
+    process they are from."""
 
     @property
     def commands(self) -> Commands:  # type: ignore[override]
@@ -46,10 +47,11 @@ class FakeReplica(Replica):
 
         async def told(scope: Scope, receive: Receive, send: Send) -> None:
             has = str(DIRECT in scope.get("extensions", {})).encode()
+            added = [(b"x-direct", has), (b"x-pid", str(os.getpid()).encode())]
 
             async def tell(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    message = {**message, "headers": [*message["headers"], (b"x-direct", has)]}
+                    message = {**message, "headers": [*message["headers"], *added]}
                 await send(message)
 
             await inner(scope, receive, tell)

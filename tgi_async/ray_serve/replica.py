@@ -71,6 +71,10 @@ class Replica:
         """Whether the workers are gone for good."""
         return self._engine.failed.done()
 
+    def record_routing_stats(self) -> dict[str, float]:
+        """Return what routers ask for regularly: the load, in requests."""
+        return {"requests": self._engine.n_running + self._engine.n_waiting}
+
     async def check_health(self) -> None:
         """Raise Unwell where Serve should replace this replica."""
         engine = self._engine
