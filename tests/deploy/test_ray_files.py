@@ -47,7 +47,7 @@ def test_the_page_has_the_defaults_that_differ_from_serves() -> None:
         if isinstance(one, ast.Call) and ast.unparse(one.func) == "serve.deployment"
     ]
     options = {one.arg for one in call.keywords if one.arg not in (None, "name")}
-    assert options == set(re.findall(r"^\| `(\w+)` \| \d+ ", PAGE, re.M))
+    assert options == set(re.findall(r"^\| `([a-z_]+)` \| \d+ ", PAGE, re.M))
 
 
 def test_the_page_names_the_flags_that_are_serves_business() -> None:
