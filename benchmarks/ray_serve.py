@@ -75,6 +75,8 @@ def by_ray(
 ) -> Iterator[int]:
     """Run an application of Serve. Yields the port of its proxy."""
     variables = {"RAY_SERVE_ENABLE_HA_PROXY": "1" if haproxy else "0"}
+    # As docs/deploy/ray.md says for a small machine.
+    variables["RAY_SERVE_CONTROL_LOOP_INTERVAL_S"] = "1"
     cluster = Cluster(folder, **variables)
     names = flags[::2]
     try:
@@ -164,6 +166,7 @@ async def measure(side: Side, name: str, options: argparse.Namespace, seed: str)
     began = time.perf_counter()
     with side as port:
         print(f"{name}: up in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+        await asyncio.sleep(options.settle)
         server = Server(name, "127.0.0.1", port, "/generate_stream", None, None)
         await play(server, work, f"{seed}/warm", options.timeout)
         before = processor_seconds()
@@ -209,6 +212,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--proxy", choices=("haproxy", "serve"), default="haproxy")
     parser.add_argument("--threads", choices=("one", "separate"), default="one")
+    parser.add_argument(
+        "--settle", type=float, default=20.0, help="seconds in which what was started comes to rest"
+    )
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds of a round at most")
     parser.add_argument("--seed", default=str(time.time_ns()))
     os.environ.update(THREADS)
