@@ -2,7 +2,7 @@
 
 `python -m tests.doubles.fake_server [flags]` is `tgi-async serve [flags]`, but for the worker,
 the process that prepares images, and the preparation of the model, which is the Python code in the
-environment variable FAKE_PREPARE.
+environment variable FAKE_PREPARE. Clients are moved to the next server within MOVE_SECONDS.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tests.doubles.fake_engine_run import DEADLINE, ROOT, alive
 from tests.doubles.fake_worker import COMMAND, VARIABLE, Behaviour
 
 PREPARED = {"path": "", "model_id": "fake/model", "revision": None}
+MOVE_SECONDS = 0.2
 READY = re.compile(r"ready in [\d.]+ s on (https?)://[^ ]+:(\d+)")
 
 
@@ -33,7 +34,12 @@ class FakeServer:
     """A server in another process, and what it wrote to stderr."""
 
     def __init__(
-        self, tmp_path: Path, behaviour: Behaviour, *flags: str, prepare: str = ""
+        self,
+        tmp_path: Path,
+        behaviour: Behaviour,
+        *flags: str,
+        prepare: str = "",
+        terminal: int | None = None,
     ) -> None:
         self.behaviour = behaviour
         self.verify: ssl.SSLContext | bool = True
@@ -55,6 +61,9 @@ class FakeServer:
                 [sys.executable, "-m", "tests.doubles.fake_server", *fixed, *flags],
                 cwd=ROOT,
                 stderr=log,
+                stdin=terminal,
+                start_new_session=terminal is not None,
+                preexec_fn=None if terminal is None else _be_controlled,
                 env=inherited | environment,
             )
 
@@ -110,8 +119,15 @@ class FakeServer:
         return status
 
 
+def _be_controlled() -> None:
+    """Have the terminal at stdin control this session."""
+    os.close(os.open(os.ttyname(0), os.O_RDWR))
+
+
 def main() -> int:
-    from tgi_async import cli, launcher
+    from tgi_async import cli, launcher, listener
+
+    listener.MOVE_SECONDS = MOVE_SECONDS
 
     prepare = (sys.executable, "-c", os.environ["FAKE_PREPARE"])
     commands = launcher.Commands(prepare, COMMAND, image_process.COMMAND)
