@@ -129,7 +129,7 @@ def _joined(chunks: bytes) -> tuple[int, bytes]:
 
 @asynccontextmanager
 async def target(
-    folder: Path, patch: pytest.MonkeyPatch, *, seconds: float = 0.5, **changed: Any
+    folder: Path, patch: pytest.MonkeyPatch, *, seconds: float = 1.0, **changed: Any
 ) -> AsyncIterator[Target]:
     """A server with every route, whose clients get `seconds` for a head, and for a body."""
     for module, name in ((connection, "HEAD_SECONDS"), (connection, "BODY_SECONDS")):
