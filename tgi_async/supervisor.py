@@ -72,6 +72,8 @@ class WorkerGroup:
         self._loading = True
         self._n_owed = 0
         """Results that are due: those of the steps that were sent."""
+        self.served = False
+        """Whether any result came."""
         self._look: asyncio.TimerHandle | None = None
         """Wakes the task that waits for a worker, to check its deadline."""
         self._is_due = False
@@ -137,6 +139,7 @@ class WorkerGroup:
         if not isinstance(message, StepDone):
             raise WorkerDied(f"a worker sent {type(message).__name__} instead of a result")
         self._n_owed -= 1
+        self.served = True
         self._deadline.met()
         return message
 

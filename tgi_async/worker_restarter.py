@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tgi_async.backoff import Backoff
 from tgi_async.deadline import Deadline
+from tgi_async.errors import StartError
 from tgi_async.supervisor import WorkerDied, WorkerGroup
 from tgi_async.temporary import PrivateFolder
 from tgi_async.wire.messages import Loading, Ready, Start
@@ -31,6 +33,8 @@ class WorkerRestarter:
         self._deadline = Deadline()
         self._epoch = 0
         self._ready_at: float | None = None
+        self._served = False
+        """Whether the last group gave any result."""
         self.group: WorkerGroup | None = None
 
     @property
@@ -59,7 +63,8 @@ class WorkerRestarter:
     async def relaunch(self, start: Start) -> Ready:
         """Start the next group after one died, with longer waits if they die in a row.
 
-        Raises StartError if a worker refuses the model, WorkerDied if it dies each time.
+        A refusal counts as a death: the model was served, and what lacks may lack for a moment.
+        Raises what the last attempt does: StartError or WorkerDied.
         """
         attempt = 0
         while True:
@@ -67,7 +72,7 @@ class WorkerRestarter:
             await self._wait()
             try:
                 return await self.launch(start, _log_loading)
-            except WorkerDied as error:
+            except (StartError, WorkerDied) as error:
                 if attempt == MAX_ATTEMPTS:
                     raise
                 log.error("%s while loading (attempt %d of %d)", error, attempt, MAX_ATTEMPTS)
@@ -75,6 +80,7 @@ class WorkerRestarter:
     async def kill(self) -> None:
         """End the workers at once, and wait until they are gone."""
         if self.group is not None:
+            self._served = self.group.served
             await self.group.kill()
             self.group = None
 
@@ -88,7 +94,9 @@ class WorkerRestarter:
     async def _wait(self) -> None:
         lived = 0.0 if self._ready_at is None else time.monotonic() - self._ready_at
         self._ready_at = None
-        wait = self._backoff.after(lived)
+        # One that gave results has not died in a row: a wait would help nobody, and hold up all.
+        wait = self._backoff.after(math.inf if self._served else lived)
+        self._served = False
         if wait:
             log.warning("workers die in a row: waiting %.3g s before the next start", wait)
             await asyncio.sleep(wait)
