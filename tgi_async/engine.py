@@ -115,8 +115,6 @@ class Engine:
         self._state = State.STARTING
         self._deaths = 0
         """Restarts since the last token, not counting deaths of workers that had nothing to do."""
-        self._worked = False
-        """Whether these workers have brought a token."""
         self._fault: Exception | None = None
         """The core's error in a client's call, which the task recovers from."""
         self._task: asyncio.Task[None] | None = None
@@ -432,7 +430,6 @@ class Engine:
         events = self.core.complete(done)
         if events:
             self._deaths = 0
-            self._worked = True
         # The core knows of every end but that by a stop sequence with a single token.
         return self._streams.take(events, self.core.finish), len(events)
 
@@ -457,8 +454,7 @@ class Engine:
         await self._workers.kill()
         self._steps.lost()
         self._replay(reason, None if foreseen else error)
-        worked, self._worked = self._worked, False
-        ready = await self._workers.relaunch(self._start, worked=worked)
+        ready = await self._workers.relaunch(self._start)
         if ready.n_blocks < self.n_blocks:
             raise StartError(
                 f"it came back with {ready.n_blocks} blocks of KV cache and had {self.n_blocks}"
