@@ -42,7 +42,7 @@ MOST_CONNECTIONS = 65_536
 SPARE_FILES = 256
 """Open files besides connections: sockets to workers, pipes of processes, models' files."""
 MOVE_SECONDS = 2.0
-"""How long a server that was followed by another answers further requests of its connections."""
+"""How long a server that was followed by another lets a connection be idle."""
 LAST_REPLY_SECONDS = 1.0
 """Time that connections get to take the last reply, once their requests were ended."""
 
@@ -67,10 +67,24 @@ class _Server(uvicorn.Server):
         for server in self.servers:
             server.close()
 
-    def has_new_connections(self) -> bool:
-        """Return whether there are connections on which no request has come yet."""
-        connections = self.server_state.connections
-        return any(isinstance(one, Connection) and one.is_new for one in connections)
+    def close_busy(self) -> None:
+        """Close each connection on which a request is answered when its reply ends."""
+        for one in self.server_state.connections:
+            if isinstance(one, Connection) and one.idle_since is None:
+                one.shutdown()
+
+    def close_idle(self, seconds: float) -> bool:
+        """Close connections that have been idle for so long. Return whether some are idle, but not
+        for so long, or still without a first request."""
+        longest = asyncio.get_running_loop().time() - seconds
+        waiting = False
+        for one in list(self.server_state.connections):
+            if isinstance(one, Connection) and one.idle_since is not None:
+                if one.is_new or one.idle_since > longest:
+                    waiting = True
+                else:
+                    one.shutdown()
+        return waiting
 
 
 class Answering:
@@ -164,11 +178,13 @@ class Answering:
         """
         self._server.leave_socket()
         self._gate.close_connections()
-        await asyncio.sleep(MOVE_SECONDS)
-        if grace is None:
-            # Their requests are on the way, and they are closed if none comes.
-            while self._server.has_new_connections():  # noqa: ASYNC110 - it is no event
-                await asyncio.sleep(0.1)
+        self._server.close_busy()
+        until = asyncio.get_running_loop().time() + MOVE_SECONDS
+        # A request may be on its way on a connection that is new, or that was used just now.
+        while self._server.close_idle(MOVE_SECONDS):
+            await asyncio.sleep(0.1)
+            if grace is not None and asyncio.get_running_loop().time() > until:
+                break
         stop.drain("another server has the clients", grace)
 
     async def _cut(self) -> None:

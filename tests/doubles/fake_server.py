@@ -3,6 +3,7 @@
 `python -m tests.doubles.fake_server [flags]` is `tgi-async serve [flags]`, but for the worker,
 the process that prepares images, and the preparation of the model, which is the Python code in the
 environment variable FAKE_PREPARE. Clients are moved to the next server within MOVE_SECONDS.
+What would block its event loop raises.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from tests.api.tiny_tokenizer import tiny_inner
 from tests.doubles import image_process
 from tests.doubles.fake_engine_run import DEADLINE, ROOT, alive
 from tests.doubles.fake_worker import COMMAND, VARIABLE, Behaviour
+from tests.helpers.never_blocked import never_blocked
 
 PREPARED = {"path": "", "model_id": "fake/model", "revision": None}
-MOVE_SECONDS = 0.2
+MOVE_SECONDS = 0.5
 READY = re.compile(r"ready in [\d.]+ s on (https?)://[^ ]+:(\d+)")
 
 
@@ -132,7 +134,8 @@ def main() -> int:
     prepare = (sys.executable, "-c", os.environ["FAKE_PREPARE"])
     commands = launcher.Commands(prepare, COMMAND, image_process.COMMAND)
     launcher.serve = functools.partial(launcher.serve, commands=commands)
-    return cli.main(["serve", *sys.argv[1:]])
+    with never_blocked():
+        return cli.main(["serve", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def test_an_upgrade_loses_nothing(
                 signal.sigtimedwait([], 0.01)
     finally:
         clients.end()
-    assert clients.failures == []
+    assert clients.failures == [], len(clients.failures)
     assert clients.n_streamed >= n_streams
     # Of each server only its own workers are left.
     assert len([pid for pid in server.worker_pids if alive(pid)]) == 1
