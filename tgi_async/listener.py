@@ -67,24 +67,19 @@ class _Server(uvicorn.Server):
         for server in self.servers:
             server.close()
 
-    def close_busy(self) -> None:
-        """Close each connection on which a request is answered when its reply ends."""
-        for one in self.server_state.connections:
-            if isinstance(one, Connection) and one.idle_since is None:
-                one.shutdown()
-
-    def close_idle(self, seconds: float) -> bool:
-        """Close connections that have been idle for so long. Return whether some are idle, but not
-        for so long, or still without a first request."""
-        longest = asyncio.get_running_loop().time() - seconds
-        waiting = False
+    def close_idle(self, *, new: bool) -> bool:
+        """Close connections that were idle for MOVE_SECONDS, and with `new` those on which no
+        request came in that time. Return whether any is left."""
+        longest = asyncio.get_running_loop().time() - MOVE_SECONDS
         for one in list(self.server_state.connections):
-            if isinstance(one, Connection) and one.idle_since is not None:
-                if one.is_new or one.idle_since > longest:
-                    waiting = True
-                else:
-                    one.shutdown()
-        return waiting
+            if (
+                isinstance(one, Connection)
+                and one.idle_since is not None
+                and one.idle_since <= longest
+                and (new or not one.is_new)
+            ):
+                one.shutdown()
+        return bool(self.server_state.connections)
 
 
 class Answering:
@@ -174,18 +169,22 @@ class Answering:
     async def _move(self, stop: _Stop, grace: float | None) -> None:
         """Leave the clients to another server, which answers at this socket already.
 
-        Those that have connected here are answered, and told to close the connection.
+        Those that have connected here are answered, and told to close the connection. One on which
+        a request may be on its way is not closed: the client could not know whether it was read.
         """
+        limit = "as long as they need" if grace is None else f"up to {grace:g} s"
+        log.info("another server has the socket; requests in progress get %s", limit)
+        stop.moving = True
         self._server.leave_socket()
         self._gate.close_connections()
-        self._server.close_busy()
-        until = asyncio.get_running_loop().time() + MOVE_SECONDS
-        # A request may be on its way on a connection that is new, or that was used just now.
-        while self._server.close_idle(MOVE_SECONDS):
+        loop = asyncio.get_running_loop()
+        until = None if grace is None else loop.time() + grace
+        while self._server.close_idle(new=until is not None):
+            if until is not None and loop.time() > until:
+                stop.insist("the grace is over")
+                return
             await asyncio.sleep(0.1)
-            if grace is not None and asyncio.get_running_loop().time() > until:
-                break
-        stop.drain("another server has the clients", grace)
+        stop.moved()
 
     async def _cut(self) -> None:
         """Drop the connections that do not end, with their requests."""
@@ -212,35 +211,44 @@ class _Stop:
         self._delay, self._grace = delay, grace
         self._leaving: asyncio.TimerHandle | None = None
         self._ending: asyncio.TimerHandle | None = None
-        """Stops at once when the grace is over; None while there is no limit."""
+        """Stops at once when the grace is over; None before it begins."""
+        self.moving = False
+        """Whether another server has the clients."""
         self.draining = False
         self.insisted = asyncio.Event()
 
     def on_signal(self, name: str) -> None:
         if self._ending is not None:
-            log.warning("%s again: stopping now", name)
-            self.insisted.set()
-        elif name == "SIGTERM" and self._delay and self._leaving is None and not self.draining:
+            self.insist(f"{name} again")
+        elif name == "SIGTERM" and self._delay and self._leaving is None and not self.moving:
             log.info("%s: not ready any more, but taking requests for %g s", name, self._delay)
             loop = asyncio.get_running_loop()
             reason = f"{self._delay:g} s later"
-            self._leaving = loop.call_later(self._delay, self.drain, reason, self._grace)
+            self._leaving = loop.call_later(self._delay, self._begin, reason)
             self._leave()
         else:
-            self.drain(name, self._grace)
+            self._begin(name)
 
-    def drain(self, reason: str, grace: float | None) -> None:
-        """Drain; requests get `grace` seconds, or as long as they need."""
-        if self._ending is not None:
-            return
+    def _begin(self, reason: str) -> None:
+        """Drain, for the grace."""
         self.cancel()
         self.draining = True
-        limit = "as long as they need" if grace is None else f"up to {grace:g} s"
-        log.info("%s: no new requests; requests in progress get %s", reason, limit)
+        log.info("%s: no new requests; requests in progress get up to %g s", reason, self._grace)
         self._drain()
-        if grace is not None:
-            loop = asyncio.get_running_loop()
-            self._ending = loop.call_later(grace, self.insisted.set)
+        loop = asyncio.get_running_loop()
+        self._ending = loop.call_later(self._grace, self.insist, f"{self._grace:g} s later")
+
+    def moved(self) -> None:
+        """Note that the last client has left."""
+        if not self.draining:
+            self.draining = True
+            self._drain()
+
+    def insist(self, reason: str) -> None:
+        """Stop at once."""
+        log.warning("%s: stopping now; requests that are still in progress fail", reason)
+        self.draining = True
+        self.insisted.set()
 
     def cancel(self) -> None:
         """Cancel what has not come yet: the end of the delay, the end of the grace."""
