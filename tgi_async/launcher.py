@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ from tgi_async.engine import Engine
 from tgi_async.errors import StartError
 from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.images.preparer import COMMAND as IMAGES
+from tgi_async.keys import KeyFile
 from tgi_async.listener import Answering, answering, on_signals
 from tgi_async.proxies import Proxies
 from tgi_async.scheduler.reservations import Capacity
@@ -49,6 +51,7 @@ from tgi_async.telemetry.images import ImageCounts
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.telemetry.observer import Observer
 from tgi_async.temporary import PrivateFolder
+from tgi_async.tenants import Tenants
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.chat_files import read_template_config
 from tgi_async.text.sampling_defaults import SamplingDefaults
@@ -140,16 +143,23 @@ async def _serve(settings: Settings, commands: Commands) -> tuple[int, Upgrade |
                 closing.enter_context(removed_at_end(settings.unix_socket, is_followed))
             upgrade.follow(lambda: None, lambda: stop("what started this server is gone"))
             scratch = closing.enter_context(PrivateFolder())
-            dialect = dialect_of(strict_tgi=settings.strict_tgi)
-            gate = Gate(settings.cors_allow_origin, kserve=settings.kserve, dialect=dialect)
+            gate = gate_for(settings)
             address = _address(listener, secure=certificate is not None)
-            app = _outside(gate, settings)
+            app = outside(gate, settings)
             async with answering(gate, listener, app=app, certificate=certificate) as http:
                 if parent is None:
                     await http.begin()
                     log.info("listening on %s; not ready yet", settings.unix_socket or address)
-                serving = Serving(http, gate, address, upgrade)
-                status = await _serve_on(serving, settings, commands, scratch)
+                front = Front(http, upgrade)
+                async with serving(
+                    gate, address, settings, scratch, front=front, commands=commands
+                ) as engine:
+                    status = await http.until_stopped(
+                        engine,
+                        upgrade,
+                        delay=settings.shutdown_delay,
+                        grace=settings.graceful_termination_timeout,
+                    )
             await upgrade.end()
             if upgrade.handed_over:
                 # Signals wait until the keeper takes them: the loop's handlers end with it.
@@ -162,13 +172,10 @@ async def _serve(settings: Settings, commands: Commands) -> tuple[int, Upgrade |
         return 0, upgrade
 
 
-class Serving(NamedTuple):
-    """The server's outside."""
+class Front(NamedTuple):
+    """What listens in front of the gate, where it is ours."""
 
     http: Answering
-    gate: Gate
-    address: str
-    """The URL under which this machine reaches it."""
     upgrade: Upgrade
 
 
@@ -183,7 +190,13 @@ def _listening(
     return contextlib.closing(bind(settings.hostname, settings.port))
 
 
-def _outside(gate: Gate, settings: Settings) -> ASGIApp:
+def gate_for(settings: Settings) -> Gate:
+    """Return the application that answers while the model loads."""
+    dialect = dialect_of(strict_tgi=settings.strict_tgi)
+    return Gate(settings.cors_allow_origin, kserve=settings.kserve, dialect=dialect)
+
+
+def outside(gate: Gate, settings: Settings) -> ASGIApp:
     """Return `gate` with what the settings put around it."""
     app: ASGIApp = gate
     if settings.access_log:
@@ -192,17 +205,34 @@ def _outside(gate: Gate, settings: Settings) -> ASGIApp:
         app = RootPath(app, settings.root_path)
     if (trusted := settings.trusted_proxies) is not None:
         app = Proxies(app, trusted)
+        if settings.tenant_header is not None:
+            app = Tenants(app, settings.tenant_header, trusted)
     return app
 
 
-async def _serve_on(serving: Serving, settings: Settings, commands: Commands, scratch: str) -> int:
-    """Serve with `scratch`, a folder for files that the cache cannot take."""
-    http, gate, address, upgrade = serving
+@contextlib.asynccontextmanager
+async def serving(
+    gate: Gate,
+    address: str,
+    settings: Settings,
+    scratch: str,
+    *,
+    front: Front | None = None,
+    commands: Commands = COMMANDS,
+    tell: Callable[[str], None] | None = None,
+) -> AsyncIterator[Engine]:
+    """Load the model, and have `gate` answer with it until the end of the context.
+
+    `address` is where clients reach it, and `scratch` a folder for files that the cache cannot
+    take. `tell` gets what the preparation of the model prints, instead of stderr. Raises
+    StartError.
+    """
     began = time.perf_counter()
+    keys = None if settings.api_keys_file is None else KeyFile(settings.api_keys_file)
     world_size = n_shards(settings.sharded, settings.num_shard, os.environ)
     spans = traces.sending_to(settings.otlp_endpoint) if settings.otlp_endpoint else None
     gate.phase("preparing the model")
-    prepared = await _prepare(settings, commands.prepare, scratch)
+    prepared = await _prepare(settings, commands.prepare, scratch, tell)
     gate.phase("reading the tokenizer")
     tokenizer = Tokenizer.from_folder(prepared.path)
     chat_template = _chat_template(settings, prepared, tokenizer)
@@ -227,15 +257,16 @@ async def _serve_on(serving: Serving, settings: Settings, commands: Commands, sc
             settings, prepared.path, scratch, image_counts, command=commands.images
         )
         closing.push_async_callback(starting.end)
-        if upgrade.parent is not None and upgrade.parent.waits:
+        before = None if front is None else front.upgrade.parent
+        if front is not None and before is not None and before.waits:
             closing.callback(gate.hold(settings.max_concurrent_requests + settings.queue_size))
-            await http.begin()
+            await front.http.begin()
             log.info("holding requests until the server before this one has ended")
-            await upgrade.parent.wait()
+            await before.wait()
         gate.phase("starting the worker")
         ready = await engine.launch(partial(_show, gate))
         images = await starting.images(taken=ready.takes_images)
-        limits = _limits(settings, prepared, ready, engine.max_total_tokens, payload_limit)
+        limits = _limits(settings, prepared, ready, engine.max_total_tokens, payload_limit, keys)
         metrics = Metrics(
             max_input_tokens=limits.max_input_tokens,
             max_total_tokens=limits.max_total_tokens,
@@ -245,6 +276,8 @@ async def _serve_on(serving: Serving, settings: Settings, commands: Commands, sc
             images=None if images is None else image_counts,
         )
         engine.serve(metrics)
+        if keys is not None:
+            closing.callback(asyncio.create_task(keys.follow()).cancel)
         app = create_app(
             engine=engine,
             tokenizer=tokenizer,
@@ -267,17 +300,13 @@ async def _serve_on(serving: Serving, settings: Settings, commands: Commands, sc
         gc.collect()
         gc.freeze()
         gate.open(Observer(app, collector))
-        if not http.begun:
-            await http.begin()
-        upgrade.is_ready(ready.device)
+        if front is not None:
+            if not front.http.begun:
+                await front.http.begin()
+            front.upgrade.is_ready(ready.device)
         beside_decode = engine.core.budget.prefill_tokens(1)
         _welcome(settings, ready, limits, beside_decode, address, time.perf_counter() - began)
-        return await http.until_stopped(
-            engine,
-            upgrade,
-            delay=settings.shutdown_delay,
-            grace=settings.graceful_termination_timeout,
-        )
+        yield engine
 
 
 def _start(settings: Settings, prepared: Prepared, world_size: int, chat_ends: list[int]) -> Start:
@@ -332,7 +361,12 @@ def _speculation(settings: Settings, prepared: Prepared) -> SpeculationConfig:
     return SpeculationConfig(n or (DEFAULT_DRAFTS if method else 0), method)
 
 
-async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -> Prepared:
+async def _prepare(
+    settings: Settings,
+    prepare: tuple[str, ...],
+    scratch: str,
+    tell: Callable[[str], None] | None,
+) -> Prepared:
     """Prepare the model folder in a process. Raises StartError; that process has printed the
     reason."""
     command = [*prepare, "--scratch", scratch]
@@ -347,11 +381,17 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -
     if settings.quantize == "gguf":
         command += ["--quantize", settings.quantize]
     n_killed = cgroups.n_killed()
+    pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, env=processes.environment()
+        *command,
+        stdout=pipe,
+        stderr=None if tell is None else pipe,
+        env=processes.environment(),
     )
+    assert process.stdout is not None
     try:
-        output, _ = await process.communicate()
+        output, _ = await asyncio.gather(process.stdout.read(), _told(process.stderr, tell))
+        await process.wait()
     finally:
         if process.returncode is None:
             process.kill()
@@ -366,6 +406,13 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -
     return Prepared(
         Path(found["path"]), found["model_id"], found["revision"], found.get("speculator", "")
     )
+
+
+async def _told(printed: asyncio.StreamReader | None, tell: Callable[[str], None] | None) -> None:
+    """Give what is printed to `tell`, when it is printed."""
+    if printed is not None and tell is not None:
+        while piece := await printed.read(2**16):
+            tell(piece.decode(errors="replace"))
 
 
 def _chat_template(
@@ -388,7 +435,12 @@ def _checker(
 
 
 def _limits(
-    settings: Settings, prepared: Prepared, ready: Ready, most: int, payload_limit: int
+    settings: Settings,
+    prepared: Prepared,
+    ready: Ready,
+    most: int,
+    payload_limit: int,
+    keys: KeyFile | None = None,
 ) -> Limits:
     """Return the limits of requests. Raises StartError where the settings exceed the model or the
     memory."""
@@ -414,6 +466,7 @@ def _limits(
         "kv_cache_dtype": ready.kv_cache_dtype,
         "max_drafts": ready.max_drafts,
         "payload_limit": payload_limit,
+        "key_file": keys,
         "sampling_defaults": SamplingDefaults.from_folder(prepared.path),
         "max_input_tokens": longest,
         "max_total_tokens": total,
@@ -482,7 +535,7 @@ def _welcome(
             ready.speculation,
             ready.max_drafts,
         )
-    key = " -H 'Authorization: Bearer ...'" if settings.api_key else ""
+    key = " -H 'Authorization: Bearer ...'" if limits.api_key or limits.key_file else ""
     log.info("ready in %.1f s on %s. Try:", seconds, settings.unix_socket or address)
     if settings.unix_socket is not None:
         address = f"--unix-socket {settings.unix_socket} {address}"

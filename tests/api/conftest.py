@@ -22,6 +22,7 @@ from tgi_async.api.limits import Limits
 from tgi_async.connection import Connection
 from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.images.images import Images
+from tgi_async.keys import KeyFile
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.sampling_defaults import SamplingDefaults
@@ -62,6 +63,9 @@ class Settings:
     validation_workers: int = 2
     payload_limit: int = 10_000
     api_key: str | None = None
+    key_file: KeyFile | None = None
+    request_timeout: int | None = None
+    prefix_cache_salt: str = "none"
     cors_allow_origin: tuple[str, ...] = ()
     sampling_defaults: SamplingDefaults = NO_ADVICE
     strict_tgi: bool = False

@@ -23,6 +23,7 @@ from tgi_async.api.exchange import Exchange
 from tgi_async.api.operation import Get, Post
 from tgi_async.api.result import EventStream, TextReply
 from tgi_async.api.service import Service
+from tgi_async.api.timeout import timeout_of
 from tgi_async.api.unknown_fields import unknown_fields
 from tgi_async.api.unsupported import ignored
 from tgi_async.errors import ServerError
@@ -102,6 +103,8 @@ class Endpoint(Generic[T]):
         if count:
             count.request_received()
         try:
+            most = self._service.limits.request_timeout
+            context.timeout = timeout_of(exchange.asked_timeout, most)
             result = await self._handler(self._service, body, context)
             if isinstance(result, EventStream):
                 await result.write(exchange)
