@@ -12,7 +12,7 @@ MAY_BLOCK = {
     "tgi_async/launcher.py": {"_serve", "_serve_on"},
     "tgi_async/api/app.py": {"create_app"},
     "tgi_async/temporary.py": {"__init__", "cleanup"},
-    "tgi_async/images/shared_memory.py": {"folder_in"},
+    "tgi_async/images/images.py": {"start"},
     # Files of /proc and /sys, which are in memory.
     "tgi_async/cgroups.py": {"_text"},
     "tgi_async/processes.py": {"processor_seconds"},
