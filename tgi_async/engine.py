@@ -47,6 +47,7 @@ from tgi_async.scheduler.plan import Budget, half
 from tgi_async.scheduler.request import Request
 from tgi_async.scheduler.reservations import EVICTED, Capacity, Reservation
 from tgi_async.scheduler.results import UnexpectedResult
+from tgi_async.scheduler.state import lines_of
 from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup
 from tgi_async.telemetry.steps import StepMetrics, StepTimer
 from tgi_async.wire.messages import MAX_END_IDS, Loading, Ready, Start, StepDone
@@ -243,6 +244,13 @@ class Engine:
     def resident_tokens(self) -> int:
         """Tokens whose keys and values the running requests hold."""
         return sum(request.n_planned for request in self.core.running)
+
+    def described(self) -> list[str]:
+        """Return the state of the engine and its scheduler in words: no text and no token."""
+        return [
+            f"{self._state.value}, {len(self._streams)} streams, {self.worker_restarts} restarts",
+            *lines_of(self.core),
+        ]
 
     def reserve(
         self, client: str, n_rows: int, n_bytes: int, on_evicted: Callable[[], None]

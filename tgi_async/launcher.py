@@ -34,6 +34,7 @@ from tgi_async.api.limits import Limits
 from tgi_async.api.root_path import RootPath
 from tgi_async.binding import bind, bind_to_path, removed_at_end
 from tgi_async.certificate import Certificate
+from tgi_async.diagnosis import Diagnosis
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
 from tgi_async.grammar.checker import GrammarChecker
@@ -130,6 +131,8 @@ async def _serve(settings: Settings, commands: Commands) -> tuple[int, Upgrade |
             stop(name)
 
     on_signals(on_signal)
+    diagnosis = Diagnosis()
+    diagnosis.follow()
     try:
         # Before anything slow, so that a port in use is known at once.
         parent = Parent.found()
@@ -154,6 +157,7 @@ async def _serve(settings: Settings, commands: Commands) -> tuple[int, Upgrade |
                 async with serving(
                     gate, address, settings, scratch, front=front, commands=commands
                 ) as engine:
+                    diagnosis.state = engine.described
                     status = await http.until_stopped(
                         engine,
                         upgrade,

@@ -43,7 +43,7 @@ MOST_CONNECTIONS = 65_536
 SPARE_FILES = 256
 """Open files besides connections: sockets to workers, pipes of processes, models' files."""
 MOVE_SECONDS = 2.0
-"""How long a server that was followed by another answers further requests of its connections."""
+"""How long a server that was followed by another lets a connection be idle."""
 LAST_REPLY_SECONDS = 1.0
 """Time that connections get to take the last reply, once their requests were ended."""
 
@@ -68,10 +68,19 @@ class _Server(uvicorn.Server):
         for server in self.servers:
             server.close()
 
-    def has_new_connections(self) -> bool:
-        """Return whether there are connections on which no request has come yet."""
-        connections = self.server_state.connections
-        return any(isinstance(one, Connection) and one.is_new for one in connections)
+    def close_idle(self, *, new: bool) -> bool:
+        """Close connections that were idle for MOVE_SECONDS, and with `new` those on which no
+        request came in that time. Return whether any is left."""
+        longest = asyncio.get_running_loop().time() - MOVE_SECONDS
+        for one in list(self.server_state.connections):
+            if (
+                isinstance(one, Connection)
+                and one.idle_since is not None
+                and one.idle_since <= longest
+                and (new or not one.is_new)
+            ):
+                one.shutdown()
+        return bool(self.server_state.connections)
 
 
 class Answering:
@@ -172,17 +181,23 @@ class Answering:
     async def _move(self, stop: _Stop, grace: float | None) -> None:
         """Leave the clients to another server, which answers at this socket already.
 
-        Those that have connected here are answered, and told to close the connection.
+        Those that have connected here are answered, and told to close the connection. One on which
+        a request may be on its way is not closed: the client could not know whether it was read.
         """
+        limit = "as long as they need" if grace is None else f"up to {grace:g} s"
+        log.info("another server has the socket; requests in progress get %s", limit)
+        stop.moving = True
         self._leave_socket()
         self._server.leave_socket()
         self._gate.close_connections()
-        await asyncio.sleep(MOVE_SECONDS)
-        if grace is None:
-            # Their requests are on the way, and they are closed if none comes.
-            while self._server.has_new_connections():  # noqa: ASYNC110 - it is no event
-                await asyncio.sleep(0.1)
-        stop.drain("another server has the clients", grace)
+        loop = asyncio.get_running_loop()
+        until = None if grace is None else loop.time() + grace
+        while self._server.close_idle(new=until is not None):
+            if until is not None and loop.time() > until:
+                stop.insist("the grace is over")
+                return
+            await asyncio.sleep(0.1)
+        stop.moved()
 
     def _leave_socket(self) -> None:
         if self._watchdog is not None:
@@ -213,35 +228,44 @@ class _Stop:
         self._delay, self._grace = delay, grace
         self._leaving: asyncio.TimerHandle | None = None
         self._ending: asyncio.TimerHandle | None = None
-        """Stops at once when the grace is over; None while there is no limit."""
+        """Stops at once when the grace is over; None before it begins."""
+        self.moving = False
+        """Whether another server has the clients."""
         self.draining = False
         self.insisted = asyncio.Event()
 
     def on_signal(self, name: str) -> None:
         if self._ending is not None:
-            log.warning("%s again: stopping now", name)
-            self.insisted.set()
-        elif name == "SIGTERM" and self._delay and self._leaving is None and not self.draining:
+            self.insist(f"{name} again")
+        elif name == "SIGTERM" and self._delay and self._leaving is None and not self.moving:
             log.info("%s: not ready any more, but taking requests for %g s", name, self._delay)
             loop = asyncio.get_running_loop()
             reason = f"{self._delay:g} s later"
-            self._leaving = loop.call_later(self._delay, self.drain, reason, self._grace)
+            self._leaving = loop.call_later(self._delay, self._begin, reason)
             self._leave()
         else:
-            self.drain(name, self._grace)
+            self._begin(name)
 
-    def drain(self, reason: str, grace: float | None) -> None:
-        """Drain; requests get `grace` seconds, or as long as they need."""
-        if self._ending is not None:
-            return
+    def _begin(self, reason: str) -> None:
+        """Drain, for the grace."""
         self.cancel()
         self.draining = True
-        limit = "as long as they need" if grace is None else f"up to {grace:g} s"
-        log.info("%s: no new requests; requests in progress get %s", reason, limit)
+        log.info("%s: no new requests; requests in progress get up to %g s", reason, self._grace)
         self._drain()
-        if grace is not None:
-            loop = asyncio.get_running_loop()
-            self._ending = loop.call_later(grace, self.insisted.set)
+        loop = asyncio.get_running_loop()
+        self._ending = loop.call_later(self._grace, self.insist, f"{self._grace:g} s later")
+
+    def moved(self) -> None:
+        """Note that the last client has left."""
+        if not self.draining:
+            self.draining = True
+            self._drain()
+
+    def insist(self, reason: str) -> None:
+        """Stop at once."""
+        log.warning("%s: stopping now; requests that are still in progress fail", reason)
+        self.draining = True
+        self.insisted.set()
 
     def cancel(self) -> None:
         """Cancel what has not come yet: the end of the delay, the end of the grace."""

@@ -2,7 +2,8 @@
 
 `python -m tests.doubles.fake_server [flags]` is `tgi-async serve [flags]`, but for the worker,
 the process that prepares images, and the preparation of the model, which is the Python code in the
-environment variable FAKE_PREPARE. Clients are moved to the next server within MOVE_SECONDS.
+environment variable FAKE_PREPARE. MOVE_SECONDS is `listener.MOVE_SECONDS`.
+What would block its event loop raises, unless WATCHED is empty.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from tests.api.tiny_tokenizer import tiny_inner
 from tests.doubles import image_process
 from tests.doubles.fake_engine_run import DEADLINE, ROOT, alive
 from tests.doubles.fake_worker import COMMAND, VARIABLE, Behaviour
+from tests.helpers.never_blocked import never_blocked
 
 PREPARED = {"path": "", "model_id": "fake/model", "revision": None}
-MOVE_SECONDS = 0.2
+MOVE = "MOVE_SECONDS"
+WATCHED = "WATCHED"
 READY = re.compile(r"ready in [\d.]+ s on (https?)://[^ ]+:(\d+)")
 
 
@@ -40,6 +43,8 @@ class FakeServer:
         *flags: str,
         prepare: str = "",
         terminal: int | None = None,
+        watched: bool = True,
+        move_seconds: float = 0.5,
     ) -> None:
         self.behaviour = behaviour
         self.verify: ssl.SSLContext | bool = True
@@ -50,6 +55,8 @@ class FakeServer:
         self.temporary.mkdir()
         (tmp_path / "tokenizer.json").write_text(tiny_inner().to_str())
         environment = {
+            WATCHED: "yes" if watched else "",
+            MOVE: str(move_seconds),
             VARIABLE: behaviour.environment(),
             "TMPDIR": str(self.temporary),
             "FAKE_PREPARE": prepare or f"print({json.dumps(PREPARED | {'path': str(tmp_path)})!r})",
@@ -127,12 +134,13 @@ def _be_controlled() -> None:
 def main() -> int:
     from tgi_async import cli, launcher, listener
 
-    listener.MOVE_SECONDS = MOVE_SECONDS
+    listener.MOVE_SECONDS = float(os.environ.get(MOVE, listener.MOVE_SECONDS))
 
     prepare = (sys.executable, "-c", os.environ["FAKE_PREPARE"])
     commands = launcher.Commands(prepare, COMMAND, image_process.COMMAND)
     launcher.serve = functools.partial(launcher.serve, commands=commands)
-    return cli.main(["serve", *sys.argv[1:]])
+    with never_blocked() if os.environ.get(WATCHED, "yes") else nullcontext():
+        return cli.main(["serve", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

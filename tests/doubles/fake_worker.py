@@ -12,6 +12,7 @@ another text.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import signal
 import sys
@@ -353,6 +354,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--router", type=int, required=True)
     given = parser.parse_args(words)
     die_with_parent(given.router)
+    faulthandler.register(signal.SIGUSR1)
     behaviour = msgspec.json.decode(os.environ.get(VARIABLE, "{}"), type=Behaviour)
     channel = WorkerChannel(given.folder, given.epoch, given.rank)
     try:
