@@ -72,7 +72,8 @@ pins:
 
 PYTHONS := 3.11 3.12 3.13 3.14
 OLDEST_PYTHON := python3.11
-# The extra `flash` is not pinned: flash-attn has no wheel, and what builds it depends on CUDA.
+# The extra `flash` is not pinned: flash-attn has no wheel, and what builds it depends on CUDA. `ray`
+# pins itself, and is in no environment with the others.
 EXTRAS := $(addprefix --extra ,cuda otel benchmarks dev)
 RESOLVE := .cache/pins/bin/uv pip compile pyproject.toml $(EXTRAS) --upgrade --quiet --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links --only-binary :all: \

@@ -215,7 +215,12 @@ class CheckedCore:
         before = list(self.core.running)
         cached = set(self.core.blocks._cached)
         may_plan = len(self.sent) <= self.budget.lookahead
+        held = self.core.waiting.held
         plan = self.core.plan()
+        released = [one for one in held if one not in self.core.waiting.held]
+        for request in sorted(released, key=lambda one: -one.arrival):
+            self.reached["released"] += 1
+            self.ledger.release(request)
         preempted = [one for one in reversed(before) if one.status is Status.WAITING]
         for request in preempted:
             require(request is not before[0], "S4", "the oldest running request was preempted")
@@ -273,16 +278,20 @@ class CheckedCore:
 
     def die(self) -> None:
         """The worker dies, with all its memory and all that was in flight."""
-        running = list(self.core.running)
+        held = self.core.waiting.held
+        running = sorted((*self.core.running, *held), key=lambda one: one.arrival)
         self.reached["death"] += 1
         self.reached["replay"] += sum(bool(one.n_emitted) for one in running)
         self.reached["death with a step in flight"] += bool(self.sent)
-        # Every second time as after an error in the core, by what is live.
-        one_by_one = self.reached["death"] % 2 == 0
-        live = [case.request for case in self.live.values()] if one_by_one else None
-        self.core.reset(live, one_by_one=one_by_one)
+        live = [case.request for case in self.live.values()]
+        culprit = self.core.died(live)
+        for request in held:
+            self.ledger.held.remove(request)
         for request in reversed(running):
             self.ledger.put_back(request)
+        for request in self.core.waiting.held:
+            self.reached["held after a death"] += 1
+            self.ledger.hold(request)
         self.worker = ModelWorker(self.budget.block_size, self.budget.max_drafts)
         self.sent.clear()
         self.rows.clear()
@@ -290,6 +299,10 @@ class CheckedCore:
         for case in self.live.values():
             case.n_in_flight = 0
             case.preempted = False
+        if culprit is not None:
+            self.reached["culprit of deaths"] += 1
+            self.core.finish(culprit)
+            self._end(self.live[culprit.id])
         self.check()
 
     def drain(self) -> None:
@@ -391,7 +404,10 @@ class CheckedCore:
         first, case.admitted = not case.admitted, True
         if first:
             self.bookings.start(case.booking)
-        self.ledger.admit(request, len(case.prompt) - admit.n_cached if first else 0)
+        accused = request is self.core._suspects.accused
+        n_charged = len(case.prompt) - admit.n_cached if first else 0
+        self.ledger.admit(request, n_charged, accused=accused)
+        self.reached["accused"] += accused
         self.reached["prefix hit"] += admit.n_cached > 0
         self.reached["hit before a span"] += any(0 < admit.n_cached <= s.start for s in admit.spans)
         self.reached["hit behind a span"] += any(admit.n_cached >= s.end for s in admit.spans)

@@ -24,6 +24,9 @@ class Ledger:
         self.live: Counter[str] = Counter()
         self.last_left = ""
         self.floor = 0
+        self.ahead = 0
+        """By how much a client was ahead of its turn when its request was accused."""
+        self.held: list[Request] = []
         self.seen: dict[str, int] = {}
         self.spans: dict[tuple[str, str], int] = {}
         """Difference of service of two clients when both became backlogged."""
@@ -36,18 +39,31 @@ class Ledger:
     def put_back(self, request: Request) -> None:
         self._queue(request)
 
-    def admit(self, request: Request, n_charged: int) -> None:
-        """The request leaves the queue to run."""
+    def hold(self, request: Request) -> None:
+        """The request is kept out of the queue, though it waits."""
+        self._unqueue(request)
+        self.held.append(request)
+
+    def release(self, request: Request) -> None:
+        """What was held is queued again."""
+        self.held.remove(request)
+        self._queue(request)
+
+    def admit(self, request: Request, n_charged: int, *, accused: bool = False) -> None:
+        """The request leaves the queue to run; one that is accused may do so before its turn."""
         client = request.client
         require(client in self.queued, "S3", f"{client} has nothing queued")
         least = min(self.counters[other] for other in self.queued)
-        require(
-            self.counters[client] == least,
-            "E1",
-            f"{client} was served at {self.counters[client]} while another had {least}",
-        )
-        first = self.queued[client][0]
-        require(first is request, "S4", f"{request.id} overtook {first.id} of {client}")
+        if accused:
+            self.ahead = max(self.ahead, self.counters[client] - least)
+        else:
+            require(
+                self.counters[client] == least,
+                "E1",
+                f"{client} was served at {self.counters[client]} while another had {least}",
+            )
+            first = self.queued[client][0]
+            require(first is request, "S4", f"{request.id} overtook {first.id} of {client}")
         self._unqueue(request)
         self.charge(client, INPUT_COST * n_charged)
 
@@ -64,6 +80,8 @@ class Ledger:
         client = request.client
         if request in self.queued.get(client, ()):
             self._unqueue(request)
+        if request in self.held:
+            self.held.remove(request)
         self.live[client] -= 1
         if not self.live.total():
             self.floor = max(self.floor, *self.counters.values())
@@ -72,13 +90,9 @@ class Ledger:
 
     def check(self, waiting: WaitingQueue) -> None:
         require(sorted(waiting.queued_clients) == sorted(self.queued), "S4", "queued clients")
-        require(len(waiting) == sum(map(len, self.queued.values())), "S4", "queue length")
-        require(
-            sorted(request.id for request in waiting)
-            == sorted(request.id for queue in self.queued.values() for request in queue),
-            "S4",
-            "queued requests",
-        )
+        known = [one.id for queue in (*self.queued.values(), self.held) for one in queue]
+        require(len(waiting) == len(known), "S4", "queue length")
+        require(sorted(one.id for one in waiting) == sorted(known), "S4", "queued requests")
         for client in (*self.queued, *+self.live):
             counter = waiting.counter(client)
             require(
@@ -97,12 +111,12 @@ class Ledger:
             one, other = pair
             ahead = self.counters[one] - self.counters[other]
             for client, by in (one, ahead), (other, -ahead):
-                most = self.bound * self.prices[client]
+                most = self.bound * self.prices[client] + self.ahead
                 require(by <= most, "E1", f"{client} is {by} ahead, in {one} and {other}")
             difference = self.service[one] - self.service[other]
             spans[pair] = self.spans.get(pair, difference)
             received = abs(difference - spans[pair])
-            most = self.bound * (self.prices[one] + self.prices[other])
+            most = self.bound * (self.prices[one] + self.prices[other]) + 2 * self.ahead
             require(received <= most, "E2", f"{one} and {other}: {received}")
         self.spans = spans
 

@@ -118,7 +118,7 @@ def _serve(given: argparse.Namespace) -> int:
         logs.configure(settings.json_output, settings.log_level, settings.log_colorize)
         for line in without_effect(vars(given), os.environ):
             log.warning(line)
-        _adopt_token()
+        adopt_token()
         return serve(settings)
     except StartError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -154,14 +154,14 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
 
 
-def _adopt_token() -> None:
+def adopt_token() -> None:
     """Give the Hub's client the token under its own name; TGI knows another one for it."""
     if token := os.environ.get("HF_API_TOKEN"):
         os.environ.setdefault("HF_TOKEN", token)
 
 
 def _call(module: str, arguments: list[str], **variables: str) -> int:
-    _adopt_token()
+    adopt_token()
     try:
         return subprocess.call(
             [*processes.command(module), *arguments], env=processes.environment() | variables

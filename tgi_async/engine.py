@@ -11,9 +11,9 @@ request is computed again from its prompt and what it has emitted.
 **Nobody waits for nothing.** Whatever is raised ends in one of three ways. What goes wrong with the
 text of one request, or with its parameters, fails that request. Anything else that the task meets,
 in the core, on the wire or in a worker, is recovered from like a worker's death, for after it
-neither the core nor the workers can be relied on. A request that was the only suspect twice in a
-row fails, and all do after `MAX_DEATHS` in a row without a token. If recovery itself fails, the
-server ends.
+neither the core nor the workers can be relied on. A request that keeps killing the workers is found
+(`scheduler/suspects.py`) and fails, and all do after `MAX_DEATHS` in a row without a token. If
+recovery itself fails, the server ends.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ class Engine:
         self._state = State.STARTING
         self._deaths = 0
         """Restarts since the last token, not counting deaths of workers that had nothing to do."""
-        self._suspect: Request | None = None
-        """The core's suspect at the last restart."""
+        self._worked = False
+        """Whether these workers have brought a token."""
         self._fault: Exception | None = None
         """The core's error in a client's call, which the task recovers from."""
         self._task: asyncio.Task[None] | None = None
@@ -427,6 +427,7 @@ class Engine:
         events = self.core.complete(done)
         if events:
             self._deaths = 0
+            self._worked = True
         # The core knows of every end but that by a stop sequence with a single token.
         return self._streams.take(events, self.core.finish), len(events)
 
@@ -437,8 +438,9 @@ class Engine:
         foreseen = isinstance(error, (WorkerDied, UnexpectedResult))
         reason = str(error) if foreseen else FAILED
         log.error(
-            "%s; starting the workers again, %d requests will be replayed",
+            "%s. In flight: %s. Starting the workers again, %d requests will be replayed",
             reason,
+            self.core.lost,
             len(self._streams),
             exc_info=None if foreseen else error,
         )
@@ -450,7 +452,8 @@ class Engine:
         await self._workers.kill()
         self._steps.lost()
         self._replay(reason, None if foreseen else error)
-        ready = await self._workers.relaunch(self._start)
+        worked, self._worked = self._worked, False
+        ready = await self._workers.relaunch(self._start, worked=worked)
         if ready.n_blocks < self.n_blocks:
             raise StartError(
                 f"it came back with {ready.n_blocks} blocks of KV cache and had {self.n_blocks}"
@@ -467,27 +470,23 @@ class Engine:
         """
         for stream in self._streams:
             stream.request.rewind(stream.n_emitted, len(stream.prompt_logprobs))
-        before, self._suspect = self._suspect, self.core.suspect
-        self.core.reset([stream.request for stream in self._streams], one_by_one=True)
+        culprit = self.core.died([stream.request for stream in self._streams])
         if not self._streams and fault is None:
             self._deaths = 0
             return
         self._deaths += 1
         if not self._streams and fault is not None and self._deaths >= MAX_DEATHS:
             raise fault
-        message = f"{reason}, {{}} times without progress"
         if self._deaths >= MAX_DEATHS:
             log.error("%d restarts without progress: all live requests fail", self._deaths)
-            error = GenerationError(message.format(self._deaths))
+            error = GenerationError(f"{reason}, {self._deaths} times without progress")
             self._deaths = 0
             self._fail_all(error, Unhealthy(str(error)))
-        elif self._suspect is not None and self._suspect is before:
-            log.error("one request was running at two deaths in a row: it fails")
-            self.core.finish(self._suspect)
-            if (failing := self._streams.remove(self._suspect)) is not None:
-                # At its first death it was not alone.
-                failing.fail(GenerationError(message.format(3)))
-            self._suspect = None
+        elif culprit is not None:
+            log.error("the workers died of the same request again and again: it fails")
+            self.core.finish(culprit)
+            if (failing := self._streams.remove(culprit)) is not None:
+                failing.fail(GenerationError(f"{reason}, again and again with this request"))
 
     def _fail_all(self, error: ServerError, of_waiting: ServerError) -> None:
         """End requests that have run with `error`, and waiting ones with the other error."""

@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from tgi_async.errors import StartError
 from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.images.preparer import COMMAND as IMAGES
 from tgi_async.keys import KeyFile
-from tgi_async.listener import Answering, answering, bind, bound_to_path, on_signals
+from tgi_async.listener import answering, bind, bound_to_path, on_signals
 from tgi_async.proxies import Proxies
 from tgi_async.scheduler.reservations import Capacity
 from tgi_async.settings import DEFAULT_DRAFTS, MODEL_METHODS, Settings
@@ -115,13 +116,17 @@ async def _serve(settings: Settings, commands: Commands) -> int:
         files = settings.certificate_files
         certificate = None if files is None else Certificate(files)
         with _listening(settings) as listener, PrivateFolder() as scratch:
-            dialect = dialect_of(strict_tgi=settings.strict_tgi)
-            gate = Gate(settings.cors_allow_origin, kserve=settings.kserve, dialect=dialect)
+            gate = gate_for(settings)
             address = _address(listener, secure=certificate is not None)
-            app = _outside(gate, settings)
+            app = outside(gate, settings)
             async with answering(gate, listener, app=app, certificate=certificate) as http:
                 log.info("listening on %s; not ready yet", settings.unix_socket or address)
-                return await _serve_on(http, gate, address, settings, commands, scratch)
+                async with serving(gate, address, settings, scratch, commands=commands) as engine:
+                    return await http.until_stopped(
+                        engine,
+                        delay=settings.shutdown_delay,
+                        grace=settings.graceful_termination_timeout,
+                    )
     except asyncio.CancelledError:
         if not stopped:
             raise
@@ -135,7 +140,13 @@ def _listening(settings: Settings) -> contextlib.AbstractContextManager[socket.s
     return contextlib.closing(bind(settings.hostname, settings.port))
 
 
-def _outside(gate: Gate, settings: Settings) -> ASGIApp:
+def gate_for(settings: Settings) -> Gate:
+    """Return the application that answers while the model loads."""
+    dialect = dialect_of(strict_tgi=settings.strict_tgi)
+    return Gate(settings.cors_allow_origin, kserve=settings.kserve, dialect=dialect)
+
+
+def outside(gate: Gate, settings: Settings) -> ASGIApp:
     """Return `gate` with what the settings put around it."""
     app: ASGIApp = gate
     if settings.access_log:
@@ -149,21 +160,28 @@ def _outside(gate: Gate, settings: Settings) -> ASGIApp:
     return app
 
 
-async def _serve_on(
-    http: Answering,
+@contextlib.asynccontextmanager
+async def serving(
     gate: Gate,
     address: str,
     settings: Settings,
-    commands: Commands,
     scratch: str,
-) -> int:
-    """Serve with `scratch`, a folder for files that the cache cannot take."""
+    *,
+    commands: Commands = COMMANDS,
+    tell: Callable[[str], None] | None = None,
+) -> AsyncIterator[Engine]:
+    """Load the model, and have `gate` answer with it until the end of the context.
+
+    `address` is where clients reach it, and `scratch` a folder for files that the cache cannot
+    take. `tell` gets what the preparation of the model prints, instead of stderr. Raises
+    StartError.
+    """
     began = time.perf_counter()
     keys = None if settings.api_keys_file is None else KeyFile(settings.api_keys_file)
     world_size = n_shards(settings.sharded, settings.num_shard, os.environ)
     spans = traces.sending_to(settings.otlp_endpoint) if settings.otlp_endpoint else None
     gate.phase("preparing the model")
-    prepared = await _prepare(settings, commands.prepare, scratch)
+    prepared = await _prepare(settings, commands.prepare, scratch, tell)
     gate.phase("reading the tokenizer")
     tokenizer = Tokenizer.from_folder(prepared.path)
     chat_template = _chat_template(settings, prepared, tokenizer)
@@ -227,11 +245,7 @@ async def _serve_on(
         gate.open(Observer(app, collector))
         beside_decode = engine.core.budget.prefill_tokens(1)
         _welcome(settings, ready, limits, beside_decode, address, time.perf_counter() - began)
-        return await http.until_stopped(
-            engine,
-            delay=settings.shutdown_delay,
-            grace=settings.graceful_termination_timeout,
-        )
+        yield engine
 
 
 def _start(settings: Settings, prepared: Prepared, world_size: int, chat_ends: list[int]) -> Start:
@@ -286,7 +300,12 @@ def _speculation(settings: Settings, prepared: Prepared) -> SpeculationConfig:
     return SpeculationConfig(n or (DEFAULT_DRAFTS if method else 0), method)
 
 
-async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -> Prepared:
+async def _prepare(
+    settings: Settings,
+    prepare: tuple[str, ...],
+    scratch: str,
+    tell: Callable[[str], None] | None,
+) -> Prepared:
     """Prepare the model folder in a process. Raises StartError; that process has printed the
     reason."""
     command = [*prepare, "--scratch", scratch]
@@ -301,11 +320,17 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -
     if settings.quantize == "gguf":
         command += ["--quantize", settings.quantize]
     n_killed = cgroups.n_killed()
+    pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, env=processes.environment()
+        *command,
+        stdout=pipe,
+        stderr=None if tell is None else pipe,
+        env=processes.environment(),
     )
+    assert process.stdout is not None
     try:
-        output, _ = await process.communicate()
+        output, _ = await asyncio.gather(process.stdout.read(), _told(process.stderr, tell))
+        await process.wait()
     finally:
         if process.returncode is None:
             process.kill()
@@ -320,6 +345,13 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -
     return Prepared(
         Path(found["path"]), found["model_id"], found["revision"], found.get("speculator", "")
     )
+
+
+async def _told(printed: asyncio.StreamReader | None, tell: Callable[[str], None] | None) -> None:
+    """Give what is printed to `tell`, when it is printed."""
+    if printed is not None and tell is not None:
+        while piece := await printed.read(2**16):
+            tell(piece.decode(errors="replace"))
 
 
 def _chat_template(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tgi_async.backoff import Backoff
 from tgi_async.deadline import Deadline
-from tgi_async.supervisor import WorkerDied, WorkerGroup
+from tgi_async.fork_server import ForkServer
+from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup, environment
 from tgi_async.temporary import PrivateFolder
 from tgi_async.wire.messages import Loading, Ready, Start
 
@@ -29,6 +30,9 @@ class WorkerRestarter:
         self._backoff = backoff
         self._folder = PrivateFolder()
         self._deadline = Deadline()
+        # It forks our own workers only.
+        forks = command == WORKER
+        self._fork_server = ForkServer(self.folder, environment()) if forks else None
         self._epoch = 0
         self._ready_at: float | None = None
         self.group: WorkerGroup | None = None
@@ -46,7 +50,12 @@ class WorkerRestarter:
         self._epoch += 1
         self._ready_at = None
         self.group = WorkerGroup(
-            self.folder, self._epoch, self._world_size, self._command, self._deadline
+            self.folder,
+            self._epoch,
+            self._world_size,
+            self._command,
+            self._deadline,
+            self._fork_server,
         )
         try:
             ready = await self.group.launch(start, on_loading)
@@ -56,12 +65,16 @@ class WorkerRestarter:
         self._ready_at = time.monotonic()
         return ready
 
-    async def relaunch(self, start: Start) -> Ready:
+    async def relaunch(self, start: Start, *, worked: bool = False) -> Ready:
         """Start the next group after one died, with longer waits if they die in a row.
+
+        One that `worked` has not died in a row, however short it lived: its work goes on at once.
 
         Raises StartError if a worker refuses the model, WorkerDied if it dies each time.
         """
         attempt = 0
+        if worked:
+            self._backoff.clear()
         while True:
             attempt += 1
             await self._wait()
@@ -83,6 +96,8 @@ class WorkerRestarter:
         if self.group is not None:
             await self.group.stop(grace)
             self.group = None
+        if self._fork_server is not None:
+            await self._fork_server.stop()
         self._folder.cleanup()
 
     async def _wait(self) -> None:

@@ -108,6 +108,9 @@ class Worker:
                 # Another one of them was here before, and what little there is may be for now only.
                 must_fit=not start.cache.n_blocks,
             )
+        if self._ranks is not None:
+            # Collectives of GPUs have a timeout, which is not to begin while others still load.
+            self._ranks.all_reduce_min(0)
         spec = model.spec
         longest = min(spec.max_total_tokens, start.model.max_total_tokens or spec.max_total_tokens)
         further = [id for id in start.stop_token_ids if id < spec.vocab_size]

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from zlib import crc32
@@ -75,6 +76,8 @@ class Behaviour(msgspec.Struct, kw_only=True):
     """A row with this token fails, alone."""
     die_on: int | None = None
     """Who computes a row with this token dies."""
+    die_after: int = 0
+    """Tokens that such a row gets before."""
     die_at: dict[int, int] = {}
     """Steps before whose result it dies."""
     exit_status: int | None = None
@@ -110,6 +113,7 @@ class _Row:
         self.tokens = list(admit.tokens)
         self.n_prompt = admit.n_prompt
         self.n_computed = admit.n_cached
+        self.n_sampled = 0
         self.blocks = list(admit.blocks)
         self.sampling = admit.sampling
         self.prompt_logprobs = admit.prompt_logprobs
@@ -195,7 +199,7 @@ class FakeWorker:
         errors: list[RowError] = []
         for run in step.run:
             row = self._rows[run.row]
-            if behaviour.die_on in row.tokens:
+            if behaviour.die_on in row.tokens and row.n_sampled == behaviour.die_after:
                 self._die()
             if behaviour.row_error_on in row.tokens:
                 errors.append(RowError(run.row, "this row is not to the model's taste"))
@@ -204,6 +208,7 @@ class FakeWorker:
             prompt_logprobs += self._compute(row, run)
             if row.n_computed == len(row.tokens):
                 sampled.append(self._sample(row, run.row, max(0, run.n - n_known)))
+                row.n_sampled += 1
         if n_steps == self._now(behaviour.die_at):
             self._die()
         if n_steps == self._now(behaviour.garbage_at):
@@ -339,13 +344,13 @@ def _prompt_logprob(state: int, following: int) -> float:
     return -((state + following) % 1000) / 8
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--epoch", type=int, required=True)
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--router", type=int, required=True)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     die_with_parent(given.router)
     behaviour = msgspec.json.decode(os.environ.get(VARIABLE, "{}"), type=Behaviour)
     channel = WorkerChannel(given.folder, given.epoch, given.rank)

@@ -24,6 +24,8 @@ S_i / w_i and S_j / w_j, differs by at most U / w_i + U / w_j. What is outside t
 - A preempted request is queued by its client's counter, which is lifted if nothing else of that
   client was queued. What is computed again is free, so the bound is on new work only. A token that
   was in flight is charged after its row was released, which gives R.
+- A request that is accused of the workers' death (`suspects.py`) is admitted before its turn: then
+  two clients may be a further U apart.
 - The idle are forgotten when all are idle, or beyond `MAX_IDLE_CLIENTS`. They come back at no less
   than the least counter of the queued, so the bound holds; what they were ahead is forgiven.
 """
@@ -32,6 +34,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import takewhile
 
 from tgi_async.scheduler.request import Request
 
@@ -55,6 +58,8 @@ class WaitingQueue:
         self._floor = 0
         """The counter that a client is raised to at least when no client is queued."""
         self._n_waiting = 0
+        self._held: dict[int, Request] = {}
+        """Those that wait without being queued, so that they are not the head."""
 
     def __len__(self) -> int:
         return self._n_waiting
@@ -62,6 +67,7 @@ class WaitingQueue:
     def __iter__(self) -> Iterator[Request]:
         for queue in self._queues.values():
             yield from queue.values()
+        yield from self._held.values()
 
     def counter(self, client: str) -> int | None:
         """Return the service a client received; None for a client that is not remembered."""
@@ -77,6 +83,7 @@ class WaitingQueue:
         Counters are kept. Those that ran queue again as preempted requests do.
         """
         self._queues.clear()
+        self._held.clear()
         self._n_waiting = len(waiting)
         self._live.clear()
         for request in (*waiting, *running):
@@ -94,10 +101,13 @@ class WaitingQueue:
         self._n_waiting += 1
 
     def put_back(self, request: Request) -> None:
-        """Queue a preempted request before its client's others, as it came before them."""
+        """Queue a preempted request before those of its client that came after it."""
         queue = self._queue_of(request.client)
+        # There are none but where some were held.
+        earlier = list(takewhile(lambda one: one.arrival < request.arrival, queue.values()))
         queue[request.id] = request
-        queue.move_to_end(request.id, last=False)
+        for other in (request, *reversed(earlier)):
+            queue.move_to_end(other.id, last=False)
         self._n_waiting += 1
 
     def head(self) -> Request | None:
@@ -114,12 +124,31 @@ class WaitingQueue:
 
     def remove(self, request: Request) -> None:
         """Remove a request that will run or has ended."""
+        if self._held.pop(request.id, None) is not None:
+            self._n_waiting -= 1
+            return
         queue = self._queues[request.client]
         del queue[request.id]
         self._n_waiting -= 1
         if not queue:
             del self._queues[request.client]
             self._last_left = request.client
+
+    @property
+    def held(self) -> list[Request]:
+        """Those that wait without being queued."""
+        return list(self._held.values())
+
+    def hold(self, request: Request) -> None:
+        """Keep a queued request from being the head of the queue."""
+        self.remove(request)
+        self._n_waiting += 1
+        self._held[request.id] = request
+
+    def release(self, request: Request) -> None:
+        """Queue a request again that was held, in its client's order of arrival."""
+        self.remove(request)
+        self.put_back(request)
 
     def charge(self, client: str, cost: int) -> None:
         """Charge service, in units of 1 / `weights.UNIT`, to a client that has a live request."""

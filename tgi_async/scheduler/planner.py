@@ -31,6 +31,7 @@ from tgi_async.scheduler.plan import Budget, Plan, ScheduledRow, StepBuilder
 from tgi_async.scheduler.request import Request, Status
 from tgi_async.scheduler.reservations import Reservations
 from tgi_async.scheduler.results import InFlight
+from tgi_async.scheduler.suspects import Suspects
 from tgi_async.wire.messages import Admit, Constraint, Grow, Run, Step
 
 
@@ -51,6 +52,7 @@ class Planner(RunningBatch):
         """Admissions that are still to be made one by one."""
         self._trial: Request | None = None
         self._trial_length = 0
+        self._suspects = Suspects()
 
     @property
     def suspect(self) -> Request | None:
@@ -70,6 +72,8 @@ class Planner(RunningBatch):
         """Return the next step, or None while there is nothing to run or too much in flight."""
         if len(self._in_flight) > self.budget.lookahead:
             return None
+        if self._suspects.on_trial:
+            self._release_held()
         builder = StepBuilder(self._last_step + 1, self.budget.max_logits)
         preempted = self._reserve(builder)
         prefilling: Request | None = None
@@ -120,6 +124,13 @@ class Planner(RunningBatch):
         step = Step(builder.step, self._release, builder.admit, builder.grow, builder.run)
         self._release = []
         return Plan(step, builder.admitted, most - builder.left, n_decodes)
+
+    def _release_held(self) -> None:
+        """Queue those again that were held for a trial that is over."""
+        for request in reversed(self._suspects.released()):
+            if request.status is Status.WAITING:
+                self.waiting.release(request)
+                self._n_replays += 1
 
     def _reserve(self, builder: StepBuilder) -> bool:
         """Keep blocks for one token of every running row in this step and in the next.
@@ -208,6 +219,9 @@ class Planner(RunningBatch):
         if not self._free_rows:
             return None
         request = self.waiting.head()
+        accused = self._suspects.accused
+        if accused is not None and not self.running and accused.status is Status.WAITING:
+            request = accused
         if request is None or request.n_in_flight:
             return None
         if self._n_replays:
