@@ -35,6 +35,8 @@ from benchmarks.router_worker import Pace
 from tgi_async.text.tokenizer import Tokenizer
 
 N_TOKENS = 128
+N_SMALL = 8
+"""Tokens of the small client's answers: it is its first ones that are measured."""
 TENANT = "X-Tenant"
 LARGE, SMALL = "127.0.0.1", "127.0.0.2"
 
@@ -47,20 +49,19 @@ class Server(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A request and its answer. Times are of the monotonic clock; `tokens` those of each token."""
+    """A request and its answer. Times are of the monotonic clock; `events` are those of its
+    events, which have a token each, or several where it came late."""
 
     status: int
+    wanted: int
     asked: float
     ended: float
-    tokens: list[float]
-
-    @property
-    def whole(self) -> bool:
-        return self.status == 200 and len(self.tokens) == N_TOKENS
+    events: list[float]
+    whole: bool
 
     @property
     def first(self) -> float:
-        return self.tokens[0] - self.asked
+        return self.events[0] - self.asked
 
 
 async def ask(server: Server, client: str, n_tokens: int = N_TOKENS) -> Answer:
@@ -76,8 +77,8 @@ async def ask(server: Server, client: str, n_tokens: int = N_TOKENS) -> Answer:
     if server.tenants:
         head, address = f"{head}{TENANT}: {client}\r\n", (LARGE, 0)
     asked = time.monotonic()
-    tokens: list[float] = []
-    status = 0
+    events: list[float] = []
+    status, whole = 0, False
     try:
         reader, writer = await asyncio.open_connection(server.host, server.port, local_addr=address)
         try:
@@ -85,22 +86,28 @@ async def ask(server: Server, client: str, n_tokens: int = N_TOKENS) -> Answer:
             status = int((await reader.readline()).split()[1])
             while line := await reader.readline():
                 if line.startswith(b'data: {"'):
-                    tokens.append(time.monotonic())
+                    events.append(time.monotonic())
+                whole = whole or line.startswith(b"data: [DONE]")
         finally:
             writer.transport.abort()
     except (OSError, IndexError, ValueError):
         status = 0
-    return Answer(status, asked, time.monotonic(), tokens[:n_tokens])
+    return Answer(status, n_tokens, asked, time.monotonic(), events, whole and bool(events))
 
 
 async def keep_asking(
-    server: Server, client: str, n: int, until: Callable[[], bool], answers: list[Answer]
+    server: Server,
+    client: str,
+    n: int,
+    until: Callable[[], bool],
+    answers: list[Answer],
+    n_tokens: int = N_TOKENS,
 ) -> None:
     """Have `n` streams at any time."""
 
     async def one() -> None:
         while not until():
-            answer = await ask(server, client)
+            answer = await ask(server, client, n_tokens)
             answers.append(answer)
             if answer.status != 200:
                 await asyncio.sleep(0.1)
@@ -110,8 +117,11 @@ async def keep_asking(
 
 def rate(answers: list[Answer], began: float, ended: float) -> float:
     """Tokens a second, of whole answers."""
-    times = [at for one in answers if one.whole for at in one.tokens]
-    return sum(began <= at < ended for at in times) / (ended - began)
+    n = 0.0
+    for one in answers:
+        if one.whole:
+            n += one.wanted * sum(began <= at < ended for at in one.events) / len(one.events)
+    return n / (ended - began)
 
 
 def after(seconds: float) -> Callable[[], bool]:
@@ -158,7 +168,7 @@ async def overload(server: Server, rows: int, seconds: float, times: float) -> N
 async def small(server: Server, n_large: int, seconds: float) -> None:
     async def firsts() -> list[Answer]:
         found: list[Answer] = []
-        await keep_asking(server, SMALL, 1, after(seconds / 3), found)
+        await keep_asking(server, SMALL, 1, after(seconds / 3), found, N_SMALL)
         return [one for one in found if one.whole]
 
     alone = await firsts()
@@ -174,9 +184,9 @@ async def small(server: Server, n_large: int, seconds: float) -> None:
 
     def gap(answers: list[Answer]) -> float:
         gaps = [
-            (one.tokens[-1] - one.tokens[0]) / (N_TOKENS - 1)
+            (one.events[-1] - one.events[0]) / (one.wanted - 1)
             for one in answers
-            if one.whole and began <= one.tokens[0] and one.asked < ended
+            if one.whole and began < one.ended and one.asked < ended
         ]
         return statistics.mean(gaps)
 
