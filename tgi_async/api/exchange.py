@@ -9,7 +9,7 @@ and the client keeps up, there is nothing to wait for.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from starlette.types import Scope, Send
@@ -19,6 +19,7 @@ from tgi_async.api.error_reply import ErrorForm, as_tgi
 from tgi_async.api.ignored_fields import HEADER, header_value
 from tgi_async.api.request_context import RequestContext
 from tgi_async.errors import ServerError
+from tgi_async.generation import Emitted
 
 KEEP_ALIVE_SECONDS = 15.0
 DIRECT = "tgi_async.direct"
@@ -64,6 +65,24 @@ class Exchange:
             peer=peer[0] if peer else "",
             authorization=dict(scope.get("headers", ())).get(b"authorization", b""),
         )
+
+    def numbered(
+        self,
+        events_of: Callable[[Emitted], Events],
+        choice: int = 0,
+        n_choices: int = 1,
+        *,
+        each: bool = False,
+    ) -> Callable[[Emitted], Events]:
+        """Return `events_of`, the events of one of the choices, as this exchange wants them.
+
+        `each`: a token may have several events.
+        """
+        return events_of
+
+    async def streamed(self, write: Callable[[Exchange], Awaitable[None]]) -> None:
+        """Answer with the stream that `write` sends."""
+        await write(self)
 
     async def reply(
         self,
