@@ -202,10 +202,10 @@ class Engine:
     async def stop(self, grace: float) -> None:
         """Stop the workers. Running requests get an IncompleteGeneration, waiting ones a 503."""
         self._state = State.STOPPED
-        if self._task is not None:
-            self._task.cancel()
         if self._later is not None:
             self._later.cancel()
+        if self._task is not None:
+            self._task.cancel()
             await asyncio.wait({self._task})
         try:
             self._fail_all(IncompleteGeneration(), Unhealthy(STOPPING))

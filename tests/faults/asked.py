@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import httpx
@@ -275,7 +276,7 @@ class Timed(NamedTuple):
         if self.times[-1] < since:
             return None
         times = [min(since, self.times[0]), *self.times]
-        gaps = zip(times, times[1:], strict=False)
+        gaps = pairwise(times)
         return max(later - before for before, later in gaps if later > since)
 
 
