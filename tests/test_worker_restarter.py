@@ -16,6 +16,7 @@ from tests.test_supervisor import FIRST, START, ignore
 from tgi_async.backoff import Backoff
 from tgi_async.errors import StartError
 from tgi_async.supervisor import WorkerDied
+from tgi_async.wire.messages import Step
 from tgi_async.worker_restarter import WorkerRestarter
 
 Make = Callable[..., WorkerRestarter]
@@ -121,12 +122,34 @@ async def test_three_deaths_while_loading_are_the_end(make: Make) -> None:
     assert workers.group is None
 
 
-async def test_a_refusal_is_not_tried_again(make: Make) -> None:
-    workers = make(Behaviour(refuse={2: "not this one"}))
+async def test_a_refusal_of_what_was_served_is_tried_again(make: Make) -> None:
+    workers = make(Behaviour(refuse={2: "there is no room", 3: "the disk is away"}))
     await workers.launch(START, ignore)
     await die(workers)
-    with pytest.raises(StartError, match="not this one"):
+    await workers.relaunch(START)
+    assert workers.group is not None
+
+
+async def test_three_refusals_are_the_end(make: Make) -> None:
+    workers = make(Behaviour(refuse={n: f"reason {n}" for n in (2, 3, 4)}))
+    await workers.launch(START, ignore)
+    await die(workers)
+    with pytest.raises(StartError, match="reason 4"):
         await workers.relaunch(START)
+
+
+async def test_workers_that_gave_results_come_back_at_once(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers = make(first=1000.0, longest=1000.0)
+    await workers.launch(START, ignore)
+    for _ in range(3):
+        assert workers.group is not None
+        workers.group.send(Step(1, [], [], [], []))
+        await workers.group.receive()
+        await die(workers)
+        await workers.relaunch(START)
+    assert waits(caplog) == []
 
 
 async def test_a_wait_can_be_cancelled(make: Make, caplog: pytest.LogCaptureFixture) -> None:

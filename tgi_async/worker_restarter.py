@@ -14,6 +14,7 @@ import msgspec
 
 from tgi_async.backoff import Backoff
 from tgi_async.deadline import Deadline
+from tgi_async.errors import StartError
 from tgi_async.fork_server import ForkServer
 from tgi_async.standby import Standby
 from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup, environment
@@ -91,7 +92,8 @@ class WorkerRestarter:
         """Have the next group serve after one died: that which waits for it, or else another one is
         launched, with longer waits if they die in a row.
 
-        Raises StartError if a worker refuses the model, WorkerDied if it dies each time.
+        A refusal counts as a death: the model was served, and what lacks may lack for a moment.
+        Raises what the last attempt does: StartError or WorkerDied.
         """
         lived = self._lived()
         if self._standby is not None and (found := await self._standby.take()) is not None:
@@ -113,7 +115,7 @@ class WorkerRestarter:
             lived = 0.0
             try:
                 return await self.launch(start, _log_loading)
-            except WorkerDied as error:
+            except (StartError, WorkerDied) as error:
                 if attempt == MAX_ATTEMPTS:
                     raise
                 log.error("%s while loading (attempt %d of %d)", error, attempt, MAX_ATTEMPTS)

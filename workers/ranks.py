@@ -90,7 +90,8 @@ class Ranks:
 
     def _group(self, x: torch.Tensor) -> Any:
         """Return what exchanges such a tensor."""
-        return self._host if x.device.type == "cpu" else self._device
+        found: dist.ProcessGroup = self._host if x.device.type == "cpu" else self._device
+        return found
 
     def _try(self, exchange: Callable[[], object]) -> None:
         try:

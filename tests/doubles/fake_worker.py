@@ -12,6 +12,7 @@ another text.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import signal
 import sys
@@ -76,6 +77,8 @@ class Behaviour(msgspec.Struct, kw_only=True):
     """A row with this token fails, alone."""
     die_on: int | None = None
     """Who computes a row with this token dies."""
+    die_after: int = 0
+    """Tokens that such a row gets before."""
     die_at: dict[int, int] = {}
     """Steps before whose result it dies."""
     exit_status: int | None = None
@@ -97,6 +100,7 @@ class Behaviour(msgspec.Struct, kw_only=True):
     deaf_at: dict[int, int] = {}
     """Steps after which it reads no more, without dying."""
     takes_images: bool = False
+    device: str = "fake"
     load_seconds: float = 0.0
     step_seconds: float = 0.0
     journal: str = ""
@@ -111,6 +115,7 @@ class _Row:
         self.tokens = list(admit.tokens)
         self.n_prompt = admit.n_prompt
         self.n_computed = admit.n_cached
+        self.n_sampled = 0
         self.blocks = list(admit.blocks)
         self.sampling = admit.sampling
         self.prompt_logprobs = admit.prompt_logprobs
@@ -158,7 +163,7 @@ class FakeWorker:
                 max_batch_prefill_tokens=(
                     start.batch.max_prefill_tokens or behaviour.max_batch_prefill_tokens
                 ),
-                device="fake",
+                device=behaviour.device,
                 eos_token_ids=[EOS],
                 vocab_size=behaviour.vocab_size,
                 kv_cache_bytes=0,
@@ -196,7 +201,7 @@ class FakeWorker:
         errors: list[RowError] = []
         for run in step.run:
             row = self._rows[run.row]
-            if behaviour.die_on in row.tokens:
+            if behaviour.die_on in row.tokens and row.n_sampled == behaviour.die_after:
                 self._die()
             if behaviour.row_error_on in row.tokens:
                 errors.append(RowError(run.row, "this row is not to the model's taste"))
@@ -205,6 +210,7 @@ class FakeWorker:
             prompt_logprobs += self._compute(row, run)
             if row.n_computed == len(row.tokens):
                 sampled.append(self._sample(row, run.row, max(0, run.n - n_known)))
+                row.n_sampled += 1
         if n_steps == self._now(behaviour.die_at):
             self._die()
         if n_steps == self._now(behaviour.garbage_at):
@@ -348,6 +354,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--router", type=int, required=True)
     given = parser.parse_args(words)
     die_with_parent(given.router)
+    faulthandler.register(signal.SIGUSR1)
     behaviour = msgspec.json.decode(os.environ.get(VARIABLE, "{}"), type=Behaviour)
     channel = WorkerChannel(given.folder, given.epoch, given.rank)
     try:
