@@ -57,6 +57,8 @@ class ResumableExchange(Exchange):
         """Whether its events have ids."""
         self._key: Key | None = None
         """Its key, while it is kept."""
+        self._dropped = False
+        """Whether it must not be kept any more."""
         self._left_at = 0
         """The number of the event that a lost line would have sent next."""
         self._answering: asyncio.Task[None] | None = None
@@ -145,6 +147,7 @@ class ResumableExchange(Exchange):
 
     def drop(self) -> None:
         """Keep it no longer."""
+        self._dropped = True
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
@@ -324,7 +327,7 @@ class ResumableExchange(Exchange):
                 history.add(added[-1])
         if not added:
             return b""
-        if self._key is None and self._numbers:
+        if self._key is None and self._numbers and not self._dropped:
             self._keep()
         piece = added[0] if len(added) == 1 else b"".join(added)
         self._count(len(piece) + OVERHEAD * len(added))
