@@ -76,7 +76,7 @@ OLDEST_PYTHON := python3.11
 # pins itself, and is in no environment with the others.
 EXTRAS := $(addprefix --extra ,cuda otel benchmarks dev)
 RESOLVE := .cache/pins/bin/uv pip compile pyproject.toml $(EXTRAS) --upgrade --quiet --no-header \
-	--no-annotate --no-emit-index-url --no-emit-find-links --only-binary :all: \
+	--no-annotate --no-emit-index-url --no-emit-find-links --only-binary :all: --no-binary forbiddenfruit \
 	--python-platform x86_64-manylinux_2_31
 
 # What is published: the sources, and for each platform a wheel with C kernels for all its processors.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tgi_async import cgroups, processes
 from tgi_async.arguments import add_arguments, resolve, without_effect
+from tgi_async.build_info import build_info
 from tgi_async.errors import StartError
 from tgi_async.telemetry import logs
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Serve open language models with the API of Text Generation Inference.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=metadata.version("tgi-async"))
+    parser.add_argument("--version", action="version", version=str(build_info()))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve", help="serve a model", usage="%(prog)s [FLAGS]", allow_abbrev=False
@@ -192,7 +193,7 @@ def _instructions() -> str:
 
 
 def _print_environment() -> None:
-    print(f"tgi-async: {metadata.version('tgi-async')}")
+    print(f"tgi-async: {build_info()}")
     print(f"python: {platform.python_version()} on {platform.platform()}")
     quota = cgroups.cpu_quota()
     print(f"cpus: {os.cpu_count()}" + (f", limited to {quota:.3g}" if quota else ""))

@@ -62,6 +62,11 @@ class Connection(HttpToolsProtocol):
         self._reading: asyncio.TimerHandle | None = None
         """Ends the connection, unless the client reads what is there."""
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no request has come yet."""
+        return self.cycle is None and not self._deaf
+
     # -- the socket -----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -310,12 +315,20 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def refuse(self, refusal: ConnectionRefused) -> None:
-        """Answer with an error and close, once the requests before it are answered."""
+        """Answer with an error and close.
+
+        Where requests before it are still to be answered, they are, and then it closes: what came
+        behind them may be another client's to a proxy, so no reply is put in between.
+        """
         log.info("refused what %s sent: %s", self.client, refusal)
         self._deaf = True
+        if self.pipeline:
+            if self.cycle.more_body:
+                self.pipeline.popleft()  # the rest of its body will not come
+            return
         cycle = self._running
         if cycle is not None:
-            if self.pipeline or not cycle.more_body or cycle.response_started:
+            if not cycle.more_body or cycle.response_started:
                 return
             # The rest of this request's body will not come.
             cycle.disconnected = True

@@ -48,6 +48,7 @@ from tgi_async.scheduler.plan import Budget, half
 from tgi_async.scheduler.request import Request
 from tgi_async.scheduler.reservations import EVICTED, Capacity, Reservation
 from tgi_async.scheduler.results import UnexpectedResult
+from tgi_async.scheduler.state import lines_of
 from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup
 from tgi_async.telemetry.steps import StepMetrics, StepTimer
 from tgi_async.wire.messages import MAX_END_IDS, Loading, Ready, Start, StepDone
@@ -102,6 +103,7 @@ class Engine:
         max_batch_total_tokens: int | None = None,
         capacity: Capacity | None = None,
         backoff: Backoff | None = None,
+        standby: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._start = start
@@ -109,14 +111,14 @@ class Engine:
         self._lookahead = lookahead
         self._max_batch_total_tokens = max_batch_total_tokens
         self._capacity = capacity or Capacity(start.batch.max_rows)
-        self._workers = WorkerRestarter(start.ranks.world_size, command, backoff or Backoff())
+        self._workers = WorkerRestarter(
+            start.ranks.world_size, command, backoff or Backoff(), standby=standby
+        )
         self._streams = LiveStreams()
         self._last_id = 0
         self._state = State.STARTING
         self._deaths = 0
         """Restarts since the last token, not counting deaths of workers that had nothing to do."""
-        self._worked = False
-        """Whether these workers have brought a token."""
         self._fault: Exception | None = None
         """The core's error in a client's call, which the task recovers from."""
         self._task: asyncio.Task[None] | None = None
@@ -153,7 +155,9 @@ class Engine:
             self._start,
             cache=replace(self._start.cache, n_blocks=n_blocks, block_size=ready.block_size),
             batch=replace(self._start.batch, max_prefill_tokens=ready.max_batch_prefill_tokens),
+            speculation=replace(self._start.speculation, decode_costs=ready.decode_costs),
         )
+        self._workers.stand_by(self._start, ready)
         longest = min(ready.max_total_tokens, min(n_blocks) * ready.block_size)
         max_rows = self._start.batch.max_rows
         self.core = Core(
@@ -248,6 +252,13 @@ class Engine:
     def resident_tokens(self) -> int:
         """Tokens whose keys and values the running requests hold."""
         return sum(request.n_planned for request in self.core.running)
+
+    def described(self) -> list[str]:
+        """Return the state of the engine and its scheduler in words: no text and no token."""
+        return [
+            f"{self._state.value}, {len(self._streams)} streams, {self.worker_restarts} restarts",
+            *lines_of(self.core),
+        ]
 
     def reserve(
         self, client: str, n_rows: int, n_bytes: int, on_evicted: Callable[[], None]
@@ -444,7 +455,6 @@ class Engine:
         events = self.core.complete(done)
         if events:
             self._deaths = 0
-            self._worked = True
         # The core knows of every end but that by a stop sequence with a single token.
         return self._streams.take(events, self.core.finish), len(events)
 
@@ -470,8 +480,7 @@ class Engine:
         self._steps.lost()
         self._pace.lost()
         self._replay(reason, None if foreseen else error)
-        worked, self._worked = self._worked, False
-        ready = await self._workers.relaunch(self._start, worked=worked)
+        ready = await self._workers.relaunch(self._start)
         if ready.n_blocks < self.n_blocks:
             raise StartError(
                 f"it came back with {ready.n_blocks} blocks of KV cache and had {self.n_blocks}"

@@ -32,13 +32,15 @@ from tgi_async.api.dialect import dialect_of
 from tgi_async.api.gate import Gate
 from tgi_async.api.limits import Limits
 from tgi_async.api.root_path import RootPath
+from tgi_async.binding import bind, bind_to_path, removed_at_end
 from tgi_async.certificate import Certificate
+from tgi_async.diagnosis import Diagnosis
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
 from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.images.preparer import COMMAND as IMAGES
 from tgi_async.keys import KeyFile
-from tgi_async.listener import answering, bind, bound_to_path, on_signals
+from tgi_async.listener import Answering, answering, on_signals
 from tgi_async.proxies import Proxies
 from tgi_async.scheduler.reservations import Capacity
 from tgi_async.settings import DEFAULT_DRAFTS, MODEL_METHODS, Settings
@@ -55,6 +57,10 @@ from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.chat_files import read_template_config
 from tgi_async.text.sampling_defaults import SamplingDefaults
 from tgi_async.text.tokenizer import Tokenizer, special_tokens_of
+from tgi_async.upgrade.parent import Parent
+from tgi_async.upgrade.process import SIGNALS
+from tgi_async.upgrade.terminal import Terminal
+from tgi_async.upgrade.upgrade import Upgrade
 from tgi_async.wire.messages import (
     BatchConfig,
     CacheConfig,
@@ -96,47 +102,95 @@ class Prepared:
 
 
 def serve(settings: Settings, *, commands: Commands = COMMANDS) -> int:
-    """Serve until a signal stops it. Return the exit status; raises StartError."""
-    return uvloop.run(_serve(settings, commands))
+    """Serve until a signal stops it. Return the exit status; raises StartError.
+
+    Where another server took over meanwhile, this process becomes its keeper, and returns when that
+    one ends.
+    """
+    status, upgrade = uvloop.run(_serve(settings, commands))
+    if upgrade is None or not upgrade.handed_over:
+        return status
+    gc.unfreeze()
+    gc.collect()
+    return upgrade.keep()
 
 
-async def _serve(settings: Settings, commands: Commands) -> int:
+async def _serve(settings: Settings, commands: Commands) -> tuple[int, Upgrade | None]:
     main = asyncio.current_task()
     assert main is not None
     stopped: list[str] = []
+    upgrade: Upgrade | None = None
 
     def stop(name: str) -> None:
         if not stopped:
             stopped.append(name)
             main.cancel()
 
-    on_signals(stop)
+    def on_signal(name: str) -> None:
+        if upgrade is None or not upgrade.takes(name):
+            stop(name)
+
+    on_signals(on_signal)
+    diagnosis = Diagnosis()
+    diagnosis.follow()
     try:
         # Before anything slow, so that a port in use is known at once.
+        parent = Parent.found()
         files = settings.certificate_files
         certificate = None if files is None else Certificate(files)
-        with _listening(settings) as listener, PrivateFolder() as scratch:
+        with contextlib.ExitStack() as closing:
+            listener = closing.enter_context(_listening(settings, parent))
+            upgrade = Upgrade(listener, parent, Terminal())
+            if settings.unix_socket is not None:
+                is_followed = upgrade.is_followed
+                closing.enter_context(removed_at_end(settings.unix_socket, is_followed))
+            upgrade.follow(lambda: None, lambda: stop("what started this server is gone"))
+            scratch = closing.enter_context(PrivateFolder())
             gate = gate_for(settings)
             address = _address(listener, secure=certificate is not None)
             app = outside(gate, settings)
             async with answering(gate, listener, app=app, certificate=certificate) as http:
-                log.info("listening on %s; not ready yet", settings.unix_socket or address)
-                async with serving(gate, address, settings, scratch, commands=commands) as engine:
-                    return await http.until_stopped(
+                if parent is None:
+                    await http.begin()
+                    log.info("listening on %s; not ready yet", settings.unix_socket or address)
+                front = Front(http, upgrade)
+                async with serving(
+                    gate, address, settings, scratch, front=front, commands=commands
+                ) as engine:
+                    diagnosis.state = engine.described
+                    status = await http.until_stopped(
                         engine,
+                        upgrade,
                         delay=settings.shutdown_delay,
                         grace=settings.graceful_termination_timeout,
                     )
+            await upgrade.end()
+            if upgrade.handed_over:
+                # Signals wait until the keeper takes them: the loop's handlers end with it.
+                signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS, signal.SIGCHLD})
+            return status, upgrade
     except asyncio.CancelledError:
         if not stopped:
             raise
         log.info("%s: stopped before it was ready", stopped[0])
-        return 0
+        return 0, upgrade
 
 
-def _listening(settings: Settings) -> contextlib.AbstractContextManager[socket.socket]:
+class Front(NamedTuple):
+    """What listens in front of the gate, where it is ours."""
+
+    http: Answering
+    upgrade: Upgrade
+
+
+def _listening(
+    settings: Settings, parent: Parent | None
+) -> contextlib.AbstractContextManager[socket.socket]:
+    """Return the socket to answer at: a new one, or that of the server before this one."""
+    if parent is not None:
+        return contextlib.closing(parent.listener)
     if settings.unix_socket is not None:
-        return bound_to_path(settings.unix_socket)
+        return contextlib.closing(bind_to_path(settings.unix_socket))
     return contextlib.closing(bind(settings.hostname, settings.port))
 
 
@@ -167,6 +221,7 @@ async def serving(
     settings: Settings,
     scratch: str,
     *,
+    front: Front | None = None,
     commands: Commands = COMMANDS,
     tell: Callable[[str], None] | None = None,
 ) -> AsyncIterator[Engine]:
@@ -198,6 +253,7 @@ async def serving(
         command=commands.worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,
         capacity=Capacity.of(settings.max_concurrent_requests, settings.queue_size, payload_limit),
+        standby=settings.standby,
     )
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(engine.stop, WORKER_EXIT_SECONDS)
@@ -206,6 +262,12 @@ async def serving(
             settings, prepared.path, scratch, image_counts, command=commands.images
         )
         closing.push_async_callback(starting.end)
+        before = None if front is None else front.upgrade.parent
+        if front is not None and before is not None and before.waits:
+            closing.callback(gate.hold(settings.max_concurrent_requests + settings.queue_size))
+            await front.http.begin()
+            log.info("holding requests until the server before this one has ended")
+            await before.wait()
         gate.phase("starting the worker")
         ready = await engine.launch(partial(_show, gate))
         images = await starting.images(taken=ready.takes_images)
@@ -243,6 +305,10 @@ async def serving(
         gc.collect()
         gc.freeze()
         gate.open(Observer(app, collector))
+        if front is not None:
+            if not front.http.begun:
+                await front.http.begin()
+            front.upgrade.is_ready(ready.device)
         beside_decode = engine.core.budget.prefill_tokens(1)
         _welcome(settings, ready, limits, beside_decode, address, time.perf_counter() - began)
         yield engine

@@ -141,6 +141,13 @@ class Settings:
         "default: only where the package has none for it",
         kind=bool,
     )
+    standby: bool = _option(
+        False,
+        MODEL,
+        "keep a second worker loaded, which takes over at once when the first one dies; it takes "
+        "the memory of the weights again, and has no effect on a GPU",
+        kind=bool,
+    )
     attention: str = _option(
         "auto",
         MODEL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import signal
 import sys
 import time
@@ -29,6 +30,8 @@ def main(words: Sequence[str] | None = None) -> None:
     # The router decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # The router passes on who asks what all processes are doing.
+    faulthandler.register(signal.SIGUSR1)
     use_scratch(arguments.folder)
     channel = WorkerChannel(arguments.folder, arguments.epoch, arguments.rank)
     try:

@@ -15,6 +15,7 @@ from tests.api.tiny_tokenizer import tiny_inner, tiny_tokenizer
 from tests.api.waiting import until
 from tests.doubles.fake_engine import FakeEngine
 from tests.doubles.fake_images import FakeImages
+from tests.helpers.never_blocked import never_blocked
 from tgi_async.api.app import create_app
 from tgi_async.api.dialect import Dialect, dialect_of
 from tgi_async.api.limits import Limits
@@ -80,6 +81,12 @@ class Settings:
     def limits(self) -> Limits:
         """These settings, for an application that sees what a test changes afterwards."""
         return cast(Limits, self)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _never_blocked() -> Iterator[None]:
+    with never_blocked():
+        yield
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ another text.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import signal
 import sys
@@ -99,6 +100,7 @@ class Behaviour(msgspec.Struct, kw_only=True):
     deaf_at: dict[int, int] = {}
     """Steps after which it reads no more, without dying."""
     takes_images: bool = False
+    device: str = "fake"
     load_seconds: float = 0.0
     step_seconds: float = 0.0
     journal: str = ""
@@ -161,7 +163,7 @@ class FakeWorker:
                 max_batch_prefill_tokens=(
                     start.batch.max_prefill_tokens or behaviour.max_batch_prefill_tokens
                 ),
-                device="fake",
+                device=behaviour.device,
                 eos_token_ids=[EOS],
                 vocab_size=behaviour.vocab_size,
                 kv_cache_bytes=0,
@@ -352,6 +354,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--router", type=int, required=True)
     given = parser.parse_args(words)
     die_with_parent(given.router)
+    faulthandler.register(signal.SIGUSR1)
     behaviour = msgspec.json.decode(os.environ.get(VARIABLE, "{}"), type=Behaviour)
     channel = WorkerChannel(given.folder, given.epoch, given.rank)
     try:

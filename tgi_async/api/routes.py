@@ -53,7 +53,7 @@ def routes(service: Service, environment: Mapping[str, str]) -> list[Route]:
     docs = Docs()
     found = operations(service.limits, docs)
     root_path = service.limits.root_path or ""
-    docs.write(document(found, service.limits, service.version), root_path)
+    docs.write(document(found, service.limits, service.build.version), root_path)
     # Before the others: Vertex AI may name an existing route, and sends no key.
     named: list[Operation] = []
     if path := _path(environment, "AIP_HEALTH_ROUTE"):

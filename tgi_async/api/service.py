@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from msgspec import structs
@@ -30,6 +29,7 @@ from tgi_async.api.parameters import (
 )
 from tgi_async.api.permits import Permits
 from tgi_async.api.request_context import RequestContext
+from tgi_async.build_info import BuildInfo, build_info
 from tgi_async.errors import GenerationError, ServerError, ValidationError
 from tgi_async.generation import Drafts, GenerationRequest, Timings
 from tgi_async.grammar.checker import GrammarChecker
@@ -87,7 +87,7 @@ class Service:
     """Tokens that end an answer in a chat, besides the model's own."""
     images: Images | None = None
     """What gets images ready; None: the model takes none."""
-    version: str = field(default_factory=lambda: version("tgi-async"))
+    build: BuildInfo = field(default_factory=build_info)
     started: int = field(default_factory=lambda: int(time.time()))
     """The time of the start, in seconds since 1970."""
     ignored_fields: IgnoredFields = field(init=False)
@@ -97,11 +97,6 @@ class Service:
         made = None if self.images is None else ImagePrompts(self.images, self.tokenizer)
         object.__setattr__(self, "image_prompts", made)
         object.__setattr__(self, "ignored_fields", IgnoredFields(self.metrics))
-
-    @property
-    def fingerprint(self) -> str:
-        """`system_fingerprint` of the OpenAI routes: TGI's form for a server outside docker."""
-        return f"{self.version}-native"
 
     async def in_pool(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `function` off the event loop; when cancelled before it began, it never runs."""

@@ -74,6 +74,11 @@ class WaitingQueue:
         return self._counters.get(client)
 
     @property
+    def live_clients(self) -> dict[str, int]:
+        """Requests of each client that has any, waiting or running."""
+        return dict(self._live)
+
+    @property
     def queued_clients(self) -> list[str]:
         return list(self._queues)
 
