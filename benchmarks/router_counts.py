@@ -168,8 +168,9 @@ class Socket(asyncio.Transport):
         """There is no socket."""
 
 
-def limits(n_requests: int) -> Limits:
-    """Return the limits of a server without any flags, but for the number of requests."""
+def limits(n_requests: int, resume_window: int = 0) -> Limits:
+    """Return the limits of a server without any flags, but for the number of requests, and a
+    window in which streams can be resumed."""
     return Limits(
         model_id="made-up",
         model_names=("made-up",),
@@ -197,6 +198,7 @@ def limits(n_requests: int) -> Limits:
         dialect=OURS,
         tool_call_parser=None,
         kserve=False,
+        resume_window=resume_window,
         root_path=None,
     )
 

@@ -15,10 +15,6 @@ class Backoff:
         self._healthy = healthy
         self._next = 0.0
 
-    def clear(self) -> None:
-        """Begin again without a wait."""
-        self._next = 0.0
-
     def after(self, lived: float) -> float:
         """Return the seconds to wait after a process that lived so many seconds."""
         wait = 0.0 if lived >= self._healthy else self._next

@@ -41,6 +41,7 @@ from tgi_async.errors import (
 from tgi_async.generation import GenerationRequest
 from tgi_async.generation_stream import GenerationStream, TokenNames
 from tgi_async.live_streams import LiveStreams
+from tgi_async.pace import Pace
 from tgi_async.scheduler.chunks import chunks_beside_decodes
 from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.plan import Budget, half
@@ -62,6 +63,8 @@ MOST_MERGED_TOKENS = 512
 A router that is behind its workers keeps these busy first, and then writes to each client once for
 several tokens. A first token is delivered at once.
 """
+LEAST_DELAY = 0.001
+"""Seconds; the clock of the event loop's timers has no finer steps."""
 MAX_DEATHS = 5
 """Restarts without a token between them after which every live request fails."""
 STOPPING = "The server is shutting down"
@@ -100,6 +103,7 @@ class Engine:
         max_batch_total_tokens: int | None = None,
         capacity: Capacity | None = None,
         backoff: Backoff | None = None,
+        standby: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._start = start
@@ -107,17 +111,19 @@ class Engine:
         self._lookahead = lookahead
         self._max_batch_total_tokens = max_batch_total_tokens
         self._capacity = capacity or Capacity(start.batch.max_rows)
-        self._workers = WorkerRestarter(start.ranks.world_size, command, backoff or Backoff())
+        self._workers = WorkerRestarter(
+            start.ranks.world_size, command, backoff or Backoff(), standby=standby
+        )
         self._streams = LiveStreams()
         self._last_id = 0
         self._state = State.STARTING
         self._deaths = 0
         """Restarts since the last token, not counting deaths of workers that had nothing to do."""
-        self._worked = False
-        """Whether these workers have brought a token."""
         self._fault: Exception | None = None
         """The core's error in a client's call, which the task recovers from."""
         self._task: asyncio.Task[None] | None = None
+        self._later: asyncio.TimerHandle | None = None
+        """Wakes the task when it is time to send the next step."""
         self.worker_restarts = 0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done, with an exception, when the workers cannot be restarted."""
@@ -149,7 +155,9 @@ class Engine:
             self._start,
             cache=replace(self._start.cache, n_blocks=n_blocks, block_size=ready.block_size),
             batch=replace(self._start.batch, max_prefill_tokens=ready.max_batch_prefill_tokens),
+            speculation=replace(self._start.speculation, decode_costs=ready.decode_costs),
         )
+        self._workers.stand_by(self._start, ready)
         longest = min(ready.max_total_tokens, min(n_blocks) * ready.block_size)
         max_rows = self._start.batch.max_rows
         self.core = Core(
@@ -175,6 +183,7 @@ class Engine:
         self._stop_ids = frozenset(ready.eos_token_ids)
         self._grammar_stop_ids = self._stop_ids | frozenset(self._start.stop_token_ids)
         self._vocab_size = ready.vocab_size
+        self._pace = Pace(ahead=ready.device.startswith("cuda"))
         return ready
 
     def serve(self, metrics: StepMetrics) -> None:
@@ -193,6 +202,8 @@ class Engine:
     async def stop(self, grace: float) -> None:
         """Stop the workers. Running requests get an IncompleteGeneration, waiting ones a 503."""
         self._state = State.STOPPED
+        if self._later is not None:
+            self._later.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -405,6 +416,7 @@ class Engine:
         n_steps = n_tokens = 0
         while done is not None:
             received = time.monotonic()
+            self._pace.done(received)
             begun, n_emitted = self._complete(done)
             self._steps.done(done, received)
             self._pump(group)
@@ -417,9 +429,16 @@ class Engine:
         return done is not None
 
     def _pump(self, group: WorkerGroup) -> None:
-        """Send steps while the core plans any."""
+        """Send steps while the core plans any, and it is time for the next one."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         while True:
             began = time.monotonic()
+            # What waits already need not wait for what may still come.
+            if not len(self.core.waiting) and (left := self._pace.left(began)) > LEAST_DELAY:
+                self._later = asyncio.get_running_loop().call_later(left, self._wake)
+                return
             plan = self.core.plan()
             if plan is None:
                 return
@@ -427,6 +446,7 @@ class Engine:
             if plan.admitted:
                 self._streams.started(plan.admitted, now)
             self._steps.sent(plan, began, now)
+            self._pace.sent(now)
             group.send(plan.step)
 
     def _complete(self, done: StepDone) -> tuple[bool, int]:
@@ -435,7 +455,6 @@ class Engine:
         events = self.core.complete(done)
         if events:
             self._deaths = 0
-            self._worked = True
         # The core knows of every end but that by a stop sequence with a single token.
         return self._streams.take(events, self.core.finish), len(events)
 
@@ -459,9 +478,9 @@ class Engine:
         self._streams.deliver()
         await self._workers.kill()
         self._steps.lost()
+        self._pace.lost()
         self._replay(reason, None if foreseen else error)
-        worked, self._worked = self._worked, False
-        ready = await self._workers.relaunch(self._start, worked=worked)
+        ready = await self._workers.relaunch(self._start)
         if ready.n_blocks < self.n_blocks:
             raise StartError(
                 f"it came back with {ready.n_blocks} blocks of KV cache and had {self.n_blocks}"

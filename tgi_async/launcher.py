@@ -253,6 +253,7 @@ async def serving(
         command=commands.worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,
         capacity=Capacity.of(settings.max_concurrent_requests, settings.queue_size, payload_limit),
+        standby=settings.standby,
     )
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(engine.stop, WORKER_EXIT_SECONDS)

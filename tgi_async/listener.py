@@ -32,6 +32,7 @@ from tgi_async.engine import Engine
 from tgi_async.handshake import secured
 from tgi_async.upgrade.process import is_exclusive
 from tgi_async.upgrade.upgrade import Upgrade
+from tgi_async.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +86,18 @@ class _Server(uvicorn.Server):
 class Answering:
     """The HTTP server, which answers from `begin` on."""
 
-    def __init__(self, gate: Gate, server: _Server, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        server: _Server,
+        listener: socket.socket,
+        certificate: Certificate | None,
+    ) -> None:
         self._gate = gate
         self._server = server
         self._listener = listener
+        self._certificate = certificate
+        self._watchdog: Watchdog | None = None
         self._serving: asyncio.Task[None] | None = None
 
     @property
@@ -97,6 +106,7 @@ class Answering:
 
     async def begin(self) -> None:
         """Take connections from now on."""
+        self._watchdog = Watchdog(self._listener, self._certificate)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
         await _first(self._serving, up := asyncio.create_task(self._server.up.wait()))
         up.cancel()
@@ -150,8 +160,9 @@ class Answering:
     async def close(self) -> None:
         """Answer no more; connections that do not end soon are cut."""
         self._server.should_exit = True
-        if self._serving is None:
+        if self._serving is None or self._watchdog is None:
             return
+        self._watchdog.end()
         if not self._serving.done():
             await _first(self._serving, within=LAST_REPLY_SECONDS)
         if not self._serving.done():
@@ -164,6 +175,7 @@ class Answering:
 
     def _drain(self, engine: Engine) -> None:
         engine.retire()
+        self._leave_socket()
         self._server.should_exit = True
 
     async def _move(self, stop: _Stop, grace: float | None) -> None:
@@ -175,6 +187,7 @@ class Answering:
         limit = "as long as they need" if grace is None else f"up to {grace:g} s"
         log.info("another server has the socket; requests in progress get %s", limit)
         stop.moving = True
+        self._leave_socket()
         self._server.leave_socket()
         self._gate.close_connections()
         loop = asyncio.get_running_loop()
@@ -185,6 +198,10 @@ class Answering:
                 return
             await asyncio.sleep(0.1)
         stop.moved()
+
+    def _leave_socket(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.leave_socket()
 
     async def _cut(self) -> None:
         """Drop the connections that do not end, with their requests."""
@@ -284,7 +301,7 @@ async def answering(
         limit_concurrency=_most_connections(),
     )
     following = None if certificate is None else asyncio.create_task(certificate.follow())
-    found = Answering(gate, _Server(config), listener)
+    found = Answering(gate, _Server(config), listener, certificate)
     try:
         yield found
     finally:

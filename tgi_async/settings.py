@@ -141,6 +141,13 @@ class Settings:
         "default: only where the package has none for it",
         kind=bool,
     )
+    standby: bool = _option(
+        False,
+        MODEL,
+        "keep a second worker loaded, which takes over at once when the first one dies; it takes "
+        "the memory of the weights again, and has no effect on a GPU",
+        kind=bool,
+    )
     attention: str = _option(
         "auto",
         MODEL,
@@ -356,6 +363,15 @@ class Settings:
     port: int = _option(3000, HTTP, "port to listen on", kind=int, least=0, most=65535)
     unix_socket: str | None = _option(
         None, HTTP, "path of a Unix socket to listen on instead of hostname and port"
+    )
+    resume_window: int = _option(
+        0,
+        HTTP,
+        "give the events of streams ids, with which a client that lost its connection goes on "
+        "(Last-Event-ID); a stream waits for it for so many seconds; default: 0, no ids",
+        kind=int,
+        least=0,
+        most=3600,
     )
     ssl_certfile: str | None = _option(
         None,

@@ -80,6 +80,7 @@ class WorkerGroup:
         self._fork_server = fork_server
         self._deadline = deadline or Deadline()
         self._loading = True
+        self._gave_results = False
         self._n_owed = 0
         """Results that are due: those of the steps that were sent."""
         self._look: asyncio.TimerHandle | None = None
@@ -101,6 +102,25 @@ class WorkerGroup:
     @property
     def pids(self) -> list[int]:
         return [process.pid for process in self._processes]
+
+    @property
+    def lives(self) -> bool:
+        """Whether no rank has exited."""
+        return not self._exited
+
+    @property
+    def gave_results(self) -> bool:
+        """Whether it has finished a step."""
+        return self._gave_results
+
+    def judge_by(self, deadline: Deadline) -> None:
+        """Have results in time by another deadline from now on."""
+        self._deadline = deadline
+
+    async def ended(self) -> str:
+        """Return how the first rank that exits ended, once it has."""
+        await asyncio.wait(self._exits, return_when=asyncio.FIRST_COMPLETED)
+        return self._epitaph()
 
     async def launch(self, start: Start, on_loading: Callable[[Loading], None]) -> Ready:
         """Start every rank and wait until all are warm.
@@ -147,6 +167,7 @@ class WorkerGroup:
         if not isinstance(message, StepDone):
             raise WorkerDied(f"a worker sent {type(message).__name__} instead of a result")
         self._n_owed -= 1
+        self._gave_results = True
         self._deadline.met()
         return message
 
@@ -189,9 +210,11 @@ class WorkerGroup:
                 with contextlib.suppress(ProcessLookupError):
                     # A process that is stopped would take no other signal.
                     process.send_signal(signal.SIGKILL)
-        if self._exits:
-            await asyncio.wait(self._exits)
-        self._channel.close()
+        try:
+            if self._exits:
+                await asyncio.wait(self._exits)
+        finally:
+            self._channel.close()
 
     async def _spawn(self, rank: int) -> None:
         arguments = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -87,9 +88,10 @@ class Ranks:
         """Destroy the process group. Close graphs that use it before."""
         dist.destroy_process_group()
 
-    def _group(self, x: torch.Tensor) -> dist.ProcessGroup:
+    def _group(self, x: torch.Tensor) -> Any:
         """Return what exchanges such a tensor."""
-        return self._host if x.device.type == "cpu" else self._device
+        found: dist.ProcessGroup = self._host if x.device.type == "cpu" else self._device
+        return found
 
     def _try(self, exchange: Callable[[], object]) -> None:
         try:

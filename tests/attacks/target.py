@@ -17,13 +17,16 @@ from tests.api.conftest import CHATML, NO_ADVICE, Settings
 from tests.doubles.fake_engine_run import DEADLINE, Running, running, until
 from tests.doubles.fake_images import FakeImages, family, vision_inner, vision_tokenizer
 from tests.doubles.fake_worker import Behaviour
+from tests.helpers.certificates import Pair
 from tgi_async import connection
 from tgi_async.api import body
 from tgi_async.api.access_log import AccessLog
 from tgi_async.api.app import create_app
+from tgi_async.certificate import Certificate, CertificateFiles
 from tgi_async.connection import Connection
 from tgi_async.errors import ValidationError
 from tgi_async.grammar.checker import GrammarChecker
+from tgi_async.handshake import secured
 from tgi_async.images.images import Images, ImageSource, ReadyImage
 from tgi_async.telemetry.logs import TextFormatter
 from tgi_async.telemetry.metrics import Metrics
@@ -69,14 +72,23 @@ class Pictures(FakeImages):
 class Target:
     """A server, by its address, and what became of it."""
 
-    def __init__(self, address: tuple[str, int], served: Running, errors: Errors) -> None:
-        self.address = address
+    def __init__(
+        self, server: uvicorn.Server, served: Running, errors: Errors, own: Pair | None
+    ) -> None:
+        self.address: tuple[str, int] = server.servers[0].sockets[0].getsockname()[:2]
+        self.state = server.server_state
+        self._tls: dict[str, Any] = {}
+        if own is not None:
+            self._tls = {"ssl": own.client(), "server_hostname": "localhost"}
         self.engine = served.engine
         self.errors = errors
 
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(*self.address, **self._tls)
+
     async def send(self, request: bytes, seconds: float = 3 * DEADLINE) -> bytes:
         """All that is answered on a connection of its own until the server closes it."""
-        reader, writer = await asyncio.open_connection(*self.address)
+        reader, writer = await self.connect()
         try:
             writer.write(request)
             async with asyncio.timeout(seconds):
@@ -129,9 +141,17 @@ def _joined(chunks: bytes) -> tuple[int, bytes]:
 
 @asynccontextmanager
 async def target(
-    folder: Path, patch: pytest.MonkeyPatch, *, seconds: float = 0.5, **changed: Any
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+    *,
+    seconds: float = 1.0,
+    own: Pair | None = None,
+    **changed: Any,
 ) -> AsyncIterator[Target]:
-    """A server with every route, whose clients get `seconds` for a head, and for a body."""
+    """A server with every route, whose clients get `seconds` for a head, and for a body.
+
+    With a certificate of its `own` it speaks TLS.
+    """
     for module, name in ((connection, "HEAD_SECONDS"), (connection, "BODY_SECONDS")):
         patch.setattr(module, name, seconds)
     patch.setattr(body, "BODY_SECONDS", seconds)
@@ -189,7 +209,7 @@ async def target(
             config = uvicorn.Config(
                 AccessLog(Observer(app, None)),
                 port=0,
-                http=Connection,
+                http=secured(Certificate(CertificateFiles(*own))) if own else Connection,  # type: ignore[arg-type]
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -199,8 +219,7 @@ async def target(
             server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
             serving = asyncio.create_task(server.serve())
             await until(lambda: server.started)
-            address = server.servers[0].sockets[0].getsockname()[:2]
-            found = Target(address, served, errors)
+            found = Target(server, served, errors, own)
             try:
                 yield found
                 await until(found.is_idle)

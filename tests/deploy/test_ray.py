@@ -28,7 +28,10 @@ STEP_SECONDS = 0.05
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    found = Cluster(tmp_path_factory.mktemp("ray"))
+    body = "RAY_SERVE_INGRESS_REQUEST_ROUTER_FORWARD_BODY"
+    size = "RAY_SERVE_HAPROXY_INGRESS_REQUEST_ROUTER_BUFSIZE"
+    tenant = {"RAY_SERVE_SESSION_ID_HEADER_KEY": "x-tenant"}
+    found = Cluster(tmp_path_factory.mktemp("ray"), **{body: "1", size: "65536"}, **tenant)
     try:
         found.start(n_gpus=4)
         yield found
@@ -112,6 +115,14 @@ def site(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> Si
 
 def client() -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=None))
+
+
+async def test_a_stream_has_the_short_way_to_the_server_that_serve_runs(site: Site) -> None:
+    site.deploy()
+    site.cluster.until_running(site.name, 1)
+    async with client() as asking:
+        assert (await asking.get(f"{site.url}/info")).headers["x-direct"] == "True"
+        assert await site.stream(asking, 20) == (20, True)
 
 
 async def test_a_killed_replica_cuts_its_own_streams_only(site: Site) -> None:
@@ -252,3 +263,60 @@ def test_what_is_wrong_at_a_start_is_what_serve_shows(
         lambda: site.cluster.application(site.name),
     )
     assert message in re.sub(r"\s+", " ", site.cluster.serve("status"))
+
+
+async def test_requests_go_to_the_replica_that_has_their_prefix(site: Site) -> None:
+    site.deploy({"routing": "prefix", "max-total-tokens": 1000}, num_replicas=2)
+    site.cluster.until_running(site.name, 2)
+    went: dict[int, set[str]] = {}
+    async with client() as asking:
+
+        async def ask(url: str, body: dict[str, Any], **headers: str) -> str:
+            reply = await asking.post(f"{site.url}/{url}", json=body, headers=headers)
+            assert reply.status_code == 200, reply.text
+            return reply.headers["x-pid"]
+
+        for turn in range(5):
+            for prefix in range(6):
+                text = f"{prefix} " * 200 + str(turn)
+                body = {"inputs": text, "parameters": {"max_new_tokens": 2, "seed": turn}}
+                went.setdefault(prefix, set()).add(await ask("generate", body))
+        assert [len(pids) for pids in went.values()] == [1] * 6
+        assert len(set.union(*went.values())) == 2
+        # Short prompts of a tenant stay together, too.
+        short = {"prompt": "Hi", "max_tokens": 2}
+        for tenant in "abcd":
+            headers = {"x-tenant": tenant}
+            asked = {await ask("v1/completions", short, **headers) for _ in range(4)}
+            assert len(asked) == 1
+        # Others are spread, and what is no POST needs no guide.
+        assert len({await ask("v1/completions", short) for _ in range(8)}) == 2
+        assert (await asking.get(f"{site.url}/info")).status_code == 200
+
+
+async def test_a_replica_that_is_killed_under_a_guide_loses_its_own_streams_only(
+    site: Site,
+) -> None:
+    site.deploy({"routing": "prefix"}, num_replicas=2)
+    one, other = site.cluster.until_running(site.name, 2)
+    async with client() as asking:
+        streams = [asyncio.create_task(site.stream(asking, N_TOKENS)) for _ in range(8)]
+        while site.n_running(one.port) + site.n_running(other.port) < 8:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        n_cut = site.n_running(one.port)
+        assert 0 < n_cut < 8
+        os.kill(one.pid, signal.SIGKILL)
+        ended = await asyncio.gather(*streams)
+        assert sum(not complete for _, complete in ended) == n_cut
+        site.cluster.until_running(site.name, 2)
+        assert await asyncio.gather(*(site.stream(asking, 5) for _ in range(8))) == [(5, True)] * 8
+
+
+def test_a_routing_that_is_none_is_refused(site: Site) -> None:
+    site.deploy({"routing": "random"})
+    until(
+        lambda: site.cluster.application(site.name).get("status") == "DEPLOY_FAILED",
+        lambda: site.cluster.application(site.name),
+    )
+    said = re.sub(r"\s+", " ", site.cluster.serve("status"))
+    assert "'routing' in args must be one of leastconn, prefix. Given: 'random'." in said

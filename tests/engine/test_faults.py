@@ -219,7 +219,7 @@ async def test_deaths_while_loading_again_are_tried_again(tmp_path: Path) -> Non
     ("behaviour", "reason"),
     [
         (Behaviour(die_at={1: 3}, die_loading=[2, 3, 4]), "SIGKILL"),
-        (Behaviour(die_at={1: 3}, refuse={2: "the weights are gone"}), "the weights are gone"),
+        (Behaviour(die_at={1: 3}, refuse=dict.fromkeys((2, 3, 4), "no weights")), "no weights"),
     ],
 )
 async def test_a_worker_gone_for_good_fails_all_and_takes_no_more(

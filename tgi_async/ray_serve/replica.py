@@ -16,6 +16,7 @@ from tgi_async.arguments import without_effect
 from tgi_async.cli import adopt_token
 from tgi_async.errors import StartError
 from tgi_async.launcher import COMMANDS, Commands, gate_for, outside, serving
+from tgi_async.ray_serve import direct
 from tgi_async.ray_serve.flags import given_by, settings_of
 from tgi_async.ray_serve.health import Health, Unwell
 from tgi_async.shards import visible_gpus
@@ -63,12 +64,16 @@ class Replica:
             closing = starting.pop_all()
         self._engine = engine
         self._health = Health(time.monotonic() - began)
-        return Hosted(outside(gate, settings), closing)
+        return Hosted(outside(gate, settings), closing, same_loop=direct.same_loop())
 
     @property
     def failed(self) -> bool:
         """Whether the workers are gone for good."""
         return self._engine.failed.done()
+
+    def record_routing_stats(self) -> dict[str, float]:
+        """Return what routers ask for regularly: the load, in requests."""
+        return {"requests": self._engine.n_running + self._engine.n_waiting}
 
     async def check_health(self) -> None:
         """Raise Unwell where Serve should replace this replica."""
@@ -83,11 +88,17 @@ class Replica:
 
 
 class Hosted:
-    """`app` below the path that Serve has it at, until the end of the lifespan."""
+    """`app` below the path that Serve has it at, until the end of the lifespan.
 
-    def __init__(self, app: ASGIApp, closing: contextlib.AsyncExitStack) -> None:
+    `same_loop`: it is called on the event loop of Serve's HTTP server.
+    """
+
+    def __init__(
+        self, app: ASGIApp, closing: contextlib.AsyncExitStack, *, same_loop: bool
+    ) -> None:
         self._app = app
         self._closing = closing
+        self._same_loop = same_loop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -100,6 +111,10 @@ class Hosted:
         if root := scope.get("root_path", ""):
             path = scope["path"].removeprefix(root) or "/"
             scope = {**scope, "path": path, "root_path": ""}
+
+        if self._same_loop:
+            scope = {**scope}
+            direct.offer(scope, receive)
 
         async def without_id(message: Message) -> None:
             # Serve adds the same one again.
