@@ -109,7 +109,9 @@ async def test_deaths_while_loading_are_deaths_in_a_row(
     await workers.relaunch(START)
     assert len(waits(caplog)) == 2
     assert [line for line in caplog.messages if "while loading" in line] == [
-        f"worker 0 was killed by SIGKILL while loading (attempt {n} of 3)" for n in (1, 2)
+        f"worker 0 was killed by SIGKILL while loading (attempt {n} of 3): it is started again, "
+        "and requests wait"
+        for n in (1, 2)
     ]
 
 
