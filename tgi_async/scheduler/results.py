@@ -12,6 +12,17 @@ class InFlight(NamedTuple):
     step: int
     scheduled_rows: list[ScheduledRow]
 
+    def __str__(self) -> str:
+        """Return the shapes of the step, without what is in it."""
+        rows = self.scheduled_rows
+        several = sorted((row.n for row in rows if row.n > 1), reverse=True)
+        shown = ", ".join(map(str, several[:8])) + (", ..." if several[8:] else "")
+        longest = max(row.table.n_computed + row.n for row in rows)
+        return (
+            f"step {self.step} ({len(rows)} rows up to position {longest}"
+            f"{f', {len(several)} of them with {shown} tokens' if several else ''})"
+        )
+
 
 class UnexpectedResult(Exception):
     """A worker's reply does not fit the step that was sent."""
