@@ -75,6 +75,10 @@ class Behaviour(msgspec.Struct, kw_only=True):
     """A row with this token fails, alone."""
     die_on: int | None = None
     """Who computes a row with this token dies."""
+    die_on_length: int = 0
+    """Only where the row has so many tokens."""
+    hang_on: bool = False
+    """Where it would die of a token, it hangs."""
     die_at: dict[int, int] = {}
     """Steps before whose result it dies."""
     exit_status: int | None = None
@@ -195,7 +199,7 @@ class FakeWorker:
         errors: list[RowError] = []
         for run in step.run:
             row = self._rows[run.row]
-            if behaviour.die_on in row.tokens:
+            if behaviour.die_on in row.tokens and len(row.tokens) >= behaviour.die_on_length:
                 self._die()
             if behaviour.row_error_on in row.tokens:
                 errors.append(RowError(run.row, "this row is not to the model's taste"))
@@ -277,6 +281,8 @@ class FakeWorker:
                 file.write(msgspec.json.encode(line) + b"\n")
 
     def _die(self) -> None:
+        if self._behaviour.hang_on:
+            time.sleep(3600)
         if self._behaviour.exit_status is not None:
             os._exit(self._behaviour.exit_status)
         os.kill(os.getpid(), signal.SIGKILL)
