@@ -168,8 +168,9 @@ class Socket(asyncio.Transport):
         """There is no socket."""
 
 
-def limits(n_requests: int) -> Limits:
-    """Return the limits of a server without any flags, but for the number of requests."""
+def limits(n_requests: int, resume_window: int = 0) -> Limits:
+    """Return the limits of a server without any flags, but for the number of requests, and a
+    window in which streams can be resumed."""
     return Limits(
         model_id="made-up",
         model_names=("made-up",),
@@ -189,11 +190,15 @@ def limits(n_requests: int) -> Limits:
         validation_workers=1,
         payload_limit=2_000_000,
         api_key=None,
+        key_file=None,
+        request_timeout=None,
+        prefix_cache_salt="none",
         cors_allow_origin=(),
         sampling_defaults=SamplingDefaults(),
         dialect=OURS,
         tool_call_parser=None,
         kserve=False,
+        resume_window=resume_window,
         root_path=None,
     )
 

@@ -6,9 +6,12 @@
     ├── TemplateError              422 template_error
     ├── ToolError                  422 tool_error
     ├── Overloaded                 429 overloaded
+    ├── TimedOut                   504 timeout
+    │   └── TimedOutInQueue        503 timeout
     ├── GenerationError            424 generation
     ├── IncompleteGeneration       500 incomplete_generation
     ├── Unhealthy                  503 healthcheck
+    ├── NotResumable               409 not_resumable
     ├── Unauthorized               401
     ├── NotFound                   404
     └── MethodNotAllowed           405
@@ -109,6 +112,25 @@ class Overloaded(ServerError):
             self.headers = ((b"retry-after", str(retry_after).encode()),)
 
 
+class TimedOut(ServerError):
+    """The request took longer than it may."""
+
+    status = 504
+    error_type = "timeout"
+    failure = "timeout"
+    code = "timeout"
+
+
+class TimedOutInQueue(TimedOut):
+    """It waited for as long as it may, and nothing was computed for it."""
+
+    status = 503
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.headers = ((b"retry-after", str(retry_after).encode()),)
+
+
 class GenerationError(ServerError):
     """The model failed on this request."""
 
@@ -138,6 +160,15 @@ class Unhealthy(ServerError):
 
     def __init__(self, message: str = "unhealthy") -> None:
         super().__init__(message)
+
+
+class NotResumable(ServerError):
+    """A stream cannot go on where the client says that it ended."""
+
+    status = 409
+    error_type = "not_resumable"
+    failure = "validation"
+    code = "not_resumable"
 
 
 class Unauthorized(ServerError):

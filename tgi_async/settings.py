@@ -6,6 +6,7 @@ Each field's flag is its name with dashes, its environment variable its name in 
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass, field
 from typing import Any
@@ -138,6 +139,13 @@ class Settings:
         MODEL,
         "compile the C kernels for this very processor at the first start, if there is a compiler; "
         "default: only where the package has none for it",
+        kind=bool,
+    )
+    standby: bool = _option(
+        False,
+        MODEL,
+        "keep a second worker loaded, which takes over at once when the first one dies; it takes "
+        "the memory of the weights again, and has no effect on a GPU",
         kind=bool,
     )
     attention: str = _option(
@@ -291,6 +299,22 @@ class Settings:
         least=1,
         most=60_000,
     )
+    request_timeout: int | None = _option(
+        None,
+        BATCHING,
+        "seconds that a request may wait and run; clients can shorten it by the header "
+        "X-Request-Timeout; default: any number",
+        kind=int,
+        least=1,
+        most=86_400,
+    )
+    prefix_cache_salt: str = _option(
+        "none",
+        BATCHING,
+        "tenant: no tenant, or API key, finds in the prefix cache what another one's prompts have "
+        "left there, and could be told by the time; default: all share it",
+        choices=("none", "tenant"),
+    )
     validation_workers: int = _option(
         2, BATCHING, "threads that tokenize prompts and render chat templates", kind=int, least=1
     )
@@ -340,6 +364,15 @@ class Settings:
     unix_socket: str | None = _option(
         None, HTTP, "path of a Unix socket to listen on instead of hostname and port"
     )
+    resume_window: int = _option(
+        0,
+        HTTP,
+        "give the events of streams ids, with which a client that lost its connection goes on "
+        "(Last-Event-ID); a stream waits for it for so many seconds; default: 0, no ids",
+        kind=int,
+        least=0,
+        most=3600,
+    )
     ssl_certfile: str | None = _option(
         None,
         HTTP,
@@ -378,6 +411,18 @@ class Settings:
         kind=tuple,
     )
     api_key: str | None = _option(None, HTTP, "API key that requests must send")
+    api_keys_file: str | None = _option(
+        None,
+        HTTP,
+        "file in YAML or JSON with further API keys, their shares and limits; it is read again "
+        "when it changes",
+    )
+    tenant_header: str | None = _option(
+        None,
+        HTTP,
+        "header in which proxies of forwarded-allow-ips name the tenant of a request, who has a "
+        "share and a queue of his own",
+    )
     cors_allow_origin: tuple[str, ...] = _option(
         (),
         HTTP,
@@ -482,6 +527,7 @@ class Settings:
             )
         _ = self.image_domains, self.trusted_proxies
         self._check_tls()
+        self._check_tenant_header()
         root = self.root_path
         if root is not None and (not root.startswith("/") or root.endswith("/")):
             raise StartError(
@@ -491,6 +537,20 @@ class Settings:
         if level_of(self.log_level) is None:
             raise StartError(
                 f"--log-level must be one of {', '.join(LEVELS)}. Given: {self.log_level!r}."
+            )
+
+    def _check_tenant_header(self) -> None:
+        header = self.tenant_header
+        if header is None:
+            return
+        if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", header):
+            raise StartError(
+                "--tenant-header must be the name of a header, of letters, digits and dashes. "
+                f"Given: {header!r}."
+            )
+        if not self.forwarded_allow_ips:
+            raise StartError(
+                "--tenant-header needs --forwarded-allow-ips, the proxies that may name a tenant."
             )
 
     def _check_tls(self) -> None:

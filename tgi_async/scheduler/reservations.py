@@ -57,10 +57,12 @@ class Reservation:
     """What one request holds: a row for each of its generations, and the bytes of its body."""
 
     __slots__ = (
+        "began",
         "client",
         "evicted",
         "n_bytes",
         "n_rows",
+        "n_tokens",
         "n_waiting",
         "on_evicted",
     )
@@ -71,6 +73,10 @@ class Reservation:
         self.n_bytes = n_bytes
         self.n_waiting = n_rows
         """Rows that have not run yet."""
+        self.began = False
+        """Whether any row of it has run."""
+        self.n_tokens = 0
+        """Tokens of its texts that have run and ended, prompts and answers."""
         self.evicted = False
         """Whether its place went to another client."""
         self.on_evicted: Callable[[], None] | None = None
@@ -138,6 +144,7 @@ class Reservations:
 
     def start(self, reservation: Reservation) -> None:
         """Note that one of its rows runs for the first time."""
+        reservation.began = True
         if not reservation.n_waiting:
             return  # It has taken the place of one that has ended.
         share = self._shares[reservation.client]
