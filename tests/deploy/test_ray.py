@@ -163,6 +163,18 @@ async def test_a_scale_down_cuts_no_stream(site: Site) -> None:
     until(lambda: sum(alive(pid) for pid in site.worker_pids) == 1, "a worker is left")
 
 
+async def test_an_application_that_is_taken_out_of_the_file_answers_what_it_has(site: Site) -> None:
+    site.deploy()
+    site.cluster.until_running(site.name, 1)
+    async with client() as asking:
+        streams = [asyncio.create_task(site.stream(asking, 2 * N_TOKENS)) for _ in range(4)]
+        while site.n_running(site.cluster.replicas(site.name)[0].port) < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        await asyncio.to_thread(site.cluster.deploy, {"applications": []})
+        assert await asyncio.gather(*streams) == [(2 * N_TOKENS, True)] * 4
+    until(lambda: not any(alive(pid) for pid in site.worker_pids), "a worker is left")
+
+
 async def test_a_changed_setting_replaces_the_replicas_without_losing_a_request(
     site: Site,
 ) -> None:
@@ -219,7 +231,7 @@ async def test_a_worker_that_dies_keeps_its_replica_and_its_streams(site: Site) 
 
 
 def test_a_replica_whose_workers_do_not_come_back_is_replaced(site: Site) -> None:
-    site.deploy(behaviour=Behaviour(refuse={2: "not again"}))
+    site.deploy(behaviour=Behaviour(refuse=dict.fromkeys((2, 3, 4), "not again")))
     (before,) = site.cluster.until_running(site.name, 1)
     os.kill(site.worker_pids[-1], signal.SIGKILL)
 
