@@ -102,7 +102,7 @@ def test_a_client_that_is_cut_ten_times_reads_one_text_though_the_server_restart
 
 def test_a_client_that_knows_no_ids_reads_the_stream_as_ever(servers: Servers) -> None:
     client = InferenceClient(model=servers.url)
-    asked = {"max_new_tokens": 40, "do_sample": True, "seed": 3}
+    asked: Any = {"max_new_tokens": 40, "do_sample": True, "seed": 3}
     whole = client.text_generation("Hi", **asked)
     details = list(client.text_generation("Hi", **asked, stream=True, details=True))
     assert "Hi" + "".join(one.token.text for one in details) == whole
