@@ -72,10 +72,11 @@ pins:
 
 PYTHONS := 3.11 3.12 3.13 3.14
 OLDEST_PYTHON := python3.11
-# The extra `flash` is not pinned: flash-attn has no wheel, and what builds it depends on CUDA.
+# The extra `flash` is not pinned: flash-attn has no wheel, and what builds it depends on CUDA. `ray`
+# pins itself, and is in no environment with the others.
 EXTRAS := $(addprefix --extra ,cuda otel benchmarks dev)
 RESOLVE := .cache/pins/bin/uv pip compile pyproject.toml $(EXTRAS) --upgrade --quiet --no-header \
-	--no-annotate --no-emit-index-url --no-emit-find-links --only-binary :all: \
+	--no-annotate --no-emit-index-url --no-emit-find-links --only-binary :all: --no-binary forbiddenfruit \
 	--python-platform x86_64-manylinux_2_31
 
 # What is published: the sources, and for each platform a wheel with C kernels for all its processors.

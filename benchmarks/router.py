@@ -129,14 +129,14 @@ def prepared() -> str:
 
 
 @contextmanager
-def router(pace: Pace, model: str, n_streams: int) -> Iterator[tuple[int, int]]:
+def router(pace: Pace, model: str, n_streams: int, *flags: str) -> Iterator[tuple[int, int]]:
     """Yield the process id and the port of a router that answers."""
     environment = os.environ | {VARIABLE: msgspec.json.encode(pace).decode(), PREPARED: model}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "benchmarks.router", "--serve", "--hostname", "127.0.0.1"),
-                *("--port", "0", "--max-concurrent-requests", str(n_streams)),
+                *("--port", "0", "--max-concurrent-requests", str(n_streams), *flags),
             ],
             env=environment,
             stderr=log,

@@ -63,7 +63,8 @@ async def seconds(path: str, n_clients: int, files: CertificateFiles | None) -> 
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     trusted = "" if files is None else files.certificate
-    async with answering(Gate(), listener, app=stream, certificate=certificate):
+    async with answering(Gate(), listener, app=stream, certificate=certificate) as http:
+        await http.begin()
         before = time.process_time()
         command = (sys.executable, "-c", CLIENT, str(port), str(n_clients), path, trusted)
         process = await asyncio.create_subprocess_exec(*command)

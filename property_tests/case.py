@@ -28,6 +28,8 @@ class Case:
         self.n_in_flight = 0
         """Parts of steps in flight."""
         self.admitted = False
+        self.preempted = False
+        """Since the workers started."""
 
     def _text_end(self, tokens: list[int]) -> int | None:
         for n in range(1, len(tokens) + 1):

@@ -49,6 +49,9 @@ from tgi_async.scheduler.request import (
 )
 from tgi_async.wire.messages import Admit, Span, Step
 
+WEIGHTS = {"bob": 2, "eve": 5}
+"""Of clients; 1 of others."""
+
 
 def largest_difference(budget: Budget) -> float:
     """U, as `tgi_async.scheduler.fairness` derives it."""
@@ -95,7 +98,13 @@ class CheckedCore:
             return None
         require(not never, "A1", f"there are no {n_rows} rows")
         booking = Booking(reservation, client, n_rows, n_bytes)
-        for gone in self.bookings.add(booking, evicted):
+        self._end_evicted(self.bookings.add(booking, evicted))
+        self.booked.append(booking)
+        self.check()
+        return booking
+
+    def _end_evicted(self, evicted: list[Booking]) -> None:
+        for gone in evicted:
             self.reached["evicted"] += bool(gone.requests)
             if gone in self.booked:
                 self.reached["evicted before it was submitted"] += 1
@@ -110,9 +119,6 @@ class CheckedCore:
                 self._end(case)
             # Its client gets the error, and leaves.
             self.core.reservations.release(gone.reservation)
-        self.booked.append(booking)
-        self.check()
-        return booking
 
     def give_up(self, booking: Booking) -> None:
         """The client leaves, or its request was found wrong, before anything was submitted."""
@@ -162,6 +168,7 @@ class CheckedCore:
             prompt,
             max_new_tokens,
             client=booking.client,
+            weight=WEIGHTS.get(booking.client, 1),
             stop_ids=stop_ids,
             prompt_logprobs=prompt_logprobs,
             prompt_top_n_tokens=prompt_top_n_tokens,
@@ -180,6 +187,15 @@ class CheckedCore:
             and limit - 1 <= pool
             and not scored_at_once
         )
+        try:
+            if not booking.reservation.evicted:
+                reservations, _ = self.core.weigh(booking.reservation, len(prompt))
+                self._end_evicted(self.bookings.weigh(booking, len(prompt), reservations))
+                self.reached["evicted for tokens"] += len(reservations)
+        except Overloaded:
+            self.bookings.too_heavy(booking, len(prompt))
+            self.reached["too many tokens"] += 1
+            return False
         try:
             self.core.submit(request)
         except Overloaded:
@@ -211,17 +227,24 @@ class CheckedCore:
         before = list(self.core.running)
         cached = set(self.core.blocks._cached)
         may_plan = len(self.sent) <= self.budget.lookahead
+        held = self.core.waiting.held
         plan = self.core.plan()
+        released = [one for one in held if one not in self.core.waiting.held]
+        for request in sorted(released, key=lambda one: -one.arrival):
+            self.reached["released"] += 1
+            self.ledger.release(request)
         preempted = [one for one in reversed(before) if one.status is Status.WAITING]
         for request in preempted:
             require(request is not before[0], "S4", "the oldest running request was preempted")
             self.ledger.put_back(request)
+            self.live[request.id].preempted = True
         self.reached["preemption"] += len(preempted)
         left, logits_left = self.budget.prefill_tokens(0), self.budget.max_logits
         if plan is None:
             self._check_idle()
         else:
             left, logits_left = self._check_step(plan, cached)
+            self._check_stays(plan)
         self._check_waiting(left if may_plan and not preempted else 0, logits_left)
         self.check()
         return plan is not None
@@ -267,22 +290,31 @@ class CheckedCore:
 
     def die(self) -> None:
         """The worker dies, with all its memory and all that was in flight."""
-        running = list(self.core.running)
+        held = self.core.waiting.held
+        running = sorted((*self.core.running, *held), key=lambda one: one.arrival)
         self.reached["death"] += 1
         self.reached["replay"] += sum(bool(one.n_emitted) for one in running)
         self.reached["death with a step in flight"] += bool(self.sent)
-        # Every second time as after an error in the core, by what is live.
-        one_by_one = self.reached["death"] % 2 == 0
-        live = [case.request for case in self.live.values()] if one_by_one else None
-        self.core.reset(live, one_by_one=one_by_one)
+        live = [case.request for case in self.live.values()]
+        culprit = self.core.died(live)
+        for request in held:
+            self.ledger.held.remove(request)
         for request in reversed(running):
             self.ledger.put_back(request)
+        for request in self.core.waiting.held:
+            self.reached["held after a death"] += 1
+            self.ledger.hold(request)
         self.worker = ModelWorker(self.budget.block_size, self.budget.max_drafts)
         self.sent.clear()
         self.rows.clear()
         self.acknowledged.clear()
         for case in self.live.values():
             case.n_in_flight = 0
+            case.preempted = False
+        if culprit is not None:
+            self.reached["culprit of deaths"] += 1
+            self.core.finish(culprit)
+            self._end(self.live[culprit.id])
         self.check()
 
     def drain(self) -> None:
@@ -313,6 +345,17 @@ class CheckedCore:
             for row in self.rows.values():
                 going = row.case.request.status is Status.RUNNING
                 require(not going or row.n_planned >= row.limit, "S2", "a row was stalled")
+
+    def _check_stays(self, plan: Plan) -> None:
+        """S11: what was preempted has returned to stay. Drafts may take of what was left for it."""
+        if not plan.admitted or self.budget.max_drafts or len(self.core.running) < 2:
+            return
+        request = plan.admitted[-1]
+        if self.live[request.id].preempted:
+            assert request.table is not None
+            lacking = -(-request.limit // self.budget.block_size) - len(request.table.blocks)
+            available = self.core.blocks.n_available
+            require(lacking <= available, "S11", f"{request.id} returned, and lacks {lacking}")
 
     def _check_waiting(self, n_prefill_left: int, n_logits_left: int) -> None:
         head = self.core.waiting.head()
@@ -373,7 +416,10 @@ class CheckedCore:
         first, case.admitted = not case.admitted, True
         if first:
             self.bookings.start(case.booking)
-        self.ledger.admit(request, len(case.prompt) - admit.n_cached if first else 0)
+        accused = request is self.core._suspects.accused
+        n_charged = len(case.prompt) - admit.n_cached if first else 0
+        self.ledger.admit(request, n_charged, accused=accused)
+        self.reached["accused"] += accused
         self.reached["prefix hit"] += admit.n_cached > 0
         self.reached["hit before a span"] += any(0 < admit.n_cached <= s.start for s in admit.spans)
         self.reached["hit behind a span"] += any(admit.n_cached >= s.end for s in admit.spans)

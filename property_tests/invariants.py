@@ -87,7 +87,11 @@ def check_batch(core: Core, live: set[int]) -> None:
 
 
 def check_work_conserved(core: Core, n_prefill_left: int, n_logits_left: int) -> None:
-    """S3: after a plan that preempted nobody, the head would not have fitted."""
+    """S3: after a plan that preempted nobody, the head would not have fitted.
+
+    To fit, it leaves each running row a block to grow into, and one that was preempted finds room
+    for all that it can still become: what returns for a few tokens is computed again and again.
+    """
     head = core.waiting.head()
     if head is None or head.n_in_flight or not n_prefill_left or core.on_trial:
         return
@@ -102,8 +106,10 @@ def check_work_conserved(core: Core, n_prefill_left: int, n_logits_left: int) ->
     owed = 0
     for request in core.running:
         assert request.table is not None
+        held = len(request.table.blocks)
         next_end = min(request.n_planned + 1, request.limit)
-        owed += max(0, -(-next_end // size) - len(request.table.blocks))
+        next_held = max(held, -(-next_end // size))
+        owed += next_held - held + (-(-request.limit // size) > next_held)
     takes_no_hit = head.prompt_logprobs and not head.n_emitted
     at_once = [span.end for span in head.spans if not span.start]
     if takes_no_hit and n_logits_left < max(at_once, default=1):
@@ -115,7 +121,8 @@ def check_work_conserved(core: Core, n_prefill_left: int, n_logits_left: int) ->
         return
     n_hits = max(n for n in range(len(match.hits) + 1) if not _within_a_span(head, n * size))
     held = n_hits - core.blocks.n_taken(match.hits[:n_hits])
-    needed = -(-min(len(head.tokens) + 1, head.limit) // size) - held
+    end = head.limit if head.preempted else min(len(head.tokens) + 1, head.limit)
+    needed = -(-end // size) - held
     require(
         owed + needed > core.blocks.n_available,
         "S3",

@@ -8,42 +8,62 @@ from itertools import combinations
 from property_tests.model import require
 from tgi_async.scheduler.fairness import INPUT_COST, OUTPUT_COST, WaitingQueue
 from tgi_async.scheduler.request import Request
+from tgi_async.scheduler.weights import UNIT
 
 
 class Ledger:
     """Counters, service and queues, which follow each event in the order of the core's own."""
 
     def __init__(self, bound: float) -> None:
+        """`bound` is U, of clients of weight 1, in units of service."""
         self.bound = bound
+        self.prices: dict[str, int] = {}
         self.counters: Counter[str] = Counter()
         self.service: Counter[str] = Counter()
         self.queued: dict[str, list[Request]] = {}
         self.live: Counter[str] = Counter()
         self.last_left = ""
         self.floor = 0
+        self.ahead = 0
+        """By how much a client was ahead of its turn when its request was accused."""
+        self.held: list[Request] = []
         self.seen: dict[str, int] = {}
         self.spans: dict[tuple[str, str], int] = {}
         """Difference of service of two clients when both became backlogged."""
 
     def submit(self, request: Request) -> None:
         self.live[request.client] += 1
+        self.prices[request.client] = UNIT // request.weight
         self._queue(request)
 
     def put_back(self, request: Request) -> None:
         self._queue(request)
 
-    def admit(self, request: Request, n_charged: int) -> None:
-        """The request leaves the queue to run."""
+    def hold(self, request: Request) -> None:
+        """The request is kept out of the queue, though it waits."""
+        self._unqueue(request)
+        self.held.append(request)
+
+    def release(self, request: Request) -> None:
+        """What was held is queued again."""
+        self.held.remove(request)
+        self._queue(request)
+
+    def admit(self, request: Request, n_charged: int, *, accused: bool = False) -> None:
+        """The request leaves the queue to run; one that is accused may do so before its turn."""
         client = request.client
         require(client in self.queued, "S3", f"{client} has nothing queued")
         least = min(self.counters[other] for other in self.queued)
-        require(
-            self.counters[client] == least,
-            "E1",
-            f"{client} was served at {self.counters[client]} while another had {least}",
-        )
-        first = self.queued[client][0]
-        require(first is request, "S4", f"{request.id} overtook {first.id} of {client}")
+        if accused:
+            self.ahead = max(self.ahead, self.counters[client] - least)
+        else:
+            require(
+                self.counters[client] == least,
+                "E1",
+                f"{client} was served at {self.counters[client]} while another had {least}",
+            )
+            first = self.queued[client][0]
+            require(first is request, "S4", f"{request.id} overtook {first.id} of {client}")
         self._unqueue(request)
         self.charge(client, INPUT_COST * n_charged)
 
@@ -51,6 +71,8 @@ class Ledger:
         self.charge(request.client, OUTPUT_COST)
 
     def charge(self, client: str, cost: int) -> None:
+        """Charge so many units of service, by the client's weight."""
+        cost *= self.prices[client]
         self.counters[client] += cost
         self.service[client] += cost
 
@@ -58,6 +80,8 @@ class Ledger:
         client = request.client
         if request in self.queued.get(client, ()):
             self._unqueue(request)
+        if request in self.held:
+            self.held.remove(request)
         self.live[client] -= 1
         if not self.live.total():
             self.floor = max(self.floor, *self.counters.values())
@@ -66,13 +90,9 @@ class Ledger:
 
     def check(self, waiting: WaitingQueue) -> None:
         require(sorted(waiting.queued_clients) == sorted(self.queued), "S4", "queued clients")
-        require(len(waiting) == sum(map(len, self.queued.values())), "S4", "queue length")
-        require(
-            sorted(request.id for request in waiting)
-            == sorted(request.id for queue in self.queued.values() for request in queue),
-            "S4",
-            "queued requests",
-        )
+        known = [one.id for queue in (*self.queued.values(), self.held) for one in queue]
+        require(len(waiting) == len(known), "S4", "queue length")
+        require(sorted(one.id for one in waiting) == sorted(known), "S4", "queued requests")
         for client in (*self.queued, *+self.live):
             counter = waiting.counter(client)
             require(
@@ -89,12 +109,15 @@ class Ledger:
         spans = {}
         for pair in combinations(sorted(self.queued), 2):
             one, other = pair
-            apart = abs(self.counters[one] - self.counters[other])
-            require(apart <= self.bound, "E1", f"{one} and {other} are {apart} apart")
+            ahead = self.counters[one] - self.counters[other]
+            for client, by in (one, ahead), (other, -ahead):
+                most = self.bound * self.prices[client] + self.ahead
+                require(by <= most, "E1", f"{client} is {by} ahead, in {one} and {other}")
             difference = self.service[one] - self.service[other]
             spans[pair] = self.spans.get(pair, difference)
             received = abs(difference - spans[pair])
-            require(received <= 2 * self.bound, "E2", f"{one} and {other}: {received}")
+            most = self.bound * (self.prices[one] + self.prices[other]) + 2 * self.ahead
+            require(received <= most, "E2", f"{one} and {other}: {received}")
         self.spans = spans
 
     def _queue(self, request: Request) -> None:

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 from property_tests.checked import CheckedCore
 from property_tests.model import EOS, VOCABULARY
 from property_tests.walk import CLIENTS, spans_of, walk
+from tgi_async.scheduler import suspects
 from tgi_async.scheduler.plan import Budget, half
 from tgi_async.scheduler.reservations import Capacity
 from tgi_async.wire.messages import CachePool
@@ -43,6 +44,7 @@ WHAT_IT_IS_ABOUT = (
     "dropped token",
     "evicted",
     "evicted before it was submitted",
+    "evicted for tokens",
     "eviction",
     "full queue",
     "half of the queue",
@@ -68,6 +70,7 @@ WHAT_IT_IS_ABOUT = (
     "span",
     "shared block",
     "stop token",
+    "too many tokens",
     "wait at the limit",
     "wait for a computing prefix",
 )
@@ -75,6 +78,8 @@ DRAFTS = (0, 0, 1, 3)
 """How many a worker verifies in a step, at most."""
 TOO_DEEP = {
     "accepted draft under a grammar",
+    "evicted for tokens",
+    "too many tokens",
     "drafts beside a prefill",
     "draft behind a stop sequence",
     "drafts beside a scored prompt",
@@ -260,10 +265,21 @@ def test_every_invariant_holds_after_every_event() -> None:
 
 def test_random_walks_hold_and_reach_what_they_are_about() -> None:
     reached: Counter[str] = Counter()
-    for seed in range(1000, 1080):
+    for seed in range(1000, 1110):
         reached += walk(seed, n_events=500, max_drafts=DRAFTS[seed // 4 % len(DRAFTS)])
     missed = [name for name in WHAT_IT_IS_ABOUT if reached[name] < 10]
     assert not missed, reached
+
+
+def test_requests_that_are_held_after_deaths_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if three deaths had come before each one, and those later were of other causes.
+    monkeypatch.setattr(suspects, "N_SHORT", 1)
+    monkeypatch.setattr(suspects, "SHORT_LIFE", 6)
+    reached: Counter[str] = Counter()
+    for seed in range(5000, 5060):
+        reached += walk(seed, n_events=300, max_drafts=seed % 3, deaths=0.03)
+    assert min(reached["held after a death"], reached["released"]) >= 10, reached
+    assert reached["culprit of deaths"] >= 10, reached
 
 
 TOGETHER = (

@@ -17,11 +17,14 @@ from tgi_async.scheduler.fairness import INPUT_COST, OUTPUT_COST, WaitingQueue
 from tgi_async.scheduler.plan import Budget
 from tgi_async.scheduler.request import Request
 from tgi_async.scheduler.reservations import Capacity
+from tgi_async.scheduler.weights import MOST_WEIGHT, UNIT
 from tgi_async.wire.messages import CachePool
 
 MOST_TOKENS = 40
 MOST_ROWS = 4
-CLIENTS = ("ann", "bob", "eve", "joe")
+CLIENTS = ("ann", "bob", "eve", "joe", "amy", "max")
+WEIGHTS = {"amy": 3, "max": MOST_WEIGHT}
+"""Of others it is 1."""
 
 
 class Server(RuleBasedStateMachine):
@@ -36,7 +39,8 @@ class Server(RuleBasedStateMachine):
     @rule(client=st.sampled_from(CLIENTS), n_prompt=st.integers(1, 20), n=st.integers(1, 20))
     def submit(self, client: str, n_prompt: int, n: int) -> None:
         self.n_submitted += 1
-        request = Request(self.n_submitted, [0] * n_prompt, n, client=client)
+        weight = WEIGHTS.get(client, 1)
+        request = Request(self.n_submitted, [0] * n_prompt, n, client=client, weight=weight)
         request.arrival = self.n_submitted
         self.emitted[request.id] = 0
         self.queue.add(request)
@@ -82,13 +86,13 @@ class Server(RuleBasedStateMachine):
             self.queue.remove(request)
             cost = 0 if request.charged else request.n_prompt
             request.charged = True
-            self.queue.charge(request.client, INPUT_COST * cost)
+            self.queue.charge(request.client, INPUT_COST * request.price * cost)
             self.ledger.admit(request, cost)
             self.running.append(request)
 
     def _emit(self) -> None:
         for request in list(self.running):
-            self.queue.charge(request.client, OUTPUT_COST)
+            self.queue.charge(request.client, OUTPUT_COST * request.price)
             self.ledger.emit(request)
             self.emitted[request.id] += 1
             if self.emitted[request.id] == request.max_new_tokens:
@@ -134,8 +138,24 @@ def test_clients_that_always_wait_get_equal_service() -> None:
         server.is_fair()
     assert len(server.queue.queued_clients) == 3
     service = server.ledger.service
-    assert max(service.values()) - min(service.values()) <= 2 * server.ledger.bound
-    assert min(service.values()) > 4 * server.ledger.bound
+    bound = UNIT * server.ledger.bound
+    assert max(service.values()) - min(service.values()) <= 2 * bound
+    assert min(service.values()) > 4 * bound
+
+
+def test_clients_that_always_wait_get_service_by_their_weights() -> None:
+    server = Server()
+    for client, n in ("ann", 30), ("amy", 60), ("max", 250):
+        for _ in range(n):
+            server.submit(client, 10, 10)
+    for _ in range(120):
+        server.serve(10)
+        server.is_fair()
+    assert len(server.queue.queued_clients) == 3
+    by_weight = server.ledger.service
+    most, bound = max(by_weight.values()), UNIT * server.ledger.bound
+    assert most - min(by_weight.values()) <= bound * (1 + 1 / 3)
+    assert most > 3 * bound
 
 
 def test_without_the_lift_a_client_that_was_idle_gets_too_far_behind() -> None:

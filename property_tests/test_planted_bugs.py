@@ -21,6 +21,7 @@ from tgi_async.scheduler.fairness import OUTPUT_COST, WaitingQueue
 from tgi_async.scheduler.plan import Budget, Plan, ScheduledRow, StepBuilder
 from tgi_async.scheduler.request import Event, PromptEvent, Request, Status, TokenEvent
 from tgi_async.scheduler.reservations import Reservation, Reservations, Share
+from tgi_async.scheduler.weights import UNIT
 from tgi_async.wire.messages import PromptLogprobs, Sampled
 
 N_WALKS = 200
@@ -612,6 +613,20 @@ class TakesInWhatWasEvicted(Core):
         super().submit(request)
 
 
+class ForgetsWeights(Core):
+    def submit(self, request: Request) -> None:
+        request.price = UNIT
+        super().submit(request)
+
+
+class ReturnsAtOnce(Core):
+    """A preempted request comes back for a few tokens."""
+
+    def _preempt(self, request: Request) -> None:
+        super()._preempt(request)
+        request.preempted = False
+
+
 class Planted(NamedTuple):
     bug: type[Core]
     found_by: str
@@ -639,6 +654,7 @@ PLANTED = {
     "a prompt is not matched again": Planted(with_blocks(NeverLooksAgain), "S3"),
     "a request waits for a dead worker": Planted(WaitsForTheDead, "S3"),
     "the oldest request is preempted": Planted(PreemptsTheOldest, "S4"),
+    "a preempted request returns too early": Planted(ReturnsAtOnce, "S11"),
     "a request that never fits is admitted": Planted(AdmitsWhatNeverFits, "S5"),
     "a preemption loses a token": Planted(LosesATokenWhenPreempted, "S6"),
     "prompt log-probabilities come twice": Planted(ScoresPromptsTwice, "S6"),
@@ -667,6 +683,7 @@ PLANTED = {
     "a stop sequence within drafts is missed": Planted(GoesOnBehindAStopSequence, "S7", 3),
     "drafts behind the end are counted": Planted(CountsDraftsBehindTheEnd, "S6", 3),
     "a forced token is lost": Planted(LosesForcedTokens, "S6"),
+    "weights are forgotten": Planted(ForgetsWeights, "E5"),
     "a replay is charged": Planted(ChargesReplays, "E5"),
     "a dropped token is charged": Planted(ChargesDroppedTokens, "E5"),
     "the queue has no bound": Planted(with_reservations(HasNoBound), "A1"),

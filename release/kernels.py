@@ -1,4 +1,5 @@
-"""Compile the C kernels for all processors of a kind of machine.
+"""`python -m release.kernels PLATFORM FOLDER`: compile the C kernels for all processors
+of a kind of machine.
 
 Clang, out of the package `ziglang`, compiles for any machine and any version of glibc, so that one
 computer makes the wheels of all.
@@ -55,3 +56,7 @@ def _zig() -> tuple[str, ...]:
         "C kernels for other processors than this one are compiled by zig, which is not installed. "
         "Run `make wheel`, or pip install ziglang and build with --no-isolation"
     )
+
+
+if __name__ == "__main__":
+    build(sys.argv[1], Path(sys.argv[2]))

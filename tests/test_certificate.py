@@ -15,7 +15,7 @@ import pytest
 
 from tests.api.waiting import until
 from tests.helpers.certificates import Pair, pair
-from tgi_async import certificate
+from tgi_async import followed_files
 from tgi_async.certificate import Certificate, CertificateFiles
 from tgi_async.errors import StartError
 
@@ -86,7 +86,7 @@ async def following(found: Certificate) -> AsyncIterator[None]:
 
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificate, "RELOAD_SECONDS", 0.01)
+    monkeypatch.setattr(followed_files, "RELOAD_SECONDS", 0.01)
 
 
 @pytest.mark.usefixtures("often")

@@ -2,7 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from tgi_async.deadline import BUSY_SECONDS, FACTOR, IDLE_SECONDS, LOOK_SECONDS, Deadline
+from tgi_async.deadline import (
+    BUSY_SECONDS,
+    FACTOR,
+    IDLE_LOADING_SECONDS,
+    IDLE_SECONDS,
+    LOOK_SECONDS,
+    STOPPED_SECONDS,
+    Deadline,
+)
+from tgi_async.processes import UNKNOWN as UNSEEN
+from tgi_async.processes import Activity
 
 UNKNOWN = 10_000.0
 
@@ -14,10 +24,14 @@ class Watched:
         self.deadline = Deadline()
         self.now = 1000.0
         self.used: float | None = 7.0
+        self.read = 0
+        self.stopped = False
         self.load(phases)
 
     def load(self, phases: tuple[float, ...]) -> None:
-        self.deadline.started()
+        """End a start, after these phases."""
+        if phases:
+            self.deadline.started()
         for seconds in phases:
             self.deadline.loaded(seconds)
         self.deadline.ready()
@@ -28,7 +42,7 @@ class Watched:
         self.now += after
         if self.used is not None:
             self.used += (1.0 if busy else share) * min(after, LOOK_SECONDS)
-        return self.deadline.missed(self.now, lambda: self.used)
+        return self.deadline.missed(self.now, lambda: Activity(self.used, self.read, self.stopped))
 
     def until_missed(self, *, busy: bool = False, most: float = UNKNOWN) -> float:
         """Seconds without a result until the deadline is missed."""
@@ -44,8 +58,9 @@ class Watched:
         self.deadline.met()
 
 
-def nothing() -> None:
-    """Of a worker that loads nothing can be said."""
+def nothing() -> Activity:
+    """Of such a worker nothing can be said."""
+    return UNSEEN
 
 
 def about(seconds: float) -> object:
@@ -72,22 +87,69 @@ def test_one_that_is_waiting_for_a_disk_or_cannot_be_seen_gets_minutes() -> None
 def test_ranks_that_poll_for_a_stopped_one_do_nothing_and_one_that_polls_a_gpu_does() -> None:
     watched = Watched()
     while watched.look(share=0.005) is None:
-        assert watched.now < 1010
+        assert watched.now < 1005
     watched = Watched()
     for _ in range(500):
         assert watched.look(share=0.03) is None
 
 
+@pytest.mark.parametrize("loading", [False, True])
+def test_one_that_is_stopped_is_dead_at_once_whatever_it_is_at(loading: bool) -> None:
+    watched = Watched((20.0,))
+    watched.result_after(10.0)
+    if loading:
+        watched.deadline.started()
+    watched.stopped = True
+    assert watched.until_missed() == about(STOPPED_SECONDS)
+    # For certain: the next one gets no more time for it.
+    watched.stopped = False
+    assert watched.until_missed(most=200) <= FACTOR * 10 + 2
+
+
+def test_who_stopped_all_processes_and_lets_this_one_go_on_first_harms_no_worker() -> None:
+    watched = Watched()
+    assert watched.look() is None
+    watched.stopped = True
+    assert watched.look(after=600.0) is None
+    watched.stopped = False
+    for _ in range(3):
+        assert watched.look() is None
+
+
+def test_one_that_reads_files_is_not_idle() -> None:
+    watched = Watched()
+    for _ in range(100):
+        watched.read += 100_000
+        assert watched.look() is None
+    began = watched.now
+    while watched.look() is None:
+        watched.read += 100  # of what wakes threads
+    assert watched.now - began == about(IDLE_SECONDS)
+
+
+def test_one_that_does_nothing_while_it_loads_gets_as_long_as_the_last_one_took() -> None:
+    watched = Watched()
+    watched.deadline.started()
+    assert watched.until_missed() == about(IDLE_LOADING_SECONDS)
+    watched = Watched()
+    watched.deadline.started()
+    for _ in range(int(10 / LOOK_SECONDS)):
+        assert watched.look() is None
+    watched.load(())
+    watched.deadline.started()
+    assert watched.until_missed() == pytest.approx(FACTOR * 10, abs=3)
+
+
 def test_a_moment_of_work_begins_the_idle_time_anew() -> None:
     watched = Watched()
     for look in range(200):
-        assert watched.look(busy=look % 8 == 0) is None
+        assert watched.look(busy=look % 4 == 0) is None
 
 
 def test_results_begin_everything_anew() -> None:
     watched = Watched()
     for _ in range(200):
-        for _ in range(8):
+        for _ in range(5):
             assert watched.look() is None
         watched.deadline.met()
 
@@ -135,7 +197,7 @@ def test_what_is_missed_is_said() -> None:
     watched = Watched()
     while (how := watched.look()) is None:
         pass
-    assert how == "for 6 s, and used no processor time"
+    assert how == "for 2 s, and used no processor time"
 
 
 def test_a_first_start_takes_as_long_as_it_takes_and_a_later_one_does_not() -> None:

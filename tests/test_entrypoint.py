@@ -48,6 +48,18 @@ def test_flags_go_to_the_launcher(
     assert served == [flags]
 
 
+def test_flags_in_variables_come_before_the_arguments_that_may_replace_them(
+    served: list[list[str]],
+) -> None:
+    os.environ["SM_TGI_MAX_TOTAL_TOKENS"] = "4096"
+    assert entrypoint.main(["serve"]) == 0
+    assert entrypoint.main(["serve", "--max-total-tokens", "300"]) == 0
+    assert served == [
+        ["--max-total-tokens=4096"],
+        ["--max-total-tokens=4096", "--max-total-tokens", "300"],
+    ]
+
+
 def test_what_a_platform_says_is_set(served: list[list[str]]) -> None:
     os.environ["PORT"] = "80"
     entrypoint.main(["serve"])

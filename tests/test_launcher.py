@@ -38,9 +38,9 @@ Talk = Callable[..., tuple[FakeServer, httpx.Response]]
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     started: list[FakeServer] = []
 
-    def start(behaviour: Behaviour | None = None, *flags: str, prepare: str = "") -> FakeServer:
+    def start(behaviour: Behaviour | None = None, *flags: str, **options: Any) -> FakeServer:
         folder = tmp_path_factory.mktemp("l")
-        started.append(FakeServer(folder, behaviour or Behaviour(), *flags, prepare=prepare))
+        started.append(FakeServer(folder, behaviour or Behaviour(), *flags, **options))
         return started[-1]
 
     yield start

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tgi_async.errors import StartError
-from tgi_async.platforms import variables
+from tgi_async.platforms import flags, variables
 
 CONFIG = "config.json"
 SAGEMAKER = {"PORT": "8080", "GRACEFUL_TERMINATION_TIMEOUT": "20"}
@@ -124,6 +124,26 @@ def made(root: Path, files: Sequence[str]) -> Path:
 def test_a_platform_is_understood(one: Contract, tmp_path: Path) -> None:
     root = made(tmp_path, one.files)
     assert variables(one.arguments, one.environment, root) == one.found
+
+
+def test_variables_of_sagemaker_stand_for_flags() -> None:
+    environment = {
+        "SM_TGI_MAX_TOTAL_TOKENS": "4096",
+        "SM_TGI_TRUST_REMOTE_CODE": "",
+        "SM_TGI_CHAT_TEMPLATE": "-a b",
+        "SM_NUM_GPUS": "1",
+        "MAX_INPUT_TOKENS": "5",
+    }
+    assert flags(environment) == [
+        "--chat-template=-a b",
+        "--max-total-tokens=4096",
+        "--trust-remote-code",
+    ]
+
+
+def test_a_model_that_a_flag_in_a_variable_names_is_served(tmp_path: Path) -> None:
+    root = made(tmp_path, ["/opt/ml/model/config.json"])
+    assert variables(["serve"], {"SM_TGI_MODEL_ID": "a/b"}, root) == SAGEMAKER
 
 
 @pytest.mark.parametrize("name", ["MODEL_ID", "HF_MODEL_ID"])

@@ -6,19 +6,13 @@ the certificate they began with; new ones get the one of now.
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
 import ssl
 from dataclasses import dataclass
 from typing import NoReturn
 
 from tgi_async.errors import StartError
+from tgi_async.followed_files import FollowedFiles
 
-log = logging.getLogger(__name__)
-
-RELOAD_SECONDS = 5.0
-"""Time between two looks at the files."""
 LEAST_VERSION = ssl.TLSVersion.TLSv1_2
 REASONS = {
     "KEY_VALUES_MISMATCH": "the key is another certificate's",
@@ -28,8 +22,6 @@ REASONS = {
     "EE_KEY_TOO_SMALL": "the key is too short to be safe",
 }
 """What OpenSSL's reasons mean here."""
-
-Stamp = tuple[int, int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +66,9 @@ class CertificateFiles:
         context.verify_mode = self.clients
         return context
 
-    def stamps(self) -> list[Stamp]:
-        """Return what changes when a file, or a link on the way to it, is replaced or written."""
-        return [_stamp(path) for _, path in self._given()]
+    @property
+    def paths(self) -> list[str]:
+        return [path for _, path in self._given()]
 
     def _given(self) -> list[tuple[str, str]]:
         found = [("--ssl-certfile", self.certificate), ("--ssl-keyfile", self.key)]
@@ -98,33 +90,20 @@ class Certificate:
     """What new connections are encrypted with: `context`. Raises StartError as `load` does."""
 
     def __init__(self, files: CertificateFiles) -> None:
-        self._files = files
-        self._seen = files.stamps()
-        self.context = files.load()
+        self._followed = FollowedFiles(
+            files.paths,
+            files.load,
+            name="the certificate",
+            then="new connections get the new one",
+        )
+
+    @property
+    def context(self) -> ssl.SSLContext:
+        return self._followed.current
 
     async def follow(self) -> NoReturn:
         """Replace `context` after each change of the files; what cannot be used is logged."""
-        while True:
-            await asyncio.sleep(RELOAD_SECONDS)
-            # Before the files are read: what changes meanwhile is seen the next time.
-            seen = await asyncio.to_thread(self._files.stamps)
-            if seen == self._seen:
-                continue
-            self._seen = seen
-            try:
-                self.context = await asyncio.to_thread(self._files.load)
-            except StartError as error:
-                log.error("the certificate changed; the one before stays in use: %s", error)
-            else:
-                log.info("the certificate changed; new connections get the new one")
-
-
-def _stamp(path: str) -> Stamp:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+        await self._followed.follow()
 
 
 def _reason(error: Exception) -> str:

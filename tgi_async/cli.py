@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tgi_async import cgroups, processes
 from tgi_async.arguments import add_arguments, resolve, without_effect
+from tgi_async.build_info import build_info
 from tgi_async.errors import StartError
 from tgi_async.telemetry import logs
 
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Serve open language models with the API of Text Generation Inference.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=metadata.version("tgi-async"))
+    parser.add_argument("--version", action="version", version=str(build_info()))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve", help="serve a model", usage="%(prog)s [FLAGS]", allow_abbrev=False
@@ -118,7 +119,7 @@ def _serve(given: argparse.Namespace) -> int:
         logs.configure(settings.json_output, settings.log_level, settings.log_colorize)
         for line in without_effect(vars(given), os.environ):
             log.warning(line)
-        _adopt_token()
+        adopt_token()
         return serve(settings)
     except StartError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -154,14 +155,14 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(descriptor, "w" if descriptor else "r", closefd=False))
 
 
-def _adopt_token() -> None:
+def adopt_token() -> None:
     """Give the Hub's client the token under its own name; TGI knows another one for it."""
     if token := os.environ.get("HF_API_TOKEN"):
         os.environ.setdefault("HF_TOKEN", token)
 
 
 def _call(module: str, arguments: list[str], **variables: str) -> int:
-    _adopt_token()
+    adopt_token()
     try:
         return subprocess.call(
             [*processes.command(module), *arguments], env=processes.environment() | variables
@@ -192,7 +193,7 @@ def _instructions() -> str:
 
 
 def _print_environment() -> None:
-    print(f"tgi-async: {metadata.version('tgi-async')}")
+    print(f"tgi-async: {build_info()}")
     print(f"python: {platform.python_version()} on {platform.platform()}")
     quota = cgroups.cpu_quota()
     print(f"cpus: {os.cpu_count()}" + (f", limited to {quota:.3g}" if quota else ""))

@@ -31,6 +31,9 @@ HEAD_SECONDS = 30.0
 """Time limit for a request's head, counted from its first byte or from the connection."""
 LINGER_SECONDS = 5.0
 """Time that a client gets to read a last reply while it still sends."""
+READ_SECONDS = 60.0
+"""Time that a client gets to read what fills the socket's buffer. What its text goes on by in the
+meantime is kept as tokens, at most as many as it asked for."""
 RETRY = (b"retry-after", str(RETRY_AFTER_SECONDS).encode())
 VERSIONS = ("0.9", "1.0", "1.1")
 
@@ -56,6 +59,13 @@ class Connection(HttpToolsProtocol):
         self._deaf = False
         """Whether further input is ignored."""
         self._timer: asyncio.TimerHandle | None = None
+        self._reading: asyncio.TimerHandle | None = None
+        """Ends the connection, unless the client reads what is there."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no request has come yet."""
+        return self.cycle is None and not self._deaf
 
     # -- the socket -----------------------------------------------------------------------------
 
@@ -73,8 +83,34 @@ class Connection(HttpToolsProtocol):
         self.idle_since = self.loop.time()
         self._wait(HEAD_SECONDS, self._miss_head)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._reading is None:
+            self._reading = self.loop.call_later(READ_SECONDS, self._cut_off)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_reading()
+
+    def _cut_off(self) -> None:
+        """Give up on a client that does not read; its request ends as if it had left."""
+        log.info(
+            "cut off %s, which has not read what it was sent for %g seconds; what was computed "
+            "for it ends",
+            self.client,
+            READ_SECONDS,
+        )
+        self._reading = None
+        self.transport.abort()
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_reading()
         self._unset_keepalive_if_required()
         for cycle in (self._running, *(queued for queued, _ in self.pipeline)):
             if cycle is not None:
@@ -265,7 +301,11 @@ class Connection(HttpToolsProtocol):
             return error.__context__
         if isinstance(error, httptools.HttpParserCallbackError):
             if not isinstance(error.__context__, httptools.HttpParserInvalidURLError):
-                log.error("a request's head could not be handled", exc_info=error.__context__)
+                log.error(
+                    "a request's head from %s could not be handled: it gets a 400",
+                    self.client,
+                    exc_info=error.__context__,
+                )
             return ConnectionRefused(400, f"The URL is not valid. Given: {self.url[:100]!r}")
         return ConnectionRefused(400, f"The request is no valid HTTP/1.1: {error}")
 
@@ -279,12 +319,20 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def refuse(self, refusal: ConnectionRefused) -> None:
-        """Answer with an error and close, once the requests before it are answered."""
+        """Answer with an error and close.
+
+        Where requests before it are still to be answered, they are, and then it closes: what came
+        behind them may be another client's to a proxy, so no reply is put in between.
+        """
         log.info("refused what %s sent: %s", self.client, refusal)
         self._deaf = True
+        if self.pipeline:
+            if self.cycle.more_body:
+                self.pipeline.popleft()  # the rest of its body will not come
+            return
         cycle = self._running
         if cycle is not None:
-            if self.pipeline or not cycle.more_body or cycle.response_started:
+            if not cycle.more_body or cycle.response_started:
                 return
             # The rest of this request's body will not come.
             cycle.disconnected = True

@@ -11,9 +11,9 @@ request is computed again from its prompt and what it has emitted.
 **Nobody waits for nothing.** Whatever is raised ends in one of three ways. What goes wrong with the
 text of one request, or with its parameters, fails that request. Anything else that the task meets,
 in the core, on the wire or in a worker, is recovered from like a worker's death, for after it
-neither the core nor the workers can be relied on. A request that was the only suspect twice in a
-row fails, and all do after `MAX_DEATHS` in a row without a token. If recovery itself fails, the
-server ends.
+neither the core nor the workers can be relied on. A request that keeps killing the workers is found
+(`scheduler/suspects.py`) and fails, and all do after `MAX_DEATHS` in a row without a token. If
+recovery itself fails, the server ends.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ from tgi_async.errors import (
 from tgi_async.generation import GenerationRequest
 from tgi_async.generation_stream import GenerationStream, TokenNames
 from tgi_async.live_streams import LiveStreams
+from tgi_async.pace import Pace
 from tgi_async.scheduler.chunks import chunks_beside_decodes
 from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.plan import Budget, half
 from tgi_async.scheduler.request import Request
 from tgi_async.scheduler.reservations import EVICTED, Capacity, Reservation
 from tgi_async.scheduler.results import UnexpectedResult
+from tgi_async.scheduler.state import lines_of
 from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup
 from tgi_async.telemetry.steps import StepMetrics, StepTimer
 from tgi_async.wire.messages import MAX_END_IDS, Loading, Ready, Start, StepDone
@@ -61,6 +63,8 @@ MOST_MERGED_TOKENS = 512
 A router that is behind its workers keeps these busy first, and then writes to each client once for
 several tokens. A first token is delivered at once.
 """
+LEAST_DELAY = 0.001
+"""Seconds; the clock of the event loop's timers has no finer steps."""
 MAX_DEATHS = 5
 """Restarts without a token between them after which every live request fails."""
 STOPPING = "The server is shutting down"
@@ -99,6 +103,7 @@ class Engine:
         max_batch_total_tokens: int | None = None,
         capacity: Capacity | None = None,
         backoff: Backoff | None = None,
+        standby: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._start = start
@@ -106,17 +111,19 @@ class Engine:
         self._lookahead = lookahead
         self._max_batch_total_tokens = max_batch_total_tokens
         self._capacity = capacity or Capacity(start.batch.max_rows)
-        self._workers = WorkerRestarter(start.ranks.world_size, command, backoff or Backoff())
+        self._workers = WorkerRestarter(
+            start.ranks.world_size, command, backoff or Backoff(), standby=standby
+        )
         self._streams = LiveStreams()
         self._last_id = 0
         self._state = State.STARTING
         self._deaths = 0
         """Restarts since the last token, not counting deaths of workers that had nothing to do."""
-        self._suspect: Request | None = None
-        """The core's suspect at the last restart."""
         self._fault: Exception | None = None
         """The core's error in a client's call, which the task recovers from."""
         self._task: asyncio.Task[None] | None = None
+        self._later: asyncio.TimerHandle | None = None
+        """Wakes the task when it is time to send the next step."""
         self.worker_restarts = 0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done, with an exception, when the workers cannot be restarted."""
@@ -148,7 +155,9 @@ class Engine:
             self._start,
             cache=replace(self._start.cache, n_blocks=n_blocks, block_size=ready.block_size),
             batch=replace(self._start.batch, max_prefill_tokens=ready.max_batch_prefill_tokens),
+            speculation=replace(self._start.speculation, decode_costs=ready.decode_costs),
         )
+        self._workers.stand_by(self._start, ready)
         longest = min(ready.max_total_tokens, min(n_blocks) * ready.block_size)
         max_rows = self._start.batch.max_rows
         self.core = Core(
@@ -174,6 +183,7 @@ class Engine:
         self._stop_ids = frozenset(ready.eos_token_ids)
         self._grammar_stop_ids = self._stop_ids | frozenset(self._start.stop_token_ids)
         self._vocab_size = ready.vocab_size
+        self._pace = Pace(ahead=ready.device.startswith("cuda"))
         return ready
 
     def serve(self, metrics: StepMetrics) -> None:
@@ -192,6 +202,8 @@ class Engine:
     async def stop(self, grace: float) -> None:
         """Stop the workers. Running requests get an IncompleteGeneration, waiting ones a 503."""
         self._state = State.STOPPED
+        if self._later is not None:
+            self._later.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -241,6 +253,13 @@ class Engine:
         """Tokens whose keys and values the running requests hold."""
         return sum(request.n_planned for request in self.core.running)
 
+    def described(self) -> list[str]:
+        """Return the state of the engine and its scheduler in words: no text and no token."""
+        return [
+            f"{self._state.value}, {len(self._streams)} streams, {self.worker_restarts} restarts",
+            *lines_of(self.core),
+        ]
+
     def reserve(
         self, client: str, n_rows: int, n_bytes: int, on_evicted: Callable[[], None]
     ) -> Reservation:
@@ -255,13 +274,16 @@ class Engine:
         self._check_serving()
         reservation, evicted, ended = self._in_core(self.core.reserve, client, n_rows, n_bytes)
         reservation.on_evicted = on_evicted
+        self._tell_evicted(evicted, ended)
+        return reservation
+
+    def _tell_evicted(self, evicted: list[Reservation], ended: list[Request]) -> None:
         for request in ended:
             if (stream := self._streams.remove(request)) is not None:
                 stream.fail(Overloaded(EVICTED))
         for one in evicted:
             if one.on_evicted is not None:
                 one.on_evicted()
-        return reservation
 
     def release(self, reservation: Reservation) -> None:
         """Free its rows. Idempotent."""
@@ -270,8 +292,8 @@ class Engine:
     def submit(self, request: GenerationRequest) -> GenerationStream:
         """Queue a request.
 
-        Raises ValidationError if it can never fit, Overloaded if its reservation was evicted,
-        Unhealthy when stopping or gone for good.
+        Raises ValidationError if it can never fit, Overloaded if its reservation was evicted or
+        there is no room for its tokens, Unhealthy when stopping or gone for good.
         """
         self._check_serving()
         if (largest := _largest_token(request)) >= self._vocab_size:
@@ -293,6 +315,7 @@ class Engine:
             request.prompt,
             wanted,
             client=request.client,
+            weight=request.weight,
             tenant=request.tenant,
             sampling=sampling,
             stop_ids=stop_ids,
@@ -304,6 +327,9 @@ class Engine:
             spans=request.spans,
             reservation=request.reservation,
         )
+        if (reservation := request.reservation) is not None and not reservation.evicted:
+            n_tokens = len(request.prompt)
+            self._tell_evicted(*self._in_core(self.core.weigh, reservation, n_tokens))
         self._in_core(self.core.submit, queued)
         stream = GenerationStream(request, queued, self._tokenizer, self.cancel)
         self._streams.add(stream)
@@ -360,10 +386,15 @@ class Engine:
                 except Exception as error:
                     await self._recover(error)
         except (StartError, WorkerDied) as error:
-            log.error("the model worker cannot be brought back: %s", error)
+            log.error(
+                "the model worker cannot be brought back: %s; requests fail, and the server ends",
+                error,
+            )
             self._give_up(error, str(error))
         except Exception as error:
-            log.exception("%s, and so did its recovery", FAILED)
+            log.exception(
+                "%s, and so did its recovery: all requests fail, and the server ends", FAILED
+            )
             self._give_up(error, FAILED)
 
     def _give_up(self, error: Exception, message: str) -> None:
@@ -396,6 +427,7 @@ class Engine:
         n_steps = n_tokens = 0
         while done is not None:
             received = time.monotonic()
+            self._pace.done(received)
             begun, n_emitted = self._complete(done)
             self._steps.done(done, received)
             self._pump(group)
@@ -408,9 +440,16 @@ class Engine:
         return done is not None
 
     def _pump(self, group: WorkerGroup) -> None:
-        """Send steps while the core plans any."""
+        """Send steps while the core plans any, and it is time for the next one."""
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
         while True:
             began = time.monotonic()
+            # What waits already need not wait for what may still come.
+            if not len(self.core.waiting) and (left := self._pace.left(began)) > LEAST_DELAY:
+                self._later = asyncio.get_running_loop().call_later(left, self._wake)
+                return
             plan = self.core.plan()
             if plan is None:
                 return
@@ -418,6 +457,7 @@ class Engine:
             if plan.admitted:
                 self._streams.started(plan.admitted, now)
             self._steps.sent(plan, began, now)
+            self._pace.sent(now)
             group.send(plan.step)
 
     def _complete(self, done: StepDone) -> tuple[bool, int]:
@@ -436,8 +476,9 @@ class Engine:
         foreseen = isinstance(error, (WorkerDied, UnexpectedResult))
         reason = str(error) if foreseen else FAILED
         log.error(
-            "%s; starting the workers again, %d requests will be replayed",
+            "%s. In flight: %s. Starting the workers again, %d requests will be replayed",
             reason,
+            self.core.lost,
             len(self._streams),
             exc_info=None if foreseen else error,
         )
@@ -448,6 +489,7 @@ class Engine:
         self._streams.deliver()
         await self._workers.kill()
         self._steps.lost()
+        self._pace.lost()
         self._replay(reason, None if foreseen else error)
         ready = await self._workers.relaunch(self._start)
         if ready.n_blocks < self.n_blocks:
@@ -466,27 +508,32 @@ class Engine:
         """
         for stream in self._streams:
             stream.request.rewind(stream.n_emitted, len(stream.prompt_logprobs))
-        before, self._suspect = self._suspect, self.core.suspect
-        self.core.reset([stream.request for stream in self._streams], one_by_one=True)
+        culprit = self.core.died([stream.request for stream in self._streams])
         if not self._streams and fault is None:
             self._deaths = 0
             return
         self._deaths += 1
         if not self._streams and fault is not None and self._deaths >= MAX_DEATHS:
             raise fault
-        message = f"{reason}, {{}} times without progress"
         if self._deaths >= MAX_DEATHS:
-            log.error("%d restarts without progress: all live requests fail", self._deaths)
-            error = GenerationError(message.format(self._deaths))
+            log.error(
+                "%d restarts without a token between them: all %d live requests fail, and the "
+                "workers are started again",
+                self._deaths,
+                len(self._streams),
+            )
+            error = GenerationError(f"{reason}, {self._deaths} times without progress")
             self._deaths = 0
             self._fail_all(error, Unhealthy(str(error)))
-        elif self._suspect is not None and self._suspect is before:
-            log.error("one request was running at two deaths in a row: it fails")
-            self.core.finish(self._suspect)
-            if (failing := self._streams.remove(self._suspect)) is not None:
-                # At its first death it was not alone.
-                failing.fail(GenerationError(message.format(3)))
-            self._suspect = None
+        elif culprit is not None:
+            failing = self._streams.remove(culprit)
+            log.error(
+                "the workers died of request %s again and again: it fails, the others go on",
+                culprit.id if failing is None else failing.request_id or culprit.id,
+            )
+            self.core.finish(culprit)
+            if failing is not None:
+                failing.fail(GenerationError(f"{reason}, again and again with this request"))
 
     def _fail_all(self, error: ServerError, of_waiting: ServerError) -> None:
         """End requests that have run with `error`, and waiting ones with the other error."""

@@ -4,8 +4,8 @@
 - `serve`, SageMaker's one argument, and flags: the same;
 - any other command (`text-generation-launcher ...`, `tgi-async env`, `bash`): that, in its place.
 
-A setting's flag comes first, then its own variable, then the platform's; of the port the platform's
-comes before PORT, which images set.
+A setting's flag comes first, then its flag in a variable SM_TGI_*, then its own variable, then the
+platform's; of the port the platform's comes before PORT, which images set.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     # Imported late, so that another command and an error above do not wait for it.
     from tgi_async.cli import launcher_main
 
-    return launcher_main(arguments[1:] if arguments[:1] == ["serve"] else arguments)
+    given = arguments[1:] if arguments[:1] == ["serve"] else arguments
+    # Of a flag that is given twice the last one counts.
+    return launcher_main([*platforms.flags(os.environ), *given])
 
 
 def _replace(command: list[str]) -> int:

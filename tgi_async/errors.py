@@ -6,6 +6,8 @@
     ├── TemplateError              422 template_error
     ├── ToolError                  422 tool_error
     ├── Overloaded                 429 overloaded
+    ├── TimedOut                   504 timeout
+    │   └── TimedOutInQueue        503 timeout
     ├── GenerationError            424 generation
     ├── IncompleteGeneration       500 incomplete_generation
     ├── Unhealthy                  503 healthcheck
@@ -108,6 +110,25 @@ class Overloaded(ServerError):
         super().__init__(message)
         if retry_after is not None:
             self.headers = ((b"retry-after", str(retry_after).encode()),)
+
+
+class TimedOut(ServerError):
+    """The request took longer than it may."""
+
+    status = 504
+    error_type = "timeout"
+    failure = "timeout"
+    code = "timeout"
+
+
+class TimedOutInQueue(TimedOut):
+    """It waited for as long as it may, and nothing was computed for it."""
+
+    status = 503
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message)
+        self.headers = ((b"retry-after", str(retry_after).encode()),)
 
 
 class GenerationError(ServerError):

@@ -28,6 +28,8 @@ class GenerationRequest(Struct, frozen=True):
     sampling: Sampling
     client: str = ""
     """The client that fairness counts this for: (API key, peer address)."""
+    weight: int = 1
+    """The client's share of a busy server beside others."""
     tenant: str = ""
     """Who may be drafted for with what this request is answered."""
     max_new_tokens: int | None = None

@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -31,12 +32,15 @@ from tgi_async.api.dialect import dialect_of
 from tgi_async.api.gate import Gate
 from tgi_async.api.limits import Limits
 from tgi_async.api.root_path import RootPath
+from tgi_async.binding import bind, bind_to_path, removed_at_end
 from tgi_async.certificate import Certificate
+from tgi_async.diagnosis import Diagnosis
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
 from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.images.preparer import COMMAND as IMAGES
-from tgi_async.listener import Answering, answering, bind, bound_to_path, on_signals
+from tgi_async.keys import KeyFile
+from tgi_async.listener import Answering, answering, on_signals
 from tgi_async.proxies import Proxies
 from tgi_async.scheduler.reservations import Capacity
 from tgi_async.settings import DEFAULT_DRAFTS, MODEL_METHODS, Settings
@@ -48,10 +52,15 @@ from tgi_async.telemetry.images import ImageCounts
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.telemetry.observer import Observer
 from tgi_async.temporary import PrivateFolder
+from tgi_async.tenants import Tenants
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.chat_files import read_template_config
 from tgi_async.text.sampling_defaults import SamplingDefaults
 from tgi_async.text.tokenizer import Tokenizer, special_tokens_of
+from tgi_async.upgrade.parent import Parent
+from tgi_async.upgrade.process import SIGNALS
+from tgi_async.upgrade.terminal import Terminal
+from tgi_async.upgrade.upgrade import Upgrade
 from tgi_async.wire.messages import (
     BatchConfig,
     CacheConfig,
@@ -93,47 +102,105 @@ class Prepared:
 
 
 def serve(settings: Settings, *, commands: Commands = COMMANDS) -> int:
-    """Serve until a signal stops it. Return the exit status; raises StartError."""
-    return uvloop.run(_serve(settings, commands))
+    """Serve until a signal stops it. Return the exit status; raises StartError.
+
+    Where another server took over meanwhile, this process becomes its keeper, and returns when that
+    one ends.
+    """
+    status, upgrade = uvloop.run(_serve(settings, commands))
+    if upgrade is None or not upgrade.handed_over:
+        return status
+    gc.unfreeze()
+    gc.collect()
+    return upgrade.keep()
 
 
-async def _serve(settings: Settings, commands: Commands) -> int:
+async def _serve(settings: Settings, commands: Commands) -> tuple[int, Upgrade | None]:
     main = asyncio.current_task()
     assert main is not None
     stopped: list[str] = []
+    upgrade: Upgrade | None = None
 
     def stop(name: str) -> None:
         if not stopped:
             stopped.append(name)
             main.cancel()
 
-    on_signals(stop)
+    def on_signal(name: str) -> None:
+        if upgrade is None or not upgrade.takes(name):
+            stop(name)
+
+    on_signals(on_signal)
+    diagnosis = Diagnosis()
+    diagnosis.follow()
     try:
         # Before anything slow, so that a port in use is known at once.
+        parent = Parent.found()
         files = settings.certificate_files
         certificate = None if files is None else Certificate(files)
-        with _listening(settings) as listener, PrivateFolder() as scratch:
-            dialect = dialect_of(strict_tgi=settings.strict_tgi)
-            gate = Gate(settings.cors_allow_origin, kserve=settings.kserve, dialect=dialect)
+        with contextlib.ExitStack() as closing:
+            listener = closing.enter_context(_listening(settings, parent))
+            upgrade = Upgrade(listener, parent, Terminal())
+            if settings.unix_socket is not None:
+                is_followed = upgrade.is_followed
+                closing.enter_context(removed_at_end(settings.unix_socket, is_followed))
+            upgrade.follow(lambda: None, lambda: stop("what started this server is gone"))
+            scratch = closing.enter_context(PrivateFolder())
+            gate = gate_for(settings)
             address = _address(listener, secure=certificate is not None)
-            app = _outside(gate, settings)
+            app = outside(gate, settings)
             async with answering(gate, listener, app=app, certificate=certificate) as http:
-                log.info("listening on %s; not ready yet", settings.unix_socket or address)
-                return await _serve_on(http, gate, address, settings, commands, scratch)
+                if parent is None:
+                    await http.begin()
+                    log.info("listening on %s; not ready yet", settings.unix_socket or address)
+                front = Front(http, upgrade)
+                async with serving(
+                    gate, address, settings, scratch, front=front, commands=commands
+                ) as engine:
+                    diagnosis.state = engine.described
+                    status = await http.until_stopped(
+                        engine,
+                        upgrade,
+                        delay=settings.shutdown_delay,
+                        grace=settings.graceful_termination_timeout,
+                    )
+            await upgrade.end()
+            if upgrade.handed_over:
+                # Signals wait until the keeper takes them: the loop's handlers end with it.
+                signal.pthread_sigmask(signal.SIG_BLOCK, {*SIGNALS, signal.SIGCHLD})
+            return status, upgrade
     except asyncio.CancelledError:
         if not stopped:
             raise
         log.info("%s: stopped before it was ready", stopped[0])
-        return 0
+        return 0, upgrade
 
 
-def _listening(settings: Settings) -> contextlib.AbstractContextManager[socket.socket]:
+class Front(NamedTuple):
+    """What listens in front of the gate, where it is ours."""
+
+    http: Answering
+    upgrade: Upgrade
+
+
+def _listening(
+    settings: Settings, parent: Parent | None
+) -> contextlib.AbstractContextManager[socket.socket]:
+    """Return the socket to answer at: a new one, or that of the server before this one."""
+    if parent is not None:
+        return contextlib.closing(parent.listener)
     if settings.unix_socket is not None:
-        return bound_to_path(settings.unix_socket)
+        return contextlib.closing(bind_to_path(settings.unix_socket))
     return contextlib.closing(bind(settings.hostname, settings.port))
 
 
-def _outside(gate: Gate, settings: Settings) -> ASGIApp:
+def gate_for(settings: Settings) -> Gate:
+    """Return the application that answers while the model loads."""
+    dialect = dialect_of(strict_tgi=settings.strict_tgi)
+    return Gate(settings.cors_allow_origin, kserve=settings.kserve, dialect=dialect)
+
+
+def outside(gate: Gate, settings: Settings) -> ASGIApp:
     """Return `gate` with what the settings put around it."""
     app: ASGIApp = gate
     if settings.access_log:
@@ -142,23 +209,34 @@ def _outside(gate: Gate, settings: Settings) -> ASGIApp:
         app = RootPath(app, settings.root_path)
     if (trusted := settings.trusted_proxies) is not None:
         app = Proxies(app, trusted)
+        if settings.tenant_header is not None:
+            app = Tenants(app, settings.tenant_header, trusted)
     return app
 
 
-async def _serve_on(
-    http: Answering,
+@contextlib.asynccontextmanager
+async def serving(
     gate: Gate,
     address: str,
     settings: Settings,
-    commands: Commands,
     scratch: str,
-) -> int:
-    """Serve with `scratch`, a folder for files that the cache cannot take."""
+    *,
+    front: Front | None = None,
+    commands: Commands = COMMANDS,
+    tell: Callable[[str], None] | None = None,
+) -> AsyncIterator[Engine]:
+    """Load the model, and have `gate` answer with it until the end of the context.
+
+    `address` is where clients reach it, and `scratch` a folder for files that the cache cannot
+    take. `tell` gets what the preparation of the model prints, instead of stderr. Raises
+    StartError.
+    """
     began = time.perf_counter()
+    keys = None if settings.api_keys_file is None else KeyFile(settings.api_keys_file)
     world_size = n_shards(settings.sharded, settings.num_shard, os.environ)
     spans = traces.sending_to(settings.otlp_endpoint) if settings.otlp_endpoint else None
     gate.phase("preparing the model")
-    prepared = await _prepare(settings, commands.prepare, scratch)
+    prepared = await _prepare(settings, commands.prepare, scratch, tell)
     gate.phase("reading the tokenizer")
     tokenizer = Tokenizer.from_folder(prepared.path)
     chat_template = _chat_template(settings, prepared, tokenizer)
@@ -174,7 +252,13 @@ async def _serve_on(
         start=_start(settings, prepared, world_size, chat_ends),
         command=commands.worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,
-        capacity=Capacity.of(settings.max_concurrent_requests, settings.queue_size, payload_limit),
+        capacity=Capacity.of(
+            settings.max_concurrent_requests,
+            settings.queue_size,
+            payload_limit,
+            settings.max_queued_tokens,
+        ),
+        standby=settings.standby,
     )
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(engine.stop, WORKER_EXIT_SECONDS)
@@ -183,10 +267,16 @@ async def _serve_on(
             settings, prepared.path, scratch, image_counts, command=commands.images
         )
         closing.push_async_callback(starting.end)
+        before = None if front is None else front.upgrade.parent
+        if front is not None and before is not None and before.waits:
+            closing.callback(gate.hold(settings.max_concurrent_requests + settings.queue_size))
+            await front.http.begin()
+            log.info("holding requests until the server before this one has ended")
+            await before.wait()
         gate.phase("starting the worker")
         ready = await engine.launch(partial(_show, gate))
         images = await starting.images(taken=ready.takes_images)
-        limits = _limits(settings, prepared, ready, engine.max_total_tokens, payload_limit)
+        limits = _limits(settings, prepared, ready, engine.max_total_tokens, payload_limit, keys)
         metrics = Metrics(
             max_input_tokens=limits.max_input_tokens,
             max_total_tokens=limits.max_total_tokens,
@@ -196,6 +286,8 @@ async def _serve_on(
             images=None if images is None else image_counts,
         )
         engine.serve(metrics)
+        if keys is not None:
+            closing.callback(asyncio.create_task(keys.follow()).cancel)
         app = create_app(
             engine=engine,
             tokenizer=tokenizer,
@@ -218,13 +310,13 @@ async def _serve_on(
         gc.collect()
         gc.freeze()
         gate.open(Observer(app, collector))
+        if front is not None:
+            if not front.http.begun:
+                await front.http.begin()
+            front.upgrade.is_ready(ready.device)
         beside_decode = engine.core.budget.prefill_tokens(1)
         _welcome(settings, ready, limits, beside_decode, address, time.perf_counter() - began)
-        return await http.until_stopped(
-            engine,
-            delay=settings.shutdown_delay,
-            grace=settings.graceful_termination_timeout,
-        )
+        yield engine
 
 
 def _start(settings: Settings, prepared: Prepared, world_size: int, chat_ends: list[int]) -> Start:
@@ -279,7 +371,12 @@ def _speculation(settings: Settings, prepared: Prepared) -> SpeculationConfig:
     return SpeculationConfig(n or (DEFAULT_DRAFTS if method else 0), method)
 
 
-async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -> Prepared:
+async def _prepare(
+    settings: Settings,
+    prepare: tuple[str, ...],
+    scratch: str,
+    tell: Callable[[str], None] | None,
+) -> Prepared:
     """Prepare the model folder in a process. Raises StartError; that process has printed the
     reason."""
     command = [*prepare, "--scratch", scratch]
@@ -294,11 +391,17 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -
     if settings.quantize == "gguf":
         command += ["--quantize", settings.quantize]
     n_killed = cgroups.n_killed()
+    pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, env=processes.environment()
+        *command,
+        stdout=pipe,
+        stderr=None if tell is None else pipe,
+        env=processes.environment(),
     )
+    assert process.stdout is not None
     try:
-        output, _ = await process.communicate()
+        output, _ = await asyncio.gather(process.stdout.read(), _told(process.stderr, tell))
+        await process.wait()
     finally:
         if process.returncode is None:
             process.kill()
@@ -313,6 +416,13 @@ async def _prepare(settings: Settings, prepare: tuple[str, ...], scratch: str) -
     return Prepared(
         Path(found["path"]), found["model_id"], found["revision"], found.get("speculator", "")
     )
+
+
+async def _told(printed: asyncio.StreamReader | None, tell: Callable[[str], None] | None) -> None:
+    """Give what is printed to `tell`, when it is printed."""
+    if printed is not None and tell is not None:
+        while piece := await printed.read(2**16):
+            tell(piece.decode(errors="replace"))
 
 
 def _chat_template(
@@ -335,7 +445,12 @@ def _checker(
 
 
 def _limits(
-    settings: Settings, prepared: Prepared, ready: Ready, most: int, payload_limit: int
+    settings: Settings,
+    prepared: Prepared,
+    ready: Ready,
+    most: int,
+    payload_limit: int,
+    keys: KeyFile | None = None,
 ) -> Limits:
     """Return the limits of requests. Raises StartError where the settings exceed the model or the
     memory."""
@@ -361,6 +476,7 @@ def _limits(
         "kv_cache_dtype": ready.kv_cache_dtype,
         "max_drafts": ready.max_drafts,
         "payload_limit": payload_limit,
+        "key_file": keys,
         "sampling_defaults": SamplingDefaults.from_folder(prepared.path),
         "max_input_tokens": longest,
         "max_total_tokens": total,
@@ -429,7 +545,7 @@ def _welcome(
             ready.speculation,
             ready.max_drafts,
         )
-    key = " -H 'Authorization: Bearer ...'" if settings.api_key else ""
+    key = " -H 'Authorization: Bearer ...'" if limits.api_key or limits.key_file else ""
     log.info("ready in %.1f s on %s. Try:", seconds, settings.unix_socket or address)
     if settings.unix_socket is not None:
         address = f"--unix-socket {settings.unix_socket} {address}"

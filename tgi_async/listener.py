@@ -1,22 +1,23 @@
-"""The HTTP side of the server's life: bind, answer, drain, stop.
+"""The HTTP side of the server's life: answer, drain, stop.
 
 SIGTERM begins with a delay in which load balancers learn from `/health` to look elsewhere, while
-requests are still taken. Then, or at the first SIGINT or SIGHUP, the server drains: no new
-connection is taken, live requests go on. The next signal, or the end of the grace, stops it at
-once: live requests end with an error, and connections that do not take even that are cut.
+requests are still taken. Then, or at the first SIGINT, the server drains: no new connection is
+taken, live requests go on. The next signal, or the end of the grace, stops it at once: live
+requests end with an error, and connections that do not take even that are cut.
+
+A server whose successor answers at the same socket (`upgrade`) takes no connection either, and
+moves its clients there with their next reply. Then it drains, without a limit as long as nobody
+waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
-import os
 import resource
 import signal
 import socket
-import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -24,27 +25,31 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from tgi_async.api.gate import Gate
+from tgi_async.binding import BACKLOG
 from tgi_async.certificate import Certificate
 from tgi_async.connection import Connection
 from tgi_async.engine import Engine
-from tgi_async.errors import StartError
 from tgi_async.handshake import secured
+from tgi_async.upgrade.process import is_exclusive
+from tgi_async.upgrade.upgrade import Upgrade
+from tgi_async.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 2048
 KEEP_ALIVE_SECONDS = 620
 """How long an idle connection is kept: longer than load balancers keep theirs (60 to 600 seconds),
 which would otherwise send a request just when it is closed."""
 MOST_CONNECTIONS = 65_536
 SPARE_FILES = 256
 """Open files besides connections: sockets to workers, pipes of processes, models' files."""
+MOVE_SECONDS = 2.0
+"""How long a server that was followed by another lets a connection be idle."""
 LAST_REPLY_SECONDS = 1.0
 """Time that connections get to take the last reply, once their requests were ended."""
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, with signals left to `answer_until_stopped`."""
+    """uvicorn, with signals left to `until_stopped`."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -58,32 +63,90 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self.up.set()
 
+    def leave_socket(self) -> None:
+        """Take no connection any more; those that are there go on."""
+        for server in self.servers:
+            server.close()
+
+    def close_idle(self, *, new: bool) -> bool:
+        """Close connections that were idle for MOVE_SECONDS, and with `new` those on which no
+        request came in that time. Return whether any is left."""
+        longest = asyncio.get_running_loop().time() - MOVE_SECONDS
+        for one in list(self.server_state.connections):
+            if (
+                isinstance(one, Connection)
+                and one.idle_since is not None
+                and one.idle_since <= longest
+                and (new or not one.is_new)
+            ):
+                one.shutdown()
+        return bool(self.server_state.connections)
+
 
 class Answering:
-    """The HTTP server while it answers."""
+    """The HTTP server, which answers from `begin` on."""
 
-    def __init__(self, gate: Gate, server: _Server, serving: asyncio.Task[None]) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        server: _Server,
+        listener: socket.socket,
+        certificate: Certificate | None,
+    ) -> None:
         self._gate = gate
         self._server = server
-        self._serving = serving
+        self._listener = listener
+        self._certificate = certificate
+        self._watchdog: Watchdog | None = None
+        self._serving: asyncio.Task[None] | None = None
 
-    async def until_stopped(self, engine: Engine, *, delay: float, grace: float) -> int:
-        """Answer until a signal stops it, or until the workers cannot be restarted.
+    @property
+    def begun(self) -> bool:
+        return self._serving is not None
+
+    async def begin(self) -> None:
+        """Take connections from now on."""
+        self._watchdog = Watchdog(self._listener, self._certificate)
+        self._serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+        await _first(self._serving, up := asyncio.create_task(self._server.up.wait()))
+        up.cancel()
+        if self._serving.done():
+            self._serving.result()
+
+    async def until_stopped(
+        self, engine: Engine, upgrade: Upgrade, *, delay: float, grace: float
+    ) -> int:
+        """Answer until a signal or a successor stops it, or until the workers cannot be restarted.
 
         Returns the exit status: 0 after a signal, else 1.
         """
+        assert self._serving is not None
         stop = _Stop(lambda: self._leave(engine), lambda: self._drain(engine), delay, grace)
-        on_signals(stop.on_signal)
-        draining = asyncio.create_task(stop.asked.wait())
+        moving: list[asyncio.Task[None]] = []
+
+        def on_signal(name: str) -> None:
+            if not upgrade.takes(name):
+                stop.on_signal(name)
+
+        def on_parent_gone() -> None:
+            upgrade.stop("SIGTERM")
+            stop.on_signal("the process that started this server is gone")
+
+        def retire() -> None:
+            # Where new requests wait for this server's end, it ends soon.
+            limit = grace if is_exclusive(upgrade.device) else None
+            moving.append(asyncio.create_task(self._move(stop, limit)))
+
+        on_signals(on_signal)
+        upgrade.follow(retire, on_parent_gone)
         forcing = asyncio.create_task(stop.insisted.wait())
         try:
-            await _first(self._serving, engine.failed, draining)
-            if draining.done():
-                await _first(self._serving, engine.failed, forcing, within=grace)
+            await _first(self._serving, engine.failed, forcing)
         finally:
             stop.cancel()
-            draining.cancel()
             forcing.cancel()
+            for one in moving:
+                one.cancel()
         lost = engine.failed.done()
         if lost:
             log.error("stopping: the model worker is gone for good")
@@ -92,11 +155,14 @@ class Answering:
             # Clients that still wait get an error that says why.
             await engine.stop(0)
         await self.close()
-        return 0 if stop.asked.is_set() and not lost else 1
+        return 0 if stop.draining and not lost else 1
 
     async def close(self) -> None:
         """Answer no more; connections that do not end soon are cut."""
         self._server.should_exit = True
+        if self._serving is None or self._watchdog is None:
+            return
+        self._watchdog.end()
         if not self._serving.done():
             await _first(self._serving, within=LAST_REPLY_SECONDS)
         if not self._serving.done():
@@ -109,10 +175,37 @@ class Answering:
 
     def _drain(self, engine: Engine) -> None:
         engine.retire()
+        self._leave_socket()
         self._server.should_exit = True
+
+    async def _move(self, stop: _Stop, grace: float | None) -> None:
+        """Leave the clients to another server, which answers at this socket already.
+
+        Those that have connected here are answered, and told to close the connection. One on which
+        a request may be on its way is not closed: the client could not know whether it was read.
+        """
+        limit = "as long as they need" if grace is None else f"up to {grace:g} s"
+        log.info("another server has the socket; requests in progress get %s", limit)
+        stop.moving = True
+        self._leave_socket()
+        self._server.leave_socket()
+        self._gate.close_connections()
+        loop = asyncio.get_running_loop()
+        until = None if grace is None else loop.time() + grace
+        while self._server.close_idle(new=until is not None):
+            if until is not None and loop.time() > until:
+                stop.insist("the grace is over")
+                return
+            await asyncio.sleep(0.1)
+        stop.moved()
+
+    def _leave_socket(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.leave_socket()
 
     async def _cut(self) -> None:
         """Drop the connections that do not end, with their requests."""
+        assert self._serving is not None
         # uvicorn shows a traceback for each request cut off.
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
         tasks = list(self._server.server_state.tasks)
@@ -131,33 +224,54 @@ class _Stop:
     def __init__(
         self, leave: Callable[[], None], drain: Callable[[], None], delay: float, grace: float
     ) -> None:
-        self._leave, self._drain_now = leave, drain
+        self._leave, self._drain = leave, drain
         self._delay, self._grace = delay, grace
         self._leaving: asyncio.TimerHandle | None = None
-        self.asked, self.insisted = asyncio.Event(), asyncio.Event()
+        self._ending: asyncio.TimerHandle | None = None
+        """Stops at once when the grace is over; None before it begins."""
+        self.moving = False
+        """Whether another server has the clients."""
+        self.draining = False
+        self.insisted = asyncio.Event()
 
     def on_signal(self, name: str) -> None:
-        if self.asked.is_set():
-            log.warning("%s again: stopping now", name)
-            self.insisted.set()
-        elif name == "SIGTERM" and self._delay and self._leaving is None:
+        if self._ending is not None:
+            self.insist(f"{name} again")
+        elif name == "SIGTERM" and self._delay and self._leaving is None and not self.moving:
             log.info("%s: not ready any more, but taking requests for %g s", name, self._delay)
             loop = asyncio.get_running_loop()
-            self._leaving = loop.call_later(self._delay, self._drain, f"{self._delay:g} s later")
+            reason = f"{self._delay:g} s later"
+            self._leaving = loop.call_later(self._delay, self._begin, reason)
             self._leave()
         else:
-            self._drain(name)
+            self._begin(name)
+
+    def _begin(self, reason: str) -> None:
+        """Drain, for the grace."""
+        self.cancel()
+        self.draining = True
+        log.info("%s: no new requests; requests in progress get up to %g s", reason, self._grace)
+        self._drain()
+        loop = asyncio.get_running_loop()
+        self._ending = loop.call_later(self._grace, self.insist, f"{self._grace:g} s later")
+
+    def moved(self) -> None:
+        """Note that the last client has left."""
+        if not self.draining:
+            self.draining = True
+            self._drain()
+
+    def insist(self, reason: str) -> None:
+        """Stop at once."""
+        log.warning("%s: stopping now; requests that are still in progress fail", reason)
+        self.draining = True
+        self.insisted.set()
 
     def cancel(self) -> None:
-        """Cancel a delay that has not ended."""
-        if self._leaving is not None:
-            self._leaving.cancel()
-
-    def _drain(self, reason: str) -> None:
-        self.cancel()
-        log.info("%s: no new requests; requests in progress get up to %g s", reason, self._grace)
-        self._drain_now()
-        self.asked.set()
+        """Cancel what has not come yet: the end of the delay, the end of the grace."""
+        for one in (self._leaving, self._ending):
+            if one is not None:
+                one.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -168,7 +282,7 @@ async def answering(
     app: ASGIApp | None = None,
     certificate: Certificate | None = None,
 ) -> AsyncIterator[Answering]:
-    """Have `gate` answer requests at this socket from now until the end of the context.
+    """Have `gate` answer requests at this socket, from `begin` until the end of the context.
 
     `app` is what is around `gate`, if anything. With a certificate, clients have to speak TLS.
     """
@@ -186,14 +300,8 @@ async def answering(
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         limit_concurrency=_most_connections(),
     )
-    server = _Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    await _first(serving, up := asyncio.create_task(server.up.wait()))
-    up.cancel()
-    if serving.done():
-        serving.result()
     following = None if certificate is None else asyncio.create_task(certificate.follow())
-    found = Answering(gate, server, serving)
+    found = Answering(gate, _Server(config), listener, certificate)
     try:
         yield found
     finally:
@@ -205,89 +313,13 @@ async def answering(
 def on_signals(handle: Callable[[str], None]) -> None:
     """Call `handle` with the name of each SIGTERM, SIGINT and SIGHUP from now on.
 
-    SIGHUP comes when a terminal is closed. `nohup` has it ignored, and then it is.
+    `nohup` has SIGHUP ignored, and then it is.
     """
     loop = asyncio.get_running_loop()
     for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if one is signal.SIGHUP and signal.getsignal(one) is signal.SIG_IGN:
             continue
         loop.add_signal_handler(one, handle, one.name)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket at this address that clients can connect to; they wait to be answered.
-
-    Raises StartError where the address is taken or not this machine's.
-    """
-    with contextlib.ExitStack() as undo:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            family, kind, protocol, _, address = found[0]
-            listener = undo.enter_context(socket.socket(family, kind, protocol))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(BACKLOG)
-        except (OSError, UnicodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise StartError(
-                f"Cannot listen on {host} port {port}: {reason}. Choose another with --hostname "
-                "and --port."
-            ) from error
-        undo.pop_all()
-    return listener
-
-
-@contextlib.contextmanager
-def bound_to_path(path: str) -> Iterator[socket.socket]:
-    """Listen on a Unix socket at this path, which owner and group may use, until the end of the
-    context.
-
-    What a server that is gone left there is replaced. Raises StartError where another one listens,
-    where something else is, or where none can be.
-    """
-    with contextlib.ExitStack() as undo:
-        listener = undo.enter_context(socket.socket(socket.AF_UNIX))
-        try:
-            _remove_stale(path)
-            mask = os.umask(0o117)
-            try:
-                listener.bind(path)
-            finally:
-                os.umask(mask)
-            own = os.stat(path).st_ino
-            listener.listen(BACKLOG)
-        except OSError as error:
-            raise StartError(
-                f"Cannot listen on the Unix socket {path}: {error.strerror or error}. Choose "
-                "another path with --unix-socket."
-            ) from error
-        try:
-            yield listener
-        finally:
-            with contextlib.suppress(OSError):
-                if os.stat(path).st_ino == own:
-                    os.unlink(path)
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket on which nobody listens. Raises OSError for one on which somebody does, and
-    for what is no socket."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise OSError(errno.EEXIST, "there is a file that is no socket")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            pass  # its queue is full
-    raise OSError(errno.EADDRINUSE, "another server listens there")
 
 
 def _most_connections() -> int:

@@ -31,6 +31,8 @@ SAGEMAKER_GRACE = 20
 """Seconds for requests in progress: SageMaker kills a container 30 s after SIGTERM."""
 CLOUD_RUN_GRACE = 5
 """Cloud Run kills it after 10 s."""
+FLAG_PREFIX = "SM_TGI_"
+"""Of variables that stand for flags: SageMaker's containers get variables and no arguments."""
 IMAGE_HF_HOME = "/data"
 """Where the image keeps models, as TGI's does."""
 USUAL_HF_HOME = "/root/.cache/huggingface"
@@ -68,6 +70,18 @@ def variables(
     return found
 
 
+def flags(environment: Mapping[str, str]) -> list[str]:
+    """Return the flags that variables stand for: SM_TGI_PORT=81 for --port=81.
+
+    One without a value is a flag without a value.
+    """
+    return [
+        f"--{name.removeprefix(FLAG_PREFIX).lower().replace('_', '-')}" + (value and f"={value}")
+        for name, value in sorted(environment.items())
+        if name.startswith(FLAG_PREFIX)
+    ]
+
+
 def hugging_face_home(environment: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
     """Return HF_HOME for a container with a cache mounted at the usual place instead of /data."""
     if environment.get("HF_HOME") != IMAGE_HF_HOME or _exists(root, f"{IMAGE_HF_HOME}/hub"):
@@ -77,7 +91,8 @@ def hugging_face_home(environment: Mapping[str, str], root: Path = Path("/")) ->
 
 def _model_is_named(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
     return any(environment.get(name) for name in MODEL_VARIABLES) or any(
-        argument == "--model-id" or argument.startswith("--model-id=") for argument in arguments
+        argument == "--model-id" or argument.startswith("--model-id=")
+        for argument in (*flags(environment), *arguments)
     )
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 RUNNING_STATES = "RDt"
 """Of /proc/<pid>/stat: running or about to, waiting for a disk, stopped by a debugger."""
+STOPPED = "T"
+"""Stopped by a signal."""
 
 
 def command(module: str) -> tuple[str, ...]:
@@ -38,26 +41,55 @@ def environment(inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
     return made
 
 
-def processor_seconds(pids: Iterable[int]) -> float | None:
-    """Return the processor time that these processes and their children have used, in seconds.
+class Activity(NamedTuple):
+    """What processes and their children do."""
 
-    None where one of them is about to run, waits for a disk or is being debugged, and where the
-    kernel does not say.
-    """
-    ticks = 0
+    seconds: float | None
+    """Processor time that they have used. None where one of their threads is about to run, waits
+    for a disk or is being debugged, and where the kernel does not say."""
+    read: int
+    """Bytes that they have read from files, and had read into their memory."""
+    stopped: bool
+    """Whether one of them, not counting children, is stopped by a signal (SIGSTOP)."""
+
+
+UNKNOWN = Activity(None, 0, False)
+
+
+def activity(pids: Sequence[int]) -> Activity:
+    """Return what these processes do."""
+    ticks = read = 0
+    unsure = stopped = False
     todo = list(pids)
     try:
         while todo:
             pid = todo.pop()
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            if fields[0] in RUNNING_STATES:
-                return None
+            process = Path(f"/proc/{pid}")
+            states: set[str] = set()
+            for thread in os.listdir(process / "task"):
+                states.add(_fields(process / "task" / thread)[0])
+                todo += map(int, (process / "task" / thread / "children").read_text().split())
+            unsure |= not states.isdisjoint(RUNNING_STATES)
+            stopped |= pid in pids and states == {STOPPED}
+            fields = _fields(process)
             # Used by the process, and by its children that have ended.
             ticks += sum(map(int, fields[11:15]))
-            for thread in os.listdir(f"/proc/{pid}/task"):
-                children = Path(f"/proc/{pid}/task/{thread}/children").read_text()
-                todo += map(int, children.split())
+            read += int(fields[9]) * os.sysconf("SC_PAGE_SIZE") + _bytes_read(process)
     except (OSError, ValueError, IndexError):
-        return None
+        return UNKNOWN._replace(stopped=stopped)
     # No process has used none.
-    return ticks / os.sysconf("SC_CLK_TCK") if ticks else None
+    known = bool(ticks) and not unsure
+    return Activity(ticks / os.sysconf("SC_CLK_TCK") if known else None, read, stopped)
+
+
+def _fields(folder: Path) -> list[str]:
+    """Return the fields of a `stat` file, from the state on."""
+    return (folder / "stat").read_text().rpartition(")")[2].split()
+
+
+def _bytes_read(process: Path) -> int:
+    """Return what read(2) returned to a process, in bytes; 0 where that is hidden."""
+    try:
+        return int((process / "io").read_text().split()[1])
+    except OSError:
+        return 0

@@ -6,6 +6,7 @@ Each field's flag is its name with dashes, its environment variable its name in 
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,6 +141,13 @@ class Settings:
         "default: only where the package has none for it",
         kind=bool,
     )
+    standby: bool = _option(
+        False,
+        MODEL,
+        "keep a second worker loaded, which takes over at once when the first one dies; it takes "
+        "the memory of the weights again, and has no effect on a GPU",
+        kind=bool,
+    )
     attention: str = _option(
         "auto",
         MODEL,
@@ -241,6 +249,14 @@ class Settings:
         kind=int,
         least=0,
     )
+    max_queued_tokens: int | None = _option(
+        None,
+        BATCHING,
+        "most tokens of the prompts that wait, where a request has to wait; more get 429; default: "
+        "any number, within the memory for their texts",
+        kind=int,
+        least=1,
+    )
     max_batch_size: int | None = _option(
         None,
         BATCHING,
@@ -290,6 +306,22 @@ class Settings:
         kind=int,
         least=1,
         most=60_000,
+    )
+    request_timeout: int | None = _option(
+        None,
+        BATCHING,
+        "seconds that a request may wait and run; clients can shorten it by the header "
+        "X-Request-Timeout; default: any number",
+        kind=int,
+        least=1,
+        most=86_400,
+    )
+    prefix_cache_salt: str = _option(
+        "none",
+        BATCHING,
+        "tenant: no tenant, or API key, finds in the prefix cache what another one's prompts have "
+        "left there, and could be told by the time; default: all share it",
+        choices=("none", "tenant"),
     )
     validation_workers: int = _option(
         2, BATCHING, "threads that tokenize prompts and render chat templates", kind=int, least=1
@@ -387,6 +419,18 @@ class Settings:
         kind=tuple,
     )
     api_key: str | None = _option(None, HTTP, "API key that requests must send")
+    api_keys_file: str | None = _option(
+        None,
+        HTTP,
+        "file in YAML or JSON with further API keys, their shares and limits; it is read again "
+        "when it changes",
+    )
+    tenant_header: str | None = _option(
+        None,
+        HTTP,
+        "header in which proxies of forwarded-allow-ips name the tenant of a request, who has a "
+        "share and a queue of his own",
+    )
     cors_allow_origin: tuple[str, ...] = _option(
         (),
         HTTP,
@@ -491,6 +535,7 @@ class Settings:
             )
         _ = self.image_domains, self.trusted_proxies
         self._check_tls()
+        self._check_tenant_header()
         root = self.root_path
         if root is not None and (not root.startswith("/") or root.endswith("/")):
             raise StartError(
@@ -500,6 +545,20 @@ class Settings:
         if level_of(self.log_level) is None:
             raise StartError(
                 f"--log-level must be one of {', '.join(LEVELS)}. Given: {self.log_level!r}."
+            )
+
+    def _check_tenant_header(self) -> None:
+        header = self.tenant_header
+        if header is None:
+            return
+        if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", header):
+            raise StartError(
+                "--tenant-header must be the name of a header, of letters, digits and dashes. "
+                f"Given: {header!r}."
+            )
+        if not self.forwarded_allow_ips:
+            raise StartError(
+                "--tenant-header needs --forwarded-allow-ips, the proxies that may name a tenant."
             )
 
     def _check_tls(self) -> None:

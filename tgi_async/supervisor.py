@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,6 +20,8 @@ import zmq
 from tgi_async import cgroups, processes
 from tgi_async.deadline import LOOK_SECONDS, Deadline
 from tgi_async.errors import StartError
+from tgi_async.fork_server import ForkServer
+from tgi_async.forked_process import ForkedProcess
 from tgi_async.wire.channel import RouterChannel
 from tgi_async.wire.codec import WireError
 from tgi_async.wire.messages import (
@@ -53,6 +55,11 @@ ENVIRONMENT = {
 LAST_WORD_SECONDS = 0.5
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of a worker."""
+    return ENVIRONMENT | processes.environment()
+
+
 class WorkerDied(Exception):
     """The workers have died, or broke the protocol; the message says which."""
 
@@ -67,9 +74,13 @@ class WorkerGroup:
         world_size: int = 1,
         command: tuple[str, ...] = WORKER,
         deadline: Deadline | None = None,
+        fork_server: ForkServer | None = None,
     ) -> None:
+        """`fork_server` forks the ranks where it can, others are started by `command`."""
+        self._fork_server = fork_server
         self._deadline = deadline or Deadline()
         self._loading = True
+        self._gave_results = False
         self._n_owed = 0
         """Results that are due: those of the steps that were sent."""
         self._look: asyncio.TimerHandle | None = None
@@ -84,13 +95,32 @@ class WorkerGroup:
         self._world_size = world_size
         self._command = command
         self._channel = RouterChannel(folder, epoch, world_size)
-        self._processes: list[asyncio.subprocess.Process] = []
+        self._processes: list[asyncio.subprocess.Process | ForkedProcess] = []
         self._exits: list[asyncio.Task[int]] = []
         self._n_killed = cgroups.n_killed()
 
     @property
     def pids(self) -> list[int]:
         return [process.pid for process in self._processes]
+
+    @property
+    def lives(self) -> bool:
+        """Whether no rank has exited."""
+        return not self._exited
+
+    @property
+    def gave_results(self) -> bool:
+        """Whether it has finished a step."""
+        return self._gave_results
+
+    def judge_by(self, deadline: Deadline) -> None:
+        """Have results in time by another deadline from now on."""
+        self._deadline = deadline
+
+    async def ended(self) -> str:
+        """Return how the first rank that exits ended, once it has."""
+        await asyncio.wait(self._exits, return_when=asyncio.FIRST_COMPLETED)
+        return self._epitaph()
 
     async def launch(self, start: Start, on_loading: Callable[[Loading], None]) -> Ready:
         """Start every rank and wait until all are warm.
@@ -137,6 +167,7 @@ class WorkerGroup:
         if not isinstance(message, StepDone):
             raise WorkerDied(f"a worker sent {type(message).__name__} instead of a result")
         self._n_owed -= 1
+        self._gave_results = True
         self._deadline.met()
         return message
 
@@ -179,29 +210,41 @@ class WorkerGroup:
                 with contextlib.suppress(ProcessLookupError):
                     # A process that is stopped would take no other signal.
                     process.send_signal(signal.SIGKILL)
-        if self._exits:
-            await asyncio.wait(self._exits)
-        self._channel.close()
+        try:
+            if self._exits:
+                await asyncio.wait(self._exits)
+        finally:
+            self._channel.close()
 
     async def _spawn(self, rank: int) -> None:
+        arguments = (
+            f"--folder={self._folder}",
+            f"--epoch={self._epoch}",
+            f"--rank={rank}",
+            f"--router={os.getpid()}",
+        )
+        process: asyncio.subprocess.Process | ForkedProcess | None = None
+        if self._fork_server is not None:
+            process = await self._fork_server.fork(arguments)
+        if process is None:
+            process = await self._start(rank, arguments)
+        self._processes.append(process)
+        exit = asyncio.create_task(process.wait())
+        exit.add_done_callback(self._on_exit)
+        self._exits.append(exit)
+
+    async def _start(self, rank: int, arguments: Sequence[str]) -> asyncio.subprocess.Process:
         try:
-            process = await asyncio.create_subprocess_exec(
+            return await asyncio.create_subprocess_exec(
                 *self._command,
-                f"--folder={self._folder}",
-                f"--epoch={self._epoch}",
-                f"--rank={rank}",
-                f"--router={os.getpid()}",
+                *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
-                env=ENVIRONMENT | processes.environment(),
+                env=environment(),
                 # A session of its own, so that a Ctrl-C in the terminal reaches the router alone.
                 start_new_session=True,
             )
         except OSError as error:
             raise WorkerDied(f"worker {rank} cannot be started: {error}") from error
-        self._processes.append(process)
-        exit = asyncio.create_task(process.wait())
-        exit.add_done_callback(self._on_exit)
-        self._exits.append(exit)
 
     def _on_exit(self, exit: asyncio.Task[int]) -> None:
         self._exited = True
@@ -232,15 +275,16 @@ class WorkerGroup:
     def _check_deadline(self) -> None:
         """Raise WorkerDied where no result came in time."""
         self._is_due = False
-        if how := self._deadline.missed(time.monotonic(), self._processor_seconds):
+        if how := self._deadline.missed(time.monotonic(), self._activity):
             what = "did not get ready" if self._loading else "gave no result"
             raise WorkerDied(f"the model worker {what} {how}")
 
-    def _processor_seconds(self) -> float | None:
-        """Return the mean processor seconds of the ranks. None while they load, when they may wait
-        for anything."""
-        used = None if self._loading else processes.processor_seconds(self.pids)
-        return None if used is None else used / self._world_size
+    def _activity(self) -> processes.Activity:
+        """Return what the ranks do, a mean of their processor time."""
+        found = processes.activity(self.pids)
+        if found.seconds is None:
+            return found
+        return found._replace(seconds=found.seconds / self._world_size)
 
     async def _wait_for_last_word(self) -> None:
         """Wait for frames that a rank sent before it exited. Raises WorkerDied if there are

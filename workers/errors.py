@@ -12,3 +12,12 @@ class ModelUnavailable(Exception):
 
     It says what was asked for, why it is not available, and what to do.
     """
+
+
+class RowsLost(Exception):
+    """What this worker knows of its rows is in doubt, or none of them can be computed. It must end;
+    the router replays them on another one. No RuntimeError, so that no row is blamed for it."""
+
+
+FAILURES = (RuntimeError, MemoryError)
+"""What a step fails with that is not the worker's end: memory that is short is either of them."""

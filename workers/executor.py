@@ -162,7 +162,7 @@ class Executor:
             assert self.ranks is not None
             return FollowerRank(self.model, self.ranks, cache, self.device, decode_graphs)
         model: Model = self.driver or self.model
-        if costs is not None:
+        if costs is not None and costs.asked:
             measured = Runner(model, table, cache, sampler, None, decode_graphs)
             n_rows = self.max_rows
             if decode_graphs is None:
@@ -180,8 +180,9 @@ class Executor:
             )
         speculation = None
         if self.drafter.source is not None:
-            decode = costs.decode if costs is not None else None
-            speculation = Speculation(self.drafter.source, decode or UNMEASURED)
+            found = costs.decode if costs is not None else []
+            costs_of_decodes = StepCosts(found) if found else UNMEASURED
+            speculation = Speculation(self.drafter.source, costs_of_decodes)
         images = None
         if self.model.vision is not None:
             images = RowImages(self.model.vision, self.max_rows, self.device)

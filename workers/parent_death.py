@@ -19,13 +19,13 @@ def die_with_parent(router: int) -> None:
     anything slow: a router that died earlier than this is noticed here, for its children belong to
     another process then.
     """
-    if not _killed_by_kernel():
+    if not killed_by_kernel():
         threading.Thread(target=_watch, args=(router,), daemon=True).start()
     if os.getppid() != router:
         os._exit(1)
 
 
-def _killed_by_kernel() -> bool:
+def killed_by_kernel() -> bool:
     """Ask Linux for a signal at the parent's death; whether there will be one."""
     try:
         return bool(ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) == 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,8 +17,11 @@ import torch.distributed as dist
 JOIN = timedelta(seconds=60)
 """How long a rank waits for the others where they meet."""
 LIFETIME = timedelta(days=365)
-"""Timeout of later collectives: between two requests may be days. The router notices a rank that
-has died or hangs, and ends them all."""
+"""Timeout of later collectives of the host: between two requests may be days. The router notices a
+rank that has died, is stopped or does nothing, and ends them all."""
+DEVICE = timedelta(seconds=120)
+"""Timeout of those of GPUs, which are within a step. A rank that waits for one uses its processor
+and does not look idle, so it is to end by itself; others may compile a kernel meanwhile."""
 
 
 class PeerLost(BaseException):
@@ -47,13 +51,16 @@ class Ranks:
             dist.init_process_group(
                 backend, init_method=address, rank=rank, world_size=world_size, timeout=JOIN
             )
-            self._group = dist.new_group(timeout=LIFETIME, backend=backend)
+            self._host = dist.new_group(timeout=LIFETIME, backend="gloo")
+            self._device = self._host
+            if device.type == "cuda":
+                self._device = dist.new_group(timeout=DEVICE, backend="nccl")
 
         self._try(join)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Put the sum over the ranks in place of `x`. Raises PeerLost."""
-        self._try(lambda: dist.all_reduce(x, group=self._group))
+        self._try(lambda: dist.all_reduce(x, group=self._group(x)))
         return x
 
     def gather(self, x: torch.Tensor, widths: Sequence[int]) -> torch.Tensor:
@@ -61,25 +68,30 @@ class Ranks:
         side, and elsewhere an arbitrary tensor of that shape. Raises PeerLost."""
         padded = torch.nn.functional.pad(x, (0, max(widths) - x.shape[-1])).contiguous()
         parts = None if self.rank else [torch.empty_like(padded) for _ in widths]
-        self._try(lambda: dist.gather(padded, parts, 0, group=self._group))
+        self._try(lambda: dist.gather(padded, parts, 0, group=self._group(x)))
         if parts is None:
             return x.new_zeros(()).expand(*x.shape[:-1], sum(widths))
         return torch.cat([part[..., :n] for part, n in zip(parts, widths, strict=True)], dim=-1)
 
     def broadcast(self, values: torch.Tensor) -> torch.Tensor:
         """Put rank 0's values in place of those of the other ranks. Raises PeerLost."""
-        self._try(lambda: dist.broadcast(values, 0, group=self._group))
+        self._try(lambda: dist.broadcast(values, 0, group=self._group(values)))
         return values
 
     def all_reduce_min(self, n: int) -> int:
         """Return the minimum of the ranks' numbers. Raises PeerLost."""
         x = torch.tensor([n])
-        self._try(lambda: dist.all_reduce(x, dist.ReduceOp.MIN, group=self._group))
+        self._try(lambda: dist.all_reduce(x, dist.ReduceOp.MIN, group=self._host))
         return int(x)
 
     def destroy(self) -> None:
         """Destroy the process group. Close graphs that use it before."""
         dist.destroy_process_group()
+
+    def _group(self, x: torch.Tensor) -> Any:
+        """Return what exchanges such a tensor."""
+        found: dist.ProcessGroup = self._host if x.device.type == "cpu" else self._device
+        return found
 
     def _try(self, exchange: Callable[[], object]) -> None:
         try:

@@ -24,10 +24,12 @@ from workers.attention.context import AttentionContext, Prefill
 from workers.constraints.constraints import Constraints
 from workers.constraints.rows import ConstrainedRows
 from workers.decodes import Decodes
+from workers.errors import FAILURES, RowsLost
 from workers.forward import ForwardBatch, Model
 from workers.graphs.decode import DecodeGraphs
 from workers.launched_step import FetchedPromptLogprobs, LaunchedStep, SamplingBatch, seconds
 from workers.sampling import Allowed, Sampler
+from workers.sampling.output import SamplerOutput
 from workers.speculation.speculation import Asked, Speculation
 from workers.table import RowTable
 from workers.timing import Mark
@@ -243,7 +245,7 @@ class Runner:
             output = self._sampler.sample(lines, positions, part.logits, None, part.picked)
         except torch.AcceleratorError:
             raise
-        except RuntimeError:
+        except FAILURES:
             return False  # one of them fails, and is found where each is sampled alone
         verification.take_all(*output.to_wire(list(range(len(lines)))))
         return True
@@ -262,20 +264,35 @@ class Runner:
     def _run_together(
         self, runs: list[Run], launched: LaunchedStep, drafts: dict[int, list[int]]
     ) -> None:
-        """Run a batch; where it fails as a whole, run each row alone, to find the one that
-        fails."""
+        """Run a batch; where it fails as a whole, run each row alone, to find the one that fails.
+
+        So each has a second try, for what was missing, such as memory, may be there by then.
+        Raises RowsLost where all of several fail again, as that is for no row to answer for.
+        """
         try:
             self._run(runs, launched, drafts)
+            return
         except torch.AcceleratorError:
             raise  # the device itself is lost, and every row with it
-        except RuntimeError as error:
-            if len(runs) > 1:
-                for run in runs:
-                    self._run_together([run], launched, drafts)
-                return
-            row = runs[0].row
-            self._table[row].failed = True
-            launched.errors.append(RowError(row, str(error)))
+        except FAILURES:
+            pass
+        failed: list[RowError] = []
+        for run in runs:
+            try:
+                self._run([run], launched, drafts)
+            except torch.AcceleratorError:
+                raise
+            except FAILURES as error:
+                failed.append(RowError(run.row, _message(error)))
+        self._blame(failed, len(runs), launched)
+
+    def _blame(self, failed: list[RowError], n_tried: int, launched: LaunchedStep) -> None:
+        """Report rows that failed alone, of so many that were tried."""
+        if len(failed) == n_tried > 1:
+            raise RowsLost(f"all {n_tried} rows of step {launched.step} fail: {failed[0].message}")
+        for error in failed:
+            self._table[error.row].failed = True
+        launched.errors += failed
 
     @torch.inference_mode()
     def _run(self, runs: list[Run], launched: LaunchedStep, drafts: dict[int, list[int]]) -> None:
@@ -426,32 +443,51 @@ class Runner:
             self._sample_together(part, launched)
 
     def _sample_together(self, part: SamplingBatch, launched: LaunchedStep) -> None:
+        """Sample a batch; where that fails as a whole, each row alone. Raises RowsLost, as
+        `_run_together` does."""
         try:
-            self._sample(part, launched)
+            output = self._sample(part)
         except torch.AcceleratorError:
             raise
-        except RuntimeError as error:
-            if len(part.rows) > 1:
-                for i in range(len(part.rows)):
-                    self._sample_together(part.pick([i]), launched)
-                return
-            self._table[part.rows[0]].failed = True
-            launched.errors.append(RowError(part.rows[0], str(error)))
+        except FAILURES:
+            failed: list[RowError] = []
+            for place, row in enumerate(part.rows):
+                alone = part.pick([place])
+                try:
+                    output = self._sample(alone)
+                except torch.AcceleratorError:
+                    raise
+                except FAILURES as error:
+                    failed.append(RowError(row, _message(error)))
+                else:
+                    self._take(alone, output, launched)
+            self._blame(failed, len(part.rows), launched)
+        else:
+            self._take(part, output, launched)
 
     @torch.inference_mode()
-    def _sample(self, part: SamplingBatch, launched: LaunchedStep) -> None:
-        table, device = self._table, self._table.last_tokens.device
-        rows = part.rows
+    def _sample(self, part: SamplingBatch) -> SamplerOutput:
         masks = [(line, mask) for line, mask in enumerate(part.masks) if mask is not None]
         allowed: Allowed | None = None
         if masks:
             lines, bits = zip(*masks, strict=True)
             allowed = Allowed(np.asarray(lines, np.int64), np.stack(bits))
-        lengths = [table[row].length for row in rows]
-        output = self._sampler.sample(rows, lengths, part.logits, allowed, part.picked)
-        if not part.stored or allowed is not None:
-            table.last_tokens[send(np.asarray(rows), device)] = output.tokens
-        launched.outputs.append((rows, output.fetch()))
+        lengths = [self._table[row].length for row in part.rows]
+        return self._sampler.sample(part.rows, lengths, part.logits, allowed, part.picked)
+
+    @torch.inference_mode()
+    def _take(self, part: SamplingBatch, output: SamplerOutput, launched: LaunchedStep) -> None:
+        """Take what was sampled, which cannot be sampled again. Raises RowsLost."""
+        table, rows = self._table, part.rows
+        try:
+            if not part.stored or any(mask is not None for mask in part.masks):
+                at = send(np.asarray(rows), table.last_tokens.device)
+                table.last_tokens[at] = output.tokens
+            launched.outputs.append((rows, output.fetch()))
+        except torch.AcceleratorError:
+            raise
+        except FAILURES as error:
+            raise RowsLost(f"sampled tokens were lost: {_message(error)}") from error
         for row in rows:
             table[row].length += 1
             if row in launched.jump_forward_tokens:
@@ -494,3 +530,7 @@ class Runner:
 
     def _mark(self) -> Mark:
         return Mark(self._table.last_tokens.device)
+
+
+def _message(error: BaseException) -> str:
+    return str(error) or type(error).__name__

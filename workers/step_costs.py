@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tgi_async.wire.messages import Admit, Run, Sampling, Step, StepCost, StepDone
-from tgi_async.wire.step_costs import StepCosts
 
 SECONDS = 0.08
 """What the sizes may take together; once there are two and they take more, no further is tried."""
@@ -32,8 +31,8 @@ class CostPlan:
     """Positions of a step of decodes; 0: they are not measured."""
     prefill: list[StepCost] = field(default_factory=list)
     """Of a chunk by its tokens, ascending; empty where it was not measured."""
-    decode: StepCosts | None = None
-    """Of a step of decodes by its positions; None where it was not measured."""
+    decode: list[StepCost] = field(default_factory=list)
+    """Of a step of decodes by its positions, ascending; empty where it was not measured."""
 
     @property
     def asked(self) -> bool:
@@ -51,9 +50,7 @@ class CostPlan:
         # What prompts lose in smaller chunks is a share of the rate in the largest.
         self.prefill = measured(sizes(LEAST_CHUNK, chunk, chunk), probe.chunk)
         decodes = min(self.most_decodes, probe.most_decodes)
-        found = measured(decode_sizes(decodes), probe.decodes)
-        if found:
-            self.decode = StepCosts(found)
+        self.decode = measured(decode_sizes(decodes), probe.decodes) or self.decode
         probe.end()
 
 

@@ -11,6 +11,7 @@ import torch
 
 from workers.attention.cache import PagedCache
 from workers.attention.context import AttentionContext, Prefill
+from workers.errors import FAILURES
 from workers.forward import ForwardBatch, ForwardOutput, HeadedModel, Inserted
 from workers.graphs.decode import DecodeGraphs
 from workers.graphs.input_buffers import Int32Array
@@ -78,7 +79,7 @@ class DriverRank:
             return self._model.forward(batch)
         except torch.AcceleratorError:
             raise
-        except RuntimeError as error:
+        except FAILURES as error:
             raise RankFailed(f"a forward pass failed on rank 0: {error}") from error
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -90,7 +91,7 @@ class DriverRank:
             return self._model.head(hidden)
         except torch.AcceleratorError:
             raise
-        except RuntimeError as error:
+        except FAILURES as error:
             raise RankFailed(f"the language-model head failed on rank 0: {error}") from error
 
     def replay(self, n_rows: int, numbers: Int32Array) -> None:

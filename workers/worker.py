@@ -106,8 +106,12 @@ class Worker:
                 self._ranks,
                 attention,
                 # Another one of them was here before, and what little there is may be for now only.
-                must_fit=not start.cache.n_blocks,
+                must_fit=not start.cache.n_blocks or start.beside > 0,
+                beside=start.beside,
             )
+        if self._ranks is not None:
+            # Collectives of GPUs have a timeout, which is not to begin while others still load.
+            self._ranks.all_reduce_min(0)
         spec = model.spec
         longest = min(spec.max_total_tokens, start.model.max_total_tokens or spec.max_total_tokens)
         further = [id for id in start.stop_token_ids if id < spec.vocab_size]
@@ -138,10 +142,13 @@ class Worker:
             drafter,
             _largest_image(model, Path(start.model.path), longest, device),
         )
-        with self._phase(
-            "warming up", f"{start.batch.max_rows} rows, {prefill_tokens} prefill tokens"
-        ):
-            executor.warm_up()
+        # On a CPU it shows whether the model runs, and what memory that takes: both are known of a
+        # worker that was here before.
+        if device.type != "cpu" or not start.cache.n_blocks:
+            with self._phase(
+                "warming up", f"{start.batch.max_rows} rows, {prefill_tokens} prefill tokens"
+            ):
+                executor.warm_up()
         if start.cache.n_blocks:
             (n_blocks,) = start.cache.n_blocks
         else:
@@ -184,6 +191,7 @@ class Worker:
                 max_drafts=drafter.most,
                 speculation=speculation.method,
                 prefill_costs=costs.prefill,
+                decode_costs=costs.decode,
                 target_inter_token_latency=start.target_inter_token_latency or default_target,
                 takes_images=model.vision is not None,
             )
@@ -205,7 +213,7 @@ class Worker:
         if executor.device.type != "cuda" or sizes == []:
             notes += ["--cuda-graphs has no effect on a CPU"] if sizes else []
             if not costs.asked:
-                return executor.serving(n_blocks)
+                return executor.serving(n_blocks, None, costs)
             with self._phase("measuring steps"):
                 return executor.serving(n_blocks, None, costs)
         sizes = [n for n in sizes or default_sizes(executor.max_lines) if n <= executor.max_lines]
@@ -284,9 +292,12 @@ def _cost_plan(start: Start, executor: Executor) -> CostPlan:
     max_rows, max_drafts = executor.max_rows, executor.drafter.most
     # The router knows what chunks cost from a worker that was here before.
     chunks = max_rows > 1 and not start.cache.n_blocks
+    known = start.speculation.decode_costs
+    decodes = max_drafts > 0 and not known
     return CostPlan(
         largest_chunk=-(-executor.prefill_tokens // 2) if chunks else 0,
-        most_decodes=min(MOST_DECODES, max_rows * (1 + max_drafts)) if max_drafts else 0,
+        most_decodes=min(MOST_DECODES, max_rows * (1 + max_drafts)) if decodes else 0,
+        decode=known,
     )
 
 

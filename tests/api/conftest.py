@@ -15,12 +15,14 @@ from tests.api.tiny_tokenizer import tiny_inner, tiny_tokenizer
 from tests.api.waiting import until
 from tests.doubles.fake_engine import FakeEngine
 from tests.doubles.fake_images import FakeImages
+from tests.helpers.never_blocked import never_blocked
 from tgi_async.api.app import create_app
 from tgi_async.api.dialect import Dialect, dialect_of
 from tgi_async.api.limits import Limits
 from tgi_async.connection import Connection
 from tgi_async.grammar.checker import GrammarChecker
 from tgi_async.images.images import Images
+from tgi_async.keys import KeyFile
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.sampling_defaults import SamplingDefaults
@@ -61,6 +63,9 @@ class Settings:
     validation_workers: int = 2
     payload_limit: int = 10_000
     api_key: str | None = None
+    key_file: KeyFile | None = None
+    request_timeout: int | None = None
+    prefix_cache_salt: str = "none"
     cors_allow_origin: tuple[str, ...] = ()
     sampling_defaults: SamplingDefaults = NO_ADVICE
     strict_tgi: bool = False
@@ -77,6 +82,12 @@ class Settings:
     def limits(self) -> Limits:
         """These settings, for an application that sees what a test changes afterwards."""
         return cast(Limits, self)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _never_blocked() -> Iterator[None]:
+    with never_blocked():
+        yield
 
 
 @pytest.fixture

@@ -71,6 +71,19 @@ async def test_info(client: httpx.AsyncClient) -> None:
     }
 
 
+@pytest.fixture
+def image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variables of an image that knows what it was built from."""
+    monkeypatch.setenv("TGI_ASYNC_GIT_SHA", "0123abcd")
+    monkeypatch.setenv("TGI_ASYNC_DOCKER_LABEL", "sha-0123abc")
+
+
+async def test_info_and_fingerprints_name_the_image(image: None, api: Api) -> None:
+    info = (await api.client.get("/info")).json()
+    assert (info["sha"], info["docker_label"]) == ("0123abcd", "sha-0123abc")
+    assert (await api.chat("Hi")).json()["system_fingerprint"].endswith("-sha-0123abc")
+
+
 async def test_info_names_the_quantization(client: httpx.AsyncClient, settings: Settings) -> None:
     settings.quantization = "gptq, 4 bits in groups of 128 inputs"
     assert (await client.get("/info")).json()["quantization"] == settings.quantization

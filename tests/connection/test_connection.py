@@ -11,6 +11,7 @@ import pytest
 import uvicorn
 
 from tests.api.waiting import until
+from tgi_async import connection
 from tgi_async.api.exchange import DIRECT
 from tgi_async.connection import Connection
 from tgi_async.reply_cycle import BodyWriter
@@ -121,3 +122,46 @@ async def test_each_request_of_a_connection_has_a_writer_of_its_own(
     second.write(b"other")
     application.end(1)
     assert b"5\r\nother\r\n" in await client[0].readuntil(b"4\r\nlast\r\n0\r\n\r\n")
+
+
+async def test_a_client_that_does_not_read_is_cut_off_and_others_are_not(
+    client: Client,
+    address: tuple[str, int],
+    application: Application,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "READ_SECONDS", 0.2)
+    other = await asyncio.open_connection(*address)
+    slow = await ask(client, application)
+    quick = await ask(other, application, 1)
+    n_written = 0
+    # The sockets of both sides have room for some of it.
+    while slow.keeps_up():
+        slow.write(PIECE)
+        n_written += 1
+        await asyncio.sleep(0)
+    await until(lambda: slow._cycle.disconnected)
+    assert n_written < 200
+    quick.write(b"still here")
+    application.end(1)
+    read = await asyncio.wait_for(other[0].readuntil(b"0\r\n\r\n"), 10)
+    assert b"still here" in read
+    other[1].close()
+
+
+async def test_a_client_that_reads_late_is_not_cut_off(
+    client: Client, application: Application, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "READ_SECONDS", 30.0)
+    writer = await ask(client, application)
+    n_written = 0
+    while writer.keeps_up():
+        writer.write(PIECE)
+        n_written += 1
+        await asyncio.sleep(0)
+    connected = writer._cycle
+    left = n_written * len(PIECE)
+    while left > 0:
+        left -= len(await asyncio.wait_for(client[0].read(1 << 20), 10))
+    await until(writer.keeps_up)
+    assert not connected.disconnected

@@ -31,6 +31,7 @@ CUSTOM = {
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): "httproute.v1",
     ("inference.networking.k8s.io/v1", "InferencePool"): "inferencepool.v1",
     ("keda.sh/v1alpha1", "ScaledObject"): "scaledobject.v1alpha1",
+    ("monitoring.coreos.com/v1", "PrometheusRule"): "prometheusrule.v1",
     ("monitoring.coreos.com/v1", "ServiceMonitor"): "servicemonitor.v1",
     ("serving.kserve.io/v1alpha1", "ClusterServingRuntime"): "clusterservingruntime.v1alpha1",
     ("serving.kserve.io/v1beta1", "InferenceService"): "inferenceservice.v1beta1",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BASE = "localhost/tgi-async-test:base"
 IMAGE = "localhost/tgi-async-test:cpu"
-BASE_PACKAGES = "python3,python3-venv,ca-certificates,curl,gcc,libc6-dev"
+BASE_PACKAGES = "python3,python3-venv,ca-certificates,curl"
 CERTIFICATES = "/run/host-certificates.crt"
 PIP_OPTIONS = ("index-url", "extra-index-url", "find-links", "constraint", "cert")
 START_SECONDS = 120.0
@@ -39,9 +40,8 @@ class Podman:
         self.folder = folder
         if shutil.which("podman") is None:
             pytest.skip("podman is not installed")
-        configuration = folder / "containers.conf"
-        configuration.write_text(f"[containers]\n{ULIMITS}\n")
-        self._environment = os.environ | {"CONTAINERS_CONF": str(configuration)}
+        self._configuration = folder / "containers.conf"
+        self._configuration.write_text(f"[containers]\n{ULIMITS}\n")
         # crun refuses a machine that has both versions of control groups; runc does not.
         self._command = ["podman", *(["--runtime", "runc"] if shutil.which("runc") else [])]
 
@@ -50,13 +50,25 @@ class Podman:
     ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [*self._command, *arguments],
-            env=self._environment,
+            env=os.environ | {"CONTAINERS_CONF": str(self._configuration)},
             capture_output=True,
             text=True,
             timeout=timeout,
         )
         assert not check or done.returncode == 0, f"podman {arguments}: {done.stdout}{done.stderr}"
         return done
+
+    def program(self) -> str:
+        """Return the path of a program that is podman with these options."""
+        path = self.folder / "podman"
+        words = shlex.join(["env", f"CONTAINERS_CONF={self._configuration}", *self._command])
+        path.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        path.chmod(0o755)
+        return str(path)
+
+    def container(self, name: str, port: int) -> Container:
+        """Return a container that another program has started."""
+        return Container(self, name, port, time.monotonic())
 
     def has(self, image: str) -> bool:
         return self.call("image", "exists", image, check=False).returncode == 0
@@ -78,13 +90,14 @@ class Podman:
         if tried.returncode:
             pytest.skip(f"podman runs no containers here: {tried.stderr[-300:]}")
 
-    def build(self, context: Path, tag: str = IMAGE) -> float:
-        """Build the target `cpu`. Return the seconds that took."""
+    def build(self, context: Path, tag: str = IMAGE, **arguments: str) -> float:
+        """Build the target `cpu` with these build arguments. Return the seconds that took."""
         began = time.monotonic()
         self.call(
             *("build", "--pull=never", "--format", "docker", "--network", "host"),
             *("--ulimit", "nofile=20000:20000", "--target", "cpu", "--tag", tag),
             *("--build-arg", f"BASE={BASE}", *_pip_here(self.folder)),
+            *(word for item in arguments.items() for word in ("--build-arg", "=".join(item))),
             *("--file", str(context / "docker" / "Dockerfile"), str(context)),
         )
         return time.monotonic() - began

@@ -71,6 +71,10 @@ def test_the_chart_is_of_this_version() -> None:
     for file in KSERVE:
         for one in containers(manifests(file.read_text())):
             assert f":{version}-" in one["image"]
+    documented = re.findall(
+        r"tgi-async:([\d.]+)-c", (ROOT / "docs" / "deploy" / "kubernetes.md").read_text()
+    )
+    assert set(documented) == {version}
 
 
 def test_every_key_of_the_schema_has_a_default() -> None:
@@ -121,7 +125,7 @@ def test_every_metric_is_documented() -> None:
     text = "".join(file.read_text() for file in TEXTS)
     named = set(re.findall(r"\b(tgi_(?:async|batch|request|queue)_\w+)", text))
     assert "tgi_async_total_blocks" in named
-    assert named <= documented_metrics()
+    assert {re.sub("_bucket$", "", name) for name in named} <= documented_metrics()
 
 
 def test_the_picker_reads_the_load_the_cache_and_its_size() -> None:
@@ -137,7 +141,22 @@ def test_the_picker_reads_the_load_the_cache_and_its_size() -> None:
     used += [one["pluginRef"] for one in config["requestHandler"]["parsers"]]
     assert set(used) <= set(plugins)
     [service] = manifests((DEPLOY / "kserve" / "llminferenceservice.yaml").read_text())
-    assert service["spec"]["router"]["scheduler"]["config"]["inline"] == config
+    inline = service["spec"]["router"]["scheduler"]["config"]["inline"]
+    [source] = [one for one in inline["plugins"] if one["type"] == "metrics-data-source"]
+    assert source["parameters"].pop("insecureSkipVerify") is True
+    assert source["parameters"].pop("scheme") == "https"
+    assert plugins["metrics-data-source"].pop("scheme") == "http"
+    assert inline == config
+
+
+def test_where_kserve_has_a_certificate_all_that_asks_knows() -> None:
+    [service] = manifests((DEPLOY / "kserve" / "llminferenceservice.yaml").read_text())
+    [server] = containers([service])
+    files = settings_of(server["args"]).certificate_files
+    assert files is not None
+    assert {Path(files.certificate).parent, Path(files.key).parent} == {Path("/var/run/kserve/tls")}
+    probes = [server[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")]
+    assert {probe["scheme"] for probe in probes} == {"HTTPS"}
 
 
 def test_the_autoscaler_asks_for_what_the_adapter_has() -> None:

@@ -44,6 +44,7 @@ EVERYTHING: dict[str, Any] = {
     "httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}], "hostnames": ["a.example"]},
     "inferencePool": {"enabled": True},
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
     "networkPolicy": {
         "enabled": True,
         "from": [{"namespaceSelector": {"matchLabels": {"team": "web"}}}],
@@ -109,12 +110,23 @@ def test_everything_at_once_is_valid(scaling: dict[str, Any], tmp_path: Path) ->
     assert secrets["HF_TOKEN"]["secretKeyRef"] == {"name": "r-tgi-async", "key": "hf-token"}
     assert secrets["API_KEY"]["secretKeyRef"] == {"name": "keys", "key": "clients"}
     assert kinds["Secret"]["stringData"] == {"hf-token": "hf_secret"}
+    alerts = yaml.safe_load((CHART / "files/alerts.yaml").read_text())
+    assert kinds["PrometheusRule"]["spec"] == alerts
+    for kind in ("PrometheusRule", "ServiceMonitor"):
+        assert kinds[kind]["metadata"]["labels"]["release"] == "prometheus"
     [rule] = kinds["HTTPRoute"]["spec"]["rules"]
     assert rule["backendRefs"][0]["kind"] == "InferencePool"
     config = kinds["ConfigMap"]["data"]["tgi-async.yaml"]
     assert yaml.safe_load(config) == yaml.safe_load(
         (CHART / "files/endpoint-picker.yaml").read_text()
     )
+
+
+@pytest.mark.parametrize(("gpus", "kind"), [(0, "cpu"), (1, "cuda")])
+def test_the_image_is_of_the_charts_version(gpus: int, kind: str) -> None:
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    found = rendered("--set", f"gpu.count={gpus},model.id=owner/name")
+    assert server_of(found)["image"] == f"tgi-async:{version}-{kind}"
 
 
 def test_a_pod_runs_as_no_one_and_writes_to_volumes_only() -> None:

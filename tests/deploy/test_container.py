@@ -36,6 +36,7 @@ FILES = (
     "setup.py",
 )
 NATIVE = "compiled for this run alone"
+SHA, LABEL = "0123456789abcdef", "sha-0123456"
 PROCESSOR_SECONDS = """
 import glob, os
 fields = [open(f"{p}/stat").read().rpartition(")")[2].split() for p in glob.glob("/proc/[0-9]*")]
@@ -49,7 +50,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
     """podman with the image built."""
     podman = Podman(tmp_path_factory.mktemp("podman"))
     podman.make_base()
-    seconds = podman.build(ROOT)
+    seconds = podman.build(ROOT, GIT_SHA=SHA, DOCKER_LABEL=LABEL)
     print(f"\nbuilt in {seconds:.0f} s, {podman.size() / 1e9:.2f} GB")
     return podman
 
@@ -127,6 +128,27 @@ def test_limits_of_the_container_are_respected(podman: Podman) -> None:
         assert "tgi_async_worker_restarts 0" in httpx.get(f"{url}/metrics").text
 
 
+def test_without_a_compiler_native_kernels_are_the_images_and_the_log_says_so(
+    podman: Podman,
+) -> None:
+    assert podman.call("run", "--rm", IMAGE, "sh", "-c", "! command -v cc gcc clang")
+    with podman.running(arguments=("--native-kernels", *SHORT)) as container:
+        assert "Paris" in text_of(container.wait_until_ready())
+        said = "--native-kernels: no C compiler (cc, gcc or clang) is installed"
+        assert said in container.log
+        assert "The kernels of the package are used" in container.log
+        maps = container.execute("sh", "-c", "cat /proc/[0-9]*/maps").stdout
+        assert "/workers/libraries/x86_64_" in maps
+
+
+def test_it_says_what_it_was_built_from(podman: Podman) -> None:
+    said = podman.call("run", "--rm", IMAGE, "tgi-async", "--version").stdout
+    assert said.endswith(f" (commit {SHA}, image {LABEL})\n")
+    with podman.running(arguments=SHORT) as container:
+        info = httpx.get(f"{container.wait_until_ready()}/info").json()
+        assert (info["sha"], info["docker_label"]) == (SHA, LABEL)
+
+
 def test_arguments_are_the_launchers(podman: Podman) -> None:
     flags = ("--max-total-tokens", "300", "--served-model-name", "a name")
     with podman.running("--shm-size", "1m", arguments=flags) as container:
@@ -141,7 +163,6 @@ def test_arguments_are_the_launchers(podman: Podman) -> None:
     [
         (("--help",), 0, "--model-id"),
         (("text-generation-launcher", "--help"), 0, "usage: text-generation-launcher"),
-        (("tgi-async", "--version"), 0, "0."),
         (("python", "-c", "print('own command')"), 0, "own command"),
         (("--no-such-flag",), 2, "unrecognized arguments: --no-such-flag"),
         (("Qwen/Qwen3-0.6B",), 127, "as in --model-id Qwen/Qwen3-0.6B"),
@@ -217,7 +238,7 @@ CONTRACTS = {
     "SageMaker": Contract(
         8080,
         "/opt/ml/model",
-        ("--env", "SM_NUM_GPUS=1"),
+        ("--env", "SM_NUM_GPUS=1", "--env", "SM_TGI_MAX_TOTAL_TOKENS=512"),
         ("serve",),
         health="/ping",
         route="/invocations",

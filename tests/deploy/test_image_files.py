@@ -1,28 +1,23 @@
-"""The files that images and the compose file are made of, without building one."""
+"""The files that images are made of, without building one."""
 
 from __future__ import annotations
 
-import json
 import re
 import runpy
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from tests.deploy.podman import ROOT
-from tgi_async import platforms
-from workers import native
+from tgi_async import build_info, platforms
+from workers import native, prebuilt
 
 DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
-METRIC = re.compile(r"\btgi_\w+")
 
 
 def instructions(stage: str) -> list[str]:
@@ -32,20 +27,20 @@ def instructions(stage: str) -> list[str]:
     return next(one for one in stages if one.split()[0] == stage).splitlines()[1:]
 
 
-def test_the_stage_of_the_kernels_has_all_of_their_sources() -> None:
-    copies = [one.split()[1:-1] for one in instructions("kernels") if one.startswith("COPY")]
+def test_the_stage_of_the_libraries_has_all_of_their_sources() -> None:
+    copies = [one.split()[1:-1] for one in instructions("libraries") if one.startswith("COPY")]
     patterns = [pattern for copy in copies for pattern in copy]
     needed = [
         *(path.relative_to(ROOT) for path in native.HERE.rglob("*.[ch]")),
-        *(Path(f"workers/{name}.py") for name in ("__init__", "build_cache", "native")),
+        Path("release/kernels.py"),
     ]
     for path in needed:
         assert any(fnmatch(str(path), pattern) for pattern in patterns), path
 
 
-def test_the_kernels_need_no_module_that_their_stage_lacks() -> None:
-    copied = [one for line in instructions("kernels") for one in line.split() if ".py" in one]
-    imported = "import sys, workers.native; print(*(m for m in sys.modules if 'workers' in m))"
+def test_the_libraries_need_no_module_that_their_stage_lacks() -> None:
+    copied = [one for line in instructions("libraries") for one in line.split() if ".py" in one]
+    imported = "import sys, release.kernels; print(*(m for m in sys.modules if 'workers' in m))"
     done = subprocess.run(
         ["python3", "-c", imported], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -57,7 +52,7 @@ def test_a_build_takes_what_the_dockerfile_copies_and_no_more() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if "!" in line}
     copied = {
         source if source.startswith(("docker/", "docs/")) else source.split("/")[0]
-        for stage in ("kernels", "cpu-dependencies", "cuda-dependencies", "cpu", "cuda")
+        for stage in ("libraries", "cpu-dependencies", "cuda-dependencies", "cpu", "cuda")
         for line in instructions(stage)
         if line.startswith("COPY") and "--from" not in line
         for source in line.split()[1:-1]
@@ -75,6 +70,31 @@ def test_both_targets_have_what_the_package_is_built_of() -> None:
             for source in line.split()[1:-1]
         }
         assert needed | {"release/*.py", "tgi_async", "workers"} <= copied
+
+
+def test_the_libraries_lie_where_the_package_looks_for_them() -> None:
+    place = f"lib/python3.11/site-packages/workers/{prebuilt.FOLDER.name}"
+    for target in ("cpu", "cuda"):
+        copy = f"COPY --from=libraries /libraries /opt/tgi-async/{place}"
+        assert copy in instructions(target)
+
+
+def test_only_an_image_for_gpus_has_a_compiler() -> None:
+    stages = {"cpu": "cpu-dependencies", "cuda": "cuda-dependencies"}
+    compiling = {
+        target
+        for target, stage in stages.items()
+        for line in instructions(stage) + instructions(target) + instructions("system")
+        if re.search(r"\bgcc\b", line)
+    }
+    assert compiling == {"cuda"}
+
+
+def test_the_image_says_what_it_was_built_from() -> None:
+    for target in ("cpu", "cuda"):
+        (variables,) = (line for line in instructions(target) if line.startswith("ENV"))
+        assert f"{build_info.SHA_VARIABLE}=${{GIT_SHA}}" in variables
+        assert f"{build_info.LABEL_VARIABLE}=${{DOCKER_LABEL}}" in variables
 
 
 def test_the_code_comes_after_the_dependencies() -> None:
@@ -115,43 +135,3 @@ def test_the_dockerfile_is_clean() -> None:
         ["hadolint", DOCKER / "Dockerfile"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
-
-
-def mounts(service: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for volume in service.get("volumes", ()):
-        source, target, *_ = volume.split(":")
-        yield source, target
-
-
-def test_the_compose_file_mounts_files_that_are_there() -> None:
-    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
-    for service in compose["services"].values():
-        for source, _ in mounts(service):
-            assert (DOCKER / source).exists() if "/" in source else source in compose["volumes"]
-    build = compose["services"]["server"]["build"]
-    assert (DOCKER / build["context"] / build["dockerfile"]).is_file()
-    scraped = yaml.safe_load((DOCKER / "prometheus.yml").read_text())
-    (job,) = scraped["scrape_configs"]
-    assert job["static_configs"] == [{"targets": ["server:80"]}]
-    assert compose["services"]["server"]["ports"] == ["8080:80"]
-
-
-def test_the_dashboard_is_provisioned_and_reads_metrics_that_there_are() -> None:
-    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
-    provider = yaml.safe_load((DOCKER / "grafana" / "provider.yaml").read_text())
-    source = yaml.safe_load((DOCKER / "grafana" / "datasource.yaml").read_text())
-    folder = provider["providers"][0]["options"]["path"]
-    targets = dict(mounts(compose["services"]["grafana"]))
-    assert targets["./grafana/dashboard.json"] == f"{folder}/dashboard.json"
-    documented = set(METRIC.findall((ROOT / "docs" / "metrics.md").read_text()))
-    panels = json.loads((DOCKER / "grafana" / "dashboard.json").read_text())["panels"]
-    assert panels
-    for panel in panels:
-        assert panel["datasource"]["uid"] == source["datasources"][0]["uid"]
-        for target in panel["targets"]:
-            names = METRIC.findall(target["expr"])
-            assert names
-            for name in names:
-                assert re.sub(r"_(bucket|sum|count)$", "", name) in documented | {
-                    "tgi_request"  # of tgi_request_count
-                }

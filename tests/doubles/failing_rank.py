@@ -1,7 +1,7 @@
-"""A worker process like `python -m workers`, whose rank 1 fails while it loads.
+"""A worker process like `python -m workers`, whose rank 1 fails while it loads, or in a step.
 
 How is the first argument: "refused" says why, "raised" does not, "killed" is gone without a word,
-"hung" never answers.
+"hung" never answers. "stuck" loads, and takes no part in any step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from workers import __main__ as worker_process
 
 def main() -> None:
     how = sys.argv.pop(1)
-    if "--rank=1" in sys.argv:
+    if "--rank=1" in sys.argv and how == "stuck":
+        from workers.tensor_parallel import FollowerRank
+
+        FollowerRank.run = lambda self: time.sleep(1000)  # type: ignore[method-assign]
+    elif "--rank=1" in sys.argv:
         import workers.worker
         from workers.errors import UnsupportedModel
 

@@ -160,9 +160,13 @@ async def running(
     tokenizer: Tokenizer | None = None,
     stop_token_ids: Sequence[int] = (),
     speculation: SpeculationConfig | None = None,
+    deadline: float | None = 2 * DEADLINE,
     **options: Any,
 ) -> AsyncIterator[Running]:
-    """An engine that serves; at the end nothing of it is left: no process, no file, no error."""
+    """An engine that serves; at the end nothing of it is left: no process, no file, no error.
+
+    `deadline` is in seconds, for all that is done with it; None: no limit.
+    """
     gc.freeze()  # what is there already need not be looked at in the end
     loop = asyncio.get_running_loop()
     loop_errors: list[dict[str, Any]] = []
@@ -186,7 +190,7 @@ async def running(
     found = Running(engine, behaviour, steps, journal)
     folder = found.folder
     try:
-        async with asyncio.timeout(2 * DEADLINE):
+        async with asyncio.timeout(deadline):
             if launch:
                 await engine.launch(lambda loading: None)
                 engine.serve(steps)

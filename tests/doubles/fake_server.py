@@ -2,7 +2,8 @@
 
 `python -m tests.doubles.fake_server [flags]` is `tgi-async serve [flags]`, but for the worker,
 the process that prepares images, and the preparation of the model, which is the Python code in the
-environment variable FAKE_PREPARE.
+environment variable FAKE_PREPARE. MOVE_SECONDS is `listener.MOVE_SECONDS`.
+What would block its event loop raises, unless WATCHED is empty.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from tests.api.tiny_tokenizer import tiny_inner
 from tests.doubles import image_process
 from tests.doubles.fake_engine_run import DEADLINE, ROOT, alive
 from tests.doubles.fake_worker import COMMAND, VARIABLE, Behaviour
+from tests.helpers.never_blocked import never_blocked
 
 PREPARED = {"path": "", "model_id": "fake/model", "revision": None}
+MOVE = "MOVE_SECONDS"
+WATCHED = "WATCHED"
 READY = re.compile(r"ready in [\d.]+ s on (https?)://[^ ]+:(\d+)")
 
 
@@ -33,7 +37,14 @@ class FakeServer:
     """A server in another process, and what it wrote to stderr."""
 
     def __init__(
-        self, tmp_path: Path, behaviour: Behaviour, *flags: str, prepare: str = ""
+        self,
+        tmp_path: Path,
+        behaviour: Behaviour,
+        *flags: str,
+        prepare: str = "",
+        terminal: int | None = None,
+        watched: bool = True,
+        move_seconds: float = 0.5,
     ) -> None:
         self.behaviour = behaviour
         self.verify: ssl.SSLContext | bool = True
@@ -44,6 +55,8 @@ class FakeServer:
         self.temporary.mkdir()
         (tmp_path / "tokenizer.json").write_text(tiny_inner().to_str())
         environment = {
+            WATCHED: "yes" if watched else "",
+            MOVE: str(move_seconds),
             VARIABLE: behaviour.environment(),
             "TMPDIR": str(self.temporary),
             "FAKE_PREPARE": prepare or f"print({json.dumps(PREPARED | {'path': str(tmp_path)})!r})",
@@ -55,6 +68,9 @@ class FakeServer:
                 [sys.executable, "-m", "tests.doubles.fake_server", *fixed, *flags],
                 cwd=ROOT,
                 stderr=log,
+                stdin=terminal,
+                start_new_session=terminal is not None,
+                preexec_fn=None if terminal is None else _be_controlled,
                 env=inherited | environment,
             )
 
@@ -110,13 +126,21 @@ class FakeServer:
         return status
 
 
+def _be_controlled() -> None:
+    """Have the terminal at stdin control this session."""
+    os.close(os.open(os.ttyname(0), os.O_RDWR))
+
+
 def main() -> int:
-    from tgi_async import cli, launcher
+    from tgi_async import cli, launcher, listener
+
+    listener.MOVE_SECONDS = float(os.environ.get(MOVE, listener.MOVE_SECONDS))
 
     prepare = (sys.executable, "-c", os.environ["FAKE_PREPARE"])
     commands = launcher.Commands(prepare, COMMAND, image_process.COMMAND)
     launcher.serve = functools.partial(launcher.serve, commands=commands)
-    return cli.main(["serve", *sys.argv[1:]])
+    with never_blocked() if os.environ.get(WATCHED, "yes") else nullcontext():
+        return cli.main(["serve", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

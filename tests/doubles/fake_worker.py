@@ -12,10 +12,12 @@ another text.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from zlib import crc32
@@ -75,6 +77,12 @@ class Behaviour(msgspec.Struct, kw_only=True):
     """A row with this token fails, alone."""
     die_on: int | None = None
     """Who computes a row with this token dies."""
+    die_after: int = 0
+    """Tokens that such a row gets before."""
+    die_on_length: int = 0
+    """Tokens that such a row has at least, its prompt's included; 0: whatever it has."""
+    hang_on: bool = False
+    """Where it would die of a token, it hangs."""
     die_at: dict[int, int] = {}
     """Steps before whose result it dies."""
     exit_status: int | None = None
@@ -96,6 +104,7 @@ class Behaviour(msgspec.Struct, kw_only=True):
     deaf_at: dict[int, int] = {}
     """Steps after which it reads no more, without dying."""
     takes_images: bool = False
+    device: str = "fake"
     load_seconds: float = 0.0
     step_seconds: float = 0.0
     journal: str = ""
@@ -110,6 +119,7 @@ class _Row:
         self.tokens = list(admit.tokens)
         self.n_prompt = admit.n_prompt
         self.n_computed = admit.n_cached
+        self.n_sampled = 0
         self.blocks = list(admit.blocks)
         self.sampling = admit.sampling
         self.prompt_logprobs = admit.prompt_logprobs
@@ -157,7 +167,7 @@ class FakeWorker:
                 max_batch_prefill_tokens=(
                     start.batch.max_prefill_tokens or behaviour.max_batch_prefill_tokens
                 ),
-                device="fake",
+                device=behaviour.device,
                 eos_token_ids=[EOS],
                 vocab_size=behaviour.vocab_size,
                 kv_cache_bytes=0,
@@ -195,7 +205,7 @@ class FakeWorker:
         errors: list[RowError] = []
         for run in step.run:
             row = self._rows[run.row]
-            if behaviour.die_on in row.tokens:
+            if behaviour.die_on in row.tokens and self._kills(row):
                 self._die()
             if behaviour.row_error_on in row.tokens:
                 errors.append(RowError(run.row, "this row is not to the model's taste"))
@@ -204,6 +214,7 @@ class FakeWorker:
             prompt_logprobs += self._compute(row, run)
             if row.n_computed == len(row.tokens):
                 sampled.append(self._sample(row, run.row, max(0, run.n - n_known)))
+                row.n_sampled += 1
         if n_steps == self._now(behaviour.die_at):
             self._die()
         if n_steps == self._now(behaviour.garbage_at):
@@ -213,6 +224,12 @@ class FakeWorker:
             time.sleep(3600)
         answered = step.step + 100 if n_steps == self._now(behaviour.other_step_at) else step.step
         self._channel.send(StepDone(answered, sampled, prompt_logprobs, errors, 0.001, 0.0005))
+
+    def _kills(self, row: _Row) -> bool:
+        """Whether a row with `die_on` is deadly now."""
+        if least := self._behaviour.die_on_length:
+            return len(row.tokens) >= least
+        return row.n_sampled == self._behaviour.die_after
 
     def _compute(self, row: _Row, run: Run) -> list[PromptLogprobs]:
         """Fill the slots of the row's next `n` positions."""
@@ -277,6 +294,8 @@ class FakeWorker:
                 file.write(msgspec.json.encode(line) + b"\n")
 
     def _die(self) -> None:
+        if self._behaviour.hang_on:
+            time.sleep(3600)
         if self._behaviour.exit_status is not None:
             os._exit(self._behaviour.exit_status)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -339,14 +358,15 @@ def _prompt_logprob(state: int, following: int) -> float:
     return -((state + following) % 1000) / 8
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--epoch", type=int, required=True)
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--router", type=int, required=True)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     die_with_parent(given.router)
+    faulthandler.register(signal.SIGUSR1)
     behaviour = msgspec.json.decode(os.environ.get(VARIABLE, "{}"), type=Behaviour)
     channel = WorkerChannel(given.folder, given.epoch, given.rank)
     try:

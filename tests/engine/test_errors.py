@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -120,7 +121,7 @@ async def test_a_request_that_the_core_cannot_bear_fails_alone(
         poisoned(run, name, monkeypatch)
         serving = asyncio.create_task(serve_twelve(run))
         await until(lambda: run.engine.n_running == 12)
-        await fails(run.submit([1, POISON]), "the engine failed, 3 times without progress")
+        await fails(run.submit([1, POISON]), "the engine failed, again and again with this request")
         await serving
         assert run.engine.worker_restarts == 3
         assert (await run.generate("after")).ids == run.expected("after")
@@ -143,7 +144,7 @@ async def test_a_request_that_cannot_be_admitted_fails_alone(
         streams = [run.submit(f"before {i}") for i in range(3)]
         poison = run.submit([1, POISON])
         streams += [run.submit(f"behind {i}") for i in range(3)]
-        await fails(poison, "3 times without progress")
+        await fails(poison, "again and again with this request")
         texts = [f"before {i}" for i in range(3)] + [f"behind {i}" for i in range(3)]
         found = await asyncio.gather(*map(collect, streams))
         assert [one.ids for one in found] == [run.expected(text) for text in texts]
@@ -154,9 +155,21 @@ async def test_who_kills_the_worker_fails_alone_beside_others_that_get_on(tmp_pa
     async with running(Behaviour(n_blocks=400, die_on=POISON, step_seconds=0.01), tmp_path) as run:
         serving = asyncio.create_task(serve_twelve(run, 60))
         await until(lambda: run.engine.n_running == 12)
-        await fails(run.submit([1, POISON]), "SIGKILL, 3 times without progress")
+        await fails(run.submit([1, POISON]), "SIGKILL, again and again with this request")
         await serving
         assert run.engine.worker_restarts == 3
+
+
+async def test_who_kills_the_worker_some_tokens_later_fails_alone_too(tmp_path: Path) -> None:
+    behaviour = Behaviour(n_blocks=400, die_on=POISON, die_after=3, step_seconds=0.002)
+    async with running(behaviour, tmp_path) as run:
+        poison = run.submit([1, POISON], 200)
+        serving = asyncio.create_task(serve_twelve(run, 100))
+        await fails(poison, "SIGKILL, again and again with this request")
+        await serving
+        # Three, one for each halving of thirteen, and one more alone.
+        assert run.engine.worker_restarts <= 3 + 4 + 1
+        assert not run.engine.core.waiting.held
 
 
 @pytest.mark.parametrize(
@@ -303,6 +316,7 @@ async def test_a_retired_engine_stays_retired_when_its_workers_start_again(tmp_p
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadline, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(deadline, "STOPPED_SECONDS", 0.3)
     monkeypatch.setattr("tgi_async.deadline.LOOK_SECONDS", 0.05)
     monkeypatch.setattr("tgi_async.supervisor.LOOK_SECONDS", 0.05)
 
@@ -320,16 +334,19 @@ async def test_a_worker_that_is_stopped_is_replaced(
         await serving
         assert run.engine.ready
         assert run.engine.worker_restarts == 1
-    assert [line for line in caplog.messages if "no result" in line] == [
-        "the model worker gave no result for 0 s, and used no processor time; starting the workers "
-        "again, 12 requests will be replayed"
-    ]
+    (line,) = (line for line in caplog.messages if "no result" in line)
+    assert re.fullmatch(
+        "the model worker gave no result for 0 s, and is stopped. "
+        r"In flight: step \d+ \(\d+ rows up to position \d+.*\). "
+        "Starting the workers again, 12 requests will be replayed",
+        line,
+    )
 
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_request_on_which_workers_get_stuck_fails_in_the_end(tmp_path: Path) -> None:
     async with running(Behaviour(deaf_at={0: 1}), tmp_path) as run:
-        await fails(run.submit("x"), "gave no result .* 3 times without progress")
+        await fails(run.submit("x"), "gave no result .*, again and again with this request")
         assert run.engine.worker_restarts == 3
 
 
@@ -343,20 +360,27 @@ async def test_an_idle_worker_owes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("how", ["idle", "slow", "stopped"])
 async def test_a_worker_that_gets_stuck_loading_again_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     async with running(Behaviour(die_at={1: 3}), tmp_path) as run:
-        monkeypatch.setattr(deadline, "BUSY_SECONDS", 0.3)
+        if how == "slow":
+            monkeypatch.setattr(deadline, "BUSY_SECONDS", 0.3)
+        if how == "idle":
+            monkeypatch.setattr(deadline, "IDLE_LOADING_SECONDS", 0.3)
         run.behaviour.load_seconds = 3600
         os.environ["FAKE_WORKER"] = run.behaviour.environment()
         live = run.submit("live")
         await until(lambda: len(run.starts) == 2)
+        if how == "stopped":
+            os.kill(run.starts[1]["pid"], signal.SIGSTOP)
         run.behaviour.load_seconds = 0
         os.environ["FAKE_WORKER"] = run.behaviour.environment()
         await until(lambda: len(run.starts) == 3)
         # This one is to be waited for, however busy the machine is.
         monkeypatch.setattr(deadline, "BUSY_SECONDS", 30.0)
         monkeypatch.setattr(deadline, "IDLE_SECONDS", 30.0)
+        monkeypatch.setattr(deadline, "IDLE_LOADING_SECONDS", 30.0)
         assert (await collect(live)).ids == run.expected("live")
         assert len(run.starts) == 3

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,13 +107,19 @@ class Server:
 
     def worker_pid(self) -> int:
         """The one worker process of the router's children."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        (worker,) = (
-            int(pid)
-            for pid in children
-            if b"workers" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        )
+        (worker,) = self.worker_pids().values()
         return worker
+
+    def worker_pids(self) -> dict[int, int]:
+        """The processes of all ranks, by rank."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        found: dict[int, int] = {}
+        for pid in map(int, children):
+            with suppress(FileNotFoundError):
+                for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                    if word.startswith(b"--rank="):
+                        found[int(word.removeprefix(b"--rank="))] = pid
+        return found
 
     def terminate(self) -> None:
         """Ask it to stop; a second time has no effect."""

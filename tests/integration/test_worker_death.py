@@ -96,7 +96,7 @@ async def test_a_worker_that_is_stopped_is_replaced_within_seconds(
         assert await serving == undisturbed
 
     # The machine that runs this may be busy, and its steps slow.
-    assert 0 < stopped_at < found_at < stopped_at + 4 * IDLE_SECONDS
+    assert 0 < stopped_at < found_at < stopped_at + 10 * IDLE_SECONDS
     assert server.gauges()["tgi_async_worker_restarts"] == restarts + 1
     assert "gave no result" in server.log
 

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.migrate.public import STARTS, Start
+from tests.migrate.found import FOUND
+from tests.migrate.public import STARTS as WELL_KNOWN
+from tests.migrate.public import Start
 from tgi_async.migrate import words
 from tgi_async.migrate.command import becomes, migrate
 from tgi_async.migrate.judge import judge
 
+STARTS = [*WELL_KNOWN, *FOUND]
 PAGE = Path(__file__).parents[2] / "docs" / "migrate-from-tgi.md"
 
 
@@ -21,8 +24,8 @@ def given(start: Start, folder: Path) -> list[str]:
     return [str(file)]
 
 
-def test_twenty_public_starts_are_enough() -> None:
-    assert len({start.source for start in STARTS}) >= 20
+def test_no_public_start_is_there_twice() -> None:
+    assert len({start.source for start in STARTS}) == len(STARTS) >= 35
 
 
 @pytest.mark.parametrize("start", STARTS, ids=lambda start: start.source)
@@ -62,6 +65,12 @@ def test_what_has_no_effect_and_what_is_refused_is_left_out(
     assert (
         "becomes: docker run -e API_KEY=k tgi-async:cpu --model-id a/b\n" in capsys.readouterr().out
     )
+
+
+def test_the_home_folder_is_left_to_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    migrate(["docker run -v ~/.cache/huggingface:/data tgi:1 --model-id '~/a b'"])
+    printed = capsys.readouterr().out
+    assert "run -v ~/.cache/huggingface:/data tgi-async:cpu --model-id '~/a b'\n" in printed
 
 
 def test_a_variable_of_the_shell_is_left_to_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -444,7 +444,7 @@ def test_prompt_logprobs_are_reported_once_though_a_prefill_is_computed_twice() 
 
 
 def test_under_pressure_the_latest_arrival_is_preempted_and_its_tokens_stay() -> None:
-    core = Core(ROOMY._replace(pools=[CachePool(4)]))
+    core = Core(ROOMY._replace(pools=[CachePool(5)]))
     first, second = submitted(core, 1, 4, 9), submitted(core, 2, 4, 9)
     while not core.n_preemptions:
         step(core)
@@ -461,7 +461,7 @@ def test_under_pressure_the_latest_arrival_is_preempted_and_its_tokens_stay() ->
 
 
 def test_a_preempted_request_is_readmitted_with_what_it_emitted() -> None:
-    core = Core(ROOMY._replace(pools=[CachePool(4)]))
+    core = Core(ROOMY._replace(pools=[CachePool(5)]))
     submitted(core, 1, 4, 9)
     second = submitted(core, 2, 4, 9)
     while second.status is not Status.WAITING or core.n_preemptions == 0:
@@ -476,15 +476,41 @@ def test_a_preempted_request_is_readmitted_with_what_it_emitted() -> None:
     assert admitted[0].n_prompt == 4
 
 
+def test_a_preempted_request_does_not_return_before_it_can_stay() -> None:
+    core = Core(ROOMY._replace(pools=[CachePool(8)], overcommit=100.0))
+    requests = [submitted(core, 1, 4, 20), submitted(core, 2, 4, 20), submitted(core, 3, 4, 6)]
+    admitted: list[Request] = []
+    while any(request.status is not Status.ENDED for request in requests):
+        plan = planned(core)
+        admitted += plan.admitted
+        core.complete(result(core, plan))
+    assert core.n_preemptions == 2
+    assert max(map(admitted.count, requests)) == 2
+
+
+def test_admitting_leaves_each_running_row_a_block_to_grow_into() -> None:
+    core = Core(ROOMY._replace(pools=[CachePool(4)]))
+    first, second = submitted(core, 1, 4, 9), submitted(core, 2, 4, 2)
+    step(core)
+    # Two blocks are hers and one more will be, so that one is left, and the other needs two.
+    assert core.running == [first]
+    while first in core.running:
+        assert list(core.waiting) == [second]
+        step(core)
+    while second.status is not Status.ENDED:
+        step(core)
+    assert core.n_preemptions == 0
+
+
 def test_a_prefill_takes_no_block_that_a_closing_table_has_yet_to_give_back() -> None:
     core = Core(
-        ROOMY._replace(pools=[CachePool(8)], block_size=2, max_batch_prefill_tokens=4, lookahead=1)
+        ROOMY._replace(pools=[CachePool(11)], block_size=2, max_batch_prefill_tokens=4, lookahead=1)
     )
     # The second is the older, but is admitted after the third: it prefills as that is preempted.
     requests = [
-        submitted(core, 1, 5, 4, client="bob"),
-        submitted(core, 2, 5, 2, client="bob"),
-        submitted(core, 3, 2, 2, client="ann"),
+        submitted(core, 1, 3, 4, client="bob"),
+        submitted(core, 2, 11, 2, client="bob"),
+        submitted(core, 3, 4, 8, client="ann"),
     ]
     in_flight: list[Plan] = []
     while any(request.status is not Status.ENDED for request in requests):
@@ -492,7 +518,7 @@ def test_a_prefill_takes_no_block_that_a_closing_table_has_yet_to_give_back() ->
             in_flight.append(plan)
         core.complete(result(core, in_flight.pop(0)))
     assert core.n_preemptions == 1
-    assert [request.n_emitted for request in requests] == [4, 2, 2]
+    assert [request.n_emitted for request in requests] == [4, 2, 8]
 
 
 def test_after_a_death_every_running_request_is_admitted_again_in_its_order() -> None:

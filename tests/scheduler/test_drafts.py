@@ -9,6 +9,7 @@ from tgi_async.scheduler.fairness import OUTPUT_COST
 from tgi_async.scheduler.plan import Budget, Plan
 from tgi_async.scheduler.request import Event, Request, TokenEvent
 from tgi_async.scheduler.results import UnexpectedResult
+from tgi_async.scheduler.weights import UNIT
 from tgi_async.wire.messages import CachePool, Sampled, StepDone
 
 BUDGET = Budget(
@@ -204,7 +205,7 @@ def test_drafts_behind_a_stop_sequence_are_neither_shown_nor_charged_nor_cached(
     assert [one.finish_reason for one in tokens] == [None, None, "stop_sequence"]
     assert request.tokens[-2:] == [1, 2]
     assert core.blocks.n_cached == 1  # positions 4 to 7 were computed, and the last two not shown
-    assert core.waiting.counter("") == charged + 3 * OUTPUT_COST
+    assert core.waiting.counter("") == charged + 3 * OUTPUT_COST * UNIT
     assert (request.n_drafts, request.n_accepted) == (3, 2)
 
 
@@ -213,7 +214,7 @@ def test_rejected_drafts_are_free() -> None:
     charged = core.waiting.counter("")
     assert charged is not None
     complete(core, planned(core), [1, 2], 1, n_drafts=3)
-    assert core.waiting.counter("") == charged + 2 * OUTPUT_COST
+    assert core.waiting.counter("") == charged + 2 * OUTPUT_COST * UNIT
 
 
 def test_a_row_is_admitted_with_its_tenant() -> None:

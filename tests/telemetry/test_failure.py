@@ -32,6 +32,11 @@ def test_a_long_message_is_cut() -> None:
     assert len(reason_of(ServerError("x" * 1000))) == MOST_CHARACTERS
 
 
+def test_what_a_terminal_would_obey_is_escaped() -> None:
+    said = reason_of(ServerError("no tool \x1b[2J\x00\u202e\x9b1m é"))
+    assert said == "no tool \\x1b[2J\\x00\\u202e\\x9b1m é"
+
+
 def test_the_words_of_a_library_are_not_reported() -> None:
     error = ValidationError(f"tokenizer error: {SECRET}")
     error.__cause__ = KeyError(SECRET)

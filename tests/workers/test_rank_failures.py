@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -126,6 +127,32 @@ async def test_a_rank_that_dies_in_service_is_named_and_the_group_ends(
         await group.receive()
     await group.kill()
 
+    assert not any(alive(pid) for pid in group.pids)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("how", "said"), [("stopped", "is stopped"), ("stuck", "no processor")])
+async def test_a_rank_that_takes_no_part_in_a_collective_is_noticed_in_seconds(
+    groups: list[WorkerGroup],
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    how: str,
+    said: str,
+) -> None:
+    command = (sys.executable, "-m", "tests.doubles.failing_rank", how) if how == "stuck" else ()
+    group = group_of(groups, tmp_path_factory.mktemp("s"), *command)
+    await group.launch(start(folder), lambda loading: None)
+    if how == "stopped":
+        os.kill(group.pids[1], signal.SIGSTOP)
+    began = time.monotonic()
+    group.send(Step(1, [], [Admit(0, PROMPT, 3, 0, [0], Sampling())], [], [Run(0, 3)]))
+
+    with pytest.raises(WorkerDied, match=said):
+        await group.receive()
+
+    # Of a machine that is busy with other things too.
+    assert time.monotonic() - began < 10
+    await group.kill()
     assert not any(alive(pid) for pid in group.pids)
 
 

@@ -24,6 +24,7 @@ from tgi_async.wire.messages import (
     StepCost,
     StepDone,
 )
+from tgi_async.wire.step_costs import StepCosts
 from workers import step_costs
 from workers.executor import Executor
 from workers.models.loading import Loaded
@@ -132,8 +133,7 @@ def test_steps_are_such_as_the_router_sends(unhurried: None) -> None:
     plan = CostPlan(largest_chunk=64, most_decodes=8)
     plan.measure(machine.probe())
     assert plan.prefill == [StepCost(n, float(n)) for n in (16, 32, 64)]
-    assert plan.decode is not None
-    assert [plan.decode.seconds(n) for n in (1, 2, 4, 8)] == [1.0, 2.0, 4.0, 8.0]
+    assert [StepCosts(plan.decode).seconds(n) for n in (1, 2, 4, 8)] == [1.0, 2.0, 4.0, 8.0]
     assert machine.rows == {}
     assert [one.step for one in machine.steps] == list(range(1, len(machine.steps) + 1))
 
@@ -170,15 +170,14 @@ def test_kernels_that_are_made_meanwhile_do_not_count(unhurried: None) -> None:
     plan = CostPlan(largest_chunk=64, most_decodes=8)
     plan.measure(machine.probe(compiles=True))
     assert plan.prefill == [StepCost(n, float(n)) for n in (16, 32, 64)]
-    assert plan.decode is not None
-    assert [plan.decode.seconds(n) for n in (1, 2, 4, 8)] == [1.0, 2.0, 4.0, 8.0]
+    assert [StepCosts(plan.decode).seconds(n) for n in (1, 2, 4, 8)] == [1.0, 2.0, 4.0, 8.0]
 
 
 def test_a_step_that_fails_ends_the_measuring(unhurried: None) -> None:
     machine = Machine(fails_from=8)
     plan = CostPlan(largest_chunk=64, most_decodes=8)
     plan.measure(machine.probe())
-    assert (plan.prefill, plan.decode, machine.rows) == ([], None, {})
+    assert (plan.prefill, plan.decode, machine.rows) == ([], [], {})
 
 
 def test_what_a_model_costs_is_measured_and_leaves_nothing_behind(
@@ -190,8 +189,8 @@ def test_what_a_model_costs_is_measured_and_leaves_nothing_behind(
     untouched = executor.serving(40)
     assert [one.n_tokens for one in plan.prefill] == [16, 32, 64]
     assert all(0 < one.seconds < 60 for one in plan.prefill)
-    assert plan.decode is not None
-    assert plan.decode.seconds(8) >= plan.decode.seconds(1) > 0
+    decode = StepCosts(plan.decode)
+    assert decode.seconds(8) >= decode.seconds(1) > 0
     assert isinstance(runner, Runner)
     assert isinstance(untouched, Runner)
     step = Step(1, [], [Admit(0, PROMPT, 3, 0, [7], Sampling())], [], [Run(0, 3)])

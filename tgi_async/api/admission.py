@@ -14,10 +14,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from tgi_async.api.engine_client import EngineClient
+from tgi_async.api.key_usage import KeyUsage
 from tgi_async.api.limits import Limits
 from tgi_async.api.request_context import RequestContext
-from tgi_async.errors import Overloaded
-from tgi_async.scheduler.reservations import EVICTED
+from tgi_async.errors import Overloaded, TimedOut, TimedOutInQueue
+from tgi_async.scheduler.reservations import EVICTED, Reservation
 
 FEWEST_SECONDS, MOST_SECONDS = 1, 60
 """Bounds of Retry-After: OpenAI's clients ignore advice to wait longer than a minute."""
@@ -32,6 +33,7 @@ class Admission:
         self._engine = engine
         self._limits = limits
         self._turnover = Turnover()
+        self._usage = KeyUsage()
 
     @asynccontextmanager
     async def take(self, context: RequestContext, n_rows: int = 1) -> AsyncIterator[None]:
@@ -39,10 +41,24 @@ class Admission:
 
         Raises:
             ValidationError: there are never so many rows.
-            Overloaded: there is no room, or no more, because another client needed it.
+            Overloaded: there is no room, or no more, because another client needed it, or the API
+                key has what it may.
+            TimedOut: it has taken as long as it may.
             Unhealthy: the server stops.
         """
-        holding = asyncio.timeout(None)
+        with self._usage.take(context.key, n_rows) as reservations:
+            async with self._reserved(context, n_rows) as reservation:
+                reservations.append(reservation)
+                yield
+
+    @asynccontextmanager
+    async def _reserved(self, context: RequestContext, n_rows: int) -> AsyncIterator[Reservation]:
+        left = math.inf
+        if context.timeout is not None:
+            left = context.timeout - (time.monotonic() - context.started)
+        if left <= 0:
+            raise self._timed_out(context, n_rows, began=False)
+        holding = asyncio.timeout(left if left < math.inf else None)
 
         def leave() -> None:
             holding.reschedule(0.0)  # now: whatever the request waits for is cancelled
@@ -54,16 +70,28 @@ class Admission:
         context.reservation = reservation
         try:
             async with holding:
-                yield
+                yield reservation
         except TimeoutError:
-            if holding.expired():
+            if not holding.expired():
+                raise
+            if reservation.evicted:
                 raise self._overloaded(EVICTED, n_rows) from None
-            raise
+            raise self._timed_out(context, n_rows, began=reservation.began) from None
         except Overloaded as error:
             raise self._overloaded(str(error), n_rows) from None
         finally:
             self._engine.release(reservation)
             self._turnover.released(n_rows, crowded=self._engine.n_waiting > 0)
+
+    def _timed_out(self, context: RequestContext, n_rows: int, *, began: bool) -> TimedOut:
+        seconds = f"{context.timeout:g} seconds"
+        set_by = "--request-timeout, or the header X-Request-Timeout"
+        if began:
+            return TimedOut(f"The request took longer than {seconds} ({set_by})")
+        return TimedOutInQueue(
+            f"The request waited for {seconds} ({set_by}), and was not begun",
+            retry_after=self._turnover.refused(n_rows),
+        )
 
     def _overloaded(self, message: str, n_rows: int) -> Overloaded:
         seconds = self._turnover.refused(n_rows)

@@ -24,6 +24,7 @@ from tgi_async.api.operation import Get, Post
 from tgi_async.api.result import EventStream, TextReply
 from tgi_async.api.resume.exchange import ResumableExchange
 from tgi_async.api.service import Service
+from tgi_async.api.timeout import timeout_of
 from tgi_async.api.unknown_fields import unknown_fields
 from tgi_async.api.unsupported import ignored
 from tgi_async.errors import ServerError
@@ -152,6 +153,8 @@ class Endpoint(Generic[T]):
         if count:
             count.request_received()
         try:
+            most = self._service.limits.request_timeout
+            context.timeout = timeout_of(exchange.asked_timeout, most)
             result = await self._handler(self._service, body, context)
             if isinstance(result, EventStream):
                 await exchange.streamed(result.write)
@@ -168,7 +171,7 @@ class Endpoint(Generic[T]):
                 count.request_failed(error.failure, error)
             await exchange.fail(error)
         except Exception as error:
-            log.exception("A request failed because of an error in the server")
+            log.exception("a request failed by an error of the server's own: it gets a 500")
             internal = ServerError("Internal server error")
             internal.__cause__ = error
             if count:

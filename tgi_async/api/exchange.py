@@ -14,12 +14,15 @@ from typing import Protocol
 
 from starlette.types import Scope, Send
 
+from tgi_async.api.auth import KEY
 from tgi_async.api.encoding import Events, HeaderList, encode_events
 from tgi_async.api.error_reply import ErrorForm, as_tgi
 from tgi_async.api.ignored_fields import HEADER, header_value
 from tgi_async.api.request_context import RequestContext
+from tgi_async.api.timeout import HEADER as TIMEOUT
 from tgi_async.errors import ServerError
 from tgi_async.generation import Emitted
+from tgi_async.tenants import TENANT
 
 KEEP_ALIVE_SECONDS = 15.0
 DIRECT = "tgi_async.direct"
@@ -61,10 +64,15 @@ class Exchange:
         self.streaming = False
         self.finished = False
         peer = scope.get("client")
+        headers = dict(scope.get("headers", ()))
         self.context = RequestContext(
             peer=peer[0] if peer else "",
-            authorization=dict(scope.get("headers", ())).get(b"authorization", b""),
+            authorization=headers.get(b"authorization", b""),
+            key=scope.get(KEY),
+            of_tenant=scope.get(TENANT, ""),
         )
+        self.asked_timeout: bytes | None = headers.get(TIMEOUT)
+        """The client's header of that name, as it is."""
 
     def numbered(
         self,

@@ -1,13 +1,16 @@
 """The application that answers from the first moment on, while the server starts.
 
 While the model loads, every route says so; then the application answers, on the same connections.
-Before a stop, clients are moved to other servers one reply after another.
+Before a stop, clients are moved to other servers one reply after another. A server that takes
+another one's place on the same device holds requests meanwhile, instead of refusing what the other
+one would have taken.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,21 +39,40 @@ class Gate:
         self._kserve = kserve
         self._dialect = dialect
         self._closing = False
+        self._n_held = self._most_held = 0
+        self._over = asyncio.Event()
+        """Set when no request is held any more."""
         self.phase("starting")
 
     def phase(self, name: str) -> None:
         """Set the phase that is reported until the server is ready."""
         self._phase, self._began = name, time.monotonic()
 
+    def hold(self, most: int) -> Callable[[], None]:
+        """Let up to `most` requests wait until the server is ready; health is reported as ever.
+
+        The function that is returned ends that: those that wait get a 503, if the server is not
+        ready.
+        """
+        self._most_held = most
+        return self._over.set
+
     def open(self, app: ASGIApp) -> None:
         """Forward requests to `app` from now on."""
         self._app = app
+        self._over.set()
 
     def close_connections(self) -> None:
         """Close each connection with its next reply, which says so."""
         self._closing = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._n_held < self._most_held and not self._over.is_set() and _is_held(scope):
+            self._n_held += 1
+            try:
+                await self._over.wait()
+            finally:
+                self._n_held -= 1
         if not self._closing or scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -84,3 +106,8 @@ class Gate:
             headers = {"retry-after": str(RETRY_AFTER_SECONDS)}
             reply = Response(body, 503, headers, media_type="application/json")
             await reply(scope, receive, send)
+
+
+def _is_held(scope: Scope) -> bool:
+    """Return whether a request may wait: those that ask how the server is want to know it now."""
+    return scope["type"] == "http" and bool(scope["method"] == "POST")

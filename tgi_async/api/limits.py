@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tgi_async.api.dialect import Dialect
+from tgi_async.keys import KeyFile
 from tgi_async.text.sampling_defaults import SamplingDefaults
 
 
@@ -49,6 +50,12 @@ class Limits:
     payload_limit: int
     """Largest request body, in bytes."""
     api_key: str | None
+    key_file: KeyFile | None
+    """Further API keys; None: there is no such file."""
+    request_timeout: int | None
+    """Seconds that a request has; None: any number."""
+    prefix_cache_salt: str
+    """`tenant`: no tenant finds another's prefixes in the cache; else `none`."""
     cors_allow_origin: tuple[str, ...]
     """Origins that browsers may call from; empty: any."""
     sampling_defaults: SamplingDefaults

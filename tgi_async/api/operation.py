@@ -51,9 +51,9 @@ class Operation:
         """Return the type of an error's body."""
         return OpenAIErrorBody if self.openai_errors(dialect) else ErrorBody
 
-    def api_key(self, limits: Limits) -> str | None:
-        """Return the key that a request must have."""
-        return None
+    def needs_key(self, limits: Limits) -> bool:
+        """Return whether a request must have an API key."""
+        return False
 
     @property
     def types(self) -> tuple[Any, ...]:
@@ -100,9 +100,9 @@ class Post(Operation, Generic[T]):
     keyed: bool = True
     keyed_in_tgi: bool = True
 
-    def api_key(self, limits: Limits) -> str | None:
+    def needs_key(self, limits: Limits) -> bool:
         keyed = self.keyed and (self.keyed_in_tgi or limits.dialect.guards_all_work)
-        return limits.api_key if keyed else None
+        return keyed and bool(limits.api_key or limits.key_file is not None)
 
     @property
     def types(self) -> tuple[Any, ...]:
@@ -112,4 +112,4 @@ class Post(Operation, Generic[T]):
     def failures(self) -> tuple[str, ...]:
         if self.errors_are_events:
             return ()
-        return ("424", "429", "500", "503") if self.generates else ("429", "500")
+        return ("424", "429", "500", "503", "504") if self.generates else ("429", "500")

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tgi_async.api.unknown_fields import Unknown
+from tgi_async.keys import ApiKey
+from tgi_async.scheduler.blocks import Salt
 from tgi_async.scheduler.reservations import Reservation
 
 _SECRET = os.urandom(16)
@@ -22,6 +24,12 @@ class RequestContext:
     """Address of the client, without its port; empty on a Unix socket."""
     authorization: bytes = b""
     """What it sent in the header of that name."""
+    key: ApiKey | None = None
+    """The API key that it came with; None where none is needed."""
+    of_tenant: str = ""
+    """The tenant that a trusted proxy names; empty: none."""
+    timeout: float | None = None
+    """Seconds that it has from `started` on, queue and generation together; None: any number."""
     n_bytes: int = 0
     """Size of the body."""
     unknown: Unknown = field(default_factory=dict)
@@ -40,20 +48,43 @@ class RequestContext:
 
     @property
     def client(self) -> str:
-        """Who shares of the server are counted for."""
-        return self.peer
+        """Who shares of the server are counted for: the tenant, or else the address, of a key."""
+        name = "" if self.key is None else self.key.name
+        if self.of_tenant:
+            return f"{name}/{self.of_tenant}"
+        return f"{name}@{self.peer}" if name else self.peer
+
+    @property
+    def weight(self) -> int:
+        """The weight of its client's share."""
+        return 1 if self.key is None else self.key.weight
 
     @property
     def account(self) -> str:
-        """A name for whose API key this is, from any address, which does not show the key."""
-        return hashlib.blake2b(self.authorization, key=_SECRET, digest_size=8).hexdigest()
+        """A name for whose API key this is, and which tenant's request, from any address. It does
+        not show the key."""
+        digest = hashlib.blake2b(self.authorization, key=_SECRET, digest_size=8)
+        if self.of_tenant:
+            digest.update(b"\0\0" + self.of_tenant.encode())
+        return digest.hexdigest()
 
     @property
     def tenant(self) -> str:
-        """A name for who sends from this address with this API key, which does not show either."""
+        """A name for which tenant's request this is, or for who sends from this address, with this
+        API key. It shows none of these."""
+        if self.of_tenant:
+            return self.account
         digest = hashlib.blake2b(self.authorization, key=_SECRET, digest_size=8)
         digest.update(b"\0" + self.peer.encode())
         return digest.hexdigest()
+
+    @property
+    def cache_salt(self) -> Salt:
+        """What keeps its prefixes from all others: its tenant, or else its API key, or where no key
+        is needed its address."""
+        owner = self.account if self.key is not None else self.tenant
+        digest = hashlib.blake2b(owner.encode(), key=_SECRET, digest_size=16).digest()
+        return Salt(0, 1, digest)
 
     def ignore(self, names: Iterable[str]) -> None:
         """Report that these fields of the request have no effect."""
@@ -64,6 +95,10 @@ class RequestContext:
         return RequestContext(
             peer=self.peer,
             authorization=self.authorization,
+            key=self.key,
+            of_tenant=self.of_tenant,
+            timeout=self.timeout,
             n_bytes=n_bytes,
             ignored=self.ignored,
+            started=self.started,
         )

@@ -10,7 +10,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tgi_async.api import status
-from tgi_async.api.auth import RequireKey
+from tgi_async.api.auth import Keyring, RequireKey
 from tgi_async.api.chat import handler as chat
 from tgi_async.api.cloud import kserve, sagemaker, vertex
 from tgi_async.api.completions import handler as completions
@@ -53,7 +53,7 @@ def routes(service: Service, environment: Mapping[str, str]) -> list[Route]:
     docs = Docs()
     found = operations(service.limits, docs)
     root_path = service.limits.root_path or ""
-    docs.write(document(found, service.limits, service.version), root_path)
+    docs.write(document(found, service.limits, service.build.version), root_path)
     # Before the others: Vertex AI may name an existing route, and sends no key.
     named: list[Operation] = []
     if path := _path(environment, "AIP_HEALTH_ROUTE"):
@@ -78,16 +78,13 @@ def _route(service: Service, operation: Operation) -> Route:
 
 def _guarded(service: Service, operation: Post[Any]) -> ASGIApp:
     endpoint = Endpoint(service, operation)
-    api_key = operation.api_key(service.limits)
-    if not api_key:
+    limits = service.limits
+    if not operation.needs_key(limits):
         return endpoint
-    dialect = service.limits.dialect
-    return RequireKey(
-        endpoint,
-        api_key,
-        any_case=dialect.folds_case_of_key,
-        error_form=operation.error_form(dialect),
+    keys = Keyring(
+        limits.api_key or None, limits.key_file, any_case=limits.dialect.folds_case_of_key
     )
+    return RequireKey(endpoint, keys, error_form=operation.error_form(limits.dialect))
 
 
 def _path(environment: Mapping[str, str], name: str) -> str | None:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from msgspec import structs
@@ -19,6 +18,7 @@ from tgi_async.api.field_names import OF_TGI, FieldNames
 from tgi_async.api.grammar.constraint import checked
 from tgi_async.api.ignored_fields import IgnoredFields
 from tgi_async.api.image_prompts import Expanded, ImagePrompts, Marked, shown_text
+from tgi_async.api.key_usage import within
 from tgi_async.api.limits import Limits
 from tgi_async.api.parameters import (
     GenerateParameters,
@@ -30,6 +30,7 @@ from tgi_async.api.parameters import (
 from tgi_async.api.permits import Permits
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.resume.streams import Streams
+from tgi_async.build_info import BuildInfo, build_info
 from tgi_async.errors import GenerationError, ServerError, ValidationError
 from tgi_async.generation import Drafts, GenerationRequest, Timings
 from tgi_async.grammar.checker import GrammarChecker
@@ -37,6 +38,7 @@ from tgi_async.grammar.grammar import Grammar
 from tgi_async.images.family import Family
 from tgi_async.images.images import Images, ReadyImage
 from tgi_async.images.placeholders import Placeholders, find_placeholders
+from tgi_async.scheduler.blocks import Salt
 from tgi_async.telemetry.metrics import Metrics
 from tgi_async.text.chat import ChatTemplate
 from tgi_async.text.tokenizer import Tokenizer
@@ -88,7 +90,7 @@ class Service:
     """Those that clients may go on with; None: none are."""
     images: Images | None = None
     """What gets images ready; None: the model takes none."""
-    version: str = field(default_factory=lambda: version("tgi-async"))
+    build: BuildInfo = field(default_factory=build_info)
     started: int = field(default_factory=lambda: int(time.time()))
     """The time of the start, in seconds since 1970."""
     ignored_fields: IgnoredFields = field(init=False)
@@ -98,11 +100,6 @@ class Service:
         made = None if self.images is None else ImagePrompts(self.images, self.tokenizer)
         object.__setattr__(self, "image_prompts", made)
         object.__setattr__(self, "ignored_fields", IgnoredFields(self.metrics))
-
-    @property
-    def fingerprint(self) -> str:
-        """`system_fingerprint` of the OpenAI routes: TGI's form for a server outside docker."""
-        return f"{self.version}-native"
 
     async def in_pool(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run `function` off the event loop; when cancelled before it began, it never runs."""
@@ -149,8 +146,7 @@ class Service:
 
         `parameters.truncate` keeps the last tokens. `names` are those
         of the route's fields; a `constraint` counts instead of the grammar. `stop_token_ids` end
-        the text too, unless the client sets `ignore_eos`. Fairness counts by the peer's address
-        alone: there is one API key, and without one the header may be any text.
+        the text too, unless the client sets `ignore_eos`.
 
         Raises:
             ValidationError: the first rule that is broken, in TGI's order.
@@ -170,6 +166,9 @@ class Service:
         max_new_tokens = fit(
             len(ids), parameters.max_new_tokens, self.limits, names, images.n_tokens_of_each
         )
+        if context.key is not None:
+            wanted = parameters.max_new_tokens
+            max_new_tokens = within(context.key, len(ids), max_new_tokens, given=wanted is not None)
         if not ids:
             raise ValidationError(f"`{names.prompt}` cannot be empty")
         grammar = await checked(
@@ -190,6 +189,7 @@ class Service:
                 seed=None if context.seeds is None else next(context.seeds),
             ),
             client=context.client,
+            weight=context.weight,
             tenant=context.tenant if self.limits.max_drafts else "",
             max_new_tokens=max_new_tokens,
             stop=parameters.stop_sequences,
@@ -198,12 +198,15 @@ class Service:
             prompt_logprobs=parameters.decoder_input_details,
             include_stop=include_stop,
             grammar=grammar,
-            salts=images.salts,
+            salts=(*self._salts(context), *images.salts),
             images=images.images,
             held=images.held,
             spans=images.spans,
             reservation=context.reservation,
         )
+
+    def _salts(self, context: RequestContext) -> tuple[Salt, ...]:
+        return (context.cache_salt,) if self.limits.prefix_cache_salt == "tenant" else ()
 
     async def _placeholders(
         self, ids: list[int], ready: Sequence[ReadyImage], family: Family, kept: range
@@ -215,7 +218,7 @@ class Service:
                 find_placeholders, ids, ready, family, start=kept.start, stop=kept.stop
             )
         except GenerationError:
-            log.exception("images of a prompt were not found among its tokens")
+            log.exception("a prompt's images were not found among its tokens: the request fails")
             raise
 
     async def _tokens(

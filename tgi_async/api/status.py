@@ -23,7 +23,7 @@ class Info(Struct, frozen=True, kw_only=True):
     `speculate` is how many drafts are verified for a text in a step, at most; 0 for none.
     `quantization` is the method and the bits of the weights, null for plain ones; `weight_bytes`
     what they take; `kv_cache_dtype` what keys and values are stored as. `sha` and `docker_label`
-    describe a build, which a Python package is not: null.
+    are the commit and the label of the image, null for a Python package.
     """
 
     model_id: str
@@ -43,8 +43,8 @@ class Info(Struct, frozen=True, kw_only=True):
     weight_bytes: int
     kv_cache_dtype: str
     speculate: int
-    sha: None = None
-    docker_label: None = None
+    sha: str | None
+    docker_label: str | None
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
@@ -97,11 +97,13 @@ def info(service: Service, path: Mapping[str, str]) -> Reply[Info]:
             max_client_batch_size=limits.max_client_batch_size,
             router="text-generation-router",
             version=TGI_VERSION,
-            tgi_async_version=service.version,
+            tgi_async_version=service.build.version,
             quantization=limits.quantization,
             weight_bytes=limits.weight_bytes,
             kv_cache_dtype=limits.kv_cache_dtype,
             speculate=limits.max_drafts,
+            sha=service.build.sha,
+            docker_label=service.build.docker_label,
         )
     )
 

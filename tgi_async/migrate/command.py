@@ -125,5 +125,10 @@ def _kept(given: list[str], gone: set[str]) -> list[str]:
 
 
 def _shell(given: list[str]) -> str:
-    """Join words as a shell reads them, but leave its variables to it."""
-    return " ".join(one if "$" in one and " " not in one else shlex.quote(one) for one in given)
+    """Join words as a shell reads them, but leave its variables and the home folder to it."""
+
+    def written(word: str) -> str:
+        open_to_it = ("$" in word or word.startswith("~/")) and " " not in word
+        return word if open_to_it else shlex.quote(word)
+
+    return " ".join(map(written, given))

@@ -13,7 +13,7 @@ from tgi_async.arguments import flag_of, parse_value, resolve, short_flags
 from tgi_async.errors import StartError
 from tgi_async.migrate.differences import Difference, differences
 from tgi_async.migrate.launch import OPEN, Launch, Line
-from tgi_async.platforms import FOLDER_VARIABLES
+from tgi_async.platforms import FLAG_PREFIX, FOLDER_VARIABLES
 from tgi_async.settings import Settings
 from tgi_async.settings_tgi import (
     HARMLESS,
@@ -29,7 +29,8 @@ from tgi_async.settings_tgi import (
 
 FIELDS = {one.name: one.metadata for one in fields(Settings)}
 PRINTING = ("--help", "-h", "--version", "-V", "--env", "-e")
-"""Flags that print, and with which no server starts."""
+"""Flags that print, and that no value follows. With the last two a server starts all the same."""
+NOT_CHECKED = "its value is filled in elsewhere, and was not checked"
 READ_BY_OTHERS = {
     "HF_": "read by huggingface_hub",
     "HUGGING_FACE_": "read by huggingface_hub",
@@ -108,9 +109,13 @@ def _most_values(name: str, word: str) -> int:
 
 def _about_flag(flag: _Flag, known: list[Difference]) -> Line:
     if flag.word in PRINTING:
-        return Line(flag.given, "same", "prints, and does not serve")
+        serves = flag.word in ("--env", "-e")
+        said = "prints, and serves if other flags are given" if serves else "prints, no more"
+        return Line(flag.given, "same", said)
     if flag.name in NOT_BUILT or flag.name in WITHOUT_MEANING:
         return _about_foreign(flag.name, flag.given, flag.value or "")
+    if OPEN.match(flag.word):  # flags, or nothing
+        return Line(flag.given, "same", NOT_CHECKED)
     if not flag.word.startswith("-"):
         return Line(flag.given, "refused", "neither a flag nor the value of one")
     if flag.name not in FIELDS:
@@ -143,7 +148,7 @@ def _about_variable(
         readers = [text for start, text in READ_BY_OTHERS.items() if name.startswith(start)]
         if name in VERTEX_ROUTES or name == "HF_API_TOKEN":
             return Line(given, "same")
-        if launch.image and name in OF_PLATFORMS:
+        if launch.image and (name in OF_PLATFORMS or name.startswith(FLAG_PREFIX)):
             return Line(given, "same", "read in this server's image: docs/deploy/docker.md")
         return Line(given, "same", readers[0] if readers else "not read by this server")
     if setting in flags:
@@ -170,7 +175,7 @@ def _about_setting(
     if value in meanings:
         return Line(given, "changed", f"TGI's value {value} means {meanings[value]} here")
     if OPEN.search(value):
-        return Line(given, "same", "its value is filled in elsewhere, and was not checked")
+        return Line(given, "same", NOT_CHECKED)
     meta = FIELDS[name]
     try:
         parse_value(flag_of(name), value.split() if meta["kind"] is tuple else value, meta)

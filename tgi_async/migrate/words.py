@@ -108,6 +108,9 @@ def _of_docker(words: list[str]) -> Launch:
     launch.by_sagemaker = entrypoint + command == ["serve"]
     launch.options = [word for pair in given for word in pair if word]
     launch.around = [_about_option(launch, *pair) for pair in given] + [about_image(image)]
+    for program in entrypoint:
+        started = "not needed: this server's image starts it by itself"
+        launch.around.append(Line(f"--entrypoint {program}", "no effect", started))
     return launch
 
 

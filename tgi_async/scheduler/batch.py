@@ -33,6 +33,11 @@ class RunningBatch:
         self._committed_tokens = 0
         """Prompt tokens and maximum output tokens of all running requests."""
 
+    @property
+    def in_flight(self) -> list[InFlight]:
+        """The steps that were sent and not completed, the oldest first."""
+        return list(self._in_flight)
+
     def _clear(self) -> None:
         """Forget all that runs, with its blocks, and what is in flight."""
         self._in_flight.clear()

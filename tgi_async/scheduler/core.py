@@ -1,7 +1,7 @@
 """The scheduler core: takes events, and decides with its planner which rows run in the next step.
 
 Deterministic, and alone: no I/O, no clock, no randomness, no asyncio. The engine around it calls
-`reserve`, `submit`, `plan`, `complete`, `finish` and `reset`, sends the steps it plans to the
+`reserve`, `submit`, `plan`, `complete`, `finish` and `died`, sends the steps it plans to the
 workers in order, and hands back their results in the same order.
 
 **Drafts.** Until a result is back, a row is planned for as if all its drafts were accepted. Then it
@@ -40,6 +40,8 @@ class Core(Planner):
     def __init__(self, budget: Budget) -> None:
         super().__init__(budget)
         self._arrivals = 0
+        self._began = 0
+        """The step by which all that was live at the last death may run again."""
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -52,11 +54,25 @@ class Core(Planner):
         Raises ValidationError for more than there are, Overloaded where there is no room now.
         """
         reservation, evicted = self.reservations.reserve(client, n_rows, n_bytes)
+        return reservation, evicted, self._end_evicted(evicted)
+
+    def weigh(
+        self, reservation: Reservation, n_tokens: int
+    ) -> tuple[list[Reservation], list[Request]]:
+        """Add the tokens of a prompt that is to be submitted. Return the reservations that were
+        evicted for it, and their requests, which are ended.
+
+        Raises Overloaded where there is no room for so many tokens.
+        """
+        evicted = self.reservations.weigh(reservation, n_tokens)
+        return evicted, self._end_evicted(evicted)
+
+    def _end_evicted(self, evicted: list[Reservation]) -> list[Request]:
         # None of their requests has run.
         ended = [one for one in self.waiting if one.reservation in evicted] if evicted else []
         for request in ended:
             self.finish(request)
-        return reservation, evicted, ended
+        return ended
 
     def submit(self, request: Request) -> None:
         """Queue a new request.
@@ -107,7 +123,33 @@ class Core(Planner):
         request.status = Status.ENDED
         self.waiting.ended(request)
         if request.reservation is not None:
+            if request.charged:
+                request.reservation.n_tokens += len(request.tokens)
             self.reservations.end(request.reservation, ran=request.charged)
+
+    @property
+    def lost(self) -> str:
+        """The shapes of the steps whose results have not come back, for the operator."""
+        return ", ".join(map(str, self._in_flight)) or "nothing"
+
+    def died(self, live: Iterable[Request]) -> Request | None:
+        """Start over after the workers' death. Return who caused it, if that is known, for the
+        caller to `finish`.
+
+        `live` are the requests that the caller still serves.
+        """
+        live = list(live)
+        lost = {row.request for step in self._in_flight for row in step.scheduled_rows}
+        ran = [one for one in live if one in lost]
+        first = self.suspect if self.suspect in live else None
+        culprit = self._suspects.died(first, ran, self._acknowledged - self._began)
+        self.reset(live, one_by_one=True)
+        waiting = set(self.waiting)
+        held = [one for one in self._suspects.held if one in waiting]
+        for request in held:
+            self.waiting.hold(request)
+        self._n_replays -= len(held)
+        return culprit
 
     def reset(self, live: Iterable[Request] | None = None, *, one_by_one: bool = False) -> None:
         """Start over with new workers: every live request waits, and none runs.
@@ -120,12 +162,15 @@ class Core(Planner):
             live = [*self.running, *self.waiting]
         running: list[Request] = []
         waiting: list[Request] = []
+        held = set(self.waiting.held)
         for request in sorted(live, key=lambda one: one.arrival):
-            (waiting if request.status is Status.WAITING else running).append(request)
+            queued = request.status is Status.WAITING and request not in held
+            (waiting if queued else running).append(request)
             request.requeue()
         self._clear()
         self.waiting.reset(waiting, running)
-        self._n_replays = len(running) + len(waiting) if one_by_one else 0
+        self._n_replays = self._began = len(running) + len(waiting) if one_by_one else 0
+        self._began += self._last_step
         self._trial = None
 
     def complete(self, done: StepDone) -> list[Event]:
@@ -155,6 +200,8 @@ class Core(Planner):
             else:
                 self._acknowledge(scheduled, sampled, events)
         self._close_tables()
+        if self._suspects.on_trial:
+            self._suspects.stepped()
         return events
 
     # -- results --------------------------------------------------------------------------------
@@ -182,7 +229,7 @@ class Core(Planner):
                 for token in found.tokens:
                     index += 1
                     request.tokens.append(token)
-                    self.waiting.charge(request.client, OUTPUT_COST)
+                    self.waiting.charge(request.client, OUTPUT_COST * request.price)
                     spent = len(request.tokens) > request.limit  # the last token is never computed
                     if token in request.stop_ids and (not spent or request.grammar):
                         reason = "eos_token"  # a text that a grammar ended in time is complete

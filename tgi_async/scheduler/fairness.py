@@ -3,7 +3,9 @@
 After "Fairness in Serving Large Language Models" (OSDI 2024, arXiv 2401.00588). Each client has a
 counter of the service it received: `INPUT_COST` a prompt token computed for it, `OUTPUT_COST` a
 token emitted. The queued client with the least counter is served first. A client that was idle is
-lifted when it queues again, so that it cannot save up service it did not ask for.
+lifted when it queues again, so that it cannot save up service it did not ask for. A client's weight
+divides what it is charged, so that one of weight 2 gets twice the service of one of weight 1 while
+both are queued; counters are in units of 1 / `weights.UNIT`, which every weight divides.
 
 **The bound that holds.** Let M be the most prompt and output tokens of the requests running at
 once (`overcommit` times the pool, or one request that fills it), R the most tokens that a step
@@ -12,7 +14,9 @@ counters of two queued clients are at most U apart, and two clients that are que
 span receive service that differs by at most 2U. For when a client's request was last admitted, its
 counter was the least, and the least never falls; all it was charged since is that prompt and what
 its running requests emitted. This is the paper's argument with its max(wp * L, wq * M), whose first
-term is never the greater here. What is outside the paper:
+term is never the greater here. With weights w, the counter of client i is at most U / w_i ahead of
+another's by the same argument, and over a span in which i and j are queued, service by weight,
+S_i / w_i and S_j / w_j, differs by at most U / w_i + U / w_j. What is outside the paper:
 
 - A prompt is charged when it is admitted, though its chunks are computed over many steps: a client
   is ahead by at most one prompt, which M counts.
@@ -20,6 +24,8 @@ term is never the greater here. What is outside the paper:
 - A preempted request is queued by its client's counter, which is lifted if nothing else of that
   client was queued. What is computed again is free, so the bound is on new work only. A token that
   was in flight is charged after its row was released, which gives R.
+- A request that is accused of the workers' death (`suspects.py`) is admitted before its turn: then
+  two clients may be a further U apart.
 - The idle are forgotten when all are idle, or beyond `MAX_IDLE_CLIENTS`. They come back at no less
   than the least counter of the queued, so the bound holds; what they were ahead is forgiven.
 """
@@ -28,6 +34,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from itertools import takewhile
 
 from tgi_async.scheduler.request import Request
 
@@ -51,6 +58,8 @@ class WaitingQueue:
         self._floor = 0
         """The counter that a client is raised to at least when no client is queued."""
         self._n_waiting = 0
+        self._held: dict[int, Request] = {}
+        """Those that wait without being queued, so that they are not the head."""
 
     def __len__(self) -> int:
         return self._n_waiting
@@ -58,10 +67,16 @@ class WaitingQueue:
     def __iter__(self) -> Iterator[Request]:
         for queue in self._queues.values():
             yield from queue.values()
+        yield from self._held.values()
 
     def counter(self, client: str) -> int | None:
         """Return the service a client received; None for a client that is not remembered."""
         return self._counters.get(client)
+
+    @property
+    def live_clients(self) -> dict[str, int]:
+        """Requests of each client that has any, waiting or running."""
+        return dict(self._live)
 
     @property
     def queued_clients(self) -> list[str]:
@@ -73,6 +88,7 @@ class WaitingQueue:
         Counters are kept. Those that ran queue again as preempted requests do.
         """
         self._queues.clear()
+        self._held.clear()
         self._n_waiting = len(waiting)
         self._live.clear()
         for request in (*waiting, *running):
@@ -90,10 +106,13 @@ class WaitingQueue:
         self._n_waiting += 1
 
     def put_back(self, request: Request) -> None:
-        """Queue a preempted request before its client's others, as it came before them."""
+        """Queue a preempted request before those of its client that came after it."""
         queue = self._queue_of(request.client)
+        # There are none but where some were held.
+        earlier = list(takewhile(lambda one: one.arrival < request.arrival, queue.values()))
         queue[request.id] = request
-        queue.move_to_end(request.id, last=False)
+        for other in (request, *reversed(earlier)):
+            queue.move_to_end(other.id, last=False)
         self._n_waiting += 1
 
     def head(self) -> Request | None:
@@ -110,6 +129,9 @@ class WaitingQueue:
 
     def remove(self, request: Request) -> None:
         """Remove a request that will run or has ended."""
+        if self._held.pop(request.id, None) is not None:
+            self._n_waiting -= 1
+            return
         queue = self._queues[request.client]
         del queue[request.id]
         self._n_waiting -= 1
@@ -117,8 +139,24 @@ class WaitingQueue:
             del self._queues[request.client]
             self._last_left = request.client
 
+    @property
+    def held(self) -> list[Request]:
+        """Those that wait without being queued."""
+        return list(self._held.values())
+
+    def hold(self, request: Request) -> None:
+        """Keep a queued request from being the head of the queue."""
+        self.remove(request)
+        self._n_waiting += 1
+        self._held[request.id] = request
+
+    def release(self, request: Request) -> None:
+        """Queue a request again that was held, in its client's order of arrival."""
+        self.remove(request)
+        self.put_back(request)
+
     def charge(self, client: str, cost: int) -> None:
-        """Charge service to a client that has a live request."""
+        """Charge service, in units of 1 / `weights.UNIT`, to a client that has a live request."""
         self._counters[client] += cost
 
     def ended(self, request: Request) -> None:

@@ -15,6 +15,10 @@ result.
 
 **No stall.** Each plan leaves enough blocks available for every decoding row to go on for one more
 step; where it cannot, it preempts the latest arrivals now, so that their blocks are back in time.
+
+**No thrashing.** Whoever is admitted leaves each running row a block to grow into, and a request
+that was preempted returns when there are blocks for all that it can still become. Room that is kept
+for these is not idle; where nothing runs, nothing is kept.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from tgi_async.scheduler.plan import Budget, Plan, ScheduledRow, StepBuilder
 from tgi_async.scheduler.request import Request, Status
 from tgi_async.scheduler.reservations import Reservations
 from tgi_async.scheduler.results import InFlight
+from tgi_async.scheduler.suspects import Suspects
 from tgi_async.wire.messages import Admit, Constraint, Grow, Run, Step
 
 
@@ -47,6 +52,7 @@ class Planner(RunningBatch):
         """Admissions that are still to be made one by one."""
         self._trial: Request | None = None
         self._trial_length = 0
+        self._suspects = Suspects()
 
     @property
     def suspect(self) -> Request | None:
@@ -66,6 +72,8 @@ class Planner(RunningBatch):
         """Return the next step, or None while there is nothing to run or too much in flight."""
         if len(self._in_flight) > self.budget.lookahead:
             return None
+        if self._suspects.on_trial:
+            self._release_held()
         builder = StepBuilder(self._last_step + 1, self.budget.max_logits)
         preempted = self._reserve(builder)
         prefilling: Request | None = None
@@ -116,6 +124,13 @@ class Planner(RunningBatch):
         step = Step(builder.step, self._release, builder.admit, builder.grow, builder.run)
         self._release = []
         return Plan(step, builder.admitted, most - builder.left, n_decodes)
+
+    def _release_held(self) -> None:
+        """Queue those again that were held for a trial that is over."""
+        for request in reversed(self._suspects.released()):
+            if request.status is Status.WAITING:
+                self.waiting.release(request)
+                self._n_replays += 1
 
     def _reserve(self, builder: StepBuilder) -> bool:
         """Keep blocks for one token of every running row in this step and in the next.
@@ -204,6 +219,9 @@ class Planner(RunningBatch):
         if not self._free_rows:
             return None
         request = self.waiting.head()
+        accused = self._suspects.accused
+        if accused is not None and not self.running and accused.status is Status.WAITING:
+            request = accused
         if request is None or request.n_in_flight:
             return None
         if self._n_replays:
@@ -215,7 +233,11 @@ class Planner(RunningBatch):
         committed = self._committed_tokens + request.n_prompt + request.max_new_tokens
         if self.running and committed > self.budget.overcommit * self.blocks.n_tokens:
             return None
-        if request.lacking - self.blocks.n_shared > builder.spare:
+        lacking = request.lacking - self.blocks.n_shared
+        if lacking > builder.spare:
+            return None
+        room = builder.spare - self._growth(builder.step)
+        if lacking > room:
             return None
         known = len(request.tokens)
         needs_prompt_logprobs = request.needs_prompt_logprobs
@@ -232,11 +254,14 @@ class Planner(RunningBatch):
         hits = match.hits[: request.hit_end(len(match.hits) * block_size, block_size) // block_size]
         taken = self.blocks.n_taken(hits)
         fresh = self._n_blocks(min(known + 1, request.limit)) - len(hits)
-        if taken + fresh > builder.spare:
+        needed = fresh
+        if request.preempted:
+            needed = self._n_blocks(request.limit) - len(hits)
+        if taken + needed > room:
             # Matching a long prompt again costs more than a step, so wait until the result can have
             # changed. Hits within a span may all count at once.
             n_cut = len(match.hits) - len(hits)
-            request.lacking = taken + fresh - n_cut + self.blocks.n_shared
+            request.lacking = taken + needed - n_cut + self.blocks.n_shared
             return None
 
         self.waiting.remove(request)
@@ -256,7 +281,9 @@ class Planner(RunningBatch):
             request.n_cached = n_cached
             if request.reservation is not None:
                 self.reservations.start(request.reservation)
-            self.waiting.charge(request.client, INPUT_COST * (request.n_prompt - n_cached))
+            self.waiting.charge(
+                request.client, INPUT_COST * request.price * (request.n_prompt - n_cached)
+            )
         builder.spare -= taken
         if request.spans:
             # None of them is to wait, half computed, for a block.
@@ -287,6 +314,18 @@ class Planner(RunningBatch):
         )
         return request
 
+    def _growth(self, step: int) -> int:
+        """Return how many blocks the running rows are left to grow into, beyond those that they
+        have, and need for this step and the next."""
+        n = 0
+        for request in self.running:
+            table = request.table
+            assert table is not None
+            # Rows with drafts come last.
+            end = request.n_planned + (1 if table.last_step == step else 2)
+            n += self._n_blocks(request.limit) > max(len(table.blocks), self._n_blocks(end))
+        return n
+
     def _schedule(self, request: Request, n: int, builder: StepBuilder, n_drafts: int = 0) -> None:
         """Put `n` positions of a running request into the step, the last of them for drafts, and
         grant the blocks they need."""
@@ -311,6 +350,7 @@ class Planner(RunningBatch):
         self.n_preemptions += 1
         self._leave(request)
         request.status = Status.WAITING
+        request.preempted = True
         request.row = -1
         request.n_planned = 0
         self.waiting.put_back(request)

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from tgi_async.scheduler.blocks import BlockTable, Key, Node, Salt, keys_of
 from tgi_async.scheduler.reservations import Reservation
+from tgi_async.scheduler.weights import UNIT
 from tgi_async.wire.messages import Image, Sampling, Span, TopToken
 
 GREEDY = Sampling()
@@ -37,6 +38,8 @@ class Request:
     max_new_tokens: int
     _: KW_ONLY
     client: str = ""
+    weight: int = 1
+    """Of the client, against others: from 1 to `weights.MOST_WEIGHT`."""
     tenant: str = ""
     """Who may be drafted for with what this request is answered."""
     sampling: Sampling = GREEDY
@@ -59,6 +62,8 @@ class Request:
 
     tokens: list[int] = field(init=False)
     n_prompt: int = field(init=False)
+    price: int = field(init=False)
+    """What a unit of service costs its client."""
     limit: int = field(init=False)
     """Most positions this request can ever compute: its last token is never an input."""
     keys: list[Key] = field(default_factory=list, init=False)
@@ -82,6 +87,8 @@ class Request:
     prefill_end: int = field(default=0, init=False)
     """Tokens known at admission, or since a grammar forced some: the row samples when it has
     computed these."""
+    preempted: bool = field(default=False, init=False)
+    """Whether it has given its blocks to others, since the workers started."""
     decoding: bool = field(default=False, init=False)
     """Whether it has sampled, or tried to, since it was admitted: its prefill is over."""
     waits_for: Node | None = field(default=None, init=False)
@@ -92,6 +99,7 @@ class Request:
         self.tokens = list(prompt)
         self.n_prompt = len(prompt)
         self.limit = self.n_prompt + self.max_new_tokens - 1
+        self.price = UNIT // self.weight
 
     @property
     def least_chunk(self) -> int:
@@ -137,6 +145,7 @@ class Request:
         self.n_in_flight = 0
         self.waits_for = None
         self.lacking = 0
+        self.preempted = False
 
     def rewind(self, n_emitted: int, n_prompt_logprobs: int) -> None:
         """Forget the tokens and prompt log-probabilities beyond those that were delivered."""

@@ -12,6 +12,17 @@ class InFlight(NamedTuple):
     step: int
     scheduled_rows: list[ScheduledRow]
 
+    def __str__(self) -> str:
+        """Return the shapes of the step, without what is in it."""
+        rows = self.scheduled_rows
+        several = sorted((row.n for row in rows if row.n > 1), reverse=True)
+        shown = ", ".join(map(str, several[:8])) + (", ..." if several[8:] else "")
+        longest = max(row.table.n_computed + row.n for row in rows)
+        return (
+            f"step {self.step} ({len(rows)} rows up to position {longest}"
+            f"{f', {len(several)} of them with {shown} tokens' if several else ''})"
+        )
+
 
 class UnexpectedResult(Exception):
     """A worker's reply does not fit the step that was sent."""
@@ -27,7 +38,8 @@ def check_result(
 
     Each has a token, an error, or a mask that is not ready; no other row has anything. No more
     drafts were verified than were asked for, and no more accepted than verified. Only a row with a
-    grammar has jump-forward tokens behind it, or a mask that is not ready.
+    grammar has jump-forward tokens behind it, or a mask that is not ready. Log-probabilities of
+    prompt tokens are of tokens that the prompt has.
 
     Raises UnexpectedResult.
     """
@@ -66,3 +78,7 @@ def check_result(
         raise UnexpectedResult(f"rows {sorted(extra)} do not sample in step {done.step}")
     if strange := (failed.keys() | {one.row for one in done.prompt_logprobs}) - rows.keys():
         raise UnexpectedResult(f"rows {sorted(strange)} are not in step {done.step}")
+    for scores in done.prompt_logprobs:
+        n_prompt = rows[scores.row].request.n_prompt
+        if scores.start < 1 or scores.start + len(scores.logprobs) > n_prompt:
+            raise UnexpectedResult(f"row {scores.row} has scores beyond its prompt of {n_prompt}")

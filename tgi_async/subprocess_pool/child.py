@@ -8,6 +8,7 @@ a busy machine does not fail a valid request.
 
 from __future__ import annotations
 
+import faulthandler
 import resource
 import signal
 import sys
@@ -62,6 +63,7 @@ def answer_lines(
     seconds: Callable[[bytes], float],
 ) -> None:
     """Answer each line within its `seconds` of processor time, until `requests` ends."""
+    faulthandler.register(signal.SIGUSR1)
     _end_early()
     for line in requests:
         with processor_time(seconds(line)):

@@ -29,4 +29,14 @@ def reason_of(error: Exception) -> str:
     if foreign is not None:
         return f"{type(error).__name__} from {type(foreign).__name__}"
     lines = said.splitlines() or [type(error).__name__]
-    return lines[0][:MOST_CHARACTERS]
+    return _shown(lines[0][:MOST_CHARACTERS])
+
+
+def _shown(text: str) -> str:
+    """Return the text with escapes for what a terminal would obey: clients choose names."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

@@ -202,6 +202,13 @@ class BatchConfig(Frame, frozen=True):
     """0 lets the worker choose what suits its device."""
 
 
+class StepCost(Frame, frozen=True):
+    """What a step took at warm-up."""
+
+    n_tokens: Count
+    seconds: float
+
+
 class SpeculationConfig(Frame, frozen=True):
     """Drafts of the tokens to come, which steps verify."""
 
@@ -211,6 +218,8 @@ class SpeculationConfig(Frame, frozen=True):
     """"ngram", "suffix", "medusa" or "mlp_speculator"; "": suffix, or what the `path` is."""
     path: str = ""
     """Folder of the checkpoint of a method that has one."""
+    decode_costs: list[StepCost] = []
+    """What a worker that was here before measured; none: they are to be measured."""
 
 
 class CacheConfig(Frame, frozen=True):
@@ -260,6 +269,9 @@ class Start(Frame, frozen=True, tag="start"):
     speculation: SpeculationConfig = SpeculationConfig()
     target_inter_token_latency: float = 0.0
     """Seconds between two tokens of a text while prompts are computed; 0: what suits the device."""
+    beside: Annotated[int, Meta(ge=0)] = 0
+    """Bytes that another worker, which serves meanwhile, may take: the model is loaded only where
+    there is room for them and for its weights. 0: there is no other one."""
 
 
 class Step(Frame, frozen=True, tag="step"):
@@ -297,13 +309,6 @@ class CachePool(Frame, frozen=True):
     kind: CacheKind = "full"
 
 
-class StepCost(Frame, frozen=True):
-    """What a step took at warm-up."""
-
-    n_tokens: Count
-    seconds: float
-
-
 class Ready(Frame, frozen=True, tag="ready"):
     """The worker is warm."""
 
@@ -332,6 +337,8 @@ class Ready(Frame, frozen=True, tag="ready"):
     """The method that drafts; "" for none."""
     prefill_costs: list[StepCost] = []
     """Of one chunk of a prompt, by its tokens, ascending; none where it was not measured."""
+    decode_costs: list[StepCost] = []
+    """Of a step of decodes, by its positions, ascending; none where they do not matter."""
     target_inter_token_latency: float = 0.0
     """In seconds: what was asked for, or what suits the device."""
     takes_images: bool = False

@@ -32,11 +32,14 @@ NICENESS = 5
 class _Followed:
     """A row with a grammar, and whether its next mask is ready."""
 
-    __slots__ = ("error", "ready", "row", "slow", "state", "was_not_ready")
+    __slots__ = ("error", "make", "output", "ready", "row", "slow", "state", "was_not_ready")
 
-    def __init__(self, row: int, state: Progress) -> None:
+    def __init__(self, row: int, make: Callable[[], Progress], output: list[int]) -> None:
         self.row = row
-        self.state = state
+        self.make = make
+        self.state = make()
+        self.output = output
+        """All that was generated, the tokens included that it is advanced by now."""
         self.ready = False
         self.error = ""
         self.slow = False
@@ -44,7 +47,7 @@ class _Followed:
 
 
 class Constraints:
-    """Compute masks in threads: `_begin` and `_advance` run there, all else on the worker's
+    """Compute masks in threads: `_work` and `_advance` run there, all else on the worker's
     loop."""
 
     def __init__(self, vocabulary: Callable[[], Vocabulary], vocab_size: int) -> None:
@@ -59,6 +62,8 @@ class Constraints:
         self._taken: list[tuple[_Followed, list[int]]] = []
         """What `go` will give to the threads."""
         self._done = threading.Event()
+        self._making = threading.Lock()
+        """Held to make the vocabulary again."""
 
     def __bool__(self) -> bool:
         """Return whether any row has a grammar."""
@@ -82,8 +87,9 @@ class Constraints:
         assert self._slow is not None
         # Its own memory: a thread may still fill the mask of the request that had the row before.
         mask = np.zeros(self._n_words, np.int32)
-        followed = self._rows[row] = _Followed(row, Progress(constraint, jump_forward, mask))
-        self._slow.submit(self._begin, followed, output)
+        make = partial(Progress, constraint, jump_forward, mask)
+        followed = self._rows[row] = _Followed(row, make, list(output))
+        self._slow.submit(self._work, followed, partial(self._begin, followed))
 
     def release(self, row: int) -> None:
         """Remove a row."""
@@ -167,14 +173,23 @@ class Constraints:
         if quick:
             self._quick.submit(self._advance, quick)
 
-    def _begin(self, followed: _Followed, output: list[int]) -> None:
-        assert self._vocabulary is not None
-        vocabulary = self._vocabulary
-        self._work(followed, lambda: followed.state.begin(vocabulary.result(), output))
+    def _begin(self, followed: _Followed) -> None:
+        followed.state.begin(self._known_vocabulary(), followed.output)
+
+    def _known_vocabulary(self) -> Vocabulary:
+        with self._making:
+            made = self._vocabulary
+            assert made is not None
+            if made.done() and made.exception() is not None:
+                # Memory may have been short then.
+                made = self._vocabulary = Future()
+                made.set_result(self._make_vocabulary())
+        return made.result()
 
     def _advance(self, taken: list[tuple[_Followed, list[int]]]) -> None:
         for followed, tokens in taken:
             began = time.thread_time()  # work of other threads on the same core does not count
+            followed.output += tokens
             self._work(followed, partial(followed.state.advance, tokens))
             followed.slow = time.thread_time() - began > SLOW_SECONDS
 
@@ -182,11 +197,18 @@ class Constraints:
         if self._rows.get(followed.row) is not followed:
             return  # it was released
         try:
-            work()
+            try:
+                work()
+            except GrammarError:
+                raise
+            except BaseException:  # an engine's panic is no Exception
+                log.exception("a grammar engine failed; it is tried once more, from the beginning")
+                followed.state = followed.make()
+                self._begin(followed)
         except GrammarError as error:
             followed.error = f"the grammar cannot be followed: {error}"
-        except BaseException as error:  # an engine's panic is no Exception
-            log.exception("a grammar engine failed")
+        except BaseException as error:
+            log.exception("a grammar engine failed again: the text of its row fails")
             followed.error = f"the grammar engine failed: {error}"
         followed.ready = True
         self._done.set()

@@ -113,12 +113,14 @@ def load(
     ranks: Ranks | None = None,
     attention: registry.Backend | None = None,
     must_fit: bool = False,
+    beside: int = 0,
 ) -> Loaded:
     """Load a model, with `ranks` this rank's part.
 
     `config.max_total_tokens` is the longest text that is asked for, 0 being the longest that is
     exact; the model's spec says which it is. `attention` defaults to the device's best. With
-    `must_fit`, weights for which a CPU has no memory are refused rather than read.
+    `must_fit`, weights for which a CPU has no memory are refused rather than read; `beside` are
+    bytes that something else will take.
 
     Raises UnsupportedModel, or ValueError and OSError for a broken folder.
     """
@@ -131,7 +133,7 @@ def load(
             "which --kv-cache-dtype or the checkpoint asks for. Leave --attention out"
         )
     if must_fit and device.type == "cpu":
-        _expect_room(loaded.whole_bytes, ranks)
+        _expect_room(loaded.whole_bytes, ranks, beside)
     if loaded.scaling is not None and not max_total_tokens:
         # Longer texts are what it is given for.
         max_total_tokens = rope.limits_of(loaded.module.config).most
@@ -141,15 +143,20 @@ def load(
     return model
 
 
-def _expect_room(size: int, ranks: Ranks | None) -> None:
+def _expect_room(size: int, ranks: Ranks | None, beside: int) -> None:
     """Raise UnsupportedModel if weights of `size` bytes, of all ranks together, do not fit in
-    memory, rather than let the kernel kill the worker half-way."""
-    room = memory.room_on_cpu(swap=True)
+    memory, rather than let the kernel kill the worker half-way; nor what is to be `beside` them,
+    with all that stays free."""
+    room = memory.room_on_cpu(swap=not beside)
     # All ranks look before any of them loads.
     least = room.size if ranks is None else ranks.all_reduce_min(room.size)
+    if beside:
+        least -= beside + memory.OTHERS
     if size > least:
+        further = f" beside {gigabytes(beside)} for the worker that serves" if beside else ""
         raise UnsupportedModel(
-            f"its weights take {gigabytes(size)}, and there is no room for them: {room.because}"
+            f"its weights take {gigabytes(size)}, and there is no room for them{further}: "
+            f"{room.because}"
         )
 
 

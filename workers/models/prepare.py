@@ -9,8 +9,10 @@ own; of all others that is "". A failure is one message on stderr and a non-zero
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status."""
     options = _parser().parse_args(arguments)
+    faulthandler.register(signal.SIGUSR1)
     if options.scratch is not None:
         use_scratch(options.scratch)
     try:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tgi_async.wire.messages import RowError, Sampled, Sampling
+from workers.errors import FAILURES, RowsLost
 from workers.sampling.argmax import max_and_argmax
 from workers.sampling.bans import Bans
 from workers.sampling.bias import Bias
@@ -242,13 +243,19 @@ class Sampler:
         if reported.size:
             output = self._report(output, reported, logits, at[reported])
 
-        if penalized.size:
-            self._penalties.record(at[penalized], output.tokens[self._send(penalized)])
-        if marked.size:
-            self._watermark.record(at[marked], output.tokens[self._send(marked)])
-        if banned.size:
-            self._bans.record(at[banned], output.tokens[self._send(banned)])
-            self._parameters.drop(self._bans.over(at[banned], places[banned] + 1), Needs.BAN)
+        try:
+            if penalized.size:
+                self._penalties.record(at[penalized], output.tokens[self._send(penalized)])
+            if marked.size:
+                self._watermark.record(at[marked], output.tokens[self._send(marked)])
+            if banned.size:
+                self._bans.record(at[banned], output.tokens[self._send(banned)])
+                self._parameters.drop(self._bans.over(at[banned], places[banned] + 1), Needs.BAN)
+        except torch.AcceleratorError:
+            raise
+        except FAILURES as error:
+            # Some rows have their token and others not: nobody may sample them again.
+            raise RowsLost(f"sampled tokens were lost: {error}") from error
         return output
 
     def _draw_quickly(

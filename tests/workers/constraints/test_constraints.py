@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -365,6 +366,52 @@ def test_one_row_fails_alone(gate: Gate) -> None:
     assert "grammar" in constraints.error(0)
     assert not constraints.error(1)
     assert "panic" in constraints.error(2)
+
+
+def test_an_engine_that_fails_once_is_tried_again_from_the_beginning(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate.opened.set()
+    masks: list[list[int]] = []
+    for fails in (False, True):
+        constraints = constraints_of(gate)
+        admit(constraints, 0, Regex("[a-z]{2}[0-9]{3}"))
+        constraints.wait([0], 10)
+        if fails:
+            advance = Progress.advance
+
+            def failing(self: Progress, tokens: list[int], advance: Any = advance) -> None:
+                monkeypatch.setattr(Progress, "advance", advance)
+                advance(self, tokens)  # so that its matcher is where it may not stay
+                raise MemoryError
+
+            monkeypatch.setattr(Progress, "advance", failing)
+        for letter in "ab1":
+            constraints.advance({0: gate.inner.tokens(letter)})
+            constraints.wait([0], 10)
+            assert not constraints.error(0)
+            following = constraints.next(0)
+            assert following is not None
+            masks.append(allowed_in(following.mask))
+    assert masks[:3] == masks[3:]
+
+
+def test_a_vocabulary_that_could_not_be_made_once_is_made_for_the_next_grammar(gate: Gate) -> None:
+    gate.opened.set()
+    n_made = 0
+
+    def make() -> Vocabulary:
+        nonlocal n_made
+        n_made += 1
+        if n_made == 1:
+            raise MemoryError
+        return gate.inner
+
+    constraints = Constraints(make, 32 * gate.completer._n_words)
+    admit(constraints, 0, Regex("a+"))
+    admit(constraints, 1, Regex("b+"))
+    constraints.wait([0, 1], 10)
+    assert (constraints.error(0), constraints.error(1), n_made) == ("", "", 2)
 
 
 def test_who_left_is_not_worked_for(gate: Gate) -> None:

@@ -51,7 +51,7 @@ class ChatAnswer:
         self._id = unique_id("chatcmpl", reply_name)
         self._created = now()
         self._model = _model_of(body, service.limits)
-        self._fingerprint = service.fingerprint
+        self._fingerprint = service.build.fingerprint
         self._dialect = service.limits.dialect
         self._tokenizer = service.tokenizer
         self._n_prompt = len(request.prompt)

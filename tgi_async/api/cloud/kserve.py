@@ -61,7 +61,7 @@ async def infer(
 def server(service: Service, path: Mapping[str, str]) -> Reply[Metadata]:
     """Describe this server."""
     extensions = ["health", "models", "metrics"]
-    return Reply(Metadata("text-generation-inference", service.version, extensions))
+    return Reply(Metadata("text-generation-inference", service.build.version, extensions))
 
 
 def model(service: Service, path: Mapping[str, str]) -> Reply[Metadata]:

@@ -42,7 +42,7 @@ class CompletionAnswer:
         self._id = unique_id("cmpl", reply_name)
         self._created = now()
         self._model = service.limits.model_names[0]
-        self._fingerprint = service.fingerprint
+        self._fingerprint = service.build.fingerprint
         self._dialect = service.limits.dialect
         self._body = body
         self._n = body.n_choices(service.limits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Annotated, Any, Literal, Self
 
 from msgspec import Meta, Struct, structs
@@ -20,6 +21,7 @@ from tgi_async.api.parameters import (
 )
 from tgi_async.errors import ValidationError
 from tgi_async.generation import GenerationRequest
+from tgi_async.scheduler.blocks import Salt
 from tgi_async.text.sampling_defaults import SamplingDefaults
 from tgi_async.wire.messages import MAX_BIASES, Id
 
@@ -58,6 +60,7 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
     max_new_tokens: NewTokens | None = None
     n_predict: I32 | None = None
     min_tokens: U32 | None = None
+    cache_salt: str | None = None
     stop: list[str] | str | None = None
     seed: int | None = None
     n: U32 | None = None
@@ -309,8 +312,16 @@ class OpenAIRequest(Struct, frozen=True, kw_only=True):
             stop_token_ids=(*request.stop_token_ids, *(self.stop_token_ids or ())),
             prompt_logprobs=n_scores is not None,
             prompt_top_n_tokens=n_scores or 0,
+            salts=self._salts(request.salts),
             special_texts=special_texts or {} if self.skip_special_tokens is False else {},
         )
+
+    def _salts(self, salts: tuple[Salt, ...]) -> tuple[Salt, ...]:
+        """Return these after that of the body, if it has one."""
+        if not self.cache_salt:
+            return salts
+        digest = blake2b(self.cache_salt.encode(errors="surrogatepass"), digest_size=16).digest()
+        return (Salt(0, 1, digest), *salts)
 
     def _biases(self) -> dict[int, float]:
         """Return the biases by token id. Raise ValidationError."""

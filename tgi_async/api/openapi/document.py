@@ -31,7 +31,8 @@ FAILURES = {
     "424": "The model failed on this request.",
     "429": "As many requests as allowed are being served and wait, or the client has its share.",
     "500": "The server failed.",
-    "503": "The server is stopping.",
+    "503": "The server is stopping, or the request waited for as long as it may.",
+    "504": "The request took longer than it may.",
 }
 SECONDS, MILLISECONDS, COUNT, TEXT = "number", "integer", "integer", "string"
 STREAM_HEADERS = {
@@ -74,7 +75,7 @@ def document(operations: Sequence[Operation], limits: Limits, version: str) -> J
     }
     if limits.root_path:
         whole["servers"] = [{"url": limits.root_path}]
-    if limits.api_key:
+    if limits.api_key or limits.key_file is not None:
         whole["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for operation in operations:
         kind = _DescribedPost if isinstance(operation, Post) else _Described
@@ -96,7 +97,7 @@ class _Described:
         self._openai_errors = operation.openai_errors(dialect)
         error_type = operation.error_type(dialect)
         self._error = {"application/json": {"schema": self._schema((error_type,))}}
-        self._keyed = bool(operation.api_key(limits))
+        self._keyed = operation.needs_key(limits)
 
     def json(self) -> Json:
         operation = self._operation

@@ -1,0 +1,23 @@
+"""The whole server over workers that fail as planned (`faulty_worker`), as a process of its own:
+`python -m tests.doubles.faulty_server [flags]` is `tgi-async serve [flags]`."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from tests.doubles import faulty_worker
+
+COMMAND = (sys.executable, "-m", "tests.doubles.faulty_server")
+
+
+def main() -> int:
+    from tgi_async import cli, launcher
+
+    commands = launcher.Commands(worker=faulty_worker.COMMAND)
+    launcher.serve = functools.partial(launcher.serve, commands=commands)
+    return cli.main(["serve", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

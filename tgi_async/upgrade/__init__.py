@@ -1,0 +1,1 @@
+"""Upgrades: a new server takes the listening socket over while the old one lets its streams end."""
