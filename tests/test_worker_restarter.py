@@ -215,6 +215,7 @@ async def test_where_the_standby_is_dead_too_another_worker_is_started(make: Mak
     workers = await standing_by(make)
     (waiting,) = standbys(workers)
     os.kill(waiting, signal.SIGKILL)
+    await until(lambda: standbys(workers) != [waiting])
     await die(workers)
     await workers.relaunch(START)
     assert workers.group is not None

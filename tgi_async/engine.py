@@ -274,13 +274,16 @@ class Engine:
         self._check_serving()
         reservation, evicted, ended = self._in_core(self.core.reserve, client, n_rows, n_bytes)
         reservation.on_evicted = on_evicted
+        self._tell_evicted(evicted, ended)
+        return reservation
+
+    def _tell_evicted(self, evicted: list[Reservation], ended: list[Request]) -> None:
         for request in ended:
             if (stream := self._streams.remove(request)) is not None:
                 stream.fail(Overloaded(EVICTED))
         for one in evicted:
             if one.on_evicted is not None:
                 one.on_evicted()
-        return reservation
 
     def release(self, reservation: Reservation) -> None:
         """Free its rows. Idempotent."""
@@ -289,8 +292,8 @@ class Engine:
     def submit(self, request: GenerationRequest) -> GenerationStream:
         """Queue a request.
 
-        Raises ValidationError if it can never fit, Overloaded if its reservation was evicted,
-        Unhealthy when stopping or gone for good.
+        Raises ValidationError if it can never fit, Overloaded if its reservation was evicted or
+        there is no room for its tokens, Unhealthy when stopping or gone for good.
         """
         self._check_serving()
         if (largest := _largest_token(request)) >= self._vocab_size:
@@ -324,6 +327,9 @@ class Engine:
             spans=request.spans,
             reservation=request.reservation,
         )
+        if (reservation := request.reservation) is not None and not reservation.evicted:
+            n_tokens = len(request.prompt)
+            self._tell_evicted(*self._in_core(self.core.weigh, reservation, n_tokens))
         self._in_core(self.core.submit, queued)
         stream = GenerationStream(request, queued, self._tokenizer, self.cancel)
         self._streams.add(stream)

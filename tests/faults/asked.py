@@ -44,10 +44,13 @@ class Answer(NamedTuple):
     logprobs: tuple[float, ...] = ()
     reason: str = ""
 
-    def expect(self, undisturbed: Answer) -> None:
-        """Raise AssertionError unless it is the undisturbed one."""
-        assert self._replace(logprobs=()) == undisturbed._replace(logprobs=())
-        assert self.logprobs == pytest.approx(undisturbed.logprobs, abs=1e-4)
+    def differs(self, undisturbed: Answer) -> str:
+        """Return how it differs from the undisturbed one; empty if it does not."""
+        if self._replace(logprobs=()) != undisturbed._replace(logprobs=()):
+            return f"{self} is not {undisturbed}"
+        if self.logprobs != pytest.approx(undisturbed.logprobs, abs=1e-4):
+            return f"its log-probabilities {self.logprobs} are not {undisturbed.logprobs}"
+        return ""
 
 
 class Asked(NamedTuple):

@@ -49,10 +49,13 @@ async def suffer(
 ) -> list[Outcome]:
     """One fault after another, each under all requests."""
     undisturbed = await read_all(server, requests)
-    outcomes = [await under(named(one), server, requests, undisturbed, draw) for one in names]
+    return [await under(named(one), server, requests, undisturbed, draw) for one in names]
+
+
+def check(outcomes: list[Outcome]) -> None:
+    assert [wrong for one in outcomes for wrong in one.wrong] == []
     for one in outcomes:
         assert one.n_restarts >= (not one.fault.survived), one
-    return outcomes
 
 
 def folder_for(configuration: Configuration, tiny_chat: Path, tiny_images: Path) -> Path:
@@ -78,7 +81,7 @@ def test_every_stream_ends_with_its_text(
     configuration: Configuration, names: tuple[str, ...], tiny_chat: Path, tmp_path: Path
 ) -> None:
     with FaultyServer.serving(tiny_chat, tmp_path, *configuration.flags()) as server:
-        asyncio.run(suffer(server, list(names), asked(N_STREAMS), random.Random(0)))
+        check(asyncio.run(suffer(server, list(names), asked(N_STREAMS), random.Random(0))))
 
 
 @pytest.mark.full
@@ -91,7 +94,8 @@ def test_in_every_configuration(
     names = [one.name for one in drawn(6, draw, configuration.has)]
     folder = folder_for(configuration, tiny_chat, tiny_images)
     with FaultyServer.serving(folder, tmp_path, *configuration.flags()) as server:
-        asyncio.run(suffer(server, names, asked(N_STREAMS, configuration.images), draw))
+        requests = asked(N_STREAMS, configuration.images)
+        check(asyncio.run(suffer(server, names, requests, draw)))
 
 
 @pytest.mark.soak
@@ -114,6 +118,7 @@ def test_many_faults(tiny_images: Path, tmp_path: Path, capsys: pytest.CaptureFi
         with capsys.disabled():
             print("", *table(outcomes), sep="\n")
     assert len(outcomes) == N_FAULTS
+    check(outcomes)
 
 
 def test_every_kind_has_a_name_of_its_own() -> None:
