@@ -101,7 +101,7 @@ def test_an_upgrade_loses_nothing(
 ) -> None:
     flags = ("--max-concurrent-requests", str(ROWS))
     # Many clients on a busy machine are slow to use a connection again.
-    server = serve(roomy(), *flags, move_seconds=2.0 if n_streams > 4 else 0.5)
+    server = serve(roomy(), *flags, move_seconds=10.0 if n_streams > 4 else 0.5)
     clients = Clients(server, n_streams, n_asking, n_tokens)
     try:
         for n in range(1, n_upgrades + 1):
