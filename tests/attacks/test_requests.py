@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import resource
 from pathlib import Path
 from random import Random
@@ -13,7 +14,7 @@ from random import Random
 import pytest
 
 from tests.attacks.corpus import READ, VALID
-from tests.attacks.mutations import mutated
+from tests.attacks.mutations import mutated, resumed
 from tests.attacks.target import WITNESS, Target, replies, target
 
 AT_ONCE = 16
@@ -35,7 +36,7 @@ async def witness(server: Target) -> bytes:
             break
     ((status, _, text),) = found
     assert status == 200
-    return text
+    return re.sub(rb"\nid: .*", b"", text)  # each stream has ids of its own
 
 
 async def attack(server: Target, n: int, seed: int) -> dict[int, int]:
@@ -48,9 +49,11 @@ async def attack(server: Target, n: int, seed: int) -> dict[int, int]:
 
     async def one_after_another(place: int) -> None:
         nonlocal left
+        again = b""
         while left > 0:
             left -= 1
-            request = in_flight[place] = mutated(random)
+            request = in_flight[place] = again or mutated(random)
+            again = b""
             try:
                 answers = replies(await server.send(request))
             except (AssertionError, TimeoutError) as error:
@@ -60,6 +63,8 @@ async def attack(server: Target, n: int, seed: int) -> dict[int, int]:
                 assert status < 500 or status in NOT_OURS, (status, text[:300], request)
                 assert INTERNAL not in text, (text[:300], request)
                 assert head.count(b"\r\ncontent-length:") <= 1
+                if b"\nid: " in text:
+                    again = resumed(random, request, text)
             assert not server.errors.found, (server.errors.found, list(in_flight.values()))
 
     async def watch() -> None:
