@@ -21,6 +21,7 @@ class Booking:
         self.client = client
         self.n_rows = self.n_waiting = n_rows
         self.n_bytes = n_bytes
+        self.n_tokens = 0
         self.ran = False
         self.requests: list[int] = []
         """The ids of those that live."""
@@ -41,6 +42,13 @@ class Bookings:
     @property
     def n_bytes(self) -> int:
         return sum(one.n_bytes for one in self.held if not one.ran)
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(one.n_tokens for one in self.held if not one.ran)
+
+    def tokens_of(self, client: str) -> int:
+        return sum(one.n_tokens for one in self.held if one.client == client and not one.ran)
 
     def rows_of(self, client: str) -> int:
         return sum(one.n_waiting for one in self.held if one.client == client)
@@ -104,6 +112,45 @@ class Bookings:
             require(self.n_bytes <= most, "A1", f"{self.n_bytes} bytes wait")
         return gone
 
+    def weigh(
+        self, booking: Booking, n_tokens: int, evicted: Sequence[Reservation]
+    ) -> list[Booking]:
+        """The tokens of a prompt were taken in. Returns the evicted bookings."""
+        if booking.ran or booking not in self.held:
+            require(not evicted, "A3", "others are evicted for what waits no more")
+            return []
+        most, before = self.capacity.max_queued_tokens, self.n_tokens
+        free = most is None or self.n_rows <= self.capacity.max_concurrent
+        require(not (free and evicted), "A3", "there is room, and others are evicted")
+        due = self.tokens_of(booking.client) + n_tokens
+        if not free and most is not None and self.others_wait(booking.client):
+            require(due <= most // 2, "A2", f"{booking.client} takes more than half of the tokens")
+        gone = []
+        for reservation in evicted:
+            require(most is not None and self.n_tokens + n_tokens > most, "A3", "too many evicted")
+            one = next(one for one in self.held if one.reservation is reservation)
+            require(not one.ran and one.client != booking.client, "A3", "the wrong one is evicted")
+            mine = [other for other in self.held if other.client == one.client and not other.ran]
+            require(mine[-1] is one, "A3", "it was not the newest of its client")
+            self.held.remove(one)
+            require(self.tokens_of(one.client) >= due, "A3", f"{one.client} is left with less")
+            gone.append(one)
+        booking.n_tokens += n_tokens
+        if not free and most is not None:
+            require(self.n_tokens <= max(most, before), "A1", f"{self.n_tokens} tokens wait")
+        return gone
+
+    def too_heavy(self, booking: Booking, n_tokens: int) -> None:
+        """The core had no room for the tokens of a prompt."""
+        most = self.capacity.max_queued_tokens
+        require(most is not None, "A4", "tokens are refused without a bound")
+        assert most is not None
+        require(self.n_rows > self.capacity.max_concurrent, "A4", "rows are free for these tokens")
+        full = self.n_tokens + n_tokens > most
+        half = self.tokens_of(booking.client) + n_tokens > most // 2
+        others = self.others_wait(booking.client)
+        require(full or (half and others), "A4", "there is room for these tokens")
+
     def start(self, booking: Booking) -> None:
         """A row of it runs for the first time."""
         require(booking in self.held, "A3", "an evicted request runs")
@@ -123,6 +170,8 @@ class Bookings:
         require(kept.n_rows == self.n_rows, "A5", f"{kept.n_rows} rows, not {self.n_rows}")
         bytes_kept = kept.n_queued_bytes
         require(bytes_kept == self.n_bytes, "A5", f"{bytes_kept} bytes, not {self.n_bytes}")
+        tokens_kept = kept.n_queued_tokens
+        require(tokens_kept == self.n_tokens, "A5", f"{tokens_kept} tokens, not {self.n_tokens}")
         clients = {one.client for one in self.held}
         for client in clients:
             rows = self.rows_of(client)

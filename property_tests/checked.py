@@ -98,7 +98,13 @@ class CheckedCore:
             return None
         require(not never, "A1", f"there are no {n_rows} rows")
         booking = Booking(reservation, client, n_rows, n_bytes)
-        for gone in self.bookings.add(booking, evicted):
+        self._end_evicted(self.bookings.add(booking, evicted))
+        self.booked.append(booking)
+        self.check()
+        return booking
+
+    def _end_evicted(self, evicted: list[Booking]) -> None:
+        for gone in evicted:
             self.reached["evicted"] += bool(gone.requests)
             if gone in self.booked:
                 self.reached["evicted before it was submitted"] += 1
@@ -113,9 +119,6 @@ class CheckedCore:
                 self._end(case)
             # Its client gets the error, and leaves.
             self.core.reservations.release(gone.reservation)
-        self.booked.append(booking)
-        self.check()
-        return booking
 
     def give_up(self, booking: Booking) -> None:
         """The client leaves, or its request was found wrong, before anything was submitted."""
@@ -184,6 +187,15 @@ class CheckedCore:
             and limit - 1 <= pool
             and not scored_at_once
         )
+        try:
+            if not booking.reservation.evicted:
+                reservations, _ = self.core.weigh(booking.reservation, len(prompt))
+                self._end_evicted(self.bookings.weigh(booking, len(prompt), reservations))
+                self.reached["evicted for tokens"] += len(reservations)
+        except Overloaded:
+            self.bookings.too_heavy(booking, len(prompt))
+            self.reached["too many tokens"] += 1
+            return False
         try:
             self.core.submit(request)
         except Overloaded:

@@ -44,6 +44,7 @@ WHAT_IT_IS_ABOUT = (
     "dropped token",
     "evicted",
     "evicted before it was submitted",
+    "evicted for tokens",
     "eviction",
     "full queue",
     "half of the queue",
@@ -69,6 +70,7 @@ WHAT_IT_IS_ABOUT = (
     "span",
     "shared block",
     "stop token",
+    "too many tokens",
     "wait at the limit",
     "wait for a computing prefix",
 )
@@ -76,6 +78,8 @@ DRAFTS = (0, 0, 1, 3)
 """How many a worker verifies in a step, at most."""
 TOO_DEEP = {
     "accepted draft under a grammar",
+    "evicted for tokens",
+    "too many tokens",
     "drafts beside a prefill",
     "draft behind a stop sequence",
     "drafts beside a scored prompt",

@@ -6,28 +6,16 @@ import asyncio
 import json
 import random
 from collections import defaultdict
-from functools import cache
 from typing import Any
 
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from starlette.applications import Starlette
 
-from tests.api.conftest import Settings
-from tests.api.tiny_tokenizer import tiny_tokenizer
-from tests.doubles.seeded_engine import SeededEngine
 from tests.helpers.lossy import EventReader, continued
-from tgi_async.api.app import create_app
+from tests.helpers.replica import replica
 from tgi_async.api.resume.event_id import EventId
-from tgi_async.telemetry.metrics import Metrics
-from tgi_async.text.chat import ChatTemplate
 from tgi_async.wire.messages import Sampling
 
-TEMPLATE = (
-    '{% if tools %}Call them in <tool_call> with "name":{% for tool in tools %}{{ tool | tojson }}'
-    "{% endfor %}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "<|im_end|>\n{% endfor %}<|im_start|>assistant\n{# <think> </think> #}"
-)
 THOUGHTS = "<think>\nWohin? 서울 🙂\n</think>\n\n"
 CALLS = (
     '<tool_call>\n{"name": "go", "arguments": {"to": "Zürich"}}\n</tool_call>\n'
@@ -67,26 +55,6 @@ def script(sampling: Sampling) -> str:
     """A text with characters of several tokens, thoughts and calls, another one for each choice."""
     number = (sampling.seed + sampling.choice) % 1000 if sampling.do_sample else 0
     return f"{THOUGHTS}eins {number} zwei é drei 한국 vier 😀👨‍👩‍👧 fünf\n{CALLS}"
-
-
-@cache
-def template() -> ChatTemplate:
-    """One for all examples, for it has a process."""
-    return ChatTemplate(TEMPLATE, {})
-
-
-def replica(dice: random.Random, window: int = 60) -> Starlette:
-    limits = Settings(
-        max_total_tokens=2000, max_input_tokens=1000, resume_window=window, payload_limit=10**6
-    ).limits
-    tokenizer = tiny_tokenizer()
-    return create_app(
-        engine=SeededEngine(tokenizer, script, dice),
-        tokenizer=tokenizer,
-        chat_template=template(),
-        limits=limits,
-        metrics=Metrics(max_input_tokens=1000, max_total_tokens=2000),
-    )
 
 
 def read(payloads: list[bytes]) -> Any:
@@ -130,7 +98,7 @@ async def undisturbed(path: str, body: dict[str, Any], seed: int) -> Any:
     else:
         body = {"seed": seed, **body}
     reader = EventReader()
-    await continued(replica(random.Random(1), window=0), path, body, reader)
+    await continued(replica(script, window=0), path, body, reader)
     assert reader.last_id == b""
     return read(reader.payloads)
 
@@ -146,7 +114,7 @@ async def survives(
     path: str, body: dict[str, Any], lost: list[tuple[int, str, list[bool]]], seed: int
 ) -> None:
     dice = random.Random(seed)
-    app = replica(dice)
+    app = replica(script, dice)
     reader = EventReader()
     for most, then, keeps_up in lost:
         connection = await continued(app, path, body, reader, most=most, keeps_up=list(keeps_up))
@@ -155,7 +123,7 @@ async def survives(
             assert reader.payloads == []
         event(then)
         if then == "other":
-            app = replica(dice)
+            app = replica(script, dice)
         elif then == "expired":
             await app.state.streams.close()
         if connection.ended:

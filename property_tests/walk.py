@@ -49,6 +49,7 @@ def random_capacity(random: Random) -> Capacity:
         max_concurrent=random.randint(1, 5),
         max_queued=random.choice((0, 1, 4, 8, 8)),
         max_queued_bytes=random.choice((30, 60, 2**62)),
+        max_queued_tokens=random.choice((None, 8, 16)),
     )
 
 

@@ -109,7 +109,9 @@ async def test_deaths_while_loading_are_deaths_in_a_row(
     await workers.relaunch(START)
     assert len(waits(caplog)) == 2
     assert [line for line in caplog.messages if "while loading" in line] == [
-        f"worker 0 was killed by SIGKILL while loading (attempt {n} of 3)" for n in (1, 2)
+        f"worker 0 was killed by SIGKILL while loading (attempt {n} of 3): it is started again, "
+        "and requests wait"
+        for n in (1, 2)
     ]
 
 
@@ -213,6 +215,7 @@ async def test_where_the_standby_is_dead_too_another_worker_is_started(make: Mak
     workers = await standing_by(make)
     (waiting,) = standbys(workers)
     os.kill(waiting, signal.SIGKILL)
+    await until(lambda: standbys(workers) != [waiting])
     await die(workers)
     await workers.relaunch(START)
     assert workers.group is not None

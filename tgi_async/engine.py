@@ -274,13 +274,16 @@ class Engine:
         self._check_serving()
         reservation, evicted, ended = self._in_core(self.core.reserve, client, n_rows, n_bytes)
         reservation.on_evicted = on_evicted
+        self._tell_evicted(evicted, ended)
+        return reservation
+
+    def _tell_evicted(self, evicted: list[Reservation], ended: list[Request]) -> None:
         for request in ended:
             if (stream := self._streams.remove(request)) is not None:
                 stream.fail(Overloaded(EVICTED))
         for one in evicted:
             if one.on_evicted is not None:
                 one.on_evicted()
-        return reservation
 
     def release(self, reservation: Reservation) -> None:
         """Free its rows. Idempotent."""
@@ -289,8 +292,8 @@ class Engine:
     def submit(self, request: GenerationRequest) -> GenerationStream:
         """Queue a request.
 
-        Raises ValidationError if it can never fit, Overloaded if its reservation was evicted,
-        Unhealthy when stopping or gone for good.
+        Raises ValidationError if it can never fit, Overloaded if its reservation was evicted or
+        there is no room for its tokens, Unhealthy when stopping or gone for good.
         """
         self._check_serving()
         if (largest := _largest_token(request)) >= self._vocab_size:
@@ -324,6 +327,9 @@ class Engine:
             spans=request.spans,
             reservation=request.reservation,
         )
+        if (reservation := request.reservation) is not None and not reservation.evicted:
+            n_tokens = len(request.prompt)
+            self._tell_evicted(*self._in_core(self.core.weigh, reservation, n_tokens))
         self._in_core(self.core.submit, queued)
         stream = GenerationStream(request, queued, self._tokenizer, self.cancel)
         self._streams.add(stream)
@@ -380,10 +386,15 @@ class Engine:
                 except Exception as error:
                     await self._recover(error)
         except (StartError, WorkerDied) as error:
-            log.error("the model worker cannot be brought back: %s", error)
+            log.error(
+                "the model worker cannot be brought back: %s; requests fail, and the server ends",
+                error,
+            )
             self._give_up(error, str(error))
         except Exception as error:
-            log.exception("%s, and so did its recovery", FAILED)
+            log.exception(
+                "%s, and so did its recovery: all requests fail, and the server ends", FAILED
+            )
             self._give_up(error, FAILED)
 
     def _give_up(self, error: Exception, message: str) -> None:
@@ -505,14 +516,23 @@ class Engine:
         if not self._streams and fault is not None and self._deaths >= MAX_DEATHS:
             raise fault
         if self._deaths >= MAX_DEATHS:
-            log.error("%d restarts without progress: all live requests fail", self._deaths)
+            log.error(
+                "%d restarts without a token between them: all %d live requests fail, and the "
+                "workers are started again",
+                self._deaths,
+                len(self._streams),
+            )
             error = GenerationError(f"{reason}, {self._deaths} times without progress")
             self._deaths = 0
             self._fail_all(error, Unhealthy(str(error)))
         elif culprit is not None:
-            log.error("the workers died of the same request again and again: it fails")
+            failing = self._streams.remove(culprit)
+            log.error(
+                "the workers died of request %s again and again: it fails, the others go on",
+                culprit.id if failing is None else failing.request_id or culprit.id,
+            )
             self.core.finish(culprit)
-            if (failing := self._streams.remove(culprit)) is not None:
+            if failing is not None:
                 failing.fail(GenerationError(f"{reason}, again and again with this request"))
 
     def _fail_all(self, error: ServerError, of_waiting: ServerError) -> None:

@@ -252,7 +252,12 @@ async def serving(
         start=_start(settings, prepared, world_size, chat_ends),
         command=commands.worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,
-        capacity=Capacity.of(settings.max_concurrent_requests, settings.queue_size, payload_limit),
+        capacity=Capacity.of(
+            settings.max_concurrent_requests,
+            settings.queue_size,
+            payload_limit,
+            settings.max_queued_tokens,
+        ),
         standby=settings.standby,
     )
     async with contextlib.AsyncExitStack() as closing:

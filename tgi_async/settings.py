@@ -249,6 +249,14 @@ class Settings:
         kind=int,
         least=0,
     )
+    max_queued_tokens: int | None = _option(
+        None,
+        BATCHING,
+        "most tokens of the prompts that wait, where a request has to wait; more get 429; default: "
+        "any number, within the memory for their texts",
+        kind=int,
+        least=1,
+    )
     max_batch_size: int | None = _option(
         None,
         BATCHING,

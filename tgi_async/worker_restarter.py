@@ -118,7 +118,12 @@ class WorkerRestarter:
             except (StartError, WorkerDied) as error:
                 if attempt == MAX_ATTEMPTS:
                     raise
-                log.error("%s while loading (attempt %d of %d)", error, attempt, MAX_ATTEMPTS)
+                log.error(
+                    "%s while loading (attempt %d of %d): it is started again, and requests wait",
+                    error,
+                    attempt,
+                    MAX_ATTEMPTS,
+                )
 
     async def kill(self) -> None:
         """End the workers at once, and wait until they are gone."""

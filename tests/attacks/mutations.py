@@ -73,8 +73,11 @@ HEADERS = (
 METHODS = (b"POST", b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE", b"post")
 
 
-def mutated(random: Random) -> bytes:
-    """A request, head and body, of a valid one that was changed in one to four ways."""
+def mutated(random: Random, *, whole: bool = False) -> bytes:
+    """A request, head and body, of a valid one that was changed in one to four ways.
+
+    With `whole`, its end is where it says that it is.
+    """
     sent = random.choice(VALID)
     content = sent.content()
     way = random.random()
@@ -82,7 +85,7 @@ def mutated(random: Random) -> bytes:
         content = _encoded(random, _structural(random, sent.body))
     elif way < 0.75:
         content = _several(random, content, word)
-    elif way < 0.9:
+    elif way < 0.9 or whole:
         content = _several(random, content, byte)
     else:
         return _several(random, _request(random, sent, content), byte)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import cast
 
 from tests.doubles.fake_engine import FakeEngine, FakeGeneration
+from tgi_async.errors import ServerError
 from tgi_async.generation import FinishReason, GenerationRequest
 from tgi_async.generation_stream import GenerationStream
 from tgi_async.scheduler.request import Request
@@ -33,6 +34,7 @@ class SeededEngine(FakeEngine):
         self.n_tokens = 0
         """Tokens of all generations so far."""
         self.tasks: dict[Request, asyncio.Task[None]] = {}
+        self.streams: list[GenerationStream] = []
         self.go.set()
         """Emits while this is set."""
 
@@ -42,8 +44,15 @@ class SeededEngine(FakeEngine):
             self.reservations.start(request.reservation)
         queued = Request(len(self.requests), request.prompt, request.max_new_tokens or 1)
         stream = GenerationStream(request, queued, self._tokenizer, self._cancel)
+        self.streams.append(stream)
         self.tasks[queued] = asyncio.create_task(self._emit(stream, request))
         return cast(FakeGeneration, stream)
+
+    def fail(self, error: ServerError) -> None:
+        """Fail the latest generation."""
+        stream = self.streams[-1]
+        self._cancel(stream.request)
+        stream.fail(error)
 
     def _cancel(self, request: Request) -> None:
         if (task := self.tasks.pop(request, None)) is not None:

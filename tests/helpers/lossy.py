@@ -61,9 +61,12 @@ class Connection:
         self._keeps_up = keeps_up or []
         self._left = asyncio.Event()
 
-    async def ask(self, app: ASGIApp, path: str, body: bytes, headers: dict[str, str]) -> None:
+    async def ask(
+        self, app: ASGIApp, path: str, body: bytes, headers: dict[str, str] | list[tuple[str, str]]
+    ) -> None:
         """Send a request, and read its reply up to its end or the cut."""
-        sent = [(name.encode(), value.encode()) for name, value in headers.items()]
+        pairs = headers.items() if isinstance(headers, dict) else headers
+        sent = [(name.encode(), value.encode()) for name, value in pairs]
         scope = {
             "type": "http",
             "method": "POST",

@@ -176,3 +176,70 @@ def test_a_second_generation_in_the_place_of_the_first_counts_once() -> None:
     kept.end(one, ran=True)
     kept.release(one)
     assert kept.n_rows == 0
+
+
+class TestTokens:
+    """Of prompts, in a queue of eight rows and a hundred tokens behind two rows."""
+
+    @pytest.fixture
+    def kept(self) -> Reservations:
+        return Reservations(Capacity(2, 8, max_queued_tokens=100))
+
+    def come(self, kept: Reservations, client: str, n_tokens: int) -> list[Reservation]:
+        """Those that were evicted for a newcomer."""
+        reservation, _ = kept.reserve(client, 1, 1)
+        try:
+            return kept.weigh(reservation, n_tokens)
+        except Overloaded:
+            kept.release(reservation)
+            raise
+
+    def run_two(self, kept: Reservations) -> None:
+        for _ in range(2):
+            reservation, _ = kept.reserve("joe", 1, 1)
+            kept.weigh(reservation, 1000)
+            kept.start(reservation)
+        assert kept.n_queued_tokens == 0
+
+    def test_who_waits_alone_may_have_all_of_them(self, kept: Reservations) -> None:
+        self.run_two(kept)
+        assert self.come(kept, "eve", 60) == []
+        assert self.come(kept, "eve", 40) == []
+        with pytest.raises(Overloaded, match=r"100 tokens \(--max-queued-tokens\)"):
+            self.come(kept, "eve", 1)
+
+    def test_while_others_wait_a_client_has_half(self, kept: Reservations) -> None:
+        self.run_two(kept)
+        self.come(kept, "ann", 10)
+        self.come(kept, "eve", 50)
+        with pytest.raises(Overloaded, match="50 tokens in its queue"):
+            self.come(kept, "eve", 1)
+
+    def test_the_newest_of_who_has_most_gives_way(self, kept: Reservations) -> None:
+        self.run_two(kept)
+        self.come(kept, "eve", 60)
+        newest, _ = kept.reserve("eve", 1, 1)
+        kept.weigh(newest, 40)
+        assert self.come(kept, "ann", 30) == [newest]
+        assert newest.evicted
+        assert kept.n_queued_tokens == 90
+        # She would have more than eve is left with.
+        with pytest.raises(Overloaded):
+            self.come(kept, "ann", 15)
+
+    def test_they_come_back_with_the_first_row_that_runs(self, kept: Reservations) -> None:
+        self.run_two(kept)
+        several, _ = kept.reserve("eve", 2, 1)
+        kept.weigh(several, 30)
+        kept.weigh(several, 30)
+        assert kept.n_queued_tokens == 60
+        kept.start(several)
+        assert kept.n_queued_tokens == 0
+        assert kept.weigh(several, 30) == []
+        assert kept.n_queued_tokens == 0
+
+    def test_where_rows_are_free_nobody_is_refused(self, kept: Reservations) -> None:
+        assert self.come(kept, "eve", 1000) == []
+        assert self.come(kept, "eve", 1000) == []
+        with pytest.raises(Overloaded):
+            self.come(kept, "ann", 1)

@@ -50,7 +50,10 @@ class Clients:
             thread.join()
 
     def _run(self, one: Any) -> None:
-        with httpx.Client(base_url=self._server.url, timeout=DEADLINE) as client:
+        # What has been idle for long may be closed at any time: it is not used again.
+        limits = httpx.Limits(keepalive_expiry=0.25)
+        url = self._server.url
+        with httpx.Client(base_url=url, timeout=DEADLINE, limits=limits) as client:
             while not self._over.is_set():
                 try:
                     one(client)

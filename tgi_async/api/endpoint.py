@@ -171,7 +171,7 @@ class Endpoint(Generic[T]):
                 count.request_failed(error.failure, error)
             await exchange.fail(error)
         except Exception as error:
-            log.exception("A request failed because of an error in the server")
+            log.exception("a request failed by an error of the server's own: it gets a 500")
             internal = ServerError("Internal server error")
             internal.__cause__ = error
             if count:

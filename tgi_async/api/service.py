@@ -218,7 +218,7 @@ class Service:
                 find_placeholders, ids, ready, family, start=kept.start, stop=kept.stop
             )
         except GenerationError:
-            log.exception("images of a prompt were not found among its tokens")
+            log.exception("a prompt's images were not found among its tokens: the request fails")
             raise
 
     async def _tokens(

@@ -54,11 +54,25 @@ class Core(Planner):
         Raises ValidationError for more than there are, Overloaded where there is no room now.
         """
         reservation, evicted = self.reservations.reserve(client, n_rows, n_bytes)
+        return reservation, evicted, self._end_evicted(evicted)
+
+    def weigh(
+        self, reservation: Reservation, n_tokens: int
+    ) -> tuple[list[Reservation], list[Request]]:
+        """Add the tokens of a prompt that is to be submitted. Return the reservations that were
+        evicted for it, and their requests, which are ended.
+
+        Raises Overloaded where there is no room for so many tokens.
+        """
+        evicted = self.reservations.weigh(reservation, n_tokens)
+        return evicted, self._end_evicted(evicted)
+
+    def _end_evicted(self, evicted: list[Reservation]) -> list[Request]:
         # None of their requests has run.
         ended = [one for one in self.waiting if one.reservation in evicted] if evicted else []
         for request in ended:
             self.finish(request)
-        return reservation, evicted, ended
+        return ended
 
     def submit(self, request: Request) -> None:
         """Queue a new request.

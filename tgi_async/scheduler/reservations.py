@@ -1,4 +1,4 @@
-"""Rows and bytes that requests hold, from their arrival to their end.
+"""Rows, bytes and tokens that requests hold, from their arrival to their end.
 
 A request reserves a row for each of its generations when it arrives, before anything is computed
 for it. `max_concurrent` rows are given to any client that asks. Beyond these, `max_queued` more may
@@ -14,7 +14,9 @@ What has run is never evicted.
 
 A row waits until it runs for the first time, whether it is being tokenized or is in the waiting
 queue, whose order is not decided here. The bytes are those of the bodies of requests that have not
-begun to run: prompts and tokens take memory in proportion to them.
+begun to run: prompts and tokens take memory in proportion to them. The tokens are those of their
+prompts, known a little later: the work that is due before a newcomer's turn. Where they are bounded,
+they are shared by the same rules.
 """
 
 from __future__ import annotations
@@ -42,15 +44,23 @@ class Capacity(NamedTuple):
     """Further rows, which wait. 0: a request that finds no row is refused."""
     max_queued_bytes: int = 2**62
     """Most bytes of the bodies of waiting requests, where one of them has to wait."""
+    max_queued_tokens: int | None = None
+    """Most tokens of the prompts of waiting requests, where one of them has to wait; None: any."""
 
     @property
     def max_rows(self) -> int:
         return self.max_concurrent + self.max_queued
 
     @classmethod
-    def of(cls, max_concurrent: int, max_queued: int, payload_limit: int) -> Capacity:
+    def of(
+        cls,
+        max_concurrent: int,
+        max_queued: int,
+        payload_limit: int,
+        max_queued_tokens: int | None = None,
+    ) -> Capacity:
         """Return the capacity by the settings of these names."""
-        return cls(max_concurrent, max_queued, QUEUED_PAYLOADS * payload_limit)
+        return cls(max_concurrent, max_queued, QUEUED_PAYLOADS * payload_limit, max_queued_tokens)
 
 
 class Reservation:
@@ -61,6 +71,7 @@ class Reservation:
         "client",
         "evicted",
         "n_bytes",
+        "n_queued_tokens",
         "n_rows",
         "n_tokens",
         "n_waiting",
@@ -73,6 +84,8 @@ class Reservation:
         self.n_bytes = n_bytes
         self.n_waiting = n_rows
         """Rows that have not run yet."""
+        self.n_queued_tokens = 0
+        """Tokens of its prompts, as far as they were weighed while it waited."""
         self.began = False
         """Whether any row of it has run."""
         self.n_tokens = 0
@@ -85,11 +98,12 @@ class Reservation:
 class Share:
     """The reservations of one client that wait."""
 
-    __slots__ = ("n_bytes", "n_rows", "reservations")
+    __slots__ = ("n_bytes", "n_rows", "n_tokens", "reservations")
 
     def __init__(self) -> None:
         self.n_rows = 0
         self.n_bytes = 0
+        self.n_tokens = 0
         self.reservations: dict[Reservation, None] = {}
         """The client's reservations of which no row has run, in order of arrival."""
 
@@ -101,6 +115,7 @@ class Reservations:
         self.capacity = capacity
         self.n_rows = 0
         self.n_queued_bytes = 0
+        self.n_queued_tokens = 0
         self._shares: dict[str, Share] = {}
 
     def waiting(self, client: str) -> int:
@@ -141,6 +156,24 @@ class Reservations:
         self.n_rows += n_rows
         self.n_queued_bytes += n_bytes
         return reservation, evicted
+
+    def weigh(self, reservation: Reservation, n_tokens: int) -> list[Reservation]:
+        """Add the tokens of a prompt to a reservation that waits. Return those that were evicted
+        for it.
+
+        Raises Overloaded where there is no room for so many.
+        """
+        share = self._shares.get(reservation.client)
+        if share is None or reservation not in share.reservations:
+            return []  # It runs already, or is over.
+        evicted = self._make_room_for_tokens(share, n_tokens)
+        for one in evicted:
+            self._give_back(one)
+            one.evicted = True
+        reservation.n_queued_tokens += n_tokens
+        share.n_tokens += n_tokens
+        self.n_queued_tokens += n_tokens
+        return evicted
 
     def start(self, reservation: Reservation) -> None:
         """Note that one of its rows runs for the first time."""
@@ -184,6 +217,8 @@ class Reservations:
         del share.reservations[reservation]
         share.n_bytes -= reservation.n_bytes
         self.n_queued_bytes -= reservation.n_bytes
+        share.n_tokens -= reservation.n_queued_tokens
+        self.n_queued_tokens -= reservation.n_queued_tokens
 
     def _tidy(self, client: str, share: Share) -> None:
         if not share.n_rows and not share.reservations:
@@ -225,6 +260,34 @@ class Reservations:
             evicted.append(newest)
         return evicted
 
+    def _make_room_for_tokens(self, own: Share, n_tokens: int) -> list[Reservation]:
+        """Return which reservations to evict so that these tokens fit. Raises Overloaded."""
+        most = self.capacity.max_queued_tokens
+        if most is None or self.n_rows <= self.capacity.max_concurrent:
+            return []
+        due = own.n_tokens + n_tokens
+        others = [share for share in self._shares.values() if share is not own]
+        if due > most // 2 and others:
+            raise Overloaded(
+                "Model is overloaded: while other clients wait, the prompts of one of them may "
+                f"have {most // 2} tokens in its queue (half of --max-queued-tokens)"
+            )
+        lacking = self.n_queued_tokens + n_tokens - most
+        candidates = [_Candidate(share) for share in others]
+        evicted: list[Reservation] = []
+        while lacking > 0:
+            able = [one for one in candidates if one.tokens_without_newest >= due]
+            largest = max(able, key=lambda one: one.n_tokens, default=None)
+            if largest is None:
+                raise Overloaded(
+                    "Model is overloaded: the prompts in its queue may have "
+                    f"{most} tokens (--max-queued-tokens)"
+                )
+            newest = largest.give_newest()
+            lacking -= newest.n_queued_tokens
+            evicted.append(newest)
+        return evicted
+
     def _check_half(self, rows: int, size: int) -> None:
         """Check a client's share of the queue while others wait. Raises Overloaded."""
         capacity = self.capacity
@@ -259,6 +322,7 @@ class _Candidate:
     def __init__(self, share: Share) -> None:
         self.n_rows = share.n_rows
         self.n_bytes = share.n_bytes
+        self.n_tokens = share.n_tokens
         self._left = list(share.reservations)
 
     @property
@@ -269,8 +333,13 @@ class _Candidate:
     def bytes_without_newest(self) -> int:
         return self.n_bytes - self._left[-1].n_bytes if self._left else -1
 
+    @property
+    def tokens_without_newest(self) -> int:
+        return self.n_tokens - self._left[-1].n_queued_tokens if self._left else -1
+
     def give_newest(self) -> Reservation:
         newest = self._left.pop()
         self.n_rows -= newest.n_waiting
         self.n_bytes -= newest.n_bytes
+        self.n_tokens -= newest.n_queued_tokens
         return newest

@@ -57,6 +57,8 @@ class ResumableExchange(Exchange):
         """Whether its events have ids."""
         self._key: Key | None = None
         """Its key, while it is kept."""
+        self._dropped = False
+        """Whether it must not be kept any more."""
         self._left_at = 0
         """The number of the event that a lost line would have sent next."""
         self._answering: asyncio.Task[None] | None = None
@@ -145,6 +147,7 @@ class ResumableExchange(Exchange):
 
     def drop(self) -> None:
         """Keep it no longer."""
+        self._dropped = True
         if self._expiry is not None:
             self._expiry.cancel()
             self._expiry = None
@@ -314,35 +317,34 @@ class ResumableExchange(Exchange):
                 history.add(added[0])
         else:
             assert self._trail is not None
-            for place, event in enumerate(events, 1):
-                id = self._trail.id_of(event, last=last and place == len(events))
+            for event in events:
+                id = self._trail.id_of(event, last=last and event is events[-1])
                 if id is None:
                     continue
-                payload = event.payload if type(event) is Told else event
+                payload = event.payload if isinstance(event, Told) else event
                 retry = b"" if history.end else RETRY
-                added.append(b"data: %b\n%bid: %b\n\n" % (encode(payload), retry, id))
-                history.add(added[-1])
+                piece = b"data: %b\n%bid: %b\n\n" % (encode(payload), retry, id)
+                history.add(piece)
+                added.append(piece)
         if not added:
             return b""
-        if self._key is None and self._numbers:
+        if self._key is None and self._numbers and not self._dropped:
             self._keep()
-        piece = added[0] if len(added) == 1 else b"".join(added)
-        self._count(len(piece) + OVERHEAD * len(added))
+        piece = b"".join(added)
+        self._streams.n_bytes += len(piece) + OVERHEAD * len(added) if self._key else 0
+        if history.n_bytes > MOST_BYTES_OF_ONE or self._streams.n_bytes > MOST_BYTES:
+            self._make_room()
         return piece
 
     def _keep(self) -> None:
         self._key = Key(self.context.account, self._request, self._seed)
         self._streams.add(self._key, self)
 
-    def _count(self, n_bytes: int) -> None:
-        """Count events that were added, and make room for them."""
+    def _make_room(self) -> None:
+        """Drop events until those that are kept fit."""
         history, streams, line = self.history, self._streams, self.line
         if self._key is None:
             history.drop_before(line.place if line else history.end, 0)
-            return
-        streams.n_bytes += n_bytes
-        beyond = max(history.n_bytes - MOST_BYTES_OF_ONE, streams.n_bytes - MOST_BYTES)
-        if beyond <= 0:
             return
         streams.make_room()
         beyond = max(history.n_bytes - MOST_BYTES_OF_ONE, streams.n_bytes - MOST_BYTES)

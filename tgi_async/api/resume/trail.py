@@ -51,6 +51,7 @@ class Trail:
         on_caught_up: Callable[[], None] = lambda: None,
     ) -> None:
         self._prefix = prefix
+        self._is_single = n_choices == 1
         self._counts = [0] * n_choices
         self._hashes = [choice.to_bytes(HASH_BYTES, "big") for choice in range(n_choices)]
         self._extra = -1
@@ -78,9 +79,8 @@ class Trail:
 
     def id_of(self, event: object, *, last: bool = False) -> bytes | None:
         """Return the id of the next event; None: the client has it."""
-        choice, ids = (event.choice, event.ids) if type(event) is Told else (0, ())
-        if ids:
-            self._add(choice, ids)
+        if isinstance(event, Told) and event.ids:
+            self._add(event.choice, event.ids)
         else:
             self._extra += 1
         resumed = self._resumed
@@ -90,12 +90,16 @@ class Trail:
             ):
                 return None
             self._resumed = None
-        hash = b2a_base64(self._hash(), newline=False)
-        if len(self._counts) > 1 or last:
-            counts = ",".join(map(str, self._counts)).encode()
-            extra = b"end" if last else b"%d" % self._extra
-            return b"%b.%b.%b.%b" % (self._prefix, counts, extra, hash)
+        hash = self._hashes[0] if self._is_single else self._hash()
+        hash = b2a_base64(hash, newline=False)
+        if not self._is_single or last:
+            return self._long_id(hash, last=last)
         return b"%b.%d.%d.%b" % (self._prefix, self._counts[0], self._extra, hash)
+
+    def _long_id(self, hash: bytes, *, last: bool) -> bytes:
+        counts = ",".join(map(str, self._counts)).encode()
+        extra = b"end" if last else b"%d" % self._extra
+        return b"%b.%b.%b.%b" % (self._prefix, counts, extra, hash)
 
     def numbered(
         self, events_of: Callable[[Emitted], Events], choice: int, *, each: bool
@@ -112,13 +116,16 @@ class Trail:
             if each and len(tokens) > 1:
                 return [event for one in emitted.apart() for event in told(one)]
             events = events_of(emitted)
-            ids = [*untold, *(token.id for token in tokens)] if untold or tokens[1:] else None
+            ids = [tokens[0].id]
+            if untold or tokens[1:]:
+                ids = [*untold, *(token.id for token in tokens)]
+                untold.clear()
             if not events:
-                untold[:] = ids or [tokens[0].id]
+                untold.extend(ids)
                 return ()
-            untold.clear()
             first, *others = events
-            ids = ids or [tokens[0].id]
+            if not others:
+                return (Told(first, choice, ids),)
             return [Told(first, choice, ids), *(Told(one, choice, ()) for one in others)]
 
         if choice not in self._behind:
@@ -156,7 +163,7 @@ class Trail:
         del self._behind[choice]
         if not self._behind:
             self._catch_up()
-        if not each or len(self._counts) > 1:
+        if not each or not self._is_single:
             return ()
         return [Told(event, choice, ()) for event in events[1:]]
 
@@ -177,6 +184,6 @@ class Trail:
         self._extra = 0
 
     def _hash(self) -> bytes:
-        if len(self._hashes) == 1:
+        if self._is_single:
             return self._hashes[0]
         return blake2b(b"".join(self._hashes), digest_size=HASH_BYTES).digest()
