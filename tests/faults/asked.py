@@ -249,20 +249,20 @@ async def _by_inference_client(url: str, one: Asked, on_event: Callable[[], None
     for name in ("ignore_eos", "details"):
         del parameters[name]
     reading = _Reading()
-    client = AsyncInferenceClient(model=url, timeout=PATIENCE)
-    stream = await client.text_generation(
-        one.body["inputs"], stream=True, details=True, **parameters
-    )
-    async for event in stream:
-        on_event()
-        reading.add(
-            {
-                "index": event.index,
-                "token": {"id": event.token.id, "logprob": event.token.logprob},
-                "generated_text": event.generated_text,
-                "details": event.details and {"finish_reason": event.details.finish_reason},
-            }
+    async with AsyncInferenceClient(model=url, timeout=PATIENCE) as client:
+        stream = await client.text_generation(
+            one.body["inputs"], stream=True, details=True, **parameters
         )
+        async for event in stream:
+            on_event()
+            reading.add(
+                {
+                    "index": event.index,
+                    "token": {"id": event.token.id, "logprob": event.token.logprob},
+                    "generated_text": event.generated_text,
+                    "details": event.details and {"finish_reason": event.details.finish_reason},
+                }
+            )
     assert reading.reason, "the stream was cut before its last event"
     return reading.whole()
 

@@ -14,8 +14,8 @@ from tgi_async.errors import GenerationError
 
 POISON = 3
 N_TOKENS = 24
-MOST_DEATHS = 6
-"""Until it is found: it is suspected with others, then alone, and then it has had its chance."""
+MOST_DEATHS = 10
+"""Until it is found among eight others."""
 
 
 @pytest.mark.parametrize(
