@@ -49,7 +49,6 @@ def random_capacity(random: Random) -> Capacity:
         max_concurrent=random.randint(1, 5),
         max_queued=random.choice((0, 1, 4, 8, 8)),
         max_queued_bytes=random.choice((30, 60, 2**62)),
-        max_queued_tokens=random.choice((None, 8, 16)),
     )
 
 
@@ -71,6 +70,9 @@ def walk(
     budget = random_budget(random)._replace(max_drafts=max_drafts, max_logits=max_logits)
     if lookahead is not None:
         budget = budget._replace(lookahead=lookahead)
+    if budget.capacity.max_queued and seed >= 1000:
+        tokens = (None, None, 8, 16)[seed // 2 % 4]
+        budget = budget._replace(capacity=budget.capacity._replace(max_queued_tokens=tokens))
     checked = CheckedCore(budget, core_type)
     stems = [[random.randrange(VOCABULARY) for _ in range(16)] for _ in range(2)]
     submits = random.choice((0.03, 0.1, 0.3))
