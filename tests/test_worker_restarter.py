@@ -194,6 +194,19 @@ async def test_a_worker_that_stands_by_takes_over_and_another_one_is_loaded(make
         await until(lambda: bool(standbys(workers)))
 
 
+async def test_one_that_is_being_loaded_takes_over_once_it_is(make: Make, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    workers = make(Behaviour(journal=str(journal), load_seconds=0.5), standby=True)
+    workers.stand_by(START, await workers.launch(START, ignore))
+    await until(lambda: journal.read_text().count("\n") == 2)
+    assert standbys(workers) == []
+    await die(workers)
+    await workers.relaunch(START)
+    loading = json.loads(journal.read_text().splitlines()[1])
+    assert workers.group is not None
+    assert workers.group.pids == [loading["pid"]]
+
+
 async def test_the_standby_is_told_what_may_be_taken_beside_it(make: Make, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     await standing_by(make, Behaviour(journal=str(journal)))

@@ -47,7 +47,7 @@ class WorkerRestarter:
         # It forks our own workers only.
         forks = command == WORKER
         self._fork_server = ForkServer(self.folder, environment()) if forks else None
-        self._standby = Standby(lambda: self._make(Deadline())) if standby else None
+        self._standby = Standby(lambda: self._make(self._deadline.of_others())) if standby else None
         self._epoch = 0
         self._ready_at: float | None = None
         self._was_of_use = False

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from huggingface_hub import InferenceClient
 
-from tests.doubles.fake_engine_run import DEADLINE, ROOT
+from tests.doubles.fake_engine_run import DEADLINE
 from tests.doubles.fake_server import READY, FakeServer
 from tests.doubles.fake_worker import Behaviour
 from tests.helpers.cutter import Cutter
+from tests.helpers.resuming import client as resuming_client
 
-PAGE = ROOT / "docs" / "resuming.md"
 CUTS = [400, 700, 300, 2000, 350, 900, 1, 5000, 500, 1500]
 RESTARTS = (3, 7)
-Events = Callable[[str, dict[str, Any]], Iterator[str]]
-
-
-@pytest.fixture
-def events() -> Events:
-    """The client of the page, which waits less before it comes back."""
-    found = re.search(r"^```python\n(.*?)^body = ", PAGE.read_text(), re.M | re.S)
-    assert found
-    names: dict[str, Any] = {}
-    exec(found[1], names)
-    names["time"] = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 50))
-    client: Events = names["events"]
-    return client
 
 
 class Servers:
@@ -86,8 +70,9 @@ def read(payloads: list[str]) -> Any:
 
 
 def test_a_client_that_is_cut_ten_times_reads_one_text_though_the_server_restarts_twice(
-    servers: Servers, events: Events
+    servers: Servers,
 ) -> None:
+    events = resuming_client()
     body = {
         "prompt": "Hi",
         "n": 2,
@@ -117,7 +102,7 @@ def test_a_client_that_is_cut_ten_times_reads_one_text_though_the_server_restart
 
 def test_a_client_that_knows_no_ids_reads_the_stream_as_ever(servers: Servers) -> None:
     client = InferenceClient(model=servers.url)
-    asked = {"max_new_tokens": 40, "do_sample": True, "seed": 3}
+    asked: Any = {"max_new_tokens": 40, "do_sample": True, "seed": 3}
     whole = client.text_generation("Hi", **asked)
     details = list(client.text_generation("Hi", **asked, stream=True, details=True))
     assert "Hi" + "".join(one.token.text for one in details) == whole
