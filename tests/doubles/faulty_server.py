@@ -17,8 +17,8 @@ def main() -> int:
 
     # These are forked like the product's own.
     forking = functools.partial(ForkServer, command=faulty_fork_server.COMMAND)
-    worker_restarter.WORKER = faulty_worker.COMMAND
-    worker_restarter.ForkServer = forking  # type: ignore[assignment, misc]
+    worker_restarter.WORKER = faulty_worker.COMMAND  # type: ignore[attr-defined]
+    worker_restarter.ForkServer = forking  # type: ignore[assignment, attr-defined]
     commands = launcher.Commands(worker=faulty_worker.COMMAND)
     launcher.serve = functools.partial(launcher.serve, commands=commands)
     return cli.main(["serve", *sys.argv[1:]])

@@ -173,6 +173,7 @@ async def test_poison_is_an_error_of_its_own_stream(tmp_path: Path) -> None:
             assert await reading == [due(server, one) for one in PROMPTS]
 
 
+@pytest.mark.full
 async def test_a_worker_that_is_stopped_is_not_reported_healthy_for_long(tmp_path: Path) -> None:
     behaviour = Behaviour(n_blocks=400, step_seconds=0.01)
     with serving(tmp_path, behaviour) as server:

@@ -20,8 +20,12 @@ MOST_DEATHS = 10
 
 @pytest.mark.parametrize(
     ("length", "hangs"),
-    [(0, False), (3 + 10, False), (40, False), (0, True)],
-    ids=["first token", "tenth token", "long texts only", "hang"],
+    [
+        pytest.param(0, False, id="first token"),
+        pytest.param(3 + 10, False, id="tenth token"),
+        pytest.param(40, False, id="long texts only", marks=pytest.mark.full),
+        pytest.param(0, True, id="hang"),
+    ],
 )
 async def test_it_fails_alone_and_the_others_finish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int, hangs: bool
