@@ -15,8 +15,8 @@ What has run is never evicted.
 A row waits until it runs for the first time, whether it is being tokenized or is in the waiting
 queue, whose order is not decided here. The bytes are those of the bodies of requests that have not
 begun to run: prompts and tokens take memory in proportion to them. The tokens are those of their
-prompts, known a little later: the work that is due before a newcomer's turn. Where they are bounded,
-they are shared by the same rules.
+prompts, known a little later: the work that is due before a newcomer's turn. Where they are
+bounded, they are shared by the same rules.
 """
 
 from __future__ import annotations
