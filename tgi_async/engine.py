@@ -204,9 +204,9 @@ class Engine:
         self._state = State.STOPPED
         if self._task is not None:
             self._task.cancel()
+            await asyncio.wait({self._task})
         if self._later is not None:
             self._later.cancel()
-            await asyncio.wait({self._task})
         try:
             self._fail_all(IncompleteGeneration(), Unhealthy(STOPPING))
         finally:
