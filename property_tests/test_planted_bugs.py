@@ -631,6 +631,8 @@ class Planted(NamedTuple):
     bug: type[Core]
     found_by: str
     max_drafts: int = 0
+    deaths: float | None = None
+    """The rate of the worker's, for what is seen after one only."""
 
 
 PLANTED = {
@@ -652,7 +654,7 @@ PLANTED = {
     "a prefill stalls decodes": Planted(StallsDecodes, "S2"),
     "the batch idles beside work": Planted(IdlesBesideWork, "S3"),
     "a prompt is not matched again": Planted(with_blocks(NeverLooksAgain), "S3"),
-    "a request waits for a dead worker": Planted(WaitsForTheDead, "S3"),
+    "a request waits for a dead worker": Planted(WaitsForTheDead, "S3", deaths=0.05),
     "the oldest request is preempted": Planted(PreemptsTheOldest, "S4"),
     "a preempted request returns too early": Planted(ReturnsAtOnce, "S11"),
     "a request that never fits is admitted": Planted(AdmitsWhatNeverFits, "S5"),
@@ -699,11 +701,14 @@ PLANTED = {
 
 
 def first_violation(
-    core_type: type[Core], max_drafts: int, n_walks: int = N_WALKS
+    core_type: type[Core],
+    max_drafts: int,
+    n_walks: int = N_WALKS,
+    deaths: float | None = None,
 ) -> Violation | None:
     for seed in range(n_walks):
         try:
-            walk(seed, N_EVENTS, core_type, max_drafts)
+            walk(seed, N_EVENTS, core_type, max_drafts, deaths=deaths)
         except Violation as violation:
             return violation
     return None
@@ -711,8 +716,8 @@ def first_violation(
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_properties_catch_it_when(name: str) -> None:
-    bug, found_by, max_drafts = PLANTED[name]
-    violation = first_violation(bug, max_drafts)
+    bug, found_by, max_drafts, deaths = PLANTED[name]
+    violation = first_violation(bug, max_drafts, deaths=deaths)
     assert violation is not None
     assert violation.invariant == found_by, str(violation)
 
