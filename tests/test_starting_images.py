@@ -90,7 +90,7 @@ async def test_images_that_are_not_served_are_a_warning(
     (model / "refused").write_text("it draws, and does not look")
     start, counts = starting(model, scratch)
     assert await start.images(taken=True) is None
-    assert "images are refused: it draws, and does not look" in caplog.text
+    assert "all others served: it draws, and does not look" in caplog.text
     assert counts.store is None
     await start.end()
     assert os.listdir(scratch) == []

@@ -109,7 +109,9 @@ async def test_deaths_while_loading_are_deaths_in_a_row(
     await workers.relaunch(START)
     assert len(waits(caplog)) == 2
     assert [line for line in caplog.messages if "while loading" in line] == [
-        f"worker 0 was killed by SIGKILL while loading (attempt {n} of 3)" for n in (1, 2)
+        f"worker 0 was killed by SIGKILL while loading (attempt {n} of 3): it is started again, "
+        "and requests wait"
+        for n in (1, 2)
     ]
 
 
@@ -192,6 +194,19 @@ async def test_a_worker_that_stands_by_takes_over_and_another_one_is_loaded(make
         await until(lambda: bool(standbys(workers)))
 
 
+async def test_one_that_is_being_loaded_takes_over_once_it_is(make: Make, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    workers = make(Behaviour(journal=str(journal), load_seconds=0.5), standby=True)
+    workers.stand_by(START, await workers.launch(START, ignore))
+    await until(lambda: journal.read_text().count("\n") == 2)
+    assert standbys(workers) == []
+    await die(workers)
+    await workers.relaunch(START)
+    loading = json.loads(journal.read_text().splitlines()[1])
+    assert workers.group is not None
+    assert workers.group.pids == [loading["pid"]]
+
+
 async def test_the_standby_is_told_what_may_be_taken_beside_it(make: Make, tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     await standing_by(make, Behaviour(journal=str(journal)))
@@ -213,6 +228,7 @@ async def test_where_the_standby_is_dead_too_another_worker_is_started(make: Mak
     workers = await standing_by(make)
     (waiting,) = standbys(workers)
     os.kill(waiting, signal.SIGKILL)
+    await until(lambda: standbys(workers) != [waiting])
     await die(workers)
     await workers.relaunch(START)
     assert workers.group is not None

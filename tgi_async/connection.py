@@ -301,7 +301,11 @@ class Connection(HttpToolsProtocol):
             return error.__context__
         if isinstance(error, httptools.HttpParserCallbackError):
             if not isinstance(error.__context__, httptools.HttpParserInvalidURLError):
-                log.error("a request's head could not be handled", exc_info=error.__context__)
+                log.error(
+                    "a request's head from %s could not be handled: it gets a 400",
+                    self.client,
+                    exc_info=error.__context__,
+                )
             return ConnectionRefused(400, f"The URL is not valid. Given: {self.url[:100]!r}")
         return ConnectionRefused(400, f"The request is no valid HTTP/1.1: {error}")
 

@@ -71,6 +71,12 @@ class Deadline:
         self._before: Activity | None = None
         """What was done by the beginning of the idle time."""
 
+    def of_others(self) -> Deadline:
+        """Return one for other workers, which are started as these were."""
+        made = Deadline(self._longest_idle)
+        made._longest_phase = self._longest_phase
+        return made
+
     def started(self) -> None:
         """Note that a start of the workers begins."""
         self._phases, self._most_idle = [], 0.0

@@ -202,11 +202,11 @@ class Engine:
     async def stop(self, grace: float) -> None:
         """Stop the workers. Running requests get an IncompleteGeneration, waiting ones a 503."""
         self._state = State.STOPPED
+        if self._later is not None:
+            self._later.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        if self._later is not None:
-            self._later.cancel()
         try:
             self._fail_all(IncompleteGeneration(), Unhealthy(STOPPING))
         finally:
@@ -386,10 +386,15 @@ class Engine:
                 except Exception as error:
                     await self._recover(error)
         except (StartError, WorkerDied) as error:
-            log.error("the model worker cannot be brought back: %s", error)
+            log.error(
+                "the model worker cannot be brought back: %s; requests fail, and the server ends",
+                error,
+            )
             self._give_up(error, str(error))
         except Exception as error:
-            log.exception("%s, and so did its recovery", FAILED)
+            log.exception(
+                "%s, and so did its recovery: all requests fail, and the server ends", FAILED
+            )
             self._give_up(error, FAILED)
 
     def _give_up(self, error: Exception, message: str) -> None:
@@ -511,14 +516,23 @@ class Engine:
         if not self._streams and fault is not None and self._deaths >= MAX_DEATHS:
             raise fault
         if self._deaths >= MAX_DEATHS:
-            log.error("%d restarts without progress: all live requests fail", self._deaths)
+            log.error(
+                "%d restarts without a token between them: all %d live requests fail, and the "
+                "workers are started again",
+                self._deaths,
+                len(self._streams),
+            )
             error = GenerationError(f"{reason}, {self._deaths} times without progress")
             self._deaths = 0
             self._fail_all(error, Unhealthy(str(error)))
         elif culprit is not None:
-            log.error("the workers died of the same request again and again: it fails")
+            failing = self._streams.remove(culprit)
+            log.error(
+                "the workers died of request %s again and again: it fails, the others go on",
+                culprit.id if failing is None else failing.request_id or culprit.id,
+            )
             self.core.finish(culprit)
-            if (failing := self._streams.remove(culprit)) is not None:
+            if failing is not None:
                 failing.fail(GenerationError(f"{reason}, again and again with this request"))
 
     def _fail_all(self, error: ServerError, of_waiting: ServerError) -> None:

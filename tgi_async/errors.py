@@ -11,6 +11,7 @@
     ├── GenerationError            424 generation
     ├── IncompleteGeneration       500 incomplete_generation
     ├── Unhealthy                  503 healthcheck
+    ├── NotResumable               409 not_resumable
     ├── Unauthorized               401
     ├── NotFound                   404
     └── MethodNotAllowed           405
@@ -159,6 +160,15 @@ class Unhealthy(ServerError):
 
     def __init__(self, message: str = "unhealthy") -> None:
         super().__init__(message)
+
+
+class NotResumable(ServerError):
+    """A stream cannot go on where the client says that it ended."""
+
+    status = 409
+    error_type = "not_resumable"
+    failure = "validation"
+    code = "not_resumable"
 
 
 class Unauthorized(ServerError):

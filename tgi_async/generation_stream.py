@@ -95,6 +95,11 @@ class GenerationStream:
     # -- for the client --------------------------------------------------------------------------
 
     @property
+    def request_id(self) -> str:
+        """The `x-request-id` of the request, for the log; empty outside HTTP."""
+        return "" if self._record is None else self._record.request_id
+
+    @property
     def n_cached(self) -> int:
         """Prompt tokens that were not computed, but found in the prefix cache."""
         return self.request.n_cached

@@ -42,8 +42,11 @@ which would otherwise send a request just when it is closed."""
 MOST_CONNECTIONS = 65_536
 SPARE_FILES = 256
 """Open files besides connections: sockets to workers, pipes of processes, models' files."""
-MOVE_SECONDS = 2.0
-"""How long a server that was followed by another lets a connection be idle."""
+MOVE_SECONDS = 10.0
+"""How long a server that was followed by another lets a connection be idle, if nobody waits for its
+end."""
+HURRY_SECONDS = 2.0
+"""The same where somebody does."""
 LAST_REPLY_SECONDS = 1.0
 """Time that connections get to take the last reply, once their requests were ended."""
 
@@ -68,10 +71,10 @@ class _Server(uvicorn.Server):
         for server in self.servers:
             server.close()
 
-    def close_idle(self, *, new: bool) -> bool:
-        """Close connections that were idle for MOVE_SECONDS, and with `new` those on which no
-        request came in that time. Return whether any is left."""
-        longest = asyncio.get_running_loop().time() - MOVE_SECONDS
+    def close_idle(self, seconds: float, *, new: bool) -> bool:
+        """Close connections that were idle for so long, and with `new` those on which no request
+        came in that time. Return whether any is left."""
+        longest = asyncio.get_running_loop().time() - seconds
         for one in list(self.server_state.connections):
             if (
                 isinstance(one, Connection)
@@ -192,7 +195,8 @@ class Answering:
         self._gate.close_connections()
         loop = asyncio.get_running_loop()
         until = None if grace is None else loop.time() + grace
-        while self._server.close_idle(new=until is not None):
+        hurry = until is not None
+        while self._server.close_idle(HURRY_SECONDS if hurry else MOVE_SECONDS, new=hurry):
             if until is not None and loop.time() > until:
                 stop.insist("the grace is over")
                 return

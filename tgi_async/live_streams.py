@@ -62,7 +62,11 @@ class LiveStreams:
                     stream.fail(GenerationError(event.message))
                     continue
             except Exception as error:
-                log.error("the tokens of a request cannot be decoded", exc_info=error)
+                log.error(
+                    "the tokens of request %s cannot be decoded: it fails, the others go on",
+                    stream.request_id or event.request.id,
+                    exc_info=error,
+                )
                 del self._by_id[event.request.id]
                 stream.fail(GenerationError("its tokens cannot be decoded"))
                 finish(event.request)

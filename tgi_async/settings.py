@@ -372,6 +372,15 @@ class Settings:
     unix_socket: str | None = _option(
         None, HTTP, "path of a Unix socket to listen on instead of hostname and port"
     )
+    resume_window: int = _option(
+        0,
+        HTTP,
+        "give the events of streams ids, with which a client that lost its connection goes on "
+        "(Last-Event-ID); a stream waits for it for so many seconds; default: 0, no ids",
+        kind=int,
+        least=0,
+        most=3600,
+    )
     ssl_certfile: str | None = _option(
         None,
         HTTP,

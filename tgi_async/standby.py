@@ -37,6 +37,8 @@ class Standby:
         self._keeping: asyncio.Task[None] | None = None
         self._waiting: StandbyWorkers | None = None
         self._taken: WorkerGroup | None = None
+        self._loading: asyncio.Future[None] | None = None
+        """Done when the group that is being loaded is, or has failed."""
 
     @property
     def pids(self) -> list[int]:
@@ -50,7 +52,11 @@ class Standby:
         self._keeping = asyncio.create_task(self._keep(start, after))
 
     async def take(self) -> StandbyWorkers | None:
-        """Return the group that waits, if there is one; there is none any more then."""
+        """Return the group that waits, or once it is loaded the one that is being loaded, if there
+        is one; there is none any more then."""
+        if self._loading is not None:
+            # It has a head start over any other.
+            await asyncio.wait({self._loading})
         waiting = self._waiting
         if waiting is not None and waiting.group.lives:
             self._taken = waiting.group
@@ -62,7 +68,7 @@ class Standby:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait({self._keeping})
-            self._keeping = None
+            self._keeping = self._loading = None
 
     async def _keep(self, start: Start, after: float) -> None:
         await asyncio.sleep(after)
@@ -71,8 +77,10 @@ class Standby:
         while attempt < MAX_ATTEMPTS:
             attempt += 1
             group = self._make()
+            self._loading = loading = asyncio.get_running_loop().create_future()
             try:
                 self._waiting = StandbyWorkers(group, await group.launch(start, _ignore))
+                loading.set_result(None)
                 log.info("a standby worker is loaded, and takes over when the one that serves dies")
                 attempt = 0
                 log.warning("the standby worker is gone: %s", await group.ended())
@@ -82,6 +90,8 @@ class Standby:
             except WorkerDied as error:
                 log.warning("the standby worker: %s", error)
             finally:
+                if not loading.done():
+                    loading.set_result(None)
                 await self._put_away(group)
             await asyncio.sleep(backoff.after(0.0))
         log.warning("there is no standby worker: %d died while they were loaded", MAX_ATTEMPTS)

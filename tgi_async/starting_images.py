@@ -53,7 +53,7 @@ class StartingImages:
         try:
             images = await (self._task or self._begin())
         except NotServed as reason:
-            log.warning("images are refused: %s", reason)
+            log.warning("requests with images are refused, and all others served: %s", reason)
             return None
         self._counts.store = store = images.store
         log.info(

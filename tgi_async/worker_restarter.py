@@ -47,7 +47,7 @@ class WorkerRestarter:
         # It forks our own workers only.
         forks = command == WORKER
         self._fork_server = ForkServer(self.folder, environment()) if forks else None
-        self._standby = Standby(lambda: self._make(Deadline())) if standby else None
+        self._standby = Standby(lambda: self._make(self._deadline.of_others())) if standby else None
         self._epoch = 0
         self._ready_at: float | None = None
         self._was_of_use = False
@@ -118,7 +118,12 @@ class WorkerRestarter:
             except (StartError, WorkerDied) as error:
                 if attempt == MAX_ATTEMPTS:
                     raise
-                log.error("%s while loading (attempt %d of %d)", error, attempt, MAX_ATTEMPTS)
+                log.error(
+                    "%s while loading (attempt %d of %d): it is started again, and requests wait",
+                    error,
+                    attempt,
+                    MAX_ATTEMPTS,
+                )
 
     async def kill(self) -> None:
         """End the workers at once, and wait until they are gone."""

@@ -18,6 +18,7 @@ refuses to fork: workers are started without it then.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import os
 import signal
@@ -60,6 +61,8 @@ def serve(prepare: Callable[[], None], work: Callable[[Sequence[str]], None], mo
     # The router decides when to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # The router passes on who asks what all processes are doing.
+    faulthandler.register(signal.SIGUSR1)
     use_scratch(given.folder)
     with socket.socket(fileno=given.control) as control:
         began = time.perf_counter()

@@ -49,6 +49,9 @@ ADVICE = "Set TGI_ASYNC_CACHE to a folder that is writable, has space and is not
 notes: list[str] = []
 """Notes on what was given up for the libraries that were loaded."""
 
+COMPILE_SECONDS = 600
+"""Most seconds that a compiler may take: some 10 alone, minutes on a machine that others use."""
+
 _prefer_compiled = False
 
 
@@ -176,7 +179,11 @@ def _output(*command: str, temporary: str | None = None) -> str:
     variables = {"TMPDIR": temporary} if temporary else {}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=120, env=os.environ | variables
+            command,
+            capture_output=True,
+            text=True,
+            timeout=COMPILE_SECONDS,
+            env=os.environ | variables,
         )
     except subprocess.TimeoutExpired as error:
         raise NativeUnavailable(f"{command[0]} did not finish in {error.timeout:.0f} s") from error

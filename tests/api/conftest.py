@@ -71,6 +71,7 @@ class Settings:
     strict_tgi: bool = False
     tool_call_parser: str | None = None
     kserve: bool = False
+    resume_window: int = 0
     root_path: str | None = None
 
     @property

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 
+from tests.api.waiting import until
 from tgi_async.api.dialect import TGI
 from tgi_async.api.gate import Gate
 
@@ -67,3 +70,27 @@ async def test_then_the_application_answers_until_connections_are_given_back() -
         gate.close_connections()
         reply = await client.get("/health")
         assert (reply.text, reply.headers["connection"]) == ("here", "close")
+
+
+async def test_requests_are_held_for_a_server_that_takes_anothers_place() -> None:
+    gate = Gate()
+    gate.hold(2)
+    async with client_of(gate) as client:
+        held = [asyncio.create_task(client.post("/generate")) for _ in range(2)]
+        await asyncio.sleep(0)
+        await until(lambda: gate._n_held == 2)
+        assert (await client.post("/generate")).status_code == 503  # as many as may
+        assert (await client.get("/health")).status_code == 503
+        assert (await client.get("/health/live")).status_code == 200
+        gate.open(PlainTextResponse("here"))
+        assert [(await one).text for one in held] == ["here", "here"]
+
+
+async def test_what_is_held_gets_a_503_where_the_server_never_gets_ready() -> None:
+    gate = Gate()
+    give_up = gate.hold(2)
+    async with client_of(gate) as client:
+        held = asyncio.create_task(client.post("/generate"))
+        await until(lambda: gate._n_held == 1)
+        give_up()
+        assert (await held).status_code == 503

@@ -68,13 +68,20 @@ HEADERS = (
     b"Forwarded: for=1.2.3.4",
     b"X-Forwarded-For: 1.2.3.4",
     b"Last-Event-ID: 1-2-3",
+    b"Last-Event-ID: " + b"A" * 20 + b".9999999,1.end.AAAAAAAA",
+    b"X-Request-Timeout: nan",
+    b"X-Request-Timeout: 1e400",
+    b"X-Request-Timeout: 0.01",
     b"User-Agent: curl/8",
 )
 METHODS = (b"POST", b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE", b"post")
 
 
-def mutated(random: Random) -> bytes:
-    """A request, head and body, of a valid one that was changed in one to four ways."""
+def mutated(random: Random, *, whole: bool = False) -> bytes:
+    """A request, head and body, of a valid one that was changed in one to four ways.
+
+    With `whole`, its end is where it says that it is.
+    """
     sent = random.choice(VALID)
     content = sent.content()
     way = random.random()
@@ -82,11 +89,19 @@ def mutated(random: Random) -> bytes:
         content = _encoded(random, _structural(random, sent.body))
     elif way < 0.75:
         content = _several(random, content, word)
-    elif way < 0.9:
+    elif way < 0.9 or whole:
         content = _several(random, content, byte)
     else:
         return _several(random, _request(random, sent, content), byte)
     return _request(random, sent, content, plain=random.random() < 0.8)
+
+
+def resumed(random: Random, request: bytes, events: bytes) -> bytes:
+    """The same request again, to go on behind one of these events, or nearly so."""
+    id = random.choice(re.findall(rb"^id: (.+)$", events, re.M))
+    if random.random() < 0.5:
+        id = byte(random, id).replace(b"\r", b"").replace(b"\n", b"") or id
+    return request.replace(b"\r\n", b"\r\nLast-Event-ID: %b\r\n" % id, 1)
 
 
 def _request(random: Random, sent: Sent, content: bytes, *, plain: bool = True) -> bytes:

@@ -161,6 +161,7 @@ async def target(
         max_input_tokens=600,
         max_total_tokens=640,
         payload_limit=60_000,
+        resume_window=1,
         sampling_defaults=NO_ADVICE,
     )
     for name, value in changed.items():

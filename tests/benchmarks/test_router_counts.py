@@ -16,11 +16,13 @@ from tests.api.tiny_tokenizer import tiny_tokenizer
 N_STEPS = 64
 
 
-def counted(mode: Mode, name: str = "generate") -> Counts:
+def counted(mode: Mode, name: str = "generate", *, resume_window: int = 0) -> Counts:
     tokenizer = tiny_tokenizer()
     tokens = tokenizer.encode("as plain as can be")
     route = Route.named(name, 1000)
-    return uvloop.run(count(tokenizer, tokens, route, n_steps=N_STEPS, mode=mode))
+    return uvloop.run(
+        count(tokenizer, tokens, route, n_steps=N_STEPS, mode=mode, resume_window=resume_window)
+    )
 
 
 @pytest.mark.parametrize(("name", "most_calls"), [("generate", 66), ("completions", 73)])
@@ -59,3 +61,16 @@ def test_a_token_takes_few_bytes_on_the_wire() -> None:
 def test_a_token_leaves_little_behind() -> None:
     # Its id, its text, and the blocks of the cache's keys. Python keeps small ids and letters.
     assert counted("single").blocks < 1.0
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "most_calls", "most_blocks"),
+    [("single", "generate", 88, 1.5), ("router behind", "completions", 47, 0.5)],
+)
+def test_an_id_takes_few_calls_more(
+    mode: Mode, name: str, most_calls: int, most_blocks: float
+) -> None:
+    counts = counted(mode, name, resume_window=30)
+    assert counts.calls < most_calls
+    # An event is kept for who comes back.
+    assert counts.blocks < most_blocks

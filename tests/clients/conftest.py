@@ -41,6 +41,18 @@ def client_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def resumable_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same, with ids of events. Who leaves a stream keeps its row for a second."""
+    try:
+        find_gguf()
+    except ModelUnavailable as unavailable:
+        pytest.skip(str(unavailable))
+    log = tmp_path_factory.mktemp("resumable") / "server.log"
+    with Server.running(log, *FLAGS, "--api-key", API_KEY, "--resume-window", "1") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def image_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Serves a tiny model that takes images, likewise."""
     folder = tmp_path_factory.mktemp("images")

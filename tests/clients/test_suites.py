@@ -73,6 +73,22 @@ def test_a_client_passes_its_suite(client_server: Server, suite: str, environmen
 
 @pytest.mark.parametrize(
     ("suite", "environment"),
+    [
+        full("huggingface_hub", "huggingface-hub"),
+        full("text_generation", "text-generation"),
+        full("openai", "openai"),
+        full("openai_tools", "openai"),
+        full("langchain_openai", "langchain-openai"),
+    ],
+)
+def test_a_client_that_knows_no_ids_passes_its_suite_with_them(
+    resumable_server: Server, suite: str, environment: str
+) -> None:
+    run(resumable_server, (interpreter(environment), *PYTEST, *QUIET, f"suite_{suite}.py"), SUITES)
+
+
+@pytest.mark.parametrize(
+    ("suite", "environment"),
     [full("openai_images", "openai"), full("langchain_images", "langchain-openai")],
 )
 def test_a_client_passes_its_suite_of_images(

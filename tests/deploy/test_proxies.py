@@ -21,6 +21,7 @@ import pytest
 from tests.doubles.fake_engine_run import DEADLINE, ROOT
 from tests.doubles.fake_server import READY, FakeServer
 from tests.doubles.fake_worker import Behaviour
+from tests.helpers.resuming import client as resuming_client
 
 pytestmark = pytest.mark.full
 
@@ -81,7 +82,15 @@ class Site:
         behaviour = Behaviour(
             step_seconds=0.05, n_blocks=8192, max_total_tokens=1024, max_batch_prefill_tokens=1024
         )
-        flags = "--port", str(port), "--shutdown-delay", "5", "--access-log"
+        flags = (
+            "--port",
+            str(port),
+            "--shutdown-delay",
+            "5",
+            "--access-log",
+            "--resume-window",
+            "30",
+        )
         return FakeServer(folder, behaviour, *flags, "--forwarded-allow-ips", "127.0.0.1")
 
     def _start_proxy(self, name: str, text: str, port: int) -> subprocess.Popen[bytes]:
@@ -274,6 +283,32 @@ async def test_replacing_both_servers_under_load_loses_nothing(build: Build, nam
     print(f"{name}: {load.n_streams} streams and {load.n_short} short requests")
     assert load.n_streams > 2 * N_STREAMS
     assert load.n_short > 10 * SHORT_PER_SECOND
+
+
+@proxies
+def test_a_stream_whose_server_is_killed_goes_on_at_the_other_one(build: Build, name: str) -> None:
+    site = build(name)
+    body = {"prompt": "Hi", "max_tokens": 100, "temperature": 1, "seed": 7, "stream": True}
+
+    def read(ahead: int) -> str:
+        """The text; behind so many events the server that computes it is killed."""
+        found = []
+        for n, payload in enumerate(resuming_client()(f"{site.url}/v1/completions", body)):
+            if n == ahead:
+                metrics = [httpx.get(f"{one.url}/metrics").text for one in site.servers]
+                busy = ["\ntgi_async_requests_running 1" in one for one in metrics]
+                assert sorted(busy) == [False, True]
+                killed = site.servers[busy.index(True)]
+                killed.signal(signal.SIGKILL)
+                killed.process.wait(DEADLINE)
+            found.append(payload)
+        assert found.pop() == "[DONE]"
+        return "".join(json.loads(one)["choices"][0]["text"] for one in found)
+
+    whole = read(-1)
+    assert len(whole) == 100
+    assert read(20) == whole
+    assert "goes on, computed again" in "".join(server.log for server in site.servers)
 
 
 def by_prefix_in_haproxy(text: str) -> str:

@@ -145,6 +145,43 @@ async def test_a_killed_replica_cuts_its_own_streams_only(site: Site) -> None:
     site.cluster.until_running(site.name, 2)
 
 
+async def test_a_client_whose_replica_was_killed_goes_on_at_another_one(site: Site) -> None:
+    site.deploy({"resume-window": 60}, num_replicas=2)
+    replicas = site.cluster.until_running(site.name, 2)
+    body = {"inputs": "Hi", "parameters": {"max_new_tokens": N_TOKENS}}
+    texts: list[str] = []
+    headers: dict[str, str] = {}
+
+    async def read(asking: httpx.AsyncClient) -> httpx.Response:
+        url, data, id = f"{site.url}/generate_stream", "", ""
+        async with asking.stream("POST", url, json=body, headers=headers) as reply:
+            async for line in reply.aiter_lines():
+                name, _, value = line.partition(":")
+                if name == "data":
+                    data = value
+                elif name == "id":
+                    id = value.strip()
+                elif not line and data:
+                    texts.append(json.loads(data)["token"]["text"])
+                    headers["Last-Event-ID"], data = id, ""
+                if len(texts) == 20 and not killed:
+                    (its,) = [one for one in replicas if site.n_running(one.port)]
+                    os.kill(its.pid, signal.SIGKILL)
+                    killed.append(its.pid)
+        return reply
+
+    killed: list[int] = []
+    async with client() as asking:
+        with pytest.raises(httpx.TransportError):
+            await read(asking)
+        assert 20 <= len(texts) < N_TOKENS
+        resumed = await read(asking)
+        assert resumed.headers["x-tgi-resumed"] == "recomputed"
+        assert int(resumed.headers["x-pid"]) not in killed
+        whole = await asking.post(f"{site.url}/generate", json=body)
+        assert "".join(texts) == whole.json()["generated_text"]
+
+
 async def test_a_scale_down_cuts_no_stream(site: Site) -> None:
     site.deploy(num_replicas=2)
     one, other = site.cluster.until_running(site.name, 2)
@@ -161,6 +198,18 @@ async def test_a_scale_down_cuts_no_stream(site: Site) -> None:
         assert time.monotonic() - began > DRAINING_SECONDS
     site.cluster.until_running(site.name, 1)
     until(lambda: sum(alive(pid) for pid in site.worker_pids) == 1, "a worker is left")
+
+
+async def test_an_application_that_is_taken_out_of_the_file_answers_what_it_has(site: Site) -> None:
+    site.deploy()
+    site.cluster.until_running(site.name, 1)
+    async with client() as asking:
+        streams = [asyncio.create_task(site.stream(asking, 2 * N_TOKENS)) for _ in range(4)]
+        while site.n_running(site.cluster.replicas(site.name)[0].port) < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        await asyncio.to_thread(site.cluster.deploy, {"applications": []})
+        assert await asyncio.gather(*streams) == [(2 * N_TOKENS, True)] * 4
+    until(lambda: not any(alive(pid) for pid in site.worker_pids), "a worker is left")
 
 
 async def test_a_changed_setting_replaces_the_replicas_without_losing_a_request(
@@ -219,7 +268,7 @@ async def test_a_worker_that_dies_keeps_its_replica_and_its_streams(site: Site) 
 
 
 def test_a_replica_whose_workers_do_not_come_back_is_replaced(site: Site) -> None:
-    site.deploy(behaviour=Behaviour(refuse={2: "not again"}))
+    site.deploy(behaviour=Behaviour(refuse=dict.fromkeys((2, 3, 4), "not again")))
     (before,) = site.cluster.until_running(site.name, 1)
     os.kill(site.worker_pids[-1], signal.SIGKILL)
 

@@ -2,7 +2,7 @@
 
 `python -m tests.doubles.fake_server [flags]` is `tgi-async serve [flags]`, but for the worker,
 the process that prepares images, and the preparation of the model, which is the Python code in the
-environment variable FAKE_PREPARE. MOVE_SECONDS is `listener.MOVE_SECONDS`.
+environment variable FAKE_PREPARE. MOVE_SECONDS are `listener.MOVE_SECONDS` and `HURRY_SECONDS`.
 What would block its event loop raises, unless WATCHED is empty.
 """
 
@@ -134,7 +134,8 @@ def _be_controlled() -> None:
 def main() -> int:
     from tgi_async import cli, launcher, listener
 
-    listener.MOVE_SECONDS = float(os.environ.get(MOVE, listener.MOVE_SECONDS))
+    if move := os.environ.get(MOVE):
+        listener.MOVE_SECONDS = listener.HURRY_SECONDS = float(move)
 
     prepare = (sys.executable, "-c", os.environ["FAKE_PREPARE"])
     commands = launcher.Commands(prepare, COMMAND, image_process.COMMAND)

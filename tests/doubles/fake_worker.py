@@ -79,6 +79,10 @@ class Behaviour(msgspec.Struct, kw_only=True):
     """Who computes a row with this token dies."""
     die_after: int = 0
     """Tokens that such a row gets before."""
+    die_on_length: int = 0
+    """Tokens that such a row has at least, its prompt's included; 0: whatever it has."""
+    hang_on: bool = False
+    """Where it would die of a token, it hangs."""
     die_at: dict[int, int] = {}
     """Steps before whose result it dies."""
     exit_status: int | None = None
@@ -201,7 +205,7 @@ class FakeWorker:
         errors: list[RowError] = []
         for run in step.run:
             row = self._rows[run.row]
-            if behaviour.die_on in row.tokens and row.n_sampled == behaviour.die_after:
+            if behaviour.die_on in row.tokens and self._kills(row):
                 self._die()
             if behaviour.row_error_on in row.tokens:
                 errors.append(RowError(run.row, "this row is not to the model's taste"))
@@ -220,6 +224,12 @@ class FakeWorker:
             time.sleep(3600)
         answered = step.step + 100 if n_steps == self._now(behaviour.other_step_at) else step.step
         self._channel.send(StepDone(answered, sampled, prompt_logprobs, errors, 0.001, 0.0005))
+
+    def _kills(self, row: _Row) -> bool:
+        """Whether a row with `die_on` is deadly now."""
+        if least := self._behaviour.die_on_length:
+            return len(row.tokens) >= least
+        return row.n_sampled == self._behaviour.die_after
 
     def _compute(self, row: _Row, run: Run) -> list[PromptLogprobs]:
         """Fill the slots of the row's next `n` positions."""
@@ -284,6 +294,8 @@ class FakeWorker:
                 file.write(msgspec.json.encode(line) + b"\n")
 
     def _die(self) -> None:
+        if self._behaviour.hang_on:
+            time.sleep(3600)
         if self._behaviour.exit_status is not None:
             os._exit(self._behaviour.exit_status)
         os.kill(os.getpid(), signal.SIGKILL)

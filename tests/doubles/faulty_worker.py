@@ -26,7 +26,7 @@ COMMAND = (sys.executable, "-m", "tests.doubles.faulty_worker")
 
 Where = Literal[
     "receive", "admit", "forward", "attention", "collective", "mask", "drafts", "sampling",
-    "sampled", "reply", "load", "warm-up",
+    "sampled", "reply", "load",
 ]  # fmt: skip
 """Where a worker is: "sampling" is before tokens are sampled, "sampled" after it."""
 How = Literal[
@@ -148,7 +148,6 @@ def install(faults: Faults) -> None:
     import workers.worker
     from workers.attention.native import NativeAttention
     from workers.constraints.progress import Progress
-    from workers.executor import Executor
     from workers.models.loading import FusedModel
     from workers.models.transformers_path import TransformersModel
     from workers.ranks import Ranks
@@ -165,7 +164,6 @@ def install(faults: Faults) -> None:
 
     workers.worker.Worker.__init__ = make  # type: ignore[method-assign]
     _before(workers.worker, "load", lambda: faults.strike("load"))
-    _before(Executor, "warm_up", lambda: faults.strike("warm-up"))
     _before(Runner, "_admit", lambda: faults.strike("admit"))
     for model in (FusedModel, TransformersModel):
         _before(model, "forward", lambda: faults.strike("forward"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import httpx
@@ -43,10 +44,13 @@ class Answer(NamedTuple):
     logprobs: tuple[float, ...] = ()
     reason: str = ""
 
-    def expect(self, undisturbed: Answer) -> None:
-        """Raise AssertionError unless it is the undisturbed one."""
-        assert self._replace(logprobs=()) == undisturbed._replace(logprobs=())
-        assert self.logprobs == pytest.approx(undisturbed.logprobs, abs=1e-4)
+    def differs(self, undisturbed: Answer) -> str:
+        """Return how it differs from the undisturbed one; empty if it does not."""
+        if self._replace(logprobs=()) != undisturbed._replace(logprobs=()):
+            return f"{self} is not {undisturbed}"
+        if self.logprobs != pytest.approx(undisturbed.logprobs, abs=1e-4):
+            return f"its log-probabilities {self.logprobs} are not {undisturbed.logprobs}"
+        return ""
 
 
 class Asked(NamedTuple):
@@ -245,20 +249,20 @@ async def _by_inference_client(url: str, one: Asked, on_event: Callable[[], None
     for name in ("ignore_eos", "details"):
         del parameters[name]
     reading = _Reading()
-    client = AsyncInferenceClient(model=url, timeout=PATIENCE)
-    stream = await client.text_generation(
-        one.body["inputs"], stream=True, details=True, **parameters
-    )
-    async for event in stream:
-        on_event()
-        reading.add(
-            {
-                "index": event.index,
-                "token": {"id": event.token.id, "logprob": event.token.logprob},
-                "generated_text": event.generated_text,
-                "details": event.details and {"finish_reason": event.details.finish_reason},
-            }
+    async with AsyncInferenceClient(model=url, timeout=PATIENCE) as client:
+        stream = await client.text_generation(
+            one.body["inputs"], stream=True, details=True, **parameters
         )
+        async for event in stream:
+            on_event()
+            reading.add(
+                {
+                    "index": event.index,
+                    "token": {"id": event.token.id, "logprob": event.token.logprob},
+                    "generated_text": event.generated_text,
+                    "details": event.details and {"finish_reason": event.details.finish_reason},
+                }
+            )
     assert reading.reason, "the stream was cut before its last event"
     return reading.whole()
 
@@ -275,7 +279,7 @@ class Timed(NamedTuple):
         if self.times[-1] < since:
             return None
         times = [min(since, self.times[0]), *self.times]
-        gaps = zip(times, times[1:], strict=False)
+        gaps = pairwise(times)
         return max(later - before for before, later in gaps if later > since)
 
 

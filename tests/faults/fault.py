@@ -21,7 +21,6 @@ MOST_PASSES: dict[Where, int] = {
     "sampled": 24,
     "reply": 24,
     "load": 1,
-    "warm-up": 1,
 }
 """How often a worker surely comes there while it serves `asked(32)`."""
 
@@ -67,7 +66,6 @@ FAULTS = (
     Fault("error while replying", where="reply"),
     Fault("error while loading again", signal.SIGKILL, where="load"),
     Fault("broken file while loading again", signal.SIGKILL, where="load", how="OSError"),
-    Fault("error while warming up again", signal.SIGKILL, where="warm-up"),
     # -- allocation failures
     Fault("allocation failure in the forward pass", where="forward", how="OutOfMemoryError",
           survived=True),

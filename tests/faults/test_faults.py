@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -49,10 +49,13 @@ async def suffer(
 ) -> list[Outcome]:
     """One fault after another, each under all requests."""
     undisturbed = await read_all(server, requests)
-    outcomes = [await under(named(one), server, requests, undisturbed, draw) for one in names]
+    return [await under(named(one), server, requests, undisturbed, draw) for one in names]
+
+
+def check(outcomes: list[Outcome]) -> None:
+    assert [wrong for one in outcomes for wrong in one.wrong] == []
     for one in outcomes:
         assert one.n_restarts >= (not one.fault.survived), one
-    return outcomes
 
 
 def folder_for(configuration: Configuration, tiny_chat: Path, tiny_images: Path) -> Path:
@@ -60,9 +63,9 @@ def folder_for(configuration: Configuration, tiny_chat: Path, tiny_images: Path)
 
 
 def test_any_two_choices_come_together() -> None:
+    chosen = [(one.n_ranks == 2, *one[1:]) for one in CONFIGURATIONS]
     for first, second in combinations(range(len(Configuration._fields)), 2):
-        seen = {(one[first] in (1, False), one[second] in (1, False)) for one in CONFIGURATIONS}
-        assert len(seen) == len(list(product((True, False), repeat=2)))
+        assert len({(one[first], one[second]) for one in chosen}) == 4
 
 
 def test_a_third_is_structured_and_a_third_is_seeded() -> None:
@@ -78,7 +81,7 @@ def test_every_stream_ends_with_its_text(
     configuration: Configuration, names: tuple[str, ...], tiny_chat: Path, tmp_path: Path
 ) -> None:
     with FaultyServer.serving(tiny_chat, tmp_path, *configuration.flags()) as server:
-        asyncio.run(suffer(server, list(names), asked(N_STREAMS), random.Random(0)))
+        check(asyncio.run(suffer(server, list(names), asked(N_STREAMS), random.Random(0))))
 
 
 @pytest.mark.full
@@ -91,7 +94,8 @@ def test_in_every_configuration(
     names = [one.name for one in drawn(6, draw, configuration.has)]
     folder = folder_for(configuration, tiny_chat, tiny_images)
     with FaultyServer.serving(folder, tmp_path, *configuration.flags()) as server:
-        asyncio.run(suffer(server, names, asked(N_STREAMS, configuration.images), draw))
+        requests = asked(N_STREAMS, configuration.images)
+        check(asyncio.run(suffer(server, names, requests, draw)))
 
 
 @pytest.mark.soak
@@ -114,6 +118,7 @@ def test_many_faults(tiny_images: Path, tmp_path: Path, capsys: pytest.CaptureFi
         with capsys.disabled():
             print("", *table(outcomes), sep="\n")
     assert len(outcomes) == N_FAULTS
+    check(outcomes)
 
 
 def test_every_kind_has_a_name_of_its_own() -> None:

@@ -106,20 +106,21 @@ class Server:
         return self._log.read_text()
 
     def worker_pid(self) -> int:
-        """The one worker process of the router's children."""
+        """The one worker process that serves."""
         (worker,) = self.worker_pids().values()
         return worker
 
     def worker_pids(self) -> dict[int, int]:
-        """The processes of all ranks, by rank."""
+        """The processes of all ranks, by rank: of the router's children those of the earliest
+        epoch, as others may stand by."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        found: dict[int, int] = {}
+        found: dict[int, dict[int, int]] = {}
         for pid in map(int, children):
             with suppress(FileNotFoundError):
-                for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-                    if word.startswith(b"--rank="):
-                        found[int(word.removeprefix(b"--rank="))] = pid
-        return found
+                line = Path(f"/proc/{pid}/cmdline").read_text()
+                if given := re.search(r"--epoch=(\d+)\0--rank=(\d+)", line):
+                    found.setdefault(int(given[1]), {})[int(given[2])] = pid
+        return found[min(found)] if found else {}
 
     def terminate(self) -> None:
         """Ask it to stop; a second time has no effect."""

@@ -40,3 +40,27 @@ async def test_a_killed_router_takes_its_worker_along(model_folder: Path, tmp_pa
         worker = server.worker_pid()
         os.kill(server.pid, signal.SIGKILL)
         await until_gone(worker)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+async def test_no_process_is_left_whatever_ends_the_server(
+    model_folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    status = -number if number == signal.SIGKILL else 0
+    with Server.running(tmp_path / "log", "--standby", ends_with=status) as server:
+
+        async def loaded() -> bool:
+            return "a standby worker is loaded" in server.log
+
+        await until(loaded)
+        pids = children(server.pid)
+        # What forks workers, one that serves, and one that stands by.
+        assert len(pids) >= 3
+        os.kill(server.pid, number)
+        for pid in pids:
+            await until_gone(pid)
+
+
+def children(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [*map(int, text.split())]

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -99,6 +100,20 @@ async def test_a_worker_that_is_stopped_is_replaced_within_seconds(
     assert 0 < stopped_at < found_at < stopped_at + 10 * IDLE_SECONDS
     assert server.gauges()["tgi_async_worker_restarts"] == restarts + 1
     assert "gave no result" in server.log
+
+
+@pytest.mark.full
+async def test_a_worker_that_stands_by_takes_over(
+    model_folder: Path, tmp_path: Path, undisturbed: list[Reply]
+) -> None:
+    with Server.running(tmp_path / "log", "--standby", "--dtype", "float32") as server:
+
+        async def loaded() -> bool:
+            return server.log.count("a standby worker is loaded") == 1
+
+        await until(loaded)
+        assert await run_all(server, server.kill_worker, at=(60,)) == undisturbed
+        assert server.log.count("the standby worker takes over") == 1
 
 
 async def test_a_request_that_comes_while_the_worker_is_away_waits_for_it(server: Server) -> None:

@@ -129,10 +129,11 @@ def test_names_of_the_clouds_are_settings() -> None:
     assert (port.verdict, route.verdict) == ("refused", "same")
 
 
-def test_what_the_image_reads_is_not_unknown() -> None:
-    [line] = judge(Launch("", [], {"AZUREML_MODEL_DIR": "/m"}, "tgi")).lines
+@pytest.mark.parametrize("name", ["AZUREML_MODEL_DIR", "SM_TGI_PORT"])
+def test_what_the_image_reads_is_not_unknown(name: str) -> None:
+    [line] = judge(Launch("", [], {name: "/m"}, "tgi")).lines
     assert line.why == "read in this server's image: docs/deploy/docker.md"
-    [line] = judged(AZUREML_MODEL_DIR="/m").lines
+    [line] = judged(**{name: "/m"}).lines
     assert line.why == "not read by this server"
 
 

@@ -69,10 +69,12 @@ async def running(
 
     living = asyncio.create_task(run_lifespan(app, events.get, say))
     transport = httpx.ASGITransport(app=app, root_path=root)
-    async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
-        yield Run(replica, client, folder / "journal")
-    events.put_nowait({"type": "lifespan.shutdown"})
-    await living
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+            yield Run(replica, client, folder / "journal")
+    finally:
+        events.put_nowait({"type": "lifespan.shutdown"})
+        await living
     assert said == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert not any(alive(pid) for pid in Run(replica, client, folder / "journal").worker_pids)
 
@@ -113,7 +115,9 @@ async def test_a_worker_that_is_being_replaced_is_not_unhealthy(
 async def test_workers_that_do_not_come_back_are_unhealthy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running(tmp_path, monkeypatch, Behaviour(refuse={2: "not again"})) as run:
+    async with running(
+        tmp_path, monkeypatch, Behaviour(refuse=dict.fromkeys((2, 3, 4), "not again"))
+    ) as run:
         os.kill(run.worker_pids[0], signal.SIGKILL)
         await until(lambda: run.replica.failed)
         with pytest.raises(Unwell, match="the workers are gone for good: not again"):

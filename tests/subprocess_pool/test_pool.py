@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +28,9 @@ def answer(line):
         except MemoryError: return b'"no memory"'
     if "score" in job: return open("/proc/self/oom_score_adj", "rb").read().strip()
     if "exit" in job: os._exit(job["exit"])
+    while "kills" in job and (n := int(open(job["kills"]).read())):
+        open(job["kills"], "w").write(str(n - 1))
+        os.kill(os.getpid(), 9)
     return json.dumps([start, os.getpid(), job]).encode()
 answer_lines(sys.stdin.buffer, sys.stdout.buffer, answer, lambda line: 0.2)
 """
@@ -80,6 +84,22 @@ def test_one_that_says_nothing_is_ended(make: Make) -> None:
         ask(pool, sleep=60)
     assert ended.value.status == -signal.SIGKILL
     assert ask(pool)[1] != before
+
+
+@pytest.mark.parametrize(("kills", "answered"), [(1, True), (2, False)])
+def test_a_line_whose_process_somebody_kills_is_asked_once_more(
+    make: Make, tmp_path: Path, kills: int, answered: bool
+) -> None:
+    left = tmp_path / "left"
+    left.write_text(str(kills))
+    line = json.dumps({"kills": str(left)}).encode()
+    pool = make()
+    if answered:
+        assert json.loads(pool.ask(line))[0] == "hello"
+        return
+    with pytest.raises(ProcessEnded) as ended:
+        pool.ask(line)
+    assert ended.value.status == -signal.SIGKILL
 
 
 def test_a_large_one_is_ended_first_where_memory_runs_out(make: Make) -> None:

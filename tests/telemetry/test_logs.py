@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 from tests.telemetry.test_record import done
-from tgi_async.telemetry import logs
+from tgi_async.telemetry import logs, record
 
 Err = Callable[[], str]
 
@@ -51,6 +51,24 @@ def test_the_time_of_a_json_line_is_iso_8601_in_utc() -> None:
         stamp = json.loads(logs.JsonFormatter().format(record))["timestamp"]
         assert stamp == f"2023-11-14T22:13:20.{int(milliseconds):03d}Z"
         assert datetime.fromisoformat(stamp).utcoffset() is not None
+
+
+def test_a_warning_in_a_request_says_whose(err: Err) -> None:
+    seen = done()
+    seen.request_id = "req_7"
+    token = record.enter(seen)
+    try:
+        for json_output in (False, True):
+            logs.configure(json_output)
+            logging.getLogger("tgi_async.x").info("all is well")
+            logging.getLogger("tgi_async.x").warning("something is wrong")
+    finally:
+        record.leave(token)
+    well, wrong, well_json, wrong_json = err().splitlines()
+    assert well.endswith("INFO all is well")
+    assert wrong.endswith("WARNING something is wrong request_id=req_7")
+    assert "request_id" not in json.loads(well_json)
+    assert json.loads(wrong_json)["request_id"] == "req_7"
 
 
 def test_an_exception_stays_in_its_line(err: Err) -> None:

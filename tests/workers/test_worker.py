@@ -153,8 +153,6 @@ def test_it_loads_says_what_it_has_and_serves_until_it_is_stopped(folder: Path) 
     assert [(one.phase, one.seconds > 0) for one in loading] == [
         ("loading weights", False),
         ("loading weights", True),
-        ("warming up", False),
-        ("warming up", True),
     ]
     ready = channel.ready
     assert (ready.n_blocks, ready.block_size, ready.max_total_tokens) == (20, 16, 128)
@@ -312,6 +310,39 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(
     assert "its weights take 0.00 GB, and there is no room for them: it is tiny" in message
 
 
+def test_one_that_stands_by_is_refused_where_there_is_no_room_beside_the_one_that_serves(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.memory.room_on_cpu", lambda swap=False: Room(GIB, "it is small"))
+    waiting = start(folder, beside=GIB // 2)
+    assert run(waiting, Stop()).ready.n_blocks == 20
+    message = refusal(folder, beside=GIB)
+    assert "there is no room for them beside 1.07 GB for the worker that serves" in message
+
+
+def test_on_a_cpu_a_worker_that_follows_another_neither_warms_up_nor_measures(
+    folder: Path,
+) -> None:
+    assert phases(run(start(folder, n_blocks=[]), Stop())) == [
+        "loading weights",
+        "warming up",
+        "measuring steps",
+    ]
+    assert phases(run(start(folder), Stop())) == ["loading weights"]
+    drafting = start(folder, max_drafts=3)
+    assert phases(run(drafting, Stop())) == ["loading weights", "measuring steps"]
+    costs = run(drafting, Stop()).ready.decode_costs
+    assert len(costs) > 1
+    again = run(start(folder, max_drafts=3, decode_costs=costs), Stop())
+    assert phases(again) == ["loading weights"]
+    assert again.ready.decode_costs == costs
+
+
+def phases(channel: Channel) -> list[str]:
+    """Those that it went through, in order."""
+    return [one.phase for one in channel.sent if isinstance(one, Loading) and one.seconds]
+
+
 def test_a_worker_that_takes_the_place_of_another_is_not_refused_for_lack_of_room(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,8 +394,8 @@ def test_the_warm_up_is_the_worst_admitted_shape(
         return launch(self, step)
 
     monkeypatch.setattr(Runner, "launch", seen)
-    run(start(folder, max_prefill_tokens=40), Stop())
-    assert shapes[-1] == [Run(0, 1), Run(1, 1), Run(2, 1), Run(3, 40)]
+    run(start(folder, n_blocks=[], max_prefill_tokens=40), Stop())
+    assert shapes[1] == [Run(0, 1), Run(1, 1), Run(2, 1), Run(3, 40)]
 
 
 def test_bfloat16_is_the_default_and_stands_in_for_float16(folder: Path) -> None:
@@ -427,7 +458,7 @@ def test_weights_that_are_no_numbers_are_refused(folder: Path, tmp_path: Path) -
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     model.save_pretrained(tmp_path)
-    assert "the model does not run" in refusal(tmp_path)
+    assert "the model does not run" in refusal(tmp_path, n_blocks=[])
 
 
 def test_the_first_frame_must_be_a_start(folder: Path) -> None:

@@ -20,6 +20,7 @@ from tgi_async.api.error_reply import form_of
 from tgi_async.api.limits import Limits
 from tgi_async.api.permits import Permits
 from tgi_async.api.request_id import RequestIds
+from tgi_async.api.resume.streams import Streams
 from tgi_async.api.routes import routes
 from tgi_async.api.service import Service
 from tgi_async.errors import MethodNotAllowed, NotFound, ServerError
@@ -72,6 +73,7 @@ def create_app(
         checker=checker,
         chat_stop_token_ids=chat_stop_token_ids,
         images=images,
+        streams=Streams(limits.resume_window, metrics) if limits.resume_window else None,
     )
 
     @asynccontextmanager
@@ -81,6 +83,8 @@ def create_app(
         if service.image_prompts is not None:
             await service.in_pool(service.image_prompts.prepare)
         yield
+        if service.streams is not None:
+            await service.streams.close()
         service.pool.shutdown(wait=False, cancel_futures=True)
         if chat_template is not None:
             chat_template.close()
@@ -93,6 +97,7 @@ def create_app(
         exception_handlers={HTTPException: _unrouted(limits)},
         lifespan=lifespan,
     )
+    app.state.streams = service.streams
     app.router.redirect_slashes = False
     return app
 

@@ -22,12 +22,14 @@ from tgi_async.api.encoding import encode
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.operation import Get, Post
 from tgi_async.api.result import EventStream, TextReply
+from tgi_async.api.resume.exchange import ResumableExchange
 from tgi_async.api.service import Service
 from tgi_async.api.timeout import timeout_of
 from tgi_async.api.unknown_fields import unknown_fields
 from tgi_async.api.unsupported import ignored
 from tgi_async.errors import ServerError
 from tgi_async.fair_threads import CLIENT
+from tgi_async.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -59,15 +61,19 @@ class Endpoint(Generic[T]):
         self._handler = operation.handler
         self._body = operation.body
         self._counted = operation.generates
+        self._path = operation.path
+        self._streams = bool(operation.events)
         self._error_form = operation.error_form(service.limits.dialect)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, send, self._error_form)
+        exchange = self._exchange(scope, send)
         try:
             raw = await read_json_body(scope, receive, self._service.limits)
             exchange.context.n_bytes = len(raw)
             body = self._body.decode(raw)
             exchange.context.unknown = unknown_fields(raw, type(body))
+            if isinstance(exchange, ResumableExchange):
+                exchange.asked(self._path, raw)
             del raw  # which would stay as long as the request
         except ClientDisconnect:
             return
@@ -75,7 +81,11 @@ class Endpoint(Generic[T]):
             await exchange.fail(refused)
             return
         exchange.context.ignore(ignored(exchange.context.unknown))
-        work = asyncio.create_task(self._work(body, exchange))
+        if isinstance(exchange, ResumableExchange):
+            await self._serve_resumable(body, exchange, receive)
+            return
+        count = self._service.metrics if self._counted else None
+        work = asyncio.create_task(self._work(body, exchange, count))
         gone = asyncio.create_task(_disconnected(receive))
         try:
             while not work.done():
@@ -96,10 +106,50 @@ class Endpoint(Generic[T]):
                 with suppress(asyncio.CancelledError, Exception):
                     task.result()
 
-    async def _work(self, body: T, exchange: Exchange) -> None:
+    def _exchange(self, scope: Scope, send: Send) -> Exchange:
+        streams = self._service.streams
+        if streams is None or not self._streams:
+            return Exchange(scope, send, self._error_form)
+        return ResumableExchange(scope, send, self._error_form, streams)
+
+    async def _serve_resumable(
+        self, body: T, exchange: ResumableExchange, receive: Receive
+    ) -> None:
+        """Answer at a line, which may be lost before the stream ends, or be another stream's."""
+        line, count = exchange.line, self._service.metrics
+        assert line is not None
+        count.request_received()
+        exchange.answer(self._work(body, exchange, None))
+        pump = asyncio.create_task(line.pump())
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            while not pump.done():
+                wait = max(line.stream.seconds_to_keep_alive(), 0.0)
+                await asyncio.wait((pump, gone), timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+                if gone.done():
+                    return
+                if not pump.done():
+                    await line.stream.keep_alive()
+        finally:
+            pump.cancel()
+            gone.cancel()
+            await asyncio.wait((pump, gone))
+            for task in (pump, gone):
+                with suppress(asyncio.CancelledError, Exception):
+                    task.result()
+            stream = line.stream
+            await stream.detach(line)
+            if stream.failure is not None:
+                count.request_failed(stream.failure.failure, stream.failure)
+            elif line.is_complete:
+                count.request_succeeded(time.monotonic() - exchange.context.started)
+            else:
+                count.request_failed("dropped")
+
+    async def _work(self, body: T, exchange: Exchange, count: Metrics | None) -> None:
+        """Answer a request, and count it."""
         context = exchange.context
         CLIENT.set(context.client)
-        count = self._service.metrics if self._counted else None
         if count:
             count.request_received()
         try:
@@ -107,7 +157,7 @@ class Endpoint(Generic[T]):
             context.timeout = timeout_of(exchange.asked_timeout, most)
             result = await self._handler(self._service, body, context)
             if isinstance(result, EventStream):
-                await result.write(exchange)
+                await exchange.streamed(result.write)
             else:
                 await exchange.reply(encode(result.body), headers=result.headers)
             if count:
@@ -121,7 +171,7 @@ class Endpoint(Generic[T]):
                 count.request_failed(error.failure, error)
             await exchange.fail(error)
         except Exception as error:
-            log.exception("A request failed because of an error in the server")
+            log.exception("a request failed by an error of the server's own: it gets a 500")
             internal = ServerError("Internal server error")
             internal.__cause__ = error
             if count:

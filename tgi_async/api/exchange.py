@@ -9,7 +9,7 @@ and the client keeps up, there is nothing to wait for.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from starlette.types import Scope, Send
@@ -21,6 +21,7 @@ from tgi_async.api.ignored_fields import HEADER, header_value
 from tgi_async.api.request_context import RequestContext
 from tgi_async.api.timeout import HEADER as TIMEOUT
 from tgi_async.errors import ServerError
+from tgi_async.generation import Emitted
 from tgi_async.tenants import TENANT
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -72,6 +73,24 @@ class Exchange:
         )
         self.asked_timeout: bytes | None = headers.get(TIMEOUT)
         """The client's header of that name, as it is."""
+
+    def numbered(
+        self,
+        events_of: Callable[[Emitted], Events],
+        choice: int = 0,
+        n_choices: int = 1,
+        *,
+        each: bool = False,
+    ) -> Callable[[Emitted], Events]:
+        """Return `events_of`, the events of one of the choices, as this exchange wants them.
+
+        `each`: a token may have several events.
+        """
+        return events_of
+
+    async def streamed(self, write: Callable[[Exchange], Awaitable[None]]) -> None:
+        """Answer with the stream that `write` sends."""
+        await write(self)
 
     async def reply(
         self,

@@ -66,5 +66,7 @@ class Limits:
     """Name of the format of tool calls; None: as the chat template shows it."""
     kserve: bool
     """Whether to serve the routes of KServe's V2 protocol."""
+    resume_window: int
+    """Seconds for which a stream goes on without its client; 0: streams cannot be resumed."""
     root_path: str | None
     """Path that the server is below for its clients; None: it is at the top."""

@@ -271,14 +271,18 @@ def random_seed() -> int:
     return secrets.randbits(64)
 
 
-def sampling_of(parameters: GenerateParameters, *, logprobs: bool) -> Sampling:
-    """Return a row's sampling parameters. A request without a seed gets a random one here.
+def sampling_of(
+    parameters: GenerateParameters, *, logprobs: bool, seed: int | None = None
+) -> Sampling:
+    """Return a row's sampling parameters. A request without a seed gets `seed`, or a random one.
 
     A negative seed is the unsigned one with the same bits. Like TGI's, this samples as soon as a
     value is set that changes the distribution, and is greedy for `do_sample` false with a
     temperature of exactly 1.
     """
     p = parameters
+    if p.seed is not None:
+        seed = p.seed % 2**64
     temperature = 1.0 if p.temperature is None else max(p.temperature, MIN_TEMPERATURE)
     warped = bool(p.min_p) or (p.top_k, p.top_p, p.typical_p) != (None, None, None)
     return Sampling(
@@ -291,7 +295,7 @@ def sampling_of(parameters: GenerateParameters, *, logprobs: bool) -> Sampling:
         repetition_penalty=1.0 if p.repetition_penalty is None else p.repetition_penalty,
         frequency_penalty=p.frequency_penalty or 0.0,
         watermark=p.watermark,
-        seed=random_seed() if p.seed is None else p.seed % 2**64,
+        seed=random_seed() if seed is None else seed,
         logprobs=logprobs,
         top_n_tokens=p.top_n_tokens or 0,
     )

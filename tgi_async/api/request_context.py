@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from tgi_async.api.unknown_fields import Unknown
@@ -39,6 +39,10 @@ class RequestContext:
     started: float = field(default_factory=time.monotonic)
     validation_seconds: float = 0.0
     """From the arrival of the request's head until all its prompts were found valid."""
+    seeds: Iterator[int] | None = None
+    """The seeds of its generations, in order; None: random ones."""
+    reply_name: str = ""
+    """What makes the id of its reply unique; empty: a random one is made."""
     reservation: Reservation | None = None
     """The engine's reservation for it."""
 

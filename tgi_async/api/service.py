@@ -29,6 +29,7 @@ from tgi_async.api.parameters import (
 )
 from tgi_async.api.permits import Permits
 from tgi_async.api.request_context import RequestContext
+from tgi_async.api.resume.streams import Streams
 from tgi_async.build_info import BuildInfo, build_info
 from tgi_async.errors import GenerationError, ServerError, ValidationError
 from tgi_async.generation import Drafts, GenerationRequest, Timings
@@ -85,6 +86,8 @@ class Service:
     """The grammar checker; None: requests with a grammar are refused."""
     chat_stop_token_ids: tuple[int, ...] = ()
     """Tokens that end an answer in a chat, besides the model's own."""
+    streams: Streams | None = None
+    """Those that clients may go on with; None: none are."""
     images: Images | None = None
     """What gets images ready; None: the model takes none."""
     build: BuildInfo = field(default_factory=build_info)
@@ -180,7 +183,11 @@ class Service:
         self.metrics.request_validated(context.validation_seconds, len(ids), max_new_tokens)
         return GenerationRequest(
             prompt=ids,
-            sampling=sampling_of(parameters, logprobs=logprobs),
+            sampling=sampling_of(
+                parameters,
+                logprobs=logprobs,
+                seed=None if context.seeds is None else next(context.seeds),
+            ),
             client=context.client,
             weight=context.weight,
             tenant=context.tenant if self.limits.max_drafts else "",
@@ -211,7 +218,7 @@ class Service:
                 find_placeholders, ids, ready, family, start=kept.start, stop=kept.stop
             )
         except GenerationError:
-            log.exception("images of a prompt were not found among its tokens")
+            log.exception("a prompt's images were not found among its tokens: the request fails")
             raise
 
     async def _tokens(

@@ -148,7 +148,11 @@ def _read(line: bytes) -> _Reply:
 
 
 def _why(ended: ProcessEnded) -> str:
-    log.warning("a process that prepares images: %s", ended)
+    log.warning(
+        "the process that was to prepare an image ended with status %d: the request is refused, "
+        "and another process is started",
+        ended.status,
+    )
     if ended.status in (-signal.SIGPROF, -signal.SIGKILL):
         return "preparing it takes too much time or memory. Send a smaller one"
     return "it cannot be prepared"

@@ -148,7 +148,11 @@ class Store:
 
     def full(self) -> NoRoom:
         """Remove what nobody holds, as the file system is full; return what to raise."""
-        log.warning("no space is left for images in %s", self._folder)
+        log.warning(
+            "no space is left for images in %s, which others fill: those that no request holds are "
+            "removed, and this request is refused",
+            self._folder,
+        )
         for key in [key for key, kept in self._kept.items() if kept.held() is None]:
             self._drop(key)
         return NoRoom(0)

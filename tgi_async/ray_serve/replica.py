@@ -108,12 +108,11 @@ class Hosted:
             await self._closing.aclose()
             await send({"type": "lifespan.shutdown.complete"})
             return
-        if root := scope.get("root_path", ""):
-            path = scope["path"].removeprefix(root) or "/"
-            scope = {**scope, "path": path, "root_path": ""}
-
+        scope = {**scope}
+        root, path = scope.pop("root_path", ""), scope["path"]
+        if root and (path == root or path.startswith(root + "/")):
+            scope["path"] = path[len(root) :] or "/"
         if self._same_loop:
-            scope = {**scope}
             direct.offer(scope, receive)
 
         async def without_id(message: Message) -> None:

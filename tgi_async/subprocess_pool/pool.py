@@ -64,12 +64,21 @@ class ProcessPool:
         self._end = weakref.finalize(self, _end_all, self._processes)
 
     def ask(self, line: bytes) -> bytes:
-        """Return the answer to one line; blocks. Raises ProcessEnded."""
+        """Return the answer to one line; blocks. Raises ProcessEnded.
+
+        A line whose process was killed by somebody else is asked once more: it had not come to any
+        of its limits, which end it in other ways.
+        """
         process = self._idle.get()
         try:
             if self._one_more:
                 self.prepare()
-            return process.ask(line)
+            try:
+                return process.ask(line)
+            except ProcessEnded as error:
+                if error.status != -signal.SIGKILL or process.silent:
+                    raise
+                return process.ask(line)
         finally:
             self._idle.put(process)
 
@@ -96,16 +105,20 @@ class _Process:
         self._start = start
         self._patience = patience
         self._running: subprocess.Popen[bytes] | None = None
+        self.silent = False
+        """Whether it was ended as it said nothing."""
         self._closed = False
         self._lock = Lock()
         """Held to replace the process, as a thread may be about to start one when the pool
         closes."""
 
     def ask(self, line: bytes) -> bytes:
+        self.silent = False
         running = self.start()
         reply = self._reply(running, line)
         if reply is None:
             if running.poll() is None and not _at_end(running):
+                self.silent = True
                 running.kill()
             status = running.wait()
             with self._lock:

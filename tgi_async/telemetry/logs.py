@@ -1,7 +1,8 @@
 """Logs: one line for each event, as text or as JSON.
 
 The line of a request carries its `RequestRecord` as `request`; other lines may carry `fields`,
-which are JSON values, for the JSON form.
+which are JSON values, for the JSON form. A warning or an error that is logged while a task works
+for a request has the id of that.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import sys
 import time
 
-from tgi_async.telemetry.record import RequestRecord, duration
+from tgi_async.telemetry.record import RequestRecord, current, duration
 
 LEVELS = {
     "trace": logging.DEBUG,
@@ -51,6 +52,8 @@ class TextFormatter(logging.Formatter):
         seen = _request_of(record)
         if seen is not None:
             line += f" {_shown(seen)}"
+        elif id := _whose(record):
+            line += f" request_id={id}"
         if self._colorize:
             color = COLORS.get(record.levelname, 0)
             painted = f"\x1b[{color}m{record.levelname}\x1b[0m"
@@ -83,6 +86,8 @@ class JsonFormatter(logging.Formatter):
                 "span": span,
                 "spans": [span],
             }
+        elif id := _whose(record):
+            line["request_id"] = id
         return json.dumps(line)
 
 
@@ -99,6 +104,13 @@ def configure(json_output: bool, level: str = "info", colorize: bool | None = No
 
 def _request_of(record: logging.LogRecord) -> RequestRecord | None:
     return getattr(record, "request", None)
+
+
+def _whose(record: logging.LogRecord) -> str:
+    """Return the id of the request that a line which should not be there is about, if any."""
+    if record.levelno < logging.WARNING or (seen := current()) is None:
+        return ""
+    return seen.request_id
 
 
 def _shown(seen: RequestRecord) -> str:

@@ -21,6 +21,8 @@ from tgi_async.wire.messages import MAX_DRAFTS, Sampled
 FAILURES = ("validation", "overloaded", "template", "incomplete", "generation", "dropped")
 """Values of `err`: `ServerError.failure`, and `dropped` for a client that left."""
 METHODS = ("prefill", "decode")
+RESUMPTIONS = ("memory", "recomputed", "mismatched")
+"""How a stream went on for a client that came back: the last one is that it could not."""
 
 DURATION_BOUNDS = [0.0001 * 1.5**k for k in range(1, 36)]
 """Seconds, 0.00015 to 145.6."""
@@ -83,6 +85,12 @@ class Metrics:
         )
         self._ignored = Counter(
             "tgi_async_ignored_fields", "Fields of requests that have no effect here"
+        )
+        self._resumed = Counter(
+            "tgi_async_resumed_streams",
+            "Streams that a client came back for, by how they went on",
+            "how",
+            RESUMPTIONS,
         )
         self._duration = _duration("tgi_request_duration", "Whole time of a request")
         self._validation = _duration(
@@ -179,6 +187,10 @@ class Metrics:
     def fields_ignored(self, n: int) -> None:
         """Count `n` fields of a request that have no effect."""
         self._ignored.add(n)
+
+    def stream_resumed(self, how: str) -> None:
+        """Count a stream that a client came back for; `how` is one of RESUMPTIONS."""
+        self._resumed.add(label=how)
 
     def admitted(self, n_cached: int) -> None:
         """Record that a request entered the running batch; `n_cached` prompt tokens came from the

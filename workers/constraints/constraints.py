@@ -208,7 +208,7 @@ class Constraints:
         except GrammarError as error:
             followed.error = f"the grammar cannot be followed: {error}"
         except BaseException as error:
-            log.exception("a grammar engine failed")
+            log.exception("a grammar engine failed again: the text of its row fails")
             followed.error = f"the grammar engine failed: {error}"
         followed.ready = True
         self._done.set()

@@ -422,7 +422,7 @@ async def test_placeholders_that_do_not_agree_are_an_error_of_this_request_alone
     images.n_more = 1
     response = await ask(client, [image(2)])
     assert response.status_code >= 500 or response.status_code == 424
-    assert "images of a prompt were not found among its tokens" in caplog.text
+    assert "a prompt's images were not found among its tokens" in caplog.text
     assert (await ask(client, "Hi")).is_success
 
 

@@ -45,8 +45,10 @@ class ChatAnswer:
         body: ChatRequest,
         request: GenerationRequest,
         reader: AnswerReader | None = None,
+        *,
+        reply_name: str = "",
     ) -> None:
-        self._id = unique_id("chatcmpl")
+        self._id = unique_id("chatcmpl", reply_name)
         self._created = now()
         self._model = _model_of(body, service.limits)
         self._fingerprint = service.build.fingerprint

@@ -182,7 +182,7 @@ async def _answering(
             )
             request = structs.replace(request, shown=reader.shown)
         generations = service.submit_choices(request, question.n)
-        answer = ChatAnswer(service, body, request, reader)
+        answer = ChatAnswer(service, body, request, reader, reply_name=context.reply_name)
         answer.scores = generations[0]
         yield _Chat(prompt.text, request, generations, answer)
 

@@ -124,7 +124,7 @@ class LikeTGI:
             await exchange.close([*answer.ending(), DONE])
             return
         prompt, request = await self._request(None)
-        answer = ChatAnswer(service, self._body, request)
+        answer = ChatAnswer(service, self._body, request, reply_name=self._context.reply_name)
         generations = service.submit_choices(request, 1)
         await stream_choices(
             service, exchange, generations, len(prompt), answer.events, answer.ending

@@ -35,9 +35,11 @@ class CompletionAnswer:
         texts: Sequence[str],
         requests: Sequence[GenerationRequest],
         prompt_pieces: Sequence[Sequence[Piece]],
+        *,
+        reply_name: str = "",
     ) -> None:
         self._service = service
-        self._id = unique_id("cmpl")
+        self._id = unique_id("cmpl", reply_name)
         self._created = now()
         self._model = service.limits.model_names[0]
         self._fingerprint = service.build.fingerprint

@@ -150,7 +150,9 @@ async def _completing(
                 for each in choices_of(request, n_each, prompt_logprobs_once=not prompt_pieces)
             ]
         )
-        answer = CompletionAnswer(service, body, texts, requests, prompt_pieces)
+        answer = CompletionAnswer(
+            service, body, texts, requests, prompt_pieces, reply_name=context.reply_name
+        )
         yield _Batch(sum(map(len, texts)), n_each, requests, generations, answer)
 
 

@@ -126,7 +126,7 @@ async def _stream(
         generation = service.submit(request)
         events = _TokenEvents(service, request, parameters, inputs)
         try:
-            last = await relay(generation, exchange, events.of)
+            last = await relay(generation, exchange, exchange.numbered(events.of, each=True))
         finally:
             generation.cancel()
         service.account(generation.timings, events.n_tokens)

@@ -96,7 +96,8 @@ async def stream_choices(
                 return events_of(index, emitted)
             return [event for one in emitted.apart() for event in events_of(index, one)]
 
-        ending_of_choice = await relay(generation, exchange, events)
+        numbered = exchange.numbered(events, index, len(generations), each=apart)
+        ending_of_choice = await relay(generation, exchange, numbered)
         n_left -= 1
         if n_left:
             await exchange.write(ending_of_choice)

@@ -80,9 +80,9 @@ def finite_logprob(logprob: float) -> float:
     return max(LEAST_LOGPROB, logprob)  # of NaN too
 
 
-def unique_id(kind: str) -> str:
-    """Return an id that no other reply has, e.g. `chatcmpl-…`."""
-    return f"{kind}-{uuid.uuid4().hex}"
+def unique_id(kind: str, name: str = "") -> str:
+    """Return an id that no other reply has, e.g. `chatcmpl-…`, or one with this name."""
+    return f"{kind}-{name or uuid.uuid4().hex}"
 
 
 def now() -> int:

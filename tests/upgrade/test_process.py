@@ -1,0 +1,36 @@
+"""Servers that are started for an upgrade."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+
+from tgi_async.upgrade import process
+
+CHILD = """
+import json, os, socket, sys
+handed = json.loads(os.environ["TGI_ASYNC_UPGRADE"])
+listener, channel = (socket.socket(fileno=handed[name]) for name in ("listener", "channel"))
+own_session = os.getsid(0) == os.getpid()
+channel.send(f"{listener.getsockname()[1]} {handed['waits']} {own_session}".encode())
+"""
+
+
+def test_it_gets_the_socket_a_channel_and_a_session_of_its_own() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        child = process.start([sys.executable, "-S", "-c", CHILD], listener, waits=True)
+        child.channel.setblocking(True)
+        port = listener.getsockname()[1]
+        assert child.channel.recv(process.MOST_BYTES) == f"{port} True True".encode()
+        # It is the only one that has the other end.
+        assert child.channel.recv(process.MOST_BYTES) == b""
+    status = os.waitpid(child.pid, 0)[1]
+    assert process.how_it_ended(status) == "exited with 0"
+    child.say(process.RETIRE)  # nobody is there any more
+    child.channel.close()
+
+
+def test_which_devices_have_no_room_for_two() -> None:
+    assert process.is_exclusive("cuda:0, cuda:1")
+    assert not process.is_exclusive("cpu")

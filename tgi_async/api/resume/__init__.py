@@ -1,0 +1,1 @@
+"""Streams that a client can go on with after its connection was lost."""
