@@ -107,6 +107,8 @@ def test_many_faults(tiny_images: Path, tmp_path: Path, capsys: pytest.CaptureFi
     try:
         for at, configuration in enumerate(CONFIGURATIONS):
             n = N_FAULTS // len(CONFIGURATIONS) + (at < N_FAULTS % len(CONFIGURATIONS))
+            if not n:
+                break
             names = [one.name for one in drawn(n, draw, configuration.has)]
             folder = tiny_images if configuration.images else Path(MODEL) if MODEL else None
             files = tmp_path / str(at)
