@@ -63,7 +63,8 @@ class Keeper:
         self._current.say(process.FREED)
         self._reap()
         while self._status is None or self._leaving is not None or self._next is not None:
-            for key, _ in self._selector.select():
+            # What a server said before a signal came is read before.
+            for key, _ in sorted(self._selector.select(), key=lambda one: one[0].data is None):
                 if key.data is not None:
                     self._read(key.data)
                     continue
