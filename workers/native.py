@@ -50,7 +50,7 @@ notes: list[str] = []
 """Notes on what was given up for the libraries that were loaded."""
 
 COMPILE_SECONDS = 600
-"""Most seconds that a compiler may take: some 10 alone, minutes on a machine that others use."""
+"""Most seconds that a compiler may take: some 10 alone, minutes on a busy machine."""
 
 _prefer_compiled = False
 

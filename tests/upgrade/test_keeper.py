@@ -46,15 +46,20 @@ class Kept:
         self.process = process
         assert process.stdout is not None
         self._lines = process.stdout
-        self.seen: list[str] = []
+        self.others: list[str] = []
 
     def until(self, part: str) -> str:
-        """The next line that has this."""
+        """The first line that has this, of those that were not asked for before: several processes
+        print."""
+        for line in self.others:
+            if part in line:
+                self.others.remove(line)
+                return line
         for line in self._lines:
-            self.seen.append(line)
             if part in line:
                 return line
-        raise AssertionError("".join(self.seen))
+            self.others.append(line)
+        raise AssertionError("".join(self.others))
 
 
 @contextmanager
