@@ -15,6 +15,7 @@ BESIDE = {
     "rope_scaling": ["--rope-factor", "2"],
     "rope_factor": ["--rope-scaling", "linear"],
     "ssl_keyfile": CERTIFICATE,
+    "tenant_header": ["--forwarded-allow-ips", "10.0.0.0/8"],
     "ssl_ca_certs": CERTIFICATE,
     "ssl_cert_reqs": [*CERTIFICATE, "--ssl-ca-certs", "a"],
 }
@@ -162,6 +163,7 @@ def test_every_setting_has_a_flag_and_a_variable(one: object) -> None:
     if meta["choices"]:
         text = meta["choices"][-1]
     own = {"cuda_graphs": "1,2", "root_path": "/x", "forwarded_allow_ips": "unix"}
+    own["tenant_header"] = "x-tenant"
     text = own.get(name, text)
     wanted = {bool: True, int: 2, float: 1.0, tuple: (text,), str: text}[meta["kind"]]
     others = BESIDE.get(name, [])

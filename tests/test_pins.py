@@ -28,8 +28,9 @@ def pins(file: Path) -> dict[str, Version]:
 def direct() -> Iterator[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    # flash-attn has no wheel: what builds it depends on the machine's CUDA.
-    pinned = [group for name, group in extras.items() if name != "flash"]
+    # flash-attn has no wheel: what builds it depends on the machine's CUDA. Ray brings packages of
+    # its own by the dozen, and is installed beside the pins of all others.
+    pinned = [group for name, group in extras.items() if name not in ("flash", "ray")]
     for group in (project["dependencies"], *pinned):
         yield from map(Requirement, group)
 

@@ -52,7 +52,7 @@ from tgi_async.scheduler.state import lines_of
 from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup
 from tgi_async.telemetry.steps import StepMetrics, StepTimer
 from tgi_async.wire.messages import MAX_END_IDS, Loading, Ready, Start, StepDone
-from tgi_async.worker_restarter import WorkerRestarter
+from tgi_async.worker_restarter import Restarts, WorkerRestarter
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ LEAST_DELAY = 0.001
 """Seconds; the clock of the event loop's timers has no finer steps."""
 MAX_DEATHS = 5
 """Restarts without a token between them after which every live request fails."""
+RESTARTS = Restarts()
 STOPPING = "The server is shutting down"
 GONE = "The model worker is gone for good"
 FAILED = "the engine failed"
@@ -102,8 +103,7 @@ class Engine:
         lookahead: int = 1,
         max_batch_total_tokens: int | None = None,
         capacity: Capacity | None = None,
-        backoff: Backoff | None = None,
-        standby: bool = False,
+        restarts: Restarts = RESTARTS,
     ) -> None:
         self._tokenizer = tokenizer
         self._start = start
@@ -112,7 +112,10 @@ class Engine:
         self._max_batch_total_tokens = max_batch_total_tokens
         self._capacity = capacity or Capacity(start.batch.max_rows)
         self._workers = WorkerRestarter(
-            start.ranks.world_size, command, backoff or Backoff(), standby=standby
+            start.ranks.world_size,
+            command,
+            restarts.backoff or Backoff(),
+            standby=restarts.standby,
         )
         self._streams = LiveStreams()
         self._last_id = 0

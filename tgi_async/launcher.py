@@ -72,6 +72,7 @@ from tgi_async.wire.messages import (
     SpeculationConfig,
     Start,
 )
+from tgi_async.worker_restarter import Restarts
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +259,7 @@ async def serving(
             payload_limit,
             settings.max_queued_tokens,
         ),
-        standby=settings.standby,
+        restarts=Restarts(standby=settings.standby),
     )
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(engine.stop, WORKER_EXIT_SECONDS)

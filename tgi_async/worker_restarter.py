@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,6 +26,14 @@ log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
 """Attempts to launch the workers in a row before the engine fails."""
+
+
+class Restarts(NamedTuple):
+    """How workers come back."""
+
+    standby: bool = False
+    """Whether another group is loaded while one serves on a CPU."""
+    backoff: Backoff | None = None
 
 
 class WorkerRestarter:

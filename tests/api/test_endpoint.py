@@ -246,7 +246,7 @@ async def test_an_error_in_the_server_is_a_500_and_is_logged(
     response = await api.generate("Hi")
     assert response.status_code == 500
     assert response.json() == {"error": "Internal server error", "error_type": "internal"}
-    assert "because of an error in the server" in caplog.text
+    assert "by an error of the server" in caplog.text
 
 
 @pytest.mark.parametrize(

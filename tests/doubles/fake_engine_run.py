@@ -26,6 +26,7 @@ from tgi_async.wire.messages import (
     SpeculationConfig,
     Start,
 )
+from tgi_async.worker_restarter import Restarts
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 20.0
@@ -184,7 +185,7 @@ async def running(
             stop_token_ids=list(stop_token_ids),
             speculation=speculation or SpeculationConfig(),
         ),
-        **{"command": COMMAND, "backoff": Backoff(0.001, 0.01), **options},
+        **{"command": COMMAND, "restarts": Restarts(backoff=Backoff(0.001, 0.01)), **options},
     )
     steps = Steps()
     found = Running(engine, behaviour, steps, journal)
