@@ -52,9 +52,13 @@ async def running_engine(
     max_drafts: int = 0,
     speculation: str = "",
     command: tuple[str, ...] = WORKER,
+    crowded: bool = False,
 ) -> AsyncIterator[Engine]:
     """An engine that serves the model of a folder in float32, or quantized, weights or cache, in
-    bfloat16, or in this dtype; stopped, with its workers, after."""
+    bfloat16, or in this dtype; stopped, with its workers, after.
+
+    `crowded`: rows are admitted without room to grow into, so that some are preempted.
+    """
     dtype = dtype or ("bfloat16" if quantize or kv_cache_dtype else "float32")
     engine = Engine(
         tokenizer=Tokenizer.from_folder(folder),
@@ -77,6 +81,8 @@ async def running_engine(
     )
     try:
         ready = await engine.launch(lambda loading: None)
+        if crowded:
+            engine.core._growth = lambda step: 0  # type: ignore[method-assign]
         longest = ready.max_total_tokens
         engine.serve(Metrics(max_input_tokens=longest, max_total_tokens=longest))
         yield engine

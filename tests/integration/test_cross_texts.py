@@ -77,7 +77,12 @@ async def test_in_chunks_preempted_with_hits_and_replayed(
     texts = [due(row, reference) for row in rows]
     assert sum(map(len, texts)) > 0.8 * NEW_TOKENS * len(texts)
     async with running_engine(
-        folder, max_batch_prefill_tokens=16, n_blocks=9, model_impl="transformers", **more
+        folder,
+        max_batch_prefill_tokens=16,
+        n_blocks=9,
+        model_impl="transformers",
+        crowded=True,
+        **more,
     ) as engine:
         for kill in (False, True):
             asked = [request_of(row, tmp_path) for row in rows * 2]

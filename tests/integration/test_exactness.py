@@ -159,7 +159,9 @@ async def test_a_pool_so_small_that_requests_are_preempted(
     some = cases[:n]
     longest = max(len(case.prompt) + case.max_new_tokens for case in some)
     n_blocks = longest // BLOCK_SIZE + 3
-    async with running_engine(model_folder, n_blocks=n_blocks, lookahead=lookahead) as engine:
+    async with running_engine(
+        model_folder, n_blocks=n_blocks, lookahead=lookahead, crowded=True
+    ) as engine:
         # All but at once, so that they meet in the pool on a fast machine too.
         texts = await run(engine, some, within=0.1)
         n_preemptions = engine.core.n_preemptions
@@ -268,6 +270,7 @@ async def test_128_tokens_in_all_variants(
         max_batch_prefill_tokens=max_batch_prefill_tokens,
         lookahead=lookahead,
         model_impl=model_impl,
+        crowded=True,
     ) as engine:
         texts = await run(engine, cases)
         n_preemptions = engine.core.n_preemptions

@@ -45,7 +45,9 @@ async def test_min_tokens_and_bad_words_are_transformers_also_when_preempted(
     (end,) = tokenizer.encode(END)
     cases = mixed(tokenizer, 4, longest=40, new_tokens=(40, 40))
     longest = max(len(case.prompt) + case.max_new_tokens for case in cases)
-    async with running_engine(model_folder, n_blocks=longest // BLOCK_SIZE + 2) as engine:
+    async with running_engine(
+        model_folder, n_blocks=longest // BLOCK_SIZE + 2, crowded=True
+    ) as engine:
         plain = await finish_all(
             engine,
             [GenerationRequest(case.prompt, Sampling(), max_new_tokens=8) for case in cases],

@@ -128,7 +128,9 @@ async def test_a_text_is_the_same_alone_in_a_batch_preempted_and_without_looking
     grammars = [encode(Json(schema)) for schema in SCHEMAS[:2]]
     requests = requests_of(prompts_of(tokenizer), grammars, 100)
     alone = [await finish(engine, request) for request in requests]
-    async with running_engine(model_folder, n_blocks=16, max_rows=10, lookahead=0) as small:
+    async with running_engine(
+        model_folder, n_blocks=16, max_rows=10, lookahead=0, crowded=True
+    ) as small:
         crowded = await finish_all(small, requests, within=0.1)
         n_preemptions = small.core.n_preemptions
     assert n_preemptions

@@ -127,7 +127,7 @@ async def test_in_chunks_preempted_with_hits_and_replayed(
     longest = max(len(one.prompt) for one in asked.requests(1)) + NEW_TOKENS
     n_blocks = -(-longest // 16) + 2
     async with running_engine(
-        asked.folder, max_batch_prefill_tokens=16, n_blocks=n_blocks, **more
+        asked.folder, max_batch_prefill_tokens=16, n_blocks=n_blocks, crowded=True, **more
     ) as engine:
         await finish(engine, asked, 3)
         core = engine.core

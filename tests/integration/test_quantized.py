@@ -107,6 +107,7 @@ async def _check_texts(
         round_activations=round_activations,
         n_blocks=longest // BLOCK_SIZE + 3,
         max_batch_prefill_tokens=16,
+        crowded=True,
     ) as engine:
         assert await texts_of(engine, cases, together=True) == alone
         assert engine.core.n_preemptions > 0

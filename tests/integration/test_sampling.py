@@ -103,7 +103,9 @@ async def test_after_a_preemption(
 ) -> None:
     await until_idle(engine)
     longest = max(len(one.prompt) + (one.max_new_tokens or 0) for one in requests)
-    async with running_engine(model_folder, n_blocks=longest // BLOCK_SIZE + 2) as small:
+    async with running_engine(
+        model_folder, n_blocks=longest // BLOCK_SIZE + 2, crowded=True
+    ) as small:
         texts = await finish_all(small, requests, within=0.2)
         n_preemptions = small.core.n_preemptions
 

@@ -195,7 +195,9 @@ async def test_greedy_texts_of_preempted_requests_are_those_of_transformers(
 ) -> None:
     cases = mixed(tokenizer, n, longest=200, new_tokens=(24, 48))
     longest = max(len(case.prompt) + case.max_new_tokens for case in cases)
-    async with with_drafts(model_folder, n_blocks=longest // BLOCK_SIZE + 6) as engine:
+    async with with_drafts(
+        model_folder, n_blocks=longest // BLOCK_SIZE + 6, crowded=True
+    ) as engine:
         texts: list[Text] = await finish_all(
             engine,
             [
