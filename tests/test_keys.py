@@ -131,3 +131,22 @@ async def test_a_change_is_followed_and_a_broken_file_is_not(
     await until(lambda: "stays in use" in caplog.text)
     assert keys.find(b"sk-ccc") == ApiKey(name="c")
     following.cancel()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "keys:\n- {name: 2024-99-99, key: b}",
+        'keys: !!int "x"',
+        "keys: !!bool x",
+        "keys: !!timestamp x",
+        "keys: " + "9" * 5000,
+        r'{"keys": [{"name": "a", "key": "\ud83d\ude00"}]}',
+        r'{"keys": [{"name": "a\n", "key": "b"}]}',
+    ],
+)
+def test_values_that_yaml_itself_does_not_survive_are_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "strange"
+    file.write_text(text)
+    with pytest.raises(StartError, match="strange"):
+        load(str(file))

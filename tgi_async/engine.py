@@ -67,6 +67,8 @@ LEAST_DELAY = 0.001
 """Seconds; the clock of the event loop's timers has no finer steps."""
 MAX_DEATHS = 5
 """Restarts without a token between them after which every live request fails."""
+MOST_FORGIVEN = 2
+"""Culprits whose deaths do not count among these."""
 RESTARTS = Restarts()
 STOPPING = "The server is shutting down"
 GONE = "The model worker is gone for good"
@@ -120,7 +122,7 @@ class Engine:
         self._streams = LiveStreams()
         self._last_id = 0
         self._state = State.STARTING
-        self._deaths = 0
+        self._deaths = self._forgiven = 0
         """Restarts since the last token, not counting deaths of workers that had nothing to do."""
         self._fault: Exception | None = None
         """The core's error in a client's call, which the task recovers from."""
@@ -468,7 +470,7 @@ class Engine:
         how many there are."""
         events = self.core.complete(done)
         if events:
-            self._deaths = 0
+            self._deaths = self._forgiven = 0
         # The core knows of every end but that by a stop sequence with a single token.
         return self._streams.take(events, self.core.finish), len(events)
 
@@ -516,6 +518,10 @@ class Engine:
             self._deaths = 0
             return
         self._deaths += 1
+        if culprit is not None and self._forgiven < MOST_FORGIVEN:
+            # There may be more like it, for which the others are not to pay.
+            self._forgiven += 1
+            self._deaths = 1
         if not self._streams and fault is not None and self._deaths >= MAX_DEATHS:
             raise fault
         if self._deaths >= MAX_DEATHS:
@@ -526,7 +532,7 @@ class Engine:
                 len(self._streams),
             )
             error = GenerationError(f"{reason}, {self._deaths} times without progress")
-            self._deaths = 0
+            self._deaths = self._forgiven = 0
             self._fail_all(error, Unhealthy(str(error)))
         elif culprit is not None:
             failing = self._streams.remove(culprit)

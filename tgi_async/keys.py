@@ -48,9 +48,9 @@ class ApiKey(Struct, frozen=True, kw_only=True):
 class _Entry(Struct, forbid_unknown_fields=True, kw_only=True):
     """A key in the file."""
 
-    name: Annotated[str, Meta(pattern=r"^[\w.-]{1,64}$")]
+    name: Annotated[str, Meta(pattern=r"^[\w.-]{1,64}\Z")]
     key: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
-    sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")] | None = None
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}\Z")] | None = None
     weight: Annotated[int, Meta(ge=1, le=MOST_WEIGHT)] = 1
     max_concurrent_requests: Count | None = None
     max_tokens_per_minute: Count | None = None
@@ -108,13 +108,16 @@ def load(path: str) -> dict[bytes, ApiKey]:
     if len(raw) > MOST_BYTES:
         raise StartError(f"{FLAG}: {path} is longer than {MOST_BYTES} bytes.")
     try:
-        # JSON is YAML too.
-        found = msgspec.convert(yaml.safe_load(raw), _File)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        given = yaml.safe_load(raw)  # JSON is YAML too
+    except RecursionError as error:
+        raise StartError(f"{FLAG}: {path}: {error}.") from None
+    except Exception as error:  # the constructors of dates and numbers raise of many kinds
         # Without the line itself, which may have a key.
         found_at = re.search(r"line \d+, column \d+", str(error))
         where = f" in {found_at[0]}" if found_at else ""
         raise StartError(f"{FLAG}: {path} is neither YAML nor JSON{where}.") from None
+    try:
+        found = msgspec.convert(given, _File)
     except (msgspec.ValidationError, RecursionError) as error:
         raise StartError(f"{FLAG}: {path}: {error}.") from None
     keys: dict[bytes, ApiKey] = {}
@@ -122,7 +125,13 @@ def load(path: str) -> dict[bytes, ApiKey]:
     for entry in found.keys:
         if (entry.key is None) == (entry.sha256 is None):
             raise StartError(f"{FLAG}: {path}: {entry.name} needs either `key` or `sha256`.")
-        place = _blinded(entry.digest)
+        try:
+            place = _blinded(entry.digest)
+        except UnicodeEncodeError:
+            raise StartError(
+                f"{FLAG}: {path}: the `key` of {entry.name} has half of a character (a surrogate), "
+                "which no client can send. Write the character itself, or `sha256`."
+            ) from None
         if entry.name in names or place in keys:
             raise StartError(f"{FLAG}: {path}: {entry.name} or its key is there twice.")
         names.add(entry.name)

@@ -140,7 +140,7 @@ async def test_a_request_that_kills_every_few_tokens_fails(tmp_path: Path) -> No
     async with running(Behaviour(die_at={0: 4}), tmp_path) as run:
         with pytest.raises(GenerationError, match="again and again with this request"):
             await run.generate("on and on", 100)
-        assert run.engine.worker_restarts == 5
+        assert run.engine.worker_restarts == 6
 
 
 async def test_the_error_says_how_the_worker_died(tmp_path: Path) -> None:

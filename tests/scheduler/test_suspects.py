@@ -13,16 +13,23 @@ def running(n: int) -> list[Request]:
     return found
 
 
+def survive(suspects: Suspects) -> list[Request]:
+    """Have the workers live on for as long as a trial takes."""
+    for _ in range(SHORT_LIFE + 1):
+        suspects.stepped(settled=True)
+    return suspects.released(idle=False)
+
+
 def hunted(suspects: Suspects, requests: list[Request], poison: Request) -> int:
     """Have the workers die of `poison` some steps after it runs. Return how often, until it is
     found."""
-    for n_deaths in range(1, 100):
+    n_deaths = 0
+    for _ in range(200):
         ran = [one for one in requests if one not in suspects.held]
         if poison not in ran:
-            for _ in range(SHORT_LIFE + 1):
-                suspects.stepped()
-            suspects.released()
+            survive(suspects)
             continue
+        n_deaths += 1
         if (culprit := suspects.died(None, ran, 5)) is not None:
             assert culprit is poison
             return n_deaths
@@ -46,13 +53,16 @@ def test_who_kills_with_its_first_step_is_found_at_its_second_death() -> None:
 
 def test_who_is_only_next_in_line_when_another_one_kills_is_not_the_culprit() -> None:
     suspects, (innocent, poison, other) = Suspects(), running(3)
-    for _ in range(N_SHORT + N_ALONE):
+    culprit = None
+    for _ in range(20):
+        if poison in suspects.held:
+            survive(suspects)
+            continue
         # The poison kills with its second step, in which the next one begins.
-        culprit = suspects.died(innocent, [poison, innocent], 2)
-        suspects.released()
+        both = [one for one in (poison, innocent) if one not in suspects.held]
+        culprit = suspects.died(both[-1] if innocent in both else None, both, 2)
         if culprit is not None:
             break
-        assert innocent not in suspects.held or suspects.accused is None
     assert culprit is poison
     assert other not in suspects.held
 
@@ -81,25 +91,25 @@ def test_deaths_without_a_common_request_accuse_nobody() -> None:
     assert not suspects.on_trial
 
 
-def test_a_death_while_no_suspect_runs_begins_again() -> None:
+def test_a_death_while_no_suspect_runs_puts_on_trial_what_ran() -> None:
     suspects, (one, other, new) = Suspects(), running(3)
     for _ in range(N_SHORT):
         suspects.died(None, [one, other], 3)
     assert suspects.on_trial == [one]
     suspects.died(None, [new], 3)
-    assert (suspects.on_trial, suspects.held) == ([], [])
+    assert (suspects.on_trial, suspects.held) == ([new], [other])
 
 
 def test_those_held_are_released_when_those_on_trial_have_ended() -> None:
     suspects, (one, other) = Suspects(), running(2)
     for _ in range(N_SHORT):
         suspects.died(None, [one, other], 3)
-    assert suspects.released() == []
+    assert suspects.released(idle=False) == []
     one.status = Status.ENDED
-    assert suspects.released() == [other]
+    assert suspects.released(idle=False) == [other]
     assert suspects.on_trial == [other]
     other.status = Status.ENDED
-    assert suspects.released() == []
+    assert suspects.released(idle=False) == []
     assert suspects.on_trial == []
 
 
@@ -109,7 +119,42 @@ def test_a_trial_that_cannot_begin_ends() -> None:
         suspects.died(None, [one, other], 3)
     one.status = Status.WAITING
     for _ in range(MOST_WAITING + 1):
-        assert suspects.released() == []
-        suspects.stepped()
-    assert suspects.released() == [other]
+        assert suspects.released(idle=False) == []
+        suspects.stepped(settled=True)
+    assert suspects.released(idle=False) == [other]
     assert suspects.on_trial == []
+
+
+def tried_alone(suspects: Suspects, suspect: Request) -> None:
+    """Have the workers die until there is one suspect, which is left out."""
+    while suspect not in suspects.held:
+        assert suspects.died(None, [suspect], 3) is None
+
+
+def test_a_death_without_the_suspect_puts_on_trial_what_ran() -> None:
+    suspects, (innocent, poison) = Suspects(), running(2)
+    tried_alone(suspects, innocent)
+    assert suspects.died(None, [poison], 3) is None
+    assert suspects.on_trial == [poison]
+    assert suspects.held == [innocent]
+    # Once that one is found, the other is as free as before.
+    while suspects.died(None, [poison], 3) is None:
+        assert survive(suspects) == [poison]
+    assert suspects.held == []
+
+
+def test_a_suspect_without_which_workers_live_on_is_tried_again() -> None:
+    suspects, (one,) = Suspects(), running(1)
+    tried_alone(suspects, one)
+    assert suspects.released(idle=False) == []
+    assert survive(suspects) == [one]
+    assert (suspects.on_trial, suspects.held) == ([one], [])
+    survive(suspects)
+    assert not suspects.trying
+
+
+def test_a_suspect_does_not_wait_for_others_where_there_are_none() -> None:
+    suspects, (one,) = Suspects(), running(1)
+    tried_alone(suspects, one)
+    assert suspects.released(idle=True) == [one]
+    assert suspects.on_trial == [one]

@@ -200,8 +200,8 @@ class Core(Planner):
             else:
                 self._acknowledge(scheduled, sampled, events)
         self._close_tables()
-        if self._suspects.on_trial:
-            self._suspects.stepped()
+        if self._suspects.trying:
+            self._suspects.stepped(settled=not self._n_replays)
         return events
 
     # -- results --------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class Planner(RunningBatch):
         """Return the next step, or None while there is nothing to run or too much in flight."""
         if len(self._in_flight) > self.budget.lookahead:
             return None
-        if self._suspects.on_trial:
+        if self._suspects.trying:
             self._release_held()
         builder = StepBuilder(self._last_step + 1, self.budget.max_logits)
         preempted = self._reserve(builder)
@@ -127,7 +127,8 @@ class Planner(RunningBatch):
 
     def _release_held(self) -> None:
         """Queue those again that were held for a trial that is over."""
-        for request in reversed(self._suspects.released()):
+        idle = not self.running and self.waiting.head() is None
+        for request in reversed(self._suspects.released(idle=idle)):
             if request.status is Status.WAITING:
                 self.waiting.release(request)
                 self._n_replays += 1
