@@ -69,6 +69,12 @@ class RequestContext:
         return digest.hexdigest()
 
     @property
+    def owner(self) -> str:
+        """Whose request it is, by the names of its key and its tenant: the same on all servers,
+        whatever the key is."""
+        return f"{'' if self.key is None else self.key.name}/{self.of_tenant}"
+
+    @property
     def tenant(self) -> str:
         """A name for which tenant's request this is, or for who sends from this address, with this
         API key. It shows none of these."""

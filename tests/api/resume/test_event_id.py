@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tgi_async.api.resume.event_id import (
@@ -23,9 +25,15 @@ def test_an_id_says_where_in_which_stream() -> None:
     assert EventId.parse(PREFIX + b".1.end.abcdefgh").ended
 
 
-def test_a_request_is_its_route_and_every_byte_of_its_body() -> None:
-    hashes = {request_hash(*one) for one in (("/", b"{}"), ("/", b"{ }"), ("/x", b"{}"))}
-    assert len(hashes) == 3
+def test_a_request_is_its_route_every_byte_of_its_body_and_its_owner() -> None:
+    asked: list[Any] = [
+        ("/", b"{}"),
+        ("/", b"{ }"),
+        ("/x", b"{}"),
+        ("/", b"{}", "ann/"),
+        ("/", b"{}", "/ann"),
+    ]
+    assert len({request_hash(*one) for one in asked}) == 5
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from tests.api.waiting import until
 from tests.doubles.seeded_engine import SeededEngine
 from tests.helpers.lossy import Connection, EventReader, continued
 from tests.helpers.replica import replica
 from tgi_async.api import exchange as exchange_module
+from tgi_async.api.auth import KEY
 from tgi_async.api.resume import exchange as resume_module
 from tgi_async.api.resume.event_id import EventId
 from tgi_async.errors import GenerationError
+from tgi_async.keys import ApiKey
+from tgi_async.tenants import TENANT
 from tgi_async.wire.messages import Sampling
 
 PATH = "/generate_stream"
@@ -170,6 +174,22 @@ async def test_another_key_does_not_reach_a_stream_in_memory(
     assert text(reader) == TEXT
 
 
+async def test_who_has_another_key_or_tenant_does_not_go_on(
+    app: Starlette, engine: SeededEngine, reader: EventReader
+) -> None:
+    def asked_by(name: str, tenant: str = "") -> ASGIApp:
+        known = {KEY: ApiKey(name=name), TENANT: tenant}
+        return lambda scope, receive, send: app({**scope, **known}, receive, send)
+
+    await continued(asked_by("ann", "x"), PATH, BODY, reader, most=500)
+    n_before = len(engine.requests)
+    for other in (asked_by("bob", "x"), asked_by("ann", "y"), asked_by("ann")):
+        assert (await ask(other, PATH, BODY, reader.last_id.decode())).status == 409
+    assert len(engine.requests) == n_before
+    assert resumed(await continued(asked_by("ann", "x"), PATH, BODY, reader)) == b"memory"
+    assert text(reader) == TEXT
+
+
 @pytest.mark.parametrize(("path", "body"), [(PATH, BODY), (CHAT_PATH, CHAT)])
 async def test_the_newer_of_two_connections_has_the_stream(
     app: Starlette, engine: SeededEngine, path: str, body: dict[str, Any]
@@ -227,7 +247,7 @@ def reader_at(reader: EventReader) -> EventReader:
     return found
 
 
-async def ask(app: Starlette, path: str, body: Any, *ids: str) -> Connection:
+async def ask(app: ASGIApp, path: str, body: Any, *ids: str) -> Connection:
     connection = Connection()
     headers = [("last-event-id", id) for id in ids]
     await connection.ask(app, path, json.dumps(body).encode(), headers)

@@ -78,8 +78,7 @@ def prefix_of(seed: int, request: bytes) -> bytes:
     return urlsafe_b64encode(seed.to_bytes(SEED_BYTES, "big") + request)
 
 
-def request_hash(path: str, body: bytes) -> bytes:
-    """Return the hash of what is asked: the route and the body, byte for byte."""
-    return blake2b(
-        path.encode() + b"\0" + body, digest_size=REQUEST_BYTES, person=b"tgi-async id 1"
-    ).digest()
+def request_hash(path: str, body: bytes, owner: str = "") -> bytes:
+    """Return the hash of what is asked, and by whom: the route and the body, byte for byte."""
+    asked = f"{len(owner)} {owner}{path}\0".encode() + body
+    return blake2b(asked, digest_size=REQUEST_BYTES, person=b"tgi-async id 1").digest()

@@ -70,7 +70,7 @@ class ResumableExchange(Exchange):
 
     def asked(self, path: str, body: bytes) -> None:
         """Note the request, once it has been read."""
-        self._request = request_hash(path, body)
+        self._request = request_hash(path, body, self.context.owner)
 
     def answer(self, handling: Coroutine[Any, Any, None]) -> None:
         """Start the handler."""
