@@ -45,7 +45,7 @@ class Server(NamedTuple):
     host: str
     port: int
     tenants: bool
-    """Whether clients are told apart by a header; else by their addresses."""
+    """Whether clients are distinguished by a header; else by their addresses."""
 
 
 class Answer(NamedTuple):
@@ -239,7 +239,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--large", type=int, default=50, help="streams of the large client")
     parser.add_argument("--step", type=float, default=0.05, help="seconds of a made-up step")
-    parser.add_argument("--tenants", action="store_true", help="tell clients apart by a header")
+    parser.add_argument("--tenants", action="store_true", help="distinguish clients by a header")
     parser.add_argument("--url", help="of a server that runs")
     given = parser.parse_args()
     with ExitStack() as closing:

@@ -33,7 +33,7 @@ import msgspec
 
 from benchmarks.router_client import Drained
 from benchmarks.router_worker import VARIABLE, Pace
-from tgi_async import cli, launcher
+from tgi_async import cli, launcher, preparation, serving
 from tgi_async.text.tokenizer import Tokenizer
 
 WORKER = (sys.executable, "-m", "benchmarks.router_worker")
@@ -125,7 +125,7 @@ class Cost(msgspec.Struct):
 
 def prepared() -> str:
     """Return the folder of the embedded model, from the router's own preparation."""
-    return subprocess.run(launcher.PREPARE, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(preparation.PREPARE, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 @contextmanager
@@ -176,7 +176,7 @@ def measure(name: str, route_name: str, work: Work, model: str, tokens: list[int
 def serve(flags: list[str]) -> int:
     """Run the router: the real one but for the model's preparation, done before, and the worker."""
     prepare = (sys.executable, "-c", f"import os; print(os.environ[{PREPARED!r}])")
-    commands = launcher.Commands(prepare, WORKER)
+    commands = serving.Commands(prepare, WORKER)
     launcher.serve = functools.partial(launcher.serve, commands=commands)
     return cli.main(["serve", *flags])
 

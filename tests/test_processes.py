@@ -15,7 +15,7 @@ import tgi_async
 from tests.helpers.shadows import MESSAGE, write_shadows
 from tgi_async import processes
 from tgi_async.grammar import checker
-from tgi_async.launcher import PREPARE
+from tgi_async.preparation import PREPARE
 from tgi_async.supervisor import WORKER
 from tgi_async.text import chat
 

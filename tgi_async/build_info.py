@@ -19,7 +19,7 @@ class BuildInfo(NamedTuple):
 
     version: str
     sha: str | None = None
-    """The commit, as the image's build was told it."""
+    """The commit, as the image's build was given it."""
     docker_label: str | None = None
     """What the image calls itself, such as `sha-0123abc`."""
 

@@ -184,7 +184,7 @@ class Answering:
     async def _move(self, stop: _Stop, grace: float | None) -> None:
         """Leave the clients to another server, which answers at this socket already.
 
-        Those that have connected here are answered, and told to close the connection. One on which
+        Those that have connected here are answered, and asked to close the connection. One on which
         a request may be on its way is not closed: the client could not know whether it was read.
         """
         limit = "as long as they need" if grace is None else f"up to {grace:g} s"

@@ -19,8 +19,8 @@ from tests.doubles import image_process
 from tests.doubles.fake_server import PREPARED
 from tests.doubles.fake_worker import COMMAND, VARIABLE, Behaviour
 from tgi_async.api.exchange import DIRECT
-from tgi_async.launcher import Commands
 from tgi_async.ray_serve.replica import Hosted, Replica
+from tgi_async.serving import Commands
 
 
 def variables(folder: Path, behaviour: Behaviour, prepare: str = "") -> dict[str, str]:

@@ -132,13 +132,13 @@ def _be_controlled() -> None:
 
 
 def main() -> int:
-    from tgi_async import cli, launcher, listener
+    from tgi_async import cli, launcher, listener, serving
 
     if move := os.environ.get(MOVE):
         listener.MOVE_SECONDS = listener.HURRY_SECONDS = float(move)
 
     prepare = (sys.executable, "-c", os.environ["FAKE_PREPARE"])
-    commands = launcher.Commands(prepare, COMMAND, image_process.COMMAND)
+    commands = serving.Commands(prepare, COMMAND, image_process.COMMAND)
     launcher.serve = functools.partial(launcher.serve, commands=commands)
     with never_blocked() if os.environ.get(WATCHED, "yes") else nullcontext():
         return cli.main(["serve", *sys.argv[1:]])

@@ -12,14 +12,14 @@ COMMAND = (sys.executable, "-m", "tests.doubles.faulty_server")
 
 
 def main() -> int:
-    from tgi_async import cli, launcher, worker_restarter
+    from tgi_async import cli, launcher, serving, worker_restarter
     from tgi_async.fork_server import ForkServer
 
     # These are forked like the product's own.
     forking = functools.partial(ForkServer, command=faulty_fork_server.COMMAND)
     worker_restarter.WORKER = faulty_worker.COMMAND  # type: ignore[attr-defined]
     worker_restarter.ForkServer = forking  # type: ignore[assignment, attr-defined]
-    commands = launcher.Commands(worker=faulty_worker.COMMAND)
+    commands = serving.Commands(worker=faulty_worker.COMMAND)
     launcher.serve = functools.partial(launcher.serve, commands=commands)
     return cli.main(["serve", *sys.argv[1:]])
 

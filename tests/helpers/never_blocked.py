@@ -9,7 +9,7 @@ from blockbuster import blockbuster_ctx
 
 MAY_BLOCK = {
     # A server that starts or stops keeps nobody waiting.
-    "tgi_async/launcher.py": {"_serve", "_serve_on"},
+    "tgi_async/launcher.py": {"_serve"},
     "tgi_async/api/app.py": {"create_app"},
     "tgi_async/temporary.py": {"__init__", "cleanup"},
     "tgi_async/images/images.py": {"start"},

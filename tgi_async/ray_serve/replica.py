@@ -15,10 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tgi_async.arguments import without_effect
 from tgi_async.cli import adopt_token
 from tgi_async.errors import StartError
-from tgi_async.launcher import COMMANDS, Commands, gate_for, outside, serving
 from tgi_async.ray_serve import direct
 from tgi_async.ray_serve.flags import given_by, settings_of
 from tgi_async.ray_serve.health import Health, Unwell
+from tgi_async.serving import COMMANDS, Commands, gate_for, outside, serving
 from tgi_async.shards import visible_gpus
 from tgi_async.telemetry import logs
 from tgi_async.temporary import PrivateFolder

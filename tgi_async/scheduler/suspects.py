@@ -1,4 +1,4 @@
-"""Which request keeps killing the workers, told from what ran when they died.
+"""Which request keeps killing the workers, by what ran when they died.
 
 After each death requests are admitted one by one (`Core.reset`). Where the workers die again, the
 one that was admitted last and has no token yet is accused: it is admitted first the next time,
@@ -31,7 +31,7 @@ MOST_WAITING = 1024
 
 
 class Suspects:
-    """The requests that may have killed the workers. Pure: it is told of deaths and steps."""
+    """The requests that may have killed the workers. Pure: its events are deaths and steps."""
 
     def __init__(self) -> None:
         self.accused: Request | None = None

@@ -337,7 +337,7 @@ async def test_what_does_not_fit_ends_a_stream_without_a_client(
     monkeypatch.setattr(resume_module, "MOST_BYTES_OF_ONE", 1000)
     engine.go.set()
     await until(lambda: not engine.tasks)
-    assert "has told too much" in caplog.text
+    assert "has written too much" in caplog.text
     assert app.state.streams.n_bytes == 0
     assert resumed(await continued(app, PATH, BODY, reader)) == b"recomputed"
     assert text(reader) == TEXT

@@ -1,4 +1,4 @@
-"""The id of an event: which stream it is of, and what had been told there with it.
+"""The id of an event: which stream it is of, and what had been sent there with it.
 
     wPzS3xO0rQhWm1f3Xk2a.37,12.0.kf9wQ2mB
     stream and request    |    |  hash of the tokens

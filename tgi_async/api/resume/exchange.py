@@ -352,7 +352,7 @@ class ResumableExchange(Exchange):
         freed = history.drop_before(place, max(0, history.n_bytes - beyond))
         streams.n_bytes -= freed
         if line is None and freed < beyond:
-            log.info("a stream without a connection has told too much: it ends")
+            log.info("a stream without a connection has written too much: it ends")
             self._expire()
 
     def _caught_up(self) -> None:
