@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,14 @@ def logging_as_before() -> Iterator[None]:
     root.handlers[:] = handlers
     root.setLevel(before)
     logging.getLogger("uvicorn").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def mask() -> Iterator[None]:
+    """What a server does not handle yet is held up; not so the tests after it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @pytest.fixture
@@ -56,6 +65,20 @@ def test_both_names_serve_with_the_same_flags(served: list[Settings]) -> None:
     assert main(["serve", "--port", "81", "--model-id", "a/b"]) == 0
     assert launcher_main(["--port", "81", "--model-id", "a/b"]) == 0
     assert served == [Settings(port=81, model_id="a/b")] * 2
+
+
+def test_a_signal_that_comes_while_it_is_imported_waits(
+    served: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def adopt() -> None:
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGHUP)
+
+    monkeypatch.setattr("tgi_async.cli.adopt_token", adopt)
+    assert main(["serve"]) == 0
+    assert signal.sigpending() == {signal.SIGUSR1, signal.SIGHUP}
+    for number in signal.sigpending():
+        signal.sigwait([number])
 
 
 def test_variables_count(served: list[Settings], monkeypatch: pytest.MonkeyPatch) -> None:

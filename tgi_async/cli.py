@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -16,6 +17,7 @@ from tgi_async.arguments import add_arguments, resolve, without_effect
 from tgi_async.build_info import build_info
 from tgi_async.errors import StartError
 from tgi_async.telemetry import logs
+from tgi_async.upgrade.process import EARLY
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +113,7 @@ def launcher_main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(given: argparse.Namespace) -> int:
+    signal.pthread_sigmask(signal.SIG_BLOCK, EARLY)
     # Imported late, so that `--help` and a wrong flag answer at once.
     from tgi_async.launcher import serve
 

@@ -22,7 +22,7 @@ from tgi_async.serving import COMMANDS, Commands, Front, gate_for, outside, serv
 from tgi_async.settings import Settings
 from tgi_async.temporary import PrivateFolder
 from tgi_async.upgrade.parent import Parent
-from tgi_async.upgrade.process import SIGNALS
+from tgi_async.upgrade.process import EARLY, SIGNALS
 from tgi_async.upgrade.terminal import Terminal
 from tgi_async.upgrade.upgrade import Upgrade
 
@@ -61,6 +61,7 @@ async def _serve(settings: Settings, commands: Commands) -> tuple[int, Upgrade |
     on_signals(on_signal)
     diagnosis = Diagnosis()
     diagnosis.follow()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
     try:
         # Before anything slow, so that a port in use is known at once.
         parent = Parent.found()

@@ -15,6 +15,7 @@ handed = json.loads(os.environ["TGI_ASYNC_UPGRADE"])
 channel = socket.socket(fileno=handed["channel"])
 signal.signal(signal.SIGUSR1, lambda *_: print("asked", flush=True))
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP, signal.SIGUSR1))
 n = len(os.listdir(sys.argv[1]))
 open(f"{sys.argv[1]}/{n}", "w").close()
 if n == int(sys.argv[2]):

@@ -33,6 +33,10 @@ MOST_BYTES = 256
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Those that a server handles, and that the process it becomes passes on."""
 
+EARLY = (signal.SIGHUP, signal.SIGUSR1)
+"""Those that ask a server for something, and would end one that does not handle them yet. They wait
+until it does."""
+
 
 @dataclass(slots=True)
 class Child:
@@ -49,7 +53,13 @@ class Child:
             self.channel.send(message)
 
     def signal(self, number: int) -> None:
-        """Send a signal; one that is gone gets none."""
+        """Send a signal; one that is gone gets none.
+
+        SIGINT ends one that is not ready as SIGTERM does, which Python does not tell of by a
+        traceback.
+        """
+        if number == signal.SIGINT and not self.device:
+            number = signal.SIGTERM
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
@@ -75,7 +85,7 @@ def start(command: Sequence[str], listener: socket.socket, *, waits: bool) -> Ch
                 list(command),
                 {**os.environ, VARIABLE: json.dumps(handed)},
                 setsid=True,
-                setsigmask=[],
+                setsigmask=EARLY,
                 setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
             )
         except OSError:
