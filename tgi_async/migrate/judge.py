@@ -19,6 +19,8 @@ from tgi_async.settings_tgi import (
     HARMLESS,
     NOT_BUILT,
     NOTHING,
+    OF_SEVERAL_NODES,
+    ONE_NODE,
     OTHER_NAMES,
     VALUES_OF_TGI,
     VARIABLES_WITHOUT_MEANING,
@@ -181,6 +183,8 @@ def _about_setting(
         parse_value(flag_of(name), value.split() if meta["kind"] is tuple else value, meta)
     except StartError as error:
         return Line(given, "refused", str(error))
+    if name in OF_SEVERAL_NODES:
+        return Line(given, "no effect", ONE_NODE)
     names = _names(name) | {variable}
     about = [one for one in known if not one.is_default and names & one.names]
     if not about:
