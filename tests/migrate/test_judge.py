@@ -144,6 +144,12 @@ def test_what_the_image_reads_is_not_unknown(name: str) -> None:
     assert line.why == "not read by this server"
 
 
+@pytest.mark.parametrize("name", ["HF_API_TOKEN", "TGI_ASYNC_CACHE", "CLUSTER_SECRET"])
+def test_what_is_read_without_being_a_setting_is_known(name: str) -> None:
+    [line] = judged(**{name: "x"}).lines
+    assert (line.verdict, line.why) == ("same", "")
+
+
 def test_variables_of_others_are_left_to_them() -> None:
     lines = judged(HF_TOKEN="x", CUDA_VISIBLE_DEVICES="0", SOMETHING="1", port="2", PORT="").lines
     assert {line.verdict for line in lines} == {"same"}
