@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from tgi_async.cluster.secret import keys_of
 
 from tests.doubles.fake_engine_run import DEADLINE, ROOT
 from tests.doubles.fake_worker import COMMAND, VARIABLE, Behaviour
 from tgi_async.backoff import Backoff
 from tgi_async.cluster.leader import Cluster
 from tgi_async.cluster.member import Member, ModelHere
+from tgi_async.cluster.secret import keys_of
 from tgi_async.cluster.topology import Topology
 from tgi_async.worker_restarter import WorkerRestarter
 

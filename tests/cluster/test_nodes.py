@@ -12,7 +12,6 @@ from tests.doubles.fake_engine_run import DEADLINE, alive, until
 from tests.doubles.fake_worker import VARIABLE, Behaviour
 from tests.test_supervisor import FIRST, START, ignore
 from tgi_async.cluster import leader, member
-from tgi_async.cluster.leader import Cluster
 from tgi_async.errors import StartError
 from tgi_async.supervisor import NodeLost, WorkerDied, WorkerGroup
 from tgi_async.wire.messages import Loading
@@ -239,13 +238,7 @@ async def test_a_place_whose_member_died_is_given_to_the_next(
     monkeypatch.setattr(leader, "SILENT_SECONDS", 0.3)
     monkeypatch.setattr(first.member, "_report", _silence)
     second = nodes.join()
-    await until(
-        lambda: cluster._members.get(1) is not None and _name(cluster) == second.member._name
-    )
-
-
-def _name(cluster: Cluster) -> str:
-    return cluster._members[1].name
+    await until(lambda: second.member._leader == cluster._name)
 
 
 async def _silence(*given: object, **named: object) -> None:
