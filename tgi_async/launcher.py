@@ -12,13 +12,12 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
 
 import uvloop
 
 from tgi_async.binding import bind, bind_to_path, removed_at_end
 from tgi_async.certificate import Certificate
-from tgi_async.cluster.leader import Cluster
+from tgi_async.cluster.leader import Cluster, leading
 from tgi_async.cluster.secret import keys_of, read_secret
 from tgi_async.cluster.topology import Topology, topology
 from tgi_async.diagnosis import Diagnosis
@@ -126,17 +125,13 @@ async def _serve(
         return 0, upgrade
 
 
-@contextlib.asynccontextmanager
-async def _leading(settings: Settings, where: Topology | None) -> AsyncIterator[Cluster | None]:
+def _leading(
+    settings: Settings, where: Topology | None
+) -> contextlib.AbstractAsyncContextManager[Cluster | None]:
     """Have the port for the other nodes, where there are any. Raises StartError."""
     if where is None:
-        yield None
-        return
-    cluster = Cluster(where, keys_of(read_secret(settings.cluster_secret_file, os.environ)))
-    try:
-        yield cluster
-    finally:
-        await cluster.close()
+        return contextlib.nullcontext()
+    return leading(where, keys_of(read_secret(settings.cluster_secret_file, os.environ)))
 
 
 def _listening(

@@ -147,7 +147,7 @@ async def serving(
     ranks = RankConfig(world_size)
     if cluster is not None:
         cluster.open(fingerprint(prepared.path), world_size // n_nodes)
-        ranks = RankConfig(world_size, n_nodes=n_nodes, interface=cluster.interface)
+        ranks = RankConfig(world_size, n_nodes=n_nodes, interface=await cluster.interface())
     engine = Engine(
         tokenizer=tokenizer,
         start=_start(settings, prepared, ranks, chat_ends),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import pytest
 from tests.doubles.fake_engine_run import DEADLINE, ROOT
 from tests.doubles.fake_worker import COMMAND, VARIABLE, Behaviour
 from tgi_async.backoff import Backoff
-from tgi_async.cluster.leader import Cluster
+from tgi_async.cluster.leader import Cluster, leading
 from tgi_async.cluster.member import Member, ModelHere
 from tgi_async.cluster.secret import keys_of
 from tgi_async.cluster.topology import Topology
@@ -48,12 +49,12 @@ class Nodes:
             port = probe.getsockname()[1]
         self._topology = Topology(n_nodes, 0, "127.0.0.1", port, "--nnodes")
         self._n_made = 0
-        self.clusters: list[Cluster] = []
+        self.leading = AsyncExitStack()
+        """Ends the leader."""
         self.joined: list[Joined] = []
 
-    def lead(self, n_ranks: int = 1) -> Cluster:
-        cluster = Cluster(self._topology, KEYS)
-        self.clusters.append(cluster)
+    async def lead(self, n_ranks: int = 1) -> Cluster:
+        cluster = await self.leading.enter_async_context(leading(self._topology, KEYS))
         cluster.open(MODEL, n_ranks)
         return cluster
 
@@ -76,8 +77,7 @@ class Nodes:
     async def end(self) -> None:
         for joined in self.joined:
             await joined.leave()
-        for cluster in self.clusters:
-            await cluster.close()
+        await self.leading.aclose()
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ async def death(group: WorkerGroup | None) -> WorkerDied:
 
 
 async def test_a_group_has_ranks_on_two_nodes(nodes: Nodes, restarter: Make) -> None:
-    workers = restarter(nodes.lead(n_ranks=2), 4)
+    workers = restarter(await nodes.lead(n_ranks=2), 4)
     there = nodes.join(n_ranks=2)
     ready = await workers.launch(START, ignore)
     assert ready.n_blocks == 64
@@ -41,7 +41,7 @@ async def test_a_group_has_ranks_on_two_nodes(nodes: Nodes, restarter: Make) -> 
 
 
 async def test_the_leader_says_who_is_waited_for(nodes: Nodes, restarter: Make) -> None:
-    workers = restarter(nodes.lead())
+    workers = restarter(await nodes.lead())
     phases: list[Loading] = []
     launching = asyncio.create_task(workers.launch(START, phases.append))
     await until(lambda: bool(phases))
@@ -53,7 +53,7 @@ async def test_the_leader_says_who_is_waited_for(nodes: Nodes, restarter: Make) 
 async def test_the_smallest_cache_of_all_nodes_counts(
     nodes: Nodes, restarter: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workers = restarter(nodes.lead())
+    workers = restarter(await nodes.lead())
     there = nodes.join()
     launching = asyncio.create_task(workers.launch(START, ignore))
     monkeypatch.setenv(VARIABLE, Behaviour(n_blocks=7).environment())
@@ -64,7 +64,7 @@ async def test_the_smallest_cache_of_all_nodes_counts(
 async def test_a_rank_that_dies_elsewhere_is_the_death_of_the_group(
     nodes: Nodes, restarter: Make
 ) -> None:
-    workers = restarter(nodes.lead())
+    workers = restarter(await nodes.lead())
     there = nodes.join()
     await workers.launch(START, ignore)
     (pid,) = there.pids
@@ -82,7 +82,7 @@ async def test_a_rank_that_dies_elsewhere_is_the_death_of_the_group(
 async def test_a_rank_that_dies_here_is_the_end_of_those_elsewhere(
     nodes: Nodes, restarter: Make
 ) -> None:
-    workers = restarter(nodes.lead())
+    workers = restarter(await nodes.lead())
     there = nodes.join()
     await workers.launch(START, ignore)
     (pid,) = there.pids
@@ -97,14 +97,14 @@ async def test_a_model_that_is_refused_elsewhere_is_refused(
     nodes: Nodes, restarter: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, Behaviour(refuse={1: "no room"}).environment())
-    workers = restarter(nodes.lead())
+    workers = restarter(await nodes.lead())
     nodes.join()
     with pytest.raises(StartError, match="no room"):
         await workers.launch(START, ignore)
 
 
 async def test_a_node_that_leaves_is_waited_for(nodes: Nodes, restarter: Make) -> None:
-    workers = restarter(nodes.lead())
+    workers = restarter(await nodes.lead())
     there = nodes.join()
     await workers.launch(START, ignore)
     (pid,) = there.pids
@@ -127,7 +127,7 @@ async def test_a_node_that_is_silent_is_lost(
     monkeypatch.setattr(leader, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(leader, "SILENT_SECONDS", 0.5)
     monkeypatch.setattr(member, "BEAT_SECONDS", 0.05)
-    workers = restarter(nodes.lead())
+    workers = restarter(await nodes.lead())
     there = nodes.join()
     await workers.launch(START, ignore)
     monkeypatch.setattr(there.member, "_report", _silence)
@@ -149,7 +149,7 @@ async def test_a_leader_that_is_silent_is_waited_for(
     monkeypatch.setattr(leader, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(member, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(member, "SILENT_SECONDS", 0.5)
-    cluster = nodes.lead()
+    cluster = await nodes.lead()
     workers = restarter(cluster)
     there = nodes.join()
     await workers.launch(START, ignore)
@@ -165,14 +165,13 @@ async def test_a_leader_that_is_silent_is_waited_for(
 
 
 async def test_members_end_with_their_leader(nodes: Nodes, restarter: Make) -> None:
-    cluster = nodes.lead()
+    cluster = await nodes.lead()
     workers = restarter(cluster)
     there = nodes.join()
     await workers.launch(START, ignore)
     pids = there.pids
     await workers.stop(DEADLINE)
-    await cluster.close()
-    nodes.clusters.clear()
+    await nodes.leading.aclose()
     async with asyncio.timeout(DEADLINE):
         await there.running
     assert not any(map(alive, pids))
@@ -181,16 +180,15 @@ async def test_members_end_with_their_leader(nodes: Nodes, restarter: Make) -> N
 async def test_another_leader_finds_the_node_without_the_groups_of_the_last(
     nodes: Nodes, restarter: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster = nodes.lead()
+    cluster = await nodes.lead()
     there = nodes.join()
     workers = restarter(cluster)
     await workers.launch(START, ignore)
     (pid,) = there.pids
     # As if it were killed: it says nothing any more.
     monkeypatch.setattr(cluster, "_send", _silence)
-    await cluster.close()
-    nodes.clusters.clear()
-    again = restarter(nodes.lead())
+    await nodes.leading.aclose()
+    again = restarter(await nodes.lead())
     await again.launch(START, ignore)
     assert not alive(pid)
     assert len(there.pids) == 1
@@ -207,7 +205,7 @@ async def test_another_leader_finds_the_node_without_the_groups_of_the_last(
 async def test_a_node_that_does_not_suit_is_told_why(
     nodes: Nodes, options: dict[str, object], reason: str
 ) -> None:
-    cluster = nodes.lead()
+    cluster = await nodes.lead()
     joined = nodes.join(**options)  # type: ignore[arg-type]
     async with asyncio.timeout(DEADLINE):
         with pytest.raises(StartError, match=reason):
@@ -216,7 +214,7 @@ async def test_a_node_that_does_not_suit_is_told_why(
 
 
 async def test_a_place_that_is_taken_is_kept(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = nodes.lead()
+    cluster = await nodes.lead()
     first = nodes.join()
     await until(lambda: not cluster.missing)
     monkeypatch.setattr(leader, "SILENT_SECONDS", 0.2)
@@ -232,7 +230,7 @@ async def test_a_place_that_is_taken_is_kept(nodes: Nodes, monkeypatch: pytest.M
 async def test_a_place_whose_member_died_is_given_to_the_next(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster = nodes.lead()
+    cluster = await nodes.lead()
     first = nodes.join()
     await until(lambda: not cluster.missing)
     monkeypatch.setattr(leader, "SILENT_SECONDS", 0.3)

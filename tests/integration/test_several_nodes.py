@@ -226,8 +226,8 @@ def test_a_node_with_another_secret_gets_nothing(
         try:
             made.start(0)
             made.machines[1].start(*made.flags(1), secret="another secret of these")
-            made.machines[1].says("same cluster secret")
-            made.leader.says("may not have this cluster's secret")
+            made.machines[1].says("does not take the cluster secret of this node")
+            made.leader.says("has another cluster secret: refused")
             made.machines[1].kill()
             made.start(1)
             made.leader.says("ready in ")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import fcntl
 import ipaddress
+import logging
 import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
 SIOCGIFCONF = 0x8912
 REQUEST = struct.Struct("@16sHH4s16x") if struct.calcsize("P") == 8 else struct.Struct("@16sHH4s8x")
 """The kernel's `ifreq` with an address of IPv4: name, family, port, address."""
@@ -48,6 +53,22 @@ def towards(host: str, port: int) -> Route | None:
             own = probe.getsockname()
         return Route(_shown(own), _interface(own), _shown(address))
     return None
+
+
+async def found(host: str, port: int) -> Route:
+    """Return the way to a host, once there is one: a name may be known later than its pod runs."""
+    told = False
+    while True:
+        try:
+            if (route := await asyncio.to_thread(towards, host, port)) is not None:
+                return route
+            why = "there is no way to it"
+        except NotResolved as error:
+            why = str(error)
+        if not told:
+            told = True
+            log.warning("waiting until %s can be reached: %s", host, why)
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 def is_mine(host: str) -> bool:

@@ -8,19 +8,18 @@ all groups that have ranks there: they are never repaired.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable
 
 import zmq
 import zmq.asyncio
 
 from tgi_async.build_info import build_info
-from tgi_async.cluster import sockets
-from tgi_async.cluster.interfaces import towards
+from tgi_async.cluster import interfaces, sockets
 from tgi_async.cluster.secret import Keys
 from tgi_async.cluster.topology import Topology
 from tgi_async.errors import StartError
@@ -77,11 +76,45 @@ class Member:
         ]
 
 
+@contextlib.asynccontextmanager
+async def leading(topology: Topology, keys: Keys) -> AsyncIterator[Cluster]:
+    """Have the port for the members until the end of the context; then they end, too.
+
+    Raises StartError where the port cannot be had.
+    """
+    context = zmq.asyncio.Context()
+    endpoint = await _endpoint(topology)
+    try:
+        async with sockets.leader_socket(context, endpoint, keys, log.warning) as router:
+            cluster = Cluster(topology, router)
+            try:
+                yield cluster
+            finally:
+                await cluster.close()
+    except zmq.ZMQError as error:
+        raise StartError(
+            f"The other nodes cannot be waited for at {endpoint}: {error}. Choose another port by "
+            "--master-port, the same for all nodes."
+        ) from error
+    finally:
+        context.term()
+
+
+async def _endpoint(topology: Topology) -> str:
+    """Return where to listen: at the leader's address, or at all where that is not this machine's,
+    as a name of a service is not."""
+    try:
+        mine = await asyncio.to_thread(interfaces.is_mine, topology.address)
+    except interfaces.NotResolved:
+        mine = False
+    return sockets.endpoint_of(topology.address if mine else "*", topology.port)
+
+
 class Cluster:
     """The members. They may come and go from `open` to `close`."""
 
-    def __init__(self, topology: Topology, keys: Keys) -> None:
-        """Raise StartError where the port cannot be had."""
+    def __init__(self, topology: Topology, router: zmq.asyncio.Socket) -> None:
+        """`router` is the socket that they connect to."""
         self._topology = topology
         self.n_nodes = topology.nnodes
         self._n_ranks = 0
@@ -89,8 +122,7 @@ class Cluster:
         self._model = ""
         self._encode = to_member_codec().encode
         self._decode = to_leader_codec().decode
-        self._context = zmq.asyncio.Context()
-        self._socket = sockets.leader_socket(self._context, topology, keys)
+        self._socket = router
         self._members: dict[int, Member] = {}
         """By the rank of their node."""
         self._away: dict[str, float] = {}
@@ -100,6 +132,7 @@ class Cluster:
         self._ranks: dict[int, RemoteRanks] = {}
         self._came = asyncio.Event()
         self._left = asyncio.Event()
+        self._is_ipv6 = False
         self._ends = False
         """Whether all is to end."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -109,11 +142,11 @@ class Cluster:
         """Nodes that are not there."""
         return [rank for rank in range(1, self._topology.nnodes) if rank not in self._members]
 
-    @property
-    def interface(self) -> str:
-        """By which network interface this node reaches the others; "": any."""
-        route = towards(self._topology.address, self._topology.port)
-        return "" if route is None else route.interface
+    async def interface(self) -> str:
+        """Return by which network interface the others reach this node; "": any."""
+        route = await interfaces.found(self._topology.address, self._topology.port)
+        self._is_ipv6 = ":" in route.address
+        return route.interface
 
     def open(self, model: str, n_ranks: int) -> None:
         """Take members from now on, which have the same `model`, and as many workers each."""
@@ -121,13 +154,12 @@ class Cluster:
         self._tasks = [
             asyncio.create_task(self._hear()),
             asyncio.create_task(self._beat()),
-            asyncio.create_task(sockets.failed_handshakes(self._socket, _show_failure)),
         ]
 
     async def close(self) -> None:
         """Have all members end, wait for a while until they have, and hear no more of them."""
         self._ends = True
-        with suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
                 while self._members:
                     self._left.clear()
@@ -137,8 +169,6 @@ class Cluster:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        self._socket.close(linger=0)
-        self._context.term()
 
     def ranks(self, epoch: int) -> RemoteRanks:
         """Return the ranks of an epoch that are on members, which are not started yet."""
@@ -173,9 +203,7 @@ class Cluster:
 
     def meeting_place(self) -> str:
         """Return where the ranks of the next epoch may meet: a port of this node that is free."""
-        route = towards(self._topology.address, self._topology.port)
-        family = socket.AF_INET6 if route and ":" in route.address else socket.AF_INET
-        with socket.socket(family) as probe:
+        with socket.socket(socket.AF_INET6 if self._is_ipv6 else socket.AF_INET) as probe:
             probe.bind(("", 0))
             port: int = probe.getsockname()[1]
         host = self._topology.address
@@ -207,7 +235,7 @@ class Cluster:
     async def _hear(self) -> None:
         while True:
             identity, frame = await self._socket.recv_multipart(copy=False)
-            address = sockets.address_of(frame)
+            address = str(frame.get("Peer-Address")).removeprefix("::ffff:")
             try:
                 report = self._decode(frame.buffer)
             except WireError as error:
@@ -388,7 +416,3 @@ class RemoteRanks:
 
     def _reports(self) -> dict[str, GroupReport]:
         return self._cluster.reports(self._epoch)
-
-
-def _show_failure(what: str) -> None:
-    log.warning("%s: it may not have this cluster's secret", what)

@@ -21,8 +21,7 @@ import zmq
 import zmq.asyncio
 
 from tgi_async.build_info import build_info
-from tgi_async.cluster import sockets
-from tgi_async.cluster.interfaces import towards
+from tgi_async.cluster import interfaces, sockets
 from tgi_async.cluster.leader import BEAT_SECONDS, REMIND_SECONDS
 from tgi_async.cluster.secret import Keys
 from tgi_async.cluster.topology import Topology
@@ -90,13 +89,13 @@ class Member:
             model.fingerprint,
             socket.gethostname(),
         )
-        route = towards(topology.address, topology.port)
-        self._interface = "" if route is None else route.interface
+        self._interface = ""
+        """By which this node reaches the leader."""
         self._fork_server = ForkServer(folder, environment()) if command == WORKER else None
         self._encode = to_leader_codec().encode
         self._decode = to_member_codec().decode
-        self._context = zmq.asyncio.Context()
-        self._socket = sockets.member_socket(self._context, topology, keys, self._name.encode())
+        self._keys = keys
+        self._socket: zmq.asyncio.Socket
         self._leader = ""
         """Who ordered the groups; "" where there is none."""
         self._wanted: dict[Key, Start] = {}
@@ -109,13 +108,24 @@ class Member:
     async def run(self) -> None:
         """Do what the leader orders until it ends. Raises StartError where it does not take this
         node."""
+        where = self._topology.address, self._topology.port
+        self._interface = (await interfaces.found(*where)).interface
+        context = zmq.asyncio.Context()
+        try:
+            async with sockets.member_socket(
+                context, sockets.endpoint_of(*where), self._keys, self._name.encode(), log.error
+            ) as self._socket:
+                log.info("waiting for the leader at %s, port %d", *where)
+                await self._run()
+        finally:
+            context.term()
+
+    async def _run(self) -> None:
         hearing = asyncio.create_task(self._hear())
         others = [
             asyncio.create_task(self._beat()),
             asyncio.create_task(self._follow()),
-            asyncio.create_task(sockets.failed_handshakes(self._socket, self._show_failure)),
         ]
-        log.info("waiting for the leader at %s, port %d", *self._topology[2:4])
         try:
             done, _ = await asyncio.wait([hearing, *others], return_when="FIRST_COMPLETED")
             for task in done:
@@ -137,8 +147,6 @@ class Member:
             await group.end()
         if self._fork_server is not None:
             await self._fork_server.stop()
-        self._socket.close(linger=0)
-        self._context.term()
 
     async def _hear(self) -> None:
         """Take what the leader sends until it ends. Raises StartError."""
@@ -237,14 +245,6 @@ class Member:
         # Said again soon, if it cannot be sent now.
         with suppress(zmq.Again):
             await self._socket.send(self._encode(report), zmq.NOBLOCK)
-
-    def _show_failure(self, what: str) -> None:
-        log.error(
-            "%s: is port %d of %s that of a leader with the same cluster secret?",
-            what,
-            self._topology.port,
-            self._topology.address,
-        )
 
 
 class _Group:
