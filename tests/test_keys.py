@@ -78,6 +78,11 @@ def test_the_file_may_be_json(tmp_path: Path) -> None:
         ("keys: [{name: a, key: k}, {name: a, key: l}]", "a or its key is there twice"),
         ("keys: [{name: a, key: k}, {name: b, key: k}]", "b or its key is there twice"),
         ("[" * 5000, "keys.yaml"),
+        ("keys: [{name: a, key: k}]\nkeys: []", "line 2 is there for the second time"),
+        ("keys:\n- name: a\n  key: k\n  key: l", "line 4 is there for the second time"),
+        ('{"keys": [],\n"keys": []}', "line 2 is there for the second time"),
+        ('keys: [{name: a, key: "k\\n"}]', "`key` of a begins or ends with a space, or has a line"),
+        ("keys: [{name: a, key: ' k'}]", "`key` of a begins or ends with a space"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_by_its_reason(
@@ -89,11 +94,29 @@ def test_a_file_that_cannot_be_used_is_refused_by_its_reason(
     assert "--api-keys-file" in str(refused.value)
 
 
-def test_a_reason_does_not_show_a_key(path: Path) -> None:
-    path.write_text("keys:\n  - name: a\n    key: [sk-secret\n")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "keys:\n  - name: a\n    key: [sk-secret\n",
+        "keys: [{sk-secret: {name: a}}]",
+        'keys: [{"sk`\\nsecret": a}]',
+        "keys: [{name: a, sk-secret: 1, sk-secret: 2}]",
+        "keys: [{name: a, key: sk-secret }, {name: b, key: ' sk-secret'}]",
+    ],
+)
+def test_a_reason_does_not_show_a_key(path: Path, text: str) -> None:
+    path.write_text(text)
     with pytest.raises(StartError) as refused:
         load(str(path))
     assert "secret" not in str(refused.value)
+
+
+def test_parts_of_the_file_may_be_anchored_and_merged(path: Path) -> None:
+    path.write_text(
+        "keys:\n- &a {name: a, key: k, weight: 3}\n- {<<: *a, name: b, key: l}\n"
+        "- {name: c, key: m, weight: 2, <<: *a}\n"
+    )
+    assert [key.weight for key in load(str(path)).values()] == [3, 3, 2]
 
 
 def test_a_file_is_bounded(path: Path) -> None:

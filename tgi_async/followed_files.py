@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import stat
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Generic, NoReturn, TypeVar
 
 from tgi_async.errors import StartError
@@ -20,6 +23,7 @@ RELOAD_SECONDS = 5.0
 """Time between two looks at the files."""
 
 T = TypeVar("T")
+R = TypeVar("R")
 Stamp = tuple[int, int, int] | None
 
 
@@ -43,20 +47,44 @@ class FollowedFiles(Generic[T]):
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
             # Before the files are read: what changes meanwhile is seen the next time.
-            seen = await asyncio.to_thread(self._stamps)
+            seen = await _aside(self._stamps)
             if seen == self._seen:
                 continue
             self._seen = seen
             try:
-                self.current = await asyncio.to_thread(self._load)
+                self.current = await _aside(self._load_again)
             except StartError as error:
                 log.error("%s changed; the one before stays in use: %s", self._name, error)
             else:
                 log.info("%s changed; %s", self._name, self._then)
 
+    def _load_again(self) -> T:
+        for path in self._paths:
+            # Reading a pipe would wait for somebody to write.
+            if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+                raise StartError(f"{path} is not a regular file any more.")
+        return self._load()
+
     def _stamps(self) -> list[Stamp]:
         """Return what changes when a file, or a link on the way to it, is replaced or written."""
         return [_stamp(path) for path in self._paths]
+
+
+async def _aside(work: Callable[[], R]) -> R:
+    """Return what `work` returns, in a thread that the end of the server does not wait for: a file
+    system that is lost may never answer."""
+    done: Future[R] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except Exception as error:
+            done.set_exception(error)
+
+    waiting = asyncio.wrap_future(done)
+    done.set_running_or_notify_cancel()  # so that nobody cancels it under the thread
+    threading.Thread(target=run, name="followed files", daemon=True).start()
+    return await waiting
 
 
 def _stamp(path: str) -> Stamp:

@@ -11,7 +11,7 @@ import hmac
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import yaml
@@ -26,6 +26,12 @@ MOST_BYTES = 1 << 20
 MOST_KEYS = 4096
 
 _SECRET = os.urandom(32)
+_UNSENDABLE = re.compile(r"^[ \t]|[ \t]\Z|[\x00-\x08\x0a-\x1f\x7f]")
+_UNKNOWN_FIELD = re.compile(
+    r"unknown field `(?![a-z_]{1,24}`( - at `[^`]*`)?\Z).*?`(?P<place> - at `\$[^`]*`)?\Z",
+    re.DOTALL,
+)
+"""Of a name that may be a key, where the two were mixed up."""
 
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 
@@ -77,6 +83,10 @@ class _File(Struct, forbid_unknown_fields=True):
     keys: Annotated[list[_Entry], Meta(max_length=MOST_KEYS)]
 
 
+class _Twice(Exception):
+    """A name is twice in one object, the second time in this line."""
+
+
 class KeyFile:
     """The keys of a file, as it is now. Raises StartError for a file that cannot be used."""
 
@@ -108,9 +118,13 @@ def load(path: str) -> dict[bytes, ApiKey]:
     if len(raw) > MOST_BYTES:
         raise StartError(f"{FLAG}: {path} is longer than {MOST_BYTES} bytes.")
     try:
-        given = yaml.safe_load(raw)  # JSON is YAML too
+        given = _read(raw)
     except RecursionError as error:
         raise StartError(f"{FLAG}: {path}: {error}.") from None
+    except _Twice as error:
+        raise StartError(
+            f"{FLAG}: {path}: what is named in {error} is there for the second time. Give it once."
+        ) from None
     except Exception as error:  # the constructors of dates and numbers raise of many kinds
         # Without the line itself, which may have a key.
         found_at = re.search(r"line \d+, column \d+", str(error))
@@ -119,12 +133,18 @@ def load(path: str) -> dict[bytes, ApiKey]:
     try:
         found = msgspec.convert(given, _File)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise StartError(f"{FLAG}: {path}: {error}.") from None
+        reason = _UNKNOWN_FIELD.sub(r"unknown field\g<place>", str(error))
+        raise StartError(f"{FLAG}: {path}: {reason}.") from None
     keys: dict[bytes, ApiKey] = {}
     names: set[str] = set()
     for entry in found.keys:
         if (entry.key is None) == (entry.sha256 is None):
             raise StartError(f"{FLAG}: {path}: {entry.name} needs either `key` or `sha256`.")
+        if entry.key is not None and _UNSENDABLE.search(entry.key):
+            raise StartError(
+                f"{FLAG}: {path}: the `key` of {entry.name} begins or ends with a space, or has a "
+                "line break or another control character, which no client can send. Leave it out."
+            )
         try:
             place = _blinded(entry.digest)
         except UnicodeEncodeError:
@@ -137,6 +157,30 @@ def load(path: str) -> dict[bytes, ApiKey]:
         names.add(entry.name)
         keys[place] = entry.api_key
     return keys
+
+
+def _read(raw: bytes) -> Any:
+    """Return what YAML, or JSON, says. Raises _Twice: YAML itself takes the last of two."""
+    loader = yaml.SafeLoader(raw)
+    document = loader.get_single_node()
+    if document is None:
+        return None
+    todo, seen = [document], set()
+    for node in todo:
+        if id(node) in seen or isinstance(node, yaml.ScalarNode):
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            todo += node.value
+            continue
+        names: set[str] = set()
+        for name, value in node.value:
+            todo.append(value)
+            if isinstance(name, yaml.ScalarNode):
+                if name.value in names:
+                    raise _Twice(f"line {name.start_mark.line + 1}")
+                names.add(name.value)
+    return loader.construct_document(document)
 
 
 def _blinded(digest: bytes) -> bytes:

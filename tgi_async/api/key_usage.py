@@ -20,13 +20,14 @@ MOST_RETRY_SECONDS = 60
 class _Use:
     def __init__(self) -> None:
         self.n_rows = 0
-        self.n_tokens = 0.0
-        """Tokens that count against a minute's, as of `at`; they fade at the rate of the limit."""
+        self.n_minutes = 0.0
+        """For how many minutes what it had was enough, as of `at`: by the limit of the time, which
+        may change."""
         self.at = time.monotonic()
 
-    def fade(self, per_minute: int) -> None:
+    def fade(self) -> None:
         now = time.monotonic()
-        self.n_tokens = max(0.0, self.n_tokens - (now - self.at) * per_minute / 60)
+        self.n_minutes = max(0.0, self.n_minutes - (now - self.at) / 60)
         self.at = now
 
 
@@ -45,6 +46,7 @@ class KeyUsage:
         """Count a request of so many texts. Yield where to put its reservation.
 
         Raises:
+            ValidationError: the key may never have so many.
             Overloaded: the key has as many texts as it may, or had as many tokens.
         """
         if key is None or not (key.max_concurrent_requests or key.max_tokens_per_minute):
@@ -59,11 +61,18 @@ class KeyUsage:
             yield reservations
         finally:
             use.n_rows -= n_rows
-            use.n_tokens += sum(one.n_tokens for one in reservations)
+            if key.max_tokens_per_minute is not None:
+                n_tokens = sum(one.n_tokens for one in reservations)
+                use.n_minutes += n_tokens / key.max_tokens_per_minute
             self._forget()
 
     def _check(self, key: ApiKey, use: _Use, n_rows: int) -> None:
         most = key.max_concurrent_requests
+        if most is not None and n_rows > most:
+            raise ValidationError(
+                f"this API key may have {most} texts at once (`max_concurrent_requests` of "
+                f"{key.name}). Given: {n_rows} in one request"
+            )
         if most is not None and use.n_rows + n_rows > most:
             raise Overloaded(
                 f"This API key may have {most} texts at once, running and waiting "
@@ -74,9 +83,9 @@ class KeyUsage:
         per_minute = key.max_tokens_per_minute
         if per_minute is None:
             return
-        use.fade(per_minute)
-        if use.n_tokens >= per_minute:
-            seconds = math.ceil((use.n_tokens - per_minute) * 60 / per_minute) + 1
+        use.fade()
+        if use.n_minutes >= 1:
+            seconds = math.ceil((use.n_minutes - 1) * 60) + 1
             raise Overloaded(
                 f"This API key may have {per_minute} tokens a minute (`max_tokens_per_minute` of "
                 f"{key.name}), and had them",

@@ -13,6 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import zmq
 import zmq.asyncio
@@ -47,6 +48,8 @@ BEAT_SECONDS = 0.5
 SILENT_SECONDS = 5.0
 """A node that is silent for so long is lost. Shorter would cost a load of the model for what the
 network makes good by itself."""
+END_SECONDS = 5.0
+"""How long the members get to end."""
 REMIND_SECONDS = 30.0
 """Between two lines in the log on who is waited for."""
 MOST_AWAY = 64
@@ -96,6 +99,9 @@ class Cluster:
         """The groups that are to live, by epoch."""
         self._ranks: dict[int, RemoteRanks] = {}
         self._came = asyncio.Event()
+        self._left = asyncio.Event()
+        self._ends = False
+        """Whether all is to end."""
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -119,16 +125,20 @@ class Cluster:
         ]
 
     async def close(self) -> None:
-        """Have all members end, and hear no more of them."""
+        """Have all members end, wait for a while until they have, and hear no more of them."""
+        self._ends = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                while self._members:
+                    self._left.clear()
+                    await self._send_orders()
+                    await self._left.wait()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for member in self._members.values():
-            await self._send(member.identity, Ended())
-        self._socket.close(linger=1000)
-        # Waits until that was sent, or could not be.
-        await asyncio.to_thread(self._context.term)
+        self._socket.close(linger=0)
+        self._context.term()
 
     def ranks(self, epoch: int) -> RemoteRanks:
         """Return the ranks of an epoch that are on members, which are not started yet."""
@@ -211,17 +221,24 @@ class Cluster:
         if member is not None and member.name == report.member:
             if report.leaves:
                 self._lose(rank, "left")
+                self._left.set()
+                await self._send(identity, Ended())
                 return
             member.silent = 0.0
-            before = member.state
+            before, had = member.state, member.groups
             member.groups = {}
             if report.leader == self._name:
                 member.groups = {one.epoch: one for one in report.groups}
             if member.state != before:
                 for ranks in self._ranks.values():
                     ranks.changed()
+            for epoch in had.keys() - member.groups.keys():
+                self._forget(
+                    epoch, f"{member.where} did not hear of this one, and gave its ranks up"
+                )
             return
-        if report.leaves:
+        if report.leaves or self._ends:
+            await self._send(identity, Ended())
             return
         if reason := self._mismatch(report.node):
             log.warning("%s at %s is not taken: %s", report.node.host, address, reason)
@@ -282,12 +299,17 @@ class Cluster:
     def _lose(self, rank: int, how: str) -> None:
         member = self._members.pop(rank)
         reason = f"{member.where} {how}"
-        log.warning("%s", reason)
-        for epoch in self._orders:
+        log.log(logging.INFO if self._ends else logging.WARNING, "%s", reason)
+        for epoch in list(self._orders):
+            self._forget(epoch, reason)
+
+    def _forget(self, epoch: int, reason: str) -> None:
+        """Order a group no more, as some of its ranks are gone."""
+        if self._orders.pop(epoch, None) is not None:
             self._ranks[epoch].lose(reason)
 
     async def _send_orders(self) -> None:
-        order = self._order()
+        order = Ended() if self._ends else self._order()
         for member in list(self._members.values()):
             await self._send(member.identity, order)
 

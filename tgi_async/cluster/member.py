@@ -48,6 +48,9 @@ log = logging.getLogger(__name__)
 SILENT_SECONDS = 10.0
 """A leader that is silent for so long is gone. That is longer than what it grants its members, so
 that one that was suspended finds them as they were."""
+GOODBYE_SECONDS = 0.5
+"""How long the leader may take to hear that this node leaves."""
+
 Key = tuple[str, int]
 """A group: the leader's name, and the epoch."""
 
@@ -124,15 +127,18 @@ class Member:
             await self._end()
 
     async def _end(self) -> None:
-        """End all ranks, and tell the leader."""
-        with suppress(zmq.ZMQError):
-            await self._report(leaves=True)
+        """Tell the leader, and end all ranks."""
+        with suppress(TimeoutError, WireError):
+            async with asyncio.timeout(GOODBYE_SECONDS):
+                await self._report(leaves=True)
+                while not isinstance(self._decode(await self._socket.recv()), Ended):
+                    """Until the leader has heard it."""
         for group in self._groups.values():
             await group.end()
         if self._fork_server is not None:
             await self._fork_server.stop()
-        self._socket.close(linger=500)
-        await asyncio.to_thread(self._context.term)
+        self._socket.close(linger=0)
+        self._context.term()
 
     async def _hear(self) -> None:
         """Take what the leader sends until it ends. Raises StartError."""
@@ -191,7 +197,8 @@ class Member:
             await self._changed.wait()
             self._changed.clear()
             for key in [key for key in self._groups if key not in self._wanted]:
-                await self._groups.pop(key).end()
+                await self._groups[key].end()
+                del self._groups[key]
             for key, start in list(self._wanted.items()):
                 if key not in self._groups:
                     self._groups[key] = self._start(key[1], start)

@@ -107,6 +107,9 @@ class Penalties:
         self._output_counts[at] = 1
         self._lengths[rows] += 1
 
+    # Lists grow in `record`, under inference mode, and rows are admitted outside of it, where its
+    # tensors cannot be written to.
+    @torch.inference_mode(False)
     def _reserve(self, entries: int) -> None:
         held = self._tokens.shape[1]
         if entries <= held:

@@ -126,6 +126,18 @@ def test_a_context_outgrows_the_first_allocation() -> None:
     assert torch.equal(found[1:], transformers_repetition(scores[1:], [8], 1.2))
 
 
+def test_a_row_is_admitted_after_a_text_has_outgrown_the_first_allocation() -> None:
+    penalties = Penalties(2, CPU)
+    admit(penalties, 0, 1.3, 0.0, list(range(255)))
+    with torch.inference_mode():
+        for token in (255, 256):
+            penalties.record(array(0), torch.tensor([token]))
+    admit(penalties, 1, 1.3, 0.0, [3])
+    scores = logits()
+    expected = transformers_repetition(scores, [3], 1.3)
+    assert torch.equal(apply(penalties, scores, [1], 1), expected)
+
+
 def test_a_masked_token_stays_masked() -> None:
     penalties = Penalties(1, CPU)
     admit(penalties, 0, 1.5, 0.5, [11])
