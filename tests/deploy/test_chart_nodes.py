@@ -12,6 +12,7 @@ from tests.deploy.fake_cluster import cluster_with_secret
 from tests.deploy.kubernetes import CHART, Manifest, helm, manifests, rendered, validate
 from tests.deploy.test_chart import settings_of
 from tests.deploy.test_chart_rendered import EVERYTHING, KEDA, by_kind, written
+from tgi_async.cluster.topology import topology
 
 pytestmark = pytest.mark.full
 
@@ -97,6 +98,23 @@ def test_leader_and_members_differ_in_what_asks_by_http_only() -> None:
     assert {**leader["spec"], "containers": []} == {**member["spec"], "containers": []}
     assert "llm-d.ai/engine-type" in leader["metadata"]["labels"]
     assert "llm-d.ai/engine-type" not in member["metadata"]["labels"]
+
+
+def test_each_pod_finds_its_place() -> None:
+    """By what LeaderWorkerSet adds to each container; nothing of the chart's is in its way."""
+    added = {
+        "LWS_GROUP_SIZE": "2",
+        "LWS_LEADER_ADDRESS": "r-tgi-async-nodes-0.r-tgi-async-nodes.ns",
+    }
+    for index, pod in enumerate(pods_of(rendered(*NODES))):
+        [server] = pod["spec"]["containers"]
+        variables = {one["name"]: one.get("value", "") for one in server["env"]}
+        found = topology(
+            settings_of(server["args"]), variables | added | {"LWS_WORKER_INDEX": str(index)}
+        )
+        assert found is not None
+        assert (found.nnodes, found.node_rank) == (2, index)
+        assert found.address == added["LWS_LEADER_ADDRESS"]
 
 
 def test_only_leaders_are_asked() -> None:

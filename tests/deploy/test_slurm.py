@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.kubernetes import DEPLOY
+from tests.deploy.test_chart import settings_of
+from tgi_async.cluster.topology import DEFAULT_PORT, topology
 
 SCRIPT = DEPLOY / "slurm" / "tgi-async.sbatch"
 SRUN = """#!/bin/bash
@@ -86,6 +88,8 @@ def test_a_signal_stops_the_leader_which_stops_the_others(place: Path) -> None:
             f"serve --node-rank {rank} --nnodes 3 --master-addr {host} "
             f"--cluster-secret-file {secret} --model-id owner/name --port 8080"
         )
+        settings = settings_of(lines[0].split()[1:])
+        assert topology(settings, {}) == (3, rank, host, DEFAULT_PORT, "--nnodes")
     assert secret.stat().st_mode & 0o777 == 0o600
     assert len(secret.read_text().strip()) == 44
     asked = (place / "srun").read_text().split()

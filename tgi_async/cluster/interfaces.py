@@ -50,7 +50,8 @@ def towards(host: str, port: int) -> Route | None:
                 probe.connect(address)
             except OSError:
                 continue
-            own = probe.getsockname()
+            # To a second address of its own, the kernel would go from the first.
+            own = address if _interface(address) else probe.getsockname()
         return Route(_shown(own), _interface(own), _shown(address))
     return None
 
