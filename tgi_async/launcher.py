@@ -21,6 +21,7 @@ from tgi_async.cluster.leader import Cluster, leading
 from tgi_async.cluster.secret import keys_of, read_secret
 from tgi_async.cluster.topology import Topology, topology
 from tgi_async.diagnosis import Diagnosis
+from tgi_async.errors import StartError
 from tgi_async.joining import join
 from tgi_async.listener import answering, on_signals
 from tgi_async.serving import COMMANDS, Commands, Front, gate_for, outside, serving
@@ -41,6 +42,11 @@ def serve(settings: Settings, *, commands: Commands = COMMANDS) -> int:
     one ends.
     """
     where = topology(settings, os.environ)
+    if where is not None and settings.standby:
+        raise StartError(
+            f"--standby is for one node, and {where.source} says that there are {where.nnodes}. "
+            "Leave it out."
+        )
     if where is not None and where.node_rank:
         return uvloop.run(join(settings, where, commands))
     status, upgrade = uvloop.run(_serve(settings, commands, where))

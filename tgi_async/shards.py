@@ -18,6 +18,7 @@ def n_shards(
     num_shard: int | None,
     environment: Mapping[str, str],
     devices: Path = DEVICES,
+    nnodes: int = 1,
 ) -> int:
     """Return the number of shards: as set, or one for each visible GPU. Raises StartError where the
     two settings contradict each other."""
@@ -35,7 +36,7 @@ def n_shards(
             f"--sharded asks for a shard a GPU, and there are {n_gpus} GPUs here. Say with "
             "--num-shard how many processes are to share the CPU, or leave it out."
         )
-    return max(1, n_gpus)
+    return max(1, n_gpus) * nnodes
 
 
 def visible_gpus(environment: Mapping[str, str], devices: Path = DEVICES) -> int:

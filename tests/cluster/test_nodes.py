@@ -186,6 +186,7 @@ async def test_another_leader_finds_the_node_without_the_groups_of_the_last(
     await workers.launch(START, ignore)
     (pid,) = there.pids
     # As if it were killed: it says nothing any more.
+    monkeypatch.setattr(leader, "END_SECONDS", 0.05)
     monkeypatch.setattr(cluster, "_send", _silence)
     await nodes.leading.aclose()
     again = restarter(await nodes.lead())

@@ -87,9 +87,9 @@ class Cluster:
 
     def flags(self, rank: int) -> tuple[str, ...]:
         n = len(self.machines)
-        made = ("--model-id", str(self.model), "--dtype", "float32", "--port", "8080")
-        made += ("--num-shard", str(self.n_ranks), "--nnodes", str(n), "--node-rank", str(rank))
-        return (*made, "--master-addr", self.network.address(0))
+        of_model = ("--model-id", str(self.model), "--dtype", "float32", "--port", "8080")
+        spread = ("--num-shard", str(self.n_ranks), "--nnodes", str(n), "--node-rank", str(rank))
+        return (*of_model, *spread, "--master-addr", self.network.address(0))
 
     def start(self, rank: int) -> None:
         self.machines[rank].start(*self.flags(rank))
@@ -101,9 +101,8 @@ class Cluster:
 
 
 async def generated(client: httpx.AsyncClient, number: int) -> str:
-    body = {"inputs": f"It was {number} o'clock", "parameters": {**PARAMETERS, "seed": number}}
-    if number % 2:
-        body["parameters"]["do_sample"] = True
+    parameters = {**PARAMETERS, "seed": number, "do_sample": bool(number % 2)}
+    body = {"inputs": f"It was {number} o'clock", "parameters": parameters}
     reply = await client.post("/generate", json=body)
     assert reply.status_code == 200, reply.text
     text = reply.json()["generated_text"]
