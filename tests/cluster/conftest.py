@@ -20,6 +20,7 @@ from tgi_async.cluster.secret import keys_of
 from tgi_async.cluster.topology import Topology
 from tgi_async.worker_restarter import WorkerRestarter
 
+Make = Callable[..., WorkerRestarter]
 KEYS = keys_of(b"a secret of the tests alone")
 MODEL = "the same files"
 
@@ -47,6 +48,7 @@ class Nodes:
         self._folder = folder
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
+        self.port = port
         self._topology = Topology(n_nodes, 0, "127.0.0.1", port, "--nnodes")
         self._n_made = 0
         self.leading = AsyncExitStack()
@@ -92,7 +94,7 @@ async def nodes(
 
 
 @pytest.fixture
-async def restarter() -> AsyncIterator[Callable[[Cluster, int], WorkerRestarter]]:
+async def restarter() -> AsyncIterator[Make]:
     """Makes restarters of workers on all nodes of a cluster."""
     made: list[WorkerRestarter] = []
 

@@ -3,11 +3,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
 
 import pytest
 
-from tests.cluster.conftest import Nodes
+from tests.cluster.conftest import Make, Nodes
 from tests.doubles.fake_engine_run import DEADLINE, alive, until
 from tests.doubles.fake_worker import VARIABLE, Behaviour
 from tests.test_supervisor import FIRST, START, ignore
@@ -15,9 +14,6 @@ from tgi_async.cluster import leader, member
 from tgi_async.errors import StartError
 from tgi_async.supervisor import NodeLost, WorkerDied, WorkerGroup
 from tgi_async.wire.messages import Loading
-from tgi_async.worker_restarter import WorkerRestarter
-
-Make = Callable[..., WorkerRestarter]
 
 
 async def death(group: WorkerGroup | None) -> WorkerDied:

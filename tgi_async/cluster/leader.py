@@ -20,6 +20,7 @@ import zmq.asyncio
 
 from tgi_async.build_info import build_info
 from tgi_async.cluster import interfaces, sockets
+from tgi_async.cluster.repeats import Repeats
 from tgi_async.cluster.secret import Keys
 from tgi_async.cluster.topology import Topology
 from tgi_async.errors import StartError
@@ -123,6 +124,7 @@ class Cluster:
         self._encode = to_member_codec().encode
         self._decode = to_leader_codec().decode
         self._socket = router
+        self._repeats = Repeats(log.warning)
         self._members: dict[int, Member] = {}
         """By the rank of their node."""
         self._away: dict[str, float] = {}
@@ -234,12 +236,14 @@ class Cluster:
 
     async def _hear(self) -> None:
         while True:
-            identity, frame = await self._socket.recv_multipart(copy=False)
+            identity, frame, *more = await self._socket.recv_multipart(copy=False)
             address = str(frame.get("Peer-Address")).removeprefix("::ffff:")
             try:
+                if more:
+                    raise WireError(f"{len(more)} parts too many")
                 report = self._decode(frame.buffer)
             except WireError as error:
-                log.warning("what came from %s is not a report of a node: %s", address, error)
+                self._repeats.tell(f"what came from {address} is not a node's report: {error}")
                 continue
             await self._take(bytes(identity.buffer), report, address)
 
@@ -269,7 +273,7 @@ class Cluster:
             await self._send(identity, Ended())
             return
         if reason := self._mismatch(report.node):
-            log.warning("%s at %s is not taken: %s", report.node.host, address, reason)
+            self._repeats.tell(f"{report.node.host!r} at {address} is not taken: {reason}")
             await self._send(identity, Rejected(reason[:MOST_TEXT]))
             return
         if member is not None:
