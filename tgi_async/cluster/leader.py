@@ -245,7 +245,11 @@ class Cluster:
             except WireError as error:
                 self._repeats.tell(f"what came from {address} is not a node's report: {error}")
                 continue
-            await self._take(bytes(identity.buffer), report, address)
+            try:
+                await self._take(bytes(identity.buffer), report, address)
+            except Exception:
+                # The next one is to be heard all the same.
+                log.exception("a report of %s failed", address)
 
     async def _take(self, identity: bytes, report: Report, address: str) -> None:
         rank = report.node.rank
@@ -265,9 +269,7 @@ class Cluster:
                 for ranks in self._ranks.values():
                     ranks.changed()
             for epoch in had.keys() - member.groups.keys():
-                self._forget(
-                    epoch, f"{member.where} did not hear of this one, and gave its ranks up"
-                )
+                self._forget(epoch, f"{member.where} heard nothing for long, and ended its ranks")
             return
         if report.leaves or self._ends:
             await self._send(identity, Ended())
