@@ -63,3 +63,28 @@ def test_sharded_needs_more_than_one(
 ) -> None:
     with pytest.raises(StartError, match=message):
         n_shards(True, num_shard, {"CUDA_VISIBLE_DEVICES": visible}, two_gpus)
+
+
+@pytest.mark.parametrize(
+    ("sharded", "num_shard", "n"),
+    [(None, None, 4), (True, None, 4), (None, 6, 6), (False, 2, 2)],
+)
+def test_shards_are_those_of_all_nodes(
+    two_gpus: Path, sharded: bool | None, num_shard: int | None, n: int
+) -> None:
+    assert n_shards(sharded, num_shard, {}, two_gpus, nnodes=2) == n
+
+
+def test_a_node_without_gpus_has_one_shard(two_gpus: Path) -> None:
+    assert n_shards(None, None, {"CUDA_VISIBLE_DEVICES": ""}, two_gpus, nnodes=3) == 3
+
+
+@pytest.mark.parametrize(
+    ("sharded", "num_shard", "message"),
+    [(None, 3, "must be a multiple of --nnodes, here 2"), (False, None, "there are 2 nodes")],
+)
+def test_each_node_has_as_many_shards(
+    two_gpus: Path, sharded: bool | None, num_shard: int | None, message: str
+) -> None:
+    with pytest.raises(StartError, match=message):
+        n_shards(sharded, num_shard, {}, two_gpus, nnodes=2)

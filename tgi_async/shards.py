@@ -20,8 +20,18 @@ def n_shards(
     devices: Path = DEVICES,
     nnodes: int = 1,
 ) -> int:
-    """Return the number of shards: as set, or one for each visible GPU. Raises StartError where the
-    two settings contradict each other."""
+    """Return the number of shards on all nodes together: as set, or one for each visible GPU, as
+    many on each node. Raises StartError where the settings contradict each other."""
+    if nnodes > 1 and sharded is False and num_shard is None:
+        raise StartError(
+            f"--sharded false asks for one shard, and there are {nnodes} nodes (--nnodes). Leave it "
+            "out."
+        )
+    if num_shard is not None and num_shard % nnodes:
+        raise StartError(
+            f"--num-shard must be a multiple of --nnodes, here {nnodes}, as each node has as many. "
+            f"Given: {num_shard}. It counts the shards of all nodes together."
+        )
     if sharded and num_shard == 1:
         raise StartError(
             "--sharded asks for several shards and --num-shard for one. Leave one of them out."
@@ -31,7 +41,7 @@ def n_shards(
     if sharded is False:
         return 1
     n_gpus = visible_gpus(environment, devices)
-    if sharded and n_gpus < 2:
+    if sharded and n_gpus * nnodes < 2:
         raise StartError(
             f"--sharded asks for a shard a GPU, and there are {n_gpus} GPUs here. Say with "
             "--num-shard how many processes are to share the CPU, or leave it out."
