@@ -24,8 +24,8 @@ def n_shards(
     many on each node. Raises StartError where the settings contradict each other."""
     if nnodes > 1 and sharded is False and num_shard is None:
         raise StartError(
-            f"--sharded false asks for one shard, and there are {nnodes} nodes (--nnodes). Leave it "
-            "out."
+            f"--sharded false asks for one shard, and there are {nnodes} nodes (--nnodes). Leave "
+            "it out."
         )
     if num_shard is not None and num_shard % nnodes:
         raise StartError(

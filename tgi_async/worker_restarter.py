@@ -91,19 +91,25 @@ class WorkerRestarter:
         return Path(self._folder.name)
 
     async def launch(self, start: Start, on_loading: Callable[[Loading], None]) -> Ready:
-        """Start the next group and wait until it is warm.
+        """Start the next group and wait until it is warm; where a node is lost meanwhile, the one
+        after that.
 
         Raises StartError if a worker refuses the model, WorkerDied if one dies meanwhile.
         """
         self._ready_at = None
-        self.group = self._make(self._deadline)
-        try:
-            ready = await self.group.launch(start, on_loading)
-        except BaseException:
-            await self.kill()
-            raise
-        self._ready_at = time.monotonic()
-        return ready
+        while True:
+            self.group = self._make(self._deadline)
+            try:
+                ready = await self.group.launch(start, on_loading)
+            except NodeLost as error:
+                log.error("%s while loading: it is waited for", error)
+                await self.kill()
+                continue
+            except BaseException:
+                await self.kill()
+                raise
+            self._ready_at = time.monotonic()
+            return ready
 
     def stand_by(self, start: Start, ready: Ready, after: float = 0.0) -> None:
         """Have a group loaded, from so many seconds on, where one is wanted and what serves, with
@@ -146,10 +152,6 @@ class WorkerRestarter:
             lived = 0.0
             try:
                 return await self.launch(start, _log_loading)
-            except NodeLost as error:
-                # It is waited for.
-                attempt -= 1
-                log.error("%s while loading: requests wait", error)
             except (StartError, WorkerDied) as error:
                 if attempt == MAX_ATTEMPTS:
                     raise

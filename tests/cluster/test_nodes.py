@@ -117,6 +117,20 @@ async def test_a_node_that_leaves_is_waited_for(nodes: Nodes, restarter: Make) -
     await relaunching
 
 
+async def test_a_node_that_leaves_while_it_loads_is_waited_for(
+    nodes: Nodes, restarter: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, Behaviour(load_seconds=0.3).environment())
+    workers = restarter(await nodes.lead())
+    there = nodes.join()
+    launching = asyncio.create_task(workers.launch(START, ignore))
+    await until(lambda: bool(there.pids))
+    await there.leave()
+    again = nodes.join()
+    await launching
+    assert again.pids
+
+
 async def test_a_node_that_is_silent_is_lost(
     nodes: Nodes, restarter: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
