@@ -25,13 +25,14 @@ Socket = zmq.asyncio.Socket
 Tell = Callable[[str], object]
 
 MAX_FRAME_BYTES = 2**20
+"""A longer one ends its connection, which is made anew."""
 HIGH_WATER = 64
 """Frames that may wait in a socket for each node."""
 OPTIONS: dict[int, int] = {
     zmq.LINGER: 0,
     zmq.SNDHWM: HIGH_WATER,
     zmq.RCVHWM: HIGH_WATER,
-    zmq.MAXMSGSIZE: MAX_FRAME_BYTES,
+    zmq.MAXMSGSIZE: MAX_FRAME_BYTES + 64,  # CURVE's own bytes are among them
     zmq.IPV6: 1,
     # A cable that is pulled ends no connection: it is made anew, once nothing comes for 5 s.
     zmq.HEARTBEAT_IVL: 1000,
@@ -54,6 +55,11 @@ ENDED = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_SUCCEEDED
+)
+GIVEN_UP = (
+    zmq.EVENT_DISCONNECTED,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
 )
 NO_SECRET: dict[int, str] = {
     zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "has another cluster secret",
@@ -119,7 +125,8 @@ async def member_socket(
         dealer.setsockopt(zmq.CURVE_SERVERKEY, keys.leader_public)
         dealer.setsockopt(zmq.CURVE_PUBLICKEY, keys.member_public)
         dealer.setsockopt(zmq.CURVE_SECRETKEY, keys.member_secret)
-        monitor = closing.enter_context(_monitor(dealer, ENDED))
+        events = zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_DISCONNECTED | ENDED
+        monitor = closing.enter_context(_monitor(dealer, events))
         dealer.connect(endpoint)
         watching = _watch_member(dealer, monitor, endpoint, Repeats(tell))
         await closing.enter_async_context(_running(watching))
@@ -190,28 +197,40 @@ async def _watch_leader(monitor: Socket, port: int, repeats: Repeats) -> None:
 
 async def _watch_member(dealer: Socket, monitor: Socket, endpoint: str, repeats: Repeats) -> None:
     in_a_row = 0
+    given_up = judged = False
     while True:
-        event, _ = await _event(monitor)
+        try:
+            async with asyncio.timeout(AGAIN_SECONDS if given_up else None):
+                event, _ = await _event(monitor)
+        except TimeoutError:
+            with contextlib.suppress(zmq.ZMQError):
+                dealer.disconnect(endpoint)
+            dealer.connect(endpoint)
+            given_up = False
+            continue
+        # ZeroMQ gives a connection up that broke its protocol, or whose key was not taken. If it
+        # does not, it says at once that it tries again.
+        given_up = event in GIVEN_UP
+        if event == zmq.EVENT_DISCONNECTED:
+            if not judged:
+                # What came was not of ZeroMQ at all.
+                repeats.tell(f"the leader at {endpoint} is none: another program is there")
+            judged = False
+            continue
+        judged = event != zmq.EVENT_CONNECT_RETRIED
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             in_a_row = 0
-            continue
-        in_a_row += 1
-        if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            repeats.tell(f"the leader at {endpoint} does not take the key of this node")
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+            repeats.tell(f"the leader at {endpoint} is none: another program is there")
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+            in_a_row += 1
             if in_a_row >= FAILURES_IN_A_ROW:
                 repeats.tell(
                     f"the leader at {endpoint} does not take the cluster secret of this node, or "
                     "another program is there: it ends each connection"
                 )
-            continue
-        what = "does not take the key of this node"
-        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            what = "does not speak as one: another program is there"
-        repeats.tell(f"the leader at {endpoint} {what}")
-        # ZeroMQ gives such a connection up, but the leader may come there later.
-        await asyncio.sleep(AGAIN_SECONDS)
-        with contextlib.suppress(zmq.ZMQError):
-            dealer.disconnect(endpoint)
-        dealer.connect(endpoint)
 
 
 async def _event(monitor: Socket) -> tuple[int, int]:
