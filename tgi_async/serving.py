@@ -144,13 +144,11 @@ async def serving(
     if world_size > 1:
         where = f" on {n_nodes} nodes" if n_nodes > 1 else ""
         log.info("the model is spread over %d processes%s", world_size, where)
-    ranks = RankConfig(world_size)
     if cluster is not None:
         cluster.open(fingerprint(prepared.path), world_size // n_nodes)
-        ranks = RankConfig(world_size, n_nodes=n_nodes, interface=await cluster.interface())
     engine = Engine(
         tokenizer=tokenizer,
-        start=_start(settings, prepared, ranks, chat_ends),
+        start=_start(settings, prepared, world_size, chat_ends),
         command=commands.worker,
         max_batch_total_tokens=settings.max_batch_total_tokens,
         capacity=Capacity.of(
@@ -220,9 +218,7 @@ async def serving(
         yield engine
 
 
-def _start(
-    settings: Settings, prepared: Prepared, ranks: RankConfig, chat_ends: list[int]
-) -> Start:
+def _start(settings: Settings, prepared: Prepared, world_size: int, chat_ends: list[int]) -> Start:
     """Return the workers' configuration; they replace zeros and empty texts by values of their
     own."""
     rows = settings.max_batch_size or settings.max_concurrent_requests
@@ -250,7 +246,7 @@ def _start(
             cuda_memory_fraction=settings.cuda_memory_fraction,
             native_kernels=settings.native_kernels,
         ),
-        ranks,
+        RankConfig(world_size),
         stop_token_ids=chat_ends,
         target_inter_token_latency=(settings.target_inter_token_latency or 0) / 1000,
         speculation=_speculation(settings, prepared),

@@ -27,6 +27,7 @@ from tgi_async.wire.channel import RouterChannel
 from tgi_async.wire.codec import WireError
 from tgi_async.wire.messages import (
     Loading,
+    RankConfig,
     Ready,
     Refused,
     Start,
@@ -75,8 +76,8 @@ class RemoteRanks(Protocol):
     async def complete(self, on_waiting: Callable[[str], None]) -> None:
         """Return once all nodes are there; `on_waiting` gets who is waited for."""
 
-    def meeting_place(self) -> str:
-        """Return where all ranks of this epoch meet."""
+    def place(self, ranks: RankConfig) -> RankConfig:
+        """Return `ranks` with where all of this epoch meet, once all nodes are there."""
 
     async def launch(self, start: Start, on_change: Callable[[], None]) -> None:
         """Have them started; `on_change` is called when more is known of them. Raises NodeLost."""
@@ -267,10 +268,10 @@ class WorkerGroup:
     def _placed(self, start: Start) -> Start:
         """Return `start` with how many ranks there are, and where they meet."""
         ranks = msgspec.structs.replace(start.ranks, world_size=self._world_size)
-        if self._world_size > 1 and not ranks.meeting_place:
+        if self._remote is not None:
+            ranks = self._remote.place(ranks)
+        elif self._world_size > 1 and not ranks.meeting_place:
             place = f"file://{self._folder / f'ranks-{self._epoch}'}"
-            if self._remote is not None:
-                place = self._remote.meeting_place()
             ranks = msgspec.structs.replace(ranks, meeting_place=place)
         return msgspec.structs.replace(start, ranks=ranks)
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
 
+import msgspec
 import zmq
 import zmq.asyncio
 
@@ -27,7 +29,7 @@ from tgi_async.errors import StartError
 from tgi_async.processes import Activity
 from tgi_async.supervisor import NodeLost, WorkerDied
 from tgi_async.wire.codec import WireError
-from tgi_async.wire.messages import Ready, Start
+from tgi_async.wire.messages import RankConfig, Ready, Start
 from tgi_async.wire.nodes import (
     MOST_TEXT,
     Ended,
@@ -51,7 +53,7 @@ network makes good by itself."""
 END_SECONDS = 5.0
 """How long the members get to end."""
 REMIND_SECONDS = 30.0
-"""Between two lines in the log on who is waited for."""
+"""Least time between two lines in the log on who is waited for."""
 MOST_AWAY = 64
 """Of those that knock and are not taken, so many are told apart."""
 
@@ -62,6 +64,7 @@ class Member:
     def __init__(self, identity: bytes, report: Report, address: str) -> None:
         self.identity = identity
         self.name = report.member
+        self.address = address
         self.where = f"node {report.node.rank} ({report.node.host}, {address})"
         self.silent = 0.0
         """Seconds since its last report, as far as this process ran."""
@@ -102,13 +105,15 @@ async def leading(topology: Topology, keys: Keys) -> AsyncIterator[Cluster]:
 
 
 async def _endpoint(topology: Topology) -> str:
-    """Return where to listen: at the leader's address, or at all where that is not this machine's,
-    as a name of a service is not."""
-    try:
-        mine = await asyncio.to_thread(interfaces.is_mine, topology.address)
-    except interfaces.NotResolved:
-        mine = False
-    return sockets.endpoint_of(topology.address if mine else "*", topology.port)
+    """Return where to listen: at the leader's address, or at all where others must know it by
+    another one: that of a service, or this machine's own name, which is a loopback address here."""
+    address = "*"
+    with contextlib.suppress(interfaces.NotResolved):
+        route = await asyncio.to_thread(interfaces.towards, topology.address, topology.port)
+        if route is not None and interfaces.is_mine(route.peer):
+            local = ipaddress.ip_address(route.peer).is_loopback
+            address = "*" if local and topology.address != route.peer else route.peer
+    return sockets.endpoint_of(address, topology.port)
 
 
 class Cluster:
@@ -134,7 +139,6 @@ class Cluster:
         self._ranks: dict[int, RemoteRanks] = {}
         self._came = asyncio.Event()
         self._left = asyncio.Event()
-        self._is_ipv6 = False
         self._ends = False
         """Whether all is to end."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -143,12 +147,6 @@ class Cluster:
     def missing(self) -> list[int]:
         """Nodes that are not there."""
         return [rank for rank in range(1, self._topology.nnodes) if rank not in self._members]
-
-    async def interface(self) -> str:
-        """Return by which network interface the others reach this node; "": any."""
-        route = await interfaces.found(self._topology.address, self._topology.port)
-        self._is_ipv6 = ":" in route.address
-        return route.interface
 
     def open(self, model: str, n_ranks: int) -> None:
         """Take members from now on, which have the same `model`, and as many workers each."""
@@ -203,13 +201,18 @@ class Cluster:
             except TimeoutError:
                 continue
 
-    def meeting_place(self) -> str:
-        """Return where the ranks of the next epoch may meet: a port of this node that is free."""
-        with socket.socket(socket.AF_INET6 if self._is_ipv6 else socket.AF_INET) as probe:
-            probe.bind(("", 0))
+    def place(self, ranks: RankConfig) -> RankConfig:
+        """Return `ranks` with where those of an epoch meet, a free port of this node, and by which
+        interface it reaches the others."""
+        with socket.create_server(("", 0)) as probe:
             port: int = probe.getsockname()[1]
-        host = self._topology.address
-        return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        route = next((interfaces.towards(one.address, 9) for one in self._members.values()), None)
+        return msgspec.structs.replace(
+            ranks,
+            n_nodes=self.n_nodes,
+            meeting_place=sockets.endpoint_of(self._topology.address, port),
+            interface="" if route is None else route.interface,
+        )
 
     # -- for RemoteRanks ------------------------------------------------------------------------
 
@@ -372,9 +375,9 @@ class RemoteRanks:
         """Return once all nodes are there."""
         await self._cluster.complete(on_waiting)
 
-    def meeting_place(self) -> str:
-        """Return where all ranks of this epoch meet."""
-        return self._cluster.meeting_place()
+    def place(self, ranks: RankConfig) -> RankConfig:
+        """Return `ranks` with where all of them meet."""
+        return self._cluster.place(ranks)
 
     async def launch(self, start: Start, on_change: Callable[[], None]) -> None:
         """Have them started; `on_change` is called when more is known of them.

@@ -89,8 +89,8 @@ class Member:
             model.fingerprint,
             socket.gethostname(),
         )
-        self._interface = ""
-        """By which this node reaches the leader."""
+        self._route: interfaces.Route
+        """To the leader."""
         self._fork_server = ForkServer(folder, environment()) if command == WORKER else None
         self._encode = to_leader_codec().encode
         self._decode = to_member_codec().decode
@@ -104,49 +104,59 @@ class Member:
         self._silent = 0.0
         """Seconds since the leader's last frame, as far as this process ran."""
         self._n_started = 0
+        self._told_at = -REMIND_SECONDS
+        """When the log said who is waited for."""
 
     async def run(self) -> None:
         """Do what the leader orders until it ends. Raises StartError where it does not take this
         node."""
-        where = self._topology.address, self._topology.port
-        self._interface = (await interfaces.found(*where)).interface
         context = zmq.asyncio.Context()
         try:
-            async with sockets.member_socket(
-                context, sockets.endpoint_of(*where), self._keys, self._name.encode(), log.error
-            ) as self._socket:
-                log.info("waiting for the leader at %s, port %d", *where)
-                await self._run()
+            # A leader that is started anew may have another address by the same name.
+            while not await self._meet(context):
+                """It is looked for again."""
         finally:
+            if self._fork_server is not None:
+                await self._fork_server.stop()
             context.term()
 
-    async def _run(self) -> None:
-        hearing = asyncio.create_task(self._hear())
-        others = [
-            asyncio.create_task(self._beat()),
-            asyncio.create_task(self._follow()),
-        ]
-        try:
-            done, _ = await asyncio.wait([hearing, *others], return_when="FIRST_COMPLETED")
-            for task in done:
-                task.result()
-        finally:
-            for task in [hearing, *others]:
-                task.cancel()
-            await asyncio.wait([hearing, *others])
-            await self._end()
+    async def _meet(self, context: zmq.asyncio.Context) -> bool:
+        """Do what the leader orders. Return whether it has ended; otherwise it is silent."""
+        address, port = self._topology.address, self._topology.port
+        self._route = await interfaces.found(address, port)
+        endpoint = sockets.endpoint_of(self._route.peer, port)
+        name = self._name.encode()
+        self._silent = 0.0
+        async with sockets.member_socket(context, endpoint, self._keys, name, log.error) as dealer:
+            self._socket = dealer
+            if time.monotonic() > self._told_at + REMIND_SECONDS:
+                self._told_at = time.monotonic()
+                log.info("waiting for the leader at %s, port %d", address, port)
+            hearing = asyncio.create_task(self._hear())
+            others = [asyncio.create_task(one) for one in (self._beat(), self._follow())]
+            try:
+                done, _ = await asyncio.wait([hearing, *others], return_when="FIRST_COMPLETED")
+                for task in done:
+                    task.result()
+                return hearing in done
+            finally:
+                for task in [hearing, *others]:
+                    task.cancel()
+                await asyncio.wait([hearing, *others])
+                await self._end()
 
     async def _end(self) -> None:
         """Tell the leader, and end all ranks."""
-        with suppress(TimeoutError, WireError):
-            async with asyncio.timeout(GOODBYE_SECONDS):
-                await self._report(leaves=True)
-                while not isinstance(self._decode(await self._socket.recv()), Ended):
-                    """Until the leader has heard it."""
+        if self._leader:
+            with suppress(TimeoutError, WireError):
+                async with asyncio.timeout(GOODBYE_SECONDS):
+                    await self._report(leaves=True)
+                    while not isinstance(self._decode(await self._socket.recv()), Ended):
+                        """Until the leader has heard it."""
+        self._leader, self._wanted = "", {}
         for group in self._groups.values():
             await group.end()
-        if self._fork_server is not None:
-            await self._fork_server.stop()
+        self._groups.clear()
 
     async def _hear(self) -> None:
         """Take what the leader sends until it ends. Raises StartError."""
@@ -177,27 +187,19 @@ class Member:
         self._wanted = wanted
 
     async def _beat(self) -> None:
-        """Report again and again, and look for a leader that is silent."""
-        before = began = time.monotonic()
-        while True:
+        """Report again and again, until the leader is silent."""
+        before = time.monotonic()
+        while self._silent < SILENT_SECONDS:
             await self._report()
             await asyncio.sleep(BEAT_SECONDS)
             now = time.monotonic()
             # If this process did not run, nothing is known of what was sent meanwhile.
             self._silent += min(now - before, 2 * BEAT_SECONDS)
             before = now
-            if self._leader and self._silent > SILENT_SECONDS:
-                log.warning(
-                    "the leader was silent for %g seconds: its ranks here are ended, and it is "
-                    "waited for",
-                    SILENT_SECONDS,
-                )
-                self._leader = ""
-                self._wanted = {}
-                self._changed.set()
-            elif not self._leader and now > began + REMIND_SECONDS:
-                began = now
-                log.info("still waiting for the leader at %s, port %d", *self._topology[2:4])
+        if self._leader:
+            log.warning(
+                "the leader was silent for %g seconds: its ranks here are ended", SILENT_SECONDS
+            )
 
     async def _follow(self) -> None:
         """End the groups that are not wanted any more, then start those that are."""
@@ -230,11 +232,16 @@ class Member:
         """Return `start` with what differs on this node."""
         replace = msgspec.structs.replace
         speculator = self._model.speculator if start.speculation.path else ""
+        port = int(start.ranks.meeting_place.rpartition(":")[2])
         return replace(
             start,
             model=replace(start.model, path=self._model.folder),
             speculation=replace(start.speculation, path=speculator),
-            ranks=replace(start.ranks, interface=self._interface),
+            ranks=replace(
+                start.ranks,
+                meeting_place=sockets.endpoint_of(self._route.peer, port),
+                interface=self._route.interface,
+            ),
         )
 
     async def _report(self, *, leaves: bool = False) -> None:
