@@ -8,7 +8,13 @@ import pytest
 from tgi_async.arguments import add_arguments, flag_of, resolve, without_effect
 from tgi_async.errors import StartError
 from tgi_async.settings import COUNT, SECRETS, Settings
-from tgi_async.settings_tgi import NOT_BUILT, VARIABLES_WITHOUT_MEANING, WITHOUT_MEANING
+from tgi_async.settings_tgi import (
+    NOT_BUILT,
+    OF_SEVERAL_NODES,
+    ONE_NODE,
+    VARIABLES_WITHOUT_MEANING,
+    WITHOUT_MEANING,
+)
 
 CERTIFICATE = ["--ssl-certfile", "c"]
 BESIDE = {
@@ -308,6 +314,17 @@ def test_what_has_no_meaning_here_is_accepted_with_one_line(name: str) -> None:
         f"the environment variable {name.upper()} has no effect: {WITHOUT_MEANING[name]}"
     ]
     assert lines(flag_of(name), "false") == lines(**{name.upper(): ""}) == lines() == []
+
+
+@pytest.mark.parametrize("name", OF_SEVERAL_NODES)
+def test_what_several_nodes_need_has_no_effect_on_one(name: str) -> None:
+    assert lines(flag_of(name), "7", **{name.upper(): "8"}) == [
+        f"{flag_of(name)} has no effect: {ONE_NODE}"
+    ]
+    assert lines(**{name.upper(): "8"}) == [
+        f"the environment variable {name.upper()} has no effect: {ONE_NODE}"
+    ]
+    assert without_effect(parsed(flag_of(name), "7"), {}, one_node=False) == []
 
 
 @pytest.mark.parametrize("variable", VARIABLES_WITHOUT_MEANING)

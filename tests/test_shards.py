@@ -63,3 +63,30 @@ def test_sharded_needs_more_than_one(
 ) -> None:
     with pytest.raises(StartError, match=message):
         n_shards(True, num_shard, {"CUDA_VISIBLE_DEVICES": visible}, two_gpus)
+
+
+@pytest.mark.parametrize(
+    ("visible", "num_shard", "n"), [("0,1", None, 6), ("", None, 3), ("1", None, 3), ("0,1", 9, 9)]
+)
+def test_each_node_has_as_many_shards(
+    two_gpus: Path, visible: str, num_shard: int | None, n: int
+) -> None:
+    environment = {"CUDA_VISIBLE_DEVICES": visible}
+    for sharded in (None, True):
+        assert n_shards(sharded, num_shard, environment, two_gpus, nnodes=3) == n
+
+
+@pytest.mark.parametrize(
+    ("sharded", "num_shard", "message"),
+    [
+        (None, 4, "a multiple of 3, the number of nodes. Given: 4"),
+        (True, 1, "a multiple of 3"),
+        (False, None, "--sharded false asks for one shard, and there are 3 nodes"),
+        (False, 3, "--sharded false"),
+    ],
+)
+def test_shards_that_nodes_cannot_share_equally_are_refused(
+    two_gpus: Path, sharded: bool | None, num_shard: int | None, message: str
+) -> None:
+    with pytest.raises(StartError, match=message):
+        n_shards(sharded, num_shard, {}, two_gpus, nnodes=3)

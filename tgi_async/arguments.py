@@ -14,6 +14,8 @@ from tgi_async.settings_tgi import (
     HARMLESS,
     NOT_BUILT,
     NOTHING,
+    OF_SEVERAL_NODES,
+    ONE_NODE,
     OTHER_NAMES,
     VALUES_OF_TGI,
     VARIABLES_WITHOUT_MEANING,
@@ -82,9 +84,16 @@ def resolve(given: Mapping[str, Any], environment: Mapping[str, str]) -> Setting
     return Settings(**values)
 
 
-def without_effect(given: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
-    """Return a line for each flag or variable that was given and has no effect here."""
+def without_effect(
+    given: Mapping[str, Any], environment: Mapping[str, str], *, one_node: bool = True
+) -> list[str]:
+    """Return a line for each flag or variable that was given and has no effect here. `one_node`
+    says whether the model is on this node alone."""
     lines = []
+    for name in OF_SEVERAL_NODES if one_node else ():
+        for source, _ in _sources(name, given, environment):
+            lines.append(f"{source} has no effect: {ONE_NODE}")
+            break
     for name, reason in WITHOUT_MEANING.items():
         for source, raw in _sources(name, given, environment):
             if raw == "" or raw.lower() not in NOTHING:

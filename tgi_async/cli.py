@@ -15,6 +15,7 @@ from pathlib import Path
 from tgi_async import cgroups, processes
 from tgi_async.arguments import add_arguments, resolve, without_effect
 from tgi_async.build_info import build_info
+from tgi_async.cluster.topology import topology
 from tgi_async.errors import StartError
 from tgi_async.telemetry import logs
 from tgi_async.upgrade.process import EARLY
@@ -120,7 +121,8 @@ def _serve(given: argparse.Namespace) -> int:
     try:
         settings = resolve(vars(given), os.environ)
         logs.configure(settings.json_output, settings.log_level, settings.log_colorize)
-        for line in without_effect(vars(given), os.environ):
+        one_node = topology(settings, os.environ) is None
+        for line in without_effect(vars(given), os.environ, one_node=one_node):
             log.warning(line)
         adopt_token()
         return serve(settings)

@@ -49,7 +49,7 @@ from tgi_async.scheduler.request import Request
 from tgi_async.scheduler.reservations import EVICTED, Capacity, Reservation
 from tgi_async.scheduler.results import UnexpectedResult
 from tgi_async.scheduler.state import lines_of
-from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup
+from tgi_async.supervisor import WORKER, NodeLost, WorkerDied, WorkerGroup
 from tgi_async.telemetry.steps import StepMetrics, StepTimer
 from tgi_async.wire.messages import MAX_END_IDS, Loading, Ready, Start, StepDone
 from tgi_async.worker_restarter import Restarts, WorkerRestarter
@@ -118,6 +118,7 @@ class Engine:
             command,
             restarts.backoff or Backoff(),
             standby=restarts.standby,
+            nodes=restarts.nodes,
         )
         self._streams = LiveStreams()
         self._last_id = 0
@@ -495,7 +496,10 @@ class Engine:
         await self._workers.kill()
         self._steps.lost()
         self._pace.lost()
-        self._replay(reason, None if foreseen else error)
+        if isinstance(error, NodeLost):
+            self._replay_blameless()
+        else:
+            self._replay(reason, None if foreseen else error)
         ready = await self._workers.relaunch(self._start)
         if ready.n_blocks < self.n_blocks:
             raise StartError(
@@ -511,8 +515,7 @@ class Engine:
         Raises `fault`, an error of the engine's own, where it comes again and again without any
         request.
         """
-        for stream in self._streams:
-            stream.request.rewind(stream.n_emitted, len(stream.prompt_logprobs))
+        self._rewind()
         culprit = self.core.died([stream.request for stream in self._streams])
         if not self._streams and fault is None:
             self._deaths = 0
@@ -543,6 +546,15 @@ class Engine:
             self.core.finish(culprit)
             if failing is not None:
                 failing.fail(GenerationError(f"{reason}, again and again with this request"))
+
+    def _replay_blameless(self) -> None:
+        """Submit all live requests to the core again."""
+        self._rewind()
+        self.core.reset([stream.request for stream in self._streams])
+
+    def _rewind(self) -> None:
+        for stream in self._streams:
+            stream.request.rewind(stream.n_emitted, len(stream.prompt_logprobs))
 
     def _fail_all(self, error: ServerError, of_waiting: ServerError) -> None:
         """End requests that have run with `error`, and waiting ones with the other error."""

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 
@@ -16,7 +17,12 @@ import uvloop
 
 from tgi_async.binding import bind, bind_to_path, removed_at_end
 from tgi_async.certificate import Certificate
+from tgi_async.cluster.leader import Cluster, leading
+from tgi_async.cluster.secret import keys_of, read_secret
+from tgi_async.cluster.topology import Topology, topology
 from tgi_async.diagnosis import Diagnosis
+from tgi_async.errors import StartError
+from tgi_async.joining import join
 from tgi_async.listener import answering, on_signals
 from tgi_async.serving import COMMANDS, Commands, Front, gate_for, outside, serving
 from tgi_async.settings import Settings
@@ -35,7 +41,15 @@ def serve(settings: Settings, *, commands: Commands = COMMANDS) -> int:
     Where another server took over meanwhile, this process becomes its keeper, and returns when that
     one ends.
     """
-    status, upgrade = uvloop.run(_serve(settings, commands))
+    where = topology(settings, os.environ)
+    if where is not None and settings.standby:
+        raise StartError(
+            f"--standby is for one node, and {where.source} says that there are {where.nnodes}. "
+            "Leave it out."
+        )
+    if where is not None and where.node_rank:
+        return uvloop.run(join(settings, where, commands))
+    status, upgrade = uvloop.run(_serve(settings, commands, where))
     if upgrade is None or not upgrade.handed_over:
         return status
     gc.unfreeze()
@@ -43,7 +57,9 @@ def serve(settings: Settings, *, commands: Commands = COMMANDS) -> int:
     return upgrade.keep()
 
 
-async def _serve(settings: Settings, commands: Commands) -> tuple[int, Upgrade | None]:
+async def _serve(
+    settings: Settings, commands: Commands, where: Topology | None
+) -> tuple[int, Upgrade | None]:
     main = asyncio.current_task()
     assert main is not None
     stopped: list[str] = []
@@ -55,7 +71,9 @@ async def _serve(settings: Settings, commands: Commands) -> tuple[int, Upgrade |
             main.cancel()
 
     def on_signal(name: str) -> None:
-        if upgrade is None or not upgrade.takes(name):
+        if where is not None and name == "SIGHUP":
+            log.warning("SIGHUP: a server over several nodes is not exchanged while it serves")
+        elif upgrade is None or not upgrade.takes(name):
             stop(name)
 
     on_signals(on_signal)
@@ -78,13 +96,22 @@ async def _serve(settings: Settings, commands: Commands) -> tuple[int, Upgrade |
             gate = gate_for(settings)
             address = _address(listener, secure=certificate is not None)
             app = outside(gate, settings)
-            async with answering(gate, listener, app=app, certificate=certificate) as http:
+            async with (
+                _leading(settings, where) as cluster,
+                answering(gate, listener, app=app, certificate=certificate) as http,
+            ):
                 if parent is None:
                     await http.begin()
                     log.info("listening on %s; not ready yet", settings.unix_socket or address)
                 front = Front(http, upgrade)
                 async with serving(
-                    gate, address, settings, scratch, front=front, commands=commands
+                    gate,
+                    address,
+                    settings,
+                    scratch,
+                    front=front,
+                    commands=commands,
+                    cluster=cluster,
                 ) as engine:
                     diagnosis.state = engine.described
                     status = await http.until_stopped(
@@ -103,6 +130,15 @@ async def _serve(settings: Settings, commands: Commands) -> tuple[int, Upgrade |
             raise
         log.info("%s: stopped before it was ready", stopped[0])
         return 0, upgrade
+
+
+def _leading(
+    settings: Settings, where: Topology | None
+) -> contextlib.AbstractAsyncContextManager[Cluster | None]:
+    """Have the port for the other nodes, where there are any. Raises StartError."""
+    if where is None:
+        return contextlib.nullcontext()
+    return leading(where, keys_of(read_secret(settings.cluster_secret_file, os.environ)))
 
 
 def _listening(

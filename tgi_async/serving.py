@@ -27,6 +27,8 @@ from tgi_async.api.dialect import dialect_of
 from tgi_async.api.gate import Gate
 from tgi_async.api.limits import Limits
 from tgi_async.api.root_path import RootPath
+from tgi_async.cluster.fingerprint import fingerprint
+from tgi_async.cluster.leader import Cluster
 from tgi_async.engine import Engine
 from tgi_async.errors import StartError
 from tgi_async.grammar.checker import GrammarChecker
@@ -116,16 +118,18 @@ async def serving(
     front: Front | None = None,
     commands: Commands = COMMANDS,
     tell: Callable[[str], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> AsyncIterator[Engine]:
     """Load the model, and have `gate` answer with it until the end of the context.
 
     `address` is where clients reach it, and `scratch` a folder for files that the cache cannot
-    take. `tell` gets what the preparation of the model prints, instead of stderr. Raises
-    StartError.
+    take. `tell` gets what the preparation of the model prints, instead of stderr. `cluster`
+    has the other nodes that run a part of the model, if any. Raises StartError.
     """
     began = time.perf_counter()
     keys = None if settings.api_keys_file is None else KeyFile(settings.api_keys_file)
-    world_size = n_shards(settings.sharded, settings.num_shard, os.environ)
+    n_nodes = 1 if cluster is None else cluster.n_nodes
+    world_size = n_shards(settings.sharded, settings.num_shard, os.environ, nnodes=n_nodes)
     spans = traces.sending_to(settings.otlp_endpoint) if settings.otlp_endpoint else None
     gate.phase("preparing the model")
     prepared = await prepare(settings, commands.prepare, scratch, tell)
@@ -138,7 +142,10 @@ async def serving(
     payload_limit = settings.payload_limit_for(images=likely(prepared.path))
     log.info("serving %s from %s", prepared.model_id, prepared.path)
     if world_size > 1:
-        log.info("the model is spread over %d processes", world_size)
+        where = f" on {n_nodes} nodes" if n_nodes > 1 else ""
+        log.info("the model is spread over %d processes%s", world_size, where)
+    if cluster is not None:
+        cluster.open(fingerprint(prepared.path), world_size // n_nodes)
     engine = Engine(
         tokenizer=tokenizer,
         start=_start(settings, prepared, world_size, chat_ends),
@@ -150,7 +157,7 @@ async def serving(
             payload_limit,
             settings.max_queued_tokens,
         ),
-        restarts=Restarts(standby=settings.standby),
+        restarts=Restarts(standby=settings.standby, nodes=cluster),
     )
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(engine.stop, WORKER_EXIT_SECONDS)

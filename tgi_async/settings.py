@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tgi_async.certificate import CertificateFiles
+from tgi_async.cluster.topology import DEFAULT_PORT, MAX_NODES
 from tgi_async.errors import StartError
 from tgi_async.images.addresses import Domains
 from tgi_async.proxies import Trusted
@@ -71,8 +72,9 @@ def _option(
     return field(default=default, metadata=metadata)
 
 
-MODEL, LIMITS, BATCHING, IMAGES, HTTP, FACE, OPERATION = (
+MODEL, CLUSTER, LIMITS, BATCHING, IMAGES, HTTP, FACE, OPERATION = (
     "model",
+    "several nodes for one model",
     "limits of a request",
     "batching and memory",
     "images",
@@ -164,7 +166,8 @@ class Settings:
     num_shard: int | None = _option(
         None,
         MODEL,
-        "processes the model is spread over; default: one for each visible GPU, one on a CPU",
+        "processes the model is spread over, of all nodes together; default: one for each visible "
+        "GPU, one on a CPU, times nnodes",
         kind=int,
         least=1,
     )
@@ -203,6 +206,44 @@ class Settings:
         "where drafts come from; they never change a text. Default: what a model-id with heads or "
         "a speculator is, else suffix",
         choices=(*TEXT_METHODS, *MODEL_METHODS),
+    )
+
+    nnodes: int | None = _option(
+        None,
+        CLUSTER,
+        "machines that the model is spread over, each of which runs this command; default: as many "
+        "as torchrun, LeaderWorkerSet or a step of SLURM has started it on, else 1",
+        kind=int,
+        least=1,
+        most=MAX_NODES,
+    )
+    node_rank: int | None = _option(
+        None,
+        CLUSTER,
+        "number of this one: 0 is the leader, which clients ask, others have no port for them; "
+        "default: as for nnodes",
+        kind=int,
+        least=0,
+        most=MAX_NODES - 1,
+    )
+    master_addr: str | None = _option(
+        None,
+        CLUSTER,
+        "name or address of the leader, under which the others reach it; default: as for nnodes",
+    )
+    master_port: int | None = _option(
+        None,
+        CLUSTER,
+        f"port of the leader for the other nodes; default: {DEFAULT_PORT}",
+        kind=int,
+        least=1,
+        most=65535,
+    )
+    cluster_secret_file: str | None = _option(
+        None,
+        CLUSTER,
+        "file with the secret by which the nodes know each other, the same on all; it may be in "
+        "the environment variable CLUSTER_SECRET instead",
     )
 
     max_input_tokens: int | None = _option(

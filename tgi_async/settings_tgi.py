@@ -24,8 +24,6 @@ WITHOUT_MEANING = {
     "enable_prefill_logprobs": "the log-probabilities of a prompt are returned where asked for",
     "prometheus_port": "metrics are at /metrics of the one port",
     "shard_uds_path": "the sockets to the workers are in a folder of their own",
-    "master_addr": "the workers need no meeting place",
-    "master_port": "the workers need no meeting place",
     "ngrok": "this server opens no tunnel",
     "ngrok_authtoken": "this server opens no tunnel",
     "ngrok_edge": "this server opens no tunnel",
@@ -33,6 +31,10 @@ WITHOUT_MEANING = {
     "enable_ssl_refresh": "the certificate is read again whenever its files change",
 }
 """Flags that are accepted and do nothing here, each with the reason; the last one is vLLM's."""
+
+OF_SEVERAL_NODES = ("node_rank", "master_addr", "master_port", "cluster_secret_file")
+"""Settings that do nothing where the model is on one node, as TGI's always is."""
+ONE_NODE = "the model is on this node alone (--nnodes)"
 
 VARIABLES_WITHOUT_MEANING = {
     "PREFIX_CACHING": "the prefix cache is always on and changes no text",

@@ -18,9 +18,13 @@ def n_shards(
     num_shard: int | None,
     environment: Mapping[str, str],
     devices: Path = DEVICES,
+    *,
+    nnodes: int = 1,
 ) -> int:
-    """Return the number of shards: as set, or one for each visible GPU. Raises StartError where the
-    two settings contradict each other."""
+    """Return the number of shards on all `nnodes` nodes together: as set, or one for each visible
+    GPU of a node. Raises StartError where the settings contradict each other."""
+    if nnodes > 1:
+        return _of_nodes(nnodes, sharded, num_shard, visible_gpus(environment, devices))
     if sharded and num_shard == 1:
         raise StartError(
             "--sharded asks for several shards and --num-shard for one. Leave one of them out."
@@ -36,6 +40,23 @@ def n_shards(
             "--num-shard how many processes are to share the CPU, or leave it out."
         )
     return max(1, n_gpus)
+
+
+def _of_nodes(nnodes: int, sharded: bool | None, num_shard: int | None, n_gpus: int) -> int:
+    """Return the number of shards on several nodes, each of which has as many."""
+    if sharded is False:
+        raise StartError(
+            f"--sharded false asks for one shard, and there are {nnodes} nodes. Leave it out, or "
+            "serve on each node by itself with --nnodes 1."
+        )
+    if num_shard is None:
+        return nnodes * max(1, n_gpus)
+    if num_shard % nnodes:
+        raise StartError(
+            f"--num-shard counts the shards of all nodes, which have equally many: a multiple of "
+            f"{nnodes}, the number of nodes. Given: {num_shard}."
+        )
+    return num_shard
 
 
 def visible_gpus(environment: Mapping[str, str], devices: Path = DEVICES) -> int:

@@ -11,8 +11,9 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import zmq
@@ -26,6 +27,7 @@ from tgi_async.wire.channel import RouterChannel
 from tgi_async.wire.codec import WireError
 from tgi_async.wire.messages import (
     Loading,
+    RankConfig,
     Ready,
     Refused,
     Start,
@@ -64,8 +66,38 @@ class WorkerDied(Exception):
     """The workers have died, or broke the protocol; the message says which."""
 
 
+class NodeLost(WorkerDied):
+    """A machine with some of the workers is gone, for which no request is to blame."""
+
+
+class RemoteRanks(Protocol):
+    """The ranks of an epoch that are on other nodes, for the group that has the others."""
+
+    async def complete(self, on_waiting: Callable[[str], None]) -> None:
+        """Return once all nodes are there; `on_waiting` gets who is waited for."""
+
+    def place(self, ranks: RankConfig) -> RankConfig:
+        """Return `ranks` with where all of this epoch meet, once all nodes are there."""
+
+    async def launch(self, start: Start, on_change: Callable[[], None]) -> None:
+        """Have them started; `on_change` is called when more is known of them. Raises NodeLost."""
+
+    def ready(self) -> list[Ready] | None:
+        """Return what each node reported, once all of them are ready."""
+
+    def check(self) -> None:
+        """Raise WorkerDied where a rank or a node is gone, StartError where the model is
+        refused."""
+
+    def activities(self) -> Iterable[processes.Activity]:
+        """Return what the ranks of each node do."""
+
+    async def end(self) -> None:
+        """Have them ended."""
+
+
 class WorkerGroup:
-    """One epoch of the workers, with one process for each rank."""
+    """One epoch of the workers, with one process for each rank: all of them, or those of a node."""
 
     def __init__(
         self,
@@ -75,8 +107,13 @@ class WorkerGroup:
         command: tuple[str, ...] = WORKER,
         deadline: Deadline | None = None,
         fork_server: ForkServer | None = None,
+        ranks: range | None = None,
+        remote: RemoteRanks | None = None,
     ) -> None:
-        """`fork_server` forks the ranks where it can, others are started by `command`."""
+        """`fork_server` forks the ranks where it can, others are started by `command`.
+
+        `ranks` are those that are started here, by default all; `remote` starts the others.
+        """
         self._fork_server = fork_server
         self._deadline = deadline or Deadline()
         self._loading = True
@@ -94,7 +131,9 @@ class WorkerGroup:
         self._epoch = epoch
         self._world_size = world_size
         self._command = command
-        self._channel = RouterChannel(folder, epoch, world_size)
+        self._ranks = range(world_size) if ranks is None else ranks
+        self._remote = remote
+        self._channel = RouterChannel(folder, epoch, self._ranks)
         self._processes: list[asyncio.subprocess.Process | ForkedProcess] = []
         self._exits: list[asyncio.Task[int]] = []
         self._n_killed = cgroups.n_killed()
@@ -102,6 +141,10 @@ class WorkerGroup:
     @property
     def pids(self) -> list[int]:
         return [process.pid for process in self._processes]
+
+    def activity(self) -> processes.Activity:
+        """Return what the ranks that were started here do."""
+        return processes.activity(self.pids)
 
     @property
     def lives(self) -> bool:
@@ -127,17 +170,18 @@ class WorkerGroup:
 
         Raises StartError if the worker refuses the model, WorkerDied if a rank dies meanwhile.
         """
+        if self._remote is not None:
+            await self._remote.complete(lambda text: on_loading(Loading(text, 0.0, "")))
         self._deadline.started()
-        for rank in range(self._world_size):
+        for rank in self._ranks:
             await self._spawn(rank)
-        ranks = msgspec.structs.replace(start.ranks, world_size=self._world_size)
-        if self._world_size > 1 and not ranks.meeting_place:
-            place = self._folder / f"ranks-{self._epoch}"
-            ranks = msgspec.structs.replace(ranks, meeting_place=f"file://{place}")
-        self._send(msgspec.structs.replace(start, ranks=ranks))
+        start = self._placed(start)
+        self._send(start)
+        if self._remote is not None:
+            await self._remote.launch(start, self.wake)
         ready: list[Ready] = []
         self._watch()
-        while len(ready) < self._world_size:
+        while len(ready) < len(self._ranks) or (others := self._others()) is None:
             message = await self._receive()
             if isinstance(message, Loading):
                 self._deadline.loaded(message.seconds)
@@ -146,11 +190,11 @@ class WorkerGroup:
                 ready.append(message)
             elif isinstance(message, Refused):
                 raise StartError(message.message)
-            else:
+            elif message is not None:
                 raise WorkerDied("a worker sent a result before it was ready")
         self._deadline.ready()
         self._loading = False
-        return _together(ready)
+        return _together([*ready, *others])
 
     def send(self, step: Step) -> None:
         """Send a step. Raises WorkerDied where a worker takes no more steps."""
@@ -174,10 +218,13 @@ class WorkerGroup:
     async def wait(self) -> None:
         """Return when a result may have arrived, or at `wake`, after a poll that found none.
 
-        Raises WorkerDied when a rank has died or missed its deadline.
+        Raises WorkerDied when a rank has died or missed its deadline, StartError where one on
+        another node cannot serve the model.
         """
         if self._is_due:
             self._check_deadline()
+        if self._remote is not None:
+            self._remote.check()
         if self._exited:
             await self._wait_for_last_word()
         else:
@@ -215,6 +262,22 @@ class WorkerGroup:
                 await asyncio.wait(self._exits)
         finally:
             self._channel.close()
+            if self._remote is not None:
+                await self._remote.end()
+
+    def _placed(self, start: Start) -> Start:
+        """Return `start` with how many ranks there are, and where they meet."""
+        ranks = msgspec.structs.replace(start.ranks, world_size=self._world_size)
+        if self._remote is not None:
+            ranks = self._remote.place(ranks)
+        elif self._world_size > 1 and not ranks.meeting_place:
+            place = f"file://{self._folder / f'ranks-{self._epoch}'}"
+            ranks = msgspec.structs.replace(ranks, meeting_place=place)
+        return msgspec.structs.replace(start, ranks=ranks)
+
+    def _others(self) -> list[Ready] | None:
+        """Return what the ranks elsewhere reported, once all are ready."""
+        return [] if self._remote is None else self._remote.ready()
 
     async def _spawn(self, rank: int) -> None:
         arguments = (
@@ -256,9 +319,11 @@ class WorkerGroup:
         except (zmq.ZMQError, WireError) as error:
             raise WorkerDied(f"a worker takes no more steps: {error}") from error
 
-    async def _receive(self) -> ToRouter:
-        while (message := self._poll()) is None:
+    async def _receive(self) -> ToRouter | None:
+        """Return the next message, or None where there may be news of the ranks elsewhere."""
+        if (message := self._poll()) is None:
             await self.wait()
+            message = self._poll()
         return message
 
     def _watch(self) -> None:
@@ -281,10 +346,15 @@ class WorkerGroup:
 
     def _activity(self) -> processes.Activity:
         """Return what the ranks do, a mean of their processor time."""
-        found = processes.activity(self.pids)
-        if found.seconds is None:
-            return found
-        return found._replace(seconds=found.seconds / self._world_size)
+        found = [self.activity()]
+        if self._remote is not None:
+            found += self._remote.activities()
+        known = [one.seconds for one in found if one.seconds is not None]
+        return processes.Activity(
+            sum(known) / self._world_size if len(known) == len(found) else None,
+            sum(one.read for one in found),
+            any(one.stopped for one in found),
+        )
 
     async def _wait_for_last_word(self) -> None:
         """Wait for frames that a rank sent before it exited. Raises WorkerDied if there are
@@ -308,7 +378,7 @@ class WorkerGroup:
         return any(task.done() and task.result() == 0 for task in self._exits)
 
     def _epitaph(self) -> str:
-        for rank, task in enumerate(self._exits):
+        for rank, task in zip(self._ranks, self._exits, strict=False):
             if task.done():
                 return f"worker {rank} {self._how_it_ended(task.result())}"
         return "a worker is gone"

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -18,7 +18,14 @@ from tgi_async.deadline import Deadline
 from tgi_async.errors import StartError
 from tgi_async.fork_server import ForkServer
 from tgi_async.standby import Standby
-from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup, environment
+from tgi_async.supervisor import (
+    WORKER,
+    NodeLost,
+    RemoteRanks,
+    WorkerDied,
+    WorkerGroup,
+    environment,
+)
 from tgi_async.temporary import PrivateFolder
 from tgi_async.wire.messages import Loading, Ready, Start
 
@@ -28,12 +35,24 @@ MAX_ATTEMPTS = 3
 """Attempts to launch the workers in a row before the engine fails."""
 
 
+class Nodes(Protocol):
+    """Other nodes that have a part of the ranks, as many each."""
+
+    n_nodes: int
+    """With this one."""
+
+    def ranks(self, epoch: int) -> RemoteRanks:
+        """Return those of an epoch, which are not started yet."""
+
+
 class Restarts(NamedTuple):
     """How workers come back."""
 
     standby: bool = False
     """Whether another group is loaded while one serves on a CPU."""
     backoff: Backoff | None = None
+    nodes: Nodes | None = None
+    """The others, where there are several."""
 
 
 class WorkerRestarter:
@@ -46,8 +65,11 @@ class WorkerRestarter:
         backoff: Backoff,
         *,
         standby: bool = False,
+        nodes: Nodes | None = None,
     ) -> None:
-        """With `standby`, another group is loaded while one serves on a CPU."""
+        """With `standby`, another group is loaded while one serves on a CPU. With `nodes`, these
+        have their part of each group."""
+        self._nodes = nodes
         self._world_size = world_size
         self._command = command
         self._backoff = backoff
@@ -69,19 +91,25 @@ class WorkerRestarter:
         return Path(self._folder.name)
 
     async def launch(self, start: Start, on_loading: Callable[[Loading], None]) -> Ready:
-        """Start the next group and wait until it is warm.
+        """Start the next group and wait until it is warm; where a node is lost meanwhile, the one
+        after that.
 
         Raises StartError if a worker refuses the model, WorkerDied if one dies meanwhile.
         """
         self._ready_at = None
-        self.group = self._make(self._deadline)
-        try:
-            ready = await self.group.launch(start, on_loading)
-        except BaseException:
-            await self.kill()
-            raise
-        self._ready_at = time.monotonic()
-        return ready
+        while True:
+            self.group = self._make(self._deadline)
+            try:
+                ready = await self.group.launch(start, on_loading)
+            except NodeLost as error:
+                log.error("%s while loading: it is waited for", error)
+                await self.kill()
+                continue
+            except BaseException:
+                await self.kill()
+                raise
+            self._ready_at = time.monotonic()
+            return ready
 
     def stand_by(self, start: Start, ready: Ready, after: float = 0.0) -> None:
         """Have a group loaded, from so many seconds on, where one is wanted and what serves, with
@@ -154,6 +182,8 @@ class WorkerRestarter:
 
     def _make(self, deadline: Deadline) -> WorkerGroup:
         self._epoch += 1
+        nodes = self._nodes
+        here = self._world_size if nodes is None else self._world_size // nodes.n_nodes
         return WorkerGroup(
             self.folder,
             self._epoch,
@@ -161,6 +191,8 @@ class WorkerRestarter:
             self._command,
             deadline,
             self._fork_server,
+            range(here),
+            None if nodes is None else nodes.ranks(self._epoch),
         )
 
     def _lived(self) -> float:

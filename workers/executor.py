@@ -84,7 +84,7 @@ class Executor:
         """How many, once the model has run at its worst shape. `kv_cache_memory` is what all ranks
         may take together, in bytes; 0: what there is, of this `fraction` of a GPU."""
         world_size = self.ranks.world_size if self.ranks is not None else 1
-        here = world_size if self.device.type == "cpu" else 1
+        here = self.ranks.n_here if self.ranks is not None and self.device.type == "cpu" else 1
         room = kv_cache_memory // world_size or memory.for_cache(self.device, fraction) // here
         return room // self.bytes_per_block
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -37,19 +38,38 @@ class RankFailed(BaseException):
 class Ranks:
     """The process group of the ranks that share a model. A single process has none."""
 
-    def __init__(self, rank: int, world_size: int, address: str, device: torch.device) -> None:
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        address: str,
+        device: torch.device,
+        *,
+        n_here: int | None = None,
+        interface: str = "",
+    ) -> None:
         """Join the others at `address`, the same for all: `file:///path` of a file that does not
-        exist yet, on one machine, or `tcp://host:port` of rank 0. Raises PeerLost."""
+        exist yet, on one machine, or `tcp://host:port` of rank 0. `n_here` of them, by default all,
+        are on this machine, which reaches the others by `interface`. Raises PeerLost."""
         self.rank = rank
         self.world_size = world_size
+        self.n_here = world_size if n_here is None else n_here
         if address.startswith("file://"):
             # All ranks are on this machine, so their traffic need not leave it.
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            interface = "lo"
+        if interface:
+            # gloo would take the address that this machine's own name resolves to, which is often
+            # one of the machine itself.
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
         def join() -> None:
             dist.init_process_group(
-                backend, init_method=address, rank=rank, world_size=world_size, timeout=JOIN
+                backend,
+                store=_store(address, rank, world_size),
+                rank=rank,
+                world_size=world_size,
+                timeout=JOIN,
             )
             self._host = dist.new_group(timeout=LIFETIME, backend="gloo")
             self._device = self._host
@@ -100,3 +120,16 @@ class Ranks:
             raise
         except RuntimeError as error:
             raise PeerLost(f"rank {self.rank} lost the others: {error}") from error
+
+
+def _store(address: str, rank: int, world_size: int) -> dist.Store:  # type: ignore[name-defined]
+    """Return where the ranks meet. Not by torch's own `init_method`, which would go to the store of
+    torchrun where that started the server."""
+    url = urlsplit(address)
+    if url.scheme == "file":
+        return dist.FileStore(url.path, world_size)  # type: ignore[attr-defined]
+    assert url.hostname is not None
+    assert url.port is not None
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        url.hostname, url.port, is_master=rank == 0, timeout=JOIN, wait_for_workers=False
+    )

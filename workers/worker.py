@@ -83,7 +83,7 @@ class Worker:
     def _load(self, start: Start) -> tuple[Runner | FollowerRank, torch.device]:
         if start.device.native_kernels:
             native.prefer_compiled()
-        device, notes = choose_device(self._rank, start.ranks.world_size)
+        device, notes = choose_device(self._rank % start.ranks.n_here, start.ranks.n_here)
         attention, reasons = registry.choose(start.device.attention, device)
         notes += reasons
         dtype = DTYPES[start.model.dtype or "bfloat16"]
@@ -93,10 +93,15 @@ class Worker:
         prefill_tokens = start.batch.max_prefill_tokens or (
             CPU_PREFILL_TOKENS if device.type == "cpu" else CUDA_PREFILL_TOKENS
         )
-        notes += _limit_threads(start.ranks.world_size if device.type == "cpu" else 1)
+        notes += _limit_threads(start.ranks.n_here if device.type == "cpu" else 1)
         if start.ranks.world_size > 1:
             self._ranks = Ranks(
-                self._rank, start.ranks.world_size, start.ranks.meeting_place, device
+                self._rank,
+                start.ranks.world_size,
+                start.ranks.meeting_place,
+                device,
+                n_here=start.ranks.n_here,
+                interface=start.ranks.interface,
             )
         with self._phase("loading weights", f"{dtype}".removeprefix("torch.")):
             model = load(
@@ -364,7 +369,8 @@ def choose_device(rank: int = 0, world_size: int = 1) -> tuple[torch.device, lis
             return torch.device("cuda"), []
         if world_size > torch.cuda.device_count():
             raise UnsupportedModel(
-                f"--num-shard is {world_size}, and there are {torch.cuda.device_count()} GPUs here"
+                f"--num-shard asks for {world_size} here, and there are "
+                f"{torch.cuda.device_count()} GPUs"
             )
         torch.cuda.set_device(rank)
         return torch.device("cuda", rank), []

@@ -49,6 +49,17 @@ from tgi_async.wire.messages import (
     Stop,
     TopToken,
 )
+from tgi_async.wire.nodes import (
+    Ended,
+    GroupOrder,
+    GroupReport,
+    NodeInfo,
+    Order,
+    Rejected,
+    Report,
+    to_leader_codec,
+    to_member_codec,
+)
 
 SAMPLING = Sampling(
     do_sample=True,
@@ -95,6 +106,17 @@ TO_ROUTER = (
         encoded=Encoded(1, 0.5),
     ),
 )
+TO_MEMBER = (
+    Order("a leader", [GroupOrder(7, TO_WORKER[0])]),
+    Rejected("the node has other files of the model"),
+    Ended(),
+)
+NODE = NodeInfo(1, 2, 8, "1.0", "a digest", "a host")
+TO_LEADER = (
+    Report("a member", NODE),
+    Report("a member", NODE, "a leader", (GroupReport(7, 0.5, 4096, False, TO_ROUTER[1]),)),
+    Report("a member", NODE, "a leader", (GroupReport(7, None, 0, True, None, "no room", ""),)),
+)
 BOMBS = tuple(
     bytes((head,)) + n.to_bytes(4, "big")
     for head in b"\xdd\xdf\xdb\xc6\xc9"
@@ -140,12 +162,12 @@ def spoiled(random: Random, frame: bytes, other: bytes) -> bytes:
 def decode_spoiled(n: int, seed: int) -> dict[str, int]:
     """Decode `n` spoiled frames, and return how many were messages and how many were refused."""
     random = Random(seed)
-    wires: Any = (to_worker_codec(), to_router_codec())
-    messages = zip(wires, (TO_WORKER, TO_ROUTER), strict=True)
+    wires: Any = (to_worker_codec(), to_router_codec(), to_member_codec(), to_leader_codec())
+    messages = zip(wires, (TO_WORKER, TO_ROUTER, TO_MEMBER, TO_LEADER), strict=True)
     frames = [[wire.encode(one) for one in many] for wire, many in messages]
     counts = {"read": 0, "refused": 0}
     for _ in range(n):
-        direction = random.randrange(2)
+        direction = random.randrange(4)
         frame = spoiled(random, random.choice(frames[direction]), random.choice(frames[1]))
         began = time.thread_time()
         try:

@@ -30,6 +30,7 @@ Manifest = dict[str, Any]
 CUSTOM = {
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): "httproute.v1",
     ("inference.networking.k8s.io/v1", "InferencePool"): "inferencepool.v1",
+    ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"): "leaderworkerset.v1",
     ("keda.sh/v1alpha1", "ScaledObject"): "scaledobject.v1alpha1",
     ("monitoring.coreos.com/v1", "PrometheusRule"): "prometheusrule.v1",
     ("monitoring.coreos.com/v1", "ServiceMonitor"): "servicemonitor.v1",
@@ -158,13 +159,19 @@ def _pods(manifest: Manifest) -> list[Manifest]:
     """The pods that a custom resource describes, as far as it does."""
     spec = manifest["spec"]
     if "supportedModelFormats" in spec:
-        spec = {name: spec[name] for name in ("containers", "volumes")}
+        templates = [{"spec": {name: spec[name] for name in ("containers", "volumes")}}]
+    elif "leaderWorkerTemplate" in spec:
+        group = spec["leaderWorkerTemplate"]
+        templates = [group["leaderTemplate"], group["workerTemplate"]]
     elif "template" in spec:
         # Its volumes are in the configuration that it is merged with.
-        spec = spec["template"]
+        templates = [{"spec": spec["template"]}]
     else:
         return []
-    return [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": spec}]
+    kind: Manifest = {"apiVersion": "v1", "kind": "Pod"}
+    return [
+        kind | one | {"metadata": one.get("metadata", {}) | {"name": "pod"}} for one in templates
+    ]
 
 
 def containers(found: list[Manifest]) -> list[Manifest]:

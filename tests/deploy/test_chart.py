@@ -25,6 +25,7 @@ KSERVE = sorted((DEPLOY / "kserve").glob("*.yaml"))
 ROUTES = {one.path for one in (*status.OPERATE, *kserve.OPERATIONS)}
 TEXTS = [
     *sorted(CHART.rglob("*.yaml")),
+    *sorted(CHART.rglob("*.tpl")),
     *sorted(DEPLOY.rglob("*.yaml")),
     ROOT / "docs" / "deploy" / "kubernetes.md",
 ]
@@ -94,7 +95,7 @@ def test_args_of_values_are_the_servers(file: Path) -> None:
 
 
 def test_flags_of_the_template_are_the_servers() -> None:
-    flags = re.findall(r"- (--[a-z-]+)\n", (CHART / "templates" / "deployment.yaml").read_text())
+    flags = re.findall(r"- (--[a-z-]+)\n", (CHART / "templates" / "_pod.tpl").read_text())
     assert "--shutdown-delay" in flags
     settings_of([word for flag in flags for word in (flag, "1")])
 
@@ -132,7 +133,7 @@ def test_the_picker_reads_the_load_the_cache_and_its_size() -> None:
     config = yaml.safe_load((CHART / "files" / "endpoint-picker.yaml").read_text())
     plugins = {one["type"]: one.get("parameters", {}) for one in config["plugins"]}
     [engine] = plugins["core-metrics-extractor"]["engineConfigs"]
-    labels = (CHART / "templates" / "deployment.yaml").read_text()
+    labels = (CHART / "templates" / "_pod.tpl").read_text()
     assert f"llm-d.ai/engine-type: {engine['name']}\n" in labels
     assert plugins["core-metrics-extractor"]["defaultEngine"] == engine["name"]
     assert set(engine.values()) - {engine["name"]} <= documented_metrics()

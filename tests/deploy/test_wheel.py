@@ -109,13 +109,16 @@ def test_the_metadata_is_complete() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze")
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", [False, True])
+def test_systemd_takes_the_unit(nodes: bool, tmp_path: Path) -> None:
     text = UNIT.read_text()
     command = "/opt/tgi-async/bin/tgi-async"
     assert command in text
     # The program that it starts must exist.
     unit = tmp_path / UNIT.name
     unit.write_text(text.replace(command, "/bin/true"))
+    if nodes:
+        shutil.copytree(UNIT.with_name(f"{UNIT.name}.d"), tmp_path / f"{UNIT.name}.d")
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -9,7 +9,7 @@ from tgi_async.arguments import flag_of
 from tgi_async.migrate.judge import Judgement, judge
 from tgi_async.migrate.launch import Launch
 from tgi_async.settings import Settings
-from tgi_async.settings_tgi import NOT_BUILT, VARIABLES_WITHOUT_MEANING, WITHOUT_MEANING
+from tgi_async.settings_tgi import NOT_BUILT, ONE_NODE, VARIABLES_WITHOUT_MEANING, WITHOUT_MEANING
 
 
 def judged(arguments: str = "", **variables: str) -> Judgement:
@@ -31,6 +31,13 @@ def test_every_setting_is_known_as_flag_and_as_variable(name: str) -> None:
 def test_what_has_no_effect_has_the_servers_reason(name: str) -> None:
     for line in (*judged(f"{flag_of(name)} 9").lines, *judged(**{name.upper(): "9"}).lines):
         assert (line.verdict, line.why) == ("no effect", WITHOUT_MEANING[name])
+
+
+@pytest.mark.parametrize("name", ["master_addr", "master_port"])
+def test_where_nodes_meet_has_no_effect_as_tgi_has_one(name: str) -> None:
+    for line in (*judged(f"{flag_of(name)} 9").lines, *judged(**{name.upper(): "9"}).lines):
+        assert (line.verdict, line.why) == ("no effect", ONE_NODE)
+    assert verdicts("--master-port many") == [("refused", "--master-port many")]
 
 
 @pytest.mark.parametrize("name", VARIABLES_WITHOUT_MEANING)
@@ -135,6 +142,12 @@ def test_what_the_image_reads_is_not_unknown(name: str) -> None:
     assert line.why == "read in this server's image: docs/deploy/docker.md"
     [line] = judged(**{name: "/m"}).lines
     assert line.why == "not read by this server"
+
+
+@pytest.mark.parametrize("name", ["HF_API_TOKEN", "TGI_ASYNC_CACHE", "CLUSTER_SECRET"])
+def test_what_is_read_without_being_a_setting_is_known(name: str) -> None:
+    [line] = judged(**{name: "x"}).lines
+    assert (line.verdict, line.why) == ("same", "")
 
 
 def test_variables_of_others_are_left_to_them() -> None:

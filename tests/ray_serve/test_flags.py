@@ -39,6 +39,7 @@ def test_variables_of_a_server_of_its_own_do_not_count() -> None:
         "HOSTNAME": "127.0.0.1",
         "SSL_CERTFILE": "/none",
         "SHUTDOWN_DELAY": "nonsense",
+        "NNODES": "2",
     }
     assert settings_of({}, environment) == settings_of({}, {})
 
@@ -50,6 +51,7 @@ def test_variables_of_a_server_of_its_own_do_not_count() -> None:
         ({"zzz": 1}, "'zzz' in args is no flag .* `tgi-async serve --help` lists them."),
         ({"port": 80}, "'port' in args has no effect under Ray Serve. Use `http_options: .port"),
         ({"root-path": "/x"}, "Use `route_prefix` of the application"),
+        ({"nnodes": 2}, "Use `num_replicas` in the config"),
         ({"model-id": None}, "'model-id' in args must be a text, a number, true or false. Given"),
         ({"model-id": ["a"]}, "'model-id' in args must be a text"),
         ({"served-model-name": [{}]}, "or a list of texts. Given: ....."),

@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def router(folder: Path) -> AsyncIterator[RouterChannel]:
-    channel = RouterChannel(folder, 1, 1)
+    channel = RouterChannel(folder, 1, [0])
     yield channel
     channel.close()
 
@@ -87,7 +87,7 @@ async def test_receiving_without_waiting_finds_nothing(
 async def test_steps_go_to_rank_0_what_else_there_is_to_all_and_all_reply_to_one(
     folder: Path,
 ) -> None:
-    router = RouterChannel(folder, 1, 3)
+    router = RouterChannel(folder, 1, range(3))
     workers = [WorkerChannel(folder, 1, rank) for rank in range(3)]
     try:
         router.send(step(7))
@@ -177,7 +177,7 @@ async def test_what_a_worker_sent_last_leaves_before_it_closes(
 
 
 async def test_closing_ends_who_waits_and_may_be_repeated(folder: Path) -> None:
-    router = RouterChannel(folder, 1, 1)
+    router = RouterChannel(folder, 1, [0])
     worker = WorkerChannel(folder, 1, 0)
     waiting = asyncio.create_task(receive(router))
     await asyncio.sleep(0)
@@ -191,4 +191,4 @@ async def test_closing_ends_who_waits_and_may_be_repeated(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["x" * 120, "nowhere"])
 async def test_a_folder_that_takes_no_socket_is_reported(folder: Path, name: str) -> None:
     with pytest.raises(StartError, match="TMPDIR"):
-        RouterChannel(folder / name, 1, 1)
+        RouterChannel(folder / name, 1, [0])

@@ -19,6 +19,8 @@ from tgi_async.settings_tgi import (
     HARMLESS,
     NOT_BUILT,
     NOTHING,
+    OF_SEVERAL_NODES,
+    ONE_NODE,
     OTHER_NAMES,
     VALUES_OF_TGI,
     VARIABLES_WITHOUT_MEANING,
@@ -42,6 +44,8 @@ READ_BY_OTHERS = {
 """Beginnings of variables that are no server's of its own, and no less here than in TGI."""
 
 
+NO_SETTINGS = ("HF_API_TOKEN", "TGI_ASYNC_CACHE", "CLUSTER_SECRET")
+"""What the server reads without being a setting."""
 OF_PLATFORMS = (*FOLDER_VARIABLES.values(), "SAGEMAKER_BIND_TO_PORT", "K_SERVICE")
 """What clouds set for containers."""
 
@@ -146,7 +150,7 @@ def _about_variable(
         return _about_foreign(setting, given, value)
     if setting not in FIELDS:
         readers = [text for start, text in READ_BY_OTHERS.items() if name.startswith(start)]
-        if name in VERTEX_ROUTES or name == "HF_API_TOKEN":
+        if name in VERTEX_ROUTES or name in NO_SETTINGS:
             return Line(given, "same")
         if launch.image and (name in OF_PLATFORMS or name.startswith(FLAG_PREFIX)):
             return Line(given, "same", "read in this server's image: docs/deploy/docker.md")
@@ -181,6 +185,8 @@ def _about_setting(
         parse_value(flag_of(name), value.split() if meta["kind"] is tuple else value, meta)
     except StartError as error:
         return Line(given, "refused", str(error))
+    if name in OF_SEVERAL_NODES:
+        return Line(given, "no effect", ONE_NODE)
     names = _names(name) | {variable}
     about = [one for one in known if not one.is_default and names & one.names]
     if not about:

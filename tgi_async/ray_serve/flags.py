@@ -10,7 +10,7 @@ from typing import Any
 from tgi_async.arguments import resolve
 from tgi_async.errors import StartError
 from tgi_async.settings import SECRETS, Settings
-from tgi_async.settings_tgi import NOT_BUILT, WITHOUT_MEANING
+from tgi_async.settings_tgi import NOT_BUILT, OF_SEVERAL_NODES, WITHOUT_MEANING
 
 OF_SERVE = {
     "hostname": "`http_options: {host: ...}`",
@@ -19,6 +19,7 @@ OF_SERVE = {
     "ssl_certfile": "`http_options: {ssl_certfile: ...}`",
     "ssl_keyfile": "`http_options: {ssl_keyfile: ...}`",
     "root_path": "`route_prefix` of the application",
+    **dict.fromkeys(("nnodes", *OF_SEVERAL_NODES), "`num_replicas`"),
     "shutdown_delay": "the environment variable RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
 }
 """Settings that are Serve's own business, and where Serve has them."""

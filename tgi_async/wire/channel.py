@@ -9,6 +9,7 @@ can reach it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class RouterChannel:
     Raises StartError where no socket can be made in `folder`.
     """
 
-    def __init__(self, folder: Path, epoch: int, world_size: int) -> None:
+    def __init__(self, folder: Path, epoch: int, ranks: Sequence[int]) -> None:
         self._codec_out = to_worker_codec()
         self._codec_in = to_router_codec()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -58,7 +59,7 @@ class RouterChannel:
                 "folder that can be written and has a short path."
             ) from error
         self._steps: list[zmq.Socket[Any]] = []
-        for rank in range(world_size):
+        for rank in ranks:
             socket = self._context.socket(zmq.PUSH)
             _configure(socket)
             # Connecting before the worker binds lets frames wait for it.
@@ -72,8 +73,10 @@ class RouterChannel:
         self._woken = False
 
     def send(self, message: ToWorker) -> None:
-        """Send a step to rank 0, anything else to every rank. Raises zmq.Again where a rank no
-        longer reads."""
+        """Send a step to the first rank, anything else to every rank.
+
+        Raises zmq.Again where a rank no longer reads.
+        """
         frame = self._codec_out.encode(message)
         for socket in self._steps[:1] if isinstance(message, Step) else self._steps:
             socket.send(frame, zmq.NOBLOCK)

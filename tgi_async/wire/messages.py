@@ -253,6 +253,15 @@ class RankConfig(Frame, frozen=True):
     meeting_place: str = ""
     """Where the ranks meet: `file:///path` of a file that does not exist yet, or `tcp://host:port`
     of rank 0."""
+    n_nodes: Annotated[int, Meta(ge=1, lt=2**31)] = 1
+    """Machines that have as many ranks each, the first ones on the first machine."""
+    interface: str = ""
+    """By which network interface this machine reaches the others; "": any."""
+
+    @property
+    def n_here(self) -> int:
+        """Ranks on each machine."""
+        return self.world_size // self.n_nodes
 
 
 class Start(Frame, frozen=True, tag="start"):

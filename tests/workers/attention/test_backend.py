@@ -53,7 +53,7 @@ def steps() -> list[Step]:
 async def served(model: Path) -> list[ToRouter]:
     """What a worker process sends that has the toy backend."""
     with tempfile.TemporaryDirectory() as sockets:
-        channel = RouterChannel(Path(sockets), 1, 1)
+        channel = RouterChannel(Path(sockets), 1, [0])
         given = ("--folder", sockets, "--epoch", "1", "--rank", "0", "--router", str(os.getpid()))
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.workers.attention.toy", *given

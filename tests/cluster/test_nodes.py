@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from tests.cluster.conftest import Make, Nodes
+from tests.doubles.fake_engine_run import DEADLINE, alive, until
+from tests.doubles.fake_worker import VARIABLE, Behaviour
+from tests.test_supervisor import FIRST, START, ignore
+from tgi_async.cluster import leader, member
+from tgi_async.errors import StartError
+from tgi_async.supervisor import NodeLost, WorkerDied, WorkerGroup
+from tgi_async.wire.messages import Loading
+
+
+async def death(group: WorkerGroup | None) -> WorkerDied:
+    """Return how a group that is waited for dies."""
+    assert group is not None
+    async with asyncio.timeout(DEADLINE):
+        with pytest.raises(WorkerDied) as caught:
+            await group.receive()
+    return caught.value
+
+
+async def test_a_group_has_ranks_on_two_nodes(nodes: Nodes, restarter: Make) -> None:
+    workers = restarter(await nodes.lead(n_ranks=2), 4)
+    there = nodes.join(n_ranks=2)
+    ready = await workers.launch(START, ignore)
+    assert ready.n_blocks == 64
+    assert workers.group is not None
+    assert len({*workers.group.pids, *there.pids}) == 4
+    workers.group.send(FIRST)
+    assert [one.row for one in (await workers.group.receive()).sampled] == [0]
+
+
+async def test_the_leader_says_who_is_waited_for(nodes: Nodes, restarter: Make) -> None:
+    workers = restarter(await nodes.lead())
+    phases: list[Loading] = []
+    launching = asyncio.create_task(workers.launch(START, phases.append))
+    await until(lambda: bool(phases))
+    assert phases[0].phase == "waiting for node 1 of 2"
+    nodes.join()
+    await launching
+
+
+async def test_the_smallest_cache_of_all_nodes_counts(
+    nodes: Nodes, restarter: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = restarter(await nodes.lead())
+    there = nodes.join()
+    launching = asyncio.create_task(workers.launch(START, ignore))
+    monkeypatch.setenv(VARIABLE, Behaviour(n_blocks=7).environment())
+    assert (await launching).n_blocks == 7
+    assert there.pids
+
+
+async def test_a_rank_that_dies_elsewhere_is_the_death_of_the_group(
+    nodes: Nodes, restarter: Make
+) -> None:
+    workers = restarter(await nodes.lead())
+    there = nodes.join()
+    await workers.launch(START, ignore)
+    (pid,) = there.pids
+    os.kill(pid, signal.SIGKILL)
+    error = await death(workers.group)
+    assert "worker 1 was killed by SIGKILL" in str(error)
+    assert "node 1 (" in str(error)
+    assert not isinstance(error, NodeLost)
+    await workers.kill()
+    await workers.relaunch(START)
+    assert len(there.pids) == 1
+    assert there.pids != [pid]
+
+
+async def test_a_rank_that_dies_here_is_the_end_of_those_elsewhere(
+    nodes: Nodes, restarter: Make
+) -> None:
+    workers = restarter(await nodes.lead())
+    there = nodes.join()
+    await workers.launch(START, ignore)
+    (pid,) = there.pids
+    assert workers.group is not None
+    os.kill(workers.group.pids[0], signal.SIGKILL)
+    assert "worker 0 was killed by SIGKILL" in str(await death(workers.group))
+    await workers.kill()
+    await until(lambda: not alive(pid))
+
+
+async def test_a_model_that_is_refused_elsewhere_is_refused(
+    nodes: Nodes, restarter: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, Behaviour(refuse={1: "no room"}).environment())
+    workers = restarter(await nodes.lead())
+    nodes.join()
+    with pytest.raises(StartError, match="no room"):
+        await workers.launch(START, ignore)
+
+
+async def test_a_node_that_leaves_is_waited_for(nodes: Nodes, restarter: Make) -> None:
+    workers = restarter(await nodes.lead())
+    there = nodes.join()
+    await workers.launch(START, ignore)
+    (pid,) = there.pids
+    await there.leave()
+    assert not alive(pid)
+    error = await death(workers.group)
+    assert isinstance(error, NodeLost)
+    assert "left" in str(error)
+    await workers.kill()
+    relaunching = asyncio.create_task(workers.relaunch(START))
+    await asyncio.sleep(0.05)
+    assert not relaunching.done()
+    nodes.join()
+    await relaunching
+
+
+async def test_a_node_that_leaves_while_it_loads_is_waited_for(
+    nodes: Nodes, restarter: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, Behaviour(load_seconds=0.3).environment())
+    workers = restarter(await nodes.lead())
+    there = nodes.join()
+    launching = asyncio.create_task(workers.launch(START, ignore))
+    await until(lambda: bool(there.pids))
+    await there.leave()
+    again = nodes.join()
+    await launching
+    assert again.pids
+
+
+async def test_a_node_that_is_silent_is_lost(
+    nodes: Nodes, restarter: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leader, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(leader, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(member, "BEAT_SECONDS", 0.05)
+    workers = restarter(await nodes.lead())
+    there = nodes.join()
+    await workers.launch(START, ignore)
+    monkeypatch.setattr(there.member, "_report", _silence)
+    error = await death(workers.group)
+    assert isinstance(error, NodeLost)
+    assert "was silent for 0.5 seconds" in str(error)
+    # Once it is heard again, its ranks are those of a group that is gone.
+    before = there.pids
+    await workers.kill()
+    monkeypatch.undo()
+    await workers.relaunch(START)
+    assert set(before).isdisjoint(there.pids)
+    assert not any(map(alive, before))
+
+
+async def test_a_leader_that_is_silent_is_waited_for(
+    nodes: Nodes, restarter: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leader, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(member, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(member, "SILENT_SECONDS", 0.5)
+    cluster = await nodes.lead()
+    workers = restarter(cluster)
+    there = nodes.join()
+    await workers.launch(START, ignore)
+    (pid,) = there.pids
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "_send", _silence)
+        await until(lambda: not alive(pid))
+        assert not there.running.done()
+    assert isinstance(await death(workers.group), WorkerDied)
+    await workers.kill()
+    await workers.relaunch(START)
+    assert there.pids
+
+
+async def test_members_end_with_their_leader(nodes: Nodes, restarter: Make) -> None:
+    cluster = await nodes.lead()
+    workers = restarter(cluster)
+    there = nodes.join()
+    await workers.launch(START, ignore)
+    pids = there.pids
+    await workers.stop(DEADLINE)
+    await nodes.leading.aclose()
+    async with asyncio.timeout(DEADLINE):
+        await there.running
+    assert not any(map(alive, pids))
+
+
+async def test_another_leader_finds_the_node_without_the_groups_of_the_last(
+    nodes: Nodes, restarter: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = await nodes.lead()
+    there = nodes.join()
+    workers = restarter(cluster)
+    await workers.launch(START, ignore)
+    (pid,) = there.pids
+    # As if it were killed: it says nothing any more.
+    monkeypatch.setattr(leader, "END_SECONDS", 0.05)
+    monkeypatch.setattr(cluster, "_send", _silence)
+    await nodes.leading.aclose()
+    again = restarter(await nodes.lead())
+    await again.launch(START, ignore)
+    assert not alive(pid)
+    assert len(there.pids) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    {
+        "model": ({"model": "others"}, "other files of the model"),
+        "ranks": ({"n_ranks": 2}, "1 ranks on each node, and the node 2"),
+        "rank": ({"rank": 5}, "--node-rank is 5"),
+    }.values(),
+)
+async def test_a_node_that_does_not_suit_is_told_why(
+    nodes: Nodes, options: dict[str, object], reason: str
+) -> None:
+    cluster = await nodes.lead()
+    joined = nodes.join(**options)  # type: ignore[arg-type]
+    async with asyncio.timeout(DEADLINE):
+        with pytest.raises(StartError, match=reason):
+            await joined.running
+    assert cluster.missing == [1]
+
+
+async def test_a_place_that_is_taken_is_kept(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = await nodes.lead()
+    first = nodes.join()
+    await until(lambda: not cluster.missing)
+    monkeypatch.setattr(leader, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(member, "BEAT_SECONDS", 0.05)
+    second = nodes.join()
+    async with asyncio.timeout(DEADLINE):
+        with pytest.raises(StartError, match="is there already, and lives"):
+            await second.running
+    assert not first.running.done()
+    assert not cluster.missing
+
+
+async def test_a_place_whose_member_died_is_given_to_the_next(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = await nodes.lead()
+    first = nodes.join()
+    await until(lambda: not cluster.missing)
+    monkeypatch.setattr(leader, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(first.member, "_report", _silence)
+    second = nodes.join()
+    await until(lambda: second.member._leader == cluster._name)
+
+
+async def _silence(*given: object, **named: object) -> None:
+    """Say nothing."""
