@@ -66,10 +66,17 @@ class RefusalChunk(Struct, frozen=True, tag_field="type", tag="refusal"):
     refusal: str
 
 
+class ThoughtText(Struct, frozen=True):
+    """A part of Mistral's list, which is always text."""
+
+    text: str
+    type: Literal["text"] = "text"
+
+
 class ThinkingChunk(Struct, frozen=True, tag_field="type", tag="thinking"):
     """Reasoning of the assistant: a text, or Mistral's list of parts."""
 
-    thinking: str | list[TextChunk]
+    thinking: str | list[ThoughtText]
 
     @property
     def text(self) -> str:
