@@ -14,8 +14,9 @@ from tgi_async.wire.channel import WorkerChannel
 from workers.build_cache import use_scratch
 from workers.parent_death import die_with_parent
 
-PEER_LOST_SECONDS = 5.0
-"""How long a worker that lost another rank waits for the router to end it."""
+PEER_LOST_SECONDS = 15.0
+"""How long a worker that lost another rank waits for the router to end it. That is longer than the
+router takes to find a whole node silent, even when it is busy: requests would be blamed for it."""
 
 
 def main(words: Sequence[str] | None = None) -> None:
