@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from property_tests.checked import CheckedCore
-from property_tests.model import EOS, VOCABULARY
+from property_tests.model import EOS, VOCABULARY, Violation
 from property_tests.walk import CLIENTS, spans_of, walk
 from tgi_async.scheduler import suspects
 from tgi_async.scheduler.plan import Budget, half
@@ -304,4 +304,8 @@ def test_drafts_hold_beside_grammars_preemptions_and_deaths_one_step_ahead() -> 
 @pytest.mark.timeout(7200)
 def test_many_random_walks_hold() -> None:
     for seed in range(100_000, 104_000):
-        walk(seed, n_events=1000, max_drafts=DRAFTS[seed // 4 % len(DRAFTS)])
+        try:
+            walk(seed, n_events=1000, max_drafts=DRAFTS[seed // 4 % len(DRAFTS)])
+        except Violation as violation:
+            violation.add_note(f"seed {seed}")
+            raise

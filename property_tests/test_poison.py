@@ -44,7 +44,7 @@ def run_of(seed: int, poisons: list[Poison], random: Random) -> Run:
 def hunt(seed: int, n_poisons: int) -> None:
     random = Random(seed)
     run = run_of(seed, [poison(random) for _ in range(n_poisons)], random)
-    run.go(4000, n_before=random.choice((0, 20, 100)))
+    run.go(4000 * n_poisons, n_before=random.choice((0, 20, 100)))
     assert run.poisons_gone
     assert all(run.failed.values()), f"{seed}: innocents failed"
     assert run.deaths <= DEATHS_EACH * n_poisons
