@@ -136,8 +136,8 @@ def _positions(model: TransformersModel) -> Iterator[None]:
     if kind not in LEARNED_POSITIONS:
         raise NoPlace
     packed = model._packed
-    model._packed = lambda ids, positions, wanted: packed(  # type: ignore[assignment]
-        ids, positions + 1, wanted
+    model._packed = lambda ids, positions, *more: packed(  # type: ignore[assignment]
+        ids, positions + 1, *more
     )
     try:
         yield
