@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -90,28 +90,39 @@ async def running_engine(
         await engine.stop(5.0)
 
 
-async def finish(engine: Engine, request: GenerationRequest) -> Text:
-    """Submit a request and take all of it."""
+async def finish(
+    engine: Engine, request: GenerationRequest, on_tokens: Callable[[], object] | None = None
+) -> Text:
+    """Submit a request and take all of it; `on_tokens` is called whenever some come."""
     generation = engine.submit(request)
     tokens: list[int] = []
     text = ""
     async for emitted in generation:
         tokens += [token.id for token in emitted.tokens]
         text += "".join(token.text for token in emitted.tokens)
+        if on_tokens is not None:
+            on_tokens()
         if emitted.finish_reason is not None:
             return Text(tokens, text, emitted.finish_reason)
     raise AssertionError("the generation ended without a reason")
 
 
 async def finish_all(
-    engine: Engine, requests: Sequence[GenerationRequest], *, within: float
+    engine: Engine,
+    requests: Sequence[GenerationRequest],
+    *,
+    within: float,
+    on_tokens: Callable[[], object] | None = None,
 ) -> list[Text]:
-    """Submit requests at random times within so many seconds; what each got, in order."""
+    """Submit requests at random times within so many seconds; what each got, in order.
+
+    `on_tokens` is called whenever one gets some.
+    """
     draw = random.Random(len(requests))
 
     async def one(request: GenerationRequest, delay: float) -> Text:
         await asyncio.sleep(delay)
-        return await finish(engine, request)
+        return await finish(engine, request, on_tokens)
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(request, draw.uniform(0, within))) for request in requests]

@@ -3,7 +3,6 @@ batch."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -19,7 +18,6 @@ from tests.helpers.tiny_processors import save_processor
 from tests.helpers.tiny_vision import save_vision
 from tests.helpers.vision_tokens import token_id
 from tests.integration.running_engine import finish_all, running_engine, until_idle
-from tests.integration.waiting import until
 from tgi_async.engine import Engine
 from tgi_async.generation import GenerationRequest
 from tgi_async.scheduler.blocks import Salt
@@ -81,16 +79,18 @@ class Asked:
 async def finish(
     engine: Engine, asked: Asked, times: int, harm: Callable[[], Any] | None = None
 ) -> None:
-    running = asyncio.create_task(finish_all(engine, asked.requests(times), within=0.02))
-    if harm is not None:
-        await until(lambda: _some_were_emitted(engine))
-        harm()
-    asked.check([text.tokens for text in await running])
+    n_times = 0
+
+    def on_tokens() -> None:
+        # Not seen by looking now and then: all may be over in between.
+        nonlocal n_times
+        n_times += 1
+        if n_times == 3 and harm is not None:
+            harm()
+
+    texts = await finish_all(engine, asked.requests(times), within=0.02, on_tokens=on_tokens)
+    asked.check([text.tokens for text in texts])
     await until_idle(engine)
-
-
-async def _some_were_emitted(engine: Engine) -> bool:
-    return sum(request.n_emitted for request in engine.core.running) > 2
 
 
 @pytest.mark.parametrize(
