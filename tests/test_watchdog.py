@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -104,13 +104,27 @@ def test_a_loop_that_goes_on_answers_itself(caplog: pytest.LogCaptureFixture) ->
                 connection.recv(1)
 
 
-def test_silent_and_broken_clients_hold_up_nobody() -> None:
+def test_a_hundred_silent_clients_hold_up_nobody() -> None:
+    with stuck() as server, ExitStack() as closing:
+        host, port = server.address.split(":")
+        for _ in range(100):
+            closing.enter_context(socket.create_connection((host, int(port))))
+        assert httpx.get(f"http://{server.address}/health/live", timeout=4).status_code == 200
+
+
+def test_who_was_taken_is_answered_though_the_loop_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
     with stuck() as server:
         host, port = server.address.split(":")
-        silent = [socket.create_connection((host, int(port))) for _ in range(2)]
-        silent[0].close()
-        assert httpx.get(f"http://{server.address}/health", timeout=20).status_code == 503
-        silent[1].close()
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            # Those that connect later are answered later: so this one was taken.
+            assert httpx.get(f"http://{server.address}/health", timeout=20).status_code == 503
+            server.freed.set()
+            until_logged(caplog, "the event loop goes on")
+            connection.sendall(b"GET /health/live HTTP/1.1\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
 
 
 def test_who_left_the_socket_takes_nothing(caplog: pytest.LogCaptureFixture) -> None:

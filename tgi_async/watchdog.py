@@ -3,9 +3,9 @@
 A loop that computes, or waits for something that blocks, answers nobody, and a probe that runs into
 its timeout does not say why. So a thread watches the loop. Where this has not turned for
 `STUCK_SECONDS`, the log shows what it does, and until it turns again the thread takes the
-connections that come: everything gets a 503 with the reason, so that load balancers and readiness
-probes go elsewhere; `/health/live` gets a 200 up to `LIVE_SECONDS`, after which only a restart
-helps.
+connections that come (`stand_in.py`): everything gets a 503 with the reason, so that load balancers
+and readiness probes go elsewhere; `/health/live` gets a 200 up to `LIVE_SECONDS`, after which only
+a restart helps.
 
 Code that holds Python's lock stops this thread too. Then the stacks are written to stderr, as is
 done without that lock, and connections wait.
@@ -21,9 +21,7 @@ import contextlib
 import faulthandler
 import io
 import logging
-import select
 import socket
-import ssl
 import sys
 import threading
 import time
@@ -32,6 +30,7 @@ import traceback
 from tgi_async.api.error_body import error_body
 from tgi_async.certificate import Certificate
 from tgi_async.errors import RETRY_AFTER_SECONDS
+from tgi_async.stand_in import StandIn
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +38,6 @@ STUCK_SECONDS = 3.0
 LIVE_SECONDS = 60.0
 LOOK_SECONDS = 0.25
 LOCKED_SECONDS = 20.0
-CLIENT_SECONDS = 0.5
-"""How long one of these connections may take to send its request, and to read the reply."""
-MOST_HEAD_BYTES = 16_384
 LIVE_PATHS = (b"/health/live", b"/v2/health/live")
 
 
@@ -49,8 +45,7 @@ class Watchdog:
     """A thread that watches the running loop, and answers at `listener` while it is stuck."""
 
     def __init__(self, listener: socket.socket, certificate: Certificate | None) -> None:
-        self._listener = listener
-        self._certificate = certificate
+        self._stand_in = StandIn(listener, certificate, self._reply)
         self._loop = asyncio.get_running_loop()
         self._of_loop = threading.get_ident()
         self._turns = 0
@@ -79,7 +74,10 @@ class Watchdog:
     def _watch(self) -> None:
         seen, looked = -1, time.monotonic()
         arm_at = looked
-        while not self._ended.wait(0 if self._stuck >= STUCK_SECONDS else LOOK_SECONDS):
+        while True:
+            self._stand_in_or_wait()
+            if self._ended.is_set():
+                break
             now = time.monotonic()
             passed, looked = min(now - looked, 2 * LOOK_SECONDS), now
             if self._turns != seen:
@@ -91,13 +89,20 @@ class Watchdog:
                     arm_at = now + LOCKED_SECONDS / 4
                 continue
             before, self._stuck = self._stuck, self._stuck + passed
-            if self._stuck < STUCK_SECONDS:
-                continue
-            if before < STUCK_SECONDS:
+            if before < STUCK_SECONDS <= self._stuck:
                 self._show()
-            self._take()
+        self._stand_in.close()
         with contextlib.suppress(io.UnsupportedOperation, ValueError):
             faulthandler.cancel_dump_traceback_later()
+
+    def _stand_in_or_wait(self) -> None:
+        """Answer in place of a stuck loop, or wait until it is time to look at it."""
+        takes = self._answers and self._stuck >= STUCK_SECONDS
+        # Those that were taken have their answers, though the loop may go on by then.
+        if takes or self._stand_in.is_talking:
+            self._stand_in.turn(LOOK_SECONDS, takes=takes)
+        else:
+            self._ended.wait(LOOK_SECONDS)
 
     def _arm(self) -> None:
         """Have the stacks written where even this thread does not get on."""
@@ -113,31 +118,6 @@ class Watchdog:
             self._stuck,
             stack.rstrip(),
         )
-
-    def _take(self) -> None:
-        """Answer the next connection, if one comes soon."""
-        try:
-            if not self._answers or not select.select([self._listener], [], [], LOOK_SECONDS)[0]:
-                self._ended.wait(0 if self._answers else LOOK_SECONDS)
-                return
-            connection, _ = self._listener.accept()
-        except BlockingIOError:
-            return  # the loop was faster
-        except (OSError, ValueError):
-            self._answers = False  # it is closed
-            return
-        connection.settimeout(CLIENT_SECONDS)
-        # What a client does wrong is its own affair.
-        with contextlib.suppress(OSError, ValueError), contextlib.ExitStack() as closing:
-            closing.enter_context(connection)
-            if self._certificate is not None:
-                connection = closing.enter_context(self._secure(connection))
-            head = _head(connection)
-            connection.sendall(self._reply(head))
-
-    def _secure(self, connection: socket.socket) -> ssl.SSLSocket:
-        assert self._certificate is not None
-        return self._certificate.context.wrap_socket(connection, server_side=True)
 
     def _reply(self, head: bytes) -> bytes:
         method, _, rest = head.partition(b" ")
@@ -157,14 +137,3 @@ class Watchdog:
             b"" if method == b"HEAD" else body,
         )
         return b"\r\n".join(lines)
-
-
-def _head(connection: socket.socket) -> bytes:
-    """Return the head of the request, as far as it comes in time. Raises OSError."""
-    head = b""
-    deadline = time.monotonic() + CLIENT_SECONDS
-    while b"\r\n\r\n" not in head and len(head) < MOST_HEAD_BYTES:
-        if time.monotonic() >= deadline or not (more := connection.recv(4096)):
-            raise TimeoutError
-        head += more
-    return head
