@@ -92,6 +92,7 @@ class Connection:
         await asyncio.sleep(0)
         if message["type"] == "http.response.start":
             self.status, self.headers = message["status"], dict(message["headers"])
+            assert len(self.headers) == len(message["headers"]), "a header came twice"
             return
         self.write(message.get("body", b""))
         if not message.get("more_body", False) and not self._left.is_set():

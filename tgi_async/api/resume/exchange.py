@@ -229,8 +229,10 @@ class ResumableExchange(Exchange):
         *,
         late: bool = False,
     ) -> None:
-        added = [] if self._resumed is None else [_resumed("recomputed")]
-        await super().open_stream([*headers, *added], error_events, late=late)
+        if self._resumed is not None and self.line is not None:
+            # Not of the stream: a line that takes it over has it from memory.
+            self.line.headers = [_resumed("recomputed")]
+        await super().open_stream(headers, error_events, late=late)
 
     async def reply(
         self,
