@@ -35,20 +35,38 @@ def engine() -> FakeEngine:
 
 
 def test_a_client_can_only_shorten_it() -> None:
-    assert timeout_of(None, None) is None
-    assert timeout_of(None, 30) == 30
-    assert timeout_of(b"5", 30) == 5
-    assert timeout_of(b"0.5", None) == 0.5
-    assert timeout_of(b"60", 30) == 30
+    assert timeout_of([], None) is None
+    assert timeout_of([], 30) == 30
+    assert timeout_of([b"5"], 30) == 5
+    assert timeout_of([b"0.5"], None) == 0.5
+    assert timeout_of([b"1e1"], None) == 10
+    assert timeout_of([b"60"], 30) == 30
+
+
+def test_of_several_headers_the_shortest_counts() -> None:
+    assert timeout_of([b"5", b"60"], None) == 5
+    assert timeout_of([b"60", b"5"], 30) == 5
+    with pytest.raises(ValidationError, match="'junk'"):
+        timeout_of([b"5", b"junk"], None)
+
+
+async def test_a_client_does_not_undo_what_a_proxy_adds(
+    live: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    headers = [("x-request-timeout", "0.05"), ("x-request-timeout", "60")]
+    assert (await live.post("/generate", json=BODY, headers=headers)).status_code == 503
 
 
 @pytest.mark.parametrize(
     "given",
-    [b"", b"0", b"-1", b"nan", b"inf", b"1e9", b"86401", b"5s", b"\xb2", b"1" * 17, b"1,2"],
+    [
+        *(b"", b"0", b"-1", b"nan", b"inf", b"1e9", b"86401", b"5s", b"\xb2", b"1" * 17),
+        *(b"1,2", b"1_0", b"."),
+    ],
 )
 def test_what_is_no_time_is_refused(given: bytes) -> None:
     with pytest.raises(ValidationError, match=r"X-Request-Timeout.* at most 86400\. Given"):
-        timeout_of(given, None)
+        timeout_of([given], None)
 
 
 async def test_a_wrong_header_is_the_requests_own_error(

@@ -154,7 +154,7 @@ class Endpoint(Generic[T]):
             count.request_received()
         try:
             most = self._service.limits.request_timeout
-            context.timeout = timeout_of(exchange.asked_timeout, most)
+            context.timeout = timeout_of(exchange.asked_timeouts, most)
             result = await self._handler(self._service, body, context)
             if isinstance(result, EventStream):
                 await exchange.streamed(result.write)

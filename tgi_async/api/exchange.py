@@ -71,8 +71,8 @@ class Exchange:
             key=scope.get(KEY),
             of_tenant=scope.get(TENANT, ""),
         )
-        self.asked_timeout: bytes | None = headers.get(TIMEOUT)
-        """The client's header of that name, as it is."""
+        self.asked_timeouts = [value for name, value in scope.get("headers", ()) if name == TIMEOUT]
+        """The headers of that name, as they are."""
 
     def numbered(
         self,

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-import math
+import re
+from collections.abc import Sequence
 
 from tgi_async.errors import ValidationError
 
 HEADER = b"x-request-timeout"
 MOST_SECONDS = 86_400
+_NUMBER = re.compile(rb"[0-9.eE+-]{1,16}")
+"""Narrower than float, which takes `inf` and `1_0`, too."""
 
 
-def timeout_of(given: bytes | None, most: int | None) -> float | None:
+def timeout_of(given: Sequence[bytes], most: int | None) -> float | None:
     """Return the seconds that a request has, from its arrival on; None: any number.
 
-    `given` is the value of the client's header, which can shorten `most`, and never lengthen it.
+    `given` are the values of the headers of that name, a client's and those that proxies added.
+    Each can shorten `most` and the others, and never lengthen them.
 
     Raises:
         ValidationError: it is not a number of seconds.
     """
-    if given is None:
-        return most
+    bounds = [_seconds(value) for value in given]
+    if most is not None:
+        bounds.append(most)
+    return min(bounds, default=None)
+
+
+def _seconds(given: bytes) -> float:
     try:
-        seconds = float(given) if given.isascii() and len(given) <= 16 else math.nan
+        seconds = float(given) if _NUMBER.fullmatch(given) else 0.0
     except ValueError:
-        seconds = math.nan
+        seconds = 0.0
     if not 0 < seconds <= MOST_SECONDS:
         shown = given[:40].decode("latin-1")
         raise ValidationError(
             f"the header `X-Request-Timeout` is a number of seconds above 0, at most "
             f"{MOST_SECONDS}. Given: {shown!r}"
         )
-    return seconds if most is None else min(seconds, most)
+    return seconds
