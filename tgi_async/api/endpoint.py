@@ -73,7 +73,7 @@ class Endpoint(Generic[T]):
             body = self._body.decode(raw)
             exchange.context.unknown = unknown_fields(raw, type(body))
             if isinstance(exchange, ResumableExchange):
-                exchange.asked(self._path, raw)
+                exchange.asked(self._path, raw, self._service.reading)
             del raw  # which would stay as long as the request
         except ClientDisconnect:
             return

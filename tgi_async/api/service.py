@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 from msgspec import structs
@@ -95,10 +96,18 @@ class Service:
     """The time of the start, in seconds since 1970."""
     ignored_fields: IgnoredFields = field(init=False)
     image_prompts: ImagePrompts | None = field(init=False)
+    reading: bytes = field(init=False)
+    """A digest of what decides how a request is understood and how its tokens are shown: streams of
+    servers with another one are others."""
 
     def __post_init__(self) -> None:
         made = None if self.images is None else ImagePrompts(self.images, self.tokenizer)
         object.__setattr__(self, "image_prompts", made)
+        limits, template = self.limits, self.chat_template
+        said = (limits.dialect, limits.tool_call_parser, limits.sampling_defaults)
+        source = b"" if template is None else template.digest
+        digest = blake2b(repr(said).encode() + source, digest_size=16).digest()
+        object.__setattr__(self, "reading", digest)
         object.__setattr__(self, "ignored_fields", IgnoredFields(self.metrics))
 
     async def in_pool(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ class ChatTemplate:
     ) -> None:
         named = {"default": templates} if isinstance(templates, str) else dict(templates)
         start = {"templates": named, "special_tokens": dict(special_tokens), "seconds": seconds}
+        self.digest = blake2b(json.dumps([named, dict(special_tokens)]).encode()).digest()
+        """Of what it renders by."""
         self._seconds = seconds
         self._pool = ProcessPool(
             COMMAND, json.dumps(start).encode(), n_processes=n_processes, name="chat"

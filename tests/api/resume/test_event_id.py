@@ -32,8 +32,9 @@ def test_a_request_is_its_route_every_byte_of_its_body_and_its_owner() -> None:
         ("/x", b"{}"),
         ("/", b"{}", "ann/"),
         ("/", b"{}", "/ann"),
+        ("/", b"{}", "", b"{}"),
     ]
-    assert len({request_hash(*one) for one in asked}) == 5
+    assert len({request_hash(*one) for one in asked}) == 6
 
 
 @pytest.mark.parametrize(

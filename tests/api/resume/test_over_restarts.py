@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from huggingface_hub import InferenceClient
 
@@ -29,14 +30,14 @@ class Servers:
         self.all: list[FakeServer] = []
         self.port = 0
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
         folder = self._folder / str(len(self.all))
         folder.mkdir()
         # Halves of characters too.
         behaviour = Behaviour(
             tokens=tuple(range(256)), step_seconds=0.002, n_blocks=4096, max_total_tokens=1024
         )
-        flags = "--port", str(self.port), "--resume-window", "30", "--access-log"
+        flags = "--port", str(self.port), "--resume-window", "30", "--access-log", *more
         self.all.append(FakeServer(folder, behaviour, *flags))
         self.port = int(self.all[-1].until_logged(READY)[2])
 
@@ -44,11 +45,11 @@ class Servers:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def restart(self) -> None:
-        """Lose all that the server has in memory."""
+    def restart(self, *more: str) -> None:
+        """Lose all that the server has in memory, and start it with more flags."""
         self.all[-1].signal(signal.SIGKILL)
         self.all[-1].process.wait(DEADLINE)
-        self.start()
+        self.start(*more)
 
 
 @pytest.fixture
@@ -110,3 +111,18 @@ def test_a_client_that_knows_no_ids_reads_the_stream_as_ever(servers: Servers) -
     assert list(client.text_generation("Hi", **asked, stream=True)) == [
         one.token.text for one in details
     ]
+
+
+def test_a_server_with_other_flags_has_other_streams(servers: Servers) -> None:
+    """It would read calls of tools where the first one had shown text, or the reverse."""
+    body = {"prompt": "a", "max_tokens": 20, "stream": True}
+    path = "/v1/completions"
+    events = httpx.post(servers.url + path, json=body).text.split("\n")
+    last = next(line for line in events if line.startswith("id: ")).removeprefix("id: ")
+    headers = {"Last-Event-ID": last}
+    servers.restart()
+    assert httpx.post(servers.url + path, json=body, headers=headers).status_code == 200
+    servers.restart("--tool-call-parser", "mistral")
+    refused = httpx.post(servers.url + path, json=body, headers=headers)
+    assert refused.status_code == 409
+    assert "a server with the same flags" in refused.text

@@ -78,7 +78,8 @@ def prefix_of(seed: int, request: bytes) -> bytes:
     return urlsafe_b64encode(seed.to_bytes(SEED_BYTES, "big") + request)
 
 
-def request_hash(path: str, body: bytes, owner: str = "") -> bytes:
-    """Return the hash of what is asked, and by whom: the route and the body, byte for byte."""
-    asked = f"{len(owner)} {owner}{path}\0".encode() + body
+def request_hash(path: str, body: bytes, owner: str = "", reading: bytes = b"") -> bytes:
+    """Return the hash of what is asked, by whom, and of how it is understood: the route and the
+    body, byte for byte, and what `Service.reading` is."""
+    asked = f"{len(reading)} {len(owner)} {owner}{path}\0".encode() + reading + body
     return blake2b(asked, digest_size=REQUEST_BYTES, person=b"tgi-async id 1").digest()

@@ -68,9 +68,9 @@ class ResumableExchange(Exchange):
 
     # -- for the endpoint -----------------------------------------------------------------------
 
-    def asked(self, path: str, body: bytes) -> None:
-        """Note the request, once it has been read."""
-        self._request = request_hash(path, body, self.context.owner)
+    def asked(self, path: str, body: bytes, reading: bytes) -> None:
+        """Note the request, once it has been read, and how this server understands requests."""
+        self._request = request_hash(path, body, self.context.owner, reading)
 
     def answer(self, handling: Coroutine[Any, Any, None]) -> None:
         """Start the handler."""
@@ -170,7 +170,7 @@ class ResumableExchange(Exchange):
             if asked.request != self._request:
                 raise NotResumable(
                     "Last-Event-ID is of another request. A stream goes on with the same body, "
-                    "byte for byte, at the same route"
+                    "byte for byte, at the same route, of a server with the same flags"
                 )
             if await self._goes_on(asked):
                 return
