@@ -14,6 +14,7 @@ import pytest
 from tests.doubles.fake_engine_run import DEADLINE, ROOT
 from tests.doubles.fake_worker import COMMAND, VARIABLE, Behaviour
 from tgi_async.backoff import Backoff
+from tgi_async.cluster import leader, member
 from tgi_async.cluster.leader import Cluster, leading
 from tgi_async.cluster.member import Member, ModelHere
 from tgi_async.cluster.secret import keys_of
@@ -23,6 +24,7 @@ from tgi_async.worker_restarter import WorkerRestarter
 Make = Callable[..., WorkerRestarter]
 KEYS = keys_of(b"a secret of the tests alone")
 MODEL = "the same files"
+BEAT_SECONDS = 0.05
 
 
 class Joined(NamedTuple):
@@ -88,6 +90,9 @@ async def nodes(
 ) -> AsyncIterator[Nodes]:
     monkeypatch.setenv(VARIABLE, Behaviour().environment())
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # A member that connects is taken at its next report.
+    monkeypatch.setattr(leader, "BEAT_SECONDS", BEAT_SECONDS)
+    monkeypatch.setattr(member, "BEAT_SECONDS", BEAT_SECONDS)
     made = Nodes(tmp_path_factory.mktemp("n"))
     yield made
     await made.end()

@@ -135,20 +135,18 @@ async def test_a_node_that_leaves_while_it_loads_is_waited_for(
 async def test_a_node_that_is_silent_is_lost(
     nodes: Nodes, restarter: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leader, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(leader, "SILENT_SECONDS", 0.5)
-    monkeypatch.setattr(member, "BEAT_SECONDS", 0.05)
     workers = restarter(await nodes.lead())
     there = nodes.join()
     await workers.launch(START, ignore)
-    monkeypatch.setattr(there.member, "_report", _silence)
-    error = await death(workers.group)
+    with monkeypatch.context() as patch:
+        patch.setattr(there.member, "_report", _silence)
+        error = await death(workers.group)
     assert isinstance(error, NodeLost)
     assert "was silent for 0.5 seconds" in str(error)
     # Once it is heard again, its ranks are those of a group that is gone.
     before = there.pids
     await workers.kill()
-    monkeypatch.undo()
     await workers.relaunch(START)
     assert set(before).isdisjoint(there.pids)
     assert not any(map(alive, before))
@@ -163,8 +161,6 @@ def test_a_node_is_found_to_be_lost_before_ranks_that_lost_it_end() -> None:
 async def test_a_leader_that_is_silent_is_waited_for(
     nodes: Nodes, restarter: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leader, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(member, "BEAT_SECONDS", 0.05)
     monkeypatch.setattr(member, "SILENT_SECONDS", 0.5)
     cluster = await nodes.lead()
     workers = restarter(cluster)
@@ -236,7 +232,6 @@ async def test_a_place_that_is_taken_is_kept(nodes: Nodes, monkeypatch: pytest.M
     first = nodes.join()
     await until(lambda: not cluster.missing)
     monkeypatch.setattr(leader, "SILENT_SECONDS", 0.2)
-    monkeypatch.setattr(member, "BEAT_SECONDS", 0.05)
     second = nodes.join()
     async with asyncio.timeout(DEADLINE):
         with pytest.raises(StartError, match="is there already, and lives"):
