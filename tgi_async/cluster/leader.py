@@ -15,11 +15,13 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
 
 import msgspec
 import zmq
 import zmq.asyncio
 
+from tgi_async.aside import aside
 from tgi_async.build_info import build_info
 from tgi_async.cluster import interfaces, sockets
 from tgi_async.cluster.repeats import Repeats
@@ -109,7 +111,9 @@ async def _endpoint(topology: Topology) -> str:
     another one: that of a service, or this machine's own name, which is a loopback address here."""
     address = "*"
     with contextlib.suppress(interfaces.NotResolved):
-        route = await asyncio.to_thread(interfaces.towards, topology.address, topology.port)
+        route = await aside(
+            partial(interfaces.towards, topology.address, topology.port), interfaces.ASIDE
+        )
         if route is not None and interfaces.is_mine(route.peer):
             local = ipaddress.ip_address(route.peer).is_loopback
             address = "*" if local and topology.address != route.peer else route.peer
