@@ -51,14 +51,14 @@ class Nodes:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         self.port = port
-        self._topology = Topology(n_nodes, 0, "127.0.0.1", port, "--nnodes")
+        self.topology = Topology(n_nodes, 0, "127.0.0.1", port, "--nnodes")
         self._n_made = 0
         self.leading = AsyncExitStack()
         """Ends the leader."""
         self.joined: list[Joined] = []
 
     async def lead(self, n_ranks: int = 1) -> Cluster:
-        cluster = await self.leading.enter_async_context(leading(self._topology, KEYS))
+        cluster = await self.leading.enter_async_context(leading(self.topology, KEYS))
         cluster.open(MODEL, n_ranks)
         return cluster
 
@@ -67,7 +67,7 @@ class Nodes:
         folder = self._folder / str(self._n_made)
         folder.mkdir()
         member = Member(
-            self._topology._replace(node_rank=rank),
+            self.topology._replace(node_rank=rank),
             KEYS,
             n_ranks,
             ModelHere(str(folder), "", model),

@@ -6,11 +6,12 @@ import signal
 
 import pytest
 
-from tests.cluster.conftest import Make, Nodes
+from tests.cluster.conftest import KEYS, MODEL, Make, Nodes
 from tests.doubles.fake_engine_run import DEADLINE, alive, until
 from tests.doubles.fake_worker import VARIABLE, Behaviour
 from tests.test_supervisor import FIRST, START, ignore
 from tgi_async.cluster import leader, member
+from tgi_async.cluster.leader import leading
 from tgi_async.errors import StartError
 from tgi_async.supervisor import NodeLost, WorkerDied, WorkerGroup
 from tgi_async.wire.messages import Loading
@@ -254,3 +255,39 @@ async def test_a_place_whose_member_died_is_given_to_the_next(
 
 async def _silence(*given: object, **named: object) -> None:
     """Say nothing."""
+
+
+async def test_a_member_that_was_taken_without_an_order_is_not_waited_for(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = await nodes.lead()
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster, "_send", _silence)
+        there = nodes.join()
+        await until(lambda: not cluster.missing)
+    monkeypatch.setattr(leader, "END_SECONDS", 600)
+    monkeypatch.setattr(leader, "SILENT_SECONDS", 600)
+    async with asyncio.timeout(DEADLINE):
+        await nodes.leading.aclose()
+        await there.running
+
+
+@pytest.mark.parametrize("what", ["_decode", "_send_orders"])
+async def test_a_leader_that_hears_or_says_nothing_any_more_ends(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def lead() -> None:
+        async with leading(nodes.topology, KEYS) as cluster:
+            cluster.open(MODEL, 1)
+            nodes.join()
+            await until(lambda: not cluster.missing)
+            monkeypatch.setattr(cluster, what, fail)
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(leader, "END_SECONDS", 0.05)
+    async with asyncio.timeout(DEADLINE):
+        with pytest.raises(ZeroDivisionError):
+            await lead()

@@ -24,6 +24,7 @@ import zmq.asyncio
 from tgi_async.aside import aside
 from tgi_async.build_info import build_info
 from tgi_async.cluster import interfaces, sockets
+from tgi_async.cluster.beside import beside
 from tgi_async.cluster.repeats import Repeats
 from tgi_async.cluster.secret import Keys
 from tgi_async.cluster.topology import Topology
@@ -93,10 +94,11 @@ async def leading(topology: Topology, keys: Keys) -> AsyncIterator[Cluster]:
     try:
         async with sockets.leader_socket(context, endpoint, keys, log.warning) as router:
             cluster = Cluster(topology, router)
-            try:
-                yield cluster
-            finally:
-                await cluster.close()
+            async with beside(cluster.hear(), cluster.beat()):
+                try:
+                    yield cluster
+                finally:
+                    await cluster.close()
     except zmq.ZMQError as error:
         raise StartError(
             f"The other nodes cannot be waited for at {endpoint}: {error}. Choose another port by "
@@ -145,7 +147,7 @@ class Cluster:
         self._left = asyncio.Event()
         self._ends = False
         """Whether all is to end."""
-        self._tasks: list[asyncio.Task[None]] = []
+        self._opened = asyncio.Event()
 
     @property
     def missing(self) -> list[int]:
@@ -155,13 +157,10 @@ class Cluster:
     def open(self, model: str, n_ranks: int) -> None:
         """Take members from now on, which have the same `model`, and as many workers each."""
         self._model, self._n_ranks = model, n_ranks
-        self._tasks = [
-            asyncio.create_task(self._hear()),
-            asyncio.create_task(self._beat()),
-        ]
+        self._opened.set()
 
     async def close(self) -> None:
-        """Have all members end, wait for a while until they have, and hear no more of them."""
+        """Have all members end, and wait for a while until they have."""
         self._ends = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
@@ -169,10 +168,6 @@ class Cluster:
                     self._left.clear()
                     await self._send_orders()
                     await self._left.wait()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
 
     def ranks(self, epoch: int) -> RemoteRanks:
         """Return the ranks of an epoch that are on members, which are not started yet."""
@@ -241,7 +236,9 @@ class Cluster:
 
     # -- the members ----------------------------------------------------------------------------
 
-    async def _hear(self) -> None:
+    async def hear(self) -> None:
+        """Take what members report, from `open` on."""
+        await self._opened.wait()
         while True:
             identity, frame, *more = await self._socket.recv_multipart(copy=False)
             address = str(frame.get("Peer-Address")).removeprefix("::ffff:")
@@ -264,7 +261,6 @@ class Cluster:
         if member is not None and member.name == report.member:
             if report.leaves:
                 self._lose(rank, "left")
-                self._left.set()
                 await self._send(identity, Ended())
                 return
             member.silent = 0.0
@@ -323,8 +319,9 @@ class Cluster:
         if time.monotonic() - since > 2 * SILENT_SECONDS:
             await self._send(identity, Rejected(f"{there.where} is there already, and lives"))
 
-    async def _beat(self) -> None:
+    async def beat(self) -> None:
         """Send the orders again and again, and look for members that are silent."""
+        await self._opened.wait()
         before = time.monotonic()
         while True:
             await asyncio.sleep(BEAT_SECONDS)
@@ -339,6 +336,7 @@ class Cluster:
 
     def _lose(self, rank: int, how: str) -> None:
         member = self._members.pop(rank)
+        self._left.set()
         reason = f"{member.where} {how}"
         log.log(logging.INFO if self._ends else logging.WARNING, "%s", reason)
         for epoch in list(self._orders):

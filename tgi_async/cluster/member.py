@@ -147,10 +147,10 @@ class Member:
 
     async def _end(self) -> None:
         """Tell the leader, and end all ranks."""
-        if self._leader:
+        # It may have taken this node though nothing has come from it yet.
+        if await self._report(leaves=True):
             with suppress(TimeoutError, WireError):
                 async with asyncio.timeout(GOODBYE_SECONDS):
-                    await self._report(leaves=True)
                     while not isinstance(self._decode(await self._socket.recv()), Ended):
                         """Until the leader has heard it."""
         self._leader, self._wanted = "", {}
@@ -244,14 +244,17 @@ class Member:
             ),
         )
 
-    async def _report(self, *, leaves: bool = False) -> None:
+    async def _report(self, *, leaves: bool = False) -> bool:
+        """Tell the leader how all is; return whether there is a connection to it."""
         groups = tuple(
             group.report() for (leader, _), group in self._groups.items() if leader == self._leader
         )
         report = Report(self._name, self._info, self._leader, groups, leaves)
-        # Said again soon, if it cannot be sent now.
-        with suppress(zmq.Again):
+        try:
             await self._socket.send(self._encode(report), zmq.NOBLOCK)
+        except zmq.Again:
+            return False  # it is said again soon
+        return True
 
 
 class _Group:
@@ -262,7 +265,7 @@ class _Group:
         epoch: int,
         group: WorkerGroup,
         start: Start,
-        report: Callable[[], Awaitable[None]],
+        report: Callable[[], Awaitable[object]],
     ) -> None:
         self._epoch = epoch
         self._group = group
