@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
+import socket
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -10,11 +13,12 @@ from tests.cluster.conftest import KEYS, MODEL, Make, Nodes
 from tests.doubles.fake_engine_run import DEADLINE, alive, until
 from tests.doubles.fake_worker import VARIABLE, Behaviour
 from tests.test_supervisor import FIRST, START, ignore
-from tgi_async.cluster import leader, member
+from tgi_async.cluster import interfaces, leader, member
+from tgi_async.cluster.interfaces import Route
 from tgi_async.cluster.leader import leading
 from tgi_async.errors import StartError
 from tgi_async.supervisor import NodeLost, WorkerDied, WorkerGroup
-from tgi_async.wire.messages import Loading
+from tgi_async.wire.messages import Loading, RankConfig
 from workers.__main__ import PEER_LOST_SECONDS
 
 
@@ -251,6 +255,34 @@ async def test_a_place_whose_member_died_is_given_to_the_next(
     monkeypatch.setattr(first.member, "_report", _silence)
     second = nodes.join()
     await until(lambda: second.member._leader == cluster._name)
+
+
+async def test_ranks_meet_at_a_port_that_nobody_has(nodes: Nodes) -> None:
+    cluster = await nodes.lead()
+    place = urlsplit(cluster.place(RankConfig(2)).meeting_place)
+    assert place.hostname == "127.0.0.1"
+    assert place.port is not None
+    for family, host in ((socket.AF_INET, ""), (socket.AF_INET6, "::")):
+        if family is socket.AF_INET or socket.has_dualstack_ipv6():
+            socket.create_server((host, place.port), family=family).close()
+
+
+async def test_members_that_are_reached_by_different_interfaces_are_told_of(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first of them by its rank counts, whichever came first."""
+    nodes.topology = nodes.topology._replace(nnodes=3)
+    cluster = await nodes.lead()
+    nodes.join(rank=2)
+    await until(lambda: cluster.missing == [1])
+    assert cluster.place(RankConfig(3)).interface == "lo"
+    assert not caplog.messages
+    nodes.join(rank=1)
+    await until(lambda: not cluster.missing)
+    ways = iter([Route("10.0.0.1", "eth1", "10.0.0.2"), Route("10.1.0.1", "eth0", "10.1.0.2")])
+    monkeypatch.setattr(interfaces, "towards", lambda *_: next(ways))
+    assert cluster.place(RankConfig(3)).interface == "eth1"
+    assert re.search(r"node 1 \(.*\) by eth1, node 2 \(.*\) by eth0", caplog.text)
 
 
 async def _silence(*given: object, **named: object) -> None:

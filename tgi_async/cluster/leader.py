@@ -203,15 +203,32 @@ class Cluster:
     def place(self, ranks: RankConfig) -> RankConfig:
         """Return `ranks` with where those of an epoch meet, a free port of this node, and by which
         interface it reaches the others."""
-        with socket.create_server(("", 0)) as probe:
+        # Rank 0 says so where another program is faster.
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        with socket.create_server(("", 0), family=family, dualstack_ipv6=both) as probe:
             port: int = probe.getsockname()[1]
-        route = next((interfaces.towards(one.address, 9) for one in self._members.values()), None)
         return msgspec.structs.replace(
             ranks,
             n_nodes=self.n_nodes,
             meeting_place=sockets.endpoint_of(self._topology.address, port),
-            interface="" if route is None else route.interface,
+            interface=self._interface(),
         )
+
+    def _interface(self) -> str:
+        """Return the interface by which this node reaches all members; "" where it is unknown."""
+        routes = [
+            (member.where, interfaces.towards(member.address, 9))
+            for _, member in sorted(self._members.items())
+        ]
+        by = {route.interface: where for where, route in routes if route and route.interface}
+        if len(by) > 1:
+            self._repeats.tell(
+                "nodes are reached by different interfaces, and ranks use one alone: "
+                + ", ".join(f"{where} by {interface}" for interface, where in by.items())
+                + ". Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME here if that is the wrong one"
+            )
+        return next(iter(by), "")
 
     # -- for RemoteRanks ------------------------------------------------------------------------
 
