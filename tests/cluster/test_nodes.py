@@ -8,6 +8,7 @@ import socket
 from urllib.parse import urlsplit
 
 import pytest
+from msgspec.structs import replace
 
 from tests.cluster.conftest import KEYS, MODEL, Make, Nodes
 from tests.doubles.fake_engine_run import DEADLINE, alive, until
@@ -16,9 +17,11 @@ from tests.test_supervisor import FIRST, START, ignore
 from tgi_async.cluster import interfaces, leader, member
 from tgi_async.cluster.interfaces import Route
 from tgi_async.cluster.leader import leading
+from tgi_async.cluster.member import _cut
 from tgi_async.errors import StartError
 from tgi_async.supervisor import NodeLost, WorkerDied, WorkerGroup
-from tgi_async.wire.messages import Loading, RankConfig
+from tgi_async.wire.messages import CachePool, Loading, RankConfig, Ready
+from tgi_async.wire.nodes import MOST_TEXT, GroupReport, NodeInfo, Report, to_leader_codec
 from workers.__main__ import PEER_LOST_SECONDS
 
 
@@ -255,6 +258,23 @@ async def test_a_place_whose_member_died_is_given_to_the_next(
     monkeypatch.setattr(first.member, "_report", _silence)
     second = nodes.join()
     await until(lambda: second.member._leader == cluster._name)
+
+
+async def test_what_does_not_fit_a_frame_is_no_order(nodes: Nodes, restarter: Make) -> None:
+    workers = restarter(await nodes.lead())
+    nodes.join()
+    with pytest.raises(StartError, match=r"cannot be told how to start: .*ends answers in 300000"):
+        await workers.launch(replace(START, stop_token_ids=[2**31 - 1] * 300_000), ignore)
+    await workers.launch(START, ignore)
+
+
+def test_what_a_member_reports_fits_a_frame() -> None:
+    longest = "\N{GRINNING FACE}" * MOST_TEXT
+    found = Ready([CachePool(1)], 1, 1, 1, "cpu", [1] * 2**18, 1, 1, 1, notes=[longest * 2] * 99)
+    group = GroupReport(1, None, 1, False, _cut(found), longest, longest)
+    node = NodeInfo(1, 2, 1, "1", "model", "host")
+    frame = to_leader_codec().encode(Report("member", node, "leader", (group, group)))
+    assert to_leader_codec().decode(frame).groups == (group, group)
 
 
 async def test_ranks_meet_at_a_port_that_nobody_has(nodes: Nodes) -> None:

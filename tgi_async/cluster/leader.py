@@ -233,8 +233,17 @@ class Cluster:
     # -- for RemoteRanks ------------------------------------------------------------------------
 
     async def order(self, epoch: int, start: Start) -> None:
-        """Have the group live on all members."""
-        self._orders[epoch] = start
+        """Have the group live on all members. Raises StartError for what does not fit a frame."""
+        orders = {**self._orders, epoch: start}
+        try:
+            self._encode(self._order(orders))
+        except WireError as error:
+            raise StartError(
+                f"The other nodes cannot be told how to start: {error}. The chat template ends "
+                f"answers in {len(start.stop_token_ids)} ways: give another one by "
+                "--tokenizer-config-path."
+            ) from error
+        self._orders = orders
         await self._send_orders()
 
     async def revoke(self, epoch: int) -> None:
@@ -305,7 +314,7 @@ class Cluster:
         self._members[rank] = member = Member(identity, report, address)
         log.info("%s is there", member.where)
         self._came.set()
-        await self._send(identity, self._order())
+        await self._send(identity, self._order(self._orders))
 
     def _mismatch(self, node: NodeInfo) -> str:
         """Return why such a node cannot be one of these; "" if it can."""
@@ -365,12 +374,12 @@ class Cluster:
             self._ranks[epoch].lose(reason)
 
     async def _send_orders(self) -> None:
-        order = Ended() if self._ends else self._order()
+        order = Ended() if self._ends else self._order(self._orders)
         for member in list(self._members.values()):
             await self._send(member.identity, order)
 
-    def _order(self) -> Order:
-        groups = [GroupOrder(epoch, start) for epoch, start in self._orders.items()]
+    def _order(self, orders: dict[int, Start]) -> Order:
+        groups = [GroupOrder(epoch, start) for epoch, start in orders.items()]
         return Order(self._name, groups)
 
     async def _send(self, identity: bytes, message: ToMember) -> None:

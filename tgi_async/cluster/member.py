@@ -31,6 +31,7 @@ from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup, environment
 from tgi_async.wire.codec import WireError
 from tgi_async.wire.messages import Loading, Ready, Start
 from tgi_async.wire.nodes import (
+    MOST_NOTES,
     MOST_TEXT,
     Ended,
     GroupReport,
@@ -297,7 +298,7 @@ class _Group:
     async def _run(self) -> None:
         """Start them, and watch them until one ends."""
         try:
-            self._ready = await self._group.launch(self._start, _show)
+            self._ready = _cut(await self._group.launch(self._start, _show))
             log.info("the ranks of this node are ready")
             await self._send_report()
             self._ended = await self._group.ended()
@@ -313,6 +314,13 @@ class _Group:
             log.exception("the ranks of this node are ended")
         await self._group.kill()
         await self._send_report()
+
+
+def _cut(ready: Ready) -> Ready:
+    """Return `ready` with no more notes than fit a frame: a compiler's may be long."""
+    notes = [note[:MOST_TEXT] for note in ready.notes[:MOST_NOTES]]
+    # Rank 0 alone says what ends texts, and it is the leader's.
+    return msgspec.structs.replace(ready, notes=notes, eos_token_ids=[])
 
 
 def _show(loading: Loading) -> None:

@@ -20,12 +20,11 @@ from zmq.utils.monitor import parse_monitor_message
 from tgi_async.cluster.beside import beside
 from tgi_async.cluster.repeats import Repeats
 from tgi_async.cluster.secret import Keys
+from tgi_async.wire.nodes import MAX_FRAME_BYTES
 
 Socket = zmq.asyncio.Socket
 Tell = Callable[[str], object]
 
-MAX_FRAME_BYTES = 2**20
-"""A longer one ends its connection, which is made anew."""
 HIGH_WATER = 64
 """Frames that may wait in a socket for each node."""
 OPTIONS: dict[int, int] = {
