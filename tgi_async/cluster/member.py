@@ -108,6 +108,11 @@ class Member:
         self._told_at = -REMIND_SECONDS
         """When the log said who is waited for."""
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether a leader has this node."""
+        return bool(self._leader)
+
     async def run(self) -> None:
         """Do what the leader orders until it ends. Raises StartError where it does not take this
         node."""
