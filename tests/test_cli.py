@@ -320,9 +320,13 @@ def test_a_folder_without_a_model_is_one_message(tmp_path: Path) -> None:
     assert "has no config.json" in found.stderr
 
 
-def test_the_version_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", [main, launcher_main])
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_the_version_is_reported(
+    command: Callable[[list[str]], int], flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="0"):
-        main(["--version"])
+        command([flag])
     assert capsys.readouterr().out[0].isdigit()
 
 

@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         description="Serve open language models with the API of Text Generation Inference.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=str(build_info()))
+    _add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve", help="serve a model", usage="%(prog)s [FLAGS]", allow_abbrev=False
@@ -101,6 +101,7 @@ def launcher_main(arguments: list[str] | None = None) -> int:
         description="tgi-async under the name and with the flags of Text Generation Inference.",
         allow_abbrev=False,
     )
+    _add_version(parser)
     parser.add_argument("-e", "--env", action="store_true", help="print versions and hardware")
     add_arguments(parser)
     _settle()
@@ -111,6 +112,15 @@ def launcher_main(arguments: list[str] | None = None) -> int:
         if not any(value for name, value in vars(given).items() if name != "env"):
             return 0
     return _serve(given)
+
+
+def _add_version(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        *("-V", "--version"),
+        action="version",
+        version=str(build_info()),
+        help="print this server's version",
+    )
 
 
 def _serve(given: argparse.Namespace) -> int:
