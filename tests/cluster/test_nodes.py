@@ -14,6 +14,7 @@ from tests.cluster.conftest import KEYS, MODEL, Make, Nodes
 from tests.doubles.fake_engine_run import DEADLINE, alive, until
 from tests.doubles.fake_worker import VARIABLE, Behaviour
 from tests.test_supervisor import FIRST, START, ignore
+from tgi_async import deadline
 from tgi_async.cluster import interfaces, leader, member
 from tgi_async.cluster.interfaces import Route
 from tgi_async.cluster.leader import leading
@@ -164,6 +165,30 @@ def test_a_node_is_found_to_be_lost_before_ranks_that_lost_it_end() -> None:
     """Otherwise these are the reason, and the requests are to blame. A report may come just after a
     beat, and a busy leader counts two beats at most of the time that it took."""
     assert PEER_LOST_SECONDS > 2 * (leader.SILENT_SECONDS + leader.BEAT_SECONDS)
+
+
+async def test_a_node_that_is_silent_in_the_middle_of_a_step_is_lost(
+    nodes: Nodes, restarter: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ranks look idle then, which is held against a group, and its requests, much earlier."""
+    monkeypatch.setenv(VARIABLE, Behaviour(deaf_at={1: 1}).environment())
+    monkeypatch.setattr(leader, "SILENT_SECONDS", 1.5)
+    monkeypatch.setattr(deadline, "IDLE_SECONDS", 0.5)
+    monkeypatch.setattr(deadline, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("tgi_async.supervisor.LOOK_SECONDS", 0.05)
+    workers = restarter(await nodes.lead())
+    there = nodes.join()
+    await workers.launch(START, ignore)
+    assert workers.group is not None
+    workers.group.send(FIRST)
+    monkeypatch.setattr(there.member, "_report", _silence)
+    assert "was silent" in str(await death(workers.group))
+    await workers.kill()
+
+
+def test_a_node_counts_as_silent_before_its_ranks_count_as_idle() -> None:
+    """Up to two beats, in the first of which a report may have come, and what is between looks."""
+    assert 2 * leader.BEAT_SECONDS + deadline.LOOK_SECONDS < deadline.IDLE_SECONDS
 
 
 async def test_a_leader_that_is_silent_is_waited_for(

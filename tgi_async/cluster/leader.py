@@ -253,9 +253,16 @@ class Cluster:
             await self._send_orders()
 
     def reports(self, epoch: int) -> dict[str, GroupReport]:
-        """Return what the members say of a group, by where they are."""
+        """Return what the members say of a group, by where they are.
+
+        What ranks do is unknown where a member did not report for two beats: what it said before
+        looks as if they did nothing, and whether the node is gone is known later than that is held
+        against them.
+        """
         return {
             member.where: member.groups[epoch]
+            if member.silent <= BEAT_SECONDS
+            else msgspec.structs.replace(member.groups[epoch], seconds=None, stopped=False)
             for member in self._members.values()
             if epoch in member.groups
         }
