@@ -42,8 +42,10 @@ test-oldest:
 test-clients: $(VENV)/.dev
 	$(BIN)/pytest tests/clients
 
+# Containers, clusters and their tools one after the other: there is one of each on a machine.
 test-full: $(VENV)/.dev .cache/release/.done check
-	HYPOTHESIS_PROFILE=full $(BIN)/pytest -m "not soak" --timeout 3600
+	HYPOTHESIS_PROFILE=full $(BIN)/pytest -m "not soak" $(SIDE_BY_SIDE) --timeout 3600 --ignore tests/deploy
+	$(BIN)/pytest -m "not soak" --timeout 3600 tests/deploy
 
 soak: $(VENV)/.dev
 	HYPOTHESIS_PROFILE=full $(BIN)/pytest -m soak --timeout 36000

@@ -30,7 +30,8 @@ def check_places(blocks: BlockManager) -> None:
 
 
 def check_tables(blocks: BlockManager, tables: Collection[BlockTable]) -> int:
-    """P2: references are tables. P3: what is being written is not shared.
+    """P2: references are tables. P3: what is being written is not shared. P5: what is announced can
+    be reached until it is there.
 
     Returns how many blocks are shared.
     """
@@ -45,6 +46,13 @@ def check_tables(blocks: BlockManager, tables: Collection[BlockTable]) -> int:
     for table in tables:
         for block in table.blocks[table.n_computed // blocks.block_size :]:
             require(holders[block] == 1, "P3", f"block {block} is written and shared")
+        announced = [node for node in table.pending if node.owner is table]
+        held = [node for node in map(blocks._node_of.__getitem__, table.blocks) if node is not None]
+        stay = {ROOT, *(node.id for node in (*held, *announced))}
+        for node in announced:
+            require(
+                node.parent in stay, "P5", "a block is announced behind one that may be evicted"
+            )
     return sum(count > 1 for count in holders.values())
 
 

@@ -87,6 +87,7 @@ TOO_DEEP = {
     "hit of generated tokens",
     "jump behind a draft",
     "more rows than there are",
+    "preemption",
     "rejected draft under a grammar",
 }
 """What so few events reach by luck only; the walks get there."""

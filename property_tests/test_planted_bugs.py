@@ -15,7 +15,7 @@ from property_tests.model import Violation
 from property_tests.walk import walk
 from tgi_async.errors import Overloaded
 from tgi_async.generation import FinishReason
-from tgi_async.scheduler.blocks import BlockManager, BlockTable, Key, Match, Node
+from tgi_async.scheduler.blocks import ROOT, BlockManager, BlockTable, Key, Match, Node
 from tgi_async.scheduler.core import Core
 from tgi_async.scheduler.fairness import OUTPUT_COST, WaitingQueue
 from tgi_async.scheduler.plan import Budget, Plan, ScheduledRow, StepBuilder
@@ -110,6 +110,19 @@ class EvictsWithoutForgetting(BlockManager):
         granted = super().grow(table, n)
         self._tree = tree
         return granted
+
+
+class AnnouncesBehindAnything(BlockManager):
+    def open(self, hits: list[Node], keys: list[Key]) -> BlockTable:
+        table = super().open(hits, keys)
+        parent = hits[-1].id if hits else ROOT
+        for tokens in keys[len(hits) :]:
+            found = self._tree.get((parent, tokens))
+            if found is None:
+                found = self._add(parent, tokens, table)
+                table.pending.append(found)
+            parent = found.id
+        return table
 
 
 class NeverLooksAgain(BlockManager):
@@ -429,7 +442,7 @@ class TriesOneForEver(Core):
 
     @property
     def on_trial(self) -> bool:
-        return self._n_replays > 0 and self._trial is not None
+        return bool(self._replays) and self._trial is not None
 
 
 class LosesRequestsOnDeath(Core):
@@ -653,6 +666,9 @@ PLANTED = {
     "a hit ends within a span": Planted(HitsAPartOfASpan, "S10"),
     "a prefill stalls decodes": Planted(StallsDecodes, "S2"),
     "the batch idles beside work": Planted(IdlesBesideWork, "S3"),
+    "a block is announced behind one that goes": Planted(
+        with_blocks(AnnouncesBehindAnything), "P5"
+    ),
     "a prompt is not matched again": Planted(with_blocks(NeverLooksAgain), "S3"),
     "a request waits for a dead worker": Planted(WaitsForTheDead, "S3", deaths=0.05),
     "the oldest request is preempted": Planted(PreemptsTheOldest, "S4"),

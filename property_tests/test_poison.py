@@ -48,8 +48,7 @@ def hunt(seed: int, n_poisons: int) -> bool:
     run.go(4000 * n_poisons, n_before=random.choice((0, 20, 100)))
     assert all(run.failed.values()), f"{seed}: innocents failed"
     found = run.poisons_gone and run.deaths <= DEATHS_EACH * n_poisons
-    assert run.drain(4000) or not found
-    return found
+    return found and run.drain(4000)
 
 
 def hunt_rare(seed: int) -> None:
@@ -87,10 +86,12 @@ def test_workers_that_die_by_chance_every_hundred_steps_fail_next_to_nobody() ->
 @pytest.mark.full
 @pytest.mark.timeout(7200)
 def test_many_poisons_are_found() -> None:
-    """Three at once may disturb each other's hunt, seldom."""
-    n_late = 0
+    """Of three in a batch of two rows, one may die beside the one and then beside the other: then
+    it takes longer to find them."""
+    late = []
     for seed in range(10_000, 13_000):
         assert hunt(seed, 1), seed
         assert hunt(seed, 2), seed
-        n_late += not hunt(seed, 3)
-    assert n_late <= 30
+        if not hunt(seed, 3):
+            late.append(seed)
+    assert len(late) <= 3, late

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from tgi_async.wire import codec
-from tgi_async.wire.codec import VERSION, WireError, to_router_codec, to_worker_codec
+from tgi_async.wire.codec import VERSION, Codec, WireError, to_router_codec, to_worker_codec
 from tgi_async.wire.messages import ToRouter, ToWorker
 
 
@@ -161,13 +160,11 @@ def test_a_damaged_frame_is_a_message_or_a_wire_error(
 
 @given(for_workers)
 def test_a_frame_over_the_size_cap_is_refused_on_both_sides(message: ToWorker) -> None:
-    wire = to_worker_codec()
-    frame = wire.encode(message)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codec, "MAX_FRAME_BYTES", len(frame))
-        assert wire.decode(wire.encode(message)) == message
-        patch.setattr(codec, "MAX_FRAME_BYTES", len(frame) - 1)
-        with pytest.raises(WireError, match="exceeds"):
-            wire.encode(message)
-        with pytest.raises(WireError, match="exceeds"):
-            wire.decode(frame)
+    frame = to_worker_codec().encode(message)
+    fits = Codec(type(message), len(frame))
+    assert fits.decode(fits.encode(message)) == message
+    small = Codec(type(message), len(frame) - 1)
+    with pytest.raises(WireError, match="exceeds"):
+        small.encode(message)
+    with pytest.raises(WireError, match="exceeds"):
+        small.decode(frame)

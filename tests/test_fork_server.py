@@ -71,7 +71,10 @@ def pid_of(server: ForkServer) -> int | None:
 
 
 def words_of(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
+    except OSError:
+        return []  # it has ended by now
 
 
 def parent_of(pid: int) -> int:
@@ -168,19 +171,25 @@ async def test_workers_are_started_without_one_that_hangs(
 async def test_a_fork_that_nobody_waits_for_any_more_is_ended(forks: Forks) -> None:
     server = forks.server()
     await forks.group(server)
-    before = set(children())
-    forking = asyncio.create_task(server.fork(["--folder=/nowhere"]))
+    waits = [f"--folder={forks.folder}", "--epoch=9", "--rank=0", f"--router={os.getpid()}"]
+    forking = asyncio.create_task(server.fork(waits))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    forking.cancel()
+    # As whoever ends a group may itself be ended meanwhile.
+    for _ in range(2):
+        forking.cancel()
+        await asyncio.sleep(0)
     with pytest.raises(asyncio.CancelledError):
         await forking
-    await until(lambda: set(children()) <= before)
+    # Whether it was forked is known once the next one is.
+    await forks.group(server)
+    await until(lambda: len(of(forks.folder)) == 3)
 
 
-def children() -> list[int]:
-    folder = Path(f"/proc/{os.getpid()}/task/{os.getpid()}")
-    return [pid for pid in map(int, (folder / "children").read_text().split()) if alive(pid)]
+def of(folder: Path) -> list[int]:
+    """The fork server of this folder and what it forked."""
+    found = [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()]
+    return [pid for pid in found if alive(pid) and f"--folder={folder}" in words_of(pid)]
 
 
 ROUTER = """

@@ -15,8 +15,8 @@ from tests.doubles.fake_worker import COMMAND, VARIABLE, Behaviour
 from tests.test_supervisor import FIRST, START, ignore
 from tgi_async.backoff import Backoff
 from tgi_async.errors import StartError
-from tgi_async.supervisor import WorkerDied
-from tgi_async.wire.messages import Step
+from tgi_async.supervisor import PlaceTaken, WorkerDied
+from tgi_async.wire.messages import PLACE_TAKEN, Step
 from tgi_async.worker_restarter import WorkerRestarter
 
 Make = Callable[..., WorkerRestarter]
@@ -122,6 +122,18 @@ async def test_three_deaths_while_loading_are_the_end(make: Make) -> None:
     with pytest.raises(WorkerDied, match="SIGKILL"):
         await workers.relaunch(START)
     assert workers.group is None
+
+
+async def test_ranks_whose_place_was_taken_meet_at_another_one(make: Make) -> None:
+    workers = make(Behaviour(die_loading=[1, 2], exit_status=PLACE_TAKEN))
+    await workers.launch(START, ignore)
+    assert workers.group is not None
+
+
+async def test_three_places_that_were_taken_are_the_end(make: Make) -> None:
+    workers = make(Behaviour(die_loading=[1, 2, 3], exit_status=PLACE_TAKEN))
+    with pytest.raises(PlaceTaken, match="another program took the port"):
+        await workers.launch(START, ignore)
 
 
 async def test_a_refusal_of_what_was_served_is_tried_again(make: Make) -> None:

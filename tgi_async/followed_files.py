@@ -10,11 +10,10 @@ import asyncio
 import logging
 import os
 import stat
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import Generic, NoReturn, TypeVar
 
+from tgi_async.aside import aside
 from tgi_async.errors import StartError
 
 log = logging.getLogger(__name__)
@@ -22,8 +21,9 @@ log = logging.getLogger(__name__)
 RELOAD_SECONDS = 5.0
 """Time between two looks at the files."""
 
+ASIDE = "followed files"
+
 T = TypeVar("T")
-R = TypeVar("R")
 Stamp = tuple[int, int, int] | None
 
 
@@ -47,12 +47,12 @@ class FollowedFiles(Generic[T]):
         while True:
             await asyncio.sleep(RELOAD_SECONDS)
             # Before the files are read: what changes meanwhile is seen the next time.
-            seen = await _aside(self._stamps)
+            seen = await aside(self._stamps, ASIDE)
             if seen == self._seen:
                 continue
             self._seen = seen
             try:
-                self.current = await _aside(self._load_again)
+                self.current = await aside(self._load_again, ASIDE)
             except StartError as error:
                 log.error("%s changed; the one before stays in use: %s", self._name, error)
             else:
@@ -68,23 +68,6 @@ class FollowedFiles(Generic[T]):
     def _stamps(self) -> list[Stamp]:
         """Return what changes when a file, or a link on the way to it, is replaced or written."""
         return [_stamp(path) for path in self._paths]
-
-
-async def _aside(work: Callable[[], R]) -> R:
-    """Return what `work` returns, in a thread that the end of the server does not wait for: a file
-    system that is lost may never answer."""
-    done: Future[R] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except Exception as error:
-            done.set_exception(error)
-
-    waiting = asyncio.wrap_future(done)
-    done.set_running_or_notify_cancel()  # so that nobody cancels it under the thread
-    threading.Thread(target=run, name="followed files", daemon=True).start()
-    return await waiting
 
 
 def _stamp(path: str) -> Stamp:

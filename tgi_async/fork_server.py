@@ -55,29 +55,23 @@ class ForkServer:
         self._forking = asyncio.Lock()
         self._importer: asyncio.Future[_Importer | None] | None = None
         """The process once its imports are done; None where there is none now."""
+        self._forks: set[asyncio.Task[ForkedProcess | None]] = set()
+        """Those under way."""
 
     async def fork(self, arguments: Sequence[str]) -> ForkedProcess | None:
         """Fork a worker with these arguments; None where it is to be started by its command."""
         if self._keeping is None:
             self._importer = asyncio.get_running_loop().create_future()
             self._keeping = asyncio.create_task(self._keep())
-        async with self._forking:
-            assert self._importer is not None
-            importer = await asyncio.shield(self._importer)
-            if importer is None:
-                return None
-            forking = asyncio.create_task(importer.fork(arguments))
-            try:
-                return await asyncio.shield(forking)
-            except ForkFailed as error:
-                log.warning("no worker was forked: %s", error)
-                importer.kill()
-                return None
-            except asyncio.CancelledError:
-                # Nobody else would end it.
-                with suppress(ForkFailed):
-                    (await forking).send_signal(signal.SIGKILL)
-                raise
+        forking = asyncio.create_task(self._fork(arguments))
+        self._forks.add(forking)
+        forking.add_done_callback(self._forks.discard)
+        try:
+            return await asyncio.shield(forking)
+        except asyncio.CancelledError:
+            # Nobody else would end it. It is not waited for here, as that could be cancelled too.
+            forking.add_done_callback(_end)
+            raise
 
     async def stop(self) -> None:
         """End the process, and wait until it is gone. Workers that it forked live on."""
@@ -85,6 +79,19 @@ class ForkServer:
             self._keeping.cancel()
             await asyncio.wait({self._keeping})
             self._keeping = None
+
+    async def _fork(self, arguments: Sequence[str]) -> ForkedProcess | None:
+        async with self._forking:
+            assert self._importer is not None
+            importer = await asyncio.shield(self._importer)
+            if importer is None:
+                return None
+            try:
+                return await importer.fork(arguments)
+            except ForkFailed as error:
+                log.warning("no worker was forked: %s", error)
+                importer.kill()
+                return None
 
     async def _keep(self) -> None:
         """Have a process, and another one where that has died."""
@@ -210,6 +217,12 @@ class _Importer:
             raise ForkFailed(str(error)) from error
         finally:
             receiving.cancel()
+
+
+def _end(forking: asyncio.Task[ForkedProcess | None]) -> None:
+    """Kill what was forked."""
+    if not forking.cancelled() and (made := forking.result()) is not None:
+        made.send_signal(signal.SIGKILL)
 
 
 @contextmanager

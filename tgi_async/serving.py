@@ -45,6 +45,7 @@ from tgi_async.supervisor import WORKER
 from tgi_async.telemetry import traces
 from tgi_async.telemetry.images import ImageCounts
 from tgi_async.telemetry.metrics import Metrics
+from tgi_async.telemetry.nodes import NodesUp
 from tgi_async.telemetry.observer import Observer
 from tgi_async.tenants import Tenants
 from tgi_async.text.chat import ChatTemplate
@@ -183,6 +184,7 @@ async def serving(
             speculation=ready.speculation,
             max_drafts=ready.max_drafts,
             images=None if images is None else image_counts,
+            nodes=None if cluster is None else NodesUp(cluster),
         )
         engine.serve(metrics)
         if keys is not None:

@@ -26,6 +26,7 @@ from tgi_async.forked_process import ForkedProcess
 from tgi_async.wire.channel import RouterChannel
 from tgi_async.wire.codec import WireError
 from tgi_async.wire.messages import (
+    PLACE_TAKEN,
     Loading,
     RankConfig,
     Ready,
@@ -68,6 +69,10 @@ class WorkerDied(Exception):
 
 class NodeLost(WorkerDied):
     """A machine with some of the workers is gone, for which no request is to blame."""
+
+
+class PlaceTaken(WorkerDied):
+    """Another program took the port at which the ranks were to meet."""
 
 
 class RemoteRanks(Protocol):
@@ -168,7 +173,8 @@ class WorkerGroup:
     async def launch(self, start: Start, on_loading: Callable[[Loading], None]) -> Ready:
         """Start every rank and wait until all are warm.
 
-        Raises StartError if the worker refuses the model, WorkerDied if a rank dies meanwhile.
+        Raises StartError if the worker refuses the model, WorkerDied if a rank dies meanwhile,
+        PlaceTaken among them.
         """
         if self._remote is not None:
             await self._remote.complete(lambda text: on_loading(Loading(text, 0.0, "")))
@@ -363,6 +369,8 @@ class WorkerGroup:
         if self._last_word_by is None:
             self._last_word_by = now + LAST_WORD_SECONDS
         if not self._left_in_order() or now >= self._last_word_by:
+            if any(task.done() and task.result() == PLACE_TAKEN for task in self._exits):
+                raise PlaceTaken("another program took the port at which the ranks were to meet")
             raise WorkerDied(self._epitaph())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._last_word_by - now):

@@ -21,6 +21,7 @@ from tgi_async.standby import Standby
 from tgi_async.supervisor import (
     WORKER,
     NodeLost,
+    PlaceTaken,
     RemoteRanks,
     WorkerDied,
     WorkerGroup,
@@ -91,12 +92,13 @@ class WorkerRestarter:
         return Path(self._folder.name)
 
     async def launch(self, start: Start, on_loading: Callable[[Loading], None]) -> Ready:
-        """Start the next group and wait until it is warm; where a node is lost meanwhile, the one
-        after that.
+        """Start the next group and wait until it is warm; where a node is lost meanwhile, or
+        another program takes the port at which ranks meet, the one after that.
 
         Raises StartError if a worker refuses the model, WorkerDied if one dies meanwhile.
         """
         self._ready_at = None
+        n_taken = 0
         while True:
             self.group = self._make(self._deadline)
             try:
@@ -104,6 +106,13 @@ class WorkerRestarter:
             except NodeLost as error:
                 log.error("%s while loading: it is waited for", error)
                 await self.kill()
+                continue
+            except PlaceTaken as error:
+                await self.kill()
+                n_taken += 1
+                if n_taken == MAX_ATTEMPTS:
+                    raise
+                log.warning("%s: they meet at another one", error)
                 continue
             except BaseException:
                 await self.kill()

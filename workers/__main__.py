@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tgi_async.wire.channel import WorkerChannel
+from tgi_async.wire.messages import PLACE_TAKEN
 from workers.build_cache import use_scratch
 from workers.parent_death import die_with_parent
 
@@ -37,7 +38,7 @@ def main(words: Sequence[str] | None = None) -> None:
     channel = WorkerChannel(arguments.folder, arguments.epoch, arguments.rank)
     try:
         # Takes seconds: torch. The lines above must not wait for it.
-        from workers.ranks import PeerLost
+        from workers.ranks import PeerLost, PlaceTaken
         from workers.worker import Worker
 
         try:
@@ -46,6 +47,9 @@ def main(words: Sequence[str] | None = None) -> None:
             # The dead rank is to be found first, as it has the reason.
             time.sleep(PEER_LOST_SECONDS)
             sys.exit(str(lost))
+        except PlaceTaken as taken:
+            print(taken, file=sys.stderr)
+            sys.exit(PLACE_TAKEN)
     finally:
         channel.close()
 

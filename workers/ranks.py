@@ -30,6 +30,10 @@ class PeerLost(BaseException):
     failure of the model or of a request."""
 
 
+class PlaceTaken(BaseException):
+    """Another program listens where the ranks were to meet. Not an `Exception`, as above."""
+
+
 class RankFailed(BaseException):
     """This rank failed within a step that the others take part in and cannot abort. Not an
     `Exception`, as above."""
@@ -50,13 +54,17 @@ class Ranks:
     ) -> None:
         """Join the others at `address`, the same for all: `file:///path` of a file that does not
         exist yet, on one machine, or `tcp://host:port` of rank 0. `n_here` of them, by default all,
-        are on this machine, which reaches the others by `interface`. Raises PeerLost."""
+        are on this machine, which reaches the others by `interface`. Raises PeerLost, and on rank
+        0 PlaceTaken."""
         self.rank = rank
         self.world_size = world_size
         self.n_here = world_size if n_here is None else n_here
         if address.startswith("file://"):
             # All ranks are on this machine, so their traffic need not leave it.
             interface = "lo"
+        elif interface:
+            # Without this NCCL takes one of its own choice, first any whose name begins with "ib".
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
         if interface:
             # gloo would take the address that this machine's own name resolves to, which is often
             # one of the machine itself.
@@ -130,6 +138,11 @@ def _store(address: str, rank: int, world_size: int) -> dist.Store:  # type: ign
         return dist.FileStore(url.path, world_size)  # type: ignore[attr-defined]
     assert url.hostname is not None
     assert url.port is not None
-    return dist.TCPStore(  # type: ignore[attr-defined]
-        url.hostname, url.port, is_master=rank == 0, timeout=JOIN, wait_for_workers=False
-    )
+    try:
+        return dist.TCPStore(  # type: ignore[attr-defined]
+            url.hostname, url.port, is_master=rank == 0, timeout=JOIN, wait_for_workers=False
+        )
+    except dist.DistNetworkError as error:
+        if rank == 0 and "EADDRINUSE" in str(error):
+            raise PlaceTaken(f"port {url.port} is another program's") from error
+        raise

@@ -238,6 +238,20 @@ async def test_the_place_of_a_request_that_is_wrong_comes_back(
     assert engine.reservations.n_rows == 0
 
 
+async def test_requests_that_did_not_run_do_not_show_how_fast_rows_become_free(
+    live: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    asked = await fill(live, engine, N_ROWS + N_QUEUED - 1)
+    for _ in range(20):
+        assert (await live.post("/generate", json={"inputs": "a" * 101})).status_code == 422
+    asked += [asyncio.create_task(live.post("/generate", json=BODY))]
+    await until_rows(engine, N_ROWS + N_QUEUED)
+    refused = await live.post("/generate", json=BODY)
+    engine.go.set()
+    await asyncio.gather(*asked)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, str(UNKNOWN_SECONDS))
+
+
 class TestLikeTGI:
     @pytest.fixture(autouse=True)
     def strict(self, settings: Settings) -> None:
@@ -305,3 +319,32 @@ class TestTurnover:
             turnover.released(1, crowded=True)
             clock.now += 0.25
         assert turnover.refused(1) <= 2
+
+    def test_no_time_is_rounded_to_more_than_a_minute(self, clock: Clock) -> None:
+        turnover = Turnover()
+        for clock.now in (1.0, 2.0, 3.0, 4.4):  # 4.4 + 60 - 4.4 is more than 60
+            turnover.released(1, crowded=True)
+        assert max(turnover.refused(50) for _ in range(9)) == MOST_SECONDS
+
+    def test_a_pause_is_not_the_time_that_rows_took(self, clock: Clock) -> None:
+        turnover = Turnover()
+        for _ in range(20):
+            clock.now += 0.1
+            turnover.refused(1)
+            turnover.released(1, crowded=True)
+        turnover.released(1, crowded=False)
+        # They did not come back.
+        clock.now += 600
+        assert [turnover.refused(1) for _ in range(3)] == [UNKNOWN_SECONDS] * 3
+
+    def test_as_long_as_nothing_ends_clients_wait_for_as_long_again(self, clock: Clock) -> None:
+        turnover = Turnover()
+        waits = []
+        while clock.now < 1400:
+            waits.append(turnover.refused(1))
+            clock.now += waits[-1]
+        assert waits[:5] == [5, 5, 10, 20, 40]
+        assert set(waits[5:]) == {MOST_SECONDS}
+        # One that comes much later finds another crowd.
+        clock.now += 2 * MOST_SECONDS
+        assert turnover.refused(1) == UNKNOWN_SECONDS

@@ -14,6 +14,7 @@ import pytest
 from tests.doubles.fake_engine_run import DEADLINE, ROOT
 from tests.doubles.fake_worker import COMMAND, VARIABLE, Behaviour
 from tgi_async.backoff import Backoff
+from tgi_async.cluster import leader, member
 from tgi_async.cluster.leader import Cluster, leading
 from tgi_async.cluster.member import Member, ModelHere
 from tgi_async.cluster.secret import keys_of
@@ -23,6 +24,7 @@ from tgi_async.worker_restarter import WorkerRestarter
 Make = Callable[..., WorkerRestarter]
 KEYS = keys_of(b"a secret of the tests alone")
 MODEL = "the same files"
+BEAT_SECONDS = 0.05
 
 
 class Joined(NamedTuple):
@@ -49,14 +51,14 @@ class Nodes:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         self.port = port
-        self._topology = Topology(n_nodes, 0, "127.0.0.1", port, "--nnodes")
+        self.topology = Topology(n_nodes, 0, "127.0.0.1", port, "--nnodes")
         self._n_made = 0
         self.leading = AsyncExitStack()
         """Ends the leader."""
         self.joined: list[Joined] = []
 
     async def lead(self, n_ranks: int = 1) -> Cluster:
-        cluster = await self.leading.enter_async_context(leading(self._topology, KEYS))
+        cluster = await self.leading.enter_async_context(leading(self.topology, KEYS))
         cluster.open(MODEL, n_ranks)
         return cluster
 
@@ -65,7 +67,7 @@ class Nodes:
         folder = self._folder / str(self._n_made)
         folder.mkdir()
         member = Member(
-            self._topology._replace(node_rank=rank),
+            self.topology._replace(node_rank=rank),
             KEYS,
             n_ranks,
             ModelHere(str(folder), "", model),
@@ -88,6 +90,9 @@ async def nodes(
 ) -> AsyncIterator[Nodes]:
     monkeypatch.setenv(VARIABLE, Behaviour().environment())
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # A member that connects is taken at its next report.
+    monkeypatch.setattr(leader, "BEAT_SECONDS", BEAT_SECONDS)
+    monkeypatch.setattr(member, "BEAT_SECONDS", BEAT_SECONDS)
     made = Nodes(tmp_path_factory.mktemp("n"))
     yield made
     await made.end()

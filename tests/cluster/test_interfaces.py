@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import asyncio
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.doubles.fake_engine_run import until
 from tgi_async.cluster import interfaces
 from tgi_async.cluster.interfaces import NotResolved, Route, is_mine, towards
+from tgi_async.cluster.leader import _endpoint
+from tgi_async.cluster.topology import Topology
 
 
 def addresses() -> list[tuple[str, str]]:
@@ -98,3 +103,28 @@ def test_an_interface_that_the_kernel_does_not_tell_is_unknown(
     assert interfaces._interface(("198.51.100.7", 1)) == ""
     assert interfaces._interface(("2001:db8::7", 1, 0, 0)) == ""
     assert interfaces._interface(("127.0.0.1", 1)) == "lo"
+
+
+async def test_a_server_of_names_that_never_answers_is_not_waited_for_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The threads that others use are joined there, so that SIGTERM would have to wait."""
+    answer = threading.Event()
+    of: list[threading.Thread] = []
+
+    def hang(*_: Any, **__: Any) -> Any:
+        of.append(threading.current_thread())
+        answer.wait()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    asking = [
+        asyncio.create_task(interfaces.found("node-a", 1)),
+        asyncio.create_task(_endpoint(Topology(2, 0, "node-a", 1, "--nnodes"))),
+    ]
+    await until(lambda: len(of) == 2)
+    for task in asking:
+        task.cancel()
+    await asyncio.wait(asking)
+    answer.set()
+    assert [thread.daemon for thread in of] == [True, True]

@@ -13,13 +13,13 @@ import zmq.asyncio
 
 from tgi_async.cluster.secret import Keys, keys_of
 from tgi_async.cluster.sockets import (
-    MAX_FRAME_BYTES,
     Socket,
     bound_to,
     endpoint_of,
     leader_socket,
     member_socket,
 )
+from tgi_async.wire.nodes import MAX_FRAME_BYTES
 
 KEYS = keys_of(b"correct horse battery staple")
 OTHER = keys_of(b"another secret of a cluster")

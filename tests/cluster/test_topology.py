@@ -237,3 +237,12 @@ def test_the_leader_has_a_name_or_an_address(given: str, address: str) -> None:
 def test_what_nobody_can_connect_to_is_no_address(given: str) -> None:
     with pytest.raises(StartError, match=r"^--master-addr must be a"):
         found(nnodes=2, node_rank=0, master_addr=given)
+
+
+def test_a_rank_that_a_platform_sets_alone_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    assert found({"NODE_RANK": "1"}, node_rank=1) is None
+    assert "NODE_RANK=1 is ignored" in caplog.text
+    # Not where somebody meant it.
+    for environment, nnodes in (({"NODE_RANK": "1"}, 1), ({"NODE_RANK": "2"}, None)):
+        with pytest.raises(StartError, match="there is one node"):
+            found(environment, node_rank=1, nnodes=nnodes)

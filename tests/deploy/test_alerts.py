@@ -44,6 +44,7 @@ CASES = [
         14,
     ),
     Case("TgiAsyncWorkerRestarts", WORKS | {"tgi_async_worker_restarts": "0x10 1 2 3x48"}, 13),
+    Case("TgiAsyncNodeAway", WORKS | {'tgi_async_node_up{node="1"}': "1x10 0x50"}, 16),
     Case(
         "TgiAsyncRequestsFail",
         WORKS

@@ -116,7 +116,7 @@ def test_args_for_kserve_are_the_servers(file: Path) -> None:
 def test_every_probe_is_a_route_and_lives_through_a_replaced_worker() -> None:
     text = "".join(file.read_text() for file in TEXTS)
     probes = re.findall(r"(\w+)Probe:\n(?: *#[^\n]*\n)? *httpGet: \{path: ([^,]+),", text)
-    assert len(probes) == 9
+    assert len(probes) == 10
     for kind, path in probes:
         assert path in ROUTES
         assert path.endswith("/live" if kind == "liveness" else "/ready")

@@ -92,7 +92,10 @@ def test_leader_and_members_differ_in_what_asks_by_http_only() -> None:
     leader, member = pods_of(rendered(*NODES))
     [server] = leader["spec"]["containers"]
     [other] = member["spec"]["containers"]
-    ways_in = {"ports", "startupProbe", "readinessProbe", "livenessProbe"}
+    live = server.pop("livenessProbe"), other.pop("livenessProbe")
+    assert {probe["httpGet"]["path"] for probe in live} == {"/health/live"}
+    assert live[1]["httpGet"]["port"] == settings_of(other["args"]).port
+    ways_in = {"ports", "startupProbe", "readinessProbe"}
     assert set(server) - set(other) == ways_in
     assert {name: value for name, value in server.items() if name not in ways_in} == other
     assert {**leader["spec"], "containers": []} == {**member["spec"], "containers": []}

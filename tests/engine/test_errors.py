@@ -123,7 +123,8 @@ async def test_a_request_that_the_core_cannot_bear_fails_alone(
         await until(lambda: run.engine.n_running == 12)
         await fails(run.submit([1, POISON]), "the engine failed, again and again with this request")
         await serving
-        assert run.engine.worker_restarts == 3
+        # While it is admitted, it is known at once whose fault it is.
+        assert run.engine.worker_restarts == (2 if name == "_schedule" else 3)
         assert (await run.generate("after")).ids == run.expected("after")
         assert run.engine.used_blocks == 0
 
@@ -148,7 +149,7 @@ async def test_a_request_that_cannot_be_admitted_fails_alone(
         texts = [f"before {i}" for i in range(3)] + [f"behind {i}" for i in range(3)]
         found = await asyncio.gather(*map(collect, streams))
         assert [one.ids for one in found] == [run.expected(text) for text in texts]
-        assert run.engine.worker_restarts == 3
+        assert run.engine.worker_restarts == 2
 
 
 async def test_who_kills_the_worker_fails_alone_beside_others_that_get_on(tmp_path: Path) -> None:

@@ -169,6 +169,14 @@ async def while_serving(made: Cluster, harm: object, alone: list[str]) -> None:
 def test_two_machines_say_what_one_does(model: Path, alone: list[str], tmp_path: Path) -> None:
     with cluster(tmp_path, model) as made:
         assert asyncio.run(made.texts()) == alone
+        member = f"http://{made.network.address(1)}:8080"
+        for route, status in {"/health/live": 200, "/health": 200, "/generate": 503}.items():
+            assert httpx.get(f"{member}{route}").status_code == status
+        metrics = httpx.get(f"{made.url}/metrics").text
+        assert re.findall(r"(?m)^tgi_async_node_up.*", metrics) == [
+            'tgi_async_node_up{node="0"} 1',
+            'tgi_async_node_up{node="1"} 1',
+        ]
         made.leader.signal(signal.SIGTERM)
         assert made.leader.wait() == 0
         assert made.machines[1].wait() == 0

@@ -196,3 +196,31 @@ def test_a_reset_forgets_all_content() -> None:
     blocks.reset()
     assert (blocks.n_free, blocks.n_cached, blocks.n_used) == (4, 0, 0)
     assert blocks.match([ONE]).hits == blocks.match([TWO]).hits == []
+
+
+def test_nothing_is_announced_behind_a_block_that_may_be_evicted() -> None:
+    blocks = BlockManager([CachePool(4)], 2)
+    blocks.close(computed(blocks, ONE))
+    # It computes its own copy of ONE, as a request does whose image begins there.
+    table = blocks.open([], [ONE, TWO])
+    blocks.grow(table, 2)
+    assert blocks.match([ONE, TWO]).computing is None
+    table.n_computed = 4
+    blocks.commit(table, [ONE, TWO])
+    assert len(blocks.match([ONE, TWO]).hits) == 2
+
+
+def test_who_announced_a_block_is_the_one_that_fills_it() -> None:
+    blocks = BlockManager([CachePool(6)], 2)
+    table = blocks.open([], [ONE, TWO])
+    blocks.grow(table, 2)
+    # One that takes no hits, and announces nothing, is first. With its block TWO would go.
+    other = blocks.open([], [])
+    blocks.grow(other, 2)
+    other.n_computed = 2
+    blocks.commit(other, [ONE])
+    blocks.close(other)
+    assert blocks.match([ONE]).computing is not None
+    table.n_computed = 4
+    blocks.commit(table, [ONE, TWO])
+    assert len(blocks.match([ONE, TWO]).hits) == 2

@@ -546,8 +546,9 @@ def test_what_was_in_flight_at_a_death_is_not_awaited() -> None:
 def test_one_by_one_each_is_admitted_when_the_one_before_has_a_token(lookahead: int) -> None:
     core = Core(ROOMY._replace(lookahead=lookahead, max_batch_prefill_tokens=8))
     requests = [submitted(core, id, 12, 20) for id in (1, 2, 3)]
-    for _ in range(4):
+    for _ in range(5):
         step(core)
+    assert core.running == requests
     core.reset(one_by_one=True)
     in_flight: list[Plan] = []
     for n, request in enumerate(requests):
@@ -566,7 +567,8 @@ def test_one_by_one_each_is_admitted_when_the_one_before_has_a_token(lookahead: 
 
 def test_a_suspect_that_leaves_makes_room_for_the_next_one() -> None:
     core = Core(ROOMY._replace(lookahead=1))
-    first, second = (submitted(core, id, 4) for id in (1, 2))
+    first, second = (submitted(core, id, 4, 9) for id in (1, 2))
+    step(core)
     core.reset(one_by_one=True)
     planned(core)
     assert core.suspect is first
@@ -575,9 +577,25 @@ def test_a_suspect_that_leaves_makes_room_for_the_next_one() -> None:
     assert core.suspect is second
 
 
+def test_those_that_never_ran_are_not_replayed_one_by_one() -> None:
+    core = Core(ROOMY)
+    ran = [submitted(core, id, 4, 9) for id in (1, 2)]
+    step(core)
+    queued = [submitted(core, id, 4, 9) for id in (3, 4)]
+    core.reset(one_by_one=True)
+    assert planned(core).admitted == ran[:1]
+    # Workers died before the second ran again.
+    core.reset(one_by_one=True)
+    for admitted in (ran[:1], ran[1:], queued):
+        plan = planned(core)
+        assert plan.admitted == admitted
+        core.complete(result(core, plan))
+
+
 def test_nobody_waits_for_the_grammar_of_a_suspect() -> None:
     core = Core(ROOMY)
-    waiting, other = submitted(core, 1, 4, grammar="g"), submitted(core, 2, 4)
+    waiting, other = submitted(core, 1, 4, 9, grammar="g"), submitted(core, 2, 4, 9)
+    step(core)
     core.reset(one_by_one=True)
     plan = planned(core)
     assert (plan.admitted, core.suspect) == ([waiting], waiting)

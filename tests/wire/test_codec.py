@@ -3,8 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from tgi_async.wire import codec
-from tgi_async.wire.codec import VERSION, WireError, to_router_codec, to_worker_codec
+from tgi_async.wire.codec import VERSION, Codec, WireError, to_router_codec, to_worker_codec
 from tgi_async.wire.messages import PromptLogprobs, Refused, Run, Step, StepDone, Stop, TopToken
 
 STEP = Step(3, [1], [], [], [Run(0, 1)])
@@ -81,11 +80,11 @@ def test_text_that_is_not_utf_8_is_refused() -> None:
         to_router_codec().decode(frame[:-1] + b"\xff")
 
 
-def test_a_frame_over_the_cap_is_neither_sent_nor_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frame_over_the_cap_is_neither_sent_nor_read() -> None:
     wire = to_router_codec()
     frame = wire.encode(Refused("much too long"))
-    monkeypatch.setattr(codec, "MAX_FRAME_BYTES", 10)
+    small = Codec(Refused, 10)
     with pytest.raises(WireError, match="exceeds 10"):
-        wire.encode(Refused("much too long"))
+        small.encode(Refused("much too long"))
     with pytest.raises(WireError, match="exceeds 10"):
-        wire.decode(frame)
+        small.decode(frame)

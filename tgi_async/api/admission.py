@@ -81,7 +81,8 @@ class Admission:
             raise self._overloaded(str(error), n_rows) from None
         finally:
             self._engine.release(reservation)
-            self._turnover.released(n_rows, crowded=self._engine.n_waiting > 0)
+            if reservation.began:
+                self._turnover.released(n_rows, crowded=self._engine.n_waiting > 0)
 
     def _timed_out(self, context: RequestContext, n_rows: int, *, began: bool) -> TimedOut:
         seconds = f"{context.timeout:g} seconds"
@@ -106,30 +107,52 @@ class Turnover:
     def __init__(self) -> None:
         self._releases: deque[tuple[float, int]] = deque(maxlen=N_RELEASES)
         """When rows became free while others waited, and how many."""
+        self._crowded = False
+        """Whether others waited when a row became free last."""
+        self._full_since: float | None = None
+        """Since when clients are refused without a known rate."""
         self._next = 0.0
         """The time by which all clients that were asked to retry find rows."""
 
     def released(self, n_rows: int, *, crowded: bool) -> None:
-        """Record that a request ended; `crowded`: others wait."""
+        """Record that a request ended that had run; `crowded`: others wait."""
         now = time.monotonic()
-        if not crowded and now > self._next:
+        self._forget(now)
+        self._crowded = crowded
+        if crowded or now <= self._next:
+            self._releases.append((now, n_rows))
+        else:
             # Rows that no request waits for do not show how fast rows become free.
             self._releases.clear()
-        else:
-            self._releases.append((now, n_rows))
+            self._full_since = None
 
     def refused(self, n_rows: int) -> int:
         """Return in how many seconds a client should retry that asked for so many rows.
 
-        Refused clients are asked to retry one after another, as rows are given back.
+        Refused clients are asked to retry one after another, as rows are given back. As long as it
+        is not known how fast that is, they wait for as long again as others have.
         """
         now = time.monotonic()
+        self._forget(now)
         rate = self._rate(now)
-        if not rate:
-            self._next = now + UNKNOWN_SECONDS
-            return UNKNOWN_SECONDS
-        self._next = min(max(now, self._next) + n_rows / rate, now + MOST_SECONDS)
-        return max(FEWEST_SECONDS, math.ceil(self._next - now))
+        if rate:
+            self._full_since = None
+            self._next = min(max(now, self._next) + n_rows / rate, now + MOST_SECONDS)
+            # The sum less `now` may be rounded to a little more.
+            return min(max(FEWEST_SECONDS, math.ceil(self._next - now)), MOST_SECONDS)
+        if self._full_since is None:
+            self._full_since = now
+        seconds = min(max(UNKNOWN_SECONDS, math.ceil(now - self._full_since)), MOST_SECONDS)
+        self._next = max(self._next, now + seconds)
+        return seconds
+
+    def _forget(self, now: float) -> None:
+        """Forget a crowd that is gone: the time since then does not show how fast rows become
+        free."""
+        if not self._crowded and now > self._next:
+            self._releases.clear()
+        if now > self._next + MOST_SECONDS:
+            self._full_since = None
 
     def _rate(self, now: float) -> float:
         """Return how many rows become free in a second; 0: not known."""

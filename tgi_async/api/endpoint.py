@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from tgi_async.api.body import BodyRefused, read_json_body
+from tgi_async.api.decoding_turns import LARGE_BODY
 from tgi_async.api.encoding import encode
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.operation import Get, Post
@@ -70,8 +71,10 @@ class Endpoint(Generic[T]):
         try:
             raw = await read_json_body(scope, receive, self._service.limits)
             exchange.context.n_bytes = len(raw)
-            body = self._body.decode(raw)
-            exchange.context.unknown = unknown_fields(raw, type(body))
+            if len(raw) <= LARGE_BODY:
+                body = self._decode(raw, exchange)
+            else:
+                body = await self._decode_in_turn(raw, exchange, receive)
             if isinstance(exchange, ResumableExchange):
                 exchange.asked(self._path, raw, self._service.reading)
             del raw  # which would stay as long as the request
@@ -105,6 +108,31 @@ class Endpoint(Generic[T]):
                 # It keeps the error that ended it, and so all of the request, until that is read.
                 with suppress(asyncio.CancelledError, Exception):
                     task.result()
+
+    def _decode(self, raw: bytes, exchange: Exchange) -> T:
+        """Read a body. Raises BodyRefused."""
+        body = self._body.decode(raw)
+        exchange.context.unknown = unknown_fields(raw, type(body))
+        return body
+
+    async def _decode_in_turn(self, raw: bytes, exchange: Exchange, receive: Receive) -> T:
+        """Read a large body when it is this client's turn. Raises BodyRefused, ClientDisconnect."""
+        turns, seconds = self._service.decoding_turns, 0.0
+        turn = turns.wait(exchange.context.client)
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait((turn, gone), return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                raise ClientDisconnect
+            began = time.monotonic()
+            try:
+                return self._decode(raw, exchange)
+            finally:
+                seconds = time.monotonic() - began
+        finally:
+            turns.leave(turn, seconds)
+            gone.cancel()
+            await asyncio.wait((gone,))
 
     def _exchange(self, scope: Scope, send: Send) -> Exchange:
         streams = self._service.streams

@@ -14,6 +14,7 @@ from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 from msgspec import structs
 
 from tgi_async.api.admission import Admission
+from tgi_async.api.decoding_turns import DecodingTurns
 from tgi_async.api.engine_client import EngineClient, Generation
 from tgi_async.api.field_names import OF_TGI, FieldNames
 from tgi_async.api.grammar.constraint import checked
@@ -94,6 +95,7 @@ class Service:
     build: BuildInfo = field(default_factory=build_info)
     started: int = field(default_factory=lambda: int(time.time()))
     """The time of the start, in seconds since 1970."""
+    decoding_turns: DecodingTurns = field(default_factory=DecodingTurns)
     ignored_fields: IgnoredFields = field(init=False)
     image_prompts: ImagePrompts | None = field(init=False)
     reading: bytes = field(init=False)

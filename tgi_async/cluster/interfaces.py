@@ -10,12 +10,16 @@ import logging
 import socket
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tgi_async.aside import aside
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
+ASIDE = "names"
 SIOCGIFCONF = 0x8912
 REQUEST = struct.Struct("@16sHH4s16x") if struct.calcsize("P") == 8 else struct.Struct("@16sHH4s8x")
 """The kernel's `ifreq` with an address of IPv4: name, family, port, address."""
@@ -42,7 +46,7 @@ def towards(host: str, port: int) -> Route | None:
     """Return the way to a name or an address, without brackets; None where there is none. Of
     several addresses of a name, it is to the first one that has a way.
 
-    A name may take seconds: call it in a thread. Raises NotResolved.
+    A name may take seconds: call it `aside`. Raises NotResolved.
     """
     for family, address in _resolved(host, port):
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
@@ -61,7 +65,7 @@ async def found(host: str, port: int) -> Route:
     told = False
     while True:
         try:
-            if (route := await asyncio.to_thread(towards, host, port)) is not None:
+            if (route := await aside(partial(towards, host, port), ASIDE)) is not None:
                 return route
             why = "there is no way to it"
         except NotResolved as error:
@@ -75,7 +79,7 @@ async def found(host: str, port: int) -> Route:
 def is_mine(host: str) -> bool:
     """Return whether a socket can be bound to a name or an address here.
 
-    A name may take seconds: call it in a thread. Raises NotResolved.
+    A name may take seconds: call it `aside`. Raises NotResolved.
     """
     for family, address in _resolved(host, 0):
         with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -15,13 +15,16 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
 
 import msgspec
 import zmq
 import zmq.asyncio
 
+from tgi_async.aside import aside
 from tgi_async.build_info import build_info
 from tgi_async.cluster import interfaces, sockets
+from tgi_async.cluster.beside import beside
 from tgi_async.cluster.repeats import Repeats
 from tgi_async.cluster.secret import Keys
 from tgi_async.cluster.topology import Topology
@@ -91,10 +94,11 @@ async def leading(topology: Topology, keys: Keys) -> AsyncIterator[Cluster]:
     try:
         async with sockets.leader_socket(context, endpoint, keys, log.warning) as router:
             cluster = Cluster(topology, router)
-            try:
-                yield cluster
-            finally:
-                await cluster.close()
+            async with beside(cluster.hear(), cluster.beat()):
+                try:
+                    yield cluster
+                finally:
+                    await cluster.close()
     except zmq.ZMQError as error:
         raise StartError(
             f"The other nodes cannot be waited for at {endpoint}: {error}. Choose another port by "
@@ -109,7 +113,9 @@ async def _endpoint(topology: Topology) -> str:
     another one: that of a service, or this machine's own name, which is a loopback address here."""
     address = "*"
     with contextlib.suppress(interfaces.NotResolved):
-        route = await asyncio.to_thread(interfaces.towards, topology.address, topology.port)
+        route = await aside(
+            partial(interfaces.towards, topology.address, topology.port), interfaces.ASIDE
+        )
         if route is not None and interfaces.is_mine(route.peer):
             local = ipaddress.ip_address(route.peer).is_loopback
             address = "*" if local and topology.address != route.peer else route.peer
@@ -141,7 +147,7 @@ class Cluster:
         self._left = asyncio.Event()
         self._ends = False
         """Whether all is to end."""
-        self._tasks: list[asyncio.Task[None]] = []
+        self._opened = asyncio.Event()
 
     @property
     def missing(self) -> list[int]:
@@ -151,13 +157,10 @@ class Cluster:
     def open(self, model: str, n_ranks: int) -> None:
         """Take members from now on, which have the same `model`, and as many workers each."""
         self._model, self._n_ranks = model, n_ranks
-        self._tasks = [
-            asyncio.create_task(self._hear()),
-            asyncio.create_task(self._beat()),
-        ]
+        self._opened.set()
 
     async def close(self) -> None:
-        """Have all members end, wait for a while until they have, and hear no more of them."""
+        """Have all members end, and wait for a while until they have."""
         self._ends = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
@@ -165,10 +168,6 @@ class Cluster:
                     self._left.clear()
                     await self._send_orders()
                     await self._left.wait()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
 
     def ranks(self, epoch: int) -> RemoteRanks:
         """Return the ranks of an epoch that are on members, which are not started yet."""
@@ -204,21 +203,47 @@ class Cluster:
     def place(self, ranks: RankConfig) -> RankConfig:
         """Return `ranks` with where those of an epoch meet, a free port of this node, and by which
         interface it reaches the others."""
-        with socket.create_server(("", 0)) as probe:
+        # Rank 0 says so where another program is faster.
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        with socket.create_server(("", 0), family=family, dualstack_ipv6=both) as probe:
             port: int = probe.getsockname()[1]
-        route = next((interfaces.towards(one.address, 9) for one in self._members.values()), None)
         return msgspec.structs.replace(
             ranks,
             n_nodes=self.n_nodes,
             meeting_place=sockets.endpoint_of(self._topology.address, port),
-            interface="" if route is None else route.interface,
+            interface=self._interface(),
         )
+
+    def _interface(self) -> str:
+        """Return the interface by which this node reaches all members; "" where it is unknown."""
+        routes = [
+            (member.where, interfaces.towards(member.address, 9))
+            for _, member in sorted(self._members.items())
+        ]
+        by = {route.interface: where for where, route in routes if route and route.interface}
+        if len(by) > 1:
+            self._repeats.tell(
+                "nodes are reached by different interfaces, and ranks use one alone: "
+                + ", ".join(f"{where} by {interface}" for interface, where in by.items())
+                + ". Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME here if that is the wrong one"
+            )
+        return next(iter(by), "")
 
     # -- for RemoteRanks ------------------------------------------------------------------------
 
     async def order(self, epoch: int, start: Start) -> None:
-        """Have the group live on all members."""
-        self._orders[epoch] = start
+        """Have the group live on all members. Raises StartError for what does not fit a frame."""
+        orders = {**self._orders, epoch: start}
+        try:
+            self._encode(self._order(orders))
+        except WireError as error:
+            raise StartError(
+                f"The other nodes cannot be told how to start: {error}. The chat template ends "
+                f"answers in {len(start.stop_token_ids)} ways: give another one by "
+                "--tokenizer-config-path."
+            ) from error
+        self._orders = orders
         await self._send_orders()
 
     async def revoke(self, epoch: int) -> None:
@@ -237,7 +262,9 @@ class Cluster:
 
     # -- the members ----------------------------------------------------------------------------
 
-    async def _hear(self) -> None:
+    async def hear(self) -> None:
+        """Take what members report, from `open` on."""
+        await self._opened.wait()
         while True:
             identity, frame, *more = await self._socket.recv_multipart(copy=False)
             address = str(frame.get("Peer-Address")).removeprefix("::ffff:")
@@ -260,7 +287,6 @@ class Cluster:
         if member is not None and member.name == report.member:
             if report.leaves:
                 self._lose(rank, "left")
-                self._left.set()
                 await self._send(identity, Ended())
                 return
             member.silent = 0.0
@@ -288,7 +314,7 @@ class Cluster:
         self._members[rank] = member = Member(identity, report, address)
         log.info("%s is there", member.where)
         self._came.set()
-        await self._send(identity, self._order())
+        await self._send(identity, self._order(self._orders))
 
     def _mismatch(self, node: NodeInfo) -> str:
         """Return why such a node cannot be one of these; "" if it can."""
@@ -319,8 +345,9 @@ class Cluster:
         if time.monotonic() - since > 2 * SILENT_SECONDS:
             await self._send(identity, Rejected(f"{there.where} is there already, and lives"))
 
-    async def _beat(self) -> None:
+    async def beat(self) -> None:
         """Send the orders again and again, and look for members that are silent."""
+        await self._opened.wait()
         before = time.monotonic()
         while True:
             await asyncio.sleep(BEAT_SECONDS)
@@ -335,6 +362,7 @@ class Cluster:
 
     def _lose(self, rank: int, how: str) -> None:
         member = self._members.pop(rank)
+        self._left.set()
         reason = f"{member.where} {how}"
         log.log(logging.INFO if self._ends else logging.WARNING, "%s", reason)
         for epoch in list(self._orders):
@@ -346,12 +374,12 @@ class Cluster:
             self._ranks[epoch].lose(reason)
 
     async def _send_orders(self) -> None:
-        order = Ended() if self._ends else self._order()
+        order = Ended() if self._ends else self._order(self._orders)
         for member in list(self._members.values()):
             await self._send(member.identity, order)
 
-    def _order(self) -> Order:
-        groups = [GroupOrder(epoch, start) for epoch, start in self._orders.items()]
+    def _order(self, orders: dict[int, Start]) -> Order:
+        groups = [GroupOrder(epoch, start) for epoch, start in orders.items()]
         return Order(self._name, groups)
 
     async def _send(self, identity: bytes, message: ToMember) -> None:

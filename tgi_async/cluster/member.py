@@ -31,6 +31,7 @@ from tgi_async.supervisor import WORKER, WorkerDied, WorkerGroup, environment
 from tgi_async.wire.codec import WireError
 from tgi_async.wire.messages import Loading, Ready, Start
 from tgi_async.wire.nodes import (
+    MOST_NOTES,
     MOST_TEXT,
     Ended,
     GroupReport,
@@ -107,6 +108,11 @@ class Member:
         self._told_at = -REMIND_SECONDS
         """When the log said who is waited for."""
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether a leader has this node."""
+        return bool(self._leader)
+
     async def run(self) -> None:
         """Do what the leader orders until it ends. Raises StartError where it does not take this
         node."""
@@ -147,10 +153,10 @@ class Member:
 
     async def _end(self) -> None:
         """Tell the leader, and end all ranks."""
-        if self._leader:
+        # It may have taken this node though nothing has come from it yet.
+        if await self._report(leaves=True):
             with suppress(TimeoutError, WireError):
                 async with asyncio.timeout(GOODBYE_SECONDS):
-                    await self._report(leaves=True)
                     while not isinstance(self._decode(await self._socket.recv()), Ended):
                         """Until the leader has heard it."""
         self._leader, self._wanted = "", {}
@@ -244,14 +250,17 @@ class Member:
             ),
         )
 
-    async def _report(self, *, leaves: bool = False) -> None:
+    async def _report(self, *, leaves: bool = False) -> bool:
+        """Tell the leader how all is; return whether there is a connection to it."""
         groups = tuple(
             group.report() for (leader, _), group in self._groups.items() if leader == self._leader
         )
         report = Report(self._name, self._info, self._leader, groups, leaves)
-        # Said again soon, if it cannot be sent now.
-        with suppress(zmq.Again):
+        try:
             await self._socket.send(self._encode(report), zmq.NOBLOCK)
+        except zmq.Again:
+            return False  # it is said again soon
+        return True
 
 
 class _Group:
@@ -262,7 +271,7 @@ class _Group:
         epoch: int,
         group: WorkerGroup,
         start: Start,
-        report: Callable[[], Awaitable[None]],
+        report: Callable[[], Awaitable[object]],
     ) -> None:
         self._epoch = epoch
         self._group = group
@@ -294,7 +303,7 @@ class _Group:
     async def _run(self) -> None:
         """Start them, and watch them until one ends."""
         try:
-            self._ready = await self._group.launch(self._start, _show)
+            self._ready = _cut(await self._group.launch(self._start, _show))
             log.info("the ranks of this node are ready")
             await self._send_report()
             self._ended = await self._group.ended()
@@ -310,6 +319,13 @@ class _Group:
             log.exception("the ranks of this node are ended")
         await self._group.kill()
         await self._send_report()
+
+
+def _cut(ready: Ready) -> Ready:
+    """Return `ready` with no more notes than fit a frame: a compiler's may be long."""
+    notes = [note[:MOST_TEXT] for note in ready.notes[:MOST_NOTES]]
+    # Rank 0 alone says what ends texts, and it is the leader's.
+    return msgspec.structs.replace(ready, notes=notes, eos_token_ids=[])
 
 
 def _show(loading: Loading) -> None:

@@ -10,22 +10,21 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import zmq
 import zmq.asyncio
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
+from tgi_async.cluster.beside import beside
 from tgi_async.cluster.repeats import Repeats
 from tgi_async.cluster.secret import Keys
+from tgi_async.wire.nodes import MAX_FRAME_BYTES
 
 Socket = zmq.asyncio.Socket
 Tell = Callable[[str], object]
 
-MAX_FRAME_BYTES = 2**20
-"""A longer one ends its connection, which is made anew."""
 HIGH_WATER = 64
 """Frames that may wait in a socket for each node."""
 OPTIONS: dict[int, int] = {
@@ -103,8 +102,8 @@ async def leader_socket(
         monitor = closing.enter_context(_monitor(router, events))
         router.bind(endpoint)
         port = int(bound_to(router).rpartition(":")[2])
-        await closing.enter_async_context(_running(_admit(asked, keys.member_public, repeats)))
-        await closing.enter_async_context(_running(_watch_leader(monitor, port, repeats)))
+        admitting = _admit(asked, keys.member_public, repeats)
+        await closing.enter_async_context(beside(admitting, _watch_leader(monitor, port, repeats)))
         yield router
 
 
@@ -129,7 +128,7 @@ async def member_socket(
         monitor = closing.enter_context(_monitor(dealer, events))
         dealer.connect(endpoint)
         watching = _watch_member(dealer, monitor, endpoint, Repeats(tell))
-        await closing.enter_async_context(_running(watching))
+        await closing.enter_async_context(beside(watching))
         yield dealer
 
 
@@ -151,16 +150,6 @@ def _monitor(watched: Socket, events: int) -> Iterator[Socket]:
     finally:
         watched.disable_monitor()
         monitor.close(linger=0)
-
-
-@contextlib.asynccontextmanager
-async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def _admit(asked: Socket, member_public: bytes, repeats: Repeats) -> None:

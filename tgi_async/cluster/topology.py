@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from tgi_async.cluster import hostlist
 from tgi_async.errors import StartError
+
+log = logging.getLogger(__name__)
 
 MAX_NODES = 1024
 DEFAULT_PORT = 29700
@@ -92,11 +95,21 @@ def topology(settings: NodeSettings, environment: Mapping[str, str]) -> Topology
 
     Settings count first, then what started this process: torchrun, LeaderWorkerSet or a step of
     SLURM. Each part that a setting does not give is what that one says, if it speaks of as many
-    nodes. Raises StartError where a part is missing, or out of its bounds.
+    nodes. Raises StartError where a part is missing, or out of its bounds. The variable NODE_RANK
+    alone is no such part: platforms set it for programs of their own kind.
     """
     launcher, nnodes = _launcher(settings.nnodes, environment)
     if nnodes == 1:
-        if settings.node_rank:
+        ours = settings.nnodes is not None or environment.get("NODE_RANK") != str(
+            settings.node_rank
+        )
+        if settings.node_rank and not ours:
+            log.warning(
+                "NODE_RANK=%d is ignored: nothing says that there are several nodes, and this one "
+                "serves by itself. If there are, give --nnodes (NNODES)",
+                settings.node_rank,
+            )
+        elif settings.node_rank:
             raise StartError(
                 f"--node-rank must be from 0 to --nnodes - 1, and there is one node. Given: "
                 f"{settings.node_rank}. Give --nnodes too, or leave --node-rank (NODE_RANK) out."

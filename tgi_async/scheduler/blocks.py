@@ -200,18 +200,20 @@ class BlockManager:
     def open(self, hits: list[Node], keys: list[Key]) -> BlockTable:
         """A table that shares the hits, and announces the rest of `keys` as being computed.
 
-        `keys` are the full blocks of everything the request will compute at once, hits first.
+        `keys` are the full blocks of everything the request will compute at once, hits first. Those
+        behind a node that the table does not hold are not announced: if that node were evicted,
+        nobody could reach them, and who waits for them would wait for nothing.
         """
         blocks = [node.block for node in hits if node.block is not None]
         self._hold(blocks)
         parent = hits[-1].id if hits else ROOT
         table = BlockTable(blocks, parent, len(blocks) * self.block_size)
         for tokens in keys[len(hits) :]:
-            found = self._tree.get((parent, tokens))
-            if found is None:
-                found = self._add(parent, tokens, table)
-                table.pending.append(found)
-            parent = found.id
+            if (parent, tokens) in self._tree:
+                break
+            node = self._add(parent, tokens, table)
+            table.pending.append(node)
+            parent = node.id
         return table
 
     def grow(self, table: BlockTable, n: int) -> list[int]:
@@ -234,7 +236,8 @@ class BlockManager:
     def commit(self, table: BlockTable, keys: list[Key]) -> None:
         """Put the table's full computed blocks, whose tokens are `keys`, into the tree.
 
-        Where another table was first with the same content, this one's copy stays its own.
+        Where another table was first with the same content, or has announced it, this one's copy
+        stays its own.
         """
         n_full = min(table.n_computed // self.block_size, len(keys))
         for index in range(table.n_committed, n_full):
@@ -242,7 +245,7 @@ class BlockManager:
             node = self._tree.get((table.lineage, tokens))
             if node is None:
                 node = self._add(table.lineage, tokens, table)
-            if node.block is None:
+            if node.block is None and node.owner is table:
                 block = table.blocks[index]
                 node.block = block
                 node.owner = None

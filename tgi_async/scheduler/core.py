@@ -121,6 +121,7 @@ class Core(Planner):
         else:
             self._leave(request)
         request.status = Status.ENDED
+        self._replays.discard(request)
         self.waiting.ended(request)
         if request.reservation is not None:
             if request.charged:
@@ -145,17 +146,17 @@ class Core(Planner):
         culprit = self._suspects.died(first, ran, self._acknowledged - self._began)
         self.reset(live, one_by_one=True)
         waiting = set(self.waiting)
-        held = [one for one in self._suspects.held if one in waiting]
-        for request in held:
-            self.waiting.hold(request)
-        self._n_replays -= len(held)
+        for request in self._suspects.held:
+            if request in waiting:
+                self.waiting.hold(request)
+                self._replays.discard(request)
         return culprit
 
     def reset(self, live: Iterable[Request] | None = None, *, one_by_one: bool = False) -> None:
         """Start over with new workers: every live request waits, and none runs.
 
         `live` are the requests that the caller still serves, for the lists here are in doubt once
-        a method has raised. None: what the lists say. With `one_by_one` each of them is admitted
+        a method has raised. None: what the lists say. With `one_by_one` those that ran are admitted
         when the one before has got a token, so that there is a `suspect` if it happens again.
         """
         if live is None:
@@ -169,9 +170,10 @@ class Core(Planner):
             request.requeue()
         self._clear()
         self.waiting.reset(waiting, running)
-        self._n_replays = self._began = len(running) + len(waiting) if one_by_one else 0
-        self._began += self._last_step
-        self._trial = None
+        replayed = self._replays.intersection(waiting)
+        self._replays = replayed.union(running) if one_by_one else set()
+        self._began = self._last_step + len(self._replays)
+        self._trial = self._admitting = None
 
     def complete(self, done: StepDone) -> list[Event]:
         """Complete the oldest step in flight.
@@ -201,7 +203,7 @@ class Core(Planner):
                 self._acknowledge(scheduled, sampled, events)
         self._close_tables()
         if self._suspects.trying:
-            self._suspects.stepped(settled=not self._n_replays)
+            self._suspects.stepped(settled=not self._replays)
         return events
 
     # -- results --------------------------------------------------------------------------------

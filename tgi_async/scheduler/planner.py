@@ -48,15 +48,21 @@ class Planner(RunningBatch):
         self.waiting = WaitingQueue()
         self.n_preemptions = 0
         self.n_hit_tokens = 0
-        self._n_replays = 0
-        """Admissions that are still to be made one by one."""
+        self._replays: set[Request] = set()
+        """Those that wait again since the workers died: until all run, admissions are made one by
+        one."""
         self._trial: Request | None = None
         self._trial_length = 0
+        self._admitting: Request | None = None
+        """The head of the queue while it is looked at: if that raises, it is of this request."""
         self._suspects = Suspects()
 
     @property
     def suspect(self) -> Request | None:
-        """The request that was admitted last, one by one, and has got no token since."""
+        """The request that was admitted last, one by one, and has got no token since, or the one
+        whose admission raised."""
+        if self._admitting is not None:
+            return self._admitting
         trial = self._trial
         if trial is None or len(trial.tokens) != self._trial_length:
             return None
@@ -66,7 +72,7 @@ class Planner(RunningBatch):
     def on_trial(self) -> bool:
         """Whether admissions wait until the suspect has got a token."""
         suspect = self.suspect
-        return self._n_replays > 0 and suspect is not None and suspect.status is Status.RUNNING
+        return suspect is not None and suspect.status is Status.RUNNING
 
     def plan(self) -> Plan | None:
         """Return the next step, or None while there is nothing to run or too much in flight."""
@@ -110,6 +116,7 @@ class Planner(RunningBatch):
             and (prefilling is None or prefilling.n_planned == prefilling.prefill_end)
         ):
             prefilling = self._admit(builder)
+            self._admitting = None
             if prefilling is None:
                 break
         if drafting:
@@ -131,7 +138,7 @@ class Planner(RunningBatch):
         for request in reversed(self._suspects.released(idle=idle)):
             if request.status is Status.WAITING:
                 self.waiting.release(request)
-                self._n_replays += 1
+                self._replays.add(request)
 
     def _reserve(self, builder: StepBuilder) -> bool:
         """Keep blocks for one token of every running row in this step and in the next.
@@ -225,10 +232,11 @@ class Planner(RunningBatch):
             request = accused
         if request is None or request.n_in_flight:
             return None
-        if self._n_replays:
-            if self.on_trial:
-                return None
+        if self.on_trial:
+            return None
+        if self._replays:
             self._trial, self._trial_length = request, len(request.tokens)
+        self._admitting = request
         if request.waits_for is not None and request.waits_for.owner is not None:
             return None
         committed = self._committed_tokens + request.n_prompt + request.max_new_tokens
@@ -266,7 +274,7 @@ class Planner(RunningBatch):
             return None
 
         self.waiting.remove(request)
-        self._n_replays = max(0, self._n_replays - 1)
+        self._replays.discard(request)
         request.status = Status.RUNNING
         request.lacking = 0
         request.row = self._free_rows.pop()

@@ -1,7 +1,7 @@
 """Which request keeps killing the workers, by what ran when they died.
 
-After each death requests are admitted one by one (`Core.reset`). Where the workers die again, the
-one that was admitted last and has no token yet is accused: it is admitted first the next time,
+After each death those that ran are admitted one by one (`Core.reset`). Where the workers die again,
+the one that was admitted last and has no token yet is accused: it is admitted first the next time,
 before any other. If they die even so, it is the culprit. If not, another one may have killed them,
 that was admitted before.
 

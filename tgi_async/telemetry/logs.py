@@ -12,6 +12,7 @@ import logging
 import sys
 import time
 
+from tgi_async.telemetry.log_lines import LogLines
 from tgi_async.telemetry.record import RequestRecord, current, duration
 
 LEVELS = {
@@ -93,13 +94,20 @@ class JsonFormatter(logging.Formatter):
 
 def configure(json_output: bool, level: str = "info", colorize: bool | None = None) -> None:
     """Log everything from `level` on to stderr. `colorize` None: where that is a terminal."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _handler()
     if colorize is None:
         colorize = sys.stderr.isatty()
     handler.setFormatter(JsonFormatter() if json_output else TextFormatter(colorize=colorize))
     logging.basicConfig(level=level_of(level), handlers=[handler], force=True)
     # The launcher itself logs the start and the stop.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+def _handler() -> logging.Handler:
+    try:
+        return LogLines(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):  # it is no file, but a host's own
+        return logging.StreamHandler(sys.stderr)
 
 
 def _request_of(record: logging.LogRecord) -> RequestRecord | None:

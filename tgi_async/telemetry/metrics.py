@@ -16,6 +16,7 @@ from tgi_async.telemetry import record
 from tgi_async.telemetry.drafts import DraftCounter
 from tgi_async.telemetry.images import ImageCounts
 from tgi_async.telemetry.instruments import Counter, Histogram, gauge
+from tgi_async.telemetry.nodes import NodesUp
 from tgi_async.wire.messages import MAX_DRAFTS, Sampled
 
 FAILURES = ("validation", "overloaded", "template", "incomplete", "generation", "dropped")
@@ -61,7 +62,8 @@ class Metrics:
 
     `max_input_tokens` and `max_total_tokens` are split into 100 buckets for the token histograms.
     `max_batch_total_tokens` is the size of the KV cache; 0 where it is not known. `speculation` is
-    the method of `max_drafts` drafts; 0: there are none. `images` is None for a model without.
+    the method of `max_drafts` drafts; 0: there are none. `images` is None for a model without, and
+    `nodes` where there is one.
     """
 
     def __init__(
@@ -73,8 +75,10 @@ class Metrics:
         speculation: str = "",
         max_drafts: int = 0,
         images: ImageCounts | None = None,
+        nodes: NodesUp | None = None,
     ) -> None:
         self._images = images
+        self._nodes = nodes
         self._max_batch_total_tokens = max_batch_total_tokens
         inputs = [max_input_tokens / 100 * k for k in range(1, 101)]
         totals = [max_total_tokens / 100 * k for k in range(1, 101)]
@@ -284,8 +288,8 @@ class Metrics:
             ("tgi_async_worker_restarts", "Restarts of a worker", now.worker_restarts),
         ]
 
-    def _instruments(self) -> list[Counter | Histogram | DraftCounter | ImageCounts]:
-        kinds = Counter | Histogram | DraftCounter | ImageCounts
+    def _instruments(self) -> list[Counter | Histogram | DraftCounter | ImageCounts | NodesUp]:
+        kinds = Counter | Histogram | DraftCounter | ImageCounts | NodesUp
         return [value for value in vars(self).values() if isinstance(value, kinds)]
 
 

@@ -26,23 +26,24 @@ class WireError(Exception):
 class Codec(Generic[T]):
     """Encodes and decodes the frames of one direction."""
 
-    def __init__(self, messages: type[T]) -> None:
+    def __init__(self, messages: type[T], max_bytes: int = MAX_FRAME_BYTES) -> None:
+        self._max_bytes = max_bytes
         self._decoder = msgspec.msgpack.Decoder(messages)
         self._encoder = msgspec.msgpack.Encoder()
 
     def encode(self, message: T) -> bytes:
-        """Encode a frame. Raises WireError if it is larger than `MAX_FRAME_BYTES`."""
+        """Encode a frame. Raises WireError if it is larger than `max_bytes`."""
         buffer = bytearray((VERSION,))
         self._encoder.encode_into(message, buffer, 1)
-        if len(buffer) > MAX_FRAME_BYTES:
-            raise WireError(f"a frame of {len(buffer)} bytes exceeds {MAX_FRAME_BYTES}")
+        if len(buffer) > self._max_bytes:
+            raise WireError(f"a frame of {len(buffer)} bytes exceeds {self._max_bytes}")
         return bytes(buffer)
 
     def decode(self, frame: bytes | memoryview) -> T:
         """Decode a frame. Raises WireError for anything but one frame of this version and
         schema."""
-        if len(frame) > MAX_FRAME_BYTES:
-            raise WireError(f"a frame of {len(frame)} bytes exceeds {MAX_FRAME_BYTES}")
+        if len(frame) > self._max_bytes:
+            raise WireError(f"a frame of {len(frame)} bytes exceeds {self._max_bytes}")
         if not frame or frame[0] != VERSION:
             raise WireError(f"expected wire version {VERSION}, got {bytes(frame[:1])!r}")
         try:

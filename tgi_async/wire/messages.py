@@ -246,6 +246,10 @@ class DeviceConfig(Frame, frozen=True):
     """Compile the C kernels for this very processor, rather than use those that the wheel has."""
 
 
+PLACE_TAKEN = 75
+"""Exit status of rank 0 where another program has taken the port at which ranks were to meet."""
+
+
 class RankConfig(Frame, frozen=True):
     """The ranks that a model is spread over."""
 

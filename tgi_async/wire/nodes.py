@@ -15,6 +15,9 @@ from tgi_async.wire.codec import Codec
 from tgi_async.wire.messages import Count, Frame, Ready, Start
 
 MOST_TEXT = 4096
+MOST_NOTES = 16
+MAX_FRAME_BYTES = 2**20
+"""A longer one would end its connection, which is made anew."""
 
 Text = Annotated[str, Meta(max_length=MOST_TEXT)]
 Name = Annotated[str, Meta(max_length=256)]
@@ -95,8 +98,8 @@ ToMember = Order | Rejected | Ended
 
 
 def to_member_codec() -> Codec[ToMember]:
-    return Codec(ToMember)  # type: ignore[arg-type]
+    return Codec(ToMember, MAX_FRAME_BYTES)  # type: ignore[arg-type]
 
 
 def to_leader_codec() -> Codec[Report]:
-    return Codec(Report)
+    return Codec(Report, MAX_FRAME_BYTES)

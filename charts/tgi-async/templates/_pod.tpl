@@ -1,6 +1,7 @@
 {{/*
 A pod's template. Takes root, and role: server, or in a group of nodes leader or member. A member
-has no HTTP, so that it has neither probes nor what says where its metrics are.
+says whether it lives, and nothing else: it takes no requests and has no metrics, so that nothing is to
+find its port.
 */}}
 {{- define "tgi-async.pod" -}}
 {{- $root := .root -}}
@@ -128,6 +129,11 @@ spec:
       livenessProbe:
         # Not /health, which says 503 while a worker is replaced: the pod mends itself.
         httpGet: {path: /health/live, port: http}
+        {{- toYaml $root.Values.probes.liveness | nindent 8 }}
+      {{- else }}
+      livenessProbe:
+        # It answers while it prepares the model and waits for the leader, too.
+        httpGet: {path: /health/live, port: 8080}
         {{- toYaml $root.Values.probes.liveness | nindent 8 }}
       {{- end }}
       resources:
