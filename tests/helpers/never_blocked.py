@@ -15,6 +15,8 @@ MAY_BLOCK = {
     "tgi_async/images/images.py": {"start"},
     # A look at a file in shared memory.
     "tgi_async/images/store.py": {"put", "is_full"},
+    # It asks first whether that would block.
+    "tgi_async/telemetry/log_lines.py": {"_written"},
     # Files of /proc and /sys, which are in memory.
     "tgi_async/cgroups.py": {"_text"},
     "tgi_async/processes.py": {"activity"},

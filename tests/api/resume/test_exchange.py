@@ -218,6 +218,47 @@ async def test_the_newer_of_two_connections_has_the_stream(
     assert len(engine.requests) == 1
 
 
+async def test_the_older_has_an_error_also_where_it_had_no_head(
+    app: Starlette, reader: EventReader
+) -> None:
+    await continued(app, CHAT_PATH, CHAT, reader, most=1000)
+    other = replica(script)
+    again: SeededEngine = other.state.engine
+    again.go.clear()
+    older = asyncio.create_task(ask(other, CHAT_PATH, CHAT, reader.last_id.decode()))
+    await until(lambda: bool(again.tasks))
+    newer = asyncio.create_task(ask(other, CHAT_PATH, CHAT, reader.last_id.decode()))
+    refused = await asyncio.wait_for(older, 10)
+    assert refused.status == 409
+    assert b"Another connection goes on with this stream" in refused.received
+    again.go.set()
+    assert resumed(await newer) == b"memory"
+
+
+async def test_of_many_that_want_what_is_not_kept_one_has_the_stream(
+    app: Starlette, reader: EventReader
+) -> None:
+    await continued(app, PATH, BODY, reader, most=500)
+    early = reader.last_id.decode()
+    await continued(app, PATH, BODY, reader, most=500)
+    other = replica(script)
+    again: SeededEngine = other.state.engine
+    again.go.clear()
+    asking = [asyncio.create_task(ask(other, PATH, BODY, reader.last_id.decode()))]
+    await until(lambda: bool(again.tasks))
+    asking += [asyncio.create_task(ask(other, PATH, BODY, early)) for _ in range(3)]
+    done, left = await asyncio.wait(asking, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    while len(left) > 1:
+        done, left = await asyncio.wait(left, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+        assert done
+    await until(lambda: len(again.tasks) == 1)
+    again.go.set()
+    replaced = [b"Another connection" in (await one).received for one in asking]
+    assert sorted(replaced) == [False, True, True, True]
+    await other.state.streams.close()
+    assert other.state.streams.n_bytes == 0
+
+
 async def test_another_text_is_an_error_and_no_text(app: Starlette, reader: EventReader) -> None:
     await continued(app, PATH, BODY, reader, most=2000)
     n_before = len(reader.payloads)

@@ -14,7 +14,7 @@ from typing import Any
 from starlette.types import Scope, Send
 
 from tgi_async.api.encoding import Events, HeaderList, encode, encode_events
-from tgi_async.api.error_reply import ErrorForm
+from tgi_async.api.error_reply import ErrorForm, ErrorReply
 from tgi_async.api.exchange import Exchange
 from tgi_async.api.resume.event_id import MOST_CHOICES, EventId, prefix_of, request_hash
 from tgi_async.api.resume.history import OVERHEAD, History
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 HEADER = b"last-event-id"
 RETRY = b"retry: 1000\n"
 """Milliseconds after which clients come back, said once."""
+REPLACED = "Another connection goes on with this stream"
 _STEP = 0x9E3779B97F4A7C15
 """Between the seeds of a stream's generations."""
 
@@ -135,8 +136,11 @@ class ResumableExchange(Exchange):
         """Return the last events for a line that another one took the place of."""
         if self._error_events is None:
             return b""
-        error = NotResumable("Another connection goes on with this stream")
-        return encode_events(self._error_events(error))
+        return encode_events(self._error_events(NotResumable(REPLACED)))
+
+    def reply_to_replaced(self) -> ErrorReply:
+        """Return the reply to a line that another one took the place of before it had a head."""
+        return self._error_form(NotResumable(REPLACED))
 
     def _expire(self) -> None:
         if not self.finished:
@@ -187,9 +191,9 @@ class ResumableExchange(Exchange):
             await self.open_stream([], lambda error: ())
             await self.close()
             return True
-        key = Key(self.context.account, self._request, asked.seed)
-        live, line = streams.get(key), self.line
-        if live is not None and line is not None:
+        key, line = Key(self.context.account, self._request, asked.seed), self.line
+        # While one ends, another connection may have begun the next.
+        while (live := streams.get(key)) is not None and line is not None:
             if live.take_over(line, self._given[0]):
                 self.line = None
                 line.wake()

@@ -8,6 +8,7 @@ from typing import Protocol
 from starlette.types import Message, Send
 
 from tgi_async.api.encoding import HeaderList
+from tgi_async.api.error_reply import ErrorReply
 from tgi_async.api.exchange import Direct
 from tgi_async.api.resume.history import History
 from tgi_async.errors import ServerError
@@ -46,6 +47,9 @@ class Written(Protocol):
 
     def last_of_replaced(self) -> bytes:
         """Return the last events for a line that another one took the place of."""
+
+    def reply_to_replaced(self) -> ErrorReply:
+        """Return the reply to a line that another one took the place of before it had a head."""
 
 
 async def nowhere(message: Message) -> None:
@@ -111,6 +115,8 @@ class Line:
             if stream.line is not self:
                 if self._has_head:
                     await self._end(stream.last_of_replaced())
+                else:
+                    await self._refuse(stream.reply_to_replaced())
                 return
             if stream.head is not None and not self._has_head:
                 self._has_head = True
@@ -139,6 +145,17 @@ class Line:
 
     async def _end(self, events: bytes) -> None:
         await self._push({"type": "http.response.body", "body": events})
+
+    async def _refuse(self, reply: ErrorReply) -> None:
+        length = str(len(reply.body)).encode()
+        headers = [
+            (b"content-type", reply.content_type),
+            (b"content-length", length),
+            *reply.headers,
+        ]
+        start = {"type": "http.response.start", "status": reply.status, "headers": headers}
+        await self._push(start)
+        await self._end(reply.body)
 
     async def _push_body(self, piece: bytes) -> None:
         await self._push({"type": "http.response.body", "body": piece, "more_body": True})
