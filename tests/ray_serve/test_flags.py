@@ -52,6 +52,7 @@ def test_variables_of_a_server_of_its_own_do_not_count() -> None:
         ({"port": 80}, "'port' in args has no effect under Ray Serve. Use `http_options: .port"),
         ({"root-path": "/x"}, "Use `route_prefix` of the application"),
         ({"nnodes": 2}, "Use `num_replicas` in the config"),
+        ({"ssl-certfile": "a"}, "Use a proxy with TLS in front of Serve instead"),
         ({"model-id": None}, "'model-id' in args must be a text, a number, true or false. Given"),
         ({"model-id": ["a"]}, "'model-id' in args must be a text"),
         ({"served-model-name": [{}]}, "or a list of texts. Given: ....."),

@@ -12,14 +12,16 @@ from tgi_async.errors import StartError
 from tgi_async.settings import SECRETS, Settings
 from tgi_async.settings_tgi import NOT_BUILT, OF_SEVERAL_NODES, WITHOUT_MEANING
 
+# Serve's own would be spoken by the replicas alone, and its HAProxy reaches them without.
+TLS = "a proxy with TLS in front of Serve"
 OF_SERVE = {
-    "hostname": "`http_options: {host: ...}`",
-    "port": "`http_options: {port: ...}`",
-    "unix_socket": "`http_options`, which has addresses only",
-    "ssl_certfile": "`http_options: {ssl_certfile: ...}`",
-    "ssl_keyfile": "`http_options: {ssl_keyfile: ...}`",
-    "root_path": "`route_prefix` of the application",
-    **dict.fromkeys(("nnodes", *OF_SEVERAL_NODES), "`num_replicas`"),
+    "hostname": "`http_options: {host: ...}` in the config file",
+    "port": "`http_options: {port: ...}` in the config file",
+    "unix_socket": "`http_options` in the config file, which has addresses only",
+    "ssl_certfile": TLS,
+    "ssl_keyfile": TLS,
+    "root_path": "`route_prefix` of the application in the config file",
+    **dict.fromkeys(("nnodes", *OF_SEVERAL_NODES), "`num_replicas` in the config file"),
     "shutdown_delay": "the environment variable RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
 }
 """Settings that are Serve's own business, and where Serve has them."""
@@ -46,8 +48,7 @@ def given_by(args: Mapping[str, Any]) -> dict[str, str | list[str]]:
         name = str(key).removeprefix("--").replace("-", "_")
         if name in OF_SERVE:
             raise StartError(
-                f"{key!r} in args has no effect under Ray Serve. Use {OF_SERVE[name]} in the "
-                "config file instead."
+                f"{key!r} in args has no effect under Ray Serve. Use {OF_SERVE[name]} instead."
             )
         if name not in allowed or name in SECRETS:
             raise StartError(f"{key!r} in args is no flag of tgi-async serve.{_meant(name)}")
