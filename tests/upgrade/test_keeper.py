@@ -13,7 +13,9 @@ SERVER = """
 import json, os, signal, socket, sys, time
 handed = json.loads(os.environ["TGI_ASYNC_UPGRADE"])
 channel = socket.socket(fileno=handed["channel"])
-signal.signal(signal.SIGUSR1, lambda *_: print("asked", flush=True))
+def say(*words):  # in one piece, as others print at the same time
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+signal.signal(signal.SIGUSR1, lambda *_: say("asked"))
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP, signal.SIGUSR1))
 n = len(os.listdir(sys.argv[1]))
@@ -21,7 +23,7 @@ open(f"{sys.argv[1]}/{n}", "w").close()
 if n == int(sys.argv[2]):
     sys.exit(3)
 channel.send(b"ready cpu")
-print("server", n, os.getpid(), flush=True)
+say("server", n, os.getpid())
 channel.settimeout(0.1)  # a signal just before it would wait for a message, too
 message = b"freed"
 while message == b"freed":
@@ -29,15 +31,16 @@ while message == b"freed":
         message = channel.recv(256)
     except TimeoutError:
         pass
-print("server", n, "got", message.decode() or "the end", flush=True)
+say("server", n, "got", message.decode() or "the end")
 """
 
 KEEPER = """
-import logging, socket, sys
+import logging, signal, socket, sys
 from tgi_async.upgrade import process
 from tgi_async.upgrade.keeper import Keeper
 from tgi_async.upgrade.terminal import Terminal
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+signal.pthread_sigmask(signal.SIG_BLOCK, process.SIGNALS)
 listener = socket.create_server(("127.0.0.1", 0))
 command = [sys.executable, "-S", "-c", *sys.argv[1:]]
 current = process.start(command, listener, waits=False)
