@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class Case:
     series: dict[str, str]
     minute: int
     """When it fires. A minute and the alert's own `for` before, it does not."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Those that say more than which server."""
 
 
 CASES = [
@@ -44,7 +47,12 @@ CASES = [
         14,
     ),
     Case("TgiAsyncWorkerRestarts", WORKS | {"tgi_async_worker_restarts": "0x10 1 2 3x48"}, 13),
-    Case("TgiAsyncNodeAway", WORKS | {'tgi_async_node_up{node="1"}': "1x10 0x50"}, 16),
+    Case(
+        "TgiAsyncNodeAway",
+        WORKS | {'tgi_async_node_up{node="1"}': "1x10 0x50"},
+        16,
+        labels={"node": "1"},
+    ),
     Case(
         "TgiAsyncRequestsFail",
         WORKS
@@ -117,7 +125,7 @@ def labelled(name: str) -> str:
 def test_an_alert_fires_for_what_it_is_about(case: Case, tmp_path: Path) -> None:
     (rule,) = (one for one in rules() if one["alert"] == case.alert)
     labels = {} if case.alert == "TgiAsyncAbsent" else {"instance": "server:80", "job": "tgi-async"}
-    fires = {"exp_labels": labels | rule["labels"]}
+    fires = {"exp_labels": {**labels, **case.labels, **rule["labels"]}}
     series = [{"series": labelled(name), "values": values} for name, values in case.series.items()]
     before = case.minute - 1 - int(rule.get("for", "0m").removesuffix("m"))
     asked = [
