@@ -47,7 +47,7 @@ async def report(nodes: Nodes, secret: bytes, frames: Sequence[bytes | list[byte
             with suppress(TimeoutError):
                 async with asyncio.timeout(0.5):
                     await node.send_multipart([frame] if isinstance(frame, bytes) else frame)
-    context.term()
+    await sockets.end(context)
 
 
 def ignore_line(line: str) -> None:

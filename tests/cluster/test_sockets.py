@@ -15,6 +15,7 @@ from tgi_async.cluster.secret import Keys, keys_of
 from tgi_async.cluster.sockets import (
     Socket,
     bound_to,
+    end,
     endpoint_of,
     leader_socket,
     member_socket,
@@ -53,8 +54,7 @@ class Nodes:
 
     def context(self) -> zmq.asyncio.Context:
         made = zmq.asyncio.Context()
-        # It waits for sockets that were left open, for ever.
-        self.closing.callback(made.term)
+        self.closing.push_async_callback(end, made)
         return made
 
     async def leader(self, endpoint: str = ANY_PORT) -> Socket:
@@ -247,3 +247,13 @@ def test_endpoints_have_brackets_around_ipv6() -> None:
     assert endpoint_of("192.0.2.7", 1) == "tcp://192.0.2.7:1"
     assert endpoint_of("2001:db8::7", 1) == "tcp://[2001:db8::7]:1"
     assert endpoint_of("*", 1) == "tcp://*:1"
+
+
+async def test_the_end_does_not_wait_for_a_connection_that_does_not_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tgi_async.cluster.sockets.END_SECONDS", 0.01)
+    context = zmq.asyncio.Context()
+    with context.socket(zmq.DEALER):
+        await end(context)
+        assert not context.closed

@@ -105,7 +105,7 @@ async def leading(topology: Topology, keys: Keys) -> AsyncIterator[Cluster]:
             "--master-port, the same for all nodes."
         ) from error
     finally:
-        context.term()
+        await sockets.end(context)
 
 
 async def _endpoint(topology: Topology) -> str:

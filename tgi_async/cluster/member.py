@@ -124,7 +124,7 @@ class Member:
         finally:
             if self._fork_server is not None:
                 await self._fork_server.stop()
-            context.term()
+            await sockets.end(context)
 
     async def _meet(self, context: zmq.asyncio.Context) -> bool:
         """Do what the leader orders. Return whether it has ended; otherwise it is silent."""

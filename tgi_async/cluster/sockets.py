@@ -17,6 +17,7 @@ import zmq.asyncio
 from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
+from tgi_async.aside import aside
 from tgi_async.cluster.beside import beside
 from tgi_async.cluster.repeats import Repeats
 from tgi_async.cluster.secret import Keys
@@ -69,6 +70,7 @@ FAILURES_IN_A_ROW = 3
 """Connections that end before they are secured until a member says so: one may be the leader's
 end."""
 AGAIN_SECONDS = 1.0
+END_SECONDS = 1.0
 
 
 def endpoint_of(address: str, port: int) -> str:
@@ -130,6 +132,17 @@ async def member_socket(
         watching = _watch_member(dealer, monitor, endpoint, Repeats(tell))
         await closing.enter_async_context(beside(watching))
         yield dealer
+
+
+async def end(context: zmq.asyncio.Context) -> None:
+    """End a context whose sockets are closed.
+
+    libzmq waits in there until its connections are gone, and now and then one that ended in its
+    handshake never is: the end of this process is not to wait for it.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(END_SECONDS):
+            await aside(context.term, "end of ZeroMQ")
 
 
 def bound_to(made: Socket) -> str:
