@@ -147,14 +147,14 @@ class Line:
         await self._push({"type": "http.response.body", "body": events})
 
     async def _refuse(self, reply: ErrorReply) -> None:
-        length = str(len(reply.body)).encode()
-        headers = [
-            (b"content-type", reply.content_type),
-            (b"content-length", length),
-            *reply.headers,
-        ]
-        start = {"type": "http.response.start", "status": reply.status, "headers": headers}
-        await self._push(start)
+        response = reply.response()
+        await self._push(
+            {
+                "type": "http.response.start",
+                "status": response.status_code,
+                "headers": response.raw_headers,
+            }
+        )
         await self._end(reply.body)
 
     async def _push_body(self, piece: bytes) -> None:
